@@ -1,0 +1,5 @@
+"""``python -m cnnjob`` is the command ``cnnjob``."""
+
+from cnnjob.cli import main
+
+main()

@@ -1,0 +1,341 @@
+"""A run is its folder: where its files lie, what state it is in, and who may write it.
+
+runs/NAME-<digest8>/
+job.json            the resolved job and the data it reads, frozen
+environment.json    what it first started with
+attempts/0001.json  one file a life: claim, restart counter and fence in one
+history.jsonl       one line an epoch (derived from the checkpoint)
+checkpoints/        the newest two
+predictions.npz     of the test images, by the chosen weights
+weights.npz         the chosen weights
+result.json         its presence *is* "finished"
+log.txt             appended over attempts
+"""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from cnnjob import files
+from cnnjob.errors import BusyError, DataError
+from cnnjob.jobs import Job
+
+State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
+"""``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
+
+HEARTBEAT_SECONDS = 30.0
+HEARTBEAT_LIMIT_SECONDS = 300.0
+"""A holder on another host that has not been heard of for so long is taken for dead."""
+
+DIGEST_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """The map of a run folder."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, job: Job, data_digest: str, root: Path) -> Self:
+        """The run of a job on a dataset: always the same folder."""
+        return cls(root / f"{job.name}-{job.digest(data_digest)[:DIGEST_DIGITS]}")
+
+    @classmethod
+    def all(cls, *places: Path) -> list[Self]:
+        """Every run folder at or right below the places, in order of name.
+
+        Hidden folders are left out; a folder that is no run is not.
+        """
+        found: dict[Path, None] = {}
+        for place in places:
+            if _looks_like_a_run(place):
+                found[place] = None
+            elif place.is_dir():
+                children = (
+                    child for child in place.iterdir() if child.is_dir() and not child.name.startswith(".")
+                )
+                found.update(dict.fromkeys(sorted(children)))
+        return [cls(path) for path in found]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def job_file(self) -> Path:
+        """The resolved job and its data."""
+        return self.path / "job.json"
+
+    @property
+    def environment_file(self) -> Path:
+        """What the run first started with."""
+        return self.path / "environment.json"
+
+    @property
+    def attempts_folder(self) -> Path:
+        """One file a life."""
+        return self.path / "attempts"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """The newest checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def history_file(self) -> Path:
+        """One line an epoch."""
+        return self.path / "history.jsonl"
+
+    @property
+    def predictions_file(self) -> Path:
+        """Test probabilities, labels, class names and the most confidently wrong images."""
+        return self.path / "predictions.npz"
+
+    @property
+    def weights_file(self) -> Path:
+        """The chosen weights."""
+        return self.path / "weights.npz"
+
+    @property
+    def result_file(self) -> Path:
+        """The end's numbers."""
+        return self.path / "result.json"
+
+    @property
+    def log_file(self) -> Path:
+        """What was said, over all attempts."""
+        return self.path / "log.txt"
+
+    def frozen(self) -> dict[str, Any]:
+        """What ``job.json`` holds: ``job``, ``data`` and the full ``digest``.
+
+        Raises:
+            DataError: it is missing or damaged, or this is no run of cnnjob.
+        """
+        content = files.read_json(self.job_file)
+        if not isinstance(content, dict) or not {"job", "data", "digest"} <= content.keys():
+            raise DataError(f"{self.job_file}: not the job file of a run")
+        return content
+
+    def job(self) -> Job:
+        """The job, as it was frozen.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return Job.checked(self.frozen()["job"], str(self.job_file))
+
+    def environment(self) -> dict[str, Any]:
+        """What the run first started with; empty before that."""
+        return dict(files.read_json(self.environment_file)) if self.environment_file.exists() else {}
+
+    def result(self) -> dict[str, Any]:
+        """The end's numbers.
+
+        Raises:
+            DataError: the run is not finished, or the file is damaged.
+        """
+        return dict(files.read_json(self.result_file))
+
+    def history(self) -> list[dict[str, Any]]:
+        """One record an epoch, oldest first.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.history_file.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self.history_file.read_text().splitlines()]
+        except ValueError as error:
+            raise DataError(f"{self.history_file}: damaged, {error}") from error
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The chosen weights by name, verified.
+
+        Raises:
+            DataError: they are missing or damaged.
+        """
+        return files.read_arrays(self.weights_file)
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """The content of ``predictions.npz``, verified.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return files.read_arrays(self.predictions_file)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The lives of the run, oldest first.
+
+        Raises:
+            DataError: a record is damaged.
+        """
+        return [files.read_json(path) for path in self.attempt_files()]
+
+    def attempt_files(self) -> list[Path]:
+        """The records of the lives, oldest first."""
+        return sorted(self.attempts_folder.glob("[0-9]*.json"))
+
+    def state(self) -> State:
+        """What state the run is in, by its folder alone.
+
+        Raises:
+            DataError: the record of its last life is damaged.
+        """
+        if self.result_file.exists():
+            return "finished"
+        paths = self.attempt_files()
+        if not paths:
+            return "pending"
+        last = files.read_json(paths[-1])
+        if last["ended"] is None:
+            return "running" if is_alive(last, paths[-1]) else "lost"
+        return "failed" if last["why"].startswith("failed") else "stopped"
+
+
+def _looks_like_a_run(path: Path) -> bool:
+    return any((path / name).exists() for name in ("job.json", "attempts", "result.json"))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write a run, from an attempt's start to its end.
+
+    Attempt N+1 is created exclusively: it is claim, restart counter and fence in one. Whoever
+    holds attempt N learns from its presence, before each rename, that the run is no longer theirs.
+    """
+
+    run: Run
+    number: int
+    record: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The record of this life."""
+        return _attempt_file(self.run, self.number)
+
+    def check(self) -> None:
+        """Forbid a write when the run has passed to a later attempt.
+
+        Raises:
+            BusyError: it has.
+        """
+        if _attempt_file(self.run, self.number + 1).exists():
+            raise BusyError(
+                f"{self.run.path}: this process was taken for dead, attempt {self.number + 1} has the run"
+            )
+
+    def beat(self) -> None:
+        """Tell other hosts that this process is alive."""
+        os.utime(self.path)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the record of this life."""
+        self.record.update(facts)
+        files.write_json(self.path, self.record, fence=self.check)
+
+    def end(self, why: str, step: int) -> None:
+        """Say why and at which step this life ended; the run is free from here on."""
+        self.note(ended=now(), why=why, step=step)
+
+
+def claim(run: Run) -> Claim:
+    """Take a run for this process, or learn that another has it.
+
+    Args:
+        run: its folder is made when there is none.
+
+    Returns:
+        The claim; it is this process's until :meth:`Claim.end` or its death.
+
+    Raises:
+        BusyError: another process is writing the run; nothing was changed.
+    """
+    held = run.attempt_files()
+    if held:
+        last = files.read_json(held[-1])
+        if last["ended"] is None and is_alive(last, held[-1]):
+            raise BusyError(_busy(run, last))
+    run.attempts_folder.mkdir(parents=True, exist_ok=True)
+    number = int(held[-1].stem) + 1 if held else 1
+    record = {
+        "attempt": number,
+        **process_identity(),
+        "started": now(),
+        "ended": None,
+        "why": None,
+        "step": None,
+    }
+    if not files.create_exclusive(_attempt_file(run, number), _as_bytes(record)):
+        raise BusyError(_busy(run, files.read_json(_attempt_file(run, number))))
+    for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
+        files.remove_leftovers(folder)
+    return Claim(run, number, record)
+
+
+def _busy(run: Run, holder: dict[str, Any]) -> str:
+    return (
+        f"{run.path}: another process is writing this run, process {holder['pid']} on {holder['host']} "
+        f"since {holder['started']}; wait for it, or stop it"
+    )
+
+
+def _attempt_file(run: Run, number: int) -> Path:
+    return run.attempts_folder / f"{number:04d}.json"
+
+
+def _as_bytes(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def process_identity() -> dict[str, Any]:
+    """What tells this process from every other, on this host and any other, for ever."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": pid,
+        "pid_started": _start_of(pid),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def is_alive(holder: dict[str, Any], record: Path) -> bool:
+    """Whether the process of an attempt still lives.
+
+    On its own host the process table answers, at once after a ``kill -9``; from elsewhere the
+    record's age does.
+    """
+    if holder["host"] != socket.gethostname():
+        return time.time() - record.stat().st_mtime < HEARTBEAT_LIMIT_SECONDS
+    started = _start_of(holder["pid"])
+    return holder["boot"] == _boot_id() and started is not None and started == holder["pid_started"]
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in clock ticks since the boot; None if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
