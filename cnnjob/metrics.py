@@ -129,5 +129,7 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     from sklearn.metrics import confusion_matrix
 
-    classes = np.arange(probabilities.shape[1])
-    return np.asarray(confusion_matrix(labels, predicted(probabilities), labels=classes), dtype=np.int64)
+    K = probabilities.shape[1]
+    classes = np.arange(max(K, 2))  # scikit-learn warns of a matrix of one class
+    counts = confusion_matrix(labels, predicted(probabilities), labels=classes)
+    return np.asarray(counts[:K, :K], dtype=np.int64)
