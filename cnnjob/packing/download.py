@@ -1,0 +1,121 @@
+"""Downloads into the user's cache, from the first address that serves the right file."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from cnnjob.errors import DataError, JobError
+
+_ROUNDS = 2  # every address is tried so often
+_PAUSE_SECONDS = 1.0
+_TIMEOUT_SECONDS = 30
+_CHUNK_BYTES = 64 << 10
+_AS_IT_IS = {"Accept-Encoding": "identity"}  # else some servers' .gz files arrive unpacked
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``CNNJOB_CACHE_DIR``, or the user's own cache folder."""
+    import pooch  # type: ignore[import-untyped]
+
+    return Path(os.environ.get("CNNJOB_CACHE_DIR") or pooch.os_cache("cnnjob"))
+
+
+def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Path], None], *, progress: bool) -> Path:
+    """Give a file from the cache, or from the first address whose file is accepted.
+
+    Args:
+        addresses: URLs of the same file, tried in turn, and then once more.
+        target: where the cache keeps it.
+        accept: raises DataError for a file that is not the right one; such a file is removed.
+        progress: whether to show a bar.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        DataError: no address gave the right file; the message has what each gave.
+    """
+    if target.exists() and not _trouble_with(target, accept):
+        return target
+    troubles: dict[str, str] = {}
+    for address in _in_rounds(addresses):
+        troubles[address] = _transfer(address, target, progress=progress) or _trouble_with(target, accept)
+        if not troubles[address]:
+            return target
+        _log.warning("%s: %s", address, troubles[address])
+    listed = "".join(f"\n  {address}: {trouble}" for address, trouble in troubles.items())
+    raise DataError(f"{target.name}: not downloaded, {len(troubles)} address(es) tried; {_INSTEAD}{listed}")
+
+
+_INSTEAD = "see each one's trouble, or give a copy with --source"
+
+
+def _in_rounds(addresses: Sequence[str]) -> Iterator[str]:
+    for round_ in range(_ROUNDS):
+        time.sleep(_PAUSE_SECONDS if round_ else 0)
+        yield from addresses
+
+
+def _trouble_with(target: Path, accept: Callable[[Path], None]) -> str:
+    """Why a file is not accepted, and then it is removed; or nothing."""
+    try:
+        accept(target)
+    except DataError as error:
+        target.unlink(missing_ok=True)
+        return str(error)
+    return ""
+
+
+def _transfer(address: str, target: Path, *, progress: bool) -> str:
+    """Download a file whole, or say why not."""
+    import pooch
+
+    if urlsplit(address).scheme not in {"http", "https"}:
+        raise JobError(f"{address}: not an address of the web; give http://…, https://…, a file or a folder")
+    pooch.get_logger().setLevel(logging.WARNING)
+    bar = _Bar(target.name) if progress else None
+    downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_AS_IT_IS)
+    try:
+        pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
+    except (OSError, ValueError) as error:  # what requests raises is an OSError or a ValueError
+        return str(error)
+    finally:
+        if bar:
+            bar.close()
+    return ""
+
+
+class _Bar:
+    """A progress bar on stderr, as pooch wants one."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task(name, total=None)
+        self._progress.start()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "total":  # pooch sets it when the server has said it
+            self._progress.update(self._task, total=value)
+
+    def update(self, n_bytes: int) -> None:
+        """Move on."""
+        self._progress.update(self._task, advance=n_bytes)
+
+    def reset(self) -> None:
+        """Begin again: pooch does so at the end, to fill the bar."""
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()

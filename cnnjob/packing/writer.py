@@ -1,0 +1,162 @@
+"""Blocks of images -> one HDF5 file: the only place that knows how the file is laid out.
+
+A format's reader gives :class:`Contents`; its blocks are written as they come, so memory
+is bounded by one block, whatever the dataset's size. Digests, mean and standard deviation
+are then taken from what the file holds, not from what was meant to be written.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cnnjob.datasets import ARRAYS, FORMAT, SPLITS, blocks, digest_of
+from cnnjob.errors import DataError
+from cnnjob.files import canonical_json, whole
+
+_LIBVER = ("v108", "v110")  # read by HDF5 1.8 of 2008; "earliest" has no room for many class names
+_CHUNK_BYTES = (64 << 10, 512 << 10)  # the least and the most
+_LABELS_A_CHUNK = 64 << 10
+_BYTE_CLASSES = 256
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive images of one split.
+
+    Attributes:
+        where: the file they came from, for messages.
+        split: train, val or test.
+        start: the place of the first of them in the split.
+        images: (N, H, W, C) uint8.
+        labels: (N,) integers.
+    """
+
+    where: str
+    split: str
+    start: int
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source holds.
+
+    Attributes:
+        class_names: one name a class.
+        sha256: the SHA-256 of every source file, by name.
+        blocks: the images; nothing is parsed before the first block is asked for.
+    """
+
+    class_names: tuple[str, ...]
+    sha256: dict[str, str]
+    blocks: Iterator[Block]
+
+
+def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) -> None:
+    """Write a dataset, whole or not at all.
+
+    Args:
+        path: the file; its folder is created.
+        name: what the dataset is called.
+        contents: what to write.
+        options: how the source was read; JSON values.
+
+    Raises:
+        DataError: the source is damaged, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
+            for block in contents.blocks:
+                _put(file, block, len(contents.class_names))
+            _describe(file, name, contents, options)
+            file.attrs["complete"] = 1
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written, {error}; free space, or choose another folder") from error
+
+
+def _put(file: h5py.File, block: Block, classes: int) -> None:
+    """Write a block to its place, after a look at it."""
+    _require_labels(block, classes)
+    group = file.require_group(block.split)
+    if "images" not in group:
+        _create_arrays(group, block, classes)
+    if group["images"].shape[1:] != block.images.shape[1:]:
+        expected, found = group["images"].shape[1:], block.images.shape[1:]
+        raise DataError(f"{block.where}: images of another shape, found {found} after {expected}")
+    end = block.start + len(block.images)
+    for name, values in zip(ARRAYS, (block.images, block.labels), strict=True):
+        array = group[name]
+        array.resize(max(end, len(array)), axis=0)
+        array[block.start : end] = values
+
+
+def _require_labels(block: Block, classes: int) -> None:
+    wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
+    if wrong.size:
+        raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
+
+
+def _create_arrays(group: h5py.Group, block: Block, classes: int) -> None:
+    """Two empty arrays that grow; a chunk holds whole images."""
+    image = block.images.shape[1:]
+    few, many = (max(1, size // math.prod(image)) for size in _CHUNK_BYTES)
+    rows = min(max(few, len(block.images)), many)
+    kind = np.uint8 if classes <= _BYTE_CLASSES else np.dtype("<u2")
+    growing = {"fletcher32": True, "track_times": False}
+    group.create_dataset("images", (0, *image), np.uint8, maxshape=(None, *image), chunks=(rows, *image), **growing)
+    group.create_dataset("labels", (0,), kind, maxshape=(None,), chunks=(_LABELS_A_CHUNK,), **growing)
+
+
+def _describe(file: h5py.File, name: str, contents: Contents, options: dict[str, Any]) -> None:
+    """Write the attributes, taken from what the file now holds."""
+    _require_splits(file, contents)
+    digests = {
+        f"{split}/{array}": digest_of(file[split][array]) for split in SPLITS if split in file for array in ARRAYS
+    }
+    mean, std = _mean_and_std(file["train"]["images"])
+    file.attrs["format"] = FORMAT
+    file.attrs["name"] = np.bytes_(name.encode())
+    file.attrs["mean"] = mean
+    file.attrs["std"] = std
+    for key, value in {
+        "class_names": contents.class_names,
+        "source_sha256": contents.sha256,
+        "array_sha256": digests,
+        "options": options,
+    }.items():
+        file.attrs[key] = np.bytes_(canonical_json(value).encode())
+
+
+def _require_splits(file: h5py.File, contents: Contents) -> None:
+    where = ", ".join(contents.sha256)
+    for split in ("train", "test"):
+        if split not in file or not len(file[split]["images"]):
+            raise DataError(f"{where}: no {split} images, found none; a dataset needs some")
+    shapes = {split: file[split]["images"].shape[1:] for split in file}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{where}: the splits' images differ in shape, found {shapes}")
+
+
+def _mean_and_std(images: h5py.Dataset) -> tuple[list[float], list[float]]:
+    """Per channel, from exact integer sums over all pixels, in units of 255."""
+    channels = images.shape[3]
+    histogram = np.zeros((channels, 256), np.int64)
+    for block in blocks(images):
+        for channel in range(channels):
+            histogram[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    return zip(*(_moments(counts.tolist()) for counts in histogram), strict=True)  # type: ignore[return-value]
+
+
+def _moments(counts: list[int]) -> tuple[float, float]:
+    """Mean and standard deviation of the bytes of which ``counts[v]`` are ``v``, divided by 255."""
+    n = sum(counts)
+    total = sum(value * count for value, count in enumerate(counts))
+    squares = sum(value * value * count for value, count in enumerate(counts))
+    return total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
