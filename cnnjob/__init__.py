@@ -6,6 +6,8 @@ The public names are loaded when first used, so that ``import cnnjob`` stays lig
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "BusyError": "errors",
     "CnnjobError": "errors",

@@ -267,7 +267,8 @@ def claim(run: Run) -> Claim:
         last = files.read_json(held[-1])
         if last["ended"] is None and is_alive(last, held[-1]):
             raise BusyError(_busy(run, last))
-    run.attempts_folder.mkdir(parents=True, exist_ok=True)
+    for folder in (run.attempts_folder, run.checkpoints_folder):
+        folder.mkdir(parents=True, exist_ok=True)
     number = int(held[-1].stem) + 1 if held else 1
     record = {
         "attempt": number,

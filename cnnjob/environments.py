@@ -1,0 +1,101 @@
+"""With what a run was made: code, packages, machine; and which of it decides the bits."""
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cnnjob import __version__
+from cnnjob.nn import available_cores
+
+PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
+GIT_SECONDS = 10
+
+
+def describe(backend: str) -> dict[str, Any]:
+    """What this process computes with.
+
+    Args:
+        backend: ``numpy``.
+
+    Returns:
+        Names and values for ``environment.json``; ``bits`` holds what the same bits are promised for.
+    """
+    packages = {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
+    processor = _processor()
+    return {
+        "command": shlex.join(sys.argv),
+        **_commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "host": socket.gethostname(),
+        "device": f"cpu: {processor}",
+        "cores": available_cores(),
+        "backend": backend,
+        "bits": {
+            "backend": backend,
+            "cnnjob": packages["cnnjob"],
+            "numpy": packages["numpy"],
+            "machine": platform.machine(),
+            "blas": _blas(),
+            "simd": _simd(),
+        },
+    }
+
+
+def differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In what two environments may compute other bits: one line each."""
+    return [
+        f"{name} {now['bits'].get(name)} instead of {value}"
+        for name, value in first["bits"].items()
+        if now["bits"].get(name) != value
+    ]
+
+
+def _processor() -> str:
+    """The processor's model name."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _blas() -> str:
+    """NumPy's BLAS: its version and the kernels it chose for this processor."""
+    from threadpoolctl import threadpool_info  # noqa: PLC0415 - it loads every library's description
+
+    found = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return ", ".join(sorted({f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in found}))
+
+
+def _simd() -> str:
+    """The processor features that NumPy's loops use here."""
+    import numpy as np  # noqa: PLC0415
+
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    return " ".join(sorted(found))
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of the package's own checkout, and whether files differ from it; None outside one."""
+    package = Path(__file__).parent
+    git = ["git", "-C", str(package)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=GIT_SECONDS)
+        commit = _output([*git, "rev-parse", "HEAD"])
+        dirty = _output([*git, "status", "--porcelain", "--", str(package)])
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(dirty)}
+
+
+def _output(command: list[str]) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS, env=environment
+    ).stdout.strip()

@@ -1,0 +1,119 @@
+"""Where a plan's arrays lie: the arena, and flat buffers with named views.
+
+An arena is filled twice by the same code: first it counts, handing out hollow arrays that have a
+shape and no memory, then it allocates once and hands out the real ones. So the count is the exact
+memory of a plan, known without allocating it, and a step never allocates.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from cnnjob.nn.blocks import Shape
+
+Array = np.ndarray[Any, Any]
+Plan = TypeVar("Plan")
+
+ALIGNMENT_BYTES = 64
+
+
+def aligned(count: int) -> int:
+    """The next multiple of a cache line, in bytes."""
+    return -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+class Arena:
+    """One block of zeroed memory that a plan's arrays are taken from.
+
+    ``take`` gives memory of one's own for the plan's life. ``scratch`` gives memory that other
+    blocks use too, between one block's call and the next; each shard has its own.
+    """
+
+    def __init__(self, memory: Array | None = None, scratch_bytes: Mapping[int, int] | None = None) -> None:
+        """Use :meth:`filled`; without memory an arena only counts."""
+        self._memory = memory
+        self._used_bytes = 0
+        self._scratch_bytes: dict[int, int] = {}
+        self._regions = {shard: self._carve(size) for shard, size in (scratch_bytes or {}).items()}
+
+    @classmethod
+    def filled(cls, build: Callable[[Self], Plan]) -> Plan:
+        """Build a plan in memory of exactly its size."""
+        count = cls()
+        build(count)
+        memory = np.zeros(count.size_bytes + ALIGNMENT_BYTES, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT_BYTES
+        return build(cls(memory[start:], count._scratch_bytes))
+
+    @classmethod
+    def count_bytes(cls, build: Callable[[Self], object]) -> int:
+        """The exact memory of a plan, without allocating it."""
+        count = cls()
+        build(count)
+        return count.size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes taken so far, scratch included."""
+        return self._used_bytes + sum(self._scratch_bytes.values()) * (self._memory is None)
+
+    def take(self, shape: Shape, dtype: Any) -> Array:
+        """A zeroed array of the plan's own."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        return _shaped(self._carve(aligned(size)), shape, dtype)
+
+    def scratch(self, shard: int, *arrays: tuple[Shape, Any]) -> list[Array]:
+        """Arrays of the given shapes and dtypes whose content does not outlive a block's call."""
+        sizes = [aligned(prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in arrays]
+        self._scratch_bytes[shard] = max(self._scratch_bytes.get(shard, 0), sum(sizes))
+        region = self._regions.get(shard)
+        starts = np.cumsum([0, *sizes[:-1]])
+        return [
+            _shaped(None if region is None else region[start:], shape, dtype)
+            for start, (shape, dtype) in zip(starts, arrays, strict=True)
+        ]
+
+    def _carve(self, size: int) -> Array | None:
+        start = self._used_bytes
+        self._used_bytes += size
+        return None if self._memory is None else self._memory[start : start + size]
+
+
+def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
+    """See bytes as an array; without memory, a hollow one that must not be touched."""
+    if memory is None:
+        strides = np.cumprod([np.dtype(dtype).itemsize, *shape[:0:-1]])[::-1] if shape else ()
+        return as_strided(np.empty(1, dtype), shape, tuple(int(stride) for stride in strides))
+    return memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where named arrays lie in a flat buffer: each starts on a cache line."""
+
+    shapes: dict[str, Shape]
+    offsets: dict[str, int]
+    size: int
+    """Elements of the buffer, gaps included."""
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, Shape], itemsize: int) -> Self:
+        """Lay arrays of one dtype out, one after the other."""
+        offsets, size = {}, 0
+        for name, shape in shapes.items():
+            offsets[name] = size
+            size += aligned(prod(shape) * itemsize) // itemsize
+        return cls(dict(shapes), offsets, size)
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """The named arrays of a flat buffer, as views."""
+        return {name: flat[self.slices(name)].reshape(shape) for name, shape in self.shapes.items()}
+
+    def slices(self, name: str) -> slice:
+        """The place of one array."""
+        start = self.offsets[name]
+        return slice(start, start + prod(self.shapes[name]))

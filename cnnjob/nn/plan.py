@@ -1,0 +1,245 @@
+"""Plan, then run: a network walked once for a batch size, as lists of argument-free functions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+
+from cnnjob.nn.blocks import Block, Conv, Dropout, Layer, Network, Shape
+from cnnjob.nn.memory import Arena, Array, Layout
+from cnnjob.nn.optimisers import Segment, Sgd, segments
+from cnnjob.nn.random import Purpose, generator
+from cnnjob.nn.signals import Feed, Signal, Step, Task
+
+
+class Backend(Protocol):
+    """What a plan asks of the arrays' library: a task for each part of a step."""
+
+    name: str
+    dtype: np.dtype[np.floating]
+
+    def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
+        """The batch, normalised."""
+
+    def block(
+        self,
+        arena: Arena,
+        block: Block,
+        x: Signal,
+        y: Signal,
+        parameters: tuple[dict[str, Array], dict[str, Array]],
+        feed: Feed,
+        place: int,
+    ) -> Step:
+        """One block; its gradients are empty in an evaluation."""
+
+    def loss(self, arena: Arena, feed: Feed, logits: Signal) -> Task:
+        """Loss, hits, and the logits' gradient."""
+
+    def probabilities(self, arena: Arena, logits: Signal) -> tuple[Array, Task]:
+        """The softmax."""
+
+    def update(
+        self, arena: Arena, optimiser: Sgd, segments: list[Segment], buffers: tuple[Array, Array, Array], feed: Feed
+    ) -> Task:
+        """Parameters, gradients and velocity, as the optimiser says."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a pixel 0 … 255 becomes a number: pixel·scale + shift, for each channel."""
+
+    scale: Array
+    shift: Array
+
+    @classmethod
+    def unit(cls, channels: int) -> "Pixels":
+        """0 … 1."""
+        return cls(np.full(channels, 1 / 255), np.zeros(channels))
+
+    @classmethod
+    def standardised(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "Pixels":
+        """Mean 0 and standard deviation 1, given those of the 0 … 1 pixels; a constant channel stays 0."""
+        deviation = np.array([value or 1.0 for value in std])
+        return cls(1 / (255 * deviation), -np.asarray(mean) / deviation)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Exact bytes of a training, by what they are for."""
+
+    parameters: int
+    """Parameters, their gradients and the optimiser's slots."""
+    training: int
+    """Buffers of the training plan."""
+    evaluation: int
+    """Buffers of the evaluation plan."""
+
+
+class State:
+    """What learns: flat buffers of parameters, gradients and velocity, with named views."""
+
+    def __init__(self, network: Network, optimiser: Sgd, dtype: np.dtype[np.floating]) -> None:
+        """Zeroes everywhere; see :meth:`initialise`."""
+        shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
+        self.layout = Layout.of(shapes, dtype.itemsize)
+        self.parameters = np.zeros(self.layout.size, dtype)
+        self.gradients = np.zeros(self.layout.size, dtype)
+        self.velocity = np.zeros(self.layout.size if optimiser.slots else 0, dtype)
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """Parameters by name."""
+        return self.layout.views(self.parameters)
+
+    @property
+    def slots(self) -> dict[str, Array]:
+        """The optimiser's arrays by parameter name."""
+        return self.layout.views(self.velocity) if self.velocity.size else {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of all buffers."""
+        return self.parameters.nbytes + self.gradients.nbytes + self.velocity.nbytes
+
+    def initialise(self, network: Network, seed: int) -> None:
+        """Draw the initial parameters (He et al. 2015, eq. 10, where not told otherwise).
+
+        Each parameter's numbers depend on the seed and its place in the network only.
+        """
+        for place, (name, parameter) in enumerate(network.parameters.items()):
+            if parameter.constant is not None:
+                self.weights[name][...] = parameter.constant
+                continue
+            sigma = sqrt(2 / parameter.fan_in) if parameter.init == "he" else parameter.init
+            self.weights[name][...] = generator(seed, Purpose.INIT, place).standard_normal(parameter.shape) * sigma
+
+
+class TrainingPlan:
+    """Training steps of one network on one batch size."""
+
+    def __init__(
+        self, backend: Backend, network: Network, state: State, optimiser: Sgd, feed: Feed, pixels: Pixels, batch_size: int
+    ) -> None:
+        """Plan; nothing runs yet."""
+        self.feed = feed
+
+        def build(arena: Arena) -> list[Task]:
+            return list(_training(arena, backend, network, state, optimiser, feed, pixels, batch_size))
+
+        self._tasks = Arena.filled(build)
+
+    @staticmethod
+    def count_bytes(backend: Backend, network: Network, state: State, optimiser: Sgd, batch_size: int) -> int:
+        """The exact memory of the plan's buffers, without taking it."""
+        feed, pixels = empty_feed(network.image_shape), Pixels.unit(network.image_shape[-1])
+        return Arena.count_bytes(
+            lambda arena: list(_training(arena, backend, network, state, optimiser, feed, pixels, batch_size))
+        )
+
+    def step(self) -> None:
+        """One step: forward, loss, backward, update; the position moves on."""
+        for task in self._tasks:
+            task()
+        self.feed.position[:] += 1
+
+
+class EvaluationPlan:
+    """Class probabilities of some images, by the parameters that a state holds when asked."""
+
+    def __init__(
+        self, backend: Backend, network: Network, state: State, images: Array, order: Array, pixels: Pixels, batch_size: int
+    ) -> None:
+        """Plan for the images (uint8, of the network's image shape) that ``order`` names; nothing runs yet."""
+        self._count, steps = len(order), -(-len(order) // batch_size)
+        padded = np.resize(order, steps * batch_size)
+        self._feed = _feed(images, np.zeros(0, np.int64), padded, np.zeros(steps), seed=0)
+
+        def build(arena: Arena) -> tuple[Array, list[Task]]:
+            return _evaluation(arena, backend, network, state, self._feed, pixels, batch_size)
+
+        self._batch, self._tasks = Arena.filled(build)
+
+    @staticmethod
+    def count_bytes(backend: Backend, network: Network, state: State, batch_size: int) -> int:
+        """The exact memory of the plan's buffers, without taking it."""
+        feed, pixels = empty_feed(network.image_shape), Pixels.unit(network.image_shape[-1])
+        return Arena.count_bytes(lambda arena: _evaluation(arena, backend, network, state, feed, pixels, batch_size))
+
+    def probabilities(self) -> Array:
+        """The softmax of the outputs: (images, classes), float32 or float64, in the order asked for."""
+        found = []
+        self._feed.position[:] = 0
+        for _ in self._feed.learning_rates:
+            for task in self._tasks:
+                task()
+            found.append(self._batch.copy())
+            self._feed.position[:] += 1
+        return np.concatenate(found)[: self._count]
+
+
+def _feed(images: Array, labels: Array, order: Array, learning_rates: Array, seed: int) -> Feed:
+    steps = len(learning_rates)
+    results = np.zeros(steps), np.zeros(steps, np.int64)
+    return Feed(images, labels, order, learning_rates, *results, np.zeros(2, np.int64), seed)
+
+
+def empty_feed(image_shape: Shape) -> Feed:
+    """A feed of no images, to count with."""
+    nothing = np.zeros(0, np.int64)
+    return _feed(np.zeros((0, *image_shape), np.uint8), nothing, nothing, np.zeros(0), 0)
+
+
+def training_feed(images: Array, labels: Array, steps: int, batch_size: int, seed: int) -> Feed:
+    """A feed for epochs of so many steps; order and learning rates are to be filled in at each epoch."""
+    return _feed(images, labels, np.zeros(steps * batch_size, np.int64), np.zeros(steps), seed)
+
+
+def _signals(arena: Arena, backend: Backend, layers: tuple[Layer, ...], batch_size: int, *, learns: bool) -> list[Signal]:
+    """The arrays before, between and after the layers; the images themselves need no gradient."""
+    shapes = [layers[0].input_shape, *(layer.output_shape for layer in layers)]
+    borders = [layer.block.pad if isinstance(layer.block, Conv) else 0 for layer in layers]
+    return [
+        Signal.take(arena, (batch_size, *shape), backend.dtype, border=border, learns=learns and number > 0)
+        for number, (shape, border) in enumerate(zip(shapes, [*borders, 0], strict=True))
+    ]
+
+
+def _steps(
+    arena: Arena, backend: Backend, weights: dict[str, Array], gradients: dict[str, Array], feed: Feed,
+    layers: tuple[Layer, ...], signals: list[Signal],
+) -> Iterator[Step]:
+    for place, (layer, x, y) in enumerate(zip(layers, signals[:-1], signals[1:], strict=True)):
+        own = [{name: arrays[f"{layer.name}/{name}"] for name in layer.block.parameters(layer.input_shape) if arrays}
+               for arrays in (weights, gradients)]
+        yield backend.block(arena, layer.block, x, y, (own[0], own[1]), feed, place)
+
+
+def _training(
+    arena: Arena, backend: Backend, network: Network, state: State, optimiser: Sgd, feed: Feed, pixels: Pixels,
+    batch_size: int,
+) -> Iterator[Task]:
+    """The tasks of one training step, in order."""
+    signals = _signals(arena, backend, network.layers, batch_size, learns=True)
+    gradients = state.layout.views(state.gradients)
+    steps = list(_steps(arena, backend, state.weights, gradients, feed, network.layers, signals))
+    yield backend.gather(arena, feed, signals[0], pixels.scale, pixels.shift)
+    yield from (step.forward for step in steps)
+    yield backend.loss(arena, feed, signals[-1])
+    yield from (step.backward for step in reversed(steps))
+    buffers = state.parameters, state.gradients, state.velocity
+    yield backend.update(arena, optimiser, segments(network, state.layout), buffers, feed)
+
+
+def _evaluation(
+    arena: Arena, backend: Backend, network: Network, state: State, feed: Feed, pixels: Pixels, batch_size: int
+) -> tuple[Array, list[Task]]:
+    """The probabilities of a batch, and the tasks that fill them."""
+    layers = tuple(layer for layer in network.layers if not isinstance(layer.block, Dropout))
+    signals = _signals(arena, backend, layers, batch_size, learns=False)
+    steps = _steps(arena, backend, state.weights, {}, feed, layers, signals)
+    gather = backend.gather(arena, feed, signals[0], pixels.scale, pixels.shift)
+    probabilities, softmax = backend.probabilities(arena, signals[-1])
+    return probabilities, [gather, *(step.forward for step in steps), softmax]

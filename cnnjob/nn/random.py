@@ -1,0 +1,99 @@
+"""Randomness is addressed, not consumed.
+
+Every random number is a function of (seed, purpose, place), so a resumed run draws what the
+unbroken one would have drawn and no generator's state is kept.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+from cnnjob.nn.memory import Array
+
+_MASK = np.uint64(0xFFFFFFFF)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+class Purpose(IntEnum):
+    """What a random number is for; part of its address."""
+
+    INIT = 1
+    ORDER = 2
+    VALIDATION = 3
+    SPLIT = 4
+    DROPOUT = 1 << 16
+    """Plus the layer's place in the network."""
+
+
+def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
+    """A generator that starts where its address says (Philox4x64-10, Salmon et al. 2011).
+
+    Args:
+        seed: the job's.
+        purpose: what the numbers are for.
+        place: up to two numbers, such as the epoch.
+
+    Returns:
+        A generator, to be used at once and dropped.
+    """
+    high = [0, 0, *place, 0, 0][:4]
+    return np.random.Generator(np.random.Philox(key=_words(seed, purpose), counter=_words(*high)))
+
+
+def _words(*values: int) -> Array:
+    return np.array(values, np.uint64)
+
+
+def permutation(count: int, seed: int, purpose: int, *place: int) -> Array:
+    """The numbers 0 … count−1 in random order, int64 (count,)."""
+    return generator(seed, purpose, *place).permutation(count)
+
+
+class Uniform:
+    """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), on fixed memory.
+
+    Philox4x32-10 (Salmon et al. 2011, §3.2): element i of step t is word i mod 4 of the block with
+    counter (i div 4, t, t div 2³², 0) and key (seed, purpose). 24 bits make a number.
+    """
+
+    def __init__(self, blocks: Array, words: Array, values: Array, first: int = 0) -> None:
+        """Take the memory.
+
+        Args:
+            blocks: uint64 (2, ⌈n/4⌉), overwritten.
+            words: uint64 (4, ⌈n/4⌉), overwritten.
+            values: float32 (⌈n/4⌉, 4), where the numbers are put.
+            first: the block (element div 4) of the first number.
+        """
+        self._high, self._low = blocks
+        self._words = words
+        self.values = values
+        self._first = first
+
+    def draw(self, seed: int, purpose: int, step: int) -> None:
+        """Put the numbers of a step into ``values``."""
+        words, place = self._words, np.uint64(step)
+        words[0], words[0, 0] = 1, self._first
+        np.cumsum(words[0], out=words[0])
+        words[1], words[2], words[3] = place & _MASK, place >> np.uint64(32), 0
+        for number in range(_ROUNDS):
+            keys = [(key + number * weyl) & 0xFFFFFFFF for key, weyl in zip((seed, purpose), _WEYL, strict=True)]
+            self._round(*(np.uint64(key) for key in keys))
+        np.right_shift(words, np.uint64(8), out=words)
+        np.multiply(words.T, np.float32(2.0**-24), out=self.values, casting="unsafe")
+
+    def _round(self, key0: np.uint64, key1: np.uint64) -> None:
+        """(c0, c1, c2, c3) → (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""
+        c0, c1, c2, c3 = self._words
+        np.multiply(c0, _MULTIPLIERS[0], out=self._low)
+        np.multiply(c2, _MULTIPLIERS[1], out=self._high)
+        np.right_shift(self._high, np.uint64(32), out=c0)
+        np.bitwise_xor(c0, c1, out=c0)
+        np.bitwise_xor(c0, key0, out=c0)
+        np.bitwise_and(self._high, _MASK, out=c1)
+        np.right_shift(self._low, np.uint64(32), out=c2)
+        np.bitwise_xor(c2, c3, out=c2)
+        np.bitwise_xor(c2, key1, out=c2)
+        np.bitwise_and(self._low, _MASK, out=c3)

@@ -1,0 +1,63 @@
+"""The cores: tasks of fixed number and content, shared over however many threads there are.
+
+What is computed never depends on the number of threads, only when: so a run gives the same bits
+on one core as on many.
+"""
+
+import os
+from collections.abc import Sequence
+from queue import SimpleQueue
+from threading import Thread
+
+from cnnjob.nn.signals import Task
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def shares(count: int, parts: int) -> list[slice]:
+    """Cut ``count`` things into at most ``parts`` runs of nearly equal length, none empty."""
+    parts = min(count, parts)
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+class Workers:
+    """Threads that run lists of independent tasks; NumPy lets go of the interpreter meanwhile."""
+
+    def __init__(self, count: int) -> None:
+        """Start ``count`` − 1 threads; the caller is the other one."""
+        self.count = count
+        self._inboxes: list[SimpleQueue[Sequence[Task]]] = [SimpleQueue() for _ in range(count - 1)]
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        for inbox in self._inboxes:
+            Thread(target=self._serve, args=(inbox,), daemon=True).start()
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run all tasks and wait for them.
+
+        Raises:
+            BaseException: what a task raised.
+        """
+        for number, inbox in enumerate(self._inboxes, start=1):
+            inbox.put(tasks[number :: self.count])
+        try:
+            for task in tasks[:: self.count]:
+                task()
+        finally:
+            failures = [self._done.get() for _ in self._inboxes]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+
+    def _serve(self, inbox: "SimpleQueue[Sequence[Task]]") -> None:
+        while True:
+            try:
+                for task in inbox.get():
+                    task()
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
+                self._done.put(error)
+            else:
+                self._done.put(None)
