@@ -147,13 +147,14 @@ def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
     """
     n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
     n_letters = max(len(_label(curve.name)) for curve in curves)
+    star = 9 if len(curves) <= _COLOURS else 5
     figure, panels = _panels(9 + n_columns * (0.6 + 0.075 * n_letters), _overlay_title(len(curves)))
     for measure, axes in panels.items():
         for place, curve in enumerate(curves):
             color, dashes = _palette()[place % _COLOURS], _DASHES[place // _COLOURS % len(_DASHES)]
             _draw(axes, curve, curve.watched, measure, color=color, linestyle=dashes, label=_label(curve.name))
-            _mark(axes, curve, measure, curve.restarts, marker="|", color=color, markersize=11)
-            _mark(axes, curve, measure, [curve.best_epoch], marker="*", color=color, markersize=9)
+            _mark(axes, curve, measure, curve.restarts, marker="|", color=color, markersize=12, mew=2)
+            _mark(axes, curve, measure, [curve.best_epoch], marker="*", color=color, markersize=star)
     _scale_loss(panels["loss"])
     if n_columns:
         handles, labels = panels["loss"].get_legend_handles_labels()
@@ -245,6 +246,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
         yticklabels=False,
         rasterized=K > COUNTS_LIMIT,
     )
+    axes.grid(visible=K > COUNTS_LIMIT)  # the eye needs a rail from a far cell to its names
     _name_classes(axes, names, size=min(9.0, 54 * side / K))
     figure.suptitle(_label(title))
     return figure
