@@ -7,6 +7,7 @@ The one door is :func:`pack`. A format's module reads hashed files as a stream o
 
 import difflib
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 from cnnjob.datasets import Dataset
 from cnnjob.errors import DataError, JobError
-from cnnjob.packing import cifar, digits, idx, sources
+from cnnjob.packing import cifar, digits, folder, idx, sources
+from cnnjob.packing.bars import counted
 from cnnjob.packing.catalogue import DIGITS, KNOWN, Entry
 from cnnjob.packing.writer import Contents, write
 
@@ -72,47 +74,21 @@ def pack(
         JobError: the arguments do not fit each other.
     """
     started = time.perf_counter()
-    _require_fitting(name, source, sha256, size, test_fraction)
+    request = _Request(name, None if source is None else str(source), sha256, size, test_fraction)
+    request.require_possible()
     title = out.stem if name == FOLDER else name
-    options = {"size": size and list(size), "test_fraction": test_fraction}
-    # What is published is known: nothing has to be downloaded to compare with it.
-    there = None if force or source else _up_to_date(out, title, _published(name), options)
+    there = None if force else _up_to_date(out, title, request.published(), request.options)
     if there is None:
-        contents = _contents(name, source, sha256, progress=progress)
-        there = None if force else _up_to_date(out, title, contents.sha256, options)
+        contents = request.contents(progress=progress)
+        there = None if force else _up_to_date(out, title, contents.sha256, request.options)
         if there is None:
-            write(out, title, contents, options)
+            write(out, title, counted(contents, title) if progress else contents, request.options)
     dataset = there or Dataset.open(out)
-    return Packed(dataset, there is None, time.perf_counter() - started, _bytes(dataset))
+    n_bytes = sum(math.prod(shape) for shape in dataset.shapes.values())
+    return Packed(dataset, there is None, time.perf_counter() - started, n_bytes)
 
 
-def _require_fitting(
-    name: str,
-    source: str | Path | None,
-    sha256: str | None,
-    size: tuple[int, int] | None,
-    test_fraction: float | None,
-) -> None:
-    """Refuse arguments that do not fit each other."""
-    names = (*_ENTRIES, FOLDER)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-        raise JobError(f"{name}: no such dataset; {hint}")
-    if name == FOLDER and source is None:
-        raise JobError(f"{name}: no source, found none; name the folder of images")
-    if name != FOLDER and (size or test_fraction is not None):
-        raise JobError(f"{name}: size and test fraction are fixed, found one given; they are for a folder of images")
-    if name == DIGITS.name and (source or sha256):
-        raise JobError(f"{name}: it has no source files, found source or sha256 given; leave them out")
-
-
-def _published(name: str) -> dict[str, str]:
-    """The SHA-256 of every published file, by name."""
-    return {file.name: file.sha256 for file in _ENTRIES[name].files}
-
-
-def _up_to_date(out: Path, title: str, sha256: dict[str, str], options: dict[str, Any]) -> Dataset | None:
+def _up_to_date(out: Path, title: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
     """The dataset at ``out`` if it was packed whole, in this way, from these sources."""
     try:
         dataset = Dataset.open(out)
@@ -122,21 +98,70 @@ def _up_to_date(out: Path, title: str, sha256: dict[str, str], options: dict[str
     return dataset if found == (title, sha256, options) else None
 
 
-def _contents(
-    name: str,
-    source: str | Path | None,
-    sha256: str | None,
-    *,
-    progress: bool,
-) -> Contents:
-    """What the source holds, hashed and not yet parsed."""
-    if name == DIGITS.name:
-        return digits.contents(DIGITS.class_names)
-    entry = _ENTRIES[name]
-    files = sources.obtain(entry, None if source is None else str(source), sha256, progress=progress)
-    sums = sources.check(entry, files, sha256)
-    return Contents(entry.class_names, sums, cifar.read(entry, files) if entry.archive else idx.read(files))
+@dataclass(frozen=True)
+class _Request:
+    """What :func:`pack` was asked for."""
 
+    name: str
+    source: str | None
+    sha256: str | None
+    size: tuple[int, int] | None
+    test_fraction: float | None
 
-def _bytes(dataset: Dataset) -> int:
-    return sum(math.prod(shape) for shape in dataset.shapes.values())
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"size": self.size and list(self.size), "test_fraction": self.test_fraction}
+
+    def published(self) -> dict[str, str] | None:
+        """The sums of what would be downloaded: known, so that it need not be, to compare."""
+        if self.source is not None or self.name == DIGITS.name:
+            return None
+        return {file.name: file.sha256 for file in _ENTRIES[self.name].files}
+
+    def contents(self, *, progress: bool) -> Contents:
+        """What the source holds, hashed and not yet parsed."""
+        if self.name == DIGITS.name:
+            return digits.contents(DIGITS.class_names)
+        if self.name == FOLDER:
+            return self._pinned(folder.contents(Path(self.source or ""), self.size, self.test_fraction))
+        entry = _ENTRIES[self.name]
+        files = sources.obtain(entry, self.source, self.sha256, progress=progress)
+        sums = sources.check(entry, files, self.sha256)
+        return Contents(entry.class_names, sums, cifar.read(entry, files) if entry.archive else idx.read(files))
+
+    def _pinned(self, contents: Contents) -> Contents:
+        found = sources.pin_of(contents.sha256)
+        if self.sha256 is not None and self.sha256.lower() != found:
+            raise DataError(
+                f"{self.source}: not the pinned folder, found sha256 {found}, expected {self.sha256}; copy it again"
+            )
+        return contents
+
+    def require_possible(self) -> None:
+        """Refuse arguments that do not fit each other."""
+        names = (*_ENTRIES, FOLDER)
+        if self.name not in names:
+            near = difflib.get_close_matches(self.name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise JobError(f"{self.name}: no such dataset, found no {self.name!r} in the catalogue; {hint}")
+        self._require_possible_source()
+        if self.name == FOLDER:
+            self._require_possible_images()
+        elif self.options != {"size": None, "test_fraction": None}:
+            raise JobError(f"{self.name}: its size and splits are fixed, found {self.options}; leave them out")
+
+    def _require_possible_source(self) -> None:
+        if self.name == FOLDER and self.source is None:
+            raise JobError(f"{FOLDER}: no source, found none; name the folder of images")
+        if self.name == DIGITS.name and self.source is not None:
+            raise JobError(f"{self.name}: it comes with scikit-learn, found source {self.source}; leave it out")
+        if self.sha256 is not None and self.source is None:
+            raise JobError(f"{self.name}: a sha256 of no source, found {self.sha256}; give the source too")
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
+            raise JobError(f"sha256: no SHA-256, found {self.sha256!r}; it has 64 hexadecimal characters")
+
+    def _require_possible_images(self) -> None:
+        if self.size and not (min(self.size) > 0 and math.prod(self.size) <= folder.MAX_PIXELS):
+            raise JobError(f"size: from 1x1 to {folder.MAX_PIXELS:,} pixels, found {self.size}; give another")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise JobError(f"test_fraction: between 0 and 1, found {self.test_fraction}; 0.2 is usual")

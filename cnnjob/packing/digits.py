@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnnjob.files import sha256_of
+from cnnjob.packing.splitting import cut
 from cnnjob.packing.writer import Block, Contents
 
 _N_TEST = 360  # a fifth of 1,797
@@ -37,22 +38,5 @@ def contents(class_names: tuple[str, ...]) -> Contents:
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Iterator[Block]:
-    order = shuffled(len(labels), _SEED)
-    for split, rows in (("train", np.sort(order[_N_TEST:])), ("test", np.sort(order[:_N_TEST]))):
+    for split, rows in cut(len(labels), _N_TEST, _SEED).items():
         yield Block(_WHERE, split, 0, images[rows], labels[rows])
-
-
-def shuffled(n: int, seed: int) -> np.ndarray:
-    """A permutation of ``range(n)`` that depends on nothing but its arguments.
-
-    It ranks Philox's raw output, which NumPy promises never to change; the shuffle of a
-    ``Generator`` may change from version to version.
-
-    Args:
-        n: how many.
-        seed: which of the permutations, 0 to 2^64 - 1.
-
-    Returns:
-        (n,) int64.
-    """
-    return np.argsort(np.random.Philox(key=seed).random_raw(n), kind="stable")

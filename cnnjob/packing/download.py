@@ -5,13 +5,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 from cnnjob.errors import DataError, JobError
+from cnnjob.packing.bars import DownloadBar
 
 _ROUNDS = 2  # every address is tried so often
 _PAUSE_SECONDS = 1.0
@@ -82,7 +79,7 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     if urlsplit(address).scheme not in {"http", "https"}:
         raise JobError(f"{address}: not an address of the web; give http://…, https://…, a file or a folder")
     pooch.get_logger().setLevel(logging.WARNING)
-    bar = _Bar(target.name) if progress else None
+    bar = DownloadBar(target.name) if progress else None
     downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_AS_IT_IS)
     try:
         pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
@@ -92,30 +89,3 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
         if bar:
             bar.close()
     return ""
-
-
-class _Bar:
-    """A progress bar on stderr, as pooch wants one."""
-
-    def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task(name, total=None)
-        self._progress.start()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "total":  # pooch sets it when the server has said it
-            self._progress.update(self._task, total=value)
-
-    def update(self, n_bytes: int) -> None:
-        """Move on."""
-        self._progress.update(self._task, advance=n_bytes)
-
-    def reset(self) -> None:
-        """Begin again: pooch does so at the end, to fill the bar."""
-        self._progress.reset(self._task)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()

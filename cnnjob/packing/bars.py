@@ -1,0 +1,59 @@
+"""Progress bars on stderr, for a person who waits at a terminal."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from cnnjob.packing.writer import Block, Contents
+
+
+def counted(contents: Contents, name: str) -> Contents:
+    """The same contents, whose images are counted on stderr as they pass.
+
+    Args:
+        contents: what is going to be written.
+        name: what to call it.
+
+    Returns:
+        The contents to write instead.
+    """
+    return replace(contents, blocks=_counted(contents.blocks, name))
+
+
+def _counted(blocks: Iterator[Block], name: str) -> Iterator[Block]:
+    columns = (TextColumn("{task.description} {task.completed:,.0f} images"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        for block in blocks:
+            yield block
+            bar.advance(task, len(block.images))
+
+
+class DownloadBar:
+    """A progress bar on stderr, as pooch wants one."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task(name, total=None)
+        self._progress.start()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "total":  # pooch sets it when the server has said it
+            self._progress.update(self._task, total=value)
+
+    def update(self, n_bytes: int) -> None:
+        """Move on."""
+        self._progress.update(self._task, advance=n_bytes)
+
+    def reset(self) -> None:
+        """Begin again: pooch does so at the end, to fill the bar."""
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()

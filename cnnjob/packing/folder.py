@@ -1,0 +1,156 @@
+"""A folder of images, one sub-folder a class.
+
+Every file is looked at twice: once for its digest, size and colours, and once for its
+pixels. No more than one class's names and one block of pixels are in memory.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from cnnjob.datasets import BLOCK_BYTES, SPLITS
+from cnnjob.errors import DataError, JobError
+from cnnjob.packing.images import header, pixels
+from cnnjob.packing.splitting import cut
+from cnnjob.packing.writer import Block, Contents
+
+_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+_MAX_CLASSES = 1 << 16  # labels have 16 bits
+MAX_PIXELS = 2_000_000  # of a packed image; a block of one in colour has 6 MB
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split: all images of a folder of classes, or a share of them."""
+
+    split: str
+    folder: Path
+    test_fraction: float | None
+
+    def class_names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and _is_visible(Path(path.name)))
+
+    def files(self, label: int, name: str) -> list[Path]:
+        """The images of one class, in a fixed order."""
+        folder = self.folder / name
+        found = sorted(
+            path for path in folder.rglob("*") if _is_visible(path.relative_to(folder)) and not path.is_dir()
+        )
+        needed = 1 if self.test_fraction is None else 2
+        if len(found) < needed:
+            raise DataError(f"{folder}: too few images, found {len(found)}; a class needs at least {needed} here")
+        if self.test_fraction is None:
+            return found
+        n_test = min(max(1, round(len(found) * self.test_fraction)), len(found) - 1)
+        return [found[row] for row in cut(len(found), n_test, seed=label)[self.split]]
+
+
+def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | None) -> Contents:
+    """Look through a folder.
+
+    Args:
+        root: the folder; it has ``train`` and ``test`` and perhaps ``val``, or the classes themselves.
+        size: (H, W) to scale and crop the images to; None if they have one size.
+        test_fraction: the part of each class that is for testing, if there is no ``test``.
+
+    Returns:
+        What it holds; the digest is over all its images' digests and names.
+
+    Raises:
+        DataError: the folder is missing, or a class or an image cannot be used.
+        JobError: it needs a size or a test fraction, or one that it cannot have.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder that has the classes' folders")
+    parts = _parts(root, test_fraction)
+    names = _common_classes(parts)
+    digest, shape = _survey(root, parts, names, size)
+    return Contents(tuple(names), {"folder": digest}, _blocks(parts, names, shape))
+
+
+def _parts(root: Path, test_fraction: float | None) -> list[_Part]:
+    inside = [split for split in SPLITS if (root / split).is_dir()]
+    if inside and "train" not in inside:
+        raise DataError(f"{root}: no train folder, found {', '.join(inside)}; make one")
+    if "test" in inside and test_fraction is not None:
+        raise JobError(f"{root}: it has a test folder, found a test fraction given; leave one out")
+    if "test" not in inside and test_fraction is None:
+        raise JobError(f"{root}: no train and test folders, found {inside or 'none'}; give --test-fraction 0.2")
+    base = root / "train" if inside else root
+    parts = [_Part(split, root / split, None) for split in inside]
+    if "test" in inside:
+        return parts
+    cut_in_two = [_Part(split, base, test_fraction) for split in ("train", "test")]
+    return [*cut_in_two, *(part for part in parts if part.split == "val")]
+
+
+def _common_classes(parts: Sequence[_Part]) -> list[str]:
+    names = parts[0].class_names()
+    if not 0 < len(names) <= _MAX_CLASSES:
+        raise DataError(f"{parts[0].folder}: {len(names)} classes, found no folders that fit; make one a class")
+    for part in parts:
+        if different := set(names) ^ set(part.class_names()):
+            raise DataError(f"{part.folder}: not the classes of {parts[0].folder}, found only in one of them"
+                            f" {', '.join(sorted(different)[:5])}; every class needs a folder in both")  # fmt: skip
+    return names
+
+
+def _survey(
+    root: Path, parts: Sequence[_Part], names: Sequence[str], size: tuple[int, int] | None
+) -> tuple[str, tuple[int, int, int]]:
+    """The digest of all files, and the shape (H, W, C) that their images will have."""
+    digest = hashlib.sha256()
+    sizes = {size: root} if size else {}
+    grey = True
+    for path, _ in (image for part in parts for image in _labelled(part, names)):
+        digest.update(f"{_file_digest(path)}  {path.relative_to(root)}\n".encode(errors="surrogateescape"))
+        height, width, is_grey = header(path)
+        grey = grey and is_grey
+        if size is None:
+            sizes.setdefault((height, width), path)
+            _require_one_size(root, sizes)
+    height, width = next(iter(sizes))
+    return digest.hexdigest(), (height, width, 1 if grey else 3)
+
+
+def _require_one_size(root: Path, sizes: dict[tuple[int, int], Path]) -> None:
+    found = [f"{height}x{width} in {path.name}" for (height, width), path in sizes.items()]
+    if len(found) > 1:
+        raise JobError(f"{root}: images of several sizes, found {' and '.join(found)}; give --size HxW")
+    if math.prod(next(iter(sizes))) > MAX_PIXELS:
+        raise JobError(f"{root}: too large to pack, found {found[0]}; give --size HxW, at most {MAX_PIXELS:,} pixels")
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read, {error.strerror}; repair it, or take it away") from error
+
+
+def _blocks(parts: Sequence[_Part], names: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Block]:
+    rows = max(1, BLOCK_BYTES // math.prod(shape))
+    for part in parts:
+        start, images = 0, _labelled(part, names)
+        while some := list(islice(images, rows)):
+            stack = np.stack([pixels(path, shape) for path, _ in some])  # (N, H, W, C)
+            yield Block(str(part.folder), part.split, start, stack, np.array([label for _, label in some]))
+            start += len(some)
+
+
+def _labelled(part: _Part, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    """Every image of a split with its label, class by class."""
+    for label, name in enumerate(names):
+        for path in part.files(label, name):
+            yield path, label
+
+
+def _is_visible(path: Path) -> bool:
+    """Whether neither a name is hidden nor the clutter of a desktop."""
+    return not any(part.startswith(".") or part in _CLUTTER for part in path.parts)
