@@ -98,7 +98,7 @@ def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
         DataError: all of them are damaged, or the newest is of another job or format.
     """
     paths = sorted(folder.glob("step-*.npz"), reverse=True)
-    warnings = []
+    warnings: list[str] = []
     for path in paths:
         try:
             return _read(path, digest), warnings

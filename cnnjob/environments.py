@@ -1,6 +1,5 @@
 """With what a run was made: code, packages, machine; and which of it decides the bits."""
 
-import os
 import platform
 import shlex
 import socket
@@ -9,6 +8,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cnnjob import __version__
 from cnnjob.nn import available_cores
@@ -75,8 +76,6 @@ def _blas() -> str:
 
 def _simd() -> str:
     """The processor features that NumPy's loops use here."""
-    import numpy as np  # noqa: PLC0415
-
     found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     return " ".join(sorted(found))
 
@@ -84,18 +83,17 @@ def _simd() -> str:
 def _commit() -> dict[str, Any]:
     """The commit of the package's own checkout, and whether files differ from it; None outside one."""
     package = Path(__file__).parent
-    git = ["git", "-C", str(package)]
     try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=GIT_SECONDS)
-        commit = _output([*git, "rev-parse", "HEAD"])
-        dirty = _output([*git, "status", "--porcelain", "--", str(package)])
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # or this is somebody else's checkout
+        return {
+            "commit": _git(package, "rev-parse", "HEAD"),
+            "dirty": bool(_git(package, "status", "--porcelain", ".")),
+        }
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(dirty)}
 
 
-def _output(command: list[str]) -> str:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS, env=environment
-    ).stdout.strip()
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS)  # noqa: S603
+    return done.stdout.strip()

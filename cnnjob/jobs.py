@@ -52,11 +52,7 @@ class Conv(Section):
     @model_validator(mode="before")
     @classmethod
     def _resolve_pad(cls, values: Any) -> Any:
-        if (
-            isinstance(values, dict)
-            and values.get("pad") is None
-            and isinstance(values.get("kernel", 3), int)
-        ):
+        if isinstance(values, dict) and values.get("pad") is None and isinstance(values.get("kernel", 3), int):
             return {**values, "pad": values.get("kernel", 3) // 2}
         return values
 
@@ -189,9 +185,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _holds_out_what_it_selects_on(self) -> Self:
         if self.train.select_on == "validation" and self.data.validation_fraction == 0:
-            raise ValueError(
-                "train.select_on is 'validation' but data.validation_fraction is 0; set one of the two"
-            )
+            raise ValueError("train.select_on is 'validation' but data.validation_fraction is 0; set one of the two")
         return self
 
     @classmethod
@@ -271,9 +265,7 @@ def find(name: str) -> Path:
     jobs = known()
     if name in jobs:
         return jobs[name]
-    raise JobError(
-        f"{name}: no such job{_near(name, jobs)}; the jobs are {', '.join(jobs)}, or give a .toml file"
-    )
+    raise JobError(f"{name}: no such job{_near(name, jobs)}; the jobs are {', '.join(jobs)}, or give a .toml file")
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -327,10 +319,10 @@ def _problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         place = [part for part in problem["loc"] if part not in _KINDS or part == problem["loc"][-1]]
         where = ".".join(str(part) for part in place) or "job"
-        yield f"{where}: {_explain(problem, error)}"
+        yield f"{where}: {_explain(problem)}"
 
 
-def _explain(problem: Any, error: ValidationError) -> str:
+def _explain(problem: Any) -> str:
     kind, loc = problem["type"], problem["loc"]
     if kind == "extra_forbidden":
         return f"no such key{_near(str(loc[-1]), _keys_at(loc[:-1]))}"

@@ -1,14 +1,17 @@
 """From a job's words to the network's things, and what they will cost in memory."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from cnnjob import jobs, nn
+from cnnjob.datasets import Dataset
 from cnnjob.errors import JobError
 
 EVALUATION_BATCH = 256
+LABEL_BYTES = 8
 
 
 def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
@@ -26,9 +29,7 @@ def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: in
         JobError: a block does not fit where it stands.
     """
     head = model.classifier
-    classifier = nn.Dense(
-        head.init, head.bias_init, head.learning_rate_factor, activation="none", units=classes
-    )
+    classifier = nn.Dense(head.init, head.bias_init, head.learning_rate_factor, activation="none", units=classes)
     try:
         return nn.Network.build([*(_block_of(block) for block in model.blocks), classifier], image_shape)
     except ValueError as error:
@@ -74,8 +75,10 @@ class Memory:
         return self.data + self.parameters + self.training + self.evaluation
 
 
-def memory_of(job: jobs.Job, network: nn.Network, data_bytes: int) -> Memory:
-    """Count the memory of a job's training without taking it."""
+def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset) -> Memory:
+    """Count the memory of a job's training on a dataset without taking it."""
+    used = {"train", "val", "test"} if job.train.select_on == "test" else {"train", "val"}
+    data_bytes = sum(prod(shape) + shape[0] * LABEL_BYTES for split, shape in dataset.shapes.items() if split in used)
     backend, optimiser = nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
     state = nn.State(network, optimiser, backend.dtype)
     return Memory(

@@ -1,9 +1,9 @@
 """The loop: one run from where it stands to its end, or to a place from which it can go on.
 
-    for epoch: for step:  batch(seed, epoch, step) ▸ forward ▸ loss ▸ backward ▸ update
-    evaluate ▸ one history record ▸ best weights ▸ checkpoint when it is time
-    stop asked?  save at the step boundary ▸ same folder, same bits
-    end: predictions, weights, result.json
+for epoch: for step:  batch(seed, epoch, step) ▸ forward ▸ loss ▸ backward ▸ update
+evaluate ▸ one history record ▸ best weights ▸ checkpoint when it is time
+stop asked?  save at the step boundary ▸ same folder, same bits
+end: predictions, weights, result.json
 """
 
 import json
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from cnnjob import checkpoints, environments, files, metrics, nn, runs
+from cnnjob import checkpoints, environments, files, metrics, nn, predictions, runs
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
@@ -28,16 +28,14 @@ from cnnjob.nn.random import Purpose, permutation
 from cnnjob.runs import Claim, Run
 from cnnjob.stopping import StopRequest
 
-WRONG_IMAGES = 24
-
 Array = np.ndarray[Any, Any]
 
 
-class Listener:
-    """Whoever wants to hear how a training goes; this one does not listen."""
+class Listener(Protocol):
+    """Whoever wants to hear how a training goes."""
 
     def say(self, text: str) -> None:
-        """Hear a line for the log."""
+        """Hear a line of the log."""
 
     def start(self, job: Job, steps: int) -> None:
         """Hear how many steps an epoch has."""
@@ -47,6 +45,22 @@ class Listener:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Hear a record of the history."""
+
+
+class Silent:
+    """Hears everything and says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def start(self, job: Job, steps: int) -> None:
+        """Nothing."""
+
+    def step(self, epoch: int, step: int) -> None:
+        """Nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def train(run: Run, listener: Listener | None = None) -> Outcome:
         claim.end("finished", run.result()["steps"])
         return Outcome(run, "was finished", "finished")
     with _one_blas_thread(), StopRequest() as stop, _told_apart(claim) as life:
-        training = Training(run, claim, listener or Listener())
+        training = Training(run, claim, listener or Silent())
         life.training = training
         finished = training.go_on(stop)
         life.why = "finished" if finished else f"stopped: {stop.asked_by}"
@@ -408,8 +422,8 @@ class Training:
                 "test_accuracy": metrics.accuracy(probabilities, labels),
                 "test_loss": metrics.cross_entropy(probabilities, labels),
             }
-            predictions = _predictions(probabilities, images, labels, self.dataset.class_names)
-            files.write_arrays(self.run.predictions_file, predictions, fence=self.claim.check)
+            recorded = predictions.record(probabilities, images, labels, self.dataset.class_names)
+            files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
         files.write_json(self.run.result_file, result, fence=self.claim.check)
         self.say(f"finished: test accuracy {result.get('test_accuracy', math.nan):.4f}")
 
@@ -441,6 +455,16 @@ class Training:
             self.listener.say(f"warning: {self.run.log_file} not written, {error}")
 
 
+def dataset_of(job: Job, folder: Path) -> Dataset:
+    """The packed dataset that a job names: a file, or a name in a folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    named = Path(job.dataset)
+    return Dataset.open(named if named.suffix == ".h5" else folder / f"{job.dataset}.h5")
+
+
 def _dataset_of(run: Run) -> Dataset:
     """The dataset that a run was made with.
 
@@ -455,18 +479,3 @@ def _dataset_of(run: Run) -> Dataset:
             f"({dataset.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
         )
     return dataset
-
-
-def _predictions(probabilities: Array, images: Array, labels: Array, class_names: tuple[str, ...]) -> dict[str, Array]:
-    """What ``predictions.npz`` holds: all probabilities, and the images that were most confidently wrong."""
-    guesses = probabilities.argmax(axis=1)
-    confidence = np.where(guesses == labels, -1.0, probabilities.max(axis=1))
-    worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
-    worst = worst[guesses[worst] != labels[worst]]
-    return {
-        "probabilities": probabilities,
-        "labels": labels,
-        "class_names": np.array(class_names),
-        "wrong_images": images[worst],
-        "wrong_indices": worst,
-    }

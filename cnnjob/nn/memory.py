@@ -88,7 +88,8 @@ def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
     if memory is None:
         strides = np.cumprod([np.dtype(dtype).itemsize, *shape[:0:-1]])[::-1] if shape else ()
         return as_strided(np.empty(1, dtype), shape, tuple(int(stride) for stride in strides))
-    return memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+    array: Array = memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+    return array
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Plan, then run: a network walked once for a batch size, as lists of argument-free functions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
@@ -12,6 +12,7 @@ from cnnjob.nn.memory import Arena, Array, Layout
 from cnnjob.nn.optimisers import Segment, Sgd, segments
 from cnnjob.nn.random import Purpose, generator
 from cnnjob.nn.signals import Feed, Signal, Step, Task
+from cnnjob.nn.workers import run_all
 
 
 class Backend(Protocol):
@@ -42,7 +43,7 @@ class Backend(Protocol):
         """The softmax."""
 
     def update(
-        self, arena: Arena, optimiser: Sgd, segments: list[Segment], buffers: tuple[Array, Array, Array], feed: Feed
+        self, arena: Arena, optimiser: Sgd, segments: Sequence[Segment], buffers: tuple[Array, Array, Array], feed: Feed
     ) -> Task:
         """Parameters, gradients and velocity, as the optimiser says."""
 
@@ -64,18 +65,6 @@ class Pixels:
         """Mean 0 and standard deviation 1, given those of the 0 … 1 pixels; a constant channel stays 0."""
         deviation = np.array([value or 1.0 for value in std])
         return cls(1 / (255 * deviation), -np.asarray(mean) / deviation)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Exact bytes of a training, by what they are for."""
-
-    parameters: int
-    """Parameters, their gradients and the optimiser's slots."""
-    training: int
-    """Buffers of the training plan."""
-    evaluation: int
-    """Buffers of the evaluation plan."""
 
 
 class State:
@@ -121,7 +110,14 @@ class TrainingPlan:
     """Training steps of one network on one batch size."""
 
     def __init__(
-        self, backend: Backend, network: Network, state: State, optimiser: Sgd, feed: Feed, pixels: Pixels, batch_size: int
+        self,
+        backend: Backend,
+        network: Network,
+        state: State,
+        optimiser: Sgd,
+        feed: Feed,
+        pixels: Pixels,
+        batch_size: int,
     ) -> None:
         """Plan; nothing runs yet."""
         self.feed = feed
@@ -141,8 +137,7 @@ class TrainingPlan:
 
     def step(self) -> None:
         """One step: forward, loss, backward, update; the position moves on."""
-        for task in self._tasks:
-            task()
+        run_all(self._tasks)
         self.feed.position[:] += 1
 
 
@@ -150,7 +145,14 @@ class EvaluationPlan:
     """Class probabilities of some images, by the parameters that a state holds when asked."""
 
     def __init__(
-        self, backend: Backend, network: Network, state: State, images: Array, order: Array, pixels: Pixels, batch_size: int
+        self,
+        backend: Backend,
+        network: Network,
+        state: State,
+        images: Array,
+        order: Array,
+        pixels: Pixels,
+        batch_size: int,
     ) -> None:
         """Plan for the images (uint8, of the network's image shape) that ``order`` names; nothing runs yet."""
         self._count, steps = len(order), -(-len(order) // batch_size)
@@ -173,8 +175,7 @@ class EvaluationPlan:
         found = []
         self._feed.position[:] = 0
         for _ in self._feed.learning_rates:
-            for task in self._tasks:
-                task()
+            run_all(self._tasks)
             found.append(self._batch.copy())
             self._feed.position[:] += 1
         return np.concatenate(found)[: self._count]
@@ -197,7 +198,9 @@ def training_feed(images: Array, labels: Array, steps: int, batch_size: int, see
     return _feed(images, labels, np.zeros(steps * batch_size, np.int64), np.zeros(steps), seed)
 
 
-def _signals(arena: Arena, backend: Backend, layers: tuple[Layer, ...], batch_size: int, *, learns: bool) -> list[Signal]:
+def _signals(
+    arena: Arena, backend: Backend, layers: tuple[Layer, ...], batch_size: int, *, learns: bool
+) -> list[Signal]:
     """The arrays before, between and after the layers; the images themselves need no gradient."""
     shapes = [layers[0].input_shape, *(layer.output_shape for layer in layers)]
     borders = [layer.block.pad if isinstance(layer.block, Conv) else 0 for layer in layers]
@@ -208,17 +211,30 @@ def _signals(arena: Arena, backend: Backend, layers: tuple[Layer, ...], batch_si
 
 
 def _steps(
-    arena: Arena, backend: Backend, weights: dict[str, Array], gradients: dict[str, Array], feed: Feed,
-    layers: tuple[Layer, ...], signals: list[Signal],
+    arena: Arena,
+    backend: Backend,
+    weights: dict[str, Array],
+    gradients: dict[str, Array],
+    feed: Feed,
+    layers: tuple[Layer, ...],
+    signals: list[Signal],
 ) -> Iterator[Step]:
     for place, (layer, x, y) in enumerate(zip(layers, signals[:-1], signals[1:], strict=True)):
-        own = [{name: arrays[f"{layer.name}/{name}"] for name in layer.block.parameters(layer.input_shape) if arrays}
-               for arrays in (weights, gradients)]
+        own = [
+            {name: arrays[f"{layer.name}/{name}"] for name in layer.block.parameters(layer.input_shape) if arrays}
+            for arrays in (weights, gradients)
+        ]
         yield backend.block(arena, layer.block, x, y, (own[0], own[1]), feed, place)
 
 
 def _training(
-    arena: Arena, backend: Backend, network: Network, state: State, optimiser: Sgd, feed: Feed, pixels: Pixels,
+    arena: Arena,
+    backend: Backend,
+    network: Network,
+    state: State,
+    optimiser: Sgd,
+    feed: Feed,
+    pixels: Pixels,
     batch_size: int,
 ) -> Iterator[Task]:
     """The tasks of one training step, in order."""

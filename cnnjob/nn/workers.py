@@ -6,8 +6,11 @@ on one core as on many.
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from queue import SimpleQueue
 from threading import Thread
+
+import numpy as np
 
 from cnnjob.nn.signals import Task
 
@@ -21,7 +24,7 @@ def shares(count: int, parts: int) -> list[slice]:
     """Cut ``count`` things into at most ``parts`` runs of nearly equal length, none empty."""
     parts = min(count, parts)
     bounds = [count * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 class Workers:
@@ -44,8 +47,7 @@ class Workers:
         for number, inbox in enumerate(self._inboxes, start=1):
             inbox.put(tasks[number :: self.count])
         try:
-            for task in tasks[:: self.count]:
-                task()
+            run_all(tasks[:: self.count])
         finally:
             failures = [self._done.get() for _ in self._inboxes]
         for failure in failures:
@@ -55,9 +57,15 @@ class Workers:
     def _serve(self, inbox: "SimpleQueue[Sequence[Task]]") -> None:
         while True:
             try:
-                for task in inbox.get():
-                    task()
+                run_all(inbox.get())
             except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
                 self._done.put(error)
             else:
                 self._done.put(None)
+
+
+def run_all(tasks: Sequence[Task]) -> None:
+    """Run tasks one after the other; an overflow shows in the loss, which is looked at, so it is not warned of."""
+    with np.errstate(all="ignore"):
+        for task in tasks:
+            task()

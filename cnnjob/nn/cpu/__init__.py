@@ -31,7 +31,7 @@ class NumPyBackend:
         self.workers = workers
         self.dtype = np.dtype(dtype)
 
-    def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Sequence[float], shift: Sequence[float]) -> Task:
+    def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
         """Plan the batch."""
         return blocks.gather(self.workers, arena, feed, x, scale, shift)
 
@@ -95,5 +95,3 @@ class NumPyBackend:
         places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, UPDATE_ELEMENTS)]
         tasks = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
         return lambda: self.workers.run(tasks)
-
-

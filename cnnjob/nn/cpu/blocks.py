@@ -1,6 +1,5 @@
 """The other blocks on NumPy: the batch, dense, dropout, and the loss."""
 
-from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -17,9 +16,7 @@ COLUMN_SHARDS = 4
 Arrays = dict[str, Array]
 
 
-def gather(
-    workers: Workers, arena: Arena, feed: Feed, x: Signal, scale: Sequence[float], shift: Sequence[float]
-) -> Task:
+def gather(workers: Workers, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
     """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
     N, H, W, C = x.value.shape
     row_scale, row_shift = (np.tile(np.asarray(values, x.value.dtype), W) for values in (scale, shift))  # (W·C,)

@@ -50,9 +50,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
     return Step(lambda: workers.run(forwards), backward)
 
 
-def _shard(
-    arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays, number: int, part: slice
-) -> Step:
+def _shard(arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays, number: int, part: slice) -> Step:
     """The block on the images of one shard; ``dw`` takes this shard's share of the gradients."""
     out, dy = y.value[part], y.gradient[part]
     n, H, W, F = out.shape

@@ -1,0 +1,178 @@
+"""``cnnjob prepare`` and ``cnnjob show``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnjob.cli.screen import OVERRIDES, gigabytes, print_table
+from cnnjob.errors import JobError
+
+if TYPE_CHECKING:
+    from cnnjob.datasets import Dataset
+    from cnnjob.jobs import Job
+    from cnnjob.packing import Packed
+
+DATA_FOLDER = Path("data")
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help="A known dataset, or 'folder', or the path of a folder of images.")],
+    path: Annotated[Path | None, typer.Argument(help="With 'folder': the folder of images.")] = None,
+    source: Annotated[str | None, typer.Option(help="Folder, file or URL of the source instead of a download.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that nobody published.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; data/NAME.h5 by default.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of a folder's images: scaled and cropped.")] = None,
+    test_fraction: Annotated[
+        float | None, typer.Option(help="Share of a folder's images for testing, where it has no test/ folder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Pack again what is already there.")] = False,
+) -> None:
+    """Pack a dataset into one HDF5 file.
+
+    Example: cnnjob prepare mnist --source ~/downloads/mnist
+    """
+    from cnnjob.packing import KNOWN, pack
+
+    known = {entry.name for entry in KNOWN}
+    if name not in known and name != "folder" and Path(name).is_dir():
+        name, path = "folder", Path(name)
+    if name != "folder" and path is not None:
+        raise JobError(f"prepare {name} {path}: one argument too many; a source is given with --source")
+    if name == "folder":
+        source = str(path) if path is not None else source
+    stem = Path(source).resolve().name if name == "folder" and source else name
+    packed = pack(
+        name,
+        out or DATA_FOLDER / f"{stem}.h5",
+        source=source,
+        sha256=sha256,
+        size=_height_and_width(size),
+        test_fraction=test_fraction,
+        force=force,
+        progress=True,
+    )
+    _print_packed(packed)
+
+
+def _height_and_width(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise JobError(f"--size {text}: not of the form HxW; for example --size 32x32")
+    return int(height), int(width)
+
+
+def _print_packed(packed: "Packed") -> None:
+    _print_dataset(packed.dataset)
+    if packed.created:
+        rate = packed.bytes / 1e6 / packed.seconds
+        typer.echo(f"{packed.dataset.path}: packed in {packed.seconds:.1f} s, {rate:.0f} MB/s")
+    else:
+        typer.echo(f"{packed.dataset.path}: already there and up to date; --force packs it again")
+
+
+def _print_dataset(dataset: "Dataset") -> None:
+    print_table(
+        ["class", *dataset.splits],
+        [
+            [name, *map(str, counts)]
+            for name, *counts in zip(dataset.class_names, *map(dataset.counts, dataset.splits), strict=True)
+        ],
+    )
+    for split, (count, *shape) in dataset.shapes.items():
+        typer.echo(f"{split}: {count:,} images, {'×'.join(map(str, shape))}")
+    for label, values in (("mean", dataset.mean), ("std", dataset.std)):
+        typer.echo(f"{label} of the training pixels / 255: {', '.join(f'{value:.4f}' for value in values)}")
+
+
+def show(
+    what: Annotated[str | None, typer.Argument(help="A packed file, a job's name or a job file.")] = None,
+    overrides: OVERRIDES = None,
+    data: Annotated[Path, typer.Option(help="Folder of the packed datasets.")] = DATA_FOLDER,
+) -> None:
+    """List datasets and jobs, or show one and verify it.
+
+    Example: cnnjob show mnist-baseline --set train.batch_size=256
+    """
+    if what is None:
+        _list(data)
+    elif what.endswith((".h5", ".hdf5")):
+        _verify(Path(what))
+    else:
+        from cnnjob.jobs import Job
+
+        _show_job(Job.load(what, overrides or ()), data)
+
+
+def _list(data: Path) -> None:
+    from cnnjob import jobs
+    from cnnjob.packing import KNOWN
+
+    rows = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
+    print_table(["dataset", f"in {data}/", "what it is"], rows)
+    loaded = [(path, jobs.Job.load(str(path))) for path in jobs.known().values()]
+    print_table(["job", "dataset", "file"], [[job.name, job.dataset, str(path)] for path, job in loaded])
+
+
+def _verify(path: Path) -> None:
+    from cnnjob.datasets import Dataset
+
+    dataset = Dataset.open(path)
+    dataset.verify()
+    _print_dataset(dataset)
+    for name, digest in {**dataset.source_sha256, **dataset.array_sha256}.items():
+        typer.echo(f"{digest}  {name}")
+    typer.echo(f"{path}: {dataset.name}, every checksum holds")
+
+
+def _show_job(job: "Job", data: Path) -> None:
+    from cnnjob.networks import memory_of, network_of
+    from cnnjob.training import dataset_of, split
+
+    typer.echo(_as_toml(job.model_dump(mode="json", exclude_none=True)))
+    dataset = dataset_of(job, data)
+    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
+    counts = [sum(_size(p.shape) for p in layer.parameters.values()) for layer in network.layers]
+    rows = [
+        [layer.name, "×".join(map(str, layer.input_shape)), "×".join(map(str, layer.output_shape)), f"{count:,}"]
+        for layer, count in zip(network.layers, counts, strict=True)
+    ]
+    print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
+    memory = memory_of(job, network, dataset)
+    training, held_out = split(job, dataset)
+    typer.echo(f"images: {len(training):,} to train on, {len(held_out):,} held out for validation")
+    typer.echo(
+        f"memory of the arrays: {gigabytes(memory.total)}: data {gigabytes(memory.data)}, "
+        f"parameters {gigabytes(memory.parameters)}, training {gigabytes(memory.training)}, "
+        f"evaluation {gigabytes(memory.evaluation)}"
+    )
+    typer.echo(f"run: {job.name}-{job.digest(dataset.digest)[:8]}")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    from math import prod
+
+    return prod(shape)
+
+
+def _as_toml(content: dict[str, object]) -> str:
+    """A resolved job as its file would say it."""
+    from json import dumps
+
+    lines = [f"{key} = {dumps(value)}" for key, value in content.items() if not isinstance(value, dict)]
+    for name, table in content.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_inline(value)}" for key, value in table.items())]
+    return "\n".join(lines)
+
+
+def _inline(value: object) -> str:
+    from json import dumps
+
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[\n" + "".join(f"  {_inline(item)},\n" for item in value) + "]"
+    return dumps(value)

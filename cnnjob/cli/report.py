@@ -1,0 +1,23 @@
+"""``cnnjob report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
+) -> None:
+    """Turn runs into tables and figures.
+
+    Example: cnnjob report runs/
+    """
+    from cnnjob.reports import report as write_report
+    from cnnjob.runs import Run
+
+    written = write_report(Run.all(*runs), out)
+    for name, reason in written.skipped:
+        typer.echo(f"{name}: {reason}")
+    typer.echo(f"{out}: {len(written.rows)} runs, {len(written.written)} files; metrics in {out / 'metrics.md'}")

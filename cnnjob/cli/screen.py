@@ -1,0 +1,98 @@
+"""What the commands share: options, tables, and how a training shows itself."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.progress import Progress
+
+    from cnnjob.jobs import Job
+
+GIGABYTE, MEGABYTE = 1e9, 1e6
+
+OVERRIDES = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file, as train.epochs=3; repeatable."),
+]
+DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
+RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
+
+
+def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
+    """Print a table to stdout; on no terminal it is as wide as it needs."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column, title in enumerate(header):
+        cells = [row[column] for row in rows]
+        numbers = all(cell.replace(",", "").replace(".", "").strip("-").isdecimal() or not cell for cell in cells)
+        table.add_column(title, justify="right" if numbers and cells else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for people: ``1.2 GB``, ``340.0 MB``."""
+    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
+
+
+class Screen:
+    """How a training shows itself: a bar on a terminal, one line an epoch in a log."""
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        self._epochs = 0
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        """Nothing to do before the training starts."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()
+
+    def start(self, job: "Job", steps: int) -> None:
+        """Show a bar on a terminal."""
+        self._epochs = job.train.epochs
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("epoch", total=steps)
+            self._bar.start()
+
+    def step(self, epoch: int, step: int) -> None:
+        """Move the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch}")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Print one line."""
+        splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
+        shown = [
+            f"{name} loss {record[f'{name}_loss']:.4f}, accuracy {record[f'{name}_accuracy']:.4f}" for name in splits
+        ]
+        self.say(
+            f"epoch {record['epoch']}/{self._epochs}: {'; '.join(shown)}; {record['seconds']:.1f} s, "
+            f"{record['images_per_second']:,.0f} images/s"
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line to stderr, above the bar if there is one."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            typer.echo(text, err=True)

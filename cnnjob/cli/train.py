@@ -1,0 +1,99 @@
+"""``cnnjob train``, ``predict``, ``bench`` and ``demo``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnjob.cli.data import DATA_FOLDER
+from cnnjob.cli.screen import DATA, OVERRIDES, RUNS, Screen, print_table
+from cnnjob.errors import EXIT_STOPPED
+
+if TYPE_CHECKING:
+    from cnnjob.benchmarks import Row
+
+RUNS_FOLDER = Path("runs")
+
+
+def train(
+    job: Annotated[str, typer.Argument(help="A job's name or a job file.")],
+    overrides: OVERRIDES = None,
+    data: DATA = DATA_FOLDER,
+    runs: RUNS = RUNS_FOLDER,
+) -> None:
+    """Train a job here, or go on where it was stopped.
+
+    Ctrl-C stops it at the next step with all its work saved; the same command goes on.
+
+    Example: cnnjob train mnist --set train.epochs=3
+    """
+    from cnnjob.jobs import Job
+    from cnnjob.training import dataset_of, run_of
+    from cnnjob.training import train as train_run
+
+    wanted = Job.load(job, overrides or ())
+    run = run_of(wanted, dataset_of(wanted, data), runs)
+    with Screen() as screen:
+        outcome = train_run(run, screen)
+    if outcome.state == "stopped":
+        typer.echo(f"{run.path}: {outcome.why}; the same command goes on")
+        raise typer.Exit(EXIT_STOPPED)
+    accuracy = run.result().get("test_accuracy")
+    scored = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
+    typer.echo(f"{run.path}: {outcome.state}{scored}")
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or .npy files of uint8 images (N, H, W, C).")],
+) -> None:
+    """Print the class and its probability for each image.
+
+    Example: cnnjob predict runs/mnist-1a2b3c4d seven.png
+    """
+    from cnnjob.predictions import predict as predict_images
+    from cnnjob.runs import Run
+
+    guesses = predict_images(Run(run), images)
+    print_table(["image", "class", "probability"], [[g.image, g.class_name, f"{g.probability:.4f}"] for g in guesses])
+
+
+def bench(
+    against: Annotated[bool, typer.Option("--torch/--no-torch", help="Measure torch beside it, if installed.")] = True,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of steps; each engine runs in each.")] = 20,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+) -> None:
+    """Measure the baseline networks' training steps on this machine.
+
+    Example: cnnjob bench --json bench.json
+    """
+    from cnnjob.benchmarks import measure
+    from cnnjob.files import write_json
+
+    rows = measure(rounds, torch=against)
+    header = ["workload", "engine", "ms/step", "min", "max", "steps/s", "images/s", "speed against torch"]
+    print_table(header, [_shown(row) for row in rows])
+    if json_file:
+        write_json(json_file, [row.as_json() for row in rows])
+
+
+def _shown(row: "Row") -> list[str]:
+    times = (f"{value:.2f}" for value in (row.median_ms, row.min_ms, row.max_ms))
+    ratio = "" if row.speed_against_torch is None else f"{row.speed_against_torch:.2f}"
+    return [row.workload, row.engine, *times, f"{row.steps_per_second:.0f}", f"{row.images_per_second:.0f}", ratio]
+
+
+def demo() -> None:
+    """Prepare the embedded digits, train on them, report: the whole path in seconds.
+
+    Example: cnnjob demo
+    """
+    from cnnjob.cli.data import prepare
+    from cnnjob.cli.report import report
+
+    typer.echo("$ cnnjob prepare digits")
+    prepare("digits")
+    typer.echo("$ cnnjob train digits")
+    train("digits")
+    typer.echo("$ cnnjob report runs/")
+    report([RUNS_FOLDER])

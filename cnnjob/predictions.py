@@ -1,0 +1,134 @@
+"""What a finished run says of images: new ones, and the test images it got most confidently wrong."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.errors import DataError
+from cnnjob.networks import Classifier, network_of, optimiser_of, pixels_of
+from cnnjob.runs import Run
+
+WRONG_IMAGES = 24
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The most probable class of one image."""
+
+    image: str
+    """The file, and the place in it where it holds several."""
+    class_name: str
+    probability: float
+
+
+def predict(run: Run, files: list[Path]) -> list[Guess]:
+    """Tell the classes of images.
+
+    Args:
+        run: finished.
+        files: images of any size, which are scaled to the network's; or ``.npy`` of uint8 (H, W),
+            (H, W, C) or (N, H, W, C) of exactly its size.
+
+    Returns:
+        One guess an image.
+
+    Raises:
+        DataError: the run is not finished or damaged, or a file is no image that fits.
+    """
+    if not run.result_file.exists():
+        raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
+    data = run.frozen()["data"]
+    shape = tuple(data["image_shape"])
+    read = [(name, image) for path in files for name, image in _images(path, shape)]
+    probabilities = classifier_of(run).probabilities(np.stack([image for _, image in read]))
+    return [
+        Guess(name, data["class_names"][row.argmax()], float(row.max()))
+        for (name, _), row in zip(read, probabilities, strict=True)
+    ]
+
+
+def classifier_of(run: Run) -> Classifier:
+    """The network of a finished run with its chosen weights.
+
+    Args:
+        run: finished.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        DataError: its weights are missing, damaged or of another network.
+    """
+    job, data, weights = run.job(), run.frozen()["data"], run.weights()
+    network = network_of(job.model, tuple(data["image_shape"]), len(data["class_names"]))
+    backend = nn.NumPyBackend(nn.Workers(1))
+    state = nn.State(network, optimiser_of(job.train), backend.dtype)
+    if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
+        raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
+    for name, view in state.weights.items():
+        view[...] = weights[name]
+    return Classifier(backend, network, state, pixels_of(job.data, tuple(data["mean"]), tuple(data["std"])))
+
+
+def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """The images of a file, each uint8 (H, W, C), with their names."""
+    if path.suffix != ".npy":
+        yield str(path), _picture(path, shape)
+        return
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as an array, {error}") from error
+    ways = {(*shape[:2],) * (shape[2] == 1), shape, (len(array) if array.ndim else 0, *shape)}
+    if array.dtype != np.uint8 or array.shape not in ways or not array.size:
+        raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or (N, …); convert it")
+    for number, image in enumerate(array.reshape(-1, *shape)):
+        yield f"{path}[{number}]", image
+
+
+def _picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """An image file, scaled to the network's size."""
+    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415
+
+    height, width, channels = shape
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
+            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        raise DataError(f"{path}: not readable as an image, {error}") from error
+    return np.asarray(fitted, np.uint8).reshape(shape)
+
+
+def record(
+    probabilities: np.ndarray[Any, Any],
+    images: np.ndarray[Any, Any],
+    labels: np.ndarray[Any, Any],
+    class_names: tuple[str, ...],
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What ``predictions.npz`` holds.
+
+    Args:
+        probabilities: (N, K).
+        images: uint8 (N, H, W, C).
+        labels: int64 (N,).
+        class_names: one a class.
+
+    Returns:
+        Those but the images, and of the images the 24 most confidently wrong, worst first.
+    """
+    guesses = probabilities.argmax(axis=1)
+    confidence = np.where(guesses == labels, -1.0, probabilities.max(axis=1))
+    worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
+    worst = worst[guesses[worst] != labels[worst]]
+    return {
+        "probabilities": probabilities,
+        "labels": labels,
+        "class_names": np.array(class_names),
+        "wrong_images": images[worst],
+        "wrong_indices": worst,
+    }
