@@ -145,9 +145,7 @@ def sha256_of(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(
-    path: Path, arrays: Mapping[str, np.ndarray], *, fence: Callable[[], None] = _always
-) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, fence: Callable[[], None] = _always) -> None:
     """Write named arrays as an ``.npz`` that carries the digest of the whole file."""
     write_whole(path, arrays_to_bytes(arrays), fence=fence)
 

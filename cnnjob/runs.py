@@ -59,9 +59,7 @@ class Run:
             if _looks_like_a_run(place):
                 found[place] = None
             elif place.is_dir():
-                children = (
-                    child for child in place.iterdir() if child.is_dir() and not child.name.startswith(".")
-                )
+                children = (child for child in place.iterdir() if child.is_dir() and not child.name.startswith("."))
                 found.update(dict.fromkeys(sorted(children)))
         return [cls(path) for path in found]
 
@@ -232,9 +230,7 @@ class Claim:
             BusyError: it has.
         """
         if _attempt_file(self.run, self.number + 1).exists():
-            raise BusyError(
-                f"{self.run.path}: this process was taken for dead, attempt {self.number + 1} has the run"
-            )
+            raise BusyError(f"{self.run.path}: this process was taken for dead, attempt {self.number + 1} has the run")
 
     def beat(self) -> None:
         """Tell other hosts that this process is alive."""
