@@ -31,11 +31,14 @@ COUNTS_LIMIT = 20
 """A confusion matrix of more classes has no counts in its cells: they would not fit."""
 LABELS_LIMIT = 100
 """A confusion matrix of more classes names only every second, third, … of them."""
+TILES_LIMIT = 64
+"""Pictures of filters each way: more would be dust."""
 
 _STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlesize": "medium",
     "figure.dpi": 150,
     "figure.titlesize": "medium",
     "grid.alpha": 0.3,
@@ -46,12 +49,15 @@ _STYLE = {
     "text.parse_math": False,
 }
 _METADATA: dict[Format, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
+_PANELS_WIDTH = 9.0  # inches, without a legend beside them
 _COLOURS = 10
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 3)))
 _LEGEND_ROWS = 25
 _NAME_LENGTH = 40
 _LOG_RATIO = 30
 _DOTTED_EPOCHS = 30
+_PICTURE_CHANNELS = {1, 3}  # grey, and red, green and blue
+_ENLARGED = 3  # pixels of the sheet a weight
 _GAP = (0.70, 0.78, 0.88)  # between filters: no filter of one channel has this colour
 
 
@@ -116,7 +122,7 @@ def learning_curve(curve: Curve) -> "Figure":
     Returns:
         A figure of two axes, loss and accuracy.
     """
-    figure, panels = _panels(9, curve.name)
+    figure, panels = _panels(_PANELS_WIDTH, curve.name)
     blue, orange = _palette()[:2]
     for measure, axes in panels.items():
         _draw(axes, curve, "train", measure, color=blue, label="training")
@@ -148,7 +154,7 @@ def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
     n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
     n_letters = max(len(_label(curve.name)) for curve in curves)
     star = 9 if len(curves) <= _COLOURS else 5
-    figure, panels = _panels(9 + n_columns * (0.6 + 0.075 * n_letters), _overlay_title(len(curves)))
+    figure, panels = _panels(_PANELS_WIDTH + n_columns * (0.6 + 0.075 * n_letters), _overlay_title(len(curves)))
     for measure, axes in panels.items():
         for place, curve in enumerate(curves):
             color, dashes = _palette()[place % _COLOURS], _DASHES[place // _COLOURS % len(_DASHES)]
@@ -174,7 +180,7 @@ def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
 
     figure = Figure(figsize=(width, 4.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    figure.suptitle(_label(title, 100))
+    figure.suptitle(_label(title, 100), x=_PANELS_WIDTH / 2 / width)
     loss.set_ylabel("loss (nats per image)")
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
@@ -199,10 +205,14 @@ def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float |
 
 def _scale_loss(axes: "Axes") -> None:
     """Give losses of several magnitudes a logarithmic axis."""
+    from matplotlib.ticker import LogLocator
+
     losses = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
     losses = losses[np.isfinite(losses)]
     if losses.size and 0 < losses.min() * _LOG_RATIO < losses.max():
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel("loss (nats per image, logarithmic)")
 
 
@@ -248,7 +258,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     )
     axes.grid(visible=K > COUNTS_LIMIT)  # the eye needs a rail from a far cell to its names
     _name_classes(axes, names, size=min(9.0, 54 * side / K))
-    figure.suptitle(_label(title))
+    axes.set_title(_label(title))
     return figure
 
 
@@ -272,7 +282,8 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
     """The filters of a first layer as small pictures, each scaled to its own range.
 
     Filters of one channel are grey, of three in colour, row by row. Of any other number of channels, each channel
-    is a grey picture: filters one way and channels the other, the longer way across.
+    is a grey picture: filters one way and channels the other, the longer way across. At most ``TILES_LIMIT``
+    pictures are drawn each way, which a label then says.
 
     Args:
         weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
@@ -285,14 +296,14 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
 
     tiles = _tiles(weights)  # (R, Q, K, K, 3)
     n_rows, n_columns = tiles.shape[:2]
-    tile = min(0.6, 12 / max(n_rows, n_columns))  # inches
-    figure = Figure(figsize=(max(4.0, n_columns * tile) + 0.6, n_rows * tile + 1), layout="constrained")
+    side = min(0.6, 12 / max(n_rows, n_columns))  # inches
+    figure = Figure(figsize=(max(4.0, n_columns * side) + 0.6, n_rows * side + 0.9), layout="constrained")
     axes = figure.subplots()
     axes.imshow(_sheet(tiles), interpolation="nearest")
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    _number_tiles(axes, weights.shape, tiles.shape)
-    figure.suptitle(_label(title))
+    axes.set(title=_label(title), xticks=[], yticks=[])
+    _name_tiles(axes, weights.shape, tiles.shape)
     return figure
 
 
@@ -301,37 +312,44 @@ def _tiles(weights: np.ndarray) -> np.ndarray:
     K, _, C, F = weights.shape
     low, high = weights.min(axis=(0, 1, 2)), weights.max(axis=(0, 1, 2))  # (F,)
     scaled = np.where(high > low, (weights - low) / np.where(high > low, high - low, 1), 0.5)
-    if C not in {1, 3}:
-        order = (2, 3, 0, 1) if F >= C else (3, 2, 0, 1)
-        return np.repeat(scaled.transpose(order)[..., None], 3, axis=-1)
-    n_columns = min(F, max(8, math.ceil(math.sqrt(2 * F))))
-    n_rows = math.ceil(F / n_columns)
+    if C not in _PICTURE_CHANNELS:
+        across = (2, 3, 0, 1) if F >= C else (3, 2, 0, 1)
+        return np.repeat(scaled.transpose(across)[:TILES_LIMIT, :TILES_LIMIT, ..., None], 3, axis=-1)
+    n_columns = min(F, max(8, math.ceil(math.sqrt(2 * F))), TILES_LIMIT)
+    n_rows = min(math.ceil(F / n_columns), TILES_LIMIT)
+    shown = scaled.transpose(3, 0, 1, 2)[: n_rows * n_columns]  # (F, K, K, C)
     pictures = np.full((n_rows * n_columns, K, K, 3), _GAP)
-    pictures[:F] = scaled.transpose(3, 0, 1, 2)  # (F, K, K, C), grey spread over the colours
+    pictures[: len(shown)] = shown  # one channel is spread over the three colours
     return pictures.reshape(n_rows, n_columns, K, K, 3)
 
 
 def _sheet(tiles: np.ndarray) -> np.ndarray:
-    """Pictures (R, Q, K, K, 3) on one sheet (R (K+1) + 1, Q (K+1) + 1, 3), one pixel apart."""
-    R, Q, K = tiles.shape[:3]
-    sheet = np.full((R, K + 1, Q, K + 1, 3), _GAP)
-    sheet[:, 1:, :, 1:] = tiles.swapaxes(1, 2)
-    sheet = sheet.reshape(R * (K + 1), Q * (K + 1), 3)
+    """Pictures (R, Q, K, K, 3), enlarged to S = 3 K, on one sheet (R (S+1) + 1, Q (S+1) + 1, 3), one pixel apart."""
+    pictures = tiles.repeat(_ENLARGED, axis=2).repeat(_ENLARGED, axis=3)
+    R, Q, S = pictures.shape[:3]
+    framed = np.full((R, S + 1, Q, S + 1, 3), _GAP)
+    framed[:, 1:, :, 1:] = pictures.swapaxes(1, 2)
+    sheet = framed.reshape(R * (S + 1), Q * (S + 1), 3)
     return np.pad(sheet, ((0, 1), (0, 1), (0, 0)), mode="wrap")  # the first row and column are gaps
 
 
-def _number_tiles(axes: "Axes", weights: tuple[int, ...], tiles: tuple[int, ...]) -> None:
+def _name_tiles(axes: "Axes", weights: tuple[int, ...], tiles: tuple[int, ...]) -> None:
     K, _, C, F = weights
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if C in {1, 3}:
-        axes.set_xlabel(f"{F} filters of {K}×{K} pixels, row by row, each scaled to its own range", fontsize="small")
+    R, Q = tiles[:2]
+    if C in _PICTURE_CHANNELS:
+        axes.set_xlabel(f"{_shown(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
         return
-    across, down = ("filter", "channel") if F >= C else ("channel", "filter")
-    for axis, name, count in ((axes.xaxis, across, tiles[1]), (axes.yaxis, down, tiles[0])):
-        places = np.arange(0, count, math.ceil(count / 16))
-        axis.set_ticks(places * (K + 1) + K / 2, [str(place + 1) for place in places])
-        axis.set_label_text(name)
+    (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if F >= C else -1]
+    for axis, name, n, shown in ((axes.xaxis, across, n_across, Q), (axes.yaxis, down, n_down, R)):
+        places = np.arange(0, shown, math.ceil(shown / 16))
+        pitch = K * _ENLARGED + 1
+        axis.set_ticks(places * pitch + pitch / 2, [str(place + 1) for place in places])
+        axis.set_label_text(name if n == shown else _shown(n, shown, name))
+
+
+def _shown(n: int, limit: int, noun: str) -> str:
+    what = noun if n == 1 else f"{noun}s"
+    return f"{n} {what}" if n <= limit else f"the first {limit} of {n} {what}"
 
 
 def _palette() -> list[tuple[float, float, float]]:

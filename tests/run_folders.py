@@ -125,7 +125,7 @@ def change_json(path: Path, **facts: Any) -> None:
     files.write_json(path, files.read_json(path) | facts)
 
 
-def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
     """Change arrays in an ``.npz`` file, whose checksum is then right."""
     arrays = files.read_arrays(path)
     change(arrays)

@@ -1,0 +1,350 @@
+"""From run folders of known content to tables and figures, whatever state the folders are in."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import run_folders as folders
+from PIL import Image
+
+from cnnjob.errors import DataError, JobError
+from cnnjob.reports import COLUMNS, OPTIMISTIC, Report, read, report
+from cnnjob.runs import Run
+
+
+def only(run: Run) -> dict[str, Any]:
+    """The row of a run, read alone."""
+    return read(run, run.name).row
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_finished_run_has_a_whole_row(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    precision, recall, f1 = [2 / 3, 3 / 4, 1, 1], [2 / 3, 1, 1, 1 / 2], [2 / 3, 6 / 7, 1, 2 / 3]
+    assert only(run) == {
+        "run": run.name,
+        "job": "tiny",
+        "seed": 0,
+        "state": "finished",
+        "test_accuracy": 0.8,
+        "test_loss": pytest.approx(-(8 * np.log(0.7) + 2 * np.log(0.1)) / 10),
+        "precision_macro": pytest.approx(np.mean(precision)),
+        "recall_macro": pytest.approx(np.mean(recall)),
+        "f1_macro": pytest.approx(np.mean(f1)),
+        "epochs": 4,
+        "best_epoch": 3,
+        "train_seconds": 12.5,
+        "parameters": 1234,
+        "device": "cpu: test",
+        "commit": folders.COMMIT,
+        "data_sha256": folders.DATA_DIGEST,
+        "selected_on": "validation",
+        "reason": None,
+    }
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """The report of two finished runs, a stopped one and a foreign folder."""
+    root = tmp_path_factory.mktemp("mixed")
+    folders.finished_run(root / "runs", name="a")
+    folders.finished_run(root / "runs", name="b", split="test", channels=3, seed=7)
+    folders.stopped_run(root / "runs", name="c")
+    (root / "runs" / "foreign | <x>").mkdir()
+    return root, report(Run.all(root / "runs"), root / "report")
+
+
+def test_the_tables_say_the_same(mixed: tuple[Path, Report]) -> None:
+    root, made = mixed
+    assert [row["state"] for row in made.rows] == ["finished", "finished", "stopped", "foreign"]
+    assert json.loads((root / "report" / "metrics.json").read_bytes()) == made.rows
+    assert all(tuple(row) == COLUMNS for row in made.rows)
+    as_text = [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in made.rows]
+    assert csv_rows(root / "report" / "metrics.csv") == as_text
+
+
+def test_the_classes_have_a_row_each(mixed: tuple[Path, Report]) -> None:
+    root, made = mixed
+    rows = csv_rows(root / "report" / "classes.csv")
+    assert [row["run"] for row in rows] == [made.rows[0]["run"]] * 4 + [made.rows[1]["run"]] * 4
+    assert [row["class"] for row in rows[:4]] == ["ant", "bee", "cat", "dog"]
+    assert [float(row["precision"]) for row in rows[:4]] == pytest.approx([2 / 3, 3 / 4, 1, 1])
+    assert [float(row["recall"]) for row in rows[:4]] == pytest.approx([2 / 3, 1, 1, 1 / 2])
+    assert [float(row["f1"]) for row in rows[:4]] == pytest.approx([2 / 3, 6 / 7, 1, 2 / 3])
+    assert [row["support"] for row in rows[:4]] == ["3", "3", "2", "2"]
+
+
+def test_the_markdown_is_rounded_and_says_what_must_be_known(mixed: tuple[Path, Report]) -> None:
+    root, made = mixed
+    lines = (root / "report" / "metrics.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0] == f"| {' | '.join(COLUMNS)} |"
+    assert f"| {made.rows[0]['run']} | tiny" not in table[2]
+    assert "| 0.8000 | 0.7459 |" in table[2]
+    assert "| c0ffeec0 | dddddddd |" in table[2]
+    assert table[5].startswith("| foreign \\| &lt;x&gt; |")
+    assert f"- {made.rows[1]['run']}: {OPTIMISTIC}" in lines
+    assert sum(OPTIMISTIC in line for line in lines) == 1
+
+
+def test_every_link_of_the_markdown_leads_to_a_file(mixed: tuple[Path, Report]) -> None:
+    root, _ = mixed
+    text = (root / "report" / "metrics.md").read_text()
+    links = [part.partition(")")[0] for part in text.split("](")[1:]]
+    assert len(links) == 1 + 3 + 3 + 1
+    assert all((root / "report" / link).is_file() for link in links)
+
+
+def test_the_figures_open(mixed: tuple[Path, Report]) -> None:
+    root, made = mixed
+    assert set(content(root / "report")) == {str(path.relative_to(root / "report")) for path in made.files}
+    figures = [path for path in made.files if path.suffix in {".png", ".svg"}]
+    assert len(figures) == 2 * (1 + 3 + 3 + 1)
+    for path in figures:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.verify()
+        else:
+            assert ET.parse(path).getroot().tag.endswith("svg")
+
+
+def test_the_same_runs_elsewhere_give_the_same_bytes(mixed: tuple[Path, Report], tmp_path: Path) -> None:
+    root, _ = mixed
+    shutil.copytree(root / "runs", tmp_path / "runs")
+    report(reversed(Run.all(tmp_path / "runs")), tmp_path / "report")
+    assert content(tmp_path / "report") == content(root / "report")
+
+
+def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    run = folders.pending_run(tmp_path / "runs")
+    first, again = (report([run], tmp_path / "report") for _ in range(2))
+    assert first.written == first.files == again.files
+    assert not again.written
+
+
+def test_a_report_needs_neither_cupy_nor_submitit_nor_the_network() -> None:
+    code = (
+        "import sys, cnnjob.reports; print(*(m for m in sys.modules if m.startswith(('cupy','submitit','cnnjob.nn'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
+
+
+def test_what_has_changed_is_updated_and_what_is_gone_is_removed(tmp_path: Path) -> None:
+    run, out = folders.finished_run(tmp_path / "runs"), tmp_path / "report"
+    own = out / "runs" / run.name
+    first = report([run], out)
+    assert {path.name for path in own.iterdir()} >= {"confusion.png", "confusion.svg"}
+    (out / "mine.txt").write_text("kept")
+    run.predictions_file.unlink()
+    again = report([run], out)
+    assert {path.name for path in again.written} == {"metrics.csv", "metrics.md", "metrics.json", "classes.csv"}
+    assert set(first.files) - set(again.files) == {own / "confusion.png", own / "confusion.svg"}
+    assert not (own / "confusion.png").exists()
+    assert (out / "mine.txt").exists()
+
+
+UNFINISHED: dict[str, tuple[Callable[[Path], Run], str]] = {
+    "pending": (folders.pending_run, "pending: not started yet"),
+    "running": (folders.running_run, "running on "),
+    "stopped": (folders.stopped_run, "stopped: SIGTERM"),
+    "lost": (folders.lost_run, "lost: its process is gone"),
+    "failed": (lambda root: folders.stopped_run(root, why="failed: the loss is nan"), "failed: the loss is nan"),
+}
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_an_unfinished_run_is_listed_with_its_reason(state: str, tmp_path: Path) -> None:
+    make, reason = UNFINISHED[state]
+    record = read(make(tmp_path), "run")
+    assert (record.row["state"], record.row["job"]) == (state, "tiny")
+    assert record.row["reason"].startswith(reason)
+    assert record.row["test_accuracy"] is None
+    assert record.row["epochs"] == (None if state == "pending" else 2)
+    assert (record.curve is None) == (state == "pending")
+
+
+def test_the_best_epoch_and_the_restarts_are_in_the_curve(tmp_path: Path) -> None:
+    curve = read(folders.finished_run(tmp_path), "run").curve
+    assert curve is not None
+    assert (curve.best_epoch, curve.restarts, curve.watched) == (3, (1.5,), "validation")
+
+
+def test_what_was_done_on_a_dirty_tree_or_with_other_threads_is_said(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    folders.change_json(run.environment_file, dirty=True)
+    folders.change_json(run.result_file, bits_may_differ_from_step=150)
+    record = read(run, "run")
+    assert record.row["commit"] == f"{folders.COMMIT}-dirty"
+    assert record.remarks == ["bits may differ from step 150: it went on with other versions or threads"]
+
+
+def rewrite(name: str, text: str) -> Callable[[Run], object]:
+    return lambda run: (run.path / name).write_text(text)
+
+
+def cut(name: str) -> Callable[[Run], object]:
+    return lambda run: (run.path / name).write_bytes((run.path / name).read_bytes()[:-100])
+
+
+def arrays(name: str, **values: np.ndarray) -> Callable[[Run], object]:
+    return lambda run: folders.change_arrays(run.path / name, lambda old: old.update(values))
+
+
+def folder_for(name: str) -> Callable[[Run], object]:
+    def harm(run: Run) -> None:
+        (run.path / name).unlink()
+        (run.path / name).mkdir()
+
+    return harm
+
+
+DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
+    "no predictions": (lambda run: run.predictions_file.unlink(), "finished", "predictions.npz: no such file"),
+    "cut predictions": (cut("predictions.npz"), "finished", "predictions.npz: damaged, its checksum"),
+    "labels of other classes": (
+        arrays("predictions.npz", labels=np.full(10, 4)),
+        "finished",
+        "predictions.npz: not the predictions of a run",
+    ),
+    "one label": (arrays("predictions.npz", labels=np.array([0])), "finished", "predictions.npz: not the predictions"),
+    "flat predictions": (
+        arrays("predictions.npz", probabilities=np.ones(3)),
+        "finished",
+        "not readable as a run, ValueError",
+    ),
+    "predictions of another run": (
+        arrays("predictions.npz", labels=np.zeros(10, np.int64)),
+        "finished",
+        "result.json: not of these predictions, it says a test accuracy of 0.8 and they give 0.3",
+    ),
+    "cut weights": (cut("weights.npz"), "finished", "weights.npz: damaged, its checksum"),
+    "weights without a number": (
+        arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), np.nan)}),
+        "finished",
+        "weights.npz: damaged, a weight",
+    ),
+    "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),
+    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: not the job file of a run"),
+    "job of nothing": (rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'), "damaged", "not readable as a run"),
+    "cut result": (cut("result.json"), "damaged", "result.json: not readable as JSON"),
+    "foreign result": (rewrite("result.json", "[1]"), "damaged", "not readable as a run, TypeError"),
+    "empty result": (rewrite("result.json", "{}"), "damaged", "result.json: not the result of a run"),
+    "cut history": (cut("history.jsonl"), "finished", "history.jsonl: damaged"),
+    "history of nothing": (rewrite("history.jsonl", "1\n2\n"), "finished", "history.jsonl: damaged, its epochs"),
+    "history that turns back": (
+        rewrite("history.jsonl", '{"epoch": 2}\n{"epoch": 1}\n'),
+        "finished",
+        "history.jsonl: damaged, its epochs",
+    ),
+    "foreign environment": (rewrite("environment.json", "7"), "finished", "not readable as a run, TypeError"),
+    "foreign attempt": (rewrite("attempts/0002.json", "7"), "finished", "not readable as a run, AttributeError"),
+    "binary history": (lambda run: run.history_file.write_bytes(b"\xff\xfe"), "finished", "history.jsonl: damaged"),
+    "folder for a file": (folder_for("environment.json"), "finished", "environment.json: not readable as JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_listed_with_what_can_be_read(damage: str, tmp_path: Path) -> None:
+    harm, state, reason = DAMAGES[damage]
+    run = folders.finished_run(tmp_path)
+    harm(run)
+    row = only(run)
+    assert row["state"] == state
+    assert row["reason"].startswith(reason)
+    assert row["job"] == (None if "job" in damage else "tiny")
+    assert row["test_accuracy"] == (0.3 if damage == "predictions of another run" else 0.8)
+
+
+def test_a_broken_last_attempt_of_an_unfinished_run_is_damage(tmp_path: Path) -> None:
+    run = folders.stopped_run(tmp_path)
+    run.attempt_files()[-1].write_text("{}")
+    assert only(run)["state"] == "damaged"
+
+
+def test_what_is_no_number_is_an_empty_cell(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    text = run.result_file.read_text().replace("12.5", "NaN").replace('"best_epoch": 3', '"best_epoch": [3]')
+    run.result_file.write_text(text)
+    run.history_file.write_text('{"epoch": 1, "step": 100, "train_loss": Infinity}\n')
+    made = report([run], tmp_path / "report")
+    assert (made.rows[0]["train_seconds"], made.rows[0]["best_epoch"]) == (None, "[3]")
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())[0]["train_seconds"] is None
+
+
+def test_a_run_without_a_history_or_convolutions_is_sound(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    run.history_file.unlink()
+    folders.change_arrays(run.weights_file, lambda arrays: arrays.pop("conv1/weights"))
+    made = report([run], tmp_path / "report")
+    assert not made.skipped
+    assert {path.stem for path in made.files if path.suffix == ".svg"} == {"confusion"}
+
+
+def test_a_history_without_steps_has_no_restarts(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    run.history_file.write_text('{"epoch": 1, "train_loss": 1.0}\n')
+    curve = read(run, "run").curve
+    assert curve is not None
+    assert (curve.restarts, curve.watched) == ((), "train")
+
+
+def test_more_runs_than_the_limit_have_no_figures_of_their_own(tmp_path: Path) -> None:
+    runs = [folders.finished_run(tmp_path / "runs", seed=seed) for seed in range(3)]
+    out = tmp_path / "report"
+    assert not report(runs[:1], out, figures_limit=2).without_figures
+    made = report(runs, out, figures_limit=2)
+    assert made.without_figures == sorted(run.name for run in runs)
+    assert {path.name for path in made.files if path.suffix == ".svg"} == {"curves.svg"}
+    assert not list((out / "runs").rglob("*.svg"))
+    assert "too many runs" in (out / "metrics.md").read_text()
+
+
+def test_a_folder_counts_once_and_the_report_is_no_run(tmp_path: Path) -> None:
+    run = folders.pending_run(tmp_path)
+    out = tmp_path / "report"
+    again = Run(tmp_path / "report" / ".." / run.name)
+    assert len(report([run, again], out).rows) == 1
+    assert len(report(Run.all(tmp_path), out).rows) == 1
+
+
+def test_runs_that_share_a_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [folders.running_run(tmp_path / place) for place in ("here", "there")]
+    made = report(runs, tmp_path / "report")
+    assert [row["run"] for row in made.rows] == [str(run.path) for run in runs]
+    assert len({path.parent for path in made.files if path.name == "curves.png"}) == 1 + 2
+
+
+def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
+    folder = Path(str(tmp_path / "runs") + "/\udcff")
+    folder.mkdir(parents=True)
+    made = report([Run(folder)], tmp_path / "report")
+    assert made.skipped == [("\\udcff", "not a run of cnnjob, it has no job.json")]
+    assert {path.name for path in made.files} == {"metrics.csv", "metrics.json", "metrics.md", "classes.csv"}
+
+
+def test_no_run_at_all_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"no run to report, none was found; train one with `cnnjob train JOB`"):
+        report([])
+
+
+def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(JobError, match=r"report/metrics.csv: cannot be written, .*; give another folder"):
+        report([folders.pending_run(tmp_path / "runs")], tmp_path / "report")
