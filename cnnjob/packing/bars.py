@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
@@ -33,22 +32,27 @@ def _counted(blocks: Iterator[Block], name: str) -> Iterator[Block]:
 
 
 class DownloadBar:
-    """A progress bar on stderr, as pooch wants one."""
+    """A progress bar of one download, as pooch wants one."""
 
     def __init__(self, name: str) -> None:
+        """Show a bar for the file of this name."""
         columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task(name, total=None)
         self._progress.start()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "total":  # pooch sets it when the server has said it
-            self._progress.update(self._task, total=value)
+    @property
+    def total(self) -> float | None:
+        """The bytes to come, once the server has said how many."""
+        return self._progress.tasks[0].total
+
+    @total.setter
+    def total(self, n_bytes: float) -> None:
+        self._progress.update(self._task, total=n_bytes)
 
     def update(self, n_bytes: int) -> None:
         """Move on."""
-        self._progress.update(self._task, advance=n_bytes)
+        self._progress.advance(self._task, n_bytes)
 
     def reset(self) -> None:
         """Begin again: pooch does so at the end, to fill the bar."""

@@ -88,7 +88,7 @@ def _field(batch: Any, key: str) -> Any:
 
 def _is_rows(array: Any) -> bool:
     """Whether a pickled array is (N, 3072) bytes, as many as its shape says."""
-    if not isinstance(array, PickledArray) or not isinstance(array.content, bytes):
+    if not isinstance(array, PickledArray) or not isinstance(array.content, bytes | bytearray):
         return False
     n, rest = divmod(len(array.content), _IMAGE_BYTES)
     return array.code in {"u1", "|u1"} and array.shape == (n, _IMAGE_BYTES) and n > 0 and rest == 0

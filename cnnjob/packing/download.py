@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,12 +11,11 @@ from cnnjob.errors import DataError, JobError
 from cnnjob.packing.bars import DownloadBar
 
 _ROUNDS = 2  # every address is tried so often
-_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 0.5
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 64 << 10
 _AS_IT_IS = {"Accept-Encoding": "identity"}  # else some servers' .gz files arrive unpacked
-
-_log = logging.getLogger(__name__)
+_INSTEAD = "try later, or download it elsewhere and give it with --source"
 
 
 def cache_folder() -> Path:
@@ -44,22 +43,19 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
     if target.exists() and not _trouble_with(target, accept):
         return target
     troubles: dict[str, str] = {}
-    for address in _in_rounds(addresses):
-        troubles[address] = _transfer(address, target, progress=progress) or _trouble_with(target, accept)
-        if not troubles[address]:
-            return target
-        _log.warning("%s: %s", address, troubles[address])
-    listed = "".join(f"\n  {address}: {trouble}" for address, trouble in troubles.items())
-    raise DataError(f"{target.name}: not downloaded, {len(troubles)} address(es) tried; {_INSTEAD}{listed}")
-
-
-_INSTEAD = "see each one's trouble, or give a copy with --source"
-
-
-def _in_rounds(addresses: Sequence[str]) -> Iterator[str]:
+    pending = list(addresses)
     for round_ in range(_ROUNDS):
         time.sleep(_PAUSE_SECONDS if round_ else 0)
-        yield from addresses
+        for address in pending.copy():
+            troubles[address] = _transfer(address, target, progress=progress)
+            if troubles[address]:
+                continue
+            pending.remove(address)  # what is wrong with a whole file is wrong the next time too
+            troubles[address] = _trouble_with(target, accept)
+            if not troubles[address]:
+                return target
+    listed = "; ".join(f"{address}: {trouble}" for address, trouble in troubles.items())
+    raise DataError(f"{target.name}: no address gave the right file, found {listed}; {_INSTEAD}")
 
 
 def _trouble_with(target: Path, accept: Callable[[Path], None]) -> str:

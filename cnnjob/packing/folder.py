@@ -67,9 +67,12 @@ def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | No
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that has the classes' folders")
-    parts = _parts(root, test_fraction)
-    names = _common_classes(parts)
-    digest, shape = _survey(root, parts, names, size)
+    try:
+        parts = _parts(root, test_fraction)
+        names = _common_classes(parts)
+        digest, shape = _survey(root, parts, names, size)
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read, {error}; see to its permissions") from error
     return Contents(tuple(names), {"folder": digest}, _blocks(parts, names, shape))
 
 
@@ -127,11 +130,8 @@ def _require_one_size(root: Path, sizes: dict[tuple[int, int], Path]) -> None:
 
 
 def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read, {error.strerror}; repair it, or take it away") from error
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _blocks(parts: Sequence[_Part], names: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Block]:

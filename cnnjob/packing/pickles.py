@@ -7,6 +7,7 @@ other name is refused before the first opcode runs.
 import io
 import pickle
 import pickletools
+import warnings
 from typing import Any, NoReturn
 
 from cnnjob.errors import DataError
@@ -94,8 +95,9 @@ def load(content: bytes, where: str) -> Any:
         DataError: it is no whole pickle, or it names something else than an array's parts.
     """
     try:
-        _look_through(content, where)
-        return _Unpickler(content, where).load()
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes in a damaged text
+            _look_through(content, where)
+            return _Unpickler(content, where).load()
     except _MALFORMED as error:
         raise DataError(
             f"{where}: not a readable pickle, {type(error).__name__}: {error}; copy or download it again"

@@ -5,8 +5,10 @@ is bounded by one block, whatever the dataset's size. Digests, mean and standard
 are then taken from what the file holds, not from what was meant to be written.
 """
 
+import io
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +74,53 @@ def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) ->
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
-            for block in contents.blocks:
-                _put(file, block, len(contents.class_names))
-            _describe(file, name, contents, options)
-            file.attrs["complete"] = 1
+        with whole(path) as temporary, _Disk(temporary, "x+") as disk:
+            with h5py.File(disk, "w", libver=_LIBVER) as file:
+                for block in contents.blocks:
+                    _put(file, block, len(contents.class_names))
+                    disk.require_written()
+                _describe(file, name, contents, options)
+                file.attrs["complete"] = 1
+            disk.require_written()
     except OSError as error:
         raise DataError(f"{path}: cannot be written, {error}; free space, or choose another folder") from error
+
+
+class _Disk(io.FileIO):
+    """A file that keeps a failed write to itself until it is asked.
+
+    HDF5 leaves a full disk with a segmentation fault when it closes the file; so it is told
+    that all went well, and the file is thrown away.
+    """
+
+    trouble: BaseException | None = None
+
+    def write(self, content: Any, /) -> int:
+        """Write all of it, or remember why not."""
+        rest = memoryview(content).cast("B")
+        written = len(rest)
+        with self._keeping_trouble():
+            while rest and not self.trouble:
+                rest = rest[super().write(rest) :]
+        return written
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the length, or remember why not."""
+        with self._keeping_trouble():
+            size = super().truncate(size)
+        return size or 0
+
+    @contextmanager
+    def _keeping_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyboardInterrupt) as error:
+            self.trouble = error
+
+    def require_written(self) -> None:
+        """Raise what went wrong."""
+        if self.trouble:
+            raise self.trouble
 
 
 def _put(file: h5py.File, block: Block, classes: int) -> None:

@@ -1,0 +1,125 @@
+"""Tiny source files of the published formats, made on the spot."""
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CIFAR10_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+
+
+def random_bytes(shape: tuple[int, ...], seed: int, high: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, shape, np.uint8)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def mnist_arrays(n_train: int = 30, n_test: int = 10) -> dict[str, np.ndarray]:
+    return {
+        "train-images-idx3-ubyte": random_bytes((n_train, 5, 4), 1),
+        "train-labels-idx1-ubyte": random_bytes((n_train,), 2, 10),
+        "t10k-images-idx3-ubyte": random_bytes((n_test, 5, 4), 3),
+        "t10k-labels-idx1-ubyte": random_bytes((n_test,), 4, 10),
+    }
+
+
+def write_mnist(folder: Path, *, zipped: bool = True, **changed: bytes) -> Path:
+    """Four IDX files; ``changed`` replaces contents by the name's first two words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in mnist_arrays().items():
+        content = changed.get("_".join(name.split("-")[:2]), idx(array))
+        if zipped:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+        else:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def python2_batch(images: np.ndarray, labels: Sequence[int], key: str = "labels") -> bytes:
+    """The opcodes by which Python 2 pickled a CIFAR batch: {'data': array, key: list}."""
+    out = io.BytesIO()
+    out.write(b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03")
+    out.write(b"cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05(K\x01")
+    out.write(b"J" + struct.pack("<i", len(images)) + b"J" + struct.pack("<i", images.shape[1]) + b"\x86")
+    out.write(b"cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89")
+    out.write(b"T" + struct.pack("<i", images.size) + images.tobytes() + b"tb")
+    out.write(b"U" + bytes([len(key)]) + key.encode() + b"](")
+    out.write(b"".join(b"J" + struct.pack("<i", label) for label in labels))
+    out.write(b"eu.")
+    return out.getvalue()
+
+
+def cifar_batch(seed: int, n: int = 4, key: str = "labels", classes: int = 10) -> bytes:
+    labels = random_bytes((n,), seed + 100, classes).tolist()
+    return python2_batch(random_bytes((n, 3072), seed), labels, key)
+
+
+def cifar10_members() -> dict[str, bytes]:
+    return {name: cifar_batch(seed) for seed, name in enumerate(CIFAR10_BATCHES)}
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload] # its modes are spelt out one by one
+        for name, content in members.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pin(folder: Path) -> str:
+    """What ``sha256sum * | sha256sum`` says in a folder."""
+    lines = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def write_images(folder: Path, n: int, *, mode: str = "RGB", size: tuple[int, int] = (6, 5), seed: int = 0) -> Path:
+    """PNG images of (width, height) ``size``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "LA": (2,)}[mode]
+    for i in range(n):
+        Image.fromarray(random_bytes((size[1], size[0], *channels), seed + i)).save(folder / f"{i:04}.png")
+    return folder
+
+
+@contextmanager
+def served(answers: dict[str, tuple[int, bytes]]) -> Iterator[tuple[str, list[str]]]:
+    """A web server on this machine: its address, and the list of what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            status, content = answers.get(self.path, (404, b"no such thing"))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,228 @@
+"""Published datasets are packed as they are, once, and the same on every machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from cnnjob.datasets import Dataset
+from cnnjob.errors import CnnjobError, DataError, JobError
+from cnnjob.packing import KNOWN, Packed, pack
+from cnnjob.packing.catalogue import MNIST
+from cnnjob.packing.writer import Block, Contents, write
+from tests.packing_sources import (
+    CIFAR10_BATCHES,
+    cifar10_members,
+    cifar_batch,
+    mnist_arrays,
+    pin,
+    random_bytes,
+    sha256,
+    write_mnist,
+    write_tar,
+)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "out.h5"
+
+
+def pack_mnist(folder: Path, out: Path, *, force: bool = False) -> Packed:
+    return pack("mnist", out, source=folder, sha256=pin(folder), force=force)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_files_are_packed_as_they_are(tmp_path: Path, out: Path, *, zipped: bool) -> None:
+    packed = pack_mnist(write_mnist(tmp_path / "source", zipped=zipped), out)
+    arrays = mnist_arrays()
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = packed.dataset.load(split)
+        np.testing.assert_array_equal(images[..., 0], arrays[f"{prefix}-images-idx3-ubyte"])
+        np.testing.assert_array_equal(labels, arrays[f"{prefix}-labels-idx1-ubyte"])
+    assert packed.created
+    assert packed.bytes == 40 * 5 * 4
+    assert packed.dataset.name == "mnist"
+
+
+def test_mean_and_deviation_are_of_the_training_pixels(tmp_path: Path, out: Path) -> None:
+    dataset = pack_mnist(write_mnist(tmp_path / "source"), out).dataset
+    pixels = mnist_arrays()["train-images-idx3-ubyte"] / 255
+    np.testing.assert_allclose(dataset.mean, [pixels.mean()], rtol=1e-14)
+    np.testing.assert_allclose(dataset.std, [pixels.std()], rtol=1e-14)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w"])
+@pytest.mark.parametrize("order", [CIFAR10_BATCHES, tuple(reversed(CIFAR10_BATCHES))])
+def test_batches_land_at_their_places(tmp_path: Path, out: Path, mode: str, order: tuple[str, ...]) -> None:
+    members = cifar10_members()
+    archive = write_tar(tmp_path / "own.tar", {"readme.html": b"hello"} | {name: members[name] for name in order}, mode)
+    dataset = pack("cifar10", out, source=archive, sha256=sha256(archive)).dataset
+    images, labels = dataset.load("train")
+    expected = np.concatenate([random_bytes((4, 3, 32, 32), seed) for seed in range(5)])
+    np.testing.assert_array_equal(images.transpose(0, 3, 1, 2), expected)
+    np.testing.assert_array_equal(labels, np.concatenate([random_bytes((4,), 100 + s, 10) for s in range(5)]))
+    np.testing.assert_array_equal(dataset.load("test")[1], random_bytes((4,), 105, 10))
+
+
+def test_an_unpacked_archive_is_the_same_dataset(tmp_path: Path) -> None:
+    members = cifar10_members()
+    archive = write_tar(tmp_path / "cifar-10-python.tar.gz", members)
+    folder = tmp_path / "source" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name, content in members.items():
+        (folder / name).write_bytes(content)
+    whole = pack("cifar10", tmp_path / "a.h5", source=tmp_path, sha256=sha256(archive)).dataset
+    loose = pack("cifar10", tmp_path / "b.h5", source=folder.parent, sha256=pin(folder)).dataset
+    assert whole.digest == loose.digest
+    assert set(loose.source_sha256) == set(CIFAR10_BATCHES)
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path: Path, out: Path) -> None:
+    members = {name: cifar_batch(seed, key="fine_labels", classes=100) for seed, name in enumerate(("train", "test"))}
+    archive = write_tar(tmp_path / "c.tgz", members)
+    dataset = pack("cifar100", out, source=archive, sha256=sha256(archive).upper()).dataset
+    np.testing.assert_array_equal(dataset.load("train")[1], random_bytes((4,), 100, 100))
+    assert len(dataset.class_names) == 100
+
+
+def test_digits_need_no_source(out: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    dataset = pack("digits", out).dataset
+    assert dataset.shapes == {"train": (1437, 8, 8, 1), "test": (360, 8, 8, 1)}
+    images, labels = (np.concatenate([dataset.load(split)[part] for split in dataset.splits]) for part in (0, 1))
+    assert set(images.ravel().tolist()) == {(v * 255 + 8) // 16 for v in range(17)}
+    assert sorted(labels) == sorted(load_digits().target)
+    assert min(dataset.counts("test")) > 20
+
+
+def test_the_digests_are_the_same_on_every_machine(out: Path) -> None:
+    assert pack("digits", out).dataset.array_sha256 == {
+        "train/images": "7f6ff516acdd8ce830f78ab0c3e0030eda9217e7fff1d12714dba8f852504348",
+        "train/labels": "7c5ba6b18382c17fb6f4a0b55b3521b5cf39c8ccdef78722b6a1dd0feb97f3a3",
+        "test/images": "459d396436b995ac3efd3ddcdf8784ae8a7784f516cc834eec632f0ebb567066",
+        "test/labels": "3a5b80dfea4114cc1e1eae4ea63d8714fb7c3054549cebf30cb06154585363fb",
+    }
+
+
+def test_a_complete_file_is_left_alone(tmp_path: Path, out: Path) -> None:
+    folder = write_mnist(tmp_path / "source")
+    first = pack_mnist(folder, out)
+    before = out.stat()
+    again = pack_mnist(folder, out)
+    assert not again.created
+    assert again.dataset == first.dataset
+    assert out.stat() == before
+
+
+def test_force_packs_again_with_the_same_content(tmp_path: Path, out: Path) -> None:
+    folder = write_mnist(tmp_path / "source")
+    pack_mnist(folder, out)
+    before = out.stat().st_ino, sha256(out)
+    assert pack_mnist(folder, out, force=True).created
+    assert out.stat().st_ino != before[0]
+    assert sha256(out) == before[1]
+
+
+def test_other_sources_and_damaged_files_are_packed_again(tmp_path: Path, out: Path) -> None:
+    folder = write_mnist(tmp_path / "source")
+    pack_mnist(folder, out)
+    out.write_bytes(out.read_bytes()[:1000])
+    assert pack_mnist(folder, out).created
+    write_mnist(folder, zipped=False)
+    for path in folder.glob("*.gz"):
+        path.unlink()
+    assert pack_mnist(folder, out).created
+
+
+def test_what_was_packed_from_the_published_files_needs_no_network(out: Path) -> None:
+    images, labels = random_bytes((3, 28, 28, 1), 0), np.arange(3)
+    blocks = iter([Block("test", split, 0, images, labels) for split in ("train", "test")])
+    options = {"size": None, "test_fraction": None}
+    write(out, "mnist", Contents(MNIST.class_names, {file.name: file.sha256 for file in MNIST.files}, blocks), options)
+    assert not pack("mnist", out).created
+
+
+def test_the_layout_is_plain(tmp_path: Path, out: Path) -> None:
+    pack_mnist(write_mnist(tmp_path / "source"), out)
+    with h5py.File(out) as file:
+        assert file.attrs["format"] == file.attrs["complete"] == 1
+        assert json.loads(file.attrs["class_names"]) == [str(digit) for digit in range(10)]
+        assert json.loads(file.attrs["options"]) == {"size": None, "test_fraction": None}
+        assert all(h5py.check_string_dtype(file.attrs.get_id(name).dtype) is None
+                   or h5py.check_string_dtype(file.attrs.get_id(name).dtype).length for name in file.attrs)  # fmt: skip
+        for split in file:
+            assert file[split]["images"].fletcher32
+            assert file[split]["labels"].fletcher32
+            assert file[split]["labels"].dtype == np.uint8
+            assert file[split]["images"].chunks[1:] == (5, 4, 1)
+            assert 64 << 10 <= np.prod(file[split]["images"].chunks) + 20 <= 1 << 20
+
+
+def test_many_classes_with_long_names_fit(out: Path) -> None:
+    names = tuple(f"class number {label} " + "x" * 100 for label in range(2000))
+    images = random_bytes((2, 2, 2, 3), 0)
+    blocks = iter([Block("test", split, 0, images, np.array([0, 1999])) for split in ("train", "test")])
+    write(out, "many", Contents(names, {"x": ""}, blocks), {})
+    dataset = Dataset.open(out)
+    assert dataset.class_names == names
+    assert dataset.load("train")[1].tolist() == [0, 1999]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (JobError, "did you mean 'cifar10'", {"name": "cifar1O"}),
+        (JobError, "digits, folder", {"name": "quux"}),
+        (JobError, "name the folder of images", {"name": "folder"}),
+        (JobError, "fixed", {"name": "mnist", "size": (3, 3)}),
+        (JobError, "fixed", {"name": "mnist", "test_fraction": 0.1}),
+        (JobError, "comes with scikit-learn", {"name": "digits", "source": "."}),
+        (JobError, "give the source too", {"name": "mnist", "sha256": "0" * 64}),
+        (JobError, "64 hexadecimal", {"name": "mnist", "source": ".", "sha256": "0" * 63}),
+        (JobError, "from 1x1", {"name": "folder", "source": ".", "size": (0, 3)}),
+        (JobError, "from 1x1", {"name": "folder", "source": ".", "size": (3000, 3000)}),
+        (JobError, "between 0 and 1", {"name": "folder", "source": ".", "test_fraction": 1.0}),
+        (DataError, "no such file or folder", {"name": "cifar10", "source": "nowhere"}),
+        (DataError, "no such folder", {"name": "folder", "source": "nowhere"}),
+    ],
+)
+def test_arguments_that_cannot_be(out: Path, error: type[CnnjobError], message: str, arguments: dict[str, str]) -> None:
+    with pytest.raises(error, match=message):
+        pack(out=out, **arguments)  # type: ignore[arg-type]
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("room", ["1000", "100000", "300000"])
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, room: str) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+from cnnjob.errors import DataError
+from cnnjob.packing import pack
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    pack("digits", Path(sys.argv[1]) / "digits.h5")
+except DataError as error:
+    sys.exit(str(error))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "data"), room]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_the_catalogue_is_complete() -> None:
+    assert [entry.name for entry in KNOWN] == ["mnist", "fashion-mnist", "cifar10", "cifar100", "digits"]
+    for entry in KNOWN:
+        assert entry.about
+        assert len(set(entry.class_names)) in {10, 100}
+        assert all(len(file.md5) == 32 and len(file.sha256) == 64 for file in entry.files)
+        assert len(entry.mirrors) == (3 if entry.files else 0)

@@ -1,0 +1,105 @@
+"""Downloads: the right file from the first address that has it, and a plain word if none has."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cnnjob.errors import DataError, JobError
+from cnnjob.packing import pack, sources
+from cnnjob.packing.catalogue import Entry, Published
+from cnnjob.packing.download import cache_folder
+from tests.packing_sources import cifar10_members, pin, served, sha256, write_mnist, write_tar
+
+CONTENT = b"the right file" * 1000
+PAGE = b"<html><body>Please log in</body></html>"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CNNJOB_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def entry(*mirrors: str) -> Entry:
+    published = Published("f.tar.gz", hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest())
+    return Entry("tiny", "for this test", ("a", "b"), files=(published,), mirrors=mirrors)
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_mirrors_are_tried_in_turn(cache: Path, *, progress: bool) -> None:
+    answers = {"/broken/f.tar.gz": (500, b"oh"), "/page/f.tar.gz": (200, PAGE), "/good/f.tar.gz": (200, CONTENT)}
+    with served(answers) as (address, asked):
+        tiny = entry(*(f"{address}/{name}/" for name in ("absent", "broken", "page", "good")))
+        files = sources.obtain(tiny, None, None, progress=progress)
+        again = sources.obtain(tiny, None, None, progress=progress)
+    assert files == again == {"f.tar.gz": cache / "tiny" / "f.tar.gz"}
+    assert files["f.tar.gz"].read_bytes() == CONTENT
+    assert asked == [f"/{name}/f.tar.gz" for name in ("absent", "broken", "page", "good")]
+    assert files_in(cache) == [files["f.tar.gz"]]
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(cache: Path) -> None:
+    (cache / "tiny").mkdir(parents=True)
+    (cache / "tiny" / "f.tar.gz").write_bytes(CONTENT[:-1])
+    with served({"/f.tar.gz": (200, CONTENT)}) as (address, _):
+        files = sources.obtain(entry(f"{address}/"), None, None, progress=False)
+    assert files["f.tar.gz"].read_bytes() == CONTENT
+
+
+def test_every_mirrors_trouble_is_told_and_only_the_unreachable_are_tried_again(cache: Path) -> None:
+    no_file = pytest.raises(DataError, match="no address gave the right file")
+    with served({"/page/f.tar.gz": (200, PAGE)}) as (address, asked), no_file as error:
+        sources.obtain(entry(f"{address}/absent/", f"{address}/page/"), None, None, progress=False)
+    assert "404" in str(error.value)
+    assert "web page (HTML)" in str(error.value)
+    assert asked == ["/absent/f.tar.gz", "/page/f.tar.gz", "/absent/f.tar.gz"]
+    assert files_in(cache) == []
+
+
+def test_an_address_of_ones_own_archive(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "own.tar.xz", cifar10_members(), "w:xz")
+    found = sha256(archive)
+    with served({"/a/own.tar.xz": (200, archive.read_bytes())}) as (address, asked):
+        url = f"{address}/a/own.tar.xz"
+        with pytest.raises(DataError, match=f"add --sha256 {found}"):
+            pack("cifar10", tmp_path / "out.h5", source=url)
+        packed = pack("cifar10", tmp_path / "out.h5", source=url, sha256=found, progress=True)
+        assert packed.created
+        assert not pack("cifar10", tmp_path / "out.h5", source=url, sha256=found).created
+    assert packed.dataset.source_sha256 == {"own.tar.xz": found}
+    assert len(asked) == 2
+
+
+def test_an_address_of_a_folder(tmp_path: Path, cache: Path) -> None:
+    folder = write_mnist(tmp_path / "source")
+    answers = {f"/m/{path.name}": (200, path.read_bytes()) for path in folder.iterdir()}
+    with served(answers) as (address, _):
+        packed = pack("mnist", tmp_path / "a.h5", source=f"{address}/m/", sha256=pin(folder))
+        assert packed.dataset.counts("train") == pack(
+            "mnist", tmp_path / "b.h5", source=folder, sha256=pin(folder)
+        ).dataset.counts("train")
+    with served(dict.fromkeys(answers, (200, PAGE))) as (address, _), pytest.raises(DataError, match="a web page"):
+        pack("mnist", tmp_path / "c.h5", source=f"{address}/m/", sha256=pin(folder))
+    assert not (tmp_path / "c.h5").exists()
+    assert not any(path.read_bytes() == PAGE for path in files_in(cache))
+
+
+def test_an_address_of_one_of_four_files(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="mnist is 4 files"):
+        pack("mnist", tmp_path / "out.h5", source="http://127.0.0.1:9/train-images-idx3-ubyte.gz")
+
+
+def test_an_address_that_is_not_of_the_web(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="not an address of the web"):
+        pack("cifar10", tmp_path / "out.h5", source="ftp://127.0.0.1/cifar.tar.gz")
+
+
+def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CNNJOB_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "cnnjob"

@@ -1,0 +1,285 @@
+"""Folders of images: what counts as one, how it is cut, and what is refused."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cnnjob.datasets import Dataset
+from cnnjob.errors import CnnjobError, DataError, JobError
+from cnnjob.packing import pack
+from cnnjob.packing.images import header, pixels
+from tests.packing_sources import random_bytes, write_images
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of ten images."""
+    write_images(tmp_path / "root" / "cat", 10)
+    write_images(tmp_path / "root" / "dog", 10, seed=50)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "pets.h5"
+
+
+def packed(root: Path, out: Path, size: tuple[int, int] | None = None, test_fraction: float | None = None) -> Dataset:
+    return pack("folder", out, source=root, size=size, test_fraction=test_fraction).dataset
+
+
+def trees(root: Path, *splits: str, mode: str = "RGB") -> Path:
+    for seed, split in enumerate(splits):
+        for number, name in enumerate(("cat", "dog")):
+            write_images(root / split / name, 3, mode=mode, seed=100 * seed + 10 * number)
+    return root
+
+
+def test_a_share_of_each_class_is_for_testing(root: Path, out: Path) -> None:
+    dataset = packed(root, out, test_fraction=0.2)
+    assert dataset.name == "pets"
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.counts("train") == (8, 8)
+    assert dataset.counts("test") == (2, 2)
+    images = np.concatenate([dataset.load(split)[0] for split in dataset.splits])
+    expected = [random_bytes((5, 6, 3), seed) for seed in (*range(10), *range(50, 60))]
+    assert sorted(image.tobytes() for image in images) == sorted(image.tobytes() for image in expected)
+
+
+def test_the_cut_depends_on_the_names_alone(root: Path, tmp_path: Path) -> None:
+    first = packed(root, tmp_path / "a.h5", test_fraction=0.3)
+    other = tmp_path / "elsewhere"
+    for name in ("dog", "cat"):
+        for path in sorted((root / name).iterdir(), reverse=True):
+            (other / name).mkdir(parents=True, exist_ok=True)
+            (other / name / path.name).write_bytes(path.read_bytes())
+    second = packed(other, tmp_path / "b.h5", test_fraction=0.3)
+    assert first.array_sha256 == second.array_sha256
+    assert first.source_sha256 == second.source_sha256
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val", "test")])
+def test_given_splits_are_kept(tmp_path: Path, out: Path, splits: tuple[str, ...]) -> None:
+    dataset = packed(trees(tmp_path / "root", *splits), out)
+    assert dataset.splits == splits
+    images, labels = dataset.load("test")
+    np.testing.assert_array_equal(images[4], random_bytes((5, 6, 3), 100 * splits.index("test") + 11))
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_test_split_is_cut_from_train_and_val_stays(tmp_path: Path, out: Path) -> None:
+    dataset = packed(trees(tmp_path / "root", "train", "val"), out, test_fraction=0.4)
+    assert {split: dataset.counts(split) for split in dataset.splits} == {
+        "train": (2, 2),
+        "val": (3, 3),
+        "test": (1, 1),
+    }
+
+
+def test_hidden_files_and_clutter_are_not_looked_at(root: Path, out: Path) -> None:
+    write_images(root / ".ipynb_checkpoints", 2)
+    write_images(root / "cat" / ".ipynb_checkpoints", 2)
+    for name in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "README.txt"):
+        (root / name).write_text("no image")
+    write_images(root / "dog" / "more", 5)
+    dataset = packed(root, out, test_fraction=0.2)
+    assert dataset.class_names == ("cat", "dog")
+    assert [sum(pair) for pair in zip(dataset.counts("train"), dataset.counts("test"), strict=True)] == [10, 15]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3)])
+def test_grey_stays_grey(tmp_path: Path, out: Path, mode: str, channels: int) -> None:
+    assert packed(trees(tmp_path / "root", "train", "test", mode=mode), out).image_shape == (5, 6, channels)
+
+
+def test_one_coloured_image_makes_all_colour(tmp_path: Path, out: Path) -> None:
+    root = trees(tmp_path / "root", "train", "test", mode="L")
+    write_images(root / "test" / "dog", 1)
+    images, _ = packed(root, out).load("train")
+    assert images.shape[3] == 3
+    np.testing.assert_array_equal(images[0], np.stack([random_bytes((5, 6), 0)] * 3, axis=-1))
+
+
+def test_images_are_scaled_to_cover_and_cropped(root: Path, out: Path) -> None:
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 200  # the middle square
+    Image.fromarray(wide).save(root / "cat" / "0000.png")
+    packed(root, out, size=(8, 8), test_fraction=0.1)
+    image = pixels(root / "cat" / "0000.png", (8, 8, 3))
+    assert image.shape == (8, 8, 3)
+    assert image[:, 1:-1].min() > 190
+
+
+def test_images_stand_upright(tmp_path: Path) -> None:
+    image = Image.fromarray(random_bytes((5, 6, 3), 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    path = tmp_path / "turned.png"
+    image.save(path, exif=exif)
+    assert header(path) == (6, 5, False)
+    np.testing.assert_array_equal(pixels(path, (6, 5, 3)), np.rot90(np.asarray(image), -1))
+
+
+def test_options_and_pixels_decide_what_is_up_to_date(root: Path, out: Path) -> None:
+    def created(size: tuple[int, int] | None = None) -> bool:
+        return pack("folder", out, source=root, test_fraction=0.2, size=size).created
+
+    assert created()
+    assert not created()
+    assert created((4, 4))
+    assert not created((4, 4))
+    write_images(root / "cat", 1, seed=999)
+    assert created((4, 4))
+
+
+def test_a_folder_can_be_pinned(root: Path, out: Path) -> None:
+    found = packed(root, out, test_fraction=0.2).source_sha256["folder"]
+    assert not pack("folder", out, source=root, test_fraction=0.2, sha256=found.upper()).created
+    with pytest.raises(DataError, match=f"not the pinned folder, found sha256 {found}"):
+        pack("folder", out, source=root, test_fraction=0.2, sha256="0" * 64)
+
+
+def an_empty_class(root: Path) -> None:
+    (root / "bird").mkdir()
+
+
+def a_class_of_one(root: Path) -> None:
+    write_images(root / "bird", 1)
+
+
+def another_size(root: Path) -> None:
+    write_images(root / "dog", 1, size=(5, 5))
+
+
+def text(root: Path) -> None:
+    (root / "dog" / "list.txt").write_text("a, b")
+
+
+def a_cut_image(root: Path) -> None:
+    path = root / "dog" / "0003.png"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def a_dangling_link(root: Path) -> None:
+    (root / "dog" / "0100.png").symlink_to("nowhere")
+
+
+def sixteen_bits(root: Path) -> None:
+    Image.fromarray(random_bytes((5, 6), 0).astype(np.uint16)).save(root / "dog" / "0000.png")
+
+
+def too_many_pixels(root: Path) -> None:
+    Image.new("1", (10_000, 4_001)).save(root / "dog" / "0000.png")
+
+
+def a_bomb(root: Path) -> None:
+    Image.new("1", (20_000, 10_000)).save(root / "dog" / "0000.png")
+
+
+def a_program(root: Path) -> None:
+    Image.new("RGB", (6, 5)).save(root / "dog" / "0000.eps")
+
+
+def only_a_test_folder(root: Path) -> None:
+    (root / "dog").rename(root / "test")
+
+
+def other_classes(root: Path) -> None:
+    trees(root, "train", "val")
+    write_images(root / "val" / "bird", 1)
+
+
+def no_classes(root: Path) -> None:
+    (root / "train").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "spoil"),
+    [
+        (DataError, "bird: too few images, found 0", an_empty_class),
+        (DataError, "bird: too few images, found 1", a_class_of_one),
+        (JobError, "several sizes, found 5x6 .* and 5x5 .*; give --size HxW", another_size),
+        (DataError, "list.txt: not a usable image", text),
+        (DataError, "0003.png: not a usable image", a_cut_image),
+        (DataError, "cannot be read.*0100.png", a_dangling_link),
+        (DataError, "0000.png: .* not of 8 bits", sixteen_bits),
+        (DataError, "0000.png: .* 10000 x 4001 pixels and the most is", too_many_pixels),
+        (DataError, "0000.png: not a usable image", a_bomb),
+        (DataError, "0000.eps: .* another program", a_program),
+        (DataError, "no train folder", only_a_test_folder),
+        (DataError, "only in one of them bird", other_classes),
+        (DataError, "0 classes", no_classes),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_cannot_be_packed(
+    root: Path, out: Path, error: type[CnnjobError], message: str, spoil: Callable[[Path], None]
+) -> None:
+    spoil(root)
+    with pytest.raises(error, match=message):
+        packed(root, out, test_fraction=0.2)
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+def test_a_fraction_beside_a_test_folder(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(JobError, match="it has a test folder"):
+        packed(trees(tmp_path / "root", "train", "test"), out, test_fraction=0.2)
+
+
+def test_neither_a_fraction_nor_a_test_folder(root: Path, out: Path) -> None:
+    with pytest.raises(JobError, match=r"give --test-fraction 0\.2"):
+        packed(root, out)
+
+
+def test_large_images_need_a_size(tmp_path: Path, out: Path) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / "root" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            Image.new("L", (2000, 1001)).save(folder / f"{i}.png")
+    with pytest.raises(JobError, match="too large to pack, found 1001x2000"):
+        packed(tmp_path / "root", out, test_fraction=0.5)
+    assert packed(tmp_path / "root", out, size=(7, 8), test_fraction=0.5).image_shape == (7, 8, 1)
+
+
+def test_two_thousand_images_take_little_memory(tmp_path: Path) -> None:
+    for label in range(2):
+        write_images(tmp_path / "root" / str(label), 1, size=(160, 160))
+        for i in range(1, 1000):
+            (tmp_path / "root" / str(label) / f"{i}.png").symlink_to("0000.png")
+    script = """
+import resource, sys
+from pathlib import Path
+from cnnjob.packing import pack
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pack("digits", Path(sys.argv[1]) / "digits.h5")
+before = peak()
+dataset = pack("folder", Path(sys.argv[1]) / "big.h5", source=Path(sys.argv[1]) / "root", test_fraction=0.1).dataset
+assert dataset.shapes["train"] == (1800, 160, 160, 3)
+print((peak() - before) >> 10)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 70  # MiB; the images have 146
+
+
+@given(st.sampled_from(["png", "jpeg", "gif", "tiff", "bmp", "webp"]), st.integers(0, 200), st.binary(max_size=20))
+def test_no_damaged_image_gives_more_than_a_data_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, start: int, patch: bytes
+) -> None:
+    buffer = BytesIO()
+    Image.fromarray(random_bytes((5, 6, 3), 0)).save(buffer, kind)
+    content = buffer.getvalue()
+    path = tmp_path_factory.getbasetemp() / f"image.{kind}"
+    path.write_bytes(content[:start] + patch + content[start + len(patch) :])
+    with suppress(DataError):
+        assert len(header(path)) == 3
+        assert pixels(path, (4, 4, 3)).shape == (4, 4, 3)
