@@ -126,7 +126,7 @@ def report(runs: Iterable[Run], out: Path = Path("report"), *, figures_limit: in
     """
     records = [read(run, name) for name, run in _named(runs, out).items()]
     if not records:
-        raise DataError("no run to report, none was found; train one with `cnnjob train JOB` or name its folder")
+        raise DataError("report: no runs to report, none were found; train one with `cnnjob train JOB`")
     drawn = records if len(records) <= figures_limit else []
     contents = ((out / name, content) for name, content in _contents(records, drawn))
     changed = {path: _update(path, content) for path, content in contents}
@@ -146,8 +146,7 @@ def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
     folders.pop(out.resolve(), None)
     names = [path.name for path in folders]
     titles = (path.name if names.count(path.name) == 1 else str(path) for path in folders)
-    printable = (title.encode(errors="backslashreplace").decode() for title in titles)  # a name may be no text
-    return dict(sorted(zip(printable, folders.values(), strict=True)))
+    return dict(sorted(zip(map(_text, titles), folders.values(), strict=True)))
 
 
 def read(run: Run, name: str) -> Record:
@@ -160,16 +159,13 @@ def read(run: Run, name: str) -> Record:
     Returns:
         Its numbers, and the reasons why some are missing. Never raises for what the folder holds.
     """
-    record = Record(name, dict.fromkeys(COLUMNS) | {"run": name})
-    if run.job_file.exists():
+    record = Record(name, dict.fromkeys(COLUMNS) | {"run": name, "state": "foreign"})
+    if _try(_check_kind, run, record):
         vital = [_try(step, run, record) for step in (_read_job, _read_state, _read_result)]
         if not all(vital):
             record.row["state"] = "damaged"
         for step in (_read_environment, _read_history, _read_restarts, _read_predictions, _read_filters):
             _try(step, run, record)
-    else:
-        record.row["state"] = "foreign"
-        record.reasons.append(f"{run.path}: not a run of cnnjob, it has no job.json")
     record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
     record.row["reason"] = "; ".join(record.reasons) or None
     record.row = {column: _cell(value) for column, value in record.row.items()}
@@ -197,7 +193,17 @@ def _cell(value: Any) -> str | int | float | None:
     """A value that CSV and JSON can both hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, int | float) else _text(str(value))
+
+
+def _text(text: str) -> str:
+    """Text that can be written: a folder's name, or a word in JSON, may hold what is no character."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _check_kind(run: Run, _: Record) -> None:
+    if not run.job_file.exists():
+        raise DataError("not a run of cnnjob, it has no job.json")
 
 
 def _read_job(run: Run, record: Record) -> None:
@@ -258,10 +264,9 @@ def _read_history(run: Run, record: Record) -> None:
 def _read_restarts(run: Run, record: Record) -> None:
     """Where each life but the first went on, in epochs."""
     steps = [attempt.get("resumed_at_step") for attempt in run.attempts()[1:]]
-    if record.curve:
-        steps_an_epoch = record.curve.history["step"][-1] / record.curve.history["epoch"][-1]
-        restarts = (step / steps_an_epoch for step in steps if step is not None)
-        record.curve = replace(record.curve, restarts=tuple(place for place in restarts if math.isfinite(place)))
+    if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
+        restarts = tuple(step / pace for step in steps if step is not None)
+        record.curve = replace(record.curve, restarts=restarts)
 
 
 def _read_predictions(run: Run, record: Record) -> None:
@@ -279,7 +284,7 @@ def _read_predictions(run: Run, record: Record) -> None:
             f"{summary.test_accuracy}"
         )
     record.row |= summary._asdict()
-    record.class_names = tuple(str(name) for name in names)
+    record.class_names = tuple(_text(str(name)) for name in names)
     record.classes = metrics.per_class(probabilities, labels)
     record.counts = metrics.confusion(probabilities, labels)
 
@@ -303,8 +308,8 @@ def _read_filters(run: Run, record: Record) -> None:
         array for name, array in run.weights().items() if name.endswith("/weights") and array.ndim == len("KKCF")
     )
     first = next(kernels, None)  # a network without convolutions has none
-    if first is not None and not np.isfinite(first).all():
-        raise DataError(f"{run.weights_file}: damaged, a weight of the first layer is not a number")
+    if first is not None and not (first.size and first.shape[0] == first.shape[1] and np.isfinite(first).all()):
+        raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
     record.filters = first
 
 
@@ -366,7 +371,7 @@ def _readable(column: str, value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|")
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _links(record: Record) -> str:

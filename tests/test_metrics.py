@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -76,6 +76,7 @@ def test_confusion_by_hand() -> None:
     assert confusion.dtype == np.int64
 
 
+@settings(max_examples=40)
 @given(predictions())
 def test_confusion_counts_every_image_once(case: tuple[np.ndarray, np.ndarray]) -> None:
     probabilities, labels = case
@@ -85,6 +86,7 @@ def test_confusion_counts_every_image_once(case: tuple[np.ndarray, np.ndarray]) 
     assert (metrics.confusion(probabilities, labels) == slow).all()
 
 
+@settings(max_examples=40)
 @given(predictions())
 def test_the_numbers_agree_with_the_confusion_matrix(case: tuple[np.ndarray, np.ndarray]) -> None:
     counts = metrics.confusion(*case)

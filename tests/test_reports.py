@@ -12,12 +12,12 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-import run_folders as folders
 from PIL import Image
 
 from cnnjob.errors import DataError, JobError
 from cnnjob.reports import COLUMNS, OPTIMISTIC, Report, read, report
 from cnnjob.runs import Run
+from tests import run_folders as folders
 
 
 def only(run: Run) -> dict[str, Any]:
@@ -124,11 +124,22 @@ def test_the_figures_open(mixed: tuple[Path, Report]) -> None:
             assert ET.parse(path).getroot().tag.endswith("svg")
 
 
-def test_the_same_runs_elsewhere_give_the_same_bytes(mixed: tuple[Path, Report], tmp_path: Path) -> None:
-    root, _ = mixed
-    shutil.copytree(root / "runs", tmp_path / "runs")
-    report(reversed(Run.all(tmp_path / "runs")), tmp_path / "report")
-    assert content(tmp_path / "report") == content(root / "report")
+def test_the_same_run_elsewhere_gives_the_same_bytes(mixed: tuple[Path, Report], tmp_path: Path) -> None:
+    root, made = mixed
+    name = made.rows[0]["run"]
+    shutil.copytree(root / "runs" / name, tmp_path / name)
+    again = report([Run(tmp_path / name)], tmp_path / "report")
+    assert content(tmp_path / "report" / "runs") == {
+        path: data for path, data in content(root / "report" / "runs").items() if path.startswith(name)
+    }
+    assert again.rows == made.rows[:1]
+
+
+def test_the_order_of_the_runs_does_not_matter(tmp_path: Path) -> None:
+    runs = [folders.pending_run(tmp_path / "runs", seed=seed) for seed in range(5)]
+    report(runs, tmp_path / "one")
+    report(reversed(runs), tmp_path / "other")
+    assert content(tmp_path / "one") == content(tmp_path / "other")
 
 
 def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
@@ -149,6 +160,8 @@ def test_a_report_needs_neither_cupy_nor_submitit_nor_the_network() -> None:
 def test_what_has_changed_is_updated_and_what_is_gone_is_removed(tmp_path: Path) -> None:
     run, out = folders.finished_run(tmp_path / "runs"), tmp_path / "report"
     own = out / "runs" / run.name
+    run.weights_file.unlink()
+    run.history_file.unlink()
     first = report([run], out)
     assert {path.name for path in own.iterdir()} >= {"confusion.png", "confusion.svg"}
     (out / "mine.txt").write_text("kept")
@@ -238,8 +251,9 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "weights without a number": (
         arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), np.nan)}),
         "finished",
-        "weights.npz: damaged, a weight",
+        "weights.npz: damaged, the first layer",
     ),
+    "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),
     "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: not the job file of a run"),
     "job of nothing": (rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'), "damaged", "not readable as a run"),
@@ -282,6 +296,8 @@ def test_what_is_no_number_is_an_empty_cell(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path)
     text = run.result_file.read_text().replace("12.5", "NaN").replace('"best_epoch": 3', '"best_epoch": [3]')
     run.result_file.write_text(text)
+    run.weights_file.unlink()
+    run.predictions_file.unlink()
     run.history_file.write_text('{"epoch": 1, "step": 100, "train_loss": Infinity}\n')
     made = report([run], tmp_path / "report")
     assert (made.rows[0]["train_seconds"], made.rows[0]["best_epoch"]) == (None, "[3]")
@@ -297,16 +313,8 @@ def test_a_run_without_a_history_or_convolutions_is_sound(tmp_path: Path) -> Non
     assert {path.stem for path in made.files if path.suffix == ".svg"} == {"confusion"}
 
 
-def test_a_history_without_steps_has_no_restarts(tmp_path: Path) -> None:
-    run = folders.finished_run(tmp_path)
-    run.history_file.write_text('{"epoch": 1, "train_loss": 1.0}\n')
-    curve = read(run, "run").curve
-    assert curve is not None
-    assert (curve.restarts, curve.watched) == ((), "train")
-
-
 def test_more_runs_than_the_limit_have_no_figures_of_their_own(tmp_path: Path) -> None:
-    runs = [folders.finished_run(tmp_path / "runs", seed=seed) for seed in range(3)]
+    runs = [folders.stopped_run(tmp_path / "runs", seed=seed) for seed in range(3)]
     out = tmp_path / "report"
     assert not report(runs[:1], out, figures_limit=2).without_figures
     made = report(runs, out, figures_limit=2)
@@ -332,15 +340,38 @@ def test_runs_that_share_a_name_are_told_apart_by_their_paths(tmp_path: Path) ->
 
 
 def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
-    folder = Path(str(tmp_path / "runs") + "/\udcff")
+    folder = Path(str(tmp_path / "runs") + "/\udcff\n")
     folder.mkdir(parents=True)
     made = report([Run(folder)], tmp_path / "report")
-    assert made.skipped == [("\\udcff", "not a run of cnnjob, it has no job.json")]
+    assert made.skipped == [("\\udcff\n", "not a run of cnnjob, it has no job.json")]
     assert {path.name for path in made.files} == {"metrics.csv", "metrics.json", "metrics.md", "classes.csv"}
+    assert "\n| \\udcff |  |" in (tmp_path / "report" / "metrics.md").read_text()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_listed(tmp_path: Path) -> None:
+    row = only(Run(tmp_path / ("x" * 300)))
+    assert row["state"] == "foreign"
+    assert row["reason"].startswith("not readable as a run, OSError: ")
+
+
+def test_a_word_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    run = folders.pending_run(tmp_path / "runs")
+    run.job_file.write_text('{"job": {"name": "\\ud800", "seed": 1}, "data": {}, "digest": ""}')
+    assert report([run], tmp_path / "report").rows[0]["job"] == "\\ud800"
+
+
+def test_a_history_of_no_steps_has_no_restarts(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    run.history_file.write_text('{"epoch": 1, "step": 0, "train_loss": 1.0}\n')
+    curve = read(run, "run").curve
+    assert curve is not None
+    assert (curve.restarts, curve.watched) == ((), "train")
 
 
 def test_no_run_at_all_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"no run to report, none was found; train one with `cnnjob train JOB`"):
+    with pytest.raises(
+        DataError, match=r"report: no runs to report, none were found; train one with `cnnjob train JOB`"
+    ):
         report([])
 
 
