@@ -78,11 +78,15 @@ class Uniform:
         words[0], words[0, 0] = 1, self._first
         np.cumsum(words[0], out=words[0])
         words[1], words[2], words[3] = place & _MASK, place >> np.uint64(32), 0
-        for number in range(_ROUNDS):
-            keys = [(key + number * weyl) & 0xFFFFFFFF for key, weyl in zip((seed, purpose), _WEYL, strict=True)]
-            self._round(*(np.uint64(key) for key in keys))
+        self.rounds(seed, purpose)
         np.right_shift(words, np.uint64(8), out=words)
         np.multiply(words.T, np.float32(2.0**-24), out=self.values, casting="unsafe")
+
+    def rounds(self, key0: int, key1: int) -> None:
+        """Turn the counters into random words, in place."""
+        for number in range(_ROUNDS):
+            keys = [(key + number * weyl) & 0xFFFFFFFF for key, weyl in zip((key0, key1), _WEYL, strict=True)]
+            self._round(*(np.uint64(key) for key in keys))
 
     def _round(self, key0: np.uint64, key1: np.uint64) -> None:
         """(c0, c1, c2, c3) → (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""

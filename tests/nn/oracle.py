@@ -1,0 +1,68 @@
+"""Slow, plain references: one loop a letter, float64, no cleverness."""
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def conv(x: Array, w: Array, b: Array, stride: int, pad: int) -> Array:
+    """(N, H, W, C) ∗ (K, K, C, F) + (F,) → (N, H', W', F)."""
+    N, H, W, C = x.shape
+    K, _, _, F = w.shape
+    out_h, out_w = (H + 2 * pad - K) // stride + 1, (W + 2 * pad - K) // stride + 1
+    y = np.zeros((N, out_h, out_w, F))
+    for n, i, j, f in np.ndindex(y.shape):
+        y[n, i, j, f] = b[f]
+        for k, m, c in np.ndindex(K, K, C):
+            row, column = i * stride + k - pad, j * stride + m - pad
+            if 0 <= row < H and 0 <= column < W:
+                y[n, i, j, f] += x[n, row, column, c] * w[k, m, c, f]
+    return y
+
+
+def conv_backward(x: Array, w: Array, dy: Array, stride: int, pad: int) -> tuple[Array, Array, Array]:
+    """Gradients of x, w and b."""
+    dx, dw, db = np.zeros(x.shape), np.zeros(w.shape), np.zeros(w.shape[3])
+    for n, i, j, f in np.ndindex(dy.shape):
+        db[f] += dy[n, i, j, f]
+        for k, m, c in np.ndindex(w.shape[:3]):
+            row, column = i * stride + k - pad, j * stride + m - pad
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                dx[n, row, column, c] += dy[n, i, j, f] * w[k, m, c, f]
+                dw[k, m, c, f] += dy[n, i, j, f] * x[n, row, column, c]
+    return dx, dw, db
+
+
+def max_pool(x: Array, side: int) -> tuple[Array, Array]:
+    """(N, H, W, C) → the maxima (N, H//side, W//side, C), and where in its window each first stands."""
+    N, H, W, C = x.shape
+    y = np.zeros((N, H // side, W // side, C))
+    first = np.zeros(y.shape, int)
+    for n, i, j, c in np.ndindex(y.shape):
+        window = x[n, i * side : (i + 1) * side, j * side : (j + 1) * side, c].ravel()
+        first[n, i, j, c] = window.argmax()  # the first in row-major order
+        y[n, i, j, c] = window.max()
+    return y, first
+
+
+def max_pool_backward(shape: tuple[int, ...], first: Array, dy: Array, side: int) -> Array:
+    """The gradient goes to the first of the largest."""
+    dx = np.zeros(shape)
+    for n, i, j, c in np.ndindex(dy.shape):
+        row, column = divmod(int(first[n, i, j, c]), side)
+        dx[n, i * side + row, j * side + column, c] += dy[n, i, j, c]
+    return dx
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    """The mean loss and the logits' gradient."""
+    loss, gradient = 0.0, np.zeros(logits.shape)
+    for n, label in enumerate(labels):
+        p = np.exp(logits[n] - logits[n].max())
+        p /= p.sum()
+        loss -= np.log(p[label]) / len(labels)
+        gradient[n] = p / len(labels)
+        gradient[n, label] -= 1 / len(labels)
+    return loss, gradient

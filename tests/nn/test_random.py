@@ -1,0 +1,66 @@
+"""Randomness by address: published test vectors, uniformity, independence of place and order."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cnnjob.nn import learning_rates
+from cnnjob.nn.random import Uniform, generator, permutation
+
+WORDS = [  # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+def uniform(blocks: int, first: int = 0) -> Uniform:
+    words = np.zeros((6, blocks), np.uint64)
+    return Uniform(words[:2], words[2:], np.zeros((blocks, 4), np.float32), first)
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), WORDS)
+def test_rounds_are_philox4x32(counter: tuple[int, ...], key: tuple[int, int], result: tuple[int, ...]) -> None:
+    one = uniform(1)
+    one._words[:, 0] = counter
+    one.rounds(*key)
+    assert tuple(int(word) for word in one._words[:, 0]) == result
+
+
+def test_numbers_are_uniform_and_below_one() -> None:
+    one = uniform(25_000)
+    one.draw(seed=3, purpose=5, step=7)
+    assert stats.kstest(one.values.ravel(), "uniform").pvalue > 1e-3
+    assert one.values.min() >= 0
+    assert one.values.max() < 1
+
+
+def test_numbers_belong_to_their_address() -> None:
+    whole, part = uniform(10), uniform(4, first=6)
+    whole.draw(1, 2, 3)
+    part.draw(1, 2, 3)
+    np.testing.assert_array_equal(whole.values[6:], part.values)
+    drawn = whole.values.copy()
+    for address in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 2, 3 + 2**32)):
+        whole.draw(*address)
+        assert not np.any(whole.values == drawn)
+
+
+def test_permutations_belong_to_their_address() -> None:
+    one = permutation(50, 1, 2, 3)
+    np.testing.assert_array_equal(np.sort(one), np.arange(50))
+    np.testing.assert_array_equal(one, permutation(50, 1, 2, 3))
+    for address in ((1, 2, 4), (1, 3, 3), (2, 2, 3), (1, 2)):
+        assert not np.array_equal(one, permutation(50, *address))
+    assert generator(0, 1, 2, 3).random() != generator(0, 1, 3, 2).random()
+
+
+def test_schedules() -> None:
+    np.testing.assert_array_equal(learning_rates("constant", 0.1, range(5, 8), 10), [0.1] * 3)
+    np.testing.assert_allclose(learning_rates("cosine", 0.2, range(0, 11, 5), 10), [0.2, 0.1, 0.0], atol=1e-17)
+    parts = [learning_rates("cosine", 0.2, range(start, start + 5), 10) for start in (0, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts), learning_rates("cosine", 0.2, range(10), 10))
