@@ -177,9 +177,9 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 
 def _require_complete(path: Path, file: h5py.File) -> None:
     found = file.attrs.get("format")
-    if found != FORMAT:
+    if not np.array_equal(found, FORMAT):
         raise DataError(f"{path}: not a dataset of format {FORMAT}, found format {found}; {_AGAIN}")
-    if file.attrs.get("complete") != 1:
+    if not np.array_equal(file.attrs.get("complete"), 1):
         raise DataError(f"{path}: incomplete, its packing did not end; {_AGAIN}")
 
 
@@ -188,8 +188,8 @@ def _description(file: h5py.File) -> dict[str, Any]:
     return {
         "name": attributes["name"].decode(),
         "class_names": tuple(map(str, _json(attributes["class_names"], list))),
-        "mean": tuple(attributes["mean"].tolist()),
-        "std": tuple(attributes["std"].tolist()),
+        "mean": tuple(np.asarray(attributes["mean"], np.float64).tolist()),
+        "std": tuple(np.asarray(attributes["std"], np.float64).tolist()),
         "shapes": {split: _shape(file[split]) for split in SPLITS if split in file},
         "array_sha256": _json(attributes["array_sha256"], dict),
         "source_sha256": _json(attributes["source_sha256"], dict),

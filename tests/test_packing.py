@@ -198,25 +198,33 @@ def test_arguments_that_cannot_be(out: Path, error: type[CnnjobError], message: 
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize("room", ["1000", "100000", "300000"])
-def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, room: str) -> None:
-    script = """
+IN_LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
 from cnnjob.errors import DataError
 from cnnjob.packing import pack
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+
+source, out, pin, room = sys.argv[1:]
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), most))
 try:
-    pack("digits", Path(sys.argv[1]) / "digits.h5")
+    pack("mnist", Path(out), source=source, sha256=pin)
 except DataError as error:
     sys.exit(str(error))
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "data"), room]
+
+
+@pytest.mark.parametrize("room", ["1000", "100000", "250000"])
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, out: Path, room: str) -> None:
+    source = write_mnist(tmp_path / "source")
+    command = [sys.executable, "-c", IN_LITTLE_ROOM, str(source), str(out), pin(source), room]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
     assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list(out.parent.iterdir()) == []
 
 
 def test_the_catalogue_is_complete() -> None:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from cnnjob.errors import DataError, JobError
 from cnnjob.packing import cifar, pack, pickles
 from cnnjob.packing import idx as idx_files
+from cnnjob.packing.catalogue import CIFAR10
+from cnnjob.packing.writer import Block, Contents, write
 from tests.packing_sources import (
     cifar10_members,
     cifar_batch,
@@ -189,13 +191,24 @@ def test_a_bad_archive(tmp_path: Path, message: str, make: Callable[[Path], Path
 
 
 def test_a_batch_that_is_too_large_is_not_read(tmp_path: Path) -> None:
-    folder = tmp_path / "source"
-    folder.mkdir()
+    files = {file.name: tmp_path / file.name for file in CIFAR10.unpacked}
     for name, content in cifar10_members().items():
-        (folder / name).write_bytes(content)
-    with (folder / "data_batch_1").open("r+b") as file:
-        file.truncate((256 << 20) + 1)
-    refused("cifar10", folder, pin(folder), "too large for a batch")
+        files[name].write_bytes(content)
+    os.truncate(files["data_batch_3"], (256 << 20) + 1)
+    with pytest.raises(DataError, match="data_batch_3: too large for a batch"):
+        list(cifar.read(CIFAR10, files))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="/proc/self/mem: cannot be read"):
+        pack("cifar10", tmp_path / "out.h5", source="/proc/self/mem")
+
+
+def test_a_split_is_never_missing(tmp_path: Path) -> None:
+    block = Block("x", "train", 0, random_bytes((1, 2, 2, 1), 0), np.zeros(1, np.uint8))
+    with pytest.raises(DataError, match="no test images"):
+        write(tmp_path / "out.h5", "x", Contents(("a",), {"x": ""}, iter([block])), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 class Hostile:

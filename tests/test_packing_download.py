@@ -79,6 +79,9 @@ def test_an_address_of_a_folder(tmp_path: Path, cache: Path) -> None:
     folder = write_mnist(tmp_path / "source")
     answers = {f"/m/{path.name}": (200, path.read_bytes()) for path in folder.iterdir()}
     with served(answers) as (address, _):
+        with pytest.raises(DataError, match=f"add --sha256 {pin(folder)}"):
+            pack("mnist", tmp_path / "a.h5", source=f"{address}/m/")
+        assert files_in(cache) == []
         packed = pack("mnist", tmp_path / "a.h5", source=f"{address}/m/", sha256=pin(folder))
         assert packed.dataset.counts("train") == pack(
             "mnist", tmp_path / "b.h5", source=folder, sha256=pin(folder)

@@ -59,21 +59,27 @@ def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str,
     found = pin_of(sha256)
     if pin is not None and pin.lower() == found:
         return sha256
-    where = next(iter(files.values())) if len(files) == 1 else next(iter(files.values())).parent
     for path in files.values():
         _refuse_web_page(path)
     if pin is not None:
+        first = next(iter(files.values()))
+        where = first if len(files) == 1 else first.parent
         raise DataError(f"{where}: not the pinned source, found sha256 {found}, expected {pin}; copy it again")
-    published = {file.name: file for file in (*entry.files, *entry.unpacked)}
     for name, both in sums.items():
-        expected = published.get(name, entry.files[0])
-        known = {expected.md5, expected.sha256} - {""}
-        if not known or not known <= set(both):
-            raise DataError(
-                f"{files[name]}: not as published, found {_named(*both)}, published is {expected.name} with"
-                f" {_named(expected.md5, expected.sha256)}; if you trust it, add --sha256 {found}"
-            )
+        _require_published(entry, files[name], name, both, found)
     return sha256
+
+
+def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str], pin: str) -> None:
+    """Refuse a file unless all that is known of the published one fits it."""
+    published = {file.name: file for file in (*entry.files, *entry.unpacked)}
+    expected = published.get(name, entry.files[0])
+    known = {expected.md5, expected.sha256} - {""}
+    if not known or not known <= set(sums):
+        raise DataError(
+            f"{path}: not as published, found {_named(*sums)}, published is {expected.name} with"
+            f" {_named(expected.md5, expected.sha256)}; if you trust it, add --sha256 {pin}"
+        )
 
 
 def pin_of(sha256: Mapping[str, str]) -> str:
@@ -158,18 +164,30 @@ def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
 def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
     """One archive, or, of an address that ends in a slash, the published names under it."""
     folder = cache_folder() / entry.name / sha256_of(url.encode())[:8]
-    if not url.endswith("/"):
+    if url.endswith("/"):
+        addresses = {file.name: url + file.name for file in entry.files}
+    else:
         name = unquote(PurePosixPath(urlsplit(url).path).name)
         addresses = {name: url}
         _single(entry, Path(name))
-    else:
-        addresses = {file.name: url + file.name for file in entry.files}
 
     def accept(path: Path) -> None:
         _refuse_web_page(path)
-        if pin is None or len(addresses) == 1:
+        if len(addresses) == 1:
             check(entry, {path.name: path}, pin)
 
-    return {
+    files = {
         name: first_accepted([address], folder / name, accept, progress=progress) for name, address in addresses.items()
     }
+    _check_or_remove(entry, files, pin)
+    return files
+
+
+def _check_or_remove(entry: Entry, files: Files, pin: str | None) -> None:
+    """Keep no downloads that will never be accepted."""
+    try:
+        check(entry, files, pin)
+    except DataError:
+        for path in files.values():
+            path.unlink()
+        raise

@@ -129,9 +129,6 @@ def _put(file: h5py.File, block: Block, classes: int) -> None:
     group = file.require_group(block.split)
     if "images" not in group:
         _create_arrays(group, block, classes)
-    if group["images"].shape[1:] != block.images.shape[1:]:
-        expected, found = group["images"].shape[1:], block.images.shape[1:]
-        raise DataError(f"{block.where}: images of another shape, found {found} after {expected}")
     end = block.start + len(block.images)
     for name, values in zip(ARRAYS, (block.images, block.labels), strict=True):
         array = group[name]
