@@ -231,22 +231,31 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     Returns:
         A figure of the matrix and its colour scale.
     """
-    import seaborn as sns
-    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     K = len(counts)
-    side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else np.clip(0.13 * K, 10, 13))
+    side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else np.clip(0.13 * K, 10, 13))  # inches
     names = [_label(name, 24) for name in class_names]
     margin = 0.075 * max(len(name) for name in names)
     figure = Figure(figsize=(side + margin + 2, side + margin + 0.8), layout="constrained")
     axes = figure.subplots()
+    _heat(axes, counts, size=_count_size(counts, side))
+    _name_classes(axes, names, size=min(9.0, 54 * side / K))
+    axes.set_title(_label(title))
+    return figure
+
+
+def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
+    import seaborn as sns
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import PercentFormatter
+
+    has_counts = len(counts) <= COUNTS_LIMIT
     sns.heatmap(
         counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
         ax=axes,
-        annot=counts if K <= COUNTS_LIMIT else None,
-        annot_kws={"fontsize": _count_size(counts, side)},
+        annot=counts if has_counts else None,
+        annot_kws={"fontsize": size},
         fmt=",d",
         cmap="Blues",
         norm=PowerNorm(0.5, 0, 1),
@@ -254,12 +263,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
         cbar_kws={"label": "share of the true class", "format": PercentFormatter(1), "shrink": 0.8},
         xticklabels=False,
         yticklabels=False,
-        rasterized=K > COUNTS_LIMIT,
+        rasterized=not has_counts,
     )
-    axes.grid(visible=K > COUNTS_LIMIT)  # the eye needs a rail from a far cell to its names
-    _name_classes(axes, names, size=min(9.0, 54 * side / K))
-    axes.set_title(_label(title))
-    return figure
+    axes.grid(visible=not has_counts)  # the eye needs a rail from a far cell to its names
 
 
 def _count_size(counts: np.ndarray, side: float) -> float:

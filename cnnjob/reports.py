@@ -248,17 +248,17 @@ def _read_environment(run: Run, record: Record) -> None:
 
 
 def _read_history(run: Run, record: Record) -> None:
-    table = pd.DataFrame(run.history()).reindex(columns=_OF_HISTORY).astype(np.float64)
-    if table.empty:
+    epochs = [dict(epoch) for epoch in run.history()]
+    if not epochs:
         return
-    epochs = table["epoch"].to_numpy()
-    if not (np.diff(epochs, prepend=0) > 0).all():
-        raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
+    table = pd.DataFrame(epochs).reindex(columns=_OF_HISTORY).astype(np.float64)
     table = table.mask(~np.isfinite(table))
+    if not (np.diff(table["epoch"], prepend=0) > 0).all():
+        raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
     history = {column: table[column].to_numpy() for column in _OF_HISTORY}
     best = record.row["best_epoch"]
     record.curve = plots.Curve(record.name, history, best if isinstance(best, int) else None)
-    record.row["epochs"] = record.row["epochs"] or int(epochs[-1])
+    record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
 
 
 def _read_restarts(run: Run, record: Record) -> None:

@@ -261,7 +261,8 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "foreign result": (rewrite("result.json", "[1]"), "damaged", "not readable as a run, TypeError"),
     "empty result": (rewrite("result.json", "{}"), "damaged", "result.json: not the result of a run"),
     "cut history": (cut("history.jsonl"), "finished", "history.jsonl: damaged"),
-    "history of nothing": (rewrite("history.jsonl", "1\n2\n"), "finished", "history.jsonl: damaged, its epochs"),
+    "history without end": (rewrite("history.jsonl", '{"epoch": Infinity}'), "finished", "history.jsonl: damaged"),
+    "history of nothing": (rewrite("history.jsonl", "1\n[]\n"), "finished", "not readable as a run, TypeError"),
     "history that turns back": (
         rewrite("history.jsonl", '{"epoch": 2}\n{"epoch": 1}\n'),
         "finished",
