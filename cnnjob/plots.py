@@ -316,6 +316,7 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
 def _tiles(weights: np.ndarray) -> np.ndarray:
     """Filters (K, K, C, F) as pictures in rows: (R, Q, K, K, 3) in 0..1; missing ones have the gap's colour."""
     K, _, C, F = weights.shape
+    weights = weights.astype(np.float64)  # the range of float16 numbers may be none
     low, high = weights.min(axis=(0, 1, 2)), weights.max(axis=(0, 1, 2))  # (F,)
     scaled = np.where(high > low, (weights - low) / np.where(high > low, high - low, 1), 0.5)
     if C not in _PICTURE_CHANNELS:

@@ -52,6 +52,7 @@ _FORMATS: tuple[plots.Format, ...] = ("png", "svg")
 _FIGURES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
 _HASH_LETTERS = 8
 _TOLERANCE = 1e-6
+_LARGEST = np.finfo(np.float32).max
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
 
 
@@ -252,7 +253,7 @@ def _read_history(run: Run, record: Record) -> None:
     if not epochs:
         return
     table = pd.DataFrame(epochs).reindex(columns=_OF_HISTORY).astype(np.float64)
-    table = table.mask(~np.isfinite(table))
+    table = table.mask(table.abs() > _LARGEST)
     if not (np.diff(table["epoch"], prepend=0) > 0).all():
         raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
     history = {column: table[column].to_numpy() for column in _OF_HISTORY}
@@ -296,6 +297,7 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
         and labels.shape == (N,)
         and names.shape == (K,)
         and labels.dtype.kind in "iu"
+        and probabilities.dtype.kind == "f"
         and 0 <= labels.min() <= labels.max() < K
         and bool(np.isfinite(probabilities).all())
     )
@@ -308,9 +310,14 @@ def _read_filters(run: Run, record: Record) -> None:
         array for name, array in run.weights().items() if name.endswith("/weights") and array.ndim == len("KKCF")
     )
     first = next(kernels, None)  # a network without convolutions has none
-    if first is not None and not (first.size and first.shape[0] == first.shape[1] and np.isfinite(first).all()):
+    if first is not None and not _are_filters(first):
         raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
     record.filters = first
+
+
+def _are_filters(weights: np.ndarray) -> bool:
+    square = weights.size > 0 and weights.shape[0] == weights.shape[1]
+    return square and weights.dtype.kind == "f" and bool((np.abs(weights) <= _LARGEST).all())
 
 
 def _contents(records: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, bytes]]:

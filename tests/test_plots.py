@@ -178,6 +178,10 @@ def test_grey_filters_are_each_scaled_to_their_own_range() -> None:
     assert (pictures[2] == 0.5).all()
 
 
+def test_filters_of_the_widest_range_are_scaled() -> None:
+    assert sheet(np.array([-65504, 65504], np.float16).reshape(1, 1, 2, 1)).max() == 1
+
+
 def test_filters_of_three_channels_are_in_colour() -> None:
     weights = np.zeros((1, 1, 3, 2))
     weights[0, 0, :, 0] = [1, 0.5, 0]

@@ -253,6 +253,11 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "finished",
         "weights.npz: damaged, the first layer",
     ),
+    "vast filters": (
+        arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), 1e300)}),
+        "finished",
+        "weights.npz: damaged, the first layer",
+    ),
     "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),
     "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: not the job file of a run"),
