@@ -250,6 +250,14 @@ def test_a_memo_that_would_fill_the_memory_is_refused() -> None:
         pickles.load(b"\x80\x02]r\xff\xff\xff\x0f.", "x")
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_much_is_looked_through_without_copies(protocol: int) -> None:
+    content = pickle.dumps({"data": np.zeros((1000, 3072), np.uint8), "labels": [0] * 1000}, protocol)
+    assert cifar.parse(content, "x")[0].shape == (1000, 3, 32, 32)
+    with pytest.raises(DataError, match="not a readable pickle"):
+        cifar.parse(content[: 2 << 20], "x")
+
+
 @given(st.binary(max_size=40), st.integers(0, 300), st.integers(0, 300))
 def test_no_pickle_gives_more_than_a_data_error(patch: bytes, start: int, length: int) -> None:
     content = python2_batch(ROWS[:1], [1])

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from cnnjob.errors import DataError
 
-_MAX_PIXELS = 40_000_000  # 160 MB in Pillow, and twice that while it is turned or converted
+_MAX_PIXELS = 32_000_000  # 128 MB in Pillow, and twice that while it is turned or converted
 _GREY = frozenset({"1", "L", "LA", "La"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width

@@ -1,7 +1,7 @@
 """Pickles of NumPy arrays, read without running anything they name.
 
 The parts of an array are stood in for by classes that only keep their arguments; any
-other name is refused before the first opcode runs.
+other name is refused before anything can be done with it.
 """
 
 import io
@@ -14,6 +14,7 @@ from cnnjob.errors import DataError
 
 _MALFORMED = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError, RecursionError,
               TypeError, ValueError, pickle.UnpicklingError)  # fmt: skip
+_MUCH = 1 << 20
 
 
 class PickledArray:
@@ -69,7 +70,7 @@ _PARTS: dict[tuple[str, str], type] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301 - find_class gives stand-ins only
+class _Unpickler(pickle.Unpickler):  # noqa: S301 - it finds stand-ins only
     """Finds only an array's parts."""
 
     def __init__(self, content: bytes, where: str) -> None:
@@ -79,6 +80,29 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - find_class gives stand-ins o
     def find_class(self, module: str, name: str) -> type:
         """The stand-in for a part of an array."""
         return _PARTS.get((module, name)) or _refuse(self.where, f"{module} {name}")
+
+
+class _Unread(bytes):
+    """Stands in for bytes that were stepped over: empty, but as long as they are."""
+
+    length = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class _Skimmed(io.BytesIO):
+    """A pickle for :mod:`pickletools`, which would copy 150 MB of pixels twice."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read little, and step over much."""
+        if size is None or size < _MUCH:
+            return super().read(size)
+        start, end = self.tell(), self.seek(0, io.SEEK_END)
+        unread = _Unread()
+        unread.length = min(size, end - start)
+        self.seek(start + unread.length)
+        return unread
 
 
 def load(content: bytes, where: str) -> Any:
@@ -106,7 +130,8 @@ def load(content: bytes, where: str) -> Any:
 
 def _look_through(content: bytes, where: str) -> None:
     """Look at every opcode before any runs, for imports and for a memo larger than the pickle."""
-    for opcode, argument, _ in pickletools.genops(content):
+    # The memo is an array as long as its largest index, which a few damaged bytes make larger than any memory.
+    for opcode, argument, _ in pickletools.genops(_Skimmed(content)):
         if opcode.name in {"GLOBAL", "INST"} and tuple(str(argument).split(" ", 1)) not in _PARTS:
             _refuse(where, str(argument))
         if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= len(content):
