@@ -109,7 +109,8 @@ def _ours(job: Job, shape: tuple[int, int, int]) -> Iterator[Run]:
 
     images, labels = _batch(job, shape)
     network = network_of(job.model, shape, CLASSES)
-    backend, optimiser = nn.NumPyBackend(nn.Workers(nn.available_cores())), optimiser_of(job.train)
+    workers = nn.Workers(nn.available_cores())
+    backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
     state = nn.State(network, optimiser, backend.dtype)
     state.initialise(network, job.seed)
     feed = nn.training_feed(images, labels, 1, len(images), job.seed)
@@ -120,7 +121,7 @@ def _ours(job: Job, shape: tuple[int, int, int]) -> Iterator[Run]:
         feed.position[0] = 0
         plan.step()
 
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(1, user_api="blas"), workers:
         yield step
 
 

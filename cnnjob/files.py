@@ -14,7 +14,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import socket
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +31,22 @@ TEMPORARY_SUFFIX = ".tmp"
 _DIGEST_LABEL = b"sha256:"
 _DIGEST_CHARACTERS = 64
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date: equal arrays give equal files
+
+
+def _temporary(path: Path) -> Path:
+    """A new name in the same folder that says whose it is: ``.NAME.HOST-PID-RANDOM.tmp``."""
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of a path whose processes were killed on this host."""
+    ours = re.compile(rf"\.{re.escape(f'{path.name}.{socket.gethostname()}')}-(\d+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
+    for leftover in path.parent.iterdir():
+        found = ours.fullmatch(leftover.name)
+        if found and not Path("/proc", found[1]).exists():
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
 
 
 def _always() -> None:
@@ -46,7 +64,8 @@ def whole(path: Path, *, fence: Callable[[], None] = _always) -> Iterator[Path]:
     Yields:
         A path in the same folder that does not exist yet.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    _remove_abandoned(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         flush_file(temporary)
@@ -71,7 +90,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
     The file appears under its name by a hard link, which exactly one of several racing
     processes can make, on network file systems too.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = _temporary(path)
     try:
         temporary.write_bytes(content)
         flush_file(temporary)

@@ -10,12 +10,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from cnnjob.errors import JobError
 from cnnjob.files import canonical_json, sha256_of
 
-Initialiser = Literal["he"] | Annotated[float, Field(ge=0, le=10)]
+LARGEST_SIGMA = 10
+
+
+def _initialiser(value: Any) -> Any:
+    """``"he"`` or a standard deviation; one message for both."""
+    if value == "he":
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
+        return float(value)
+    raise ValueError(f"neither 'he' nor a standard deviation from 0 to {LARGEST_SIGMA}, found {value!r}")
+
+
+Initialiser = Annotated[Literal["he"] | float, BeforeValidator(_initialiser)]
 """``"he"``, or the standard deviation of a centred normal distribution."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]

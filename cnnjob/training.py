@@ -86,7 +86,6 @@ def run_of(job: Job, dataset: Dataset, root: Path) -> Run:
         if run.frozen()["digest"] != digest:
             raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
         return run
-    run.path.mkdir(parents=True, exist_ok=True)
     data = {
         "path": str(dataset.path.resolve()),
         "name": dataset.name,
@@ -97,8 +96,21 @@ def run_of(job: Job, dataset: Dataset, root: Path) -> Run:
         "std": dataset.std,
     }
     content = {"digest": digest, "job": job.model_dump(mode="json"), "data": data}
-    files.create_exclusive(run.job_file, (json.dumps(content, indent=2) + "\n").encode())
+    with _written_or_said(run):
+        run.path.mkdir(parents=True, exist_ok=True)
+        files.create_exclusive(run.job_file, (json.dumps(content, indent=2) + "\n").encode())
     return run
+
+
+@contextmanager
+def _written_or_said(run: Run) -> Iterator[None]:
+    """Say that the disk is full or failing; what was kept before is whole."""
+    try:
+        yield
+    except OSError as error:
+        raise CnnjobError(
+            f"{run.path}: cannot be read or written, {error}; see to the disk and run the same command again"
+        ) from error
 
 
 def _check(job: Job, dataset: Dataset) -> None:
@@ -111,8 +123,6 @@ def _check(job: Job, dataset: Dataset) -> None:
         raise JobError(
             f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
         )
-    if job.train.select_on == "test" and "test" not in dataset.splits:
-        raise JobError(f"train.select_on: 'test', but {dataset.path} has no test images")
 
 
 def split(job: Job, dataset: Dataset) -> tuple[Array, Array]:
@@ -150,12 +160,13 @@ def train(run: Run, listener: Listener | None = None) -> Outcome:
     """
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
-    claim = runs.claim(run)
+    with _written_or_said(run):
+        claim = runs.claim(run)
     if run.result_file.exists():  # finished by another process between the look and the claim
         claim.end("finished", run.result()["steps"])
         return Outcome(run, "was finished", "finished")
-    with _one_blas_thread(), StopRequest() as stop, _told_apart(claim) as life:
-        training = Training(run, claim, listener or Silent())
+    with _cores() as workers, StopRequest() as stop, _told_apart(claim) as life, _written_or_said(run):
+        training = Training(run, claim, workers, listener or Silent())
         life.training = training
         finished = training.go_on(stop)
         life.why = "finished" if finished else f"stopped: {stop.asked_by}"
@@ -190,25 +201,25 @@ def _told_apart(claim: Claim) -> Iterator[_Life]:
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Keep BLAS at one thread: its sums depend on their number, and the cores are used otherwise."""
+def _cores() -> Iterator[nn.Workers]:
+    """Workers on all cores, and BLAS at one thread: its sums would depend on the number of threads."""
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
 
-    with threadpool_limits(1):
-        yield
+    with threadpool_limits(1), nn.Workers(nn.available_cores()) as workers:
+        yield workers
 
 
 class Training:
     """One life of a run."""
 
-    def __init__(self, run: Run, claim: Claim, listener: Listener) -> None:
+    def __init__(self, run: Run, claim: Claim, workers: nn.Workers, listener: Listener) -> None:
         """Read the data, plan the network, and go to where the last life left off."""
         self.run, self.claim, self.listener = run, claim, listener
         self.job = job = run.job()
         self.environment = environments.describe("numpy")
         self.dataset = _dataset_of(run)
         network = network_of(job.model, self.dataset.image_shape, len(self.dataset.class_names))
-        backend, optimiser = nn.NumPyBackend(nn.Workers(nn.available_cores())), optimiser_of(job.train)
+        backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
         self.state = nn.State(network, optimiser, backend.dtype)
         self.pixels = pixels_of(job.data, self.dataset.mean, self.dataset.std)
         self.classifier = Classifier(backend, network, self.state, self.pixels)
@@ -403,31 +414,31 @@ class Training:
         return False
 
     def _write_history(self) -> None:
-        """Write what people read; it is derived, so a failure loses nothing."""
-        text = "".join(files.canonical_json(record) + "\n" for record in self.progress.history)
+        """Write what people read; it is derived, so a failure loses nothing, and the end writes it again."""
         try:
-            files.write_whole(self.run.history_file, text.encode(), fence=self.claim.check)
+            self._write_history_or_fail()
         except OSError as error:
             self.say(f"warning: {self.run.history_file} not written, {error}")
 
+    def _write_history_or_fail(self) -> None:
+        text = "".join(files.canonical_json(record) + "\n" for record in self.progress.history)
+        files.write_whole(self.run.history_file, text.encode(), fence=self.claim.check)
+
     def _finish(self) -> None:
         """Evaluate the chosen weights on the test images, once, and write the results."""
+        self._write_history_or_fail()
         self.state.parameters[:] = self.best
         files.write_arrays(self.run.weights_file, self.state.weights, fence=self.claim.check)
-        result = self._result()
-        if "test" in self.dataset.splits:
-            images, labels = self.dataset.load("test")
-            probabilities = self.classifier.probabilities(images)
-            result |= {
-                "test_accuracy": metrics.accuracy(probabilities, labels),
-                "test_loss": metrics.cross_entropy(probabilities, labels),
-            }
-            recorded = predictions.record(probabilities, images, labels, self.dataset.class_names)
-            files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
-        files.write_json(self.run.result_file, result, fence=self.claim.check)
-        self.say(f"finished: test accuracy {result.get('test_accuracy', math.nan):.4f}")
+        images, labels = self.dataset.load("test")
+        probabilities = self.classifier.probabilities(images)
+        recorded = predictions.record(probabilities, images, labels, self.dataset.class_names)
+        files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
+        accuracy = metrics.accuracy(probabilities, labels)
+        scores = {"test_accuracy": accuracy, "test_loss": metrics.cross_entropy(probabilities, labels)}
+        files.write_json(self.run.result_file, {**scores, **self._costs()}, fence=self.claim.check)
+        self.say(f"finished: test accuracy {accuracy:.4f}")
 
-    def _result(self) -> dict[str, Any]:
+    def _costs(self) -> dict[str, Any]:
         progress = self.progress
         return {
             "epochs": progress.epoch,

@@ -20,4 +20,7 @@ def report(
     written = write_report(Run.all(*runs), out)
     for name, reason in written.skipped:
         typer.echo(f"{name}: {reason}")
-    typer.echo(f"{out}: {len(written.rows)} runs, {len(written.written)} files; metrics in {out / 'metrics.md'}")
+    if written.without_figures:
+        typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name fewer runs to get them")
+    changed = len(written.written)
+    typer.echo(f"{out / 'metrics.md'}: {len(written.rows)} runs; {changed} of {len(written.files)} files changed")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from queue import SimpleQueue
 from threading import Thread
+from typing import Self
 
 import numpy as np
 
@@ -33,10 +34,19 @@ class Workers:
     def __init__(self, count: int) -> None:
         """Start ``count`` − 1 threads; the caller is the other one."""
         self.count = count
-        self._inboxes: list[SimpleQueue[Sequence[Task]]] = [SimpleQueue() for _ in range(count - 1)]
+        self._inboxes: list[SimpleQueue[Sequence[Task] | None]] = [SimpleQueue() for _ in range(count - 1)]
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         for inbox in self._inboxes:
             Thread(target=self._serve, args=(inbox,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        """The workers, until they are no longer needed."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the threads."""
+        for inbox in self._inboxes:
+            inbox.put(None)
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Run all tasks and wait for them.
@@ -54,10 +64,10 @@ class Workers:
             if failure is not None:
                 raise failure
 
-    def _serve(self, inbox: "SimpleQueue[Sequence[Task]]") -> None:
-        while True:
+    def _serve(self, inbox: "SimpleQueue[Sequence[Task] | None]") -> None:
+        while (tasks := inbox.get()) is not None:
             try:
-                run_all(inbox.get())
+                run_all(tasks)
             except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
                 self._done.put(error)
             else:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
+from cnnjob.nn.blocks import Block
 from cnnjob.nn.memory import Arena, Layout
 from cnnjob.nn.random import Purpose
 from tests.nn import oracle
@@ -105,9 +106,8 @@ def test_sgd_is_its_formula() -> None:
     for _ in range(3):
         bench.step()
         for name, (w, v) in expected.items():
-            v *= 0.9
-            v += bench.gradients[name]  # decay is in it already
-            w -= 0.1 * (3.0 if name.startswith("conv1") else 1.0) * v
+            np.copyto(v, 0.9 * v + bench.gradients[name])  # decay is in it already
+            np.copyto(w, w - 0.1 * (3.0 if name.startswith("conv1") else 1.0) * v)
     for name, (w, v) in expected.items():
         np.testing.assert_allclose(bench.state.weights[name], w, rtol=1e-12)
         np.testing.assert_allclose(bench.state.slots[name], v, rtol=1e-12)
@@ -125,7 +125,7 @@ def test_weight_decay_spares_the_biases() -> None:
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
 def test_the_bits_do_not_depend_on_the_number_of_workers(workers: int) -> None:
-    blocks = [nn.Conv(filters=5, pool=2), nn.Conv(filters=4), nn.Dropout(0.3), nn.Dense(units=9)]
+    blocks: list[Block] = [nn.Conv(filters=5, pool=2), nn.Conv(filters=4), nn.Dropout(0.3), nn.Dense(units=9)]
     found = []
     for count in (1, workers):
         bench = rig(blocks, (9, 8, 3), count=13, dtype=np.float32, workers=count, learning_rate=0.1)
@@ -137,7 +137,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(workers: int) -> None:
 
 def test_ten_golden_steps() -> None:
     """The losses of a seeded training, so that a change of any part is seen."""
-    blocks = [
+    blocks: list[Block] = [
         nn.Conv(filters=4, pool=2),
         nn.Conv(filters=6, kernel=5, pad=2, pool=2),
         nn.Dropout(0.2),

@@ -67,7 +67,7 @@ def test_forward_and_backward_are_those_of_nested_loops(
     z = oracle.conv(x, w, b, block.stride, block.pad)
     active = np.maximum(z, 0) if block.activation == "relu" else z
     y, first = oracle.max_pool(active, block.pool)
-    dy = random.normal(size=y.shape)
+    dy: Array = np.asarray(random.normal(size=y.shape))
     dz = oracle.max_pool_backward(z.shape, first, dy, block.pool)
     dz = dz * (z > 0) if block.activation == "relu" else dz
     expected = (y, *oracle.conv_backward(x, w, dz, block.stride, block.pad))

@@ -1,0 +1,339 @@
+"""The loop: what it learns, when it stops, and that a resumed run is the unbroken one to the last bit."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnjob import checkpoints, files
+from cnnjob.datasets import Dataset
+from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
+from cnnjob.packing.writer import Contents, write
+from cnnjob.runs import Run, claim
+from cnnjob.training import Silent, dataset_of, run_of, split, train
+from tests.toys import CLASSES, blots, corrupt, dataset, job, outcome_of, trained
+
+DROPOUT = [{"conv": 3, "kernel": 3, "pool": 2}, {"dropout": 0.3}, {"dense": 6}]
+PLAIN = [{"conv": 3, "kernel": 3, "pool": 2}, {"dense": 6}]
+STEPS = 40
+
+
+class StopsAt(Silent):
+    """Asks to stop, by a real signal, during one step."""
+
+    def __init__(self, step: int, number: int = signal.SIGUSR1) -> None:
+        self.left, self.number = step, number
+        self.lines: list[str] = []
+
+    def step(self, epoch: int, step: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Hears(StopsAt):
+    """Listens, and never asks."""
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+
+
+def test_it_learns_and_finishes(tmp_path: Path) -> None:
+    outcome = trained(tmp_path, train__epochs=12, seed=1)
+    result = outcome.run.result()
+    assert outcome.state == "finished"
+    assert result["test_accuracy"] > 0.9
+    assert result["epochs"] == 12
+    assert result["parameters"] == sum(array.size for array in outcome.run.weights().values())
+    history = outcome.run.history()
+    assert [record["epoch"] for record in history] == list(range(1, 13))
+    assert [record["step"] for record in history] == [20 * epoch for epoch in range(1, 13)]
+    assert {"train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"} <= history[0].keys()
+    assert "test_accuracy" not in history[0]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    predictions = outcome.run.predictions()
+    right = predictions["probabilities"].argmax(axis=1) == predictions["labels"]
+    assert right.mean() == result["test_accuracy"]
+    assert outcome.run.state() == "finished"
+    [attempt] = outcome.run.attempts()
+    assert (attempt["why"], attempt["step"], attempt["resumed_at_step"]) == ("finished", 240, None)
+
+
+def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    before = {path: path.read_bytes() for path in first.run.path.rglob("*") if path.is_file()}
+    again = trained(tmp_path)
+    assert (again.run, again.state) == (first.run, "was finished")
+    assert before == {path: path.read_bytes() for path in first.run.path.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", params=[(0.0, PLAIN), (0.9, PLAIN), (0.0, DROPOUT), (0.9, DROPOUT)])
+def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run that nobody stopped, and the changes to the toy job that it was made with."""
+    momentum, blocks = request.param
+    root = tmp_path_factory.mktemp("unbroken")
+    changes = {"train__momentum": momentum, "model__blocks": blocks, "train__schedule": "cosine"}
+    outcome = trained(root, **changes)
+    assert outcome.run.result()["steps"] == STEPS
+    return root, changes, outcome_of(outcome.run)
+
+
+def test_stopped_at_every_step_it_is_the_unbroken_run(unbroken: Any) -> None:
+    """40 stop points × {SGD, momentum} × {with, without dropout}: weights, predictions and history."""
+    root, changes, expected = unbroken
+    for step in range(1, STEPS + 1):
+        run = run_of(job(**changes), dataset(root), root / f"stopped-{step}")
+        listener = StopsAt(step)
+        outcome = train(run, listener)
+        if step < STEPS:
+            assert outcome.state == "stopped"
+            assert checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])[0].progress.step == step  # type: ignore[union-attr]
+            assert run.state() == "stopped"
+            outcome = train(run)
+        assert outcome.state in {"finished", "stopped"}
+        if outcome.state == "stopped":
+            outcome = train(run)
+        assert outcome_of(run) == expected, step
+
+
+def test_stopped_again_and_again_it_is_the_unbroken_run(unbroken: Any) -> None:
+    root, changes, expected = unbroken
+    run = run_of(job(**changes), dataset(root), root / "often")
+    states = [train(run, StopsAt(3, number)).state for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2) * 4]
+    assert states == ["stopped"] * 12
+    assert train(run).state == "finished"
+    assert outcome_of(run) == expected
+    assert [attempt["resumed_at_step"] for attempt in run.attempts()] == [None, *range(3, 37, 3)]
+    assert run.attempts()[1]["why"] == "stopped: SIGTERM"
+    assert run.result()["attempts"] == 13
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+    outcome = trained(
+        tmp_path, train__epochs=60, train__learning_rate=0.2, train__early_stopping={"patience": 4}, data__pixels="unit"
+    )
+    result, history = outcome.run.result(), outcome.run.history()
+    scores = [record["validation_accuracy"] for record in history]
+    assert result["best_epoch"] == scores.index(max(scores)) + 1
+    assert result["epochs"] == len(history) == result["best_epoch"] + 4 < 60
+
+
+def test_the_last_epoch_can_be_chosen(tmp_path: Path) -> None:
+    outcome = trained(tmp_path, train__select_on="last", data__validation_fraction=0.0)
+    assert outcome.run.result()["best_epoch"] == 2
+    assert "validation_accuracy" not in outcome.run.history()[0]
+
+
+def test_the_test_set_can_choose_and_it_is_recorded(tmp_path: Path) -> None:
+    outcome = trained(tmp_path, train__select_on="test")
+    result, history = outcome.run.result(), outcome.run.history()
+    assert result["selected_on"] == "test"
+    assert result["test_accuracy"] == max(record["test_accuracy"] for record in history)
+
+
+def test_a_dataset_may_bring_its_own_validation_images(tmp_path: Path) -> None:
+    contents = Contents(CLASSES, {"toy": "0" * 64}, blots({"train": 80, "val": 30, "test": 30}))
+    write(tmp_path / "toy.h5", "toy", contents, {})
+    packed = Dataset.open(tmp_path / "toy.h5")
+    assert [len(part) for part in split(job(), packed)] == [80, 0]
+    outcome = train(run_of(job(), packed, tmp_path / "runs"))
+    assert outcome.run.history()[0]["step"] == 10
+    assert "validation_accuracy" in outcome.run.history()[0]
+
+
+def test_the_split_is_the_same_for_every_seed_and_whole(tmp_path: Path) -> None:
+    packed = dataset(tmp_path)
+    training, held_out = split(job(seed=1), packed)
+    np.testing.assert_array_equal(np.sort(np.concatenate([training, held_out])), np.arange(216))
+    assert len(held_out) == 54
+    np.testing.assert_array_equal(split(job(seed=2), packed)[1], held_out)
+
+
+def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(tmp_path: Path) -> None:
+    linear = [{"dense": 8, "activation": "none"}]
+    diverging = job(model__blocks=linear, train__learning_rate=900.0, train__momentum=0.99)
+    run = run_of(diverging, dataset(tmp_path), tmp_path / "runs")
+    said = r"the loss is (nan|inf) at step \d+ \(epoch \d\), the step before it was .*; lower train.learning_rate"
+    with pytest.raises(TrainingError, match=said):
+        train(run)
+    assert run.state() == "failed"
+    assert run.attempts()[0]["why"].startswith("failed: ")
+    [kept] = run.checkpoints_folder.iterdir()  # that of the start
+    assert all(np.isfinite(array).all() for name, array in files.read_arrays(kept).items() if name != "header")
+
+
+def test_an_infinite_weight_is_never_saved(tmp_path: Path) -> None:
+    arrays = {"weights/a": np.array([1.0, np.inf])}
+    with pytest.raises(TrainingError, match="weights/a: not finite at step 0; nothing was saved"):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint(checkpoints.Progress(), arrays, {}), lambda: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    claim(run)  # this process lives
+    with pytest.raises(BusyError, match="another process is writing this run, process"):
+        train(run)
+    assert len(run.attempts()) == 1
+
+
+def test_a_process_that_was_taken_for_dead_cannot_write(tmp_path: Path) -> None:
+    class Superseded(Hears):
+        def step(self, epoch: int, step: int) -> None:
+            if (epoch, step) == (1, 5):
+                record = json.loads(run.attempt_files()[0].read_text())
+                files.write_json(run.attempts_folder / "0002.json", {**record, "attempt": 2})
+
+    run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
+    with pytest.raises(BusyError, match="this process was taken for dead, attempt 2 has the run"):
+        train(run, Superseded())
+    found, _ = checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])
+    assert found is not None
+    assert found.progress.step == 4
+    assert run.attempts()[0]["ended"] is None
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
+    expected = outcome_of(trained(tmp_path / "a").run)
+    run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(7))
+    older, newer = sorted(run.checkpoints_folder.iterdir())
+    corrupt(newer)
+    listener = Hears()
+    assert train(run, listener).state == "finished"
+    assert any("damaged, its checksum does not fit" in line and newer.name in line for line in listener.lines)
+    assert "resumed at epoch 1, step 6" in listener.lines
+    assert outcome_of(run) == expected
+    assert older.name not in [path.name for path in run.checkpoints_folder.iterdir()]
+
+
+def test_with_no_whole_checkpoint_left_nothing_is_overwritten(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(7))
+    for path in run.checkpoints_folder.iterdir():
+        corrupt(path)
+    with pytest.raises(DataError, match=r"no whole checkpoint is left; remove .* to start the run anew"):
+        train(run)
+    assert run.state() == "failed"
+
+
+def test_a_checkpoint_of_another_job_or_format_is_refused(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(7))
+    other = run_of(job(seed=5), dataset(tmp_path), tmp_path / "runs")
+    other.checkpoints_folder.mkdir(parents=True)
+    newest = max(run.checkpoints_folder.iterdir())
+    (other.checkpoints_folder / newest.name).write_bytes(newest.read_bytes())
+    with pytest.raises(DataError, match="of another job"):
+        train(other)
+    arrays = files.read_arrays(newest)
+    head = {**json.loads(str(arrays["header"])), "format": 99}
+    files.write_arrays(newest, {**arrays, "header": np.array(json.dumps(head))})
+    with pytest.raises(DataError, match="checkpoint format 99, this version reads 1"):
+        train(run)
+
+
+def test_another_environment_is_said_and_recorded(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(7))
+    first = run.environment()
+    files.write_json(run.environment_file, {**first, "bits": {**first["bits"], "numpy": "1.0"}})
+    listener = Hears()
+    train(run, listener)
+    assert any("bits may differ from step 7: numpy" in line and "instead of 1.0" in line for line in listener.lines)
+    assert run.result()["bits_may_differ_from_step"] == 7
+
+
+def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    (tmp_path / "toy.h5").unlink()
+    dataset(tmp_path, images=100)
+    with pytest.raises(DataError, match="not the data that .* was made with"):
+        train(run)
+
+
+def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    packed = dataset(tmp_path)
+    for changes, message in (
+        ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images; lower it"),
+        ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
+        ({"resources__backend": "cuda"}, "resources.backend: 'cuda'"),
+    ):
+        with pytest.raises(JobError, match=message):
+            run_of(job(**changes), packed, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
+    packed = dataset(tmp_path)
+    run = run_of(job(), packed, tmp_path / "runs")
+    files.write_json(run.job_file, {**run.frozen(), "digest": "f" * 64})
+    with pytest.raises(DataError, match="of another job with the same first digits"):
+        run_of(job(), packed, tmp_path / "runs")
+
+
+def test_a_dataset_is_found_by_name_or_path(tmp_path: Path) -> None:
+    packed = dataset(tmp_path)
+    assert dataset_of(job(), tmp_path).digest == packed.digest
+    assert dataset_of(job(dataset=str(packed.path)), Path("nowhere")).digest == packed.digest
+
+
+def test_a_full_disk_at_the_start_is_met_before_the_work(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    run.checkpoints_folder.parent.mkdir(exist_ok=True)
+    run.checkpoints_folder.symlink_to("/proc/self")  # a folder where no file can be made
+    with pytest.raises(CnnjobError, match="no checkpoint at step 0"):
+        train(run)
+
+
+def test_the_same_bits_on_one_core_as_on_all(tmp_path: Path) -> None:
+    """Stopped on one core and resumed on all: a process of its own, since affinity is the process's."""
+    expected = outcome_of(trained(tmp_path / "all").run)
+    code = (
+        "import os, sys; from pathlib import Path; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "from tests.test_training import *; root = Path(sys.argv[1]);"
+        "train(run_of(job(), dataset(root), root / 'runs'), StopsAt(11))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parent.parent)
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    assert run.attempts()[0]["step"] == 11
+    assert train(run).state == "finished"
+    assert outcome_of(run) == expected
+
+
+def test_a_second_interrupt_stops_at_once_and_loses_only_the_work_since(tmp_path: Path) -> None:
+    class Impatient(Hears):
+        def step(self, epoch: int, step: int) -> None:
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Impatient())
+    assert run.state() == "stopped"
+    assert train(run).state == "finished"
+    assert outcome_of(run) == outcome_of(trained(tmp_path / "unbroken").run)
+
+
+def test_log_and_attempts_tell_the_whole_life(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(25))
+    train(run)
+    log = run.log_file.read_text()
+    assert log.count("--- attempt ") == 2
+    assert "stopped by SIGUSR1 at step 25" in log
+    assert "resumed at epoch 2, step 25" in log
+    assert "finished: test accuracy" in log
+    assert isinstance(Run(run.path).job(), type(job()))
+    assert math.isclose(run.result()["gpu_hours"], 0)
