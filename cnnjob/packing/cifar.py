@@ -6,7 +6,9 @@ References:
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
 """
 
+import io
 import lzma
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -131,8 +133,10 @@ def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
     _require_batch_size(where, member.size)
-    stream = tar.extractfile(member)
-    return stream.read() if stream else b""
+    content = io.BytesIO()
+    if stream := tar.extractfile(member):
+        shutil.copyfileobj(stream, content, _TAR_BYTES)  # stream.read() would take the memory three times
+    return content.getvalue()
 
 
 def _require_batch_size(where: str, size: int) -> None:
