@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from cnnjob.errors import DataError, JobError
-from cnnjob.reports import COLUMNS, OPTIMISTIC, Report, read, report
+from cnnjob.records import COLUMNS, OPTIMISTIC, read
+from cnnjob.reports import Report, report
 from cnnjob.runs import Run
 from tests import run_folders as folders
 

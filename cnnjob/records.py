@@ -1,0 +1,241 @@
+"""What one run folder tells: read from its files alone, and never further than they can be believed.
+
+A folder may be unfinished, damaged or foreign. Whatever cannot be read is said beside what can.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cnnjob import metrics, plots
+from cnnjob.errors import CnnjobError, DataError
+from cnnjob.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = (
+    *("run", "job", "seed", "state"),
+    *("test_accuracy", "test_loss", "precision_macro", "recall_macro", "f1_macro"),
+    *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
+    *("commit", "data_sha256", "selected_on", "reason"),
+)
+"""Of the metrics tables; a cell is None where it is not known."""
+
+OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
+
+_OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
+_OF_HISTORY = ("epoch", "step", *(f"{s}_{m}" for s in ("train", "validation", "test") for m in ("loss", "accuracy")))
+_TOLERANCE = 1e-6
+_LARGEST = np.finfo(np.float32).max
+_UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
+
+
+@dataclass
+class Record:
+    """What one run folder told."""
+
+    name: str
+    row: dict[str, Any]
+    """The cells of the metrics tables, with the keys ``COLUMNS``."""
+    reasons: list[str] = field(default_factory=list)
+    """Why something is missing; empty for a finished, sound run."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader of the numbers must know."""
+    class_names: tuple[str, ...] = ()
+    classes: metrics.PerClass | None = None
+    counts: np.ndarray | None = None
+    """(K, K) int64 confusion matrix; a row is a true class."""
+    curve: plots.Curve | None = None
+    filters: np.ndarray | None = None
+    """(K, K, C, F) floating: the weights of the first convolution."""
+
+    @property
+    def folder(self) -> str:
+        """Where its own figures go, below the report's folder."""
+        return f"runs/{self.name.strip('/').replace('/', '_')}"
+
+    def drawings(self) -> "dict[str, Callable[[], Figure]]":
+        """How to draw each of its own figures, by the stem of their files."""
+        draw: dict[str, Callable[[], Figure]] = {}
+        if (curve := self.curve) is not None:
+            draw["curves"] = lambda: plots.learning_curve(curve)
+        if (counts := self.counts) is not None:
+            draw["confusion"] = lambda: plots.confusion_matrix(counts, self.class_names, self.name)
+        if (weights := self.filters) is not None:
+            draw["filters"] = lambda: plots.filters(weights, self.name)
+        return draw
+
+
+def read(run: Run, name: str) -> Record:
+    """Read of a run folder what can be read.
+
+    Args:
+        run: in any state; nothing in it is changed.
+        name: what to call it.
+
+    Returns:
+        Its numbers, and the reasons why some are missing. Never raises for what the folder holds.
+    """
+    record = Record(name, dict.fromkeys(COLUMNS) | {"run": name, "state": "foreign"})
+    if _try(_check_kind, run, record):
+        vital = [_try(step, run, record) for step in (_read_job, _read_state, _read_result)]
+        if not all(vital):
+            record.row["state"] = "damaged"
+        for step in (_read_environment, _read_history, _read_restarts, _read_predictions, _read_filters):
+            _try(step, run, record)
+    record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
+    record.row["reason"] = "; ".join(record.reasons) or None
+    record.row = {column: _cell(value) for column, value in record.row.items()}
+    return record
+
+
+def _try(step: Callable[[Run, Record], None], run: Run, record: Record) -> bool:
+    try:
+        step(run, record)
+    except CnnjobError as error:
+        record.reasons.append(str(error))
+    except _UNREADABLE as error:
+        record.reasons.append(f"{run.path}: not readable as a run, {type(error).__name__}: {error}")
+    else:
+        return True
+    return False
+
+
+def _in_the_run(reason: str, run: Run) -> str:
+    """A reason in one line, its file named from the run folder on: the row names the run."""
+    return " ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split())
+
+
+def _cell(value: Any) -> str | int | float | None:
+    """A value that CSV and JSON can both hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, int | float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Text that can be written: a folder's name, or a word in JSON, may hold what is no character."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _check_kind(run: Run, _: Record) -> None:
+    if not run.job_file.exists():
+        raise DataError("not a run of cnnjob, it has no job.json")
+
+
+def _read_job(run: Run, record: Record) -> None:
+    job = run.frozen()["job"]  # not checked: a job of another version of cnnjob has other keys
+    record.row |= {"job": job["name"], "seed": job["seed"]}
+
+
+def _read_state(run: Run, record: Record) -> None:
+    state = record.row["state"] = run.state()
+    if state != "finished":
+        record.reasons.append(_why_unfinished(run, state))
+
+
+def _why_unfinished(run: Run, state: str) -> str:
+    if state == "pending":
+        return "pending: not started yet"
+    last = run.attempts()[-1]
+    if state == "running":
+        return f"running on {last['host']} since {last['started']}"
+    return str(last["why"]) if last["why"] else "lost: its process is gone without a word; submit it again to go on"
+
+
+def _read_result(run: Run, record: Record) -> None:
+    if not run.result_file.exists():
+        return
+    result = run.result()
+    if not isinstance(result.get("test_accuracy"), int | float):
+        raise DataError(f"{run.result_file}: not the result of a run, it has no test_accuracy")
+    record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
+    if result.get("selected_on") == "test":
+        record.remarks.append(OPTIMISTIC)
+    if (step := result.get("bits_may_differ_from_step")) is not None:
+        record.remarks.append(f"bits may differ from step {step}: it went on with other versions or threads")
+
+
+def _read_environment(run: Run, record: Record) -> None:
+    environment = run.environment()
+    commit = environment.get("commit")
+    record.row["commit"] = f"{commit}-dirty" if commit and environment.get("dirty") else commit
+    record.row["data_sha256"] = environment.get("data_sha256")
+    record.row["device"] = record.row["device"] or environment.get("device")
+
+
+def _read_history(run: Run, record: Record) -> None:
+    epochs = [dict(epoch) for epoch in run.history()]
+    if not epochs:
+        return
+    table = pd.DataFrame(epochs).reindex(columns=_OF_HISTORY).astype(np.float64)
+    table = table.mask(table.abs() > _LARGEST)
+    if not (np.diff(table["epoch"], prepend=0) > 0).all():
+        raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
+    history = {column: table[column].to_numpy() for column in _OF_HISTORY}
+    best = record.row["best_epoch"]
+    record.curve = plots.Curve(record.name, history, best if isinstance(best, int) else None)
+    record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
+
+
+def _read_restarts(run: Run, record: Record) -> None:
+    """Where each life but the first went on, in epochs."""
+    steps = [attempt.get("resumed_at_step") for attempt in run.attempts()[1:]]
+    if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
+        restarts = tuple(step / pace for step in steps if step is not None)
+        record.curve = replace(record.curve, restarts=restarts)
+
+
+def _read_predictions(run: Run, record: Record) -> None:
+    if not run.result_file.exists():
+        return
+    arrays = run.predictions()
+    probabilities, labels, names = (arrays[name] for name in ("probabilities", "labels", "class_names"))
+    if not _are_predictions(probabilities, labels, names):
+        raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
+    summary = metrics.summary(probabilities, labels)
+    said = record.row["test_accuracy"]
+    if said is not None and abs(said - summary.test_accuracy) > _TOLERANCE:
+        record.reasons.append(
+            f"{run.result_file}: not of these predictions, it says a test accuracy of {said} and they give "
+            f"{summary.test_accuracy}"
+        )
+    record.row |= summary._asdict()
+    record.class_names = tuple(printable(str(name)) for name in names)
+    record.classes = metrics.per_class(probabilities, labels)
+    record.counts = metrics.confusion(probabilities, labels)
+
+
+def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.ndarray) -> bool:
+    N, K = probabilities.shape
+    return (
+        N > 0
+        and labels.shape == (N,)
+        and names.shape == (K,)
+        and labels.dtype.kind in "iu"
+        and probabilities.dtype.kind == "f"
+        and 0 <= labels.min() <= labels.max() < K
+        and bool(np.isfinite(probabilities).all())
+    )
+
+
+def _read_filters(run: Run, record: Record) -> None:
+    if not run.result_file.exists():
+        return
+    kernels = (
+        array for name, array in run.weights().items() if name.endswith("/weights") and array.ndim == len("KKCF")
+    )
+    first = next(kernels, None)  # a network without convolutions has none
+    if first is not None and not _are_filters(first):
+        raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
+    record.filters = first
+
+
+def _are_filters(weights: np.ndarray) -> bool:
+    square = weights.size > 0 and weights.shape[0] == weights.shape[1]
+    return square and weights.dtype.kind == "f" and bool((np.abs(weights) <= _LARGEST).all())
