@@ -1,0 +1,1 @@
+"""What a killed process, a full disk, a flipped bit or a race leaves behind."""

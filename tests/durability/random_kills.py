@@ -1,0 +1,67 @@
+"""Script: kill trainings at random moments until enough were killed; each goes on until it is finished.
+
+python -m tests.durability.random_kills FOLDER KILLS SEED
+"""
+
+import random
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from cnnjob import training
+from tests.durability.children import Child, Ended, in_child
+from tests.durability.faults import print_json
+from tests.durability.scenarios import wrong_end
+from tests.durability.toys import fingerprint, toy_run
+
+EPOCHS = 12
+CADENCES = (0.0, 0.01, 0.05)
+FINISHED = {"finished", "was finished"}
+
+
+def train(folder: Path, runs: str, seconds: float) -> str:
+    """Train the toy from where it stands."""
+    return training.train(toy_run(folder, epochs=EPOCHS, seconds=seconds, runs=runs)).state
+
+
+def killed_at(moment: float, child: Child) -> Ended:
+    """Let a child live for a while."""
+    time.sleep(moment)
+    child.kill()
+    return child.wait()
+
+
+def kills_until_finished(folder: Path, runs: str, draw: random.Random, life: float) -> int:
+    """Kill a run again and again, and at last let it finish; say how often it was killed."""
+    kills = 0
+    for _ in range(draw.randint(1, 6)):
+        seconds = draw.choice(CADENCES)
+        ended = killed_at(draw.uniform(0, life / 2), Child.start(partial(train, folder, runs, seconds)))
+        assert ended.signal or ended.value in FINISHED, ended
+        kills += ended.signal == signal.SIGKILL
+    ended = in_child(partial(train, folder, runs, 0.05))
+    assert ended.value in FINISHED, ended
+    return kills
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    """Report every run as a line of JSON."""
+    draw = random.Random(seed)
+    for runs in ("warm", "unbroken"):
+        started = time.monotonic()
+        assert in_child(partial(train, folder, runs, CADENCES[1])).value == "finished"
+        life = time.monotonic() - started
+    expected = fingerprint(toy_run(folder, epochs=EPOCHS, runs="unbroken"))
+    done = 0
+    while done < kills:
+        runs = f"runs-{done}"
+        times = kills_until_finished(folder, runs, draw, life)
+        wrong = list(wrong_end(toy_run(folder, epochs=EPOCHS, runs=runs), expected))
+        print_json({"kills": times, "wrong": wrong})
+        done += max(times, 1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,116 @@
+"""Every flipped bit and every lost tail of a checkpoint is found, and the one before it is taken."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnjob import checkpoints, training
+from cnnjob.errors import DataError
+from cnnjob.runs import Run
+from tests.durability import commands
+from tests.durability.scenarios import StopAt
+from tests.durability.toys import fingerprint, toy_job, toy_run
+
+pytestmark = pytest.mark.durability
+
+FLIPS = 600
+TRUNCATIONS = 40
+TRAININGS = 8
+STEP = 3
+
+
+def stopped_run(folder: Path) -> Run:
+    """A run that was stopped at a step, with two checkpoints."""
+    run = toy_run(folder)
+    assert training.train(run, StopAt(STEP)).state == "stopped"
+    assert len(both(run)) == checkpoints.KEPT
+    return run
+
+
+def both(run: Run) -> list[Path]:
+    """The checkpoints, the older first."""
+    return sorted(run.checkpoints_folder.iterdir())
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """The content with one bit changed."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def require_older(run: Run, content: bytes, what: str) -> None:
+    """The newest checkpoint, of this content, is refused, and the older one is taken with a warning."""
+    newest = both(run)[-1]
+    newest.write_bytes(content)
+    found, warnings = checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])
+    assert found is not None, what
+    assert found.progress.step == STEP - 1, what
+    assert len(warnings) == 1, what
+    assert str(newest) in warnings[0], what
+
+
+def test_every_flipped_bit_is_found(folder: Path) -> None:
+    run = stopped_run(folder)
+    content = both(run)[-1].read_bytes()
+    spread = np.linspace(0, 8 * len(content) - 1, FLIPS, dtype=int)
+    head_and_tail = [*range(64), *range(8 * len(content) - 8 * 96, 8 * len(content), 7)]
+    bits = sorted({*spread.tolist(), *head_and_tail})
+    assert len(bits) >= FLIPS
+    for bit in bits:
+        require_older(run, flipped(content, bit), f"bit {bit}")
+
+
+def test_every_lost_tail_is_found(folder: Path) -> None:
+    run = stopped_run(folder)
+    content = both(run)[-1].read_bytes()
+    lengths = {*np.linspace(0, len(content) - 1, TRUNCATIONS, dtype=int).tolist(), len(content) - 64}
+    for length in sorted(lengths):
+        require_older(run, content[:length], f"{length} of {len(content)} bytes")
+
+
+def test_bytes_behind_the_end_are_found(folder: Path) -> None:
+    run = stopped_run(folder)
+    require_older(run, both(run)[-1].read_bytes() + b"\0", "one byte more")
+
+
+def test_a_training_says_what_was_damaged_and_ends_with_the_same_bytes(folder: Path) -> None:
+    unbroken = toy_run(folder, runs="unbroken")
+    training.train(unbroken)
+    stopped = stopped_run(folder)
+    content = both(stopped)[-1].read_bytes()
+    for bit in np.linspace(0, 8 * len(content) - 1, TRAININGS, dtype=int).tolist():
+        run = Run(shutil.copytree(stopped.path, folder / f"{bit}" / stopped.name))
+        both(run)[-1].write_bytes(flipped(content, bit))
+        heard = Heard()
+        assert training.train(run, heard).state == "finished"
+        warned = [line for line in heard.lines if line.startswith("warning: ") and "damaged" in line]
+        assert len(warned) == 1
+        assert warned[0] in run.log_file.read_text()
+        assert fingerprint(run) == fingerprint(unbroken)
+
+
+class Heard(training.Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_both_damaged_is_an_error_that_says_what_to_do(folder: Path) -> None:
+    run = stopped_run(folder)
+    for path in both(run):
+        path.write_bytes(flipped(path.read_bytes(), 4000))
+    kept = [path.read_bytes() for path in both(run)]
+    with pytest.raises(DataError, match="no whole checkpoint is left; remove"):
+        training.train(run)
+    done = commands.run_train(toy_job(folder))
+    assert done.returncode == DataError.exit_code
+    assert "Traceback" not in done.stderr
+    assert f"remove {run.path} to start the run anew" in done.stderr
+    assert [path.read_bytes() for path in both(run)] == kept

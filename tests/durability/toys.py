@@ -1,0 +1,96 @@
+"""A tiny dataset and job, and what must be equal at the end, however a run got there."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjob import checkpoints, training
+from cnnjob.datasets import Dataset
+from cnnjob.files import canonical_json
+from cnnjob.jobs import Job
+from cnnjob.packing.writer import Block, Contents, write
+from cnnjob.runs import Run
+
+CLASSES = ("disc", "ring", "star")
+COUNTS = {"train": 40, "test": 18}
+WALL_CLOCK = ("seconds", "images_per_second")
+COST = ("train_seconds", "cpu_hours", "peak_memory_bytes", "attempts")
+
+JOB = """
+dataset = "{dataset}"
+seed = 7
+model.blocks = [{{ conv = 3, pool = 2 }}, {{ dropout = 0.2 }}, {{ dense = 6 }}]
+[train]
+epochs = {epochs}
+batch_size = 18
+learning_rate = 0.05
+schedule = "cosine"
+checkpoint_seconds = {seconds}
+"""
+
+
+def pack_toy(path: Path) -> Dataset:
+    """Random images of three classes, 8 × 8."""
+    write(path, "toy", Contents(CLASSES, {"toy": "0" * 64}, _blocks()), {"size": None, "test_fraction": None})
+    return Dataset.open(path)
+
+
+def _blocks() -> Iterator[Block]:
+    random = np.random.default_rng(1)
+    for split, count in COUNTS.items():
+        images = random.integers(0, 256, (count, 8, 8, 1), np.uint8)
+        yield Block("toy", split, 0, images, np.arange(count) % len(CLASSES))
+
+
+def toy_run(folder: Path, *, epochs: int = 2, seconds: float = 0.0, runs: str = "runs") -> Run:
+    """The toy run under a folder that has the dataset; it is made where there is none."""
+    job = Job.load(str(toy_job(folder, epochs=epochs, seconds=seconds)))
+    return training.run_of(job, training.dataset_of(job, folder), folder / runs)
+
+
+def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0) -> Path:
+    """The toy's job file, and its dataset beside it."""
+    dataset = folder / "toy.h5"
+    if not dataset.exists():
+        pack_toy(dataset)
+    path = folder / f"toy{epochs}.toml"
+    path.write_text(JOB.format(dataset=dataset, epochs=epochs, seconds=seconds))
+    return path
+
+
+def fingerprint(run: Run) -> dict[str, Any]:
+    """What a finished run must have in common, to the byte, with the unbroken one."""
+    last, _ = checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])
+    assert last is not None
+    return {
+        "weights": _sha256(run.weights_file.read_bytes()),
+        "predictions": _sha256(run.predictions_file.read_bytes()),
+        "history": [canonical_json(_without(record, WALL_CLOCK)) for record in run.history()],
+        "result": canonical_json(_without(run.result(), COST)),
+        "checkpoint": {name: _sha256(array.tobytes()) for name, array in last.arrays.items()},
+        "step": last.progress.step,
+    }
+
+
+def _without(record: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every name below a folder, with its content's digest."""
+    return {
+        str(path.relative_to(folder)): _sha256(path.read_bytes()) if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def temporary_files(folder: Path) -> list[str]:
+    """The temporary files that lie about below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
