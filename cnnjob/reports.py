@@ -24,7 +24,7 @@ import pandas as pd
 
 from cnnjob import files, metrics, plots
 from cnnjob.errors import DataError, JobError
-from cnnjob.records import COLUMNS, Record, read
+from cnnjob.records import COLUMNS, Record, printable, read
 from cnnjob.runs import Run
 
 if TYPE_CHECKING:

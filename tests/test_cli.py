@@ -201,7 +201,8 @@ def test_mistakes_are_one_message(here: Path, arguments: list[str], code: int, m
     assert {path.name for path in here.iterdir()} == {"data", "toy.toml"}
 
 
-def test_a_run_that_is_being_written_is_exit_5(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_run_that_is_being_written_is_exit_5() -> None:
     cnnjob("train", "toy.toml", "--set", "train.epochs=1")
     run = Run(run_folder())
     run.result_file.unlink()
@@ -210,7 +211,8 @@ def test_a_run_that_is_being_written_is_exit_5(here: Path) -> None:
     assert (found.exit_code, "another process is writing this run" in found.stderr) == (5, True)
 
 
-def test_a_loss_that_is_no_number_is_exit_1(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_loss_that_is_no_number_is_exit_1() -> None:
     found = cnnjob(
         "train", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.momentum=0.99",
         "--set", "model.blocks=[{dense=8,activation='none'}]",
@@ -219,11 +221,13 @@ def test_a_loss_that_is_no_number_is_exit_1(here: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_stops_with_75_and_the_same_command_goes_on(here: Path, number: signal.Signals) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_signal_stops_with_75_and_the_same_command_goes_on(number: signal.Signals) -> None:
     """A real process, a real signal, at whatever step it is."""
     arguments = [sys.executable, "-m", "cnnjob", "train", "toy.toml", "--set", "train.epochs=3000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, **pipes, text=True, env=environment) as child:  # type: ignore[call-overload]
         assert child.stderr is not None
         while not child.stderr.readline().startswith("epoch 1/"):
             pass
@@ -261,7 +265,8 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(here: Path) -> None:
     assert piped.stderr.count("\nepoch ") == 3
 
 
-def test_it_works_without_utf8(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_it_works_without_utf8() -> None:
     found = process("show", "toy.toml", LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert found.returncode == 0, found.stderr
     assert "conv1" in found.stdout

@@ -104,7 +104,7 @@ def test_unknown_jobs_are_said_with_a_near_match(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(JobError, match=r"mnst: no such job, did you mean 'mnist'\?; the jobs are cifar10, "):
         Job.load("mnst")
-    with pytest.raises(JobError, match="gone.toml: no such job"):
+    with pytest.raises(JobError, match=r"gone\.toml: no such job"):
         Job.load("gone.toml")
 
 

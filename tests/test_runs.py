@@ -15,11 +15,13 @@ from cnnjob.errors import BusyError, DataError
 from cnnjob.runs import HEARTBEAT_LIMIT_SECONDS, Run, claim, is_alive, process_identity
 from tests.toys import dataset, job, trained
 
+ROOT = Path(__file__).parent.parent
+
 
 def dead_process() -> dict[str, object]:
     """The identity of a process of this host that has ended."""
     code = "import json; from cnnjob.runs import process_identity; print(json.dumps(process_identity()))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
     identity: dict[str, object] = json.loads(done.stdout)
     return identity
 
@@ -53,8 +55,10 @@ def test_a_held_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_killed_holder_frees_the_run_at_once(tmp_path: Path) -> None:
-    code = f"import time; from pathlib import Path; from cnnjob.runs import Run, claim; claim(Run(Path({str(tmp_path)!r}))); print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as holder:
+    code = "import sys, time; from pathlib import Path; from cnnjob.runs import Run, claim; "
+    code += "claim(Run(Path(sys.argv[1]))); print('held', flush=True); time.sleep(60)"
+    arguments = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(BusyError):

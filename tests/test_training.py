@@ -258,7 +258,7 @@ def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     (tmp_path / "toy.h5").unlink()
     dataset(tmp_path, images=100)
-    with pytest.raises(DataError, match="not the data that .* was made with"):
+    with pytest.raises(DataError, match=r"not the data that .* was made with"):
         train(run)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-
 from cnnjob.datasets import Dataset
 from cnnjob.jobs import Job
 from cnnjob.packing.writer import Block, Contents, write
@@ -73,5 +72,3 @@ def corrupt(path: Path, place: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-
-
