@@ -8,14 +8,14 @@ from typing import Any
 from tests.durability.faults import environment
 
 
-def train_command(job: Path) -> list[str]:
+def train_command(job: Path, runs: str = "runs") -> list[str]:
     """``cnnjob train`` of a job file, its runs beside it."""
-    return [sys.executable, "-m", "cnnjob", "train", str(job), "--runs", str(job.with_name("runs"))]
+    return [sys.executable, "-m", "cnnjob", "train", str(job), "--runs", str(job.with_name(runs))]
 
 
-def run_train(job: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
+def run_train(job: Path, runs: str = "runs", **variables: Any) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    command = train_command(job)
+    command = train_command(job, runs)
     return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
 
 

@@ -32,7 +32,7 @@ class Pausing(training.Silent):
     def __init__(self, here: Connection) -> None:
         self.here, self.left = here, STEP
 
-    def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - the form of a listener
+    def step(self, epoch: int, step: int) -> None:
         self.left -= 1
         if not self.left:
             self.here.send("paused")

@@ -47,8 +47,20 @@ def points(shim: Shim, scenario: Scenario, place: Path, ways: str) -> list[Point
     assert not ended.error, ended
     done = list(enumerate(shim.operations(), start=1))
     shim.forget()
+    assert not list(unflushed([operation for _, operation in done]))
     new = done[-scenario.new :] if scenario.new else done
     return [(number, operation, *way) for number, operation in new for way in WAYS[ways](operation)]
+
+
+def unflushed(done: list[Operation]) -> Iterator[str]:
+    """What is published before its content is on the disk, or without its name being flushed; a kill cannot show it."""
+    for place, operation in enumerate(done):
+        if operation.name in {"rename", "link"}:
+            before, after = done[place - 1], done[place + 1 : place + 3]
+            if before.name != "fsync" or not before.path.name.startswith(f".{operation.path.name}."):
+                yield f"{operation.path.name}: published after {before}"
+            if Operation("fsync", operation.path.parent) not in after:
+                yield f"{operation.path.name}: its folder was not flushed but {after}"
 
 
 def main(folder: Path, ways: str, part: int, parts: int) -> None:

@@ -98,7 +98,7 @@ class StopAt(training.Silent):
     def __init__(self, at: int) -> None:
         self.left = at
 
-    def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - the form of a listener
+    def step(self, epoch: int, step: int) -> None:
         self.left -= 1
         if not self.left:
             os.kill(os.getpid(), signal.SIGTERM)

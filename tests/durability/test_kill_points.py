@@ -10,14 +10,15 @@ import pytest
 from tests.durability import commands
 from tests.durability.conftest import Say
 from tests.durability.faults import Mode, finish_script, start_script
-from tests.durability.toys import temporary_files, toy_job, toy_run
+from tests.durability.scenarios import wrong_end
+from tests.durability.toys import fingerprint, temporary_files, toy_job, toy_run
 
 pytestmark = pytest.mark.durability
 
 PARTS = 2
 KILL_POINTS = 400
 FAILURES = 800
-CLI_POINTS = 12
+LAST_CLI_POINT = 96
 
 Points = list[dict[str, Any]]
 
@@ -76,14 +77,15 @@ def test_hindered_at_every_file_operation(folder: Path, shim: Path, say: Say) ->
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_the_command_says_a_full_disk_in_one_message(folder: Path, shim: Path, error: int) -> None:
+@pytest.mark.parametrize("at", range(1, LAST_CLI_POINT, 8))
+def test_the_command_says_a_full_disk_in_one_message(folder: Path, shim: Path, at: int, error: int) -> None:
     job = toy_job(folder)
-    runs = folder / "runs"
-    for at in range(1, 8 * CLI_POINTS, 8):
-        spoil = {"FAULTS_FOLDER": runs, "FAULTS_AT": at, "FAULTS_MODE": int(Mode.FAIL_ON), "FAULTS_ERRNO": error}
-        done = commands.run_train(job, LD_PRELOAD=str(shim), **{key: str(value) for key, value in spoil.items()})
-        assert "Traceback" not in done.stderr, (at, done.stderr)
-        assert done.returncode == 1, (at, done.stderr)
-        assert done.stderr.splitlines()[-1].startswith("cnnjob: "), (at, done.stderr)
+    spoil = {"FAULTS_FOLDER": folder / "runs", "FAULTS_AT": at, "FAULTS_MODE": int(Mode.FAIL_ON), "FAULTS_ERRNO": error}
+    done = commands.run_train(job, LD_PRELOAD=str(shim), **{key: str(value) for key, value in spoil.items()})
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("cnnjob: ")
     assert commands.run_train(job).returncode == 0
+    assert commands.run_train(job, "unbroken").returncode == 0
+    assert not list(wrong_end(toy_run(folder), fingerprint(toy_run(folder, runs="unbroken"))))
     assert not temporary_files(toy_run(folder).path)
