@@ -45,6 +45,14 @@ def test_a_superseded_process_changes_nothing(folder: Path) -> None:
     assert [report for report in reports if report["error"] != "BusyError" or report["changed"]] == []
 
 
+def test_a_process_that_stalls_right_before_a_rename_changes_only_the_log(folder: Path, shim: Path) -> None:
+    reports = run_script("stalled", folder, shim=shim)
+    assert {"history.jsonl", "weights.npz", "predictions.npz", "result.json"} <= {report["file"] for report in reports}
+    for report in reports:
+        assert set(report["changed"]) <= {"log.txt"}, report
+        assert report == report | {"successor": "finished", "error": "BusyError", "wrong": []}
+
+
 def test_the_command_leaves_a_held_run_alone(folder: Path) -> None:
     job, run = toy_job(folder), toy_run(folder)
     runs.claim(run)
