@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from cnnjob import nn
+from cnnjob.bindings import network_of, optimiser_of
 from cnnjob.jobs import Job
-from cnnjob.networks import network_of, optimiser_of
 
 STEPS_A_ROUND = 5
 CLASSES = 10

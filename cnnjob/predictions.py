@@ -8,11 +8,39 @@ from typing import Any
 import numpy as np
 
 from cnnjob import nn
+from cnnjob.bindings import EVALUATION_BATCH, network_of, optimiser_of, pixels_of
 from cnnjob.errors import DataError
-from cnnjob.networks import Classifier, network_of, optimiser_of, pixels_of
 from cnnjob.runs import Run
 
 WRONG_IMAGES = 24
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network that tells the classes of images."""
+
+    backend: nn.NumPyBackend
+    network: nn.Network
+    state: nn.State
+    pixels: nn.Pixels
+
+    def probabilities(self, images: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+        """The class probabilities of images.
+
+        Args:
+            images: uint8 (N, H, W, C).
+            order: int64, which of them; all by default.
+
+        Returns:
+            (len(order), classes), each row's sum 1.
+        """
+        return self.plan(images, np.arange(len(images)) if order is None else order).probabilities()
+
+    def plan(self, images: np.ndarray, order: np.ndarray) -> nn.EvaluationPlan:
+        """An evaluation of the same images to be asked again and again, while the state learns."""
+        return nn.EvaluationPlan(
+            self.backend, self.network, self.state, images, order, self.pixels, min(EVALUATION_BATCH, len(order))
+        )
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ log.txt             appended over attempts
 
 import json
 import os
-import socket
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,14 +23,12 @@ import numpy as np
 from cnnjob import files
 from cnnjob.errors import BusyError, DataError
 from cnnjob.jobs import Job
+from cnnjob.processes import is_alive, now, process_identity
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
 
 HEARTBEAT_SECONDS = 30.0
-HEARTBEAT_LIMIT_SECONDS = 300.0
-"""A holder on another host that has not been heard of for so long is taken for dead."""
-
 DIGEST_DIGITS = 8
 
 
@@ -294,45 +289,3 @@ def _attempt_file(run: Run, number: int) -> Path:
 
 def _as_bytes(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=2) + "\n").encode()
-
-
-def process_identity() -> dict[str, Any]:
-    """What tells this process from every other, on this host and any other, for ever."""
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "boot": _boot_id(),
-        "pid": pid,
-        "pid_started": _start_of(pid),
-        "job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-
-
-def is_alive(holder: dict[str, Any], record: Path) -> bool:
-    """Whether the process of an attempt still lives.
-
-    On its own host the process table answers, at once after a ``kill -9``; from elsewhere the
-    record's age does.
-    """
-    if holder["host"] != socket.gethostname():
-        return time.time() - record.stat().st_mtime < HEARTBEAT_LIMIT_SECONDS
-    started = _start_of(holder["pid"])
-    return holder["boot"] == _boot_id() and started is not None and started == holder["pid_started"]
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process started, in clock ticks since the boot; None if it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def now() -> str:
-    """The time, in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

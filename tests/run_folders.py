@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import files, runs
+from cnnjob import files, processes, runs
 from cnnjob.jobs import Job
 from cnnjob.runs import Run
 
@@ -52,7 +52,7 @@ def running_run(root: Path, *, epochs: int = 2, split: str | None = "validation"
 def stopped_run(root: Path, *, why: str = "stopped: SIGTERM", **what: Any) -> Run:
     """A run whose first life has ended before the last epoch."""
     run = running_run(root, **what)
-    change_json(run.attempt_files()[-1], ended=runs.now(), why=why, step=150)
+    change_json(run.attempt_files()[-1], ended=processes.now(), why=why, step=150)
     return run
 
 

@@ -142,7 +142,8 @@ def test_the_shipped_jobs_are_valid_and_survive_being_written_down(name: str) ->
 def test_the_digest_depends_on_what_decides_the_result_and_on_nothing_else() -> None:
     digest = job().digest("data")
     same = [
-        job(train__checkpoint_seconds=1.0), job(resources__backend="auto"), job(name="other"), job(dataset="elsewhere.h5"),
+        job(train__checkpoint_seconds=1.0), job(resources__backend="auto"),
+        job(name="other"), job(dataset="elsewhere.h5"),
     ]  # fmt: skip
     other = [
         job(seed=1), job(train__momentum=0.5), job(train__epochs=3), job(data__pixels="unit"),

@@ -12,7 +12,8 @@ import pytest
 
 from cnnjob import files
 from cnnjob.errors import BusyError, DataError
-from cnnjob.runs import HEARTBEAT_LIMIT_SECONDS, Run, claim, is_alive, process_identity
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, process_identity
+from cnnjob.runs import Run, claim
 from tests.toys import dataset, job, trained
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 def dead_process() -> dict[str, object]:
     """The identity of a process of this host that has ended."""
-    code = "import json; from cnnjob.runs import process_identity; print(json.dumps(process_identity()))"
+    code = "import json; from cnnjob.processes import process_identity; print(json.dumps(process_identity()))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
     identity: dict[str, object] = json.loads(done.stdout)
     return identity

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from cnnjob import checkpoints, files
+from cnnjob.bindings import dataset_of, run_of, split
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
+from cnnjob.loops import Silent
 from cnnjob.packing.writer import Contents, write
 from cnnjob.runs import Run, claim
-from cnnjob.training import Silent, dataset_of, run_of, split, train
+from cnnjob.training import train
 from tests.toys import CLASSES, blots, corrupt, dataset, job, outcome_of, trained
 
 DROPOUT = [{"conv": 3, "kernel": 3, "pool": 2}, {"dropout": 0.3}, {"dense": 6}]

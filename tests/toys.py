@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.bindings import run_of
 from cnnjob.datasets import Dataset
 from cnnjob.jobs import Job
 from cnnjob.packing.writer import Block, Contents, write
 from cnnjob.runs import Run
-from cnnjob.training import Outcome, run_of, train
+from cnnjob.training import Outcome, train
 
 CLASSES = ("row", "column", "corner")
 

@@ -128,8 +128,7 @@ def _verify(path: Path) -> None:
 
 
 def _show_job(job: "Job", data: Path) -> None:
-    from cnnjob.networks import memory_of, network_of
-    from cnnjob.training import dataset_of, split
+    from cnnjob.bindings import dataset_of, memory_of, network_of, split
 
     typer.echo(_as_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset = dataset_of(job, data)

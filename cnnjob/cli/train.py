@@ -27,8 +27,8 @@ def train(
 
     Example: cnnjob train mnist --set train.epochs=3
     """
+    from cnnjob.bindings import dataset_of, run_of
     from cnnjob.jobs import Job
-    from cnnjob.training import dataset_of, run_of
     from cnnjob.training import train as train_run
 
     wanted = Job.load(job, overrides or ())

@@ -14,6 +14,7 @@ from PIL import Image
 from cnnjob import checkpoints, packing, training
 from cnnjob.datasets import Dataset
 from cnnjob.errors import DataError
+from cnnjob.loops import Silent
 from cnnjob.runs import Run
 from tests.durability.children import Ended, in_child
 from tests.durability.faults import Mode, Operation, Shim
@@ -92,7 +93,7 @@ def armed(
     return act(folder)
 
 
-class StopAt(training.Silent):
+class StopAt(Silent):
     """Asks the process to stop at a step."""
 
     def __init__(self, at: int) -> None:

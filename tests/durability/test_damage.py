@@ -8,6 +8,7 @@ import pytest
 
 from cnnjob import checkpoints, training
 from cnnjob.errors import DataError
+from cnnjob.loops import Silent
 from cnnjob.runs import Run
 from tests.durability import commands
 from tests.durability.scenarios import StopAt
@@ -92,7 +93,7 @@ def test_a_training_says_what_was_damaged_and_ends_with_the_same_bytes(folder: P
         assert fingerprint(run) == fingerprint(unbroken)
 
 
-class Heard(training.Silent):
+class Heard(Silent):
     """Keeps what was said."""
 
     def __init__(self) -> None:

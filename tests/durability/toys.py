@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import checkpoints, training
+from cnnjob import bindings, checkpoints
 from cnnjob.datasets import Dataset
 from cnnjob.files import canonical_json
 from cnnjob.jobs import Job
@@ -48,7 +48,7 @@ def _blocks() -> Iterator[Block]:
 def toy_run(folder: Path, *, epochs: int = 2, seconds: float = 0.0, runs: str = "runs") -> Run:
     """The toy run under a folder that has the dataset; it is made where there is none."""
     job = Job.load(str(toy_job(folder, epochs=epochs, seconds=seconds)))
-    return training.run_of(job, training.dataset_of(job, folder), folder / runs)
+    return bindings.run_of(job, bindings.dataset_of(job, folder), folder / runs)
 
 
 def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0) -> Path:

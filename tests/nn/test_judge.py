@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
+from cnnjob.bindings import network_of, optimiser_of
 from cnnjob.jobs import Job
-from cnnjob.networks import network_of, optimiser_of
 from tests.nn.bench import distance
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'cnnjob[judge]'")

@@ -1,0 +1,183 @@
+"""A job bound to a dataset: its network, its images, its memory, its run.
+
+What does not fit together is found here, before anything is written.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjob import files, jobs, nn
+from cnnjob.datasets import Dataset
+from cnnjob.errors import CnnjobError, DataError, JobError
+from cnnjob.nn.random import Purpose, permutation
+from cnnjob.runs import Run
+
+EVALUATION_BATCH = 256
+LABEL_BYTES = 8
+
+
+def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
+    """The network of a job on a dataset.
+
+    Args:
+        model: the job's.
+        image_shape: (H, W, C).
+        classes: outputs of the implied classifier.
+
+    Returns:
+        The network.
+
+    Raises:
+        JobError: a block does not fit where it stands.
+    """
+    head = model.classifier
+    classifier = nn.Dense(head.init, head.bias_init, head.learning_rate_factor, activation="none", units=classes)
+    try:
+        return nn.Network.build([*(_block_of(block) for block in model.blocks), classifier], image_shape)
+    except ValueError as error:
+        raise JobError(f"model.blocks: {error}; change the block or its place") from error
+
+
+def _block_of(block: Any) -> nn.Conv | nn.Dense | nn.Dropout:
+    """The same block without its key's name."""
+    settings = block.model_dump()
+    if isinstance(block, jobs.Conv):
+        return nn.Conv(filters=settings.pop("conv"), **settings)
+    if isinstance(block, jobs.Dense):
+        return nn.Dense(units=settings.pop("dense"), **settings)
+    return nn.Dropout(probability=settings["dropout"])
+
+
+def optimiser_of(train: jobs.Train) -> nn.Sgd:
+    """The optimiser that a job asks for."""
+    return nn.Sgd(train.momentum, train.weight_decay)
+
+
+def pixels_of(data: jobs.Data, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Pixels:
+    """How a job wants a dataset's pixels; mean and std are of each channel's 0 … 1 values."""
+    return nn.Pixels.standardised(mean, std) if data.pixels == "standardised" else nn.Pixels.unit(len(mean))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The exact bytes of a training's arrays, by what they are for."""
+
+    data: int
+    """Images and labels."""
+    parameters: int
+    """Parameters, gradients and the optimiser's slots; the best parameters beside them."""
+    training: int
+    """Buffers of the training steps."""
+    evaluation: int
+    """Buffers of the evaluations: one plan a split."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.data + self.parameters + self.training + self.evaluation
+
+
+def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset) -> Memory:
+    """Count the memory of a job's training on a dataset without taking it."""
+    backend, optimiser = nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
+    state = nn.State(network, optimiser, backend.dtype)
+    validation = dataset.shapes["val"][0] if "val" in dataset.splits else len(split(job, dataset)[1])
+    evaluated = [min(EVALUATION_BATCH, count) for count in (validation, dataset.shapes["test"][0]) if count]
+    return Memory(
+        sum(prod(shape) + shape[0] * LABEL_BYTES for shape in dataset.shapes.values()),
+        state.size_bytes + state.parameters.nbytes,
+        nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size),
+        sum(nn.EvaluationPlan.count_bytes(backend, network, state, batch) for batch in evaluated),
+    )
+
+
+def dataset_of(job: jobs.Job, folder: Path) -> Dataset:
+    """The packed dataset that a job names: a file, or a name in a folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    named = Path(job.dataset)
+    return Dataset.open(named if named.suffix == ".h5" else folder / f"{job.dataset}.h5")
+
+
+def split(job: jobs.Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Which training images are trained on, and which are held out for validation.
+
+    The choice is the same for every seed, so that seeds are compared on the same images.
+
+    Args:
+        job: how large a share is held out.
+        dataset: where it has a validation split of its own, nothing is held out.
+
+    Returns:
+        int64 indices of both, ascending.
+    """
+    count = dataset.shapes["train"][0]
+    held = 0 if "val" in dataset.splits else round(count * job.data.validation_fraction)
+    order = permutation(count, 0, Purpose.VALIDATION)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
+    """The run of a job on a dataset; its job file is written when it is new.
+
+    Raises:
+        JobError: the job and the dataset do not fit together.
+        DataError: the run's job file is damaged, or is another job's.
+    """
+    _check(job, dataset)
+    run = Run.of(job, dataset.digest, root)
+    digest = job.digest(dataset.digest)
+    if run.job_file.exists():
+        if run.frozen()["digest"] != digest:
+            raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
+        return run
+    data = {
+        "path": str(dataset.path.resolve()),
+        "name": dataset.name,
+        "digest": dataset.digest,
+        "image_shape": dataset.image_shape,
+        "class_names": dataset.class_names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+    content = {"digest": digest, "job": job.model_dump(mode="json"), "data": data}
+    with written_or_said(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        files.create_exclusive(run.job_file, (json.dumps(content, indent=2) + "\n").encode())
+    return run
+
+
+def _check(job: jobs.Job, dataset: Dataset) -> None:
+    """Find what does not fit before anything is written."""
+    network_of(job.model, dataset.image_shape, len(dataset.class_names))
+    if job.resources.backend == "cuda":
+        raise JobError("resources.backend: 'cuda', but this version computes on the CPU only; set it to 'numpy'")
+    training, _ = split(job, dataset)
+    if len(training) < job.train.batch_size:
+        raise JobError(
+            f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
+        )
+
+
+@contextmanager
+def written_or_said(path: Path) -> Iterator[None]:
+    """Say that the disk is full or failing; what was kept before is whole.
+
+    Raises:
+        CnnjobError: instead of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CnnjobError(
+            f"{path}: cannot be read or written, {error}; see to the disk and run the same command again"
+        ) from error

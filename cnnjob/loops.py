@@ -1,0 +1,358 @@
+"""One life of a run: from where it stands to its end, or to a place from which it can go on.
+
+for epoch: for step:  batch(seed, epoch, step) ▸ forward ▸ loss ▸ backward ▸ update
+evaluate ▸ one history record ▸ best weights ▸ checkpoint when it is time
+stop asked?  save at the step boundary ▸ same folder, same bits
+end: predictions, weights, result.json
+"""
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cnnjob import checkpoints, environments, files, metrics, nn, predictions
+from cnnjob.bindings import network_of, optimiser_of, pixels_of, split
+from cnnjob.checkpoints import Checkpoint, Progress
+from cnnjob.datasets import Dataset
+from cnnjob.errors import CnnjobError, DataError, TrainingError
+from cnnjob.jobs import Job
+from cnnjob.nn.random import Purpose, permutation
+from cnnjob.predictions import Classifier
+from cnnjob.processes import now
+from cnnjob.runs import HEARTBEAT_SECONDS, Claim, Run
+from cnnjob.stopping import StopRequest
+
+Array = np.ndarray[Any, Any]
+
+
+class Listener(Protocol):
+    """Whoever wants to hear how a training goes."""
+
+    def say(self, text: str) -> None:
+        """Hear a line of the log."""
+
+    def start(self, job: Job, steps: int) -> None:
+        """Hear how many steps an epoch has."""
+
+    def step(self, epoch: int, step: int) -> None:
+        """Hear that a step of an epoch is done."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Hear a record of the history."""
+
+
+class Silent:
+    """Hears everything and says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def start(self, job: Job, steps: int) -> None:
+        """Nothing."""
+
+    def step(self, epoch: int, step: int) -> None:
+        """Nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A split that is evaluated."""
+
+    plan: nn.EvaluationPlan
+    images: Array
+    """uint8 (N, H, W, C), the plan's images among them."""
+    labels: Array
+    """int64, of the plan's images."""
+
+    def scores(self) -> tuple[Array, float, float]:
+        """Probabilities, loss and accuracy by the weights of the moment."""
+        probabilities = self.plan.probabilities()
+        loss, accuracy = (score(probabilities, self.labels) for score in (metrics.cross_entropy, metrics.accuracy))
+        return probabilities, loss, accuracy
+
+
+class Loop:
+    """One life of a run."""
+
+    def __init__(self, run: Run, claim: Claim, workers: nn.Workers, listener: Listener) -> None:
+        """Read the data, plan the network, and go to where the last life left off."""
+        self.run, self.claim, self.listener = run, claim, listener
+        self.job = job = run.job()
+        self.environment = environments.describe("numpy")
+        self.dataset = _dataset_of(run)
+        network = network_of(job.model, self.dataset.image_shape, len(self.dataset.class_names))
+        backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
+        self.state = nn.State(network, optimiser, backend.dtype)
+        self.pixels = pixels_of(job.data, self.dataset.mean, self.dataset.std)
+        self.classifier = Classifier(backend, network, self.state, self.pixels)
+        self.best = np.zeros_like(self.state.parameters)
+        images, labels = self.dataset.load("train")
+        self.training_indices, held_out = split(job, self.dataset)
+        self.steps = len(self.training_indices) // job.train.batch_size
+        self.feed = nn.training_feed(images, labels, self.steps, job.train.batch_size, job.seed)
+        self.plan = nn.TrainingPlan(
+            backend, network, self.state, optimiser, self.feed, self.pixels, job.train.batch_size
+        )
+        self.watched = dict(self._watched(images, labels, held_out))
+        self.progress = Progress()
+        self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+        self._restore()
+
+    def _watched(self, images: Array, labels: Array, held_out: Array) -> Iterator[tuple[str, Watched]]:
+        """The splits that are evaluated after each epoch."""
+        if "val" in self.dataset.splits:
+            images, labels = self.dataset.load("val")
+            held_out = np.arange(len(images))
+        if len(held_out):
+            yield "validation", Watched(self.classifier.plan(images, held_out), images, labels[held_out])
+        if self.job.train.select_on == "test":
+            yield "test", self._test_images()
+
+    def _test_images(self) -> Watched:
+        images, labels = self.dataset.load("test")
+        return Watched(self.classifier.plan(images, np.arange(len(images))), images, labels)
+
+    def _restore(self) -> None:
+        """Take up the newest whole checkpoint, or start."""
+        digest = self.run.frozen()["digest"]
+        found, warnings = checkpoints.load(self.run.checkpoints_folder, digest)
+        self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
+        for warning in warnings:
+            self.say(f"warning: {warning}; the checkpoint before it is taken")
+        if found is None:
+            self.state.initialise(self.classifier.network, self.job.seed)
+        else:
+            self._take_up(found)
+        if not self.run.environment_file.exists():
+            files.write_json(self.run.environment_file, self._frozen_environment(), fence=self.claim.check)
+        self._compare_environment()
+        self.claim.note(device=self.environment["device"], resumed_at_step=self.progress.step if found else None)
+        self._write_history()
+
+    def _frozen_environment(self) -> dict[str, Any]:
+        return {**self.environment, "data_sha256": self.dataset.digest}
+
+    def _take_up(self, found: Checkpoint) -> None:
+        self.progress = replace(found.progress)
+        for group, views in self._groups().items():
+            for name, view in views.items():
+                view[...] = found.arrays[f"{group}/{name}"]
+        count = self.progress.epoch_step
+        self.feed.losses[:count], self.feed.hits[:count] = found.arrays["losses"], found.arrays["hits"]
+        self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+    def _compare_environment(self) -> None:
+        """Say, and remember, when this machine may compute other bits than the run's first."""
+        differing = environments.differences(self.run.environment(), self.environment)
+        if differing:
+            self.say(f"warning: bits may differ from step {self.progress.step}: {'; '.join(differing)}")
+            if self.progress.bits_may_differ_from_step is None:
+                self.progress.bits_may_differ_from_step = self.progress.step
+
+    def _groups(self) -> dict[str, dict[str, Array]]:
+        """The named arrays that a checkpoint keeps."""
+        best = self.state.layout.views(self.best)
+        return {"weights": self.state.weights, "velocity": self.state.slots, "best": best}
+
+    def go_on(self, stop: StopRequest) -> bool:
+        """Train to the end, or until asked to stop; say whether the run is finished."""
+        self.listener.start(self.job, self.steps)
+        if self.progress.step == 0:
+            self._save_or_fail()  # a full disk is better met before the work than after it
+        self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
+        self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
+        while not self.progress.done:
+            self._begin_epoch()
+            while self.progress.epoch_step < self.steps:
+                self._step()
+                if stop.asked_by:
+                    return self._stop(stop.asked_by)
+                self._save_in_time()
+            self._end_epoch()
+            if stop.asked_by and not self.progress.done:
+                return self._stop(stop.asked_by)
+            self._save_in_time()
+        self._save_or_fail()
+        self._finish()
+        return True
+
+    def _begin_epoch(self) -> None:
+        """Fill in what varies: the epoch's order and learning rates, by address."""
+        epoch, train = self.progress.epoch, self.job.train
+        shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
+        self.feed.order[:] = self.training_indices[shuffled[: len(self.feed.order)]]
+        first, total = epoch * self.steps, train.epochs * self.steps
+        self.feed.learning_rates[:] = nn.learning_rates(
+            train.schedule, train.learning_rate, range(first, first + self.steps), total
+        )
+        self.feed.position[:] = self.progress.epoch_step, self.progress.step
+
+    def _step(self) -> None:
+        self.plan.step()
+        loss = self.feed.losses[self.progress.epoch_step]
+        if not math.isfinite(loss):
+            raise TrainingError(self._cause(loss))
+        self.progress.epoch_step += 1
+        self.progress.step += 1
+        self.listener.step(self.progress.epoch + 1, self.progress.epoch_step)
+
+    def _cause(self, loss: float) -> str:
+        before = self.feed.losses[self.progress.epoch_step - 1] if self.progress.epoch_step else None
+        rate = self.feed.learning_rates[self.progress.epoch_step]
+        last = "it was the epoch's first step" if before is None else f"the step before it was {before:.4g}"
+        return (
+            f"{self.run.path}: the loss is {loss} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), "
+            f"{last}, learning rate {rate:g}; lower train.learning_rate or change the initial weights"
+        )
+
+    def _end_epoch(self) -> None:
+        """Evaluate, record, keep the best."""
+        progress, train = self.progress, self.job.train
+        record = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "learning_rate": float(self.feed.learning_rates[-1]),
+            "train_loss": float(self.feed.losses.mean()),
+            "train_accuracy": float(self.feed.hits.sum() / len(self.feed.order)),
+        }
+        for name, watched in self.watched.items():
+            _, record[f"{name}_loss"], record[f"{name}_accuracy"] = watched.scores()
+        self._count_time()
+        record["seconds"] = round(progress.epoch_seconds, 3)
+        record["images_per_second"] = round(len(self.feed.order) / progress.epoch_seconds, 1)
+        progress.history.append(record)
+        progress.epoch, progress.epoch_step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+        score = progress.epoch if train.select_on == "last" else record[f"{train.select_on}_accuracy"]
+        if score > progress.best_accuracy:
+            progress.best_epoch, progress.best_accuracy = progress.epoch, score
+            self.best[:] = self.state.parameters
+        patience = train.early_stopping.patience if train.early_stopping else math.inf
+        progress.done = progress.epoch == train.epochs or progress.epoch - progress.best_epoch >= patience
+        self._write_history()
+        self.listener.epoch(record)
+
+    def _count_time(self) -> None:
+        clock, cpu_clock = time.monotonic(), time.process_time()
+        self.progress.epoch_seconds += clock - self._clock
+        self.progress.train_seconds += clock - self._clock
+        self.progress.cpu_seconds += cpu_clock - self._cpu_clock
+        self._clock, self._cpu_clock = clock, cpu_clock
+
+    def _save(self) -> None:
+        self._count_time()
+        count = self.progress.epoch_step
+        arrays = {f"{group}/{name}": view for group, views in self._groups().items() for name, view in views.items()}
+        header = {
+            "digest": self.run.frozen()["digest"],
+            "data": self.dataset.digest,
+            "attempt": self.claim.number,
+            "environment": self.environment,
+        }
+        open_epoch = {"losses": self.feed.losses[:count], "hits": self.feed.hits[:count]}
+        checkpoint = Checkpoint(self.progress, {**arrays, **open_epoch}, header)
+        checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
+
+    def _save_in_time(self) -> None:
+        """Give a sign of life, and save when it is time; a full disk is said, and the training goes on."""
+        if time.monotonic() > self._next_beat:
+            self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
+            with suppress(OSError):
+                self.claim.beat()
+        if time.monotonic() < self._next_save:
+            return
+        try:
+            self._save()
+        except OSError as error:
+            self.say(f"warning: no checkpoint at step {self.progress.step}, {error}; the one before it is kept")
+        self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
+
+    def _save_or_fail(self) -> None:
+        try:
+            self._save()
+        except OSError as error:
+            raise CnnjobError(
+                f"{self.run.checkpoints_folder}: no checkpoint at step {self.progress.step}, {error}; "
+                "the one before it is kept, make room and run the same command again"
+            ) from error
+
+    def _stop(self, asked_by: str) -> bool:
+        self._save_or_fail()
+        self.say(f"stopped by {asked_by} at step {self.progress.step}; the same command goes on from there")
+        return False
+
+    def _write_history(self) -> None:
+        """Write what people read; it is derived, so a failure loses nothing, and the end writes it again."""
+        try:
+            self._write_history_or_fail()
+        except OSError as error:
+            self.say(f"warning: {self.run.history_file} not written, {error}")
+
+    def _write_history_or_fail(self) -> None:
+        text = "".join(files.canonical_json(record) + "\n" for record in self.progress.history)
+        files.write_whole(self.run.history_file, text.encode(), fence=self.claim.check)
+
+    def _finish(self) -> None:
+        """Evaluate the chosen weights on the test images, once, and write the results."""
+        self._write_history_or_fail()
+        self.state.parameters[:] = self.best
+        files.write_arrays(self.run.weights_file, self.state.weights, fence=self.claim.check)
+        test = self.watched.get("test") or self._test_images()
+        probabilities, loss, accuracy = test.scores()
+        recorded = predictions.record(probabilities, test.images, test.labels, self.dataset.class_names)
+        files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
+        result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}
+        files.write_json(self.run.result_file, result, fence=self.claim.check)
+        self.say(f"finished: test accuracy {accuracy:.4f}")
+
+    def _costs(self) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "steps": progress.step,
+            "train_seconds": round(progress.train_seconds, 3),
+            "cpu_hours": round(progress.cpu_seconds / 3600, 6),
+            "gpu_hours": 0.0,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "parameters": self.classifier.network.parameter_count,
+            "device": self.environment["device"],
+            "backend": self.environment["backend"],
+            "selected_on": self.job.train.select_on,
+            "attempts": self.claim.number,
+            "bits_may_differ_from_step": progress.bits_may_differ_from_step,
+        }
+
+    def say(self, text: str) -> None:
+        """Put a line into the log, and tell the listener; a log that cannot be written loses nothing."""
+        self.listener.say(text)
+        try:
+            with self.run.log_file.open("a", encoding="utf-8") as log:
+                log.write(f"{now()} {text}\n")
+        except OSError as error:
+            self.listener.say(f"warning: {self.run.log_file} not written, {error}")
+
+
+def _dataset_of(run: Run) -> Dataset:
+    """The dataset that a run was made with.
+
+    Raises:
+        DataError: it is missing, damaged or not the same.
+    """
+    data = run.frozen()["data"]
+    dataset = Dataset.open(Path(data["path"]))
+    if dataset.digest != data["digest"]:
+        raise DataError(
+            f"{dataset.path}: not the data that {run.path} was made with "
+            f"({dataset.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
+        )
+    return dataset

@@ -1,0 +1,53 @@
+"""Who a process is, for ever and on every host, and whether it lives."""
+
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_LIMIT_SECONDS = 300.0
+"""A holder on another host that has not been heard of for so long is taken for dead."""
+
+
+def process_identity() -> dict[str, Any]:
+    """What tells this process from every other, on this host and any other, for ever."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": pid,
+        "pid_started": _start_of(pid),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def is_alive(holder: dict[str, Any], record: Path) -> bool:
+    """Whether the process of an attempt still lives.
+
+    On its own host the process table answers, at once after a ``kill -9``; from elsewhere the
+    record's age does.
+    """
+    if holder["host"] != socket.gethostname():
+        return time.time() - record.stat().st_mtime < HEARTBEAT_LIMIT_SECONDS
+    started = _start_of(holder["pid"])
+    return holder["boot"] == _boot_id() and started is not None and started == holder["pid_started"]
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in clock ticks since the boot; None if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
