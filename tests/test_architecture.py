@@ -112,7 +112,8 @@ def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """The public functions and classes of a module or class, not those inside functions."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            yield node
+            if not any(isinstance(decorator, ast.Attribute) for decorator in node.decorator_list):  # a setter
+                yield node
             yield from public(node.body) if isinstance(node, ast.ClassDef) else ()
 
 

@@ -1,0 +1,54 @@
+"""The documents say what is so: their commands exist with these options, and those of the demo run as written."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cnnjob import jobs
+from cnnjob.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+
+
+def commands() -> list[str]:
+    """Every ``cnnjob …`` line of an indented block, and every one between backticks."""
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    lines = re.findall(r"^ {4}(?:\.venv/bin/)?(cnnjob [^\n]*)$", text, re.MULTILINE)
+    return sorted({line.partition("#")[0].strip() for line in [*lines, *re.findall(r"`(cnnjob [^`]+)`", text)]})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_and_option_of_the_documents_exists(command: str) -> None:
+    words = shlex.split(command)[1:]
+    found = CliRunner().invoke(app, [*words, "--help"])
+    assert found.exit_code == 0, found.output
+
+
+def test_there_are_commands() -> None:
+    assert {"cnnjob demo", "cnnjob train mnist", "cnnjob report runs/"} <= set(commands())
+
+
+def test_every_link_and_job_that_is_named_exists() -> None:
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), f"{path.name}: {target}"
+        for name in re.findall(r"cnnjob train ([\w-]+)", text):
+            assert name in jobs.known(), name
+
+
+def test_the_readme_test_command_is_what_ci_runs() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    pattern = re.search(r"grep -m1 -o '([^']+)' README.md", script)
+    assert pattern is not None
+    found = re.findall(pattern[1], (ROOT / "README.md").read_text())
+    assert found == ["python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"]
+
+
+def test_the_pictures_are_small() -> None:
+    pictures = list((ROOT / "docs").glob("*")) if (ROOT / "docs").exists() else []
+    assert sum(path.stat().st_size for path in pictures) < 300_000
