@@ -77,7 +77,7 @@ def test_hindered_at_every_file_operation(folder: Path, shim: Path, say: Say) ->
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("at", range(1, LAST_CLI_POINT, 8))
+@pytest.mark.parametrize("at", range(1, LAST_CLI_POINT, 12))
 def test_the_command_says_a_full_disk_in_one_message(folder: Path, shim: Path, at: int, error: int) -> None:
     job = toy_job(folder)
     spoil = {"FAULTS_FOLDER": folder / "runs", "FAULTS_AT": at, "FAULTS_MODE": int(Mode.FAIL_ON), "FAULTS_ERRNO": error}
