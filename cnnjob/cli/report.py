@@ -1,9 +1,11 @@
 """``cnnjob report``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from cnnjob.cli.screen import print_table
 
 
 def report(
@@ -18,9 +20,14 @@ def report(
     from cnnjob.runs import Run
 
     written = write_report(Run.all(*runs), out)
-    for name, reason in written.skipped:
-        typer.echo(f"{name}: {reason}")
+    print_table(["run", "state", "test accuracy", "epochs", "reason"], [_shown(row) for row in written.rows])
     if written.without_figures:
         typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name fewer runs to get them")
     changed = len(written.written)
     typer.echo(f"{out / 'metrics.md'}: {len(written.rows)} runs; {changed} of {len(written.files)} files changed")
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    accuracy, epochs = row["test_accuracy"], row["epochs"]
+    cells = "" if accuracy is None else f"{100 * accuracy:.2f} %", "" if epochs is None else str(epochs)
+    return [row["run"], row["state"] or "", *cells, row["reason"] or ""]
