@@ -107,7 +107,7 @@ def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
     if paths:
         raise DataError(
             "\n".join(warnings) + f"\n{folder}: no whole checkpoint is left; "
-            f"remove {folder.parent} to start the run anew"
+            f"see to the disk, or remove {folder.parent} to start the run anew"
         )
     return None, []
 

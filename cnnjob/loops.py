@@ -281,8 +281,8 @@ class Loop:
             self._save()
         except OSError as error:
             raise CnnjobError(
-                f"{self.run.checkpoints_folder}: no checkpoint at step {self.progress.step}, {error}; "
-                "the one before it is kept, make room and run the same command again"
+                f"{self.run.checkpoints_folder}: the checkpoint at step {self.progress.step} is not sure, {error}; "
+                "the one before it is kept, see to the disk and run the same command again"
             ) from error
 
     def _stop(self, asked_by: str) -> bool:

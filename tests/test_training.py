@@ -224,7 +224,7 @@ def test_with_no_whole_checkpoint_left_nothing_is_overwritten(tmp_path: Path) ->
     train(run, StopsAt(7))
     for path in run.checkpoints_folder.iterdir():
         corrupt(path)
-    with pytest.raises(DataError, match=r"no whole checkpoint is left; remove .* to start the run anew"):
+    with pytest.raises(DataError, match=r"no whole checkpoint is left; see to the disk, or remove .* to start the run anew"):
         train(run)
     assert run.state() == "failed"
 
@@ -294,7 +294,7 @@ def test_a_full_disk_at_the_start_is_met_before_the_work(tmp_path: Path) -> None
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     run.checkpoints_folder.parent.mkdir(exist_ok=True)
     run.checkpoints_folder.symlink_to("/proc/self")  # a folder where no file can be made
-    with pytest.raises(CnnjobError, match="no checkpoint at step 0"):
+    with pytest.raises(CnnjobError, match="the checkpoint at step 0 is not sure"):
         train(run)
 
 
