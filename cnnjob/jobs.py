@@ -231,7 +231,7 @@ class Job(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = "\n".join(f"  {line}" for line in _problems(error))
+            problems = "\n".join(f"  {line}" for line in problems_of(error, cls))
             raise JobError(f"{where}: not a valid job:\n{problems}") from error
 
     def digest(self, data_digest: str) -> str:
@@ -326,18 +326,18 @@ def _value(text: str) -> Any:
         return text
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
-    """One line a problem: its dotted name, what is wrong, what was found."""
+def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
+    """One line a problem of a table of the given kind: its dotted name, what is wrong, what was found."""
     for problem in error.errors():
         place = [part for part in problem["loc"] if part not in _KINDS or part == problem["loc"][-1]]
-        where = ".".join(str(part) for part in place) or "job"
-        yield f"{where}: {_explain(problem)}"
+        where = ".".join(str(part) for part in place)
+        yield f"{where}: {_explain(problem, root)}" if where else _explain(problem, root)
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel]) -> str:
     kind, loc = problem["type"], problem["loc"]
     if kind == "extra_forbidden":
-        return f"no such key{_near(str(loc[-1]), _keys_at(loc[:-1]))}"
+        return f"no such key{_near(str(loc[-1]), _keys_at(loc[:-1], root))}"
     if kind == "missing":
         return "missing"
     if kind == "kind":
@@ -350,9 +350,9 @@ def _explain(problem: Any) -> str:
     return f"{message}, found {problem['input']!r}"
 
 
-def _keys_at(loc: tuple[int | str, ...]) -> Iterable[str]:
-    """The keys that the table at a place of the job file may have."""
-    section: type[BaseModel] = Job
+def _keys_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> Iterable[str]:
+    """The keys that the table at a place may have."""
+    section = root
     for part in loc:
         if part in _KINDS:
             section = _KINDS[str(part)]

@@ -4,7 +4,9 @@ A handler runs between any two bytecodes, in the middle of an update too. So it 
 training looks at the flag after each step, where everything that must be saved is whole.
 """
 
+import math
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -14,9 +16,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class StopRequest:
     """While it is entered, the stop signals ask instead of killing; a second Ctrl-C kills."""
 
-    def __init__(self) -> None:
-        """Nobody has asked yet."""
-        self.asked_by: str | None = None
+    def __init__(self, deadline: float = math.inf) -> None:
+        """Nobody has asked yet; from ``deadline`` on, in ``time.time()``'s seconds, the clock does."""
+        self._asked_by: str | None = None
+        self._deadline = deadline
         self._kept: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -31,7 +34,14 @@ class StopRequest:
         for number, handler in self._kept.items():
             signal.signal(number, handler)
 
+    @property
+    def asked_by(self) -> str | None:
+        """The signal's name, ``time limit``, or None."""
+        if self._asked_by is None and time.time() > self._deadline:
+            self._asked_by = "time limit"
+        return self._asked_by
+
     def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the interpreter's form
-        if self.asked_by == "SIGINT" and number == signal.SIGINT:
+        if self._asked_by == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked_by = signal.Signals(number).name
+        self._asked_by = signal.Signals(number).name

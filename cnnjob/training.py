@@ -3,6 +3,7 @@
 What a life is, is in :mod:`cnnjob.loops`; here is who may live it and what is written down at its end.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,12 +26,16 @@ class Outcome:
     why: str
 
 
-def train(run: Run, listener: Listener | None = None) -> Outcome:
+def train(
+    run: Run, listener: Listener | None = None, *, deadline: float = math.inf, cores: int | None = None
+) -> Outcome:
     """Train a run from where it stands.
 
     Args:
         run: made by :func:`cnnjob.bindings.run_of`.
         listener: hears how it goes.
+        deadline: when to stop and save, in ``time.time()``'s seconds.
+        cores: how many to use; all by default. The bits do not depend on it.
 
     Returns:
         ``finished``, ``stopped`` (asked to; the same call goes on), or ``was finished``.
@@ -47,7 +52,7 @@ def train(run: Run, listener: Listener | None = None) -> Outcome:
     if run.result_file.exists():  # finished by another process between the look and the claim
         claim.end("finished", run.result()["steps"])
         return Outcome(run, "was finished", "finished")
-    with _cores() as workers, StopRequest() as stop, _told_apart(claim) as life, written_or_said(run.path):
+    with _cores(cores) as workers, StopRequest(deadline) as stop, _told_apart(claim) as life, written_or_said(run.path):
         loop = Loop(run, claim, workers, listener or Silent())
         life.loop = loop
         finished = loop.go_on(stop)
@@ -83,9 +88,9 @@ def _told_apart(claim: Claim) -> Iterator[_Life]:
 
 
 @contextmanager
-def _cores() -> Iterator[nn.Workers]:
-    """Workers on all cores, and BLAS at one thread: its sums would depend on the number of threads."""
+def _cores(count: int | None) -> Iterator[nn.Workers]:
+    """Workers on so many cores, or on all, and BLAS at one thread: its sums would depend on the number of threads."""
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
 
-    with threadpool_limits(1), nn.Workers(nn.available_cores()) as workers:
+    with threadpool_limits(1), nn.Workers(count or nn.available_cores()) as workers:
         yield workers

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob import __version__
-from cnnjob.cli import data, report, train
+from cnnjob.cli import data, report, submit, train
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
 
 
@@ -57,7 +57,16 @@ def options(
     """Batch jobs for cluster GPUs: pack images, train a CNN written from scratch, report."""
 
 
-for command in (data.prepare, data.show, train.train, train.predict, report.report, train.bench, train.demo):
+for command in (
+    data.prepare,
+    data.show,
+    train.train,
+    submit.submit,
+    train.predict,
+    report.report,
+    train.bench,
+    train.demo,
+):
     app.command()(command)
 
 

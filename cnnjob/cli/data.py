@@ -128,9 +128,9 @@ def _verify(path: Path) -> None:
 
 
 def _show_job(job: "Job", data: Path) -> None:
-    from cnnjob.bindings import dataset_of, memory_of, network_of, split
+    from cnnjob.bindings import dataset_of, network_of, split
 
-    typer.echo(_as_toml(job.model_dump(mode="json", exclude_none=True)))
+    typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset = dataset_of(job, data)
     network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
     counts = [sum(_size(p.shape) for p in layer.parameters.values()) for layer in network.layers]
@@ -139,15 +139,25 @@ def _show_job(job: "Job", data: Path) -> None:
         for layer, count in zip(network.layers, counts, strict=True)
     ]
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
-    memory = memory_of(job, network, dataset)
     training, held_out = split(job, dataset)
     typer.echo(f"images: {len(training):,} to train on, {len(held_out):,} held out for validation")
-    typer.echo(
-        f"memory of the arrays: {gigabytes(memory.total)}: data {gigabytes(memory.data)}, "
-        f"parameters {gigabytes(memory.parameters)}, training {gigabytes(memory.training)}, "
-        f"evaluation {gigabytes(memory.evaluation)}"
-    )
+    typer.echo(memory_line(job, dataset))
     typer.echo(f"run: {job.name}-{job.digest(dataset.digest)[:8]}")
+
+
+def memory_line(job: "Job", dataset: "Dataset") -> str:
+    """The exact memory of a training's arrays, in one line."""
+    from cnnjob.bindings import memory_of, network_of
+
+    memory = memory_of(job, network_of(job.model, dataset.image_shape, len(dataset.class_names)), dataset)
+    parts = {
+        "data": memory.data,
+        "parameters": memory.parameters,
+        "training": memory.training,
+        "evaluation": memory.evaluation,
+    }
+    named = ", ".join(f"{name} {gigabytes(count)}" for name, count in parts.items())
+    return f"memory of the arrays: {gigabytes(memory.total)}: {named}"
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -156,7 +166,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return prod(shape)
 
 
-def _as_toml(content: dict[str, object]) -> str:
+def as_toml(content: dict[str, object]) -> str:
     """A resolved job as its file would say it."""
     from json import dumps
 

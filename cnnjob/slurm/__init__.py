@@ -1,0 +1,1 @@
+"""The cluster: what is asked of SLURM, how a run is submitted, lives on a node and comes back."""

@@ -1,0 +1,78 @@
+"""What runs on the node: one life of a run, ended with an exit code that says how.
+
+What is pickled for the node is a path; everything else is in the run's folder.
+"""
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import datetime
+from math import inf
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cnnjob.errors import EXIT_STOPPED, CnnjobError, SchedulerError
+from cnnjob.jobs import Job
+from cnnjob.runs import Run
+from cnnjob.slurm import scheduler
+from cnnjob.training import train
+
+
+@dataclass(frozen=True)
+class Life:
+    """A callable that holds a path: any pickle of it, however old, is right."""
+
+    run_folder: str
+    margin_seconds: float
+
+    def __call__(self) -> NoReturn:
+        """Train, and leave with the code of what happened; unfinished is never 0."""
+        code = 1
+        try:
+            code = _live(Run(Path(self.run_folder)), self.margin_seconds)
+        except CnnjobError as error:
+            print(f"cnnjob: {error}", file=sys.stderr)  # noqa: T201 - the job's own log
+            code = error.exit_code
+        except BaseException:  # noqa: BLE001 - whatever it is, the batch script must learn of it
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # submitit has nothing to do after this: the run's folder tells
+
+
+def _live(run: Run, margin_seconds: float) -> int:
+    outcome = train(run, Lines(), deadline=_end_of_job() - margin_seconds)
+    print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
+    return EXIT_STOPPED if outcome.state == "stopped" else 0
+
+
+def _end_of_job() -> float:
+    """When SLURM will end this job, in ``time.time()``'s seconds; infinity where that is not known."""
+    if known := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(known)
+    try:
+        said = scheduler.job(os.environ.get("SLURM_JOB_ID", "")).get("EndTime", "")
+        return datetime.fromisoformat(said).timestamp()
+    except (SchedulerError, ValueError):
+        return inf
+
+
+class Lines:
+    """One line an epoch in the job's log."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)  # noqa: T201
+
+    def start(self, job: Job, steps: int) -> None:
+        """Print how much there is to do."""
+        self.say(f"{job.train.epochs} epochs of {steps} steps, {time.strftime('%F %T')}")
+
+    def step(self, epoch: int, step: int) -> None:
+        """Nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Print an epoch's numbers."""
+        self.say("  ".join(f"{name} {value:.6g}" for name, value in record.items()))
