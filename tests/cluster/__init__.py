@@ -1,0 +1,1 @@
+"""On a real SLURM, started for the tests on this machine."""
