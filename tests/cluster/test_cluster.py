@@ -192,7 +192,7 @@ def test_it_ends_with_the_process_that_it_was_started_for() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_it_comes_up(number: int) -> None:
     with lab.folder() as folder:
-        command = [str(lab.SCRIPT), "up", str(folder), "--accounting"]
+        command = ["env", "--default-signal=INT", str(lab.SCRIPT), "up", str(folder), "--accounting"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             lab.until((folder / "mysql").exists, what="the database")
             process.send_signal(number)
