@@ -1,0 +1,196 @@
+"""What is asked of SLURM: time forms, sentences, contradictions, and what goes before what."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnjob.errors import JobError
+from cnnjob.slurm import requests
+from cnnjob.slurm.requests import Request, duration, load, minutes
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "slurm" / "gpu-site.toml.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90), ("1:30", 2), ("1:00", 1), ("0:01", 1), ("1:30:00", 90), ("0:00:01", 1), ("1-0", 1440),
+        ("1-12", 2160), ("1-12:30", 2190), ("0-0:0:61", 2), ("90m", 90), ("2h", 120), ("1d12h", 2160), ("1d1h1m", 1501),
+    ],
+)  # fmt: skip
+def test_times(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2 h", "h", "1.5h", "-1", "1:2:3:4", "1-", "2H", "1-1:1:1:1", "infinite"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"^time: {re.escape(repr(text))} is no time; write 90m, 2h"):
+        minutes(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0m", "00:00", "0-0", "0d0h"])
+def test_zero_is_no_time_at_all(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time at all"):
+        minutes(text)
+
+
+@given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))
+def test_all_forms_of_a_time_agree(days: int, hours: int, mins: int, seconds: int) -> None:
+    total = (days * 24 + hours) * 60 + mins
+    assert minutes(f"{days}-{hours}:{mins}:{seconds}") == total + 1
+    assert minutes(f"{days * 24 + hours}:{mins}:{seconds}") == total + 1
+    if total:
+        same = (f"{days}-{hours}:{mins}", f"{days}d{hours}h{mins}m", f"{total}m", str(total), f"{total}:00")
+        assert {minutes(text) for text in same} == {total}
+
+
+@pytest.mark.parametrize(
+    ("total", "text"),
+    [(1, "1 min"), (60, "1 h 0 min"), (90, "1 h 30 min"), (1440, "1 d 0 h 0 min"), (2165, "1 d 12 h 5 min")],
+)
+def test_durations(total: int, text: str) -> None:
+    assert duration(total) == text
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (Request(), "1 node, 1 task, 2 cores, default memory, the site's time limit on the default partition"),
+        (
+            Request(partition="gpu", time="2h", gpus=1, cpus_per_task=4, mem="16G"),
+            "1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h 0 min on gpu",
+        ),
+        (
+            Request(partition="a,b", time="1-0", gpus=2, gpu_type="h100", cpus_per_task=1, mem_per_cpu="500M"),
+            "1 node, 1 task, 2 h100 GPUs, 1 core, 500 M a core, 1 d 0 h 0 min on a,b",
+        ),
+        (Request(gpus=0, mem="9", time="5"), "1 node, 1 task, 2 cores, 9, 5 min on the default partition"),
+    ],
+)
+def test_sentences(request_: Request, sentence: str) -> None:
+    assert request_.sentence() == sentence
+
+
+def test_memory_a_gpu_is_said_too() -> None:
+    assert "32 G" in Request(mem_per_gpu="32G").sentence()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mem": "4G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu exclude each other; keep one"),
+        ({"mem": "much"}, "mem: 'much' is no memory; write 4G or 500M"),
+        ({"mem_per_gpu": "4 G"}, "mem_per_gpu: '4 G' is no memory; write 4G or 500M"),
+        ({"time": "soon"}, "time: 'soon' is no time"),
+        ({"gpus": -1}, "gpus: input should be greater than or equal to 0, found -1"),
+        ({"cpus_per_task": 0}, "cpus_per_task: input should be greater than or equal to 1, found 0"),
+        ({"signal_seconds": 65536}, "signal_seconds: input should be less than or equal to 65535, found 65536"),
+        ({"gpu_request": "please"}, "gpu_request: input should be 'gpus-per-node', 'gres' or 'gpus', found 'please'"),
+        ({"partitoin": "gpu"}, "partitoin: no such key, did you mean 'partition'?"),
+    ],
+)
+def test_contradictions_are_found_before_sbatch(options: dict[str, object], message: str) -> None:
+    with pytest.raises(JobError) as error:
+        load(None, options)
+    assert str(error.value).startswith("submit: not a valid request:\n  ")
+    assert message in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_the_command_line_goes_before_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('partition = "long"\ntime = "1d"\nmem = "4G"\n[sbatch]\nnice = 5\nreservation = "course"\n')
+    found = load(str(path), {"time": "2h", "qos": None, "partition": None}, ["nice=7", "--mail-type=FAIL"])
+    assert (found.partition, found.time, found.mem, found.qos) == ("long", "2h", "4G", None)
+    assert found.sbatch == {"nice": "7", "reservation": "course", "mail-type": "FAIL"}
+    assert found.cpus_per_task == Request().cpus_per_task
+
+
+@pytest.mark.parametrize("text", ["reservation", "=course", ""])
+def test_an_option_of_sbatch_is_key_and_value(text: str) -> None:
+    with pytest.raises(JobError, match="not of the form KEY=VALUE"):
+        load(None, {}, [text])
+
+
+def test_a_profile_is_a_name_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("lab", {}).backend == "numpy"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "lab.toml").write_text('partition = "here"\n')
+    assert load("lab", {}).partition == "here"  # what lies here goes before what comes with the package
+    assert next(iter(requests.profiles())) == "lab"
+    for name, message in (
+        ("lob", "did you mean 'lab'?"),
+        ("nothing", "there are lab"),
+        ("gone.toml", "no such profile"),
+    ):
+        with pytest.raises(JobError) as error:
+            load(name, {})
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"partition = ", b"\xff\xfe", b"partition = 3"])
+def test_a_profile_that_is_not_readable(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "site.toml"
+    path.write_bytes(content)
+    with pytest.raises(JobError, match=r"site\.toml: not "):
+        load(str(path), {})
+
+
+def test_a_folder_is_no_profile(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").mkdir()
+    with pytest.raises(JobError, match="no such profile"):
+        load(str(tmp_path / "site.toml"), {})
+
+
+def test_what_submitit_is_told() -> None:
+    found = Request(
+        partition="gpu", account="us", time="90m", gpus=2, gpu_type="a100", gpu_request="gres", requeue=False,
+        dependency="afterok:7", sbatch={"nice": 5},
+    ).parameters()  # fmt: skip
+    assert found == {
+        "partition": "gpu", "account": "us", "dependency": "afterok:7", "time": 90, "cpus_per_task": 2,
+        "signal_delay_s": 90, "additional_parameters": {"nice": 5, "no-requeue": True, "gres": "gpu:a100:2"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_", "extra"),
+    [
+        (Request(), {}),
+        (Request(gpus=0), {}),
+        (Request(requeue=True), {"requeue": True}),
+        (Request(gpus=1), {"gpus-per-node": "1"}),
+        (Request(gpus=1, gpu_request="gpus"), {"gpus": "1"}),
+        (Request(gpus=1, gpu_request="gres"), {"gres": "gpu:1"}),
+        (Request(gpus=3, gpu_type="v100"), {"gpus-per-node": "v100:3"}),
+    ],
+)
+def test_forms_of_asking_for_gpus(request_: Request, extra: dict[str, object]) -> None:
+    assert request_.parameters()["additional_parameters"] == extra
+
+
+def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
+    path = tmp_path / "gpu-site.toml"
+    path.write_text(EXAMPLE.read_text())
+    found = load(str(path), {})
+    assert found.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h 0 min on gpu"
+    named = set(re.findall(r"^(?:# )?\[?(\w+)(?: = |\]$)", EXAMPLE.read_text(), re.MULTILINE))
+    assert set(Request.model_fields) <= named
+    assert "gpu-site" not in requests.profiles()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "slurm").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_profiles_are_valid(path: Path) -> None:
+    assert load(str(path), {}).model_fields_set >= tomllib.loads(path.read_text()).keys()
+
+
+def test_a_request_outlives_its_file() -> None:
+    """A successor is submitted from it."""
+    request = Request(partition="gpu", setup=("module load cuda",), requeue=True, gpus=1, sbatch={"nice": 5, "x": "y"})
+    assert Request.model_validate(request.model_dump(mode="json")) == request
