@@ -23,6 +23,7 @@ FORMAT = 1
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 BLOCK_BYTES = 8 << 20  # what is read or written at a time
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of every HDF5 file
 
 _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 
@@ -142,6 +143,25 @@ class Dataset:
         channels = {shape[3] for shape in self.shapes.values()} | {len(self.mean), len(self.std)}
         if not {"train", "test"} <= self.shapes.keys() or not self.class_names or len(channels) != 1:
             raise DataError(f"{self.path}: damaged, its arrays and attributes do not fit; {_AGAIN}")
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file that does not open as a dataset may have been one: an ``.h5`` of ours, or one that cannot be told.
+
+    Args:
+        path: a file that :meth:`Dataset.open` refused.
+
+    Returns:
+        False for a file of another kind, and for an HDF5 file that another program wrote.
+    """
+    try:
+        with path.open("rb") as raw:
+            if path.suffix != ".h5" or raw.read(len(_SIGNATURE)) != _SIGNATURE:
+                return False
+        with h5py.File(path, "r", locking=False) as file:
+            return np.array_equal(file.attrs.get("format"), FORMAT)
+    except _UNREADABLE:
+        return True
 
 
 def blocks(array: h5py.Dataset) -> Iterator[np.ndarray]:

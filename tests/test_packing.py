@@ -1,8 +1,10 @@
 """Published datasets are packed as they are, once, and the same on every machine."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -129,15 +131,91 @@ def test_force_packs_again_with_the_same_content(tmp_path: Path, out: Path) -> N
     assert sha256(out) == before[1]
 
 
-def test_other_sources_and_damaged_files_are_packed_again(tmp_path: Path, out: Path) -> None:
+def without_its_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def without_its_mark(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file.attrs["complete"]
+
+
+@pytest.mark.parametrize("spoil", [without_its_end, without_its_mark])
+def test_a_damaged_dataset_is_packed_again(tmp_path: Path, out: Path, spoil: Callable[[Path], None]) -> None:
     folder = write_mnist(tmp_path / "source")
     pack_mnist(folder, out)
-    out.write_bytes(out.read_bytes()[:1000])
+    spoil(out)
     assert pack_mnist(folder, out).created
+
+
+def refused(folder: Path, out: Path, message: str) -> None:
+    """Packing stops, names the file as it was given, and leaves it; with ``force`` it goes on."""
+    before = out.read_bytes()
+    with pytest.raises(JobError, match=f"^{out}: already there, found {message}; .* --out, or .* --force$"):
+        pack_mnist(folder, out)
+    assert out.read_bytes() == before
+    assert pack_mnist(folder, out, force=True).created
+
+
+def test_another_dataset_is_not_overwritten(tmp_path: Path, out: Path) -> None:
+    folder = write_mnist(tmp_path / "source")
+    pack_mnist(folder, out)
     write_mnist(folder, zipped=False)
     for path in folder.glob("*.gz"):
         path.unlink()
-    assert pack_mnist(folder, out).created
+    refused(folder, out, "packed from other source files")
+    pack("digits", tmp_path / "digits.h5")
+    refused(folder, tmp_path / "digits.h5", "the dataset 'digits' and not 'mnist'")
+
+
+@pytest.mark.parametrize("name", ["thesis.pdf", "thesis.h5"])
+def test_a_file_that_is_no_dataset_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"%PDF-1.7")
+    refused(write_mnist(tmp_path / "source"), tmp_path / name, "no dataset of this program")
+
+
+def test_the_hdf5_file_of_another_program_is_not_overwritten(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        file["weights"] = [1.5]
+    refused(write_mnist(tmp_path / "source"), tmp_path / "weights.h5", "no dataset of this program")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_written_through(tmp_path: Path, *, there: bool) -> None:
+    source, link, target = write_mnist(tmp_path / "source"), tmp_path / "link.h5", tmp_path / "large" / "disk.h5"
+    link.symlink_to(target)
+    if there:
+        pack_mnist(source, target)
+    packed = pack_mnist(source, link, force=True)
+    assert packed.dataset.path == link
+    assert link.is_symlink()
+    assert Dataset.open(target).digest == packed.dataset.digest
+    assert [path.name for path in target.parent.iterdir()] == ["disk.h5"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_what_no_file_can_be_written_to_is_said_before_any_work(tmp_path: Path, *, force: bool) -> None:
+    source = write_mnist(tmp_path / "source")
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name, error, message in (
+        ("source", JobError, "not a file, found a folder"),
+        ("loop.h5", JobError, "not a plain file"),
+        ("pipe", JobError, "not a plain file"),
+        ("x" * 300, DataError, "cannot be written, File name too long"),
+        ("file/data/x.h5", DataError, f"cannot be written, found {tmp_path / 'file'} to be no folder"),
+    ):
+        with pytest.raises(error, match=f"^{tmp_path / name}: {message}"):
+            pack("mnist", tmp_path / name, source=source, sha256="0" * 64, force=force)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "loop.h5", "file", "pipe"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(DataError, match=r"x.h5: cannot be written, found no permission in .*locked; give another"):
+        pack("mnist", tmp_path / "locked" / "new" / "x.h5", source="nowhere")
 
 
 def test_what_was_packed_from_the_published_files_needs_no_network(out: Path) -> None:
@@ -222,8 +300,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, out: Path
     command = [sys.executable, "-c", IN_LITTLE_ROOM, str(source), str(out), pin(source), room]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "cannot be written" in done.stderr
+    assert done.stderr == f"{out}: cannot be written, File too large; free space, or choose another folder\n"
     assert list(out.parent.iterdir()) == []
 
 

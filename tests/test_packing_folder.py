@@ -130,15 +130,27 @@ def test_images_stand_upright(tmp_path: Path) -> None:
 
 
 def test_options_and_pixels_decide_what_is_up_to_date(root: Path, out: Path) -> None:
-    def created(size: tuple[int, int] | None = None) -> bool:
-        return pack("folder", out, source=root, test_fraction=0.2, size=size).created
+    def created(size: tuple[int, int] | None = None, *, force: bool = False) -> bool:
+        return pack("folder", out, source=root, test_fraction=0.2, size=size, force=force).created
 
     assert created()
     assert not created()
-    assert created((4, 4))
+    with pytest.raises(JobError, match=r"pets.h5: already there, found packed with --test-fraction 0\.2; give another"):
+        created((4, 4))
+    assert created((4, 4), force=True)
     assert not created((4, 4))
     write_images(root / "cat", 1, seed=999)
-    assert created((4, 4))
+    with pytest.raises(JobError, match="found packed from other source files"):
+        created((4, 4))
+    assert created((4, 4), force=True)
+
+
+def test_another_folder_of_the_same_name_is_not_packed_over_the_first(tmp_path: Path, out: Path) -> None:
+    packed(trees(tmp_path / "a" / "pets", "train", "test"), out)
+    before = out.read_bytes()
+    with pytest.raises(JobError, match="found packed from other source files"):
+        packed(trees(tmp_path / "b" / "pets", "test", "train"), out)
+    assert out.read_bytes() == before
 
 
 def test_a_folder_can_be_pinned(root: Path, out: Path) -> None:

@@ -21,12 +21,14 @@ def prepare(
     path: Annotated[Path | None, typer.Argument(help="With 'folder': the folder of images.")] = None,
     source: Annotated[str | None, typer.Option(help="Folder, file or URL of the source instead of a download.")] = None,
     sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that nobody published.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; data/NAME.h5 by default.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="The file to write; data/NAME.h5 by default.")
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Of a folder's images: scaled and cropped.")] = None,
     test_fraction: Annotated[
         float | None, typer.Option(help="Share of a folder's images for testing, where it has no test/ folder.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Pack again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Pack again, over whatever file is there.")] = False,
 ) -> None:
     """Pack a dataset into one HDF5 file.
 
@@ -44,7 +46,7 @@ def prepare(
     stem = Path(source).resolve().name if name == "folder" and source else name
     packed = pack(
         name,
-        out or DATA_FOLDER / f"{stem}.h5",
+        DATA_FOLDER / f"{stem}.h5" if out is None else _named_file(out),
         source=source,
         sha256=sha256,
         size=_height_and_width(size),
@@ -53,6 +55,13 @@ def prepare(
         progress=True,
     )
     _print_packed(packed)
+
+
+def _named_file(out: str) -> Path:
+    """The path of ``--out``, which must have a file's name at its end."""
+    if not out or out.endswith("/"):
+        raise JobError(f"--out {out or repr(out)}: no name of a file, found none; for example --out data/mnist.h5")
+    return Path(out)
 
 
 def _height_and_width(text: str | None) -> tuple[int, int] | None:

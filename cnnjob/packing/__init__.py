@@ -15,7 +15,7 @@ from typing import Any
 
 from cnnjob.datasets import Dataset
 from cnnjob.errors import DataError, JobError
-from cnnjob.packing import cifar, digits, folder, idx, sources
+from cnnjob.packing import cifar, digits, folder, idx, places, sources
 from cnnjob.packing.bars import counted
 from cnnjob.packing.catalogue import DIGITS, KNOWN, Entry
 from cnnjob.packing.writer import Contents, write
@@ -58,44 +58,36 @@ def pack(
 
     Args:
         name: a name of :data:`KNOWN`, or ``folder`` for a folder of images.
-        out: the file; its folder is created.
+        out: the file; its folder is created, and a symbolic link is followed.
         source: a folder, a file or a URL; None downloads from the publisher and its mirrors.
         sha256: the source's SHA-256, which allows a source that nobody published.
         size: (H, W) of a folder's images, which are scaled and cropped to it.
         test_fraction: the part of each class of a folder that is for testing, in (0, 1).
-        force: whether to pack again what is already there.
+        force: whether to pack again what is already there, and over whatever file is there.
         progress: whether to show bars on stderr.
 
     Returns:
         The dataset and what it cost.
 
     Raises:
-        DataError: the source is missing, damaged or not the one that was meant.
-        JobError: the arguments do not fit each other.
+        DataError: the source is missing, damaged or not the one that was meant; or the file cannot be written.
+        JobError: the arguments do not fit each other, or another file is there.
     """
     started = time.perf_counter()
     request = _Request(name, None if source is None else str(source), sha256, size, test_fraction)
     request.require_possible()
     title = out.stem if name == FOLDER else name
-    there = None if force else _up_to_date(out, title, request.published(), request.options)
-    if there is None:
+    places.require_writable(out)
+    published = request.published()
+    there = None if force else places.found_at(out, title, published, request.options)
+    if there is None or published is None:
         contents = request.contents(progress=progress)
-        there = None if force else _up_to_date(out, title, contents.sha256, request.options)
+        there = None if force else places.found_at(out, title, contents.sha256, request.options)
         if there is None:
             write(out, title, counted(contents, title) if progress else contents, request.options)
     dataset = there or Dataset.open(out)
     n_bytes = sum(math.prod(shape) for shape in dataset.shapes.values())
     return Packed(dataset, there is None, time.perf_counter() - started, n_bytes)
-
-
-def _up_to_date(out: Path, title: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
-    """The dataset at ``out`` if it was packed whole, in this way, from these sources."""
-    try:
-        dataset = Dataset.open(out)
-    except DataError:
-        return None
-    found = (dataset.name, dataset.source_sha256, dataset.options)
-    return dataset if found == (title, sha256, options) else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from cnnjob.datasets import ARRAYS, FORMAT, SPLITS, blocks, digest_of
 from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, whole
+from cnnjob.packing.places import target_of
 
 _LIBVER = ("v108", "v110")  # read by HDF5 1.8 of 2008; "earliest" has no room for many class names
 _CHUNK_BYTES = (64 << 10, 512 << 10)  # the least and the most
@@ -64,7 +65,7 @@ def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) ->
     """Write a dataset, whole or not at all.
 
     Args:
-        path: the file; its folder is created.
+        path: the file; its folder is created, and a symbolic link is followed.
         name: what the dataset is called.
         contents: what to write.
         options: how the source was read; JSON values.
@@ -73,8 +74,9 @@ def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) ->
         DataError: the source is damaged, or the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary, _Disk(temporary, "x+") as disk:
+        target = target_of(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole(target) as temporary, _Disk(temporary, "x+") as disk:
             with h5py.File(disk, "w", libver=_LIBVER) as file:
                 for block in contents.blocks:
                     _put(file, block, len(contents.class_names))
@@ -83,7 +85,9 @@ def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) ->
                 file.attrs["complete"] = 1
             disk.require_written()
     except OSError as error:
-        raise DataError(f"{path}: cannot be written, {error}; free space, or choose another folder") from error
+        raise DataError(
+            f"{path}: cannot be written, {error.strerror or error}; free space, or choose another folder"
+        ) from error
 
 
 class _Disk(io.FileIO):
