@@ -1,9 +1,10 @@
 """Folders of images: what counts as one, how it is cut, and what is refused."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
 from cnnjob.packing import pack
+from cnnjob.packing.folder import contents
 from cnnjob.packing.images import header, pixels
 from tests.packing_sources import random_bytes, write_images
 
@@ -158,6 +160,33 @@ def test_a_folder_can_be_pinned(root: Path, out: Path) -> None:
     assert not pack("folder", out, source=root, test_fraction=0.2, sha256=found.upper()).created
     with pytest.raises(DataError, match=f"not the pinned folder, found sha256 {found}"):
         pack("folder", out, source=root, test_fraction=0.2, sha256="0" * 64)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; this process is nobody for a while."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("locked", ["root", "root/cat", "root/dog/more"])
+def test_a_folder_that_cannot_be_read_is_never_left_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    write_images(root / "dog" / "more", 2)
+    monkeypatch.chdir(root.parent)  # nobody may not walk down to it
+    Path().chmod(0o755)
+    Path(locked).chmod(0)
+    with as_nobody(), pytest.raises(DataError, match=f"^{locked}: cannot be read, .*Permission denied.*; see to"):
+        contents(Path("root"), None, 0.2)
+    Path(locked).chmod(0o755)
+    with as_nobody():
+        assert contents(Path("root"), None, 0.2).class_names == ("cat", "dog")
 
 
 def an_empty_class(root: Path) -> None:

@@ -6,10 +6,12 @@ pixels. No more than one class's names and one block of pixels are in memory.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -33,14 +35,13 @@ class _Part:
     test_fraction: float | None
 
     def class_names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and _is_visible(Path(path.name)))
+        _, folders, _ = next(os.walk(self.folder, onerror=_refuse))
+        return sorted(filter(_is_visible, folders))
 
     def files(self, label: int, name: str) -> list[Path]:
         """The images of one class, in a fixed order."""
         folder = self.folder / name
-        found = sorted(
-            path for path in folder.rglob("*") if _is_visible(path.relative_to(folder)) and not path.is_dir()
-        )
+        found = sorted(_files_in(folder))
         needed = 1 if self.test_fraction is None else 2
         if len(found) < needed:
             raise DataError(f"{folder}: too few images, found {len(found)}; a class needs at least {needed} here")
@@ -151,6 +152,17 @@ def _labelled(part: _Part, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
             yield path, label
 
 
-def _is_visible(path: Path) -> bool:
-    """Whether neither a name is hidden nor the clutter of a desktop."""
-    return not any(part.startswith(".") or part in _CLUTTER for part in path.parts)
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Every visible file in a folder and in those inside it; a folder that cannot be read is never left out."""
+    for inside, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = filter(_is_visible, folders)  # the others are not walked through
+        yield from (Path(inside, name) for name in files if _is_visible(name))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be read, {error.strerror}; see to its permissions") from error
+
+
+def _is_visible(name: str) -> bool:
+    """Whether a name is neither hidden nor the clutter of a desktop."""
+    return not name.startswith(".") and name not in _CLUTTER
