@@ -117,12 +117,11 @@ def _python() -> str:
 
 def _parameters(run: Run, request: Request, code: Path) -> dict[str, Any]:
     """The request as submitit takes it, and what surrounds the job in its script."""
-    asked = {name: value for name, value in request.parameters().items() if value is not None}
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
     frozen = [f"export PYTHONPATH={shlex.quote(str(code))}", "trap : TERM USR2  # the lines below the job must run"]
     again = f"{_python()} -m cnnjob.slurm.restart {shlex.quote(str(run.path.resolve()))} $code"
     return {
-        **asked,
+        **request.parameters(),
         "job_name": run.name,
         "comment": _comment(run),
         "wckey": None,
