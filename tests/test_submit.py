@@ -178,6 +178,13 @@ def test_one_gpu_unless_the_backend_is_numpy() -> None:
     assert not asked_of_gpus("--set", "resources.backend=auto", "--gpus", "0")
 
 
+@pytest.mark.usefixtures("nowhere")
+def test_the_command_line_goes_before_the_backend_of_a_profile() -> None:
+    Path("site.toml").write_text('backend = "auto"\n')
+    assert asked_of_gpus("--profile", "site.toml") == ["#SBATCH --gpus-per-node=1"]
+    assert not asked_of_gpus("--profile", "site.toml", "--set", "resources.backend=numpy")
+
+
 # --- which job
 
 

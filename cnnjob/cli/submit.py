@@ -63,7 +63,7 @@ def submit(
     }  # fmt: skip
     request = requests.load(profile, given, sbatch or ())
     for name in jobs or [_only_job(data)]:
-        chosen = list(overrides or ()) + ([f"resources.backend={request.backend}"] if request.backend else [])
+        chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
         job = Job.load(name, chosen)
         ask = request if request.gpus is not None else request.model_copy(update={"gpus": _gpus(job)})
         if dry_run:
