@@ -347,9 +347,12 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ({"squeue": "exit 1"}, "squeue --noheader --me --format %i %k: refused, exit code 1"),
         ({"squeue": None}, "squeue: not found; this machine has no SLURM"),
         ({"srun": None}, "srun: not found; this machine has no SLURM"),
+        ({"sbatch": None}, "sbatch: not found; this machine has no SLURM"),
         ({"sbatch": 'echo "Batch job submission failed: Invalid account" >&2; exit 1'}, "sbatch refused, Batch job"),
         ({"sbatch": 'echo "sbatch: error: one" >&2; echo "two" >&2; exit 1'}, "sbatch refused, sbatch: error: one"),
         ({"sbatch": "exit 1"}, "sbatch refused, without a word"),
+        ({"sbatch": "echo garbage"}, "sbatch gave no job's id; submit again"),
+        ({"sbatch": "exit 0"}, "sbatch gave no job's id; submit again"),
     ],
 )
 def test_what_a_scheduler_may_do(site: Site, answers: dict[str, str | None], message: str) -> None:
@@ -357,6 +360,8 @@ def test_what_a_scheduler_may_do(site: Site, answers: dict[str, str | None], mes
     found = cnnjob("submit", "toy.toml", "--partition", "gpu")
     assert (found.exit_code, found.stdout) == (4, ""), found.output
     assert message in found.stderr
+    assert found.stderr.startswith("cnnjob: ")
+    assert found.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("site")

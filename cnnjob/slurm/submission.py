@@ -5,8 +5,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,15 @@ def _sbatch(run: Run, request: Request, code: Path) -> str:
     import submitit
 
     executor = _executor(run, request, code)
-    with _clean_environment():
+    with _clean_environment(), redirect_stderr(StringIO()):  # submitit shows there what its error says
         try:
             job = executor.submit(Life(str(run.path.resolve()), MARGIN_SECONDS))
         except submitit.core.utils.FailedJobError as error:
             raise SchedulerError(f"{run.name}: sbatch refused, {_last_line(str(error))}") from error
+        except submitit.core.utils.FailedSubmissionError as error:
+            raise SchedulerError(
+                f"{run.name}: sbatch gave no job's id; submit again, which finds the job should it have been queued"
+            ) from error
     return str(job.job_id)
 
 
@@ -103,6 +108,8 @@ def _last_line(text: str) -> str:
 def _executor(run: Run, request: Request, code: Path) -> Any:
     import submitit
 
+    if not scheduler.is_there():
+        raise SchedulerError("sbatch: not found; this machine has no SLURM, log in to one that has")
     try:
         executor = submitit.SlurmExecutor(folder=_folder(run).resolve(), python=_python())
     except RuntimeError as error:
