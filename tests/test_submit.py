@@ -410,6 +410,7 @@ def test_whether_there_is_a_slurm(nowhere: Site) -> None:
         ({"JobState": "COMPLETING", "RunTime": "00:00:59", "TimeLimit": "00:01:00"}, 0, "cancelled"),
         ({"JobState": "COMPLETING", "RunTime": "00:00:59", "TimeLimit": "UNLIMITED"}, 0, "cancelled"),
         ({"JobState": "CANCELLED", "PreemptTime": "N/A"}, 0, "cancelled"),
+        ({"JobState": "??", "Restarts": "many", "RunTime": "?", "TimeLimit": ""}, 0, "itself"),
     ],
 )
 def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) -> None:

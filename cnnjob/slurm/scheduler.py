@@ -76,13 +76,17 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
         ``requeued`` (it is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
     """
     state = job.get("JobState", "")
-    if int(job.get("Restarts", "0")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
+    if _number(job.get("Restarts", "")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
         return "requeued"
     if job.get("PreemptTime", "None") not in {"None", "N/A"}:
         return "preempted"
     if state.startswith("TIMEOUT") or _seconds(job.get("RunTime", "")) >= _seconds(job.get("TimeLimit", "")) > 0:
         return "time limit"
     return "cancelled" if state.startswith(("COMPLETING", "CANCELLED")) else "itself"
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def _seconds(clock: str) -> int:
