@@ -417,6 +417,12 @@ def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) 
     assert scheduler.ended_by(facts, restarts) == expected
 
 
+def test_the_facts_of_a_job(site: Site) -> None:
+    site.says(scontrol='echo "JobId=7 JobName=a b PreemptTime=None TRES=cpu=2,mem=1G Nodes= NtasksPerN:B:S:C=0:0:*:*"')
+    found = scheduler.job("7")
+    assert (found["JobId"], found["PreemptTime"], found["TRES"], found["Nodes"]) == ("7", "None", "cpu=2,mem=1G", "")
+
+
 # --- after a life
 
 

@@ -51,7 +51,7 @@ def facts(command: Sequence[str]) -> dict[str, str]:
     Raises:
         SchedulerError: as :func:`ask`.
     """
-    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)\s*=\s*(\S*)", ask(command)))
+    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", ask(command)))
 
 
 def job(job_id: str) -> dict[str, str]:
