@@ -1,5 +1,8 @@
 """``cnnjob prepare`` and ``cnnjob show``."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,17 +47,28 @@ def prepare(
     if name == "folder":
         source = str(path) if path is not None else source
     stem = Path(source).resolve().name if name == "folder" and source else name
-    packed = pack(
-        name,
-        DATA_FOLDER / f"{stem}.h5" if out is None else _named_file(out),
-        source=source,
-        sha256=sha256,
-        size=_height_and_width(size),
-        test_fraction=test_fraction,
-        force=force,
-        progress=True,
-    )
+    with _ending_as_interrupted():
+        packed = pack(
+            name,
+            DATA_FOLDER / f"{stem}.h5" if out is None else _named_file(out),
+            source=source,
+            sha256=sha256,
+            size=_height_and_width(size),
+            test_fraction=test_fraction,
+            force=force,
+            progress=True,
+        )
     _print_packed(packed)
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends this as Ctrl-C does: what is half written is removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _named_file(out: str) -> Path:

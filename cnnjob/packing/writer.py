@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import h5py
@@ -77,7 +78,7 @@ def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) ->
         target = target_of(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as temporary, _Disk(temporary, "x+") as disk:
-            with h5py.File(disk, "w", libver=_LIBVER) as file:
+            with _created(disk) as file:
                 for block in contents.blocks:
                     _put(file, block, len(contents.class_names))
                     disk.require_written()
@@ -88,6 +89,17 @@ def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) ->
         raise DataError(
             f"{path}: cannot be written, {error.strerror or error}; free space, or choose another folder"
         ) from error
+
+
+@contextmanager
+def _created(disk: "_Disk") -> Iterator[h5py.File]:
+    """A new HDF5 file that is closed before its disk is, even if h5py was interrupted while it opened it."""
+    try:
+        with h5py.File(disk, "w", libver=_LIBVER) as file:
+            yield file
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # they would keep the file open until the interpreter ends
+        raise
 
 
 class _Disk(io.FileIO):
