@@ -1,6 +1,7 @@
 """``cnnjob prepare`` and ``cnnjob show`` as typed: what they refuse, and what they say of what is not there yet."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from cnnjob.cli import app
+from cnnjob.cli import app, data
 
 
 def cnnjob(*arguments: str) -> Result:
@@ -63,3 +64,74 @@ def test_a_signal_leaves_nothing_half_written(here: Path, number: signal.Signals
         _, stderr = child.communicate()
     assert (child.returncode, stderr.splitlines()[-1]) == (130, "cnnjob: interrupted"), stderr
     assert list((here / "data").iterdir()) == []
+
+
+JOB = """
+[model]
+blocks = [{ conv = 4, kernel = 3, pool = 2 }, { dense = 8 }]
+[train]
+epochs = 2
+batch_size = 8
+learning_rate = 0.05
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "images"),
+    [
+        ("mnist", "28×28×1", "60,000"),
+        ("fashion-mnist", "28×28×1", "60,000"),
+        ("cifar10", "32×32×3", "50,000"),
+        ("cifar100", "32×32×3", "50,000"),
+        ("digits", "8×8×1", "1,437"),
+    ],
+)
+def test_a_job_is_shown_before_its_dataset_is_packed(here: Path, name: str, block: str, images: str) -> None:
+    (here / "job.toml").write_text(f'dataset = "{name}"\n{JOB}')
+    shown = cnnjob("show", "job.toml", "--set", "data.validation_fraction=0", "--set", "train.select_on='test'")
+    assert shown.exit_code == 0, shown.output
+    assert re.search(rf"^conv1 +{block} ", shown.stdout, re.MULTILINE)
+    assert f"\nimages: {images} to train on, 0 held out" in shown.stdout
+    assert "\nmemory of the arrays: " in shown.stdout
+    assert shown.stdout.endswith(f"\ndata/{name}.h5 is not packed yet; sizes are the catalogue's\n")
+    assert "\nrun: " not in shown.stdout
+
+
+def test_what_the_catalogue_says_is_what_packing_gives(here: Path) -> None:
+    (here / "job.toml").write_text(f'dataset = "digits"\n{JOB}')
+    before = cnnjob("show", "job.toml").stdout
+    assert cnnjob("prepare", "digits").exit_code == 0
+    after = cnnjob("show", "job.toml").stdout
+    assert before.splitlines()[:-1] == after.splitlines()[:-1]
+    assert after.splitlines()[-1].startswith("run: job-")
+
+
+def test_a_job_of_an_unknown_or_damaged_dataset_is_refused(here: Path) -> None:
+    (here / "job.toml").write_text(f'dataset = "nope"\n{JOB}')
+    unknown = cnnjob("show", "job.toml")
+    assert unknown.exit_code == 3
+    assert "data/nope.h5: no such dataset, " in unknown.stderr
+    assert "pack one of mnist, fashion-mnist, cifar10, cifar100, digits, or " in unknown.stderr
+    assert "`cnnjob prepare folder PATH --out data/nope.h5`" in unknown.stderr
+    assert cnnjob("show", "job.toml", "--set", "dataset=other/x.h5").exit_code == 3
+    (here / "data").mkdir()
+    (here / "data" / "mnist.h5").touch()
+    damaged = cnnjob("show", "job.toml", "--set", "dataset=mnist")
+    assert (damaged.exit_code, "not readable as a packed dataset" in damaged.stderr) == (3, True)
+
+
+def test_a_broken_job_is_listed_with_what_is_wrong(here: Path) -> None:
+    (here / "jobs").mkdir()
+    (here / "jobs" / "a.toml").write_text("epochs = \n")
+    (here / "jobs" / "b.toml").write_text(f'dataset = "mnist"\n{JOB}epoch = 3\n')
+    (here / "jobs" / "c.toml").write_text(f'dataset = "mnist"\n{JOB}')
+    listed = cnnjob("show")
+    assert listed.exit_code == 0, listed.output
+    assert re.search(r"^a +jobs/a.toml: not readable as TOML, ", listed.stdout, re.MULTILINE)
+    assert re.search(r"^b +jobs/b.toml: not a valid job: train.epoch: no such key", listed.stdout, re.MULTILINE)
+    assert re.search(r"^c +mnist +jobs/c.toml *$", listed.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("rate", "said"), [(12_345_678, "12 MB/s"), (1_000_000, "1 MB/s"), (49_600, "50 KB/s")])
+def test_a_small_speed_is_not_none(rate: float, said: str) -> None:
+    assert data._speed(rate) == said

@@ -14,7 +14,7 @@ import pytest
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
 from cnnjob.packing import KNOWN, Packed, pack
-from cnnjob.packing.catalogue import MNIST
+from cnnjob.packing.catalogue import DIGITS, MNIST
 from cnnjob.packing.writer import Block, Contents, write
 from tests.packing_sources import (
     CIFAR10_BATCHES,
@@ -96,7 +96,7 @@ def test_digits_need_no_source(out: Path) -> None:
     from sklearn.datasets import load_digits
 
     dataset = pack("digits", out).dataset
-    assert dataset.shapes == {"train": (1437, 8, 8, 1), "test": (360, 8, 8, 1)}
+    assert dataset.shapes == {"train": (1437, 8, 8, 1), "test": (360, 8, 8, 1)} == DIGITS.described(out).shapes
     images, labels = (np.concatenate([dataset.load(split)[part] for split in dataset.splits]) for part in (0, 1))
     assert set(images.ravel().tolist()) == {(v * 255 + 8) // 16 for v in range(17)}
     assert sorted(labels) == sorted(load_digits().target)
@@ -308,6 +308,8 @@ def test_the_catalogue_is_complete() -> None:
     assert [entry.name for entry in KNOWN] == ["mnist", "fashion-mnist", "cifar10", "cifar100", "digits"]
     for entry in KNOWN:
         assert entry.about
+        assert f"{sum(count for count, *_ in entry.shapes.values()):,}" in entry.about
+        assert "{1}x{2} {3}".format(*entry.shapes["train"]).replace(" 1", " grey").replace(" 3", " col") in entry.about
         assert len(set(entry.class_names)) in {10, 100}
         assert all(len(file.md5) == 32 and len(file.sha256) == 64 for file in entry.files)
         assert len(entry.mirrors) == (3 if entry.files else 0)

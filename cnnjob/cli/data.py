@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnjob.cli.screen import OVERRIDES, gigabytes, print_table
-from cnnjob.errors import JobError
+from cnnjob.cli.screen import MEGABYTE, OVERRIDES, gigabytes, print_table
+from cnnjob.errors import DataError, JobError
 
 if TYPE_CHECKING:
     from cnnjob.datasets import Dataset
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cnnjob.packing import Packed
 
 DATA_FOLDER = Path("data")
+KILOBYTE = 1e3
 
 
 def prepare(
@@ -90,10 +91,15 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
 def _print_packed(packed: "Packed") -> None:
     _print_dataset(packed.dataset)
     if packed.created:
-        rate = packed.bytes / 1e6 / packed.seconds
-        typer.echo(f"{packed.dataset.path}: packed in {packed.seconds:.1f} s, {rate:.0f} MB/s")
+        speed = _speed(packed.bytes / packed.seconds)
+        typer.echo(f"{packed.dataset.path}: packed in {packed.seconds:.1f} s, {speed}")
     else:
         typer.echo(f"{packed.dataset.path}: already there and up to date; --force packs it again")
+
+
+def _speed(rate: float) -> str:
+    """Bytes a second for people."""
+    return f"{rate / MEGABYTE:.0f} MB/s" if rate >= MEGABYTE else f"{rate / KILOBYTE:.0f} KB/s"
 
 
 def _print_dataset(dataset: "Dataset") -> None:
@@ -135,8 +141,19 @@ def _list(data: Path) -> None:
 
     rows = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
     print_table(["dataset", f"in {data}/", "what it is"], rows)
-    loaded = [(path, jobs.Job.load(str(path))) for path in jobs.known().values()]
-    print_table(["job", "dataset", "file"], [[job.name, job.dataset, str(path)] for path, job in loaded])
+    print_table(["job", "dataset", "file"], [_listed(path) for path in jobs.known().values()])
+
+
+def _listed(path: Path) -> list[str]:
+    """A job's line in the list: one that is not valid is there all the same, with the first thing that is wrong."""
+    from cnnjob.jobs import Job
+
+    try:
+        job = Job.load(str(path))
+    except JobError as error:
+        lines = map(str.strip, str(error).splitlines()[:2])
+        return [path.stem, "", " ".join(lines)]
+    return [job.name, job.dataset, str(path)]
 
 
 def _verify(path: Path) -> None:
@@ -151,10 +168,10 @@ def _verify(path: Path) -> None:
 
 
 def _show_job(job: "Job", data: Path) -> None:
-    from cnnjob.bindings import dataset_of, network_of, split
+    from cnnjob.bindings import network_of, split
 
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
-    dataset = dataset_of(job, data)
+    dataset, packed = _dataset_or_catalogue(job, data)
     network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
     counts = [sum(_size(p.shape) for p in layer.parameters.values()) for layer in network.layers]
     rows = [
@@ -165,7 +182,28 @@ def _show_job(job: "Job", data: Path) -> None:
     training, held_out = split(job, dataset)
     typer.echo(f"images: {len(training):,} to train on, {len(held_out):,} held out for validation")
     typer.echo(memory_line(job, dataset))
-    typer.echo(f"run: {job.name}-{job.digest(dataset.digest)[:8]}")
+    if packed:
+        typer.echo(f"run: {job.name}-{job.digest(dataset.digest)[:8]}")
+    else:
+        typer.echo(f"{dataset.path} is not packed yet; sizes are the catalogue's")
+
+
+def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
+    """The dataset of a job and True; or, where it is not packed, what the catalogue knows of it and False."""
+    from cnnjob.bindings import dataset_of
+    from cnnjob.packing import KNOWN
+
+    path = data / f"{job.dataset}.h5"
+    if path.exists() or Path(job.dataset).suffix in {".h5", ".hdf5"}:
+        return dataset_of(job, data), True
+    for entry in KNOWN:
+        if entry.name == job.dataset:
+            return entry.described(path), False
+    known = ", ".join(entry.name for entry in KNOWN)
+    raise DataError(
+        f"{path}: no such dataset, found none in the catalogue either; pack one of {known}, "
+        f"or images with `cnnjob prepare folder PATH --out {path}`"
+    )
 
 
 def memory_line(job: "Job", dataset: "Dataset") -> str:

