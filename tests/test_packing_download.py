@@ -1,6 +1,10 @@
 """Downloads: the right file from the first address that has it, and a plain word if none has."""
 
 import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,10 +59,57 @@ def test_every_mirrors_trouble_is_told_and_only_the_unreachable_are_tried_again(
     no_file = pytest.raises(DataError, match="no address gave the right file")
     with served({"/page/f.tar.gz": (200, PAGE)}) as (address, asked), no_file as error:
         sources.obtain(entry(f"{address}/absent/", f"{address}/page/"), None, None, progress=False)
-    assert "404" in str(error.value)
-    assert "web page (HTML)" in str(error.value)
+    head, absent, page = str(error.value).splitlines()
+    assert head.startswith("f.tar.gz: no address gave the right file; try later")
+    assert absent == f"  {address.removeprefix('http://')}: HTTP 404"
+    assert "web page (HTML)" in page
     assert asked == ["/absent/f.tar.gz", "/page/f.tar.gz", "/absent/f.tar.gz"]
     assert files_in(cache) == []
+
+
+@contextmanager
+def closing(answer: bytes) -> Iterator[str]:
+    """The address of a server that says so much to every question, and hangs up."""
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def reason(host: str) -> str:
+    """The last line of the message about an address of this host."""
+    with pytest.raises(DataError, match="no address") as error:
+        sources.obtain(entry(f"http://{host}/"), None, None, progress=False)
+    _, line = str(error.value).splitlines()
+    assert line.startswith(f"  {host}: ")
+    return line.removeprefix(f"  {host}: ")
+
+
+def test_what_is_wrong_with_an_address_is_said_in_a_few_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert reason(f"127.0.0.1:{port}") == "refused"
+    assert reason("no-such-host.invalid") == "name not resolved"
+    with closing(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf") as host:
+        assert reason(host) == "closed before the end"
+    with closing(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Encoding: gzip\r\n\r\nhalf") as host:
+        assert 0 < len(reason(host)) <= 100
+    with closing(b"") as host:
+        assert reason(host) == "closed before the end"
+
+
+def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
+    cache.touch()
+    assert str(cache) in reason("127.0.0.1:9")
 
 
 def test_an_address_of_ones_own_archive(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Downloads into the user's cache, from the first address that serves the right file."""
 
+import http.client
 import logging
 import os
+import socket
+import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +18,15 @@ _PAUSE_SECONDS = 0.5
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 64 << 10
 _AS_IT_IS = {"Accept-Encoding": "identity"}  # else some servers' .gz files arrive unpacked
+_REASON_CHARACTERS = 100
+_REASONS: dict[type[BaseException], str] = {
+    socket.gaierror: "name not resolved",
+    ssl.SSLCertVerificationError: "its certificate is not trusted",
+    ConnectionRefusedError: "refused",
+    TimeoutError: f"no answer in {_TIMEOUT_SECONDS} s",
+    ConnectionResetError: "closed before the end",
+    http.client.IncompleteRead: "closed before the end",
+}
 _INSTEAD = "try later, or download it elsewhere and give it with --source"
 
 
@@ -54,8 +66,8 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
             troubles[address] = _trouble_with(target, accept)
             if not troubles[address]:
                 return target
-    listed = "; ".join(f"{address}: {trouble}" for address, trouble in troubles.items())
-    raise DataError(f"{target.name}: no address gave the right file, found {listed}; {_INSTEAD}")
+    listed = "".join(f"\n  {urlsplit(address).netloc}: {trouble}" for address, trouble in troubles.items())
+    raise DataError(f"{target.name}: no address gave the right file; {_INSTEAD}; found{listed}")
 
 
 def _trouble_with(target: Path, accept: Callable[[Path], None]) -> str:
@@ -80,8 +92,30 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     try:
         pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
     except (OSError, ValueError) as error:  # what requests raises is an OSError or a ValueError
-        return str(error)
+        return _reason(error)
     finally:
         if bar:
             bar.close()
     return ""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a download failed, in a few words: what requests and urllib3 raise tells it several times over."""
+    if isinstance(error, OSError) and error.errno is not None:  # of this machine's disk; requests' own have no number
+        return str(error)
+    if (response := getattr(error, "response", None)) is not None:
+        return f"HTTP {response.status_code}"
+    for cause in _causes(error):
+        for kind, reason in _REASONS.items():
+            if isinstance(cause, kind):
+                return reason
+    *_, deepest = _causes(error)
+    return " ".join((str(deepest) or type(deepest).__name__).split())[:_REASON_CHARACTERS]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it was raised from."""
+    cause: BaseException | None = error
+    while cause:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
