@@ -135,3 +135,9 @@ def test_a_broken_job_is_listed_with_what_is_wrong(here: Path) -> None:
 @pytest.mark.parametrize(("rate", "said"), [(12_345_678, "12 MB/s"), (1_000_000, "1 MB/s"), (49_600, "50 KB/s")])
 def test_a_small_speed_is_not_none(rate: float, said: str) -> None:
     assert data._speed(rate) == said
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_stands_on_a_stderr_that_is_no_terminal() -> None:
+    prepared = cnnjob("prepare", "digits")
+    assert (prepared.exit_code, prepared.stderr) == (0, "")

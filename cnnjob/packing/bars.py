@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from cnnjob.packing.writer import Block, Contents
 
@@ -24,11 +24,17 @@ def counted(contents: Contents, name: str) -> Contents:
 
 def _counted(blocks: Iterator[Block], name: str) -> Iterator[Block]:
     columns = (TextColumn("{task.description} {task.completed:,.0f} images"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _bar(*columns) as bar:
         task = bar.add_task(name, total=None)
         for block in blocks:
             yield block
             bar.advance(task, len(block.images))
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """A bar on stderr; where that is no terminal, nothing, not even an empty line."""
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class DownloadBar:
@@ -37,7 +43,7 @@ class DownloadBar:
     def __init__(self, name: str) -> None:
         """Show a bar for the file of this name."""
         columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._progress = _bar(*columns)
         self._task = self._progress.add_task(name, total=None)
         self._progress.start()
 
