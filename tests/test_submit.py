@@ -99,7 +99,8 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
     assert "\nrequest: 1 node, 1 task, 2 cores, 1 G, 2 h 0 min on gpu\n" in found.stdout
     assert "\nmemory of the arrays: " in found.stdout
     assert "\n#!/bin/bash\n" in found.stdout
-    assert re.findall(r"^rehearsal: (.*?)(?:, a checkpoint of [\d,]+ bytes|: \d files)?$", found.stdout, re.MULTILINE) == [
+    said = re.findall(r"^rehearsal: (.*?)(?:, a checkpoint of [\d,]+ bytes|: \d files)?$", found.stdout, re.MULTILINE)
+    assert said == [
         "life 1: 2 steps, stopped by a signal", "life 2: 2 steps, stopped by a signal", "report",
     ]  # fmt: skip
     assert found.stdout.endswith("\nnothing was submitted\n")
@@ -350,6 +351,7 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ({"sbatch": None}, "sbatch: not found; this machine has no SLURM"),
         ({"sbatch": 'echo "Batch job submission failed: Invalid account" >&2; exit 1'}, "sbatch refused, Batch job"),
         ({"sbatch": 'echo "sbatch: error: one" >&2; echo "two" >&2; exit 1'}, "sbatch refused, sbatch: error: one"),
+        ({"sbatch": 'echo "sbatch: no option x" >&2; echo "Try --help" >&2; exit 1'}, "refused, sbatch: no option x"),
         ({"sbatch": "exit 1"}, "sbatch refused, without a word"),
         ({"sbatch": "echo garbage"}, "sbatch gave no job's id; submit again"),
         ({"sbatch": "exit 0"}, "sbatch gave no job's id; submit again"),

@@ -101,7 +101,7 @@ def _sbatch(run: Run, request: Request, code: Path) -> str:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "without a word")
 
 
