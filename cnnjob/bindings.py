@@ -4,7 +4,7 @@ What does not fit together is found here, before anything is written.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import files, jobs, nn
+from cnnjob import environments, files, jobs, nn
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.runs import Run
 
 EVALUATION_BATCH = 256
-LABEL_BYTES = 8
+INDEX_BYTES = 8
 
 
 def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
@@ -70,32 +70,45 @@ class Memory:
     """The exact bytes of a training's arrays, by what they are for."""
 
     data: int
-    """Images and labels."""
+    """Images, labels, and which of them a step takes."""
     parameters: int
     """Parameters, gradients and the optimiser's slots; the best parameters beside them."""
     training: int
     """Buffers of the training steps."""
     evaluation: int
-    """Buffers of the evaluations: one plan a split."""
+    """Buffers of the evaluations, and the probabilities they give."""
+    checkpoint: int
+    """The one copy that is made to save it."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.data + self.parameters + self.training + self.evaluation
+        return self.data + self.parameters + self.training + self.evaluation + self.checkpoint
 
 
 def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset) -> Memory:
     """Count the memory of a job's training on a dataset without taking it."""
     backend, optimiser = nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
-    state = nn.State(network, optimiser, backend.dtype)
-    validation = dataset.shapes["val"][0] if "val" in dataset.splits else len(split(job, dataset)[1])
-    evaluated = [min(EVALUATION_BATCH, count) for count in (validation, dataset.shapes["test"][0]) if count]
+    state = nn.State(network, optimiser, backend.dtype, hollow=True)
+    held_out = len(split(job, dataset)[1])
+    evaluated = {"test": dataset.shapes["test"][0], "validation": dataset.shapes.get("val", (held_out,))[0]}
+    largest, batch = max(evaluated.values()), evaluation_batch(evaluated.values())
+    images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
+    chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order, and what is held out or not
+    best = state.parameters.nbytes
     return Memory(
-        sum(prod(shape) + shape[0] * LABEL_BYTES for shape in dataset.shapes.values()),
-        state.size_bytes + state.parameters.nbytes,
+        images + chosen,
+        state.size_bytes + best,
         nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size),
-        sum(nn.EvaluationPlan.count_bytes(backend, network, state, batch) for batch in evaluated),
+        nn.EvaluationPlan.count_bytes(backend, network, state, batch)
+        + largest * (network.classes * backend.dtype.itemsize + INDEX_BYTES),
+        2 * best + state.velocity.nbytes,
     )
+
+
+def evaluation_batch(counts: Iterable[int]) -> int:
+    """Images of one evaluation step, given the sizes of the splits that are evaluated."""
+    return min(EVALUATION_BATCH, max(counts))
 
 
 def dataset_of(job: jobs.Job, folder: Path) -> Dataset:
@@ -105,7 +118,45 @@ def dataset_of(job: jobs.Job, folder: Path) -> Dataset:
         DataError: it is missing or damaged.
     """
     named = Path(job.dataset)
-    return Dataset.open(named if named.suffix == ".h5" else folder / f"{job.dataset}.h5")
+    return Dataset.open(named if named.suffix in {".h5", ".hdf5"} else folder / f"{job.dataset}.h5")
+
+
+def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
+    """The dataset that a run was made with, wherever it lies now.
+
+    Args:
+        run: the run.
+        dataset: where it is said to lie; where it lay when the run was made by default.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: it is missing, damaged or not the same.
+    """
+    data = run.frozen()["data"]
+    found = dataset or Dataset.open(Path(data["path"]))
+    if found.digest != data["digest"]:
+        raise DataError(
+            f"{found.path}: not the data that {run.path} was made with "
+            f"({found.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
+        )
+    return found
+
+
+def require_memory(job: jobs.Job, dataset: Dataset) -> None:
+    """Refuse a job that this machine's memory cannot hold, before anything is allocated.
+
+    Raises:
+        JobError: it needs more than there is; both are said.
+    """
+    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
+    needed, there = memory_of(job, network, dataset).total, environments.available_memory_bytes()
+    if needed > there:
+        raise JobError(
+            f"{job.name}: needs {needed / 1e9:.1f} GB of memory for its arrays, {there / 1e9:.1f} GB are free; "
+            "lower train.batch_size or the blocks' sizes, or use a larger machine"
+        )
 
 
 def split(job: jobs.Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +212,12 @@ def _check(job: jobs.Job, dataset: Dataset) -> None:
     network_of(job.model, dataset.image_shape, len(dataset.class_names))
     if job.resources.backend == "cuda":
         raise JobError("resources.backend: 'cuda', but this version computes on the CPU only; set it to 'numpy'")
-    training, _ = split(job, dataset)
+    training, held_out = split(job, dataset)
+    if job.train.select_on == "validation" and not len(held_out) and "val" not in dataset.splits:
+        raise JobError(
+            f"data.validation_fraction: {job.data.validation_fraction:g} of {len(training)} training images is none, "
+            "but train.select_on is 'validation'; set one of the two"
+        )
     if len(training) < job.train.batch_size:
         raise JobError(
             f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
@@ -179,5 +235,5 @@ def written_or_said(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CnnjobError(
-            f"{path}: cannot be read or written, {error}; see to the disk and run the same command again"
+            f"{path}: cannot be read or written, {error}; see to the disk, and run the same command again"
         ) from error

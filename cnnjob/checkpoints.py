@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
-    """Write a checkpoint, and drop all but the newest two.
+    """Write a checkpoint, and drop all but it and the one before it.
 
     Args:
         folder: of the run's checkpoints.
@@ -79,13 +79,14 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     head = {"format": FORMAT, **checkpoint.header, "progress": asdict(checkpoint.progress)}
     path = folder / f"step-{checkpoint.progress.step:09d}.npz"
     files.write_arrays(path, {"header": np.array(json.dumps(head)), **checkpoint.arrays}, fence=fence)
-    for old in sorted(folder.glob("step-*.npz"))[:-KEPT]:
-        old.unlink(missing_ok=True)
+    older = sorted(old for old in folder.glob("step-*.npz") if old.name < path.name)
+    for stale in {*folder.glob("step-*.npz")} - {path, *older[1 - KEPT :]}:
+        stale.unlink(missing_ok=True)
     return path
 
 
 def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest checkpoint that is whole.
+    """Read the newest checkpoint that is whole; damaged ones before it are set aside as ``….damaged``.
 
     Args:
         folder: of the run's checkpoints.
@@ -99,17 +100,26 @@ def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
     """
     paths = sorted(folder.glob("step-*.npz"), reverse=True)
     warnings: list[str] = []
-    for path in paths:
+    for number, path in enumerate(paths):
         try:
-            return _read(path, digest), warnings
+            found = _read(path, digest)
         except _DamagedError as error:
             warnings.append(str(error))
+            continue
+        for damaged in paths[:number]:
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+        return found, warnings
     if paths:
         raise DataError(
             "\n".join(warnings) + f"\n{folder}: no whole checkpoint is left; "
             f"see to the disk, or remove {folder.parent} to start the run anew"
         )
     return None, []
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint of a folder, by its name; 0 where there is none."""
+    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.npz")), default=0)
 
 
 class _DamagedError(DataError):

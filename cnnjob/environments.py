@@ -1,6 +1,7 @@
 """With what a run was made: code, packages, machine; and which of it decides the bits."""
 
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -56,6 +57,12 @@ def differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name, value in first["bits"].items()
         if now["bits"].get(name) != value
     ]
+
+
+def available_memory_bytes() -> int:
+    """What new processes can take without swapping: the kernel's estimate."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else sys.maxsize
 
 
 def _processor() -> str:

@@ -78,7 +78,7 @@ def whole(path: Path, *, fence: Callable[[], None] = _always) -> Iterator[Path]:
     flush_folder(path.parent)
 
 
-def write_whole(path: Path, content: bytes, *, fence: Callable[[], None] = _always) -> None:
+def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = _always) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     with whole(path, fence=fence) as temporary:
         temporary.write_bytes(content)
@@ -184,7 +184,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays_from_bytes(content, str(path))
 
 
-def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> memoryview:
     """The content of the ``.npz`` file that :func:`write_arrays` writes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -192,18 +192,19 @@ def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH), "w") as entry:
                 np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-    body = buffer.getbuffer()[:-_DIGEST_CHARACTERS]
-    return b"".join([body, sha256_of(body).encode()])
+    content = buffer.getbuffer()  # filled in place: a large network's checkpoint is held once, not twice
+    content[-_DIGEST_CHARACTERS:] = sha256_of(content[:-_DIGEST_CHARACTERS]).encode()
+    return content
 
 
-def arrays_from_bytes(content: bytes, where: str) -> dict[str, np.ndarray]:
+def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.ndarray]:
     """Verify and read what :func:`arrays_to_bytes` made.
 
     Raises:
         DataError: the content is cut short or altered; ``where`` names it.
     """
     body, found = content[:-_DIGEST_CHARACTERS], content[-_DIGEST_CHARACTERS:]
-    if not body.endswith(_DIGEST_LABEL) or sha256_of(body).encode() != found:
+    if bytes(body[-len(_DIGEST_LABEL) :]) != _DIGEST_LABEL or sha256_of(body).encode() != found:
         raise DataError(f"{where}: damaged, its checksum does not fit its {len(content):,} bytes")
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return dict(archive.items())

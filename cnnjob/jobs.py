@@ -144,6 +144,11 @@ class EarlyStopping(Section):
     """Epochs without a new best before stopping."""
 
 
+def _unless_false(value: Any) -> Any:
+    """TOML has no null, so false says that there is none."""
+    return None if value is False else value
+
+
 class Train(Section):
     """The training."""
 
@@ -161,8 +166,8 @@ class Train(Section):
     """Coefficient of the L2 penalty on weights (biases are not decayed)."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
-    early_stopping: EarlyStopping | None = None
-    """When to stop before the last epoch."""
+    early_stopping: Annotated[EarlyStopping | None, BeforeValidator(_unless_false)] = None
+    """When to stop before the last epoch; ``false`` is never."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """Time between two checkpoints; it has no influence on the result."""
 
@@ -183,9 +188,9 @@ class Resources(Section):
 class Job(Section):
     """One training, wholly described."""
 
-    name: str
-    """The stem of the job file's name."""
-    dataset: str
+    name: Annotated[str, Field(pattern=r"^\w[\w .+-]{0,99}$")]
+    """The stem of the job file's name; it names the run's folder."""
+    dataset: Annotated[str, Field(min_length=1)]
     """A prepared dataset's name, or the path of its HDF5 file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Every random number is a function of it, its purpose and its place."""
@@ -193,12 +198,6 @@ class Job(Section):
     model: Model
     train: Train
     resources: Resources = Resources()
-
-    @model_validator(mode="after")
-    def _holds_out_what_it_selects_on(self) -> Self:
-        if self.train.select_on == "validation" and self.data.validation_fraction == 0:
-            raise ValueError("train.select_on is 'validation' but data.validation_fraction is 0; set one of the two")
-        return self
 
     @classmethod
     def load(cls, name: str, overrides: Iterable[str] = ()) -> Self:
@@ -274,6 +273,8 @@ def find(name: str) -> Path:
     """
     if (path := Path(name)).suffix == ".toml" and path.is_file():
         return path
+    if path.suffix or "/" in name:
+        raise JobError(f"{name}: no such file; a job is a .toml file, or one of the names that `cnnjob show` lists")
     jobs = known()
     if name in jobs:
         return jobs[name]
@@ -288,8 +289,8 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits, tables a thousand deep
         raise JobError(f"{path}: not readable as TOML, {error}") from error
 
 
@@ -322,7 +323,7 @@ def _value(text: str) -> Any:
     """A value as TOML writes it; anything else is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -10,23 +10,21 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from cnnjob import checkpoints, environments, files, metrics, nn, predictions
-from cnnjob.bindings import network_of, optimiser_of, pixels_of, split
+from cnnjob.bindings import evaluation_batch, network_of, optimiser_of, pixels_of, split
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.datasets import Dataset
-from cnnjob.errors import CnnjobError, DataError, TrainingError
+from cnnjob.errors import CnnjobError, TrainingError
 from cnnjob.jobs import Job
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.predictions import Classifier
 from cnnjob.processes import now
-from cnnjob.runs import HEARTBEAT_SECONDS, Claim, Run
+from cnnjob.runs import Claim
 from cnnjob.stopping import StopRequest
 
 Array = np.ndarray[Any, Any]
@@ -44,9 +42,6 @@ class Listener(Protocol):
     def step(self, epoch: int, step: int) -> None:
         """Hear that a step of an epoch is done."""
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Hear a record of the history."""
-
 
 class Silent:
     """Hears everything and says nothing."""
@@ -60,52 +55,59 @@ class Silent:
     def step(self, epoch: int, step: int) -> None:
         """Nothing."""
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
 
 @dataclass(frozen=True)
 class Watched:
     """A split that is evaluated."""
 
-    plan: nn.EvaluationPlan
     images: Array
-    """uint8 (N, H, W, C), the plan's images among them."""
+    """uint8 (N, H, W, C)."""
+    order: Array
+    """int64, those of the images that belong to the split."""
     labels: Array
-    """int64, of the plan's images."""
+    """int64 (len(order),)."""
 
-    def scores(self) -> tuple[Array, float, float]:
+    def scores(self, classifier: Classifier) -> tuple[Array, float, float]:
         """Probabilities, loss and accuracy by the weights of the moment."""
-        probabilities = self.plan.probabilities()
+        probabilities = classifier.probabilities(self.images, self.order)
         loss, accuracy = (score(probabilities, self.labels) for score in (metrics.cross_entropy, metrics.accuracy))
         return probabilities, loss, accuracy
+
+
+def line_of(record: dict[str, Any], epochs: int) -> str:
+    """A record of the history as one line for people."""
+    splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
+    scores = "; ".join(
+        f"{name} loss {record[f'{name}_loss']:.4f}, accuracy {record[f'{name}_accuracy']:.4f}" for name in splits
+    )
+    speed = f"{record['seconds']:.1f} s, {record['images_per_second']:,.0f} images/s"
+    return f"epoch {record['epoch']}/{epochs}: {scores}; {speed}"
 
 
 class Loop:
     """One life of a run."""
 
-    def __init__(self, run: Run, claim: Claim, workers: nn.Workers, listener: Listener) -> None:
+    def __init__(self, claim: Claim, job: Job, dataset: Dataset, workers: nn.Workers, listener: Listener) -> None:
         """Read the data, plan the network, and go to where the last life left off."""
-        self.run, self.claim, self.listener = run, claim, listener
-        self.job = job = run.job()
+        self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
         self.environment = environments.describe("numpy")
-        self.dataset = _dataset_of(run)
-        network = network_of(job.model, self.dataset.image_shape, len(self.dataset.class_names))
+        network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
         backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
         self.state = nn.State(network, optimiser, backend.dtype)
-        self.pixels = pixels_of(job.data, self.dataset.mean, self.dataset.std)
-        self.classifier = Classifier(backend, network, self.state, self.pixels)
+        pixels = pixels_of(job.data, dataset.mean, dataset.std)
         self.best = np.zeros_like(self.state.parameters)
-        images, labels = self.dataset.load("train")
-        self.training_indices, held_out = split(job, self.dataset)
+        images, labels = dataset.load("train")
+        self.training_indices, held_out = split(job, dataset)
         self.steps = len(self.training_indices) // job.train.batch_size
         self.feed = nn.training_feed(images, labels, self.steps, job.train.batch_size, job.seed)
-        self.plan = nn.TrainingPlan(
-            backend, network, self.state, optimiser, self.feed, self.pixels, job.train.batch_size
-        )
+        self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.feed, pixels, job.train.batch_size)
         self.watched = dict(self._watched(images, labels, held_out))
+        batch = evaluation_batch([dataset.shapes["test"][0], *(len(split.order) for split in self.watched.values())])
+        evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch)
+        self.classifier = Classifier(network, self.state, evaluation)
         self.progress = Progress()
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+        self._next_save = math.inf
         self._restore()
 
     def _watched(self, images: Array, labels: Array, held_out: Array) -> Iterator[tuple[str, Watched]]:
@@ -114,13 +116,13 @@ class Loop:
             images, labels = self.dataset.load("val")
             held_out = np.arange(len(images))
         if len(held_out):
-            yield "validation", Watched(self.classifier.plan(images, held_out), images, labels[held_out])
+            yield "validation", Watched(images, held_out, labels[held_out])
         if self.job.train.select_on == "test":
             yield "test", self._test_images()
 
     def _test_images(self) -> Watched:
         images, labels = self.dataset.load("test")
-        return Watched(self.classifier.plan(images, np.arange(len(images))), images, labels)
+        return Watched(images, np.arange(len(images)), labels)
 
     def _restore(self) -> None:
         """Take up the newest whole checkpoint, or start."""
@@ -130,6 +132,8 @@ class Loop:
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
         if found is None:
+            if any(attempt["step"] for attempt in self.run.attempts()):
+                self.say("warning: no checkpoint is left of the attempts before, starting anew")
             self.state.initialise(self.classifier.network, self.job.seed)
         else:
             self._take_up(found)
@@ -170,7 +174,6 @@ class Loop:
         if self.progress.step == 0:
             self._save_or_fail()  # a full disk is better met before the work than after it
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
-        self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
         while not self.progress.done:
             self._begin_epoch()
             while self.progress.epoch_step < self.steps:
@@ -206,13 +209,17 @@ class Loop:
         self.progress.step += 1
         self.listener.step(self.progress.epoch + 1, self.progress.epoch_step)
 
-    def _cause(self, loss: float) -> str:
-        before = self.feed.losses[self.progress.epoch_step - 1] if self.progress.epoch_step else None
-        rate = self.feed.learning_rates[self.progress.epoch_step]
-        last = "it was the epoch's first step" if before is None else f"the step before it was {before:.4g}"
+    def _cause(self, loss: float, what: str = "loss") -> str:
+        """Where a loss stopped being a number, and what went before."""
+        done, step, epoch = self.progress.epoch_step, self.progress.step, self.progress.epoch + 1
+        failing = min(done + 1, self.steps)  # after the last step it is an evaluation that found out
+        before = (
+            "it was the epoch's first step" if done == 0 else f"the step before it was {self.feed.losses[done - 1]:.4g}"
+        )
         return (
-            f"{self.run.path}: the loss is {loss} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), "
-            f"{last}, learning rate {rate:g}; lower train.learning_rate or change the initial weights"
+            f"{self.run.path}: the {what} is {loss} at step {step - done + failing} (epoch {epoch}), {before}, "
+            f"learning rate {self.feed.learning_rates[failing - 1]:g}; "
+            "lower train.learning_rate or change the initial weights"
         )
 
     def _end_epoch(self) -> None:
@@ -226,7 +233,10 @@ class Loop:
             "train_accuracy": float(self.feed.hits.sum() / len(self.feed.order)),
         }
         for name, watched in self.watched.items():
-            _, record[f"{name}_loss"], record[f"{name}_accuracy"] = watched.scores()
+            _, loss, accuracy = watched.scores(self.classifier)
+            if not math.isfinite(loss):
+                raise TrainingError(self._cause(loss, f"{name} loss"))
+            record[f"{name}_loss"], record[f"{name}_accuracy"] = loss, accuracy
         self._count_time()
         record["seconds"] = round(progress.epoch_seconds, 3)
         record["images_per_second"] = round(len(self.feed.order) / progress.epoch_seconds, 1)
@@ -239,7 +249,7 @@ class Loop:
         patience = train.early_stopping.patience if train.early_stopping else math.inf
         progress.done = progress.epoch == train.epochs or progress.epoch - progress.best_epoch >= patience
         self._write_history()
-        self.listener.epoch(record)
+        self.say(line_of(record, train.epochs))
 
     def _count_time(self) -> None:
         clock, cpu_clock = time.monotonic(), time.process_time()
@@ -263,11 +273,7 @@ class Loop:
         checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
 
     def _save_in_time(self) -> None:
-        """Give a sign of life, and save when it is time; a full disk is said, and the training goes on."""
-        if time.monotonic() > self._next_beat:
-            self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
-            with suppress(OSError):
-                self.claim.beat()
+        """Save when it is time; a full disk is said, and the training goes on."""
         if time.monotonic() < self._next_save:
             return
         try:
@@ -307,7 +313,7 @@ class Loop:
         self.state.parameters[:] = self.best
         files.write_arrays(self.run.weights_file, self.state.weights, fence=self.claim.check)
         test = self.watched.get("test") or self._test_images()
-        probabilities, loss, accuracy = test.scores()
+        probabilities, loss, accuracy = test.scores(self.classifier)
         recorded = predictions.record(probabilities, test.images, test.labels, self.dataset.class_names)
         files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
         result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}
@@ -333,26 +339,14 @@ class Loop:
         }
 
     def say(self, text: str) -> None:
-        """Put a line into the log, and tell the listener; a log that cannot be written loses nothing."""
+        """Put a line into the log, and tell the listener."""
         self.listener.say(text)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """Put a line into the log; one that cannot be written loses nothing."""
         try:
             with self.run.log_file.open("a", encoding="utf-8") as log:
                 log.write(f"{now()} {text}\n")
         except OSError as error:
             self.listener.say(f"warning: {self.run.log_file} not written, {error}")
-
-
-def _dataset_of(run: Run) -> Dataset:
-    """The dataset that a run was made with.
-
-    Raises:
-        DataError: it is missing, damaged or not the same.
-    """
-    data = run.frozen()["data"]
-    dataset = Dataset.open(Path(data["path"]))
-    if dataset.digest != data["digest"]:
-        raise DataError(
-            f"{dataset.path}: not the data that {run.path} was made with "
-            f"({dataset.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
-        )
-    return dataset

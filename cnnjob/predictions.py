@@ -19,10 +19,9 @@ WRONG_IMAGES = 24
 class Classifier:
     """A trained network that tells the classes of images."""
 
-    backend: nn.NumPyBackend
     network: nn.Network
     state: nn.State
-    pixels: nn.Pixels
+    plan: nn.EvaluationPlan
 
     def probabilities(self, images: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
         """The class probabilities of images.
@@ -34,13 +33,7 @@ class Classifier:
         Returns:
             (len(order), classes), each row's sum 1.
         """
-        return self.plan(images, np.arange(len(images)) if order is None else order).probabilities()
-
-    def plan(self, images: np.ndarray, order: np.ndarray) -> nn.EvaluationPlan:
-        """An evaluation of the same images to be asked again and again, while the state learns."""
-        return nn.EvaluationPlan(
-            self.backend, self.network, self.state, images, order, self.pixels, min(EVALUATION_BATCH, len(order))
-        )
+        return self.plan.probabilities(images, np.arange(len(images)) if order is None else order)
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,8 @@ def predict(run: Run, files: list[Path]) -> list[Guess]:
     Raises:
         DataError: the run is not finished or damaged, or a file is no image that fits.
     """
+    if not run.path.is_dir():
+        raise DataError(f"{run.path}: no such run; name the folder of a finished one")
     if not run.result_file.exists():
         raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
     data = run.frozen()["data"]
@@ -99,7 +94,8 @@ def classifier_of(run: Run) -> Classifier:
         raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
     for name, view in state.weights.items():
         view[...] = weights[name]
-    return Classifier(backend, network, state, pixels_of(job.data, tuple(data["mean"]), tuple(data["std"])))
+    pixels = pixels_of(job.data, tuple(data["mean"]), tuple(data["std"]))
+    return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH))
 
 
 def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
@@ -109,8 +105,10 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.n
         return
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path}: not readable as an array, {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: several arrays, found an .npz; give one .npy")
     ways = {(*shape[:2],) * (shape[2] == 1), shape, (len(array) if array.ndim else 0, *shape)}
     if array.dtype != np.uint8 or array.shape not in ways or not array.size:
         raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or (N, …); convert it")

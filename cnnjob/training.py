@@ -7,13 +7,17 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Literal
 
 from cnnjob import nn, runs
-from cnnjob.bindings import written_or_said
+from cnnjob.bindings import dataset_of_run, require_memory, written_or_said
+from cnnjob.checkpoints import newest_step
+from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError
+from cnnjob.jobs import Job
 from cnnjob.loops import Listener, Loop, Silent
-from cnnjob.runs import Claim, Run
+from cnnjob.runs import HEARTBEAT_SECONDS, Claim, Run
 from cnnjob.stopping import StopRequest
 
 
@@ -27,13 +31,21 @@ class Outcome:
 
 
 def train(
-    run: Run, listener: Listener | None = None, *, deadline: float = math.inf, cores: int | None = None
+    run: Run,
+    listener: Listener | None = None,
+    *,
+    job: Job | None = None,
+    dataset: Dataset | None = None,
+    deadline: float = math.inf,
+    cores: int | None = None,
 ) -> Outcome:
     """Train a run from where it stands.
 
     Args:
         run: made by :func:`cnnjob.bindings.run_of`.
         listener: hears how it goes.
+        job: the run's, for what is not part of it: how often to save; as it was frozen by default.
+        dataset: the run's, wherever it lies now; where it lay by default.
         deadline: when to stop and save, in ``time.time()``'s seconds.
         cores: how many to use; all by default. The bits do not depend on it.
 
@@ -43,48 +55,70 @@ def train(
     Raises:
         BusyError: another process is writing the run; nothing was changed.
         DataError: the dataset or all checkpoints are damaged, or not those the run was made with.
+        JobError: it needs more memory than there is.
         TrainingError: the loss is no longer a number.
     """
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
+    job, dataset = job or run.job(), dataset_of_run(run, dataset)
+    require_memory(job, dataset)
     with written_or_said(run.path):
         claim = runs.claim(run)
     if run.result_file.exists():  # finished by another process between the look and the claim
-        claim.end("finished", run.result()["steps"])
+        claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")
-    with _cores(cores) as workers, StopRequest(deadline) as stop, _told_apart(claim) as life, written_or_said(run.path):
-        loop = Loop(run, claim, workers, listener or Silent())
-        life.loop = loop
-        finished = loop.go_on(stop)
-        life.why = "finished" if finished else f"stopped: {stop.asked_by}"
-    return Outcome(run, "finished" if finished else "stopped", life.why)
+    with _cores(cores) as workers, StopRequest(deadline) as stop, _attempt(claim) as attempt, written_or_said(run.path):
+        attempt.loop = Loop(claim, job, dataset, workers, listener or Silent())
+        finished = attempt.loop.go_on(stop)
+        attempt.why = "finished" if finished else f"stopped: {stop.asked_by}"
+    return Outcome(run, "finished" if finished else "stopped", attempt.why)
 
 
-class _Life:
-    """What is to be written at the end of an attempt."""
+class _Attempt:
+    """What is known at the end of one: how far it came, and why it ended."""
 
     loop: Loop | None = None
     why = ""
 
 
 @contextmanager
-def _told_apart(claim: Claim) -> Iterator[_Life]:
-    """Write down why an attempt ended, whatever ended it; a lost claim is not ours to write to."""
-    life = _Life()
+def _attempt(claim: Claim) -> Iterator[_Attempt]:
+    """Give signs of life, and write down why an attempt ended, whatever ended it."""
+    attempt = _Attempt()
     try:
-        yield life
-    except BusyError:
-        raise
+        with _beating(claim):
+            yield attempt
     except KeyboardInterrupt:
-        life.why = "stopped: SIGINT twice, at once"
+        attempt.why = "stopped: SIGINT twice, at once"
         raise
     except BaseException as error:
-        life.why = f"failed: {error}" if isinstance(error, CnnjobError) else f"failed: {type(error).__name__}: {error}"
+        attempt.why = (
+            f"failed: {error}" if isinstance(error, CnnjobError) else f"failed: {type(error).__name__}: {error}"
+        )
         raise
     finally:
-        if life.why:
-            with suppress(OSError):  # then the run counts as lost, which can go on too
-                claim.end(life.why, life.loop.progress.step if life.loop else 0)
+        loop = attempt.loop
+        if loop and attempt.why.startswith("failed"):
+            loop.log(attempt.why)
+        with suppress(OSError, BusyError):  # it then counts as lost, or is another's: both can go on
+            claim.end(attempt.why, loop.progress.step if loop else 0)
+
+
+@contextmanager
+def _beating(claim: Claim) -> Iterator[None]:
+    """Tell other hosts that this process lives, through long evaluations too."""
+    over = Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                claim.beat()
+
+    Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextmanager

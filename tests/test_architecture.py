@@ -16,6 +16,8 @@ import cnnjob
 PACKAGE = Path(cnnjob.__file__).parent
 FLOORS = (
     {"cli"},
+    {"slurm"},
+    {"rehearsals"},
     {"packing", "training", "reports", "benchmarks"},
     {"loops", "predictions", "records"},
     {"bindings", "checkpoints", "environments", "metrics", "plots", "stopping"},

@@ -67,7 +67,7 @@ def test_the_three_commands(here: Path) -> None:
     reported = cnnjob("report", "runs/", "--out", "pictures")
     assert reported.exit_code == 0, reported.output
     assert (here / "pictures" / "metrics.csv").exists()
-    assert "pictures/metrics.md: 1 runs; " in reported.stdout
+    assert "pictures/metrics.md: 1 run; " in reported.stdout
 
 
 def test_set_makes_another_run(here: Path) -> None:
@@ -159,8 +159,14 @@ def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
         found = cnnjob("predict", str(run_folder()), "x.npy")
         assert (found.exit_code, "the network takes uint8 (6, 6, 1) or (N, …)" in found.stderr) == (3, True)
     np.save(here / "x.npy", np.array([object()]), allow_pickle=True)
-    found = cnnjob("predict", str(run_folder()), "x.npy")
-    assert (found.exit_code, "not readable as an array" in found.stderr) == (3, True)
+    (here / "empty.npy").touch()
+    for name in ("x.npy", "empty.npy", "gone.npy"):
+        found = cnnjob("predict", str(run_folder()), name)
+        assert (found.exit_code, "not readable as an array" in found.stderr) == (3, True)
+    np.savez(here / "z.npz", a=np.eye(2))
+    (here / "z.npz").rename(here / "z.npy")
+    found = cnnjob("predict", str(run_folder()), "z.npy")
+    assert (found.exit_code, "several arrays" in found.stderr) == (3, True)
 
 
 def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
@@ -179,7 +185,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["train", "toi.toml"], 2, "cnnjob: toi.toml: no such job"),
+        (["train", "toi.toml"], 2, "cnnjob: toi.toml: no such file"),
         (["train", "toy.toml", "--set", "train.epoch=3"], 2, "train.epoch: no such key, did you mean 'epochs'?"),
         (["train", "toy.toml", "--set", "dataset=mnist"], 3, "pack it with `cnnjob prepare mnist`"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),
@@ -189,7 +195,11 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["prepare", "folder", "data", "--size", "8"], 2, "--size 8: not of the form HxW"),
         (["prepare", "mnist", "--source", "gone"], 3, "gone"),
         (["show", "gone.h5"], 3, "gone.h5: no such dataset"),
-        (["report", "gone"], 3, "no runs"),
+        (["report", "gone"], 3, "gone: no such file or folder"),
+        (["report", "data"], 3, "no runs"),
+        (["predict", "gone", "x.png"], 3, "gone: no such run"),
+        (["bench", "--json", "gone/x.json"], 2, "no such folder gone"),
+        (["train", "toy.toml", "--set", "name=../evil"], 2, "name: string should match pattern"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
 )
@@ -304,7 +314,10 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     [accuracy] = [float(match[1]) for line in lines if (match := re.search(r"test accuracy ([\d.]+) %", line))]
     assert accuracy > 96
-    assert list((tmp_path / "report").glob("*.png"))
+    pictures = [line.strip() for line in lines[lines.index("pictures:") + 1 :]]
+    assert "report/curves.png" in pictures
+    assert len(pictures) == 4
+    assert all((tmp_path / path).is_file() for path in pictures)
 
 
 def test_bench(tmp_path: Path) -> None:

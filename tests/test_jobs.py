@@ -61,7 +61,9 @@ def test_all_problems_are_said_at_once_with_near_matches(tmp_path: Path) -> None
         ("train.momentum=1.0", "train.momentum: input should be less than 1, found 1.0"),
         ("train.batch_size=8.0", "train.batch_size: input should be a valid integer, found 8.0"),
         ("seed=-1", "seed: input should be greater than or equal to 0, found -1"),
-        ("data.validation_fraction=0", "train.select_on is 'validation' but data.validation_fraction is 0"),
+        ("name=../evil", "name: string should match pattern"),
+        ("name=", "name: string should match pattern"),
+        ("dataset=", "dataset: string should have at least 1 character"),
         ("train.select_on=last", "early stopping needs a split to watch"),
         ("model.blocks=3", "model.blocks: input should be a valid tuple, found 3"),
         ("model.blocks.0.kernel=big", "model.blocks.0.kernel: input should be a valid integer, found 'big'"),
@@ -104,8 +106,9 @@ def test_unknown_jobs_are_said_with_a_near_match(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(JobError, match=r"mnst: no such job, did you mean 'mnist'\?; the jobs are cifar10, "):
         Job.load("mnst")
-    with pytest.raises(JobError, match=r"gone\.toml: no such job"):
-        Job.load("gone.toml")
+    for name in ("gone.toml", "jobs/gone"):
+        with pytest.raises(JobError, match=r"no such file; a job is a \.toml file, or one of the names"):
+            Job.load(name)
 
 
 def test_a_job_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +120,9 @@ def test_a_job_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert jobs.known()["mnist"] == Path("jobs/mnist.toml")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"= 3", b"[train", b'dataset = "a'])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"= 3", b"[train", b'dataset = "a', b"a=" + b"9" * 5000, b"a=" + b"[" * 9000]
+)
 def test_what_is_no_toml_is_said(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "job.toml"
     path.write_bytes(content)
@@ -152,6 +157,16 @@ def test_the_digest_depends_on_what_decides_the_result_and_on_nothing_else() -> 
     assert {variant.digest("data") for variant in same} == {digest}
     assert len({digest, *(variant.digest("data") for variant in other), job().digest("other data")}) == 7
     assert job(model__blocks=[{"conv": 4, "kernel": 3, "pad": 1, "pool": 2}, {"dense": 8}]).digest("data") == digest
+
+
+def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path: Path) -> None:
+    shipped = jobs.find("mnist").read_bytes()
+    (tmp_path / "mnist.toml").write_bytes(b"\xef\xbb\xbf" + shipped.replace(b"\n", b"\r\n"))
+    assert Job.load(str(tmp_path / "mnist.toml")) == Job.load("mnist")
+
+
+def test_early_stopping_can_be_switched_off() -> None:
+    assert Job.load("mnist", ["train.early_stopping=false"]).train.early_stopping is None
 
 
 def test_the_digest_is_the_same_on_every_machine() -> None:

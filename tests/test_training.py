@@ -174,6 +174,67 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(tmp_path:
     assert all(np.isfinite(array).all() for name, array in files.read_arrays(kept).items() if name != "header")
 
 
+def test_an_evaluation_that_is_no_number_stops_with_its_cause(tmp_path: Path) -> None:
+    """One step an epoch: the training loss is that of before the step that went wrong."""
+    linear = [{"dense": 8, "activation": "none", "learning_rate_factor": 1e6}]
+    diverging = job(model__blocks=linear, train__learning_rate=1000.0, train__batch_size=162, train__epochs=30)
+    run = run_of(diverging, dataset(tmp_path), tmp_path / "runs")
+    with pytest.raises(TrainingError, match=r"the (validation )?loss is (nan|inf) at step \d+ \(epoch \d+\)"):
+        train(run)
+    assert all(np.isfinite(record["validation_loss"]) for record in run.history())
+    assert "failed: " in run.log_file.read_text()
+
+
+def test_a_job_larger_than_the_memory_is_refused_before_it_starts(tmp_path: Path) -> None:
+    huge = job(model__blocks=[{"dense": 1_000_000}, {"dense": 1_000_000}])
+    run = run_of(huge, dataset(tmp_path), tmp_path / "runs")
+    with pytest.raises(JobError, match=r"needs [\d,.]+ GB of memory for its arrays, [\d.]+ GB are free"):
+        train(run)
+    assert run.state() == "pending"
+
+
+def test_a_moved_dataset_and_another_cadence_are_taken_up(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(7))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "toy.h5").rename(tmp_path / "moved" / "toy.h5")
+    with pytest.raises(DataError, match="no such dataset"):
+        train(run)
+    moved, often = dataset(tmp_path / "moved"), job(train__checkpoint_seconds=0.0)
+    assert run_of(often, moved, tmp_path / "runs") == run
+    listener = StopsAt(3)
+    train(run, listener, job=often, dataset=moved)
+    assert sorted(path.name for path in run.checkpoints_folder.iterdir()) == [
+        "step-000000009.npz",
+        "step-000000010.npz",
+    ]
+    assert train(run, dataset=moved).state == "finished"
+
+
+def test_lost_checkpoints_are_said(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(7))
+    for path in run.checkpoints_folder.iterdir():
+        path.unlink()
+    listener = Hears()
+    assert train(run, listener).state == "finished"
+    assert "warning: no checkpoint is left of the attempts before, starting anew" in listener.lines
+
+
+def test_good_checkpoints_outlive_damaged_ones_with_higher_steps(tmp_path: Path) -> None:
+    run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
+    train(run, StopsAt(9))
+    older, newer = sorted(run.checkpoints_folder.glob("step-*.npz"))
+    extra = run.checkpoints_folder / "step-000000020.npz"  # as a kill between a rename and the clearing leaves three
+    extra.write_bytes(newer.read_bytes())
+    for path in (newer, extra):
+        corrupt(path)
+    train(run, StopsAt(1))
+    names = sorted(path.name for path in run.checkpoints_folder.iterdir())
+    assert names == [older.name, newer.name, f"{newer.name}.damaged", f"{extra.name}.damaged"]
+    assert checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])[1] == []
+
+
 def test_an_infinite_weight_is_never_saved(tmp_path: Path) -> None:
     arrays = {"weights/a": np.array([1.0, np.inf])}
     with pytest.raises(TrainingError, match="weights/a: not finite at step 0; nothing was saved"):
@@ -224,7 +285,9 @@ def test_with_no_whole_checkpoint_left_nothing_is_overwritten(tmp_path: Path) ->
     train(run, StopsAt(7))
     for path in run.checkpoints_folder.iterdir():
         corrupt(path)
-    with pytest.raises(DataError, match=r"no whole checkpoint is left; see to the disk, or remove .* to start the run anew"):
+    with pytest.raises(
+        DataError, match=r"no whole checkpoint is left; see to the disk, or remove .* to start the run anew"
+    ):
         train(run)
     assert run.state() == "failed"
 
@@ -270,6 +333,8 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images; lower it"),
         ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
         ({"resources__backend": "cuda"}, "resources.backend: 'cuda'"),
+        ({"data__validation_fraction": 0.0}, "data.validation_fraction: 0 of 216 training images is none"),
+        ({"data__validation_fraction": 1e-4}, "data.validation_fraction: 0.0001 of 216 training images is none"),
     ):
         with pytest.raises(JobError, match=message):
             run_of(job(**changes), packed, tmp_path / "runs")

@@ -27,6 +27,11 @@ class Commands(typer.core.TyperGroup):
         except CnnjobError as error:
             typer.echo(f"cnnjob: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
+        except (OSError, MemoryError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # typer ends quietly when the reader has gone
+            typer.echo(f"cnnjob: {str(error) or 'out of memory'}; see to the file, its disk or the memory", err=True)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("cnnjob: interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from error

@@ -216,6 +216,7 @@ def memory_line(job: "Job", dataset: "Dataset") -> str:
         "parameters": memory.parameters,
         "training": memory.training,
         "evaluation": memory.evaluation,
+        "checkpoint": memory.checkpoint,
     }
     named = ", ".join(f"{name} {gigabytes(count)}" for name, count in parts.items())
     return f"memory of the arrays: {gigabytes(memory.total)}: {named}"

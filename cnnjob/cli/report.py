@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob.cli.screen import print_table
+from cnnjob.errors import DataError
 
 
 def report(
@@ -19,12 +20,16 @@ def report(
     from cnnjob.reports import report as write_report
     from cnnjob.runs import Run
 
+    for path in runs:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; name run folders, or the folder that holds them")
     written = write_report(Run.all(*runs), out)
     print_table(["run", "state", "test accuracy", "epochs", "reason"], [_shown(row) for row in written.rows])
     if written.without_figures:
         typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name fewer runs to get them")
     changed = len(written.written)
-    typer.echo(f"{out / 'metrics.md'}: {len(written.rows)} runs; {changed} of {len(written.files)} files changed")
+    count = f"{len(written.rows)} run{'s' * (len(written.rows) != 1)}"
+    typer.echo(f"{out / 'metrics.md'}: {count}; {changed} of {len(written.files)} files changed")
 
 
 def _shown(row: dict[str, Any]) -> list[str]:

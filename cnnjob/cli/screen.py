@@ -79,17 +79,6 @@ class Screen:
         if self._bar:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch}")
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Print one line."""
-        splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
-        shown = [
-            f"{name} loss {record[f'{name}_loss']:.4f}, accuracy {record[f'{name}_accuracy']:.4f}" for name in splits
-        ]
-        self.say(
-            f"epoch {record['epoch']}/{self._epochs}: {'; '.join(shown)}; {record['seconds']:.1f} s, "
-            f"{record['images_per_second']:,.0f} images/s"
-        )
-
     def say(self, text: str) -> None:
         """Print a line to stderr, above the bar if there is one."""
         if self._bar:

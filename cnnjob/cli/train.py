@@ -7,7 +7,7 @@ import typer
 
 from cnnjob.cli.data import DATA_FOLDER
 from cnnjob.cli.screen import DATA, OVERRIDES, RUNS, Screen, print_table
-from cnnjob.errors import EXIT_STOPPED
+from cnnjob.errors import EXIT_STOPPED, JobError
 
 if TYPE_CHECKING:
     from cnnjob.benchmarks import Row
@@ -32,9 +32,10 @@ def train(
     from cnnjob.training import train as train_run
 
     wanted = Job.load(job, overrides or ())
-    run = run_of(wanted, dataset_of(wanted, data), runs)
+    dataset = dataset_of(wanted, data)
+    run = run_of(wanted, dataset, runs)
     with Screen() as screen:
-        outcome = train_run(run, screen)
+        outcome = train_run(run, screen, job=wanted, dataset=dataset)
     if outcome.state == "stopped":
         typer.echo(f"{run.path}: {outcome.why}; the same command goes on")
         raise typer.Exit(EXIT_STOPPED)
@@ -68,6 +69,8 @@ def bench(
     from cnnjob.benchmarks import measure
     from cnnjob.files import write_json
 
+    if json_file and not json_file.parent.is_dir():
+        raise JobError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
     rows = measure(rounds, torch=against)
     header = ["workload", "engine", "ms/step", "min", "max", "steps/s", "images/s", "speed against torch"]
     print_table(header, [_shown(row) for row in rows])
@@ -95,3 +98,5 @@ def demo() -> None:
     train("digits")
     typer.echo("$ cnnjob report runs/")
     report([RUNS_FOLDER])
+    pictures = sorted(Path("report").rglob("*.png"))
+    typer.echo("pictures:\n" + "\n".join(f"  {path}" for path in pictures))

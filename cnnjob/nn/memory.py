@@ -83,11 +83,16 @@ class Arena:
         return None if self._memory is None else self._memory[start : start + size]
 
 
+def hollow_array(shape: Shape, dtype: Any) -> Array:
+    """An array with a shape and no memory, to count and lay out with; it must not be touched."""
+    strides = np.cumprod([np.dtype(dtype).itemsize, *shape[:0:-1]])[::-1] if shape else ()
+    return as_strided(np.empty(1, dtype), shape, tuple(int(stride) for stride in strides))
+
+
 def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
     """See bytes as an array; without memory, a hollow one that must not be touched."""
     if memory is None:
-        strides = np.cumprod([np.dtype(dtype).itemsize, *shape[:0:-1]])[::-1] if shape else ()
-        return as_strided(np.empty(1, dtype), shape, tuple(int(stride) for stride in strides))
+        return hollow_array(shape, dtype)
     array: Array = memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
     return array
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cnnjob.nn.blocks import Block, Conv, Dropout, Layer, Network, Shape
-from cnnjob.nn.memory import Arena, Array, Layout
+from cnnjob.nn.memory import Arena, Array, Layout, hollow_array
 from cnnjob.nn.optimisers import Segment, Sgd, segments
 from cnnjob.nn.random import Purpose, generator
 from cnnjob.nn.signals import Feed, Signal, Step, Task
@@ -70,13 +70,14 @@ class Pixels:
 class State:
     """What learns: flat buffers of parameters, gradients and velocity, with named views."""
 
-    def __init__(self, network: Network, optimiser: Sgd, dtype: np.dtype[np.floating]) -> None:
-        """Zeroes everywhere; see :meth:`initialise`."""
+    def __init__(self, network: Network, optimiser: Sgd, dtype: np.dtype[np.floating], *, hollow: bool = False) -> None:
+        """Zeroes everywhere, see :meth:`initialise`; or no memory at all, to count with."""
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = Layout.of(shapes, dtype.itemsize)
-        self.parameters = np.zeros(self.layout.size, dtype)
-        self.gradients = np.zeros(self.layout.size, dtype)
-        self.velocity = np.zeros(self.layout.size if optimiser.slots else 0, dtype)
+        take = hollow_array if hollow else np.zeros
+        self.parameters: Array = take((self.layout.size,), dtype)
+        self.gradients: Array = take((self.layout.size,), dtype)
+        self.velocity: Array = take((self.layout.size if optimiser.slots else 0,), dtype)
 
     @property
     def weights(self) -> dict[str, Array]:
@@ -142,22 +143,12 @@ class TrainingPlan:
 
 
 class EvaluationPlan:
-    """Class probabilities of some images, by the parameters that a state holds when asked."""
+    """Class probabilities of images, by the parameters that a state holds when asked."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        network: Network,
-        state: State,
-        images: Array,
-        order: Array,
-        pixels: Pixels,
-        batch_size: int,
-    ) -> None:
-        """Plan for the images (uint8, of the network's image shape) that ``order`` names; nothing runs yet."""
-        self._count, steps = len(order), -(-len(order) // batch_size)
-        padded = np.resize(order, steps * batch_size)
-        self._feed = _feed(images, np.zeros(0, np.int64), padded, np.zeros(steps), seed=0)
+    def __init__(self, backend: Backend, network: Network, state: State, pixels: Pixels, batch_size: int) -> None:
+        """Plan; nothing runs yet."""
+        self._batch_size = batch_size
+        self._feed = empty_feed(network.image_shape)
 
         def build(arena: Arena) -> tuple[Array, list[Task]]:
             return _evaluation(arena, backend, network, state, self._feed, pixels, batch_size)
@@ -170,15 +161,25 @@ class EvaluationPlan:
         feed, pixels = empty_feed(network.image_shape), Pixels.unit(network.image_shape[-1])
         return Arena.count_bytes(lambda arena: _evaluation(arena, backend, network, state, feed, pixels, batch_size))
 
-    def probabilities(self) -> Array:
-        """The softmax of the outputs: (images, classes), float32 or float64, in the order asked for."""
-        found = []
-        self._feed.position[:] = 0
-        for _ in self._feed.learning_rates:
+    def probabilities(self, images: Array, order: Array) -> Array:
+        """The softmax of the outputs for the images that ``order`` names.
+
+        Args:
+            images: uint8 (N, H, W, C).
+            order: int64, indices of images.
+
+        Returns:
+            (len(order), classes), float32 or float64.
+        """
+        steps = -(-len(order) // self._batch_size)
+        found = np.empty((steps, *self._batch.shape), self._batch.dtype)
+        self._feed.images, self._feed.order = images, np.resize(order, steps * self._batch_size)
+        for step in range(steps):
+            self._feed.position[0] = step
             run_all(self._tasks)
-            found.append(self._batch.copy())
-            self._feed.position[:] += 1
-        return np.concatenate(found)[: self._count]
+            found[step] = self._batch
+        self._feed.images = images[:0]  # not to be kept alive
+        return found.reshape(-1, self._batch.shape[1])[: len(order)]
 
 
 def _feed(images: Array, labels: Array, order: Array, learning_rates: Array, seed: int) -> Feed:

@@ -45,9 +45,9 @@ class Signal:
         return self.gradient.size > 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Feed:
-    """All that varies from step to step; plans read it and are told nothing else."""
+    """All that varies from step to step; plans read it at each step and are told nothing else."""
 
     images: Array
     """uint8 (images, H, W, C)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import inf
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cnnjob.errors import EXIT_STOPPED, CnnjobError, SchedulerError
 from cnnjob.jobs import Job
@@ -72,7 +72,3 @@ class Lines:
 
     def step(self, epoch: int, step: int) -> None:
         """Nothing."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Print an epoch's numbers."""
-        self.say("  ".join(f"{name} {value:.6g}" for name, value in record.items()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob import files
+from cnnjob.checkpoints import newest_step
 from cnnjob.errors import CnnjobError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
@@ -44,7 +45,7 @@ def decide(run: Run, code: int, ended_by: str) -> str:
         return "SLURM has put the job back into its queue"
     if state == "failed" or (0 < code < GONE and state not in {"stopped", "lost"}):
         return "the job's own error is not restarted"
-    if restarts_without_progress(restarts_of(run), newest_step(run)) >= RESTARTS_WITHOUT_PROGRESS:
+    if restarts_without_progress(restarts_of(run), newest_step(run.checkpoints_folder)) >= RESTARTS_WITHOUT_PROGRESS:
         return f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
     return ""
 
@@ -58,11 +59,6 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
     """What was decided after each life, oldest first: job, who ended it, its code, the step, what was said."""
     path = run.path / "slurm" / "restarts.json"
     return list(files.read_json(path)) if path.exists() else []
-
-
-def newest_step(run: Run) -> int:
-    """The step of the newest checkpoint; 0 before the first."""
-    return max((int(path.stem.removeprefix("step-")) for path in run.checkpoints_folder.glob("step-*.npz")), default=0)
 
 
 def restart(run: Run, job_id: str) -> str:
@@ -84,7 +80,7 @@ def restart(run: Run, job_id: str) -> str:
 def main(folder: str, code: str) -> None:
     """Decide, do it, and write it down; the batch script then ends with the life's own code."""
     run, job_id = Run(Path(folder)), os.environ["SLURM_JOB_ID"]
-    before, step, ended_by = restarts_of(run), newest_step(run), "unknown"
+    before, step, ended_by = restarts_of(run), newest_step(run.checkpoints_folder), "unknown"
     with suppress(SchedulerError):  # a scheduler that does not answer is no reason to give up a run
         ended_by = scheduler.ended_by(scheduler.job(job_id), int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     said = decide(run, int(code), ended_by)

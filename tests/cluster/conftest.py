@@ -11,11 +11,6 @@ from tests.cluster import lab
 Start = Callable[..., lab.Cluster]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker."""
-    config.addinivalue_line("markers", "slurm: a real SLURM on this machine (slurm/cluster install)")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a SLURM where there is none."""
     reason = lab.missing()

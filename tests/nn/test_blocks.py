@@ -43,23 +43,23 @@ def test_the_batch_takes_the_images_that_the_order_names_and_normalises_them() -
     chosen = state.weights["classifier/weights"]
     chosen[0, 0], chosen[1, 1] = 1, 1  # the outputs are the first pixel's two channels
     backend = nn.NumPyBackend(nn.Workers(1), np.float64)
-    plan = nn.EvaluationPlan(backend, network, state, images, np.array([2, 0]), pixels, 2)
+    plan = nn.EvaluationPlan(backend, network, state, pixels, 2)
     x = (images[[2, 0], 0, 0] / 255 - [0.25, 0.5]) / [0.5, 1.0]
-    np.testing.assert_allclose(plan.probabilities(), np.exp(x) / np.exp(x).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        plan.probabilities(images, np.array([2, 0])), np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 20])
 def test_evaluation_does_not_depend_on_the_batch(batch_size: int) -> None:
     bench = rig([nn.Conv(filters=3, pool=2), nn.Dropout(0.9), nn.Dense(units=4)], count=7)
-    order = np.array([3, 1, 6, 0, 2, 5, 4])
-    plan = nn.EvaluationPlan(
-        bench.backend, bench.network, bench.state, bench.feed.images, order, bench.pixels, batch_size
-    )
-    found = plan.probabilities()
-    one = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.feed.images, order, bench.pixels, 7)
-    np.testing.assert_allclose(found, one.probabilities(), rtol=1e-12)
+    images, order = bench.feed.images, np.array([3, 1, 6, 0, 2, 5, 4])
+    plans = [nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, n) for n in (batch_size, 7)]
+    found, whole = (plan.probabilities(images, order) for plan in plans)
+    np.testing.assert_allclose(found, whole, rtol=1e-12)
     assert found.shape == (7, 3)
-    np.testing.assert_array_equal(found, plan.probabilities())
+    np.testing.assert_array_equal(found, plans[0].probabilities(images, order))
+    np.testing.assert_allclose(plans[0].probabilities(images[3:4], np.array([0])), whole[:1], rtol=1e-12)
 
 
 def test_large_logits_do_not_overflow() -> None:

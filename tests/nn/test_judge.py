@@ -50,7 +50,7 @@ def test_forward_loss_gradients_and_steps_agree(
     feed.order[:], feed.learning_rates[:] = np.tile(np.arange(count), 3), job.train.learning_rate
     pixels = nn.Pixels.unit(shape[-1])
     plan = nn.TrainingPlan(backend, network, state, optimiser, feed, pixels, count)
-    evaluation = nn.EvaluationPlan(backend, network, state, images, np.arange(count), pixels, count)
+    evaluation = nn.EvaluationPlan(backend, network, state, pixels, count)
 
     weights = {key: torch.tensor(view.copy(), requires_grad=True) for key, view in state.weights.items()}
     factors = {key: parameter.learning_rate_factor for key, parameter in network.parameters.items()}
@@ -66,7 +66,10 @@ def test_forward_loss_gradients_and_steps_agree(
     x = torch.tensor(images).to(weights["classifier/bias"].dtype) / 255
     for step in range(steps):
         outputs = functional(network, weights, x)
-        assert distance(evaluation.probabilities(), outputs.softmax(1).detach().numpy()) < tolerance * 3**step
+        assert (
+            distance(evaluation.probabilities(images, np.arange(count)), outputs.softmax(1).detach().numpy())
+            < tolerance * 3**step
+        )
         judge.zero_grad()
         loss = torch.nn.functional.cross_entropy(outputs, torch.tensor(labels))
         loss.backward()

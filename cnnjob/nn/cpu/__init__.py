@@ -19,6 +19,8 @@ from cnnjob.nn.workers import Workers
 
 UPDATE_ELEMENTS = 1 << 15
 """Elements of one piece of the update: its operands stay in a core's cache."""
+MOST_PIECES = 4096
+"""Of an update; beyond it the pieces grow, so that planning stays quick."""
 
 
 class NumPyBackend:
@@ -72,9 +74,10 @@ class NumPyBackend:
     ) -> Task:
         """Plan the update of the flat parameter buffer, piece by piece (see :class:`Sgd` for the formula)."""
         weights, gradients, velocity = buffers
+        length = max(UPDATE_ELEMENTS, -(-weights.size // MOST_PIECES))
 
         def piece(number: int, segment: Segment, start: int) -> Task:
-            part = slice(start, min(start + UPDATE_ELEMENTS, segment.place.stop))
+            part = slice(start, min(start + length, segment.place.stop))
             w, g = weights[part], gradients[part]
             v = velocity[part] if optimiser.momentum else g
             (change,) = arena.scratch(number % blocks.ELEMENT_SHARDS, (w.shape, w.dtype))
@@ -92,6 +95,6 @@ class NumPyBackend:
 
             return run
 
-        places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, UPDATE_ELEMENTS)]
+        places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
         tasks = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
         return lambda: self.workers.run(tasks)
