@@ -134,7 +134,7 @@ def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
     Raises:
         DataError: it is missing, damaged or not the same.
     """
-    data = run.frozen()["data"]
+    data = run.data()
     found = dataset or Dataset.open(Path(data["path"]))
     if found.digest != data["digest"]:
         raise DataError(

@@ -52,9 +52,12 @@ def describe(backend: str) -> dict[str, Any]:
 
 def differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In what two environments may compute other bits: one line each."""
+    before = first.get("bits")
+    if not isinstance(before, dict):
+        return ["what it first ran with is not known"]
     return [
         f"{name} {now['bits'].get(name)} instead of {value}"
-        for name, value in first["bits"].items()
+        for name, value in before.items()
         if now["bits"].get(name) != value
     ]
 

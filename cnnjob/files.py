@@ -156,6 +156,19 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not readable as JSON, {error}") from error
 
 
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that must have some keys.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or is not such an object.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        wanted = f"an object with {', '.join(keys)}" if keys else "an object"
+        raise DataError(f"{path}: damaged, it is not {wanted}; restore it, or remove its run")
+    return content
+
+
 def sha256_of(*parts: bytes | memoryview) -> str:
     """SHA-256 of the parts, one after the other, in hexadecimal."""
     digest = hashlib.sha256()

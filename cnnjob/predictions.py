@@ -64,7 +64,7 @@ def predict(run: Run, files: list[Path]) -> list[Guess]:
         raise DataError(f"{run.path}: no such run; name the folder of a finished one")
     if not run.result_file.exists():
         raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
-    data = run.frozen()["data"]
+    data = run.data()
     shape = tuple(data["image_shape"])
     read = [(name, image) for path in files for name, image in _images(path, shape)]
     probabilities = classifier_of(run).probabilities(np.stack([image for _, image in read]))
@@ -86,7 +86,7 @@ def classifier_of(run: Run) -> Classifier:
     Raises:
         DataError: its weights are missing, damaged or of another network.
     """
-    job, data, weights = run.job(), run.frozen()["data"], run.weights()
+    job, data, weights = run.job(), run.data(), run.weights()
     network = network_of(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(nn.Workers(1))
     state = nn.State(network, optimiser_of(job.train), backend.dtype)

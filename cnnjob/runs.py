@@ -30,6 +30,10 @@ State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 
 HEARTBEAT_SECONDS = 30.0
 DIGEST_DIGITS = 8
+DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
+"""What ``job.json`` says of the dataset."""
+ATTEMPT_KEYS = ("host", "boot", "pid", "pid_started", "started", "ended", "why")
+"""What the record of every attempt says."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,18 @@ class Run:
         Raises:
             DataError: it is missing or damaged, or this is no run of cnnjob.
         """
-        content = files.read_json(self.job_file)
-        if not isinstance(content, dict) or not {"job", "data", "digest"} <= content.keys():
-            raise DataError(f"{self.job_file}: not the job file of a run")
-        return content
+        return files.read_record(self.job_file, "job", "data", "digest")
+
+    def data(self) -> dict[str, Any]:
+        """What ``job.json`` says of the dataset: where it lay, and what predicting needs of it.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        data = self.frozen()["data"]
+        if not isinstance(data, dict) or not data.keys() >= DATA_KEYS:
+            raise DataError(f"{self.job_file}: damaged, its data lacks some of {', '.join(sorted(DATA_KEYS))}")
+        return data
 
     def job(self) -> Job:
         """The job, as it was frozen.
@@ -129,7 +141,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """What the run first started with; empty before that."""
-        return dict(files.read_json(self.environment_file)) if self.environment_file.exists() else {}
+        return files.read_record(self.environment_file) if self.environment_file.exists() else {}
 
     def result(self) -> dict[str, Any]:
         """The end's numbers.
@@ -137,7 +149,7 @@ class Run:
         Raises:
             DataError: the run is not finished, or the file is damaged.
         """
-        return dict(files.read_json(self.result_file))
+        return files.read_record(self.result_file)
 
     def history(self) -> list[dict[str, Any]]:
         """One record an epoch, oldest first.
@@ -174,7 +186,7 @@ class Run:
         Raises:
             DataError: a record is damaged.
         """
-        return [files.read_json(path) for path in self.attempt_files()]
+        return [files.read_record(path) for path in self.attempt_files()]
 
     def attempt_files(self) -> list[Path]:
         """The records of the lives, oldest first."""
@@ -191,10 +203,10 @@ class Run:
         paths = self.attempt_files()
         if not paths:
             return "pending"
-        last = files.read_json(paths[-1])
+        last = files.read_record(paths[-1], *ATTEMPT_KEYS)
         if last["ended"] is None:
             return "running" if is_alive(last, paths[-1]) else "lost"
-        return "failed" if last["why"].startswith("failed") else "stopped"
+        return "failed" if str(last["why"]).startswith("failed") else "stopped"
 
 
 def _looks_like_a_run(path: Path) -> bool:
@@ -255,7 +267,7 @@ def claim(run: Run) -> Claim:
     """
     held = run.attempt_files()
     if held:
-        last = files.read_json(held[-1])
+        last = files.read_record(held[-1], *ATTEMPT_KEYS)
         if last["ended"] is None and is_alive(last, held[-1]):
             raise BusyError(_busy(run, last))
     for folder in (run.attempts_folder, run.checkpoints_folder):

@@ -14,6 +14,7 @@ from cnnjob import files
 from cnnjob.errors import BusyError, DataError
 from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, process_identity
 from cnnjob.runs import Run, claim
+from cnnjob.training import train
 from tests.toys import dataset, job, trained
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +106,7 @@ def test_damaged_and_foreign_folders_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run.frozen()
     files.write_json(run.job_file, {"a": 1})
-    with pytest.raises(DataError, match="not the job file of a run"):
+    with pytest.raises(DataError, match="damaged, it is not an object with job, data, digest"):
         run.frozen()
     assert run.history() == []
     assert run.environment() == {}
@@ -130,3 +131,17 @@ def test_the_environment_is_frozen_at_the_first_start(tmp_path: Path) -> None:
     assert found["device"].startswith("cpu: ")
     assert {"command", "commit", "dirty", "python", "host", "cores"} <= found.keys()
     assert run.job() == job()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "null"])
+@pytest.mark.parametrize("name", ["job.json", "environment.json", "attempts/0001.json"])
+def test_valid_json_that_is_no_record_is_said(tmp_path: Path, name: str, content: str) -> None:
+    run = trained(tmp_path).run
+    run.result_file.unlink()
+    (run.path / name).write_text(content)
+    if name == "environment.json" and content == "{}":
+        assert train(run).state == "finished"  # what it first ran with is not known, so the bits may differ
+        assert run.result()["bits_may_differ_from_step"] is not None
+        return
+    with pytest.raises(DataError, match=f"{name}: damaged, it is not an object"):
+        train(run)

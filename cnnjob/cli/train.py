@@ -1,5 +1,6 @@
 """``cnnjob train``, ``predict``, ``bench`` and ``demo``."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,8 @@ def train(
     if outcome.state == "stopped":
         typer.echo(f"{run.path}: {outcome.why}; the same command goes on")
         raise typer.Exit(EXIT_STOPPED)
-    typer.echo(f"{run.path}: {outcome.state}, test accuracy {100 * run.result()['test_accuracy']:.2f} %")
+    accuracy = run.result().get("test_accuracy", math.nan)
+    typer.echo(f"{run.path}: {outcome.state}, test accuracy {100 * accuracy:.2f} %")
 
 
 def predict(
