@@ -339,7 +339,7 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ({"sinfo": "exit 1"}, "sinfo --noheader --format %P: refused, exit code 1"),
+        ({"sinfo": "exit 1"}, "sinfo --noheader --all --format %P: refused, exit code 1"),
         (
             {"sinfo": 'echo "Unable to contact slurm controller" >&2; exit 1'},
             "refused, Unable to contact slurm controller",
@@ -372,6 +372,11 @@ def test_an_unknown_partition_is_named_with_the_near_one() -> None:
     assert found.exit_code == 4
     assert "--partition gup: no such partition, this site has debug, gpu, gpu-long; did you mean 'gpu'?" in found.stderr
     assert cnnjob("submit", "toy.toml", "--partition", "debug,gpu").exit_code == 0
+
+
+def test_a_hidden_partition_is_there_all_the_same(site: Site) -> None:
+    site.says(sinfo='case "$*" in *--all*) echo gpu;; esac')
+    assert cnnjob("submit", "toy.toml", "--partition", "gpu").exit_code == 0
 
 
 def test_garbage_in_the_queue_is_no_job_of_ours(site: Site) -> None:

@@ -116,7 +116,7 @@ def check_partition(wanted: str | None) -> None:
     """
     if wanted is None:
         return
-    known = sorted({line.rstrip("*") for line in ask(["sinfo", "--noheader", "--format", "%P"]).split()})
+    known = sorted({line.rstrip("*") for line in ask(["sinfo", "--noheader", "--all", "--format", "%P"]).split()})
     for name in wanted.split(","):
         if name not in known:
             near = get_close_matches(name, known, 1)
