@@ -88,6 +88,8 @@ def _attempt(claim: Claim) -> Iterator[_Attempt]:
     try:
         with _beating(claim):
             yield attempt
+    except BusyError:
+        raise  # the run is another's now, its log too
     except KeyboardInterrupt:
         attempt.why = "stopped: SIGINT twice, at once"
         raise
@@ -97,11 +99,11 @@ def _attempt(claim: Claim) -> Iterator[_Attempt]:
         )
         raise
     finally:
-        loop = attempt.loop
-        if loop and attempt.why.startswith("failed"):
-            loop.log(attempt.why)
-        with suppress(OSError, BusyError):  # it then counts as lost, or is another's: both can go on
-            claim.end(attempt.why, loop.progress.step if loop else 0)
+        if attempt.why:
+            with suppress(OSError):  # it then counts as lost, which can go on too
+                claim.end(attempt.why, attempt.loop.progress.step if attempt.loop else 0)
+            if attempt.loop and attempt.why.startswith("failed"):
+                attempt.loop.log(attempt.why)
 
 
 @contextmanager

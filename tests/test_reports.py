@@ -274,8 +274,16 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "finished",
         "history.jsonl: damaged, its epochs",
     ),
-    "foreign environment": (rewrite("environment.json", "7"), "finished", "environment.json: damaged, it is not an object"),
-    "foreign attempt": (rewrite("attempts/0002.json", "7"), "finished", "attempts/0002.json: damaged, it is not an object"),
+    "foreign environment": (
+        rewrite("environment.json", "7"),
+        "finished",
+        "environment.json: damaged, it is not an object",
+    ),
+    "foreign attempt": (
+        rewrite("attempts/0002.json", "7"),
+        "finished",
+        "attempts/0002.json: damaged, it is not an object",
+    ),
     "binary history": (lambda run: run.history_file.write_bytes(b"\xff\xfe"), "finished", "history.jsonl: damaged"),
     "folder for a file": (folder_for("environment.json"), "finished", "environment.json: not readable as JSON"),
 }

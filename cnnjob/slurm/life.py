@@ -4,6 +4,7 @@ What is pickled for the node is a path; everything else is in the run's folder.
 """
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -30,6 +31,7 @@ class Life:
     def __call__(self) -> NoReturn:
         """Train, and leave with the code of what happened; unfinished is never 0."""
         code = 1
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's own handler would requeue or raise by its own count
         try:
             code = _live(Run(Path(self.run_folder)), self.margin_seconds)
         except CnnjobError as error:

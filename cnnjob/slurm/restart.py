@@ -16,7 +16,7 @@ from typing import Any
 
 from cnnjob import files
 from cnnjob.checkpoints import newest_step
-from cnnjob.errors import CnnjobError, SchedulerError
+from cnnjob.errors import CnnjobError, DataError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
 
@@ -58,7 +58,10 @@ def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
 def restarts_of(run: Run) -> list[dict[str, Any]]:
     """What was decided after each life, oldest first: job, who ended it, its code, the step, what was said."""
     path = run.path / "slurm" / "restarts.json"
-    return list(files.read_json(path)) if path.exists() else []
+    try:
+        return list(files.read_json(path)) if path.exists() else []
+    except (DataError, TypeError):
+        return []  # a damaged record of restarts is no reason to give up a run
 
 
 def restart(run: Run, job_id: str) -> str:

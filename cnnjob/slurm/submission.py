@@ -125,7 +125,11 @@ def _python() -> str:
 def _parameters(run: Run, request: Request, code: Path) -> dict[str, Any]:
     """The request as submitit takes it, and what surrounds the job in its script."""
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
-    frozen = [f"export PYTHONPATH={shlex.quote(str(code))}", "trap : TERM USR2  # the lines below the job must run"]
+    frozen = [
+        f"export PYTHONPATH={shlex.quote(str(code))}",
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
+        "trap : TERM USR2  # the lines below the job must run",
+    ]
     again = f"{_python()} -m cnnjob.slurm.restart {shlex.quote(str(run.path.resolve()))} $code"
     return {
         **request.parameters(),
