@@ -11,7 +11,7 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, TrainingError
 from cnnjob.jobs import Job
+from cnnjob.listeners import Listener, line_of
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.predictions import Classifier
 from cnnjob.processes import now
@@ -28,32 +29,6 @@ from cnnjob.runs import Claim
 from cnnjob.stopping import StopRequest
 
 Array = np.ndarray[Any, Any]
-
-
-class Listener(Protocol):
-    """Whoever wants to hear how a training goes."""
-
-    def say(self, text: str) -> None:
-        """Hear a line of the log."""
-
-    def start(self, job: Job, steps: int) -> None:
-        """Hear how many steps an epoch has."""
-
-    def step(self, epoch: int, step: int) -> None:
-        """Hear that a step of an epoch is done."""
-
-
-class Silent:
-    """Hears everything and says nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def start(self, job: Job, steps: int) -> None:
-        """Nothing."""
-
-    def step(self, epoch: int, step: int) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +47,6 @@ class Watched:
         probabilities = classifier.probabilities(self.images, self.order)
         loss, accuracy = (score(probabilities, self.labels) for score in (metrics.cross_entropy, metrics.accuracy))
         return probabilities, loss, accuracy
-
-
-def line_of(record: dict[str, Any], epochs: int) -> str:
-    """A record of the history as one line for people."""
-    splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
-    scores = "; ".join(
-        f"{name} loss {record[f'{name}_loss']:.4f}, accuracy {record[f'{name}_accuracy']:.4f}" for name in splits
-    )
-    speed = f"{record['seconds']:.1f} s, {record['images_per_second']:,.0f} images/s"
-    return f"epoch {record['epoch']}/{epochs}: {scores}; {speed}"
 
 
 class Loop:

@@ -10,7 +10,7 @@ from cnnjob.bindings import run_of
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import Job
-from cnnjob.loops import Silent
+from cnnjob.listeners import Silent
 from cnnjob.reports import report
 from cnnjob.training import train
 

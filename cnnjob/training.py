@@ -16,7 +16,8 @@ from cnnjob.checkpoints import newest_step
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError
 from cnnjob.jobs import Job
-from cnnjob.loops import Listener, Loop, Silent
+from cnnjob.listeners import Listener, Silent
+from cnnjob.loops import Loop
 from cnnjob.runs import HEARTBEAT_SECONDS, Claim, Run
 from cnnjob.stopping import StopRequest
 

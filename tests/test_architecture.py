@@ -21,7 +21,7 @@ FLOORS = (
     {"packing", "training", "reports", "benchmarks"},
     {"loops", "predictions", "records"},
     {"bindings", "checkpoints", "environments", "metrics", "plots", "stopping"},
-    {"datasets", "runs", "nn"},
+    {"datasets", "listeners", "nn", "runs"},
     {"jobs", "files", "processes", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")

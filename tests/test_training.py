@@ -16,7 +16,7 @@ from cnnjob import checkpoints, files
 from cnnjob.bindings import dataset_of, run_of, split
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
-from cnnjob.loops import Silent
+from cnnjob.listeners import Silent
 from cnnjob.packing.writer import Contents, write
 from cnnjob.runs import Run, claim
 from cnnjob.training import train

@@ -17,7 +17,7 @@ import numpy as np
 from cnnjob import checkpoints, files, runs, training
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.errors import BusyError
-from cnnjob.loops import Silent
+from cnnjob.listeners import Silent
 from cnnjob.runs import Claim, Run
 from tests.durability.children import Child, in_child
 from tests.durability.faults import print_json

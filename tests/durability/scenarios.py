@@ -14,7 +14,7 @@ from PIL import Image
 from cnnjob import checkpoints, packing, training
 from cnnjob.datasets import Dataset
 from cnnjob.errors import DataError
-from cnnjob.loops import Silent
+from cnnjob.listeners import Silent
 from cnnjob.runs import Run
 from tests.durability.children import Ended, in_child
 from tests.durability.faults import Mode, Operation, Shim

@@ -8,7 +8,7 @@ import pytest
 
 from cnnjob import checkpoints, training
 from cnnjob.errors import DataError
-from cnnjob.loops import Silent
+from cnnjob.listeners import Silent
 from cnnjob.runs import Run
 from tests.durability import commands
 from tests.durability.scenarios import StopAt
