@@ -185,7 +185,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["train", "toi.toml"], 2, "cnnjob: toi.toml: no such file"),
+        (["train", "toyy.toml"], 2, "cnnjob: toyy.toml: no such file"),
         (["train", "toy.toml", "--set", "train.epoch=3"], 2, "train.epoch: no such key, did you mean 'epochs'?"),
         (["train", "toy.toml", "--set", "dataset=mnist"], 3, "pack it with `cnnjob prepare mnist`"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),

@@ -205,7 +205,7 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["toi.toml"], 2, "toi.toml: no such file"),
+        (["toyy.toml"], 2, "toyy.toml: no such file"),
         (["toy.toml", "--profile", "lob"], 2, "--profile lob: no such profile; did you mean 'lab'?"),
         (["toy.toml", "--mem", "4G", "--mem-per-cpu", "1G"], 2, "mem and mem_per_cpu exclude each other"),
         (["toy.toml", "--time", "soon"], 2, "'soon' is no time"),
