@@ -55,6 +55,7 @@ class Loop:
     def __init__(self, claim: Claim, job: Job, dataset: Dataset, workers: nn.Workers, listener: Listener) -> None:
         """Read the data, plan the network, and go to where the last life left off."""
         self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
+        self.digest = self.run.frozen()["digest"]
         self.environment = environments.describe("numpy")
         network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
         backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
@@ -91,8 +92,7 @@ class Loop:
 
     def _restore(self) -> None:
         """Take up the newest whole checkpoint, or start."""
-        digest = self.run.frozen()["digest"]
-        found, warnings = checkpoints.load(self.run.checkpoints_folder, digest)
+        found, warnings = checkpoints.load(self.run.checkpoints_folder, self.digest)
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
@@ -228,7 +228,7 @@ class Loop:
         count = self.progress.epoch_step
         arrays = {f"{group}/{name}": view for group, views in self._groups().items() for name, view in views.items()}
         header = {
-            "digest": self.run.frozen()["digest"],
+            "digest": self.digest,
             "data": self.dataset.digest,
             "attempt": self.claim.number,
             "environment": self.environment,
