@@ -66,6 +66,19 @@ def test_a_signal_leaves_nothing_half_written(here: Path, number: signal.Signals
     assert list((here / "data").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_python_ignores_comes_again(number: signal.Signals) -> None:
+    class Grave:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), data._ending_as_interrupted():  # noqa: PT012 - it is to come in between
+        Grave()
+        time.sleep(60)
+    assert time.monotonic() - begin < 60
+
+
 JOB = """
 [model]
 blocks = [{ conv = 4, kernel = 3, pool = 2 }, { dense = 8 }]

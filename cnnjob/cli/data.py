@@ -1,6 +1,7 @@
 """``cnnjob prepare`` and ``cnnjob show``."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DATA_FOLDER = Path("data")
 KILOBYTE = 1e3
+AGAIN_SECONDS = 0.01
 
 
 def prepare(
@@ -64,12 +66,27 @@ def prepare(
 
 @contextmanager
 def _ending_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends this as Ctrl-C does: what is half written is removed."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM ends this as Ctrl-C does: what is half written is removed.
+
+    The exception can fall into a place where Python ignores exceptions, as the callback of a weak reference; then it
+    comes again a moment later.
+    """
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGALRM)}
+    kept, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = kept
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _named_file(out: str) -> Path:
