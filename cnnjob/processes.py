@@ -19,8 +19,17 @@ def process_identity() -> dict[str, Any]:
         "boot": _boot_id(),
         "pid": pid,
         "pid_started": _start_of(pid),
-        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "job_id": job_id(),
     }
+
+
+def job_id() -> str | None:
+    """The SLURM job that this process is part of: ``17``, or ``17_3`` of an array; None outside of one.
+
+    An array's element is named by both numbers: the number of its own can be that of the whole array.
+    """
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
 
 
 def is_alive(holder: dict[str, Any], record: Path) -> bool:

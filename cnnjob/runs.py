@@ -10,6 +10,7 @@ predictions.npz     of the test images, by the chosen weights
 weights.npz         the chosen weights
 result.json         its presence *is* "finished"
 log.txt             appended over attempts
+slurm/              submitit's files, the request, the newest job, what was decided after each life
 """
 
 import json
@@ -106,6 +107,16 @@ class Run:
     def result_file(self) -> Path:
         """The end's numbers."""
         return self.path / "result.json"
+
+    @property
+    def slurm_folder(self) -> Path:
+        """What submitit wrote, the request, what was decided after each life."""
+        return self.path / "slurm"
+
+    @property
+    def submission_file(self) -> Path:
+        """The newest submission: ``job_id`` (``17``, ``17_3`` of an array), ``log``, ``comment``, ``submitted``."""
+        return self.slurm_folder / "job.json"
 
     @property
     def log_file(self) -> Path:

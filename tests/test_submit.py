@@ -19,7 +19,7 @@ from cnnjob import files
 from cnnjob.cli import app
 from cnnjob.errors import SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import life, scheduler, submission
+from cnnjob.slurm import life, queue, scheduler, submission
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import decide, main, restarts_of, restarts_without_progress
 from tests.run_folders import finished_run, lost_run, pending_run, running_run, stopped_run
@@ -27,7 +27,7 @@ from tests.test_cli import JOB
 from tests.toys import dataset, outcome_of, trained
 
 JOB_OF_NUMPY = f'{JOB}[resources]\nbackend = "numpy"\n'
-QUEUED = 'printf "%s\\n" "16 other" "" "17"'
+QUEUED = 'printf "%s\\n" "16|RUNNING|None|n1|N/A|N/A|other" "" "17"'
 ANSWERS = {
     "srun": 'shift 3; exec "$@"',
     "sbatch": 'export -p > environment; echo "Submitted batch job 17"',
@@ -318,7 +318,8 @@ def test_an_enclosing_job_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_job_that_waits_or_runs_is_left_alone(site: Site) -> None:
     cnnjob("submit", "toy.toml")
     run = run_folder()
-    site.says(squeue=f'echo "16 other"; echo "17 cnnjob {run.path.resolve()}"; echo "19 cnnjob {run.path.resolve()}2"')
+    line = "|PENDING|Resources||N/A|N/A|cnnjob"
+    site.says(squeue=f'echo "16{line}"; echo "17{line} {run.path.resolve()}"; echo "19{line} {run.path.resolve()}2"')
     again = cnnjob("submit", "toy.toml")
     assert (again.exit_code, again.stdout) == (0, f"{run.path}: queued as 17, nothing submitted\n")
     running = running_run(Path("other"))
@@ -345,7 +346,10 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
             "refused, Unable to contact slurm controller",
         ),
         ({"sinfo": "echo gpu-long; echo batch"}, "--partition gpu: no such partition, this site has batch, gpu-long; "),
-        ({"squeue": "exit 1"}, "squeue --noheader --me --format %i %k: refused, exit code 1"),
+        (
+            {"squeue": "exit 1"},
+            f"squeue --noheader --array --user={os.getuid()} --format {queue.FORMAT}: refused, exit code 1",
+        ),
         ({"squeue": None}, "squeue: not found; this machine has no SLURM"),
         ({"srun": None}, "srun: not found; this machine has no SLURM"),
         ({"sbatch": None}, "sbatch: not found; this machine has no SLURM"),
@@ -381,14 +385,14 @@ def test_a_hidden_partition_is_there_all_the_same(site: Site) -> None:
 
 def test_garbage_in_the_queue_is_no_job_of_ours(site: Site) -> None:
     site.says(squeue=r'printf "\377\376 \n\n   \nslurm_load_jobs error\n"')
-    assert scheduler.queued("cnnjob x") == []
+    assert queue.mine() == []
 
 
 def test_no_answer_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "ANSWER_SECONDS", 0.1)
     site.says(squeue="exec /bin/sleep 60")
     with pytest.raises(SchedulerError, match=r"squeue: no answer in 0\.1 s; try again"):
-        scheduler.queued("x")
+        queue.mine()
 
 
 def test_whether_there_is_a_slurm(nowhere: Site) -> None:

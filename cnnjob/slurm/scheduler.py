@@ -98,16 +98,6 @@ def _seconds(clock: str) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def queued(comment: str) -> list[str]:
-    """The ids of this user's jobs with a comment that wait or run.
-
-    Raises:
-        SchedulerError: as :func:`ask`.
-    """
-    lines = ask(["squeue", "--noheader", "--me", "--format", "%i %k"]).splitlines()
-    return [line.split()[0] for line in lines if line.partition(" ")[2].strip() == comment]
-
-
 def check_partition(wanted: str | None) -> None:
     """Find a partition that does not exist before sbatch does.
 

@@ -14,7 +14,7 @@ from typing import Any
 from cnnjob import files
 from cnnjob.errors import SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import scheduler
+from cnnjob.slurm import queue, scheduler
 from cnnjob.slurm.life import Life
 from cnnjob.slurm.requests import Request
 
@@ -49,7 +49,7 @@ def submit(run: Run, request: Request) -> Submitted:
     if state in {"finished", "running"}:
         return Submitted(run, None, state)
     scheduler.check_partition(request.partition)
-    if waiting := scheduler.queued(_comment(run)):
+    if waiting := [job.job_id for job in queue.mine() if job.comment == _comment(run)]:
         return Submitted(run, None, f"queued as {', '.join(waiting)}")
     _folder(run).mkdir(parents=True, exist_ok=True)
     files.write_json(_folder(run) / "request.json", request.model_dump(mode="json"))
