@@ -17,9 +17,9 @@ PACKAGE = Path(cnnjob.__file__).parent
 FLOORS = (
     {"cli"},
     {"slurm"},
-    {"rehearsals"},
+    {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},
-    {"loops", "predictions", "records"},
+    {"loops", "predictions", "records", "verdicts"},
     {"bindings", "checkpoints", "environments", "metrics", "plots", "stopping"},
     {"datasets", "listeners", "nn", "runs"},
     {"jobs", "files", "processes", "errors"},

@@ -73,7 +73,7 @@ def test_an_interrupt_that_python_ignores_comes_again(number: signal.Signals) ->
             signal.raise_signal(number)
 
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), data._ending_as_interrupted():  # noqa: PT012 - it is to come in between
+    with pytest.raises(KeyboardInterrupt), data.ending_as_interrupted():  # noqa: PT012 - it is to come in between
         Grave()
         time.sleep(60)
     assert time.monotonic() - begin < 60

@@ -50,7 +50,7 @@ def prepare(
     if name == "folder":
         source = str(path) if path is not None else source
     stem = Path(source).resolve().name if name == "folder" and source else name
-    with _ending_as_interrupted():
+    with ending_as_interrupted():
         packed = pack(
             name,
             DATA_FOLDER / f"{stem}.h5" if out is None else _named_file(out),
@@ -65,7 +65,7 @@ def prepare(
 
 
 @contextmanager
-def _ending_as_interrupted() -> Iterator[None]:
+def ending_as_interrupted() -> Iterator[None]:
     """SIGTERM ends this as Ctrl-C does: what is half written is removed.
 
     The exception can fall into a place where Python ignores exceptions, as the callback of a weak reference; then it

@@ -1,0 +1,122 @@
+"""``cnnjob verify-resume``."""
+
+import json
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
+from cnnjob.cli.screen import DATA, OVERRIDES, print_table
+from cnnjob.errors import JobError
+
+if TYPE_CHECKING:
+    from cnnjob.datasets import Dataset
+    from cnnjob.jobs import Job
+    from cnnjob.verdicts import Difference, Verdict
+
+SHORT_DIGITS = 12
+SEEDS = 10**6
+
+
+def verify_resume(
+    job: Annotated[str, typer.Argument(help="A job's name or a job file.")],
+    overrides: OVERRIDES = None,
+    steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs that hold so many steps.")] = 2000,
+    kills: Annotated[int, typer.Option(min=1, help="How often to kill it.")] = 5,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the moments; a new one by default.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="A new folder to keep both runs in.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    data: DATA = DATA_FOLDER,
+) -> None:
+    """Run a job twice, unbroken and killed at random moments, and compare the bits.
+
+    Exit code 0: they are the same. 1: they are not; the first differences are named, and both runs kept.
+
+    Example: cnnjob verify-resume digits --kills 3
+    """
+    from cnnjob.bindings import dataset_of
+    from cnnjob.jobs import Job
+    from cnnjob.verification import shortened, verify
+
+    whole = Job.load(job, overrides or ())
+    dataset = dataset_of(whole, data)
+    short = shortened(whole, dataset, steps)
+    seed = secrets.randbelow(SEEDS) if seed is None else seed
+    _say(_plan(whole, short, dataset, kills, seed))
+    folder, passing = _new_folder(keep), keep is None
+    try:
+        with ending_as_interrupted():
+            verdict = verify(short, dataset, folder, kills, seed, _say)
+        passing = passing and verdict.same
+    finally:
+        if passing:
+            shutil.rmtree(folder, ignore_errors=True)
+    _print(verdict, None if passing else folder, as_json=as_json)
+    if not verdict.same:
+        raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int) -> str:
+    from cnnjob.verification import steps_an_epoch
+
+    epochs, all_epochs, steps = short.train.epochs, whole.train.epochs, steps_an_epoch(short, dataset)
+    part = f"all {epochs}" if epochs == all_epochs else f"{epochs} of {all_epochs}"
+    return f"{short.name}: {part} epochs of {steps:,} steps; unbroken, then killed {kills} times, seed {seed}"
+
+
+def _new_folder(keep: Path | None) -> Path:
+    """Where both runs lie: that to keep, or a temporary one."""
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="cnnjob-"))
+    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise JobError(f"--keep {keep}: there is something already; name a new folder")
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep
+
+
+def _print(verdict: "Verdict", kept: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({**verdict.as_json(), "folder": str(kept) if kept else None}, indent=2))
+        return
+    print_table(["killed in life", "after", "at step", "during", "saved", "went on from"], _kills(verdict))
+    typer.echo()
+    print_table(["SHA-256", "unbroken", "killed", ""], _digests(verdict))
+    typer.echo()
+    for line in (*map(_difference, verdict.differences), *verdict.remarks):
+        typer.echo(line)
+    if kept:
+        typer.echo(f"both runs are kept in {kept}")
+    differing = ", ".join(difference.what for difference in verdict.differences)
+    typer.echo(f"{verdict.run}: " + ("the bits are the same" if verdict.same else f"the bits differ in {differing}"))
+
+
+def _kills(verdict: "Verdict") -> list[list[str]]:
+    return [
+        [str(kill.life), f"{kill.seconds:.2f} s", *map(_known, (kill.step, kill.during, kill.saved_step)),
+         _known(kill.resumed_at_step)]
+        for kill in verdict.kills
+    ]  # fmt: skip
+
+
+def _known(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _digests(verdict: "Verdict") -> list[list[str]]:
+    rows = [
+        [what, one[:SHORT_DIGITS], other[:SHORT_DIGITS], "equal" if one == other else "different"]
+        for what, (one, other) in verdict.digests.items()
+    ]
+    return [*rows, ["(training time)", *(f"{seconds:.1f} s" for seconds in verdict.train_seconds), ""]]
+
+
+def _difference(found: "Difference") -> str:
+    return f"{found.what}: {found.where} is {found.unbroken} unbroken, {found.killed} killed"

@@ -1,0 +1,188 @@
+"""A job run twice, unbroken and killed at random moments, and whether the bits are the same.
+
+Each life is a process of its own:
+
+    python -m cnnjob.verification RUN STEPS
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnjob import files
+from cnnjob.bindings import run_of, split
+from cnnjob.checkpoints import newest_step
+from cnnjob.datasets import Dataset
+from cnnjob.errors import EXIT_STOPPED, CnnjobError
+from cnnjob.jobs import Job
+from cnnjob.listeners import Silent
+from cnnjob.runs import Run
+from cnnjob.training import train
+from cnnjob.verdicts import Kill, Verdict, judge
+
+CHECKPOINTS_A_LIFE = 4
+"""How many are saved between two kills, on average."""
+LOOK_SECONDS = 0.002
+STEP_BYTES = 8
+
+
+def shortened(job: Job, dataset: Dataset, steps: int) -> Job:
+    """The job with no more epochs than so many steps take; at least one, never more than it has."""
+    epochs = max(1, -(-steps // max(1, steps_an_epoch(job, dataset))))
+    return _with(job, epochs=min(job.train.epochs, epochs))
+
+
+def steps_an_epoch(job: Job, dataset: Dataset) -> int:
+    """How many steps an epoch of a job has."""
+    return len(split(job, dataset)[0]) // job.train.batch_size
+
+
+def saving_often(job: Job, seconds: float) -> Job:
+    """The job with no more time than that between two checkpoints."""
+    return _with(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
+
+
+def _with(job: Job, **changes: Any) -> Job:
+    return job.model_copy(update={"train": job.train.model_copy(update=changes)})
+
+
+def verify(job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> Verdict:
+    """Run a job here, unbroken, and again killed at random moments, and compare.
+
+    The moments are drawn over the duration of the unbroken run, and a life gets the time from one to the next: so kills
+    fall into training, evaluation and saving alike, from the first step to the last. Time counts when all is loaded.
+
+    Args:
+        job: as long as it is to be.
+        dataset: its data.
+        folder: for both runs; it must be empty.
+        kills: how many.
+        seed: of their moments.
+        say: hears how it goes.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        CnnjobError: a life ended by itself, and not well.
+    """
+    unbroken = run_of(job, dataset, folder / "unbroken")
+    whole = _live(unbroken)
+    say(f"unbroken: finished in {whole.seconds:.1f} s")
+    killed = run_of(saving_often(job, whole.seconds / (kills + 1) / CHECKPOINTS_A_LIFE), dataset, folder / "killed")
+    draw = random.Random(seed)  # noqa: S311 - moments, no secrets
+    moments = sorted(draw.uniform(0, whole.seconds) for _ in range(kills))
+    done: list[Kill] = []
+    for before, moment in zip([0.0, *moments], moments, strict=False):
+        life = _live(killed, moment - before)
+        if not life.killed:
+            break
+        done.append(_kill(killed, life, steps_an_epoch(job, dataset)))
+        say(f"kill {len(done)} of {kills}: life {len(done)}, {life.seconds:.2f} s old, step {life.step}")
+    if not killed.result_file.exists():
+        _live(killed)
+    say(f"killed: finished in {len(killed.attempt_files())} lives")
+    return judge(unbroken, killed, done, kills, seed)
+
+
+@dataclass(frozen=True)
+class _Life:
+    """How one ended."""
+
+    seconds: float
+    """From the start of its training on."""
+    step: int
+    """The last it had done; 0 if none."""
+    killed: bool
+
+
+def _live(run: Run, seconds: float | None = None) -> _Life:
+    """Live one life of a run in a process of its own; kill it after so many seconds of training, if it still lives."""
+    steps_file = run.path.with_name("steps")
+    steps_file.write_bytes(b"")
+    with _child(run, steps_file) as child:
+        while not steps_file.stat().st_size and child.poll() is None:
+            time.sleep(LOOK_SECONDS)
+        started = time.monotonic()
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        lived, killed = time.monotonic() - started, seconds is not None and child.returncode == -signal.SIGKILL
+    if child.returncode and not killed:
+        raise CnnjobError(f"{run.path}: a life ended with exit code {child.returncode}, {_last_words(run)}")
+    return _Life(lived, int.from_bytes(steps_file.read_bytes()), killed)
+
+
+@contextmanager
+def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives one life of a run; Ctrl-C is not for it, and it does not outlive the block."""
+    command = [sys.executable, "-m", "cnnjob.verification", str(run.path.resolve()), str(steps_file.resolve())]
+    with run.path.with_name("words").open("wb") as words:
+        child = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True
+        )
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.wait()
+
+
+def _last_words(run: Run) -> str:
+    lines = run.path.with_name("words").read_text(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "without a word")
+
+
+def _kill(run: Run, life: _Life, steps: int) -> Kill:
+    """What is known of a kill, right after it."""
+    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):
+        during = "saving"
+    elif not life.step:
+        during = "starting"
+    else:
+        during = "training" if life.step % steps else "evaluation"
+    number = len(run.attempt_files())
+    return Kill(number, round(life.seconds, 3), life.step or None, newest_step(run.checkpoints_folder), during)
+
+
+class _Counter(Silent):
+    """Leaves the number of the last step done where another process can read it at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY)
+        self._steps = 0
+
+    def start(self, job: Job, steps: int) -> None:  # noqa: ARG002 - a listener's form
+        """Learn how many steps an epoch has, and show that the training starts."""
+        self._steps = steps
+        self._write(0)
+
+    def step(self, epoch: int, step: int) -> None:
+        """Write the step, counted from the first of all."""
+        self._write((epoch - 1) * self._steps + step)
+
+    def _write(self, step: int) -> None:
+        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)
+
+
+def _main(run: str, steps_file: str) -> None:
+    try:
+        outcome = train(Run(Path(run)), _Counter(Path(steps_file)))
+    except CnnjobError as error:
+        raise SystemExit(str(error)) from error
+    if outcome.state == "stopped":
+        raise SystemExit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:3])
