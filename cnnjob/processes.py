@@ -20,6 +20,7 @@ def process_identity() -> dict[str, Any]:
         "pid": pid,
         "pid_started": _start_of(pid),
         "job_id": job_id(),
+        "job_restarts": job_restarts(),
     }
 
 
@@ -30,6 +31,20 @@ def job_id() -> str | None:
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
+
+
+def job_restarts() -> int:
+    """How often SLURM has started this job again; 0 outside of one."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def is_earlier_life(holder: dict[str, Any]) -> bool:
+    """Whether a process is of this very SLURM job, from before SLURM started it again.
+
+    It may still be alive, on a node that was taken for dead.
+    """
+    mine = job_id()
+    return mine is not None and holder.get("job_id") == mine and holder.get("job_restarts", 0) < job_restarts()
 
 
 def is_alive(holder: dict[str, Any], record: Path) -> bool:

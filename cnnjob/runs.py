@@ -15,6 +15,7 @@ slurm/              submitit's files, the request, the newest job, what was deci
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,7 +25,7 @@ import numpy as np
 from cnnjob import files
 from cnnjob.errors import BusyError, DataError
 from cnnjob.jobs import Job
-from cnnjob.processes import is_alive, now, process_identity
+from cnnjob.processes import is_alive, is_earlier_life, now, process_identity
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
@@ -35,6 +36,9 @@ DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "st
 """What ``job.json`` says of the dataset."""
 ATTEMPT_KEYS = ("host", "boot", "pid", "pid_started", "started", "ended", "why")
 """What the record of every attempt says."""
+
+HasEnded = Callable[[str], bool]
+"""Whether a scheduler says that the job of this id is over."""
 
 
 @dataclass(frozen=True)
@@ -264,11 +268,15 @@ class Claim:
         self.note(ended=now(), why=why, step=step)
 
 
-def claim(run: Run) -> Claim:
+def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
     """Take a run for this process, or learn that another has it.
+
+    It is free when its holder is gone from this host, is an earlier life of this very SLURM job, or has not
+    been heard of for five minutes. A holder that still lives then cannot write any more.
 
     Args:
         run: its folder is made when there is none.
+        has_ended: asked, once, about the holder's job before the run is left to it.
 
     Returns:
         The claim; it is this process's until :meth:`Claim.end` or its death.
@@ -279,7 +287,7 @@ def claim(run: Run) -> Claim:
     held = run.attempt_files()
     if held:
         last = files.read_record(held[-1], *ATTEMPT_KEYS)
-        if last["ended"] is None and is_alive(last, held[-1]):
+        if last["ended"] is None and _holds(last, held[-1], has_ended):
             raise BusyError(_busy(run, last))
     for folder in (run.attempts_folder, run.checkpoints_folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -297,6 +305,14 @@ def claim(run: Run) -> Claim:
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
         files.remove_leftovers(folder)
     return Claim(run, number, record)
+
+
+def _holds(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) -> bool:
+    """Whether a run is still its holder's."""
+    if is_earlier_life(holder) or not is_alive(holder, record):
+        return False
+    job_id = holder.get("job_id")
+    return not (job_id and has_ended and has_ended(job_id))
 
 
 def _busy(run: Run, holder: dict[str, Any]) -> str:

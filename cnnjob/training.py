@@ -18,7 +18,7 @@ from cnnjob.errors import BusyError, CnnjobError
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, Silent
 from cnnjob.loops import Loop
-from cnnjob.runs import HEARTBEAT_SECONDS, Claim, Run
+from cnnjob.runs import HEARTBEAT_SECONDS, Claim, HasEnded, Run
 from cnnjob.stopping import StopRequest
 
 
@@ -39,6 +39,7 @@ def train(
     dataset: Dataset | None = None,
     deadline: float = math.inf,
     cores: int | None = None,
+    has_ended: HasEnded | None = None,
 ) -> Outcome:
     """Train a run from where it stands.
 
@@ -49,6 +50,7 @@ def train(
         dataset: the run's, wherever it lies now; where it lay by default.
         deadline: when to stop and save, in ``time.time()``'s seconds.
         cores: how many to use; all by default. The bits do not depend on it.
+        has_ended: what a scheduler says of another's job that seems to hold the run, as :func:`cnnjob.runs.claim`.
 
     Returns:
         ``finished``, ``stopped`` (asked to; the same call goes on), or ``was finished``.
@@ -64,7 +66,7 @@ def train(
     job, dataset = job or run.job(), dataset_of_run(run, dataset)
     require_memory(job, dataset)
     with written_or_said(run.path):
-        claim = runs.claim(run)
+        claim = runs.claim(run, has_ended)
     if run.result_file.exists():  # finished by another process between the look and the claim
         claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")

@@ -28,6 +28,10 @@ def dead_process() -> dict[str, object]:
     return identity
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_states_follow_the_folder(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     assert run.state() == "pending"
@@ -50,10 +54,10 @@ def test_states_follow_the_folder(tmp_path: Path) -> None:
 def test_a_held_run_is_left_alone(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     claim(run)
-    before = {path: path.read_bytes() for path in run.path.rglob("*.json")}
+    before = tree(tmp_path)
     with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* since .*; wait for it, or stop it"):
         claim(run)
-    assert before == {path: path.read_bytes() for path in run.path.rglob("*.json")}
+    assert tree(tmp_path) == before
 
 
 def test_a_killed_holder_frees_the_run_at_once(tmp_path: Path) -> None:
@@ -81,6 +85,98 @@ def test_a_holder_on_another_host_lives_as_long_as_its_heart_beats(tmp_path: Pat
     assert not is_alive(record, held.path)
     held.beat()
     assert is_alive(record, held.path)
+
+
+def held_by(run: Run, **facts: object) -> Path:
+    """Let the run be held by a process of another host; its record."""
+    held = claim(run)
+    held.note(**{"host": "elsewhere", **facts})
+    return held.path
+
+
+def life(monkeypatch: pytest.MonkeyPatch, job_id: str, restarts: int) -> None:
+    """Make this process a life of a SLURM job."""
+    monkeypatch.setenv("SLURM_JOB_ID", job_id)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+
+
+@pytest.mark.parametrize(
+    ("holder", "mine", "free"),
+    [
+        (("17", 0), ("17", 1), True),
+        (("17", 1), ("17", 3), True),
+        (("17", 1), ("17", 1), False),
+        (("17", 2), ("17", 1), False),
+        (("16", 0), ("17", 1), False),
+        ((None, 0), ("17", 1), False),
+    ],
+)
+def test_a_later_life_of_a_job_takes_over_from_an_earlier_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    holder: tuple[str | None, int],
+    mine: tuple[str, int],
+    *,
+    free: bool,
+) -> None:
+    """Wherever the earlier one is: SLURM starts a job again when its node seems dead."""
+    run = Run(tmp_path)
+    for where in ("elsewhere", process_identity()["host"]):
+        record = held_by(run, host=where, job_id=holder[0], job_restarts=holder[1])
+        with monkeypatch.context() as context:
+            life(context, *mine)
+            if free:
+                claim(run).end("stopped", 0)
+            else:
+                with pytest.raises(BusyError):
+                    claim(run)
+        files.write_json(record, files.read_json(record) | {"ended": "now"})
+
+
+def test_the_superseded_life_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    life(monkeypatch, "17", 0)
+    first = claim(Run(tmp_path))
+    life(monkeypatch, "17", 1)
+    second = claim(Run(tmp_path))
+    second.check()
+    for write in (first.check, lambda: first.end("stopped: SIGTERM", 5)):
+        with pytest.raises(BusyError, match="this process was taken for dead, attempt 2 has the run"):
+            write()
+    assert Run(tmp_path).attempts()[0]["ended"] is None
+
+
+@pytest.mark.parametrize(("job_id", "over", "asked"), [("17", True, 1), ("17_3", False, 1), (None, True, 0)])
+def test_the_scheduler_may_know_that_a_holder_has_ended(
+    tmp_path: Path, job_id: str | None, asked: int, *, over: bool
+) -> None:
+    run, questions = Run(tmp_path), list[str]()
+
+    def has_ended(job: str) -> bool:
+        questions.append(job)
+        return over
+
+    held_by(run, job_id=job_id)
+    before = tree(tmp_path)
+    if over and job_id:
+        assert claim(run, has_ended).number == 2
+    else:
+        with pytest.raises(BusyError):
+            claim(run, has_ended)
+        assert tree(tmp_path) == before
+    assert questions == [job_id] * asked
+
+
+def test_nobody_is_asked_about_a_holder_that_is_gone(tmp_path: Path) -> None:
+    def has_ended(job: str) -> bool:
+        raise AssertionError(job)
+
+    run = Run(tmp_path)
+    record = held_by(run, job_id="17")
+    old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
+    os.utime(record, (old, old))
+    claim(run, has_ended).note(**{**dead_process(), "job_id": "17"})
+    claim(run, has_ended).end("stopped: SIGTERM", 3)
+    assert claim(run, has_ended).number == 4
 
 
 def test_a_process_is_told_from_a_later_one_of_the_same_number(tmp_path: Path) -> None:

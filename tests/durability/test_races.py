@@ -15,7 +15,7 @@ from tests.durability.toys import snapshot, toy_job, toy_run
 
 pytestmark = pytest.mark.durability
 
-RACES = 200
+RACES = 1000
 SEED = 5
 FENCED = {
     "while its successor trains",
