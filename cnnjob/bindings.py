@@ -184,7 +184,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
         JobError: the job and the dataset do not fit together.
         DataError: the run's job file is damaged, or is another job's.
     """
-    _check(job, dataset)
+    check(job, dataset)
     run = Run.of(job, dataset.digest, root)
     digest = job.digest(dataset.digest)
     if run.job_file.exists():
@@ -207,7 +207,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
     return run
 
 
-def _check(job: jobs.Job, dataset: Dataset) -> None:
+def check(job: jobs.Job, dataset: Dataset) -> None:
     """Find what does not fit before anything is written."""
     network_of(job.model, dataset.image_shape, len(dataset.class_names))
     if job.resources.backend == "cuda":

@@ -19,10 +19,10 @@ FLOORS = (
     {"slurm"},
     {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},
-    {"loops", "predictions", "records", "verdicts"},
+    {"estimates", "loops", "predictions", "records", "verdicts"},
     {"bindings", "checkpoints", "environments", "metrics", "plots", "stopping"},
     {"datasets", "listeners", "nn", "runs"},
-    {"jobs", "files", "processes", "errors"},
+    {"sweeps", "jobs", "files", "processes", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjob.errors import JobError
-from cnnjob.slurm import requests
-from cnnjob.slurm.requests import Request, duration, load, minutes
+from cnnjob.slurm import profiles
+from cnnjob.slurm.profiles import load
+from cnnjob.slurm.requests import OWN, Request, duration, minutes
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "slurm" / "gpu-site.toml.example"
@@ -87,7 +88,10 @@ def test_memory_a_gpu_is_said_too() -> None:
         ({"mem": "much"}, "mem: 'much' is no memory; write 4G or 500M"),
         ({"mem_per_gpu": "4 G"}, "mem_per_gpu: '4 G' is no memory; write 4G or 500M"),
         ({"time": "soon"}, "time: 'soon' is no time"),
-        ({"gpus": -1}, "gpus: input should be greater than or equal to 0, found -1"),
+        ({"gpus": -1}, "gpus: -1 is no number of GPUs; write 1 or a100:1"),
+        ({"gpus_per_node": "two"}, "gpus_per_node: 'two' is no number of GPUs; write 1 or a100:1"),
+        ({"gpus": 1, "gpus_per_node": "1"}, "gpus and gpus_per_node exclude each other; keep one"),
+        ({"gpus": 1, "gres": "shard:2,gpu:a100:1"}, "gpus and gres exclude each other; keep one"),
         ({"cpus_per_task": 0}, "cpus_per_task: input should be greater than or equal to 1, found 0"),
         ({"signal_seconds": 65536}, "signal_seconds: input should be less than or equal to 65535, found 65536"),
         ({"gpu_request": "please"}, "gpu_request: input should be 'gpus-per-node', 'gres' or 'gpus', found 'please'"),
@@ -111,7 +115,7 @@ def test_the_command_line_goes_before_the_profile(tmp_path: Path) -> None:
     assert found.cpus_per_task == Request().cpus_per_task
 
 
-@pytest.mark.parametrize("text", ["reservation", "=course", ""])
+@pytest.mark.parametrize("text", ["=course", "", "--"])
 def test_an_option_of_sbatch_is_key_and_value(text: str) -> None:
     with pytest.raises(JobError, match="not of the form KEY=VALUE"):
         load(None, {}, [text])
@@ -123,7 +127,7 @@ def test_a_profile_is_a_name_or_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "lab.toml").write_text('partition = "here"\n')
     assert load("lab", {}).partition == "here"  # what lies here goes before what comes with the package
-    assert next(iter(requests.profiles())) == "lab"
+    assert next(iter(profiles.profiles())) == "lab"
     for name, message in (
         ("lob", "did you mean 'lab'?"),
         ("nothing", "there are lab"),
@@ -169,10 +173,54 @@ def test_what_submitit_is_told() -> None:
         (Request(gpus=1, gpu_request="gpus"), {"gpus": "1"}),
         (Request(gpus=1, gpu_request="gres"), {"gres": "gpu:1"}),
         (Request(gpus=3, gpu_type="v100"), {"gpus-per-node": "v100:3"}),
+        (Request(gpus="a100:3", gpu_type="v100", gpu_request="gres"), {"gres": "gpu:a100:3"}),
+        (Request(gpus_per_node="a100:1", gpu_request="gpus"), {"gpus-per-node": "a100:1"}),
+        (Request(gres="VramPerGpu:24G,gpu:1"), {"gres": "VramPerGpu:24G,gpu:1"}),
+        (Request(gres="shard:2", gpus_per_node=1), {"gres": "shard:2", "gpus-per-node": "1"}),
     ],
 )
 def test_forms_of_asking_for_gpus(request_: Request, extra: dict[str, object]) -> None:
     assert request_.parameters()["additional_parameters"] == extra
+
+
+@pytest.mark.parametrize(
+    ("request_", "count", "asked"),
+    [
+        (Request(), 0, False),
+        (Request(gpus=0), 0, True),
+        (Request(gpus="a100:2"), 2, True),
+        (Request(gpus_per_node=3), 3, True),
+        (Request(gres="gpu"), 1, True),
+        (Request(gres="gpu:h100"), 1, True),
+        (Request(gres="shard:2,gpu:h100:4"), 4, True),
+        (Request(gres="shard:2"), 0, False),
+    ],
+)
+def test_how_many_gpus(request_: Request, count: int, asked: object) -> None:
+    assert (request_.gpu_count, request_.asks_for_gpus) == (count, asked)
+
+
+@pytest.mark.parametrize("key", [*OWN, "time", "mem-per-cpu", "--mem_per_cpu", "job-name", "gres"])
+def test_an_option_that_would_contradict_an_own_one(key: str) -> None:
+    with pytest.raises(JobError, match=r"sbatch: [\w-]+ (cannot be given|has an option of its own)"):
+        load(None, {}, [f"{key}=1"])
+
+
+def test_the_layers_are_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "cnnjob").mkdir()
+    users = 'profile = "{}"\npartition = "users"\nqos = "users"\naccount = "users"\nmem = "1G"\n[sbatch]\nnice = 1\n'
+    profiles.config_file().write_text(users.format(tmp_path / "site.toml"))
+    (tmp_path / "site.toml").write_text('partition = "profiles"\nqos = "profiles"\nmem_per_cpu = "2G"\n')
+    monkeypatch.setenv("SBATCH_QOS", "variables")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "variables")
+    found = load(None, {"account": "lines"}, ["hold"])
+    assert (found.partition, found.qos, found.account) == ("profiles", "variables", "lines")
+    assert (found.mem, found.mem_per_cpu, found.sbatch) == (None, "2G", {"nice": 1, "hold": True})
+    assert load("lab", {}).backend == "numpy"
+    profiles.config_file().write_text("partitoin = 1\n")
+    with pytest.raises(JobError, match=r"config\.toml: not a valid request:\n  partitoin: no such key"):
+        load(None, {})
 
 
 def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
@@ -182,7 +230,7 @@ def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
     assert found.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h 0 min on gpu"
     named = set(re.findall(r"^(?:# )?\[?(\w+)(?: = |\]$)", EXAMPLE.read_text(), re.MULTILINE))
     assert set(Request.model_fields) <= named
-    assert "gpu-site" not in requests.profiles()
+    assert "gpu-site" not in profiles.profiles()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "slurm").glob("*.toml")), ids=lambda path: path.stem)

@@ -32,8 +32,11 @@ ANSWERS = {
     "srun": 'shift 3; exec "$@"',
     "sbatch": 'export -p > environment; echo "Submitted batch job 17"',
     "squeue": QUEUED,
-    "sinfo": 'printf "%s\\n" "debug*" "gpu" "gpu-long"',
-    "scontrol": 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; esac',
+    "scontrol": """case "$*" in
+*"show partition"*) for name in debug gpu gpu-long; do echo "PartitionName=$name MaxTime=1-00:00:00 State=UP"; done;;
+*"show config"*) echo "JobRequeue = 1"; echo "MaxArraySize = 1001";;
+*"show job"*) echo "JobId=17 JobState=RUNNING Restarts=0";;
+esac""",
 }
 
 
@@ -95,7 +98,7 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
     found = cnnjob("submit", "toy.toml", "--profile", "lab", "--partition", "gpu", "--time", "2h", "--dry-run")
     assert found.exit_code == 0, found.output
     assert 'name = "toy"' in found.stdout
-    assert re.search(r"^run: runs/toy-[0-9a-f]{8}$", found.stdout, re.MULTILINE)
+    assert re.search(r"^run: runs/toy-[0-9a-f]{8}, pending$", found.stdout, re.MULTILINE)
     assert "\nrequest: 1 node, 1 task, 2 cores, 1 G, 2 h 0 min on gpu\n" in found.stdout
     assert "\nmemory of the arrays: " in found.stdout
     assert "\n#!/bin/bash\n" in found.stdout
@@ -144,7 +147,7 @@ def test_the_script() -> None:
     place = Path.cwd()
     [name] = [line.partition("=")[2] for line in found if line.startswith("#SBATCH --job-name=")]
     assert [line.removeprefix("#SBATCH --") for line in found if line.startswith("#SBATCH")] == [
-        "account=us", f"comment='cnnjob {place}/runs/{name}'", "constraint=nvlink", "cpus-per-task=3",
+        "account=us", f"comment='cnnjob {place}/runs/{name} 1'", "constraint=nvlink", "cpus-per-task=3",
         "dependency=afterok:7", "exclude=n2", "gpus-per-node=2", f"job-name={name}", "mail-type=FAIL",
         "mem-per-cpu=2G", "no-requeue", "nodelist=n1", "nodes=1", "open-mode=append",
         f"output='{place}/runs/{name}/slurm/%j_0_log.out'", "partition=gpu", "qos=high", "signal=USR2@90", "time=90",
@@ -209,11 +212,11 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
         (["toy.toml", "--profile", "lob"], 2, "--profile lob: no such profile; did you mean 'lab'?"),
         (["toy.toml", "--mem", "4G", "--mem-per-cpu", "1G"], 2, "mem and mem_per_cpu exclude each other"),
         (["toy.toml", "--time", "soon"], 2, "'soon' is no time"),
-        (["toy.toml", "--sbatch", "nice"], 2, "--sbatch nice: not of the form KEY=VALUE"),
+        (["toy.toml", "--sbatch", "=5"], 2, "--sbatch =5: not of the form KEY=VALUE"),
         (["toy.toml", "--cpus-per-task", "0"], 2, "'--cpus-per-task' / '-c'"),
         (["toy.toml", "--set", "dataset=mnist"], 3, "pack it with `cnnjob prepare mnist`"),
-        (["toy.toml"], 4, "squeue: not found; this machine has no SLURM, log in to one that has"),
-        (["toy.toml", "-p", "gpu"], 4, "sinfo: not found; this machine has no SLURM, log in to one that has"),
+        (["toy.toml"], 4, "scontrol: not found; this machine has no SLURM, log in to one that has"),
+        (["toy.toml", "-p", "gpu"], 4, "scontrol: not found; this machine has no SLURM, log in to one that has"),
     ],
 )
 @pytest.mark.usefixtures("nowhere")
@@ -304,7 +307,7 @@ def test_the_code_that_was_submitted_is_kept_once() -> None:
 
 @pytest.mark.usefixtures("site")
 def test_an_enclosing_job_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SBATCH_EXPORT", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     before = dict(os.environ)
@@ -319,18 +322,20 @@ def test_a_job_that_waits_or_runs_is_left_alone(site: Site) -> None:
     cnnjob("submit", "toy.toml")
     run = run_folder()
     line = "|PENDING|Resources||N/A|N/A|cnnjob"
-    site.says(squeue=f'echo "16{line}"; echo "17{line} {run.path.resolve()}"; echo "19{line} {run.path.resolve()}2"')
+    site.says(
+        squeue=f'echo "16{line}"; echo "17{line} {run.path.resolve()} 1"; echo "19{line} {run.path.resolve()}2 1"'
+    )
     again = cnnjob("submit", "toy.toml")
     assert (again.exit_code, again.stdout) == (0, f"{run.path}: queued as 17, nothing submitted\n")
     running = running_run(Path("other"))
-    assert submission.submit(running, Request()).why == "running"
-    assert submission.submit(finished_run(Path("another")), Request()).why == "finished"
+    assert [done.why for done in submission.submit([running], Request())] == ["running"]
+    assert [done.why for done in submission.submit([finished_run(Path("another"))], Request())] == ["finished"]
 
 
 @pytest.mark.usefixtures("site")
 def test_a_stopped_or_lost_run_goes_on() -> None:
     for run in (stopped_run(Path("a")), lost_run(Path("b")), pending_run(Path("c"))):
-        done = submission.submit(run, Request())
+        [done] = submission.submit([run], Request())
         assert (done.job_id, done.why) == ("17", "submitted")
 
 
@@ -340,12 +345,24 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ({"sinfo": "exit 1"}, "sinfo --noheader --all --format %P: refused, exit code 1"),
+        ({"scontrol": "exit 1"}, "scontrol --all show partition --oneliner: refused, exit code 1"),
         (
-            {"sinfo": 'echo "Unable to contact slurm controller" >&2; exit 1'},
+            {"scontrol": 'echo "Unable to contact slurm controller" >&2; exit 1'},
             "refused, Unable to contact slurm controller",
         ),
-        ({"sinfo": "echo gpu-long; echo batch"}, "--partition gpu: no such partition, this site has batch, gpu-long; "),
+        (
+            {"scontrol": "echo PartitionName=gpu-long; echo PartitionName=batch State=UP"},
+            "--partition gpu: no such partition, this site has batch, gpu-long; ",
+        ),
+        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: it is DRAIN and starts nothing"),
+        (
+            {"scontrol": "echo PartitionName=gpu MaxTime=00:30:00"},
+            "--time 2h: longer than gpu allows, which is 30 min; ask for less",
+        ),
+        (
+            {"scontrol": "echo PartitionName=gpu AllowAccounts=them,uss"},
+            "--account us: not allowed in gpu, this partition has them, uss; did you mean 'uss'?",
+        ),
         (
             {"squeue": "exit 1"},
             f"squeue --noheader --array --user={os.getuid()} --format {queue.FORMAT}: refused, exit code 1",
@@ -353,17 +370,20 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ({"squeue": None}, "squeue: not found; this machine has no SLURM"),
         ({"srun": None}, "srun: not found; this machine has no SLURM"),
         ({"sbatch": None}, "sbatch: not found; this machine has no SLURM"),
-        ({"sbatch": 'echo "Batch job submission failed: Invalid account" >&2; exit 1'}, "sbatch refused, Batch job"),
-        ({"sbatch": 'echo "sbatch: error: one" >&2; echo "two" >&2; exit 1'}, "sbatch refused, sbatch: error: one"),
+        (
+            {"sbatch": 'echo "Batch job submission failed: Invalid account" >&2; exit 1'},
+            "sbatch: refused, Batch job submission failed: Invalid account",
+        ),
+        ({"sbatch": 'echo "sbatch: error: one" >&2; echo "two" >&2; exit 1'}, "sbatch: refused, sbatch: error: one"),
         ({"sbatch": 'echo "sbatch: no option x" >&2; echo "Try --help" >&2; exit 1'}, "refused, sbatch: no option x"),
-        ({"sbatch": "exit 1"}, "sbatch refused, without a word"),
-        ({"sbatch": "echo garbage"}, "sbatch gave no job's id; submit again"),
-        ({"sbatch": "exit 0"}, "sbatch gave no job's id; submit again"),
+        ({"sbatch": "exit 1"}, "sbatch: refused, exit code 1"),
+        ({"sbatch": "echo garbage"}, "sbatch: gave no job's id, 'garbage', and no such job is in the queue; submit"),
+        ({"sbatch": "exit 0"}, "sbatch: gave no job's id, '', and no such job is in the queue; submit again"),
     ],
 )
 def test_what_a_scheduler_may_do(site: Site, answers: dict[str, str | None], message: str) -> None:
     site.says(**answers)
-    found = cnnjob("submit", "toy.toml", "--partition", "gpu")
+    found = cnnjob("submit", "toy.toml", "--partition", "gpu", "--time", "2h", "--account", "us")
     assert (found.exit_code, found.stdout) == (4, ""), found.output
     assert message in found.stderr
     assert found.stderr.startswith("cnnjob: ")
@@ -379,8 +399,18 @@ def test_an_unknown_partition_is_named_with_the_near_one() -> None:
 
 
 def test_a_hidden_partition_is_there_all_the_same(site: Site) -> None:
-    site.says(sinfo='case "$*" in *--all*) echo gpu;; esac')
+    site.says(scontrol='case "$*" in *--all*) echo PartitionName=gpu;; esac')
     assert cnnjob("submit", "toy.toml", "--partition", "gpu").exit_code == 0
+
+
+def test_the_accounts_of_the_user_are_said_when_one_is_refused(site: Site) -> None:
+    refused = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    site.says(sbatch=f'echo "{refused}" >&2; exit 1', sacctmgr='printf "%s\\n" us them us')
+    assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}; yours are them, us\n")
+    site.says(sacctmgr="exit 0")
+    assert "SLURM knows no account of yours, ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
+    site.says(sacctmgr="exit 1")
+    assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}\n")
 
 
 def test_garbage_in_the_queue_is_no_job_of_ours(site: Site) -> None:
@@ -500,7 +530,7 @@ def test_three_restarts_without_progress_are_the_end(tmp_path: Path) -> None:
 def lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A submitted run whose first life is gone without a word, in job 17."""
     run = lost_run(Path("runs"))
-    submission.submit(run, Request(partition="gpu", gpus=1))
+    submission.submit([run], Request(partition="gpu", gpus=1))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     site.says(sbatch='echo "Submitted batch job 18"')
     return run
@@ -548,7 +578,7 @@ def test_when_nothing_can_be_done_it_is_said(site: Site, lost: Run) -> None:
     site.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
     main(str(lost.path), "137")
     [told] = restarts_of(lost)
-    assert told["said"] == f"not restarted, {lost.name}: sbatch refused, sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    assert told["said"] == f"not restarted, {lost.name}: sbatch: refused, sbatch: error: QOSMaxSubmitJobPerUserLimit"
 
 
 def test_a_crash_loop_ends(lost: Run) -> None:
@@ -566,6 +596,8 @@ def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_END_TIME")
     assert life._end_of_job() == math.inf
     site.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
+    assert life._end_of_job() == math.inf  # no job, no end
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert 1.7e9 < life._end_of_job() < 1.8e9
     for answer in ('echo "EndTime=Unknown"', "exit 1", None):
         site.says(scontrol=answer)
@@ -575,5 +607,5 @@ def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("site")
 def test_a_life_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(tmp_path / "whole").run
-    assert life._live(run, 30) == 0
+    assert life.Life(str(run.path), 30)._live() == 0
     assert capsys.readouterr().out == f"{run.path}: was finished\n"

@@ -5,25 +5,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnjob.cli.data import DATA_FOLDER, memory_line
+from cnnjob.cli.data import DATA_FOLDER, as_toml, memory_line
 from cnnjob.cli.screen import DATA, OVERRIDES, RUNS
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.errors import JobError
+from cnnjob.errors import EXIT_STOPPED, JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnnjob.datasets import Dataset
     from cnnjob.jobs import Job
+    from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
 
 Text = str | None
 Number = int | None
+Words = list[str] | None
 
 
 def submit(
     jobs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one prepared dataset."),
+        Words, typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one dataset.")
     ] = None,
     overrides: OVERRIDES = None,
+    sweep: Annotated[Words, typer.Option(metavar="KEY=A,B", help="Try each value; repeated: each combination.")] = None,
+    seeds: Annotated[Number, typer.Option(min=1, help="So many seeds, from the job's own upwards.")] = None,
+    parallel: Annotated[Number, typer.Option(min=1, help="So many of a sweep at once.")] = None,
     profile: Annotated[Text, typer.Option(help="Cluster profile: a name in slurm/, or a file.")] = None,
     partition: Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")] = None,
     account: Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")] = None,
@@ -33,15 +40,20 @@ def submit(
     mem: Annotated[Text, typer.Option(help="As sbatch's; one of the three.")] = None,
     mem_per_cpu: Annotated[Text, typer.Option(help="As sbatch's; one of the three.")] = None,
     mem_per_gpu: Annotated[Text, typer.Option(help="As sbatch's; one of the three.")] = None,
-    gpus: Annotated[Number, typer.Option(min=0, help="GPUs; one unless the backend is numpy.")] = None,
+    gpus: Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N in the site's form; 1 unless on numpy.")] = None,
+    gpus_per_node: Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus.")] = None,
+    gres: Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus or beside it.")] = None,
     constraint: Annotated[Text, typer.Option("--constraint", "-C", help="As sbatch's.")] = None,
     nodelist: Annotated[Text, typer.Option("--nodelist", "-w", help="As sbatch's.")] = None,
     exclude: Annotated[Text, typer.Option("--exclude", "-x", help="As sbatch's.")] = None,
-    dependency: Annotated[Text, typer.Option(help="As sbatch's.")] = None,
+    dependency: Annotated[Text, typer.Option("--dependency", "-d", help="As sbatch's.")] = None,
+    job_name: Annotated[Text, typer.Option("--job-name", "-J", help="As sbatch's; the run's name.")] = None,
     requeue: Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="As sbatch's.")] = None,
     sbatch: Annotated[
-        list[str] | None, typer.Option("--sbatch", metavar="KEY=VALUE", help="Any other option of sbatch; repeatable.")
+        Words, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")
     ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; 0 if all are finished.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Here, through submitit, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show and rehearse; submit nothing.")] = False,
     rehearsal: Annotated[
         bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")
@@ -51,30 +63,42 @@ def submit(
 ) -> None:
     """Submit jobs to SLURM; a finished or running one is left alone, an unfinished one goes on.
 
-    Example: cnnjob submit mnist --partition gpu --time 2h
+    A sweep is one job array. --local and --dry-run need no SLURM.
+
+    Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """
-    from cnnjob.jobs import Job
-    from cnnjob.slurm import requests
+    from cnnjob.slurm import profiles
+    from cnnjob.sweeps import expand
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
-        "mem": mem, "mem_per_cpu": mem_per_cpu, "mem_per_gpu": mem_per_gpu, "gpus": gpus, "constraint": constraint,
-        "nodelist": nodelist, "exclude": exclude, "dependency": dependency, "requeue": requeue,
+        "mem": mem, "mem_per_cpu": mem_per_cpu, "mem_per_gpu": mem_per_gpu, "gpus": gpus, "gres": gres,
+        "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
+        "dependency": dependency, "job_name": job_name, "requeue": requeue,
     }  # fmt: skip
-    request = requests.load(profile, given, sbatch or ())
-    for name in jobs or [_only_job(data)]:
-        chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
-        job = Job.load(name, chosen)
-        ask = request if request.gpus is not None else request.model_copy(update={"gpus": _gpus(job)})
-        if dry_run:
-            _dry_run(job, ask, data, runs, rehearsal=rehearsal)
-        else:
-            _submit(job, ask, data, runs)
+    request = profiles.load(profile, given, sbatch or ())
+    chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
+    grids = [expand(name, chosen, sweep or (), seeds) for name in jobs or [_only_job(data)]]
+    if dry_run:
+        for grid in grids:
+            _dry_run(_bound(grid, data), _with_gpus(request, grid[0]), runs, parallel, rehearsal=rehearsal)
+        typer.echo("nothing was submitted")
+        return
+    made = [_runs_of(_bound(grid, data), runs) for grid in grids]
+    if local:
+        _run_here([run for one in made for run in one], request, parallel or 1)
+        return
+    for grid, one in zip(grids, made, strict=True):
+        _submit(one, _with_gpus(request, grid[0]), parallel)
+    if wait:
+        _wait_for([run for one in made for run in one])
 
 
-def _gpus(job: "Job") -> int:
-    """One GPU unless the job computes with NumPy."""
-    return int(job.resources.backend != "numpy")
+def _with_gpus(request: "Request", job: "Job") -> "Request":
+    """One GPU, unless something is said of them or the job computes with NumPy."""
+    if request.asks_for_gpus:
+        return request
+    return request.model_copy(update={"gpus": int(job.resources.backend != "numpy")})
 
 
 def _only_job(data: Path) -> str:
@@ -88,32 +112,100 @@ def _only_job(data: Path) -> str:
     raise JobError(f"submit: no job named, and {found}; name one of {', '.join(known())}")
 
 
-def _submit(job: "Job", request: "Request", data: Path, runs: Path) -> None:
-    from cnnjob.bindings import dataset_of, run_of
-    from cnnjob.slurm.submission import submit as submit_run
+def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
+    """Each job with its dataset; all of them fit."""
+    from cnnjob.bindings import check, dataset_of
 
-    run = run_of(job, dataset_of(job, data), runs)
-    done = submit_run(run, request)
-    if done.job_id is None:
-        typer.echo(f"{run.path}: {done.why}, nothing submitted")
-    else:
-        typer.echo(f"{run.path}: submitted as job {done.job_id}: {request.sentence()}")
+    bound = [(job, dataset_of(job, data)) for job in jobs]
+    for job, dataset in bound:
+        check(job, dataset)
+    return bound
 
 
-def _dry_run(job: "Job", request: "Request", data: Path, runs: Path, *, rehearsal: bool) -> None:
-    from cnnjob.bindings import dataset_of
-    from cnnjob.cli.data import as_toml
+def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "list[Run]":
+    """The run of each job, once."""
+    from cnnjob.bindings import run_of
+
+    made = [run_of(job, dataset, runs) for job, dataset in bound]
+    return list({run.path: run for run in made}.values())
+
+
+def _submit(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
+    from cnnjob.slurm.submission import submit as submit_runs
+
+    for done in submit_runs(runs, request, parallel):
+        said = (
+            f"submitted as job {done.job_id}: {request.sentence()}" if done.job_id else f"{done.why}, nothing submitted"
+        )
+        typer.echo(f"{done.run.path}: {said}")
+
+
+def _wait_for(runs: "Sequence[Run]") -> None:
+    """Print how each run ends."""
+    from cnnjob.slurm.waiting import ended
+
+    for run in ended(runs):
+        _print_end(run)
+    _exit_as(runs)
+
+
+def _run_here(runs: "Sequence[Run]", request: "Request", parallel: int) -> None:
+    from cnnjob.slurm.local import run_here
+
+    left = [run for run in runs if run.state() not in {"finished", "running"}]
+    for run in runs:
+        typer.echo(f"{run.path}: {'trained here' if run in left else run.state()}")
+    typer.echo(f"{parallel} at once, {request.cpus_per_task} cores each; Ctrl-C stops them with all work saved")
+    for run in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
+        _print_end(run)
+    _exit_as(runs)
+
+
+def _print_end(run: "Run") -> None:
+    state = run.state()
+    said = f", test accuracy {100 * run.result()['test_accuracy']:.2f} %" if state == "finished" else ""
+    typer.echo(f"{run.path}: {state}{said or f'; see cnnjob status {run.path}'}")
+
+
+def _exit_as(runs: "Sequence[Run]") -> None:
+    """Leave with 0 when all are finished, with 75 when the same command goes on, else with 1."""
+    states = {run.state() for run in runs} - {"finished"}
+    if states:
+        raise typer.Exit(EXIT_STOPPED if states <= {"stopped", "pending"} else 1)
+
+
+def _dry_run(
+    bound: "Sequence[tuple[Job, Dataset]]", request: "Request", runs: Path, parallel: int | None, *, rehearsal: bool
+) -> None:
+    """Say all that would happen, and try it in small."""
+    from cnnjob.estimates import sentence
     from cnnjob.runs import Run
-    from cnnjob.slurm.submission import script
 
-    dataset = dataset_of(job, data)
-    run = Run.of(job, dataset.digest, runs)
-    typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
-    typer.echo(f"\nrun: {run.path}\nrequest: {request.sentence()}\n{memory_line(job, dataset)}\n")
-    typer.echo(script(run, request))
+    made = list({(run := Run.of(job, dataset.digest, runs)).path: run for job, dataset in bound}.values())
+    job, dataset = bound[0]
+    typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
+    for run in made:
+        typer.echo(f"run: {run.path}, {run.state()}")
+    typer.echo(f"request: {request.sentence()}{' each' * (len(made) > 1)}")
+    typer.echo(memory_line(job, dataset))
+    typer.echo(f"time: {sentence(job, dataset, runs)}")
+    _forecast([run for run in made if run.state() not in {"finished", "running"}], request, parallel)
     if rehearsal:
         from cnnjob.rehearsals import rehearse
 
         for line in rehearse(job, dataset):
             typer.echo(f"rehearsal: {line}")
-    typer.echo("nothing was submitted")
+
+
+def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
+    """Print what SLURM says of it, what happens when it ends early, and the exact script."""
+    from cnnjob.slurm import forecasts, scheduler, site, submission
+
+    here = site.look() if scheduler.is_there() else None
+    if here:
+        here.check(request)
+    typer.echo(f"time limit: {forecasts.at_the_time_limit(request, here)}")
+    typer.echo(f"preemption: {forecasts.at_preemption(request, here)}")
+    for batch in submission.in_batches(runs, here.max_array_size if here else len(runs) or 1):
+        script = submission.script(batch, request, parallel)
+        typer.echo(f"SLURM: {forecasts.test_only(script) if here else 'not on this machine'}\n\n{script}")

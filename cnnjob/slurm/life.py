@@ -16,8 +16,9 @@ from typing import NoReturn
 
 from cnnjob.errors import EXIT_STOPPED, CnnjobError, SchedulerError
 from cnnjob.jobs import Job
-from cnnjob.runs import Run
+from cnnjob.processes import job_id
 from cnnjob.slurm import scheduler
+from cnnjob.slurm.batches import Batch
 from cnnjob.training import train
 
 
@@ -25,15 +26,21 @@ from cnnjob.training import train
 class Life:
     """A callable that holds a path: any pickle of it, however old, is right."""
 
-    run_folder: str
+    folder: str
+    """Of the run, or of the sweep that it is an element of."""
     margin_seconds: float
+    """It stops so long before its end, should no signal have come."""
+    cores: int | None = None
+    """How many to use; all that SLURM gives by default."""
+    minutes: int | None = None
+    """Its time limit where there is no SLURM."""
 
     def __call__(self) -> NoReturn:
         """Train, and leave with the code of what happened; unfinished is never 0."""
         code = 1
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's own handler would requeue or raise by its own count
         try:
-            code = _live(Run(Path(self.run_folder)), self.margin_seconds)
+            code = self._live()
         except CnnjobError as error:
             print(f"cnnjob: {error}", file=sys.stderr)  # noqa: T201 - the job's own log
             code = error.exit_code
@@ -43,19 +50,22 @@ class Life:
         sys.stderr.flush()
         os._exit(code)  # submitit has nothing to do after this: the run's folder tells
 
-
-def _live(run: Run, margin_seconds: float) -> int:
-    outcome = train(run, Lines(), deadline=_end_of_job() - margin_seconds)
-    print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
-    return EXIT_STOPPED if outcome.state == "stopped" else 0
+    def _live(self) -> int:
+        run = Batch.read(Path(self.folder)).own_run()
+        end = time.time() + 60 * self.minutes if self.minutes else _end_of_job()
+        deadline = end - self.margin_seconds
+        outcome = train(run, Lines(), deadline=deadline, cores=self.cores, has_ended=scheduler.has_ended)
+        print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
+        return EXIT_STOPPED if outcome.state == "stopped" else 0
 
 
 def _end_of_job() -> float:
     """When SLURM will end this job, in ``time.time()``'s seconds; infinity where that is not known."""
     if known := os.environ.get("SLURM_JOB_END_TIME"):
         return float(known)
+    own = job_id()
     try:
-        said = scheduler.job(os.environ.get("SLURM_JOB_ID", "")).get("EndTime", "")
+        said = scheduler.job(own).get("EndTime", "") if own else ""
         return datetime.fromisoformat(said).timestamp()
     except (SchedulerError, ValueError):
         return inf

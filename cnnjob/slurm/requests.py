@@ -1,20 +1,41 @@
-"""What is asked of SLURM: sbatch's own option names, a profile's values under those of the command line."""
+"""What is asked of SLURM: sbatch's own option names, checked before sbatch is called."""
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from cnnjob.errors import JobError
-from cnnjob.jobs import Section, problems_of
+from cnnjob.jobs import Section
 
 MINUTES = {"m": 1, "h": 60, "d": 1440}
 _CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<numbers>\d+(?::\d+){0,2})")
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
+_GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>\d+)")
+_GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>\d+))?(?=,|$)")
+DIRECT = (
+    *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency"),
+    *("mem", "mem_per_cpu", "mem_per_gpu"),
+)
+"""Options that submitit knows by these names."""
+OWN = {
+    "output": "the log lies in the run's folder",
+    "error": "the log lies in the run's folder",
+    "open-mode": "the log is appended, or a requeued job would lose it",
+    "comment": "it names the run in the queue",
+    "array": "use --sweep, --seeds and --parallel",
+    "signal": "set signal_seconds in the profile",
+    "wait": "use --wait",
+    "wrap": "the script is cnnjob's",
+    "parsable": "cnnjob reads sbatch's answer",
+    "quiet": "cnnjob reads sbatch's answer",
+    "test-only": "use --dry-run",
+    "no-requeue": "use --no-requeue",
+    "nodes": "a run is one task on one node",
+    "ntasks": "a run is one task on one node",
+    "ntasks-per-node": "a run is one task on one node",
+    "wckey": "say it with a profile's setup line: export SBATCH_WCKEY=…",
+}
+"""Options of sbatch that ``--sbatch`` cannot give, and why or what instead."""
 
 
 class Request(Section):
@@ -31,11 +52,18 @@ class Request(Section):
     """Of the node, as ``4G``; a number alone is MB."""
     mem_per_cpu: str | None = None
     mem_per_gpu: str | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs; one unless the backend is NumPy."""
+    gpus: int | str | None = None
+    """GPUs, as ``2`` or ``a100:2``, in this site's form; one unless the backend is NumPy, ``0`` for none."""
+    gpus_per_node: int | str | None = None
+    """The same in this form, whatever the site's."""
+    gres: str | None = None
+    """Generic resources, as ``gpu:a100:1``."""
     gpu_request: Literal["gpus-per-node", "gres", "gpus"] = "gpus-per-node"
     """How this site wants GPUs asked for."""
     gpu_type: str | None = None
+    """Which GPU, unless ``gpus`` says."""
+    job_name: str | None = None
+    """In place of the run's."""
     constraint: str | None = None
     nodelist: str | None = None
     exclude: str | None = None
@@ -57,14 +85,18 @@ class Request(Section):
         Raises:
             ValueError: two options exclude each other, or one cannot be read.
         """
-        memory = [name for name in ("mem", "mem_per_cpu", "mem_per_gpu") if getattr(self, name) is not None]
-        if len(memory) > 1:
-            raise ValueError(f"{' and '.join(memory)} exclude each other; keep one")
-        for name in memory:
-            if not _MEMORY.fullmatch(getattr(self, name)):
+        _only_one(self, "mem", "mem_per_cpu", "mem_per_gpu")
+        _only_one(self, "gpus", "gpus_per_node", "gres" if _GRES_GPU.search(self.gres or "") else "")
+        for name in ("mem", "mem_per_cpu", "mem_per_gpu"):
+            if not _MEMORY.fullmatch(getattr(self, name) or "0"):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is no memory; write 4G or 500M")
+        for name in ("gpus", "gpus_per_node"):
+            if not _GPUS.fullmatch(str(getattr(self, name) or 0)):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is no number of GPUs; write 1 or a100:1")
         if self.time is not None:
             minutes(self.time)
+        for key in self.sbatch:
+            _may_be_given(key.lstrip("-").replace("_", "-"))
         return self
 
     @property
@@ -72,46 +104,81 @@ class Request(Section):
         """The time limit, or None for the site's."""
         return None if self.time is None else minutes(self.time)
 
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether anything is said of GPUs, none too."""
+        return self.gpus is not None or self.gpus_per_node is not None or bool(_GRES_GPU.search(self.gres or ""))
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs are asked for."""
+        return self._gpus()[1]
+
+    def _gpus(self) -> tuple[str, int]:
+        """Type, or ``""``, and number."""
+        if found := _GRES_GPU.search(self.gres or ""):
+            return found["type"] or "", int(found["count"] or 1)
+        found = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
+        assert found is not None  # noqa: S101 - the validator has seen to it
+        return found["type"] or self.gpu_type or "", int(found["count"])
+
     def sentence(self) -> str:
         """The request for people: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h 0 min on gpu``."""
         time = "the site's time limit" if self.time_minutes is None else duration(self.time_minutes)
         memory = self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} a core") or self.mem_per_gpu or "default memory"
-        graphics = (
-            []
-            if not self.gpus
-            else [f"{self.gpus} {self.gpu_type or ''} GPU{'s' * (self.gpus > 1)}".replace("  ", " ")]
-        )
+        kind, count = self._gpus()
+        graphics = [" ".join([str(count), *[kind] * bool(kind), f"GPU{'s' * (count > 1)}"])] * (count > 0)
         cores = f"{self.cpus_per_task} core{'s' * (self.cpus_per_task > 1)}"
         parts = ["1 node", "1 task", *graphics, cores, re.sub(r"(\d)([A-Za-z])", r"\1 \2", memory), time]
         return f"{', '.join(parts)} on {self.partition or 'the default partition'}"
 
     def parameters(self) -> dict[str, Any]:
         """The same for :class:`submitit.SlurmExecutor`."""
-        direct = (
-            "partition",
-            "account",
-            "qos",
-            "mem",
-            "mem_per_cpu",
-            "mem_per_gpu",
-            "constraint",
-            "nodelist",
-            "exclude",
-        )
-        found = {name: getattr(self, name) for name in (*direct, "dependency") if getattr(self, name) is not None}
-        extra: dict[str, Any] = dict(self.sbatch)
+        found = {name: getattr(self, name) for name in DIRECT if getattr(self, name) is not None}
+        extra: dict[str, Any] = {key.lstrip("-").replace("_", "-"): value for key, value in self.sbatch.items()}
         if self.requeue is not None:
             extra["requeue" if self.requeue else "no-requeue"] = True
-        if self.gpus:
-            wanted = f"{self.gpu_type}:{self.gpus}" if self.gpu_type else str(self.gpus)
-            extra[self.gpu_request] = f"gpu:{wanted}" if self.gpu_request == "gres" else wanted
         return {
             **found,
             "time": self.time_minutes,
             "cpus_per_task": self.cpus_per_task,
             "signal_delay_s": self.signal_seconds,
-            "additional_parameters": extra,
+            "additional_parameters": {**extra, **self._gpu_options()},
         }
+
+    def _gpu_options(self) -> dict[str, str]:
+        if self.gpus_per_node:
+            return {"gpus-per-node": str(self.gpus_per_node), **({"gres": self.gres} if self.gres else {})}
+        kind, count = self._gpus()
+        if self.gres or not count:
+            return {"gres": self.gres} if self.gres else {}
+        wanted = f"{kind}:{count}" if kind else str(count)
+        return {self.gpu_request: f"gpu:{wanted}" if self.gpu_request == "gres" else wanted}
+
+
+def _only_one(request: Request, *names: str) -> None:
+    """Find options that exclude each other.
+
+    Raises:
+        ValueError: more than one is given.
+    """
+    given = [name for name in names if name and getattr(request, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
+
+
+def _may_be_given(key: str) -> None:
+    """Find an option of sbatch that would contradict one of this program.
+
+    Raises:
+        ValueError: it has a name of its own here, or must be as it is.
+    """
+    if key in OWN:
+        raise ValueError(f"sbatch: {key} cannot be given, {OWN[key]}")
+    if key.replace("-", "_") in Request.model_fields:
+        raise ValueError(
+            f"sbatch: {key} has an option of its own; give --{key}, or {key.replace('-', '_')} in the profile"
+        )
 
 
 def minutes(text: str) -> int:
@@ -154,58 +221,3 @@ def duration(total: int) -> str:
     days, rest = divmod(total, MINUTES["d"])
     hours, left = divmod(rest, 60)
     return " ".join([*[f"{days} d"] * (days > 0), *[f"{hours} h"] * (days > 0 or hours > 0), f"{left} min"])
-
-
-def profiles() -> dict[str, Path]:
-    """The profiles that can be named, with their files: ``slurm/`` here, then those of the package."""
-    package = Path(__file__).parent.parent
-    found: dict[str, Path] = {}
-    for folder in (Path("slurm"), package / "share" / "slurm", package.parent / "slurm"):
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return found
-
-
-def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
-    """Build a request: built-in values, under a profile's, under the command line's.
-
-    Args:
-        profile: a name or a path; None for built-in values only.
-        options: of the command line; None is not given.
-        extra: ``KEY=VALUE`` each, any other option of sbatch.
-
-    Returns:
-        The request.
-
-    Raises:
-        JobError: the profile is missing or not valid, or options contradict each other.
-    """
-    content = {} if profile is None else _read(profile)
-    content |= {key: value for key, value in options.items() if value is not None}
-    content["sbatch"] = {**content.get("sbatch", {}), **dict(map(_pair, extra))}
-    try:
-        return Request.model_validate(content)
-    except ValidationError as error:
-        where = f"profile {profile}" if profile else "submit"
-        lines = "\n".join(f"  {line}" for line in problems_of(error, Request))
-        raise JobError(f"{where}: not a valid request:\n{lines}") from error
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE; for example --sbatch reservation=course")
-    return key.lstrip("-"), value
-
-
-def _read(name: str) -> dict[str, Any]:
-    known = profiles()
-    path = Path(name) if name.endswith(".toml") else known.get(name)
-    if path is None or not path.is_file():
-        near = get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
-        raise JobError(f"--profile {name}: no such profile; {hint}")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise JobError(f"{path}: not readable as TOML, {error}") from error

@@ -5,13 +5,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from cnnjob.errors import SchedulerError
 
 ANSWER_SECONDS = 60
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+}  # fmt: skip
+"""States of a job that is over; while anything of it may still run SLURM says ``COMPLETING``."""
+_UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _OURS = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SUBMITIT)_")
-_KEPT = {"SLURM_CONF"}
+_KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
+"""What tells which SLURM is meant, and who asks."""
 
 
 def is_there() -> bool:
@@ -24,34 +29,54 @@ def clean(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in _KEPT or not _OURS.match(name)}
 
 
-def ask(command: Sequence[str]) -> str:
+def ask(command: Sequence[str], seconds: float | None = None) -> str:
     """Run a command of SLURM's and give its answer.
+
+    Args:
+        command: its words.
+        seconds: how long to wait; ``ANSWER_SECONDS`` by default.
+
+    Returns:
+        What it wrote to stdout.
 
     Raises:
         SchedulerError: it is not there, did not answer in time, or refused.
     """
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS, check=True,
-            env=clean(os.environ),
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise SchedulerError(f"{command[0]}: not found; this machine has no SLURM, log in to one that has") from error
-    except subprocess.TimeoutExpired as error:
-        raise SchedulerError(f"{command[0]}: no answer in {ANSWER_SECONDS} s; try again") from error
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip() or f"exit code {error.returncode}"
-        raise SchedulerError(f"{' '.join(command)}: refused, {said}") from error
-    return done.stdout
+    return _run(command, seconds).stdout
 
 
-def facts(command: Sequence[str]) -> dict[str, str]:
-    """The ``Name=value`` words of a ``scontrol show … --oneliner``; spaces in a value cut it short.
+def tell(command: Sequence[str], seconds: float | None = None) -> str:
+    """Run a command of SLURM's that is silent unless something is wrong; give what it said.
+
+    ``scancel`` says some refusals with exit code 0.
 
     Raises:
         SchedulerError: as :func:`ask`.
     """
-    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", ask(command)))
+    return _run(command, seconds).stderr.strip()
+
+
+def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
+    patience = ANSWER_SECONDS if seconds is None else seconds
+    try:
+        return subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, errors="replace", timeout=patience, check=True,
+            env=clean(os.environ),
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise SchedulerError(f"{command[0]}: not found; this machine has no SLURM, log in to one that has") from error
+    except OSError as error:
+        raise SchedulerError(f"{command[0]}: cannot be run, {error.strerror}; see to its installation") from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerError(f"{command[0]}: no answer in {patience:g} s; try again") from error
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout).strip() or f"exit code {error.returncode}"
+        raise SchedulerError(f"{' '.join(command)}: refused, {said}") from error
+
+
+def words(text: str) -> dict[str, str]:
+    """The ``Name=value`` words of an answer of scontrol; spaces in a value cut it short."""
+    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", text))
 
 
 def job(job_id: str) -> dict[str, str]:
@@ -60,7 +85,15 @@ def job(job_id: str) -> dict[str, str]:
     Raises:
         SchedulerError: as :func:`ask`; also when SLURM has forgotten the job.
     """
-    return facts(["scontrol", "show", "job", "--oneliner", job_id])
+    return words(ask(["scontrol", "show", "job", "--oneliner", job_id]))
+
+
+def has_ended(job_id: str) -> bool:
+    """Whether SLURM says that a job is over, or does not know it any more; no answer is a no."""
+    try:
+        return job(job_id).get("JobState") in ENDED
+    except SchedulerError as error:
+        return bool(_UNKNOWN.search(str(error)))
 
 
 def ended_by(job: Mapping[str, str], restarts: int) -> str:
@@ -96,19 +129,3 @@ def _seconds(clock: str) -> int:
         return 0
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def check_partition(wanted: str | None) -> None:
-    """Find a partition that does not exist before sbatch does.
-
-    Raises:
-        SchedulerError: there is no such partition; near names or all are said.
-    """
-    if wanted is None:
-        return
-    known = sorted({line.rstrip("*") for line in ask(["sinfo", "--noheader", "--all", "--format", "%P"]).split()})
-    for name in wanted.split(","):
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
-            raise SchedulerError(f"--partition {name}: no such partition, this site has {', '.join(known)}; {hint}")

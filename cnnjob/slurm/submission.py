@@ -1,25 +1,21 @@
-"""Submitting runs through submitit: the exact script, the frozen code, the job's id."""
+"""Submitting runs through submitit: what is left of them, the exact script, the frozen code, the job's id."""
 
-import os
 import shlex
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from cnnjob import files
-from cnnjob.errors import SchedulerError
+from cnnjob.errors import JobError
+from cnnjob.processes import now
 from cnnjob.runs import Run
-from cnnjob.slurm import queue, scheduler
-from cnnjob.slurm.life import Life
+from cnnjob.slurm import batches, executors, frozen, queue, site
+from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.requests import Request
 
-MARGIN_SECONDS = 30.0
-"""The job stops itself so long before its end, should no signal have come."""
+ONCE = {"begin", "hold"}
+"""What holds for the first job of a run, not for its successors."""
 
 
 @dataclass(frozen=True)
@@ -32,148 +28,113 @@ class Submitted:
     """``submitted``, ``finished``, ``running``, ``queued as 17``."""
 
 
-def submit(run: Run, request: Request) -> Submitted:
-    """Submit a run, unless it is finished, running or waiting.
+def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -> list[Submitted]:
+    """Submit runs as one job, or as one job array; those that are finished, running or waiting are left alone.
 
     Args:
-        run: made by :func:`cnnjob.bindings.run_of`.
-        request: what it needs.
+        runs: made by :func:`cnnjob.bindings.run_of`, in one folder.
+        request: what each of them needs.
+        parallel: at most so many of them at once.
 
     Returns:
-        What became of it.
+        What became of each.
 
     Raises:
-        SchedulerError: SLURM refused, or is not there.
+        JobError: the folder has a name that SLURM would read as something else.
+        SchedulerError: SLURM refused, is not there, or did not answer.
     """
-    state = run.state()
-    if state in {"finished", "running"}:
-        return Submitted(run, None, state)
-    scheduler.check_partition(request.partition)
-    if waiting := [job.job_id for job in queue.mine() if job.comment == _comment(run)]:
-        return Submitted(run, None, f"queued as {', '.join(waiting)}")
-    _folder(run).mkdir(parents=True, exist_ok=True)
-    files.write_json(_folder(run) / "request.json", request.model_dump(mode="json"))
-    return Submitted(run, _sbatch(run, request, _freeze_code(run)), "submitted")
+    _check_name(runs[0].path.resolve())
+    done = {run.path: Submitted(run, None, state) for run in runs if (state := run.state()) in {"finished", "running"}}
+    if len(done) < len(runs):
+        here = site.look()
+        here.check(request)
+        waiting = batches.queued(queue.mine())
+        for run in runs:
+            if job_id := waiting.get(run.path.resolve()):
+                done.setdefault(run.path, Submitted(run, None, f"queued as {job_id}"))
+        code = frozen.freeze(runs[0])
+        for batch in in_batches([run for run in runs if run.path not in done], here.max_array_size):
+            job_id = _submit(batch, request, code, parallel)
+            carriers = {run.path: element for run, element in _elements(batch, job_id)}
+            left = [run for run in runs if run.path.resolve() in carriers]
+            done |= {run.path: Submitted(run, carriers[run.path.resolve()], "submitted") for run in left}
+            request = _after(request, job_id) if parallel else request  # the next array may not add to this one
+    return [done[run.path] for run in runs]
 
 
 def resubmit(run: Run) -> str:
     """Submit a run again as it was submitted, with the same code; give the job's id.
 
     Raises:
-        SchedulerError: SLURM refused.
+        SchedulerError: SLURM refused, or did not answer.
     """
-    request = Request.model_validate(files.read_json(_folder(run) / "request.json"))
-    return _sbatch(run, request, Path(__file__).parents[2])
+    request = Request.model_validate(files.read_json(run.slurm_folder / "request.json"))
+    sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
+    return _submit(
+        Batch.of([run]), request.model_copy(update={"dependency": None, "sbatch": sbatch}), Path(__file__).parents[2]
+    )
 
 
-def script(run: Run, request: Request) -> str:
-    """The exact batch script of a run, as it would be submitted now; needs no SLURM."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    folder = _folder(run).resolve()
-    command = f"{_python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(_make_sbatch_string(command, folder, **_parameters(run, request, _code_folder(run))))
+def script(batch: Batch, request: Request, parallel: int | None = None) -> str:
+    """The exact batch script, as it would be submitted now; needs no SLURM."""
+    return executors.script(batch, _parameters(batch, request, frozen.code_folder(batch.runs[0]), parallel))
 
 
-def _comment(run: Run) -> str:
-    """What names a run in the queue, whatever other runs are called."""
-    return f"cnnjob {run.path.resolve()}"
+def in_batches(runs: Sequence[Run], size: int) -> list[Batch]:
+    """Runs in as few jobs as possible, none with more than so many elements."""
+    return [Batch.of(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
-def _folder(run: Run) -> Path:
-    return run.path / "slurm"
+def _submit(batch: Batch, request: Request, code: Path, parallel: int | None = None) -> str:
+    batch.write()
+    for run in batch.runs:
+        run.slurm_folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(run.slurm_folder / "request.json", request.model_dump(mode="json"))
+    comment, job_id = batch.comment, executors.submit(batch, _parameters(batch, request, code, parallel))
+    for run, element in _elements(batch, job_id):
+        log = batch.files_folder / f"{element}_0_log.out"
+        said = {"job_id": element, "comment": comment, "log": str(log), "attempt": batches.attempt_of(run)}
+        files.write_json(run.submission_file, {**said, "submitted": now()})
+    return job_id
 
 
-def _sbatch(run: Run, request: Request, code: Path) -> str:
-    import submitit
-
-    executor = _executor(run, request, code)
-    with _clean_environment(), redirect_stderr(StringIO()):  # submitit shows there what its error says
-        try:
-            job = executor.submit(Life(str(run.path.resolve()), MARGIN_SECONDS))
-        except submitit.core.utils.FailedJobError as error:
-            raise SchedulerError(f"{run.name}: sbatch refused, {_last_line(str(error))}") from error
-        except submitit.core.utils.FailedSubmissionError as error:
-            raise SchedulerError(
-                f"{run.name}: sbatch gave no job's id; submit again, which finds the job should it have been queued"
-            ) from error
-    return str(job.job_id)
+def _elements(batch: Batch, job_id: str) -> list[tuple[Run, str]]:
+    """Each run with the id of what carries it."""
+    return [(run, f"{job_id}_{element}" if batch.is_array else job_id) for element, run in enumerate(batch.runs)]
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
-    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "without a word")
+def _after(request: Request, job_id: str) -> Request:
+    waits = [*([request.dependency] if request.dependency else []), f"afterany:{job_id}"]
+    return request.model_copy(update={"dependency": ",".join(waits)})
 
 
-def _executor(run: Run, request: Request, code: Path) -> Any:
-    import submitit
+def _check_name(path: Path) -> None:
+    """Find a folder whose name SLURM would change.
 
-    if not scheduler.is_there():
-        raise SchedulerError("sbatch: not found; this machine has no SLURM, log in to one that has")
-    try:
-        executor = submitit.SlurmExecutor(folder=_folder(run).resolve(), python=_python())
-    except RuntimeError as error:
-        raise SchedulerError("srun: not found; this machine has no SLURM, log in to one that has") from error
-    executor.update_parameters(**_parameters(run, request, code))
-    return executor
+    Raises:
+        JobError: it has a percent sign.
+    """
+    if "%" in str(path):
+        raise JobError(f"--runs {path.parent}: SLURM reads the % as a pattern; give a folder without it")
 
 
-def _python() -> str:
-    return shlex.quote(sys.executable)
-
-
-def _parameters(run: Run, request: Request, code: Path) -> dict[str, Any]:
+def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
     """The request as submitit takes it, and what surrounds the job in its script."""
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
-    frozen = [
+    lines = [
         f"export PYTHONPATH={shlex.quote(str(code))}",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
         "trap : TERM USR2  # the lines below the job must run",
     ]
-    again = f"{_python()} -m cnnjob.slurm.restart {shlex.quote(str(run.path.resolve()))} $code"
+    again = f"{executors.python()} -m cnnjob.slurm.restart {shlex.quote(str(batch.folder))} $code"
+    count = len(batch.runs)
     return {
         **request.parameters(),
-        "job_name": run.name,
-        "comment": _comment(run),
+        **({"map_count": count, "array_parallelism": parallel or count} if batch.is_array else {}),
+        "job_name": request.job_name or batch.name,
+        "comment": batch.comment,
         "wckey": None,
         "stderr_to_stdout": True,
-        "setup": [*setup, *frozen],
+        "setup": [*setup, *lines],
         "teardown": ["code=$?", again, "exit $code"],
     }
-
-
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Keep what an enclosing job left in the environment away from sbatch."""
-    kept = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(scheduler.clean(kept))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
-
-
-def _code_folder(run: Run) -> Path:
-    """Where the package's code of this moment is kept for the runs of a folder."""
-    package = Path(__file__).parents[1]
-    sources = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".cu"})
-    digest = files.sha256_of(
-        *(part for path in sources for part in (str(path.relative_to(package)).encode(), path.read_bytes()))
-    )
-    return run.path.resolve().parent / ".code" / digest[:8]
-
-
-def _freeze_code(run: Run) -> Path:
-    """Copy the package once, so that a requeued job runs what was submitted."""
-    folder = _code_folder(run)
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}{files.TEMPORARY_SUFFIX}")
-        shutil.copytree(Path(__file__).parents[1], temporary / "cnnjob", ignore=shutil.ignore_patterns("__pycache__"))
-        try:
-            temporary.rename(folder)
-        except OSError:  # another submission was faster
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder

@@ -1,0 +1,99 @@
+"""What a site, a user and a command line want of a job, over each other."""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cnnjob.errors import JobError
+from cnnjob.jobs import problems_of
+from cnnjob.slurm.requests import Request
+
+INPUT_VARIABLES = {
+    "SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos", "SBATCH_TIMELIMIT": "time",
+    "SBATCH_MEM_PER_NODE": "mem", "SBATCH_CONSTRAINT": "constraint",
+}  # fmt: skip
+"""sbatch's own variables; they are read here, so that they show in the script, and kept from sbatch."""
+
+
+def profiles() -> dict[str, Path]:
+    """The profiles that can be named, with their files: ``slurm/`` here, then those of the package."""
+    package = Path(__file__).parent.parent
+    found: dict[str, Path] = {}
+    for folder in (Path("slurm"), package / "share" / "slurm", package.parent / "slurm"):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
+    """Build a request: built-in values, under the user's, a profile's, sbatch's variables, the command line's.
+
+    Args:
+        profile: a name or a path; None for the one that the user's configuration names, or none.
+        options: of the command line; None is not given.
+        extra: ``KEY=VALUE`` or ``KEY`` each, any other option of sbatch.
+
+    Returns:
+        The request.
+
+    Raises:
+        JobError: the profile is missing or not valid, or options contradict each other.
+    """
+    users = _read_file(config_file()) if config_file().is_file() else {}
+    name = profile or users.pop("profile", None)
+    users.pop("profile", None)
+    variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
+    layers = [users, _read(str(name)) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
+    try:
+        content = _over_each_other(layers)
+        content["sbatch"] |= dict(map(_pair, extra))
+        return Request.model_validate(content)
+    except ValidationError as error:
+        where = " and ".join([*[str(config_file())] * bool(users), *[f"profile {name}"] * bool(name)]) or "submit"
+        lines = "\n".join(f"  {line}" for line in problems_of(error, Request))
+        raise JobError(f"{where}: not a valid request:\n{lines}") from error
+
+
+def config_file() -> Path:
+    """The user's own configuration: keys of a profile, and ``profile``, the one to take when none is named."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
+
+
+def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Later layers over earlier ones; one of several options that exclude each other takes the place of the others."""
+    found: dict[str, Any] = {"sbatch": {}}
+    for layer in layers:
+        for group in (("mem", "mem_per_cpu", "mem_per_gpu"), ("gpus", "gpus_per_node", "gres")):
+            if layer.keys() & set(group):
+                found = {key: value for key, value in found.items() if key not in group}
+        found |= {**layer, "sbatch": {**found["sbatch"], **layer.get("sbatch", {})}}
+    return found
+
+
+def _pair(text: str) -> tuple[str, str | bool]:
+    key, equals, value = text.partition("=")
+    if not key.strip("-"):
+        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE; for example --sbatch reservation=course")
+    return key.lstrip("-"), value if equals else True
+
+
+def _read(name: str) -> dict[str, Any]:
+    known = profiles()
+    path = Path(name) if name.endswith(".toml") else known.get(name)
+    if path is None or not path.is_file():
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+        raise JobError(f"--profile {name}: no such profile; {hint}")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise JobError(f"{path}: not readable as TOML, {error}") from error

@@ -1,0 +1,148 @@
+"""What a site allows, as SLURM itself says it: partitions, limits, preemption, requeueing."""
+
+import os
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pwd import getpwuid
+from typing import Self
+
+from cnnjob.errors import SchedulerError
+from cnnjob.slurm.requests import Request, duration, minutes
+from cnnjob.slurm.scheduler import ask, words
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition."""
+
+    name: str
+    is_default: bool
+    state: str
+    """``UP``; ``DOWN``, ``DRAIN`` and ``INACTIVE`` start nothing."""
+    max_minutes: int | None
+    default_minutes: int | None
+    preempt_mode: str
+    """What happens to its jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
+    grace_seconds: int
+    accounts: tuple[str, ...]
+    """Those that may use it; ``ALL``."""
+
+    @classmethod
+    def of(cls, said: dict[str, str]) -> Self:
+        """From what ``scontrol show partition`` says; what an old SLURM leaves out counts as no limit."""
+        return cls(
+            name=said["PartitionName"],
+            is_default=said.get("Default") == "YES",
+            state=said.get("State", "UP"),
+            max_minutes=_minutes(said.get("MaxTime", "")),
+            default_minutes=_minutes(said.get("DefaultTime", "")),
+            preempt_mode=said.get("PreemptMode", "OFF"),
+            grace_seconds=_number(said.get("GraceTime", "")),
+            accounts=tuple(said.get("AllowAccounts", "ALL").split(",")),
+        )
+
+
+@dataclass(frozen=True)
+class Site:
+    """What holds for all jobs."""
+
+    partitions: dict[str, Partition]
+    requeues: bool
+    """Whether a job that says nothing of it may be requeued."""
+    max_array_size: int
+    kill_wait_seconds: int
+    signals_preempted: bool
+    """Whether a preempted job gets its own signal at once."""
+
+    def partition_of(self, request: Request) -> Partition | None:
+        """The first partition that is asked for, or the default one."""
+        if request.partition:
+            return self.partitions.get(request.partition.split(",")[0])
+        return next((one for one in self.partitions.values() if one.is_default), None)
+
+    def check(self, request: Request) -> None:
+        """Find what this site would refuse, or let wait for ever.
+
+        Raises:
+            SchedulerError: there is no such partition, it is closed to this account, or its time limit is shorter.
+        """
+        if not self.partitions:
+            return  # an answer that says nothing is no reason to refuse
+        names = request.partition.split(",") if request.partition else []
+        for name in names:
+            if name not in self.partitions:
+                raise SchedulerError(f"--partition {name}: no such partition, {_choose(name, self.partitions, 'site')}")
+        chosen = [self.partitions[name] for name in names] or [one for one in [self.partition_of(request)] if one]
+        reasons = [_refusal(partition, request) for partition in chosen]
+        if reasons and all(reasons):
+            raise SchedulerError("; ".join(reasons))
+
+
+def look() -> Site:
+    """Ask SLURM for its partitions and its configuration.
+
+    Raises:
+        SchedulerError: it is not there, refused, or did not answer.
+    """
+    lines = ask(["scontrol", "--all", "show", "partition", "--oneliner"]).splitlines()
+    partitions = [Partition.of(said) for said in map(words, lines) if "PartitionName" in said]
+    said = words(ask(["scontrol", "show", "config"]))
+    return Site(
+        partitions={partition.name: partition for partition in partitions},
+        requeues=said.get("JobRequeue", "1") != "0",
+        max_array_size=_number(said.get("MaxArraySize", "")) or 1001,
+        kill_wait_seconds=_number(said.get("KillWait", "")) or 30,
+        signals_preempted="preempt_send_user_signal" in said.get("SlurmctldParameters", ""),
+    )
+
+
+def advice(refusal: str) -> str:
+    """What this user may choose, where sbatch refused an account or a quality of service; else nothing."""
+    key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
+    if key is None:
+        return ""
+    user = getpwuid(os.getuid()).pw_name
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}", f"format={key}"]
+    try:
+        found = sorted({name for name in re.split(r"[\s,]+", ask(command)) if name})
+    except SchedulerError:
+        return ""
+    return f"; yours are {', '.join(found)}" if found else f"; SLURM knows no {key} of yours, ask the site"
+
+
+def _refusal(partition: Partition, request: Request) -> str:
+    """Why a partition would not start this request, if so."""
+    if partition.state != "UP":
+        return f"--partition {partition.name}: it is {partition.state} and starts nothing; choose another, or wait"
+    wanted, most = request.time_minutes, partition.max_minutes
+    if wanted and most and wanted > most:
+        return (
+            f"--time {request.time}: longer than {partition.name} allows, which is {duration(most)}; "
+            "ask for less, a job that is stopped by the limit goes on by itself"
+        )
+    if request.account and partition.accounts != ("ALL",) and request.account not in partition.accounts:
+        return (
+            f"--account {request.account}: not allowed in {partition.name}, "
+            f"{_choose(request.account, partition.accounts, 'partition')}"
+        )
+    return ""
+
+
+def _choose(name: str, known: dict[str, Partition] | tuple[str, ...], what: str) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
+    return f"this {what} has {', '.join(sorted(known))}; {hint}"
+
+
+def _minutes(text: str) -> int | None:
+    """A time limit; None for a word such as ``UNLIMITED``."""
+    try:
+        return minutes(text)
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> int:
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else 0
