@@ -4,6 +4,7 @@ What does not fit together is found here, before anything is written.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,20 @@ def require_memory(job: jobs.Job, dataset: Dataset) -> None:
         raise JobError(
             f"{job.name}: needs {needed / 1e9:.1f} GB of memory for its arrays, {there / 1e9:.1f} GB are free; "
             "lower train.batch_size or the blocks' sizes, or use a larger machine"
+        )
+
+
+def require_backend(job: jobs.Job) -> None:
+    """Refuse to compute on the processor alone in a SLURM job that holds GPUs.
+
+    Raises:
+        JobError: the job does not say that it wants that.
+    """
+    held = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+    if held and job.resources.backend != "numpy":
+        raise JobError(
+            f"resources.backend: {job.resources.backend!r}, and this SLURM job holds the GPU {held}, but this version "
+            "computes on the CPU only; submit it with --gpus 0, or set it to 'numpy'"
         )
 
 

@@ -38,6 +38,11 @@ def job_restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
+def is_this_life(holder: dict[str, Any]) -> bool:
+    """Whether a process is, or was, of this very life of this very SLURM job."""
+    return holder.get("job_id") == job_id() and holder.get("job_restarts", 0) == job_restarts()
+
+
 def is_earlier_life(holder: dict[str, Any]) -> bool:
     """Whether a process is of this very SLURM job, from before SLURM started it again.
 

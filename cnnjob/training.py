@@ -11,7 +11,7 @@ from threading import Event, Thread
 from typing import Literal
 
 from cnnjob import nn, runs
-from cnnjob.bindings import dataset_of_run, require_memory, written_or_said
+from cnnjob.bindings import dataset_of_run, require_backend, require_memory, written_or_said
 from cnnjob.checkpoints import newest_step
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError
@@ -64,6 +64,7 @@ def train(
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
     job, dataset = job or run.job(), dataset_of_run(run, dataset)
+    require_backend(job)
     require_memory(job, dataset)
     with written_or_said(run.path):
         claim = runs.claim(run, has_ended)

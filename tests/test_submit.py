@@ -3,14 +3,11 @@
 Where commands of SLURM are called they are small shell scripts that answer as one does, or as none should.
 """
 
-import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -19,9 +16,9 @@ from cnnjob import files
 from cnnjob.cli import app
 from cnnjob.errors import SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import life, queue, scheduler, submission
+from cnnjob.slurm import queue, scheduler, submission
 from cnnjob.slurm.requests import Request
-from cnnjob.slurm.restart import decide, main, restarts_of, restarts_without_progress
+from cnnjob.slurm.restart import restarts_of
 from tests.run_folders import finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_cli import JOB
 from tests.toys import dataset, outcome_of, trained
@@ -266,33 +263,6 @@ def batch_script(run: Run, **environment: str) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(site: Site) -> None:
-    site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
-    cnnjob(
-        "submit", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.momentum=0.99",
-        "--set", "model.blocks=[{dense=8,activation='none'}]",
-    )  # fmt: skip
-    done = batch_script(run_folder(), SLURM_JOB_END_TIME="99999999999")
-    assert done.returncode == 1, done.stdout
-    assert "the loss is" in done.stdout
-    assert [told["said"] for told in restarts_of(run_folder())] == ["the job's own error is not restarted"]
-    assert "requeue" not in Path("asked").read_text()
-
-
-def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
-    """Each life ends before its limit with a step done; the scheduler puts it back."""
-    site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0 EndTime=2001-01-01T00:00:00"')
-    cnnjob("submit", "toy.toml")
-    run = run_folder()
-    for life_ in (1, 2):
-        done = batch_script(run)
-        assert done.returncode == 75, done.stdout
-        assert "cnnjob: " in done.stdout
-        assert (run.state(), [told["step"] for told in restarts_of(run)]) == ("stopped", list(range(1, life_ + 1)))
-    assert [attempt["why"] for attempt in run.attempts()] == ["stopped: time limit"] * 2
-    assert Path("asked").read_text().splitlines().count("requeue 17") == 2
-
-
 @pytest.mark.usefixtures("site")
 def test_the_code_that_was_submitted_is_kept_once() -> None:
     cnnjob("submit", "toy.toml")
@@ -431,181 +401,7 @@ def test_whether_there_is_a_slurm(nowhere: Site) -> None:
     assert scheduler.is_there()
 
 
-@pytest.mark.parametrize(
-    ("facts", "restarts", "expected"),
-    [
-        ({}, 0, "itself"),
-        ({"JobState": "RUNNING", "Restarts": "0"}, 0, "itself"),
-        ({"JobState": "RUNNING", "Restarts": "2"}, 2, "itself"),
-        ({"JobState": "COMPLETING", "Restarts": "3"}, 2, "requeued"),
-        ({"JobState": "PENDING", "Restarts": "0"}, 0, "requeued"),
-        ({"JobState": "REQUEUED", "Restarts": "0"}, 0, "requeued"),
-        ({"JobState": "COMPLETING", "PreemptTime": "2026-01-01T00:00:00"}, 0, "preempted"),
-        (
-            {"JobState": "COMPLETING", "PreemptTime": "None", "RunTime": "00:01:31", "TimeLimit": "00:01:00"},
-            0,
-            "time limit",
-        ),
-        ({"JobState": "COMPLETING", "RunTime": "1-00:00:00", "TimeLimit": "1-00:00:00"}, 0, "time limit"),
-        ({"JobState": "TIMEOUT"}, 0, "time limit"),
-        ({"JobState": "COMPLETING", "RunTime": "00:00:59", "TimeLimit": "00:01:00"}, 0, "cancelled"),
-        ({"JobState": "COMPLETING", "RunTime": "00:00:59", "TimeLimit": "UNLIMITED"}, 0, "cancelled"),
-        ({"JobState": "CANCELLED", "PreemptTime": "N/A"}, 0, "cancelled"),
-        ({"JobState": "??", "Restarts": "many", "RunTime": "?", "TimeLimit": ""}, 0, "itself"),
-    ],
-)
-def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) -> None:
-    assert scheduler.ended_by(facts, restarts) == expected
-
-
 def test_the_facts_of_a_job(site: Site) -> None:
     site.says(scontrol='echo "JobId=7 JobName=a b PreemptTime=None TRES=cpu=2,mem=1G Nodes= NtasksPerN:B:S:C=0:0:*:*"')
     found = scheduler.job("7")
     assert (found["JobId"], found["PreemptTime"], found["TRES"], found["Nodes"]) == ("7", "None", "cpu=2,mem=1G", "")
-
-
-# --- after a life
-
-
-FAILED = {"why": "failed: the loss is nan"}
-AGAIN, LEFT = "", "the job's own error is not restarted"
-CANCELLED = "cancelled; submit the job again to go on"
-
-
-@pytest.mark.parametrize(
-    ("make", "how", "code", "ended_by", "expected"),
-    [
-        (finished_run, {}, 0, "itself", "finished"),
-        (finished_run, {}, 143, "cancelled", "finished"),
-        (stopped_run, {}, 75, "itself", AGAIN),
-        (stopped_run, {}, 75, "time limit", AGAIN),
-        (stopped_run, {}, 143, "preempted", AGAIN),
-        (stopped_run, {}, 75, "unknown", AGAIN),
-        (stopped_run, {}, 75, "cancelled", CANCELLED),
-        (stopped_run, {}, 143, "requeued", "SLURM has put the job back into its queue"),
-        (lost_run, {}, 137, "itself", AGAIN),
-        (lost_run, {}, 137, "cancelled", CANCELLED),
-        (running_run, {}, 137, "itself", AGAIN),
-        (pending_run, {}, 137, "itself", AGAIN),
-        (stopped_run, FAILED, 1, "itself", LEFT),
-        (stopped_run, FAILED, 137, "itself", LEFT),
-        (pending_run, {}, 1, "itself", LEFT),
-        (pending_run, {}, 3, "itself", LEFT),
-        (running_run, {}, 5, "itself", LEFT),
-    ],
-)
-def test_what_is_decided(
-    tmp_path: Path, make: Any, how: Mapping[str, str], code: int, ended_by: str, expected: str
-) -> None:
-    assert decide(make(tmp_path, **how), code, ended_by) == expected
-
-
-def restarts(*steps: int) -> list[dict[str, Any]]:
-    return [{"step": step} for step in steps]
-
-
-@pytest.mark.parametrize(
-    ("steps", "step", "count"),
-    [((), 0, 0), ((0, 0), 0, 2), ((0, 0, 5), 5, 1), ((5, 0, 5, 5, 5), 5, 3), ((0, 0, 0), 1, 0), ((5, 6, 7), 7, 1)],
-)
-def test_restarts_without_progress(steps: tuple[int, ...], step: int, count: int) -> None:
-    assert restarts_without_progress(restarts(*steps), step) == count
-
-
-def test_three_restarts_without_progress_are_the_end(tmp_path: Path) -> None:
-    run = lost_run(tmp_path)
-    (run.path / "slurm").mkdir()
-    (run.checkpoints_folder / "step-000000100.npz").touch()
-    (run.checkpoints_folder / "step-000000090.npz").touch()
-    for steps, expected in (
-        ((100, 100), ""),
-        ((100, 100, 90), ""),
-        ((90, 100, 100, 100), "3 restarts without progress"),
-    ):
-        files.write_json(run.path / "slurm" / "restarts.json", restarts(*steps))
-        assert decide(run, 137, "itself") == expected
-
-
-@pytest.fixture
-def lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A submitted run whose first life is gone without a word, in job 17."""
-    run = lost_run(Path("runs"))
-    submission.submit([run], Request(partition="gpu", gpus=1))
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    site.says(sbatch='echo "Submitted batch job 18"')
-    return run
-
-
-SHOWN = 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; *) '
-
-
-@pytest.mark.parametrize(
-    ("scontrol", "ended_by", "said"),
-    [
-        (f"{SHOWN};; esac", "itself", "job 17 is requeued"),
-        (
-            f'{SHOWN} echo "is disabled" >&2; exit 1;; esac',
-            "itself",
-            "job 18 goes on (scontrol requeue 17: refused, is disabled)",
-        ),
-        ("exit 1", "unknown", "job 18 goes on (scontrol requeue 17: refused, exit code 1)"),
-        ("printf '\\377 = garbage\\n'", "itself", "job 17 is requeued"),
-        (None, "unknown", "job 18 goes on (scontrol: not found; this machine has no SLURM, log in to one that has)"),
-        ("echo JobState=COMPLETING Restarts=0", "cancelled", "cancelled; submit the job again to go on"),
-        ("echo JobState=COMPLETING Restarts=1", "requeued", "SLURM has put the job back into its queue"),
-    ],
-)
-def test_after_a_life(
-    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], scontrol: str | None, ended_by: str, said: str
-) -> None:
-    site.says(scontrol=scontrol)
-    main(str(lost.path), "137")
-    assert capsys.readouterr().out.endswith(f"cnnjob: {lost.path}: {said}\n")
-    told = {"job_id": "17", "ended_by": ended_by, "code": 137, "step": 0, "said": said}
-    assert restarts_of(lost) == [told]
-    assert (lost.path / "slurm" / "18_submission.sh").exists() == ("18" in said)
-
-
-def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> None:
-    site.says(scontrol="exit 1")
-    main(str(lost.path), "137")
-    first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
-    code = re.compile("^export PYTHONPATH=.*$", re.MULTILINE)  # here it is the tests' own, not a copy of it
-    assert code.sub("", first) == code.sub("", second)
-
-
-def test_when_nothing_can_be_done_it_is_said(site: Site, lost: Run) -> None:
-    site.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
-    main(str(lost.path), "137")
-    [told] = restarts_of(lost)
-    assert told["said"] == f"not restarted, {lost.name}: sbatch: refused, sbatch: error: QOSMaxSubmitJobPerUserLimit"
-
-
-def test_a_crash_loop_ends(lost: Run) -> None:
-    for _ in range(4):
-        main(str(lost.path), "137")
-    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"] * 3 + ["3 restarts without progress"]
-
-
-# --- on the node
-
-
-def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "1234567890")
-    assert life._end_of_job() == 1234567890
-    monkeypatch.delenv("SLURM_JOB_END_TIME")
-    assert life._end_of_job() == math.inf
-    site.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
-    assert life._end_of_job() == math.inf  # no job, no end
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert 1.7e9 < life._end_of_job() < 1.8e9
-    for answer in ('echo "EndTime=Unknown"', "exit 1", None):
-        site.says(scontrol=answer)
-        assert life._end_of_job() == math.inf
-
-
-@pytest.mark.usefixtures("site")
-def test_a_life_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = trained(tmp_path / "whole").run
-    assert life.Life(str(run.path), 30)._live() == 0
-    assert capsys.readouterr().out == f"{run.path}: was finished\n"

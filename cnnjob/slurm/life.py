@@ -21,6 +21,9 @@ from cnnjob.slurm import scheduler
 from cnnjob.slurm.batches import Batch
 from cnnjob.training import train
 
+LAST_SECONDS = 10
+"""What the batch script needs to restart a job before its end."""
+
 
 @dataclass(frozen=True)
 class Life:
@@ -39,6 +42,9 @@ class Life:
         """Train, and leave with the code of what happened; unfinished is never 0."""
         code = 1
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's own handler would requeue or raise by its own count
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # and this one it ignores; nothing is lost until training takes it
         try:
             code = self._live()
         except CnnjobError as error:
@@ -53,6 +59,7 @@ class Life:
     def _live(self) -> int:
         run = Batch.read(Path(self.folder)).own_run()
         end = time.time() + 60 * self.minutes if self.minutes else _end_of_job()
+        _die_before(end)
         deadline = end - self.margin_seconds
         outcome = train(run, Lines(), deadline=deadline, cores=self.cores, has_ended=scheduler.has_ended)
         print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
@@ -69,6 +76,12 @@ def _end_of_job() -> float:
         return datetime.fromisoformat(said).timestamp()
     except (SchedulerError, ValueError):
         return inf
+
+
+def _die_before(end: float) -> None:
+    """Let the kernel end this process, should it not react any more, while the batch script can still restart it."""
+    if end < inf:
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, end - time.time() - LAST_SECONDS))
 
 
 class Lines:

@@ -1,28 +1,35 @@
 """Whether and how a run goes on after a life of it ended; called by the batch script, whatever ended it.
 
-    python -m cnnjob.slurm.restart RUN CODE
+    python -m cnnjob.slurm.restart FOLDER CODE
 
-Requeues this very job where the site allows it, else submits a successor. Only restarts without
-progress are counted. What the job did to itself (a bad job, a bug, a loss that is no number) is never
-restarted, and what somebody cancelled stays cancelled.
+FOLDER is a run's, or a sweep's, whose element this job is. Requeues this very job where the site allows
+it, else submits a successor. Only restarts without progress are counted. What the job did to itself (a
+bad job, a bug, a loss that is no number) is never restarted, and what somebody cancelled stays cancelled.
 """
 
-import os
+import signal
 import sys
+import time
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from cnnjob import files
+from cnnjob import files, processes
 from cnnjob.checkpoints import newest_step
-from cnnjob.errors import CnnjobError, DataError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, CnnjobError, DataError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
+from cnnjob.slurm.batches import Batch
 
 RESTARTS_WITHOUT_PROGRESS = 3
 GONE = 128
 """Exit codes from here on are of a process that a signal ended."""
+PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
+"""Between the questions to a scheduler that does not answer: half an hour in all."""
+GOES_ON = "to be restarted"
+"""Said until it is known how."""
 
 
 def decide(run: Run, code: int, ended_by: str) -> str:
@@ -36,35 +43,156 @@ def decide(run: Run, code: int, ended_by: str) -> str:
     Returns:
         The reason to leave it, or ``""``.
     """
-    state = run.state()
-    if state == "finished":
+    if run.result_file.exists():
         return "finished"
     if ended_by == "cancelled":
         return "cancelled; submit the job again to go on"
     if ended_by == "requeued":
         return "SLURM has put the job back into its queue"
-    if state == "failed" or (0 < code < GONE and state not in {"stopped", "lost"}):
+    if _is_own_error(run, code):
         return "the job's own error is not restarted"
     if restarts_without_progress(restarts_of(run), newest_step(run.checkpoints_folder)) >= RESTARTS_WITHOUT_PROGRESS:
         return f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
     return ""
 
 
+def _is_own_error(run: Run, code: int) -> bool:
+    """Whether a life ended by what it did itself, be it before it had claimed the run (no Python, no package)."""
+    state = run.state() if _has_begun(run) else "pending"
+    if state == "failed":
+        return True
+    return code != EXIT_STOPPED and code < GONE and state not in {"stopped", "lost"}
+
+
+def _has_begun(run: Run) -> bool:
+    """Whether the newest attempt is of this life of this job."""
+    attempts = run.attempts()
+    return bool(attempts) and processes.is_this_life(attempts[-1])
+
+
 def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
-    """How many restarts in a row, up to now, left the newest checkpoint at the same step."""
-    return len(list(takewhile(lambda restart: restart["step"] == step, reversed(restarts))))
+    """How many restarts in a row, up to now, left the newest checkpoint at the same step.
+
+    What SLURM itself put back is not counted; what was submitted again by hand begins anew.
+    """
+    own = [restart for restart in restarts if restart.get("restarted") != "by SLURM"]
+    return len(list(takewhile(lambda one: one["step"] == step and one.get("restarted", True), reversed(own))))
 
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
-    """What was decided after each life, oldest first: job, who ended it, its code, the step, what was said."""
-    path = run.path / "slurm" / "restarts.json"
+    """What was decided after each life, oldest first.
+
+    Each says ``job_id``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``, whether it was
+    ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
+    """
+    path = _record(run)
     try:
         return list(files.read_json(path)) if path.exists() else []
     except (DataError, TypeError):
         return []  # a damaged record of restarts is no reason to give up a run
 
 
-def restart(run: Run, job_id: str) -> str:
+def _record(run: Run) -> Path:
+    return run.slurm_folder / "restarts.json"
+
+
+def cancel_record(run: Run) -> Path:
+    """What ``cnnjob cancel`` leaves: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
+    return run.slurm_folder / "cancelled.json"
+
+
+def cancel_of(run: Run) -> dict[str, Any]:
+    """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
+    try:
+        return files.read_record(cancel_record(run)) if cancel_record(run).exists() else {}
+    except (DataError, OSError):
+        return {}
+
+
+def main(folder: str, code: str) -> None:
+    """Decide, do it, and write it down; the batch script then ends with the life's own code."""
+    run = Batch.read(Path(folder)).own_run()
+    before = restarts_of(run)
+    try:
+        said = _with_patience(run, int(code), before)
+    except (CnnjobError, OSError) as error:
+        from cnnjob.slurm.commands import again  # noqa: PLC0415 - rarely needed
+
+        said = f"not restarted, {error}; to go on: {again(run)}"
+        with suppress(OSError):
+            files.write_json(_record(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
+    _say(run, said)
+
+
+def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
+    """Go on as soon as the scheduler answers.
+
+    Raises:
+        SchedulerError: it refused, or did not answer for half an hour.
+    """
+    for pause in PAUSES_SECONDS:
+        with suppress(_AskedToEnd):
+            try:
+                return _go_on(run, code, before)
+            except SchedulerError as error:
+                if not scheduler.is_silent(error):
+                    raise
+                _say(run, f"{error}; asking again in {pause} s")
+                time.sleep(pause)
+    return _go_on(run, code, before)
+
+
+class _AskedToEnd(Exception):  # noqa: N818 - it is no error
+    """SIGTERM came."""
+
+
+def _look_again(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the interpreter's form
+    """Why this job is being ended is another question now: cancelled, it stays so; preempted, it goes on."""
+    raise _AskedToEnd
+
+
+def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
+    """Decide and do it; say what was done.
+
+    Raises:
+        SchedulerError: it could not be done.
+    """
+    ended_by, silent = _ended_by(run)
+    said = decide(run, code, ended_by)
+    if silent and not said:
+        raise silent
+    told = _facts(run, code, ended_by)
+    if said:
+        how = "by SLURM" if ended_by == "requeued" else ""
+        files.write_json(_record(run), [*before, {**told, "restarted": how, "said": said}])
+        return said
+    files.write_json(_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
+    how, said = _restart(run)  # a requeue ends this script at once
+    files.write_json(_record(run), [*before, {**told, "restarted": how, "said": said}])
+    return said
+
+
+def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
+    """Who ended this job, and the error of a scheduler that does not answer now."""
+    own = _own_job()
+    if own in (cancel_of(run).get("jobs") or []):
+        return "cancelled", None
+    try:
+        return scheduler.ended_by(scheduler.job(own), processes.job_restarts()), None
+    except SchedulerError as error:
+        return "unknown", error if scheduler.is_silent(error) else None
+
+
+def _facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
+    step = newest_step(run.checkpoints_folder)
+    return {"job_id": _own_job(), "ended_by": ended_by, "code": code, "step": step, "restarted": ""}
+
+
+def _own_job() -> str:
+    return processes.job_id() or ""
+
+
+def _restart(run: Run) -> tuple[str, str]:
     """Requeue this job, or submit a successor; say which.
 
     Raises:
@@ -73,30 +201,18 @@ def restart(run: Run, job_id: str) -> str:
     from cnnjob.slurm.submission import resubmit  # noqa: PLC0415 - submitit is not needed for a requeue
 
     try:
-        scheduler.ask(["scontrol", "requeue", job_id])
+        scheduler.ask(["scontrol", "requeue", _own_job()])
     except SchedulerError as refused:
-        successor = resubmit(run)
-        return f"job {successor} goes on ({refused})"
-    return f"job {job_id} is requeued"
+        if scheduler.is_silent(refused):
+            raise
+        return "successor", f"job {resubmit(run)} goes on ({refused})"
+    return "requeued", f"job {_own_job()} is requeued"
 
 
-def main(folder: str, code: str) -> None:
-    """Decide, do it, and write it down; the batch script then ends with the life's own code."""
-    run, job_id = Run(Path(folder)), os.environ["SLURM_JOB_ID"]
-    before, step, ended_by = restarts_of(run), newest_step(run.checkpoints_folder), "unknown"
-    with suppress(SchedulerError):  # a scheduler that does not answer is no reason to give up a run
-        ended_by = scheduler.ended_by(scheduler.job(job_id), int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-    said = decide(run, int(code), ended_by)
-    told = {"job_id": job_id, "ended_by": ended_by, "code": int(code), "step": step, "said": said or "to be restarted"}
-    path = run.path / "slurm" / "restarts.json"
-    files.write_json(path, [*before, told])  # first: a requeue ends this script at once
-    try:
-        said = said or restart(run, job_id)
-    except CnnjobError as error:
-        said = f"not restarted, {error}"
-    print(f"cnnjob: {run.path}: {said}", flush=True)  # noqa: T201 - the job's own log
-    files.write_json(path, [*before, {**told, "said": said}])
+def _say(run: Run, text: str) -> None:
+    print(f"cnnjob: {run.path}: {text}", flush=True)  # noqa: T201 - the job's own log
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _look_again)
     main(*sys.argv[1:3])

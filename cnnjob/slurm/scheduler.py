@@ -13,6 +13,11 @@ ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 }  # fmt: skip
 """States of a job that is over; while anything of it may still run SLURM says ``COMPLETING``."""
+_SILENT = re.compile(
+    r"no answer in|timed out|unable to contact|zero bytes|connection|connect failure|try again|exit code -"
+    r"|temporarily|not responding|communication",
+    re.IGNORECASE,
+)
 _UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _OURS = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SUBMITIT)_")
 _KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
@@ -88,6 +93,11 @@ def job(job_id: str) -> dict[str, str]:
     return words(ask(["scontrol", "show", "job", "--oneliner", job_id]))
 
 
+def is_silent(error: SchedulerError) -> bool:
+    """Whether a scheduler did not answer, rather than refuse: it may answer, or even have done it, in a while."""
+    return bool(_SILENT.search(str(error)))
+
+
 def has_ended(job_id: str) -> bool:
     """Whether SLURM says that a job is over, or does not know it any more; no answer is a no."""
     try:
@@ -111,7 +121,7 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
     state = job.get("JobState", "")
     if _number(job.get("Restarts", "")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
         return "requeued"
-    if job.get("PreemptTime", "None") not in {"None", "N/A"}:
+    if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
         return "preempted"
     if state.startswith("TIMEOUT") or _seconds(job.get("RunTime", "")) >= _seconds(job.get("TimeLimit", "")) > 0:
         return "time limit"

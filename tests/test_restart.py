@@ -1,0 +1,449 @@
+"""After a life of a run: who ended it, what is decided, and how it goes on; a life on the node.
+
+Commands of SLURM are small shell scripts that answer as one does, or as none should.
+"""
+
+# ruff: noqa: F811 - fixtures of another file are arguments here
+
+import math
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnjob import files, processes
+from cnnjob.errors import JobError, SchedulerError
+from cnnjob.runs import Run, claim
+from cnnjob.slurm import life, restart, scheduler, submission
+from cnnjob.slurm.requests import Request
+from cnnjob.slurm.restart import decide, main, restarts_of, restarts_without_progress
+from cnnjob.training import train
+from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
+from tests.test_runs import life as life_of_job
+from tests.test_submit import Site, batch_script, cnnjob, nowhere, run_folder, site  # noqa: F401 - two are fixtures
+from tests.toys import trained
+
+
+@pytest.mark.parametrize(
+    ("facts", "restarts", "expected"),
+    [
+        ({}, 0, "itself"),
+        ({"JobState": "RUNNING", "Restarts": "0"}, 0, "itself"),
+        ({"JobState": "RUNNING", "Restarts": "2"}, 2, "itself"),
+        ({"JobState": "COMPLETING", "Restarts": "3"}, 2, "requeued"),
+        ({"JobState": "PENDING", "Restarts": "0"}, 0, "requeued"),
+        ({"JobState": "REQUEUED", "Restarts": "0"}, 0, "requeued"),
+        ({"JobState": "COMPLETING", "PreemptTime": "2026-01-01T00:00:00"}, 0, "preempted"),
+        (
+            {"JobState": "COMPLETING", "PreemptTime": "None", "RunTime": "00:01:31", "TimeLimit": "00:01:00"},
+            0,
+            "time limit",
+        ),
+        ({"JobState": "COMPLETING", "RunTime": "1-00:00:00", "TimeLimit": "1-00:00:00"}, 0, "time limit"),
+        ({"JobState": "TIMEOUT"}, 0, "time limit"),
+        ({"JobState": "COMPLETING", "RunTime": "00:00:59", "TimeLimit": "00:01:00"}, 0, "cancelled"),
+        ({"JobState": "COMPLETING", "RunTime": "00:00:59", "TimeLimit": "UNLIMITED"}, 0, "cancelled"),
+        ({"JobState": "CANCELLED", "PreemptTime": "N/A"}, 0, "cancelled"),
+        (
+            {
+                "JobState": "COMPLETING",
+                "PreemptTime": "2026-01-01T00:00:00",
+                "StartTime": "2026-01-01T00:00:09",
+                "RunTime": "00:00:01",
+                "TimeLimit": "00:01:00",
+            },
+            1,
+            "cancelled",  # the preemption was of an earlier life
+        ),
+        ({"JobState": "??", "Restarts": "many", "RunTime": "?", "TimeLimit": ""}, 0, "itself"),
+    ],
+)
+def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) -> None:
+    assert scheduler.ended_by(facts, restarts) == expected
+
+
+# --- what is decided
+
+
+FAILED = {"why": "failed: the loss is nan"}
+AGAIN, LEFT = "", "the job's own error is not restarted"
+CANCELLED = "cancelled; submit the job again to go on"
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "code", "ended_by", "expected"),
+    [
+        (finished_run, {}, 0, "itself", "finished"),
+        (finished_run, {}, 143, "cancelled", "finished"),
+        (stopped_run, {}, 75, "itself", AGAIN),
+        (stopped_run, {}, 75, "time limit", AGAIN),
+        (stopped_run, {}, 143, "preempted", AGAIN),
+        (stopped_run, {}, 75, "unknown", AGAIN),
+        (stopped_run, {}, 1, "itself", AGAIN),
+        (stopped_run, {}, 75, "cancelled", CANCELLED),
+        (stopped_run, {}, 143, "requeued", "SLURM has put the job back into its queue"),
+        (lost_run, {}, 137, "itself", AGAIN),
+        (lost_run, {}, 1, "itself", AGAIN),
+        (lost_run, {}, 0, "itself", AGAIN),
+        (lost_run, {}, 137, "cancelled", CANCELLED),
+        (running_run, {}, 137, "itself", AGAIN),
+        (pending_run, {}, 137, "itself", AGAIN),
+        (stopped_run, FAILED, 1, "itself", LEFT),
+        (stopped_run, FAILED, 137, "itself", LEFT),
+        (pending_run, {}, 0, "itself", LEFT),
+        (pending_run, {}, 1, "itself", LEFT),
+        (pending_run, {}, 3, "itself", LEFT),
+        (pending_run, {}, 127, "itself", LEFT),
+        (running_run, {}, 5, "itself", LEFT),
+    ],
+)
+def test_what_is_decided(
+    tmp_path: Path, make: Any, how: Mapping[str, str], code: int, ended_by: str, expected: str
+) -> None:
+    assert decide(make(tmp_path, **how), code, ended_by) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "code", "expected"),
+    [
+        (stopped_run, {}, 1, LEFT),
+        (lost_run, {}, 127, LEFT),
+        (lost_run, {}, 140, AGAIN),
+        (stopped_run, FAILED, 137, AGAIN),
+    ],
+)
+def test_a_life_that_never_began_is_not_judged_by_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, how: Mapping[str, str], code: int, expected: str
+) -> None:
+    """Job 17 found no Python at its second start, or was killed before it had claimed the run."""
+    life_of_job(monkeypatch, "17", 0)
+    run = make(tmp_path, **how)
+    life_of_job(monkeypatch, "17", 1)
+    assert decide(run, code, "itself") == expected
+
+
+def restarts(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step} for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "count"),
+    [((), 0, 0), ((0, 0), 0, 2), ((0, 0, 5), 5, 1), ((5, 0, 5, 5, 5), 5, 3), ((0, 0, 0), 1, 0), ((5, 6, 7), 7, 1)],
+)
+def test_restarts_without_progress(steps: tuple[int, ...], step: int, count: int) -> None:
+    assert restarts_without_progress(restarts(*steps), step) == count
+
+
+@pytest.mark.parametrize(
+    ("how", "count"),
+    [
+        (("requeued", "successor", "requeued"), 3),
+        (("requeued", "by SLURM", "by SLURM", "by SLURM", "requeued"), 2),
+        (("requeued", "requeued", "requeued", "", "requeued"), 1),
+        (("requeued", ""), 0),
+    ],
+)
+def test_what_slurm_or_a_person_restarts_is_not_counted(how: tuple[str, ...], count: int) -> None:
+    assert restarts_without_progress([{"step": 5, "restarted": word} for word in how], 5) == count
+
+
+def test_three_restarts_without_progress_are_the_end(tmp_path: Path) -> None:
+    run = lost_run(tmp_path)
+    (run.path / "slurm").mkdir()
+    (run.checkpoints_folder / "step-000000100.npz").touch()
+    (run.checkpoints_folder / "step-000000090.npz").touch()
+    for steps, expected in (
+        ((100, 100), ""),
+        ((100, 100, 90), ""),
+        ((90, 100, 100, 100), "3 restarts without progress"),
+    ):
+        files.write_json(run.path / "slurm" / "restarts.json", restarts(*steps))
+        assert decide(run, 137, "itself") == expected
+
+
+@pytest.fixture
+def lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A submitted run whose first life is gone without a word, in job 17."""
+    run = lost_run(Path("runs"))
+    submission.submit([run], Request(partition="gpu", gpus=1))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    site.says(sbatch='echo "Submitted batch job 18"')
+    return run
+
+
+SHOWN = 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; *) '
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "ended_by", "said"),
+    [
+        (f"{SHOWN};; esac", "itself", "job 17 is requeued"),
+        (
+            f'{SHOWN} echo "is disabled" >&2; exit 1;; esac',
+            "itself",
+            "job 18 goes on (scontrol requeue 17: refused, is disabled)",
+        ),
+        ("exit 1", "unknown", "job 18 goes on (scontrol requeue 17: refused, exit code 1)"),
+        ("printf '\\377 = garbage\\n'", "itself", "job 17 is requeued"),
+        (None, "unknown", "job 18 goes on (scontrol: not found; this machine has no SLURM, log in to one that has)"),
+        ("echo JobState=COMPLETING Restarts=0", "cancelled", "cancelled; submit the job again to go on"),
+        ("echo JobState=COMPLETING Restarts=1", "requeued", "SLURM has put the job back into its queue"),
+    ],
+)
+def test_after_a_life(
+    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], scontrol: str | None, ended_by: str, said: str
+) -> None:
+    site.says(scontrol=scontrol)
+    main(str(lost.path), "137")
+    assert capsys.readouterr().out.endswith(f"cnnjob: {lost.path}: {said}\n")
+    [told] = restarts_of(lost)
+    how = "requeued" if "is requeued" in said else "successor" if "18" in said else "by SLURM" if "back" in said else ""
+    assert told == {
+        "job_id": "17", "ended_by": ended_by, "code": 137, "step": 0, "restarted": how, "said": said,
+    }  # fmt: skip
+    assert (lost.path / "slurm" / "18_submission.sh").exists() == ("18" in said)
+
+
+def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> None:
+    site.says(scontrol="exit 1")
+    main(str(lost.path), "137")
+    first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
+    code = re.compile("^export PYTHONPATH=.*$", re.MULTILINE)  # here it is the tests' own, not a copy of it
+    assert code.sub("", first) == code.sub("", second)
+
+
+def test_when_nothing_can_be_done_the_last_word_is_what_to_type(site: Site, lost: Run) -> None:
+    site.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
+    main(str(lost.path), "137")
+    [told] = restarts_of(lost)
+    refused = f"not restarted, {lost.name}: sbatch: refused, sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    assert told["said"].startswith(f"{refused}; to go on: cnnjob submit tiny")
+    assert "--partition gpu" in told["said"]
+    assert told["restarted"] == ""
+
+
+NO_ANSWER = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
+
+
+def first(times: int, then: str) -> str:
+    """Shell lines that fail as if no scheduler ran, so many times, and then do something else."""
+    return f"echo x >> calls; [ $(/usr/bin/wc -l < calls) -gt {times} ] || {{ {NO_ANSWER}; }}; {then}"
+
+
+def test_a_scheduler_that_is_away_is_waited_for(
+    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.2, 0.3))
+    site.says(scontrol=first(2, 'echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"'))
+    main(str(lost.path), "137")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("; ")[2] for line in said[:2]] == ["asking again in 0.1 s", "asking again in 0.2 s"]
+    assert said[2:] == [f"cnnjob: {lost.path}: job 17 is requeued"]
+    assert Path("asked").read_text().splitlines() == ["show job --oneliner 17", "requeue 17"]
+
+
+def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it did before it went away is seen when it is asked again."""
+    monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
+    gone = "case $1 in requeue) : > requeued; " + NO_ANSWER + ";; esac; "
+    site.says(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
+    main(str(lost.path), "137")
+    assert [told["said"] for told in restarts_of(lost)] == ["SLURM has put the job back into its queue"]
+
+
+def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
+    site.says(scontrol=NO_ANSWER)
+    main(str(lost.path), "137")
+    [told] = restarts_of(lost)
+    assert told["said"].startswith("not restarted, scontrol show job --oneliner 17: refused, slurm_load_jobs error: ")
+    assert "; to go on: cnnjob submit tiny" in told["said"]
+
+
+@pytest.mark.parametrize(("make", "code", "said"), [(finished_run, 0, "finished"), (pending_run, 127, LEFT)])
+def test_nobody_is_waited_for_when_there_is_nothing_to_do(
+    site: Site, monkeypatch: pytest.MonkeyPatch, make: Any, code: int, said: str
+) -> None:
+    monkeypatch.setattr(restart, "PAUSES_SECONDS", (60,))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    site.says(scontrol=NO_ANSWER)
+    run = make(Path("runs"))
+    run.slurm_folder.mkdir()
+    main(str(run.path), str(code))
+    assert [told["said"] for told in restarts_of(run)] == [said]
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ("JobState=COMPLETING", "cancelled; submit the job again to go on"),
+        ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", "job 17 is requeued"),
+    ],
+)
+def test_what_comes_while_it_waits_is_asked_about(site: Site, lost: Run, facts: str, said: str) -> None:
+    site.says(scontrol=f'[ ! -e known ] || {{ echo "{facts} Restarts=0"; exit; }}; {NO_ANSWER}')
+    code = "import signal, sys; from cnnjob.slurm import restart; signal.signal(signal.SIGTERM, restart._look_again); "
+    code += "restart.PAUSES_SECONDS = (60, 60); restart.main(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(lost.path), "137"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert "asking again in 60 s" in waiting.stdout.readline()
+        Path("known").touch()
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.communicate(timeout=20)[0].endswith(f": {said}\n")
+
+
+def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, lost: Run) -> None:
+    site.says(scontrol="exit 1")
+    files.write_json(restart.cancel_record(lost), {"by": "me", "jobs": ["17"]})
+    main(str(lost.path), "143")
+    assert [told["said"] for told in restarts_of(lost)] == [CANCELLED]
+
+
+def test_an_element_of_a_sweep_restarts_its_own_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.says(scontrol='echo "$@" >> asked; echo "JobId=19 JobState=RUNNING Restarts=0"')
+    found = [lost_run(Path("runs").resolve(), seed=seed) for seed in (1, 2)]
+    sweep = Path("runs/.sweeps/12345678")
+    sweep.mkdir(parents=True)
+    files.write_json(sweep / "runs.json", [str(run.path) for run in found])
+    for run in found:
+        run.slurm_folder.mkdir()
+    for name, value in {"SLURM_JOB_ID": "19", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    change_json(found[1].attempt_files()[-1], job_id=processes.job_id())
+    main(str(sweep), "137")
+    assert Path("asked").read_text().splitlines() == ["show job --oneliner 17_1", "requeue 17_1"]
+    assert restarts_of(found[0]) == []
+    assert [told["said"] for told in restarts_of(found[1])] == ["job 17_1 is requeued"]
+
+
+def test_a_crash_loop_ends(lost: Run) -> None:
+    for _ in range(4):
+        main(str(lost.path), "137")
+    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"] * 3 + ["3 restarts without progress"]
+
+
+# --- on the node
+
+
+def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1234567890")
+    assert life._end_of_job() == 1234567890
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    assert life._end_of_job() == math.inf
+    site.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
+    assert life._end_of_job() == math.inf  # no job, no end
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert 1.7e9 < life._end_of_job() < 1.8e9
+    for answer in ('echo "EndTime=Unknown"', "exit 1", None):
+        site.says(scontrol=answer)
+        assert life._end_of_job() == math.inf
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended"),
+    [
+        ("echo JobId=17 JobState=COMPLETED", True),
+        ("echo JobState=NODE_FAIL", True),
+        ("echo JobState=COMPLETING", False),
+        ("echo JobState=RUNNING", False),
+        ("echo JobState=PENDING", False),
+        ("echo garbage", False),
+        ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', True),
+        (NO_ANSWER, False),
+        ("exit 1", False),
+        (None, False),
+    ],
+)
+def test_whether_a_job_has_ended(site: Site, answer: str | None, *, ended: bool) -> None:
+    site.says(scontrol=answer)
+    assert scheduler.has_ended("17") is ended
+
+
+@pytest.mark.parametrize(
+    ("said", "silent"),
+    [
+        ("scontrol: no answer in 60 s; try again", True),
+        ("refused, Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("scontrol requeue 17: refused, exit code -15", True),
+        ("scontrol requeue 17: refused, Requested operation is presently disabled", False),
+        ("scontrol requeue 17: refused, exit code 1", False),
+        ("scontrol: not found; this machine has no SLURM, log in to one that has", False),
+    ],
+)
+def test_silent_or_refused(said: str, *, silent: bool) -> None:
+    assert scheduler.is_silent(SchedulerError(said)) is silent
+
+
+def test_a_run_is_taken_over_from_a_job_that_has_ended(site: Site, tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole").run
+    whole.result_file.unlink()
+    claim(whole).note(host="elsewhere", job_id="16")
+    site.says(scontrol='case "$*" in *16) echo JobState=NODE_FAIL;; esac')
+    assert life.Life(str(whole.path), 30)._live() == 0
+    assert [attempt["ended"] is None for attempt in whole.attempts()] == [False, True, False]
+
+
+def test_a_process_that_does_not_react_is_ended_before_its_job() -> None:
+    code = "import time; from cnnjob.slurm.life import *; from cnnjob.slurm.life import _die_before; "
+    code += "import ctypes; _die_before(time.time() + LAST_SECONDS + 0.5); ctypes.PyDLL(None).sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    assert done.returncode == -signal.SIGALRM
+
+
+@pytest.mark.parametrize("name", ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS"])
+def test_a_job_that_holds_gpus_does_not_silently_compute_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = trained(tmp_path).run
+    run.result_file.unlink()
+    job = run.job()
+    monkeypatch.setenv(name, "0,1")
+    auto = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})
+    with pytest.raises(JobError, match=r"resources\.backend: 'auto', and this SLURM job holds the GPU 0,1, but"):
+        train(run, job=auto)
+    numpy = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "numpy"})})
+    assert train(run, job=numpy).state == "finished"
+
+
+@pytest.mark.usefixtures("site")
+def test_a_life_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tmp_path / "whole").run
+    assert life.Life(str(run.path), 30)._live() == 0
+    assert capsys.readouterr().out == f"{run.path}: was finished\n"
+
+
+# --- the batch script
+
+
+def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(site: Site) -> None:
+    site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    cnnjob(
+        "submit", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.momentum=0.99",
+        "--set", "model.blocks=[{dense=8,activation='none'}]",
+    )  # fmt: skip
+    done = batch_script(run_folder(), SLURM_JOB_END_TIME="9999999999")
+    assert done.returncode == 1, done.stdout
+    assert "the loss is" in done.stdout
+    assert [told["said"] for told in restarts_of(run_folder())] == ["the job's own error is not restarted"]
+    assert "requeue" not in Path("asked").read_text()
+
+
+def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
+    """Each life ends before its limit with a step done; the scheduler puts it back."""
+    site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0 EndTime=2001-01-01T00:00:00"')
+    cnnjob("submit", "toy.toml")
+    run = run_folder()
+    for life_ in (1, 2):
+        done = batch_script(run)
+        assert done.returncode == 75, done.stdout
+        assert "cnnjob: " in done.stdout
+        assert (run.state(), [told["step"] for told in restarts_of(run)]) == ("stopped", list(range(1, life_ + 1)))
+    assert [attempt["why"] for attempt in run.attempts()] == ["stopped: time limit"] * 2
+    assert Path("asked").read_text().splitlines().count("requeue 17") == 2
