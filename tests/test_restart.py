@@ -25,7 +25,7 @@ from cnnjob.slurm.restart import decide, main, restarts_of, restarts_without_pro
 from cnnjob.training import train
 from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_runs import life as life_of_job
-from tests.test_submit import Site, batch_script, cnnjob, nowhere, run_folder, site  # noqa: F401 - two are fixtures
+from tests.test_submit import Site, batch_script, cnnjob, nowhere, run_folder, site, tree  # noqa: F401 - two are fixtures
 from tests.toys import trained
 
 
@@ -213,7 +213,7 @@ def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> Non
     site.says(scontrol="exit 1")
     main(str(lost.path), "137")
     first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
-    code = re.compile("^export PYTHONPATH=.*$", re.MULTILINE)  # here it is the tests' own, not a copy of it
+    code = re.compile(r"PYTHONPATH=(/[^' \n]*|'[^']*')")  # here it is the tests' own, not a copy of it
     assert code.sub("", first) == code.sub("", second)
 
 
@@ -303,6 +303,16 @@ def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, l
     files.write_json(restart.cancel_record(lost), {"by": "me", "jobs": ["17"]})
     main(str(lost.path), "143")
     assert [told["said"] for told in restarts_of(lost)] == [CANCELLED]
+
+
+def test_a_life_that_found_the_run_taken_changes_nothing(
+    site: Site, lost: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.says(scontrol="exit 1")
+    before = tree()
+    main(str(lost.path), "5")
+    assert capsys.readouterr().out == f"cnnjob: {lost.path}: left to the process that has it\n"
+    assert tree() == before
 
 
 def test_an_element_of_a_sweep_restarts_its_own_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,6 +443,15 @@ def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(site: Site) -> None
     assert "the loss is" in done.stdout
     assert [told["said"] for told in restarts_of(run_folder())] == ["the job's own error is not restarted"]
     assert "requeue" not in Path("asked").read_text()
+
+
+@pytest.mark.usefixtures("site")
+def test_the_batch_script_of_a_job_whose_setup_fails() -> None:
+    Path("site.toml").write_text('setup = ["module() { return 7; }", "module load cuda"]\n')
+    cnnjob("submit", "toy.toml", "--profile", "site.toml")
+    done = batch_script(run_folder())
+    assert done.returncode == 7, done.stdout
+    assert [told["said"] for told in restarts_of(run_folder())] == [LEFT]
 
 
 def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:

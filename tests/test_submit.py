@@ -149,10 +149,12 @@ def test_the_script() -> None:
         "mem-per-cpu=2G", "no-requeue", "nodelist=n1", "nodes=1", "open-mode=append",
         f"output='{place}/runs/{name}/slurm/%j_0_log.out'", "partition=gpu", "qos=high", "signal=USR2@90", "time=90",
     ]  # fmt: skip
-    assert any(re.fullmatch(rf"export PYTHONPATH='{place}/runs/\.code/[0-9a-f]{{8}}'", line) for line in found)
-    assert found[-3:] == [
-        "code=$?", f"{sys.executable} -m cnnjob.slurm.restart '{place}/runs/{name}' $code", "exit $code",
-    ]  # fmt: skip
+    [code] = [line.removeprefix("export ") for line in found if line.startswith("export PYTHONPATH=")]
+    assert re.fullmatch(rf"PYTHONPATH='{place}/runs/\.code/[0-9a-f]{{8}}'", code)
+    restart = f"{code} {sys.executable} -m cnnjob.slurm.restart '{place}/runs/{name}' $1"
+    start = found.index("# setup")
+    assert found[start + 1] == f"restart() {{ {restart}; exit $1; }}"
+    assert found[start + 2].startswith("trap 'restart $?' EXIT")
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -164,8 +166,9 @@ def test_without_a_time_the_site_decides() -> None:
 def test_setup_lines_end_the_job_when_they_fail() -> None:
     Path("site.toml").write_text('setup = ["module load cuda"]\n')
     found = lines("--profile", "site.toml")
-    start = found.index("# setup")
-    assert found[start + 1 : start + 4] == ["set -e", "module load cuda", "set +e"]
+    start = found.index("set -e")
+    assert found[start : start + 3] == ["set -e", "module load cuda", "set +e"]
+    assert found.index("trap : TERM USR2") < start
 
 
 def asked_of_gpus(*options: str) -> list[str]:

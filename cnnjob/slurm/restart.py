@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from cnnjob import files, processes
 from cnnjob.checkpoints import newest_step
-from cnnjob.errors import EXIT_STOPPED, CnnjobError, DataError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, DataError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
 from cnnjob.slurm.batches import Batch
@@ -112,6 +112,9 @@ def cancel_of(run: Run) -> dict[str, Any]:
 def main(folder: str, code: str) -> None:
     """Decide, do it, and write it down; the batch script then ends with the life's own code."""
     run = Batch.read(Path(folder)).own_run()
+    if int(code) == BusyError.exit_code:
+        _say(run, "left to the process that has it")  # nothing is written: the run is another's
+        return
     before = restarts_of(run)
     try:
         said = _with_patience(run, int(code), before)

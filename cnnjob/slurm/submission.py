@@ -120,13 +120,18 @@ def _check_name(path: Path) -> None:
 
 def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
     """The request as submitit takes it, and what surrounds the job in its script."""
+    code_path = f"PYTHONPATH={shlex.quote(str(code))}"
+    again = f"{executors.python()} -m cnnjob.slurm.restart {shlex.quote(str(batch.folder))} $1"
+    whatever = [
+        f"restart() {{ {code_path} {again}; exit $1; }}",
+        "trap 'restart $?' EXIT  # whatever ends the job, and however early",
+        "trap : TERM USR2",
+    ]
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
     lines = [
-        f"export PYTHONPATH={shlex.quote(str(code))}",
+        f"export {code_path}",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
-        "trap : TERM USR2  # the lines below the job must run",
     ]
-    again = f"{executors.python()} -m cnnjob.slurm.restart {shlex.quote(str(batch.folder))} $code"
     count = len(batch.runs)
     return {
         **request.parameters(),
@@ -135,6 +140,5 @@ def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None
         "comment": batch.comment,
         "wckey": None,
         "stderr_to_stdout": True,
-        "setup": [*setup, *lines],
-        "teardown": ["code=$?", again, "exit $code"],
+        "setup": [*whatever, *setup, *lines],
     }
