@@ -94,6 +94,18 @@ def test_gpus_cores_and_memory_are_counted(cluster: Start) -> None:
     assert one.state(jobs[2]) == "PENDING"
 
 
+def test_every_node_may_have_a_host_name_of_its_own(cluster: Start) -> None:
+    one = cluster("--nodes", 2, "--kill-wait", 1, "--host-names")
+    jobs = [one.submit("--nodelist=n2", "--wrap", "hostname; srun hostname")]
+    one.daemon("kill", "n1")
+    one.daemon("start", "n1")
+    jobs.append(one.submit("--nodelist=n1", "--wrap", "hostname; srun hostname"))
+    for job in jobs:
+        one.wait(job, "COMPLETED")
+    assert [one.output(job).split() for job in jobs] == [["n2", "n2"], ["n1", "n1"]]
+    assert socket.gethostname() not in {"n1", "n2"}
+
+
 def test_a_job_is_requeued(cluster: Start) -> None:
     one = cluster(*SMALL)
     job = one.submit("--wrap", "echo life ${SLURM_RESTART_COUNT:-0}; sleep 100")
