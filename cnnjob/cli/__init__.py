@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob import __version__
-from cnnjob.cli import data, report, submit, train, verify
+from cnnjob.cli import data, report, status, submit, train, verify
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
 
 
@@ -67,6 +67,7 @@ for command in (
     data.show,
     train.train,
     submit.submit,
+    *(status.status, status.logs, status.cancel),
     verify.verify_resume,
     train.predict,
     report.report,

@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
     from cnnjob.jobs import Job
 
@@ -25,8 +27,19 @@ RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 
 def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
     """Print a table to stdout; on no terminal it is as wide as it needs."""
-    from rich import box
+    console().print(table_of(header, rows))
+
+
+def console() -> "Console":
+    """Where tables go: stdout, which on no terminal is wide."""
     from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+
+
+def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> "Table":
+    """A table; columns of numbers are aligned to the right."""
+    from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -36,7 +49,7 @@ def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> Non
         table.add_column(title, justify="right" if numbers and cells else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+    return table
 
 
 def gigabytes(count: float) -> str:

@@ -1,13 +1,19 @@
-"""This user's jobs that wait or run: one call, whatever their number."""
+"""The jobs that wait or run: one call, whatever their number."""
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from cnnjob.slurm.scheduler import ask
+from cnnjob.slurm.words import state_of
 
 FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
 FORMAT = "%i|%T|%r|%N|%S|%e|%k"
 """The comment is last: it may hold the separator."""
+_ID = re.compile(r"(\d+)(?:\+\d+)?(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?")
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_MOST_ELEMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,68 @@ class QueuedJob:
     comment: str
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What squeue answered."""
+
+    jobs: list[QueuedJob]
+    whole: bool
+    """Whether every line of it was understood: only then is a job that is not there gone."""
+
+
 def mine() -> list[QueuedJob]:
     """All that squeue shows of this user.
 
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
     """
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format", FORMAT]
-    rows = (line.strip().split("|", len(FIELDS) - 1) for line in ask(command).splitlines())
-    return [QueuedJob(*map(str.strip, row)) for row in rows if len(row) == len(FIELDS)]
+    return listing([os.getuid()]).jobs
+
+
+def listing(users: Iterable[int], *, ended: bool = False, seconds: float | None = None) -> Listing:
+    """What squeue shows of some users.
+
+    Args:
+        users: by number.
+        ended: show also the jobs that ended in the last minutes, which SLURM forgets later (``MinJobAge``).
+        seconds: how long to wait for the answer.
+
+    Returns:
+        The jobs. Lines of a site's own around them are left out.
+
+    Raises:
+        SchedulerError: SLURM is not there, refused, or did not answer.
+    """
+    names = f"--user={','.join(map(str, users))}"
+    command = ["squeue", "--noheader", "--array", names, *["--states=all"] * ended, "--format", FORMAT]
+    lines = [line for line in ask(command, seconds).splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in lines]
+    tables = [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
+    jobs = [list(_jobs(row)) for row in tables]
+    said_nothing = bool(lines) and not tables
+    return Listing([job for found in jobs for job in found], all(jobs) and not said_nothing)
+
+
+def _jobs(row: list[str]) -> Iterator[QueuedJob]:
+    """The job of a row, or those of the elements of an array that are still together; none if it is no job."""
+    if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
+        return
+    job = replace(QueuedJob(*row), state=state_of(row[1]))
+    yield from (replace(job, job_id=job_id) for job_id in ids_in(row[0]))
+
+
+def ids_in(text: str) -> list[str]:
+    """The jobs that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none where it is cut short."""
+    found = _ID.fullmatch(text)
+    if not found:
+        return []
+    job, element, elements = found.groups()
+    if elements is None:
+        return [job if element is None else f"{job}_{element}"]
+    ranges = [_RANGE.fullmatch(part) for part in elements.split(",")]
+    if not all(ranges):
+        return []
+    numbers = [range(int(r[1]), int(r[2] or r[1]) + 1, int(r[3] or 1) or 1) for r in ranges if r]
+    if sum(map(len, numbers)) > _MOST_ELEMENTS:
+        return []
+    return [f"{job}_{number}" for some in numbers for number in some]

@@ -1,0 +1,251 @@
+"""``cnnjob status``, ``logs`` and ``cancel``."""
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnjob.cli.screen import console, table_of
+from cnnjob.cli.train import RUNS_FOLDER
+from cnnjob.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import RenderableType
+
+    from cnnjob.runs import Run
+    from cnnjob.slurm.status import Answer, Status
+
+WATCH_SECONDS, WATCH_SECONDS_AT_MOST = 30.0, 180.0
+ASK_SECONDS = 30.0
+"""Between two questions to the scheduler about a run whose log is followed."""
+HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
+
+PLACES = Annotated[
+    list[Path] | None, typer.Argument(metavar="[RUNS]...", help="Run folders, or folders of runs; runs/ by default.")
+]
+
+
+def status(
+    runs: PLACES = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all facts, with causes, as JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again; Ctrl-C ends it.")] = False,
+) -> None:
+    """Show how runs stand; for a single run also why, and what to type next.
+
+    Loss and accuracy are of the validation images, else of the test or training images. The keys of --json: run,
+    path, state, detail, epoch, epochs, split, loss, accuracy, seconds_left, job_id, node, restarts, slurm_state,
+    slurm_reason, cause, evidence, command.
+
+    Example: cnnjob status runs/
+    """
+    found = _runs(runs)
+    single = bool(runs) and len(found) == 1 and found[0].path in (runs or [])
+    if watch:
+        _watch(runs)
+    elif as_json:
+        _print_json(found)
+    elif single:
+        _print_one(found[0])
+    elif found:
+        answer = _ask(found)
+        console().print(_table(answer))
+        typer.echo(_summary(answer))
+    else:
+        typer.echo(f"{RUNS_FOLDER}/: no runs yet; `cnnjob submit JOB` makes one")
+
+
+def _runs(places: "Sequence[Path] | None") -> "list[Run]":
+    """The runs at some places; none in the default one is no mistake."""
+    from cnnjob.slurm.looks import runs_at
+
+    for place in places or []:
+        if not runs_at(place):
+            raise JobError(f"{place}: no run, and no folder of runs; name run folders, or the folder that holds them")
+    return runs_at(*(places or [RUNS_FOLDER]))
+
+
+def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
+    from cnnjob.slurm.status import statuses
+
+    answer = statuses(runs, thorough=thorough)
+    if answer.remark:
+        typer.echo(f"cnnjob: {answer.remark}", err=True)
+    return answer
+
+
+def _table(answer: "Answer") -> "RenderableType":
+    return table_of(HEADER, [_row(one) for one in answer.statuses])
+
+
+def _row(one: "Status") -> list[str]:
+    facts = one.as_json()
+    numbers = (facts["job_id"] or "", facts["node"] or "", str(facts["restarts"] or ""))
+    detail = facts["detail"] if one.state != "damaged" else "its folder cannot be read"
+    return [facts["run"], one.state, _epoch(facts), _loss(facts), _accuracy(facts), _time_left(one), *numbers, detail]
+
+
+def _epoch(facts: dict[str, Any]) -> str:
+    return f"{facts['epoch']}/{facts['epochs']}" if facts["epochs"] else ""
+
+
+def _loss(facts: dict[str, Any]) -> str:
+    return "" if facts["loss"] is None else f"{facts['loss']:.4f}"
+
+
+def _accuracy(facts: dict[str, Any]) -> str:
+    return "" if facts["accuracy"] is None else f"{100 * facts['accuracy']:.2f} % {facts['split']}"
+
+
+def _time_left(one: "Status") -> str:
+    from cnnjob.slurm.status import span
+
+    if one.state not in {"pending", "running", "stopped"}:
+        return ""
+    return "unknown" if one.seconds_left is None else span(one.seconds_left)
+
+
+def _summary(answer: "Answer") -> str:
+    count = Counter(one.state for one in answer.statuses)
+    total = len(answer.statuses)
+    states = ", ".join(f"{number} {state}" for state, number in count.most_common())
+    return f"{total} run{'s' * (total != 1)}: {states}"
+
+
+def _print_json(runs: "Sequence[Run]") -> None:
+    from cnnjob.slurm.causes import cause_of
+
+    answer = _ask(runs, thorough=True)
+    rows = [{**one.as_json(), **cause_of(one).as_json()} for one in answer.statuses]
+    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+def _print_one(run: "Run") -> None:
+    """The facts of one run, then its cause."""
+    from cnnjob.slurm.causes import cause_of
+
+    [one] = _ask([run], thorough=True).statuses
+    cause = cause_of(one)
+    for name, value in zip(HEADER, _row(one), strict=True):
+        if name and value:
+            typer.echo(f"{name + ':':<11}{value}")
+    typer.echo(f"{'cause:':<11}{cause.sentence}\n{'says:':<11}{cause.evidence}")
+    if cause.command:
+        typer.echo(f"{'next:':<11}{cause.command}")
+
+
+def _watch(places: "Sequence[Path] | None") -> None:
+    """Show the table again and again, less often while nothing changes; on a pipe a table a time."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    def now() -> "RenderableType":
+        answer = _ask(_runs(places))
+        return Group(_table(answer), Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"))
+
+    screen = console()
+    try:
+        if screen.is_terminal:
+            with Live(console=screen, auto_refresh=False) as live:
+                _repeat(places, lambda: live.update(now(), refresh=True))
+        else:
+            _repeat(places, lambda: screen.print(now()))
+    except KeyboardInterrupt:
+        return
+
+
+def _repeat(places: "Sequence[Path] | None", show: "Callable[[], None]") -> None:
+    pause, before = WATCH_SECONDS, ""
+    while True:
+        show()
+        sys.stdout.flush()
+        seen = _fingerprint(places)
+        pause = WATCH_SECONDS if seen != before else min(2 * pause, WATCH_SECONDS_AT_MOST)
+        before = seen
+        time.sleep(pause)
+
+
+def _fingerprint(places: "Sequence[Path] | None") -> str:
+    from cnnjob.slurm.looks import look
+
+    return repr([(one.run.path, one.state, one.epoch) for one in map(look, _runs(places))])
+
+
+def logs(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, over restarts, until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of before.")] = 50,
+) -> None:
+    """Print what a run's newest job has written; tracebacks and SLURM's words are in it too.
+
+    Example: cnnjob logs runs/mnist-1a2b3c4d -f
+    """
+    from cnnjob.slurm.logs import follow as follow_log
+    from cnnjob.slurm.logs import last_lines, log_of
+
+    found = _one_run(run)
+    try:
+        if follow:
+            for text in follow_log(found, lines, _End(found).has_come):
+                _write(text)
+        elif log_of(found).exists():
+            _write(last_lines(log_of(found), lines))
+        else:
+            typer.echo(f"cnnjob: {run}: nothing is written yet; `cnnjob status {run}` tells how it stands", err=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _write(text: str) -> None:
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _one_run(path: Path) -> "Run":
+    found = _runs([path])
+    if [run.path for run in found] != [path]:
+        raise JobError(f"{path}: no run folder, it holds {len(found)}; name one of them, as {found[0].path}")
+    return found[0]
+
+
+class _End:
+    """Whether a followed run is over: its folder is looked at often, the scheduler seldom."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run, self._asked = run, -ASK_SECONDS
+
+    def has_come(self) -> bool:
+        """Whether nothing more will be written."""
+        from cnnjob.slurm.looks import look
+        from cnnjob.slurm.status import statuses
+
+        state = look(self._run).state
+        if state in {"finished", "failed", "damaged"}:
+            return True
+        if state == "running" or time.monotonic() - self._asked < ASK_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        answer = statuses([self._run])
+        return not answer.remark and answer.statuses[0].state not in {"pending", "running"}
+
+
+def cancel(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of runs.")],
+) -> None:
+    """Cancel the jobs of runs, queued or running; what is saved stays, and submitting again goes on.
+
+    A run that a process of this machine trains without SLURM saves and stops.
+
+    Example: cnnjob cancel runs/mnist-1a2b3c4d
+    """
+    from cnnjob.slurm.cancelling import cancel as cancel_runs
+
+    for done in cancel_runs(_runs(runs)):
+        typer.echo(f"{done.run.path}: {done.said}")

@@ -1,0 +1,255 @@
+"""Why a run stands as it stands: one sentence, the evidence, and the command to type next.
+
+The run's folder is believed first, then the scheduler. Nothing is guessed: an exit code of 137 is a signal 9,
+and out of memory only where somebody said so.
+"""
+
+import pwd
+import re
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cnnjob.slurm import commands, words
+from cnnjob.slurm.logs import last_error, last_life, log_of
+from cnnjob.slurm.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MEMORY = re.compile(
+    r".*(?:oom[-_ ]kill|exceeded (?:job |step )?memory limit|Exceeded job memory|Out[ -]Of[ -]Memory"
+    r"|MemoryError|Unable to allocate|std::bad_alloc|Cannot allocate memory).*",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(r".*(?:cupy\S*OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY).*")
+_DISK = re.compile(r".*(?:No space left on device|Disk quota exceeded|not enough space).*", re.IGNORECASE)
+_NUMBER = re.compile(r"the (?:\w+ )?loss is (?:nan|-?inf)\b")
+_OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
+_DEAD = 128
+_ENDS = {
+    "TIMEOUT": "its job reached the time limit",
+    "PREEMPTED": "its job was preempted by one of higher priority",
+    "NODE_FAIL": "the node of its job failed",
+    "BOOT_FAIL": "the node of its job did not boot",
+    "DEADLINE": "its job could not end before its deadline",
+    "REVOKED": "its job was revoked by another cluster of the federation",
+    "LAUNCH_FAILED": "its job could not be launched on its node",
+    "RECONFIG_FAIL": "the node of its job could not be configured",
+    "COMPLETED": "its job ended with success, the run did not",
+    "FAILED": "its job failed",
+}
+_BY = {"time limit": "TIMEOUT", "preempted": "PREEMPTED"}
+_ASKED = {
+    "stopped: time limit": "its time was nearly over, so it saved and stopped",
+    "stopped: SIGUSR2": "the scheduler announced the end of its time or a preemption, so it saved and stopped",
+    "stopped: SIGTERM": "somebody asked it to end (SIGTERM), so it saved and stopped",
+    "stopped: SIGINT": "somebody pressed Ctrl-C, so it saved and stopped",
+    "stopped: SIGUSR1": "somebody asked it to stop (SIGUSR1), so it saved and stopped",
+}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a run stands as it stands."""
+
+    sentence: str
+    evidence: str
+    """Who said it."""
+    command: str
+    """What to type next; empty where nothing is to be done."""
+
+    def as_json(self) -> dict[str, str]:
+        """All of it, under names that stay."""
+        return {"cause": self.sentence, "evidence": self.evidence, "command": self.command}
+
+
+def cause_of(status: Status) -> Cause:
+    """Why a run stands as it stands."""
+    known = {"finished": _finished, "running": _running, "pending": _pending, "damaged": _damaged}
+    if status.state in known:
+        return known[status.state](status)
+    if status.state == "cancelled":
+        return _cancelled(status)
+    text = last_life(status.look.run)
+    steps: tuple[Callable[[Status, str], Cause | None], ...] = (
+        _own_error, _refused, _out_of_memory, _disk, _crash_loop,
+        _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
+    )  # fmt: skip
+    return next((cause for step in steps if (cause := step(status, text))), None) or _silent(status)
+
+
+def _finished(status: Status) -> Cause:
+    return Cause("it is finished", "result.json", f"cnnjob report {commands.path(status.look.run)}")
+
+
+def _running(status: Status) -> Cause:
+    since = status.look.attempt.get("started")
+    done = f"it is in epoch {status.look.epoch + 1} of {status.look.epochs}" if status.look.lives else "it starts"
+    evidence = f"{status.detail or 'it gives signs of life'}{f', since {since}' * bool(since)}"
+    return Cause(f"{done} on {status.node or 'its node'}", evidence, commands.logs(status.look.run, follow=True))
+
+
+def _pending(status: Status) -> Cause:
+    seen, job = status.look, status.job
+    step = f"; it goes on at step {seen.decision.get('step') or seen.attempt.get('step')}" if seen.lives else ""
+    if job is None:
+        told = "it was never submitted" if not seen.job_id else f"it waits for job {seen.job_id}"
+        return Cause(told + step, status.detail, commands.again(seen.run) if not seen.job_id else "")
+    wait = words.waits_for(job.reason)
+    evidence = f"squeue: job {job.job_id} {job.state}, {job.reason}"
+    expected = f", expected to start at {job.start}" if re.match(r"\d{4}-", job.start) and not wait.never else ""
+    if wait.never:
+        again = commands.again(seen.run, change=wait.option)
+        return Cause(f"{wait.words}: it never starts so", evidence, f"{commands.cancel(seen.run)} && {again}")
+    release = f"scontrol release {job.job_id}" if wait.release else ""
+    return Cause(f"its job waits: {wait.words}{expected}{step}", evidence, release)
+
+
+def _damaged(status: Status) -> Cause:
+    return Cause("its folder cannot be read", status.look.trouble, f"ls -l {commands.path(status.look.run)}")
+
+
+def _cancelled(status: Status) -> Cause:
+    seen, fate = status.look, status.fate
+    again = commands.again(seen.run)
+    if fate and fate.state == "CANCELLED":
+        whom = f" by {user_of(fate.cancelled_by)}" if fate.cancelled_by else ""
+        return Cause(f"its job {fate.job_id} was cancelled{whom}", f"{fate.said_by}: {fate.said}", again)
+    if seen.was_cancelled_here:
+        when = f"slurm/cancelled.json: {seen.cancelled.get('time')}"
+        return Cause(f"it was cancelled by {seen.cancelled.get('by')} with cnnjob cancel", when, again)
+    return Cause(f"its job {seen.job_id} was cancelled", "slurm/restarts.json: ended_by cancelled", again)
+
+
+def user_of(number: str | None) -> str:
+    """A user's name, with the number."""
+    try:
+        return f"{pwd.getpwuid(int(number or '')).pw_name} (user {number})"
+    except (KeyError, ValueError, OverflowError):
+        return f"user {number}"
+
+
+def _why(status: Status) -> str:
+    return str(status.look.attempt.get("why") or "")
+
+
+def _attempt_file(status: Status) -> str:
+    return f"attempts/{status.look.lives:04d}.json"
+
+
+def _own_error(status: Status, text: str) -> Cause | None:
+    """What the run itself wrote down as its failure, unless another cause explains it better."""
+    seen, why = status.look, _why(status).removeprefix("failed: ")
+    if seen.state != "failed" or _MEMORY.search(why) or _DEVICE.search(why) or _DISK.search(why):
+        return None
+    if _NUMBER.search(why):
+        said = why.removeprefix(f"{seen.run.path}: ").removeprefix(f"{seen.run.path.resolve()}: ")
+        slower = commands.again(seen.run, change="train.learning_rate")
+        return Cause(said.partition(";")[0], _attempt_file(status), slower)
+    kind, error = why.partition(":")[0], last_error(text)
+    if error and kind in error.partition(":")[0]:
+        return Cause(error, f"{_attempt_file(status)} and {log_of(seen.run)}", commands.logs(seen.run))
+    return Cause(why or "it failed", _attempt_file(status), commands.logs(seen.run))
+
+
+def _refused(status: Status, text: str) -> Cause | None:
+    """What the job said before its run began: a job file, a dataset or a memory that is wrong."""
+    said = [line for line in _OWN.findall(text) if not line.endswith(str(status.look.decided.get("said")))]
+    if status.look.state == "failed" or not said or "own error" not in status.detail:
+        return None
+    return Cause(said[-1], str(log_of(status.look.run)), commands.logs(status.look.run))
+
+
+def _out_of_memory(status: Status, text: str) -> Cause | None:
+    seen, fate = status.look, status.fate
+    if found := _DEVICE.search(_why(status)) or _DEVICE.search(text):
+        smaller = commands.again(seen.run, change="train.batch_size")
+        return Cause("the GPU's memory did not suffice", found[0].strip(), smaller)
+    more = commands.again(seen.run, change="--mem")
+    if found := _MEMORY.search(_why(status)):
+        return Cause("it ran out of memory", f"{_attempt_file(status)}: {found[0].strip()}", more)
+    if seen.state != "stopped" and (found := _MEMORY.search(text)):
+        return Cause("it ran out of memory", f"{log_of(seen.run).name}: {found[0].strip()}", more)
+    if fate and fate.state == "OUT_OF_MEMORY":
+        return Cause("it ran out of memory", f"{fate.said_by}: job {fate.job_id} {fate.said}", more)
+    return None
+
+
+def _disk(status: Status, text: str) -> Cause | None:
+    found = _DISK.search(_why(status)) or (_DISK.search(text) if status.look.state != "stopped" else None)
+    place = commands.path(status.look.run)
+    return Cause("the disk is full", found[0].strip(), f"df -h {place}") if found else None
+
+
+def _crash_loop(status: Status, text: str) -> Cause | None:
+    decided = status.look.decided
+    if "without progress" not in str(decided.get("said")):
+        return None
+    code = decided.get("code")
+    how = f", each time {_death(int(code))}" if isinstance(code, int) and code > _DEAD else f", exit code {code}"
+    last = last_error(text)
+    evidence = f"slurm/restarts.json{f'; {last}' * bool(last)}"
+    return Cause(f"{decided['said']}{how}", evidence, commands.logs(status.look.run))
+
+
+def _ended_by_scheduler(status: Status, _: str) -> Cause | None:
+    """What SLURM did: the accounts' word, or what the job's own batch script saw."""
+    seen, fate = status.look, status.fate
+    again = commands.again(seen.run)
+    if fate and fate.state in _ENDS and fate.state not in {"FAILED", "COMPLETED"}:
+        where = f" ({fate.node})" if fate.state in {"NODE_FAIL", "BOOT_FAIL"} and fate.node else ""
+        more = commands.again(seen.run, change="--time") if fate.state == "TIMEOUT" and not seen.lives else again
+        return Cause(f"{_ENDS[fate.state]}{where}", f"{fate.said_by}: job {fate.job_id} {fate.said}", more)
+    ended_by = str(seen.decided.get("ended_by"))
+    if ended_by in _BY:
+        said = seen.decided.get("said")
+        return Cause(_ENDS[_BY[ended_by]], f"slurm/restarts.json: ended_by {ended_by}, {said}", again)
+    return None
+
+
+def _asked_to_stop(status: Status, _: str) -> Cause | None:
+    why = _why(status)
+    if status.look.state != "stopped":
+        return None
+    step = f" at step {status.look.attempt.get('step')}"
+    sentence = _ASKED.get(why, why.removeprefix("stopped: ") or "it stopped") + step
+    said = str(status.look.decided.get("said", ""))
+    evidence = f"{_attempt_file(status)}: {why}{f'; slurm/restarts.json: {said}' * bool(said)}"
+    return Cause(sentence, evidence, commands.again(status.look.run))
+
+
+def _python_error(status: Status, text: str) -> Cause | None:
+    error = last_error(text)
+    run = status.look.run
+    return Cause(error, str(log_of(run)), commands.logs(run)) if error else None
+
+
+def _killed(status: Status, _: str) -> Cause | None:
+    code = status.look.decided.get("code")
+    if not isinstance(code, int) or code <= _DEAD:
+        return None
+    return Cause(f"it was {_death(code)}", f"slurm/restarts.json: code {code}", commands.again(status.look.run))
+
+
+def _death(code: int) -> str:
+    try:
+        return f"killed by signal {code - _DEAD} ({signal.Signals(code - _DEAD).name})"
+    except ValueError:
+        return f"ended with exit code {code}"
+
+
+def _silent(status: Status) -> Cause:
+    """Nobody said why."""
+    seen, fate = status.look, status.fate
+    heard = f"no sign of life since {seen.attempt['started']}" if seen.lives else "the run has not begun"
+    if fate:
+        ended = _ENDS.get(fate.state, f"SLURM says {fate.said}")
+        code = f", exit code {fate.exit_code}" * bool(fate.exit_code)
+        evidence = f"{fate.said_by}: job {fate.job_id} {fate.said}{code}; {heard}"
+        return Cause(f"{ended} without a word in the run's folder", evidence, commands.logs(seen.run))
+    if seen.lives:
+        return Cause(
+            "its process is gone without a word", f"{_attempt_file(status)}: {heard}", commands.again(seen.run)
+        )
+    return Cause("its job is gone without a word", status.detail or heard, commands.again(seen.run))

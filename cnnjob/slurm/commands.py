@@ -1,0 +1,120 @@
+"""The command to type next for a run, with the options that it was made with."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cnnjob import files
+from cnnjob.errors import CnnjobError
+from cnnjob.jobs import Job
+from cnnjob.runs import Run
+
+_ASKED = ("partition", "account", "qos", "time", "mem", "mem_per_cpu", "mem_per_gpu", "constraint", "dependency")
+_LEFT_OUT = ("name", "resources", "train.checkpoint_seconds")
+_MEMORY = re.compile(r"(\d+)([A-Za-z]*)")
+
+
+def path(run: Run) -> str:
+    """The run's folder as a word of a command."""
+    return shlex.quote(str(run.path))
+
+
+def logs(run: Run, *, follow: bool = False) -> str:
+    """``cnnjob logs RUN``."""
+    return f"cnnjob logs {path(run)}{' -f' * follow}"
+
+
+def cancel(run: Run) -> str:
+    """``cnnjob cancel RUN``."""
+    return f"cnnjob cancel {path(run)}"
+
+
+def again(run: Run, change: str = "") -> str:
+    """The command that goes on with exactly this run.
+
+    Args:
+        run: its folder says the job and what was asked of SLURM.
+        change: an option of the request (``--mem``), or a key of the job (``train.learning_rate``, which
+            makes it another run), that should be another; a first guess stands in its place.
+
+    Returns:
+        ``cnnjob submit NAME …``, or ``cnnjob train NAME …`` for a run that SLURM never had.
+    """
+    try:
+        job = run.job()
+    except CnnjobError:
+        return "cnnjob submit JOB"
+    name, changes = _named(job)
+    if change and not change.startswith("-"):
+        changes = {**changes, change: _smaller(job, change)}
+    sets = [f"--set {shlex.quote(f'{key}={_toml(value)}')}" for key, value in changes.items()]
+    asked = _request(run)
+    if change.startswith("-"):
+        asked = {**asked, change: _more(change, asked.get(change))}
+    options = [f"{option} {shlex.quote(str(value))}" for option, value in asked.items()]
+    root = [] if run.path.parent == Path("runs") else [f"--runs {shlex.quote(str(run.path.parent))}"]
+    verb = "submit" if _was_submitted(run) else "train"
+    return " ".join([f"cnnjob {verb} {shlex.quote(name)}", *sets, *(options if verb == "submit" else []), *root])
+
+
+def _named(job: Job) -> tuple[str, dict[str, Any]]:
+    """What names a job on the command line, and what the run's differs in from it."""
+    for name in (job.name, f"{job.name}.toml"):
+        try:
+            return name, _differences(job, Job.load(name))
+        except CnnjobError:
+            continue
+    return f"{job.name}.toml", {}
+
+
+def _differences(job: Job, base: Job) -> dict[str, Any]:
+    wanted, there = (dict(_flat(one.model_dump(mode="json"))) for one in (job, base))
+    return {key: value for key, value in wanted.items() if there.get(key) != value and not key.startswith(_LEFT_OUT)}
+
+
+def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and key != "early_stopping":
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it in one line."""
+    if isinstance(value, dict):
+        pairs = (f"{key} = {_toml(one)}" for key, one in value.items() if one is not None)
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return "false" if value is None else json.dumps(value)
+
+
+def _request(run: Run) -> dict[str, Any]:
+    """What was asked of SLURM, as options."""
+    try:
+        asked = files.read_record(run.slurm_folder / "request.json")
+    except CnnjobError:
+        return {}
+    return {f"--{key.replace('_', '-')}": asked[key] for key in _ASKED if asked.get(key) is not None}
+
+
+def _was_submitted(run: Run) -> bool:
+    return run.submission_file.exists() or (run.slurm_folder / "request.json").exists()
+
+
+def _smaller(job: Job, key: str) -> Any:
+    section, _, name = key.partition(".")
+    value = getattr(getattr(job, section), name)
+    return max(1, value // 2) if isinstance(value, int) else value / 10
+
+
+def _more(option: str, asked: Any) -> str:
+    """A first guess at what suffices; a word in capitals where nothing can be guessed."""
+    if option == "--mem":
+        found = _MEMORY.fullmatch(str(asked))
+        return f"{2 * int(found[1])}{found[2]}" if found else "8G"
+    return option.lstrip("-").upper().replace("-", "_")

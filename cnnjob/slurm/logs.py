@@ -1,0 +1,111 @@
+"""What a run's jobs have written: the log of its newest job, and how to follow it from life to life."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cnnjob.runs import Run
+from cnnjob.slurm.looks import look, tail
+
+LOOK_SECONDS = 0.5
+"""Between two looks at a log that is followed."""
+_APART_SECONDS = 60.0
+"""A ``log.txt`` so much newer than the newest job's log was written without a job."""
+_TAIL_BYTES = 65536
+_LIFE = re.compile(r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|goes on).*$", re.MULTILINE)
+_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)$', re.MULTILINE)
+_ERROR = re.compile(r"^\S.*$", re.MULTILINE)
+
+
+def log_of(run: Run) -> Path:
+    """The log of the run's newest job, which has what ``log.txt`` has and what ended it; else ``log.txt``."""
+    said = look(run).submission.get("log")
+    written = sorted((path for path in run.slurm_folder.glob("*_log.out") if path.is_file()), key=_changed)
+    candidates = [*([Path(str(said))] if said else []), *reversed(written)]
+    newest = next((path for path in candidates if path.is_file()), run.log_file)
+    return run.log_file if _changed(run.log_file) > _changed(newest) + _APART_SECONDS else newest
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def last_life(run: Run) -> str:
+    """What was written in the last life that wrote anything, as far as the end of its log tells."""
+    text = tail(log_of(run), _TAIL_BYTES)
+    lives = [part for part in _LIFE.split(text) if part.strip()]
+    return lives[-1] if lives else ""
+
+
+def last_error(text: str) -> str:
+    """The last traceback of a text in one line: ``KeyError: 'x' at train.py:12 in step``; empty without one."""
+    _, found, trace = text.rpartition("Traceback (most recent call last):\n")
+    frames = list(_FRAME.finditer(trace)) if found else []
+    if not frames:
+        return ""
+    error = _ERROR.search(trace, frames[-1].end())
+    place = f"{frames[-1]['file']}:{frames[-1]['line']} in {frames[-1]['function']}"
+    return f"{error[0] if error else 'an error'} at {place}"
+
+
+def last_lines(path: Path, count: int) -> str:
+    """The last lines of a file."""
+    size = _TAIL_BYTES
+    while True:
+        text = tail(path, size)
+        lines = text.splitlines(keepends=True)
+        if len(lines) > count or len(text.encode(errors="replace")) < size:
+            return "".join(lines[-count:]) if count else ""
+        size *= 4
+
+
+def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
+    """What is written from now on, over requeues and successors, after the last lines of before.
+
+    Args:
+        run: its newest job's log is followed, wherever that goes on.
+        count: how many lines of before to begin with.
+        is_over: whether nothing more will come.
+
+    Yields:
+        Text as it comes, whole lines or not.
+    """
+    path = log_of(run)
+    position = _size(path)
+    yield last_lines(path, count)
+    over = False
+    while True:
+        text, position = _rest(path, position)
+        yield text
+        newest = log_of(run)
+        if newest != path:
+            yield _rest(path, position)[0]
+            path, position = newest, 0
+        elif over:
+            return
+        else:
+            over = is_over()  # what was written before it was over is read once more
+            time.sleep(LOOK_SECONDS)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _rest(path: Path, position: int) -> tuple[str, int]:
+    """What stands after a position, from the start where the file has become shorter."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(position if position <= size else 0)
+            content = file.read()
+            return content.decode(errors="replace"), file.tell()
+    except OSError:
+        return "", position

@@ -1,0 +1,288 @@
+"""How runs stand: their folders first, then one look at the queue for all, then one at the accounts.
+
+A scheduler that does not answer, or says what cannot be read, changes no state: the folders then tell alone.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cnnjob.errors import SchedulerError
+from cnnjob.runs import HEARTBEAT_SECONDS, Run
+from cnnjob.slurm import accounting, queue, words
+from cnnjob.slurm.accounting import Fate
+from cnnjob.slurm.looks import Look, look
+from cnnjob.slurm.queue import Listing, QueuedJob
+
+ANSWER_SECONDS = 10.0
+"""For all questions to the scheduler together."""
+HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
+"""Whoever gave a sign of life since then lives, whatever the queue says; it may be another cluster's."""
+_NUMBER = re.compile(r" \d+$")
+STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "lost", "damaged")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How one run stands."""
+
+    look: Look
+    state: str
+    """One of ``STATES``."""
+    detail: str = ""
+    """A few words on it."""
+    job: QueuedJob | None = None
+    """Its job in the queue."""
+    fate: Fate | None = None
+    """How its newest job ended."""
+
+    @property
+    def job_id(self) -> str | None:
+        """The job in the queue, or the newest."""
+        return self.job.job_id if self.job else self.look.job_id
+
+    @property
+    def node(self) -> str | None:
+        """Where it runs, or ran last."""
+        node = self.job.node if self.job and self.job.node not in {"", "(null)"} else self.look.attempt.get("host")
+        return str(node) if node else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it has still to run, where that is known."""
+        return self.look.seconds_left if self.state in {"pending", "running", "stopped"} else None
+
+    def as_json(self) -> dict[str, Any]:
+        """All facts, under names that stay."""
+        seen, seconds = self.look, self.seconds_left
+        return {
+            "run": seen.run.name,
+            "path": str(seen.run.path),
+            "state": self.state,
+            "detail": self.detail,
+            "epoch": seen.epoch,
+            "epochs": seen.epochs,
+            "split": seen.split,
+            "loss": seen.score("loss"),
+            "accuracy": seen.score("accuracy"),
+            "seconds_left": None if seconds is None else round(seconds, 1),
+            "job_id": self.job_id,
+            "node": self.node,
+            "restarts": max(0, seen.lives - 1),
+            "slurm_state": self.job.state if self.job else self.fate.said if self.fate else None,
+            "slurm_reason": self.job.reason if self.job else None,
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How some runs stand, and what the scheduler did not tell."""
+
+    statuses: list[Status]
+    remark: str = ""
+
+
+def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
+    """How runs stand.
+
+    Args:
+        runs: any number; nothing in them is changed.
+        thorough: ask the accounts also where the state is clear and only its cause is not.
+
+    Returns:
+        One status each, in their order. At most two questions are put to the scheduler.
+    """
+    end = time.monotonic() + ANSWER_SECONDS
+    looks = [look(run) for run in runs]
+    asked, remark = queue_of(looks)
+    jobs = asked.jobs if asked else []
+    find = Carriers(jobs)
+    found = [find.of(one) for one in looks]
+    known = {one.job_id: _fate_of(one) for one in jobs if one.state in words.ENDED}
+    if asked:
+        unclear = [one for one, job in zip(looks, found, strict=True) if not job and _is_unclear(one, thorough)]
+        ids = {one.job_id for one in unclear if one.job_id and (thorough or one.job_id not in known)}
+        known |= _fates(sorted(ids), end - time.monotonic())
+    return Answer([_status(one, job, known, asked) for one, job in zip(looks, found, strict=True)], remark)
+
+
+def queue_of(looks: Sequence[Look]) -> tuple[Listing | None, str]:
+    """What squeue answers on the users of unfinished runs; None, and why, where it does not."""
+    users = {one.owner for one in looks if one.state not in {"finished", "damaged"}}
+    if not users:
+        return None, ""
+    try:
+        asked = queue.listing(sorted(users), ended=True, seconds=0.6 * ANSWER_SECONDS)
+    except SchedulerError as error:
+        no_slurm = "not found" in str(error) and not any(one.job_id for one in looks)
+        return None, "" if no_slurm else f"squeue: {_short(error)}; this is what the run folders tell"
+    strange = "squeue: its answer was not understood, or not all; what is missing there is not taken for gone"
+    return asked, "" if asked.whole else strange
+
+
+def _short(error: SchedulerError) -> str:
+    """What went wrong, in a few words: the last line of what the command said."""
+    said = str(error).splitlines()[-1].partition("; ")[0].rpartition(": ")[2]
+    return said or "no answer"
+
+
+class Carriers:
+    """Finds the jobs that carry runs, by their ids and by the paths in their comments."""
+
+    def __init__(self, jobs: Iterable[QueuedJob]) -> None:
+        """Sort the jobs that have not ended."""
+        live = [job for job in jobs if job.state not in words.ENDED]
+        self._by_id = {job.job_id: job for job in live}
+        self._by_comment: dict[str, list[QueuedJob]] = {}
+        for job in live:
+            self._by_comment.setdefault(_NUMBER.sub("", job.comment), []).append(job)
+
+    def all_of(self, seen: Look) -> list[QueuedJob]:
+        """Every job that carries a run."""
+        named = self._by_comment.get(f"cnnjob {seen.run.path.resolve()}", [])
+        known = {job.job_id: job for job in (*(self._by_id.get(one) for one in seen.job_ids), *named) if job}
+        return list(known.values())
+
+    def of(self, seen: Look) -> QueuedJob | None:
+        """The job that carries a run, the one that runs before one that waits."""
+        jobs = [] if seen.state in {"finished", "damaged"} else self.all_of(seen)
+        return min(jobs, key=lambda job: job.state in words.WAITING, default=None)
+
+
+def _fate_of(job: QueuedJob) -> Fate:
+    return Fate(job.job_id, job.state, job.state, "squeue", node=job.node, end=job.end)
+
+
+def _is_unclear(seen: Look, thorough: bool) -> bool:  # noqa: FBT001 - private
+    """Whether the accounts are to be asked for a run whose job is not in the queue."""
+    if seen.state in {"finished", "damaged"} or not seen.job_id:
+        return False
+    if thorough:
+        return seen.state != "running" or not seen.is_here
+    if seen.state == "running":
+        return not seen.is_here and seen.heard_seconds >= HEARD_SECONDS
+    settled = seen.decided.get("ended_by") == "cancelled" or _given_up(seen)
+    return seen.state != "failed" and not settled and not seen.was_cancelled_here
+
+
+def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
+    """What sacct says of jobs; nothing where there are no accounts, or no time is left."""
+    if not ids or seconds <= 0:
+        return {}
+    try:
+        return accounting.fates(ids, seconds)
+    except SchedulerError:
+        return {}
+
+
+def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], asked: Listing | None) -> Status:
+    fate = None if job or not seen.job_id else fates.get(seen.job_id)
+    if seen.state in {"finished", "damaged"}:
+        return Status(seen, seen.state, seen.trouble)
+    if job and job.state in words.WAITING:
+        state, detail = _waiting(seen, job)
+    elif job and job.state != words.ENDING:
+        state, detail = _in_a_job(seen, job)
+    else:
+        state, detail = _without_a_job(seen, fate, gone=bool(asked and asked.whole and not job))
+        detail = "its job is ending" if job else detail
+    return Status(seen, state, detail, job, fate)
+
+
+def _waiting(seen: Look, job: QueuedJob) -> tuple[str, str]:
+    if seen.state == "running" and str(seen.attempt.get("job_id")) != job.job_id:
+        return "running", f"job {job.job_id} waits too"
+    wait = words.waits_for(job.reason)
+    never = ", it never starts so" if wait.never else ""
+    return "pending", f"{wait.words}{never}"
+
+
+def _in_a_job(seen: Look, job: QueuedJob) -> tuple[str, str]:
+    """The state while its job runs."""
+    same = str(seen.attempt.get("job_id")) == job.job_id
+    if seen.state == "failed" and same:
+        return "failed", "its job is ending"
+    if job.state not in words.RUNNING:
+        return seen.state, f"SLURM says {job.state}"
+    if job.state != "RUNNING":
+        return "running", f"SLURM says {job.state}"
+    if seen.state == "running":
+        return "running", ""
+    quiet = same and seen.state == "lost"
+    return "running", f"no sign of life for {span(seen.heard_seconds)}" if quiet else "its job starts"
+
+
+def _without_a_job(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str]:
+    """The state without a job that waits or runs.
+
+    Args:
+        seen: its folder.
+        fate: how its newest job ended, where that is known.
+        gone: whether the queue was read, and it is not there.
+
+    Returns:
+        The state, and a few words.
+    """
+    if fate and fate.state in words.WAITING | words.RUNNING:  # sacct knows it, squeue does not: another cluster
+        return ("pending" if fate.state in words.WAITING else "running"), f"{fate.said_by} says {fate.said}"
+    if seen.state == "running":
+        return _alive_or_lost(seen, fate, gone=gone)
+    if seen.state != "failed" and (cancelled := _cancelled(seen, fate)):
+        return "cancelled", cancelled
+    if given_up := _given_up(seen):
+        return "failed", given_up
+    if seen.state == "pending":
+        return _never_began(seen, fate, gone=gone)
+    said = str(seen.decided.get("said", ""))
+    return seen.state, said if said.startswith("not restarted") else ""
+
+
+def _given_up(seen: Look) -> str:
+    """Why its batch script does not bring it back, where that is for good; empty otherwise."""
+    said = str(seen.decided.get("said", ""))
+    return said if "without progress" in said or "own error" in said else ""
+
+
+def _alive_or_lost(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str]:
+    """The state of a life that has not said its end."""
+    if seen.is_here or not seen.job_id:
+        return "running", ""
+    if fate and fate.state in words.ENDED:
+        return ("cancelled" if fate.state == "CANCELLED" else "lost"), f"job {fate.job_id} {fate.said}"
+    if gone and seen.heard_seconds >= HEARD_SECONDS:
+        return "lost", f"job {seen.job_id} is gone, no sign of life for {span(seen.heard_seconds)}"
+    return "running", ""
+
+
+def _cancelled(seen: Look, fate: Fate | None) -> str:
+    """By whom it was cancelled, as far as is known; empty where it was not."""
+    if fate and fate.state == "CANCELLED":
+        return f"job {fate.job_id} {fate.said}"
+    if seen.was_cancelled_here:
+        return f"by {seen.cancelled.get('by')}"
+    return f"job {seen.job_id}" if seen.decided.get("ended_by") == "cancelled" else ""
+
+
+def _never_began(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str]:
+    """The state of a run without a life, whose job is not in the queue."""
+    if not seen.job_id:
+        return "pending", "not submitted"
+    if fate and fate.state in words.REFUSED:
+        return "failed", f"job {fate.job_id} {fate.said} before the run began"
+    if fate:
+        return "lost", f"job {fate.job_id} {fate.said} before the run began"
+    return ("lost", f"job {seen.job_id} is gone") if gone else ("pending", f"job {seen.job_id}")
+
+
+def span(seconds: float) -> str:
+    """Seconds for people: ``40 s``, ``5 min``, ``1 h 5 min``, ``2 d 3 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 100:  # noqa: PLR2004 - as people say it
+        return f"{max(0, round(seconds))} s"
+    hours, left = divmod(minutes, 60)
+    days, rest = divmod(hours, 24)
+    if days:
+        return f"{days} d {rest} h"
+    return f"{hours} h {left} min" if hours else f"{minutes} min"

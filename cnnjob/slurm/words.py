@@ -1,0 +1,125 @@
+"""SLURM's words for the state of a job and for why it waits, in plain ones.
+
+The states are those of ``job_state_codes.html``, the reasons those of ``job_reason_codes.html`` in SLURM's
+documentation. A word that is not known stays as it is: another version may have others.
+"""
+
+import re
+from dataclasses import dataclass
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+RUNNING = frozenset({
+    *("RUNNING", "CONFIGURING", "POWER_UP_NODE", "RESIZING", "SIGNALING"),
+    *("STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB", "EXPEDITING"),
+})  # fmt: skip
+ENDING = "COMPLETING"
+"""A job whose processes end, for whatever cause; SLURM may be about to requeue it."""
+REFUSED = frozenset({"BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "RECONFIG_FAIL"})
+"""A job that ended so before its run began will end so again."""
+ENDED = frozenset({*REFUSED, "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"})
+STATES = frozenset({*WAITING, *RUNNING, ENDING, *ENDED})
+
+
+def state_of(text: str) -> str:
+    """The state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``."""
+    word = text.split(maxsplit=1)[0] if text.split() else ""
+    if not word.endswith("+"):
+        return word
+    stem = word.rstrip("+")
+    whole = [state for state in STATES if state.startswith(stem)]
+    return stem if stem in STATES or len(whole) != 1 else whole[0]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a job waits."""
+
+    words: str
+    never: bool = False
+    """Whether it never starts as it was asked for."""
+    option: str = ""
+    """What to change in the request, where that is known."""
+    release: bool = False
+    """Whether it is held."""
+
+
+_KNOWN = {
+    "None": Wait("the scheduler has not looked at it yet"),
+    "Priority": Wait("jobs of higher priority go first"),
+    "Resources": Wait("what it asks for is in use"),
+    "BeginTime": Wait("its earliest start is still to come"),
+    "Cleaning": Wait("its last life is still being cleaned up"),
+    "Prolog": Wait("its node is being made ready"),
+    "Dependency": Wait("the job that it depends on has not ended"),
+    "DependencyNeverSatisfied": Wait("the job that it depends on failed", never=True, option="--dependency"),
+    "JobArrayTaskLimit": Wait("as many jobs of its array run as may"),
+    "JobHeldUser": Wait("its user holds it", release=True),
+    "JobHeldAdmin": Wait("an administrator holds it"),
+    "JobHoldMaxRequeue": Wait("it was requeued too often and is held", release=True),
+    "Licenses": Wait("the licences are in use"),
+    "Reservation": Wait("its reservation has not begun"),
+    "ReservationDeleted": Wait("its reservation is gone", never=True),
+    "PartitionDown": Wait("its partition is down"),
+    "PartitionInactive": Wait("its partition starts no jobs"),
+    "PartitionTimeLimit": Wait("it asks for more time than its partition allows", never=True, option="--time"),
+    "PartitionNodeLimit": Wait("it asks for more nodes than its partition allows or has", never=True),
+    "PartitionConfig": Wait("its partition does not allow what it asks for", never=True, option="--partition"),
+    "BadConstraints": Wait("no node has what it asks for", never=True, option="--constraint"),
+    "Constraints": Wait("no node has what it asks for", never=True, option="--constraint"),
+    "InvalidAccount": Wait("there is no such account", never=True, option="--account"),
+    "AccountNotAllowed": Wait("its account may not use its partition", never=True, option="--account"),
+    "InvalidQOS": Wait("there is no such QOS", never=True, option="--qos"),
+    "QOSNotAllowed": Wait("its QOS may not be used in its partition", never=True, option="--qos"),
+    "MaxMemPerLimit": Wait("it asks for more memory than its partition allows", never=True, option="--mem"),
+    "ReqNodeNotAvail": Wait("nodes that it asks for are down, drained or reserved"),
+    "NodeDown": Wait("a node that it asks for is down"),
+}
+_PHRASES = (
+    (re.compile(r"requeued[ _]in[ _]held|requeued[ _]held", re.IGNORECASE), Wait("it was requeued held", release=True)),
+    (re.compile(r"Nodes required for job are"), _KNOWN["ReqNodeNotAvail"]),
+)
+_LIMITED = re.compile(r"(QOS|Assoc(?:iation)?)?(Grp|Max|Min)?(.*)")
+_THINGS = {
+    "wall": ("time", "--time"),
+    "time": ("time", "--time"),
+    "cpu": ("cores", "--cpus-per-task"),
+    "mem": ("memory", "--mem"),
+    "gres": ("GPUs", "--gpus"),
+    "node": ("nodes", ""),
+    "job": ("jobs", ""),
+}
+
+
+def waits_for(reason: str) -> Wait:
+    """Why a job waits, of squeue's reason.
+
+    Args:
+        reason: as ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
+
+    Returns:
+        What is known of it; an unknown reason is its own words.
+    """
+    text = reason.strip().removeprefix("(").removesuffix(")")
+    word = re.split(r"[,\s(]", text, maxsplit=1)[0]
+    phrase = next((known for pattern, known in _PHRASES if pattern.search(text)), None)
+    return phrase or _KNOWN.get(word) or _limit(word) or Wait(text or "SLURM does not say why")
+
+
+def _limit(word: str) -> Wait | None:
+    """``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``, ….
+
+    What exceeds the limit of one job never starts; what exceeds the share of a user, an account or a
+    group starts when others have ended.
+    """
+    found = _LIMITED.fullmatch(word)
+    if not found or not (found[1] or (found[2] and "PerAccount" in word)):
+        return None
+    owner = "its account" if found[1] != "QOS" or "PerAccount" in word else "its QOS"
+    names = (pair for key, pair in _THINGS.items() if key in found[3].lower())
+    thing, option = next(names, ("resources", ""))
+    if found[2] == "Min":
+        return Wait(f"it asks for less {thing} than {owner} demands", never=True, option=option)
+    if "PerJob" in word or "PerNode" in word:
+        return Wait(f"it asks for more {thing} than {owner} allows a job", never=True, option=option)
+    whom = " a user" if "PerUser" in word else ""
+    return Wait(f"the {thing} that {owner} allows{whom} are in use")
