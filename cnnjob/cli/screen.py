@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cnnjob.jobs import Job
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
+LONG_TABLE = 200
+"""A table of more rows is plain text: rich takes more than a second for a thousand rows."""
 
 OVERRIDES = Annotated[
     list[str] | None,
@@ -27,7 +29,26 @@ RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 
 def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
     """Print a table to stdout; on no terminal it is as wide as it needs."""
-    console().print(table_of(header, rows))
+    if len(rows) > LONG_TABLE:
+        typer.echo(_plain(header, rows))
+    else:
+        console().print(table_of(header, rows))
+
+
+def _plain(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:
+    """The same table without rich."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    sides = [str.rjust if _are_numbers(column[1:]) else str.ljust for column in columns]
+
+    def line(row: "Sequence[str]") -> str:
+        return "   ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+
+    return "\n".join([line(header), "─" * (sum(widths) + 3 * len(widths) - 3), *map(line, rows)])
+
+
+def _are_numbers(cells: "Iterable[str]") -> bool:
+    return all(cell.replace(",", "").replace(".", "").strip("-").isdecimal() or not cell for cell in cells)
 
 
 def console() -> "Console":
@@ -45,8 +66,8 @@ def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> "Table
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column, title in enumerate(header):
         cells = [row[column] for row in rows]
-        numbers = all(cell.replace(",", "").replace(".", "").strip("-").isdecimal() or not cell for cell in cells)
-        table.add_column(title, justify="right" if numbers and cells else "left", overflow="fold")
+        numbers = _are_numbers(cells) and bool(cells)
+        table.add_column(title, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnjob.cli.screen import console, table_of
+from cnnjob.cli.screen import console, print_table, table_of
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
 
@@ -54,7 +54,7 @@ def status(
         _print_one(found[0])
     elif found:
         answer = _ask(found)
-        console().print(_table(answer))
+        print_table(HEADER, [_row(one) for one in answer.statuses])
         typer.echo(_summary(answer))
     else:
         typer.echo(f"{RUNS_FOLDER}/: no runs yet; `cnnjob submit JOB` makes one")
@@ -77,10 +77,6 @@ def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
     return answer
-
-
-def _table(answer: "Answer") -> "RenderableType":
-    return table_of(HEADER, [_row(one) for one in answer.statuses])
 
 
 def _row(one: "Status") -> list[str]:
@@ -147,7 +143,8 @@ def _watch(places: "Sequence[Path] | None") -> None:
 
     def now() -> "RenderableType":
         answer = _ask(_runs(places))
-        return Group(_table(answer), Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"))
+        table = table_of(HEADER, [_row(one) for one in answer.statuses])
+        return Group(table, Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"))
 
     screen = console()
     try:
