@@ -1,8 +1,9 @@
 """A grid over a job: every combination of the values given for its keys, and of its seeds."""
 
 import tomllib
-from collections.abc import Iterable
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, product
+from typing import Any
 
 from cnnjob.errors import JobError
 from cnnjob.jobs import Job
@@ -33,6 +34,22 @@ def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: in
     return list(
         {job.model_dump_json(): job for job in (Job.load(name, [*always, *point]) for point in points)}.values()
     )
+
+
+def differences(jobs: Sequence[Job]) -> list[str]:
+    """What tells each job from the others, as ``train.learning_rate=0.1, seed=2``; nothing for a single one."""
+    flat = [dict(_settings(job.model_dump(mode="json"))) for job in jobs]
+    keys = [key for key in dict.fromkeys(chain(*flat)) if len({repr(one.get(key, ...)) for one in flat}) > 1]
+    return [", ".join(f"{key}={one[key]}" for key in keys if key in one) for one in flat]
+
+
+def _settings(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted key."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

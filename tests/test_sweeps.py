@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cnnjob.errors import JobError
-from cnnjob.sweeps import expand
+from cnnjob.sweeps import differences, expand
 from tests.test_cli import JOB
 
 
@@ -38,6 +38,15 @@ def test_a_value_may_be_a_table_or_a_list(toml: str) -> None:
     assert [len(job.model.blocks) for job in expand(toml, [], [blocks])] == [2, 1]
     stopping = "train.early_stopping={patience=1},false"
     assert [job.train.early_stopping is None for job in expand(toml, [], [stopping])] == [False, True]
+
+
+def test_what_tells_one_from_another(toml: str) -> None:
+    assert differences(expand(toml, [], [])) == [""]
+    stopping = "train.early_stopping={patience=1},false"
+    assert differences(expand(toml, [], [stopping], seeds=2)) == [
+        "seed=7, train.early_stopping.patience=1", "seed=8, train.early_stopping.patience=1",
+        "seed=7, train.early_stopping=None", "seed=8, train.early_stopping=None",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnjob.cli.data import DATA_FOLDER, as_toml, memory_line
+from cnnjob.cli.data import DATA_FOLDER, as_toml, ending_as_interrupted, memory_line
 from cnnjob.cli.screen import DATA, OVERRIDES, RUNS
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.errors import EXIT_STOPPED, JobError
+from cnnjob.errors import EXIT_STOPPED, JobError, SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,20 +78,20 @@ def submit(
     }  # fmt: skip
     request = profiles.load(profile, given, sbatch or ())
     chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
-    grids = [expand(name, chosen, sweep or (), seeds) for name in jobs or [_only_job(data)]]
+    grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
     if dry_run:
         for grid in grids:
-            _dry_run(_bound(grid, data), _with_gpus(request, grid[0]), runs, parallel, rehearsal=rehearsal)
+            _dry_run(grid, _with_gpus(request, grid[0][0]), runs, parallel, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
-    made = [_runs_of(_bound(grid, data), runs) for grid in grids]
+    made = [_runs_of(grid, runs) for grid in grids]
     if local:
-        _run_here([run for one in made for run in one], request, parallel or 1)
+        _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
         return
     for grid, one in zip(grids, made, strict=True):
-        _submit(one, _with_gpus(request, grid[0]), parallel)
+        _submit(one, _with_gpus(request, grid[0][0]), parallel)
     if wait:
-        _wait_for([run for one in made for run in one])
+        _wait_for([run for one in made for run, _ in one.values()])
 
 
 def _with_gpus(request: "Request", job: "Job") -> "Request":
@@ -122,22 +122,23 @@ def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
     return bound
 
 
-def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "list[Run]":
-    """The run of each job, once."""
+def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
+    """The run of each job, once, with what tells it from the others."""
     from cnnjob.bindings import run_of
+    from cnnjob.sweeps import differences
 
     made = [run_of(job, dataset, runs) for job, dataset in bound]
-    return list({run.path: run for run in made}.values())
+    told = differences([job for job, _ in bound])
+    return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
 
 
-def _submit(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
+def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int | None) -> None:
     from cnnjob.slurm.submission import submit as submit_runs
 
-    for done in submit_runs(runs, request, parallel):
-        said = (
-            f"submitted as job {done.job_id}: {request.sentence()}" if done.job_id else f"{done.why}, nothing submitted"
-        )
-        typer.echo(f"{done.run.path}: {said}")
+    for done in submit_runs([run for run, _ in runs.values()], request, parallel):
+        said = f"submitted as job {done.job_id}" if done.job_id else f"{done.why}, nothing submitted"
+        asked = f": {request.sentence()}" if done.job_id else ""
+        typer.echo(f"{done.run.path}{runs[done.run.path][1]}: {said}{asked}")
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
@@ -149,16 +150,18 @@ def _wait_for(runs: "Sequence[Run]") -> None:
     _exit_as(runs)
 
 
-def _run_here(runs: "Sequence[Run]", request: "Request", parallel: int) -> None:
+def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
     from cnnjob.slurm.local import run_here
 
-    left = [run for run in runs if run.state() not in {"finished", "running"}]
-    for run in runs:
-        typer.echo(f"{run.path}: {'trained here' if run in left else run.state()}")
-    typer.echo(f"{parallel} at once, {request.cpus_per_task} cores each; Ctrl-C stops them with all work saved")
-    for run in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
-        _print_end(run)
-    _exit_as(runs)
+    left = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
+    for run, what in runs.values():
+        typer.echo(f"{run.path}{what}: {'trained here' if run in left else run.state()}")
+    cores = f"{request.cpus_per_task} core{'s' * (request.cpus_per_task > 1)} each"
+    typer.echo(f"{parallel} at once, {cores}; Ctrl-C stops them with all work saved")
+    with ending_as_interrupted():
+        for run in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
+            _print_end(run)
+    _exit_as([run for run, _ in runs.values()])
 
 
 def _print_end(run: "Run") -> None:
@@ -175,21 +178,22 @@ def _exit_as(runs: "Sequence[Run]") -> None:
 
 
 def _dry_run(
-    bound: "Sequence[tuple[Job, Dataset]]", request: "Request", runs: Path, parallel: int | None, *, rehearsal: bool
+    bound: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *, rehearsal: bool
 ) -> None:
     """Say all that would happen, and try it in small."""
     from cnnjob.estimates import sentence
     from cnnjob.runs import Run
+    from cnnjob.sweeps import differences
 
-    made = list({(run := Run.of(job, dataset.digest, runs)).path: run for job, dataset in bound}.values())
     job, dataset = bound[0]
+    runs = [Run.of(job, dataset.digest, root) for job, dataset in bound]
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
-    for run in made:
-        typer.echo(f"run: {run.path}, {run.state()}")
-    typer.echo(f"request: {request.sentence()}{' each' * (len(made) > 1)}")
+    for run, what in zip(runs, differences([job for job, _ in bound]), strict=True):
+        typer.echo(f"run: {run.path}{what and f' ({what})'}, {run.state()}")
+    typer.echo(f"request: {request.sentence()}{' each' * (len(runs) > 1)}")
     typer.echo(memory_line(job, dataset))
-    typer.echo(f"time: {sentence(job, dataset, runs)}")
-    _forecast([run for run in made if run.state() not in {"finished", "running"}], request, parallel)
+    typer.echo(f"time: {sentence(job, dataset, root)}")
+    _forecast([run for run in runs if run.state() not in {"finished", "running"}], request, parallel)
     if rehearsal:
         from cnnjob.rehearsals import rehearse
 
@@ -199,13 +203,18 @@ def _dry_run(
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
     """Print what SLURM says of it, what happens when it ends early, and the exact script."""
-    from cnnjob.slurm import forecasts, scheduler, site, submission
+    from cnnjob.slurm import forecasts, submission
 
-    here = site.look() if scheduler.is_there() else None
+    here, answer = forecasts.ask_site()
     if here:
         here.check(request)
     typer.echo(f"time limit: {forecasts.at_the_time_limit(request, here)}")
     typer.echo(f"preemption: {forecasts.at_preemption(request, here)}")
+    refusals = []
     for batch in submission.in_batches(runs, here.max_array_size if here else len(runs) or 1):
         script = submission.script(batch, request, parallel)
-        typer.echo(f"SLURM: {forecasts.test_only(script) if here else 'not on this machine'}\n\n{script}")
+        said, refused = forecasts.test_only(script) if here else (answer, False)
+        refusals += [said] * refused
+        typer.echo(f"SLURM: {said}\n\n{script}")
+    if refusals:
+        raise SchedulerError(f"this request would be refused: {refusals[0]}")

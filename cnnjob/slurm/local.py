@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import submitit
@@ -52,16 +53,18 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
 def _start(run: Run, cores: int, minutes: int | None) -> Any:
     executor = submitit.LocalExecutor(run.slurm_folder)
     executor.update_parameters(timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
-    os.environ["PYTHONPATH"] = str(frozen.freeze(run))
-    with _sigint_ignored():
+    with _for_children(frozen.freeze(run)):
         return executor.submit(Life(str(run.path.resolve()), 0.0, cores, minutes))
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """A process started now does not die of the terminal's Ctrl-C, which reaches all of them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _for_children(code: Path) -> Iterator[None]:
+    """What is started now runs this code, and does not die of the terminal's Ctrl-C, which reaches all processes."""
+    before, known = signal.signal(signal.SIGINT, signal.SIG_IGN), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(code)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        del os.environ["PYTHONPATH"]
+        os.environ.update({"PYTHONPATH": known} if known is not None else {})
