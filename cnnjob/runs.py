@@ -207,8 +207,14 @@ class Run:
         """The records of the lives, oldest first."""
         return sorted(self.attempts_folder.glob("[0-9]*.json"))
 
-    def state(self) -> State:
+    def state(self, has_ended: HasEnded | None = None) -> State:
         """What state the run is in, by its folder alone.
+
+        Args:
+            has_ended: asked about the job of a process that seems to live, which makes it ``lost``.
+
+        Returns:
+            The state.
 
         Raises:
             DataError: the record of its last life is damaged.
@@ -220,7 +226,7 @@ class Run:
             return "pending"
         last = files.read_record(paths[-1], *ATTEMPT_KEYS)
         if last["ended"] is None:
-            return "running" if is_alive(last, paths[-1]) else "lost"
+            return "running" if _holds(last, paths[-1], has_ended) else "lost"
         return "failed" if str(last["why"]).startswith("failed") else "stopped"
 
 

@@ -157,7 +157,9 @@ def test_the_scheduler_may_know_that_a_holder_has_ended(
 
     held_by(run, job_id=job_id)
     before = tree(tmp_path)
+    assert run.state() == "running"
     if over and job_id:
+        assert run.state(lambda job: over) == "lost"  # noqa: ARG005
         assert claim(run, has_ended).number == 2
     else:
         with pytest.raises(BusyError):

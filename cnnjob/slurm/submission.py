@@ -10,10 +10,11 @@ from cnnjob import files
 from cnnjob.errors import JobError
 from cnnjob.processes import now
 from cnnjob.runs import Run
-from cnnjob.slurm import batches, executors, frozen, queue, site
+from cnnjob.slurm import batches, executors, frozen, queue, scheduler, site
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.requests import Request
 
+LEFT_ALONE = {"finished", "running"}
 ONCE = {"begin", "hold"}
 """What holds for the first job of a run, not for its successors."""
 
@@ -44,7 +45,8 @@ def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -
         SchedulerError: SLURM refused, is not there, or did not answer.
     """
     _check_name(runs[0].path.resolve())
-    done = {run.path: Submitted(run, None, state) for run in runs if (state := run.state()) in {"finished", "running"}}
+    states = {run.path: run.state(scheduler.has_ended) for run in runs}
+    done = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
     if len(done) < len(runs):
         here = site.look()
         here.check(request)
