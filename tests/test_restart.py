@@ -253,7 +253,7 @@ def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch
     gone = "case $1 in requeue) : > requeued; " + NO_ANSWER + ";; esac; "
     site.says(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
     main(str(lost.path), "137")
-    assert [told["said"] for told in restarts_of(lost)] == ["SLURM has put the job back into its queue"]
+    assert [(told["restarted"], told["said"]) for told in restarts_of(lost)] == [("requeued", "job 17 is requeued")]
 
 
 def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:

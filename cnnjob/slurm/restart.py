@@ -165,12 +165,14 @@ def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
     if silent and not said:
         raise silent
     told = _facts(run, code, ended_by)
-    if said:
-        how = "by SLURM" if ended_by == "requeued" else ""
-        files.write_json(_record(run), [*before, {**told, "restarted": how, "said": said}])
-        return said
-    files.write_json(_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
-    how, said = _restart(run)  # a requeue ends this script at once
+    how = ""
+    if ended_by == "requeued" and len(restarts_of(run)) > len(before):
+        how, said = _requeued()  # by an earlier try, whose end was not seen
+    elif ended_by == "requeued":
+        how = "by SLURM"
+    elif not said:
+        files.write_json(_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
+        how, said = _restart(run)  # a requeue ends this script at once
     files.write_json(_record(run), [*before, {**told, "restarted": how, "said": said}])
     return said
 
@@ -209,6 +211,10 @@ def _restart(run: Run) -> tuple[str, str]:
         if scheduler.is_silent(refused):
             raise
         return "successor", f"job {resubmit(run)} goes on ({refused})"
+    return _requeued()
+
+
+def _requeued() -> tuple[str, str]:
     return "requeued", f"job {_own_job()} is requeued"
 
 
