@@ -163,9 +163,13 @@ def _repeat(places: "Sequence[Path] | None", show: "Callable[[], None]") -> None
         show()
         sys.stdout.flush()
         seen = _fingerprint(places)
-        pause = WATCH_SECONDS if seen != before else min(2 * pause, WATCH_SECONDS_AT_MOST)
-        before = seen
+        pause, before = next_pause(pause, changed=seen != before), seen
         time.sleep(pause)
+
+
+def next_pause(pause: float, *, changed: bool) -> float:
+    """How long to wait after a pause: longer and longer, until something changes."""
+    return WATCH_SECONDS if changed else min(2 * pause, WATCH_SECONDS_AT_MOST)
 
 
 def _fingerprint(places: "Sequence[Path] | None") -> str:

@@ -1,0 +1,792 @@
+"""``status``, ``logs`` and ``cancel`` without a SLURM: small shell scripts answer as one does, or as none should."""
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnjob import files, processes
+from cnnjob.cli import status as screen
+from cnnjob.runs import Run
+from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, words
+from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
+from cnnjob.slurm.restart import main as restart
+from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
+from tests.test_submit import Site, cnnjob
+
+UID = os.getuid()
+ME = pwd.getpwuid(UID).pw_name
+LATER = "2999-01-01T00:00:00+00:00"
+Make = Callable[[Path], Run]
+
+
+@pytest.fixture(autouse=True)
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A folder without jobs' files, on a machine whose commands of SLURM note that they were called."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    site = Site(tmp_path / "commands")
+    monkeypatch.setenv("PATH", str(site.folder))
+    says(site)
+    return site
+
+
+def says(site: Site, squeue: str = "", sacct: str = "", **others: str | None) -> None:
+    """Let the queue and the accounts answer these lines."""
+    answers = {"squeue": squeue, "sacct": sacct}
+    for name, lines in answers.items():
+        (site.folder.parent / f"{name}.txt").write_text(f"{lines}\n")
+    played = {
+        name: f'echo "{name}" >> ../asked; while read -r l; do echo "$l"; done < ../{name}.txt' for name in answers
+    }
+    site.says(**{**played, "scancel": 'echo "scancel $*" >> ../asked', **others})
+
+
+def asked(site: Site) -> list[str]:
+    path = site.folder.parent / "asked"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def submitted(run: Run, job_id: str = "17", **facts: Any) -> Run:
+    """Say that a job carries a run."""
+    run.slurm_folder.mkdir(exist_ok=True)
+    log = str(run.slurm_folder / f"{job_id}_0_log.out")
+    said = {"job_id": job_id, "comment": f"cnnjob {run.path.resolve()} 1", "log": log, "submitted": LATER}
+    files.write_json(run.submission_file, said | facts)
+    return run
+
+
+def elsewhere(run: Run, age_seconds: float, job_id: str = "17") -> Run:
+    """Move the last life to another host, where it was heard of some time ago."""
+    [*_, last] = run.attempt_files()
+    change_json(last, host="n1", job_id=job_id)
+    os.utime(last, (time.time() - age_seconds,) * 2)
+    return run
+
+
+def decided(run: Run, **facts: Any) -> Run:
+    """Write down what the batch script decided."""
+    run.slurm_folder.mkdir(exist_ok=True)
+    told = {"job_id": "17", "ended_by": "itself", "code": 1, "step": 100, "restarted": "", "said": "finished"}
+    files.write_json(run.slurm_folder / "restarts.json", [told | facts])
+    return run
+
+
+def log(run: Run, text: str, job_id: str = "17") -> Run:
+    """Write the job's log."""
+    run.slurm_folder.mkdir(exist_ok=True)
+    (run.slurm_folder / f"{job_id}_0_log.out").write_text(text)
+    return run
+
+
+def one(run: Run, *, thorough: bool = False) -> status.Status:
+    return status.statuses([run], thorough=thorough).statuses[0]
+
+
+def cause(run: Run) -> causes.Cause:
+    return causes.cause_of(one(run, thorough=True))
+
+
+# --- states
+
+
+def waits(root: Path) -> Run:
+    return submitted(pending_run(root))
+
+
+def stopped_in_job(root: Path) -> Run:
+    run = submitted(stopped_run(root))
+    change_json(run.attempt_files()[-1], job_id="17")
+    return run
+
+
+def lost_in_job(root: Path) -> Run:
+    run = submitted(lost_run(root))
+    change_json(run.attempt_files()[-1], job_id="17")
+    return run
+
+
+def failed(root: Path, why: str = "failed: KeyError: 'x'") -> Run:
+    run = stopped_in_job(root)
+    change_json(run.attempt_files()[-1], why=why)
+    return run
+
+
+def cancelled_by_script(root: Path) -> Run:
+    return decided(stopped_in_job(root), ended_by="cancelled", said="cancelled; submit the job again to go on")
+
+
+def crash_loop(root: Path) -> Run:
+    return decided(lost_in_job(root), code=137, said="3 restarts without progress")
+
+
+def quiet(root: Path) -> Run:
+    return elsewhere(submitted(running_run(root)), 200)
+
+
+def heard(root: Path) -> Run:
+    return elsewhere(submitted(running_run(root)), 20)
+
+
+def row(state: str, reason: str = "None", node: str = "", job: str = "17", comment: str = "") -> str:
+    return f"{job}|{state}|{reason}|{node}|N/A|N/A|{comment}\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "squeue", "sacct", "state", "detail"),
+    [
+        # in the queue
+        (waits, row("PENDING", "Priority"), "", "pending", "jobs of higher priority go first"),
+        (waits, row("RUNNING", node="n1"), "", "running", "its job starts"),
+        (stopped_in_job, row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
+        (stopped_in_job, row("RUNNING"), "", "running", "its job starts"),
+        (stopped_in_job, row("COMPLETING"), "", "stopped", "its job is ending"),
+        (lost_in_job, row("RUNNING"), "", "running", "no sign of life for 0 s"),
+        (failed, row("RUNNING"), "", "failed", "its job is ending"),
+        (failed, row("PENDING", "Resources"), "", "pending", "what it asks for is in use"),
+        (running_run, row("PENDING"), "", "running", ""),
+        (heard, row("RUNNING"), "", "running", ""),
+        (heard, row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
+        (quiet, row("RUNNING"), "", "running", ""),
+        (finished_run, row("COMPLETING"), "", "finished", ""),
+        # gone from it
+        (pending_run, "", "", "pending", "not submitted"),
+        (waits, "", "", "lost", "job 17 is gone"),
+        (waits, "", "17|CANCELLED by 0|0:0||\n", "cancelled", "job 17 CANCELLED by 0"),
+        (waits, row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
+        (waits, "", "17|FAILED|1:0|n1|\n", "failed", "job 17 FAILED before the run began"),
+        (waits, "", "17|NODE_FAIL|1:0|n1|\n", "lost", "job 17 NODE_FAIL before the run began"),
+        (stopped_in_job, "", "", "stopped", ""),
+        (stopped_in_job, "", "17|CANCELLED by 1000|0:0||\n", "cancelled", "job 17 CANCELLED by 1000"),
+        (stopped_in_job, "", "17|TIMEOUT|0:0||\n", "stopped", ""),
+        (stopped_run, "", "17|CANCELLED by 1000|0:0||\n", "stopped", ""),
+        (lost_in_job, "", "17|FAILED|9:0|n1|\n", "lost", ""),
+        (heard, "", "", "running", ""),
+        (quiet, "", "", "lost", "job 17 is gone, no sign of life for 3 min"),
+        (quiet, "", "17|NODE_FAIL|0:0|n1|\n", "lost", "job 17 NODE_FAIL"),
+        (quiet, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
+        (quiet, "", "17|RUNNING|0:0|n1|\n", "running", "sacct says RUNNING"),
+        (running_run, "", "", "running", ""),
+        (failed, "", "17|COMPLETED|0:0||\n", "failed", ""),
+        # what the batch script said
+        (cancelled_by_script, "", "", "cancelled", "job 17"),
+        (crash_loop, "", "", "failed", "3 restarts without progress"),
+        (lambda root: decided(waits(root), said="the job's own error is not restarted"), "", "", "failed", None),
+        (lambda root: decided(stopped_in_job(root), said="not restarted, sbatch: no"), "", "", "stopped", None),
+    ],
+)  # fmt: skip
+def test_states(site: Site, make: Make, squeue: str, sacct: str, state: str, detail: str | None) -> None:
+    run = make(Path("runs"))
+    says(site, squeue, sacct)
+    found = one(run)
+    assert found.state == state
+    assert detail is None or found.detail == detail
+    assert len(asked(site)) <= 2
+
+
+def test_a_damaged_run_is_shown_as_such() -> None:
+    run = stopped_run(Path("runs"))
+    run.attempt_files()[-1].write_text("{")
+    assert (one(run).state, "not readable as JSON" in cause(run).evidence) == ("damaged", True)
+    other = pending_run(Path("others"))
+    other.job_file.write_text("[]")
+    assert one(other).state == "damaged"
+    assert cnnjob("status", "runs", "others").exit_code == 0
+
+
+def test_a_job_is_known_by_its_comment(site: Site) -> None:
+    run = pending_run(Path("a place"))
+    other = pending_run(Path("a place"), seed=3)
+    says(site, row("PENDING", "Priority", comment=f"cnnjob {run.path.resolve()} 4"))
+    assert [found.job_id for found in status.statuses([run, other]).statuses] == ["17", None]
+
+
+def test_an_element_of_an_array(site: Site) -> None:
+    runs = [submitted(pending_run(Path("runs"), seed=seed), f"17_{seed}") for seed in range(6)]
+    says(site, row("RUNNING", node="n1", job="17_0") + row("PENDING", "Priority", job="17_[1,3-5:2%2]"))
+    assert [found.state for found in status.statuses(runs).statuses] == [
+        "running", "pending", "lost", "pending", "lost", "pending",
+    ]  # fmt: skip
+
+
+def test_a_later_life_without_a_job_is_not_cancelled_with_the_earlier_one(site: Site) -> None:
+    run = submitted(stopped_run(Path("runs")), submitted="2001-01-01T00:00:00+00:00")
+    says(site, "", "17|CANCELLED by 0|0:0||\n")
+    assert one(run).state == "stopped"
+
+
+def test_two_questions_for_a_thousand_runs(site: Site) -> None:
+    made = submitted(pending_run(Path("runs")))
+    for number in range(1, 1000):
+        shutil.copytree(made.path, Path("runs") / f"tiny-{number:08x}")
+        (Path("runs") / f"tiny-{number:08x}" / "slurm" / "job.json").write_text(json.dumps({"job_id": str(number)}))
+    queue = "".join(row("PENDING", "Priority", job=str(number)) for number in range(100, 200))
+    says(site, queue, "".join(f"{number}|CANCELLED by 0|0:0||\n" for number in range(500, 600)))
+    found = cnnjob("status")
+    assert found.exit_code == 0, found.output
+    assert asked(site) == ["squeue", "sacct"]
+    assert found.stdout.splitlines()[-1] == "1000 runs: 800 lost, 100 pending, 100 cancelled"
+
+
+def test_the_scheduler_is_left_alone_when_all_is_finished(site: Site) -> None:
+    finished_run(Path("runs"))
+    assert (cnnjob("status").exit_code, asked(site)) == (0, [])
+
+
+# --- a scheduler that does not answer as it should
+
+
+@pytest.mark.parametrize(
+    ("squeue", "said"),
+    [
+        ("exit 1", "squeue: refused, exit code 1; this is what the run folders tell"),
+        # https://github.com/fls-bioinformatics-core/auto_process_ngs/issues/1182
+        (
+            'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1',
+            "controller",
+        ),
+        # https://github.com/NCAR/ncar-python-tutorial/issues/13
+        ('echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1', "Socket timed out"),
+        ("exec /bin/sleep 60", "no answer in 0.3 s"),
+        ('printf "\\377\\376|\\000|\\n"', "its answer was not understood"),
+        ("echo slurm_load_jobs error: Invalid user", "its answer was not understood"),
+        ('echo "17_[1,3,5...]|PENDING|None||N/A|N/A|"', "its answer was not understood"),
+        ('echo "17|PENDING"', "its answer was not understood"),
+        (None, "squeue: not found; this is what the run folders tell"),
+    ],
+)
+def test_a_queue_that_cannot_be_read_makes_nothing_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch, squeue: str | None, said: str
+) -> None:
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 0.5)
+    for make in (waits, stopped_in_job, quiet, finished_run):
+        make(Path("runs") / make.__name__)
+    folders = sorted(Path("runs").iterdir())
+    site.says(squeue=squeue, sacct="exit 1")
+    found = cnnjob("status", *map(str, folders))
+    assert found.exit_code == 0, found.output
+    assert said in found.stderr
+    assert found.stderr.count("\n") == 1
+    states = [line.split()[1] for line in found.stdout.splitlines()[2:6]]
+    assert sorted(states) == ["finished", "pending", "running", "stopped"], found.stdout
+
+
+def test_without_a_slurm_nothing_is_said_of_it(site: Site) -> None:
+    site.says(squeue=None, sacct=None)
+    stopped_run(Path("runs"))
+    found = cnnjob("status")
+    assert (found.exit_code, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "sacct",
+    [
+        None,
+        "exit 1",
+        'echo "Slurm accounting storage is disabled" >&2; exit 1',  # 22.05, observed; "SLURM accounting …" before 20.11
+        'echo "sacct: error: Problem talking to the database: Connection refused" >&2; exit 1',
+        'echo "Slurm accounting storage is disabled"',
+        'printf "\\377|\\376|x|y|z\\n17|WHATEVER|0:0||\\n17\\n"',
+        "exec /bin/sleep 60",
+    ],
+)
+def test_accounts_that_cannot_be_read(site: Site, monkeypatch: pytest.MonkeyPatch, sacct: str | None) -> None:
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 0.5)
+    run = lost_in_job(Path("runs"))
+    site.says(sacct=sacct)
+    found = cnnjob("status", str(run.path))
+    assert (found.exit_code, "lost" in found.stdout, found.stderr) == (0, True, ""), found.output
+
+
+def test_a_command_that_cannot_be_executed(site: Site) -> None:
+    (site.folder / "squeue").write_bytes(b"\x00\x01")
+    waits(Path("runs"))
+    found = cnnjob("status")
+    assert (found.exit_code, "squeue: " in found.stderr) == (0, True)
+
+
+# --- answers of other versions of SLURM
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        # the states and flags of https://slurm.schedmd.com/job_state_codes.html (24.11)
+        *((name, name) for name in sorted(words.STATES)),
+        # gc3pie, gc3libs/backends/tests/test_slurm.py (2.6 to 16.05)
+        ("CANCELLED by 1000", "CANCELLED"),
+        # https://github.com/rug-cit-hpc/hb-jobinfo, test/data/sacct.txt (23.02)
+        ("CANCELLED by 10304007", "CANCELLED"),
+        # cut at sacct's ten columns, as in the manuals of many sites
+        ("OUT_OF_ME+", "OUT_OF_MEMORY"),
+        ("CANCELLED+", "CANCELLED"),
+        ("NODE_FAIL+", "NODE_FAIL"),
+        ("SPECIAL_E+", "SPECIAL_EXIT"),
+        ("RE+", "RE"),
+        ("", ""),
+    ],
+)
+def test_words_for_states(text: str, state: str) -> None:
+    assert words.state_of(text) == state
+
+
+@pytest.mark.parametrize("state", sorted(words.STATES | {"NEVER_HEARD_OF", "EXPEDITING"}))
+def test_no_state_in_the_queue_makes_a_run_fail(site: Site, state: str) -> None:
+    run = stopped_in_job(Path("runs"))
+    says(site, row(state))
+    assert one(run).state in {"pending", "running", "stopped", "cancelled"}
+    assert (one(run).state == "cancelled") == (state == "CANCELLED")
+
+
+@pytest.mark.parametrize(
+    ("sacct", "state", "by"),
+    [
+        # gc3pie, gc3libs/backends/tests/test_slurm.py; its columns in the order asked for here
+        ("17|CANCELLED by 1000|0:0|n1|2014-12-11T17:13:44\n17.batch|CANCELLED|0:15|n1|2014-12-11T17:13:44",
+         "CANCELLED", "1000"),
+        ("17|NODE_FAIL|1:0|n1|2016-09-23T20:06:24\n17.0|CANCELLED by 1000|-2:0|n1|2016-09-23T20:06:24", "NODE_FAIL",
+         None),
+        ("17|TIMEOUT|0:1|n1|2014-12-11T17:11:34\n17.batch|CANCELLED|0:15|n1|2014-12-11T17:11:34", "TIMEOUT", None),
+        ("17|COMPLETED|0:0|n1|4 Sep 11:18\n17.batch|COMPLETED|0:0|n1|4 Sep 11:18", "COMPLETED", None),
+        # https://github.com/rug-cit-hpc/hb-jobinfo, test/data/sacct.txt (23.02)
+        ("17|CANCELLED by 10290820|0:0|None assigned|2023-09-01T14:55:57", "CANCELLED", "10290820"),
+        ("17|FAILED|1:0|omni22|x\n17.batch|FAILED|1:0|omni22|x\n17.extern|COMPLETED|0:0|omni22|x\n17.0|FAILED|1:0|omni22|x", "FAILED", None),
+        # 22.05 with cgroups, observed: srun hides it from the job
+        ("17|FAILED|137:0|n1|x\n17.batch|FAILED|137:0|n1|x\n17.0|OUT_OF_MEMORY|0:125|n1|x", "OUT_OF_MEMORY", None),
+        ("17|OUT_OF_ME+|0:125|n1|x", "OUT_OF_MEMORY", None),
+        ("a banner of the site\n\n17|PREEMPTED|0:0|n1|x\nand another|one", "PREEMPTED", None),
+    ],
+)  # fmt: skip
+def test_accounts(site: Site, sacct: str, state: str, by: str | None) -> None:
+    says(site, "", sacct)
+    fate = accounting.fates(["17"])["17"]
+    assert (fate.state, fate.cancelled_by) == (state, by)
+
+
+def test_accounts_of_arrays(site: Site) -> None:
+    says(site, "", "17_3|FAILED|1:0|n1|x\n17_3.batch|FAILED|1:0|n1|x\n17_[4-6%2]|PENDING|0:0|None assigned|Unknown\n")
+    assert {job: fate.state for job, fate in accounting.fates(["17_3"]).items()} == {
+        "17_3": "FAILED", "17_4": "PENDING", "17_5": "PENDING", "17_6": "PENDING",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "jobs", "whole"),
+    [
+        # gc3pie, gc3libs/backends/tests/test_slurm.py: lines of a site's own around the answer
+        ("Site-specific preamble here.\n17|PENDING|Resources||N/A|N/A|\n\nAdditional info.", ["17"], True),
+        # a header, although none was asked for (squeue's own names of these columns)
+        ("JOBID|STATE|REASON|NODELIST|START_TIME|END_TIME|COMMENT\n17|RUNNING|None|n1|x|y|z", ["17"], True),
+        # https://slurm.schedmd.com/job_array.html and heterogeneous_jobs.html
+        ("17_[0-5:2%4]|PENDING|JobArrayTaskLimit||N/A|N/A|", ["17_0", "17_2", "17_4"], True),
+        ("17+0|RUNNING|None|n1|x|y|z", ["17"], True),
+        ("17_[1-4,7...|PENDING|None||N/A|N/A|", [], False),
+        ("17_[1-999999999]|PENDING|None||N/A|N/A|", [], False),
+        ("squeue: warning: something", [], False),
+        ("", [], True),
+    ],
+)
+def test_queues(site: Site, answer: str, jobs: list[str], whole: bool) -> None:  # noqa: FBT001
+    says(site, f"{answer}\n" if answer else "")
+    found = queue.listing([0])
+    assert ([job.job_id for job in found.jobs], found.whole) == (jobs, whole)
+
+
+def test_a_comment_may_hold_the_separator(site: Site) -> None:
+    says(site, row("PENDING", comment="cnnjob /a|b 1"))
+    assert queue.mine()[0].comment == "cnnjob /a|b 1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "never"),
+    [
+        # https://slurm.schedmd.com/job_reason_codes.html, and src/common/job_state_reason.c of SLURM 24.11
+        ("Priority", "jobs of higher priority go first", False),
+        ("PartitionTimeLimit", "it asks for more time than its partition allows", True),
+        ("QOSMaxWallDurationPerJobLimit", "it asks for more time than its QOS allows a job", True),
+        ("QOSMaxCpuPerUserLimit", "the cores that its QOS allows a user are in use", False),
+        ("QOSMaxGRESPerUser", "the GPUs that its QOS allows a user are in use", False),
+        ("QOSMaxMemoryPerJob", "it asks for more memory than its QOS allows a job", True),
+        ("QOSGrpNodeLimit", "the nodes that its QOS allows are in use", False),
+        ("QOSMinGRES", "it asks for less GPUs than its QOS demands", True),
+        ("AssocGrpCPUMinutesLimit", "the cores that its account allows are in use", False),
+        ("AssocMaxJobsLimit", "the jobs that its account allows are in use", False),
+        ("MaxGRESPerAccount", "the GPUs that its account allows are in use", False),
+        ("AccountingPolicy", "AccountingPolicy", False),
+        ("BadConstraints", "no node has what it asks for", True),
+        ("DependencyNeverSatisfied", "the job that it depends on failed", True),
+        # a class repository's fixture of DAS-5's squeue, February 2021
+        ("ReqNodeNotAvail, UnavailableNodes:node[028,054,074]", "nodes that it asks for are down, drained or reserved", False),
+        ("(Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions)",
+         "nodes that it asks for are down, drained or reserved", False),
+        ("job_requeued_in_held_state", "it was requeued held", False),  # up to 23.02
+        ("launch failed requeued held", "it was requeued held", False),
+        ("Never, heard", "Never, heard", False),
+        ("", "SLURM does not say why", False),
+    ],
+)  # fmt: skip
+def test_reasons(reason: str, said: str, never: bool) -> None:  # noqa: FBT001
+    found = words.waits_for(reason)
+    assert (found.words, found.never) == (said, never)
+
+
+# --- causes
+
+BANNER = "2026-01-01T00:00:00+00:00 --- attempt 1 on n1, cpu\n"
+TRACE = """Traceback (most recent call last):
+  File "/a/life.py", line 3, in __call__
+    self._live()
+    ~~~~~~~~~~^^
+  File "/a/loops.py", line 12, in _step
+    raise KeyError("x")
+KeyError: 'x'
+"""
+OOM = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0. Some of the step tasks have been OOM Killed.\n"
+NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it was 2.3, learning rate 9; lower it"
+
+
+@pytest.mark.parametrize(
+    ("make", "squeue", "sacct", "sentence", "evidence", "command"),
+    [
+        (waits, row("PENDING", "PartitionTimeLimit"), "", "it asks for more time than its partition allows: it never starts so",
+         "squeue: job 17 PENDING, PartitionTimeLimit", r"cnnjob cancel runs/\S+ && cnnjob submit tiny.toml --time TIME"),
+        (waits, row("PENDING", "JobHeldUser"), "", "its job waits: its user holds it", "squeue: job 17", "scontrol release 17"),
+        (stopped_in_job, row("PENDING", "Priority"), "",
+         "its job waits: jobs of higher priority go first; it goes on at step 150", "Priority", ""),
+        (stopped_in_job, "", f"17|CANCELLED by {UID}|0:0||\n", rf"its job 17 was cancelled by {ME} \(user {UID}\)",
+         f"sacct: CANCELLED by {UID}", "cnnjob submit tiny.toml"),
+        (waits, "", "17|CANCELLED by 987654|0:0||\n", "its job 17 was cancelled by user 987654", "sacct: ", "cnnjob submit .*"),
+        (cancelled_by_script, "", "", "its job 17 was cancelled", "slurm/restarts.json: ended_by cancelled", "cnnjob submit .*"),
+        (lambda root: log(lost_in_job(root), BANNER + OOM), "", "", "it ran out of memory", "17_0_log.out: slurmstepd: ",
+         "cnnjob submit tiny.toml --mem 8G"),
+        (lost_in_job, "", "17|FAILED|137:0|n1|\n17.0|OUT_OF_MEMORY|0:125|n1|\n", "it ran out of memory",
+         "sacct: job 17 FAILED, a step OUT_OF_MEMORY", "cnnjob submit .* --mem 8G"),
+        (lambda root: failed(root, "failed: MemoryError: Unable to allocate 9 GiB"), "", "", "it ran out of memory",
+         "attempts/0001.json: ", "cnnjob submit .* --mem 8G"),
+        (lambda root: log(failed(root, "failed: OutOfMemoryError: Out of memory allocating 9 bytes"),
+         BANNER + "cupy.cuda.memory.OutOfMemoryError: Out of memory allocating 9 bytes\n"), "", "",
+         "the GPU's memory did not suffice", "cupy", ".*train.batch_size=5"),
+        (lambda root: decided(lost_in_job(root), code=137, said="job 17 is requeued"), "", "",
+         r"it was killed by signal 9 \(SIGKILL\)", "slurm/restarts.json: code 137", "cnnjob submit .*"),
+        (lambda root: decided(stopped_in_job(root), ended_by="time limit", said="not restarted, no"), "", "",
+         "its job reached the time limit", "slurm/restarts.json: ended_by time limit, not restarted, no", "cnnjob submit .*"),
+        (lost_in_job, "", "17|TIMEOUT|0:0|n1|\n", "its job reached the time limit", "sacct: job 17 TIMEOUT", "cnnjob submit .*"),
+        (lost_in_job, "", "17|PREEMPTED|0:0|n1|\n", "its job was preempted by one of higher priority", "sacct: ", "cnnjob submit .*"),
+        (lost_in_job, "", "17|NODE_FAIL|0:0|n7|\n", r"the node of its job failed \(n7\)", "sacct: ", "cnnjob submit .*"),
+        (lost_in_job, row("NODE_FAIL", node="n7"), "", r"the node of its job failed \(n7\)", "squeue: ", "cnnjob submit .*"),
+        (lambda root: failed(root, "failed: OSError: [Errno 28] No space left on device"), "", "", "the disk is full",
+         "No space left", "df -h runs/.*"),
+        (lambda root: failed(root, NAN.format(run=root)), "", "", r".*the loss is nan at step 12 \(epoch 1\), .*",
+         "attempts/0001.json", "cnnjob submit tiny.toml --set train.learning_rate=0.005"),
+        (lambda root: log(failed(root), BANNER + TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
+         "attempts/0001.json and runs/", "cnnjob logs .*"),
+        (failed, "", "", "KeyError: 'x'", "attempts/0001.json", "cnnjob logs .*"),
+        (lambda root: log(crash_loop(root), "srun: error\n"), "", "",
+         r"3 restarts without progress, each time killed by signal 9 \(SIGKILL\)", "slurm/restarts.json", "cnnjob logs .*"),
+        (lambda root: log(decided(waits(root), code=3, said="the job's own error is not restarted"),
+         "cnnjob: data/tiny.h5: no such file\ncnnjob: x: the job's own error is not restarted\n"), "", "",
+         "data/tiny.h5: no such file", "17_0_log.out", "cnnjob logs .*"),
+        (lambda root: log(lost_in_job(root), TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step", "17_0_log.out", "cnnjob logs .*"),
+        (lambda root: log(lost_in_job(root), OOM + BANNER.replace("1 on", "2 on")), "", "17|FAILED|1:0|n1|\n",
+         "it ran out of memory", "slurmstepd", ".*"),
+        (lambda root: log(lost_in_job(root), OOM + BANNER + "epoch 1\n"), "", "17|FAILED|1:0|n1|\n",
+         "its job failed without a word in the run's folder", "sacct: job 17 FAILED, exit code 1:0", "cnnjob logs .*"),
+        (stopped_in_job, "", "", r"somebody asked it to end \(SIGTERM\), so it saved and stopped at step 150",
+         "attempts/0001.json: stopped: SIGTERM", "cnnjob submit .*"),
+        (stopped_run, "", "", "somebody asked it to end .*", "attempts/0001.json", "cnnjob train tiny.toml"),
+        (lost_run, "", "", "its process is gone without a word", "attempts/0001.json", "cnnjob train tiny.toml"),
+        (waits, "", "", "its job is gone without a word", "job 17 is gone", "cnnjob submit .*"),
+        (pending_run, "", "", "it was never submitted", "not submitted", "cnnjob train tiny.toml"),
+        (finished_run, "", "", "it is finished", "result.json", r"cnnjob report runs/\S+"),
+        (running_run, "", "", "it is in epoch 3 of 4 on .*", "it gives signs of life, since", r"cnnjob logs runs/\S+ -f"),
+    ],
+)  # fmt: skip
+def test_causes(site: Site, make: Make, squeue: str, sacct: str, sentence: str, evidence: str, command: str) -> None:
+    run = make(Path("runs"))
+    says(site, squeue, sacct)
+    found = cause(run)
+    assert re.fullmatch(sentence, found.sentence), found
+    assert evidence in found.evidence, found
+    assert re.fullmatch(command, found.command), found
+    shown = cnnjob("status", str(run.path))
+    assert shown.exit_code == 0, shown.output
+    assert f"cause:     {found.sentence}\n" in shown.stdout
+    assert (f"next:      {found.command}\n" in shown.stdout) == bool(found.command)
+
+
+def test_the_next_command_makes_this_very_run() -> None:
+    from cnnjob.jobs import Job
+
+    base = pending_run(Path("runs")).job()
+    text = (
+        "[model]\nblocks = [{ conv = 5 }, { dense = 8 }]\n[train]\nepochs = 4\nbatch_size = 10\nlearning_rate = 0.05\n"
+    )
+    Path("tiny.toml").write_text(f'dataset = "tiny"\n{text}')
+    assert Job.load("tiny.toml") == base
+    run = submitted(pending_run(Path("my runs"), seed=3, momentum=0.5, early_stopping={"patience": 2}))
+    request = {"partition": "gpu", "time": "2h", "mem": "3G"}
+    files.write_json(run.slurm_folder / "request.json", request)
+    command = commands.again(run, change="--mem")
+    assert command == (
+        "cnnjob submit tiny.toml --set seed=3 --set train.momentum=0.5 "
+        "--set 'train.early_stopping={ patience = 2 }' --partition gpu --time 2h --mem 6G --runs 'my runs'"
+    )
+    sets = ("seed=3", "train.momentum=0.5", "train.early_stopping={ patience = 2 }")
+    assert Job.load("tiny.toml", sets) == run.job()
+
+
+# --- the command
+
+
+def test_the_table(site: Site) -> None:
+    run = submitted(stopped_run(Path("runs")))
+    says(site, row("PENDING", "Priority"))
+    [header, _, line, count] = cnnjob("status").stdout.splitlines()
+    assert header.split() == ["run", "state", "epoch", "loss", "accuracy", "time", "left", "job", "node", "restarts"]
+    assert re.split(r" {2,}", line.strip())[:7] == [
+        run.name, "pending", "2/4", "0.7500", "80.00 % validation", "2 s", "17",
+    ]  # fmt: skip
+    assert "jobs of higher priority go first" in line
+    assert count == "1 run: 1 pending"
+
+
+def test_accuracy_is_of_the_training_images_where_nothing_else_is_known() -> None:
+    stopped_run(Path("runs"), split=None)
+    assert "75.00 % train" in cnnjob("status").stdout
+
+
+def test_time_left_is_unknown_before_the_first_epoch() -> None:
+    pending_run(Path("runs"))
+    assert " unknown " in cnnjob("status").stdout
+
+
+def test_json(site: Site) -> None:
+    run = submitted(stopped_run(Path("runs")))
+    says(site, row("PENDING", "Priority"))
+    found = cnnjob("status", "--json")
+    [facts] = json.loads(found.stdout)
+    documented = cnnjob("status", "--help").stdout
+    assert all(key in documented for key in facts)
+    expected = {
+        "run": run.name, "path": str(run.path), "state": "pending", "epoch": 2, "epochs": 4, "split": "validation",
+        "loss": 0.75, "seconds_left": 2.0, "job_id": "17", "restarts": 0, "slurm_state": "PENDING",
+        "slurm_reason": "Priority", "command": "",
+    }  # fmt: skip
+    assert facts | expected == facts
+    shutil.rmtree("runs")
+    assert json.loads(cnnjob("status", "--json").stdout) == []
+
+
+def test_no_runs_yet_is_no_mistake() -> None:
+    found = cnnjob("status")
+    assert (found.exit_code, found.stdout) == (0, "runs/: no runs yet; `cnnjob submit JOB` makes one\n")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_what_is_no_run_is_a_usage_error(command: str) -> None:
+    Path("empty").mkdir()
+    for path in ("empty", "nowhere"):
+        found = cnnjob(command, path)
+        assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+        assert f"{path}: no run, and no folder of runs" in found.stderr
+    assert "Example: cnnjob" in cnnjob(command, "--help").stdout
+
+
+def test_folders_that_are_no_runs_are_left_out() -> None:
+    pending_run(Path("runs"))
+    Path("runs/notes").mkdir()
+    assert cnnjob("status").stdout.endswith("1 run: 1 pending\n")
+
+
+# --- watching and following: real processes
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command on a pipe; it is ended with the test."""
+    children = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cnnjob", *words]
+        children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def read_until(child: subprocess.Popen[str], text: str) -> str:
+    assert child.stdout is not None
+    seen = ""
+    while text not in seen:
+        seen += (line := child.stdout.readline())
+        assert line, seen
+    return seen
+
+
+def test_watching_on_a_pipe_ends_with_ctrl_c(started: Callable[..., subprocess.Popen[str]]) -> None:
+    stopped_run(Path("runs"))
+    child = started("status", "--watch")
+    assert "stopped" in read_until(child, "1 run: 1 stopped, ")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 0
+
+
+def test_watching_looks_less_often_while_nothing_changes() -> None:
+    pause = screen.WATCH_SECONDS
+    changes = (True, False, False, False, False, True, False)
+    pauses = [pause := screen.next_pause(pause, changed=changed) for changed in changes]
+    assert pauses == [30, 60, 120, 180, 180, 30, 60]
+
+
+def test_following_over_a_requeue_and_a_successor(started: Callable[..., subprocess.Popen[str]]) -> None:
+    run = submitted(running_run(Path("runs")))
+    first = run.slurm_folder / "17_0_log.out"
+    first.write_text("".join(f"line {number}\n" for number in range(9)))
+    child = started("logs", str(run.path), "-f", "-n", "2")
+    assert read_until(child, "line 8") == "line 7\nline 8\n"
+    with first.open("a") as file:
+        file.write("again\n")
+    assert read_until(child, "again") == "again\n"
+    first.write_text("new\n")
+    assert read_until(child, "new") == "new\n"
+    submitted(log(run, "successor\n", "18"), "18")
+    assert read_until(child, "successor") == "successor\n"
+    files.write_json(run.result_file, {})
+    assert child.wait(20) == 0
+
+
+def test_following_a_run_that_is_over_ends(started: Callable[..., subprocess.Popen[str]]) -> None:
+    run = log(failed(Path("runs")), "the end\n")
+    child = started("logs", str(run.path), "-f")
+    assert child.communicate(timeout=20)[0] == "the end\n"
+    assert child.returncode == 0
+
+
+def test_which_log() -> None:
+    run = submitted(stopped_run(Path("runs")))
+    assert cnnjob("logs", str(run.path)).stderr.startswith(f"cnnjob: {run.path}: nothing is written yet; ")
+    run.log_file.write_text("a\nb\nc\n")
+    assert cnnjob("logs", str(run.path), "--lines", "2").stdout == "b\nc\n"
+    log(run, "of a job\n", "16")
+    assert cnnjob("logs", str(run.path)).stdout == "of a job\n"
+    log(run, "of the newest\n", "17")
+    os.utime(run.slurm_folder / "16_0_log.out", (time.time() + 9,) * 2)
+    assert cnnjob("logs", str(run.path)).stdout == "of the newest\n"
+    os.utime(run.log_file, (time.time() + 1000,) * 2)
+    assert log_of(run) == run.log_file
+    two = cnnjob("logs", "runs", "-n", "1")
+    assert (two.exit_code, "runs: no run folder, it holds 1" in two.stderr) == (2, True)
+
+
+def test_the_last_lines_of_a_long_file(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_text("".join(f"{number:>200}\n" for number in range(2000)))
+    assert len(last_lines(path, 1500).splitlines()) == 1500
+    assert last_lines(path, 0) == ""
+    assert len(last_lines(path, 9999).splitlines()) == 2000
+
+
+def test_only_the_last_life_counts() -> None:
+    run = log(submitted(stopped_run(Path("runs"))), f"{BANNER}{TRACE}{BANNER.replace('1 on', '2 on')}epoch 1\n")
+    assert last_error(last_life(run)) == ""
+
+
+# --- cancelling
+
+
+def test_cancelling_asks_once_and_cancels_at_once(site: Site) -> None:
+    runs = [submitted(pending_run(Path("runs"), seed=seed), str(17 + seed)) for seed in range(3)]
+    over = finished_run(Path("runs"), seed=9)
+    says(site, row("PENDING", job="17") + row("RUNNING", job="18"))
+    found = cnnjob("cancel", *(str(run.path) for run in (*runs, over)))
+    assert (found.exit_code, found.stdout.splitlines()) == (0, [
+        f"{runs[0].path}: cancelled job 17, which waited",
+        f"{runs[1].path}: cancelled job 18, its work is saved as it ends",
+        f"{runs[2].path}: nothing to cancel, it is pending",
+        f"{over.path}: nothing to cancel, it is finished",
+    ])  # fmt: skip
+    assert asked(site) == ["squeue", "scancel 17 18"]
+    says(site)
+    assert one(runs[0]).state == "cancelled"
+    assert cause(runs[0]).sentence == f"it was cancelled by {ME} with cnnjob cancel"
+    assert one(submitted(runs[0], "19")).state == "lost"
+
+
+def test_a_requeue_under_way_does_not_bring_it_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch script reads the record of it, whatever the scheduler says."""
+    run = stopped_in_job(Path("runs"))
+    says(site, row("COMPLETING"), scontrol='echo "$@" >> ../asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    restart(str(run.path), "75")
+    assert not [line for line in asked(site) if "requeue" in line]
+    assert one(run).state == "cancelled"
+
+
+def test_what_scancel_refuses_is_said(site: Site) -> None:
+    run = waits(Path("runs"))
+    # gc3pie, gc3libs/backends/tests/test_slurm.py: said with exit code 0
+    denied = "scancel: error: Kill job error on job id 17: Access/permission denied"
+    says(site, row("PENDING"), scancel=f'echo "{denied}" >&2')
+    found = cnnjob("cancel", str(run.path))
+    assert found.stdout == f"{run.path}: job 17 was not cancelled: {denied}\n"
+    assert one(run).state == "pending"
+    gone = "scancel: error: Kill job error on job id 17: Job/step already completing or completed"
+    site.says(scancel=f'echo "{gone}" >&2; exit 1')
+    assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
+
+
+@pytest.mark.parametrize("answers", [{"squeue": "exit 1"}, {"scancel": "exit 1"}, {"squeue": None}])
+def test_a_scheduler_that_cannot_cancel_is_exit_4(site: Site, answers: dict[str, str | None]) -> None:
+    waits(Path("runs"))
+    says(site, row("PENDING"))
+    site.says(**answers)
+    found = cnnjob("cancel", "runs")
+    assert (found.exit_code, found.stdout, found.stderr.count("\n")) == (4, "", 1)
+
+
+def test_a_process_of_this_machine_is_asked_to_stop(site: Site) -> None:
+    site.says(squeue=None)
+    run = running_run(Path("runs"))
+    child = subprocess.Popen(["/bin/sleep", "60"])
+    change_json(run.attempt_files()[-1], pid=child.pid, pid_started=processes._start_of(child.pid))
+    found = cnnjob("cancel", str(run.path))
+    assert found.stdout == f"{run.path}: asked process {child.pid} to save and stop\n"
+    assert child.wait(20) == -signal.SIGTERM
+    change_json(run.attempt_files()[-1], ended=processes.now(), why="stopped: SIGTERM", step=150)
+    assert one(run).state == "cancelled"
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is stopped\n"
+
+
+def test_a_process_of_another_machine_is_left_alone() -> None:
+    run = running_run(Path("runs"))
+    change_json(run.attempt_files()[-1], host="n1")
+    assert "by a process on n1; cancel it there" in cnnjob("cancel", str(run.path)).stdout
+
+
+def test_patience_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 1.0)
+    quiet(Path("runs"))
+    site.says(squeue="exec /bin/sleep 60", sacct="exec /bin/sleep 60")
+    start = time.monotonic()
+    assert cnnjob("status").exit_code == 0
+    assert time.monotonic() - start < 10
+    assert scheduler.ANSWER_SECONDS > status.ANSWER_SECONDS
+
+
+def test_a_look_believes_no_file() -> None:
+    assert looks.Look(Run(Path("x")), "pending", history=[{"epoch": "x", "train_loss": "y"}]).epoch == 0
