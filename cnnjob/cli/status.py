@@ -225,16 +225,17 @@ class _End:
     def has_come(self) -> bool:
         """Whether nothing more will be written."""
         from cnnjob.slurm.looks import look
-        from cnnjob.slurm.status import statuses
+        from cnnjob.slurm.status import is_settled, statuses
 
-        state = look(self._run).state
-        if state in {"finished", "failed", "damaged"}:
+        seen = look(self._run)
+        if is_settled(seen):
             return True
-        if state == "running" or time.monotonic() - self._asked < ASK_SECONDS:
+        if seen.state == "running" or time.monotonic() - self._asked < ASK_SECONDS:
             return False
         self._asked = time.monotonic()
         answer = statuses([self._run])
-        return not answer.remark and answer.statuses[0].state not in {"pending", "running"}
+        [now] = answer.statuses
+        return not answer.remark and now.job is None and now.state not in {"pending", "running"}
 
 
 def cancel(

@@ -104,7 +104,8 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     if asked:
         unclear = [one for one, job in zip(looks, found, strict=True) if not job and _is_unclear(one, thorough)]
         ids = {one.job_id for one in unclear if one.job_id and (thorough or one.job_id not in known)}
-        known |= _fates(sorted(ids), end - time.monotonic())
+        told = _fates(sorted(ids), end - time.monotonic())
+        known |= {one: fate for one, fate in told.items() if fate.state in words.ENDED or not asked.whole}
     return Answer([_status(one, job, known, asked) for one, job in zip(looks, found, strict=True)], remark)
 
 
@@ -163,8 +164,7 @@ def _is_unclear(seen: Look, thorough: bool) -> bool:  # noqa: FBT001 - private
         return seen.state != "running" or not seen.is_here
     if seen.state == "running":
         return not seen.is_here and seen.heard_seconds >= HEARD_SECONDS
-    settled = seen.decided.get("ended_by") == "cancelled" or _given_up(seen)
-    return seen.state != "failed" and not settled and not seen.was_cancelled_here
+    return not is_settled(seen) and not seen.was_cancelled_here
 
 
 def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
@@ -225,7 +225,7 @@ def _without_a_job(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, s
     Returns:
         The state, and a few words.
     """
-    if fate and fate.state in words.WAITING | words.RUNNING:  # sacct knows it, squeue does not: another cluster
+    if fate and fate.state in words.WAITING | words.RUNNING:  # the queue's answer was cut
         return ("pending" if fate.state in words.WAITING else "running"), f"{fate.said_by} says {fate.said}"
     if seen.state == "running":
         return _alive_or_lost(seen, fate, gone=gone)
@@ -237,6 +237,13 @@ def _without_a_job(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, s
         return _never_began(seen, fate, gone=gone)
     said = str(seen.decided.get("said", ""))
     return seen.state, said if said.startswith("not restarted") else ""
+
+
+def is_settled(seen: Look) -> bool:
+    """Whether its folder says that nothing will bring it back by itself."""
+    if seen.state in {"finished", "failed", "damaged"}:
+        return True
+    return seen.state != "running" and (seen.decided.get("ended_by") == "cancelled" or bool(_given_up(seen)))
 
 
 def _given_up(seen: Look) -> str:
