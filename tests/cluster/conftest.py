@@ -9,13 +9,29 @@ import pytest
 from tests.cluster import lab
 
 Start = Callable[..., lab.Cluster]
+ROWS = pytest.StashKey[list[list[str]]]()
+HEADER = ["scenario", "times", "lives", "restarted by", "all bits equal"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the table of the matrix."""
+    config.stash[ROWS] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show it, in Markdown."""
+    rows = config.stash[ROWS]
+    if rows:
+        terminalreporter.section("matrix")
+        for row in (HEADER, ["---"] * len(HEADER), *rows):
+            terminalreporter.write_line(f"| {' | '.join(row)} |")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a SLURM where there is none."""
     reason = lab.missing()
     for item in items:
-        if reason and item.get_closest_marker("slurm"):
+        if reason and (item.get_closest_marker("slurm") or item.get_closest_marker("slurm_matrix")):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

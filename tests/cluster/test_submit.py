@@ -1,81 +1,26 @@
 """``cnnjob submit`` on a real SLURM: whatever ends a life, the run ends with the bits of the unbroken one."""
 
-import os
 import re
-import signal
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cnnjob.runs import Run
 from cnnjob.slurm.restart import restarts_of
-from tests.cluster import lab
 from tests.cluster.conftest import Start
-from tests.test_cli import JOB
-from tests.toys import dataset, outcome_of, trained
+from tests.cluster.places import REQUEST, SMALL, Outcome, Place
+from tests.toys import outcome_of, trained
 
-SMALL = ("--nodes", 1, "--kill-wait", 5)
-REQUEST = ("--partition", "low", "--time", "10m", "--cpus-per-task", "1", "--mem", "500M")
 EPOCHS = 120
 CHANGES = {"train__epochs": EPOCHS, "train__checkpoint_seconds": 0.2}
-TOML = JOB.replace("epochs = 2", f"epochs = {EPOCHS}\ncheckpoint_seconds = 0.2") + '[resources]\nbackend = "numpy"\n'
-Outcome = tuple[bytes, bytes, list[dict[str, Any]]]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A folder of the ordinary user's with the toy dataset and job."""
-
-    cluster: lab.Cluster
-    python: Path
-    folder: Path
-
-    def cnnjob(self, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.cluster.run(self.python, "-m", "cnnjob", *words, cwd=self.folder, check=check)
-
-    def submit(self, *options: object) -> str:
-        """Submit the toy; the job's id."""
-        said = self.cnnjob("submit", "toy.toml", *REQUEST, *options).stdout
-        found = re.search(r": submitted as job (\d+): 1 node, 1 task, 1 core, 500 M, ", said)
-        assert found, said
-        return found[1]
-
-    @property
-    def run(self) -> Run:
-        [path] = [path for path in (self.folder / "runs").iterdir() if not path.name.startswith(".")]
-        return Run(path)
-
-    def until_saved(self, lives: int = 1) -> None:
-        """Wait until this life has left a checkpoint of its own."""
-        lab.until(lambda: len(self.run.attempt_files()) == lives, 40, f"life {lives}")
-        before = self.saved()
-        lab.until(lambda: self.saved() > before, 40, "a checkpoint")
-
-    def saved(self) -> int:
-        """The step of the newest checkpoint."""
-        return max((int(path.stem[5:]) for path in self.run.checkpoints_folder.glob("step-*.npz")), default=0)
-
-    def until_finished(self, job: str, whole: Outcome, lives: int) -> None:
-        """Wait for the job's end; what it made is what the unbroken run made."""
-        self.cluster.wait(job, "COMPLETED", seconds=90)
-        assert outcome_of(self.run) == whole
-        attempts = self.run.attempts()
-        assert len(attempts) == lives
-        assert all(attempt["resumed_at_step"] > 0 for attempt in attempts[1:])
-
-    def said(self) -> list[str]:
-        """What was decided after each life."""
-        lab.until(lambda: bool(restarts_of(self.run)), what="a decision")
-        return [told["said"] for told in restarts_of(self.run)]
-
-    def until_ended(self, job: str, state: str) -> None:
-        """Wait until the job and its batch script have ended, and stay so."""
-        self.cluster.wait(job, state, seconds=60)
-        lab.until(lambda: not self.cluster.admin("squeue", "--noheader"), what="an empty queue")
-        assert self.cluster.state(job) == state
+def until_finished(place: Place, job: str, whole: Outcome, lives: int) -> None:
+    """Wait for the job's end; what it made is what the unbroken run made."""
+    place.cluster.wait(job, "COMPLETED", seconds=90)
+    assert outcome_of(place.run) == whole
+    attempts = place.run.attempts()
+    assert len(attempts) == lives
+    assert all(attempt["resumed_at_step"] > 0 for attempt in attempts[1:])
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 @pytest.fixture
 def place(cluster: Start, user_python: Path, request: pytest.FixtureRequest) -> Place:
-    one = cluster(*SMALL)
-    folder = one.home / request.node.name
-    one.run("mkdir", folder)
-    (folder / "data").mkdir()
-    dataset(folder / "data")
-    (folder / "toy.toml").write_text(TOML)
-    return Place(one, user_python, folder)
+    return Place.make(cluster(*SMALL), user_python, request.node.name, EPOCHS)
 
 
 @pytest.mark.slurm
@@ -106,7 +45,7 @@ def test_it_finishes_and_is_submitted_once(place: Place, whole: Outcome) -> None
     assert re.search(rf": (queued as {job}|running), nothing submitted\n$", queued)
     place.until_saved()
     assert place.cnnjob(*options).stdout.endswith(": running, nothing submitted\n")
-    place.until_finished(job, whole, lives=1)
+    until_finished(place, job, whole, lives=1)
     assert place.cnnjob(*options).stdout.endswith(": finished, nothing submitted\n")
     assert place.said() == ["finished"]
     assert len(list((place.run.path / "slurm").glob("*_submission.sh"))) == 1
@@ -132,7 +71,7 @@ def test_an_unknown_partition_is_exit_4_with_the_near_one(place: Place) -> None:
 def test_what_sbatch_refuses_is_one_message(place: Place) -> None:
     found = place.cnnjob("submit", "toy.toml", "--mem", "9000G", check=False)
     assert found.returncode == 4
-    assert re.fullmatch(r"cnnjob: toy-\w{8}: sbatch refused, sbatch: error: .*\n", found.stderr)
+    assert re.fullmatch(r"cnnjob: toy-\w{8}: sbatch: refused, sbatch: error: .*\n", found.stderr)
 
 
 @pytest.mark.slurm
@@ -140,7 +79,7 @@ def test_requeued(place: Place, whole: Outcome) -> None:
     job = place.submit()
     place.until_saved()
     place.cluster.run("scontrol", "requeue", job)
-    place.until_finished(job, whole, lives=2)
+    until_finished(place, job, whole, lives=2)
     assert place.said()[-1] == "finished"
 
 
@@ -152,7 +91,7 @@ def test_cancelled_stays_cancelled_and_goes_on_when_submitted_again(place: Place
     place.until_ended(job, "CANCELLED")
     assert place.said() == ["cancelled; submit the job again to go on"]
     assert place.run.state() == "stopped"
-    place.until_finished(place.submit(), whole, lives=2)
+    until_finished(place, place.submit(), whole, lives=2)
 
 
 @pytest.mark.slurm
@@ -160,15 +99,15 @@ def test_preempted(place: Place, whole: Outcome) -> None:
     job = place.submit()
     place.until_saved()
     place.cluster.submit("--partition=high", "--exclusive", "--wrap", "true")
-    place.until_finished(job, whole, lives=2)
+    until_finished(place, job, whole, lives=2)
 
 
 @pytest.mark.slurm
 def test_killed(place: Place, whole: Outcome) -> None:
     job = place.submit()
     place.until_saved()
-    os.kill(place.run.attempts()[-1]["pid"], signal.SIGKILL)
-    place.until_finished(job, whole, lives=2)
+    place.kill()
+    until_finished(place, job, whole, lives=2)
     assert [told["code"] for told in restarts_of(place.run)] == [137, 0]
 
 
@@ -176,32 +115,17 @@ def test_killed(place: Place, whole: Outcome) -> None:
 def test_killed_where_requeueing_is_forbidden(place: Place, whole: Outcome) -> None:
     job = place.submit("--no-requeue")
     place.until_saved()
-    os.kill(place.run.attempts()[-1]["pid"], signal.SIGKILL)
+    place.kill()
     place.cluster.wait(job, "FAILED")
     found = re.match(r"job (\d+) goes on \(", place.said()[0])
     assert found, place.said()
-    place.until_finished(found[1], whole, lives=2)
-
-
-@pytest.mark.slurm_matrix
-@pytest.mark.skipif(lab.missing() is not None, reason=str(lab.missing()))
-def test_the_time_limit_is_no_end(place: Place, whole: Outcome) -> None:
-    """SLURM looks at limits every 30 s, so its signal comes at any moment of the first life, or the clock does."""
-    setup = '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || sleep 27'
-    (place.folder / "short.toml").write_text(f"signal_seconds = 58\nsetup = ['{setup}']\n")
-    job = place.submit("--profile", "short.toml", "--time", "1m", "--set", "train.checkpoint_seconds=0")
-    lab.until(lambda: place.cluster.state(job) == "COMPLETED", 200, "the end")
-    attempts = place.run.attempts()
-    place.until_finished(job, whole, lives=len(attempts))
-    assert len(place.said()) > 1
-    assert {attempt["why"] for attempt in attempts} <= {"stopped: SIGUSR2", "stopped: time limit", None, "finished"}
+    until_finished(place, found[1], whole, lives=2)
 
 
 @pytest.mark.slurm
 def test_a_crash_loop_ends(place: Place) -> None:
     """The task is killed at once, each time."""
-    (place.folder / "crash.toml").write_text("""setup = ["srun() { sh -c 'kill -9 $$'; }"]\n""")
-    job = place.submit("--profile", "crash.toml")
+    job = place.submit(setup="srun() { sh -c 'kill -9 $$'; }")
     place.until_ended(job, "FAILED")
     assert len(place.said()) == 4
     assert place.said()[-1] == "3 restarts without progress"
@@ -215,3 +139,26 @@ def test_the_jobs_own_error_is_not_restarted(place: Place) -> None:
     assert place.said() == ["the job's own error is not restarted"]
     assert place.cluster.job(job)["ExitCode"] == "1:0"
     assert place.run.state() == "failed"
+
+
+@pytest.mark.slurm
+def test_a_job_that_holds_a_gpu_does_not_silently_compute_without(place: Place) -> None:
+    job = place.submit("--partition", "gpu", "--set", "resources.backend=auto")
+    place.until_ended(job, "FAILED")
+    assert place.cluster.job(job)["ExitCode"] == "2:0"
+    assert place.said() == ["the job's own error is not restarted"]
+    log = (place.run.slurm_folder / f"{job}_0_log.out").read_text()
+    assert "cnnjob: resources.backend: 'auto', and this SLURM job holds the GPU 0, but this version computes on" in log
+
+
+@pytest.mark.slurm
+def test_a_job_that_wants_numpy_may_hold_a_gpu(place: Place, whole: Outcome) -> None:
+    until_finished(place, place.submit("--partition", "gpu", "--gpus", "1"), whole, lives=1)
+
+
+@pytest.mark.slurm
+def test_what_cannot_even_start_is_the_jobs_own_error(place: Place) -> None:
+    job = place.submit(setup="module load nonsense")
+    place.until_ended(job, "FAILED")
+    assert place.said() == ["the job's own error is not restarted"]
+    assert place.run.state() == "pending"
