@@ -81,7 +81,7 @@ def submit(
     grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
     if dry_run:
         for grid in grids:
-            _dry_run(grid, _with_gpus(request, grid[0][0]), runs, parallel, rehearsal=rehearsal)
+            _dry_run(grid, with_gpus(request, grid[0][0]), runs, parallel, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
     made = [_runs_of(grid, runs) for grid in grids]
@@ -89,12 +89,12 @@ def submit(
         _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
         return
     for grid, one in zip(grids, made, strict=True):
-        _submit(one, _with_gpus(request, grid[0][0]), parallel)
+        _submit(one, with_gpus(request, grid[0][0]), parallel)
     if wait:
         _wait_for([run for one in made for run, _ in one.values()])
 
 
-def _with_gpus(request: "Request", job: "Job") -> "Request":
+def with_gpus(request: "Request", job: "Job") -> "Request":
     """One GPU, unless something is said of them or the job computes with NumPy."""
     if request.asks_for_gpus:
         return request

@@ -4,20 +4,25 @@ import json
 import secrets
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
 from cnnjob.cli.screen import DATA, OVERRIDES, print_table
+from cnnjob.cli.submit import with_gpus
 from cnnjob.errors import JobError
 
 if TYPE_CHECKING:
     from cnnjob.datasets import Dataset
     from cnnjob.jobs import Job
+    from cnnjob.slurm.requests import Request
     from cnnjob.verdicts import Difference, Verdict
 
+Text = str | None
+CLUSTER_FOLDER = Path("verify-resume")
 SHORT_DIGITS = 12
 SEEDS = 10**6
 
@@ -30,9 +35,23 @@ def verify_resume(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the moments; a new one by default.")] = None,
     keep: Annotated[Path | None, typer.Option(help="A new folder to keep both runs in.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    profile: Annotated[Text, typer.Option(help="Cluster profile: a name in slurm/, or a file.")] = None,
+    partition: Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")] = None,
+    account: Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")] = None,
+    qos: Annotated[Text, typer.Option("--qos", "-q", help="As sbatch's.")] = None,
+    time: Annotated[Text, typer.Option("--time", "-t", help="As sbatch's, or 90m, 2h.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task", "-c", min=1, help="Cores, all used.")] = None,
+    mem: Annotated[Text, typer.Option(help="As sbatch's.")] = None,
+    gpus: Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N in the site's form; 1 unless on numpy.")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")
+    ] = None,
+    wait_minutes: Annotated[float, typer.Option(min=0, help="On a cluster: then the jobs are cancelled.")] = 120,
     data: DATA = DATA_FOLDER,
 ) -> None:
     """Run a job twice, unbroken and killed at random moments, and compare the bits.
+
+    With any option of sbatch's it runs on the cluster, in a folder under verify-resume/. Ctrl-C cancels its jobs.
 
     Exit code 0: they are the same. 1: they are not; the first differences are named, and both runs kept.
 
@@ -40,24 +59,52 @@ def verify_resume(
     """
     from cnnjob.bindings import dataset_of
     from cnnjob.jobs import Job
-    from cnnjob.verification import shortened, verify
+    from cnnjob.verification import shortened
 
-    whole = Job.load(job, overrides or ())
+    given = {
+        "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
+        "mem": mem, "gpus": gpus,
+    }  # fmt: skip
+    on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
+    request = _request(profile, given, sbatch) if on_cluster else None
+    chosen = [f"resources.backend={request.backend}"] if request and request.backend else []
+    whole = Job.load(job, [*chosen, *(overrides or ())])
     dataset = dataset_of(whole, data)
     short = shortened(whole, dataset, steps)
     seed = secrets.randbelow(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
-    folder, passing = _new_folder(keep), keep is None
+    folder, passing = _new_folder(keep, short.name if request else None), keep is None
     try:
         with ending_as_interrupted():
-            verdict = verify(short, dataset, folder, kills, seed, _say)
+            verdict = _verify(short, dataset, folder, request, kills, seed, wait_minutes)
         passing = passing and verdict.same
     finally:
         if passing:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another verification is in it
+                CLUSTER_FOLDER.rmdir()
     _print(verdict, None if passing else folder, as_json=as_json)
     if not verdict.same:
         raise typer.Exit(1)
+
+
+def _request(profile: str | None, given: dict[str, Any], sbatch: list[str] | None) -> "Request":
+    from cnnjob.slurm import profiles
+
+    return profiles.load(profile, given, sbatch or ())
+
+
+def _verify(
+    job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
+) -> "Verdict":
+    """Here, or on the cluster where something is asked of it."""
+    if request is None:
+        from cnnjob.verification import verify
+
+        return verify(job, dataset, folder, kills, seed, _say)
+    from cnnjob.slurm.verification import verify as verify_there
+
+    return verify_there(job, dataset, folder, with_gpus(request, job), kills, seed, wait_minutes, _say)
 
 
 def _say(text: str) -> None:
@@ -72,8 +119,11 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
     return f"{short.name}: {part} epochs of {steps:,} steps; unbroken, then killed {kills} times, seed {seed}"
 
 
-def _new_folder(keep: Path | None) -> Path:
-    """Where both runs lie: that to keep, or a temporary one."""
+def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
+    """Where both runs lie: that to keep, or a temporary one; for a job of this name on a cluster, one all nodes see."""
+    if keep is None and on_cluster:
+        CLUSTER_FOLDER.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{on_cluster}-", dir=CLUSTER_FOLDER))
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="cnnjob-"))
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
