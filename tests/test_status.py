@@ -512,6 +512,9 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
         (lambda root: log(decided(waits(root), code=3, said="the job's own error is not restarted"),
          "cnnjob: data/tiny.h5: no such file\ncnnjob: x: the job's own error is not restarted\n"), "", "",
          "data/tiny.h5: no such file", "17_0_log.out", "cnnjob logs .*"),
+        (lambda root: log(decided(waits(root), code=127, said="the job's own error is not restarted"),
+         "/x/slurm_script: line 9: modul: not found\ncnnjob: x: the job's own error is not restarted\n"), "", "",
+         "its job ended with exit code 127", "17_0_log.out: /x/slurm_script: line 9: modul: not found", ".*"),
         (lambda root: log(lost_in_job(root), TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
          "17_0_log.out", "cnnjob logs .*"),
         (lambda root: log(lost_in_job(root), OOM + BANNER.replace("1 on", "2 on")), "", "17|FAILED|1:0|n1|\n",
@@ -561,6 +564,11 @@ def test_the_next_command_makes_this_very_run() -> None:
     )
     sets = ("seed=3", "train.momentum=0.5", "train.early_stopping={ patience = 2 }")
     assert Job.load("tiny.toml", sets) == run.job()
+    other = pending_run(Path("runs"), seed=7)
+    changed = files.read_json(other.job_file)
+    changed["job"]["model"]["blocks"][1]["activation"] = "none"
+    files.write_json(other.job_file, changed)
+    assert "'model.blocks=[{ conv = 5, pad = 1 }, { dense = 8, activation = \"none\" }]'" in commands.again(other)
 
 
 # --- the command

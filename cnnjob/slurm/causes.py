@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnnjob.slurm import commands, words
-from cnnjob.slurm.logs import last_error, last_life, log_of
+from cnnjob.slurm.logs import last_error, last_life, last_words, log_of
 from cnnjob.slurm.status import Status
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def cause_of(status: Status) -> Cause:
         return _cancelled(status)
     text = last_life(status.look.run)
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
-        _own_error, _refused, _out_of_memory, _disk, _crash_loop,
+        _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop,
         _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
     )  # fmt: skip
     return next((cause for step in steps if (cause := step(status, text))), None) or _silent(status)
@@ -153,12 +153,15 @@ def _own_error(status: Status, text: str) -> Cause | None:
     return Cause(why or "it failed", _attempt_file(status), commands.logs(seen.run))
 
 
-def _refused(status: Status, text: str) -> Cause | None:
-    """What the job said before its run began: a job file, a dataset or a memory that is wrong."""
-    said = [line for line in _OWN.findall(text) if not line.endswith(str(status.look.decided.get("said")))]
-    if status.look.state == "failed" or not said or "own error" not in status.detail:
+def _before_it_began(status: Status, text: str) -> Cause | None:
+    """What ended a job before its run began: a dataset, a memory, a line of setup that is wrong."""
+    seen, decided = status.look, status.look.decided
+    if seen.state == "failed" or "own error" not in str(decided.get("said")):
         return None
-    return Cause(said[-1], str(log_of(status.look.run)), commands.logs(status.look.run))
+    own = [line for line in _OWN.findall(text) if not line.endswith(str(decided["said"]))]
+    sentence = own[-1] if own else last_error(text) or f"its job ended with exit code {decided.get('code')}"
+    words_ = "" if own else last_words(text)
+    return Cause(sentence, f"{log_of(seen.run)}{f': {words_}' * bool(words_)}", commands.logs(seen.run))
 
 
 def _out_of_memory(status: Status, text: str) -> Cause | None:
@@ -188,7 +191,7 @@ def _crash_loop(status: Status, text: str) -> Cause | None:
         return None
     code = decided.get("code")
     how = f", each time {_death(int(code))}" if isinstance(code, int) and code > _DEAD else f", exit code {code}"
-    last = last_error(text)
+    last = last_error(text) or last_words(text)
     evidence = f"slurm/restarts.json{f'; {last}' * bool(last)}"
     return Cause(f"{decided['said']}{how}", evidence, commands.logs(status.look.run))
 
@@ -246,7 +249,7 @@ def _silent(status: Status) -> Cause:
     if fate:
         ended = _ENDS.get(fate.state, f"SLURM says {fate.said}")
         code = f", exit code {fate.exit_code}" * bool(fate.exit_code)
-        evidence = f"{fate.said_by}: job {fate.job_id} {fate.said}{code}; {heard}"
+        evidence = f"{fate.said_by}: job {fate.job_id} {fate.said}{code}; {last_words(last_life(seen.run)) or heard}"
         return Cause(f"{ended} without a word in the run's folder", evidence, commands.logs(seen.run))
     if seen.lives:
         return Cause(

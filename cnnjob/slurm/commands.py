@@ -72,7 +72,9 @@ def _named(job: Job) -> tuple[str, dict[str, Any]]:
 
 def _differences(job: Job, base: Job) -> dict[str, Any]:
     wanted, there = (dict(_flat(one.model_dump(mode="json"))) for one in (job, base))
-    return {key: value for key, value in wanted.items() if there.get(key) != value and not key.startswith(_LEFT_OUT)}
+    changed = [key for key in wanted if there.get(key) != wanted[key] and not key.startswith(_LEFT_OUT)]
+    short = dict(_flat(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without their defaults
+    return {key: short.get(key, wanted[key]) for key in changed}
 
 
 def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -52,6 +52,12 @@ def last_error(text: str) -> str:
     return f"{error[0] if error else 'an error'} at {place}"
 
 
+def last_words(text: str) -> str:
+    """The last line of a text that is not of cnnjob's own batch script; empty without one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
+    return lines[-1] if lines else ""
+
+
 def last_lines(path: Path, count: int) -> str:
     """The last lines of a file."""
     size = _TAIL_BYTES
