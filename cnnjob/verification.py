@@ -30,7 +30,7 @@ from cnnjob.verdicts import Kill, Verdict, judge
 
 CHECKPOINTS_A_LIFE = 4
 """How many are saved between two kills, on average."""
-LOOK_SECONDS = 0.002
+LOOK_SECONDS = 0.005
 STEP_BYTES = 8
 
 
@@ -57,8 +57,9 @@ def _with(job: Job, **changes: Any) -> Job:
 def verify(job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> Verdict:
     """Run a job here, unbroken, and again killed at random moments, and compare.
 
-    The moments are drawn over the duration of the unbroken run, and a life gets the time from one to the next: so kills
-    fall into training, evaluation and saving alike, from the first step to the last. Time counts when all is loaded.
+    The moments are drawn over the duration of the unbroken run, from the first step to the end, so that kills fall into
+    training, evaluation and saving alike. Each becomes the step that was done by then and a time after it, which holds
+    on a machine whose speed varies.
 
     Args:
         job: as long as it is to be.
@@ -79,10 +80,9 @@ def verify(job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say:
     say(f"unbroken: finished in {whole.seconds:.1f} s")
     killed = run_of(saving_often(job, whole.seconds / (kills + 1) / CHECKPOINTS_A_LIFE), dataset, folder / "killed")
     draw = random.Random(seed)  # noqa: S311 - moments, no secrets
-    moments = sorted(draw.uniform(0, whole.seconds) for _ in range(kills))
     done: list[Kill] = []
-    for before, moment in zip([0.0, *moments], moments, strict=False):
-        life = _live(killed, moment - before)
+    for moment in sorted(draw.uniform(0, whole.seconds) for _ in range(kills)):
+        life = _live(killed, whole.place_of(moment))
         if not life.killed:
             break
         done.append(_kill(killed, life, steps_an_epoch(job, dataset)))
@@ -99,28 +99,53 @@ class _Life:
 
     seconds: float
     """From the start of its training on."""
-    step: int
-    """The last it had done; 0 if none."""
+    steps: list[tuple[float, int]]
+    """When a step was seen to be done, and which."""
     killed: bool
 
+    @property
+    def step(self) -> int:
+        """The last it had done; 0 if none."""
+        return self.steps[-1][1] if self.steps else 0
 
-def _live(run: Run, seconds: float | None = None) -> _Life:
-    """Live one life of a run in a process of its own; kill it after so many seconds of training, if it still lives."""
+    def place_of(self, moment: float) -> tuple[int, float]:
+        """The step that was done by a moment, and the seconds since."""
+        seconds, step = [(0.0, 0), *(seen for seen in self.steps if seen[0] <= moment)][-1]
+        return step, moment - seconds
+
+
+def _live(run: Run, place: tuple[int, float] | None = None) -> _Life:
+    """Live one life of a run in a process of its own; kill it so many seconds after a step, if it still lives."""
     steps_file = run.path.with_name("steps")
     steps_file.write_bytes(b"")
     with _child(run, steps_file) as child:
-        while not steps_file.stat().st_size and child.poll() is None:
-            time.sleep(LOOK_SECONDS)
-        started = time.monotonic()
+        started, steps = _watch(child, steps_file, place[0] if place else None)
         try:
-            child.wait(seconds)
+            child.wait(place[1] if place else None)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        lived, killed = time.monotonic() - started, seconds is not None and child.returncode == -signal.SIGKILL
+        lived, killed = time.monotonic() - started, place is not None and child.returncode == -signal.SIGKILL
     if child.returncode and not killed:
         raise CnnjobError(f"{run.path}: a life ended with exit code {child.returncode}, {_last_words(run)}")
-    return _Life(lived, int.from_bytes(steps_file.read_bytes()), killed)
+    return _Life(lived, [*steps, (lived, int.from_bytes(steps_file.read_bytes()))], killed)
+
+
+def _watch(
+    child: "subprocess.Popen[bytes]", steps_file: Path, until: int | None
+) -> tuple[float, list[tuple[float, int]]]:
+    """Look at a life until a step is done or it ends; when its training started, and when which steps were seen."""
+    started, steps = time.monotonic(), list[tuple[float, int]]()
+    while child.poll() is None and not (steps and until is not None and steps[-1][1] >= until):
+        if content := steps_file.read_bytes():
+            now, step = time.monotonic(), int.from_bytes(content)
+            started = started if steps else now
+            if not steps or steps[-1][1] != step:
+                steps.append((now - started, step))
+        else:
+            started = time.monotonic()
+        time.sleep(LOOK_SECONDS)
+    return started, steps
 
 
 @contextmanager
