@@ -513,8 +513,8 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
          "cnnjob: data/tiny.h5: no such file\ncnnjob: x: the job's own error is not restarted\n"), "", "",
          "data/tiny.h5: no such file", "17_0_log.out", "cnnjob logs .*"),
         (lambda root: log(decided(waits(root), code=127, said="the job's own error is not restarted"),
-         "/x/slurm_script: line 9: modul: not found\ncnnjob: x: the job's own error is not restarted\n"), "", "",
-         "its job ended with exit code 127", "17_0_log.out: /x/slurm_script: line 9: modul: not found", ".*"),
+         "/x/slurm_script: line 9: module: not found\ncnnjob: x: the job's own error is not restarted\n"), "", "",
+         "its job ended with exit code 127", "17_0_log.out: /x/slurm_script: line 9: module: not found", ".*"),
         (lambda root: log(lost_in_job(root), TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
          "17_0_log.out", "cnnjob logs .*"),
         (lambda root: log(lost_in_job(root), OOM + BANNER.replace("1 on", "2 on")), "", "17|FAILED|1:0|n1|\n",
@@ -578,17 +578,18 @@ def test_the_table(site: Site) -> None:
     run = submitted(stopped_run(Path("runs")))
     says(site, row("PENDING", "Priority"))
     [header, _, line, count] = cnnjob("status").stdout.splitlines()
-    assert header.split() == ["run", "state", "epoch", "loss", "accuracy", "time", "left", "job", "node", "restarts"]
+    assert header.split() == ["run", "state", "epoch", "loss", "accuracy", "time", "left", "job", "node"]
     assert re.split(r" {2,}", line.strip())[:7] == [
-        run.name, "pending", "2/4", "0.7500", "80.00 % validation", "2 s", "17",
+        run.name, "pending", "2/4", "0.7500", "80.00 %", "2 s", "17",
     ]  # fmt: skip
     assert "jobs of higher priority go first" in line
     assert count == "1 run: 1 pending"
 
 
 def test_accuracy_is_of_the_training_images_where_nothing_else_is_known() -> None:
-    stopped_run(Path("runs"), split=None)
-    assert "75.00 % train" in cnnjob("status").stdout
+    run = stopped_run(Path("runs"), split=None)
+    assert "75.00 %" in cnnjob("status").stdout
+    assert "accuracy:  75.00 % on the train images" in cnnjob("status", str(run.path)).stdout
 
 
 def test_time_left_is_unknown_before_the_first_epoch() -> None:
@@ -815,3 +816,11 @@ def test_patience_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_look_believes_no_file() -> None:
     assert looks.Look(Run(Path("x")), "pending", history=[{"epoch": "x", "train_loss": "y"}]).epoch == 0
+
+
+def test_a_small_screen_goes_without_what_is_spare() -> None:
+    run = submitted(stopped_run(Path("runs")), "1234567")
+    rows = [one(run)]
+    whole, small = (screen._table(rows, width)[0] for width in (200, 62))
+    assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
+    assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]

@@ -58,16 +58,27 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
-def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> "Table":
-    """A table; columns of numbers are aligned to the right."""
+def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
+    """A table; columns of numbers are aligned to the right.
+
+    Args:
+        header: a title a column.
+        rows: their cells.
+        narrow: leave less space between the columns, and fold none but the last.
+
+    Returns:
+        It, for rich to print.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    padding = (0, 1, 0, 0) if narrow else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
     for column, title in enumerate(header):
         cells = [row[column] for row in rows]
         numbers = _are_numbers(cells) and bool(cells)
-        table.add_column(title, justify="right" if numbers else "left", overflow="fold")
+        whole = narrow and column < len(header) - 1
+        table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*row)
     return table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnjob.cli.screen import console, print_table, table_of
+from cnnjob.cli.screen import LONG_TABLE, console, print_table, table_of
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
 
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 WATCH_SECONDS, WATCH_SECONDS_AT_MOST = 30.0, 180.0
 ASK_SECONDS = 30.0
 """Between two questions to the scheduler about a run whose log is followed."""
+LIVELY = ("pending", "running")
 HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
+SPARE = ("loss", "restarts", "node", "accuracy", "time left")
+"""What a small screen goes without, first to last."""
+DETAIL_WIDTH = 16
+"""The last column is folded; so much of it at least is kept."""
 
 PLACES = Annotated[
     list[Path] | None, typer.Argument(metavar="[RUNS]...", help="Run folders, or folders of runs; runs/ by default.")
@@ -54,7 +59,11 @@ def status(
         _print_one(found[0])
     elif found:
         answer = _ask(found)
-        print_table(HEADER, [_row(one) for one in answer.statuses])
+        if len(found) > LONG_TABLE:
+            print_table(*_table(answer.statuses))
+        else:
+            screen = console()
+            screen.print(table_of(*_table(answer.statuses, screen.width), narrow=True))
         typer.echo(_summary(answer))
     else:
         typer.echo(f"{RUNS_FOLDER}/: no runs yet; `cnnjob submit JOB` makes one")
@@ -79,6 +88,18 @@ def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     return answer
 
 
+def _table(statuses: "Sequence[Status]", width: int = sys.maxsize) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table, without the columns that are empty or, on a small screen, spare."""
+    rows = [_row(one) for one in statuses]
+    needs = {title: max(len(row[column]) for row in (HEADER, *rows)) for column, title in enumerate(HEADER)}
+    needs = {title: need for title, need in needs.items() if any(row[HEADER.index(title)] for row in rows)}
+    needs |= {"": DETAIL_WIDTH} if "" in needs else {}
+    for spare in SPARE:
+        if sum(needs.values()) + 2 * len(needs) > width:
+            needs.pop(spare, None)
+    return list(needs), [[row[HEADER.index(title)] for title in needs] for row in rows]
+
+
 def _row(one: "Status") -> list[str]:
     facts = one.as_json()
     numbers = (facts["job_id"] or "", facts["node"] or "", str(facts["restarts"] or ""))
@@ -95,7 +116,7 @@ def _loss(facts: dict[str, Any]) -> str:
 
 
 def _accuracy(facts: dict[str, Any]) -> str:
-    return "" if facts["accuracy"] is None else f"{100 * facts['accuracy']:.2f} % {facts['split']}"
+    return "" if facts["accuracy"] is None else f"{100 * facts['accuracy']:.2f} %"
 
 
 def _time_left(one: "Status") -> str:
@@ -129,7 +150,8 @@ def _print_one(run: "Run") -> None:
     cause = cause_of(one)
     for name, value in zip(HEADER, _row(one), strict=True):
         if name and value:
-            typer.echo(f"{name + ':':<11}{value}")
+            whose = f" on the {one.look.split} images" if name in {"loss", "accuracy"} else ""
+            typer.echo(f"{name + ':':<11}{value}{whose}")
     typer.echo(f"{'cause:':<11}{cause.sentence}\n{'says:':<11}{cause.evidence}")
     if cause.command:
         typer.echo(f"{'next:':<11}{cause.command}")
@@ -141,12 +163,14 @@ def _watch(places: "Sequence[Path] | None") -> None:
     from rich.live import Live
     from rich.text import Text
 
+    screen = console()
+
     def now() -> "RenderableType":
         answer = _ask(_runs(places))
-        table = table_of(HEADER, [_row(one) for one in answer.statuses])
-        return Group(table, Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"))
+        shown = sorted(answer.statuses, key=lambda one: one.state not in LIVELY)  # a low terminal cuts the others
+        table = table_of(*_table(shown, screen.width), narrow=True)
+        return Group(Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"), table)
 
-    screen = console()
     try:
         if screen.is_terminal:
             with Live(console=screen, auto_refresh=False) as live:
