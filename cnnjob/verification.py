@@ -118,8 +118,10 @@ def _live(run: Run, place: tuple[int, float] | None = None) -> _Life:
     """Live one life of a run in a process of its own; kill it so many seconds after a step, if it still lives."""
     steps_file = run.path.with_name("steps")
     steps_file.write_bytes(b"")
+    saved = newest_step(run.checkpoints_folder)
     with _child(run, steps_file) as child:
-        started, steps = _watch(child, steps_file, place[0] if place else None)
+        until = None if place is None else place[0] if place[0] > saved else 0  # what is saved is not done again
+        started, steps = _watch(child, steps_file, until)
         try:
             child.wait(place[1] if place else None)
         except subprocess.TimeoutExpired:

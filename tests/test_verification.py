@@ -24,6 +24,7 @@ from cnnjob.verdicts import compare, judge
 from cnnjob.verification import shortened
 from tests.run_folders import change_json
 from tests.test_cli import JOB
+from tests.test_submit import ANSWERS, Site
 from tests.toys import dataset, job, trained
 
 EPOCHS = 30
@@ -235,3 +236,32 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     assert (process.returncode, said.splitlines()[-1]) == (130, "cnnjob: interrupted")
     assert not lives_below(tmp_path / "tmp")
     assert not list((tmp_path / "tmp").iterdir())
+
+
+# --- the cluster's part, with commands of SLURM that take every job and run none
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), r"cnnjob: .*: not finished, its job has ended without a word; see .*"),
+        (("--wait-minutes", "0"), r"cnnjob: verify-resume: not finished in time, its jobs are cancelled; .*"),
+    ],
+)
+def test_a_cluster_that_does_not_run_it(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    Site(tmp_path / "commands").says(**ANSWERS)
+    monkeypatch.setenv("PATH", str(tmp_path / "commands"))
+    monkeypatch.setattr("cnnjob.slurm.verification.FIRST_ASK_SECONDS", 0.1)
+    found = cnnjob(*VERIFY, "--profile", "lab", *options)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert re.fullmatch(said, found.stderr.splitlines()[-1])
+    assert sorted(path.name for path in here.iterdir()) == ["data", "environment", "toy.toml"]
+
+
+@pytest.mark.usefixtures("here")
+def test_without_a_slurm_it_is_exit_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = cnnjob(*VERIFY, "--partition", "gpu")
+    assert (found.exit_code, "not found; this machine has no SLURM" in found.stderr) == (4, True)
