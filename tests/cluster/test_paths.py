@@ -7,7 +7,7 @@ import pytest
 
 from cnnjob.runs import Run
 from tests.cluster.conftest import Start
-from tests.cluster.test_submit import Place
+from tests.cluster.places import Place
 
 pytestmark = pytest.mark.slurm
 DIGITS = ("--profile", "lab", "--partition", "gpu", "--time", "5m", "--cpus-per-task", "1", "--mem", "500M")
