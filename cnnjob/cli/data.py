@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnjob.cli.screen import MEGABYTE, OVERRIDES, gigabytes, print_table
+from cnnjob.cli import options as opt
+from cnnjob.cli.screen import MEGABYTE, gigabytes, print_table
 from cnnjob.errors import DataError, JobError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _print_dataset(dataset: "Dataset") -> None:
 
 def show(
     what: Annotated[str | None, typer.Argument(help="A packed file, a job's name or a job file.")] = None,
-    overrides: OVERRIDES = None,
+    overrides: opt.OVERRIDES = None,
     data: Annotated[Path, typer.Option(help="Folder of the packed datasets.")] = DATA_FOLDER,
 ) -> None:
     """List datasets and jobs, or show one and verify it.

@@ -1,8 +1,7 @@
 """What the commands share: options, tables, and how a training shows itself."""
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
 """A table of more rows is plain text: rich takes more than a second for a thousand rows."""
-
-OVERRIDES = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file, as train.epochs=3; repeatable."),
-]
-DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
-RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 
 
 def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:

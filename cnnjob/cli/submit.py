@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, as_toml, ending_as_interrupted, memory_line
-from cnnjob.cli.screen import DATA, OVERRIDES, RUNS
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import EXIT_STOPPED, JobError, SchedulerError
 
@@ -18,48 +18,42 @@ if TYPE_CHECKING:
     from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
 
-Text = str | None
-Number = int | None
-Words = list[str] | None
-
 
 def submit(
     jobs: Annotated[
-        Words, typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one dataset.")
+        opt.Words, typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one dataset.")
     ] = None,
-    overrides: OVERRIDES = None,
-    sweep: Annotated[Words, typer.Option(metavar="KEY=A,B", help="Try each value; repeated: each combination.")] = None,
-    seeds: Annotated[Number, typer.Option(min=1, help="So many seeds, from the job's own upwards.")] = None,
-    parallel: Annotated[Number, typer.Option(min=1, help="So many of a sweep at once.")] = None,
-    profile: Annotated[Text, typer.Option(help="Cluster profile: a name in slurm/, or a file.")] = None,
-    partition: Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")] = None,
-    account: Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")] = None,
-    qos: Annotated[Text, typer.Option("--qos", "-q", help="As sbatch's.")] = None,
-    time: Annotated[Text, typer.Option("--time", "-t", help="As sbatch's, or 90m, 2h, 1d12h.")] = None,
-    cpus_per_task: Annotated[Number, typer.Option("--cpus-per-task", "-c", min=1, help="Cores, all used.")] = None,
-    mem: Annotated[Text, typer.Option(help="As sbatch's; one of the three.")] = None,
-    mem_per_cpu: Annotated[Text, typer.Option(help="As sbatch's; one of the three.")] = None,
-    mem_per_gpu: Annotated[Text, typer.Option(help="As sbatch's; one of the three.")] = None,
-    gpus: Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N in the site's form; 1 unless on numpy.")] = None,
-    gpus_per_node: Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus.")] = None,
-    gres: Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus or beside it.")] = None,
-    constraint: Annotated[Text, typer.Option("--constraint", "-C", help="As sbatch's.")] = None,
-    nodelist: Annotated[Text, typer.Option("--nodelist", "-w", help="As sbatch's.")] = None,
-    exclude: Annotated[Text, typer.Option("--exclude", "-x", help="As sbatch's.")] = None,
-    dependency: Annotated[Text, typer.Option("--dependency", "-d", help="As sbatch's.")] = None,
-    job_name: Annotated[Text, typer.Option("--job-name", "-J", help="As sbatch's; the run's name.")] = None,
-    requeue: Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="As sbatch's.")] = None,
-    sbatch: Annotated[
-        Words, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")
-    ] = None,
+    overrides: opt.OVERRIDES = None,
+    sweep: Annotated[opt.Words, typer.Option(metavar="KEY=A,B", help="Try each value, and each combination.")] = None,
+    seeds: Annotated[opt.Number, typer.Option(min=1, help="So many seeds, from the job's own upwards.")] = None,
+    parallel: Annotated[opt.Number, typer.Option(min=1, help="So many of a sweep at once.")] = None,
+    profile: opt.PROFILE = None,
+    partition: opt.PARTITION = None,
+    account: opt.ACCOUNT = None,
+    qos: opt.QOS = None,
+    time: opt.TIME = None,
+    cpus_per_task: opt.CPUS_PER_TASK = None,
+    mem: opt.MEM = None,
+    mem_per_cpu: opt.MEM_PER_CPU = None,
+    mem_per_gpu: opt.MEM_PER_GPU = None,
+    gpus: opt.GPUS = None,
+    gpus_per_node: opt.GPUS_PER_NODE = None,
+    gres: opt.GRES = None,
+    constraint: opt.CONSTRAINT = None,
+    nodelist: opt.NODELIST = None,
+    exclude: opt.EXCLUDE = None,
+    dependency: opt.DEPENDENCY = None,
+    job_name: opt.JOB_NAME = None,
+    requeue: opt.REQUEUE = None,
+    sbatch: opt.SBATCH = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; 0 if all are finished.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Here, through submitit, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show and rehearse; submit nothing.")] = False,
     rehearsal: Annotated[
         bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")
     ] = True,
-    data: DATA = DATA_FOLDER,
-    runs: RUNS = RUNS_FOLDER,
+    data: opt.DATA = DATA_FOLDER,
+    runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
     """Submit jobs to SLURM; a finished or running one is left alone, an unfinished one goes on.
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
-from cnnjob.cli.screen import DATA, OVERRIDES, RUNS, Screen, print_table
+from cnnjob.cli.screen import Screen, print_table
 from cnnjob.errors import EXIT_STOPPED, JobError
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ RUNS_FOLDER = Path("runs")
 
 def train(
     job: Annotated[str, typer.Argument(help="A job's name or a job file.")],
-    overrides: OVERRIDES = None,
-    data: DATA = DATA_FOLDER,
-    runs: RUNS = RUNS_FOLDER,
+    overrides: opt.OVERRIDES = None,
+    data: opt.DATA = DATA_FOLDER,
+    runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
     """Train a job here, or go on where it was stopped.
 

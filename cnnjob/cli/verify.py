@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
-from cnnjob.cli.screen import DATA, OVERRIDES, print_table
+from cnnjob.cli.screen import print_table
 from cnnjob.cli.submit import with_gpus
 from cnnjob.errors import JobError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from cnnjob.slurm.requests import Request
     from cnnjob.verdicts import Difference, Verdict
 
-Text = str | None
 CLUSTER_FOLDER = Path("verify-resume")
 SHORT_DIGITS = 12
 SEEDS = 10**6
@@ -29,25 +29,23 @@ SEEDS = 10**6
 
 def verify_resume(
     job: Annotated[str, typer.Argument(help="A job's name or a job file.")],
-    overrides: OVERRIDES = None,
+    overrides: opt.OVERRIDES = None,
     steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs that hold so many steps.")] = 2000,
     kills: Annotated[int, typer.Option(min=1, help="How often to kill it.")] = 5,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the moments; a new one by default.")] = None,
     keep: Annotated[Path | None, typer.Option(help="A new folder to keep both runs in.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
-    profile: Annotated[Text, typer.Option(help="Cluster profile: a name in slurm/, or a file.")] = None,
-    partition: Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")] = None,
-    account: Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")] = None,
-    qos: Annotated[Text, typer.Option("--qos", "-q", help="As sbatch's.")] = None,
-    time: Annotated[Text, typer.Option("--time", "-t", help="As sbatch's, or 90m, 2h.")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task", "-c", min=1, help="Cores, all used.")] = None,
-    mem: Annotated[Text, typer.Option(help="As sbatch's.")] = None,
-    gpus: Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N in the site's form; 1 unless on numpy.")] = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")
-    ] = None,
+    profile: opt.PROFILE = None,
+    partition: opt.PARTITION = None,
+    account: opt.ACCOUNT = None,
+    qos: opt.QOS = None,
+    time: opt.TIME = None,
+    cpus_per_task: opt.CPUS_PER_TASK = None,
+    mem: opt.MEM = None,
+    gpus: opt.GPUS = None,
+    sbatch: opt.SBATCH = None,
     wait_minutes: Annotated[float, typer.Option(min=0, help="On a cluster: then the jobs are cancelled.")] = 120,
-    data: DATA = DATA_FOLDER,
+    data: opt.DATA = DATA_FOLDER,
 ) -> None:
     """Run a job twice, unbroken and killed at random moments, and compare the bits.
 

@@ -13,7 +13,7 @@ from cnnjob.jobs import Job
 from cnnjob.runs import Run
 
 _ASKED = ("partition", "account", "qos", "time", "mem", "mem_per_cpu", "mem_per_gpu", "constraint", "dependency")
-_LEFT_OUT = ("name", "resources", "train.checkpoint_seconds")
+_LEFT_OUT = ("name", "train.checkpoint_seconds")
 _MEMORY = re.compile(r"(\d+)([A-Za-z]*)")
 
 

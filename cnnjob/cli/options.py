@@ -1,0 +1,38 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Text = str | None
+Number = int | None
+Words = list[str] | None
+
+OVERRIDES = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file, as train.epochs=3; repeatable."),
+]
+DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
+RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
+
+# What is asked of SLURM
+PROFILE = Annotated[Text, typer.Option(help="Cluster profile: a name in slurm/, or a file.")]
+PARTITION = Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")]
+ACCOUNT = Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")]
+QOS = Annotated[Text, typer.Option("--qos", "-q", help="As sbatch's.")]
+TIME = Annotated[Text, typer.Option("--time", "-t", help="As sbatch's, or 90m, 2h, 1d12h.")]
+CPUS_PER_TASK = Annotated[Number, typer.Option("--cpus-per-task", "-c", min=1, help="Cores, all used.")]
+MEM = Annotated[Text, typer.Option(help="As sbatch's; one of the three.")]
+MEM_PER_CPU = Annotated[Text, typer.Option(help="As sbatch's; one of the three.")]
+MEM_PER_GPU = Annotated[Text, typer.Option(help="As sbatch's; one of the three.")]
+GPUS = Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N in the site's form; 1 unless on numpy.")]
+GPUS_PER_NODE = Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus.")]
+GRES = Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus or beside it.")]
+CONSTRAINT = Annotated[Text, typer.Option("--constraint", "-C", help="As sbatch's.")]
+NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="As sbatch's.")]
+EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="As sbatch's.")]
+DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="As sbatch's.")]
+JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="As sbatch's; the run's name.")]
+REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="As sbatch's.")]
+SBATCH = Annotated[Words, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")]
