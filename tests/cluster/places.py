@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +126,12 @@ class Place:
         holder = self.run.attempts()[-1]
         return is_alive({**holder, "host": os.uname().nodename}, record)
 
-    def until_sent(self, number: int, seconds: float) -> None:
-        """Wait until a stopped process has been sent a signal, or has been let go on, and has ended."""
-        task = self.task
-        lab.until(lambda: not _lives(task) or _pending(task, number), seconds, signal.Signals(number).name)
+    def hold(self, seconds: float) -> None:
+        """Keep its process from going on so long, and after; SLURM lets it go on with every signal it sends."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.kill(signal.SIGSTOP)
+            time.sleep(0.1)
 
     def importing(self) -> int:
         """The process that will train, as soon as it is there."""
@@ -150,15 +153,3 @@ def commands() -> list[tuple[int, str]]:
             continue
         found.append((int(path.parent.name), line))
     return found
-
-
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def _pending(pid: int, number: int) -> bool:
-    """Whether a signal waits for a process."""
-    with suppress(OSError):
-        words = re.findall(r"^(?:SigPnd|ShdPnd):\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return any(int(word, 16) & 1 << (number - 1) for word in words)
-    return False
