@@ -111,9 +111,9 @@ def _ours(job: Job, shape: tuple[int, int, int]) -> Iterator[Run]:
     network = network_of(job.model, shape, CLASSES)
     workers = nn.Workers(nn.available_cores())
     backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
-    state = nn.State(network, optimiser, backend.dtype)
+    state = nn.State(network, optimiser, backend)
     state.initialise(network, job.seed)
-    feed = nn.training_feed(images, labels, 1, len(images), job.seed)
+    feed = nn.training_feed(backend, images, labels, 1, len(images), job.seed)
     feed.order[:], feed.learning_rates[:] = np.arange(len(images)), job.train.learning_rate
     plan = nn.TrainingPlan(backend, network, state, optimiser, feed, nn.Pixels.unit(shape[-1]), len(images))
 

@@ -4,7 +4,6 @@ What does not fit together is found here, before anything is written.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +45,10 @@ def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: in
         raise JobError(f"model.blocks: {error}; change the block or its place") from error
 
 
+def _network_on(job: jobs.Job, dataset: Dataset) -> nn.Network:
+    return network_of(job.model, dataset.image_shape, len(dataset.class_names))
+
+
 def _block_of(block: Any) -> nn.Conv | nn.Dense | nn.Dropout:
     """The same block without its key's name."""
     settings = block.model_dump()
@@ -84,13 +87,18 @@ class Memory:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.data + self.parameters + self.training + self.evaluation + self.checkpoint
+        return self.on_device + self.checkpoint
+
+    @property
+    def on_device(self) -> int:
+        """What is on the GPU where one is used; a checkpoint is made on the host."""
+        return self.data + self.parameters + self.training + self.evaluation
 
 
-def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset) -> Memory:
-    """Count the memory of a job's training on a dataset without taking it."""
-    backend, optimiser = nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
-    state = nn.State(network, optimiser, backend.dtype, hollow=True)
+def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset, backend: nn.Backend | None = None) -> Memory:
+    """Count the memory of a job's training on a dataset without taking it; with NumPy by default."""
+    backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
+    state = nn.State(network, optimiser, backend, hollow=True)
     held_out = len(split(job, dataset)[1])
     evaluated = {"test": dataset.shapes["test"][0], "validation": dataset.shapes.get("val", (held_out,))[0]}
     largest, batch = max(evaluated.values()), evaluation_batch(evaluated.values())
@@ -145,32 +153,24 @@ def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
     return found
 
 
-def require_memory(job: jobs.Job, dataset: Dataset) -> None:
+def require_memory(job: jobs.Job, dataset: Dataset, backend: str = "numpy") -> None:
     """Refuse a job that this machine's memory cannot hold, before anything is allocated.
+
+    Args:
+        job: what is to be trained.
+        dataset: on what.
+        backend: ``numpy``, or ``cuda``, where only the data and the checkpoint pass through this memory.
 
     Raises:
         JobError: it needs more than there is; both are said.
     """
-    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-    needed, there = memory_of(job, network, dataset).total, environments.available_memory_bytes()
+    memory = memory_of(job, _network_on(job, dataset), dataset)
+    needed = memory.total if backend == "numpy" else memory.data + memory.checkpoint
+    there = environments.available_memory_bytes()
     if needed > there:
         raise JobError(
             f"{job.name}: needs {needed / 1e9:.1f} GB of memory for its arrays, {there / 1e9:.1f} GB are free; "
             "lower train.batch_size or the blocks' sizes, or use a larger machine"
-        )
-
-
-def require_backend(job: jobs.Job) -> None:
-    """Refuse to compute on the processor alone in a SLURM job that holds GPUs.
-
-    Raises:
-        JobError: the job does not say that it wants that.
-    """
-    held = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
-    if held and job.resources.backend != "numpy":
-        raise JobError(
-            f"resources.backend: {job.resources.backend!r}, and this SLURM job holds the GPU {held}, but this version "
-            "computes on the CPU only; submit it with --gpus 0, or set it to 'numpy'"
         )
 
 
@@ -224,9 +224,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
 
 def check(job: jobs.Job, dataset: Dataset) -> None:
     """Find what does not fit before anything is written."""
-    network_of(job.model, dataset.image_shape, len(dataset.class_names))
-    if job.resources.backend == "cuda":
-        raise JobError("resources.backend: 'cuda', but this version computes on the CPU only; set it to 'numpy'")
+    _network_on(job, dataset)
     training, held_out = split(job, dataset)
     if job.train.select_on == "validation" and not len(held_out) and "val" not in dataset.splits:
         raise JobError(

@@ -13,39 +13,37 @@ from typing import Any
 import numpy as np
 
 from cnnjob import __version__
-from cnnjob.nn import available_cores
+from cnnjob.nn import Backend, CudaBackend, available_cores
 
 PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
 GIT_SECONDS = 10
 
 
-def describe(backend: str) -> dict[str, Any]:
+def describe(backend: Backend) -> dict[str, Any]:
     """What this process computes with.
 
     Args:
-        backend: ``numpy``.
+        backend: NumPy's or CUDA's.
 
     Returns:
         Names and values for ``environment.json``; ``bits`` holds what the same bits are promised for.
     """
     packages = {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
-    processor = _processor()
     return {
         "command": shlex.join(sys.argv),
         **_commit(),
         "python": platform.python_version(),
         "packages": packages,
         "host": socket.gethostname(),
-        "device": f"cpu: {processor}",
+        "device": f"gpu: {backend.device.name}" if isinstance(backend, CudaBackend) else f"cpu: {_processor()}",
         "cores": available_cores(),
-        "backend": backend,
+        "backend": backend.name,
         "bits": {
-            "backend": backend,
+            "backend": backend.name,
             "cnnjob": packages["cnnjob"],
             "numpy": packages["numpy"],
             "machine": platform.machine(),
-            "blas": _blas(),
-            "simd": _simd(),
+            **(_gpu(backend.device) if isinstance(backend, CudaBackend) else {"blas": _blas(), "simd": _simd()}),
         },
     }
 
@@ -66,6 +64,15 @@ def available_memory_bytes() -> int:
     """What new processes can take without swapping: the kernel's estimate."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
     return int(found[1]) * 1024 if found else sys.maxsize
+
+
+def _gpu(device: Any) -> dict[str, Any]:
+    """A GPU, its driver and CUDA's libraries."""
+    try:
+        driver = re.search(r"Module +([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+    except OSError:
+        driver = None
+    return {"gpu": device.name, "driver": driver[1] if driver else None, **device.versions}
 
 
 def _processor() -> str:

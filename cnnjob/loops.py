@@ -36,7 +36,7 @@ class Watched:
     """A split that is evaluated."""
 
     images: Array
-    """uint8 (N, H, W, C)."""
+    """uint8 (N, H, W, C), where the backend has them."""
     order: Array
     """int64, those of the images that belong to the split."""
     labels: Array
@@ -52,34 +52,42 @@ class Watched:
 class Loop:
     """One life of a run."""
 
-    def __init__(self, claim: Claim, job: Job, dataset: Dataset, workers: nn.Workers, listener: Listener) -> None:
+    def __init__(self, claim: Claim, job: Job, dataset: Dataset, backend: nn.Backend, listener: Listener) -> None:
         """Read the data, plan the network, and go to where the last life left off."""
         self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
+        self.backend = backend
         self.digest = self.run.frozen()["digest"]
-        self.environment = environments.describe("numpy")
+        self.environment = environments.describe(backend)
         network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-        backend, optimiser = nn.NumPyBackend(workers), optimiser_of(job.train)
-        self.state = nn.State(network, optimiser, backend.dtype)
+        optimiser = optimiser_of(job.train)
+        self.state = nn.State(network, optimiser, backend)
         pixels = pixels_of(job.data, dataset.mean, dataset.std)
-        self.best = np.zeros_like(self.state.parameters)
-        images, labels = dataset.load("train")
+        self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
+        images, labels = self._load("train")
         self.training_indices, held_out = split(job, dataset)
         self.steps = len(self.training_indices) // job.train.batch_size
-        self.feed = nn.training_feed(images, labels, self.steps, job.train.batch_size, job.seed)
+        self.feed = nn.training_feed(backend, images, labels, self.steps, job.train.batch_size, job.seed)
         self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.feed, pixels, job.train.batch_size)
         self.watched = dict(self._watched(images, labels, held_out))
         batch = evaluation_batch([dataset.shapes["test"][0], *(len(split.order) for split in self.watched.values())])
         evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch)
         self.classifier = Classifier(network, self.state, evaluation)
         self.progress = Progress()
+        self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
+        self._looked_at = 0
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
         self._next_save = math.inf
         self._restore()
 
+    def _load(self, name: str) -> tuple[Array, Array]:
+        """A split's images, where the backend's blocks can read them, and labels."""
+        images, labels = self.dataset.load(name)
+        return self.backend.resident(images), labels
+
     def _watched(self, images: Array, labels: Array, held_out: Array) -> Iterator[tuple[str, Watched]]:
         """The splits that are evaluated after each epoch."""
         if "val" in self.dataset.splits:
-            images, labels = self.dataset.load("val")
+            images, labels = self._load("val")
             held_out = np.arange(len(images))
         if len(held_out):
             yield "validation", Watched(images, held_out, labels[held_out])
@@ -87,7 +95,7 @@ class Loop:
             yield "test", self._test_images()
 
     def _test_images(self) -> Watched:
-        images, labels = self.dataset.load("test")
+        images, labels = self._load("test")
         return Watched(images, np.arange(len(images)), labels)
 
     def _restore(self) -> None:
@@ -113,11 +121,13 @@ class Loop:
 
     def _take_up(self, found: Checkpoint) -> None:
         self.progress = replace(found.progress)
-        for group, views in self._groups().items():
-            for name, view in views.items():
-                view[...] = found.arrays[f"{group}/{name}"]
-        count = self.progress.epoch_step
-        self.feed.losses[:count], self.feed.hits[:count] = found.arrays["losses"], found.arrays["hits"]
+        for group, flat in self._buffers().items():
+            names = self.state.layout.shapes
+            self.state.write({name: found.arrays[f"{group}/{name}"] for name in names}, flat)
+        for name, buffer in {"losses": self.feed.losses, "hits": self.feed.hits}.items():
+            epoch = np.zeros(self.steps, buffer.dtype)
+            epoch[: self.progress.epoch_step] = found.arrays[name]
+            self.backend.copy(epoch, buffer)
         self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _compare_environment(self) -> None:
@@ -128,10 +138,10 @@ class Loop:
             if self.progress.bits_may_differ_from_step is None:
                 self.progress.bits_may_differ_from_step = self.progress.step
 
-    def _groups(self) -> dict[str, dict[str, Array]]:
-        """The named arrays that a checkpoint keeps."""
-        best = self.state.layout.views(self.best)
-        return {"weights": self.state.weights, "velocity": self.state.slots, "best": best}
+    def _buffers(self) -> dict[str, Array]:
+        """The flat buffers that a checkpoint keeps."""
+        kept = {"weights": self.state.parameters, "velocity": self.state.velocity, "best": self.best}
+        return {group: flat for group, flat in kept.items() if flat.size}
 
     def go_on(self, stop: StopRequest) -> bool:
         """Train to the end, or until asked to stop; say whether the run is finished."""
@@ -158,44 +168,55 @@ class Loop:
         """Fill in what varies: the epoch's order and learning rates, by address."""
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
-        self.feed.order[:] = self.training_indices[shuffled[: len(self.feed.order)]]
+        self.backend.copy(self.training_indices[shuffled[: len(self.feed.order)]], self.feed.order)
         first, total = epoch * self.steps, train.epochs * self.steps
-        self.feed.learning_rates[:] = nn.learning_rates(
+        self.learning_rates = nn.learning_rates(
             train.schedule, train.learning_rate, range(first, first + self.steps), total
         )
-        self.feed.position[:] = self.progress.epoch_step, self.progress.step
+        self.backend.copy(self.learning_rates, self.feed.learning_rates)
+        self.backend.copy(np.array([self.progress.epoch_step, self.progress.step]), self.feed.position)
+        self._looked_at = self.progress.epoch_step
 
     def _step(self) -> None:
         self.plan.step()
-        loss = self.feed.losses[self.progress.epoch_step]
-        if not math.isfinite(loss):
-            raise TrainingError(self._cause(loss))
         self.progress.epoch_step += 1
         self.progress.step += 1
+        if self.backend.synchronous:
+            self._look()
         self.listener.step(self.progress.epoch + 1, self.progress.epoch_step)
+
+    def _look(self) -> None:
+        """Look at the losses that have not been looked at; a life ends at the first that is no number."""
+        self.losses = self.backend.host(self.feed.losses)
+        new = self.losses[self._looked_at : self.progress.epoch_step]
+        if not np.isfinite(new).all():
+            good = int(np.isfinite(new).argmin())
+            self.progress.step -= len(new) - good
+            self.progress.epoch_step -= len(new) - good
+            raise TrainingError(self._cause(new[good]))
+        self._looked_at = self.progress.epoch_step
 
     def _cause(self, loss: float, what: str = "loss") -> str:
         """Where a loss stopped being a number, and what went before."""
         done, step, epoch = self.progress.epoch_step, self.progress.step, self.progress.epoch + 1
         failing = min(done + 1, self.steps)  # after the last step it is an evaluation that found out
-        before = (
-            "it was the epoch's first step" if done == 0 else f"the step before it was {self.feed.losses[done - 1]:.4g}"
-        )
+        before = "it was the epoch's first step" if done == 0 else f"the step before it was {self.losses[done - 1]:.4g}"
         return (
             f"{self.run.path}: the {what} is {loss} at step {step - done + failing} (epoch {epoch}), {before}, "
-            f"learning rate {self.feed.learning_rates[failing - 1]:g}; "
+            f"learning rate {self.learning_rates[failing - 1]:g}; "
             "lower train.learning_rate or change the initial weights"
         )
 
     def _end_epoch(self) -> None:
         """Evaluate, record, keep the best."""
+        self._look()
         progress, train = self.progress, self.job.train
         record = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
-            "learning_rate": float(self.feed.learning_rates[-1]),
-            "train_loss": float(self.feed.losses.mean()),
-            "train_accuracy": float(self.feed.hits.sum() / len(self.feed.order)),
+            "learning_rate": float(self.learning_rates[-1]),
+            "train_loss": float(self.losses.mean()),
+            "train_accuracy": float(self.backend.host(self.feed.hits).sum() / len(self.feed.order)),
         }
         for name, watched in self.watched.items():
             _, loss, accuracy = watched.scores(self.classifier)
@@ -210,7 +231,7 @@ class Loop:
         score = progress.epoch if train.select_on == "last" else record[f"{train.select_on}_accuracy"]
         if score > progress.best_accuracy:
             progress.best_epoch, progress.best_accuracy = progress.epoch, score
-            self.best[:] = self.state.parameters
+            self.backend.copy(self.state.parameters, self.best)
         patience = train.early_stopping.patience if train.early_stopping else math.inf
         progress.done = progress.epoch == train.epochs or progress.epoch - progress.best_epoch >= patience
         self._write_history()
@@ -224,16 +245,21 @@ class Loop:
         self._clock, self._cpu_clock = clock, cpu_clock
 
     def _save(self) -> None:
+        self._look()
         self._count_time()
         count = self.progress.epoch_step
-        arrays = {f"{group}/{name}": view for group, views in self._groups().items() for name, view in views.items()}
+        arrays = {
+            f"{group}/{name}": view
+            for group, flat in self._buffers().items()
+            for name, view in self.state.read(flat).items()
+        }
         header = {
             "digest": self.digest,
             "data": self.dataset.digest,
             "attempt": self.claim.number,
             "environment": self.environment,
         }
-        open_epoch = {"losses": self.feed.losses[:count], "hits": self.feed.hits[:count]}
+        open_epoch = {"losses": self.losses[:count], "hits": self.backend.host(self.feed.hits)[:count]}
         checkpoint = Checkpoint(self.progress, {**arrays, **open_epoch}, header)
         checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
 
@@ -275,11 +301,13 @@ class Loop:
     def _finish(self) -> None:
         """Evaluate the chosen weights on the test images, once, and write the results."""
         self._write_history_or_fail()
-        self.state.parameters[:] = self.best
-        files.write_arrays(self.run.weights_file, self.state.weights, fence=self.claim.check)
+        self.backend.copy(self.best, self.state.parameters)
+        files.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
         test = self.watched.get("test") or self._test_images()
         probabilities, loss, accuracy = test.scores(self.classifier)
-        recorded = predictions.record(probabilities, test.images, test.labels, self.dataset.class_names)
+        recorded = predictions.record(
+            probabilities, self.backend.host(test.images), test.labels, self.dataset.class_names
+        )
         files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
         result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}
         files.write_json(self.run.result_file, result, fence=self.claim.check)
@@ -293,7 +321,7 @@ class Loop:
             "steps": progress.step,
             "train_seconds": round(progress.train_seconds, 3),
             "cpu_hours": round(progress.cpu_seconds / 3600, 6),
-            "gpu_hours": 0.0,
+            "gpu_hours": round(progress.train_seconds / 3600, 6) if self.backend.name == "cuda" else 0.0,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "parameters": self.classifier.network.parameter_count,
             "device": self.environment["device"],

@@ -89,11 +89,10 @@ def classifier_of(run: Run) -> Classifier:
     job, data, weights = run.job(), run.data(), run.weights()
     network = network_of(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(nn.Workers(1))
-    state = nn.State(network, optimiser_of(job.train), backend.dtype)
+    state = nn.State(network, optimiser_of(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
-    for name, view in state.weights.items():
-        view[...] = weights[name]
+    state.write(weights, state.parameters)
     pixels = pixels_of(job.data, tuple(data["mean"]), tuple(data["std"]))
     return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH))
 

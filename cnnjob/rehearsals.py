@@ -44,6 +44,10 @@ def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
     Raises:
         CnnjobError: something did not; the same would have happened on the cluster.
     """
+    anywhere = (
+        job.resources if job.resources.backend == "numpy" else job.resources.model_copy(update={"backend": "auto"})
+    )
+    job = job.model_copy(update={"resources": anywhere})  # here there may be no GPU
     with TemporaryDirectory(prefix="cnnjob-") as folder:
         run = run_of(job, dataset, Path(folder) / "runs")
         for life in (1, 2):

@@ -11,7 +11,8 @@ from threading import Event, Thread
 from typing import Literal
 
 from cnnjob import nn, runs
-from cnnjob.bindings import dataset_of_run, require_backend, require_memory, written_or_said
+from cnnjob.backends import backend_name, backend_of, room_or_said
+from cnnjob.bindings import dataset_of_run, require_memory, written_or_said
 from cnnjob.checkpoints import newest_step
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError
@@ -58,21 +59,22 @@ def train(
     Raises:
         BusyError: another process is writing the run; nothing was changed.
         DataError: the dataset or all checkpoints are damaged, or not those the run was made with.
-        JobError: it needs more memory than there is.
+        JobError: it needs more memory than there is, or a GPU where none can be used.
         TrainingError: the loss is no longer a number.
     """
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
     job, dataset = job or run.job(), dataset_of_run(run, dataset)
-    require_backend(job)
-    require_memory(job, dataset)
+    name = backend_name(job, run)
+    require_memory(job, dataset, name)
     with written_or_said(run.path):
         claim = runs.claim(run, has_ended)
     if run.result_file.exists():  # finished by another process between the look and the claim
         claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")
     with _cores(cores) as workers, StopRequest(deadline) as stop, _attempt(claim) as attempt, written_or_said(run.path):
-        attempt.loop = Loop(claim, job, dataset, workers, listener or Silent())
+        with room_or_said(job):
+            attempt.loop = Loop(claim, job, dataset, backend_of(name, workers, job, dataset), listener or Silent())
         finished = attempt.loop.go_on(stop)
         attempt.why = "finished" if finished else f"stopped: {stop.asked_by}"
     return Outcome(run, "finished" if finished else "stopped", attempt.why)

@@ -19,8 +19,8 @@ FLOORS = (
     {"slurm"},
     {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},
-    {"estimates", "loops", "predictions", "records", "verdicts"},
-    {"bindings", "checkpoints", "environments", "metrics", "plots", "stopping"},
+    {"backends", "estimates", "groups", "loops", "pages", "predictions", "records", "verdicts"},
+    {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"datasets", "listeners", "nn", "runs"},
     {"sweeps", "jobs", "files", "processes", "errors"},
 )

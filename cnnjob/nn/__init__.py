@@ -9,13 +9,16 @@ side, **S** stride, **P** pooling side, **U** units. Images are N×H×W×C, kern
 
 from cnnjob.nn.blocks import Conv, Dense, Dropout, Network
 from cnnjob.nn.cpu import NumPyBackend
+from cnnjob.nn.cuda import CudaBackend
 from cnnjob.nn.optimisers import Sgd
-from cnnjob.nn.plan import EvaluationPlan, Pixels, State, TrainingPlan, training_feed
+from cnnjob.nn.plan import Backend, EvaluationPlan, Pixels, State, TrainingPlan, training_feed
 from cnnjob.nn.schedules import learning_rates
 from cnnjob.nn.workers import Workers, available_cores
 
 __all__ = [
+    "Backend",
     "Conv",
+    "CudaBackend",
     "Dense",
     "Dropout",
     "EvaluationPlan",

@@ -8,7 +8,7 @@ memory of a plan, known without allocating it, and a step never allocates.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -26,6 +26,43 @@ def aligned(count: int) -> int:
     return -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+class Memory(Protocol):
+    """Where arrays lie: the host's memory, or a device's."""
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array:
+        """A new array of zeroes that starts on a cache line."""
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copy between arrays of one size and dtype, here or on the host; it is done on return."""
+
+    def resident(self, array: Array) -> Array:
+        """The same values where the blocks can read them; itself where they can."""
+
+    def host(self, array: Array) -> Array:
+        """The same values where NumPy can read them; itself where it can."""
+
+
+class HostMemory:
+    """NumPy's arrays."""
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array:
+        """A new array of zeroes that starts on a cache line."""
+        raw = np.zeros(prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT_BYTES, np.uint8)
+        return _shaped(raw[-raw.ctypes.data % ALIGNMENT_BYTES :], shape, dtype)
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copy between arrays of one size and dtype."""
+        np.copyto(target, source, casting="no")
+
+    def resident(self, array: Array) -> Array:
+        """Itself."""
+        return array
+
+    def host(self, array: Array) -> Array:
+        """Itself."""
+        return array
+
+
 class Arena:
     """One block of zeroed memory that a plan's arrays are taken from.
 
@@ -33,21 +70,24 @@ class Arena:
     blocks use too, between one block's call and the next; each shard has its own.
     """
 
-    def __init__(self, memory: Array | None = None, scratch_bytes: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        owner: Memory | None = None,
+        memory: Array | None = None,
+        scratch_bytes: Mapping[int, int] | None = None,
+    ) -> None:
         """Use :meth:`filled`; without memory an arena only counts."""
-        self._memory = memory
+        self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}
         self._regions = {shard: self._carve(size) for shard, size in (scratch_bytes or {}).items()}
 
     @classmethod
-    def filled(cls, build: Callable[[Self], Plan]) -> Plan:
+    def filled(cls, owner: Memory, build: Callable[[Self], Plan]) -> Plan:
         """Build a plan in memory of exactly its size."""
         count = cls()
         build(count)
-        memory = np.zeros(count.size_bytes + ALIGNMENT_BYTES, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT_BYTES
-        return build(cls(memory[start:], count._scratch_bytes))
+        return build(cls(owner, owner.zeros((count.size_bytes,), np.uint8), count._scratch_bytes))
 
     @classmethod
     def count_bytes(cls, build: Callable[[Self], object]) -> int:
@@ -65,6 +105,13 @@ class Arena:
         """A zeroed array of the plan's own."""
         size = prod(shape) * np.dtype(dtype).itemsize
         return _shaped(self._carve(aligned(size)), shape, dtype)
+
+    def constant(self, values: Array) -> Array:
+        """An array of the plan's own that holds these values."""
+        array = self.take(values.shape, values.dtype)
+        if self._owner:
+            self._owner.copy(values, array)
+        return array
 
     def scratch(self, shard: int, *arrays: tuple[Shape, Any]) -> list[Array]:
         """Arrays of the given shapes and dtypes whose content does not outlive a block's call."""
@@ -118,6 +165,13 @@ class Layout:
     def views(self, flat: Array) -> dict[str, Array]:
         """The named arrays of a flat buffer, as views."""
         return {name: flat[self.slices(name)].reshape(shape) for name, shape in self.shapes.items()}
+
+    def filled(self, arrays: Mapping[str, Array], dtype: Any) -> Array:
+        """A flat buffer that holds the named arrays, and zeroes in the gaps."""
+        flat = np.zeros(self.size, dtype)
+        for name, view in self.views(flat).items():
+            view[...] = arrays[name]
+        return flat
 
     def slices(self, name: str) -> slice:
         """The place of one array."""

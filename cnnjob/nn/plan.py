@@ -1,25 +1,27 @@
 """Plan, then run: a network walked once for a batch size, as lists of argument-free functions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
 
 import numpy as np
 
-from cnnjob.nn.blocks import Block, Conv, Dropout, Layer, Network, Shape
-from cnnjob.nn.memory import Arena, Array, Layout, hollow_array
+from cnnjob.nn.blocks import Block, Conv, Dropout, Layer, Network, Parameter, Shape
+from cnnjob.nn.memory import Arena, Array, HostMemory, Layout, Memory, hollow_array
 from cnnjob.nn.optimisers import Segment, Sgd, segments
 from cnnjob.nn.random import Purpose, generator
 from cnnjob.nn.signals import Feed, Signal, Step, Task
 from cnnjob.nn.workers import run_all
 
 
-class Backend(Protocol):
-    """What a plan asks of the arrays' library: a task for each part of a step."""
+class Backend(Memory, Protocol):
+    """What a plan asks of the arrays' library: memory, and a task for each part of a step."""
 
     name: str
     dtype: np.dtype[np.floating]
+    synchronous: bool
+    """Whether what a task computes is there when it returns."""
 
     def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
         """The batch, normalised."""
@@ -47,6 +49,9 @@ class Backend(Protocol):
     ) -> Task:
         """Parameters, gradients and velocity, as the optimiser says."""
 
+    def advance(self, feed: Feed) -> Task:
+        """The position moves on by a step."""
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -70,11 +75,12 @@ class Pixels:
 class State:
     """What learns: flat buffers of parameters, gradients and velocity, with named views."""
 
-    def __init__(self, network: Network, optimiser: Sgd, dtype: np.dtype[np.floating], *, hollow: bool = False) -> None:
+    def __init__(self, network: Network, optimiser: Sgd, backend: Backend, *, hollow: bool = False) -> None:
         """Zeroes everywhere, see :meth:`initialise`; or no memory at all, to count with."""
+        self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = Layout.of(shapes, dtype.itemsize)
-        take = hollow_array if hollow else np.zeros
+        take = hollow_array if hollow else backend.zeros
         self.parameters: Array = take((self.layout.size,), dtype)
         self.gradients: Array = take((self.layout.size,), dtype)
         self.velocity: Array = take((self.layout.size if optimiser.slots else 0,), dtype)
@@ -94,17 +100,32 @@ class State:
         """Memory of all buffers."""
         return self.parameters.nbytes + self.gradients.nbytes + self.velocity.nbytes
 
+    def read(self, flat: Array) -> dict[str, Array]:
+        """The named arrays of one of the buffers, where NumPy can read them."""
+        return self.layout.views(self._backend.host(flat))
+
+    def write(self, arrays: Mapping[str, Array], flat: Array) -> None:
+        """Fill one of the buffers with named arrays of NumPy."""
+        self._backend.copy(self.layout.filled(arrays, flat.dtype), flat)
+
     def initialise(self, network: Network, seed: int) -> None:
-        """Draw the initial parameters (He et al. 2015, eq. 10, where not told otherwise).
+        """Draw the initial parameters, with NumPy for every backend.
 
         Each parameter's numbers depend on the seed and its place in the network only.
         """
-        for place, (name, parameter) in enumerate(network.parameters.items()):
-            if parameter.constant is not None:
-                self.weights[name][...] = parameter.constant
-                continue
-            sigma = sqrt(2 / parameter.fan_in) if parameter.init == "he" else parameter.init
-            self.weights[name][...] = generator(seed, Purpose.INIT, place).standard_normal(parameter.shape) * sigma
+        drawn = {
+            name: _initial(parameter, seed, place) for place, (name, parameter) in enumerate(network.parameters.items())
+        }
+        self.write(drawn, self.parameters)
+
+
+def _initial(parameter: Parameter, seed: int, place: int) -> Array:
+    """A parameter's first values (He et al. 2015, eq. 10, where not told otherwise)."""
+    if parameter.constant is not None:
+        return np.full(parameter.shape, parameter.constant)
+    sigma = sqrt(2 / parameter.fan_in) if parameter.init == "he" else parameter.init
+    values: Array = generator(seed, Purpose.INIT, place).standard_normal(parameter.shape) * sigma
+    return values
 
 
 class TrainingPlan:
@@ -126,7 +147,7 @@ class TrainingPlan:
         def build(arena: Arena) -> list[Task]:
             return list(_training(arena, backend, network, state, optimiser, feed, pixels, batch_size))
 
-        self._tasks = Arena.filled(build)
+        self._tasks = Arena.filled(backend, build)
 
     @staticmethod
     def count_bytes(backend: Backend, network: Network, state: State, optimiser: Sgd, batch_size: int) -> int:
@@ -139,7 +160,6 @@ class TrainingPlan:
     def step(self) -> None:
         """One step: forward, loss, backward, update; the position moves on."""
         run_all(self._tasks)
-        self.feed.position[:] += 1
 
 
 class EvaluationPlan:
@@ -147,13 +167,14 @@ class EvaluationPlan:
 
     def __init__(self, backend: Backend, network: Network, state: State, pixels: Pixels, batch_size: int) -> None:
         """Plan; nothing runs yet."""
-        self._batch_size = batch_size
-        self._feed = empty_feed(network.image_shape)
+        self._backend, self._batch_size = backend, batch_size
+        self._feed = empty_feed(network.image_shape, backend)
+        self._nothing = self._feed.images
 
         def build(arena: Arena) -> tuple[Array, list[Task]]:
             return _evaluation(arena, backend, network, state, self._feed, pixels, batch_size)
 
-        self._batch, self._tasks = Arena.filled(build)
+        self._batch, self._tasks = Arena.filled(backend, build)
 
     @staticmethod
     def count_bytes(backend: Backend, network: Network, state: State, batch_size: int) -> int:
@@ -165,7 +186,7 @@ class EvaluationPlan:
         """The softmax of the outputs for the images that ``order`` names.
 
         Args:
-            images: uint8 (N, H, W, C).
+            images: uint8 (N, H, W, C), of the backend or of NumPy.
             order: int64, indices of images.
 
         Returns:
@@ -173,30 +194,45 @@ class EvaluationPlan:
         """
         steps = -(-len(order) // self._batch_size)
         found = np.empty((steps, *self._batch.shape), self._batch.dtype)
-        self._feed.images, self._feed.order = images, np.resize(order, steps * self._batch_size)
+        self._feed.images = self._backend.resident(images)
+        self._feed.order = self._backend.resident(np.resize(order, steps * self._batch_size))
+        self._backend.copy(np.zeros(2, np.int64), self._feed.position)
         for step in range(steps):
-            self._feed.position[0] = step
             run_all(self._tasks)
-            found[step] = self._batch
-        self._feed.images = images[:0]  # not to be kept alive
+            self._backend.copy(self._batch, found[step])
+        self._feed.images = self._nothing  # those are not to be kept alive
         return found.reshape(-1, self._batch.shape[1])[: len(order)]
 
 
-def _feed(images: Array, labels: Array, order: Array, learning_rates: Array, seed: int) -> Feed:
-    steps = len(learning_rates)
-    results = np.zeros(steps), np.zeros(steps, np.int64)
-    return Feed(images, labels, order, learning_rates, *results, np.zeros(2, np.int64), seed)
+def training_feed(memory: Memory, images: Array, labels: Array, steps: int, batch_size: int, seed: int) -> Feed:
+    """A feed for epochs of so many steps; order and learning rates are to be copied in at each epoch.
+
+    Args:
+        memory: where it is to lie.
+        images: uint8 (images, H, W, C), there or in NumPy's.
+        labels: int64 (images,), likewise.
+        steps: of an epoch.
+        batch_size: images of a step.
+        seed: the job's.
+
+    Returns:
+        The feed, at step 0.
+    """
+    return Feed(
+        memory.resident(images),
+        memory.resident(labels),
+        order=memory.zeros((steps * batch_size,), np.int64),
+        learning_rates=memory.zeros((steps,), np.float64),
+        losses=memory.zeros((steps,), np.float64),
+        hits=memory.zeros((steps,), np.int64),
+        position=memory.zeros((2,), np.int64),
+        seed=seed,
+    )
 
 
-def empty_feed(image_shape: Shape) -> Feed:
-    """A feed of no images, to count with."""
-    nothing = np.zeros(0, np.int64)
-    return _feed(np.zeros((0, *image_shape), np.uint8), nothing, nothing, np.zeros(0), 0)
-
-
-def training_feed(images: Array, labels: Array, steps: int, batch_size: int, seed: int) -> Feed:
-    """A feed for epochs of so many steps; order and learning rates are to be filled in at each epoch."""
-    return _feed(images, labels, np.zeros(steps * batch_size, np.int64), np.zeros(steps), seed)
+def empty_feed(image_shape: Shape, memory: Memory | None = None) -> Feed:
+    """A feed of no images; without memory, to count with."""
+    return training_feed(memory or HostMemory(), np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64), 0, 0, 0)
 
 
 def _signals(
@@ -248,6 +284,7 @@ def _training(
     yield from (step.backward for step in reversed(steps))
     buffers = state.parameters, state.gradients, state.velocity
     yield backend.update(arena, optimiser, segments(network, state.layout), buffers, feed)
+    yield backend.advance(feed)
 
 
 def _evaluation(
@@ -259,4 +296,4 @@ def _evaluation(
     steps = _steps(arena, backend, state.weights, {}, feed, layers, signals)
     gather = backend.gather(arena, feed, signals[0], pixels.scale, pixels.shift)
     probabilities, softmax = backend.probabilities(arena, signals[-1])
-    return probabilities, [gather, *(step.forward for step in steps), softmax]
+    return probabilities, [gather, *(step.forward for step in steps), softmax, backend.advance(feed)]

@@ -47,7 +47,7 @@ class Signal:
 
 @dataclass
 class Feed:
-    """All that varies from step to step; plans read it at each step and are told nothing else."""
+    """All that varies from step to step, in the backend's memory; plans read it then and are told nothing else."""
 
     images: Array
     """uint8 (images, H, W, C)."""

@@ -55,13 +55,13 @@ def rig(
     network = nn.Network.build([*blocks, head], shape)
     backend = nn.NumPyBackend(nn.Workers(workers), dtype)
     chosen = optimiser or nn.Sgd()
-    state = nn.State(network, chosen, backend.dtype)
+    state = nn.State(network, chosen, backend)
     state.initialise(network, seed)
     for name, view in state.weights.items():
         if name.endswith("bias"):
             view[...] = random.normal(size=view.shape) / 3
     pictures = random.integers(0, 256, (count, *shape), np.uint8) if images is None else images
-    feed = nn.training_feed(pictures, random.integers(0, classes, len(pictures)), 1, len(pictures), seed)
+    feed = nn.training_feed(backend, pictures, random.integers(0, classes, len(pictures)), 1, len(pictures), seed)
     feed.order[:], feed.learning_rates[:] = np.arange(len(pictures)), learning_rate
     pixels = nn.Pixels.unit(shape[-1])
     plan = nn.TrainingPlan(backend, network, state, chosen, feed, pixels, len(pictures))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
-from cnnjob.nn.memory import Arena, Layout
+from cnnjob.nn.memory import Arena, HostMemory, Layout
 from cnnjob.nn.random import Purpose
 from tests.nn import oracle
 from tests.nn.bench import distance, rig
@@ -39,10 +39,10 @@ def test_the_batch_takes_the_images_that_the_order_names_and_normalises_them() -
     images = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 2) * 9
     pixels = nn.Pixels.standardised((0.25, 0.5), (0.5, 0.0))  # a channel of one value is only centred
     network = nn.Network.build([nn.Dense(activation="none", units=2)], (2, 2, 2))
-    state = nn.State(network, nn.Sgd(), np.dtype(np.float64))
+    backend = nn.NumPyBackend(nn.Workers(1), np.float64)
+    state = nn.State(network, nn.Sgd(), backend)
     chosen = state.weights["classifier/weights"]
     chosen[0, 0], chosen[1, 1] = 1, 1  # the outputs are the first pixel's two channels
-    backend = nn.NumPyBackend(nn.Workers(1), np.float64)
     plan = nn.EvaluationPlan(backend, network, state, pixels, 2)
     x = (images[[2, 0], 0, 0] / 255 - [0.25, 0.5]) / [0.5, 1.0]
     np.testing.assert_allclose(
@@ -173,7 +173,7 @@ def test_a_plan_counts_exactly_what_it_takes_and_allocates_nothing_for_it() -> N
         arena.scratch(0, ((7,), np.float64))
         taken.append(arena.size_bytes)
 
-    Arena.filled(build)
+    Arena.filled(HostMemory(), build)
     assert taken == [64 + (832 + 64) + 64] * 2  # whole cache lines; scratch of one shard is used twice
     counted = [nn.TrainingPlan.count_bytes(bench.backend, bench.network, bench.state, nn.Sgd(), n) for n in (8, 10**9)]
     assert counted[1] > 10**8 * counted[0] / 8

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cnnjob import nn
 from cnnjob.nn.cpu.conv import conv
-from cnnjob.nn.memory import Arena
+from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.signals import Signal
 from tests.nn import oracle
 from tests.nn.bench import Rig, distance, rig
@@ -43,7 +43,7 @@ def run_conv(block: nn.Conv, x: Array, w: Array, b: Array, dy: Array | None = No
         dw = {"weights": np.zeros_like(w), "bias": np.zeros_like(b)}
         return into, out, dw, conv(nn.Workers(1), arena, block, into, out, {"weights": w, "bias": b}, dw)
 
-    into, out, dw, step = Arena.filled(build)
+    into, out, dw, step = Arena.filled(HostMemory(), build)
     into.value[...] = x
     step.forward()
     if dy is None:

@@ -41,12 +41,12 @@ def test_forward_loss_gradients_and_steps_agree(
     blocks = [block for block in network_of(job.model, shape, 10).layers if not isinstance(block.block, nn.Dropout)]
     network = nn.Network.build([layer.block for layer in blocks], shape)
     backend, optimiser = nn.NumPyBackend(nn.Workers(2), dtype), optimiser_of(job.train)
-    state = nn.State(network, optimiser, backend.dtype)
+    state = nn.State(network, optimiser, backend)
     state.initialise(network, 1)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count)
     images[:, : shape[0] // 3] = 0  # as on MNIST, where most pooling windows are tied
-    feed = nn.training_feed(images, labels, 3, count, 0)
+    feed = nn.training_feed(backend, images, labels, 3, count, 0)
     feed.order[:], feed.learning_rates[:] = np.tile(np.arange(count), 3), job.train.learning_rate
     pixels = nn.Pixels.unit(shape[-1])
     plan = nn.TrainingPlan(backend, network, state, optimiser, feed, pixels, count)

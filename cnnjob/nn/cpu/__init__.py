@@ -12,7 +12,7 @@ import numpy as np
 from cnnjob.nn.blocks import Block, Conv, Dense
 from cnnjob.nn.cpu import blocks
 from cnnjob.nn.cpu.conv import conv
-from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.memory import Arena, Array, HostMemory
 from cnnjob.nn.optimisers import Segment, Sgd
 from cnnjob.nn.signals import Feed, Signal, Step, Task
 from cnnjob.nn.workers import Workers
@@ -23,10 +23,11 @@ MOST_PIECES = 4096
 """Of an update; beyond it the pieces grow, so that planning stays quick."""
 
 
-class NumPyBackend:
+class NumPyBackend(HostMemory):
     """Blocks on NumPy arrays of one float type."""
 
     name = "numpy"
+    synchronous = True
 
     def __init__(self, workers: Workers, dtype: Any = np.float32) -> None:
         """Use these cores and this float type (float64 is for gradient checks)."""
@@ -98,3 +99,11 @@ class NumPyBackend:
         places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
         tasks = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
         return lambda: self.workers.run(tasks)
+
+    def advance(self, feed: Feed) -> Task:
+        """Plan the move to the next step."""
+
+        def run() -> None:
+            feed.position += 1
+
+        return run

@@ -1,0 +1,110 @@
+"""The CUDA backend: blocks as kernels of ``kernels.cu`` and GEMMs of cuBLAS, run one after the other.
+
+The same input gives the same bits on the same model of GPU with the same driver and cuBLAS: every sum has a fixed
+order. What a step computes is there when it is asked for, not when the step returns.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnjob.nn.blocks import Block, Conv, Dense, Shape
+from cnnjob.nn.cuda import blocks
+from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
+from cnnjob.nn.cuda.launches import Device, HollowDevice, scalars
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.optimisers import Segment, Sgd
+from cnnjob.nn.signals import Feed, Signal, Step, Task
+
+
+class CudaBackend:
+    """Blocks on a device's float32 arrays."""
+
+    name = "cuda"
+    synchronous = False
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, device: Device | None = None, column_bytes: int = COLUMN_BYTES) -> None:
+        """Use a device, or none and only count.
+
+        Args:
+            device: where arrays lie and kernels run.
+            column_bytes: of a convolution's matrix of patches, see :mod:`cnnjob.nn.cuda.conv`.
+        """
+        self.device: Device = device or HollowDevice()
+        self._column_bytes = column_bytes
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array:
+        """A new array of zeroes on the device."""
+        return self.device.zeros(shape, dtype)
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copy between arrays of one size and dtype, on the device or the host; it is done on return."""
+        if source.shape != target.shape or source.dtype != target.dtype:
+            raise ValueError(f"{source.dtype} {source.shape} into {target.dtype} {target.shape}")
+        if source.nbytes:
+            self.device.copy(_packed(source), target)
+
+    def resident(self, array: Array) -> Array:
+        """The same values on the device."""
+        if not _is_host(array):
+            return array
+        there = self.zeros(array.shape, array.dtype)
+        self.copy(array, there)
+        return there
+
+    def host(self, array: Array) -> Array:
+        """The same values in an array of NumPy's."""
+        here: Array = np.empty(array.shape, array.dtype)
+        self.copy(array, here)
+        return here
+
+    def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
+        """Plan the batch."""
+        return blocks.gather(self.device, arena, feed, x, scale, shift)
+
+    def block(
+        self,
+        arena: Arena,
+        block: Block,
+        x: Signal,
+        y: Signal,
+        parameters: tuple[dict[str, Array], dict[str, Array]],
+        feed: Feed,
+        place: int,
+    ) -> Step:
+        """Plan one block of a training (with gradients) or an evaluation (without)."""
+        w, dw = parameters
+        if isinstance(block, Conv):
+            return conv(self.device, arena, block, x, y, w, dw, self._column_bytes)
+        if isinstance(block, Dense):
+            return blocks.dense(self.device, arena, block, x, y, w, dw)
+        return blocks.dropout(self.device, block, x, y, feed, place)
+
+    def loss(self, arena: Arena, feed: Feed, logits: Signal) -> Task:
+        """Plan the loss and its gradient."""
+        return blocks.cross_entropy(self.device, arena, feed, logits)
+
+    def probabilities(self, arena: Arena, logits: Signal) -> tuple[Array, Task]:
+        """Plan the softmax: its (N, K) array and the task that fills it."""
+        return blocks.softmax(self.device, arena, logits)
+
+    def update(
+        self, arena: Arena, optimiser: Sgd, segments: Sequence[Segment], buffers: tuple[Array, Array, Array], feed: Feed
+    ) -> Task:
+        """Plan the update of the flat parameter buffer."""
+        return blocks.sgd(self.device, arena, optimiser, segments, buffers, feed)
+
+    def advance(self, feed: Feed) -> Task:
+        """Plan the move to the next step."""
+        return lambda: self.device.launch("advance", (1, 1), (2, 1), scalars([feed.position]))
+
+
+def _is_host(array: Any) -> bool:
+    return isinstance(array, np.ndarray)
+
+
+def _packed(array: Array) -> Array:
+    """The same array, without gaps if it is of the host."""
+    return np.ascontiguousarray(array) if _is_host(array) else array

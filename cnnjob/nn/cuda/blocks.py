@@ -1,0 +1,149 @@
+"""The other blocks on a device: the batch, dense, dropout, the loss and the update."""
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+
+import numpy as np
+
+from cnnjob.nn.blocks import Dense, Dropout
+from cnnjob.nn.cuda.launches import (
+    MOST_BLOCKS,
+    THREADS,
+    Device,
+    bordered,
+    column_sums,
+    each,
+    gemm,
+    in_order,
+    row_length,
+    scalars,
+    slope,
+    sum_parts,
+)
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.optimisers import Segment, Sgd
+from cnnjob.nn.random import Purpose
+from cnnjob.nn.signals import Feed, Signal, Step, Task
+
+WARP = 32
+WARPS = 4
+"""Images of one block of the loss."""
+
+Arrays = dict[str, Array]
+
+
+def gather(device: Device, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
+    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
+    N, *inner = x.value.shape
+    values = [arena.constant(np.asarray(each_channel, x.value.dtype)) for each_channel in (scale, shift)]
+    place, length, channels = bordered(x.value), row_length(x.value.shape), inner[-1]
+
+    def run() -> None:  # an evaluation's images and order change from call to call
+        source = feed.images, feed.order, feed.position
+        each(device, "gather", N, prod(inner), *source, *values, *place, length, channels)()
+
+    return run
+
+
+def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
+    """Plan a dense block: y = activation(x w + b).
+
+    Args:
+        device: where.
+        arena: where buffers come from.
+        block: its activation.
+        x: (N, …), without a border.
+        y: (N, U).
+        w: ``weights`` (values of an image, U) and ``bias`` (U,).
+        dw: their gradients, overwritten by ``backward``; empty when the block only evaluates.
+
+    Returns:
+        The two halves.
+    """
+    N, U = y.value.shape
+    flat, weights = x.value.reshape(N, -1), w["weights"]  # (N, V), (V, U)
+    add = each(device, "add_bias", N, U, y.value, w["bias"], block.activation == "relu")
+    forward = in_order([gemm(device, flat, weights, y.value), add])
+    if not dw:
+        return Step(forward, forward)
+    slopes, sums = arena.scratch(0, ((N, U), y.value.dtype), ((sum_parts(N), U), y.value.dtype))
+    backward = [
+        slope(device, y, block.activation, slopes),
+        column_sums(device, slopes, sums, dw["bias"]),
+        gemm(device, flat, slopes, dw["weights"], (True, False)),
+    ]
+    if x.learns:
+        backward.append(gemm(device, slopes, weights, x.gradient.reshape(N, -1), (False, True)))
+    return Step(forward, in_order(backward))
+
+
+def dropout(device: Device, block: Dropout, x: Signal, y: Signal, feed: Feed, place: int) -> Step:
+    """Plan a dropout block for training: y = x·m/(1−p), with m by address (seed, place, step, element).
+
+    Args:
+        device: where.
+        block: the probability p of m = 0.
+        x: (N, …).
+        y: the same shape.
+        feed: seed and step.
+        place: the layer's number in the network.
+
+    Returns:
+        The two halves; both draw m anew, so that it is not kept.
+    """
+    N, *inner = x.value.shape
+    address = feed.position, np.uint32(feed.seed), np.uint32(Purpose.DROPOUT + place)
+    numbers = block.probability, 1 / (1 - block.probability)
+
+    def masked(source: Array, target: Array) -> Task:
+        arrays = *bordered(source), *bordered(target), row_length(source.shape)
+        return each(device, "dropout", N, prod(inner), *arrays, *address, *numbers)
+
+    backward = masked(y.gradient, x.gradient) if x.learns else in_order([])
+    return Step(masked(x.value, y.value), backward)
+
+
+def softmax(device: Device, arena: Arena, logits: Signal) -> tuple[Array, Task]:
+    """Plan the softmax of (N, K) logits: its array, and the task that fills it."""
+    N, K = logits.value.shape
+    p = arena.take((N, K), logits.value.dtype)
+    return p, partial(device.launch, "softmax", *_warps(N), scalars([logits.value, p, N, K]))
+
+
+def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal) -> Task:
+    """Plan the loss: mean over the batch of −log softmax(logits)[label], its gradient, and the hits.
+
+    The gradient with respect to the logits is (softmax − onehot(label)) / N (Bishop 2006, eq. 4.109).
+    """
+    N, K = logits.value.shape
+    losses, hits = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)
+    truth = feed.labels, feed.order, feed.position
+    of_images = scalars([logits.value, *truth, logits.gradient, losses, hits, N, K])
+    of_step = scalars([losses, hits, feed.position, feed.losses, feed.hits, N])
+    loss = partial(device.launch, "cross_entropy", *_warps(N), of_images)
+    return in_order([loss, partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)])
+
+
+def _warps(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Grid and block of a kernel that gives each image a warp."""
+    return (-(-images // WARPS), 1), (WARP, WARPS)
+
+
+def sgd(
+    device: Device,
+    arena: Arena,
+    optimiser: Sgd,
+    segments: Sequence[Segment],
+    buffers: tuple[Array, Array, Array],
+    feed: Feed,
+) -> Task:
+    """Plan the update of the flat parameter buffer (see :class:`Sgd` for the formula)."""
+    starts = np.array([segment.place.start for segment in segments])
+    counts = np.array([segment.place.stop for segment in segments]) - starts
+    factors = np.array([segment.learning_rate_factor for segment in segments])
+    decays = np.array([optimiser.weight_decay * segment.decays for segment in segments], np.float32)
+    table = [arena.constant(column) for column in (starts, counts, factors, decays)]
+    grid = (min(-(-int(counts.max()) // THREADS), MOST_BLOCKS), len(segments))
+    arguments = scalars([*buffers, *table, feed.learning_rates, feed.position, optimiser.momentum])
+    return partial(device.launch, "sgd", grid, (THREADS, 1), arguments)

@@ -1,0 +1,102 @@
+"""The conv block on a device: convolution, bias, activation and max-pooling at once, a few images at a time.
+
+The matrix of patches of so many images is made as stays in the device's cache until the GEMM has read it. Nothing
+of it is kept: the backward pass makes it again. Of a pooling window only the winner's place is kept.
+"""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cnnjob.nn.blocks import Conv
+from cnnjob.nn.cuda.launches import Device, bordered, column_sums, each, gemm, in_order, slope, sum_parts
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.signals import Signal, Step
+
+COLUMN_BYTES = 16 << 20
+"""Of one matrix of patches: it fits the L2 cache of an A100 twice. Fixed, so that the order of every sum is."""
+LARGEST_BYTE = 255
+
+Arrays = dict[str, Array]
+
+
+def conv(
+    device: Device, arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays, column_bytes: int
+) -> Step:
+    """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
+
+    Args:
+        device: where.
+        arena: where buffers come from.
+        block: its sizes.
+        x: (N, H, W, C) with a border of ``block.pad``.
+        y: (N, H', W', F).
+        w: ``weights`` (K, K, C, F) and ``bias`` (F,).
+        dw: their gradients, overwritten by ``backward``; empty when the block only evaluates.
+        column_bytes: of one matrix of patches, unless that of a single image is larger.
+
+    Returns:
+        The two halves.
+    """
+    N, H, W, F = y.value.shape
+    outputs, taps, dtype = H * W * block.pool**2, block.kernel**2 * x.value.shape[3], y.value.dtype
+    n = min(N, max(1, column_bytes // (outputs * taps * dtype.itemsize)))  # images at a time
+    code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16
+    working: list[Any] = [((n * outputs, taps), dtype), ((n * outputs, F), dtype)]
+    working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if dw else [((N, H, W, F), code)]
+    columns, z, *others = arena.scratch(0, *working)
+    winner = arena.take((N, H, W, F), code) if dw else others[0]
+    slopes = others[0] if dw else y.gradient
+
+    def part(first: int) -> Step:
+        images = slice(first, min(first + n, N))
+        return _part(device, block, (x, y), w, dw, (columns, z, slopes[images], winner[images]), images)
+
+    steps = [part(first) for first in range(0, N, n)]
+    forward = in_order([step.forward for step in steps])
+    if not dw:
+        return Step(forward, forward)
+    sums = column_sums(device, slopes.reshape(-1, F), others[1], dw["bias"])
+    return Step(forward, in_order([slope(device, y, block.activation, slopes), sums, *(s.backward for s in steps)]))
+
+
+def _part(
+    device: Device,
+    block: Conv,
+    signals: tuple[Signal, Signal],
+    w: Arrays,
+    dw: Arrays,
+    buffers: tuple[Array, Array, Array, Array],
+    images: slice,
+) -> Step:
+    """The block on some images, which add their share to the weights' gradient; the first set it."""
+    x, y = signals
+    columns, z, slopes, winner = buffers  # (n·H'·P·W'·P, K·K·C), (the same, F), (n, H', W', F), the same
+    n, H, W, F = winner.shape
+    K, S, P, C = block.kernel, block.stride, block.pool, x.value.shape[3]
+    height, width, taps = H * P, W * P, K * K * C
+    columns, z, kernel = columns[: n * height * width], z[: n * height * width], w["weights"].reshape(taps, F)
+    code, relu = "byte" if winner.itemsize == 1 else "short", block.activation == "relu"
+
+    padded, pooled = bordered(x.padded[images]), bordered(y.value[images])
+    patches = each(device, "im2col", n, height * width * taps, *padded, columns, K, S, C, width)
+    forward = [
+        patches,
+        gemm(device, columns, kernel, z),
+        each(device, f"pool_{code}", n, H * W * F, z, w["bias"], *pooled, winner, P, W, F, relu),
+    ]
+    if not dw:
+        return Step(in_order(forward), in_order([]))
+    backward = [
+        patches,
+        each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F),  # z turns into its own gradient
+        gemm(device, columns, z, dw["weights"].reshape(taps, F), (True, False), beta=float(images.start > 0)),
+    ]
+    if x.learns:
+        size, into = prod(x.value.shape[1:]), bordered(x.gradient[images])
+        backward += [
+            gemm(device, z, kernel, columns, (False, True)),  # columns turn into their own gradient
+            each(device, "col2im", n, size, columns, *into, K, S, block.pad, C, x.value.shape[2], height, width),
+        ]
+    return Step(in_order(forward), in_order(backward))

@@ -1,0 +1,301 @@
+// The network in CUDA C: compiled by NVRTC where there is a GPU, and by g++ through tests/cuda/shim.h where there is none.
+//
+// N images of `size` values lie one after the other, as rows of `length` values (a row of pixels with all channels; a
+// vector is one row). Where a border of zeros surrounds the pixels, rows lie `row` values apart and images `image` values.
+// Every sum has a fixed order and there are no atomics: the same input gives the same bits.
+
+typedef long long wide;
+typedef unsigned long long unsigned_wide;
+
+#define KERNEL extern "C" __global__ void
+
+// Value i of image n, each by one thread; see launches.each for the grid.
+#define EACH(n, images, i, size)                                \
+  for (int n = blockIdx.y; n < (images); n += gridDim.y)        \
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (size); i += gridDim.x * blockDim.x)
+
+__device__ wide place(int n, int i, int length, wide image, int row) {
+  return n * image + (wide)(i / length) * row + i % length;
+}
+
+// ---- the batch ------------------------------------------------------------------------------------------------------
+
+// x = pixel * scale + shift, of the images that order[step * images ...] names.
+KERNEL gather(const unsigned char *pixels, const wide *order, const wide *position, const float *scale,
+              const float *shift, float *x, wide image, int row, int length, int channels, int images, int size) {
+  const wide *chosen = order + position[0] * images;
+  EACH(n, images, i, size) {
+    float pixel = pixels[chosen[n] * size + i];
+    x[place(n, i, length, image, row)] = pixel * scale[i % channels] + shift[i % channels];
+  }
+}
+
+KERNEL advance(wide *position) {
+  position[threadIdx.x] += 1;
+}
+
+// ---- convolution: K kernel side, S stride, P pooling side, C channels, F filters -----------------------------------
+
+// What output (i, j) of image n sees, as row (n, i, j) of a matrix: its K*K*C values. The images have their border.
+KERNEL im2col(const float *x, wide image, int row, float *columns, int K, int S, int C, int width, int images,
+              int size) {
+  EACH(n, images, e, size) {
+    int c = e % C, m = e / C % K, k = e / (C * K) % K, output = e / (C * K * K);
+    int y = output / width * S + k, x0 = output % width * S + m;
+    columns[(wide)n * size + e] = x[n * image + (wide)y * row + x0 * C + c];
+  }
+}
+
+// The transpose: a pixel's gradient is the sum over the places of the matrix where it was put, tap by tap.
+KERNEL col2im(const float *columns, float *dx, wide image, int row, int K, int S, int pad, int C, int W, int height,
+              int width, int images, int size) {
+  EACH(n, images, e, size) {
+    int c = e % C, x = e / C % W, y = e / (C * W);
+    const float *taps = columns + (wide)n * height * width * K * K * C + c;
+    float sum = 0;
+    for (int k = 0; k < K; k++) {
+      int i = y + pad - k;
+      if (i < 0 || i % S || i / S >= height) continue;
+      for (int m = 0; m < K; m++) {
+        int j = x + pad - m;
+        if (j < 0 || j % S || j / S >= width) continue;
+        sum += taps[((wide)(i / S) * width + j / S) * K * K * C + (k * K + m) * C];
+      }
+    }
+    dx[n * image + (wide)y * row + x * C + c] = sum;
+  }
+}
+
+// Where the P x P window of pooled value e = (i, j, f) starts in an image of P*W outputs a row.
+__device__ wide window(int e, int P, int W, int F) {
+  int f = e % F, j = e / F % W, i = e / (F * W);
+  return ((wide)i * P * W * P + j * P) * F + f;
+}
+
+__device__ wide within(int p, int P, int W, int F) {
+  return ((wide)(p / P) * W * P + p % P) * F;
+}
+
+// y = activation(max of the window + bias), and which of the window it was: the first of equals, judged before the bias.
+template <class Code>
+__device__ void pool(const float *z, const float *bias, float *y, wide image, int row, Code *winner, int P, int W, int F,
+                     int relu, int images, int size) {
+  EACH(n, images, e, size) {
+    const float *values = z + (wide)n * size * P * P + window(e, P, W, F);
+    float best = values[0];
+    int first = 0;
+    for (int p = 1; p < P * P; p++) {
+      float value = values[within(p, P, W, F)];
+      if (value > best || value != value) {  // what is no number stays so
+        best = value;
+        first = p;
+      }
+    }
+    float out = best + bias[e % F];
+    y[place(n, e, W * F, image, row)] = relu && out <= 0 ? 0 : out;
+    winner[(wide)n * size + e] = (Code)first;
+  }
+}
+
+// The gradient before the pooling: the winner of each window takes all.
+template <class Code>
+__device__ void unpool(const float *slope, const Code *winner, float *dz, int P, int W, int F, int images, int size) {
+  EACH(n, images, e, size) {
+    float *values = dz + (wide)n * size * P * P + window(e, P, W, F);
+    int first = winner[(wide)n * size + e];
+    float share = slope[(wide)n * size + e];
+    for (int p = 0; p < P * P; p++) values[within(p, P, W, F)] = p == first ? share : 0;
+  }
+}
+
+KERNEL pool_byte(const float *z, const float *bias, float *y, wide image, int row, unsigned char *winner, int P, int W,
+                 int F, int relu, int images, int size) {
+  pool(z, bias, y, image, row, winner, P, W, F, relu, images, size);
+}
+
+KERNEL pool_short(const float *z, const float *bias, float *y, wide image, int row, unsigned short *winner, int P, int W,
+                  int F, int relu, int images, int size) {
+  pool(z, bias, y, image, row, winner, P, W, F, relu, images, size);
+}
+
+KERNEL unpool_byte(const float *slope, const unsigned char *winner, float *dz, int P, int W, int F, int images,
+                   int size) {
+  unpool(slope, winner, dz, P, W, F, images, size);
+}
+
+KERNEL unpool_short(const float *slope, const unsigned short *winner, float *dz, int P, int W, int F, int images,
+                    int size) {
+  unpool(slope, winner, dz, P, W, F, images, size);
+}
+
+// ---- what conv and dense share --------------------------------------------------------------------------------------
+
+// y = activation(y + bias)
+KERNEL add_bias(float *y, const float *bias, int relu, int images, int size) {
+  EACH(n, images, u, size) {
+    float out = y[(wide)n * size + u] + bias[u];
+    y[(wide)n * size + u] = relu && out <= 0 ? 0 : out;
+  }
+}
+
+// The gradient before the activation, without a border: y and dy lie alike.
+KERNEL activation_slope(const float *y, const float *dy, wide image, int row, int length, float *slope, int relu,
+                        int images, int size) {
+  EACH(n, images, i, size) {
+    wide at = place(n, i, length, image, row);
+    slope[(wide)n * size + i] = relu && y[at] <= 0 ? 0 : dy[at];
+  }
+}
+
+#define LANES 8
+
+// Column sums of `rows` rows, those of one block's `part` rows in row blockIdx.y of `sums`. Block 32 x LANES.
+KERNEL column_sums(const float *values, float *sums, wide rows, int columns, wide part) {
+  __shared__ float lanes[LANES][32];
+  int column = blockIdx.x * 32 + threadIdx.x;
+  wide first = blockIdx.y * part, last = first + part < rows ? first + part : rows;
+  float sum = 0;
+  if (column < columns)
+    for (wide r = first + threadIdx.y; r < last; r += LANES) sum += values[r * columns + column];
+  lanes[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0 && column < columns) {
+    for (int lane = 1; lane < LANES; lane++) sum += lanes[lane][threadIdx.x];
+    sums[(wide)blockIdx.y * columns + column] = sum;
+  }
+}
+
+// ---- dropout ----------------------------------------------------------------------------------------------------------
+
+// Element i of step t is word i % 4 of the Philox4x32-10 block with counter (i / 4, t, t >> 32, 0) and key (seed, purpose),
+// as cnnjob/nn/random.py has it (Salmon et al. 2011).
+__device__ float uniform(wide element, wide step, unsigned seed, unsigned purpose) {
+  unsigned c[4] = {(unsigned)(element / 4), (unsigned)step, (unsigned)(step >> 32), 0};
+  for (int round = 0; round < 10; round++) {
+    unsigned_wide a = (unsigned_wide)0xD2511F53u * c[0], b = (unsigned_wide)0xCD9E8D57u * c[2];
+    c[0] = (unsigned)(b >> 32) ^ c[1] ^ seed;
+    c[2] = (unsigned)(a >> 32) ^ c[3] ^ purpose;
+    c[1] = (unsigned)b;
+    c[3] = (unsigned)a;
+    seed += 0x9E3779B9u;
+    purpose += 0xBB67AE85u;
+  }
+  int word = (int)(element % 4);
+  unsigned bits = word == 0 ? c[0] : word == 1 ? c[1] : word == 2 ? c[2] : c[3];
+  return (bits >> 8) * (1.0f / 16777216);
+}
+
+// y = x * factor where the element's number is at least the probability, else 0; forward and, on gradients, backward.
+KERNEL dropout(const float *x, wide x_image, int x_row, float *y, wide y_image, int y_row, int length,
+               const wide *position, unsigned seed, unsigned purpose, float probability, float factor, int images,
+               int size) {
+  EACH(n, images, i, size) {
+    float kept = uniform((wide)n * size + i, position[1], seed, purpose) >= probability ? factor : 0;
+    y[place(n, i, length, y_image, y_row)] = x[place(n, i, length, x_image, x_row)] * kept;
+  }
+}
+
+// ---- the loss: a warp an image ---------------------------------------------------------------------------------------
+
+#define ALL_LANES 0xffffffffu
+
+__device__ float warp_max(float v) {
+  for (int other = 16; other; other /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, other));
+  return v;
+}
+
+__device__ float warp_sum(float v) {
+  for (int other = 16; other; other /= 2) v += __shfl_xor_sync(ALL_LANES, v, other);
+  return v;
+}
+
+__device__ int warp_min(int v) {
+  for (int other = 16; other; other /= 2) {
+    int theirs = __shfl_xor_sync(ALL_LANES, v, other);
+    v = theirs < v ? theirs : v;
+  }
+  return v;
+}
+
+__device__ float largest_of(const float *z, int classes) {
+  float largest = z[0];
+  for (int k = threadIdx.x; k < classes; k += 32) largest = fmaxf(largest, z[k]);
+  return warp_max(largest);
+}
+
+__device__ float total_of(const float *z, int classes, float largest) {
+  float total = 0;
+  for (int k = threadIdx.x; k < classes; k += 32) total += expf(z[k] - largest);
+  return warp_sum(total);
+}
+
+KERNEL softmax(const float *logits, float *probabilities, int images, int classes) {
+  int n = blockIdx.x * blockDim.y + threadIdx.y;
+  if (n >= images) return;
+  const float *z = logits + (wide)n * classes;
+  float largest = largest_of(z, classes), total = total_of(z, classes, largest);
+  for (int k = threadIdx.x; k < classes; k += 32)
+    probabilities[(wide)n * classes + k] = expf(z[k] - largest) / total;
+}
+
+// An image's loss, whether its first largest output is its label's, and the gradient (softmax - onehot) / N.
+KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order, const wide *position, float *gradient,
+                     float *losses, int *hits, int images, int classes) {
+  int n = blockIdx.x * blockDim.y + threadIdx.y;
+  if (n >= images) return;
+  const float *z = logits + (wide)n * classes;
+  int label = (int)labels[order[position[0] * images + n]];
+  float largest = largest_of(z, classes), total = total_of(z, classes, largest);
+  int guess = classes;
+  for (int k = threadIdx.x; k < classes; k += 32) {
+    gradient[(wide)n * classes + k] = (expf(z[k] - largest) / total - (k == label)) / images;
+    if (z[k] == largest && k < guess) guess = k;
+  }
+  guess = warp_min(guess);
+  if (threadIdx.x == 0) {
+    losses[n] = logf(total) + (largest - z[label]);
+    hits[n] = guess == label;
+  }
+}
+
+#define TALLIED 256
+
+// The step's mean loss and its hits. One block of TALLIED threads.
+KERNEL tally(const float *losses, const int *hits, const wide *position, double *epoch_losses, wide *epoch_hits,
+             int images) {
+  __shared__ double loss[TALLIED];
+  __shared__ wide hit[TALLIED];
+  int t = threadIdx.x;
+  loss[t] = 0;
+  hit[t] = 0;
+  for (int n = t; n < images; n += TALLIED) {
+    loss[t] += losses[n];
+    hit[t] += hits[n];
+  }
+  for (int half = TALLIED / 2; half; half /= 2) {
+    __syncthreads();
+    if (t < half) {
+      loss[t] += loss[t + half];
+      hit[t] += hit[t + half];
+    }
+  }
+  if (t == 0) {
+    epoch_losses[position[0]] = loss[0] / images;
+    epoch_hits[position[0]] = hit[0];
+  }
+}
+
+// ---- the update --------------------------------------------------------------------------------------------------------
+
+// g + decay w, v = momentum v + that, w -= rate v; segment blockIdx.y of the flat buffers. Without momentum v is not there.
+KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *starts, const wide *counts,
+           const double *factors, const float *decays, const double *rates, const wide *position, float momentum) {
+  int segment = blockIdx.y;
+  float rate = (float)(rates[position[0]] * factors[segment]), decay = decays[segment];
+  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < counts[segment]; i += gridDim.x * blockDim.x) {
+    wide at = starts[segment] + i;
+    float change = gradients[at] + decay * weights[at];
+    if (momentum != 0) velocity[at] = change += momentum * velocity[at];
+    weights[at] -= rate * change;
+  }
+}

@@ -1,0 +1,53 @@
+"""NVRTC by ctypes, from its wheel alone: compiles for GPUs on a machine that has none."""
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """libnvrtc, where the wheel ``nvidia-cuda-nvrtc`` is installed."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    found = {
+        kind: sorted(path for folder in folders for path in folder.rglob(f"lib{kind}.so.*"))
+        for kind in ("nvrtc-builtins", "nvrtc")
+    }  # the first is looked for by the second, and not found beside it
+    return [ctypes.CDLL(str(paths[-1])) for paths in found.values()][-1] if all(found.values()) else None
+
+
+class CompileError(Exception):
+    """What the compiler said."""
+
+
+def compiled(source: str, architecture: str) -> bytes:
+    """Machine code for an architecture, as ``sm_90``; a warning is an error."""
+    nvrtc = library()
+    assert nvrtc
+    program = ctypes.c_void_p()
+    _call("CreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
+    try:
+        options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17"]
+        status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        log = _text("ProgramLog", program).rstrip(b"\0\n")
+        if status or log:
+            raise CompileError(log.decode())
+        return _text("CUBIN", program)
+    finally:
+        _call("DestroyProgram", ctypes.byref(program))
+
+
+def _text(what: str, program: ctypes.c_void_p) -> bytes:
+    size = ctypes.c_size_t()
+    _call(f"Get{what}Size", program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    _call(f"Get{what}", program, text)
+    return text.raw
+
+
+def _call(name: str, *arguments: Any) -> None:
+    status = getattr(library(), f"nvrtc{name}")(*arguments)
+    assert status == 0, f"nvrtc{name}: status {status}"

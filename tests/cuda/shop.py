@@ -1,0 +1,101 @@
+"""Networks for the CUDA backend, some steps of them, and all that comes out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.nn.blocks import Block
+
+Array = np.ndarray[Any, Any]
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed."""
+
+    blocks: Sequence[Block]
+    shape: tuple[int, int, int] = (8, 7, 2)
+    count: int = 5
+    """Images of a step."""
+    classes: int = 3
+    optimiser: nn.Sgd = nn.Sgd(0.9)  # noqa: RUF009 - frozen
+    images: Array | None = None
+    learning_rate: float = 0.1
+
+    def result(self, backend: nn.Backend, steps: int = 2) -> dict[str, Array]:
+        """All that some steps compute, and then the probabilities of other images."""
+        random = np.random.default_rng(1)
+        head = nn.Dense(activation="none", units=self.classes)
+        network = nn.Network.build([*self.blocks, head], self.shape)
+        state, pixels = (
+            nn.State(network, self.optimiser, backend),
+            nn.Pixels.standardised(*[(0.4,) * self.shape[2]] * 2),
+        )
+        state.initialise(network, 2)
+        total = (steps + 1) * self.count
+        drawn = random.integers(0, 256, (total, *self.shape), np.uint8)
+        images, labels = drawn if self.images is None else self.images, random.integers(0, self.classes, total)
+        feed = nn.training_feed(backend, images, labels, steps, self.count, 3)
+        backend.copy(random.permutation(total)[: steps * self.count], feed.order)
+        backend.copy(self.learning_rate / np.arange(1, steps + 1), feed.learning_rates)
+        backend.copy(np.array([0, (1 << 33) + 5]), feed.position)
+        plan = nn.TrainingPlan(backend, network, state, self.optimiser, feed, pixels, self.count)
+        for _ in range(steps):
+            plan.step()
+        buffers = {"weights": state.parameters}
+        if self.optimiser.momentum:
+            buffers["velocity"] = state.velocity
+        if not self.optimiser.weight_decay:  # NumPy adds the decay to the gradients, CUDA to the velocity alone
+            buffers["gradients"] = state.gradients
+        named = {f"{kind}/{name}": a for kind, flat in buffers.items() for name, a in state.read(flat).items()}
+        results = {name: backend.host(getattr(feed, name)) for name in ("losses", "hits", "position")}
+        evaluation = nn.EvaluationPlan(backend, network, state, pixels, 4)
+        chosen = np.arange(total)[::-1][: 2 * self.count - 1]
+        return named | results | {"probabilities": evaluation.probabilities(images, chosen)}
+
+
+STRIPES = np.zeros((15, 8, 8, 1), np.uint8)
+STRIPES[:, :, ::4] = 200
+
+WORKS = {
+    "plain": Work([]),
+    "dense": Work([nn.Dense(units=40), nn.Dense(units=3, activation="none")]),
+    "baseline": Work([nn.Conv(filters=8, pool=2), nn.Dense(units=9)], (12, 12, 1), count=8, optimiser=nn.Sgd()),
+    "two convolutions": Work(
+        [nn.Conv(filters=4, kernel=5, pad=2, pool=2), nn.Conv(filters=6, pool=2), nn.Dense(units=7)], (12, 13, 3)
+    ),
+    "stride over the kernel": Work([nn.Conv(filters=3, pad=0), nn.Conv(filters=3, kernel=2, stride=3)], (14, 12, 1)),
+    "stride, pool 3": Work([nn.Conv(filters=4), nn.Conv(filters=5, kernel=4, stride=2, pad=3, pool=3)], (13, 15, 5)),
+    "even kernel, rows left out": Work([nn.Conv(filters=5, kernel=2, pad=1, pool=2), nn.Conv(pool=3)], (10, 9, 4)),
+    "kernel 1": Work([nn.Conv(filters=33, kernel=1, pad=0), nn.Conv(filters=2, kernel=1, pad=2)], (5, 6, 2)),
+    "no activation": Work([nn.Conv(filters=3, activation="none", pool=2), nn.Conv(activation="none")]),
+    "dropout everywhere": Work(
+        [nn.Dropout(0.2), nn.Conv(filters=3), nn.Dropout(0.5), nn.Conv(filters=4, pool=2), nn.Dropout(0.3)], (7, 7, 3)
+    ),
+    "ties": Work([nn.Conv(filters=4, kernel=1, pad=0, pool=2), nn.Conv(filters=3, pool=2)], (8, 8, 1), images=STRIPES),
+    "dead filters": Work([nn.Conv(filters=4, bias_init=-10.0, pool=2), nn.Dense(units=4, bias_init=-10.0)]),
+    "pool 17": Work([nn.Conv(filters=2, pool=17)], (35, 34, 1), count=2),
+    "many classes": Work([nn.Dense(units=4)], classes=70, count=9),
+    "decay": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1)),
+    "decay alone": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.0, 0.1)),
+    "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
+    "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
+}
+
+
+@cache
+def reference(name: str) -> dict[str, Array]:
+    return WORKS[name].result(nn.NumPyBackend(nn.Workers(1), np.float64))
+
+
+def require_close(found: dict[str, Array], expected: dict[str, Array]) -> None:
+    """1e-5 of the largest, per tensor; a number that is none is not close."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        scale = max(np.abs(array).max(), 1e-30)
+        assert np.abs(found[name] - array).max() / scale < TOLERANCE, name

@@ -1,0 +1,131 @@
+"""The part of CuPy that is used, on the CPU: what tests of whole trainings find under its name.
+
+What this machine is said to have is told by environment variables, so that its absence can be tested too.
+"""
+
+import ctypes
+import os
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tests.cuda.emulation import EmulatedDevice
+
+__version__ = os.environ.get("STANDIN_CUPY", "14.2.0")
+RUNTIME = 13020
+DEFAULT = 4  # cudaMemcpyDefault: from where to where is seen by the addresses
+
+
+class ndarray:  # noqa: N801 - CuPy's name
+    """An array that NumPy cannot read, with the part of its interface that plans use."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+        self.shape, self.strides, self.dtype = values.shape, values.strides, values.dtype
+        self.size, self.nbytes, self.ndim, self.itemsize = values.size, values.nbytes, values.ndim, values.itemsize
+        self.data = SimpleNamespace(ptr=values.ctypes.data)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, place: Any) -> "ndarray":
+        return ndarray(self._values[place])
+
+    def view(self, dtype: Any) -> "ndarray":
+        return ndarray(self._values.view(dtype))
+
+    def reshape(self, *shape: Any) -> "ndarray":
+        values = self._values.reshape(*shape)
+        assert not values.size or np.shares_memory(values, self._values)
+        return ndarray(values)
+
+
+class Memory:
+    """What the arrays take, of what there is."""
+
+    size = int(os.environ.get("STANDIN_BYTES", "16000000000"))
+    used = 0
+
+    @classmethod
+    def take(cls, count: int) -> None:
+        if cls.used + count > cls.size:
+            raise MemoryError(f"Out of memory allocating {count:,} bytes (allocated so far: {cls.used:,} bytes)")
+        cls.used += count
+
+    @classmethod
+    def give_back(cls, count: int) -> None:
+        cls.used -= count
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    values = np.zeros(shape, dtype)
+    Memory.take(values.nbytes)
+    weakref.finalize(values, Memory.give_back, values.nbytes)
+    return ndarray(values)
+
+
+class RawModule:
+    def __init__(self, code: str) -> None:
+        self._device = EmulatedDevice(code)
+
+    def get_function(self, name: str) -> Any:
+        def kernel(grid: tuple[int, int], block: tuple[int, int], arguments: tuple[Any, ...]) -> None:
+            values = [value._values if isinstance(value, ndarray) else value for value in arguments]
+            self._device.launch(name, grid, block, values)
+
+        return kernel
+
+
+class Stream:
+    ptr = 0x1234
+
+    def __init__(self, *, non_blocking: bool) -> None:
+        assert non_blocking
+
+    def use(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Runtime:
+    memcpyDefault = DEFAULT  # noqa: N815 - CuPy's name
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return int(os.environ.get("STANDIN_DRIVER", str(RUNTIME)))
+
+    def runtimeGetVersion(self) -> int:  # noqa: N802
+        return RUNTIME
+
+    def getDeviceCount(self) -> int:  # noqa: N802
+        if os.environ.get("STANDIN_GPUS") == "0":
+            raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return 1
+
+    def getDeviceProperties(self, number: int) -> dict[str, Any]:  # noqa: N802
+        return {"name": b"Stand-in GPU"}
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return int(os.environ.get("STANDIN_FREE", str(Memory.size - Memory.used))), Memory.size
+
+    def memcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> None:  # noqa: N802
+        assert (kind, stream) == (DEFAULT, Stream.ptr)
+        ctypes.memmove(target, source, count)
+
+
+cuda = SimpleNamespace(
+    runtime=Runtime(),
+    Stream=Stream,
+    Device=lambda: SimpleNamespace(id=0),
+    nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
+)
+
+
+def load_nvidia_dynamic_lib(name: str) -> Any:
+    """cuda.pathfinder's, which finds CUDA's libraries."""
+    if name in os.environ.get("STANDIN_MISSING", "").split():
+        raise RuntimeError(f'Failure finding "lib{name}.so": No such file\n  attempts')
+    return SimpleNamespace(abs_path=os.environ["STANDIN_CUBLAS"])

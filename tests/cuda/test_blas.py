@@ -1,0 +1,81 @@
+"""What is asked of cuBLAS, with a stand-in for the library that follows its definition."""
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnjob.nn.cuda.blas import COMPUTE_FLOAT32, COMPUTE_TF32, Blas
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed; apt install gcc")
+
+Array = np.ndarray[Any, Any]
+
+
+def standin(folder: Path) -> Path:
+    """The stand-in, compiled."""
+    library = folder / "libcublas.so"
+    command = ["gcc", "-shared", "-fPIC", "-O1", str(Path(__file__).with_name("standin_cublas.c")), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(standin(tmp_path_factory.mktemp("cublas"))))
+
+
+def blas(library: ctypes.CDLL, *, tf32: bool = False) -> Blas:
+    return Blas(library, lambda array: array.ctypes.data, 0x1234, np.zeros(4096, np.uint8), tf32=tf32)
+
+
+def matrix(rows: int, columns: int, apart: int, seed: int) -> Array:
+    """A matrix of small whole numbers in a wider one, whose other values are no numbers."""
+    wide = np.full((rows, columns + apart), np.nan, np.float32)
+    wide[:, :columns] = np.random.default_rng(seed).integers(-9, 9, (rows, columns))
+    return wide[:, :columns]
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(3, 5, 7), (1, 4, 2), (4, 1, 3), (2, 3, 1), (1, 1, 1)])
+@pytest.mark.parametrize("apart", [0, 3])
+def test_products_of_row_major_matrices(library: ctypes.CDLL, M: int, N: int, K: int, apart: int) -> None:
+    ours = blas(library)
+    for ta, tb in itertools.product((False, True), repeat=2):
+        a = matrix(*((K, M) if ta else (M, K)), apart, 1)
+        b = matrix(*((N, K) if tb else (K, N)), apart, 2)
+        product = (a.T if ta else a) @ (b.T if tb else b)
+        for alpha, beta in ((1.0, 0.0), (1.0, 1.0), (-0.5, 2.0)):
+            out = matrix(M, N, apart, 3)
+            around = out.base
+            assert around is not None
+            expected = alpha * product + beta * out
+            if not beta:
+                out[...] = np.nan
+            ours.gemm(a, b, out, transpose=(ta, tb), alpha=alpha, beta=beta)
+            np.testing.assert_array_equal(out, expected)
+            assert np.isnan(around[:, N:]).all()
+
+
+@pytest.mark.parametrize("compute", [COMPUTE_FLOAT32, COMPUTE_TF32])
+def test_the_handle_is_on_its_stream_with_its_workspace_and_its_precision(library: ctypes.CDLL, compute: int) -> None:
+    ours = blas(library, tf32=compute == COMPUTE_TF32)
+    ours.gemm(*(np.ones((2, 2), np.float32) for _ in range(3)))
+    library.standin_stream.restype = ctypes.c_void_p
+    assert library.standin_stream() == 0x1234
+    assert library.standin_workspace_bytes() == 4096
+    assert library.standin_compute() == compute
+    assert ours.version == 130000
+
+
+def test_shapes_that_do_not_fit_and_a_failing_library_are_said(library: ctypes.CDLL) -> None:
+    ours = blas(library)
+    a, b = np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"\(2, 3\) times \(2, 3\) into \(2, 3\), transposed \(False, False\)"):
+        ours.gemm(a, b, np.ones((2, 3), np.float32))
+    with pytest.raises(RuntimeError, match=r"cublasGemmEx: invalid value \(cuBLAS status 7\)"):
+        ours.gemm(np.ones((2, 0), np.float32), np.ones((0, 3), np.float32), a)

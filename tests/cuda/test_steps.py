@@ -1,0 +1,111 @@
+"""Whole training steps of the CUDA backend, its kernels run on the CPU, against NumPy in float64; not on a GPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnjob import nn
+from cnnjob.nn.blocks import Block
+from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.launches import HollowDevice
+from tests.cuda.emulation import KERNEL, ORDERS, SOURCE, EmulatedDevice, needs_compiler
+from tests.cuda.shop import WORKS, Array, Work, reference, require_close
+
+pytestmark = needs_compiler
+
+FEW_COLUMN_BYTES = 20_000
+"""So that a batch's patches are made in several pieces."""
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_steps_are_numpys_in_float64_and_the_same_in_every_order_of_threads(name: str) -> None:
+    found = [WORKS[name].result(CudaBackend(EmulatedDevice(order=order), FEW_COLUMN_BYTES)) for order in ORDERS]
+    require_close(found[0], reference(name))
+    for other in found[1:]:
+        for key, array in found[0].items():
+            np.testing.assert_array_equal(array, other[key], key)
+
+
+def test_every_kernel_is_run() -> None:
+    device = EmulatedDevice()
+    for name in ("two convolutions", "dropout everywhere", "pool 17"):
+        WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES))
+    assert device.launched == set(KERNEL.findall(SOURCE.read_text()))
+
+
+@pytest.mark.parametrize("column_bytes", [1, 5_000, 1 << 24])
+def test_the_pieces_of_a_batch_change_nothing_but_the_rounding(column_bytes: int) -> None:
+    backend = CudaBackend(EmulatedDevice(), column_bytes)
+    require_close(WORKS["two convolutions"].result(backend), reference("two convolutions"))
+
+
+def test_dropout_draws_the_same_bits_as_numpy() -> None:
+    white = np.full((3, 9, 9, 3), 255, np.uint8)
+    work = Work([nn.Dropout(0.3)], (9, 9, 3), count=1, images=white, optimiser=nn.Sgd())
+    masks = [
+        work.result(backend)["gradients/classifier/weights"] != 0
+        for backend in (nn.NumPyBackend(nn.Workers(1)), CudaBackend(EmulatedDevice()))
+    ]
+    np.testing.assert_array_equal(*masks)
+    assert 0.5 < masks[0].mean() < 0.9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_reaches_the_loss(bad: float) -> None:
+    work = Work([nn.Conv(filters=3, pool=2), nn.Dense(units=4)], learning_rate=bad)
+    assert np.isfinite(reference("plain")["losses"]).all()
+    for backend in (nn.NumPyBackend(nn.Workers(1)), CudaBackend(EmulatedDevice())):
+        losses = work.result(backend)["losses"]
+        assert np.isfinite(losses[0])
+        assert not np.isfinite(losses[1])
+
+
+def test_a_plan_is_counted_exactly_without_a_device() -> None:
+    blocks: list[Block] = [nn.Conv(filters=4, pool=2), nn.Dropout(0.2), nn.Dense(units=5)]
+    network = nn.Network.build([*blocks, nn.Dense(activation="none", units=3)], (8, 8, 1))
+    taken: list[tuple[int, ...]] = []
+
+    class Counting(EmulatedDevice):
+        def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+            taken.append(shape)
+            return super().zeros(shape, dtype)
+
+    backend, hollow = CudaBackend(Counting()), CudaBackend()
+    state = nn.State(network, nn.Sgd(), backend)
+    feed = nn.training_feed(backend, np.zeros((6, 8, 8, 1), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
+    taken.clear()
+    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.Pixels.unit(1), 6)
+    without = nn.State(network, nn.Sgd(), hollow, hollow=True)
+    assert taken == [(nn.TrainingPlan.count_bytes(hollow, network, without, nn.Sgd(), 6),)]
+    with pytest.raises(RuntimeError, match="zeros of a device that only counts"):
+        HollowDevice().zeros((1,), np.uint8)
+
+
+def test_arrays_of_other_sizes_are_not_copied() -> None:
+    backend = CudaBackend(EmulatedDevice())
+    with pytest.raises(ValueError, match=r"float64 \(3,\) into float32 \(3,\)"):
+        backend.copy(np.zeros(3), np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("if (threadIdx.x < 5) __syncthreads();", "some threads missed a barrier"),
+        ("if (threadIdx.x < 5) __syncthreads(); else\n__syncthreads();", "threads at different barriers"),
+        ("if (threadIdx.x) x[0] = __shfl_xor_sync(1, 1.0f, 1);", "some threads missed a barrier"),
+        ("if (threadIdx.x < 5) __syncthreads(); else x[0] = __shfl_xor_sync(1, 1.0f, 1);", "at different barriers"),
+    ],
+)
+def test_the_emulator_finds_divergent_barriers(body: str, message: str) -> None:
+    device = EmulatedDevice(f'#define KERNEL extern "C" __global__ void\nKERNEL broken(float *x) {{ {body} }}')
+    with pytest.raises(RuntimeError, match=message):
+        device.launch("broken", (1, 1), (32, 2), [np.zeros(1, np.float32)])
+
+
+def test_the_emulator_refuses_other_arguments() -> None:
+    device = EmulatedDevice()
+    with pytest.raises(TypeError, match="advance: other arguments"):
+        device.launch("advance", (1, 1), (2, 1), [np.zeros(2, np.int64), np.int32(1)])
+    with pytest.raises(TypeError, match="3: neither an array nor a NumPy scalar"):
+        device.launch("advance", (1, 1), (2, 1), [3])

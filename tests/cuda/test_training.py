@@ -1,0 +1,204 @@
+"""Whole trainings on the CUDA backend, with stand-ins for CuPy and cuBLAS; not on a GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnjob import files
+from cnnjob.bindings import run_of
+from cnnjob.errors import JobError, TrainingError
+from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
+from cnnjob.runs import Run
+from cnnjob.training import train
+from tests.cuda.emulation import needs_compiler
+from tests.cuda.test_blas import standin
+from tests.toys import dataset, job, outcome_of
+
+ROOT = Path(__file__).parent.parent.parent
+NUMPY = {"resources": job().resources}
+BLOCKS = [{"conv": 4, "pool": 2}, {"dropout": 0.2}, {"dense": 8}]
+
+pytestmark = [needs_compiler, pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages in which CuPy is the stand-in."""
+    folder = tmp_path_factory.mktemp("libraries")
+    (folder / "cuda").mkdir()
+    module = "tests.cuda.standin_cupy"
+    (folder / "cupy.py").write_text(f"from {module} import *\nfrom {module} import __version__\n")
+    (folder / "cuda" / "pathfinder.py").write_text(f"from {module} import load_nvidia_dynamic_lib\n")
+    standin(folder)
+    return folder
+
+
+def trained(run: Run, libraries: Path, code: str = "", **environment: str) -> str:
+    """Train a run in another process, where CuPy can be loaded; what it says."""
+    script = f"""
+from pathlib import Path
+import sys
+from cnnjob.errors import CnnjobError
+from cnnjob.listeners import Silent
+from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
+from cnnjob.runs import Run
+from cnnjob.training import train
+class Said(Silent):
+    def say(self, text): print(text)
+    def step(self, epoch, step): {code or "pass"}
+try:
+    print(train(Run(Path({str(run.path)!r})), Said()).state)
+except CnnjobError as error:
+    print(type(error).__name__, error)
+"""
+    return said_by(script, {**places(libraries), **environment})
+
+
+def places(libraries: Path) -> dict[str, str]:
+    """Where another process finds the stand-ins."""
+    return {"PYTHONPATH": f"{libraries}:{ROOT}", "STANDIN_CUBLAS": str(libraries / "libcublas.so")}
+
+
+def said_by(script: str, environment: dict[str, str]) -> str:
+    known = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env={**known, **environment}, check=True, capture_output=True, text=True).stdout
+
+
+def made(folder: Path, **changes: Any) -> Run:
+    settings = {"resources__backend": "cuda", "model__blocks": BLOCKS, "train__epochs": 3, "train__momentum": 0.9}
+    folder.mkdir(exist_ok=True)
+    return run_of(job(**{**settings, "train__checkpoint_seconds": 0.0, **changes}), dataset(folder), folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def unbroken(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = made(tmp_path_factory.mktemp("unbroken"))
+    assert trained(run, libraries).endswith("finished\n")
+    return run
+
+
+def test_a_training_is_numpys_but_for_the_rounding(unbroken: Run, tmp_path: Path) -> None:
+    run = made(tmp_path)
+    train(run, job=run.job().model_copy(update=NUMPY))
+    ours, numpys = (files.read_arrays(found.weights_file) for found in (unbroken, run))
+    for name, array in numpys.items():
+        np.testing.assert_allclose(ours[name], array, atol=1e-4 * np.abs(array).max(), err_msg=name)
+    for record, other in zip(unbroken.history(), run.history(), strict=True):
+        assert record["train_accuracy"] == pytest.approx(other["train_accuracy"], abs=0.01)
+        assert record["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
+    assert run.result()["gpu_hours"] == 0
+
+
+def test_what_it_ran_on_is_kept(unbroken: Run) -> None:
+    environment, result = unbroken.environment(), unbroken.result()
+    assert environment["device"] == result["device"] == "gpu: Stand-in GPU"
+    assert environment["backend"] == result["backend"] == "cuda"
+    assert environment["bits"].keys() >= {"gpu", "driver", "cupy", "cuda", "cublas", "nvrtc", "numpy"}
+    assert result["gpu_hours"] > 0
+
+
+@pytest.mark.parametrize("step", [1, 20, 39, 45])
+def test_a_training_that_is_stopped_goes_on_with_the_same_bits(
+    unbroken: Run, libraries: Path, tmp_path: Path, step: int
+) -> None:
+    run = made(tmp_path)
+    stop = f"self.n = getattr(self, 'n', 0) + 1; import os; self.n == {step} and os.kill(os.getpid(), 15)"
+    assert trained(run, libraries, stop).endswith("stopped\n")
+    assert f", step {step}\n" in (said := trained(run, libraries))
+    assert "bits may differ" not in said
+    assert outcome_of(run) == outcome_of(unbroken)
+
+
+def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Path, tmp_path: Path) -> None:
+    linear = [{"dense": 8, "activation": "none"}]
+    wild = {"model__blocks": linear, "train__learning_rate": 900.0, "train__momentum": 0.99}
+    run = made(tmp_path, train__checkpoint_seconds=60.0, **wild)
+    said = trained(run, libraries).splitlines()[-1]
+    with pytest.raises(TrainingError) as by_numpy:
+        train(made(tmp_path / "cpu", **wild), job=run.job().model_copy(update=NUMPY))
+    [step] = re.findall(r"the loss is \w+ at (step \d+ \(epoch 1\), the step before it was \S+), learning", said)
+    assert step in str(by_numpy.value)
+    assert [path.name for path in run.checkpoints_folder.glob("*.npz")] == ["step-000000000.npz"]
+    assert "failed: " in run.attempts()[-1]["why"]
+
+
+def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tmp_path: Path) -> None:
+    run = made(tmp_path, train__batch_size=100)
+    said = trained(run, libraries, STANDIN_FREE="350000")
+    [(needed, largest)] = re.findall(
+        r"JobError toy: needs ([\d,]+) bytes of GPU memory, 350,000 are free on Stand-in GPU and the largest "
+        r"train.batch_size that fits is (\d+); lower it or the blocks' sizes, or use a larger GPU",
+        said,
+    )
+    assert 1 < int(largest) < 100
+    assert "not even a batch of one image fits" in trained(run, libraries, STANDIN_FREE="1000")
+    smaller = made(tmp_path / "smaller", train__batch_size=int(largest))
+    assert trained(smaller, libraries, STANDIN_FREE="350000").endswith("finished\n")
+    exact = int(needed.replace(",", ""))
+    assert f"{exact - 1:,} are free" in trained(run, libraries, STANDIN_BYTES=str(exact - 1 + WORKSPACE_BYTES))
+    assert trained(run, libraries, STANDIN_BYTES=str(exact + WORKSPACE_BYTES)).endswith("finished\n")
+
+
+def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path: Path) -> None:
+    gone = {"STANDIN_BYTES": str(100_000 + WORKSPACE_BYTES), "STANDIN_FREE": "1000000000"}
+    said = trained(made(tmp_path), libraries, **gone)
+    assert "JobError toy: no memory for its arrays (Out of memory allocating" in said
+
+
+@pytest.mark.parametrize(
+    ("here", "lacking"),
+    [
+        ({"STANDIN_DRIVER": "0"}, "there is no NVIDIA driver; use a machine that has one"),
+        ({"STANDIN_DRIVER": "12040"}, "the driver is for CUDA 12.4, this CuPy for CUDA 13.2; install a newer driver"),
+        ({"STANDIN_GPUS": "0"}, "the driver shows no GPU (cudaErrorNoDevice: no CUDA-capable device is detected); see"),
+        (
+            {"STANDIN_MISSING": "cublas"},
+            """CUDA's library cublas cannot be loaded (Failure finding "libcublas.so": No""",
+        ),
+        ({"STANDIN_MISSING": "nvrtc cublas"}, "CUDA's library nvrtc cannot be loaded"),
+        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cnnjob[gpu]' for a driver of CUDA 12"),
+        ({"PYTHONPATH": str(ROOT)}, "CuPy cannot be loaded (No module named 'cupy'); pip install 'cnnjob[gpu]'"),
+    ],
+)
+def test_what_a_gpu_lacks_is_said(libraries: Path, here: dict[str, str], lacking: str) -> None:
+    assert lacking in said_by("from cnnjob.nn.cuda.finding import lack; print(lack())", {**places(libraries), **here})
+
+
+def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: Path, tmp_path: Path) -> None:
+    run = made(tmp_path)
+    said = trained(run, libraries, STANDIN_DRIVER="0")
+    assert "JobError resources.backend: 'cuda', but there is no NVIDIA driver" in said
+    assert "nvidia-smi lists its GPUs; or submit it with --gpus 0, or set it to 'numpy'" in said
+    assert run.attempts() == []
+
+
+def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, tmp_path: Path) -> None:
+    run = made(tmp_path, resources__backend="auto")
+    stop = "import os; os.kill(os.getpid(), 15)"
+    assert "gpu: Stand-in GPU" in trained(run, libraries, stop)
+    said = trained(run, libraries, STANDIN_DRIVER="0")
+    assert f"'auto', and {run.path} was started on a GPU, but there is no NVIDIA driver" in said
+    with pytest.raises(JobError, match=r"backend: 'numpy', but .* was started with 'cuda' and other bits would come"):
+        train(run, job=run.job().model_copy(update=NUMPY))
+    assert trained(run, libraries).endswith("finished\n")
+
+
+def test_auto_without_a_gpu_takes_the_processor_and_stays_with_it(libraries: Path, tmp_path: Path) -> None:
+    run = made(tmp_path, resources__backend="auto")
+    stop = "import os; os.kill(os.getpid(), 15)"
+    held = {"STANDIN_DRIVER": "0", "SLURM_JOB_GPUS": "2"}
+    said = trained(run, libraries, **held)
+    assert "'auto', and this SLURM job holds the GPU 2, but there is no NVIDIA driver" in said
+    assert "on the CPU" not in said
+    assert "cpu: " in trained(run, libraries, stop, STANDIN_DRIVER="0")
+    assert f"holds the GPU 2, but {run.path} was started on the CPU; or" in trained(run, libraries, SLURM_JOB_GPUS="2")
+    assert trained(run, libraries).endswith("finished\n")
+    assert run.result()["backend"] == "numpy"
