@@ -54,6 +54,9 @@ class Workers:
         Raises:
             BaseException: what a task raised.
         """
+        if len(tasks) == 1:  # to wake the others would take longer than a small task
+            run_all(tasks)
+            return
         for number, inbox in enumerate(self._inboxes, start=1):
             inbox.put(tasks[number :: self.count])
         try:

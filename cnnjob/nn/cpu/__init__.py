@@ -91,7 +91,7 @@ class NumPyBackend(HostMemory):
                 if optimiser.momentum:
                     np.multiply(v, optimiser.momentum, out=v)
                     np.add(v, g, out=v)
-                np.multiply(v, feed.learning_rates[feed.position[0]] * segment.learning_rate_factor, out=change)
+                np.multiply(v, float(feed.learning_rates[feed.position[0]]) * segment.learning_rate_factor, out=change)
                 np.subtract(w, change, out=w)
 
             return run

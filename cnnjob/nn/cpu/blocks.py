@@ -11,7 +11,8 @@ from cnnjob.nn.signals import Feed, Signal, Step, Task
 from cnnjob.nn.workers import Workers, shares
 
 ELEMENT_SHARDS = 8
-COLUMN_SHARDS = 4
+SMALL_PRODUCT = 1 << 20
+"""Multiplications of a matrix product that is not worth sharing."""
 
 Arrays = dict[str, Array]
 
@@ -55,22 +56,19 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
         The two halves.
     """
     N, U = y.value.shape
-    flat, weights = x.value.reshape(N, -1), w["weights"]  # (N, V), (V, U)
-    slope, mask = (arena.take((N, U) if dw else (0, 0), dtype) for dtype in (y.value.dtype, bool))
+    flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
+    slope, mask = (arena.take((N, U) if dw else (0, 0), of) for of in (dtype, bool))
     dx = x.gradient.reshape(N, -1) if x.learns else None
+    parts = shares(len(weights), ELEMENT_SHARDS if N * weights.size > SMALL_PRODUCT else 1)
+    products = [arena.scratch(number, ((N, U), dtype))[0] for number in range(len(parts))]
 
-    def columns(part: slice) -> Task:
-        out = y.value[:, part]
-
+    def product(part: slice, out: Array) -> Task:
         def forward() -> None:
-            np.matmul(flat, weights[:, part], out=out)
-            np.add(out, w["bias"][part], out=out)
-            if block.activation == "relu":
-                np.maximum(out, 0, out=out)
+            np.matmul(flat[:, part], weights[part], out=out)
 
         return forward
 
-    def rows(part: slice) -> Task:
+    def gradients(part: slice) -> Task:
         def backward() -> None:
             np.matmul(flat[:, part].T, slope, out=dw["weights"][part])
             if dx is not None:
@@ -78,18 +76,27 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
         return backward
 
-    forwards = [columns(part) for part in shares(U, COLUMN_SHARDS)]
-    backwards = [rows(part) for part in shares(len(weights), ELEMENT_SHARDS)]
+    forwards = [product(part, out) for part, out in zip(parts, products, strict=True)]
+    backwards = [gradients(part) for part in parts]
+
+    def forward() -> None:
+        workers.run(forwards)
+        np.add(products[0], w["bias"], out=y.value)
+        for array in products[1:]:
+            np.add(y.value, array, out=y.value)
+        if block.activation == "relu":
+            np.maximum(y.value, 0, out=y.value)
 
     def backward() -> None:
-        np.copyto(slope, y.gradient)
         if block.activation == "relu":
-            np.less_equal(y.value, 0, out=mask)
-            np.copyto(slope, 0, where=mask)
-        np.sum(slope, axis=0, out=dw["bias"])
+            np.greater(y.value, 0, out=mask)
+            np.multiply(y.gradient, mask, out=slope)
+        else:
+            np.copyto(slope, y.gradient)
+        np.add.reduce(slope, axis=0, out=dw["bias"])
         workers.run(backwards)
 
-    return Step(lambda: workers.run(forwards), backward)
+    return Step(forward, backward)
 
 
 def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal, feed: Feed, place: int) -> Step:
@@ -145,10 +152,10 @@ def softmax(arena: Arena, logits: Signal) -> tuple[Array, Array, Task]:
     p, largest, total = (arena.take(shape, logits.value.dtype) for shape in ((N, K), (N, 1), (N, 1)))
 
     def run() -> None:
-        np.max(logits.value, axis=1, keepdims=True, out=largest)
+        np.maximum.reduce(logits.value, axis=1, keepdims=True, out=largest)
         np.subtract(logits.value, largest, out=p)
         np.exp(p, out=p)
-        np.sum(p, axis=1, keepdims=True, out=total)
+        np.add.reduce(p, axis=1, keepdims=True, out=total)
         np.divide(p, total, out=p)
 
     return p, total, run
@@ -162,26 +169,27 @@ def cross_entropy(arena: Arena, feed: Feed, logits: Signal) -> Task:
     N, K = logits.value.shape
     p, total, softmax_of = softmax(arena, logits)
     labels, guesses, rows = (arena.take((N,), np.int64) for _ in range(3))
+    right = arena.take((N,), bool)
     chosen, per_image = (arena.take((N,), logits.value.dtype) for _ in range(2))
     flat, flat_gradient = logits.value.reshape(-1), logits.gradient.reshape(-1)
 
     def run() -> None:
         step = feed.position[0]
-        np.take(feed.labels, feed.order[step * N : (step + 1) * N], out=labels, mode="clip")
-        np.argmax(logits.value, axis=1, out=guesses)
-        np.equal(guesses, labels, out=rows, casting="unsafe")
-        feed.hits[step] = rows.sum()
+        feed.labels.take(feed.order[step * N : (step + 1) * N], out=labels, mode="clip")
+        logits.value.argmax(axis=1, out=guesses)
+        np.equal(guesses, labels, out=right)
+        feed.hits[step] = np.count_nonzero(right)
         softmax_of()
         rows.fill(K)
         rows[0] = 0
         np.cumsum(rows, out=rows)  # where each image's outputs start
         np.add(rows, labels, out=labels)
-        np.take(flat, labels, out=chosen, mode="clip")
-        np.max(logits.value, axis=1, out=per_image)
+        flat.take(labels, out=chosen, mode="clip")
+        np.maximum.reduce(logits.value, axis=1, out=per_image)
         np.subtract(per_image, chosen, out=chosen)
         np.log(total[:, 0], out=per_image)
         np.add(per_image, chosen, out=per_image)
-        feed.losses[step] = np.mean(per_image, dtype=np.float64)
+        feed.losses[step] = np.add.reduce(per_image, dtype=np.float64) / N
         np.divide(p, N, out=logits.gradient)
         flat_gradient[labels] -= logits.value.dtype.type(1 / N)
 
