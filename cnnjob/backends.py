@@ -66,7 +66,7 @@ def backend_of(name: str, workers: nn.Workers, job: Job, dataset: Dataset) -> nn
     """
     if name == "numpy":
         return nn.NumPyBackend(workers)
-    os.environ.setdefault("CUPY_CACHE_DIR", str(_cache_folder() / "kernels"))
+    choose_kernel_cache()
     backend = nn.CudaBackend(CudaDevice())
     _require_room(job, dataset, backend)
     return backend
@@ -87,9 +87,11 @@ def room_or_said(job: Job) -> Iterator[None]:
         ) from error
 
 
-def _cache_folder() -> Path:
-    own = os.environ.get("CNNJOB_CACHE_DIR")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnjob"
+def choose_kernel_cache() -> None:
+    """Have CuPy keep compiled kernels in the user's cache, unless ``CUPY_CACHE_DIR`` says where."""
+    own, users = os.environ.get("CNNJOB_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own) if own else Path(users or Path.home() / ".cache") / "cnnjob"
+    os.environ["CUPY_CACHE_DIR"] = os.environ.get("CUPY_CACHE_DIR") or str(folder / "kernels")
 
 
 def _require_room(job: Job, dataset: Dataset, backend: nn.CudaBackend) -> None:

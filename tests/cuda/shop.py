@@ -34,7 +34,7 @@ class Work:
         network = nn.Network.build([*self.blocks, head], self.shape)
         state, pixels = (
             nn.State(network, self.optimiser, backend),
-            nn.Pixels.standardised(*[(0.4,) * self.shape[2]] * 2),
+            nn.Pixels.standardised(*(tuple(np.linspace(low, 0.6, self.shape[2])) for low in (0.3, 0.4))),
         )
         state.initialise(network, 2)
         total = (steps + 1) * self.count
@@ -78,6 +78,7 @@ WORKS = {
         [nn.Dropout(0.2), nn.Conv(filters=3), nn.Dropout(0.5), nn.Conv(filters=4, pool=2), nn.Dropout(0.3)], (7, 7, 3)
     ),
     "ties": Work([nn.Conv(filters=4, kernel=1, pad=0, pool=2), nn.Conv(filters=3, pool=2)], (8, 8, 1), images=STRIPES),
+    "all tied": Work([nn.Conv(filters=2, init=0.0, bias_init=0.5, pool=2), nn.Dense(units=4)]),
     "dead filters": Work([nn.Conv(filters=4, bias_init=-10.0, pool=2), nn.Dense(units=4, bias_init=-10.0)]),
     "pool 17": Work([nn.Conv(filters=2, pool=17)], (35, 34, 1), count=2),
     "many classes": Work([nn.Dense(units=4)], classes=70, count=9),

@@ -105,6 +105,21 @@ def test_what_it_ran_on_is_kept(unbroken: Run) -> None:
     assert result["gpu_hours"] > 0
 
 
+@pytest.mark.parametrize(
+    ("here", "folder"),
+    [
+        ({"CUPY_CACHE_DIR": "/a"}, "/a"),
+        ({"CNNJOB_CACHE_DIR": "/b"}, "/b/kernels"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/cnnjob/kernels"),
+        ({"HOME": "/d"}, "/d/.cache/cnnjob/kernels"),
+    ],
+)
+def test_compiled_kernels_are_kept_in_the_users_cache(libraries: Path, here: dict[str, str], folder: str) -> None:
+    code = "from cnnjob import backends; import os; backends.choose_kernel_cache(); print(os.environ['CUPY_CACHE_DIR'])"
+    nowhere = dict.fromkeys(("CUPY_CACHE_DIR", "CNNJOB_CACHE_DIR", "XDG_CACHE_HOME"), "")
+    assert said_by(code, {**places(libraries), **nowhere, **here}) == f"{folder}\n"
+
+
 @pytest.mark.parametrize("step", [1, 20, 39, 45])
 def test_a_training_that_is_stopped_goes_on_with_the_same_bits(
     unbroken: Run, libraries: Path, tmp_path: Path, step: int

@@ -1,0 +1,36 @@
+"""Faults planted in the kernels are caught by the tests that run them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.emulation import SOURCE, needs_compiler
+from tests.cuda.faults import FAULTS, Fault
+
+pytestmark = [needs_compiler, pytest.mark.cuda_emulated]
+
+ROOT = Path(__file__).parent.parent.parent
+TESTS = [f"tests/cuda/{name}.py" for name in ("test_kernels", "test_steps")]
+
+
+def passes(kernels: Path) -> bool:
+    """Whether the tests pass with other kernels; a crash is no pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    environment = {**os.environ, "CNNJOB_TEST_KERNELS": str(kernels)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def test_a_copy_without_a_fault_passes(tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.cu"
+    kernels.write_text(SOURCE.read_text())
+    assert passes(kernels)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.old} {fault.place} -> {fault.new or 'nothing'}")
+def test_a_fault_is_caught(tmp_path: Path, fault: Fault) -> None:
+    kernels = tmp_path / "kernels.cu"
+    kernels.write_text(fault.planted(SOURCE.read_text()))
+    assert not passes(kernels)
