@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Format = Literal["png", "svg"]
+Format = Literal["pdf", "png", "svg"]
 Split = Literal["train", "validation", "test"]
 Measure = Literal["loss", "accuracy"]
 
@@ -45,10 +45,15 @@ _STYLE = {
     "legend.fontsize": "small",
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "pdf.fonttype": 42,  # letters stay letters
     "svg.hashsalt": "cnnjob",
     "text.parse_math": False,
 }
-_METADATA: dict[Format, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
+_METADATA: dict[Format, dict[str, Any]] = {
+    "pdf": {"CreationDate": None},
+    "png": {"Software": None},
+    "svg": {"Date": None},
+}
 _PANELS_WIDTH = 9.0  # inches, without a legend beside them
 _COLOURS = 10
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 3)))
@@ -102,7 +107,7 @@ def to_bytes(figure: "Figure", kind: Format) -> bytes:
 
     Args:
         figure: made by this module.
-        kind: ``png`` at 150 dots an inch, or ``svg``.
+        kind: ``png`` at 150 dots an inch, ``svg`` or ``pdf``.
 
     Returns:
         The same bytes for the same figure: no date, no random names.
@@ -311,6 +316,11 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
     axes.set(title=_label(title), xticks=[], yticks=[])
     _name_tiles(axes, weights.shape, tiles.shape)
     return figure
+
+
+def filter_sheet(weights: np.ndarray) -> np.ndarray:
+    """The picture that :func:`filters` frames: (height, width, 3) floating, in 0..1."""
+    return _sheet(_tiles(weights))
 
 
 def _tiles(weights: np.ndarray) -> np.ndarray:

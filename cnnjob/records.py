@@ -4,15 +4,15 @@ A folder may be unfinished, damaged or foreign. Whatever cannot be read is said 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from cnnjob import metrics, plots
 from cnnjob.errors import CnnjobError, DataError
+from cnnjob.lives import Life, lives_of, tail_of_log
 from cnnjob.runs import Run
 
 if TYPE_CHECKING:
@@ -26,13 +26,36 @@ COLUMNS = (
 )
 """Of the metrics tables; a cell is None where it is not known."""
 
+BLOCKS = "model.blocks"
+"""The setting that names all blocks in a line; each block's own are numbered below it."""
+DIGEST_LETTERS = 8
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
 _OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
-_OF_HISTORY = ("epoch", "step", *(f"{s}_{m}" for s in ("train", "validation", "test") for m in ("loss", "accuracy")))
+_SPLITS = ("train", "validation", "test")
+_OF_HISTORY = (
+    "epoch",
+    "step",
+    "seconds",
+    *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
+)
 _TOLERANCE = 1e-6
 _LARGEST = np.finfo(np.float32).max
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image, and the class it was confidently taken for."""
+
+    image: np.ndarray
+    """uint8 (H, W, C)."""
+    index: int
+    """Among the test images."""
+    true_class: str
+    guessed_class: str
+    probability: float
+    """Of the guessed class, in 0..1."""
 
 
 @dataclass
@@ -53,6 +76,14 @@ class Record:
     curve: plots.Curve | None = None
     filters: np.ndarray | None = None
     """(K, K, C, F) floating: the weights of the first convolution."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The job's, by dotted key; ``dataset`` is the data's name and digest."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    lives: list[Life] = field(default_factory=list)
+    log_tail: str = ""
+    mistakes: list[Mistake] = field(default_factory=list)
+    """The most confident ones first."""
 
     @property
     def folder(self) -> str:
@@ -71,12 +102,13 @@ class Record:
         return draw
 
 
-def read(run: Run, name: str) -> Record:
+def read(run: Run, name: str, *, pictures: bool = True) -> Record:
     """Read of a run folder what can be read.
 
     Args:
         run: in any state; nothing in it is changed.
         name: what to call it.
+        pictures: whether to read what only pictures need: filters and test images.
 
     Returns:
         Its numbers, and the reasons why some are missing. Never raises for what the folder holds.
@@ -86,8 +118,11 @@ def read(run: Run, name: str) -> Record:
         vital = [_try(step, run, record) for step in (_read_job, _read_state, _read_result)]
         if not all(vital):
             record.row["state"] = "damaged"
-        for step in (_read_environment, _read_history, _read_restarts, _read_predictions, _read_filters):
+        steps = (_read_environment, _read_history, _read_lives, _read_restarts, _read_predictions)
+        for step in (*steps, _read_filters) if pictures else steps:
             _try(step, run, record)
+        if not pictures:
+            record.mistakes = []
     record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
     record.row["reason"] = "; ".join(record.reasons) or None
     record.row = {column: _cell(value) for column, value in record.row.items()}
@@ -131,6 +166,21 @@ def _check_kind(run: Run, _: Record) -> None:
 def _read_job(run: Run, record: Record) -> None:
     job = run.frozen()["job"]  # not checked: a job of another version of cnnjob has other keys
     record.row |= {"job": job["name"], "seed": job["seed"]}
+    data = run.frozen()["data"]
+    named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
+    record.settings = {printable(key): value for key, value in _flat(job)} | named
+    if isinstance(blocks := job["model"]["blocks"], list):
+        record.settings[BLOCKS] = ", ".join(" ".join(map(str, next(iter(block.items())))) for block in blocks)
+
+
+def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
+    """Every setting with its dotted key; the members of a list are numbered from 1."""
+    members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
+    for key, member in members:
+        if isinstance(member, dict | list) and member:
+            yield from _flat(member, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", _cell(member)
 
 
 def _read_state(run: Run, record: Record) -> None:
@@ -151,7 +201,7 @@ def _why_unfinished(run: Run, state: str) -> str:
 def _read_result(run: Run, record: Record) -> None:
     if not run.result_file.exists():
         return
-    result = run.result()
+    result = record.result = run.result()
     if not isinstance(result.get("test_accuracy"), int | float):
         raise DataError(f"{run.result_file}: not the result of a run, it has no test_accuracy")
     record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
@@ -162,7 +212,7 @@ def _read_result(run: Run, record: Record) -> None:
 
 
 def _read_environment(run: Run, record: Record) -> None:
-    environment = run.environment()
+    environment = record.environment = run.environment()
     commit = environment.get("commit")
     record.row["commit"] = f"{commit}-dirty" if commit and environment.get("dirty") else commit
     record.row["data_sha256"] = environment.get("data_sha256")
@@ -173,14 +223,20 @@ def _read_history(run: Run, record: Record) -> None:
     epochs = [dict(epoch) for epoch in run.history()]
     if not epochs:
         return
-    table = pd.DataFrame(epochs).reindex(columns=_OF_HISTORY).astype(np.float64)
-    table = table.mask(table.abs() > _LARGEST)
-    if not (np.diff(table["epoch"], prepend=0) > 0).all():
+    cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
+    table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
+    table[~(np.abs(table) <= _LARGEST)] = math.nan
+    history = dict(zip(_OF_HISTORY, table.T, strict=True))
+    if not (np.diff(history["epoch"], prepend=0) > 0).all():
         raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
-    history = {column: table[column].to_numpy() for column in _OF_HISTORY}
     best = record.row["best_epoch"]
     record.curve = plots.Curve(record.name, history, best if isinstance(best, int) else None)
     record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
+
+
+def _read_lives(run: Run, record: Record) -> None:
+    record.log_tail = printable(tail_of_log(run))
+    record.lives = lives_of(run)
 
 
 def _read_restarts(run: Run, record: Record) -> None:
@@ -209,6 +265,26 @@ def _read_predictions(run: Run, record: Record) -> None:
     record.class_names = tuple(printable(str(name)) for name in names)
     record.classes = metrics.per_class(probabilities, labels)
     record.counts = metrics.confusion(probabilities, labels)
+    record.mistakes = _mistakes(arrays, record.class_names)
+
+
+def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
+    """The wrongly classified test images that are kept; none where they do not fit the predictions."""
+    images, indices = arrays.get("wrong_images"), arrays.get("wrong_indices")
+    probabilities, labels = arrays["probabilities"], arrays["labels"]
+    if images is None or indices is None or not _are_images(images, indices, len(labels)):
+        return []
+    guesses = metrics.predicted(probabilities)
+    return [
+        Mistake(image, int(at), names[labels[at]], names[guesses[at]], float(probabilities[at].max()))
+        for image, at in zip(images, indices, strict=True)
+    ]
+
+
+def _are_images(images: np.ndarray, indices: np.ndarray, N: int) -> bool:
+    fits = images.ndim == len("NHWC") and images.shape[-1] in {1, 3} and indices.shape == images.shape[:1]
+    numbers = images.dtype == np.uint8 and indices.dtype.kind in "iu"
+    return bool(fits and numbers and images.size and indices.min() >= 0 and indices.max() < N)
 
 
 def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.ndarray) -> bool:

@@ -1,10 +1,12 @@
 """Runs to a folder of tables and figures.
 
 report/
-metrics.csv · .md · .json     a row a run, whatever state it is in
+index.html                    one page of all, for people
+groups.csv · .md · .tex       a row a group of runs that differ by their seed alone
+metrics.csv · .md · .tex · .json  a row a run, whatever state it is in
 classes.csv                   a row a run and class
-curves.png · .svg             the learning curves of all runs
-runs/NAME/curves.png · .svg   of one run: learning curves,
+curves.png · .svg · .pdf             the learning curves of all runs
+runs/NAME/curves.png · .svg · .pdf   of one run: learning curves,
           confusion.…         confusion matrix,
           filters.…           filters of the first convolution
 
@@ -12,17 +14,13 @@ Run folders are only read, and nothing but them: a copy on a laptop is enough. W
 what can. Equal runs give equal bytes, and a file that would not change is not touched.
 """
 
-import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-import pandas as pd
-
-from cnnjob import files, metrics, plots
+from cnnjob import files, groups, metrics, pages, plots, tables
 from cnnjob.errors import DataError, JobError
 from cnnjob.records import COLUMNS, Record, printable, read
 from cnnjob.runs import Run
@@ -30,14 +28,7 @@ from cnnjob.runs import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_UNITS = (
-    "Accuracy, precision, recall and F1 are shares of one, of the test images; `_macro` is the mean over the classes. "
-    "The loss is in nats per image."
-)
-_TOO_MANY = "These are too many runs for figures of each; name some of them to see theirs."
-_FORMATS: tuple[plots.Format, ...] = ("png", "svg")
-_FIGURES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
-_HASH_LETTERS = 8
+_FORMATS: tuple[plots.Format, ...] = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
@@ -56,15 +47,18 @@ class Report:
     """Runs that have no figures of their own, because there are more of them than the limit."""
 
 
-def report(runs: Iterable[Run], out: Path = Path("report"), *, figures_limit: int = 50) -> Report:
-    """Report runs as tables and figures.
+def report(
+    runs: Iterable[Run], out: Path = Path("report"), *, named: Iterable[Run] = (), figures_limit: int = 50
+) -> Report:
+    """Report runs as a page, tables and figures.
 
     An unfinished, damaged or foreign run is listed with its reason and what can be read of it.
 
     Args:
         runs: in any order; the same folder counts once, and ``out`` is none of them.
         out: the folder to write to; made where there is none. Other files in it are left alone.
-        figures_limit: more runs than this get no figures of their own, only tables and overlaid curves.
+        named: those of the runs that get figures of their own however many runs there are.
+        figures_limit: of more runs than this, no others get figures of their own, nor are all curves overlaid in one.
 
     Returns:
         The rows, the files, and what was left out.
@@ -73,19 +67,22 @@ def report(runs: Iterable[Run], out: Path = Path("report"), *, figures_limit: in
         DataError: there is no run.
         JobError: ``out`` cannot be written.
     """
-    records = [read(run, name) for name, run in _named(runs, out).items()]
-    if not records:
+    folders = _named(runs, out)
+    if not folders:
         raise DataError("report: no runs to report, none were found; train one with `cnnjob train JOB`")
-    drawn = records if len(records) <= figures_limit else []
-    contents = ((out / name, content) for name, content in _contents(records, drawn))
-    changed = {path: _update(path, content) for path, content in contents}
+    few, chosen = len(folders) <= figures_limit, {run.path.resolve() for run in named}
+    drawn = {name for name, run in folders.items() if few or run.path.resolve() in chosen}
+    on_page = len(folders) <= pages.PICTURED_RUNS
+    records = [read(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
+    contents = _contents(records, [record for record in records if record.name in drawn], overlaid=few)
+    changed = {out / name: _update(out / name, content) for name, content in contents}
     _remove_stale(out, records, changed)
     return Report(
         rows=[record.row for record in records],
         files=list(changed),
         written=[path for path, is_new in changed.items() if is_new],
         skipped=[(record.name, record.row["reason"]) for record in records if record.reasons],
-        without_figures=[] if drawn else [record.name for record in records],
+        without_figures=[record.name for record in records if record.name not in drawn],
     )
 
 
@@ -98,13 +95,19 @@ def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
     return dict(sorted(zip(map(printable, titles), folders.values(), strict=True)))
 
 
-def _contents(records: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, bytes]]:
+def _contents(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> Iterator[tuple[str, bytes]]:
     """Every file of the report: its name and its content."""
-    yield "metrics.csv", _csv([record.row for record in records], COLUMNS)
+    curves = [record.curve for record in records if record.curve] if overlaid else []
+    sets = groups.grouped(records)
+    yield "index.html", pages.render(records, sets).encode()
+    yield "groups.csv", tables.csv(tables.group_rows(sets))
+    yield "groups.md", tables.groups_as_markdown(sets).encode()
+    yield "groups.tex", tables.groups_as_latex(sets).encode()
+    yield "metrics.csv", tables.csv([record.row for record in records], COLUMNS)
     yield "metrics.json", _json([record.row for record in records])
-    yield "metrics.md", _markdown(records, drawn).encode()
-    yield "classes.csv", _csv(_class_rows(records), ("run", "class", *metrics.PerClass._fields))
-    curves = [record.curve for record in records if record.curve]
+    yield "metrics.md", tables.runs_as_markdown(records, drawn, overlaid=bool(curves)).encode()
+    yield "metrics.tex", tables.runs_as_latex(records).encode()
+    yield "classes.csv", tables.csv(_class_rows(records), ("run", "class", *metrics.PerClass._fields))
     if curves:
         yield from _files_of("curves", plots.overlaid_curves(curves))
     for record in drawn:
@@ -115,11 +118,6 @@ def _contents(records: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tu
 def _files_of(stem: str, figure: "Figure") -> Iterator[tuple[str, bytes]]:
     for kind in _FORMATS:
         yield f"{stem}.{kind}", plots.to_bytes(figure, kind)
-
-
-def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> bytes:
-    table = pd.DataFrame(rows, columns=list(columns), dtype=object)  # object: a whole number beside None stays whole
-    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _json(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -133,35 +131,6 @@ def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
         if record.classes
         for name, *numbers in zip(record.class_names, *(values.tolist() for values in record.classes), strict=True)
     ]
-
-
-def _markdown(records: Sequence[Record], drawn: Sequence[Record]) -> str:
-    """The metrics for a reader: rounded, with what they must know beside them."""
-    header = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
-    rows = (f"| {' | '.join(_readable(*cell) for cell in record.row.items())} |" for record in records)
-    remarks = (f"- {_escaped(record.name)}: {remark}" for record in records for remark in record.remarks)
-    overlay = "![Learning curves of all runs](curves.svg)" if any(record.curve for record in records) else ""
-    links = "\n".join(_links(record) for record in drawn)
-    parts = ["# Runs", "\n".join([header, *rows]), "\n".join(remarks), _UNITS, overlay, links or _TOO_MANY]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _readable(column: str, value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1f}" if column == "train_seconds" else f"{value:.4f}"
-    if column in {"commit", "data_sha256"} and value:
-        digits, *dirty = str(value).split("-")
-        return _escaped("-".join([digits[:_HASH_LETTERS], *dirty]))
-    return "" if value is None else _escaped(str(value))
-
-
-def _escaped(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
-
-
-def _links(record: Record) -> str:
-    links = (f"[{_FIGURES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
-    return f"- {_escaped(record.name)}: {' · '.join(links) or 'no figures'}"
 
 
 def _update(path: Path, content: bytes) -> bool:
@@ -178,6 +147,6 @@ def _update(path: Path, content: bytes) -> bool:
 
 def _remove_stale(out: Path, records: Sequence[Record], kept: Iterable[Path]) -> None:
     """Remove the figures that an earlier report of these runs had and this one has not."""
-    stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in _FIGURES)]
+    stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURES)]
     for path in {out / f"{stem}.{kind}" for stem in stems for kind in _FORMATS} - set(kept):
         path.unlink(missing_ok=True)

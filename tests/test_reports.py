@@ -20,6 +20,12 @@ from cnnjob.reports import Report, report
 from cnnjob.runs import Run
 from tests import run_folders as folders
 
+TABLES = {
+    *("index.html", "groups.csv", "groups.md", "groups.tex"),
+    *("metrics.csv", "metrics.json", "metrics.md", "metrics.tex", "classes.csv"),
+}
+"""What every report has, whatever can be read of its runs."""
+
 
 def only(run: Run) -> dict[str, Any]:
     """The row of a run, read alone."""
@@ -115,12 +121,14 @@ def test_every_link_of_the_markdown_leads_to_a_file(mixed: tuple[Path, Report]) 
 def test_the_figures_open(mixed: tuple[Path, Report]) -> None:
     root, made = mixed
     assert set(content(root / "report")) == {str(path.relative_to(root / "report")) for path in made.files}
-    figures = [path for path in made.files if path.suffix in {".png", ".svg"}]
-    assert len(figures) == 2 * (1 + 3 + 3 + 1)
+    figures = [path for path in made.files if path.suffix in {".png", ".svg", ".pdf"}]
+    assert len(figures) == 3 * (1 + 3 + 3 + 1)
     for path in figures:
         if path.suffix == ".png":
             with Image.open(path) as image:
                 image.verify()
+        elif path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF-")
         else:
             assert ET.parse(path).getroot().tag.endswith("svg")
 
@@ -168,8 +176,8 @@ def test_what_has_changed_is_updated_and_what_is_gone_is_removed(tmp_path: Path)
     (out / "mine.txt").write_text("kept")
     run.predictions_file.unlink()
     again = report([run], out)
-    assert {path.name for path in again.written} == {"metrics.csv", "metrics.md", "metrics.json", "classes.csv"}
-    assert set(first.files) - set(again.files) == {own / "confusion.png", own / "confusion.svg"}
+    assert {path.name for path in again.written} >= {"index.html", "metrics.csv", "metrics.md", "classes.csv"}
+    assert set(first.files) - set(again.files) == {own / f"confusion.{kind}" for kind in ("png", "svg", "pdf")}
     assert not (own / "confusion.png").exists()
     assert (out / "mine.txt").exists()
 
@@ -334,8 +342,10 @@ def test_more_runs_than_the_limit_have_no_figures_of_their_own(tmp_path: Path) -
     assert not report(runs[:1], out, figures_limit=2).without_figures
     made = report(runs, out, figures_limit=2)
     assert made.without_figures == sorted(run.name for run in runs)
-    assert {path.name for path in made.files if path.suffix == ".svg"} == {"curves.svg"}
-    assert not list((out / "runs").rglob("*.svg"))
+    assert not [path for path in made.files if path.suffix == ".svg"]
+    assert not list(out.rglob("*.svg"))
+    named = report(runs, out, named=runs[:1], figures_limit=2)
+    assert {path.parent.name for path in named.files if path.suffix == ".svg"} == {runs[0].name}
     assert "too many runs" in (out / "metrics.md").read_text()
 
 
@@ -359,7 +369,7 @@ def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     made = report([Run(folder)], tmp_path / "report")
     assert made.skipped == [("\\udcff\n", "not a run of cnnjob, it has no job.json")]
-    assert {path.name for path in made.files} == {"metrics.csv", "metrics.json", "metrics.md", "classes.csv"}
+    assert {path.name for path in made.files} == TABLES
     assert "\n| \\udcff |  |" in (tmp_path / "report" / "metrics.md").read_text()
 
 
@@ -392,5 +402,5 @@ def test_no_run_at_all_is_an_error() -> None:
 
 def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
-    with pytest.raises(JobError, match=r"report/metrics.csv: cannot be written, .*; give another folder"):
+    with pytest.raises(JobError, match=r"report/index.html: cannot be written, .*; give another folder"):
         report([folders.pending_run(tmp_path / "runs")], tmp_path / "report")

@@ -1,0 +1,238 @@
+"""Runs that differ by nothing but their seed, and what can be said of them together.
+
+A mean has a 95 % interval by Student's t. Two groups are compared over the seeds that they share: the spread that
+the seeds have in common then cancels. Nothing is claimed of fewer than two values.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from cnnjob.files import canonical_json
+from cnnjob.records import BLOCKS, Record
+
+CONFIDENCE = 0.95
+PAIRS_OF = 5
+"""Groups up to this many are compared each with each, more of them with the best one."""
+_LABEL_LETTERS = 60
+_INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
+"""Settings that do not decide the result, and the seed."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and how far to trust it."""
+
+    mean: float
+    half_width: float | None
+    """Of the 95 % interval; None for a single value."""
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of equal settings and data, whatever their seed."""
+
+    label: str
+    """What tells it from the others: its job's name, else the settings that differ, else a number."""
+    settings: dict[str, Any]
+    """Those that are not the same in all groups, by the shortest name that is theirs alone."""
+    records: tuple[Record, ...]
+    """In order of seed and name."""
+
+    @cached_property
+    def by_seed(self) -> dict[Any, Record]:
+        """The first finished run of each seed: a copy of a run is no second measurement."""
+        finished: dict[Any, Record] = {}
+        for record in self.records:
+            if _is_measured(record):
+                finished.setdefault(record.row["seed"], record)
+        return finished
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether a model of it was chosen on the test images."""
+        return any(record.row["selected_on"] == "test" for record in self.by_seed.values())
+
+    def interval(self, column: str) -> Interval | None:
+        """The mean of a column of its finished runs; None where it is known of none of them."""
+        values = [record.row[column] for record in self.by_seed.values()]
+        return interval([value for value in values if isinstance(value, int | float)])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two groups, compared over the seeds that they share."""
+
+    better: Group
+    """The one of higher mean accuracy."""
+    other: Group
+    interval: Interval | None
+    """Of the differences of test accuracy, in 0..1; None without a shared seed."""
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the data can tell the two apart."""
+        return self.interval is not None and self.interval.excludes_zero
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        names = f"{self.better.label} and {self.other.label}"
+        if self.interval is None:
+            return f"{names} share no seed: nothing can be said of their difference."
+        mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
+        if half is None:
+            return f"{names} share one seed, where they differ by {mean:+.2f} points: too little to tell them apart."
+        if self.tells_apart and mean < 0:  # the means are of all seeds, the difference of the shared ones
+            return f"{self.other.label} is better than {self.better.label} by {_range(-mean, 100 * half, n)}."
+        if self.tells_apart:
+            return f"{self.better.label} is better than {self.other.label} by {_range(mean, 100 * half, n)}."
+        return f"The data cannot tell {names} apart: they differ by {_range(mean, 100 * half, n)}."
+
+
+def _range(mean: float, half: float, n: int) -> str:
+    ends = f"{mean - half:+.2f} to {mean + half:+.2f}"
+    return f"{mean:+.2f} points of test accuracy (95 % interval {ends}, {n} shared seeds)"
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """The mean of some values with its 95 % interval by Student's t; None of no values."""
+    from scipy.special import stdtrit  # noqa: PLC0415 - half a second that no other command pays
+
+    n = len(values)
+    if n < 2:  # noqa: PLR2004 - one value has no spread
+        return Interval(float(values[0]), None, 1) if n else None
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Interval(float(np.mean(values)), float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error, n)
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Sort runs into groups.
+
+    Args:
+        records: in any order; those whose job cannot be read belong to none.
+
+    Returns:
+        The groups, the one of highest mean test accuracy first, those without a finished run last.
+    """
+    members: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.settings:
+            members[canonical_json(_deciding(record))].append(record)
+    ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
+               for group in members.values()]  # fmt: skip
+    settings = [_deciding(group[0]) for group in ordered]
+    keys = _columns(settings)
+    names = short_names(keys)
+    groups = [
+        Group("", {names[key]: one.get(key) for key in keys}, tuple(group))
+        for one, group in zip(settings, ordered, strict=True)
+    ]
+    return _labelled(sorted(groups, key=_rank))
+
+
+def _labelled(groups: list[Group]) -> list[Group]:
+    jobs = [str(group.records[0].row["job"]) for group in groups]
+    texts = [", ".join(f"{name} {shown(value)}" for name, value in group.settings.items()) for group in groups]
+    if len(set(jobs)) == len(groups):
+        labels = jobs
+    elif max(map(len, texts)) <= _LABEL_LETTERS:
+        labels = texts
+    else:
+        labels = [f"{job} {number}" for number, job in enumerate(jobs, start=1)]
+    return [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
+
+
+def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that differ; networks of other shapes are compared as a whole, if that tells them apart."""
+    keys = differing(settings)
+    kinds = {tuple(word.partition(" ")[0] for word in one.get(BLOCKS, "").split(", ")) for one in settings}
+    within = [key for key in keys if not key.startswith(f"{BLOCKS}.")]
+    rows = {canonical_json([one.get(key) for key in within]) for one in settings}
+    return within if len(kinds) > 1 and len(rows) == len(settings) else [key for key in keys if key != BLOCKS]
+
+
+def _rank(group: Group) -> tuple[float, str, str]:
+    accuracy = group.interval("test_accuracy")
+    return -accuracy.mean if accuracy else math.inf, str(group.settings), group.records[0].name
+
+
+def _is_measured(record: Record) -> bool:
+    return record.row["state"] == "finished" and isinstance(record.row["test_accuracy"], int | float)
+
+
+def _deciding(record: Record) -> dict[str, Any]:
+    """The settings that decide the result, but for the seed."""
+    return {
+        key: value for key, value in record.settings.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _INDIFFERENT)
+    }  # fmt: skip
+
+
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys whose values are not the same everywhere, in the order they come."""
+    seen: dict[str, set[str]] = {}
+    for one in settings:
+        for key in one:
+            seen.setdefault(key, set())
+    for key, values in seen.items():
+        values.update(repr(one.get(key)) for one in settings)
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key with as many of its last words as no other key has."""
+    keys = list(keys)
+    return {key: next(name for name in _endings(key) if _is_of_one(name, keys)) for key in keys}
+
+
+def _endings(key: str) -> Iterator[str]:
+    words = key.split(".")
+    yield from (".".join(words[-count:]) for count in range(1, len(words) + 1))
+
+
+def _is_of_one(name: str, keys: Sequence[str]) -> bool:
+    return sum(key == name or key.endswith(f".{name}") for key in keys) == 1 or name in keys
+
+
+def shown(value: Any) -> str:
+    """A setting as it is written; a dash where there is none."""
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def differences(groups: Sequence[Group]) -> list[Difference]:
+    """Compare groups of the same data: each with each when they are few, else each with the best.
+
+    Args:
+        groups: as :func:`grouped` orders them.
+
+    Returns:
+        A difference a pair of groups that both have finished runs.
+    """
+    measured = [group for group in groups if group.by_seed]
+    pairs = combinations(measured, 2) if len(measured) <= PAIRS_OF else ((measured[0], one) for one in measured[1:])
+    return [Difference(one, other, _paired(one, other)) for one, other in pairs if _data(one) == _data(other)]
+
+
+def _data(group: Group) -> Any:
+    return group.records[0].settings.get("dataset")
+
+
+def _paired(one: Group, other: Group) -> Interval | None:
+    shared = [seed for seed in one.by_seed if seed in other.by_seed]
+    accuracy: Callable[[Record], float] = lambda record: record.row["test_accuracy"]  # noqa: E731 - used at once
+    return interval([accuracy(one.by_seed[seed]) - accuracy(other.by_seed[seed]) for seed in shared])

@@ -1,0 +1,120 @@
+"""The lives of a run: when it waited, when it ran, where it went on, and what work was lost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cnnjob import files
+from cnnjob.errors import DataError
+from cnnjob.runs import Run
+
+LOG_LINES = 20
+_LOG_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class Life:
+    """One attempt at a run."""
+
+    number: int
+    host: str
+    job_id: str | None
+    waited_from: datetime | None
+    """When it was submitted, or when the life before it ended."""
+    started: datetime
+    ended: datetime | None
+    """None where it was killed, or still runs."""
+    resumed_at: int | None
+    """The step it went on from; None for a start from nothing."""
+    reached: int | None
+    """The last step that it is known to have done."""
+    lost_steps: int | None
+    """What it had done and the next life had to do again; None where that is not known, or there is no next life."""
+    why: str
+    decision: str
+    """What SLURM's batch script decided after it."""
+
+
+def lives_of(run: Run) -> list[Life]:
+    """The lives of a run, oldest first.
+
+    Raises:
+        DataError: a record of them is damaged.
+    """
+    attempts = run.attempts()
+    submitted, restarts = _submission(run), _restarts(run)
+    lives: list[Life] = []
+    for place, attempt in enumerate(attempts):
+        later = attempts[place + 1] if place + 1 < len(attempts) else None
+        before = lives[-1].ended if lives else None
+        waited = before or (_time(submitted.get("submitted")) if submitted.get("attempt") == place + 1 else None)
+        lives.append(_life(attempt, later, waited, restarts))
+    return lives
+
+
+def _life(
+    attempt: dict[str, Any], later: dict[str, Any] | None, waited: datetime | None, restarts: Sequence[dict[str, Any]]
+) -> Life:
+    started = _time(attempt.get("started"))
+    if started is None:
+        raise DataError("attempts: damaged, one does not say when it started")
+    reached, resumed = _whole(attempt.get("step")), _whole((later or {}).get("resumed_at_step"))
+    job_id = attempt.get("job_id")
+    return Life(
+        number=int(attempt["attempt"]),
+        host=str(attempt.get("host", "")),
+        job_id=str(job_id) if job_id else None,
+        waited_from=waited if waited is None or waited <= started else None,
+        started=started,
+        ended=_time(attempt.get("ended")),
+        resumed_at=_whole(attempt.get("resumed_at_step")),
+        reached=reached,
+        lost_steps=None if reached is None or later is None else max(reached - (resumed or 0), 0),
+        why=str(attempt.get("why") or ("" if later is None else "ended without a word")),
+        decision=_decision(job_id, attempt.get("job_restarts") or 0, restarts),
+    )
+
+
+def _decision(job_id: Any, requeued: Any, restarts: Sequence[dict[str, Any]]) -> str:
+    """What was said after this life: the job's decisions stand in the order of its lives."""
+    said = [str(one.get("said", "")) for one in restarts if job_id and one.get("job_id") == job_id]
+    return said[requeued] if requeued in range(len(said)) else ""
+
+
+def _submission(run: Run) -> dict[str, Any]:
+    try:
+        return files.read_record(run.submission_file)
+    except (DataError, OSError):
+        return {}  # a run that was not submitted has none; a damaged one costs the waiting, not the run
+
+
+def _restarts(run: Run) -> list[dict[str, Any]]:
+    try:
+        read_back = files.read_json(run.slurm_folder / "restarts.json")
+    except (DataError, OSError):
+        return []
+    return [one for one in read_back if isinstance(one, dict)] if isinstance(read_back, list) else []
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def tail_of_log(run: Run) -> str:
+    """The last lines of the log; empty where there is none."""
+    if not run.log_file.is_file():
+        return ""
+    with run.log_file.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - _LOG_BYTES, 0))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_LINES:])
