@@ -227,8 +227,10 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
 def memory_line(job: "Job", dataset: "Dataset") -> str:
     """The exact memory of a training's arrays, in one line."""
     from cnnjob.bindings import memory_of, network_of
+    from cnnjob.nn import CudaBackend
 
-    memory = memory_of(job, network_of(job.model, dataset.image_shape, len(dataset.class_names)), dataset)
+    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
+    memory = memory_of(job, network, dataset)
     parts = {
         "data": memory.data,
         "parameters": memory.parameters,
@@ -237,7 +239,9 @@ def memory_line(job: "Job", dataset: "Dataset") -> str:
         "checkpoint": memory.checkpoint,
     }
     named = ", ".join(f"{name} {gigabytes(count)}" for name, count in parts.items())
-    return f"memory of the arrays: {gigabytes(memory.total)}: {named}"
+    on_gpu = gigabytes(memory_of(job, network, dataset, CudaBackend()).on_device)
+    elsewhere = "" if job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
+    return f"memory of the arrays: {gigabytes(memory.total)}: {named}{elsewhere}"
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -1,7 +1,10 @@
 """The CUDA backend on a GPU: `pytest -m gpu`."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from cnnjob.runs import Run
 from cnnjob.training import train
 from tests.cuda.shop import WORKS, Array, Work, reference, require_close
 from tests.toys import dataset, job, outcome_of
+
+ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(lacking := lack()), reason=f"no GPU can be used: {lacking}")]
 
@@ -84,3 +89,18 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_bits(tmp_path: Path, s
     assert train(stopped, StopsAt(step)).state == "stopped"
     assert train(stopped).state == "finished"
     assert outcome_of(stopped) == outcome_of(unbroken)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
+def test_the_sanitizer_finds_nothing(tool: str) -> None:
+    script = """
+from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.device import CudaDevice
+from tests.cuda.shop import WORKS
+for name in ("two convolutions", "dropout everywhere", "pool 17", "many classes"):
+    WORKS[name].result(CudaBackend(CudaDevice(), 20_000))
+"""
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

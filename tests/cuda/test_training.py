@@ -13,8 +13,10 @@ import pytest
 
 from cnnjob import files
 from cnnjob.bindings import run_of
+from cnnjob.cli.data import memory_line
 from cnnjob.errors import JobError, TrainingError
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
+from cnnjob.rehearsals import rehearse
 from cnnjob.runs import Run
 from cnnjob.training import train
 from tests.cuda.emulation import needs_compiler
@@ -193,6 +195,16 @@ def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: 
     assert "JobError resources.backend: 'cuda', but there is no NVIDIA driver" in said
     assert "nvidia-smi lists its GPUs; or submit it with --gpus 0, or set it to 'numpy'" in said
     assert run.attempts() == []
+
+
+def test_a_job_for_a_gpu_is_rehearsed_where_there_is_none(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    assert next(rehearse(run.job(), dataset(tmp_path))).startswith("life 1: 2 steps, stopped by a signal")
+
+
+def test_the_memory_on_a_gpu_is_said_where_none_is(tmp_path: Path) -> None:
+    assert re.search(r"checkpoint [\d.]+ MB; on a GPU [\d.]+ MB$", memory_line(made(tmp_path).job(), dataset(tmp_path)))
+    assert "GPU" not in memory_line(job(), dataset(tmp_path))
 
 
 def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, tmp_path: Path) -> None:
