@@ -193,7 +193,7 @@ def split(job: jobs.Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
-    """The run of a job on a dataset; its job file is written when it is new.
+    """The run of a job on a dataset; its job file is written when it is new, or has other resources.
 
     Raises:
         JobError: the job and the dataset do not fit together.
@@ -202,9 +202,10 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
     check(job, dataset)
     run = Run.of(job, dataset.digest, root)
     digest = job.digest(dataset.digest)
-    if run.job_file.exists():
-        if run.frozen()["digest"] != digest:
-            raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
+    frozen = run.frozen() if run.job_file.exists() else {}
+    if frozen and frozen["digest"] != digest:
+        raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
+    if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
         return run
     data = {
         "path": str(dataset.path.resolve()),
@@ -218,7 +219,10 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
     content = {"digest": digest, "job": job.model_dump(mode="json"), "data": data}
     with written_or_said(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-        files.create_exclusive(run.job_file, (json.dumps(content, indent=2) + "\n").encode())
+        if frozen:
+            files.write_json(run.job_file, content)
+        else:
+            files.create_exclusive(run.job_file, (json.dumps(content, indent=2) + "\n").encode())
     return run
 
 

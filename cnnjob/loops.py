@@ -18,6 +18,7 @@ import numpy as np
 from cnnjob import checkpoints, environments, files, metrics, nn, predictions
 from cnnjob.bindings import evaluation_batch, network_of, optimiser_of, pixels_of, split
 from cnnjob.checkpoints import Checkpoint, Progress
+from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, TrainingError
 from cnnjob.jobs import Job
@@ -25,7 +26,6 @@ from cnnjob.listeners import Listener, line_of
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.predictions import Classifier
 from cnnjob.processes import now
-from cnnjob.runs import Claim
 from cnnjob.stopping import StopRequest
 
 Array = np.ndarray[Any, Any]

@@ -1,4 +1,4 @@
-"""A run is its folder: where its files lie, what state it is in, and who may write it.
+"""A run is its folder: where its files lie, and what state it is in.
 
 runs/NAME-<digest8>/
 job.json            the resolved job and the data it reads, frozen
@@ -14,7 +14,6 @@ slurm/              submitit's files, the request, the newest job, what was deci
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,9 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cnnjob import files
-from cnnjob.errors import BusyError, DataError
+from cnnjob.errors import DataError
 from cnnjob.jobs import Job
-from cnnjob.processes import is_alive, is_earlier_life, now, process_identity
+from cnnjob.processes import is_alive, is_earlier_life
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
@@ -226,7 +225,7 @@ class Run:
             return "pending"
         last = files.read_record(paths[-1], *ATTEMPT_KEYS)
         if last["ended"] is None:
-            return "running" if _holds(last, paths[-1], has_ended) else "lost"
+            return "running" if is_held(last, paths[-1], has_ended) else "lost"
         return "failed" if str(last["why"]).startswith("failed") else "stopped"
 
 
@@ -234,103 +233,19 @@ def _looks_like_a_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("job.json", "attempts", "result.json"))
 
 
-@dataclass(frozen=True)
-class Claim:
-    """The right to write a run, from an attempt's start to its end.
-
-    Attempt N+1 is created exclusively: it is claim, restart counter and fence in one. Whoever
-    holds attempt N learns from its presence, before each rename, that the run is no longer theirs.
-    """
-
-    run: Run
-    number: int
-    record: dict[str, Any]
-
-    @property
-    def path(self) -> Path:
-        """The record of this life."""
-        return _attempt_file(self.run, self.number)
-
-    def check(self) -> None:
-        """Forbid a write when the run has passed to a later attempt.
-
-        Raises:
-            BusyError: it has.
-        """
-        if _attempt_file(self.run, self.number + 1).exists():
-            raise BusyError(f"{self.run.path}: this process was taken for dead, attempt {self.number + 1} has the run")
-
-    def beat(self) -> None:
-        """Tell other hosts that this process is alive."""
-        os.utime(self.path)
-
-    def note(self, **facts: Any) -> None:
-        """Add facts to the record of this life."""
-        self.record.update(facts)
-        files.write_json(self.path, self.record, fence=self.check)
-
-    def end(self, why: str, step: int) -> None:
-        """Say why and at which step this life ended; the run is free from here on."""
-        self.note(ended=now(), why=why, step=step)
-
-
-def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
-    """Take a run for this process, or learn that another has it.
-
-    It is free when its holder is gone from this host, is an earlier life of this very SLURM job, or has not
-    been heard of for five minutes. A holder that still lives then cannot write any more.
+def is_held(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) -> bool:
+    """Whether a run is still its holder's.
 
     Args:
-        run: its folder is made when there is none.
+        holder: what the record of its last attempt says.
+        record: that file.
         has_ended: asked, once, about the holder's job before the run is left to it.
 
     Returns:
-        The claim; it is this process's until :meth:`Claim.end` or its death.
-
-    Raises:
-        BusyError: another process is writing the run; nothing was changed.
+        False where the holder is gone from this host, is an earlier life of this very SLURM job, or has not been
+        heard of for five minutes.
     """
-    held = run.attempt_files()
-    if held:
-        last = files.read_record(held[-1], *ATTEMPT_KEYS)
-        if last["ended"] is None and _holds(last, held[-1], has_ended):
-            raise BusyError(_busy(run, last))
-    for folder in (run.attempts_folder, run.checkpoints_folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    number = int(held[-1].stem) + 1 if held else 1
-    record = {
-        "attempt": number,
-        **process_identity(),
-        "started": now(),
-        "ended": None,
-        "why": None,
-        "step": None,
-    }
-    if not files.create_exclusive(_attempt_file(run, number), _as_bytes(record)):
-        raise BusyError(_busy(run, files.read_json(_attempt_file(run, number))))
-    for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
-        files.remove_leftovers(folder)
-    return Claim(run, number, record)
-
-
-def _holds(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) -> bool:
-    """Whether a run is still its holder's."""
     if is_earlier_life(holder) or not is_alive(holder, record):
         return False
     job_id = holder.get("job_id")
     return not (job_id and has_ended and has_ended(job_id))
-
-
-def _busy(run: Run, holder: dict[str, Any]) -> str:
-    return (
-        f"{run.path}: another process is writing this run, process {holder['pid']} on {holder['host']} "
-        f"since {holder['started']}; wait for it, or stop it"
-    )
-
-
-def _attempt_file(run: Run, number: int) -> Path:
-    return run.attempts_folder / f"{number:04d}.json"
-
-
-def _as_bytes(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, indent=2) + "\n").encode()

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Literal
 
-from cnnjob import nn, runs
+from cnnjob import claims, nn
 from cnnjob.backends import backend_name, backend_of, room_or_said
 from cnnjob.bindings import dataset_of_run, require_memory, written_or_said
 from cnnjob.checkpoints import newest_step
+from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, Silent
 from cnnjob.loops import Loop
-from cnnjob.runs import HEARTBEAT_SECONDS, Claim, HasEnded, Run
+from cnnjob.runs import HEARTBEAT_SECONDS, HasEnded, Run
 from cnnjob.stopping import StopRequest
 
 
@@ -51,7 +52,7 @@ def train(
         dataset: the run's, wherever it lies now; where it lay by default.
         deadline: when to stop and save, in ``time.time()``'s seconds.
         cores: how many to use; all by default. The bits do not depend on it.
-        has_ended: what a scheduler says of another's job that seems to hold the run, as :func:`cnnjob.runs.claim`.
+        has_ended: what a scheduler says of another's job that seems to hold the run, as :func:`cnnjob.claims.claim`.
 
     Returns:
         ``finished``, ``stopped`` (asked to; the same call goes on), or ``was finished``.
@@ -68,7 +69,7 @@ def train(
     name = backend_name(job, run)
     require_memory(job, dataset, name)
     with written_or_said(run.path):
-        claim = runs.claim(run, has_ended)
+        claim = claims.claim(run, has_ended)
     if run.result_file.exists():  # finished by another process between the look and the claim
         claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")

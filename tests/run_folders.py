@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import files, processes, runs
+from cnnjob import claims, files, processes
 from cnnjob.jobs import Job
 from cnnjob.runs import Run
 
@@ -42,7 +42,7 @@ def pending_run(root: Path, *, seed: int = 0, name: str = "tiny", **train: Any) 
 def running_run(root: Path, *, epochs: int = 2, split: str | None = "validation", **job: Any) -> Run:
     """A run in its first life, this process, after some epochs."""
     run = pending_run(root, **job)
-    runs.claim(run)
+    claims.claim(run)
     environment = {"commit": COMMIT, "dirty": False, "data_sha256": DATA_DIGEST, "device": "cpu: test", "packages": {}}
     files.write_json(run.environment_file, environment)
     write_history(run, epochs, split)
@@ -66,7 +66,7 @@ def lost_run(root: Path, **what: Any) -> Run:
 def finished_run(root: Path, *, split: str | None = "validation", channels: int = 1, **job: Any) -> Run:
     """A run of four epochs in two lives: accuracy 0.8, the third epoch was the best."""
     run = stopped_run(root, epochs=4, split=split, **job)
-    second = runs.claim(run)
+    second = claims.claim(run)
     second.note(resumed_at_step=150)
     files.write_arrays(run.predictions_file, predictions())
     kernels = np.arange(3 * 3 * channels * 5, dtype=np.float32).reshape(3, 3, channels, 5)

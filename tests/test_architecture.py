@@ -19,9 +19,9 @@ FLOORS = (
     {"slurm"},
     {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},
-    {"backends", "estimates", "groups", "loops", "pages", "predictions", "records", "verdicts"},
+    {"backends", "estimates", "groups", "loops", "pages", "predictions", "records", "tables", "verdicts"},
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
-    {"datasets", "listeners", "nn", "runs"},
+    {"claims", "datasets", "listeners", "nn", "runs"},
     {"sweeps", "jobs", "files", "processes", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from cnnjob.claims import claim
 from cnnjob.cli import app
-from cnnjob.runs import Run, claim
+from cnnjob.runs import Run
 from tests.toys import corrupt, dataset
 
 JOB = """
@@ -67,7 +68,7 @@ def test_the_three_commands(here: Path) -> None:
     reported = cnnjob("report", "runs/", "--out", "pictures")
     assert reported.exit_code == 0, reported.output
     assert (here / "pictures" / "metrics.csv").exists()
-    assert "pictures/metrics.md: 1 run; " in reported.stdout
+    assert "pictures/index.html: 1 run; " in reported.stdout
 
 
 def test_set_makes_another_run(here: Path) -> None:
@@ -199,6 +200,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["report", "data"], 3, "no runs"),
         (["predict", "gone", "x.png"], 3, "gone: no such run"),
         (["bench", "--json", "gone/x.json"], 2, "no such folder gone"),
+        (["bench", "nothing"], 2, "nothing: no such workload; choose from mnist-baseline, "),
         (["train", "toy.toml", "--set", "name=../evil"], 2, "name: string should match pattern"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
@@ -321,9 +323,17 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bench(tmp_path: Path) -> None:
-    found = cnnjob("bench", "--rounds", "1", "--json", str(tmp_path / "b.json"))
+    found = cnnjob("bench", "mnist-baseline", "--rounds", "1", "--json", str(tmp_path / "b.json"))
     assert found.exit_code == 0, found.output
-    assert re.search(r"^mnist-baseline +cnnjob numpy +[\d.]+ +", found.stdout, re.MULTILINE)
-    assert (tmp_path / "b.json").read_text().count('"engine": "cnnjob numpy"') == 2
-    alone = cnnjob("bench", "--rounds", "1", "--no-torch")
+    engines = ["cnnjob numpy", "course float64", "floor: products", "floor: bytes"]
+    for engine in engines:
+        assert re.search(rf"^mnist-baseline +{engine} +[\d.]+ +", found.stdout, re.MULTILINE)
+    rows = {row["engine"]: row for row in json.loads((tmp_path / "b.json").read_text())}
+    assert {*engines} <= {*rows} <= {*engines, "torch NCHW", "torch NHWC"}
+    ours, course = rows["cnnjob numpy"], rows["course float64"]
+    assert ours["speed_against_course"] == pytest.approx(course["median_ms"] / ours["median_ms"])
+    assert ours["epoch_seconds"] == pytest.approx(0.937 * ours["median_ms"])
+    assert ours["images_per_second"] == pytest.approx(64_000 / ours["median_ms"])
+    alone = cnnjob("bench", "conv-64-128", "--rounds", "1", "--against", "none")
+    assert alone.exit_code == 0, alone.output
     assert "torch NCHW" not in alone.stdout

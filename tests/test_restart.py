@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from cnnjob import files, processes
+from cnnjob.claims import claim
 from cnnjob.errors import JobError, SchedulerError
-from cnnjob.runs import Run, claim
-from cnnjob.slurm import life, restart, scheduler, submission
+from cnnjob.runs import Run
+from cnnjob.slurm import decisions, life, restart, scheduler, submission
+from cnnjob.slurm.decisions import restarts_of
 from cnnjob.slurm.requests import Request
-from cnnjob.slurm.restart import decide, main, restarts_of, restarts_without_progress
+from cnnjob.slurm.restart import decide, main, restarts_without_progress
 from cnnjob.training import train
 from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_runs import life as life_of_job
@@ -213,7 +215,8 @@ def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> Non
     site.says(scontrol="exit 1")
     main(str(lost.path), "137")
     first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
-    code = re.compile(r"PYTHONPATH=(/[^' \n]*|'[^']*')")  # here it is the tests' own, not a copy of it
+    # the code is here the tests' own, not a copy of it; the comment is another, as both may be in the queue at once
+    code = re.compile(r"PYTHONPATH=(/[^' \n]*|'[^']*')|--comment=.*")
     assert code.sub("", first) == code.sub("", second)
 
 
@@ -300,7 +303,7 @@ def test_what_comes_while_it_waits_is_asked_about(site: Site, lost: Run, facts: 
 
 def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, lost: Run) -> None:
     site.says(scontrol="exit 1")
-    files.write_json(restart.cancel_record(lost), {"by": "me", "jobs": ["17"]})
+    files.write_json(decisions.cancel_record(lost), {"by": "me", "jobs": ["17"]})
     main(str(lost.path), "143")
     assert [told["said"] for told in restarts_of(lost)] == [CANCELLED]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from cnnjob import files
+from cnnjob.claims import claim
 from cnnjob.errors import BusyError, DataError
 from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, process_identity
-from cnnjob.runs import Run, claim
+from cnnjob.runs import Run
 from cnnjob.training import train
 from tests.toys import dataset, job, trained
 
@@ -61,7 +62,7 @@ def test_a_held_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_killed_holder_frees_the_run_at_once(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from cnnjob.runs import Run, claim; "
+    code = "import sys, time; from pathlib import Path; from cnnjob.runs import Run; from cnnjob.claims import claim; "
     code += "claim(Run(Path(sys.argv[1]))); print('held', flush=True); time.sleep(60)"
     arguments = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT) as holder:

@@ -17,8 +17,8 @@ from cnnjob.cli import app
 from cnnjob.errors import SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import queue, scheduler, submission
+from cnnjob.slurm.decisions import restarts_of
 from cnnjob.slurm.requests import Request
-from cnnjob.slurm.restart import restarts_of
 from tests.run_folders import finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_cli import JOB
 from tests.toys import dataset, outcome_of, trained

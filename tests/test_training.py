@@ -14,11 +14,12 @@ import pytest
 
 from cnnjob import checkpoints, files
 from cnnjob.bindings import dataset_of, run_of, split
+from cnnjob.claims import claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
 from cnnjob.listeners import Silent
 from cnnjob.packing.writer import Contents, write
-from cnnjob.runs import Run, claim
+from cnnjob.runs import Run
 from cnnjob.training import train
 from tests.toys import CLASSES, blots, corrupt, dataset, job, outcome_of, trained
 
@@ -403,3 +404,20 @@ def test_log_and_attempts_tell_the_whole_life(tmp_path: Path) -> None:
     assert "finished: test accuracy" in log
     assert isinstance(Run(run.path).job(), type(job()))
     assert math.isclose(run.result()["gpu_hours"], 0)
+
+
+def test_the_same_job_again_takes_its_new_resources(tmp_path: Path) -> None:
+    """Unless it is finished, or a process has it."""
+
+    def seconds_after(seconds: float) -> float:
+        run = run_of(job(train__checkpoint_seconds=seconds), dataset(tmp_path), tmp_path / "runs")
+        return run.job().train.checkpoint_seconds
+
+    assert [seconds_after(7.0), seconds_after(5.0)] == [7.0, 5.0]
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    before, held = seconds_after(6.0), claim(run)
+    assert seconds_after(3.0) == before
+    held.end("stopped: SIGTERM", 0)
+    assert seconds_after(4.0) == 4.0
+    run.result_file.write_text("{}")
+    assert seconds_after(3.0) == 4.0

@@ -17,6 +17,7 @@ from typing import Self
 from cnnjob import files
 from cnnjob.errors import DataError
 from cnnjob.runs import DIGEST_DIGITS, Run
+from cnnjob.slurm.decisions import restarts_of
 from cnnjob.slurm.queue import QueuedJob
 
 SWEEPS = ".sweeps"
@@ -73,8 +74,8 @@ class Batch:
 
     @property
     def comment(self) -> str:
-        """What finds it in the queue, whatever its name; another one after each life of its runs."""
-        return f"cnnjob {self.folder} {sum(map(attempt_of, self.runs))}"
+        """What finds it in the queue, whatever its name; another one after each life of its runs, begun or not."""
+        return f"cnnjob {self.folder} {sum(attempt_of(run) + len(restarts_of(run)) for run in self.runs)}"
 
     def write(self) -> None:
         """Make its folder, and write down which element carries which run."""

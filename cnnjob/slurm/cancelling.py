@@ -11,9 +11,9 @@ from cnnjob.errors import SchedulerError
 from cnnjob.processes import is_alive, now
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler, words
+from cnnjob.slurm.decisions import cancel_record
 from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import QueuedJob
-from cnnjob.slurm.restart import cancel_record
 from cnnjob.slurm.status import Carriers, queue_of
 
 OVER = ("already completing", "already completed", "Invalid job id")

@@ -12,7 +12,7 @@ from typing import Any
 from cnnjob import files
 from cnnjob.errors import CnnjobError
 from cnnjob.runs import Run
-from cnnjob.slurm.restart import cancel_of, restarts_of
+from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
 """Whose loss and accuracy are shown: the first that there is."""

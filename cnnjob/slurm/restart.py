@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 
 from cnnjob import files, processes
 from cnnjob.checkpoints import newest_step
-from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, DataError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
 from cnnjob.slurm.batches import Batch
+from cnnjob.slurm.decisions import cancel_of, restart_record, restarts_of
 
 RESTARTS_WITHOUT_PROGRESS = 3
 GONE = 128
@@ -79,36 +80,6 @@ def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
     return len(list(takewhile(lambda one: one["step"] == step and one.get("restarted", True), reversed(own))))
 
 
-def restarts_of(run: Run) -> list[dict[str, Any]]:
-    """What was decided after each life, oldest first.
-
-    Each says ``job_id``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``, whether it was
-    ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
-    """
-    path = _record(run)
-    try:
-        return list(files.read_json(path)) if path.exists() else []
-    except (DataError, TypeError):
-        return []  # a damaged record of restarts is no reason to give up a run
-
-
-def _record(run: Run) -> Path:
-    return run.slurm_folder / "restarts.json"
-
-
-def cancel_record(run: Run) -> Path:
-    """What ``cnnjob cancel`` leaves: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
-    return run.slurm_folder / "cancelled.json"
-
-
-def cancel_of(run: Run) -> dict[str, Any]:
-    """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
-    try:
-        return files.read_record(cancel_record(run)) if cancel_record(run).exists() else {}
-    except (DataError, OSError):
-        return {}
-
-
 def main(folder: str, code: str) -> None:
     """Decide, do it, and write it down; the batch script then ends with the life's own code."""
     run = Batch.read(Path(folder)).own_run()
@@ -123,7 +94,7 @@ def main(folder: str, code: str) -> None:
 
         said = f"not restarted, {error}; to go on: {again(run)}"
         with suppress(OSError):
-            files.write_json(_record(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
+            files.write_json(restart_record(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
     _say(run, said)
 
 
@@ -171,9 +142,9 @@ def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
     elif ended_by == "requeued":
         how = "by SLURM"
     elif not said:
-        files.write_json(_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
+        files.write_json(restart_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
         how, said = _restart(run)  # a requeue ends this script at once
-    files.write_json(_record(run), [*before, {**told, "restarted": how, "said": said}])
+    files.write_json(restart_record(run), [*before, {**told, "restarted": how, "said": said}])
     return said
 
 

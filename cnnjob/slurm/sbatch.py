@@ -12,12 +12,11 @@ import time
 
 from cnnjob.errors import SchedulerError
 from cnnjob.slurm import queue
-from cnnjob.slurm.scheduler import ask
+from cnnjob.slurm.scheduler import ask, is_silent
 
 TRIES = 2
 SETTLE_SECONDS = 5.0
 """What was on its way to the scheduler is in its queue by then."""
-_SILENT = re.compile(r"no answer in|timed out|Unable to contact|Zero Bytes|[Cc]onnection|try again", re.ASCII)
 
 
 def submit(comment: str, script: str, tries: int = TRIES) -> str:
@@ -29,7 +28,7 @@ def submit(comment: str, script: str, tries: int = TRIES) -> str:
     try:
         answer = ask(["sbatch", script])
     except SchedulerError as error:
-        if not _SILENT.search(str(error)):
+        if not is_silent(error):
             raise
         time.sleep(SETTLE_SECONDS)
         if known := _known(comment, str(error)):

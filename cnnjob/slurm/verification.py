@@ -14,8 +14,8 @@ from cnnjob.errors import CnnjobError, SchedulerError
 from cnnjob.jobs import Job
 from cnnjob.runs import Run
 from cnnjob.slurm import batches, cancelling, queue, scheduler
+from cnnjob.slurm.decisions import restarts_of
 from cnnjob.slurm.requests import Request
-from cnnjob.slurm.restart import restarts_of
 from cnnjob.slurm.submission import submit
 from cnnjob.verdicts import Kill, Verdict
 from cnnjob.verification import saving_often, steps_an_epoch

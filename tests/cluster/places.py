@@ -12,7 +12,8 @@ from typing import Any
 
 from cnnjob.processes import is_alive
 from cnnjob.runs import Run
-from cnnjob.slurm.restart import GONE, restarts_of
+from cnnjob.slurm.decisions import restarts_of
+from cnnjob.slurm.restart import GONE
 from tests.cluster import lab
 from tests.test_cli import JOB
 from tests.toys import dataset

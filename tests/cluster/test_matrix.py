@@ -23,7 +23,7 @@ import pytest
 
 from cnnjob import files
 from cnnjob.runs import Run
-from cnnjob.slurm.restart import restarts_of
+from cnnjob.slurm.decisions import restarts_of
 from tests.cluster import lab
 from tests.cluster.conftest import ROWS, Start
 from tests.cluster.places import REQUEST, Outcome, Place, commands, toml

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob.slurm.restart import restarts_of
+from cnnjob.slurm.decisions import restarts_of
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, SMALL, Outcome, Place
 from tests.toys import outcome_of, trained

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import checkpoints, files, runs, training
+from cnnjob import checkpoints, claims, files, training
 from cnnjob.checkpoints import Checkpoint, Progress
+from cnnjob.claims import Claim
 from cnnjob.errors import BusyError
 from cnnjob.listeners import Silent
-from cnnjob.runs import Claim, Run
+from cnnjob.runs import Run
 from tests.durability.children import Child, in_child
 from tests.durability.faults import print_json
 from tests.durability.scenarios import train
@@ -70,7 +71,7 @@ def train_on(run: Run, here: Connection) -> str:
 def superseded_writes(folder: Path) -> None:
     """Every write of a superseded claim, one by one."""
     run = toy_run(folder.parent, runs=folder.name)
-    claim = runs.claim(run)
+    claim = claims.claim(run)
     forget_holder(run)
     assert not in_child(partial(claimed, run)).error
     checkpoint = Checkpoint(Progress(step=9), {"weights/a": np.ones(3)}, {"digest": run.frozen()["digest"]})
@@ -80,7 +81,7 @@ def superseded_writes(folder: Path) -> None:
 
 
 def claimed(run: Run) -> int:
-    return runs.claim(run).number
+    return claims.claim(run).number
 
 
 def writes(run: Run, claim: Claim, checkpoint: Checkpoint) -> dict[str, Callable[[], Any]]:
@@ -105,7 +106,7 @@ def error_of(write: Callable[[], Any]) -> str:
 
 def main(folder: Path) -> None:
     """Report every write of a superseded process as a line of JSON."""
-    superseded_training(folder / "while its successor trains", runs.claim)
+    superseded_training(folder / "while its successor trains", claims.claim)
     superseded_training(
         folder / "when its successor has finished", lambda run: in_child(partial(train, run.path.parent))
     )

@@ -12,7 +12,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from cnnjob import files, runs
+from cnnjob import claims, files
 from cnnjob.errors import BusyError
 from cnnjob.runs import Run
 from tests.durability.children import Child, in_child
@@ -26,7 +26,7 @@ def race_for(run: Run, gate: Connection, reports: Connection) -> None:
     """Claim a run as soon as the gate opens; the winner holds it until it is killed."""
     gate.recv()
     try:
-        runs.claim(run)
+        claims.claim(run)
     except BusyError as error:
         reports.send((os.getpid(), error.exit_code))
         return
@@ -48,7 +48,7 @@ def race(run: Run, count: int) -> tuple[dict[int, Child], dict[int, int]]:
 def claim_late(run: Run) -> int:
     """Claim a run that another process holds; say the exit code."""
     try:
-        runs.claim(run)
+        claims.claim(run)
     except BusyError as error:
         return error.exit_code
     return 0

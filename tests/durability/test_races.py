@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import runs
+from cnnjob import claims
 from cnnjob.errors import BusyError
 from tests.durability import commands
 from tests.durability.conftest import Say
@@ -55,7 +55,7 @@ def test_a_process_that_stalls_right_before_a_rename_changes_only_the_log(folder
 
 def test_the_command_leaves_a_held_run_alone(folder: Path) -> None:
     job, run = toy_job(folder), toy_run(folder)
-    runs.claim(run)
+    claims.claim(run)
     before = snapshot(run.path)
     done = commands.run_train(job)
     assert done.returncode == BusyError.exit_code

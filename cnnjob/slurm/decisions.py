@@ -1,0 +1,39 @@
+"""What was decided about a run outside of its lives: after each of them, and by ``cnnjob cancel``."""
+
+from pathlib import Path
+from typing import Any
+
+from cnnjob import files
+from cnnjob.errors import DataError
+from cnnjob.runs import Run
+
+
+def restarts_of(run: Run) -> list[dict[str, Any]]:
+    """What was decided after each life, oldest first.
+
+    Each says ``job_id``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``, whether it was
+    ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
+    """
+    path = restart_record(run)
+    try:
+        return list(files.read_json(path)) if path.exists() else []
+    except (DataError, TypeError):
+        return []  # a damaged record of restarts is no reason to give up a run
+
+
+def restart_record(run: Run) -> Path:
+    """Where the batch scripts write it down."""
+    return run.slurm_folder / "restarts.json"
+
+
+def cancel_record(run: Run) -> Path:
+    """What ``cnnjob cancel`` leaves: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
+    return run.slurm_folder / "cancelled.json"
+
+
+def cancel_of(run: Run) -> dict[str, Any]:
+    """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
+    try:
+        return files.read_record(cancel_record(run)) if cancel_record(run).exists() else {}
+    except (DataError, OSError):
+        return {}
