@@ -199,8 +199,6 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["report", "gone"], 3, "gone: no such file or folder"),
         (["report", "data"], 3, "no runs"),
         (["predict", "gone", "x.png"], 3, "gone: no such run"),
-        (["bench", "--json", "gone/x.json"], 2, "no such folder gone"),
-        (["bench", "nothing"], 2, "nothing: no such workload; choose from mnist-baseline, "),
         (["train", "toy.toml", "--set", "name=../evil"], 2, "name: string should match pattern"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
@@ -320,20 +318,3 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "report/curves.png" in pictures
     assert len(pictures) == 4
     assert all((tmp_path / path).is_file() for path in pictures)
-
-
-def test_bench(tmp_path: Path) -> None:
-    found = cnnjob("bench", "mnist-baseline", "--rounds", "1", "--json", str(tmp_path / "b.json"))
-    assert found.exit_code == 0, found.output
-    engines = ["cnnjob numpy", "course float64", "floor: products", "floor: bytes"]
-    for engine in engines:
-        assert re.search(rf"^mnist-baseline +{engine} +[\d.]+ +", found.stdout, re.MULTILINE)
-    rows = {row["engine"]: row for row in json.loads((tmp_path / "b.json").read_text())}
-    assert {*engines} <= {*rows} <= {*engines, "torch NCHW", "torch NHWC"}
-    ours, course = rows["cnnjob numpy"], rows["course float64"]
-    assert ours["speed_against_course"] == pytest.approx(course["median_ms"] / ours["median_ms"])
-    assert ours["epoch_seconds"] == pytest.approx(0.937 * ours["median_ms"])
-    assert ours["images_per_second"] == pytest.approx(64_000 / ours["median_ms"])
-    alone = cnnjob("bench", "conv-64-128", "--rounds", "1", "--against", "none")
-    assert alone.exit_code == 0, alone.output
-    assert "torch NCHW" not in alone.stdout

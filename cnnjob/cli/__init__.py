@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob import __version__
-from cnnjob.cli import data, report, status, submit, train, verify
+from cnnjob.cli import bench, data, report, status, submit, train, verify
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
 
 
@@ -71,7 +71,7 @@ for command in (
     verify.verify_resume,
     train.predict,
     report.report,
-    train.bench,
+    bench.bench,
     train.demo,
 ):
     app.command()(command)

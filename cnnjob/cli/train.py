@@ -1,18 +1,15 @@
-"""``cnnjob train``, ``predict``, ``bench`` and ``demo``."""
+"""``cnnjob train``, ``predict`` and ``demo``."""
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
 from cnnjob.cli.screen import Screen, print_table
-from cnnjob.errors import EXIT_STOPPED, JobError
-
-if TYPE_CHECKING:
-    from cnnjob.benchmarks import Row
+from cnnjob.errors import EXIT_STOPPED
 
 RUNS_FOLDER = Path("runs")
 
@@ -58,33 +55,6 @@ def predict(
 
     guesses = predict_images(Run(run), images)
     print_table(["image", "class", "probability"], [[g.image, g.class_name, f"{g.probability:.4f}"] for g in guesses])
-
-
-def bench(
-    against: Annotated[bool, typer.Option("--torch/--no-torch", help="Measure torch beside it, if installed.")] = True,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of steps; each engine runs in each.")] = 20,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
-) -> None:
-    """Measure the baseline networks' training steps on this machine.
-
-    Example: cnnjob bench --json bench.json
-    """
-    from cnnjob.benchmarks import measure
-    from cnnjob.files import write_json
-
-    if json_file and not json_file.parent.is_dir():
-        raise JobError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
-    rows = measure(rounds, torch=against)
-    header = ["workload", "engine", "ms/step", "min", "max", "steps/s", "images/s", "speed against torch"]
-    print_table(header, [_shown(row) for row in rows])
-    if json_file:
-        write_json(json_file, [row.as_json() for row in rows])
-
-
-def _shown(row: "Row") -> list[str]:
-    times = (f"{value:.2f}" for value in (row.median_ms, row.min_ms, row.max_ms))
-    ratio = "" if row.speed_against_torch is None else f"{row.speed_against_torch:.2f}"
-    return [row.workload, row.engine, *times, f"{row.steps_per_second:.0f}", f"{row.images_per_second:.0f}", ratio]
 
 
 def demo() -> None:

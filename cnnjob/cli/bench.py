@@ -1,0 +1,62 @@
+"""``cnnjob bench``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cnnjob.cli.screen import print_table
+from cnnjob.errors import JobError
+
+if TYPE_CHECKING:
+    from cnnjob.benchmarks import Row
+
+HEADER = (
+    "workload",
+    "engine",
+    "ms/step",
+    "min",
+    "max",
+    "images/s",
+    "s/epoch",
+    "× torch",
+    "at best",
+    "× course",
+    "of products",
+)
+
+
+def bench(
+    workloads: Annotated[list[str] | None, typer.Argument(help="Of them only; the default is all.")] = None,
+    against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch beside it, if installed.")] = "torch",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine, of five steps.")] = 20,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+) -> None:
+    """Measure training steps on this machine: mnist-baseline, cifar10-baseline, cifar10, conv-64-128.
+
+    The engines take turns in one process. "× torch" is torch's time in its better memory layout over
+    the engine's, turn by turn, the median; "at best" the same of the fastest steps. "× course" is
+    against the algorithm as a course teaches it, in float64; "of products" the time of the matrix
+    products alone over the engine's.
+
+    Example: cnnjob bench mnist-baseline --rounds 50 --json bench.json
+    """
+    from cnnjob.benchmarks import NAMES, measure
+    from cnnjob.files import write_json
+
+    if json_file and not json_file.parent.is_dir():
+        raise JobError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
+    for name in workloads or ():
+        if name not in NAMES:
+            raise JobError(f"{name}: no such workload; choose from {', '.join(NAMES)}")
+    rows = list(measure(workloads or NAMES, rounds, torch=against == "torch"))
+    print_table(HEADER, [_shown(row) for row in rows])
+    if json_file:
+        write_json(json_file, [row.as_json() for row in rows])
+
+
+def _shown(row: "Row") -> list[str]:
+    times = (f"{value:.2f}" for value in (row.median_ms, row.min_ms, row.max_ms))
+    ratios = (row.speed_against_torch, row.speed_against_torch_at_best, row.speed_against_course, row.share_of_products)
+    rest = ("" if value is None else f"{value:.2f}" for value in (row.epoch_seconds, *ratios))
+    return [row.workload, row.engine, *times, f"{row.images_per_second:.0f}", *rest]
