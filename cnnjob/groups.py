@@ -195,7 +195,7 @@ def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Each dotted key with as many of its last words as no other key has."""
     keys = list(keys)
-    return {key: next(name for name in _endings(key) if _is_of_one(name, keys)) for key in keys}
+    return {key: next((name for name in _endings(key) if _is_of_one(name, keys)), key) for key in keys}
 
 
 def _endings(key: str) -> Iterator[str]:
@@ -204,7 +204,7 @@ def _endings(key: str) -> Iterator[str]:
 
 
 def _is_of_one(name: str, keys: Sequence[str]) -> bool:
-    return sum(key == name or key.endswith(f".{name}") for key in keys) == 1 or name in keys
+    return sum(key == name or key.endswith(f".{name}") for key in keys) == 1
 
 
 def shown(value: Any) -> str:

@@ -93,10 +93,25 @@ def per_class(probabilities: np.ndarray, labels: np.ndarray) -> PerClass:
     Returns:
         Four arrays (K,).
     """
-    from sklearn.metrics import precision_recall_fscore_support
+    return per_class_of(confusion(probabilities, labels))
 
-    classes = np.arange(probabilities.shape[1])
-    return PerClass(*precision_recall_fscore_support(labels, predicted(probabilities), labels=classes, zero_division=0))
+
+def per_class_of(counts: np.ndarray) -> PerClass:
+    """The same of a confusion matrix.
+
+    Args:
+        counts: (K, K) integer; a row is a true class.
+
+    Returns:
+        Four arrays (K,).
+    """
+    right, given, support = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    precision, recall, f1 = _share(right, given), _share(right, support), _share(2 * right, given + support)
+    return PerClass(precision, recall, f1, support)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
 def summary(probabilities: np.ndarray, labels: np.ndarray) -> Summary:
@@ -109,12 +124,13 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> Summary:
     Returns:
         Five numbers.
     """
-    classes = per_class(probabilities, labels)
-    return Summary(
-        accuracy(probabilities, labels),
-        cross_entropy(probabilities, labels),
-        *(float(values.mean()) for values in (classes.precision, classes.recall, classes.f1)),
-    )
+    return summary_of(probabilities, labels, per_class(probabilities, labels))
+
+
+def summary_of(probabilities: np.ndarray, labels: np.ndarray, classes: PerClass) -> Summary:
+    """The same where the classes are known already."""
+    means = (float(values.mean()) for values in (classes.precision, classes.recall, classes.f1))
+    return Summary(accuracy(probabilities, labels), cross_entropy(probabilities, labels), *means)
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -127,9 +143,6 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         (K, K) int64: images of the row's class that were given the column's.
     """
-    from sklearn.metrics import confusion_matrix
-
     K = probabilities.shape[1]
-    classes = np.arange(max(K, 2))  # scikit-learn warns of a matrix of one class
-    counts = confusion_matrix(labels, predicted(probabilities), labels=classes)
-    return np.asarray(counts[:K, :K], dtype=np.int64)
+    cells = np.asarray(labels, np.int64) * K + predicted(probabilities)  # (N,)
+    return np.bincount(cells, minlength=K * K).reshape(K, K).astype(np.int64, copy=False)

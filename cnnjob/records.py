@@ -254,7 +254,9 @@ def _read_predictions(run: Run, record: Record) -> None:
     probabilities, labels, names = (arrays[name] for name in ("probabilities", "labels", "class_names"))
     if not _are_predictions(probabilities, labels, names):
         raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
-    summary = metrics.summary(probabilities, labels)
+    counts = record.counts = metrics.confusion(probabilities, labels)
+    classes = record.classes = metrics.per_class_of(counts)
+    summary = metrics.summary_of(probabilities, labels, classes)
     said = record.row["test_accuracy"]
     if said is not None and abs(said - summary.test_accuracy) > _TOLERANCE:
         record.reasons.append(
@@ -263,8 +265,6 @@ def _read_predictions(run: Run, record: Record) -> None:
         )
     record.row |= summary._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
-    record.classes = metrics.per_class(probabilities, labels)
-    record.counts = metrics.confusion(probabilities, labels)
     record.mistakes = _mistakes(arrays, record.class_names)
 
 

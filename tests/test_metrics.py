@@ -97,3 +97,17 @@ def test_the_numbers_agree_with_the_confusion_matrix(case: tuple[np.ndarray, np.
     assert classes.precision == pytest.approx(hits / np.maximum(counts.sum(axis=0), 1))
     assert summary.test_accuracy == pytest.approx(hits.sum() / counts.sum())
     assert summary.f1_macro == pytest.approx(np.mean(2 * hits / np.maximum(counts.sum(axis=0) + counts.sum(axis=1), 1)))
+
+
+@settings(max_examples=40, deadline=None)  # the first import of scikit-learn takes long
+@given(predictions())
+def test_the_numbers_are_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    probabilities, labels = case
+    classes, guesses = np.arange(max(probabilities.shape[1], 2)), probabilities.argmax(axis=1)
+    judged = precision_recall_fscore_support(labels, guesses, labels=classes, zero_division=0)
+    K = probabilities.shape[1]
+    assert (metrics.confusion(*case) == confusion_matrix(labels, guesses, labels=classes)[:K, :K]).all()
+    for mine, theirs in zip(metrics.per_class(*case), judged, strict=True):
+        assert mine == pytest.approx(theirs[:K])
