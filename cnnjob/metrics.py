@@ -111,7 +111,7 @@ def per_class_of(counts: np.ndarray) -> PerClass:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0))
 
 
 def summary(probabilities: np.ndarray, labels: np.ndarray) -> Summary:

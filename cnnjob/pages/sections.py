@@ -142,7 +142,7 @@ def _stretches(lives: list[Life]) -> Iterator[tuple[str, datetime, datetime, str
             seconds = (life.ended - life.started).total_seconds()
             yield "running", life.started, life.ended, f"life {life.number} ran {duration(seconds)}: {life.why}"
         else:
-            end = max(later.started, life.started) if later else life.started
+            end = max(later.waited_from or later.started, life.started) if later else life.started
             yield "unknown", life.started, end, f"life {life.number}: when it ended is not known"
 
 

@@ -1,0 +1,70 @@
+"""Groups and runs to tables: for machines in full, for readers escaped, for papers in LaTeX."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from cnnjob import tables
+from cnnjob.groups import Group, grouped
+from cnnjob.records import Record, read
+from cnnjob.runs import Run
+from tests import run_folders as folders
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    """Two seeds of one learning rate, one unfinished run of another."""
+    for seed in range(2):
+        folders.finished_run(tmp_path, seed=seed)
+    folders.stopped_run(tmp_path, learning_rate=0.1)
+    return [read(run, run.name) for run in Run.all(tmp_path)]
+
+
+@pytest.fixture
+def groups(records: list[Record]) -> list[Group]:
+    return grouped(records)
+
+
+def test_groups_for_machines(groups: list[Group]) -> None:
+    first, other = csv.DictReader(io.StringIO(tables.csv(tables.group_rows(groups)).decode()))
+    assert (first["group"], first["learning_rate"], first["n"], first["seeds"]) == (
+        "learning_rate 0.05", "0.05", "2", "0 1",
+    )  # fmt: skip
+    assert (float(first["test_accuracy_mean"]), float(first["test_accuracy_half_width"])) == (0.8, 0)
+    assert (other["n"], other["test_accuracy_mean"], other["seeds"]) == ("0", "", "")
+
+
+def test_groups_for_readers(groups: list[Group]) -> None:
+    lines = tables.groups_as_markdown(groups).splitlines()
+    assert lines[2] == "| group | test accuracy, % | n | test loss | learning_rate |"
+    assert lines[4] == "| learning_rate 0.05 | 80.00 ± 0.00 | 2 | 0.7459 ± 0.0000 | 0.05 |"
+
+
+def test_groups_for_papers(groups: list[Group]) -> None:
+    assert tables.groups_as_latex(groups) == (
+        "% needs \\usepackage{booktabs}\n"
+        "\\begin{tabular}{lrrrl}\n"
+        "\\toprule\n"
+        "group & test accuracy, \\% & n & test loss & learning\\_rate \\\\\n"
+        "\\midrule\n"
+        "learning\\_rate 0.05 & 80.00 $\\pm$ 0.00 & 2 & 0.7459 $\\pm$ 0.0000 & 0.05 \\\\\n"
+        "learning\\_rate 0.1 & -- & 0 & -- & 0.1 \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def test_no_group_is_an_empty_table() -> None:
+    assert "\\begin{tabular}{lrrr}" in tables.groups_as_latex([])
+    assert tables.csv(tables.group_rows([])) == b"\n"
+
+
+def test_what_latex_would_obey_is_printed(records: list[Record]) -> None:
+    records[0].row["run"] = "a_b & 100% $x$ #1 {y} \\end{document} ~^"
+    row = tables.runs_as_latex(records).splitlines()[5]
+    assert row.startswith(
+        "a\\_b \\& 100\\% \\$x\\$ \\#1 \\{y\\} \\textbackslash{}end\\{document\\} "
+        "\\textasciitilde{}\\textasciicircum{} & 0 & "
+    )
