@@ -20,19 +20,20 @@ Arrays = dict[str, Array]
 def gather(workers: Workers, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
     """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
     N, H, W, C = x.value.shape
-    row_scale, row_shift = (np.tile(np.asarray(values, x.value.dtype), W) for values in (scale, shift))  # (W·C,)
+    dtype, pixels = x.value.dtype, (H, W, C)
+    image_scale, image_shift = (
+        arena.constant(np.broadcast_to(values, pixels).astype(dtype)) for values in (scale, shift)
+    )
 
     def shard(number: int, part: slice) -> Task:
-        n = part.stop - part.start
-        (raw,) = arena.scratch(number, ((n, H, W * C), np.uint8))
-        images = raw.reshape(n, H, W, C)
-        rows = x.value[part].reshape(n, H, W * C)  # a view: a row's pixels lie side by side
+        images, values = arena.scratch(number, *(((part.stop - part.start, *pixels), of) for of in (np.uint8, dtype)))
 
         def load() -> None:
             first = feed.position[0] * N
             np.take(feed.images, feed.order[first + part.start : first + part.stop], 0, images, "clip")
-            np.multiply(raw, row_scale, out=rows)
-            np.add(rows, row_shift, out=rows)
+            np.copyto(values, images)
+            np.multiply(values, image_scale, out=values)
+            np.add(values, image_shift, out=x.value[part])
 
         return load
 

@@ -22,8 +22,8 @@ from cnnjob.nn.workers import Workers, run_all, shares
 
 SHARDS = 8
 """A batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
-PIECE_BYTES = 1 << 19
-"""Of a piece's patches and phases: a core's cache."""
+PIECE_BYTES = 1 << 20
+"""Of a piece's patches and phases, which should stay in the caches; smaller ones cost more calls."""
 MOST_PIECES = 64
 """Of a shard; beyond it the pieces grow, so that planning stays quick."""
 FEW_CHANNELS = 8
@@ -152,10 +152,10 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, w: Arrays, out: A
             np.greater(out, 0, out=free)
         else:
             free.fill(1)
-        for phase in range(len(z) - 1):
-            np.equal(z[phase], top, out=masks[phase])
-            np.logical_and(masks[phase], free, out=masks[phase])
-            np.not_equal(free, masks[phase], out=free)
+        np.equal(z[:-1], top, out=masks[:-1])
+        for mask in masks[:-1]:
+            np.logical_and(mask, free, out=mask)
+            np.logical_xor(mask, free, out=free)
 
     return forward
 
