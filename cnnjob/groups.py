@@ -144,15 +144,23 @@ def grouped(records: Iterable[Record]) -> list[Group]:
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
-    jobs = [str(group.records[0].row["job"]) for group in groups]
-    texts = [", ".join(f"{name} {shown(value)}" for name, value in group.settings.items()) for group in groups]
-    if len(set(jobs)) == len(groups):
-        labels = jobs
-    elif max(map(len, texts)) <= _LABEL_LETTERS:
-        labels = texts
-    else:
+    """Call each group by its job and what tells it from the others of that job; by numbers where that is too long."""
+    jobs = [_job(group) for group in groups]
+    peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
+    telling = {job: differing(settings) for job, settings in peers.items()}
+    labels = [_label(group, telling[_job(group)], with_job=len(peers) > 1) for group in groups]
+    if max(map(len, labels), default=0) > _LABEL_LETTERS:
         labels = [f"{job} {number}" for number, job in enumerate(jobs, start=1)]
     return [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
+
+
+def _label(group: Group, keys: Sequence[str], *, with_job: bool) -> str:
+    job = [_job(group)] if with_job or not keys else []
+    return ", ".join([*job, *(f"{key} {shown(group.settings[key])}" for key in keys)])
+
+
+def _job(group: Group) -> str:
+    return str(group.records[0].row["job"])
 
 
 def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -85,6 +85,8 @@ def test_a_group_is_called_by_its_job_by_what_differs_or_by_a_number() -> None:
     other = record(0.5, a="x")
     other.row["job"] = "other"
     assert [one.label for one in grouped([other, record(0.6)])] == ["tiny", "other"]
+    three = grouped([other, record(0.7, a="y"), record(0.6, a="z")])
+    assert [one.label for one in three] == ["tiny, a y", "tiny, a z", "other"]
 
 
 def test_networks_of_other_shapes_are_compared_as_a_whole() -> None:
