@@ -107,6 +107,7 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.n
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path}: not readable as an array, {error}") from error
     if not isinstance(array, np.ndarray):
+        array.close()
         raise DataError(f"{path}: several arrays, found an .npz; give one .npy")
     ways = {(*shape[:2],) * (shape[2] == 1), shape, (len(array) if array.ndim else 0, *shape)}
     if array.dtype != np.uint8 or array.shape not in ways or not array.size:
