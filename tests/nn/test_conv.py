@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
-from cnnjob.nn.cpu.conv import conv
+from cnnjob.nn.cpu.conv import FEW_CHANNELS, PIECE_BYTES, conv
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.signals import Signal
 from tests.nn import oracle
@@ -30,7 +30,8 @@ def conv_cases(draw: st.DrawFn) -> tuple[nn.Conv, tuple[int, int, int, int]]:
     )
     needed = (block.pool - 1) * block.stride + block.kernel - 2 * block.pad
     sides = st.integers(max(needed, 1), max(needed, 1) + 4)
-    return block, (draw(st.integers(1, 3)), draw(sides), draw(sides), draw(st.integers(1, 3)))
+    channels = draw(st.sampled_from([1, 2, FEW_CHANNELS - 1, FEW_CHANNELS]))  # patches lie in one of two ways
+    return block, (draw(st.integers(1, 3)), draw(sides), draw(sides), channels)
 
 
 def run_conv(block: nn.Conv, x: Array, w: Array, b: Array, dy: Array | None = None) -> tuple[Array, ...]:
@@ -134,6 +135,20 @@ def test_rows_that_fill_no_window_are_left_out() -> None:
     y, dx, *_ = run_conv(block, x, np.ones((1, 1, 1, 1)), np.zeros(1), np.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(y.ravel(), [6, 8, 16, 18])
     assert dx[0, 4].sum() == dx[0, :, 4].sum() == 0
+
+
+def test_a_shard_in_pieces_is_the_same_sum() -> None:
+    """Images that do not fit the caches together: the gradients are those of one image after the other, added."""
+    block, random = nn.Conv(filters=16, pool=2), np.random.default_rng(0)
+    x, w, b = random.normal(size=(17, 64, 64, 9)), random.normal(size=(3, 3, 9, 16)), random.normal(size=16)
+    assert 64 * 64 * (9 * 9 + 16) * x.itemsize * 3 > PIECE_BYTES  # the three images of a shard
+    dy = random.normal(size=(17, 32, 32, 16))
+    y, dx, dw, db = run_conv(block, x, w, b, dy)
+    single = [run_conv(block, x[n : n + 1], w, b, dy[n : n + 1]) for n in range(17)]
+    np.testing.assert_allclose(y, np.concatenate([one[0] for one in single]), rtol=1e-12)
+    np.testing.assert_allclose(dx, np.concatenate([one[1] for one in single]), rtol=1e-10, atol=1e-12)
+    assert distance(dw, np.sum([one[2] for one in single], axis=0)) < 1e-12
+    assert distance(db, np.sum([one[3] for one in single], axis=0)) < 1e-12
 
 
 def test_float32_stays_float32() -> None:
