@@ -24,6 +24,7 @@ ALL_POINTS = 20_000
 """Of all lines of a chart, about."""
 _TICKS = 5
 _LOG_RATIO = 30
+_MARGIN = 0.04
 
 Over = Literal["epoch", "hours"]
 
@@ -154,7 +155,7 @@ def chart(title: str, over: Over, measure: Measure, lines: Sequence[Line], marks
         return None
     x, y = (np.concatenate(values) for values in zip(*points, strict=True))
     logarithmic = measure == "loss" and bool(0 < y.min() * _LOG_RATIO < y.max())
-    across, up = Axis.around(x, LEFT, RIGHT, zero=over == "hours"), Axis.around(y, BOTTOM, TOP, logarithmic=logarithmic)
+    across, up = Axis.across(x, zero=over == "hours"), Axis.upward(y, logarithmic=logarithmic)
     limit = max(12, min(POINTS, ALL_POINTS // len(lines)))
     return Chart(
         title=title,
@@ -180,14 +181,19 @@ class Axis:
     logarithmic: bool = False
 
     @classmethod
-    def around(
-        cls, values: np.ndarray, first: float, last: float, *, zero: bool = False, logarithmic: bool = False
-    ) -> "Axis":
-        """An axis that holds all values; one value stands in its middle."""
-        low, high = 0.0 if zero else float(values.min()), float(values.max())
-        if low == high:
-            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-        return cls(low, high, first, last, logarithmic)
+    def across(cls, values: np.ndarray, *, zero: bool) -> "Axis":
+        """From left to right, as far as the values go; a single value stands in the middle."""
+        return cls(*_apart(0.0 if zero else float(values.min()), float(values.max())), LEFT, RIGHT)
+
+    @classmethod
+    def upward(cls, values: np.ndarray, *, logarithmic: bool) -> "Axis":
+        """From below upwards, a little further than the values go."""
+        low, high = _apart(float(values.min()), float(values.max()))
+        if logarithmic:
+            factor = (high / low) ** _MARGIN
+            return cls(low / factor, high * factor, BOTTOM, TOP, logarithmic=True)
+        margin = _MARGIN * (high - low)
+        return cls(low - margin, high + margin, BOTTOM, TOP)
 
     def at(self, values: np.ndarray | float) -> np.ndarray:
         """Where values lie in the picture, inside the axis."""
@@ -214,6 +220,10 @@ class Axis:
         factors = (1, 2, 5) if len(powers) <= _TICKS else (1,)
         numbers = [float(f"{factor}e{power}") for power in powers for factor in factors]
         return [number for number in numbers if self.low <= number <= self.high]
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if low < high else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
 
 
 def _path(line: Line, across: Axis, up: Axis, limit: int) -> str:
