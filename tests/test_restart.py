@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cnnjob import files, processes
 from cnnjob.claims import claim
 from cnnjob.errors import JobError, SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import decisions, life, restart, scheduler, submission
+from cnnjob.slurm import decisions, executors, life, restart, scheduler, submission
 from cnnjob.slurm.decisions import restarts_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import decide, main, restarts_without_progress
@@ -459,10 +460,12 @@ def test_the_batch_script_of_a_job_whose_setup_fails() -> None:
 
 def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
     """Each life ends before its limit with a step done; the scheduler puts it back."""
-    site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0 EndTime=2001-01-01T00:00:00"')
     cnnjob("submit", "toy.toml")
     run = run_folder()
     for life_ in (1, 2):
+        end = datetime.now() + timedelta(seconds=executors.MARGIN_SECONDS - 1)  # noqa: DTZ005 - as SLURM says it
+        said = f"JobId=17 JobState=RUNNING Restarts=0 EndTime={end:%FT%T}"
+        site.says(scontrol=f'echo "$@" >> asked; echo "{said}"')
         done = batch_script(run)
         assert done.returncode == 75, done.stdout
         assert "cnnjob: " in done.stdout
