@@ -38,7 +38,7 @@ class Row:
     speed_against_torch: float | None
     """Time of torch in its better memory layout over this engine's, turn by turn, the median; above 1 is faster."""
     speed_against_torch_at_best: float | None
-    """The same of the fastest steps: what remains where a busy machine does not meet both alike."""
+    """torch's fastest step, in either layout, over this engine's: least touched by what else the machine does."""
     speed_against_course: float | None
     """Median time of the course's algorithm over this engine's."""
     share_of_products: float | None
@@ -125,9 +125,9 @@ def _time(run: Run, steps: int) -> list[float]:
 
 
 def _rows(work: Workload, times: dict[str, _Times]) -> Iterator[Row]:
-    torch = min(
-        (found for name, found in times.items() if name.startswith("torch")), key=lambda t: t.middle, default=None
-    )
+    layouts = [found for name, found in times.items() if name.startswith("torch")]
+    torch = min(layouts, key=lambda found: found.middle, default=None)
+    fastest = min((found.least for found in layouts), default=None)
     for name, found in times.items():
         yield Row(
             work.name,
@@ -138,7 +138,7 @@ def _rows(work: Workload, times: dict[str, _Times]) -> Iterator[Row]:
             max_ms=1000 * found.most,
             epoch_seconds=work.steps * found.middle if work.steps else None,
             speed_against_torch=median(map(float.__truediv__, torch.turns, found.turns)) if torch else None,
-            speed_against_torch_at_best=torch.least / found.least if torch else None,
+            speed_against_torch_at_best=fastest / found.least if fastest else None,
             speed_against_course=times[course.NAME].middle / found.middle,
             share_of_products=times[floors.PRODUCTS].middle / found.middle,
         )
