@@ -239,9 +239,9 @@ def _read_lives(run: Run, record: Record) -> None:
     record.lives = lives_of(run)
 
 
-def _read_restarts(run: Run, record: Record) -> None:
+def _read_restarts(_: Run, record: Record) -> None:
     """Where each life but the first went on, in epochs."""
-    steps = [attempt.get("resumed_at_step") for attempt in run.attempts()[1:]]
+    steps = [life.resumed_at for life in record.lives[1:]]
     if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
         restarts = tuple(step / pace for step in steps if step is not None)
         record.curve = replace(record.curve, restarts=restarts)

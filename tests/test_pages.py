@@ -177,9 +177,10 @@ def test_equal_runs_give_equal_bytes(mixed: Path) -> None:
     assert page_of(*Run.all(mixed)) == page_of(*Run.all(mixed))
 
 
-def test_a_hundred_runs_fit_a_mail(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_runs", "side"), [(100, 32), (100, 224), (20, 224), (5, 224)])
+def test_a_hundred_runs_fit_a_mail(n_runs: int, side: int, tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path, channels=3)
-    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
     K, N = 10, 200
     probabilities = np.random.default_rng(1).dirichlet(np.ones(K), N).astype(np.float32)
     wrong = np.arange(24)
@@ -194,7 +195,7 @@ def test_a_hundred_runs_fit_a_mail(tmp_path: Path) -> None:
     folders.write_history(run, 200, "validation")
     run.log_file.write_text("epoch 1: a line of the log, as long as they are\n" * 100)
     record = read(run, run.name)
-    records = [record] * 100
+    records = [record] * n_runs
     page = pages.render(records, grouped(records))
     assert len(page.encode()) < 5_000_000
 

@@ -11,9 +11,6 @@ from cnnjob import plots
 if TYPE_CHECKING:
     from PIL import Image as Images
 
-THUMBNAIL_PIXELS = 64
-"""A test image is shrunk to this, and never enlarged: the browser does that, in whole pixels."""
-
 
 def address(pixels: np.ndarray) -> str:
     """A picture as a ``data:`` address.
@@ -35,12 +32,21 @@ def _address(picture: "Images.Image") -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def thumbnail(image: np.ndarray, *, colours: int | None = None) -> str:
-    """A test image, uint8 (H, W, C), small enough to stand in a row with others, in all colours or the main ones."""
+def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
+    """A test image that can stand in a row with others.
+
+    Args:
+        image: uint8 (H, W, C).
+        pixels: it is shrunk to this many each way, and never enlarged: the browser does that, in whole pixels.
+        colours: how many it keeps of red, green and blue; None for all.
+
+    Returns:
+        Its address.
+    """
     from PIL import Image  # noqa: PLC0415 - likewise
 
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    picture.thumbnail((pixels, pixels))
     return _address(picture.quantize(colours) if colours and picture.mode == "RGB" else picture)
 
 

@@ -13,13 +13,13 @@ from cnnjob.pages import charts, pictures
 from cnnjob.pages.charts import Chart
 from cnnjob.records import DIGEST_LETTERS, Mistake, Record
 
-SEVERAL, MANY = 20, 100
-"""Runs on a page: up to the first number with all pictures, up to the second with some, else with none."""
+MANY = 100
+"""More runs than this have no pictures, curves and matrices."""
+_THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MANY, 8, 48, 64))
+"""Up to so many runs: test images of each, their pixels each way, their colours."""
 MATRIX_CLASSES = 20
 """A matrix of more classes is a picture; its cells could not be read."""
 WORST_PAIRS = 5
-_THUMBNAILS, _FEW_THUMBNAILS = 24, 8
-_FEW_COLOURS = 64
 _LIFE_WIDTH = 720
 _SHORTEST = 2.0
 
@@ -71,8 +71,6 @@ def of(record: Record, anchor: str, n_runs: int) -> Section:
     curve = record.curve if detailed else None
     measured: tuple[Any, ...] = ("accuracy", "loss")
     few = len(counts) <= MATRIX_CLASSES if counts is not None else True
-    n_thumbnails, colours = (_THUMBNAILS, None) if n_runs <= SEVERAL else (_FEW_THUMBNAILS, _FEW_COLOURS)
-    mistakes = record.mistakes[:n_thumbnails] if detailed else []
     return Section(
         record=record,
         anchor=anchor,
@@ -83,10 +81,17 @@ def of(record: Record, anchor: str, n_runs: int) -> Section:
         matrix_picture="" if counts is None or few else pictures.confusion(counts),
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
         classes=_classes(record.classes, record.class_names) if record.classes and detailed else [],
-        thumbnails=[(one, pictures.thumbnail(one.image, colours=colours)) for one in mistakes],
+        thumbnails=_thumbnails(record.mistakes, n_runs),
         filters=pictures.filters(record.filters) if record.filters is not None and detailed else None,
         filters_shape=record.filters.shape if record.filters is not None else (),
     )
+
+
+def _thumbnails(mistakes: list[Mistake], n_runs: int) -> list[tuple[Mistake, str]]:
+    for limit, n, pixels, colours in _THUMBNAILS:
+        if n_runs <= limit:
+            return [(one, pictures.thumbnail(one.image, pixels, colours)) for one in mistakes[:n]]
+    return []
 
 
 def provenance(record: Record) -> Iterator[str]:
