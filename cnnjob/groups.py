@@ -19,7 +19,7 @@ from cnnjob.records import BLOCKS, Record
 
 CONFIDENCE = 0.95
 PAIRS_OF = 5
-"""Groups up to this many are compared each with each, more of them with the best one."""
+"""Groups of the same data up to this many are compared each with each, more of them with the best one."""
 _LABEL_LETTERS = 60
 _INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
 """Settings that do not decide the result, and the seed."""
@@ -231,9 +231,15 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
     Returns:
         A difference a pair of groups that both have finished runs.
     """
-    measured = [group for group in groups if group.by_seed]
-    pairs = combinations(measured, 2) if len(measured) <= PAIRS_OF else ((measured[0], one) for one in measured[1:])
-    return [Difference(one, other, _paired(one, other)) for one, other in pairs if _data(one) == _data(other)]
+    of_data: defaultdict[Any, list[Group]] = defaultdict(list)
+    for group in groups:
+        if group.by_seed:
+            of_data[_data(group)].append(group)
+    return [Difference(*pair, _paired(*pair)) for measured in of_data.values() for pair in _pairs(measured)]
+
+
+def _pairs(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
+    yield from combinations(groups, 2) if len(groups) <= PAIRS_OF else ((groups[0], one) for one in groups[1:])
 
 
 def _data(group: Group) -> Any:

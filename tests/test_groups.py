@@ -154,3 +154,5 @@ def test_many_groups_are_compared_with_the_best_and_other_data_with_none() -> No
     assert len(compared(5)) == 10
     assert compared(6) == [("rate 0", f"rate {one}") for one in range(1, 6)]
     assert not sentences(record(0.5), record(0.6, dataset="cifar10 1"))
+    other = [record(0.5, dataset="cifar10 1"), record(0.4, dataset="cifar10 1", rate=9)]
+    assert len(sentences(*(record(0.9, rate=one) for one in range(6)), *other)) == 5 + 1
