@@ -22,6 +22,7 @@ POINTS = 100
 """Of a line, at most."""
 ALL_POINTS = 20_000
 """Of all lines of a chart, about."""
+_NARROWEST, _SMALLEST = 1e-9, 1e-200
 _TICKS = 5
 _LOG_RATIO = 30
 _MARGIN = 0.04
@@ -223,7 +224,12 @@ class Axis:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if low < high else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+    """The same range, or a wider one about it where its ends could not be told apart."""
+    size = max(abs(low), abs(high))
+    if high - low > _NARROWEST * max(size, _SMALLEST):
+        return low, high
+    half = (size if size > _SMALLEST else 1.0) / 2
+    return low - half, high + half
 
 
 def _path(line: Line, across: Axis, up: Axis, limit: int) -> str:
