@@ -1,0 +1,10 @@
+"""What all tests share: hypothesis draws the same examples every time, and never looks at the clock.
+
+``pytest --hypothesis-profile explore`` draws new ones, and many.
+"""
+
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile("same")
