@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
 
+JOBS = Annotated[opt.Words, typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one dataset.")]
+REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")]
+
 
 def submit(
-    jobs: Annotated[
-        opt.Words, typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one dataset.")
-    ] = None,
+    jobs: JOBS = None,
     overrides: opt.OVERRIDES = None,
     sweep: Annotated[opt.Words, typer.Option(metavar="KEY=A,B", help="Try each value, and each combination.")] = None,
     seeds: Annotated[opt.Number, typer.Option(min=1, help="So many seeds, from the job's own upwards.")] = None,
@@ -49,9 +50,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; 0 if all are finished.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Here, through submitit, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show and rehearse; submit nothing.")] = False,
-    rehearsal: Annotated[
-        bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")
-    ] = True,
+    rehearsal: REHEARSAL = True,
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
@@ -81,11 +80,8 @@ def submit(
     made = [_runs_of(grid, runs) for grid in grids]
     if local:
         _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
-        return
-    for grid, one in zip(grids, made, strict=True):
-        _submit(one, with_gpus(request, grid[0][0]), parallel)
-    if wait:
-        _wait_for([run for one in made for run, _ in one.values()])
+    else:
+        _submit_all(made, [with_gpus(request, grid[0][0]) for grid in grids], parallel, wait=wait)
 
 
 def with_gpus(request: "Request", job: "Job") -> "Request":
@@ -133,6 +129,15 @@ def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: i
         said = f"submitted as job {done.job_id}" if done.job_id else f"{done.why}, nothing submitted"
         asked = f": {request.sentence()}" if done.job_id else ""
         typer.echo(f"{done.run.path}{runs[done.run.path][1]}: {said}{asked}")
+
+
+def _submit_all(
+    made: "Sequence[dict[Path, tuple[Run, str]]]", requests: "Sequence[Request]", parallel: int | None, *, wait: bool
+) -> None:
+    for runs, request in zip(made, requests, strict=True):
+        _submit(runs, request, parallel)
+    if wait:
+        _wait_for([run for runs in made for run, _ in runs.values()])
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
