@@ -28,13 +28,14 @@ def train(
     """
     from cnnjob.bindings import dataset_of, run_of
     from cnnjob.jobs import Job
+    from cnnjob.slurm import scheduler
     from cnnjob.training import train as train_run
 
     wanted = Job.load(job, overrides or ())
     dataset = dataset_of(wanted, data)
     run = run_of(wanted, dataset, runs)
     with Screen() as screen:
-        outcome = train_run(run, screen, job=wanted, dataset=dataset)
+        outcome = train_run(run, screen, job=wanted, dataset=dataset, has_ended=scheduler.has_ended)
     if outcome.state == "stopped":
         typer.echo(f"{run.path}: {outcome.why}; the same command goes on")
         raise typer.Exit(EXIT_STOPPED)
