@@ -83,7 +83,7 @@ def verify(job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say:
     done: list[Kill] = []
     for moment in sorted(draw.uniform(0, whole.seconds) for _ in range(kills)):
         life = _live(killed, whole.place_of(moment))
-        if not life.killed:
+        if not life.killed or killed.result_file.exists():  # what falls after the result breaks nothing
             break
         done.append(_kill(killed, life, steps_an_epoch(job, dataset)))
         say(f"kill {len(done)} of {kills}: life {len(done)}, {life.seconds:.2f} s old, step {life.step}")
