@@ -164,6 +164,9 @@ class Train(Section):
     """Of stochastic gradient descent; 0 is none."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Coefficient of the L2 penalty on weights (biases are not decayed)."""
+    precision: Literal["float32", "tf32"] = "float32"
+    """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, for the tensor cores.
+    NumPy computes in float32 for both."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
     early_stopping: Annotated[EarlyStopping | None, BeforeValidator(_unless_false)] = None

@@ -170,4 +170,4 @@ def test_early_stopping_can_be_switched_off() -> None:
 
 
 def test_the_digest_is_the_same_on_every_machine() -> None:
-    assert job().digest("data") == "86b4c614eb01084e3fa45112008bd2e286d785d631a9acd36e38187636f36151"
+    assert job().digest("data") == "0f32a406cce36d43aa2a5492df72ec99b46963260dafa06d87f1343276dfa268"
