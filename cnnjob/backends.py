@@ -67,7 +67,7 @@ def backend_of(name: str, workers: nn.Workers, job: Job, dataset: Dataset) -> nn
     if name == "numpy":
         return nn.NumPyBackend(workers)
     choose_kernel_cache()
-    backend = nn.CudaBackend(CudaDevice())
+    backend = nn.CudaBackend(CudaDevice(job.train.precision))
     _require_room(job, dataset, backend)
     return backend
 

@@ -38,6 +38,7 @@ def describe(backend: Backend) -> dict[str, Any]:
         "device": f"gpu: {backend.device.name}" if isinstance(backend, CudaBackend) else f"cpu: {_processor()}",
         "cores": available_cores(),
         "backend": backend.name,
+        "precision": backend.device.precision if isinstance(backend, CudaBackend) else backend.dtype.name,
         "bits": {
             "backend": backend.name,
             "cnnjob": packages["cnnjob"],

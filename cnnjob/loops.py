@@ -102,6 +102,8 @@ class Loop:
         """Take up the newest whole checkpoint, or start."""
         found, warnings = checkpoints.load(self.run.checkpoints_folder, self.digest)
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
+        if self.job.train.precision != self.environment["precision"]:
+            self.say(f"train.precision: {self.job.train.precision!r} is for a GPU, NumPy computes in float32")
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
         if found is None:
@@ -326,6 +328,7 @@ class Loop:
             "parameters": self.classifier.network.parameter_count,
             "device": self.environment["device"],
             "backend": self.environment["backend"],
+            "precision": self.environment["precision"],
             "selected_on": self.job.train.select_on,
             "attempts": self.claim.number,
             "bits_may_differ_from_step": progress.bits_may_differ_from_step,

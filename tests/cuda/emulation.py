@@ -52,6 +52,7 @@ class EmulatedDevice:
     """What cnnjob.nn.cuda.device does, on the CPU."""
 
     name = "emulated"
+    precision = "float32"
     free_bytes = 1 << 30
     versions: ClassVar[dict[str, Any]] = {}
 

@@ -104,7 +104,17 @@ def test_what_it_ran_on_is_kept(unbroken: Run) -> None:
     assert environment["device"] == result["device"] == "gpu: Stand-in GPU"
     assert environment["backend"] == result["backend"] == "cuda"
     assert environment["bits"].keys() >= {"gpu", "driver", "cupy", "cuda", "cublas", "nvrtc", "numpy"}
+    assert environment["precision"] == result["precision"] == "float32"
     assert result["gpu_hours"] > 0
+
+
+def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(libraries: Path, tmp_path: Path) -> None:
+    run, other = (made(tmp_path / name, train__precision="tf32") for name in ("gpu", "cpu"))
+    assert "train.precision" not in trained(run, libraries)
+    assert run.environment()["precision"] == run.result()["precision"] == "tf32"
+    train(other, job=other.job().model_copy(update=NUMPY))
+    assert other.result()["precision"] == "float32"
+    assert "train.precision: 'tf32' is for a GPU, NumPy computes in float32" in other.log_file.read_text()
 
 
 @pytest.mark.parametrize(

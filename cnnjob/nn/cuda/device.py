@@ -16,8 +16,8 @@ from cnnjob.nn.memory import Array
 class CudaDevice:
     """The current GPU, its arrays (CuPy's), and one stream on which everything runs in order."""
 
-    def __init__(self, *, tf32: bool = False) -> None:
-        """Take it; with ``tf32`` GEMMs round their factors to 10 bits of mantissa."""
+    def __init__(self, precision: str = "float32") -> None:
+        """Take it, for GEMMs in ``float32`` or ``tf32``."""
         import cupy
         from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 - comes with CuPy
 
@@ -27,8 +27,8 @@ class CudaDevice:
         module = cupy.RawModule(code=Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8"))
         self._kernel = cache(module.get_function)
         library, workspace = CDLL(load_nvidia_dynamic_lib("cublas").abs_path), self.zeros((WORKSPACE_BYTES,), np.uint8)
-        blas = Blas(library, self._address, self._stream.ptr, workspace, tf32=tf32)
-        self.gemm = blas.gemm
+        blas = Blas(library, self._address, self._stream.ptr, workspace, tf32=precision == "tf32")
+        self.gemm, self.precision = blas.gemm, precision
         self.name = str(self._runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
         driver, nvrtc = self._runtime.driverGetVersion(), cupy.cuda.nvrtc.getVersion()
         self.versions = {"cupy": cupy.__version__, "cuda": driver, "cublas": blas.version, "nvrtc": list(nvrtc)}

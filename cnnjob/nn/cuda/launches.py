@@ -24,6 +24,10 @@ class Device(Protocol):
         """Its model."""
 
     @property
+    def precision(self) -> str:
+        """Of a GEMM's factors: ``float32``, or ``tf32``, 10 bits of mantissa; sums are float32."""
+
+    @property
     def versions(self) -> dict[str, Any]:
         """Of the libraries that decide the bits."""
 
