@@ -16,6 +16,7 @@ import cnnjob
 PACKAGE = Path(cnnjob.__file__).parent
 FLOORS = (
     {"cli"},
+    {"doctor"},
     {"slurm"},
     {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob import __version__
-from cnnjob.cli import bench, data, report, status, submit, train, verify
+from cnnjob.cli import bench, data, doctor, report, status, submit, train, verify
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
 
 
@@ -72,6 +72,7 @@ for command in (
     train.predict,
     report.report,
     bench.bench,
+    doctor.doctor,
     train.demo,
 ):
     app.command()(command)

@@ -54,6 +54,12 @@ class Site:
     kill_wait_seconds: int
     signals_preempted: bool
     """Whether a preempted job gets its own signal at once."""
+    version: str
+    """SLURM's; empty where it does not say."""
+    counts_gpus: bool
+    """Whether GPUs may be asked for by number (``--gpus-per-node``), not only as generic resources."""
+    keeps_accounts: bool
+    """Whether jobs belong to accounts, and what became of them is kept."""
 
     def partition_of(self, request: Request) -> Partition | None:
         """The first partition that is asked for, or the default one."""
@@ -94,6 +100,9 @@ def look() -> Site:
         max_array_size=_number(said.get("MaxArraySize", "")) or 1001,
         kill_wait_seconds=_number(said.get("KillWait", "")) or 30,
         signals_preempted="preempt_send_user_signal" in said.get("SlurmctldParameters", ""),
+        version=said.get("SLURM_VERSION", ""),
+        counts_gpus=said.get("SelectType", "select/cons_tres") == "select/cons_tres",
+        keeps_accounts=said.get("AccountingStorageType", "").endswith("slurmdbd"),
     )
 
 
@@ -102,13 +111,22 @@ def advice(refusal: str) -> str:
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
     if key is None:
         return ""
-    user = getpwuid(os.getuid()).pw_name
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}", f"format={key}"]
     try:
-        found = sorted({name for name in re.split(r"[\s,]+", ask(command)) if name})
+        found = yours(key)
     except SchedulerError:
         return ""
     return f"; yours are {', '.join(found)}" if found else f"; SLURM knows no {key} of yours, ask the site"
+
+
+def yours(key: str) -> list[str]:
+    """What of this user's SLURM knows, in order of name: each ``account``, or ``qos``.
+
+    Raises:
+        SchedulerError: it keeps none, or did not answer.
+    """
+    user = getpwuid(os.getuid()).pw_name
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}", f"format={key}"]
+    return sorted({name for name in re.split(r"[\s,]+", ask(command)) if name})
 
 
 def _refusal(partition: Partition, request: Request) -> str:

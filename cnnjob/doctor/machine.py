@@ -1,0 +1,91 @@
+"""This machine: Python, packages, processor, GPU."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from cnnjob.doctor.findings import Finding
+from cnnjob.environments import available_memory_bytes
+from cnnjob.nn import available_cores
+from cnnjob.nn.cuda.device import CudaDevice
+from cnnjob.nn.cuda.finding import lack
+
+GIGABYTE = 1e9
+LITTLE_MEMORY_BYTES = 2e9
+SMI_SECONDS = 30
+_TROUBLE = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
+
+
+def findings() -> Iterator[Finding]:
+    """Look at this machine."""
+    yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+    yield _packages()
+    yield _processor()
+    yield _gpu()
+
+
+def _packages() -> Finding:
+    """Whether all that cnnjob depends on is there, and new enough."""
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("cnnjob") or ()]
+    except metadata.PackageNotFoundError:
+        return Finding("packages", "note", "cnnjob runs from a folder, it is not installed", "pip install -e .")
+    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    lacking = [f"{one.name}{one.specifier} ({_version(one.name)})" for one in wanted if not _fits(one)]
+    if lacking:
+        names = " ".join(f"'{one.partition(' (')[0]}'" for one in lacking)
+        return Finding("packages", "bad", f"lacking or too old: {', '.join(lacking)}", f"pip install {names}")
+    return Finding("packages", "ok", f"all {len(wanted)} that are needed, NumPy {_version('numpy')}")
+
+
+def _fits(wanted: Requirement) -> bool:
+    return wanted.specifier.contains(_version(wanted.name), prereleases=True)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+def _processor() -> Finding:
+    cores, memory = available_cores(), available_memory_bytes()
+    found = f"{cores} core{'s' * (cores > 1)}, {memory / GIGABYTE:.1f} GB of memory are free"
+    if memory < LITTLE_MEMORY_BYTES:
+        return Finding("processor", "note", found, "see what else runs here; MNIST takes 0.5 GB, CIFAR-10 1 GB")
+    return Finding("processor", "ok", found)
+
+
+def _gpu() -> Finding:
+    """What trainings take by themselves where nothing is lacking."""
+    lacking = lack()
+    if lacking:
+        found, _, advice = lacking.partition("; ")
+        if names := _shown_by_driver():
+            return Finding("GPU", "bad", f"{names}, but {found}", advice)
+        return Finding("GPU", "note", f"none here, trainings take the processor: {found}", advice)
+    try:
+        device = CudaDevice()
+    except _TROUBLE as error:
+        return Finding("GPU", "bad", f"it cannot be taken, {error}", "see nvidia-smi for what holds it")
+    cuda = device.versions["cuda"]
+    driver, free = f"{cuda // 1000}.{cuda % 1000 // 10}", f"{device.free_bytes / GIGABYTE:.1f} GB free"
+    return Finding("GPU", "ok", f"{device.name}, {free}; CuPy {device.versions['cupy']}, a driver of CUDA {driver}")
+
+
+def _shown_by_driver() -> str:
+    """The GPUs that the driver's own tool lists; empty where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(line.strip() for line in done.stdout.splitlines() if line.strip())

@@ -1,0 +1,101 @@
+"""What a cluster told, as a profile to submit with."""
+
+from pathlib import Path
+
+from cnnjob.doctor.cluster import Cluster, Nodes
+from cnnjob.errors import JobError
+from cnnjob.files import write_whole
+from cnnjob.slurm import profiles
+from cnnjob.slurm.requests import duration
+from cnnjob.slurm.site import Partition
+
+MOST_CORES, MOST_GIGABYTES = 4, 16
+"""A run needs no more; what is asked for and not used keeps others, and itself, waiting."""
+MINUTES = 120
+"""A short limit starts early, and a run that needs longer goes on in its next life."""
+SHARED_OUT, SBATCH_GIGABYTE = 0.95, 1024
+"""Of a node's memory; and what sbatch takes a G for, in MB."""
+FOLDER = Path("slurm")
+
+
+def write(name: str, cluster: Cluster, partition: str | None = None) -> Path:
+    """Write ``slurm/NAME.toml``.
+
+    Args:
+        name: the profile's.
+        cluster: what it is for.
+        partition: which of its partitions; the one that suits best by default.
+
+    Returns:
+        The file.
+
+    Raises:
+        JobError: there is such a profile, or the name is none.
+        SchedulerError: there is no such partition.
+    """
+    path = FOLDER / f"{name}.toml"
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise JobError(f"--write-profile {name}: no name of a profile; use letters, digits, - and _")
+    if path.exists():
+        raise JobError(f"--write-profile {name}: there is {path} already; choose another name, or move it away")
+    asked = profiles.load(None, {"partition": partition})
+    cluster.site.check(asked)
+    chosen = cluster.site.partition_of(asked) if partition else best(cluster)
+    if chosen is None:
+        raise JobError("--write-profile: SLURM names no partition that starts your jobs; name one with --partition")
+    FOLDER.mkdir(exist_ok=True)
+    write_whole(path, content(name, cluster, chosen).encode())
+    return path
+
+
+def best(cluster: Cluster) -> Partition | None:
+    """The partition for a training: with GPUs, not preempted, the default; then the one with most GPUs."""
+    usable = [one for one in cluster.site.partitions.values() if cluster.may_use(one)]
+
+    def merit(one: Partition) -> tuple[bool, bool, bool, int]:
+        gpus = cluster.gpu_count(one)
+        return gpus > 0, one.preempt_mode in {"OFF", "GANG"}, one.is_default, gpus
+
+    return max(usable, key=merit, default=None)
+
+
+def content(name: str, cluster: Cluster, partition: Partition) -> str:
+    """The profile's text, every line of it with its reason."""
+    nodes = max(cluster.nodes_of(partition), key=lambda one: one.count * (1 + one.gpu_count), default=None)
+    limit = f"at most {duration(partition.max_minutes)}" if partition.max_minutes else "no time limit"
+    lines = [
+        f"# {name}: as `cnnjob doctor --write-profile {name}` found it. Every key: gpu-site.toml.example",
+        "#",
+        f"#   cnnjob submit JOB --profile {name} --dry-run",
+        "",
+        f"# {nodes.sentence() if nodes else 'No nodes were told'}; {limit}",
+        f'partition = "{partition.name}"',
+        *_account(cluster, partition),
+        *["# A run that needs longer goes on in its next life", f'time = "{_minutes(partition)}m"'],
+        *(_resources(cluster, nodes) if nodes else ()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _account(cluster: Cluster, partition: Partition) -> list[str]:
+    mine = [one for one in cluster.accounts if partition.accounts == ("ALL",) or one in partition.accounts]
+    others = [f"# Yours too: {', '.join(mine[1:])}"] * (len(mine) > 1)
+    return [*others, *(f'account = "{one}"' for one in mine[:1])]
+
+
+def _minutes(partition: Partition) -> int:
+    return min(MINUTES, partition.max_minutes or MINUTES)
+
+
+def _resources(cluster: Cluster, nodes: Nodes) -> list[str]:
+    """A share of a node: that of one of its GPUs, but no more than a run needs."""
+    shares = max(nodes.gpu_count, 1)
+    cores = max(1, min(nodes.cores // shares, MOST_CORES))
+    gigabytes = min(int(SHARED_OUT * nodes.megabytes / SBATCH_GIGABYTE / shares), MOST_GIGABYTES)
+    memory = [f'mem = "{gigabytes}G"'] * (gigabytes > 0)
+    if not nodes.gpus:
+        return [f"cpus_per_task = {cores}", *memory, "# There are no GPUs", 'backend = "numpy"']
+    kind, _ = max(nodes.gpus, key=lambda one: one[1])
+    types = [f'gpu_type = "{kind}"'] * bool(kind)
+    form = f'gpu_request = "{"gpus-per-node" if cluster.site.counts_gpus else "gres"}"'
+    return [f"cpus_per_task = {cores}", *memory, "gpus = 1", form, *types]
