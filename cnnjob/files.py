@@ -33,7 +33,7 @@ _DIGEST_CHARACTERS = 64
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date: equal arrays give equal files
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
     """A new name in the same folder that says whose it is: ``.NAME.HOST-PID-RANDOM.tmp``."""
     owner = f"{socket.gethostname()}-{os.getpid()}"
     return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
@@ -41,12 +41,16 @@ def _temporary(path: Path) -> Path:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary files of a path whose processes were killed on this host."""
-    ours = re.compile(rf"\.{re.escape(f'{path.name}.{socket.gethostname()}')}-(\d+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
     for leftover in path.parent.iterdir():
-        found = ours.fullmatch(leftover.name)
-        if found and not Path("/proc", found[1]).exists():
+        if leftover.name.startswith(f".{path.name}.{socket.gethostname()}-") and writer_is_gone(leftover):
             with suppress(OSError):
                 leftover.unlink(missing_ok=True)
+
+
+def writer_is_gone(path: Path) -> bool | None:
+    """Whether the process is gone that wrote to a temporary name; None where it was of another host."""
+    found = re.fullmatch(rf"\..+\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{TEMPORARY_SUFFIX}", path.name)
+    return not Path("/proc", found[1]).exists() if found else None
 
 
 def _always() -> None:
@@ -65,7 +69,7 @@ def whole(path: Path, *, fence: Callable[[], None] = _always) -> Iterator[Path]:
         A path in the same folder that does not exist yet.
     """
     _remove_abandoned(path)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         yield temporary
         flush_file(temporary)
@@ -90,7 +94,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
     The file appears under its name by a hard link, which exactly one of several racing
     processes can make, on network file systems too.
     """
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
         flush_file(temporary)

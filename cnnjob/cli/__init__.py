@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob import __version__
-from cnnjob.cli import bench, data, doctor, report, status, submit, train, verify
+from cnnjob.cli import bench, clean, data, doctor, report, status, submit, train, verify
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
 
 
@@ -73,6 +73,7 @@ for command in (
     report.report,
     bench.bench,
     doctor.doctor,
+    clean.clean,
     train.demo,
 ):
     app.command()(command)

@@ -7,6 +7,8 @@ from pathlib import Path
 from cnnjob import files
 from cnnjob.runs import Run
 
+CODE = ".code"
+
 
 def code_folder(run: Run) -> Path:
     """Where the package's code of this moment is kept, for a run and those beside it."""
@@ -15,7 +17,7 @@ def code_folder(run: Run) -> Path:
     digest = files.sha256_of(
         *(part for path in sources for part in (str(path.relative_to(package)).encode(), path.read_bytes()))
     )
-    return run.path.resolve().parent / ".code" / digest[:8]
+    return run.path.resolve().parent / CODE / digest[:8]
 
 
 def freeze(run: Run) -> Path:

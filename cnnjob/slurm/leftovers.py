@@ -1,0 +1,169 @@
+"""What no run needs any more, and how it is removed: the leftovers of what was killed, and runs that are named.
+
+A run that nobody names is never one of them, whatever its state: it may be wanted, or go on.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnjob import files
+from cnnjob.errors import BusyError, CnnjobError, DataError, SchedulerError
+from cnnjob.runs import Run
+from cnnjob.slurm.batches import SWEEPS, Batch
+from cnnjob.slurm.frozen import CODE, code_folder
+from cnnjob.slurm.status import Status, statuses
+
+YOUNG_SECONDS = 3600.0
+"""What was made since then may still be in use."""
+FOREIGN_SECONDS = 86400.0
+"""The same, where only another host could tell whether its process lives."""
+_CODE = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that can go."""
+
+    path: Path
+    why: str
+    size: int
+    """In bytes, with all that is in it."""
+
+    def remove(self) -> None:
+        """Remove it; a folder disappears under its name at once, so that nothing starts in half of it."""
+        if not self.path.is_dir() or self.path.is_symlink():
+            self.path.unlink(missing_ok=True)
+            return
+        going = files.temporary_name(self.path)
+        self.path.rename(going)
+        shutil.rmtree(going)
+
+
+def leftovers(runs: Path, data: Path) -> list[Leftover]:
+    """Find what killed processes and old submissions left.
+
+    Args:
+        runs: the folder of the runs.
+        data: the folder of the packed datasets.
+
+    Returns:
+        Temporary files whose process is gone, copies of the code that no unfinished run was submitted with, and
+        folders of sweeps none of whose runs is there; in order of path.
+    """
+    known = Run.all(runs)
+    found = [
+        *(_leftover(path, "half written, its process is gone") for path in _abandoned(runs, data)),
+        *(_leftover(path, "code of no unfinished run") for path in _unused_code(runs, known)),
+        *(_leftover(path, "a sweep of no run") for path in _sweeps(runs) if not _runs_of(path)),
+    ]
+    return sorted(found, key=lambda one: one.path)
+
+
+def named(runs: Sequence[Run]) -> list[Leftover]:
+    """Runs as what can go, finished ones too.
+
+    Raises:
+        DataError: a folder is none of a run.
+        BusyError: a process writes one, or a job carries it.
+        SchedulerError: a job may carry one, and the queue could not be read.
+    """
+    for run in runs:
+        if not (run.job_file.exists() or run.attempts_folder.exists()):
+            raise DataError(f"{run.path}: no run, and only runs are removed by name; remove it by hand if it can go")
+    answer = statuses(runs, thorough=True)
+    for one in answer.statuses:
+        _require_idle(one, answer.remark)
+    return [_leftover(one.look.run.path, f"named, {one.state}") for one in answer.statuses]
+
+
+def _require_idle(one: Status, remark: str) -> None:
+    where = one.look.run.path
+    if one.job or one.state == "running":
+        holder = f"job {one.job_id} carries it" if one.job else f"it is running on {one.node}"
+        raise BusyError(f"{where}: not removed, {holder}; `cnnjob cancel {where}` first")
+    if remark and one.look.job_ids and one.state not in {"finished", "damaged"}:
+        raise SchedulerError(
+            f"{where}: not removed, its job may be in the queue ({remark.partition(';')[0]}); try again"
+        )
+
+
+def _leftover(path: Path, why: str) -> Leftover:
+    return Leftover(path, why, _size(path))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if not path.is_dir():
+        return path.lstat().st_size
+    inside = (Path(place, name) for place, _, names in os.walk(path) for name in names)
+    return sum(file.lstat().st_size for file in inside)
+
+
+def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
+    """Temporary files and folders whose process is gone, or of another host and a day old."""
+    for place in (runs, data):
+        for folder, folders, names in os.walk(place):
+            for name in (*names, *folders):
+                path = Path(folder, name)
+                if name.endswith(files.TEMPORARY_SUFFIX) and name.startswith(".") and _is_abandoned(path):
+                    yield path
+            folders[:] = [name for name in folders if name != CODE and not name.endswith(files.TEMPORARY_SUFFIX)]
+    yield from (path for path in _folders(runs / CODE) if path.name.startswith(".") and _age(path) > FOREIGN_SECONDS)
+
+
+def _is_abandoned(path: Path) -> bool:
+    gone = files.writer_is_gone(path)
+    return _age(path) > FOREIGN_SECONDS if gone is None else gone
+
+
+def _age(path: Path) -> float:
+    """Seconds since a path was last changed; 0 if it is gone meanwhile."""
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
+    """Copies of the code that no unfinished run was submitted with."""
+    copies = [path for path in _folders(runs / CODE) if not path.name.startswith(".") and _age(path) > YOUNG_SECONDS]
+    if not copies:
+        return
+    places = [run.slurm_folder for run in known if _may_go_on(run)]
+    places += [sweep for sweep in _sweeps(runs) if any(map(_may_go_on, _runs_of(sweep)))]
+    used = {name for place in places for script in place.glob("*.sh") for name in _CODE.findall(_text(script))}
+    used.add(code_folder(Run(runs / "any")).name)  # a submission may be about to use it
+    yield from (path for path in copies if path.name not in used)
+
+
+def _may_go_on(run: Run) -> bool:
+    """Whether a job of this run may still need its code; the batch script does for a moment after the end."""
+    return run.path.is_dir() and not (run.result_file.exists() and _age(run.result_file) > YOUNG_SECONDS)
+
+
+def _sweeps(runs: Path) -> list[Path]:
+    return [path for path in _folders(runs / SWEEPS) if (path / "runs.json").exists() and _age(path) > YOUNG_SECONDS]
+
+
+def _runs_of(sweep: Path) -> list[Run]:
+    """The runs of a sweep that are there; one whose list is damaged has its own folder, so that it stays."""
+    try:
+        return [run for run in Batch.read(sweep).runs if run.path.is_dir()]
+    except CnnjobError:
+        return [Run(sweep)]
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
