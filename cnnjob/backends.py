@@ -4,7 +4,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from cnnjob import nn
 from cnnjob.bindings import memory_of, network_of
@@ -66,7 +65,6 @@ def backend_of(name: str, workers: nn.Workers, job: Job, dataset: Dataset) -> nn
     """
     if name == "numpy":
         return nn.NumPyBackend(workers)
-    choose_kernel_cache()
     backend = nn.CudaBackend(CudaDevice(job.train.precision))
     _require_room(job, dataset, backend)
     return backend
@@ -85,13 +83,6 @@ def room_or_said(job: Job) -> Iterator[None]:
         raise JobError(
             f"{job.name}: no memory for its arrays ({error}); see what else runs here, or lower train.batch_size"
         ) from error
-
-
-def choose_kernel_cache() -> None:
-    """Have CuPy keep compiled kernels in the user's cache, unless ``CUPY_CACHE_DIR`` says where."""
-    own, users = os.environ.get("CNNJOB_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-    folder = Path(own) if own else Path(users or Path.home() / ".cache") / "cnnjob"
-    os.environ["CUPY_CACHE_DIR"] = os.environ.get("CUPY_CACHE_DIR") or str(folder / "kernels")
 
 
 def _require_room(job: Job, dataset: Dataset, backend: nn.CudaBackend) -> None:

@@ -15,6 +15,8 @@ from tests.cuda.emulation import EmulatedDevice
 
 __version__ = os.environ.get("STANDIN_CUPY", "14.2.0")
 RUNTIME = 13020
+KERNEL_CACHE = os.environ["CUPY_CACHE_DIR"]  # read and made here and now, as CuPy does
+os.makedirs(KERNEL_CACHE, exist_ok=True)
 DEFAULT = 4  # cudaMemcpyDefault: from where to where is seen by the addresses
 
 

@@ -25,6 +25,7 @@ from tests.toys import dataset, job, outcome_of
 
 ROOT = Path(__file__).parent.parent.parent
 NUMPY = {"resources": job().resources}
+KERNEL_CACHE = "from cnnjob.nn.cuda.finding import lack; print(lack(), __import__('cupy').KERNEL_CACHE)"
 BLOCKS = [{"conv": 4, "pool": 2}, {"dropout": 0.2}, {"dense": 8}]
 
 pytestmark = [needs_compiler, pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")]
@@ -36,7 +37,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("libraries")
     (folder / "cuda").mkdir()
     module = "tests.cuda.standin_cupy"
-    (folder / "cupy.py").write_text(f"from {module} import *\nfrom {module} import __version__\n")
+    (folder / "cupy.py").write_text(f"from {module} import *\nfrom {module} import __version__, KERNEL_CACHE\n")
     (folder / "cuda" / "pathfinder.py").write_text(f"from {module} import load_nvidia_dynamic_lib\n")
     standin(folder)
     return folder
@@ -120,16 +121,29 @@ def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(librari
 @pytest.mark.parametrize(
     ("here", "folder"),
     [
-        ({"CUPY_CACHE_DIR": "/a"}, "/a"),
-        ({"CNNJOB_CACHE_DIR": "/b"}, "/b/kernels"),
-        ({"XDG_CACHE_HOME": "/c"}, "/c/cnnjob/kernels"),
-        ({"HOME": "/d"}, "/d/.cache/cnnjob/kernels"),
+        ({"CUPY_CACHE_DIR": "a"}, "a"),
+        ({"CNNJOB_CACHE_DIR": "b"}, "b/kernels"),
+        ({"XDG_CACHE_HOME": "c"}, "c/cnnjob/kernels"),
+        ({"HOME": "d"}, "d/.cache/cnnjob/kernels"),
     ],
 )
-def test_compiled_kernels_are_kept_in_the_users_cache(libraries: Path, here: dict[str, str], folder: str) -> None:
-    code = "from cnnjob import backends; import os; backends.choose_kernel_cache(); print(os.environ['CUPY_CACHE_DIR'])"
+def test_compiled_kernels_are_kept_in_the_users_cache(
+    libraries: Path, tmp_path: Path, here: dict[str, str], folder: str
+) -> None:
     nowhere = dict.fromkeys(("CUPY_CACHE_DIR", "CNNJOB_CACHE_DIR", "XDG_CACHE_HOME"), "")
-    assert said_by(code, {**places(libraries), **nowhere, **here}) == f"{folder}\n"
+    there = {name: str(tmp_path / value) for name, value in here.items()}
+    assert said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there}) == f"None {tmp_path / folder}\n"
+
+
+def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = dict.fromkeys(("CUPY_CACHE_DIR", "CNNJOB_CACHE_DIR", "XDG_CACHE_HOME"), "")
+    there = {"HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    said = said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there})
+    assert said.startswith(f"None {tmp_path}/cnnjob-kernels-")
+    said = said_by(KERNEL_CACHE.split(";")[0] + "; print(lack())", {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"})
+    assert "CuPy cannot keep what it compiles" in said
+    assert "set CUPY_CACHE_DIR to a folder that can be written to" in said
 
 
 @pytest.mark.parametrize("step", [1, 20, 39, 45])
