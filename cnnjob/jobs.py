@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from cnnjob.errors import JobError
 from cnnjob.files import canonical_json, sha256_of
+from cnnjob.shelves import shelf
 
 LARGEST_SIGMA = 10
 
@@ -252,20 +253,9 @@ class Job(Section):
         return sha256_of(canonical_json({"format": 1, "job": says, "data": data_digest}).encode())
 
 
-def folders() -> list[Path]:
-    """Where job files are looked for: ``jobs/`` here, then those of the package."""
-    package = Path(__file__).parent
-    candidates = [Path("jobs"), package / "share" / "jobs", package.parent / "jobs"]
-    return [folder for folder in candidates if folder.is_dir()]
-
-
 def known() -> dict[str, Path]:
-    """Every job that can be named, with its file."""
-    found: dict[str, Path] = {}
-    for folder in folders():
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+    """Every job that can be named, with its file: those in ``jobs/`` here, over those of the package."""
+    return shelf("jobs")
 
 
 def find(name: str) -> Path:

@@ -23,7 +23,7 @@ FLOORS = (
     {"backends", "estimates", "groups", "loops", "pages", "predictions", "records", "tables", "verdicts"},
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "datasets", "listeners", "nn", "runs"},
-    {"sweeps", "jobs", "files", "processes", "errors"},
+    {"sweeps", "jobs", "files", "processes", "shelves", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 
@@ -80,6 +80,8 @@ def loaded_by(code: str) -> set[str]:
     [
         "import cnnjob",
         "from typer.testing import CliRunner; import cnnjob.cli as c; CliRunner().invoke(c.app, ['--help'])",
+        "from typer.testing import CliRunner; import cnnjob.cli as c\n"
+        "for name in c.COMMANDS: assert 'Example' in CliRunner().invoke(c.app, [name, '--help']).stdout",
     ],
 )
 def test_importing_and_helping_is_light(code: str) -> None:

@@ -187,7 +187,7 @@ def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: Site) -> None:
 )
 def test_a_gpu(libraries: Path, tmp_path: Path, here: dict[str, str], verdict: str, said: str) -> None:  # noqa: F811
     row = examined(tmp_path, **places_of_stand_ins(libraries), **here)["GPU"]
-    assert row["verdict"] == verdict
+    assert row["verdict"] == verdict, row
     assert re.fullmatch(said, row["found"]), row
 
 
@@ -195,7 +195,7 @@ def examined(runs: Path, **environment: str) -> dict[str, dict[str, str]]:
     """What another process finds."""
     command = [sys.executable, "-m", "cnnjob", "doctor", "--json", "--runs", str(runs)]
     root = str(Path(__file__).parent.parent)
-    known = {**os.environ, "PYTHONPATH": root, "PATH": "/nowhere", **environment}
+    known = {**os.environ, "PYTHONPATH": root, **environment}
     done = subprocess.run(command, env=known, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 1}, done.stderr
     return {row["what"]: row for row in json.loads(done.stdout)}
@@ -233,7 +233,7 @@ def test_a_file_system_that_refuses_is_found(tmp_path: Path, at: int) -> None:
     shim = compile_shim(tmp_path)
     faults = {"FAULTS_FOLDER": tmp_path / "runs", "FAULTS_AT": at, "FAULTS_MODE": int(Mode.FAIL_ON)}
     spoilt = {name: str(value) for name, value in {**faults, "FAULTS_ERRNO": errno.ENOSPC}.items()}
-    rows = examined(tmp_path / "runs", LD_PRELOAD=str(shim), **spoilt)
+    rows = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(shim), **spoilt)
     bad = [row for row in rows.values() if row["verdict"] == "bad"]
     assert bad
     assert all("No space left on device" in row["found"] for row in bad), bad

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cnnjob.cli import completion
 from cnnjob.cli.screen import print_table
 from cnnjob.errors import JobError
 
@@ -27,14 +28,19 @@ HEADER = (
 
 
 def bench(
-    workloads: Annotated[list[str] | None, typer.Argument(help="Of them only; the default is all.")] = None,
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORKLOAD]...", autocompletion=completion.workloads, help="Of them only; the default is all."
+        ),
+    ] = None,
     against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch beside it, if installed.")] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine, of five steps.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
-    """Measure training steps on this machine: mnist-baseline, cifar10-baseline, cifar10, conv-64-128.
+    """Measure training steps on this machine.
 
-    The engines take turns in one process. "× torch" is torch's time in its better memory layout over
+    Of mnist-baseline, cifar10-baseline, cifar10 and conv-64-128. The engines take turns in one process. "× torch" is torch's time in its better memory layout over
     the engine's, turn by turn, the median; "at best" the same of the fastest steps. "× course" is
     against the algorithm as a course teaches it, in float64; "of products" the time of the matrix
     products alone over the engine's.

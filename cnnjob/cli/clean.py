@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
 from cnnjob.cli.screen import gigabytes, print_table
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 def clean(
     named: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to remove, finished ones too; no others.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", autocompletion=completion.runs, help="Runs to remove, finished ones too; no others."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove what is listed without asking.")] = False,
     as_json: Annotated[
@@ -29,9 +33,9 @@ def clean(
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
-    """List what no run needs any more, and remove it when told to.
+    """List what no run needs any more, and remove it.
 
-    Temporary files of processes that are gone, copies of the code that no unfinished run was submitted with, sweeps
+    Nothing is removed without asking, or --yes. Temporary files of processes that are gone, copies of the code that no unfinished run was submitted with, sweeps
     none of whose runs is left. A run itself is removed only where it is named, and never while anything writes it.
 
     Example: cnnjob clean runs/mnist-1a2b3c4d --yes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import MEGABYTE, gigabytes, print_table
 from cnnjob.errors import DataError, JobError
@@ -24,8 +25,15 @@ AGAIN_SECONDS = 0.01
 
 
 def prepare(
-    name: Annotated[str, typer.Argument(help="A known dataset, or 'folder', or the path of a folder of images.")],
-    path: Annotated[Path | None, typer.Argument(help="With 'folder': the folder of images.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=completion.datasets,
+            help="A known dataset, or 'folder', or the path of a folder of images.",
+        ),
+    ],
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="With 'folder': the folder of images.")] = None,
     source: Annotated[str | None, typer.Option(help="Folder, file or URL of the source instead of a download.")] = None,
     sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that nobody published.")] = None,
     out: Annotated[
@@ -135,7 +143,12 @@ def _print_dataset(dataset: "Dataset") -> None:
 
 
 def show(
-    what: Annotated[str | None, typer.Argument(help="A packed file, a job's name or a job file.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[WHAT]", autocompletion=completion.shown, help="A packed file, a job's name or a job file."
+        ),
+    ] = None,
     overrides: opt.OVERRIDES = None,
     data: Annotated[Path, typer.Option(help="Folder of the packed datasets.")] = DATA_FOLDER,
 ) -> None:

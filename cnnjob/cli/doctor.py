@@ -24,9 +24,9 @@ def doctor(
     ] = None,
     partition: opt.PARTITION = None,
 ) -> None:
-    """Look at this machine, the runs' file system and the cluster; say what to do.
+    """Look at this machine, the runs' disk and the cluster.
 
-    ok: good. note: it works, with less. bad: something will fail, and the exit code is 1. On a node of a cluster,
+    It says what to do. ok: good. note: it works, with less. bad: something will fail, and the exit code is 1. On a node of a cluster,
     where its GPU is seen: srun --partition gpu --gres gpu:1 cnnjob doctor
 
     Example: cnnjob doctor --write-profile mysite

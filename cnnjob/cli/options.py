@@ -5,9 +5,19 @@ from typing import Annotated
 
 import typer
 
+from cnnjob.cli import completion
+
 Text = str | None
 Number = int | None
 Words = list[str] | None
+
+JOB = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="A job's name or a job file.")]
+PLACES = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[RUNS]...", autocompletion=completion.runs, help="Run folders, or folders of runs; runs/ by default."
+    ),
+]
 
 OVERRIDES = Annotated[
     list[str] | None,
@@ -17,7 +27,9 @@ DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 
 # What is asked of SLURM
-PROFILE = Annotated[Text, typer.Option(help="Cluster profile: a name in slurm/, or a file.")]
+PROFILE = Annotated[
+    Text, typer.Option(autocompletion=completion.profiles, help="Cluster profile: a name in slurm/, or a file.")
+]
 PARTITION = Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")]
 ACCOUNT = Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")]
 QOS = Annotated[Text, typer.Option("--qos", "-q", help="As sbatch's.")]

@@ -5,12 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
+from cnnjob.cli import completion
 from cnnjob.cli.screen import print_table
 from cnnjob.errors import DataError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS...", autocompletion=completion.runs, help="Run folders, or folders of runs."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
 ) -> None:
     """Turn runs into one page, tables and figures.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnjob.cli import completion
+from cnnjob.cli import options as opt
 from cnnjob.cli.screen import LONG_TABLE, console, print_table, table_of
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
@@ -31,19 +33,15 @@ SPARE = ("loss", "restarts", "node", "accuracy", "time left")
 DETAIL_WIDTH = 16
 """The last column is folded; so much of it at least is kept."""
 
-PLACES = Annotated[
-    list[Path] | None, typer.Argument(metavar="[RUNS]...", help="Run folders, or folders of runs; runs/ by default.")
-]
-
 
 def status(
-    runs: PLACES = None,
+    runs: opt.PLACES = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all facts, with causes, as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again; Ctrl-C ends it.")] = False,
 ) -> None:
-    """Show how runs stand; for a single run also why, and what to type next.
+    """Show how runs stand; of a single one also why.
 
-    Loss and accuracy are of the validation images, else of the test or training images. The keys of --json: run,
+    Beneath the cause is the command to type next. Loss and accuracy are of the validation images, else of the test or training images. The keys of --json: run,
     path, state, detail, epoch, epochs, split, loss, accuracy, seconds_left, job_id, node, restarts, slurm_state,
     slurm_reason, cause, evidence, command.
 
@@ -203,11 +201,13 @@ def _fingerprint(places: "Sequence[Path] | None") -> str:
 
 
 def logs(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, over restarts, until the run ends.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of before.")] = 50,
 ) -> None:
-    """Print what a run's newest job has written; tracebacks and SLURM's words are in it too.
+    """Print what a run's newest job has written.
+
+    Tracebacks and SLURM's words are in it too.
 
     Example: cnnjob logs runs/mnist-1a2b3c4d -f
     """
@@ -263,11 +263,14 @@ class _End:
 
 
 def cancel(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of runs.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS...", autocompletion=completion.runs, help="Run folders, or folders of runs."),
+    ],
 ) -> None:
-    """Cancel the jobs of runs, queued or running; what is saved stays, and submitting again goes on.
+    """Cancel the jobs of runs; what is saved stays.
 
-    A run that a process of this machine trains without SLURM saves and stops.
+    They may wait or run; submitting again goes on. A run that a process of this machine trains without SLURM saves and stops.
 
     Example: cnnjob cancel runs/mnist-1a2b3c4d
     """

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, as_toml, ending_as_interrupted, memory_line
 from cnnjob.cli.train import RUNS_FOLDER
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
 
-JOBS = Annotated[opt.Words, typer.Argument(metavar="[JOB]...", help="Names or job files; that of the one dataset.")]
+JOBS = Annotated[
+    opt.Words,
+    typer.Argument(
+        metavar="[JOB]...", autocompletion=completion.jobs, help="Names or job files; that of the one dataset."
+    ),
+]
 REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")]
 
 
@@ -54,9 +60,9 @@ def submit(
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
-    """Submit jobs to SLURM; a finished or running one is left alone, an unfinished one goes on.
+    """Submit jobs to SLURM; those that are stopped go on.
 
-    A sweep is one job array. --local and --dry-run need no SLURM.
+    A finished or running one is left alone. A sweep is one job array. --local and --dry-run need no SLURM.
 
     Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """

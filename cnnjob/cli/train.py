@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
 from cnnjob.cli.screen import Screen, print_table
@@ -15,7 +16,7 @@ RUNS_FOLDER = Path("runs")
 
 
 def train(
-    job: Annotated[str, typer.Argument(help="A job's name or a job file.")],
+    job: opt.JOB,
     overrides: opt.OVERRIDES = None,
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
@@ -44,8 +45,12 @@ def train(
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or .npy files of uint8 images (N, H, W, C).")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or .npy files of uint8 images (N, H, W, C).")
+    ],
 ) -> None:
     """Print the class and its probability for each image.
 
@@ -59,7 +64,9 @@ def predict(
 
 
 def demo() -> None:
-    """Prepare the embedded digits, train on them, report: the whole path in seconds.
+    """Prepare, train and report a small dataset in seconds.
+
+    The digits are embedded; the three commands are printed as they are run.
 
     Example: cnnjob demo
     """

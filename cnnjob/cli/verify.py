@@ -1,9 +1,6 @@
 """``cnnjob verify-resume``."""
 
 import json
-import secrets
-import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +25,7 @@ SEEDS = 10**6
 
 
 def verify_resume(
-    job: Annotated[str, typer.Argument(help="A job's name or a job file.")],
+    job: opt.JOB,
     overrides: opt.OVERRIDES = None,
     steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs that hold so many steps.")] = 2000,
     kills: Annotated[int, typer.Option(min=1, help="How often to kill it.")] = 5,
@@ -47,14 +44,17 @@ def verify_resume(
     wait_minutes: Annotated[float, typer.Option(min=0, help="On a cluster: then the jobs are cancelled.")] = 120,
     data: opt.DATA = DATA_FOLDER,
 ) -> None:
-    """Run a job twice, unbroken and killed at random moments, and compare the bits.
+    """Run a job unbroken and killed, and compare the bits.
 
-    With any option of sbatch's it runs on the cluster, in a folder under verify-resume/. Ctrl-C cancels its jobs.
+    It is killed at random moments. With any option of sbatch's it runs on the cluster, in a folder under verify-resume/. Ctrl-C cancels its jobs.
 
     Exit code 0: they are the same. 1: they are not; the first differences are named, and both runs kept.
 
     Example: cnnjob verify-resume digits --kills 3
     """
+    import shutil
+    from random import SystemRandom
+
     from cnnjob.bindings import dataset_of
     from cnnjob.jobs import Job
     from cnnjob.verification import shortened
@@ -69,7 +69,7 @@ def verify_resume(
     whole = Job.load(job, [*chosen, *(overrides or ())])
     dataset = dataset_of(whole, data)
     short = shortened(whole, dataset, steps)
-    seed = secrets.randbelow(SEEDS) if seed is None else seed
+    seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
     folder, passing = _new_folder(keep, short.name if request else None), keep is None
     try:
@@ -119,6 +119,8 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
 
 def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
     """Where both runs lie: that to keep, or a temporary one; for a job of this name on a cluster, one all nodes see."""
+    import tempfile
+
     if keep is None and on_cluster:
         CLUSTER_FOLDER.mkdir(exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f"{on_cluster}-", dir=CLUSTER_FOLDER))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cnnjob.errors import JobError
 from cnnjob.jobs import problems_of
+from cnnjob.shelves import shelf
 from cnnjob.slurm.requests import Request
 
 INPUT_VARIABLES = {
@@ -22,12 +23,7 @@ INPUT_VARIABLES = {
 
 def profiles() -> dict[str, Path]:
     """The profiles that can be named, with their files: ``slurm/`` here, then those of the package."""
-    package = Path(__file__).parent.parent
-    found: dict[str, Path] = {}
-    for folder in (Path("slurm"), package / "share" / "slurm", package.parent / "slurm"):
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return found
+    return shelf("slurm")
 
 
 def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:

@@ -141,7 +141,9 @@ def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_
     there = {"HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
     said = said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there})
     assert said.startswith(f"None {tmp_path}/cnnjob-kernels-")
-    said = said_by(KERNEL_CACHE.split(";")[0] + "; print(lack())", {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"})
+    said = said_by(
+        KERNEL_CACHE.split(";")[0] + "; print(lack())", {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"}
+    )
     assert "CuPy cannot keep what it compiles" in said
     assert "set CUPY_CACHE_DIR to a folder that can be written to" in said
 

@@ -1,0 +1,45 @@
+"""What the shell offers at TAB: jobs, datasets, runs, profiles. Folders are listed, nothing is opened or loaded."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from cnnjob.shelves import shelf
+
+DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
+WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "conv-64-128")
+
+
+def jobs(incomplete: str) -> list[str]:
+    """Names of jobs; a job file where there is none: then the shell offers files."""
+    return _beginning(incomplete, shelf("jobs"))
+
+
+def datasets(incomplete: str) -> list[str]:
+    """Datasets that can be prepared by name."""
+    return _beginning(incomplete, (*DATASETS, "folder"))
+
+
+def shown(incomplete: str) -> list[str]:
+    """Packed files and jobs."""
+    return [*_beginning(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
+
+
+def runs(incomplete: str) -> list[str]:
+    """Run folders: those below the folder that is being typed, or below ``runs/``."""
+    place = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
+    found = place.iterdir() if place.is_dir() else ()
+    return _beginning(incomplete, sorted(str(path) for path in found if path.is_dir() and path.name[0] != "."))
+
+
+def profiles(incomplete: str) -> list[str]:
+    """Names of cluster profiles."""
+    return _beginning(incomplete, shelf("slurm"))
+
+
+def workloads(incomplete: str) -> list[str]:
+    """What ``bench`` measures."""
+    return _beginning(incomplete, WORKLOADS)
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
