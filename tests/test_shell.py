@@ -1,6 +1,7 @@
 """The command as a shell sees it: help, TAB, and terminals that are narrow, plain, or not there."""
 
 import inspect
+import json
 import os
 import pty
 import re
@@ -11,14 +12,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from cnnjob.benchmarks import NAMES
 from cnnjob.cli import COMMANDS, app, completion
 from cnnjob.packing import KNOWN
 from tests.run_folders import finished_run, pending_run, stopped_run
 from tests.test_architecture import HEAVY
+from tests.test_cli import JOB
+from tests.toys import dataset, trained
 
 ROOT = Path(__file__).parent.parent
 NARROW = 60
@@ -62,6 +67,43 @@ def test_every_help_has_an_example_and_a_word_on_every_option(name: str) -> None
     for param in command(name).params:
         assert param.help, f"{name}: {param.name}"
         assert param.help.endswith("."), f"{name}: {param.name}"
+
+
+# --- JSON in place of a table
+
+
+def as_json(*words: str) -> Any:
+    said = CliRunner().invoke(app, [*words, "--json"])
+    assert said.exit_code == 0, said.output
+    return json.loads(said.stdout)
+
+
+def test_what_prints_a_table_prints_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "toy.toml").write_text(JOB)
+    dataset(tmp_path / "data")
+    run = trained(tmp_path / "made").run
+    np.save("image.npy", np.zeros((6, 6), np.uint8))
+    said = {
+        words[0]: as_json(*words)
+        for words in (
+            ["prepare", "digits"], ["status", str(run.path)], ["predict", str(run.path), "image.npy"],
+            ["report", str(run.path)],            ["doctor"], ["clean"],
+        )
+    }  # fmt: skip
+    assert said["prepare"]["shapes"]["train"] == [1437, 8, 8, 1]
+    assert sum(said["prepare"]["counts"]["test"]) == 360
+    assert said["status"][0]["state"] == said["report"][0]["state"] == "finished"
+    assert said["predict"][0]["image"] == "image.npy"
+    assert said["clean"] == []
+    listed, packed, job = (as_json("show", *words) for words in ([], ["data/digits.h5"], ["toy.toml"]))
+    assert [row["dataset"] for row in listed["datasets"] if row["packed"]] == ["digits"]
+    assert {row["job"] for row in listed["jobs"]} >= {"mnist", "cifar10"}
+    assert {**packed, "packed_now": True} == said["prepare"]
+    assert (job["job"]["dataset"], job["run"][:4]) == ("toy", "toy-")
+    assert job["memory_bytes"]["data"] > 0
 
 
 # --- TAB

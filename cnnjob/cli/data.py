@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import MEGABYTE, gigabytes, print_table
+from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_table
 from cnnjob.errors import DataError, JobError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def prepare(
         float | None, typer.Option(help="Share of a folder's images for testing, where it has no test/ folder.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Pack again, over whatever file is there.")] = False,
+    as_json: opt.JSON = False,
 ) -> None:
     """Pack a dataset into one HDF5 file.
 
@@ -70,7 +71,10 @@ def prepare(
             force=force,
             progress=True,
         )
-    _print_packed(packed)
+    if as_json:
+        print_json({**_described(packed.dataset), "packed_now": packed.created})
+    else:
+        _print_packed(packed)
 
 
 @contextmanager
@@ -151,28 +155,36 @@ def show(
     ] = None,
     overrides: opt.OVERRIDES = None,
     data: Annotated[Path, typer.Option(help="Folder of the packed datasets.")] = DATA_FOLDER,
+    as_json: opt.JSON = False,
 ) -> None:
     """List datasets and jobs, or show one and verify it.
 
     Example: cnnjob show mnist-baseline --set train.batch_size=256
     """
     if what is None:
-        _list(data)
+        _list(data, as_json=as_json)
     elif what.endswith((".h5", ".hdf5")):
-        _verify(Path(what))
+        _verify(Path(what), as_json=as_json)
     else:
         from cnnjob.jobs import Job
 
-        _show_job(Job.load(what, overrides or ()), data)
+        show_job = _print_job_as_json if as_json else _show_job
+        show_job(Job.load(what, overrides or ()), data)
 
 
-def _list(data: Path) -> None:
+def _list(data: Path, *, as_json: bool) -> None:
     from cnnjob import jobs
     from cnnjob.packing import KNOWN
 
-    rows = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
-    print_table(["dataset", f"in {data}/", "what it is"], rows)
-    print_table(["job", "dataset", "file"], [_listed(path) for path in jobs.known().values()])
+    datasets = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
+    listed = [_listed(path) for path in jobs.known().values()]
+    if as_json:
+        rows = [{"dataset": name, "packed": there == "yes", "about": about} for name, there, about in datasets]
+        found = [{"job": name, "dataset": dataset, "file": file} for name, dataset, file in listed]
+        print_json({"datasets": rows, "jobs": found})
+        return
+    print_table(["dataset", f"in {data}/", "what it is"], datasets)
+    print_table(["job", "dataset", "file"], listed)
 
 
 def _listed(path: Path) -> list[str]:
@@ -187,15 +199,46 @@ def _listed(path: Path) -> list[str]:
     return [job.name, job.dataset, str(path)]
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path, *, as_json: bool) -> None:
     from cnnjob.datasets import Dataset
 
     dataset = Dataset.open(path)
     dataset.verify()
+    if as_json:
+        print_json(_described(dataset))
+        return
     _print_dataset(dataset)
     for name, digest in {**dataset.source_sha256, **dataset.array_sha256}.items():
         typer.echo(f"{digest}  {name}")
     typer.echo(f"{path}: {dataset.name}, every checksum holds")
+
+
+def _described(dataset: "Dataset") -> dict[str, Any]:
+    """A packed dataset's facts, under names that stay."""
+    return {
+        "path": str(dataset.path),
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "shapes": dataset.shapes,
+        "counts": {split: list(map(int, dataset.counts(split))) for split in dataset.splits},
+        "mean": list(map(float, dataset.mean)),
+        "std": list(map(float, dataset.std)),
+        "source_sha256": dataset.source_sha256,
+        "array_sha256": dataset.array_sha256,
+    }
+
+
+def _print_job_as_json(job: "Job", data: Path) -> None:
+    """A resolved job, its memory, and its run's name where that can be known."""
+    from dataclasses import asdict
+
+    from cnnjob.bindings import memory_of, network_of
+
+    dataset, packed = _dataset_or_catalogue(job, data)
+    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
+    run = f"{job.name}-{job.digest(dataset.digest)[:8]}" if packed else None
+    memory = asdict(memory_of(job, network, dataset))
+    print_json({"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory})
 
 
 def _show_job(job: "Job", data: Path) -> None:

@@ -25,6 +25,7 @@ OVERRIDES = Annotated[
 ]
 DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the same, and more of it, as JSON.")]
 
 # What is asked of SLURM
 PROFILE = Annotated[

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from cnnjob.cli import completion
-from cnnjob.cli.screen import print_table
+from cnnjob.cli import options as opt
+from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import DataError
 
 
@@ -16,6 +17,7 @@ def report(
         typer.Argument(metavar="RUNS...", autocompletion=completion.runs, help="Run folders, or folders of runs."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
+    as_json: opt.JSON = False,
 ) -> None:
     """Turn runs into one page, tables and figures.
 
@@ -31,6 +33,9 @@ def report(
             raise DataError(f"{path}: no such file or folder; name run folders, or the folder that holds them")
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     written = write_report(Run.all(*runs), out, named=named)
+    if as_json:
+        print_json(written.rows)
+        return
     print_table(["run", "state", "test accuracy", "epochs", "reason"], [_shown(row) for row in written.rows])
     if written.without_figures:
         typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name some of them to get theirs")

@@ -27,6 +27,13 @@ def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> Non
         console().print(table_of(header, rows))
 
 
+def print_json(content: Any) -> None:
+    """Print facts as JSON, in place of a table."""
+    import json
+
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
 def _plain(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:
     """The same table without rich."""
     columns = list(zip(header, *rows, strict=True))

@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
-from cnnjob.cli.screen import Screen, print_table
+from cnnjob.cli.screen import Screen, print_json, print_table
 from cnnjob.errors import EXIT_STOPPED
 
 RUNS_FOLDER = Path("runs")
@@ -51,6 +51,7 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or .npy files of uint8 images (N, H, W, C).")
     ],
+    as_json: opt.JSON = False,
 ) -> None:
     """Print the class and its probability for each image.
 
@@ -60,6 +61,9 @@ def predict(
     from cnnjob.runs import Run
 
     guesses = predict_images(Run(run), images)
+    if as_json:
+        print_json([{"image": g.image, "class": g.class_name, "probability": g.probability} for g in guesses])
+        return
     print_table(["image", "class", "probability"], [[g.image, g.class_name, f"{g.probability:.4f}"] for g in guesses])
 
 
