@@ -96,7 +96,7 @@ def test_what_prints_a_table_prints_json_too(tmp_path: Path, monkeypatch: pytest
     assert said["prepare"]["shapes"]["train"] == [1437, 8, 8, 1]
     assert sum(said["prepare"]["counts"]["test"]) == 360
     assert said["status"][0]["state"] == said["report"][0]["state"] == "finished"
-    assert said["predict"][0]["image"] == "image.npy"
+    assert said["predict"][0]["image"] == "image.npy[0]"
     assert said["clean"] == []
     listed, packed, job = (as_json("show", *words) for words in ([], ["data/digits.h5"], ["toy.toml"]))
     assert [row["dataset"] for row in listed["datasets"] if row["packed"]] == ["digits"]
