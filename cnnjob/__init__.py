@@ -19,9 +19,10 @@ _HOMES = {
     "Run": "runs",
     "SchedulerError": "errors",
     "TrainingError": "errors",
-    "pack": "packing",
-    "report": "reports",
-    "train": "training",
+    "pack": "verbs",
+    "report": "verbs",
+    "submit": "verbs",
+    "train": "verbs",
 }
 
 __all__ = [  # noqa: PLE0604 - computed from the table above, which is sorted

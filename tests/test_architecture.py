@@ -16,7 +16,7 @@ import cnnjob
 PACKAGE = Path(cnnjob.__file__).parent
 FLOORS = (
     {"cli"},
-    {"doctor"},
+    {"doctor", "verbs"},
     {"slurm"},
     {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},

@@ -80,21 +80,15 @@ def submit(
     grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
     if dry_run:
         for grid in grids:
-            _dry_run(grid, with_gpus(request, grid[0][0]), runs, parallel, rehearsal=rehearsal)
+            _dry_run(grid, request.with_gpus(grid[0][0].resources.backend), runs, parallel, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
     made = [_runs_of(grid, runs) for grid in grids]
     if local:
         _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
     else:
-        _submit_all(made, [with_gpus(request, grid[0][0]) for grid in grids], parallel, wait=wait)
-
-
-def with_gpus(request: "Request", job: "Job") -> "Request":
-    """One GPU, unless something is said of them or the job computes with NumPy."""
-    if request.asks_for_gpus:
-        return request
-    return request.model_copy(update={"gpus": int(job.resources.backend != "numpy")})
+        requests = [request.with_gpus(grid[0][0].resources.backend) for grid in grids]
+        _submit_all(made, requests, parallel, wait=wait)
 
 
 def _only_job(data: Path) -> str:

@@ -10,7 +10,6 @@ import typer
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
 from cnnjob.cli.screen import print_table
-from cnnjob.cli.submit import with_gpus
 from cnnjob.errors import JobError
 
 if TYPE_CHECKING:
@@ -102,7 +101,8 @@ def _verify(
         return verify(job, dataset, folder, kills, seed, _say)
     from cnnjob.slurm.verification import verify as verify_there
 
-    return verify_there(job, dataset, folder, with_gpus(request, job), kills, seed, wait_minutes, _say)
+    asked = request.with_gpus(job.resources.backend)
+    return verify_there(job, dataset, folder, asked, kills, seed, wait_minutes, _say)
 
 
 def _say(text: str) -> None:

@@ -114,6 +114,10 @@ class Request(Section):
         """How many GPUs are asked for."""
         return self._gpus()[1]
 
+    def with_gpus(self, backend: str) -> Self:
+        """One GPU, unless something is said of them or the backend is NumPy's."""
+        return self if self.asks_for_gpus else self.model_copy(update={"gpus": int(backend != "numpy")})
+
     def _gpus(self) -> tuple[str, int]:
         """Type, or ``""``, and number."""
         if found := _GRES_GPU.search(self.gres or ""):

@@ -1,0 +1,96 @@
+"""The four verbs, as a notebook or a script says them: pack, train, submit, report.
+
+They are what the commands of these names do, without what those print. Everything lies where the commands put it:
+datasets in ``data/``, runs in ``runs/``, the report in ``report/``.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnjob import packing, reports, training
+from cnnjob.bindings import dataset_of, run_of
+from cnnjob.datasets import Dataset
+from cnnjob.jobs import Job
+from cnnjob.listeners import Listener
+from cnnjob.reports import Report
+from cnnjob.runs import Run
+from cnnjob.slurm.scheduler import has_ended
+
+DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
+
+
+def pack(name: str, out: Path | None = None, **options: Any) -> Dataset:
+    """Pack a dataset into one verified HDF5 file, unless it is there.
+
+    Args:
+        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or ``folder``, with ``source``.
+        out: the file; ``data/NAME.h5`` by default.
+        options: as of :func:`cnnjob.packing.pack`: ``source``, ``sha256``, ``size``, ``test_fraction``, ``force``.
+
+    Returns:
+        The dataset.
+    """
+    return packing.pack(name, out or DATA / f"{name}.h5", **options).dataset
+
+
+def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, listener: Listener | None = None) -> Run:
+    """Train a job here, or go on where it was stopped.
+
+    Args:
+        job: it, or its name or file.
+        data: the folder of its dataset.
+        runs: the folder of the runs.
+        listener: hears how it goes.
+
+    Returns:
+        The run: ``finished``, or ``stopped`` where it was asked to; then the same call goes on.
+    """
+    job, dataset, run = _made(job, data, runs)
+    training.train(run, listener, job=job, dataset=dataset, has_ended=has_ended)
+    return run
+
+
+def submit(
+    jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path = DATA,
+    runs: Path = RUNS, **asked: Any,
+) -> list[Run]:  # fmt: skip
+    """Submit jobs to SLURM, several as one array; those that are finished, running or waiting are left alone.
+
+    Args:
+        jobs: each of them, or its name or file.
+        profile: the cluster's.
+        parallel: so many at once.
+        data: the folder of their datasets.
+        runs: the folder of the runs.
+        asked: options of sbatch, as ``partition="gpu"``, ``time="2h"``; one GPU where none is said.
+
+    Returns:
+        Their runs, in order; ``cnnjob status`` tells how they stand.
+    """
+    from cnnjob.slurm import profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
+
+    request = profiles.load(profile, asked)
+    made = [_made(job, data, runs) for job in jobs]
+    submission.submit([run for *_, run in made], request.with_gpus(made[0][0].resources.backend), parallel)
+    return [run for *_, run in made]
+
+
+def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
+    """Turn runs into one page, tables and figures.
+
+    Args:
+        runs: the folder that holds them, or some of them.
+        out: the folder to write to.
+
+    Returns:
+        The rows of the table, and the files.
+    """
+    return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out)
+
+
+def _made(job: Job | str, data: Path, runs: Path) -> tuple[Job, Dataset, Run]:
+    """A job with its dataset and its run."""
+    job = Job.load(job) if isinstance(job, str) else job
+    dataset = dataset_of(job, data)
+    return job, dataset, run_of(job, dataset, runs)
