@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import environments, files, jobs, nn
+from cnnjob import environments, files, jobs, models, nn
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
 from cnnjob.nn.random import Purpose, permutation
@@ -23,7 +23,7 @@ EVALUATION_BATCH = 256
 INDEX_BYTES = 8
 
 
-def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
+def network_of(model: models.Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
     """The network of a job on a dataset.
 
     Args:
@@ -37,8 +37,7 @@ def network_of(model: jobs.Model, image_shape: tuple[int, int, int], classes: in
     Raises:
         JobError: a block does not fit where it stands.
     """
-    head = model.classifier
-    classifier = nn.Dense(head.init, head.bias_init, head.learning_rate_factor, activation="none", units=classes)
+    classifier = nn.Dense(units=classes, activation="none", **dict(model.classifier))
     try:
         return nn.Network.build([*(_block_of(block) for block in model.blocks), classifier], image_shape)
     except ValueError as error:
@@ -49,19 +48,40 @@ def _network_on(job: jobs.Job, dataset: Dataset) -> nn.Network:
     return network_of(job.model, dataset.image_shape, len(dataset.class_names))
 
 
-def _block_of(block: Any) -> nn.Conv | nn.Dense | nn.Dropout:
+def _block_of(block: Any) -> Any:
     """The same block without its key's name."""
-    settings = block.model_dump()
-    if isinstance(block, jobs.Conv):
-        return nn.Conv(filters=settings.pop("conv"), **settings)
-    if isinstance(block, jobs.Dense):
-        return nn.Dense(units=settings.pop("dense"), **settings)
-    return nn.Dropout(probability=settings["dropout"])
+    settings = dict(block)
+    match block:
+        case models.Conv():
+            norm = nn.BatchNorm(**dict(block.batch_norm)) if block.batch_norm else None
+            del settings["batch_norm"]
+            return nn.Conv(filters=settings.pop("conv"), norm=norm, **settings)
+        case models.Dense():
+            return nn.Dense(units=settings.pop("dense"), **settings)
+        case models.GlobalPool():
+            return nn.GlobalPool(block.global_pool)
+        case models.Residual():
+            return nn.Residual(tuple(map(_block_of, block.residual)), block.activation)
+    return nn.Dropout(settings["dropout"])
 
 
-def optimiser_of(train: jobs.Train) -> nn.Sgd:
+def optimiser_of(train: jobs.Train) -> nn.Optimiser:
     """The optimiser that a job asks for."""
-    return nn.Sgd(train.momentum, train.weight_decay)
+    lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
+    if train.optimiser == "adamw":
+        return nn.AdamW(train.momentum, train.weight_decay, lookahead, train.beta2, train.eps)
+    return nn.Sgd(train.momentum, train.weight_decay, lookahead, train.nesterov, train.decoupled_weight_decay)
+
+
+def schedule_of(train: jobs.Train) -> nn.Schedule:
+    """How a job's learning rate goes."""
+    return nn.Schedule(train.learning_rate, train.schedule, train.warmup, train.start_factor, train.end_factor)
+
+
+def lesson_of(job: jobs.Job) -> nn.Lesson:
+    """What the images of a job are changed by, and its labels."""
+    augmentation = nn.Augmentation(**dict(job.data.augment)) if job.data.augment else None
+    return nn.Lesson(augmentation, job.train.label_smoothing)
 
 
 def pixels_of(data: jobs.Data, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Pixels:
@@ -108,10 +128,10 @@ def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset, backend: nn.
     return Memory(
         images + chosen,
         state.size_bytes + best,
-        nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size),
-        nn.EvaluationPlan.count_bytes(backend, network, state, batch)
+        nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size, lesson_of(job)),
+        nn.EvaluationPlan.count_bytes(backend, network, state, batch, job.train.test_time_augmentation)
         + largest * (network.classes * backend.dtype.itemsize + INDEX_BYTES),
-        2 * best + state.velocity.nbytes,
+        best + sum(flat.nbytes for flat in state.kept.values()),
     )
 
 

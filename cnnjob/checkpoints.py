@@ -54,7 +54,8 @@ class Checkpoint:
 
     progress: Progress
     arrays: Arrays
-    """``weights/…``, ``velocity/…``, ``best/…`` by parameter, ``losses`` and ``hits`` of the open epoch."""
+    """``weights/…``, ``best/…`` and the optimiser's slots, as ``velocity/…``, by parameter; ``losses`` and ``hits`` of
+    the open epoch."""
     header: dict[str, Any]
     """Whose it is: job digest, data digest, attempt, backend, versions, cores."""
 

@@ -5,127 +5,29 @@ result to the last bit and enters :meth:`Job.digest`, which names the run's fold
 """
 
 import tomllib
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cnnjob.errors import JobError
 from cnnjob.files import canonical_json, sha256_of
+from cnnjob.models import Model
+from cnnjob.sections import Fraction, OrFalse, Section, near, problems_of
 from cnnjob.shelves import shelf
 
-LARGEST_SIGMA = 10
+FORMAT = 2
+"""Of what a digest is taken of; to be raised when a default or a meaning changes."""
 
 
-def _initialiser(value: Any) -> Any:
-    """``"he"`` or a standard deviation; one message for both."""
-    if value == "he":
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
-        return float(value)
-    raise ValueError(f"neither 'he' nor a standard deviation from 0 to {LARGEST_SIGMA}, found {value!r}")
+class Augment(Section):
+    """How training images are changed anew in each epoch; what comes in at an edge is mirrored at it."""
 
-
-Initialiser = Annotated[Literal["he"] | float, BeforeValidator(_initialiser)]
-"""``"he"``, or the standard deviation of a centred normal distribution."""
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A table of the job file: frozen, and strict about names and types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Conv(Section):
-    """A convolution, its bias, activation and max-pooling: one block."""
-
-    conv: Annotated[int, Field(ge=1, le=65536)]
-    """Number of filters."""
-    kernel: Annotated[int, Field(ge=1, le=64)] = 3
-    """Side of the square kernel, in pixels."""
-    stride: Annotated[int, Field(ge=1, le=64)] = 1
-    """Step of the kernel, in pixels."""
-    pad: Annotated[int, Field(ge=0, le=64)] | None = None
-    """Zeros around the image, in pixels; the default, kernel // 2, keeps the size of odd kernels."""
-    pool: Annotated[int, Field(ge=1, le=64)] = 1
-    """Side and step of the max-pooling; 1 is none."""
-    activation: Literal["relu", "none"] = "relu"
-    """What follows the bias."""
-    init: Initialiser = "he"
-    """Initial weights."""
-    bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    """Initial bias."""
-    learning_rate_factor: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    """Factor on the learning rate of this block."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_pad(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("pad") is None and isinstance(values.get("kernel", 3), int):
-            return {**values, "pad": values.get("kernel", 3) // 2}
-        return values
-
-
-class Dense(Section):
-    """A fully connected layer, its bias and activation: one block."""
-
-    dense: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Number of units."""
-    activation: Literal["relu", "none"] = "relu"
-    """What follows the bias."""
-    init: Initialiser = "he"
-    """Initial weights."""
-    bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    """Initial bias."""
-    learning_rate_factor: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    """Factor on the learning rate of this block."""
-
-
-class Dropout(Section):
-    """Sets a share of the values to zero while training (Srivastava et al. 2014)."""
-
-    dropout: Fraction
-    """Probability of setting a value to zero."""
-
-
-class Classifier(Section):
-    """The implied last layer: one unit a class, no activation."""
-
-    init: Initialiser = "he"
-    """Initial weights."""
-    bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    """Initial bias."""
-    learning_rate_factor: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    """Factor on the learning rate of this layer."""
-
-
-_KINDS: dict[str, type[Section]] = {"conv": Conv, "dense": Dense, "dropout": Dropout}
-
-
-def _kind_of(block: Any) -> str | None:
-    """Tell a block's kind by the key that only it has."""
-    if isinstance(block, Section):
-        return next((kind for kind, section in _KINDS.items() if isinstance(block, section)), None)
-    return next((kind for kind in _KINDS if isinstance(block, dict) and kind in block), None)
-
-
-Block = Annotated[
-    Annotated[Conv, Tag("conv")] | Annotated[Dense, Tag("dense")] | Annotated[Dropout, Tag("dropout")],
-    Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no such block"),
-]
-
-
-class Model(Section):
-    """The network: its blocks in order; the classifier layer is implied."""
-
-    blocks: Annotated[tuple[Block, ...], Field(strict=False)] = ()
-    """From the image on."""
-    classifier: Classifier = Classifier()
-    """How the last layer starts and learns."""
+    flip: Literal["none", "random", "alternating"] = "none"
+    """Left to right: by chance, or every other epoch, which of them by chance."""
+    translate: Annotated[int, Field(ge=0, le=64)] = 0
+    """Moved by so many pixels at most, down or up and right or left."""
 
 
 class Data(Section):
@@ -136,6 +38,8 @@ class Data(Section):
     standard deviation of each channel away."""
     validation_fraction: Fraction = 0.1
     """Share of the training images held out, unless the dataset has a validation split of its own."""
+    augment: Annotated[Augment | None, OrFalse] = None
+    """A table of its settings; none by default."""
 
 
 class EarlyStopping(Section):
@@ -145,9 +49,15 @@ class EarlyStopping(Section):
     """Epochs without a new best before stopping."""
 
 
-def _unless_false(value: Any) -> Any:
-    """TOML has no null, so false says that there is none."""
-    return None if value is False else value
+class Lookahead(Section):
+    """A slow copy of the weights, which the fast ones go back to (Zhang et al. 2019)."""
+
+    every: Annotated[int, Field(ge=1)] = 5
+    """Steps between two times."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """The slow weights' share is decay^every · (step / steps)^power."""
+    power: Annotated[float, Field(ge=0, le=10)] = 3.0
+    """See ``decay``."""
 
 
 class Train(Section):
@@ -158,27 +68,53 @@ class Train(Section):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     """Images a step; the last partial batch of an epoch is dropped."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
-    """Of the first step."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """``cosine`` falls to zero at the last epoch's end (Loshchilov & Hutter 2017, eq. 5)."""
+    """The highest; of the first step where there is no warm-up."""
+    schedule: Literal["constant", "cosine", "triangular"] = "constant"
+    """From the highest on: ``cosine`` (Loshchilov & Hutter 2017, eq. 5) and ``triangular``, a straight line, fall to
+    ``end_factor`` at the last epoch's end."""
+    warmup: Fraction = 0.0
+    """Share of all steps over which the learning rate first rises in a straight line."""
+    start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of the highest learning rate, where the warm-up starts."""
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of the highest learning rate, where the schedule ends."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent, or Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     momentum: Fraction = 0.9
-    """Of stochastic gradient descent; 0 is none."""
+    """Of stochastic gradient descent, 0 is none; β₁ of AdamW."""
+    nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
+    beta2: Fraction = 0.999
+    """β₂ of AdamW."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Of AdamW."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Coefficient of the L2 penalty on weights (biases are not decayed)."""
+    """Coefficient of the L2 penalty on weights (biases and normalisations are not decayed)."""
+    decoupled_weight_decay: bool = False
+    """Whether weights shrink by learning_rate · weight_decay beside the gradient's step; AdamW's always do."""
+    lookahead: Annotated[Lookahead | None, OrFalse] = None
+    """``true`` or a table of its settings."""
+    label_smoothing: Fraction = 0.0
+    """Share of each label that is spread over all classes (Szegedy et al. 2016)."""
     precision: Literal["float32", "tf32"] = "float32"
     """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, for the tensor cores.
     NumPy computes in float32 for both."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
-    early_stopping: Annotated[EarlyStopping | None, BeforeValidator(_unless_false)] = None
+    test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"
+    """Whether an evaluation takes the mean of the outputs for an image and its mirror image, or those and both moved
+    by a pixel up and down a diagonal."""
+    early_stopping: Annotated[EarlyStopping | None, OrFalse] = None
     """When to stop before the last epoch; ``false`` is never."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """Time between two checkpoints; it has no influence on the result."""
 
     @model_validator(mode="after")
-    def _has_something_to_stop_on(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.early_stopping and self.select_on == "last":
             raise ValueError("early stopping needs a split to watch; set select_on to 'validation' or 'test'")
+        if self.optimiser == "adamw" and self.nesterov:
+            raise ValueError("nesterov: AdamW has no such form; set optimiser to 'sgd'")
         return self
 
 
@@ -249,8 +185,9 @@ class Job(Section):
         says = self.model_dump(
             mode="json",
             exclude={"name": True, "dataset": True, "resources": True, "train": {"checkpoint_seconds"}},
+            exclude_defaults=True,  # so that a key which is added later renames no run
         )
-        return sha256_of(canonical_json({"format": 1, "job": says, "data": data_digest}).encode())
+        return sha256_of(canonical_json({"format": FORMAT, "job": says, "data": data_digest}).encode())
 
 
 def known() -> dict[str, Path]:
@@ -271,13 +208,7 @@ def find(name: str) -> Path:
     jobs = known()
     if name in jobs:
         return jobs[name]
-    raise JobError(f"{name}: no such job{_near(name, jobs)}; the jobs are {', '.join(jobs)}, or give a .toml file")
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    """Suggest the name that was probably meant."""
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f", did you mean '{close[0]}'?" if close else ""
+    raise JobError(f"{name}: no such job{near(name, jobs)}; the jobs are {', '.join(jobs)}, or give a .toml file")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -318,48 +249,3 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
-
-
-def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """One line a problem of a table of the given kind: its dotted name, what is wrong, what was found."""
-    for problem in error.errors():
-        place = [part for part in problem["loc"] if part not in _KINDS or part == problem["loc"][-1]]
-        where = ".".join(str(part) for part in place)
-        yield f"{where}: {_explain(problem, root)}" if where else _explain(problem, root)
-
-
-def _explain(problem: Any, root: type[BaseModel]) -> str:
-    kind, loc = problem["type"], problem["loc"]
-    if kind == "extra_forbidden":
-        return f"no such key{_near(str(loc[-1]), _keys_at(loc[:-1], root))}"
-    if kind == "missing":
-        return "missing"
-    if kind == "kind":
-        keys = problem["input"] if isinstance(problem["input"], dict) else {}
-        near = next((near for key in keys if (near := _near(key, _KINDS))), "")
-        return f"no such block{near}; a block has one of the keys {', '.join(_KINDS)}"
-    if kind == "value_error":
-        return str(problem["ctx"]["error"])
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{message}, found {problem['input']!r}"
-
-
-def _keys_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> Iterable[str]:
-    """The keys that the table at a place may have."""
-    section = root
-    for part in loc:
-        if part in _KINDS:
-            section = _KINDS[str(part)]
-        elif isinstance(part, str) and part != "blocks":
-            section = _SECTIONS[part]
-    return section.model_fields
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "data": Data,
-    "model": Model,
-    "classifier": Classifier,
-    "train": Train,
-    "early_stopping": EarlyStopping,
-    "resources": Resources,
-}

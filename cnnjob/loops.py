@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob import checkpoints, environments, files, metrics, nn, predictions
-from cnnjob.bindings import evaluation_batch, network_of, optimiser_of, pixels_of, split
+from cnnjob.bindings import evaluation_batch, lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
@@ -67,10 +67,14 @@ class Loop:
         self.training_indices, held_out = split(job, dataset)
         self.steps = len(self.training_indices) // job.train.batch_size
         self.feed = nn.training_feed(backend, images, labels, self.steps, job.train.batch_size, job.seed)
-        self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.feed, pixels, job.train.batch_size)
+        self.schedule, self.lookahead, self.pixels = schedule_of(job.train), optimiser.lookahead, pixels
+        self.plan = nn.TrainingPlan(
+            backend, network, self.state, optimiser, self.feed, pixels, job.train.batch_size, lesson_of(job)
+        )
         self.watched = dict(self._watched(images, labels, held_out))
         batch = evaluation_batch([dataset.shapes["test"][0], *(len(split.order) for split in self.watched.values())])
-        evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch)
+        views = job.train.test_time_augmentation
+        evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch, views)
         self.classifier = Classifier(network, self.state, evaluation)
         self.progress = Progress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
@@ -109,7 +113,7 @@ class Loop:
         if found is None:
             if any(attempt["step"] for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint is left of the attempts before, starting anew")
-            self.state.initialise(self.classifier.network, self.job.seed)
+            self._initialise()
         else:
             self._take_up(found)
         if not self.run.environment_file.exists():
@@ -117,6 +121,12 @@ class Loop:
         self._compare_environment()
         self.claim.note(device=self.environment["device"], resumed_at_step=self.progress.step if found else None)
         self._write_history()
+
+    def _initialise(self) -> None:
+        """Draw the first weights; a whitening looks at the first of the training images."""
+        images = self.backend.host(self.feed.images[: nn.WHITENING_IMAGES])
+        seen = self.training_indices[self.training_indices < len(images)]
+        self.state.initialise(self.classifier.network, self.job.seed, images[seen], self.pixels)
 
     def _frozen_environment(self) -> dict[str, Any]:
         return {**self.environment, "data_sha256": self.dataset.digest}
@@ -142,8 +152,7 @@ class Loop:
 
     def _buffers(self) -> dict[str, Array]:
         """The flat buffers that a checkpoint keeps."""
-        kept = {"weights": self.state.parameters, "velocity": self.state.velocity, "best": self.best}
-        return {group: flat for group, flat in kept.items() if flat.size}
+        return {**self.state.kept, "best": self.best}
 
     def go_on(self, stop: StopRequest) -> bool:
         """Train to the end, or until asked to stop; say whether the run is finished."""
@@ -172,9 +181,10 @@ class Loop:
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
         self.backend.copy(self.training_indices[shuffled[: len(self.feed.order)]], self.feed.order)
         first, total = epoch * self.steps, train.epochs * self.steps
-        self.learning_rates = nn.learning_rates(
-            train.schedule, train.learning_rate, range(first, first + self.steps), total
-        )
+        steps = range(first, first + self.steps)
+        self.learning_rates = self.schedule.rates(steps, total)
+        if self.lookahead:
+            self.backend.copy(self.lookahead.shares(steps, total), self.feed.lookahead)
         self.backend.copy(self.learning_rates, self.feed.learning_rates)
         self.backend.copy(np.array([self.progress.epoch_step, self.progress.step]), self.feed.position)
         self._looked_at = self.progress.epoch_step
@@ -330,6 +340,7 @@ class Loop:
             "backend": self.environment["backend"],
             "precision": self.environment["precision"],
             "selected_on": self.job.train.select_on,
+            "test_time_augmentation": self.job.train.test_time_augmentation,
             "attempts": self.claim.number,
             "bits_may_differ_from_step": progress.bits_may_differ_from_step,
         }

@@ -94,7 +94,8 @@ def classifier_of(run: Run) -> Classifier:
         raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
     state.write(weights, state.parameters)
     pixels = pixels_of(job.data, tuple(data["mean"]), tuple(data["std"]))
-    return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH))
+    views = job.train.test_time_augmentation
+    return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH, views))
 
 
 def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:

@@ -23,7 +23,7 @@ FLOORS = (
     {"backends", "estimates", "groups", "loops", "pages", "predictions", "records", "tables", "verdicts"},
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "datasets", "listeners", "nn", "runs"},
-    {"sweeps", "jobs", "files", "processes", "shelves", "errors"},
+    {"sweeps", "jobs", "models", "sections", "files", "processes", "shelves", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 

@@ -7,9 +7,11 @@ import numpy as np
 
 from cnnjob import nn
 from cnnjob.benchmarks.workloads import Array, Run, Workload
+from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Shape
 from cnnjob.nn.memory import Arena
-from cnnjob.nn.plan import Backend, empty_feed
+from cnnjob.nn.operations import operations_of
+from cnnjob.nn.plan import empty_feed
 from cnnjob.nn.signals import Signal, Step
 
 
@@ -57,7 +59,9 @@ def _block(backend: Backend, work: Workload) -> Run:
         x = Signal.take(arena, (count, *layer.input_shape), backend.dtype, border=getattr(layer.block, "pad", 0))
         y = Signal.take(arena, (count, *layer.output_shape), backend.dtype)
         feed = empty_feed(layer.input_shape, backend)
-        return x, y, backend.block(arena, layer.block, x, y, (weights, gradients), feed, 0)
+        [operation] = operations_of(layer.block)
+        assert not isinstance(operation, nn.Residual)  # noqa: S101 - the types
+        return x, y, backend.block(arena, operation, x, y, (weights, gradients), feed, 0)
 
     x, y, step = Arena.filled(backend, build)
     for array in (x.value, y.gradient):

@@ -36,7 +36,7 @@ class Workload:
     batch_size: int
     steps: int
     """Of an epoch; 0 where it is a single block."""
-    optimiser: nn.Sgd
+    optimiser: nn.Optimiser
     learning_rate: float
 
     @property

@@ -7,29 +7,43 @@ Shape letters, everywhere: **N** images, **H W** pixels, **C** channels, **F** f
 side, **S** stride, **P** pooling side, **U** units. Images are N×H×W×C, kernels K×K×C×F.
 """
 
-from cnnjob.nn.blocks import Conv, Dense, Dropout, Network
+from cnnjob.nn.backend import Backend
+from cnnjob.nn.blocks import BatchNorm, Block, Conv, Dense, Dropout, GlobalPool, Network, Residual
 from cnnjob.nn.cpu import NumPyBackend
 from cnnjob.nn.cuda import CudaBackend
-from cnnjob.nn.optimisers import Sgd
-from cnnjob.nn.plan import Backend, EvaluationPlan, Pixels, State, TrainingPlan, training_feed
-from cnnjob.nn.schedules import learning_rates
+from cnnjob.nn.initial import WHITENING_IMAGES
+from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
+from cnnjob.nn.pixels import Augmentation, Pixels
+from cnnjob.nn.plan import EvaluationPlan, Lesson, TrainingPlan, training_feed
+from cnnjob.nn.schedules import Schedule
+from cnnjob.nn.state import State
 from cnnjob.nn.workers import Workers, available_cores
 
 __all__ = [
+    "WHITENING_IMAGES",
+    "AdamW",
+    "Augmentation",
     "Backend",
+    "BatchNorm",
+    "Block",
     "Conv",
     "CudaBackend",
     "Dense",
     "Dropout",
     "EvaluationPlan",
+    "GlobalPool",
+    "Lesson",
+    "Lookahead",
     "Network",
     "NumPyBackend",
+    "Optimiser",
     "Pixels",
+    "Residual",
+    "Schedule",
     "Sgd",
     "State",
     "TrainingPlan",
     "Workers",
     "available_cores",
-    "learning_rates",
     "training_feed",
 ]

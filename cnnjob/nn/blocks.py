@@ -2,31 +2,63 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from typing import Literal
 
 Shape = tuple[int, ...]
 """Of one image's values: (H, W, C), or (U,) after a dense block."""
 
-Initialiser = Literal["he"] | float
-Activation = Literal["relu", "none"]
+Initialiser = Literal["he", "dirac", "whitening"] | float
+Activation = Literal["relu", "gelu", "none"]
+Part = Literal["norm", "activation", "pool"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that learns."""
+    """An array that learns, or is learnt from the data that pass."""
 
     shape: Shape
     init: Initialiser
-    """``"he"``, or the standard deviation of a centred normal distribution (weights)."""
+    """How weights are drawn, see :mod:`cnnjob.nn.initial`; a number is a standard deviation."""
     fan_in: int
     """Values that flow into one output."""
     constant: float | None = None
-    """The initial value, where it is not drawn (biases)."""
+    """The initial value, where it is not drawn (biases, running statistics)."""
     learning_rate_factor: float = 1.0
     decays: bool = True
     """Whether weight decay applies."""
+    learns: bool = True
+    """Whether the optimiser changes it; not so frozen parameters and running statistics."""
+    counts: bool = True
+    """Whether it is a parameter of the network; running statistics are not."""
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalisation: y = scale·(x − mean)/√(variance + eps) + shift (Ioffe & Szegedy 2015, alg. 1).
+
+    Mean and biased variance of each channel are the batch's while training. An evaluation takes the running ones,
+    r ← (1 − momentum)·r + momentum·batch's, of which the variance is the unbiased one.
+    """
+
+    momentum: float = 0.1
+    eps: float = 1e-5
+    scale: bool = True
+    """Whether it has a scale that learns; 1 otherwise."""
+    learning_rate_factor: float = 1.0
+    """Factor on the learning rate of scale and shift, beside the block's."""
+
+    def parameters(self, channels: int, *, factor: float, learns: bool) -> dict[str, Parameter]:
+        """Scale, shift, and the running mean and variance, each (C,)."""
+        factor *= self.learning_rate_factor
+        scale = (
+            {"scale": Parameter((channels,), 0.0, 1, 1.0, factor, decays=False, learns=learns)} if self.scale else {}
+        )
+        running = {
+            name: Parameter((channels,), 0.0, 1, start, decays=False, learns=False, counts=False)
+            for name, start in {"mean": 0.0, "variance": 1.0}.items()
+        }
+        return {**scale, "shift": Parameter((channels,), 0.0, 1, 0.0, factor, decays=False, learns=learns), **running}
 
 
 @dataclass(frozen=True)
@@ -34,28 +66,31 @@ class _Affine:
     """What the blocks with weights and biases have in common."""
 
     init: Initialiser = "he"
+    bias: bool = True
     bias_init: float = 0.0
     learning_rate_factor: float = 1.0
     activation: Activation = "relu"
+    frozen: bool = False
+    """Whether the weights stay as they were drawn; bias and normalisation learn all the same."""
 
     def _weights_and_bias(self, shape: Shape) -> dict[str, Parameter]:
-        fan_in = prod(shape[:-1])
-        factor = self.learning_rate_factor
-        return {
-            "weights": Parameter(shape, self.init, fan_in, learning_rate_factor=factor),
-            "bias": Parameter(shape[-1:], 0.0, fan_in, self.bias_init, factor, decays=False),
-        }
+        fan_in, factor = prod(shape[:-1]), self.learning_rate_factor
+        weights = Parameter(shape, self.init, fan_in, learning_rate_factor=factor, learns=not self.frozen)
+        bias = {"bias": Parameter(shape[-1:], 0.0, fan_in, self.bias_init, factor, decays=False)} if self.bias else {}
+        return {"weights": weights, **bias}
 
 
 @dataclass(frozen=True)
 class Conv(_Affine):
-    """Convolution, bias, activation, max-pooling: y = pool(activation(x ∗ w + b))."""
+    """Convolution, bias, then normalisation, activation and max-pooling in any order."""
 
     filters: int = 1
     kernel: int = 3
     stride: int = 1
     pad: int = 1
     pool: int = 1
+    norm: BatchNorm | None = None
+    order: tuple[Part, Part, Part] = ("norm", "activation", "pool")
 
     kind = "conv"
 
@@ -78,18 +113,24 @@ class Conv(_Affine):
                 f"kernel {self.kernel}, stride {self.stride}, pad {self.pad} and pool {self.pool} leave nothing "
                 f"of {shape[0]}×{shape[1]} pixels"
             )
+        most = 2 * self.kernel**2 * shape[2]
+        if self.init == "whitening" and (self.filters % 2 or self.filters > most):
+            raise ValueError(f"whitening takes an even number of filters up to {most}, found {self.filters}")
         return H // self.pool, W // self.pool, self.filters
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Weights (K, K, C, F) and bias (F,)."""
-        return self._weights_and_bias((self.kernel, self.kernel, shape[-1], self.filters))
+        """Weights (K, K, C, F), bias (F,), and those of the normalisation."""
+        own = self._weights_and_bias((self.kernel, self.kernel, shape[-1], self.filters))
+        factor = self.learning_rate_factor
+        return own | (self.norm.parameters(self.filters, factor=factor, learns=True) if self.norm else {})
 
 
 @dataclass(frozen=True)
 class Dense(_Affine):
-    """Fully connected layer on all values of an image: y = activation(x w + b)."""
+    """Fully connected layer on all values of an image: y = activation(output_scale·(x w + b))."""
 
     units: int = 1
+    output_scale: float = 1.0
 
     kind = "dense"
 
@@ -103,12 +144,8 @@ class Dense(_Affine):
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Inverted dropout: y = x·m/(1−p), m ∈ {0, 1} drawn anew each step (Srivastava et al. 2014, §4)."""
-
-    probability: float
-
-    kind = "dropout"
+class _Plain:
+    """What the blocks that learn nothing and keep the shape have in common."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """The same."""
@@ -119,7 +156,90 @@ class Dropout:
         return {}
 
 
-Block = Conv | Dense | Dropout
+@dataclass(frozen=True)
+class Dropout(_Plain):
+    """Inverted dropout: y = x·m/(1−p), m ∈ {0, 1} drawn anew each step (Srivastava et al. 2014, §4)."""
+
+    probability: float
+
+    kind = "dropout"
+
+
+@dataclass(frozen=True)
+class GlobalPool(_Plain):
+    """Mean or maximum of each channel over all pixels of an image (Lin et al. 2014, §3.2)."""
+
+    how: Literal["mean", "max"] = "mean"
+
+    kind = "global_pool"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(H, W, C) → (C,).
+
+        Raises:
+            ValueError: the input is no image.
+        """
+        if len(shape) != 3:  # noqa: PLR2004 - H, W, C
+            raise ValueError("a global_pool block needs an image, found a vector; put it before the dense blocks")
+        return shape[-1:]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """y = activation(body(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2).
+
+    The shortcut is the identity, or where the shapes differ a convolution 1×1 with the stride that makes them equal,
+    normalised as the body's last convolution is.
+    """
+
+    blocks: tuple["Conv | Dropout", ...]
+    activation: Activation = "relu"
+
+    kind = "residual"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """That of the body.
+
+        Raises:
+            ValueError: there is no convolution, a block of the body does not fit, or no shortcut leads to its output.
+        """
+        if not any(isinstance(block, Conv) for block in self.blocks):
+            raise ValueError("a residual block needs a conv block in its body")
+        after = self.body(shape)[-1].output_shape
+        if shape != after:
+            self.projection(shape)
+        return after
+
+    def body(self, shape: Shape) -> "tuple[Layer, ...]":
+        """The body's layers on an input (H, W, C)."""
+        return layers_of(self.blocks, list(_names(self.blocks)), shape)
+
+    def projection(self, shape: Shape) -> "Layer | None":
+        """The shortcut's layer, and None where it is the identity.
+
+        Raises:
+            ValueError: there is none.
+        """
+        after = self.body(shape)[-1].output_shape
+        if shape == after:
+            return None
+        stride = -(-shape[0] // after[0])
+        last = next((block for block in reversed(self.blocks) if isinstance(block, Conv)), Conv())
+        conv = Conv(
+            filters=after[-1], kernel=1, pad=0, stride=stride, norm=last.norm, bias=last.norm is None, activation="none"
+        )
+        if (found := conv.output_shape(shape)) != after:
+            raise ValueError(f"its body leads from {_by(shape)} to {_by(after)}, a shortcut to {_by(found)}")
+        return Layer("projection", conv, shape, after)
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """Those of the body's blocks, as ``conv1/weights``, and of the projection."""
+        projection = self.projection(shape)
+        layers = [*self.body(shape), *([projection] if projection else [])]
+        return {name: parameter for layer in layers for name, parameter in layer.parameters.items()}
+
+
+Block = Conv | Dense | Dropout | GlobalPool | Residual
 
 
 @dataclass(frozen=True)
@@ -158,15 +278,7 @@ class Network:
         Raises:
             ValueError: a block does not fit where it stands; it is named.
         """
-        shapes: list[Shape] = [image_shape]
-        names = list(_names(blocks))
-        for name, block in zip(names, blocks, strict=True):
-            try:
-                shapes.append(block.output_shape(shapes[-1]))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        places = zip(names, blocks, pairwise(shapes), strict=True)
-        return cls(tuple(Layer(name, block, before, after) for name, block, (before, after) in places))
+        return cls(layers_of(blocks, [*_names(blocks[:-1]), "classifier"], image_shape))
 
     @property
     def image_shape(self) -> Shape:
@@ -180,19 +292,38 @@ class Network:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """All parameters by name, in order."""
+        """All parameters by name, in order, running statistics among them."""
         return {name: parameter for layer in self.layers for name, parameter in layer.parameters.items()}
 
     @property
     def parameter_count(self) -> int:
-        """Number of learnt values."""
-        return sum(prod(parameter.shape) for parameter in self.parameters.values())
+        """Number of values that are learnt by the optimiser, or drawn once."""
+        return sum(prod(parameter.shape) for parameter in self.parameters.values() if parameter.counts)
+
+
+def layers_of(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tuple[Layer, ...]:
+    """Blocks one after the other on an input.
+
+    Raises:
+        ValueError: a block does not fit where it stands; it is named.
+    """
+    layers: list[Layer] = []
+    for name, block in zip(names, blocks, strict=True):
+        try:
+            layers.append(Layer(name, block, shape, block.output_shape(shape)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        shape = layers[-1].output_shape
+    return tuple(layers)
 
 
 def _names(blocks: Sequence[Block]) -> Iterator[str]:
-    """``conv1``, ``conv2``, ``dense1``, …, ``classifier``."""
+    """``conv1``, ``conv2``, ``dense1``, …."""
     seen: dict[str, int] = {}
-    for block in blocks[:-1]:
+    for block in blocks:
         seen[block.kind] = seen.get(block.kind, 0) + 1
         yield f"{block.kind}{seen[block.kind]}"
-    yield "classifier"
+
+
+def _by(shape: Shape) -> str:
+    return "×".join(str(side) for side in shape)

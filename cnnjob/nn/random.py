@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     ORDER = 2
     VALIDATION = 3
     SPLIT = 4
+    AUGMENTATION = 5
     DROPOUT = 1 << 16
     """Plus the layer's place in the network."""
 
@@ -51,36 +52,20 @@ def permutation(count: int, seed: int, purpose: int, *place: int) -> Array:
     return generator(seed, purpose, *place).permutation(count)
 
 
-class Uniform:
-    """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), on fixed memory.
+class Philox:
+    """Random words of 32 bits by counter and key, on fixed memory: Philox4x32-10 (Salmon et al. 2011, §3.2)."""
 
-    Philox4x32-10 (Salmon et al. 2011, §3.2): element i of step t is word i mod 4 of the block with
-    counter (i div 4, t, t div 2³², 0) and key (seed, purpose). 24 bits make a number.
-    """
+    def __init__(self, memory: Array) -> None:
+        """Take the memory: uint64 (6, n), for n blocks of four words."""
+        self._high, self._low = memory[:2]
+        self.words: Array = memory[2:]
+        """uint64 (4, n): the counters, and once :meth:`rounds` is done the words."""
 
-    def __init__(self, blocks: Array, words: Array, values: Array, first: int = 0) -> None:
-        """Take the memory.
-
-        Args:
-            blocks: uint64 (2, ⌈n/4⌉), overwritten.
-            words: uint64 (4, ⌈n/4⌉), overwritten.
-            values: float32 (⌈n/4⌉, 4), where the numbers are put.
-            first: the block (element div 4) of the first number.
-        """
-        self._high, self._low = blocks
-        self._words = words
-        self.values = values
-        self._first = first
-
-    def draw(self, seed: int, purpose: int, step: int) -> None:
-        """Put the numbers of a step into ``values``."""
-        words, place = self._words, np.uint64(step)
-        words[0], words[0, 0] = 1, self._first
-        np.cumsum(words[0], out=words[0])
-        words[1], words[2], words[3] = place & _MASK, place >> np.uint64(32), 0
+    def draw(self, seed: int, purpose: int, *place: Array | int) -> None:
+        """Draw the words whose counters are a place of up to four words, and whose key is (seed, purpose)."""
+        for word, value in zip(self.words, [*place, 0, 0, 0, 0], strict=False):
+            np.copyto(word, value, casting="unsafe")
         self.rounds(seed, purpose)
-        np.right_shift(words, np.uint64(8), out=words)
-        np.multiply(words.T, np.float32(2.0**-24), out=self.values, casting="unsafe")
 
     def rounds(self, key0: int, key1: int) -> None:
         """Turn the counters into random words, in place."""
@@ -90,7 +75,7 @@ class Uniform:
 
     def _round(self, key0: np.uint64, key1: np.uint64) -> None:
         """(c0, c1, c2, c3) → (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""
-        c0, c1, c2, c3 = self._words
+        c0, c1, c2, c3 = self.words
         np.multiply(c0, _MULTIPLIERS[0], out=self._low)
         np.multiply(c2, _MULTIPLIERS[1], out=self._high)
         np.right_shift(self._high, np.uint64(32), out=c0)
@@ -101,3 +86,32 @@ class Uniform:
         np.bitwise_xor(c2, c3, out=c2)
         np.bitwise_xor(c2, key1, out=c2)
         np.bitwise_and(self._low, _MASK, out=c3)
+
+
+class Uniform:
+    """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), on fixed memory.
+
+    Element i of step t is word i mod 4 of the :class:`Philox` block with counter (i div 4, t, t div 2³², 0) and key
+    (seed, purpose). 24 bits make a number.
+    """
+
+    def __init__(self, memory: Array, values: Array, first: int = 0) -> None:
+        """Take the memory.
+
+        Args:
+            memory: uint64 (6, ⌈n/4⌉), overwritten.
+            values: float32 (⌈n/4⌉, 4), where the numbers are put.
+            first: the block (element div 4) of the first number.
+        """
+        self._philox = Philox(memory)
+        self.values = values
+        self._first = first
+
+    def draw(self, seed: int, purpose: int, step: int) -> None:
+        """Put the numbers of a step into ``values``."""
+        words = self._philox.words
+        words[0], words[0, 0] = 1, self._first
+        np.cumsum(words[0], out=words[0])
+        self._philox.draw(seed, purpose, words[0], step & 0xFFFFFFFF, step >> 32)
+        np.right_shift(words, np.uint64(8), out=words)
+        np.multiply(words.T, np.float32(2.0**-24), out=self.values, casting="unsafe")

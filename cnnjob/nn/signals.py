@@ -7,8 +7,8 @@ from typing import Any
 from cnnjob.nn.blocks import Shape
 from cnnjob.nn.memory import Arena, Array
 
-Task = Callable[[], None]
-"""Argument-free; allocates nothing."""
+Task = Callable[[], object]
+"""Argument-free; allocates nothing, and what it returns says nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Feed:
     """int64 (steps × N,): which images the steps take."""
     learning_rates: Array
     """float64 (steps,)."""
+    lookahead: Array
+    """float64 (steps,): the slow weights' share after each step, see :class:`cnnjob.nn.optimisers.Lookahead`."""
     losses: Array
     """float64 (steps,): mean loss of each step, in nats an image."""
     hits: Array

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cnnjob.errors import JobError
-from cnnjob.jobs import problems_of
+from cnnjob.sections import problems_of
 from cnnjob.shelves import shelf
 from cnnjob.slurm.requests import Request
 

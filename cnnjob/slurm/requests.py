@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cnnjob.jobs import Section
+from cnnjob.sections import Section
 
 MINUTES = {"m": 1, "h": 60, "d": 1440}
 _CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<numbers>\d+(?::\d+){0,2})")

@@ -48,8 +48,7 @@ class Work:
         for _ in range(steps):
             plan.step()
         buffers = {"weights": state.parameters}
-        if self.optimiser.momentum:
-            buffers["velocity"] = state.velocity
+        buffers |= state.slots
         if not self.optimiser.weight_decay:  # NumPy adds the decay to the gradients, CUDA to the velocity alone
             buffers["gradients"] = state.gradients
         named = {f"{kind}/{name}": a for kind, flat in buffers.items() for name, a in state.read(flat).items()}

@@ -42,7 +42,7 @@ def rig(
     *,
     count: int = 4,
     dtype: Any = np.float64,
-    optimiser: nn.Sgd | None = None,
+    optimiser: nn.Optimiser | None = None,
     learning_rate: float = 0.0,
     workers: int = 1,
     seed: int = 0,

@@ -1,9 +1,13 @@
-"""torch as judge: the baseline networks' forward, loss, every gradient, and training steps."""
+"""torch as judge: whole networks' forward, loss, every gradient, and ten training steps."""
 
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, assume, given, reject, settings
+from hypothesis import strategies as st
 
 from cnnjob import nn
 from cnnjob.bindings import network_of, optimiser_of
@@ -12,70 +16,177 @@ from tests.nn.bench import distance
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'cnnjob[judge]'")
 
-CASES = [("mnist-baseline", (28, 28, 1), 64), ("cifar10-baseline", (32, 32, 3), 128), ("cifar10", (32, 32, 3), 16)]
+from cnnjob.benchmarks.torch_networks import back, fill, module_of, optimiser_like, tensors  # noqa: E402
+
+STEPS, RATE = 10, 0.002
+COUNT = 8
+"""Images of a step."""
+ZERO = 1e-2
+"""Of the network's largest gradient; a tensor's below it may be nothing but noise, as that of a shift which the next
+normalisation takes away."""
+ENOUGH = 128
+"""Values of a channel that a normalisation needs, for its gradient to be more than noise."""
+TOLERANCE = {np.float32: 1e-4, np.float64: 1e-10}
 
 
-def functional(network: nn.Network, weights: dict[str, Any], images: Any) -> Any:
-    """The network's outputs by torch's own operations; dropout is left out."""
-    F, x = torch.nn.functional, images.permute(0, 3, 1, 2)
-    for layer in network.layers:
-        block = layer.block
-        if isinstance(block, nn.Dropout):
-            continue
-        w, b = weights[f"{layer.name}/weights"], weights[f"{layer.name}/bias"]
-        if isinstance(block, nn.Conv):
-            x = F.conv2d(x, w.permute(3, 2, 0, 1), b, stride=block.stride, padding=block.pad)
-        else:
-            x = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).flatten(1) @ w + b
-        x = F.relu(x) if block.activation == "relu" else x
-        x = F.max_pool2d(x, block.pool) if isinstance(block, nn.Conv) else x
-    return x
+class Match:
+    """One network, ours and torch's, on the same images."""
 
+    def __init__(
+        self,
+        network: nn.Network,
+        optimiser: nn.Optimiser,
+        dtype: Any,
+        count: int,
+        smoothing: float = 0.0,
+        seed: int = 0,
+        dark: float = 0.0,
+    ) -> None:
+        self.network, self.optimiser, self.tolerance, self.smoothing = network, optimiser, TOLERANCE[dtype], smoothing
+        random, shape = np.random.default_rng(seed), network.image_shape
+        images = random.integers(0, 256, (STEPS * count, *shape), np.uint8)
+        labels = random.integers(0, network.classes, STEPS * count)
+        images[:, : round(dark * shape[0])] = 0
+        backend, self.pixels = nn.NumPyBackend(nn.Workers(2), dtype), nn.Pixels.unit(shape[-1])
+        self.state = nn.State(network, optimiser, backend)
+        self.state.initialise(network, seed, images, self.pixels)
+        self.feed = nn.training_feed(backend, images, labels, STEPS, count, 0)
+        self.feed.order[:], self.feed.learning_rates[:] = np.arange(STEPS * count), RATE
+        lesson = nn.Lesson(None, smoothing)
+        self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.feed, self.pixels, count, lesson)
+        self.evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, count)
+        self.module = module_of(torch, network.layers).to(torch.from_numpy(np.zeros(1, dtype)).dtype)
+        fill(torch, self.module, network, self.state.weights)
+        self.judge = optimiser_like(torch, optimiser, self.module, network.layers, RATE)
+        self.x = (torch.from_numpy(images).permute(0, 3, 1, 2).to(next(self.module.parameters()).dtype)) / 255
+        self.labels, self.count = torch.from_numpy(labels), count
 
-@pytest.mark.parametrize(("name", "shape", "count"), CASES)
-@pytest.mark.parametrize(("dtype", "tolerance", "steps"), [(np.float32, 1e-5, 1), (np.float64, 1e-12, 3)])
-def test_forward_loss_gradients_and_steps_agree(
-    name: str, shape: tuple[int, int, int], count: int, dtype: Any, tolerance: float, steps: int
-) -> None:
-    job = Job.load(name)
-    blocks = [block for block in network_of(job.model, shape, 10).layers if not isinstance(block.block, nn.Dropout)]
-    network = nn.Network.build([layer.block for layer in blocks], shape)
-    backend, optimiser = nn.NumPyBackend(nn.Workers(2), dtype), optimiser_of(job.train)
-    state = nn.State(network, optimiser, backend)
-    state.initialise(network, 1)
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count)
-    images[:, : shape[0] // 3] = 0  # as on MNIST, where most pooling windows are tied
-    feed = nn.training_feed(backend, images, labels, 3, count, 0)
-    feed.order[:], feed.learning_rates[:] = np.tile(np.arange(count), 3), job.train.learning_rate
-    pixels = nn.Pixels.unit(shape[-1])
-    plan = nn.TrainingPlan(backend, network, state, optimiser, feed, pixels, count)
-    evaluation = nn.EvaluationPlan(backend, network, state, pixels, count)
-
-    weights = {key: torch.tensor(view.copy(), requires_grad=True) for key, view in state.weights.items()}
-    factors = {key: parameter.learning_rate_factor for key, parameter in network.parameters.items()}
-    groups = [
-        {
-            "params": [weight],
-            "lr": job.train.learning_rate * factors[key],
-            "weight_decay": job.train.weight_decay * key.endswith("weights"),
-        }
-        for key, weight in weights.items()
-    ]
-    judge = torch.optim.SGD(groups, momentum=job.train.momentum)
-    x = torch.tensor(images).to(weights["classifier/bias"].dtype) / 255
-    for step in range(steps):
-        outputs = functional(network, weights, x)
-        assert (
-            distance(evaluation.probabilities(images, np.arange(count)), outputs.softmax(1).detach().numpy())
-            < tolerance * 3**step
-        )
-        judge.zero_grad()
-        loss = torch.nn.functional.cross_entropy(outputs, torch.tensor(labels))
+    def step(self, step: int) -> None:
+        """One training step of both, and what they say of loss and gradients."""
+        part = slice(step * self.count, (step + 1) * self.count)
+        self.module.train()
+        self.judge.zero_grad()
+        outputs = self.module(self.x[part])
+        loss = torch.nn.functional.cross_entropy(outputs, self.labels[part], label_smoothing=self.smoothing)
         loss.backward()
-        plan.step()
-        assert abs(feed.losses[step] - loss.item()) < tolerance * 3**step * abs(loss.item())
-        for key, gradient in state.layout.views(state.gradients).items():
-            penalty = job.train.weight_decay * weights[key].detach() * key.endswith("weights")
-            assert distance(gradient, (weights[key].grad + penalty).numpy()) < tolerance * 3**step, (step, key)
-        judge.step()
+        self.plan.step()
+        assert abs(self.feed.losses[step] - loss.item()) <= self.tolerance * abs(loss.item()), step
+        self.compare_gradients()
+        self.judge.step()
+
+    def compare_gradients(self) -> None:
+        gradients, parameters = self.state.layout.views(self.state.gradients), self.network.parameters
+        zero = ZERO * max(np.abs(array).max() for array in gradients.values())
+        for name, tensor, axes in tensors(self.module, self.network.layers):
+            if tensor.grad is not None:
+                coupled = isinstance(self.optimiser, nn.Sgd) and parameters[name].decays
+                expected = tensor.grad + (self.optimiser.weight_decay * tensor.detach() if coupled else 0)
+                found, wanted = gradients[name], back(expected, axes, self.shape_of(name))
+                assert np.abs(found - wanted).max() <= self.tolerance * max(np.abs(wanted).max(), zero), name
+
+    def compare_state(self) -> None:
+        """Weights and running statistics, and what an evaluation makes of them."""
+        for name, tensor, axes in tensors(self.module, self.network.layers):
+            found, wanted = self.state.weights[name], back(tensor, axes, self.shape_of(name))
+            assert np.abs(found - wanted).max() <= self.tolerance * max(np.abs(wanted).max(), ZERO), name
+        self.module.eval()
+        expected = self.module(self.x).softmax(1).detach().numpy()
+        found = self.evaluation.probabilities(self.feed.images, np.arange(len(self.x)))
+        assert distance(found, expected) < self.tolerance
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return next(layer.input_shape for layer in self.network.layers if name.startswith(f"{layer.name}/"))
+
+
+BASELINES = [("mnist-baseline", (28, 28, 1), 16), ("cifar10-baseline", (32, 32, 3), 16), ("cifar10", (32, 32, 3), 8)]
+
+
+@pytest.mark.parametrize(("name", "shape", "count"), BASELINES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_networks_of_the_jobs_agree(name: str, shape: tuple[int, int, int], count: int, dtype: Any) -> None:
+    job = Job.load(name)
+    layers = network_of(job.model, shape, 10).layers
+    network = nn.Network.build([layer.block for layer in layers if not isinstance(layer.block, nn.Dropout)], shape)
+    match = Match(network, optimiser_of(job.train), dtype, count, dark=1 / 3)  # on MNIST most windows are tied
+    for step in range(3):
+        match.step(step)
+
+
+@st.composite
+def convs(draw: st.DrawFn) -> nn.Conv:
+    """A convolution with all that may follow it; a bias before a normalisation has no gradient to be compared."""
+    norm = draw(
+        st.none()
+        | st.builds(
+            nn.BatchNorm,
+            momentum=st.sampled_from([0.1, 0.4]),
+            eps=st.sampled_from([1e-3, 1e-2]),
+            scale=st.booleans(),
+            learning_rate_factor=st.sampled_from([1.0, 4.0]),
+        )
+    )
+    pool = draw(st.sampled_from([1, 2, 3]))
+    order = st.permutations(["norm", "activation", "pool"]).map(tuple)
+    return nn.Conv(
+        filters=draw(st.integers(2, 9)),
+        kernel=draw(st.integers(2 if norm else 1, 4)),  # one value, normalised, has no gradient to be compared
+        stride=draw(st.sampled_from([1, 1, 2])),
+        pad=draw(st.integers(0, 2)),
+        pool=pool,
+        activation=draw(st.sampled_from(["relu", "gelu", "none"])),
+        norm=norm,
+        order=draw(order),  # type: ignore[arg-type]
+        bias=norm is None and draw(st.booleans()),
+        init=draw(st.sampled_from(["he", "dirac"])) if pool == 1 else "he",  # pixels that pass as they are often tie
+        frozen=draw(st.sampled_from([False, False, True])),
+        learning_rate_factor=draw(st.sampled_from([1.0, 2.0])),
+    )
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> nn.Network:
+    """A network of every kind of block but dropout."""
+    shape = draw(st.integers(8, 13)), draw(st.integers(8, 13)), draw(st.integers(1, 3))
+    blocks: list[nn.Block] = draw(st.lists(convs(), min_size=1, max_size=2))
+    if draw(st.booleans()):
+        width, stride = draw(st.integers(2, 6)), draw(st.sampled_from([1, 2]))
+        norm = draw(st.none() | st.just(nn.BatchNorm(eps=1e-3)))
+        first = nn.Conv(filters=width, norm=norm, bias=norm is None, stride=stride)
+        body = first, replace(first, stride=1, activation="none")
+        blocks.append(nn.Residual(body, draw(st.sampled_from(["relu", "gelu", "none"]))))
+    if draw(st.booleans()):
+        blocks.append(nn.GlobalPool(draw(st.sampled_from(["mean", "max"]))))
+    if draw(st.booleans()):
+        blocks.append(nn.Dense(units=5, activation=draw(st.sampled_from(["relu", "gelu", "none"]))))
+    scale = draw(st.sampled_from([1.0, 0.5]))
+    head = nn.Dense(units=4, activation="none", bias=draw(st.booleans()), output_scale=scale)
+    try:
+        network = nn.Network.build([*blocks, head], shape)
+    except ValueError:
+        reject()
+    normalised = [layer for layer in network.layers if isinstance(layer.block, nn.Conv) and layer.block.norm]
+    assume(all(COUNT * prod(layer.output_shape[:2]) >= ENOUGH for layer in normalised))
+    return network
+
+
+OPTIMISERS: list[nn.Optimiser] = [
+    nn.Sgd(0.9, 1e-3),
+    nn.Sgd(0.8, 5e-4, nesterov=True),
+    nn.Sgd(),
+    nn.AdamW(0.9, 0.01, eps=1e-3),
+]
+
+
+@settings(max_examples=50, deadline=None, phases=[Phase.generate])  # to find the smallest takes minutes
+@given(networks(), st.sampled_from(OPTIMISERS), st.sampled_from([0.0, 0.2]), st.integers(0, 999))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_drawn_networks_agree(
+    dtype: Any, network: nn.Network, optimiser: nn.Optimiser, smoothing: float, seed: int
+) -> None:
+    """Forward, loss and every gradient at each of ten training steps, and weights and running statistics after them."""
+    largest = [layer for layer in network.layers if layer.block == nn.GlobalPool("max")]
+    assume(dtype == np.float64 or not largest)  # of two that are equal but for rounding, either may be the largest
+    match = Match(network, optimiser, dtype, COUNT, smoothing, seed)
+    for step in range(STEPS):
+        match.step(step)
+    match.compare_state()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cnnjob.nn import learning_rates
-from cnnjob.nn.random import Uniform, generator, permutation
+from cnnjob.nn import Schedule
+from cnnjob.nn.random import Philox, Uniform, generator, permutation
 
 WORDS = [  # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -19,16 +19,14 @@ WORDS = [  # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, r
 
 
 def uniform(blocks: int, first: int = 0) -> Uniform:
-    words = np.zeros((6, blocks), np.uint64)
-    return Uniform(words[:2], words[2:], np.zeros((blocks, 4), np.float32), first)
+    return Uniform(np.zeros((6, blocks), np.uint64), np.zeros((blocks, 4), np.float32), first)
 
 
 @pytest.mark.parametrize(("counter", "key", "result"), WORDS)
 def test_rounds_are_philox4x32(counter: tuple[int, ...], key: tuple[int, int], result: tuple[int, ...]) -> None:
-    one = uniform(1)
-    one._words[:, 0] = counter
-    one.rounds(*key)
-    assert tuple(int(word) for word in one._words[:, 0]) == result
+    one = Philox(np.zeros((6, 1), np.uint64))
+    one.draw(*key, *counter)
+    assert tuple(int(word) for word in one.words[:, 0]) == result
 
 
 def test_numbers_are_uniform_and_below_one() -> None:
@@ -60,7 +58,11 @@ def test_permutations_belong_to_their_address() -> None:
 
 
 def test_schedules() -> None:
-    np.testing.assert_array_equal(learning_rates("constant", 0.1, range(5, 8), 10), [0.1] * 3)
-    np.testing.assert_allclose(learning_rates("cosine", 0.2, range(0, 11, 5), 10), [0.2, 0.1, 0.0], atol=1e-17)
-    parts = [learning_rates("cosine", 0.2, range(start, start + 5), 10) for start in (0, 5)]
-    np.testing.assert_array_equal(np.concatenate(parts), learning_rates("cosine", 0.2, range(10), 10))
+    np.testing.assert_array_equal(Schedule(0.1).rates(range(5, 8), 10), [0.1] * 3)
+    cosine = Schedule(0.2, "cosine")
+    np.testing.assert_allclose(cosine.rates(range(0, 11, 5), 10), [0.2, 0.1, 0.0], atol=1e-17)
+    parts = [cosine.rates(range(start, start + 5), 10) for start in (0, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts), cosine.rates(range(10), 10))
+    triangle = Schedule(2.0, "triangular", warmup=0.25, start_factor=0.2, end_factor=0.1)
+    np.testing.assert_allclose(triangle.rates(range(9), 8), np.interp(range(9), [0, 2, 8], [0.4, 2.0, 0.2]))
+    np.testing.assert_allclose(Schedule(1.0, warmup=0.5).rates(range(5), 8), [0, 0.25, 0.5, 0.75, 1])

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.blocks import Block, Conv, Dense
-from cnnjob.nn.cpu import blocks
+from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, GlobalPool
+from cnnjob.nn.cpu import blocks, losses, stages
+from cnnjob.nn.cpu.batches import gather
 from cnnjob.nn.cpu.conv import conv
+from cnnjob.nn.cpu.norm import norm
+from cnnjob.nn.cpu.updates import update
 from cnnjob.nn.memory import Arena, Array, HostMemory
-from cnnjob.nn.optimisers import Segment, Sgd
+from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation
+from cnnjob.nn.optimisers import Optimiser, Segment
+from cnnjob.nn.pixels import Augmentation, Pixels, View
 from cnnjob.nn.signals import Feed, Signal, Step, Task
 from cnnjob.nn.workers import Workers
-
-UPDATE_ELEMENTS = 1 << 15
-"""Elements of one piece of the update: its operands stay in a core's cache."""
-MOST_PIECES = 4096
-"""Of an update; beyond it the pieces grow, so that planning stays quick."""
 
 
 class NumPyBackend(HostMemory):
@@ -34,71 +34,57 @@ class NumPyBackend(HostMemory):
         self.workers = workers
         self.dtype = np.dtype(dtype)
 
-    def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
+    def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
         """Plan the batch."""
-        return blocks.gather(self.workers, arena, feed, x, scale, shift)
+        return gather(self.workers, arena, feed, x, pixels, change)
 
     def block(
         self,
         arena: Arena,
-        block: Block,
+        block: Operation,
         x: Signal,
         y: Signal,
         parameters: tuple[dict[str, Array], dict[str, Array]],
         feed: Feed,
         place: int,
     ) -> Step:
-        """Plan one block of a training (with gradients) or an evaluation (without)."""
-        w, dw = parameters
-        if isinstance(block, Conv):
-            return conv(self.workers, arena, block, x, y, w, dw)
-        if isinstance(block, Dense):
-            return blocks.dense(self.workers, arena, block, x, y, w, dw)
-        return blocks.dropout(self.workers, arena, block, x, y, feed, place)
+        """Plan one operation of a training or an evaluation."""
+        plan: Any = {Conv: conv, Dense: blocks.dense, Norm: norm}.get(type(block))
+        if plan:
+            step: Step = plan(self.workers, arena, block, x, y, *parameters)
+            return step
+        if isinstance(block, Dropout):
+            return blocks.dropout(self.workers, arena, block, x, y, feed, place)
+        plan = {MaxPool: stages.max_pool, GlobalPool: stages.global_pool, Activate: stages.activate}[type(block)]
+        pure: Step = plan(self.workers, arena, block, x, y)
+        return pure
 
-    def loss(self, arena: Arena, feed: Feed, logits: Signal) -> Task:
+    def join(self, arena: Arena, body: Signal, shortcut: Signal, y: Signal, activation: Activation) -> Step:
+        """Plan the end of a residual block."""
+        return stages.join(self.workers, arena, body, shortcut, y, activation)
+
+    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
+        """Plan a sum of gradients."""
+        return stages.accumulate(self.workers, source, target)
+
+    def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
-        return blocks.cross_entropy(arena, feed, logits)
+        return losses.cross_entropy(arena, feed, logits, label_smoothing)
 
-    def probabilities(self, arena: Arena, logits: Signal) -> tuple[Array, Task]:
-        """Plan the softmax: its (N, K) array and the task that fills it."""
-        p, _, task = blocks.softmax(arena, logits)
-        return p, task
+    def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
+        """Plan the mean over views, and its softmax."""
+        return losses.mean_outputs(arena, logits, shares)
 
     def update(
         self,
         arena: Arena,
-        optimiser: Sgd,
+        optimiser: Optimiser,
         segments: Sequence[Segment],
-        buffers: tuple[Array, Array, Array],
+        buffers: tuple[Array, Array, dict[str, Array]],
         feed: Feed,
     ) -> Task:
-        """Plan the update of the flat parameter buffer, piece by piece (see :class:`Sgd` for the formula)."""
-        weights, gradients, velocity = buffers
-        length = max(UPDATE_ELEMENTS, -(-weights.size // MOST_PIECES))
-
-        def piece(number: int, segment: Segment, start: int) -> Task:
-            part = slice(start, min(start + length, segment.place.stop))
-            w, g = weights[part], gradients[part]
-            v = velocity[part] if optimiser.momentum else g
-            (change,) = arena.scratch(number % blocks.ELEMENT_SHARDS, (w.shape, w.dtype))
-            decay = optimiser.weight_decay if segment.decays else 0.0
-
-            def run() -> None:
-                if decay:
-                    np.multiply(w, decay, out=change)
-                    np.add(g, change, out=g)
-                if optimiser.momentum:
-                    np.multiply(v, optimiser.momentum, out=v)
-                    np.add(v, g, out=v)
-                np.multiply(v, float(feed.learning_rates[feed.position[0]]) * segment.learning_rate_factor, out=change)
-                np.subtract(w, change, out=w)
-
-            return run
-
-        places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
-        tasks = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
-        return lambda: self.workers.run(tasks)
+        """Plan the update of the flat parameter buffer."""
+        return update(self.workers, arena, optimiser, segments, buffers, feed)
 
     def advance(self, feed: Feed) -> Task:
         """Plan the move to the next step."""

@@ -1,4 +1,4 @@
-"""The other blocks on NumPy: the batch, dense, dropout, and the loss."""
+"""Dense and dropout on NumPy."""
 
 from math import prod
 
@@ -17,32 +17,8 @@ SMALL_PRODUCT = 1 << 20
 Arrays = dict[str, Array]
 
 
-def gather(workers: Workers, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
-    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
-    N, H, W, C = x.value.shape
-    dtype, pixels = x.value.dtype, (H, W, C)
-    image_scale, image_shift = (
-        arena.constant(np.broadcast_to(values, pixels).astype(dtype)) for values in (scale, shift)
-    )
-
-    def shard(number: int, part: slice) -> Task:
-        images, values = arena.scratch(number, *(((part.stop - part.start, *pixels), of) for of in (np.uint8, dtype)))
-
-        def load() -> None:
-            first = feed.position[0] * N
-            np.take(feed.images, feed.order[first + part.start : first + part.stop], 0, images, "clip")
-            np.copyto(values, images)
-            np.multiply(values, image_scale, out=values)
-            np.add(values, image_shift, out=x.value[part])
-
-        return load
-
-    tasks = [shard(number, part) for number, part in enumerate(shares(N, ELEMENT_SHARDS))]
-    return lambda: workers.run(tasks)
-
-
 def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
-    """Plan a dense block: y = activation(x w + b).
+    """Plan a dense block: y = activation(output_scale·(x w + b)), the activation ReLU or none.
 
     Args:
         workers: the cores.
@@ -50,15 +26,15 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
         block: its activation.
         x: (N, …), without a border.
         y: (N, U).
-        w: ``weights`` (values of an image, U) and ``bias`` (U,).
-        dw: their gradients, overwritten by ``backward``; empty when the block only evaluates.
+        w: ``weights`` (values of an image, U), and ``bias`` (U,) where it has one.
+        dw: the gradients of those that learn, overwritten by ``backward``.
 
     Returns:
         The two halves.
     """
     N, U = y.value.shape
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
-    slope, mask = (arena.take((N, U) if dw else (0, 0), of) for of in (dtype, bool))
+    slope, find_slope = _slope(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.learns else None
     parts = shares(len(weights), ELEMENT_SHARDS if N * weights.size > SMALL_PRODUCT else 1)
     products = [arena.scratch(number, ((N, U), dtype))[0] for number in range(len(parts))]
@@ -71,7 +47,8 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
     def gradients(part: slice) -> Task:
         def backward() -> None:
-            np.matmul(flat[:, part].T, slope, out=dw["weights"][part])
+            if "weights" in dw:
+                np.matmul(flat[:, part].T, slope, out=dw["weights"][part])
             if dx is not None:
                 np.matmul(slope, weights[part].T, out=dx[:, part])
 
@@ -82,22 +59,33 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
     def forward() -> None:
         workers.run(forwards)
-        np.add(products[0], w["bias"], out=y.value)
+        np.add(products[0], w.get("bias", 0), out=y.value)
         for array in products[1:]:
             np.add(y.value, array, out=y.value)
+        np.multiply(y.value, block.output_scale, out=y.value)
         if block.activation == "relu":
             np.maximum(y.value, 0, out=y.value)
 
     def backward() -> None:
-        if block.activation == "relu":
-            np.greater(y.value, 0, out=mask)
-            np.multiply(y.gradient, mask, out=slope)
-        else:
-            np.copyto(slope, y.gradient)
-        np.add.reduce(slope, axis=0, out=dw["bias"])
+        find_slope()
+        if "bias" in dw:
+            np.add.reduce(slope, axis=0, out=dw["bias"])
         workers.run(backwards)
 
     return Step(forward, backward)
+
+
+def _slope(arena: Arena, block: Dense, y: Signal) -> tuple[Array, Task]:
+    """The gradient of x w + b (N, U), and the task that finds it."""
+    slope, mask = (arena.take(y.gradient.shape, of) for of in (y.value.dtype, bool))
+
+    def run() -> None:
+        np.multiply(y.gradient, block.output_scale, out=slope)
+        if block.activation == "relu":
+            np.greater(y.value, 0, out=mask)
+            np.multiply(slope, mask, out=slope)
+
+    return slope, run
 
 
 def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal, feed: Feed, place: int) -> Step:
@@ -123,7 +111,7 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
         keep = arena.take((part.stop - part.start, *x.value.shape[1:]), x.value.dtype)
-        uniform = Uniform(words[:2], words[2:], uniforms, first // 4)
+        uniform = Uniform(words, uniforms, first // 4)
         drawn = uniforms.reshape(-1)[first % 4 : first % 4 + count].reshape(keep.shape)
 
         def forward() -> None:
@@ -141,57 +129,3 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
     steps = [shard(part) for part in shares(len(x.value), ELEMENT_SHARDS)]
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
     return Step(lambda: workers.run(forwards), lambda: workers.run(backwards))
-
-
-def softmax(arena: Arena, logits: Signal) -> tuple[Array, Array, Task]:
-    """Plan the softmax of (N, K) logits.
-
-    Returns:
-        Probabilities (N, K); log-sum-exp less the largest logit (N, 1); and the task that fills them.
-    """
-    N, K = logits.value.shape
-    p, largest, total = (arena.take(shape, logits.value.dtype) for shape in ((N, K), (N, 1), (N, 1)))
-
-    def run() -> None:
-        np.maximum.reduce(logits.value, axis=1, keepdims=True, out=largest)
-        np.subtract(logits.value, largest, out=p)
-        np.exp(p, out=p)
-        np.add.reduce(p, axis=1, keepdims=True, out=total)
-        np.divide(p, total, out=p)
-
-    return p, total, run
-
-
-def cross_entropy(arena: Arena, feed: Feed, logits: Signal) -> Task:
-    """Plan the loss: mean over the batch of −log softmax(logits)[label], its gradient, and the hits.
-
-    The gradient with respect to the logits is (softmax − onehot(label)) / N (Bishop 2006, eq. 4.109).
-    """
-    N, K = logits.value.shape
-    p, total, softmax_of = softmax(arena, logits)
-    labels, guesses, rows = (arena.take((N,), np.int64) for _ in range(3))
-    right = arena.take((N,), bool)
-    chosen, per_image = (arena.take((N,), logits.value.dtype) for _ in range(2))
-    flat, flat_gradient = logits.value.reshape(-1), logits.gradient.reshape(-1)
-
-    def run() -> None:
-        step = feed.position[0]
-        feed.labels.take(feed.order[step * N : (step + 1) * N], out=labels, mode="clip")
-        logits.value.argmax(axis=1, out=guesses)
-        np.equal(guesses, labels, out=right)
-        feed.hits[step] = np.count_nonzero(right)
-        softmax_of()
-        rows.fill(K)
-        rows[0] = 0
-        np.cumsum(rows, out=rows)  # where each image's outputs start
-        np.add(rows, labels, out=labels)
-        flat.take(labels, out=chosen, mode="clip")
-        np.maximum.reduce(logits.value, axis=1, out=per_image)
-        np.subtract(per_image, chosen, out=chosen)
-        np.log(total[:, 0], out=per_image)
-        np.add(per_image, chosen, out=per_image)
-        feed.losses[step] = np.add.reduce(per_image, dtype=np.float64) / N
-        np.divide(p, N, out=logits.gradient)
-        flat_gradient[labels] -= logits.value.dtype.type(1 / N)
-
-    return run

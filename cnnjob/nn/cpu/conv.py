@@ -41,8 +41,8 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
         block: its sizes.
         x: (N, H, W, C) with a border of ``block.pad``.
         y: (N, H', W', F).
-        w: ``weights`` (K, K, C, F) and ``bias`` (F,).
-        dw: their gradients, overwritten by ``backward``; empty when the block only evaluates.
+        w: ``weights`` (K, K, C, F), and ``bias`` (F,) where it has one.
+        dw: the gradients of those that learn, overwritten by ``backward``.
 
     Returns:
         The two halves.
@@ -50,7 +50,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
     parts = shares(len(y.value), SHARDS)
     sums = {name: arena.take((len(parts), *array.shape), array.dtype) for name, array in dw.items()}
     turned = w["weights"][::-1, ::-1].swapaxes(2, 3)  # (K, K, F, C)
-    used = {**w, "turned": arena.take(turned.shape if dw and x.learns else (0,), turned.dtype)}
+    used = {**w, "turned": arena.take(turned.shape if x.learns else (0,), turned.dtype)}
     steps = [
         _shard(arena, block, x, y, used, {name: array[number] for name, array in sums.items()}, number, part)
         for number, part in enumerate(parts)
@@ -91,17 +91,17 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Array
     n, H, W, F = shape = y.value[part].shape
     K, P, C, dtype = block.kernel, block.pool, x.value.shape[3], y.value.dtype
     positions, taps = P * P * n * H * W, K * K * C
-    learns = bool(dw) and x.learns
-    turns = learns and block.stride == 1
-    keeps = bool(dw) and C < FEW_CHANNELS
+    turns = x.learns and block.stride == 1
+    keeps = "weights" in dw and C < FEW_CHANNELS
+    bare = P == 1 and block.activation == "none" and "bias" not in w and y.value.flags.c_contiguous
     needed: dict[str, Shape] = {
         "columns": (0,) if keeps else (positions, taps),
-        "z": (P * P, *shape),
+        "z": (0,) if bare else (P * P, *shape),
         "top": shape if P > 1 else (0,),
         "bias_row": (W, F),
         "zeros": (W, F),
         "ones": (1, positions),
-        "weights": (taps, F) if dw else (0,),
+        "weights": (taps, F) if "weights" in dw else (0,),
         "bias": (1, F),
     }
     if turns:
@@ -110,13 +110,17 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Array
     if keeps:
         memory["columns"] = arena.take((positions, taps), dtype)
     patches = _Patches(x.padded[part], block, (H, W), memory["columns"])
-    chosen = dw and (block.activation == "relu" or P > 1)
+    chosen = y.learns and (block.activation == "relu" or P > 1)
     masks = arena.take((P * P, *shape) if chosen else (0, *shape), bool)
+    if bare:  # the product is the output
+        memory["z"] = y.value[part][None]
     forward = _forward(block, patches, memory, w, y.value[part], masks)
-    if not dw:
+    if not y.learns:
         return Step(forward, forward)
+    if bare:
+        memory = {**memory, "z": y.gradient[part][None]}
     into_weights = _into_weights(patches, memory, dw, y.gradient[part], masks, keeps=keeps)
-    if not learns:
+    if not x.learns:
         return Step(forward, into_weights)
     into_input = _turned(block, x, part, memory, w) if turns else _scattered(block, x, part, patches, memory, w)
 
@@ -132,16 +136,20 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, w: Arrays, out: A
     z, bias, zeros = (memory[name] for name in ("z", "bias_row", "zeros"))
     kernel = w["weights"].reshape(-1, out.shape[-1])
     flat_z, top = z.reshape(-1, out.shape[-1]), memory["top"] if block.pool > 1 else z[0]
+    bare = np.may_share_memory(z, out)
 
     def forward() -> None:
         patches.gather()
         np.matmul(patches.flat, kernel, out=flat_z)
         for phase in range(1, len(z)):
             np.maximum(top if phase > 1 else z[0], z[phase], out=top)
-        np.copyto(bias, w["bias"])  # a row of them: NumPy is slow with short ones and with scalars
-        zeros.fill(0)
-        np.add(top, bias, out=out)  # the bias and ReLU keep the order, so they come after the maximum
+        if "bias" in w:
+            np.copyto(bias, w["bias"])  # a row of them: NumPy is slow with short ones and with scalars
+            np.add(top, bias, out=out)  # the bias and ReLU keep the order, so they come after the maximum
+        elif not bare:
+            np.copyto(out, top)
         if block.activation == "relu":
+            zeros.fill(0)
             np.maximum(out, zeros, out=out)
         if len(masks):
             mark()
@@ -163,20 +171,23 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, w: Arrays, out: A
 def _into_weights(patches: "_Patches", memory: Arrays, dw: Arrays, dy: Array, masks: Array, *, keeps: bool) -> Task:
     """The gradients of z, which take its place, and of weights and bias, which are added to ``dw``."""
     z, ones, weights, bias = (memory[name] for name in ("z", "ones", "weights", "bias"))
-    flat_z, flat_dw = z.reshape(-1, z.shape[-1]), dw["weights"].reshape(weights.shape)
+    flat_z = z.reshape(-1, z.shape[-1])
+    bare = np.may_share_memory(z, dy)
 
     def backward() -> None:
         if len(masks):
             np.multiply(dy, masks, out=z)
-        else:
+        elif not bare:
             np.copyto(z[0], dy)
-        if not keeps:
-            patches.gather()
-        np.matmul(patches.flat.T, flat_z, out=weights)
-        np.add(flat_dw, weights, out=flat_dw)
-        ones.fill(1)
-        np.matmul(ones, flat_z, out=bias)  # a sum over an array's first axis is slow otherwise
-        np.add(dw["bias"], bias[0], out=dw["bias"])
+        if "weights" in dw:
+            if not keeps:
+                patches.gather()
+            np.matmul(patches.flat.T, flat_z, out=weights)
+            np.add(dw["weights"].reshape(weights.shape), weights, out=dw["weights"].reshape(weights.shape))
+        if "bias" in dw:
+            ones.fill(1)
+            np.matmul(ones, flat_z, out=bias)  # a sum over an array's first axis is slow otherwise
+            np.add(dw["bias"], bias[0], out=dw["bias"])
 
     return backward
 

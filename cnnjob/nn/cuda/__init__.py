@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.blocks import Block, Conv, Dense, Shape
+from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, Shape
 from cnnjob.nn.cuda import blocks
 from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
 from cnnjob.nn.cuda.launches import Device, HollowDevice, scalars
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.optimisers import Segment, Sgd
+from cnnjob.nn.operations import Operation
+from cnnjob.nn.optimisers import Optimiser, Segment, Sgd
+from cnnjob.nn.pixels import Augmentation, Pixels, View
 from cnnjob.nn.signals import Feed, Signal, Step, Task
 
 
@@ -60,14 +62,16 @@ class CudaBackend:
         self.copy(array, here)
         return here
 
-    def gather(self, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
+    def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
         """Plan the batch."""
-        return blocks.gather(self.device, arena, feed, x, scale, shift)
+        if change:
+            raise NotImplementedError("no augmentation on a GPU")
+        return blocks.gather(self.device, arena, feed, x, pixels.scale, pixels.shift)
 
     def block(
         self,
         arena: Arena,
-        block: Block,
+        block: Operation,
         x: Signal,
         y: Signal,
         parameters: tuple[dict[str, Array], dict[str, Array]],
@@ -80,21 +84,45 @@ class CudaBackend:
             return conv(self.device, arena, block, x, y, w, dw, self._column_bytes)
         if isinstance(block, Dense):
             return blocks.dense(self.device, arena, block, x, y, w, dw)
+        if not isinstance(block, Dropout):
+            raise NotImplementedError(f"no {type(block).__name__} on a GPU")
         return blocks.dropout(self.device, block, x, y, feed, place)
 
-    def loss(self, arena: Arena, feed: Feed, logits: Signal) -> Task:
+    def join(self, arena: Arena, body: Signal, shortcut: Signal, y: Signal, activation: Activation) -> Step:
+        """Plan the end of a residual block."""
+        raise NotImplementedError("no residual block on a GPU")
+
+    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
+        """Plan a sum of gradients."""
+        raise NotImplementedError("no residual block on a GPU")
+
+    def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
+        if label_smoothing:
+            raise NotImplementedError("no label smoothing on a GPU")
         return blocks.cross_entropy(self.device, arena, feed, logits)
 
-    def probabilities(self, arena: Arena, logits: Signal) -> tuple[Array, Task]:
-        """Plan the softmax: its (N, K) array and the task that fills it."""
-        return blocks.softmax(self.device, arena, logits)
+    def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
+        """Plan the softmax: its (N, K) array, and the tasks that fill it."""
+        if len(shares) > 1:
+            raise NotImplementedError("no test-time augmentation on a GPU")
+        p, task = blocks.softmax(self.device, arena, logits)
+        return p, [lambda: None], task
 
     def update(
-        self, arena: Arena, optimiser: Sgd, segments: Sequence[Segment], buffers: tuple[Array, Array, Array], feed: Feed
+        self,
+        arena: Arena,
+        optimiser: Optimiser,
+        segments: Sequence[Segment],
+        buffers: tuple[Array, Array, dict[str, Array]],
+        feed: Feed,
     ) -> Task:
         """Plan the update of the flat parameter buffer."""
-        return blocks.sgd(self.device, arena, optimiser, segments, buffers, feed)
+        if not isinstance(optimiser, Sgd) or optimiser.nesterov or optimiser.decoupled or optimiser.lookahead:
+            raise NotImplementedError(f"no {optimiser} on a GPU")
+        weights, gradients, slots = buffers
+        velocity = slots.get("velocity", gradients[:0])
+        return blocks.sgd(self.device, arena, optimiser, segments, (weights, gradients, velocity), feed)
 
     def advance(self, feed: Feed) -> Task:
         """Plan the move to the next step."""

@@ -1,0 +1,192 @@
+"""What a job file may say of the network: its blocks in order."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from cnnjob.sections import Fraction, OrFalse, Section
+
+LARGEST_SIGMA = 10
+
+
+def _initialiser(value: Any) -> Any:
+    """A name or a standard deviation; one message for both."""
+    if value in {"he", "dirac", "whitening"}:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
+        return float(value)
+    raise ValueError(
+        f"none of 'he', 'dirac', 'whitening' or a standard deviation from 0 to {LARGEST_SIGMA}, found {value!r}"
+    )
+
+
+Initialiser = Annotated[Literal["he", "dirac", "whitening"] | float, BeforeValidator(_initialiser)]
+"""``"he"``, or the standard deviation of a centred normal distribution; of convolutions also ``"dirac"`` (each filter
+hands a channel through) and, of the first block alone, ``"whitening"`` (from patches of the training images)."""
+
+Activation = Literal["relu", "gelu", "none"]
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class BatchNorm(Section):
+    """Batch normalisation (Ioffe & Szegedy 2015)."""
+
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the batch's statistics in the new running ones."""
+    eps: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    """Added to the variance."""
+    scale: bool = True
+    """Whether it has a scale that learns."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of its scale and shift."""
+
+
+class Conv(Section):
+    """A convolution, its bias, normalisation, activation and max-pooling: one block."""
+
+    conv: Annotated[int, Field(ge=1, le=65536)]
+    """Number of filters."""
+    kernel: Annotated[int, Field(ge=1, le=64)] = 3
+    """Side of the square kernel, in pixels."""
+    stride: Annotated[int, Field(ge=1, le=64)] = 1
+    """Step of the kernel, in pixels."""
+    pad: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Zeros around the image, in pixels; the default, kernel // 2, keeps the size of odd kernels."""
+    pool: Annotated[int, Field(ge=1, le=64)] = 1
+    """Side and step of the max-pooling; 1 is none."""
+    batch_norm: Annotated[BatchNorm | None, OrFalse] = None
+    """``true`` or a table of its settings."""
+    order: Annotated[tuple[Literal["norm", "activation", "pool"], ...], Field(strict=False)] = (
+        "norm",
+        "activation",
+        "pool",
+    )
+    """What follows the convolution and its bias, in this order."""
+    activation: Activation = "relu"
+    """What follows."""
+    init: Initialiser = "he"
+    """Initial weights."""
+    bias: bool | None = None
+    """Whether it has a bias; the default is: unless it is normalised."""
+    bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    """Initial bias."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of this block."""
+    frozen: bool = False
+    """Whether its weights stay as they start; bias and normalisation learn all the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        found = dict(values)
+        if found.get("pad") is None and isinstance(found.get("kernel", 3), int):
+            found["pad"] = found.get("kernel", 3) // 2
+        if found.get("bias") is None:
+            found["bias"] = not found.get("batch_norm") and found.get("batch_norm") != {}
+        return found
+
+    @model_validator(mode="after")
+    def _orders_all(self) -> "Conv":
+        if sorted(self.order) != ["activation", "norm", "pool"]:
+            raise ValueError(f"order: not 'norm', 'activation' and 'pool', each once, found {list(self.order)}")
+        return self
+
+
+class Dense(Section):
+    """A fully connected layer, its bias and activation: one block."""
+
+    dense: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Number of units."""
+    activation: Activation = "relu"
+    """What follows."""
+    init: Initialiser = "he"
+    """Initial weights."""
+    bias: bool = True
+    """Whether it has a bias."""
+    bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    """Initial bias."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of this block."""
+    frozen: bool = False
+    """Whether its weights stay as they start."""
+
+
+class Dropout(Section):
+    """Sets a share of the values to zero while training (Srivastava et al. 2014)."""
+
+    dropout: Fraction
+    """Probability of setting a value to zero."""
+
+
+class GlobalPool(Section):
+    """One number a channel: the mean or the maximum over all pixels (Lin et al. 2014)."""
+
+    global_pool: Literal["mean", "max"]
+    """Which."""
+
+
+class Residual(Section):
+    """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where shapes differ it projects."""
+
+    residual: Annotated[tuple["BodyBlock", ...], Field(strict=False, min_length=1)]
+    """The body: ``conv`` and ``dropout`` blocks, the last ``conv`` best without activation."""
+    activation: Activation = "relu"
+    """Of the sum."""
+
+
+class Classifier(Section):
+    """The implied last layer: one unit a class, no activation."""
+
+    init: Initialiser = "he"
+    """Initial weights."""
+    bias: bool = True
+    """Whether it has a bias."""
+    bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    """Initial bias."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of this layer."""
+    frozen: bool = False
+    """Whether its weights stay as they start."""
+    output_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Factor on the outputs."""
+
+
+_KINDS: dict[str, type[Section]] = {
+    "conv": Conv,
+    "dense": Dense,
+    "dropout": Dropout,
+    "global_pool": GlobalPool,
+    "residual": Residual,
+}
+
+
+def _kind_of(block: Any) -> str | None:
+    """Tell a block's kind by the key that only it has."""
+    if isinstance(block, Section):
+        return next((kind for kind, section in _KINDS.items() if isinstance(block, section)), None)
+    return next((kind for kind in _KINDS if isinstance(block, dict) and kind in block), None)
+
+
+_BY_KIND = Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no such block")
+
+BodyBlock = Annotated[Annotated[Conv, Tag("conv")] | Annotated[Dropout, Tag("dropout")], _BY_KIND]
+
+Block = Annotated[
+    Annotated[Conv, Tag("conv")]
+    | Annotated[Dense, Tag("dense")]
+    | Annotated[Dropout, Tag("dropout")]
+    | Annotated[GlobalPool, Tag("global_pool")]
+    | Annotated[Residual, Tag("residual")],
+    _BY_KIND,
+]
+
+
+class Model(Section):
+    """The network: its blocks in order; the classifier layer is implied."""
+
+    blocks: Annotated[tuple[Block, ...], Field(strict=False)] = ()
+    """From the image on."""
+    classifier: Classifier = Classifier()
+    """How the last layer starts and learns."""

@@ -1,0 +1,62 @@
+"""What a plan asks of the arrays' library: memory, and a task for each part of a step."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from cnnjob.nn.blocks import Activation
+from cnnjob.nn.memory import Arena, Array, Memory
+from cnnjob.nn.operations import Operation
+from cnnjob.nn.optimisers import Optimiser, Segment
+from cnnjob.nn.pixels import Augmentation, Pixels, View
+from cnnjob.nn.signals import Feed, Signal, Step, Task
+
+
+class Backend(Memory, Protocol):
+    """NumPy, or a device."""
+
+    name: str
+    dtype: np.dtype[np.floating]
+    synchronous: bool
+    """Whether what a task computes is there when it returns."""
+
+    def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
+        """The batch, changed and normalised."""
+
+    def block(
+        self,
+        arena: Arena,
+        block: Operation,
+        x: Signal,
+        y: Signal,
+        parameters: tuple[dict[str, Array], dict[str, Array]],
+        feed: Feed,
+        place: int,
+    ) -> Step:
+        """One operation; its parameters, and the gradients of those that learn. It trains where y learns."""
+
+    def join(self, arena: Arena, body: Signal, shortcut: Signal, y: Signal, activation: Activation) -> Step:
+        """Plan y = activation(body + shortcut); backward gives the sum's gradient to the body."""
+
+    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
+        """Plan target ← target + source, both (N, H, W, C)."""
+
+    def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
+        """Loss, hits, and the logits' gradient."""
+
+    def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
+        """The softmax of a weighted mean of several views' logits: its array, a task after each view, and the last."""
+
+    def update(
+        self,
+        arena: Arena,
+        optimiser: Optimiser,
+        segments: Sequence[Segment],
+        buffers: tuple[Array, Array, dict[str, Array]],
+        feed: Feed,
+    ) -> Task:
+        """Parameters, gradients and slots, as the optimiser says."""
+
+    def advance(self, feed: Feed) -> Task:
+        """The position moves on by a step."""

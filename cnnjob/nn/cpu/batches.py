@@ -1,0 +1,76 @@
+"""The batch on NumPy: images taken by index, changed by address, and normalised."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.pixels import Augmentation, Pixels, View, mirrored
+from cnnjob.nn.random import Philox
+from cnnjob.nn.signals import Feed, Signal, Task
+from cnnjob.nn.workers import Workers, shares
+
+SHARDS = 8
+
+Take = Callable[[Array], object]
+"""Takes the images that some indices name."""
+
+
+def gather(
+    workers: Workers, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None
+) -> Task:
+    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
+    N, *inner = x.value.shape
+    dtype = x.value.dtype
+    scale, shift = (
+        arena.constant(np.broadcast_to(values, inner).astype(dtype)) for values in (pixels.scale, pixels.shift)
+    )
+
+    def shard(number: int, part: slice) -> Task:
+        images, values = arena.scratch(number, *(((part.stop - part.start, *inner), of) for of in (np.uint8, dtype)))
+        take = _changed(arena, feed, change, images) if change else _taken(feed, images)
+
+        def load() -> None:
+            first = feed.position[0] * N
+            take(feed.order[first + part.start : first + part.stop])
+            np.copyto(values, images)
+            np.multiply(values, scale, out=values)
+            np.add(values, shift, out=x.value[part])
+
+        return load
+
+    tasks = [shard(*place) for place in enumerate(shares(N, SHARDS))]
+    return lambda: workers.run(tasks)
+
+
+def _taken(feed: Feed, images: Array) -> Take:
+    """As they are."""
+    return lambda order: np.take(feed.images, order, 0, images, "clip")
+
+
+def _changed(arena: Arena, feed: Feed, change: Augmentation | View, images: Array) -> Take:
+    """Turned and moved, pixel by pixel through a table of where each comes from."""
+    n, H, W, C = images.shape
+    reach = change.translate if isinstance(change, Augmentation) else max(abs(move) for move in change[1:])
+    down, right = (arena.constant(mirrored(side, reach)) for side in (H, W))
+    views, words = arena.take((3, n), np.int64), Philox(arena.take((6, n), np.uint64))
+    rows, columns, places = (arena.take((n, *size), np.int64) for size in ((H,), (W,), (H, W)))
+
+    def take(order: Array) -> None:
+        if isinstance(change, Augmentation):
+            epoch = int(feed.position[1] - feed.position[0]) // len(feed.learning_rates)
+            change.draw(words, order, epoch, feed.seed, views)
+        else:
+            np.copyto(views.T, change)
+        flipped = views[0, :, None]
+        np.add(views[1:], reach, out=views[1:])
+        np.take(down, views[1], 0, rows, "clip")
+        np.take(right, views[2], 0, columns, "clip")
+        np.multiply(columns, 1 - 2 * flipped, out=columns)
+        np.add(columns, (W - 1) * flipped, out=columns)
+        np.add(rows, order[:, None] * H, out=rows)
+        np.multiply(rows, W, out=rows)
+        np.add(rows[:, :, None], columns[:, None], out=places)
+        np.take(feed.images.reshape(-1, C), places, 0, images, "clip")
+
+    return take

@@ -1,0 +1,96 @@
+"""What becomes of the outputs on NumPy: probabilities, the loss, its gradient and the hits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.signals import Feed, Signal, Task
+
+
+def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
+    """Plan the softmax of (N, K) logits.
+
+    Returns:
+        Probabilities (N, K); the sum of exponentials of the logits less the largest (N, 1); and the task that fills
+        them.
+    """
+    N, K = logits.shape
+    p, largest, total = (arena.take(shape, logits.dtype) for shape in ((N, K), (N, 1), (N, 1)))
+
+    def run() -> None:
+        np.maximum.reduce(logits, axis=1, keepdims=True, out=largest)
+        np.subtract(logits, largest, out=p)
+        np.exp(p, out=p)
+        np.add.reduce(p, axis=1, keepdims=True, out=total)
+        np.divide(p, total, out=p)
+
+    return p, total, run
+
+
+def mean_outputs(arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
+    """Plan the softmax of the weighted mean of several views' logits (N, K).
+
+    Returns:
+        Its array (N, K); the task after each view; and the last one.
+    """
+    if len(shares) == 1:
+        p, _, run = softmax(arena, logits.value)
+        return p, [lambda: None], run
+    mean, work = (arena.take(logits.value.shape, logits.value.dtype) for _ in range(2))
+
+    def added(number: int, share: float) -> Task:
+        def run() -> None:
+            np.multiply(logits.value, share, out=work)
+            np.add(mean, work, out=mean)
+
+        def first() -> None:
+            np.multiply(logits.value, share, out=mean)
+
+        return run if number else first
+
+    p, _, last = softmax(arena, mean)
+    return p, [added(number, share) for number, share in enumerate(shares)], last
+
+
+def cross_entropy(arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
+    """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
+
+    The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with
+    respect to the logits is (softmax − t) / N (Bishop 2006, eq. 4.109).
+    """
+    N, K = logits.value.shape
+    p, total, softmax_of = softmax(arena, logits.value)
+    labels, guesses, rows = (arena.take((N,), np.int64) for _ in range(3))
+    right = arena.take((N,), bool)
+    chosen, spread, per_image = (arena.take((N,), logits.value.dtype) for _ in range(3))
+    flat, flat_gradient = logits.value.reshape(-1), logits.gradient.reshape(-1)
+
+    def run() -> None:
+        step = feed.position[0]
+        feed.labels.take(feed.order[step * N : (step + 1) * N], out=labels, mode="clip")
+        logits.value.argmax(axis=1, out=guesses)
+        np.equal(guesses, labels, out=right)
+        feed.hits[step] = np.count_nonzero(right)
+        softmax_of()
+        rows.fill(K)
+        rows[0] = 0
+        np.cumsum(rows, out=rows)  # where each image's outputs start
+        np.add(rows, labels, out=labels)
+        flat.take(labels, out=chosen, mode="clip")
+        if label_smoothing:
+            np.multiply(chosen, 1 - label_smoothing, out=chosen)
+            np.add.reduce(logits.value, axis=1, out=spread)
+            np.multiply(spread, label_smoothing / K, out=spread)
+            np.add(chosen, spread, out=chosen)  # Σ t·logits
+        np.maximum.reduce(logits.value, axis=1, out=per_image)
+        np.subtract(per_image, chosen, out=chosen)
+        np.log(total[:, 0], out=per_image)
+        np.add(per_image, chosen, out=per_image)
+        feed.losses[step] = np.add.reduce(per_image, dtype=np.float64) / N
+        if label_smoothing:
+            np.subtract(p, label_smoothing / K, out=p)
+        np.divide(p, N, out=logits.gradient)
+        flat_gradient[labels] -= logits.value.dtype.type((1 - label_smoothing) / N)
+
+    return run

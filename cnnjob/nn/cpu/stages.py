@@ -1,0 +1,138 @@
+"""What stands between and after convolutions on NumPy: activations, pooling, and the sum of a residual block."""
+
+from functools import partial
+
+import numpy as np
+
+from cnnjob.nn.blocks import Activation, GlobalPool
+from cnnjob.nn.cpu.activations import WORKING, activation
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.operations import Activate, MaxPool
+from cnnjob.nn.signals import Signal, Step, Task
+from cnnjob.nn.workers import Workers, shares
+
+SHARDS = 8
+
+
+def activate(workers: Workers, arena: Arena, block: Activate, x: Signal, y: Signal) -> Step:
+    """Plan an activation of (N, …), see :func:`cnnjob.nn.cpu.activations.activation`."""
+    kind = block.activation
+
+    def shard(number: int, part: slice) -> Step:
+        u, dy = x.value[part], y.gradient[part]
+        t, *working = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + WORKING[kind]))
+        act, slope_of = activation(arena, kind, y.value[part], working, learns=y.learns)
+
+        def forward() -> None:
+            np.copyto(t, u)
+            act(t)
+
+        return Step(forward, lambda: slope_of(dy, x.gradient[part]))
+
+    return _shared(workers, [shard(*place) for place in enumerate(shares(len(x.value), SHARDS))])
+
+
+def join(workers: Workers, arena: Arena, body: Signal, shortcut: Signal, y: Signal, kind: Activation) -> Step:
+    """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
+
+    Backward gives the sum's gradient to the body; the shortcut's is the same.
+    """
+
+    def shard(number: int, part: slice) -> Step:
+        u, dy = body.value[part], y.gradient[part]
+        t, *working = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + WORKING[kind]))
+        act, slope_of = activation(arena, kind, y.value[part], working, learns=y.learns)
+
+        def forward() -> None:
+            np.add(u, shortcut.value[part], out=t)
+            act(t)
+
+        return Step(forward, lambda: slope_of(dy, body.gradient[part]))
+
+    return _shared(workers, [shard(*place) for place in enumerate(shares(len(y.value), SHARDS))])
+
+
+def accumulate(workers: Workers, source: Array, target: Array) -> Task:
+    """Plan target ← target + source, both (N, …)."""
+    parts = [(target[part], source[part]) for part in shares(len(target), SHARDS)]
+    tasks = [partial(np.add, into, values, out=into) for into, values in parts]
+    return lambda: workers.run(tasks)
+
+
+def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signal) -> Step:
+    """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
+
+    Of equal maxima the first in row-major order takes the gradient. Rows and columns that fill no window take none.
+    """
+    P, (H, W) = block.side, y.value.shape[1:3]
+
+    def windows(array: Array) -> list[Array]:
+        """What the P² places of a window hold, each (n, H', W', C)."""
+        inside = array[:, : H * P, : W * P]
+        return [inside[:, i::P, j::P] for i in range(P) for j in range(P)]
+
+    def shard(part: slice) -> Step:
+        out, dy, dx = y.value[part], y.gradient[part], x.gradient[part]
+        phases, slopes = windows(x.value[part]), windows(dx) if y.learns else []
+        masks = arena.take((len(slopes), *out.shape), bool)
+
+        def forward() -> None:
+            np.copyto(out, phases[0])
+            for phase in phases[1:]:
+                np.maximum(out, phase, out=out)
+            if len(masks):
+                mark()
+
+        def mark() -> None:
+            free = masks[-1]  # windows whose gradient no place has taken
+            free.fill(1)
+            for mask, phase in zip(masks[:-1], phases, strict=False):
+                np.equal(phase, out, out=mask)
+                np.logical_and(mask, free, out=mask)
+                np.logical_xor(mask, free, out=free)
+
+        def backward() -> None:
+            dx[:, H * P :], dx[:, :, W * P :] = 0, 0
+            for slope, mask in zip(slopes, masks, strict=True):
+                np.multiply(dy, mask, out=slope)
+
+        return Step(forward, backward)
+
+    return _shared(workers, [shard(part) for part in shares(len(x.value), SHARDS)])
+
+
+def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Signal, y: Signal) -> Step:
+    """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C); the first of equal maxima counts."""
+    N, H, W, C = x.value.shape
+
+    def shard(number: int, part: slice) -> Step:
+        z, dz, out, dy = x.value[part], x.gradient[part], y.value[part], y.gradient[part]
+        (t,) = arena.scratch(number, ((len(z), H * W, C), z.dtype))
+        first = arena.take((len(z), 1, C) if block.how == "max" else (0, 1, 1), np.int64)
+
+        def forward() -> None:
+            np.copyto(t.reshape(z.shape), z)
+            if block.how == "mean":
+                np.add.reduce(t, axis=1, out=out)
+                np.divide(out, H * W, out=out)
+            else:
+                np.maximum.reduce(t, axis=1, out=out)
+                t.argmax(axis=1, out=first, keepdims=True)
+
+        def backward() -> None:
+            if block.how == "mean":
+                np.divide(dy[:, None, None], H * W, out=dz)
+            else:
+                t.fill(0)
+                np.put_along_axis(t, first, dy[:, None], axis=1)
+                np.copyto(dz, t.reshape(dz.shape))
+
+        return Step(forward, backward)
+
+    return _shared(workers, [shard(*place) for place in enumerate(shares(N, SHARDS))])
+
+
+def _shared(workers: Workers, steps: list[Step]) -> Step:
+    """The shards' halves, shared over the cores."""
+    forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
+    return Step(lambda: workers.run(forwards), lambda: workers.run(backwards))

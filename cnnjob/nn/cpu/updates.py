@@ -1,0 +1,133 @@
+"""The update of the flat parameter buffer on NumPy, piece by piece."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
+from cnnjob.nn.signals import Feed, Task
+from cnnjob.nn.workers import Workers, run_all
+
+SHARDS = 8
+PIECE_ELEMENTS = 1 << 15
+"""Of a piece: its operands stay in a core's cache."""
+MOST_PIECES = 4096
+"""Of an update; beyond it the pieces grow, so that planning stays quick."""
+
+Rate = Callable[[], float]
+
+
+def update(
+    workers: Workers,
+    arena: Arena,
+    optimiser: Optimiser,
+    segments: Sequence[Segment],
+    buffers: tuple[Array, Array, dict[str, Array]],
+    feed: Feed,
+) -> Task:
+    """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas)."""
+    weights, gradients, slots = buffers
+    length = max(PIECE_ELEMENTS, -(-weights.size // MOST_PIECES))
+
+    def piece(number: int, segment: Segment, start: int) -> Task:
+        part = slice(start, min(start + length, segment.place.stop))
+        own = {name: flat[part] for name, flat in slots.items()}
+        work = arena.scratch(number % SHARDS, *[(weights[part].shape, weights.dtype)] * 2)
+        decay = optimiser.weight_decay if segment.decays else 0.0
+
+        def rate() -> float:
+            return float(feed.learning_rates[feed.position[0]]) * segment.learning_rate_factor
+
+        if isinstance(optimiser, AdamW):
+            return _adamw(optimiser, weights[part], gradients[part], own, work, decay, rate, feed)
+        return _sgd(optimiser, weights[part], gradients[part], own, work, decay, rate)
+
+    places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
+    tasks = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
+    if not optimiser.lookahead:
+        return lambda: workers.run(tasks)
+    look = _lookahead(workers, arena, weights, slots["slow"], length, feed)
+    return lambda: run_all([lambda: workers.run(tasks), look])
+
+
+def _sgd(
+    optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], work: list[Array], decay: float, rate: Rate
+) -> Task:
+    change, v = work[0], slots.get("velocity", g)
+
+    def run() -> None:
+        eta = rate()
+        if decay and optimiser.decoupled:
+            np.multiply(w, 1 - eta * decay, out=w)
+        elif decay:
+            np.multiply(w, decay, out=change)
+            np.add(g, change, out=g)
+        if optimiser.momentum:
+            np.multiply(v, optimiser.momentum, out=v)
+            np.add(v, g, out=v)
+        if optimiser.momentum and optimiser.nesterov:
+            np.multiply(v, optimiser.momentum, out=change)
+            np.add(change, g, out=change)
+            np.multiply(change, eta, out=change)
+        else:
+            np.multiply(v, eta, out=change)
+        np.subtract(w, change, out=w)
+
+    return run
+
+
+def _adamw(
+    optimiser: AdamW,
+    w: Array,
+    g: Array,
+    slots: dict[str, Array],
+    work: list[Array],
+    decay: float,
+    rate: Rate,
+    feed: Feed,
+) -> Task:
+    change, root = work
+    m, v = slots["first_moment"], slots["second_moment"]
+
+    def run() -> None:
+        eta, t = rate(), int(feed.position[1]) + 1
+        if decay:
+            np.multiply(w, 1 - eta * decay, out=w)
+        for moment, beta in ((m, optimiser.momentum), (v, optimiser.beta2)):
+            np.multiply(g, g if moment is v else 1, out=change)
+            np.multiply(change, 1 - beta, out=change)
+            np.multiply(moment, beta, out=moment)
+            np.add(moment, change, out=moment)
+        np.sqrt(v, out=root)
+        np.multiply(root, 1 / (1 - optimiser.beta2**t) ** 0.5, out=root)
+        np.add(root, optimiser.eps, out=root)
+        np.multiply(m, eta / (1 - optimiser.momentum**t), out=change)
+        np.divide(change, root, out=change)
+        np.subtract(w, change, out=w)
+
+    return run
+
+
+def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, feed: Feed) -> Task:
+    """After a step that has a share: slow ← slow + (1 − share)(fast − slow), fast ← slow."""
+
+    def piece(number: int, start: int) -> Task:
+        f, s = fast[start : start + length], slow[start : start + length]
+        (change,) = arena.scratch(number % SHARDS, (f.shape, f.dtype))
+
+        def run() -> None:
+            np.subtract(f, s, out=change)
+            np.multiply(change, 1 - float(feed.lookahead[feed.position[0]]), out=change)
+            np.add(s, change, out=s)
+            np.copyto(f, s)
+
+        return run
+
+    tasks = [piece(*place) for place in enumerate(range(0, fast.size, length))]
+
+    def run() -> None:
+        if feed.lookahead[feed.position[0]] >= 0:
+            workers.run(tasks)
+
+    return run
