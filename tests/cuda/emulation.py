@@ -1,4 +1,4 @@
-"""A device on the CPU: kernels.cu compiled by g++ through shim.h, on NumPy arrays, with NumPy's GEMM."""
+"""A device on the CPU: the kernels compiled by g++ through shim.h, on NumPy arrays, with NumPy's GEMM."""
 
 import ctypes
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from cnnjob.nn import cuda
+from cnnjob.nn.cuda.sources import FOLDER, kernel_source
 
 Array = np.ndarray[Any, Any]
 
-SOURCE = Path(os.environ.get("CNNJOB_TEST_KERNELS") or Path(cuda.__file__).with_name("kernels.cu"))
-"""What is tested; faults are planted in a copy of it."""
+SOURCE = kernel_source(Path(os.environ.get("CNNJOB_TEST_KERNELS") or FOLDER))
+"""What is tested; faults are planted in a copy of its files."""
 SHIM = Path(__file__).with_name("shim.h")
 ORDERS = {"forward": 0, "reversed": 1, "shuffled": 2}
 FAILURES = {1: "some threads missed a barrier", 2: "threads at different barriers"}
@@ -57,7 +57,7 @@ class EmulatedDevice:
     versions: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, source: str | None = None, order: str = "forward") -> None:
-        self._library = compiled(SOURCE.read_text() if source is None else source)
+        self._library = compiled(SOURCE if source is None else source)
         self._order = ORDERS[order]
         self.launched: set[str] = set()
 

@@ -1,5 +1,6 @@
-"""Faults that are planted in kernels.cu: what stands there, what is put in its place, and which of its places."""
+"""Faults that are planted in the kernels: what stands there, what is put in its place, and which of its places."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -9,12 +10,14 @@ class Fault(NamedTuple):
     old: str
     new: str
     place: int = 0
+    file: str = "kernels.cu"
 
-    def planted(self, source: str) -> str:
-        """The source with the fault."""
-        parts = source.split(self.old)
+    def plant(self, folder: Path) -> None:
+        """Put it into a copy of the files."""
+        path = folder / self.file
+        parts = path.read_text().split(self.old)
         assert len(parts) > self.place + 1, self.old
-        return self.old.join(parts[: self.place + 1]) + self.new + self.old.join(parts[self.place + 1 :])
+        path.write_text(self.old.join(parts[: self.place + 1]) + self.new + self.old.join(parts[self.place + 1 :]))
 
 
 FAULTS = [

@@ -1,13 +1,15 @@
 """Faults planted in the kernels are caught by the tests that run them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cuda.emulation import SOURCE, needs_compiler
+from cnnjob.nn.cuda.sources import kernel_files
+from tests.cuda.emulation import needs_compiler
 from tests.cuda.faults import FAULTS, Fault
 
 pytestmark = [needs_compiler, pytest.mark.cuda_emulated]
@@ -23,14 +25,18 @@ def passes(kernels: Path) -> bool:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode == 0
 
 
-def test_a_copy_without_a_fault_passes(tmp_path: Path) -> None:
-    kernels = tmp_path / "kernels.cu"
-    kernels.write_text(SOURCE.read_text())
+@pytest.fixture
+def kernels(tmp_path: Path) -> Path:
+    for path in kernel_files():
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_a_copy_without_a_fault_passes(kernels: Path) -> None:
     assert passes(kernels)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.old} {fault.place} -> {fault.new or 'nothing'}")
-def test_a_fault_is_caught(tmp_path: Path, fault: Fault) -> None:
-    kernels = tmp_path / "kernels.cu"
-    kernels.write_text(fault.planted(SOURCE.read_text()))
+def test_a_fault_is_caught(kernels: Path, fault: Fault) -> None:
+    fault.plant(kernels)
     assert not passes(kernels)

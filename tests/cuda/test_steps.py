@@ -31,7 +31,7 @@ def test_every_kernel_is_run() -> None:
     device = EmulatedDevice()
     for name in ("two convolutions", "dropout everywhere", "pool 17"):
         WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES))
-    assert device.launched == set(KERNEL.findall(SOURCE.read_text()))
+    assert device.launched == set(KERNEL.findall(SOURCE))
 
 
 @pytest.mark.parametrize("column_bytes", [1, 5_000, 1 << 24])

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from ctypes import CDLL
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnjob.nn.blocks import Shape
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas
+from cnnjob.nn.cuda.sources import kernel_source
 from cnnjob.nn.memory import Array
 
 
@@ -24,7 +24,7 @@ class CudaDevice:
         self._cupy, self._runtime = cupy, cupy.cuda.runtime
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._stream.use()  # in this thread, by CuPy too
-        module = cupy.RawModule(code=Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8"))
+        module = cupy.RawModule(code=kernel_source())
         self._kernel = cache(module.get_function)
         library, workspace = CDLL(load_nvidia_dynamic_lib("cublas").abs_path), self.zeros((WORKSPACE_BYTES,), np.uint8)
         blas = Blas(library, self._address, self._stream.ptr, workspace, tf32=precision == "tf32")
@@ -45,7 +45,7 @@ class CudaDevice:
         self._stream.synchronize()
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        """Run a kernel of ``kernels.cu`` on arrays and NumPy scalars."""
+        """Run a kernel on arrays and NumPy scalars."""
         self._kernel(name)(grid, block, tuple(arguments))
 
     @property

@@ -42,7 +42,7 @@ class Device(Protocol):
         """Copy between contiguous arrays of one size, on the device or the host; it is done on return."""
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        """Run a kernel of ``kernels.cu`` on arrays and NumPy scalars."""
+        """Run a kernel on arrays and NumPy scalars."""
 
     def gemm(
         self, a: Array, b: Array, out: Array, *, transpose: tuple[bool, bool] = (False, False), beta: float = 0
