@@ -23,9 +23,14 @@ class Work:
     count: int = 5
     """Images of a step."""
     classes: int = 3
-    optimiser: nn.Sgd = nn.Sgd(0.9)  # noqa: RUF009 - frozen
+    optimiser: nn.Optimiser = nn.Sgd(0.9)  # noqa: RUF009 - frozen
     images: Array | None = None
     learning_rate: float = 0.1
+    lesson: nn.Lesson = nn.Lesson()  # noqa: RUF009 - a tuple
+    views: str = "none"
+    """Of the evaluation."""
+    start: int = (1 << 33) + 5
+    """The first step, counted from the start of the training."""
 
     def result(self, backend: nn.Backend, steps: int = 2) -> dict[str, Array]:
         """All that some steps compute, and then the probabilities of other images."""
@@ -43,17 +48,20 @@ class Work:
         feed = nn.training_feed(backend, images, labels, steps, self.count, 3)
         backend.copy(random.permutation(total)[: steps * self.count], feed.order)
         backend.copy(self.learning_rate / np.arange(1, steps + 1), feed.learning_rates)
-        backend.copy(np.array([0, (1 << 33) + 5]), feed.position)
-        plan = nn.TrainingPlan(backend, network, state, self.optimiser, feed, pixels, self.count)
+        if self.optimiser.lookahead:
+            backend.copy(self.optimiser.lookahead.shares(range(steps), steps + 1), feed.lookahead)
+        backend.copy(np.array([0, self.start]), feed.position)
+        plan = nn.TrainingPlan(backend, network, state, self.optimiser, feed, pixels, self.count, self.lesson)
         for _ in range(steps):
             plan.step()
         buffers = {"weights": state.parameters}
         buffers |= state.slots
-        if not self.optimiser.weight_decay:  # NumPy adds the decay to the gradients, CUDA to the velocity alone
+        coupled = isinstance(self.optimiser, nn.Sgd) and not self.optimiser.decoupled
+        if not (coupled and self.optimiser.weight_decay):  # NumPy adds the decay to the gradients, CUDA does not
             buffers["gradients"] = state.gradients
         named = {f"{kind}/{name}": a for kind, flat in buffers.items() for name, a in state.read(flat).items()}
         results = {name: backend.host(getattr(feed, name)) for name in ("losses", "hits", "position")}
-        evaluation = nn.EvaluationPlan(backend, network, state, pixels, 4)
+        evaluation = nn.EvaluationPlan(backend, network, state, pixels, 4, self.views)
         chosen = np.arange(total)[::-1][: 2 * self.count - 1]
         return named | results | {"probabilities": evaluation.probabilities(images, chosen)}
 
@@ -84,6 +92,13 @@ WORKS = {
     "decay": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1)),
     "decay alone": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.0, 0.1)),
     "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
+    "no bias": Work([nn.Conv(filters=4, bias=False, pool=2), nn.Dense(units=6, bias=False)], (9, 8, 2)),
+    "frozen": Work(
+        [nn.Conv(filters=4), nn.Conv(filters=4, frozen=True), nn.Dense(units=6, frozen=True, bias=False)], (6, 8, 2)
+    ),
+    "frozen, nothing learns before it": Work([nn.Conv(filters=4, frozen=True, bias=False), nn.Conv(filters=3)]),
+    "output scale": Work([nn.Dense(units=6, output_scale=0.5), nn.Dense(units=5, output_scale=-3.0)]),
+    "label smoothing": Work([nn.Conv(filters=3)], lesson=nn.Lesson(label_smoothing=0.2)),
     "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
 }
 

@@ -98,9 +98,7 @@ class CudaBackend:
 
     def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
-        if label_smoothing:
-            raise NotImplementedError("no label smoothing on a GPU")
-        return blocks.cross_entropy(self.device, arena, feed, logits)
+        return blocks.cross_entropy(self.device, arena, feed, logits, label_smoothing)
 
     def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
         """Plan the softmax: its (N, K) array, and the tasks that fill it."""

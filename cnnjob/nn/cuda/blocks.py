@@ -47,7 +47,7 @@ def gather(device: Device, arena: Arena, feed: Feed, x: Signal, scale: Array, sh
 
 
 def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
-    """Plan a dense block: y = activation(x w + b).
+    """Plan a dense block: y = activation(output_scale·(x w + b)), the activation ReLU or none.
 
     Args:
         device: where.
@@ -55,24 +55,25 @@ def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: A
         block: its activation.
         x: (N, …), without a border.
         y: (N, U).
-        w: ``weights`` (values of an image, U) and ``bias`` (U,).
-        dw: their gradients, overwritten by ``backward``; empty when the block only evaluates.
+        w: ``weights`` (values of an image, U), and ``bias`` (U,) where it has one.
+        dw: the gradients of those that learn, overwritten by ``backward``.
 
     Returns:
         The two halves.
     """
     N, U = y.value.shape
     flat, weights = x.value.reshape(N, -1), w["weights"]  # (N, V), (V, U)
-    add = each(device, "add_bias", N, U, y.value, w["bias"], block.activation == "relu")
+    bias = w.get("bias", arena.take((U,), y.value.dtype))  # of zeroes, where it has none
+    add = each(device, "add_bias", N, U, y.value, bias, block.output_scale, block.activation == "relu")
     forward = in_order([gemm(device, flat, weights, y.value), add])
-    if not dw:
+    if not y.learns:
         return Step(forward, forward)
     slopes, sums = arena.scratch(0, ((N, U), y.value.dtype), ((sum_parts(N), U), y.value.dtype))
-    backward = [
-        slope(device, y, block.activation, slopes),
-        column_sums(device, slopes, sums, dw["bias"]),
-        gemm(device, flat, slopes, dw["weights"], (True, False)),
-    ]
+    backward = [slope(device, y, block.activation, slopes, block.output_scale)]
+    if "bias" in dw:
+        backward.append(column_sums(device, slopes, sums, dw["bias"]))
+    if "weights" in dw:
+        backward.append(gemm(device, flat, slopes, dw["weights"], (True, False)))
     if x.learns:
         backward.append(gemm(device, slopes, weights, x.gradient.reshape(N, -1), (False, True)))
     return Step(forward, in_order(backward))
@@ -111,15 +112,16 @@ def softmax(device: Device, arena: Arena, logits: Signal) -> tuple[Array, Task]:
     return p, partial(device.launch, "softmax", *_warps(N), scalars([logits.value, p, N, K]))
 
 
-def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal) -> Task:
-    """Plan the loss: mean over the batch of −log softmax(logits)[label], its gradient, and the hits.
+def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
+    """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
 
-    The gradient with respect to the logits is (softmax − onehot(label)) / N (Bishop 2006, eq. 4.109).
+    The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with
+    respect to the logits is (softmax − t) / N (Bishop 2006, eq. 4.109).
     """
     N, K = logits.value.shape
     losses, hits = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)
     truth = feed.labels, feed.order, feed.position
-    of_images = scalars([logits.value, *truth, logits.gradient, losses, hits, N, K])
+    of_images = scalars([logits.value, *truth, logits.gradient, losses, hits, label_smoothing, N, K])
     of_step = scalars([losses, hits, feed.position, feed.losses, feed.hits, N])
     loss = partial(device.launch, "cross_entropy", *_warps(N), of_images)
     return in_order([loss, partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)])

@@ -32,8 +32,8 @@ def conv(
         block: its sizes.
         x: (N, H, W, C) with a border of ``block.pad``.
         y: (N, H', W', F).
-        w: ``weights`` (K, K, C, F) and ``bias`` (F,).
-        dw: their gradients, overwritten by ``backward``; empty when the block only evaluates.
+        w: ``weights`` (K, K, C, F), and ``bias`` (F,) where it has one.
+        dw: the gradients of those that learn, overwritten by ``backward``.
         column_bytes: of one matrix of patches, unless that of a single image is larger.
 
     Returns:
@@ -44,10 +44,11 @@ def conv(
     n = min(N, max(1, column_bytes // (outputs * taps * dtype.itemsize)))  # images at a time
     code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16
     working: list[Any] = [((n * outputs, taps), dtype), ((n * outputs, F), dtype)]
-    working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if dw else [((N, H, W, F), code)]
+    working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if y.learns else [((N, H, W, F), code)]
     columns, z, *others = arena.scratch(0, *working)
-    winner = arena.take((N, H, W, F), code) if dw else others[0]
-    slopes = others[0] if dw else y.gradient
+    winner = arena.take((N, H, W, F), code) if y.learns else others[0]
+    slopes = others[0] if y.learns else y.gradient
+    w = {"bias": arena.take((F,), dtype), **w}  # of zeroes, where it has none
 
     def part(first: int) -> Step:
         images = slice(first, min(first + n, N))
@@ -55,10 +56,12 @@ def conv(
 
     steps = [part(first) for first in range(0, N, n)]
     forward = in_order([step.forward for step in steps])
-    if not dw:
+    if not y.learns:
         return Step(forward, forward)
-    sums = column_sums(device, slopes.reshape(-1, F), others[1], dw["bias"])
-    return Step(forward, in_order([slope(device, y, block.activation, slopes), sums, *(s.backward for s in steps)]))
+    backward = [slope(device, y, block.activation, slopes)]
+    if "bias" in dw:
+        backward.append(column_sums(device, slopes.reshape(-1, F), others[1], dw["bias"]))
+    return Step(forward, in_order([*backward, *(step.backward for step in steps)]))
 
 
 def _part(
@@ -86,17 +89,16 @@ def _part(
         gemm(device, columns, kernel, z),
         each(device, f"pool_{code}", n, H * W * F, z, w["bias"], *pooled, winner, P, W, F, relu),
     ]
-    if not dw:
+    if not y.learns:
         return Step(in_order(forward), in_order([]))
-    backward = [
-        patches,
-        each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F),  # z turns into its own gradient
-        gemm(device, columns, z, dw["weights"].reshape(taps, F), (True, False), beta=float(images.start > 0)),
-    ]
+    backward = [each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F)]  # z becomes its gradient
+    if "weights" in dw:
+        into_weights = dw["weights"].reshape(taps, F)
+        backward += [patches, gemm(device, columns, z, into_weights, (True, False), beta=float(images.start > 0))]
     if x.learns:
         size, into = prod(x.value.shape[1:]), bordered(x.gradient[images])
         backward += [
-            gemm(device, z, kernel, columns, (False, True)),  # columns turn into their own gradient
+            gemm(device, z, kernel, columns, (False, True)),  # columns become their gradient
             each(device, "col2im", n, size, columns, *into, K, S, block.pad, C, x.value.shape[2], height, width),
         ]
     return Step(in_order(forward), in_order(backward))

@@ -130,20 +130,20 @@ KERNEL unpool_short(const float *slope, const unsigned short *winner, float *dz,
 
 // ---- what conv and dense share --------------------------------------------------------------------------------------
 
-// y = activation(y + bias)
-KERNEL add_bias(float *y, const float *bias, int relu, int images, int size) {
+// y = activation(scale * (y + bias))
+KERNEL add_bias(float *y, const float *bias, float scale, int relu, int images, int size) {
   EACH(n, images, u, size) {
-    float out = y[(wide)n * size + u] + bias[u];
+    float out = (y[(wide)n * size + u] + bias[u]) * scale;
     y[(wide)n * size + u] = relu && out <= 0 ? 0 : out;
   }
 }
 
-// The gradient before the activation, without a border: y and dy lie alike.
-KERNEL activation_slope(const float *y, const float *dy, wide image, int row, int length, float *slope, int relu,
-                        int images, int size) {
+// The gradient before the scale and the activation, without a border: y and dy lie alike.
+KERNEL activation_slope(const float *y, const float *dy, wide image, int row, int length, float *slope, float scale,
+                        int relu, int images, int size) {
   EACH(n, images, i, size) {
     wide at = place(n, i, length, image, row);
-    slope[(wide)n * size + i] = relu && y[at] <= 0 ? 0 : dy[at];
+    slope[(wide)n * size + i] = relu && y[at] <= 0 ? 0 : dy[at] * scale;
   }
 }
 
@@ -167,10 +167,8 @@ KERNEL column_sums(const float *values, float *sums, wide rows, int columns, wid
 
 // ---- dropout ----------------------------------------------------------------------------------------------------------
 
-// Element i of step t is word i % 4 of the Philox4x32-10 block with counter (i / 4, t, t >> 32, 0) and key (seed, purpose),
-// as cnnjob/nn/random.py has it (Salmon et al. 2011).
-__device__ float uniform(wide element, wide step, unsigned seed, unsigned purpose) {
-  unsigned c[4] = {(unsigned)(element / 4), (unsigned)step, (unsigned)(step >> 32), 0};
+// Four random words for four of a counter and the key (seed, purpose): Philox4x32-10 (Salmon et al. 2011, 3.2).
+__device__ void philox(unsigned *c, unsigned seed, unsigned purpose) {
   for (int round = 0; round < 10; round++) {
     unsigned_wide a = (unsigned_wide)0xD2511F53u * c[0], b = (unsigned_wide)0xCD9E8D57u * c[2];
     c[0] = (unsigned)(b >> 32) ^ c[1] ^ seed;
@@ -180,6 +178,12 @@ __device__ float uniform(wide element, wide step, unsigned seed, unsigned purpos
     seed += 0x9E3779B9u;
     purpose += 0xBB67AE85u;
   }
+}
+
+// Element i of step t is word i % 4 of the block with counter (i / 4, t, t >> 32, 0), as cnnjob/nn/random.py has it.
+__device__ float uniform(wide element, wide step, unsigned seed, unsigned purpose) {
+  unsigned c[4] = {(unsigned)(element / 4), (unsigned)step, (unsigned)(step >> 32), 0};
+  philox(c, seed, purpose);
   int word = (int)(element % 4);
   unsigned bits = word == 0 ? c[0] : word == 1 ? c[1] : word == 2 ? c[2] : c[3];
   return (bits >> 8) * (1.0f / 16777216);
@@ -238,22 +242,32 @@ KERNEL softmax(const float *logits, float *probabilities, int images, int classe
     probabilities[(wide)n * classes + k] = expf(z[k] - largest) / total;
 }
 
-// An image's loss, whether its first largest output is its label's, and the gradient (softmax - onehot) / N.
+// How far the outputs lie below the largest, in all.
+__device__ float depth_of(const float *z, int classes, float largest) {
+  float depth = 0;
+  for (int k = threadIdx.x; k < classes; k += 32) depth += largest - z[k];
+  return warp_sum(depth);
+}
+
+// An image's loss, whether its first largest output is its label's, and the gradient (softmax - t) / N, where t is
+// (1 - smoothing) * onehot + smoothing / classes.
 KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order, const wide *position, float *gradient,
-                     float *losses, int *hits, int images, int classes) {
+                     float *losses, int *hits, float smoothing, int images, int classes) {
   int n = blockIdx.x * blockDim.y + threadIdx.y;
   if (n >= images) return;
   const float *z = logits + (wide)n * classes;
   int label = (int)labels[order[position[0] * images + n]];
   float largest = largest_of(z, classes), total = total_of(z, classes, largest);
+  float spread = smoothing / classes, sure = 1 - smoothing, depth = 0;
+  if (smoothing > 0) depth = depth_of(z, classes, largest);
   int guess = classes;
   for (int k = threadIdx.x; k < classes; k += 32) {
-    gradient[(wide)n * classes + k] = (expf(z[k] - largest) / total - (k == label)) / images;
+    gradient[(wide)n * classes + k] = (expf(z[k] - largest) / total - spread - sure * (k == label)) / images;
     if (z[k] == largest && k < guess) guess = k;
   }
   guess = warp_min(guess);
   if (threadIdx.x == 0) {
-    losses[n] = logf(total) + (largest - z[label]);
+    losses[n] = logf(total) + sure * (largest - z[label]) + spread * depth;
     hits[n] = guess == label;
   }
 }
