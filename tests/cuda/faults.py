@@ -12,6 +12,9 @@ class Fault(NamedTuple):
     place: int = 0
     file: str = "kernels.cu"
 
+    def __str__(self) -> str:
+        return f"{self.file}: {self.old} {self.place} -> {self.new or 'nothing'}"
+
     def plant(self, folder: Path) -> None:
         """Put it into a copy of the files."""
         path = folder / self.file
@@ -88,10 +91,35 @@ FAULTS = [
     Fault("loss[0] / images", "loss[0]"),
     Fault("n += TALLIED", "n += TALLIED + 1"),
     # the update
-    Fault("rates[position[0]]", "rates[0]"),
-    Fault("* factors[segment]", ""),
-    Fault("decays[segment]", "decays[0]"),
-    Fault("velocity[at] = change +=", "change +="),
-    Fault("i < counts[segment]; i += gridDim.x * blockDim.x", "i < counts[segment]; i += gridDim.x * blockDim.x + 1"),
-    Fault("i < counts[segment]", "i < counts[segment] - 1"),
 ]
+
+UPDATES = [
+    Fault("__syncthreads();", ""),
+    Fault("rates[position[0]]", "rates[0]", 0),
+    Fault("rates[position[0]]", "rates[0]", 1),
+    Fault("* factors[piece]", "", 0),
+    Fault("* factors[piece]", "", 1),
+    Fault("decay = decays[piece]", "decay = decays[0]", 0),
+    Fault("decay = decays[piece]", "decay = decays[0]", 1),
+    Fault("i < counts[piece]; i += blockDim.x", "i < counts[piece]; i += blockDim.x + 1", 0),
+    Fault("i < counts[piece]; i += blockDim.x", "i < counts[piece]; i += blockDim.x + 1", 1),
+    Fault("i < counts[piece]", "i < counts[piece] - 1", 0),
+    Fault("i < counts[piece]", "i < counts[piece] - 1", 1),
+    Fault("starts[piece] + i", "starts[0] + i", 0),
+    Fault("starts[piece] + i", "starts[0] + i", 1),
+    Fault("velocity[at] = change =", "change ="),
+    Fault("momentum * change + g", "momentum * change"),
+    Fault("if (decoupled)", "if (!decoupled)"),
+    Fault("if (nesterov)", "if (!nesterov)"),
+    Fault("position[1] + 1", "position[1]"),
+    Fault("corrections[0] * m", "m"),
+    Fault("sqrtf(v) * corrections[1]", "sqrtf(v)"),
+    Fault("take2 * (g * g)", "take2 * g"),
+    Fault(" + eps", ""),
+    Fault("if (share < 0) return;", ""),
+    Fault("shares[position[0]]", "shares[0]"),
+    Fault("fast[i] = slow[i] +=", "slow[i] +="),
+    Fault("(1 - share)", "share"),
+    Fault("i < size; i += gridDim.x * blockDim.x", "i < size; i += gridDim.x * blockDim.x + 1"),
+]
+FAULTS += [fault._replace(file="updates.cu") for fault in UPDATES]

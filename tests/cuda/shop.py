@@ -91,6 +91,14 @@ WORKS = {
     "many classes": Work([nn.Dense(units=4)], classes=70, count=9),
     "decay": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1)),
     "decay alone": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.0, 0.1)),
+    "nesterov": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1, nesterov=True)),
+    "decoupled": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1, decoupled=True)),
+    "nesterov, decoupled, lookahead": Work(
+        [nn.Conv(filters=3, learning_rate_factor=2.0)],
+        optimiser=nn.Sgd(0.9, 0.3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
+    ),
+    "adamw": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.AdamW(0.8, 0.1, beta2=0.9), start=2),
+    "adamw, lookahead": Work([nn.Dense(units=400)], optimiser=nn.AdamW(lookahead=nn.Lookahead(1), eps=1e-3), start=0),
     "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
     "no bias": Work([nn.Conv(filters=4, bias=False, pool=2), nn.Dense(units=6, bias=False)], (9, 8, 2)),
     "frozen": Work(

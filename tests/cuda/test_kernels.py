@@ -33,9 +33,7 @@ class FewBlocks(EmulatedDevice):
     """A device whose grids are small, so that a thread has several values to see to."""
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        if name == "sgd":
-            grid = 1, grid[1]
-        elif block == (256, 1) and name != "tally":
+        if block == (256, 1) and name not in ("tally", "sgd", "adamw"):
             grid = 1, min(2, grid[1])
         super().launch(name, grid, block, arguments)
 

@@ -13,9 +13,10 @@ from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, Shape
 from cnnjob.nn.cuda import blocks
 from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
 from cnnjob.nn.cuda.launches import Device, HollowDevice, scalars
+from cnnjob.nn.cuda.updates import update
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Operation
-from cnnjob.nn.optimisers import Optimiser, Segment, Sgd
+from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, Pixels, View
 from cnnjob.nn.signals import Feed, Signal, Step, Task
 
@@ -116,11 +117,7 @@ class CudaBackend:
         feed: Feed,
     ) -> Task:
         """Plan the update of the flat parameter buffer."""
-        if not isinstance(optimiser, Sgd) or optimiser.nesterov or optimiser.decoupled or optimiser.lookahead:
-            raise NotImplementedError(f"no {optimiser} on a GPU")
-        weights, gradients, slots = buffers
-        velocity = slots.get("velocity", gradients[:0])
-        return blocks.sgd(self.device, arena, optimiser, segments, (weights, gradients, velocity), feed)
+        return update(self.device, arena, optimiser, segments, buffers, feed)
 
     def advance(self, feed: Feed) -> Task:
         """Plan the move to the next step."""

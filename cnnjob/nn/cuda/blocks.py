@@ -1,6 +1,5 @@
-"""The other blocks on a device: the batch, dense, dropout, the loss and the update."""
+"""The other blocks on a device: the batch, dense, dropout and the loss."""
 
-from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -8,7 +7,6 @@ import numpy as np
 
 from cnnjob.nn.blocks import Dense, Dropout
 from cnnjob.nn.cuda.launches import (
-    MOST_BLOCKS,
     THREADS,
     Device,
     bordered,
@@ -22,7 +20,6 @@ from cnnjob.nn.cuda.launches import (
     sum_parts,
 )
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.optimisers import Segment, Sgd
 from cnnjob.nn.random import Purpose
 from cnnjob.nn.signals import Feed, Signal, Step, Task
 
@@ -130,22 +127,3 @@ def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, labe
 def _warps(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Grid and block of a kernel that gives each image a warp."""
     return (-(-images // WARPS), 1), (WARP, WARPS)
-
-
-def sgd(
-    device: Device,
-    arena: Arena,
-    optimiser: Sgd,
-    segments: Sequence[Segment],
-    buffers: tuple[Array, Array, Array],
-    feed: Feed,
-) -> Task:
-    """Plan the update of the flat parameter buffer (see :class:`Sgd` for the formula)."""
-    starts = np.array([segment.place.start for segment in segments])
-    counts = np.array([segment.place.stop for segment in segments]) - starts
-    factors = np.array([segment.learning_rate_factor for segment in segments])
-    decays = np.array([optimiser.weight_decay * segment.decays for segment in segments], np.float32)
-    table = [arena.constant(column) for column in (starts, counts, factors, decays)]
-    grid = (min(-(-int(counts.max()) // THREADS), MOST_BLOCKS), len(segments))
-    arguments = scalars([*buffers, *table, feed.learning_rates, feed.position, optimiser.momentum])
-    return partial(device.launch, "sgd", grid, (THREADS, 1), arguments)

@@ -298,18 +298,3 @@ KERNEL tally(const float *losses, const int *hits, const wide *position, double 
     epoch_hits[position[0]] = hit[0];
   }
 }
-
-// ---- the update --------------------------------------------------------------------------------------------------------
-
-// g + decay w, v = momentum v + that, w -= rate v; segment blockIdx.y of the flat buffers. Without momentum v is not there.
-KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *starts, const wide *counts,
-           const double *factors, const float *decays, const double *rates, const wide *position, float momentum) {
-  int segment = blockIdx.y;
-  float rate = (float)(rates[position[0]] * factors[segment]), decay = decays[segment];
-  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < counts[segment]; i += gridDim.x * blockDim.x) {
-    wide at = starts[segment] + i;
-    float change = gradients[at] + decay * weights[at];
-    if (momentum != 0) velocity[at] = change += momentum * velocity[at];
-    weights[at] -= rate * change;
-  }
-}

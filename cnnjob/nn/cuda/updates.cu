@@ -1,0 +1,57 @@
+// ---- the update: of the flat buffers, a piece a block ----------------------------------------------------------------
+//
+// A piece starts at `starts`, has `counts` values, and learns with `factors` of the step's rate and `decays` of itself.
+
+// g + decay w, v = momentum v + that, w -= rate v; Nesterov's takes g + momentum v there, and decoupled decay
+// w *= 1 - rate decay. Without momentum v is not there.
+KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *starts, const int *counts,
+           const double *factors, const float *decays, const double *rates, const wide *position, float momentum,
+           int nesterov, int decoupled) {
+  int piece = blockIdx.x;
+  float rate = (float)(rates[position[0]] * factors[piece]), decay = decays[piece];
+  for (int i = threadIdx.x; i < counts[piece]; i += blockDim.x) {
+    wide at = starts[piece] + i;
+    float w = weights[at], g = gradients[at];
+    if (decoupled) w *= 1 - rate * decay;
+    else g += decay * w;
+    float change = g;
+    if (momentum != 0) {
+      velocity[at] = change = momentum * velocity[at] + g;
+      if (nesterov) change = momentum * change + g;
+    }
+    weights[at] = w - rate * change;
+  }
+}
+
+// w *= 1 - rate decay, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps), with
+// m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t.
+KERNEL adamw(float *weights, const float *gradients, float *first, float *second, const wide *starts, const int *counts,
+             const double *factors, const float *decays, const double *rates, const wide *position, double beta1,
+             double beta2, float eps) {
+  __shared__ float corrections[2];
+  if (threadIdx.x == 0) {
+    double t = (double)(position[1] + 1);
+    corrections[0] = (float)(1 / (1 - pow(beta1, t)));
+    corrections[1] = (float)(1 / sqrt(1 - pow(beta2, t)));
+  }
+  __syncthreads();
+  int piece = blockIdx.x;
+  float rate = (float)(rates[position[0]] * factors[piece]), decay = decays[piece];
+  float keep1 = (float)beta1, take1 = (float)(1 - beta1), keep2 = (float)beta2, take2 = (float)(1 - beta2);
+  for (int i = threadIdx.x; i < counts[piece]; i += blockDim.x) {
+    wide at = starts[piece] + i;
+    float g = gradients[at];
+    float m = first[at] = keep1 * first[at] + take1 * g;
+    float v = second[at] = keep2 * second[at] + take2 * (g * g);
+    float change = rate * corrections[0] * m / (sqrtf(v) * corrections[1] + eps);
+    weights[at] = weights[at] * (1 - rate * decay) - change;
+  }
+}
+
+// After a step that has a share: slow += (1 - share) (fast - slow), fast = slow.
+KERNEL look_ahead(float *fast, float *slow, const double *shares, const wide *position, wide size) {
+  double share = shares[position[0]];
+  if (share < 0) return;
+  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
+    fast[i] = slow[i] += (float)(1 - share) * (fast[i] - slow[i]);
+}
