@@ -48,26 +48,64 @@ def rig(
     seed: int = 0,
     images: Array | None = None,
     classes: int = CLASSES,
+    lesson: nn.Lesson = nn.Lesson(),  # noqa: B008 - it is a tuple
+    output_scale: float = 1.0,
 ) -> Rig:
     """Build it; with learning rate 0 a step only computes."""
     random = np.random.default_rng(seed)
-    head = nn.Dense(activation="none", units=classes)
+    head = nn.Dense(activation="none", units=classes, output_scale=output_scale)
     network = nn.Network.build([*blocks, head], shape)
     backend = nn.NumPyBackend(nn.Workers(workers), dtype)
     chosen = optimiser or nn.Sgd()
     state = nn.State(network, chosen, backend)
-    state.initialise(network, seed)
+    drawn: dict[str, Array] = {}
     for name, view in state.weights.items():
-        if name.endswith("bias"):
-            view[...] = random.normal(size=view.shape) / 3
+        if name.endswith(("bias", "shift")):
+            drawn[name] = np.asarray(random.normal(size=view.shape)) / 3
+        elif name.endswith("scale"):
+            drawn[name] = np.asarray(random.uniform(0.5, 1.5, view.shape))
     pictures = random.integers(0, 256, (count, *shape), np.uint8) if images is None else images
+    pixels = nn.Pixels.unit(shape[-1])
+    state.initialise(network, seed, pictures, pixels)
+    for name, values in drawn.items():
+        state.weights[name][...] = values
     feed = nn.training_feed(backend, pictures, random.integers(0, classes, len(pictures)), 1, len(pictures), seed)
     feed.order[:], feed.learning_rates[:] = np.arange(len(pictures)), learning_rate
-    pixels = nn.Pixels.unit(shape[-1])
-    plan = nn.TrainingPlan(backend, network, state, chosen, feed, pixels, len(pictures))
+    plan = nn.TrainingPlan(backend, network, state, chosen, feed, pixels, len(pictures), lesson)
     return Rig(network, state, feed, plan, pixels, backend)
 
 
 def distance(a: Array, b: Array) -> float:
     """max|a−b| / max|b|."""
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+
+
+def check_gradients(bench: Rig, seed: int = 0) -> None:
+    """Slopes of the loss along random directions, a parameter at a time, against the gradients; in float64.
+
+    (f(w + hd) − f(w − hd)) / 2h for two h: where they differ a kink is near, and another direction is drawn.
+    """
+    bench.step()
+    learning = {name for name, parameter in bench.network.parameters.items() if parameter.learns}
+    gradients = {name: array.copy() for name, array in bench.gradients.items() if name in learning}
+    largest = max(float(np.linalg.norm(gradient)) for gradient in gradients.values())
+    random = np.random.default_rng(seed)
+    for name, gradient in gradients.items():
+        near = max(float(np.linalg.norm(gradient)), 1e-4 * largest)
+        for _ in range(8):
+            direction: Array = np.asarray(random.normal(size=gradient.shape))
+            wide, narrow = (_slope(bench, bench.state.weights[name], direction, h) for h in (4e-6, 2e-6))
+            if abs(wide - narrow) < 1e-6 * near:
+                break
+        else:
+            raise AssertionError(f"{name}: a kink along every direction")
+        assert abs(narrow - (gradient * direction).sum()) <= 2e-6 * near, name
+
+
+def _slope(bench: Rig, array: Array, direction: Array, h: float) -> float:
+    at, losses = array.copy(), []
+    for change in (h, -h):
+        np.copyto(array, at + change * direction)
+        losses.append(bench.step())
+    np.copyto(array, at)
+    return (losses[0] - losses[1]) / (2 * h)

@@ -1,5 +1,7 @@
 """Slow, plain references: one loop a letter, float64, no cleverness."""
 
+from collections.abc import Callable
+from math import erf, exp, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,43 @@ def max_pool_backward(shape: tuple[int, ...], first: Array, dy: Array, side: int
         row, column = divmod(int(first[n, i, j, c]), side)
         dx[n, i * side + row, j * side + column, c] += dy[n, i, j, c]
     return dx
+
+
+def batch_norm(x: Array, mean: Array, variance: Array, scale: Array, shift: Array, eps: float) -> Array:
+    """(…, C) normalised by what is given."""
+    y = np.zeros(x.shape)
+    for *place, c in np.ndindex(x.shape):
+        at = (*place, c)
+        y[at] = scale[c] * (x[at] - mean[c]) / sqrt(variance[c] + eps) + shift[c]
+    return y
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel of (…, C)."""
+    rows = x.reshape(-1, x.shape[-1])
+    mean, variance = np.zeros(x.shape[-1]), np.zeros(x.shape[-1])
+    for row in rows:
+        mean += row / len(rows)
+    for row in rows:
+        variance += (row - mean) ** 2 / len(rows)
+    return mean, variance
+
+
+def gelu(u: float) -> float:
+    """u·Φ(u)."""
+    return u * (1 + erf(u / sqrt(2))) / 2
+
+
+def gelu_slope(u: float) -> float:
+    """Φ(u) + u·φ(u)."""
+    return (1 + erf(u / sqrt(2))) / 2 + u * exp(-u * u / 2) / sqrt(2 * pi)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": np.vectorize(lambda u: max(u, 0.0), otypes=[float]),
+    "gelu": np.vectorize(gelu, otypes=[float]),
+    "none": lambda x: x,
+}
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:

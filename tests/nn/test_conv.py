@@ -12,7 +12,7 @@ from cnnjob.nn.cpu.conv import FEW_CHANNELS, PIECE_BYTES, conv
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.signals import Signal
 from tests.nn import oracle
-from tests.nn.bench import Rig, distance, rig
+from tests.nn.bench import check_gradients, distance, rig
 
 Array = np.ndarray[Any, Any]
 
@@ -79,33 +79,12 @@ def test_forward_and_backward_are_those_of_nested_loops(
         np.testing.assert_array_equal(array, before)
 
 
-def central_difference(bench: Rig, element: Array, h: float) -> float:
-    """The slope of the loss along one parameter, (f(w + h) − f(w − h)) / 2h."""
-    at = element[...].copy()
-    losses = []
-    for change in (h, -h):
-        element[...] = at + change
-        losses.append(bench.step())
-    element[...] = at
-    return (losses[0] - losses[1]) / (2 * h)
-
-
 @settings(max_examples=60, deadline=None)
 @given(conv_cases(), st.integers(0, 2**16))
 def test_gradients_are_finite_differences(case: tuple[nn.Conv, tuple[int, int, int, int]], seed: int) -> None:
-    """Per tensor max|a − b| / max|b| < 1e-6 in float64; where a kink is near, the element is left out."""
     block, (count, *shape) = case
     H, W, C = shape
-    bench = rig([block, nn.Dense(units=4)], (H, W, C), count=count, seed=seed)
-    bench.step()
-    random = np.random.default_rng(seed)
-    for name, gradient in {name: array.copy() for name, array in bench.gradients.items()}.items():
-        flat = bench.state.weights[name].reshape(-1)
-        for place in random.permutation(flat.size)[:8]:
-            element = flat[place : place + 1]
-            wide, narrow = (central_difference(bench, element, h) for h in (2e-5, 1e-5))
-            if abs(wide - narrow) < 1e-7 * np.abs(gradient).max():
-                assert abs(narrow - gradient.flat[place]) <= 1e-6 * np.abs(gradient).max(), name
+    check_gradients(rig([block, nn.Dense(units=4)], (H, W, C), count=count, seed=seed), seed)
 
 
 @pytest.mark.parametrize("pool", [2, 3])

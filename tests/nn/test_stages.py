@@ -1,0 +1,231 @@
+"""GELU, pooling, shortcuts, smoothed labels and scaled outputs: formulas, gradients, ties, bits and memory."""
+
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnjob import nn
+from cnnjob.nn.blocks import Activation, Block
+from cnnjob.nn.cpu import stages
+from cnnjob.nn.cpu.activations import normal
+from cnnjob.nn.memory import Arena, HostMemory
+from cnnjob.nn.operations import MaxPool
+from cnnjob.nn.signals import Signal
+from tests.nn import oracle
+from tests.nn.bench import check_gradients, rig
+
+NORM = nn.BatchNorm(eps=1e-2)
+Array = np.ndarray[Any, Any]
+
+
+def run_stage(plan: Any, block: Any, x: Array, dy: Array) -> tuple[Array, Array]:
+    """Output and the input's gradient of an operation without parameters."""
+
+    def build(arena: Arena) -> tuple[Any, ...]:
+        into, out = Signal.take(arena, x.shape, x.dtype, border=1), Signal.take(arena, dy.shape, x.dtype)
+        return into, out, plan(nn.Workers(1), arena, block, into, out)
+
+    into, out, step = Arena.filled(HostMemory(), build)
+    into.value[...], out.gradient[...] = x, dy
+    into.gradient[...] = 7  # of an earlier step
+    step.forward()
+    step.backward()
+    return out.value.copy(), into.gradient.copy()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 4e-7), (np.float64, 1e-15)])
+def test_the_normal_distribution(dtype: Any, error: float) -> None:
+    u = np.concatenate([np.linspace(-12, 12, 1001), [0.0, -0.0]]).astype(dtype)
+    phi, density, work = (np.empty_like(u) for _ in range(3))
+    normal(u, phi, density, work)
+    np.testing.assert_allclose(phi, [oracle.gelu(v) / v if v else 0.5 for v in u.astype(float)], atol=error)
+    np.testing.assert_allclose(density, np.exp(-(u.astype(float) ** 2) / 2) / np.sqrt(2 * np.pi), atol=error)
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_max_pooling_is_that_of_loops_and_ties_go_to_the_first(side: int) -> None:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 3, (9, 7, 8, 2)).astype(float)  # most windows are tied
+    y, first = oracle.max_pool(x, side)
+    dy: Array = np.asarray(random.normal(size=y.shape))
+    found, dx = run_stage(stages.max_pool, MaxPool(side), x, dy)
+    np.testing.assert_array_equal(found, y)
+    np.testing.assert_array_equal(dx, oracle.max_pool_backward(x.shape, first, dy, side))
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_global_pooling_is_its_formula_and_ties_go_to_the_first(how: Any) -> None:
+    random = np.random.default_rng(0)
+    x, dy = random.integers(0, 4, (9, 3, 4, 5)).astype(float), random.normal(size=(9, 5))
+    y, dx = run_stage(stages.global_pool, nn.GlobalPool(how), x, dy)
+    expected = np.zeros_like(x)
+    for n, c in np.ndindex(dy.shape):
+        pixels = x[n, :, :, c]
+        assert y[n, c] == pytest.approx(pixels.mean() if how == "mean" else pixels.max(), rel=1e-14)
+        if how == "mean":
+            expected[n, :, :, c] = dy[n, c] / 12
+        else:
+            expected[(n, *np.unravel_index(pixels.argmax(), pixels.shape), c)] = dy[n, c]
+    np.testing.assert_allclose(dx, expected, rtol=1e-14)
+
+
+def residual(filters: int, stride: int, norm: nn.BatchNorm | None, activation: Activation) -> nn.Residual:
+    first = nn.Conv(filters=filters, stride=stride, norm=norm, bias=norm is None, activation="gelu")
+    return nn.Residual((first, replace(first, stride=1, activation="none")), activation)
+
+
+@settings(max_examples=18)
+@given(
+    st.sampled_from([(2, 1), (3, 1), (2, 2), (4, 2)]), st.sampled_from([None, NORM]),
+    st.sampled_from(["relu", "gelu", "none"]), st.sampled_from(["mean", "max", None]), st.integers(0, 2**16),
+)  # fmt: skip
+def test_gradients_of_residual_networks(
+    sizes: tuple[int, int], norm: nn.BatchNorm | None, activation: Activation, pool: Any, seed: int
+) -> None:
+    """With the identity and with a projection, one after the other; smoothed labels, scaled outputs."""
+    blocks: list[Block] = [nn.Conv(filters=2, activation="gelu"), residual(*sizes, norm, activation)]
+    blocks += [nn.GlobalPool(pool)] if pool else [residual(sizes[0], 1, None, "none")]
+    bench = rig([*blocks, nn.Dense(units=4, activation="gelu")], (6, 5, 1), count=3, seed=seed,
+                lesson=nn.Lesson(label_smoothing=0.2), output_scale=0.3)  # fmt: skip
+    check_gradients(bench, seed)
+
+
+def test_a_residual_block_that_comes_first() -> None:
+    """The images need no gradient."""
+    for filters in (2, 3):
+        check_gradients(rig([residual(filters, 1, NORM, "relu")], (6, 5, 2), count=3))
+
+
+def test_a_residual_block_is_its_sum() -> None:
+    bench = rig([residual(3, 2, None, "relu")], (5, 6, 2), count=2)
+    w, x = bench.state.weights, bench.feed.images / 255
+    name = "residual1/{}/{}".format
+    conv = {
+        one: (w[name(one, "weights")], w.get(name(one, "bias"), np.zeros(3)))
+        for one in ("conv1", "conv2", "projection")
+    }
+    body = oracle.conv(oracle.ACTIVATIONS["gelu"](oracle.conv(x, *conv["conv1"], 2, 1)), *conv["conv2"], 1, 1)
+    y = np.maximum(body + oracle.conv(x, *conv["projection"], 2, 0), 0)
+    logits = y.reshape(2, -1) @ w["classifier/weights"] + w["classifier/bias"]
+    assert bench.step() == pytest.approx(oracle.softmax_cross_entropy(logits, bench.feed.labels)[0], rel=1e-12)
+
+
+def test_a_projection_is_normalised_as_the_body_is() -> None:
+    names = set(rig([residual(4, 2, NORM, "relu")]).network.parameters)
+    assert {f"residual1/projection/{name}" for name in ("weights", "scale", "shift", "mean", "variance")} <= names
+    assert "residual1/projection/bias" not in names
+    plain = rig([residual(4, 2, None, "relu")]).network.parameters
+    assert {name for name in plain if "projection" in name} == {
+        "residual1/projection/weights",
+        "residual1/projection/bias",
+    }
+    assert not any("projection" in name for name in rig([residual(2, 1, NORM, "relu")]).network.parameters)
+
+
+def test_dropout_in_a_body_has_an_address_of_its_own() -> None:
+    """Two bodies and a block outside: no two masks are the same, and each comes again at its step."""
+    one = nn.Conv(filters=2, kernel=1, pad=0, activation="none", bias=False, init="dirac")
+    body = nn.Residual((nn.Dropout(0.5), one), "none")
+    white = np.full((1, 8, 8, 2), 255, np.uint8)
+    seen = []
+    networks: list[list[Block]] = [[nn.Dropout(0.5)], [body], [one, body], [body, body]]
+    for blocks in networks:
+        bench = rig(blocks, (8, 8, 2), images=white)
+        bench.step()
+        first = bench.gradients["classifier/weights"].copy()
+        bench.feed.position[:] = 0
+        bench.step()
+        np.testing.assert_array_equal(bench.gradients["classifier/weights"], first)
+        seen.append(np.sign(np.abs(first[:, 0]) - np.abs(first[:, 0]).mean()))
+    assert all(np.mean(a == b) < 0.8 for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_smoothed_labels_are_their_formula() -> None:
+    bench = rig([], count=6, lesson=nn.Lesson(label_smoothing=0.3), output_scale=0.5)
+    loss, w = bench.step(), bench.state.weights
+    x = bench.feed.images.reshape(6, -1) / 255
+    logits = 0.5 * (x @ w["classifier/weights"] + w["classifier/bias"])
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = 0.7 * np.eye(3)[bench.feed.labels] + 0.1
+    assert loss == pytest.approx(-(targets * log_p).sum() / 6, rel=1e-12)
+    slopes = 0.5 * (np.exp(log_p) - targets) / 6
+    np.testing.assert_allclose(bench.gradients["classifier/weights"], x.T @ slopes, rtol=1e-10, atol=1e-14)
+    torch_like = -log_p[np.arange(6), bench.feed.labels].mean() * 0.7 - 0.3 * log_p.mean()
+    assert loss == pytest.approx(torch_like, rel=1e-12)
+
+
+ALL_BLOCKS: list[Block] = [
+    nn.Conv(filters=4, kernel=2, pad=0, init="whitening", frozen=True, activation="gelu"),
+    nn.Conv(filters=5, pool=2, norm=nn.BatchNorm(), order=("pool", "norm", "activation"), activation="gelu"),
+    nn.Residual((nn.Conv(filters=6, stride=2, norm=nn.BatchNorm()), nn.Dropout(0.2), nn.Conv(filters=6))),
+    nn.Conv(filters=6, norm=nn.BatchNorm(), order=("activation", "pool", "norm"), pool=2),
+    nn.GlobalPool("max"),
+    nn.Dense(units=7, activation="gelu"),
+    nn.Dropout(0.3),
+]
+LESSON = nn.Lesson(nn.Augmentation("alternating", 2), 0.2)
+OPTIMISERS: list[nn.Optimiser] = [
+    nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
+    nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),
+]
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_the_bits_do_not_depend_on_the_number_of_workers(optimiser: nn.Optimiser) -> None:
+    found = []
+    for workers in (1, 2, 5):
+        bench = rig(ALL_BLOCKS, (12, 13, 3), count=13, dtype=np.float32, workers=workers, learning_rate=0.1,
+                    optimiser=optimiser, lesson=LESSON)  # fmt: skip
+        for step in range(4):
+            bench.feed.lookahead[0] = 0.5 if step % 2 else -1
+            bench.step()
+        plan = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, 5, "flip_translate")
+        kept = {name: flat.tobytes() for name, flat in bench.state.kept.items()}
+        found.append((kept, plan.probabilities(bench.feed.images, np.arange(13)).tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
+class Counting(nn.NumPyBackend):
+    """Remembers what it gave."""
+
+    given = 0
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        array = super().zeros(shape, dtype)
+        self.given += array.nbytes
+        return array
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_plans_count_exactly_what_they_take(optimiser: nn.Optimiser) -> None:
+    bench = rig(ALL_BLOCKS, (12, 13, 3), count=9, optimiser=optimiser, lesson=LESSON)
+    backend = Counting(nn.Workers(1))
+    state = nn.State(bench.network, optimiser, backend)
+    hollow = nn.State(bench.network, optimiser, backend, hollow=True)
+    assert hollow.size_bytes == backend.given
+    backend.given = 0
+    nn.TrainingPlan(backend, bench.network, state, optimiser, bench.feed, bench.pixels, 9, LESSON)
+    assert backend.given == nn.TrainingPlan.count_bytes(backend, bench.network, hollow, optimiser, 9, LESSON)
+    for views in ("none", "flip", "flip_translate"):
+        backend.given = 0
+        plan = nn.EvaluationPlan(backend, bench.network, state, bench.pixels, 5, views)
+        of_feed = plan._feed.position.nbytes
+        assert backend.given - of_feed == nn.EvaluationPlan.count_bytes(backend, bench.network, hollow, 5, views)
+
+
+def test_a_step_allocates_nothing_but_a_few_numbers() -> None:
+    bench = rig(ALL_BLOCKS, (24, 24, 3), count=64, dtype=np.float32, optimiser=OPTIMISERS[0], lesson=LESSON)
+    taken = nn.TrainingPlan.count_bytes(bench.backend, bench.network, bench.state, OPTIMISERS[0], 64, LESSON)
+    bench.step()
+    tracemalloc.start()
+    try:
+        bench.step()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.01 * taken

@@ -1,0 +1,173 @@
+"""Optimisers against their formulas, step by step: decay, momentum, moments, slow weights, factors, what is frozen."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnjob import nn
+from cnnjob.nn.blocks import Block
+from cnnjob.nn.cpu import updates
+from cnnjob.nn.optimisers import segments
+from tests.nn.bench import Rig, rig
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+BLOCKS: list[Block] = [
+    nn.Conv(filters=3, frozen=True),
+    nn.Conv(filters=2, norm=nn.BatchNorm(learning_rate_factor=5.0), learning_rate_factor=3.0, bias=False),
+    nn.Dense(units=4, learning_rate_factor=0.5),
+]
+FACTORS = {"conv1": 1.0, "conv2": 3.0, "dense1": 0.5, "classifier": 1.0}
+RATES = (0.1, 0.05, 0.2, 0.1)
+
+
+def sgd(w: Array, g: Array, slots: Arrays, rate: float, decay: float, momentum: float = 0.9) -> Array:
+    """g ← g + λw, v ← μv + g, w − ηv."""
+    slots["velocity"] = momentum * slots.get("velocity", 0) + g + decay * w
+    return w - rate * slots["velocity"]
+
+
+def nesterov(w: Array, g: Array, slots: Arrays, rate: float, decay: float) -> Array:
+    """w − η(g + μv)."""
+    slots["velocity"] = 0.9 * slots.get("velocity", 0) + g + decay * w
+    return w - rate * (g + decay * w + 0.9 * slots["velocity"])
+
+
+def decoupled(w: Array, g: Array, slots: Arrays, rate: float, decay: float) -> Array:
+    """w ← w − ηλw first, and g without decay, in Nesterov's form."""
+    slots["velocity"] = 0.9 * slots.get("velocity", 0) + g
+    return w - rate * decay * w - rate * (g + 0.9 * slots["velocity"])
+
+
+def adamw(w: Array, g: Array, slots: Arrays, rate: float, decay: float) -> Array:
+    """Loshchilov & Hutter 2019, alg. 2, with the schedule in the rate."""
+    t = slots["t"] = slots.get("t", np.zeros(())) + 1
+    slots["first_moment"] = 0.8 * slots.get("first_moment", 0) + 0.2 * g
+    slots["second_moment"] = 0.95 * slots.get("second_moment", 0) + 0.05 * g**2
+    m, v = slots["first_moment"] / (1 - 0.8**t), slots["second_moment"] / (1 - 0.95**t)
+    return w - rate * decay * w - rate * m / (np.sqrt(v) + 1e-3)
+
+
+CASES: list[tuple[nn.Optimiser, Callable[..., Array]]] = [
+    (nn.Sgd(0.9, 0.01), sgd),
+    (nn.Sgd(0.0, 0.01), partial(sgd, momentum=0.0)),
+    (nn.Sgd(0.9, 0.01, nesterov=True), nesterov),
+    (nn.Sgd(0.9, 0.01, nesterov=True, decoupled=True), decoupled),
+    (nn.AdamW(0.8, 0.01, beta2=0.95, eps=1e-3), adamw),
+]
+
+
+def is_decayed(name: str) -> bool:
+    return name.endswith("/weights")
+
+
+@pytest.mark.parametrize(("optimiser", "formula"), CASES)
+def test_each_is_its_formula(optimiser: nn.Optimiser, formula: Callable[..., Array]) -> None:
+    bench = rig(BLOCKS, optimiser=optimiser)
+    factors = {
+        name: FACTORS[name.partition("/")[0]] * (5.0 if name.endswith(("scale", "shift")) else 1.0)
+        for name in bench.state.weights
+    }
+    slots: dict[str, Arrays] = {name: {} for name in factors}
+    for rate in RATES:
+        before = {name: view.copy() for name, view in bench.state.weights.items()}
+        gradients = gradients_at(bench)
+        bench.feed.learning_rates[:] = rate
+        bench.step()
+        for name, parameter in bench.network.parameters.items():
+            if parameter.learns:
+                decay = 0.01 if is_decayed(name) else 0.0
+                wanted = formula(before[name], gradients[name], slots[name], rate * factors[name], decay)
+                np.testing.assert_allclose(bench.state.weights[name], wanted, rtol=1e-10, atol=1e-14, err_msg=name)
+    for slot, flat in bench.state.slots.items():
+        for name, view in bench.state.layout.views(flat).items():
+            if name in slots and bench.network.parameters[name].learns:
+                np.testing.assert_allclose(view, slots[name][slot], rtol=1e-10, atol=1e-14, err_msg=name)
+
+
+def gradients_at(bench: Rig) -> Arrays:
+    """Of the loss alone: those of another rig with the same weights and no decay."""
+    other = rig(BLOCKS)
+    other.state.parameters[...] = bench.state.parameters
+    other.step()
+    return other.gradients
+
+
+@pytest.mark.parametrize("optimiser", [case[0] for case in CASES])
+def test_frozen_weights_stay_and_what_is_around_them_learns(optimiser: nn.Optimiser) -> None:
+    bench = rig(BLOCKS, optimiser=optimiser, learning_rate=0.1)
+    before = {name: view.copy() for name, view in bench.state.weights.items()}
+    for _ in range(3):
+        bench.step()
+    same = {name for name, view in bench.state.weights.items() if np.array_equal(view, before[name])}
+    assert same == {"conv1/weights"}
+    assert not any(view.any() for name, view in bench.gradients.items() if name == "conv1/weights")
+    for flat in bench.state.slots.values():
+        assert not bench.state.layout.views(flat)["conv1/weights"].any()
+    learning = {name for name, parameter in bench.network.parameters.items() if parameter.learns}
+    assert len(segments(bench.network, bench.state.layout)) == len(learning)
+    assert not learning & {"conv1/weights", "conv2/mean", "conv2/variance"}
+
+
+def test_a_factor_of_zero_stops_a_block() -> None:
+    bench = rig([nn.Dense(units=4, learning_rate_factor=0.0)], optimiser=nn.Sgd(0.9, 0.1), learning_rate=0.1)
+    before = {name: view.copy() for name, view in bench.state.weights.items()}
+    bench.step()
+    for name, view in bench.state.weights.items():
+        assert np.array_equal(view, before[name]) == name.startswith("dense1"), name
+
+
+@pytest.mark.parametrize("total", [6, 7])
+def test_lookahead_is_its_formula_and_the_last_step_goes_back_to_the_slow_weights(total: int) -> None:
+    """Running statistics and frozen weights go with the others, as in a copy of the whole network."""
+    look = nn.Lookahead(every=3, decay=0.9, power=2.0)
+    with_it, without = (
+        rig(BLOCKS, optimiser=nn.Sgd(0.9, 0.01, lookahead), learning_rate=0.1) for lookahead in (look, None)
+    )
+    slow = with_it.state.parameters.copy()
+    with_it.state.slots["slow"][...] = slow
+    shares = look.shares(range(total), total)
+    for done in range(1, total + 1):
+        with_it.feed.lookahead[0] = shares[done - 1]
+        with_it.step()
+        without.step()
+        fast = without.state.parameters
+        if done % 3 == 0:
+            alpha = 0.9**3 * (done / total) ** 2
+            slow = alpha * slow + (1 - alpha) * fast
+            fast[...] = slow
+        elif done == total:
+            fast[...] = slow
+        np.testing.assert_allclose(with_it.state.parameters, fast, rtol=1e-12, atol=1e-15, err_msg=str(done))
+        np.testing.assert_allclose(with_it.state.slots["slow"], slow, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(with_it.state.parameters, with_it.state.slots["slow"])
+
+
+def test_the_slow_weights_start_as_the_fast_ones() -> None:
+    network = nn.Network.build([*BLOCKS, nn.Dense(units=3, activation="none")], (6, 5, 2))
+    state = nn.State(network, nn.AdamW(lookahead=nn.Lookahead()), nn.NumPyBackend(nn.Workers(1)))
+    state.initialise(network, 3)
+    np.testing.assert_array_equal(state.slots["slow"], state.parameters)
+    assert set(state.kept) == {"weights", "first_moment", "second_moment", "slow"}
+    assert not state.slots["first_moment"].any()
+
+
+def test_shares_are_by_address() -> None:
+    look = nn.Lookahead(every=4)
+    whole = look.shares(range(22), 22)
+    np.testing.assert_array_equal(np.concatenate([look.shares(range(9), 22), look.shares(range(9, 22), 22)]), whole)
+    np.testing.assert_array_equal(np.flatnonzero(whole >= 0), [3, 7, 11, 15, 19, 21])
+    assert whole[-1] == 1.0
+    assert whole[19] == pytest.approx(0.95**4 * (20 / 22) ** 3)
+
+
+def test_a_large_parameter_is_updated_in_pieces() -> None:
+    bench = rig([nn.Dense(units=700)], (8, 8, 1), optimiser=nn.Sgd(0.0, 0.01), workers=2, learning_rate=0.1)
+    assert bench.state.weights["dense1/weights"].size > updates.PIECE_ELEMENTS
+    before = bench.state.weights["dense1/weights"].copy()
+    bench.step()
+    expected = before - 0.1 * bench.gradients["dense1/weights"]  # decay is in it already
+    np.testing.assert_allclose(bench.state.weights["dense1/weights"], expected, rtol=1e-12, atol=1e-15)
