@@ -249,6 +249,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
 def check(job: jobs.Job, dataset: Dataset) -> None:
     """Find what does not fit before anything is written."""
     _network_on(job, dataset)
+    _check_moves(job, dataset)
     training, held_out = split(job, dataset)
     if job.train.select_on == "validation" and not len(held_out) and "val" not in dataset.splits:
         raise JobError(
@@ -259,6 +260,21 @@ def check(job: jobs.Job, dataset: Dataset) -> None:
         raise JobError(
             f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
         )
+
+
+def _check_moves(job: jobs.Job, dataset: Dataset) -> None:
+    """What comes in at an edge is mirrored at it: one pixel less than the image has, at most."""
+    height, width, _ = dataset.image_shape
+    moves = {
+        "data.augment.translate": job.data.augment.translate if job.data.augment else 0,
+        "train.test_time_augmentation": int(job.train.test_time_augmentation == "flip_translate"),
+    }
+    for key, pixels in moves.items():
+        if pixels >= min(height, width):
+            raise JobError(
+                f"{key}: moves images of {height}×{width} pixels by {pixels}, at most {min(height, width) - 1} can be "
+                "mirrored at their edges; ask for less"
+            )
 
 
 @contextmanager

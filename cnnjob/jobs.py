@@ -115,6 +115,8 @@ class Train(Section):
             raise ValueError("early stopping needs a split to watch; set select_on to 'validation' or 'test'")
         if self.optimiser == "adamw" and self.nesterov:
             raise ValueError("nesterov: AdamW has no such form; set optimiser to 'sgd'")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: it is a form of momentum, found a momentum of 0; set one of the two")
         return self
 
 

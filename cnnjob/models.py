@@ -2,27 +2,34 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from cnnjob.sections import Fraction, OrFalse, Section
 
 LARGEST_SIGMA = 10
 
 
-def _initialiser(value: Any) -> Any:
+def _named_or_deviation(*names: str) -> BeforeValidator:
     """A name or a standard deviation; one message for both."""
-    if value in {"he", "dirac", "whitening"}:
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
-        return float(value)
-    raise ValueError(
-        f"none of 'he', 'dirac', 'whitening' or a standard deviation from 0 to {LARGEST_SIGMA}, found {value!r}"
-    )
+
+    def checked(value: Any) -> Any:
+        if value in names:
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
+            return float(value)
+        listed = ", ".join(map(repr, names))
+        raise ValueError(f"not {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {value!r}")
+
+    return BeforeValidator(checked)
 
 
-Initialiser = Annotated[Literal["he", "dirac", "whitening"] | float, BeforeValidator(_initialiser)]
-"""``"he"``, or the standard deviation of a centred normal distribution; of convolutions also ``"dirac"`` (each filter
-hands a channel through) and, of the first block alone, ``"whitening"`` (from patches of the training images)."""
+Initialiser = Annotated[Literal["he"] | float, _named_or_deviation("he")]
+"""``"he"``, or the standard deviation of a centred normal distribution."""
+ConvInitialiser = Annotated[
+    Literal["he", "dirac", "whitening"] | float, _named_or_deviation("he", "dirac", "whitening")
+]
+"""Also ``"dirac"`` (each filter hands a channel through) and, of the first block alone, ``"whitening"`` (from patches
+of the training images)."""
 
 Activation = Literal["relu", "gelu", "none"]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
@@ -64,7 +71,7 @@ class Conv(Section):
     """What follows the convolution and its bias, in this order."""
     activation: Activation = "relu"
     """What follows."""
-    init: Initialiser = "he"
+    init: ConvInitialiser = "he"
     """Initial weights."""
     bias: bool | None = None
     """Whether it has a bias; the default is: unless it is normalised."""
@@ -87,11 +94,12 @@ class Conv(Section):
             found["bias"] = not found.get("batch_norm") and found.get("batch_norm") != {}
         return found
 
-    @model_validator(mode="after")
-    def _orders_all(self) -> "Conv":
-        if sorted(self.order) != ["activation", "norm", "pool"]:
-            raise ValueError(f"order: not 'norm', 'activation' and 'pool', each once, found {list(self.order)}")
-        return self
+    @field_validator("order")
+    @classmethod
+    def _orders_all(cls, order: tuple[str, ...]) -> tuple[str, ...]:
+        if sorted(order) != ["activation", "norm", "pool"]:
+            raise ValueError(f"not 'norm', 'activation' and 'pool', each once, found {list(order)}")
+        return order
 
 
 class Dense(Section):
@@ -127,10 +135,22 @@ class GlobalPool(Section):
     """Which."""
 
 
+def _kind_of(block: Any) -> str | None:
+    """Tell a block's kind by the key that only it has."""
+    if isinstance(block, Section):
+        return next((kind for kind, section in _KINDS.items() if isinstance(block, section)), None)
+    return next((kind for kind in _KINDS if isinstance(block, dict) and kind in block), None)
+
+
+_BY_KIND = Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no such block")
+
+BodyBlock = Annotated[Annotated[Conv, Tag("conv")] | Annotated[Dropout, Tag("dropout")], _BY_KIND]
+
+
 class Residual(Section):
     """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where shapes differ it projects."""
 
-    residual: Annotated[tuple["BodyBlock", ...], Field(strict=False, min_length=1)]
+    residual: Annotated[tuple[BodyBlock, ...], Field(strict=False)]
     """The body: ``conv`` and ``dropout`` blocks, the last ``conv`` best without activation."""
     activation: Activation = "relu"
     """Of the sum."""
@@ -161,18 +181,6 @@ _KINDS: dict[str, type[Section]] = {
     "residual": Residual,
 }
 
-
-def _kind_of(block: Any) -> str | None:
-    """Tell a block's kind by the key that only it has."""
-    if isinstance(block, Section):
-        return next((kind for kind, section in _KINDS.items() if isinstance(block, section)), None)
-    return next((kind for kind in _KINDS if isinstance(block, dict) and kind in block), None)
-
-
-_BY_KIND = Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no such block")
-
-BodyBlock = Annotated[Annotated[Conv, Tag("conv")] | Annotated[Dropout, Tag("dropout")], _BY_KIND]
-
 Block = Annotated[
     Annotated[Conv, Tag("conv")]
     | Annotated[Dense, Tag("dense")]
@@ -190,3 +198,13 @@ class Model(Section):
     """From the image on."""
     classifier: Classifier = Classifier()
     """How the last layer starts and learns."""
+
+    @model_validator(mode="after")
+    def _whitens_images(self) -> "Model":
+        bodies = [block for outer in self.blocks if isinstance(outer, Residual) for block in outer.residual]
+        if any(isinstance(block, Conv) and block.init == "whitening" for block in [*self.blocks[1:], *bodies]):
+            raise ValueError(
+                "blocks: init 'whitening' is of the first block alone, which sees the images, found in another; "
+                "take 'dirac' or 'he'"
+            )
+        return self

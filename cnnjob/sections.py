@@ -56,6 +56,8 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         keys = list(problem["input"]) if isinstance(problem["input"], dict) else []
         meant = next((meant for key in keys if (meant := near(key, kinds))), "")
         return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
+    if kind == "model_type":
+        return f"input should be a table of its settings, found {problem['input']!r}"
     if kind == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]

@@ -1,12 +1,15 @@
 """Job files: every problem at once, near matches, overrides, and a name that depends on what matters."""
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjob import jobs, models
+from cnnjob.cli.data import as_toml
 from cnnjob.errors import JobError
 from cnnjob.jobs import Job
 from tests.toys import job
@@ -30,7 +33,7 @@ PROBLEMS = """\
   model.blocks.1.learning_rate_factor: input should be greater than or equal to 0, found -1
   model.blocks.2: no such block, did you mean 'conv'?; a block has one of the keys KINDS
   model.blocks.3: no such block; a block has one of the keys KINDS
-  model.classifier.init: none of 'he', 'dirac', 'whitening' or a standard deviation from 0 to 10, found 'she'
+  model.classifier.init: not 'he' or a standard deviation from 0 to 10, found 'she'
   train.epochs: missing
   train.batch_size: input should be a valid integer, found 'many'
   train.early_stopping.patience: missing
@@ -73,6 +76,119 @@ def test_one_problem(change: str, message: str) -> None:
     with pytest.raises(JobError) as error:
         Job.load("mnist", [change])
     assert message in str(error.value)
+
+
+CONV = {"conv": 3, "kernel": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": [CONV | {"order": ["norm", "pool"]}]},
+         "model.blocks.0.order: not 'norm', 'activation' and 'pool', each once, found ['norm', 'pool']"),
+        ({"blocks": [CONV | {"order": ["norm", "pool", "relu"]}]},
+         "model.blocks.0.order.2: input should be 'norm', 'activation' or 'pool', found 'relu'"),
+        ({"blocks": [CONV | {"batch_norm": {"momentun": 0.1}}]},
+         "model.blocks.0.batch_norm.momentun: no such key, did you mean 'momentum'?"),
+        ({"blocks": [CONV | {"batch_norm": {"momentum": 1.5}}]},
+         "model.blocks.0.batch_norm.momentum: input should be less than or equal to 1, found 1.5"),
+        ({"blocks": [CONV | {"batch_norm": 3}]},
+         "model.blocks.0.batch_norm: input should be a table of its settings, found 3"),
+        ({"blocks": [CONV | {"activation": "swish"}]},
+         "model.blocks.0.activation: input should be 'relu', 'gelu' or 'none', found 'swish'"),
+        ({"blocks": [CONV | {"init": "white"}]},
+         "model.blocks.0.init: not 'he', 'dirac', 'whitening' or a standard deviation from 0 to 10, found 'white'"),
+        ({"blocks": [{"dense": 3, "init": "dirac"}]},
+         "model.blocks.0.init: not 'he' or a standard deviation from 0 to 10, found 'dirac'"),
+        ({"blocks": [CONV, CONV | {"init": "whitening"}]}, "model: blocks: init 'whitening' is of the first block"),
+        ({"blocks": [{"residual": [CONV | {"init": "whitening"}]}]}, "model: blocks: init 'whitening' is of the first"),
+        ({"blocks": [{"residual": [CONV | {"kernle": 3}, {"dropout": 2}]}]},
+         "model.blocks.0.residual.0.kernle: no such key, did you mean 'kernel'?\n"
+         "  model.blocks.0.residual.1.dropout: input should be less than 1, found 2"),
+        ({"blocks": [{"residual": [{"dense": 3}]}]},
+         "model.blocks.0.residual.0: no such block; a block has one of the keys conv, dropout"),
+        ({"blocks": [{"global_pool": "average"}]},
+         "model.blocks.0.global_pool: input should be 'mean' or 'max', found 'average'"),
+        ({"classifier": {"output_scale": 0.0}},
+         "model.classifier.output_scale: input should be greater than 0, found 0.0"),
+        ({"train__optimiser": "adamw", "train__nesterov": True},
+         "train: nesterov: AdamW has no such form; set optimiser to 'sgd'"),
+        ({"train__nesterov": True, "train__momentum": 0.0},
+         "train: nesterov: it is a form of momentum, found a momentum of 0; set one of the two"),
+        ({"train__lookahead": {"every": 0}},
+         "train.lookahead.every: input should be greater than or equal to 1, found 0"),
+        ({"train__lookahead": {"alpha": 0.5}}, "train.lookahead.alpha: no such key"),
+        ({"train__label_smoothing": 1.0}, "train.label_smoothing: input should be less than 1, found 1.0"),
+        ({"train__warmup": 1.0}, "train.warmup: input should be less than 1, found 1.0"),
+        ({"train__schedule": "step"},
+         "train.schedule: input should be 'constant', 'cosine' or 'triangular', found 'step'"),
+        ({"train__test_time_augmentation": True},
+         "train.test_time_augmentation: input should be 'none', 'flip' or 'flip_translate', found True"),
+        ({"data__augment": {"flip": "sometimes", "translate": 65}},
+         "data.augment.flip: input should be 'none', 'random' or 'alternating', found 'sometimes'\n"
+         "  data.augment.translate: input should be less than or equal to 64, found 65"),
+    ],
+)  # fmt: skip
+def test_one_problem_of_a_network_or_its_training(changes: dict[str, Any], message: str) -> None:
+    named = {key if "__" in key else f"model__{key}": value for key, value in changes.items()}
+    with pytest.raises(JobError) as error:
+        job(**named)
+    assert f"not a valid job:\n  {message}" in str(error.value)
+
+
+def test_what_is_left_out_follows_from_what_is_said() -> None:
+    plain, normalised, biased, empty = job(
+        model__blocks=[CONV, CONV | {"batch_norm": True}, CONV | {"batch_norm": {"scale": False}, "bias": True},
+                       CONV | {"batch_norm": {}}]
+    ).model.blocks  # fmt: skip
+    assert all(isinstance(block, models.Conv) for block in (plain, normalised, biased, empty))
+    assert [block.model_dump()["bias"] for block in (plain, normalised, biased, empty)] == [True, False, True, False]
+    assert plain.model_dump()["batch_norm"] is None
+    assert normalised.model_dump()["batch_norm"] == models.BatchNorm().model_dump()
+    assert [job(train__lookahead=said).train.lookahead for said in (True, False, {"every": 2})] == [
+        jobs.Lookahead(),
+        None,
+        jobs.Lookahead(every=2),
+    ]
+    same = job(model__blocks=[CONV | {"batch_norm": False, "order": ("norm", "activation", "pool")}])
+    assert same.digest("data") == job(model__blocks=[CONV]).digest("data")
+
+
+EVERYTHING = {
+    "data__augment": {"flip": "alternating", "translate": 2},
+    "model__blocks": [
+        {"conv": 4, "kernel": 2, "pad": 0, "init": "whitening", "frozen": True, "activation": "gelu"},
+        {
+            "conv": 6,
+            "pool": 2,
+            "batch_norm": {"momentum": 0.4, "scale": False},
+            "order": ["pool", "norm", "activation"],
+        },
+        {"residual": [{"conv": 6, "batch_norm": True}, {"dropout": 0.1}, {"conv": 6, "activation": "none"}]},
+        {"global_pool": "max"},
+    ],
+    "model__classifier": {"output_scale": 0.2, "bias": False},
+    "train__optimiser": "adamw",
+    "train__lookahead": {"every": 3},
+    "train__warmup": 0.2,
+    "train__schedule": "triangular",
+    "train__label_smoothing": 0.1,
+    "train__test_time_augmentation": "flip_translate",
+}
+
+
+def test_a_job_of_everything_is_printed_as_a_file_says_it() -> None:
+    loaded = job(**EVERYTHING)
+    printed = as_toml(loaded.model_dump(mode="json", exclude_none=True))
+    assert Job.checked(tomllib.loads(printed), "printed") == loaded
+    assert 'order = ["pool", "norm", "activation"]' in printed
+    assert "  { residual = [\n    { conv = 6, " in printed
+    assert Job.checked(loaded.model_dump(mode="json"), "frozen") == loaded
+
+
+def test_each_setting_of_everything_renames_the_run() -> None:
+    digests = {job(**{key: value}).digest("data") for key, value in EVERYTHING.items()}
+    assert len({*digests, job().digest("data")}) == len(EVERYTHING) + 1
 
 
 def test_overrides_are_toml_values_or_bare_words() -> None:

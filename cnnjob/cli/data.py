@@ -247,7 +247,7 @@ def _show_job(job: "Job", data: Path) -> None:
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset, packed = _dataset_or_catalogue(job, data)
     network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-    counts = [sum(_size(p.shape) for p in layer.parameters.values()) for layer in network.layers]
+    counts = [sum(_size(p.shape) for p in layer.parameters.values() if p.counts) for layer in network.layers]
     rows = [
         [layer.name, "×".join(map(str, layer.input_shape)), "×".join(map(str, layer.output_shape)), f"{count:,}"]
         for layer, count in zip(network.layers, counts, strict=True)
@@ -317,11 +317,12 @@ def as_toml(content: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _inline(value: object) -> str:
+def _inline(value: object, indent: str = "") -> str:
+    """A value; of a list of tables, each on a line."""
     from json import dumps
 
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_inline(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[\n" + "".join(f"  {_inline(item)},\n" for item in value) + "]"
+        return "{ " + ", ".join(f"{key} = {_inline(item, indent)}" for key, item in value.items()) + " }"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return "[\n" + "".join(f"{indent}  {_inline(item, indent + '  ')},\n" for item in value) + f"{indent}]"
     return dumps(value)
