@@ -314,7 +314,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     [accuracy] = [float(match[1]) for line in lines if (match := re.search(r"test accuracy ([\d.]+) %", line))]
     assert accuracy > 96
-    pictures = [line.strip() for line in lines[lines.index("pictures:") + 1 :]]
+    pictures = [line.strip() for line in lines[lines.index("pictures:") + 1 : -1]]
     assert "report/curves.png" in pictures
     assert len(pictures) == 4
+    assert lines[-1].startswith("open report/index.html in a browser")
     assert all((tmp_path / path).is_file() for path in pictures)

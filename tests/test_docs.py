@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import cnnjob
 from cnnjob import jobs
 from cnnjob.cli import app
 
@@ -27,6 +28,29 @@ def test_every_command_and_option_of_the_documents_exists(command: str) -> None:
     words = shlex.split(command)[1:]
     found = CliRunner().invoke(app, [*words, "--help"])
     assert found.exit_code == 0, found.output
+
+
+def test_the_notebook_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = re.findall(r"`(\w+)`", (ROOT / "README.md").read_text().partition("```python")[2].partition("##")[0])
+    assert {*names} & {*cnnjob.__all__} == {"pack", "train", "submit", "report", "Job", "Run", "Dataset", "Network"}
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, object] = {}
+    exec(code, said)
+    assert isinstance(said["best"], cnnjob.Run)
+    assert said["best"].state() == "finished"
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_what_is_seen_when_something_is_wrong_is_what_is_said() -> None:
+    table = (ROOT / "README.md").read_text().partition("## When something is wrong")[2].partition("##")[0]
+    said = "".join(path.read_text() for path in Path(cnnjob.__file__).parent.rglob("*.py"))
+    seen = [
+        quoted for row in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) for quoted in re.findall(r"`(.+?)`", row)
+    ]
+    assert len(seen) > 9
+    for words in seen:
+        assert words in said, words
 
 
 def test_there_are_commands() -> None:

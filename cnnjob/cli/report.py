@@ -1,5 +1,6 @@
 """``cnnjob report``."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,10 @@ def report(
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; name run folders, or the folder that holds them")
     named = [run for path in runs for run in Run.all(path) if run.path == path]
-    written = write_report(Run.all(*runs), out, named=named)
+    found = Run.all(*runs)
+    if sys.stderr.isatty():
+        typer.echo(f"reading {len(found)} runs and drawing; a second or two for each that gets figures", err=True)
+    written = write_report(found, out, named=named)
     if as_json:
         print_json(written.rows)
         return

@@ -156,7 +156,9 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
     for run, what in runs.values():
         typer.echo(f"{run.path}{what}: {'trained here' if run in left else run.state()}")
     cores = f"{request.cpus_per_task} core{'s' * (request.cpus_per_task > 1)} each"
-    typer.echo(f"{parallel} at once, {cores}; Ctrl-C stops them with all work saved")
+    typer.echo(
+        f"{parallel} at once, {cores}; `cnnjob status` elsewhere tells how far; Ctrl-C stops them, all work saved"
+    )
     with ending_as_interrupted():
         for run in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
             _print_end(run)

@@ -85,3 +85,4 @@ def demo() -> None:
     report([RUNS_FOLDER])
     pictures = sorted(Path("report").rglob("*.png"))
     typer.echo("pictures:\n" + "\n".join(f"  {path}" for path in pictures))
+    typer.echo("open report/index.html in a browser; `cnnjob show` lists other datasets and jobs")
