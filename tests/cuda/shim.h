@@ -187,5 +187,7 @@ static T exchange(T value, int other, int line) {
 
 }  // namespace shim
 
+#define __fadd_rn(a, b) ((a) + (b))
+#define __fmul_rn(a, b) ((a) * (b))
 #define __syncthreads() shim::wait(__LINE__)
 #define __shfl_xor_sync(mask, value, other) shim::exchange(value, other, __LINE__)

@@ -66,6 +66,11 @@ class Work:
         return named | results | {"probabilities": evaluation.probabilities(images, chosen)}
 
 
+def normed(filters: int, *, scale: bool = True, momentum: float = 0.1, **others: Any) -> nn.Conv:
+    """A convolution with batch normalisation, and without a bias, whose gradient would be nothing but rounding."""
+    return nn.Conv(filters=filters, bias=False, norm=nn.BatchNorm(momentum, scale=scale), **others)
+
+
 STRIPES = np.zeros((15, 8, 8, 1), np.uint8)
 STRIPES[:, :, ::4] = 200
 
@@ -107,6 +112,45 @@ WORKS = {
     "frozen, nothing learns before it": Work([nn.Conv(filters=4, frozen=True, bias=False), nn.Conv(filters=3)]),
     "output scale": Work([nn.Dense(units=6, output_scale=0.5), nn.Dense(units=5, output_scale=-3.0)]),
     "label smoothing": Work([nn.Conv(filters=3)], lesson=nn.Lesson(label_smoothing=0.2)),
+    "norm": Work([normed(3), normed(35, scale=False, momentum=0.3)]),
+    "norm of many pixels": Work([normed(3, activation="none")], (17, 16, 1), count=7),
+    "norm, activation and pool in every order": Work(
+        [
+            normed(4, order=("pool", "norm", "activation"), activation="gelu", pool=2),
+            nn.Conv(filters=4, norm=nn.BatchNorm(), order=("activation", "norm", "pool"), pool=2),
+            normed(3, order=("norm", "pool", "activation"), activation="gelu", pool=3),
+        ],
+        (14, 15, 2),
+    ),
+    "gelu": Work([nn.Conv(filters=4, activation="gelu", pool=2), nn.Dense(units=6, activation="gelu")]),
+    "means": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool()], (5, 5, 1)),
+    "maxima": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool("max")], (2, 3, 1)),
+    "tied maxima": Work(
+        [nn.Conv(filters=4, kernel=1, pad=0, activation="gelu", pool=2), nn.GlobalPool("max")],
+        (8, 8, 1),
+        images=STRIPES,
+    ),
+    "residual": Work(
+        [
+            normed(4),
+            nn.Residual((normed(4), nn.Conv(filters=4, activation="none"))),
+            nn.Residual((normed(6, stride=2),), activation="gelu"),
+            nn.GlobalPool(),
+        ]
+    ),
+    "residual on the images": Work(
+        [
+            nn.Residual((nn.Dropout(0.2), nn.Conv(filters=2, pad=1)), activation="none"),
+            nn.Residual((nn.Conv(filters=3),)),
+        ]
+    ),
+    "augmented": Work(
+        [nn.Conv(filters=4)], lesson=nn.Lesson(nn.Augmentation("random", 2)), views="flip_translate", start=6
+    ),
+    "flipped by turns": Work(
+        [nn.Conv(filters=4)], lesson=nn.Lesson(nn.Augmentation("alternating")), views="flip", start=8
+    ),
+    "moved": Work([], (7, 5, 3), lesson=nn.Lesson(nn.Augmentation(translate=4)), start=2),
     "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
 }
 

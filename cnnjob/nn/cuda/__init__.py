@@ -1,4 +1,4 @@
-"""The CUDA backend: blocks as kernels of ``kernels.cu`` and GEMMs of cuBLAS, run one after the other.
+"""The CUDA backend: blocks as kernels of CUDA C and GEMMs of cuBLAS, run one after the other.
 
 The same input gives the same bits on the same model of GPU with the same driver and cuBLAS: every sum has a fixed
 order. What a step computes is there when it is asked for, not when the step returns.
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, Shape
-from cnnjob.nn.cuda import blocks
+from cnnjob.nn.cuda import blocks, stages
+from cnnjob.nn.cuda.batches import gather
 from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
 from cnnjob.nn.cuda.launches import Device, HollowDevice, scalars
+from cnnjob.nn.cuda.norm import norm
 from cnnjob.nn.cuda.updates import update
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.operations import Operation
+from cnnjob.nn.operations import Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, Pixels, View
 from cnnjob.nn.signals import Feed, Signal, Step, Task
@@ -65,9 +67,7 @@ class CudaBackend:
 
     def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
         """Plan the batch."""
-        if change:
-            raise NotImplementedError("no augmentation on a GPU")
-        return blocks.gather(self.device, arena, feed, x, pixels.scale, pixels.shift)
+        return gather(self.device, arena, feed, x, pixels, change)
 
     def block(
         self,
@@ -79,34 +79,32 @@ class CudaBackend:
         feed: Feed,
         place: int,
     ) -> Step:
-        """Plan one block of a training (with gradients) or an evaluation (without)."""
-        w, dw = parameters
+        """Plan one operation of a training or an evaluation."""
         if isinstance(block, Conv):
-            return conv(self.device, arena, block, x, y, w, dw, self._column_bytes)
+            return conv(self.device, arena, block, x, y, *parameters, self._column_bytes)
         if isinstance(block, Dense):
-            return blocks.dense(self.device, arena, block, x, y, w, dw)
-        if not isinstance(block, Dropout):
-            raise NotImplementedError(f"no {type(block).__name__} on a GPU")
-        return blocks.dropout(self.device, block, x, y, feed, place)
+            return blocks.dense(self.device, arena, block, x, y, *parameters)
+        if isinstance(block, Norm):
+            return norm(self.device, arena, block, x, y, *parameters)
+        if isinstance(block, Dropout):
+            return blocks.dropout(self.device, block, x, y, feed, place)
+        return stages.stage(self.device, arena, block, x, y)
 
-    def join(self, arena: Arena, body: Signal, shortcut: Signal, y: Signal, activation: Activation) -> Step:
+    def join(self, arena: Arena, body: Signal, shortcut: Signal, y: Signal, activation: Activation) -> Step:  # noqa: ARG002 - a backend's form
         """Plan the end of a residual block."""
-        raise NotImplementedError("no residual block on a GPU")
+        return stages.join(self.device, body, shortcut, y, activation)
 
-    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
+    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
         """Plan a sum of gradients."""
-        raise NotImplementedError("no residual block on a GPU")
+        return stages.accumulate(self.device, source, target)
 
     def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
         return blocks.cross_entropy(self.device, arena, feed, logits, label_smoothing)
 
     def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
-        """Plan the softmax: its (N, K) array, and the tasks that fill it."""
-        if len(shares) > 1:
-            raise NotImplementedError("no test-time augmentation on a GPU")
-        p, task = blocks.softmax(self.device, arena, logits)
-        return p, [lambda: None], task
+        """Plan the mean over views, and its softmax."""
+        return stages.mean_outputs(self.device, arena, logits, shares)
 
     def update(
         self,

@@ -1,4 +1,4 @@
-"""The other blocks on a device: the batch, dense, dropout and the loss."""
+"""The other blocks on a device: dense, dropout and the loss."""
 
 from functools import partial
 from math import prod
@@ -28,19 +28,6 @@ WARPS = 4
 """Images of one block of the loss."""
 
 Arrays = dict[str, Array]
-
-
-def gather(device: Device, arena: Arena, feed: Feed, x: Signal, scale: Array, shift: Array) -> Task:
-    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
-    N, *inner = x.value.shape
-    values = [arena.constant(np.asarray(each_channel, x.value.dtype)) for each_channel in (scale, shift)]
-    place, length, channels = bordered(x.value), row_length(x.value.shape), inner[-1]
-
-    def run() -> None:  # an evaluation's images and order change from call to call
-        source = feed.images, feed.order, feed.position
-        each(device, "gather", N, prod(inner), *source, *values, *place, length, channels)()
-
-    return run
 
 
 def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
@@ -102,11 +89,11 @@ def dropout(device: Device, block: Dropout, x: Signal, y: Signal, feed: Feed, pl
     return Step(masked(x.value, y.value), backward)
 
 
-def softmax(device: Device, arena: Arena, logits: Signal) -> tuple[Array, Task]:
+def softmax(device: Device, arena: Arena, logits: Array) -> tuple[Array, Task]:
     """Plan the softmax of (N, K) logits: its array, and the task that fills it."""
-    N, K = logits.value.shape
-    p = arena.take((N, K), logits.value.dtype)
-    return p, partial(device.launch, "softmax", *_warps(N), scalars([logits.value, p, N, K]))
+    N, K = logits.shape
+    p = arena.take((N, K), logits.dtype)
+    return p, partial(device.launch, "softmax", *_warps(N), scalars([logits, p, N, K]))
 
 
 def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:

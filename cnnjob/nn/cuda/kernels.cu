@@ -20,13 +20,18 @@ __device__ wide place(int n, int i, int length, wide image, int row) {
 
 // ---- the batch ------------------------------------------------------------------------------------------------------
 
+// Rounded twice, as NumPy does it: the same bits.
+__device__ float scaled(float pixel, float scale, float shift) {
+  return __fadd_rn(__fmul_rn(pixel, scale), shift);
+}
+
 // x = pixel * scale + shift, of the images that order[step * images ...] names.
 KERNEL gather(const unsigned char *pixels, const wide *order, const wide *position, const float *scale,
               const float *shift, float *x, wide image, int row, int length, int channels, int images, int size) {
   const wide *chosen = order + position[0] * images;
   EACH(n, images, i, size) {
     float pixel = pixels[chosen[n] * size + i];
-    x[place(n, i, length, image, row)] = pixel * scale[i % channels] + shift[i % channels];
+    x[place(n, i, length, image, row)] = scaled(pixel, scale[i % channels], shift[i % channels]);
   }
 }
 

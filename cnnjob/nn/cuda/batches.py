@@ -1,0 +1,47 @@
+"""The batch on a device: images taken by index, changed by address, and normalised."""
+
+from functools import partial
+from math import prod
+
+import numpy as np
+
+from cnnjob.nn.cuda.launches import THREADS, Device, bordered, each, row_length, scalars
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.pixels import Augmentation, Pixels, View
+from cnnjob.nn.random import Purpose
+from cnnjob.nn.signals import Feed, Signal, Task
+
+FLIPS = {"none": 0, "random": 1, "alternating": 2}
+
+
+def gather(
+    device: Device, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None
+) -> Task:
+    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
+    N, *inner = x.value.shape
+    values = [arena.constant(np.asarray(each_channel, x.value.dtype)) for each_channel in (pixels.scale, pixels.shift)]
+    target = *values, *bordered(x.value), row_length(x.value.shape), inner[-1]
+    views = [] if change is None else [_views(arena, change, N)]
+
+    def run() -> None:  # an evaluation's images and order change from call to call
+        if isinstance(change, Augmentation):
+            _draw(device, change, feed, views[0])()
+        name, source = "gather_views" if change else "gather", (feed.images, feed.order, feed.position)
+        each(device, name, N, prod(inner), *source, *views, *target)()
+
+    return run
+
+
+def _views(arena: Arena, change: Augmentation | View, images: int) -> Array:
+    """How each image is changed, int32 (N, 3); to be drawn, or the same for all."""
+    if isinstance(change, Augmentation):
+        return arena.take((images, 3), np.int32)
+    return arena.constant(np.tile(np.array(change, np.int32), (images, 1)))
+
+
+def _draw(device: Device, change: Augmentation, feed: Feed, views: Array) -> Task:
+    """Plan what :meth:`cnnjob.nn.pixels.Augmentation.draw` does."""
+    address = np.uint32(feed.seed), np.uint32(Purpose.AUGMENTATION)
+    numbers = FLIPS[change.flip], change.translate, len(views)
+    arguments = scalars([feed.order, feed.position, views, np.int64(len(feed.learning_rates)), *address, *numbers])
+    return partial(device.launch, "draw_views", (-(-len(views) // THREADS), 1), (THREADS, 1), arguments)

@@ -1,0 +1,100 @@
+"""What stands between and after convolutions on a device: activations, pooling, and the sum of a residual block."""
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+
+import numpy as np
+
+from cnnjob.nn.blocks import Activation, GlobalPool
+from cnnjob.nn.cuda.blocks import softmax
+from cnnjob.nn.cuda.launches import Device, bordered, each, in_order, row_length, scalars
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.operations import Activate, MaxPool
+from cnnjob.nn.signals import Signal, Step, Task
+
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
+CHANNELS, LANES = 32, 8
+"""Of a block of threads that adds channels up."""
+
+
+def stage(device: Device, arena: Arena, block: Activate | MaxPool | GlobalPool, x: Signal, y: Signal) -> Step:
+    """Plan an operation without parameters."""
+    if isinstance(block, Activate):
+        return _activated(device, [x.value], x.gradient, y, block.activation)
+    if isinstance(block, MaxPool):
+        return _max_pool(device, arena, block, x, y)
+    return _global_pool(device, arena, block, x, y)
+
+
+def join(device: Device, body: Signal, shortcut: Signal, y: Signal, kind: Activation) -> Step:
+    """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
+
+    Backward gives the sum's gradient to the body; the shortcut's is the same.
+    """
+    return _activated(device, [body.value, shortcut.value], body.gradient, y, kind)
+
+
+def _activated(device: Device, terms: Sequence[Array], slope: Array, y: Signal, kind: Activation) -> Step:
+    """Plan y = activation(sum of one or two terms), and the sum's gradient."""
+    N, *inner = y.value.shape
+    source = *bordered(terms[0]), *bordered(terms[-1]), len(terms)
+    last = row_length(y.value.shape), ACTIVATIONS[kind]
+    forward = each(device, "activate", N, prod(inner), *source, *bordered(y.value), *last)
+    if not y.learns:
+        return Step(forward, forward)
+    slopes = *bordered(y.gradient), *bordered(slope)
+    return Step(forward, each(device, "activate_back", N, prod(inner), *source, *slopes, *last))
+
+
+def accumulate(device: Device, source: Array, target: Array) -> Task:
+    """Plan target ← target + source, both (N, …)."""
+    N, *inner = target.shape
+    arrays = *bordered(source), *bordered(target), row_length(target.shape)
+    return each(device, "accumulate", N, prod(inner), *arrays)
+
+
+def _max_pool(device: Device, arena: Arena, block: MaxPool, x: Signal, y: Signal) -> Step:
+    """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
+
+    Of equal maxima the first in row-major order takes the gradient. Rows and columns that fill no window take none.
+    """
+    N, height, width, C = y.value.shape
+    _, H, W, _ = x.value.shape
+    winner = arena.take(y.value.shape, np.uint16) if y.learns else arena.scratch(0, (y.value.shape, np.uint16))[0]
+    arrays = *bordered(x.value), *bordered(y.value), winner
+    forward = each(device, "max_pool", N, height * width * C, *arrays, block.side, width, C)
+    if not y.learns:
+        return Step(forward, forward)
+    slopes = *bordered(y.gradient), winner, *bordered(x.gradient)
+    return Step(forward, each(device, "max_pool_back", N, H * W * C, *slopes, block.side, W, C, height, width))
+
+
+def _global_pool(device: Device, arena: Arena, block: GlobalPool, x: Signal, y: Signal) -> Step:
+    """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C); the first of equal maxima counts."""
+    N, H, W, C = x.value.shape
+    first = [arena.take((N, C), np.int32)] if block.how == "max" else []
+    arguments = scalars([*bordered(x.value), y.value, *first, W, C, H * W])
+    grid = N, -(-C // CHANNELS)
+    forward = partial(device.launch, f"global_{block.how}", grid, (CHANNELS, LANES), arguments)
+    if not y.learns:
+        return Step(forward, forward)
+    slopes = y.gradient, *first, *bordered(x.gradient), W * C, C, *([] if first else [H * W])
+    return Step(forward, each(device, f"global_{block.how}_back", N, H * W * C, *slopes))
+
+
+def mean_outputs(
+    device: Device, arena: Arena, logits: Signal, shares: Sequence[float]
+) -> tuple[Array, list[Task], Task]:
+    """Plan the softmax of the weighted mean of several views' logits (N, K).
+
+    Returns:
+        Its array (N, K); the task after each view; and the last one.
+    """
+    if len(shares) == 1:
+        p, last = softmax(device, arena, logits.value)
+        return p, [in_order([])], last
+    (N, K), mean = logits.value.shape, arena.take(logits.value.shape, logits.value.dtype)
+    added = [each(device, "add_share", N, K, logits.value, mean, s, place == 0) for place, s in enumerate(shares)]
+    p, last = softmax(device, arena, mean)
+    return p, added, last
