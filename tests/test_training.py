@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from cnnjob import checkpoints, files
-from cnnjob.bindings import dataset_of, run_of, split
+from cnnjob.bindings import check, dataset_of, run_of, split
 from cnnjob.claims import claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
@@ -25,7 +26,40 @@ from tests.toys import CLASSES, blots, corrupt, dataset, job, outcome_of, traine
 
 DROPOUT = [{"conv": 3, "kernel": 3, "pool": 2}, {"dropout": 0.3}, {"dense": 6}]
 PLAIN = [{"conv": 3, "kernel": 3, "pool": 2}, {"dense": 6}]
-STEPS = 40
+FEW: dict[str, Any] = {"train__epochs": 3, "train__batch_size": 4, "data__validation_fraction": 0.9}
+"""15 steps, for what takes longer."""
+NORM = {"batch_norm": {"momentum": 0.4}}
+RESIDUAL = [
+    {"conv": 4, "kernel": 2, "pad": 0, "init": "whitening", "frozen": True, "activation": "gelu"},
+    {"residual": [{"conv": 3, "stride": 2} | NORM, {"conv": 3, "activation": "none"} | NORM]},
+    {"global_pool": "max"},
+]
+JOBS: list[dict[str, Any]] = [
+    {"train__momentum": 0.0, "model__blocks": PLAIN},
+    {"train__momentum": 0.9, "model__blocks": PLAIN},
+    {"train__momentum": 0.0, "model__blocks": DROPOUT},
+    {"train__momentum": 0.9, "model__blocks": DROPOUT},
+    FEW
+    | {
+        "model__blocks": RESIDUAL,
+        "data__augment": {"flip": "alternating", "translate": 2},
+        "train__nesterov": True,
+        "train__weight_decay": 0.01,
+        "train__decoupled_weight_decay": True,
+        "train__lookahead": {"every": 3},
+        "train__label_smoothing": 0.1,
+        "train__test_time_augmentation": "flip",
+    },
+    FEW
+    | {
+        "model__blocks": [{"conv": 3, "activation": "gelu"} | NORM, *DROPOUT],
+        "data__augment": {"flip": "random"},
+        "train__optimiser": "adamw",
+        "train__learning_rate": 0.01,
+        "train__weight_decay": 0.01,
+        "train__lookahead": {"every": 7},
+    },
+]
 
 
 class StopsAt(Silent):
@@ -80,25 +114,25 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in first.run.path.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module", params=[(0.0, PLAIN), (0.9, PLAIN), (0.0, DROPOUT), (0.9, DROPOUT)])
+@pytest.fixture(scope="module", params=JOBS, ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw"])
 def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run that nobody stopped, and the changes to the toy job that it was made with."""
-    momentum, blocks = request.param
     root = tmp_path_factory.mktemp("unbroken")
-    changes = {"train__momentum": momentum, "model__blocks": blocks, "train__schedule": "cosine"}
+    changes = {**request.param, "train__schedule": "cosine"}
     outcome = trained(root, **changes)
-    assert outcome.run.result()["steps"] == STEPS
     return root, changes, outcome_of(outcome.run)
 
 
 def test_stopped_at_every_step_it_is_the_unbroken_run(unbroken: Any) -> None:
-    """40 stop points × {SGD, momentum} × {with, without dropout}: weights, predictions and history."""
+    """15 or 40 stop points of each of the jobs: weights, running statistics among them, predictions and history."""
     root, changes, expected = unbroken
-    for step in range(1, STEPS + 1):
+    steps = expected[2][-1]["step"]
+    assert steps == (15 if FEW.items() <= changes.items() else 40)
+    for step in range(1, steps + 1):
         run = run_of(job(**changes), dataset(root), root / f"stopped-{step}")
         listener = StopsAt(step)
         outcome = train(run, listener)
-        if step < STEPS:
+        if step < steps:
             assert outcome.state == "stopped"
             assert checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])[0].progress.step == step  # type: ignore[union-attr]
             assert run.state() == "stopped"
@@ -112,13 +146,15 @@ def test_stopped_at_every_step_it_is_the_unbroken_run(unbroken: Any) -> None:
 def test_stopped_again_and_again_it_is_the_unbroken_run(unbroken: Any) -> None:
     root, changes, expected = unbroken
     run = run_of(job(**changes), dataset(root), root / "often")
-    states = [train(run, StopsAt(3, number)).state for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2) * 4]
-    assert states == ["stopped"] * 12
+    often = 4 if expected[2][-1]["step"] == 15 else 12
+    signals = ((signal.SIGINT, signal.SIGTERM, signal.SIGUSR2) * 4)[:often]
+    states = [train(run, StopsAt(3, number)).state for number in signals]
+    assert states == ["stopped"] * often
     assert train(run).state == "finished"
     assert outcome_of(run) == expected
-    assert [attempt["resumed_at_step"] for attempt in run.attempts()] == [None, *range(3, 37, 3)]
+    assert [attempt["resumed_at_step"] for attempt in run.attempts()] == [None, *range(3, len(states) * 3 + 1, 3)]
     assert run.attempts()[1]["why"] == "stopped: SIGTERM"
-    assert run.result()["attempts"] == 13
+    assert run.result()["attempts"] == len(states) + 1
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
@@ -328,6 +364,10 @@ def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
         train(run)
 
 
+def blocks(*of: dict[str, Any]) -> dict[str, Any]:
+    return {"model__blocks": list(of)}
+
+
 def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     for changes, message in (
@@ -335,10 +375,29 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
         ({"data__validation_fraction": 0.0}, "data.validation_fraction: 0 of 216 training images is none"),
         ({"data__validation_fraction": 1e-4}, "data.validation_fraction: 0.0001 of 216 training images is none"),
+        ({"data__augment": {"translate": 6}}, "data.augment.translate: moves images of 6×6 pixels by 6, at most"),
+        (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
+        (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
+        (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
+        (
+            blocks({"residual": [{"conv": 2, "pad": 0}]}),
+            "residual1: its body leads from 6×6×1 to 4×4×2, a shortcut to 3×3×2",
+        ),
+        (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening takes an even number of filters up to 18"),
     ):
         with pytest.raises(JobError, match=message):
             run_of(job(**changes), packed, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_views_that_move_an_image_need_pixels_to_mirror(tmp_path: Path) -> None:
+    rows = [replace(block, images=block.images[:, :1]) for block in blots({"train": 80, "test": 30})]
+    write(tmp_path / "toy.h5", "toy", Contents(CLASSES, {"toy": "0" * 64}, iter(rows)), {})
+    packed = Dataset.open(tmp_path / "toy.h5")
+    check(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip"), packed)
+    said = r"train.test_time_augmentation: moves images of 1×6 pixels by 1, at most 0 can be mirrored at their edges"
+    with pytest.raises(JobError, match=said):
+        check(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip_translate"), packed)
 
 
 def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
