@@ -85,17 +85,18 @@ def test_what_prints_a_table_prints_json_too(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "toy.toml").write_text(JOB)
     dataset(tmp_path / "data")
     run = trained(tmp_path / "made").run
+    pending_run(tmp_path / "runs")
     np.save("image.npy", np.zeros((6, 6), np.uint8))
     said = {
         words[0]: as_json(*words)
         for words in (
-            ["prepare", "digits"], ["status", str(run.path)], ["predict", str(run.path), "image.npy"],
-            ["report", str(run.path)],            ["doctor"], ["clean"],
+            ["prepare", "digits"], ["status", "runs"], ["predict", str(run.path), "image.npy"],
+            ["report", "runs"],            ["doctor"], ["clean"],
         )
     }  # fmt: skip
     assert said["prepare"]["shapes"]["train"] == [1437, 8, 8, 1]
     assert sum(said["prepare"]["counts"]["test"]) == 360
-    assert said["status"][0]["state"] == said["report"][0]["state"] == "finished"
+    assert said["status"][0]["state"] == said["report"][0]["state"] == "pending"
     assert said["predict"][0]["image"] == "image.npy[0]"
     assert said["clean"] == []
     listed, packed, job = (as_json("show", *words) for words in ([], ["data/digits.h5"], ["toy.toml"]))
@@ -206,7 +207,7 @@ def on_a_terminal(*words: str, columns: int = 80, **variables: str) -> str:
 def test_colour_only_where_it_is_wanted() -> None:
     assert "\x1b[32m" in on_a_terminal("doctor", PATH="/nowhere")
     assert "\x1b" not in on_a_terminal("doctor", PATH="/nowhere", NO_COLOR="1")
-    assert "\x1b" not in on_a_terminal("doctor", PATH="/nowhere", TERM="dumb")
+    assert "\x1b" not in on_a_terminal("status", "runs", PATH="/nowhere", TERM="dumb")
 
 
 @pytest.mark.usefixtures("here")
