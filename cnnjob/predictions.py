@@ -60,14 +60,10 @@ def predict(run: Run, files: list[Path]) -> list[Guess]:
     Raises:
         DataError: the run is not finished or damaged, or a file is no image that fits.
     """
-    if not run.path.is_dir():
-        raise DataError(f"{run.path}: no such run; name the folder of a finished one")
-    if not run.result_file.exists():
-        raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
-    data = run.data()
+    classifier, data = classifier_of(run), run.data()
     shape = tuple(data["image_shape"])
     read = [(name, image) for path in files for name, image in _images(path, shape)]
-    probabilities = classifier_of(run).probabilities(np.stack([image for _, image in read]))
+    probabilities = classifier.probabilities(np.stack([image for _, image in read]))
     return [
         Guess(name, data["class_names"][row.argmax()], float(row.max()))
         for (name, _), row in zip(read, probabilities, strict=True)
@@ -84,8 +80,12 @@ def classifier_of(run: Run) -> Classifier:
         The classifier.
 
     Raises:
-        DataError: its weights are missing, damaged or of another network.
+        DataError: it is not finished; or its weights are missing, damaged or of another network.
     """
+    if not run.path.is_dir():
+        raise DataError(f"{run.path}: no such run; name the folder of a finished one")
+    if not run.result_file.exists():
+        raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
     job, data, weights = run.job(), run.data(), run.weights()
     network = network_of(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(nn.Workers(1))

@@ -20,7 +20,7 @@ FLOORS = (
     {"slurm"},
     {"rehearsals", "verification"},
     {"packing", "training", "reports", "benchmarks"},
-    {"backends", "estimates", "groups", "loops", "pages", "predictions", "records", "tables", "verdicts"},
+    {"backends", "estimates", "exports", "groups", "loops", "pages", "predictions", "records", "tables", "verdicts"},
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "datasets", "listeners", "nn", "runs"},
     {"sweeps", "jobs", "models", "sections", "files", "processes", "shelves", "errors"},

@@ -23,6 +23,7 @@ COMMANDS = {
     "cancel": ("status", "Cancel the jobs of runs; what is saved stays."),
     "verify-resume": ("verify", "Run a job unbroken and killed, and compare the bits."),
     "predict": ("train", "Print the class and its probability for each image."),
+    "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Turn runs into one page, tables and figures."),
     "bench": ("bench", "Measure training steps on this machine."),
     "doctor": ("doctor", "Look at this machine, the runs' disk and the cluster."),

@@ -1,0 +1,54 @@
+"""``cnnjob export``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cnnjob.cli import completion
+from cnnjob.cli import options as opt
+from cnnjob.cli.screen import print_json
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file; RUN.onnx here by default.")
+    ] = None,
+    as_json: opt.JSON = False,
+) -> None:
+    """Write a finished run's network as ONNX.
+
+    Uint8 images (N, H, W, C) in, probabilities out: the pixels' normalisation is in the file, test-time augmentation is
+    not. Needs the onnx package: pip install 'cnnjob[onnx]'.
+
+    Example: cnnjob export runs/mnist-1a2b3c4d -o mnist.onnx
+    """
+    from cnnjob.exports import INPUT, OPSET, OUTPUT
+    from cnnjob.exports import export as export_run
+    from cnnjob.runs import Run
+
+    written = export_run(Run(run), output or Path(f"{run.resolve().name}.onnx"))
+    taken, given = ["N", *written.image_shape], ["N", len(written.class_names)]
+    if as_json:
+        print_json({
+            "path": str(written.path),
+            "bytes": written.bytes,
+            "opset": OPSET,
+            "parameters": written.parameters,
+            "input": {"name": INPUT, "dtype": "uint8", "shape": taken},
+            "output": {"name": OUTPUT, "dtype": "float32", "shape": given},
+            "class_names": list(written.class_names),
+            "left_out": written.left_out,
+        })  # fmt: skip
+        return
+    shapes = f"{INPUT} uint8 {_by(taken)} in, {OUTPUT} float32 {_by(given)} out"
+    typer.echo(f"{written.path}: {written.parameters:,} parameters, opset {OPSET}; {shapes}")
+    if written.left_out != "none":
+        typer.echo(f"the run's test-time augmentation ({written.left_out}) is left out: the file sees each image once")
+
+
+def _by(sides: list[Any]) -> str:
+    return "×".join(map(str, sides))
