@@ -120,8 +120,7 @@ def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset, backend: nn.
     backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
     state = nn.State(network, optimiser, backend, hollow=True)
     held_out = len(split(job, dataset)[1])
-    evaluated = {"test": dataset.shapes["test"][0], "validation": dataset.shapes.get("val", (held_out,))[0]}
-    largest, batch = max(evaluated.values()), evaluation_batch(evaluated.values())
+    batch = evaluation_batch([dataset.shapes["test"][0], dataset.shapes.get("val", (held_out,))[0]])
     images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
     chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order, and what is held out or not
     best = state.parameters.nbytes
@@ -129,8 +128,7 @@ def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset, backend: nn.
         images + chosen,
         state.size_bytes + best,
         nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size, lesson_of(job)),
-        nn.EvaluationPlan.count_bytes(backend, network, state, batch, job.train.test_time_augmentation)
-        + largest * (network.classes * backend.dtype.itemsize + INDEX_BYTES),
+        nn.EvaluationPlan.count_bytes(backend, network, state, batch, job.train.test_time_augmentation),
         best + sum(flat.nbytes for flat in state.kept.values()),
     )
 

@@ -1,22 +1,21 @@
 """What this machine does: training steps of named workloads, turn by turn with torch's, the course's, and the floors.
 
 All engines take turns in one process, so that a change in the machine's speed meets all of them, and
-ratios are taken turn by turn.
+ratios are taken turn by turn, of engines on one device in one precision.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from cnnjob.benchmarks import course, floors, ours, rivals
-from cnnjob.benchmarks.workloads import NAMES, Run, Workload, workload
+from cnnjob.benchmarks import course, floors, gpu, gpu_rivals, ours, rivals
+from cnnjob.benchmarks.engines import LOOKS_A_TURN, Engine
+from cnnjob.benchmarks.workloads import NAMES, Workload, workload
 
 __all__ = ["NAMES", "Row", "measure"]
 
-STEPS_A_TURN = 5
 SLOW_SECONDS = 0.25
 """A step that takes longer is run once a turn, and in the first turns only."""
 SLOW_TURNS = 3
@@ -76,11 +75,12 @@ class _Times:
         return median(self.turns)
 
 
-def measure(names: Sequence[str], rounds: int, *, torch: bool) -> Iterator[Row]:
+def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = False) -> Iterator[Row]:
     """Time the training steps of workloads on made-up images.
 
     Args:
         names: of :data:`NAMES`.
+        on_gpu: on a GPU, which must be there; else on the processor.
         rounds: how often each engine has its turn; one more goes before and is not counted.
         torch: whether to measure torch too, where it is installed.
 
@@ -90,45 +90,39 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool) -> Iterator[Row]:
     for name in names:
         work = workload(name)
         with ExitStack() as stack:
-            engines = {
-                **stack.enter_context(ours.engines(work)),
-                **(rivals.engines(work) if torch else {}),
-                course.NAME: course.engine(work),
-                **stack.enter_context(floors.engines(work)),
-            }
+            if on_gpu:
+                engines = {**gpu.engines(work), **(gpu_rivals.engines(work) if torch else {})}
+            else:
+                engines = {
+                    **stack.enter_context(ours.engines(work)),
+                    **(rivals.engines(work) if torch else {}),
+                    **stack.enter_context(floors.engines(work)),
+                }
+            engines[course.NAME] = Engine(course.engine(work), "course")
             times = _take_turns(engines, rounds)
-        yield from _rows(work, times)
+        yield from _rows(work, engines, times)
 
 
-def _take_turns(engines: dict[str, Run], rounds: int) -> dict[str, _Times]:
-    warm = {name: _time(run, 1)[0] for name, run in engines.items()}
+def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
+    warm = {name: engine.warm_up() for name, engine in engines.items()}
     found: dict[str, list[list[float]]] = {name: [] for name in engines}
     for turn in range(rounds):
-        for name, run in engines.items():
+        for name, engine in engines.items():
             slow = warm[name] > SLOW_SECONDS
             if turn < SLOW_TURNS or not slow:
-                found[name].append(_time(run, 1 if slow else STEPS_A_TURN))
+                found[name].append(engine.turn(1 if slow else LOOKS_A_TURN, warm[name]))
     return {
         name: _Times([median(turn) for turn in turns], min(map(min, turns)), max(map(max, turns)))
         for name, turns in found.items()
     }
 
 
-def _time(run: Run, steps: int) -> list[float]:
-    """Seconds of each step of a turn."""
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def _rows(work: Workload, times: dict[str, _Times]) -> Iterator[Row]:
-    layouts = [found for name, found in times.items() if name.startswith("torch")]
-    torch = min(layouts, key=lambda found: found.middle, default=None)
-    fastest = min((found.least for found in layouts), default=None)
+def _rows(work: Workload, engines: dict[str, Engine], times: dict[str, _Times]) -> Iterator[Row]:
     for name, found in times.items():
+        group = {role: _of(engines, times, role, engines[name].group) for role in ("torch", "products")}
+        torch = min(group["torch"], key=lambda times: times.middle, default=None)
+        fastest = min((times.least for times in group["torch"]), default=None)
+        products = group["products"]
         yield Row(
             work.name,
             name,
@@ -140,5 +134,10 @@ def _rows(work: Workload, times: dict[str, _Times]) -> Iterator[Row]:
             speed_against_torch=median(map(float.__truediv__, torch.turns, found.turns)) if torch else None,
             speed_against_torch_at_best=fastest / found.least if fastest else None,
             speed_against_course=times[course.NAME].middle / found.middle,
-            share_of_products=times[floors.PRODUCTS].middle / found.middle,
+            share_of_products=products[0].middle / found.middle if products else None,
         )
+
+
+def _of(engines: dict[str, Engine], times: dict[str, _Times], role: str, group: str) -> list[_Times]:
+    """The times of a group's engines of one role."""
+    return [times[name] for name, engine in engines.items() if (engine.role, engine.group) == (role, group)]

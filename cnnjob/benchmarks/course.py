@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.benchmarks.workloads import Array, Run, Workload
+from cnnjob.benchmarks.engines import Run
+from cnnjob.benchmarks.workloads import Array, Workload
 
 NAME = "course float64"
 

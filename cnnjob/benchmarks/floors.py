@@ -7,7 +7,8 @@ from math import prod
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.benchmarks.workloads import Array, Run, Workload
+from cnnjob.benchmarks.engines import Engine
+from cnnjob.benchmarks.workloads import Array, Workload
 from cnnjob.nn.blocks import Layer
 from cnnjob.nn.signals import Task
 from cnnjob.nn.workers import shares
@@ -21,11 +22,14 @@ SIGNAL_PASSES = 5
 
 
 @contextmanager
-def engines(work: Workload) -> Iterator[dict[str, Run]]:
+def engines(work: Workload) -> Iterator[dict[str, Engine]]:
     """The floors by the name of their rows, on all cores."""
     with nn.Workers(nn.available_cores()) as workers:
         products, copies = list(_products(work)), _copies(work)
-        yield {PRODUCTS: lambda: workers.run(products), BYTES: lambda: workers.run(copies)}
+        yield {
+            PRODUCTS: Engine(lambda: workers.run(products), "products"),
+            BYTES: Engine(lambda: workers.run(copies), "bytes"),
+        }
 
 
 def _products(work: Workload) -> Iterator[Task]:
@@ -61,14 +65,19 @@ def _product(a: Array, b: Array, out: Array) -> Task:
     return run
 
 
-def _copies(work: Workload) -> list[Task]:
-    """As many bytes read and written as a step must, its blocks being computed at once."""
+def bytes_of(work: Workload) -> int:
+    """As many as a step must read and write, its blocks being computed at once."""
     shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
     parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
     signals = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)
-    size = 4 * (PARAMETER_PASSES * parameters + SIGNAL_PASSES * signals) + work.images.nbytes
-    source, target = (np.zeros(size // 2, np.uint8) for _ in range(2))  # a copy reads and writes
-    return [_copy(source[part], target[part]) for part in shares(size // 2, SHARDS)]
+    return 4 * (PARAMETER_PASSES * parameters + SIGNAL_PASSES * signals) + work.images.nbytes
+
+
+def _copies(work: Workload) -> list[Task]:
+    """Those bytes."""
+    size = bytes_of(work) // 2  # a copy reads and writes
+    source, target = (np.zeros(size, np.uint8) for _ in range(2))
+    return [_copy(source[part], target[part]) for part in shares(size, SHARDS)]
 
 
 def _copy(source: Array, target: Array) -> Task:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from cnnjob.benchmarks.engines import Engine, Run
 from cnnjob.benchmarks.torch_networks import module_of, optimiser_like
-from cnnjob.benchmarks.workloads import Run, Workload
+from cnnjob.benchmarks.workloads import Workload
 
 
-def engines(work: Workload) -> dict[str, Run]:
+def engines(work: Workload) -> dict[str, Engine]:
     """A step in each memory layout by the name of its row; none where torch is not installed."""
     try:
         import torch  # noqa: PLC0415 - slow to load
@@ -14,7 +15,7 @@ def engines(work: Workload) -> dict[str, Run]:
         return {}
     layouts = {"torch NCHW": torch.contiguous_format, "torch NHWC": torch.channels_last}
     make = _training if work.steps else _block
-    return {name: make(torch, work, layout) for name, layout in layouts.items()}
+    return {name: Engine(make(torch, work, layout), "torch") for name, layout in layouts.items()}
 
 
 def _training(torch: Any, work: Workload, layout: Any) -> Run:

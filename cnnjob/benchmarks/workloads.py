@@ -1,6 +1,5 @@
 """What is measured: the training steps of jobs, and a single convolution."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,8 +22,6 @@ IMAGES = {
 NAMES = (*IMAGES, CONVOLUTION)
 
 Array = np.ndarray[Any, Any]
-Run = Callable[[], object]
-"""One step."""
 
 
 @dataclass(frozen=True)

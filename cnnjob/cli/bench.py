@@ -36,6 +36,7 @@ def bench(
     ] = None,
     against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch beside it, if installed.")] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine, of five steps.")] = 20,
+    device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Where to compute.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
     """Measure training steps on this machine.
@@ -43,19 +44,23 @@ def bench(
     Of mnist-baseline, cifar10-baseline, cifar10 and conv-64-128. The engines take turns in one process. "× torch" is torch's time in its better memory layout over
     the engine's, turn by turn, the median; "at best" the same of the fastest steps. "× course" is
     against the algorithm as a course teaches it, in float64; "of products" the time of the matrix
-    products alone over the engine's.
+    products alone over the engine's. With --device gpu: part by part, fused, and as a CUDA graph, each in
+    float32 and tf32 and against torch in the same precision, its graphs included.
 
     Example: cnnjob bench mnist-baseline --rounds 50 --json bench.json
     """
     from cnnjob.benchmarks import NAMES, measure
     from cnnjob.files import write_json
+    from cnnjob.nn.cuda.finding import lack
 
     if json_file and not json_file.parent.is_dir():
         raise JobError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
     for name in workloads or ():
         if name not in NAMES:
             raise JobError(f"{name}: no such workload; choose from {', '.join(NAMES)}")
-    rows = list(measure(workloads or NAMES, rounds, torch=against == "torch"))
+    if device == "gpu" and (lacking := lack()):
+        raise JobError(f"--device gpu: {lacking}")
+    rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
     print_table(HEADER, [_shown(row) for row in rows])
     if json_file:
         write_json(json_file, [row.as_json() for row in rows])

@@ -1,6 +1,6 @@
 """What a plan asks of the arrays' library: memory, and a task for each part of a step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,8 +45,13 @@ class Backend(Memory, Protocol):
     def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
         """Loss, hits, and the logits' gradient."""
 
-    def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
-        """The softmax of a weighted mean of several views' logits: its array, a task after each view, and the last."""
+    def mean_outputs(
+        self, arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]
+    ) -> tuple[list[Task], Task]:
+        """The softmax of a weighted mean of several views' logits: a task after each view, and the last.
+
+        It becomes the step's rows of ``feed.probabilities``, and the position moves on by a step.
+        """
 
     def update(
         self,
@@ -56,7 +61,7 @@ class Backend(Memory, Protocol):
         buffers: tuple[Array, Array, dict[str, Array]],
         feed: Feed,
     ) -> Task:
-        """Parameters, gradients and slots, as the optimiser says."""
+        """Parameters, gradients and slots, as the optimiser says; and the position moves on by a step."""
 
-    def advance(self, feed: Feed) -> Task:
-        """The position moves on by a step."""
+    def whole(self, arena: Arena, feed: Feed, tasks: Iterable[Task]) -> Task:
+        """One task of all those of a step, in order; what a backend gave before may be planned only here."""

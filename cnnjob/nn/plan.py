@@ -1,6 +1,5 @@
 """Plan, then run: a network walked once for a batch size, as lists of argument-free functions."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from cnnjob.nn.optimisers import Optimiser, segments
 from cnnjob.nn.pixels import VIEWS, Augmentation, Pixels
 from cnnjob.nn.signals import Feed, Task
 from cnnjob.nn.state import State
-from cnnjob.nn.workers import run_all
 
 
 class Lesson(NamedTuple):
@@ -22,6 +20,10 @@ class Lesson(NamedTuple):
     augmentation: Augmentation | None = None
     label_smoothing: float = 0.0
     """ε: the share of each label that is spread over all classes (Szegedy et al. 2016, §7)."""
+
+
+EVALUATED = 1 << 14
+"""Images whose probabilities are kept where they are computed, and read at once."""
 
 
 class TrainingPlan:
@@ -41,10 +43,10 @@ class TrainingPlan:
         """Plan; nothing runs yet."""
         self.feed = feed
 
-        def build(arena: Arena) -> list[Task]:
-            return list(_training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson))
+        def build(arena: Arena) -> Task:
+            return _training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson)
 
-        self._tasks = Arena.filled(backend, build)
+        self._step = Arena.filled(backend, build)
 
     @staticmethod
     def count_bytes(
@@ -58,12 +60,12 @@ class TrainingPlan:
         """The exact memory of the plan's buffers, without taking it."""
         feed, pixels = empty_feed(network.image_shape), Pixels.unit(network.image_shape[-1])
         return Arena.count_bytes(
-            lambda arena: list(_training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson))
+            lambda arena: _training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson)
         )
 
     def step(self) -> None:
         """One step: forward, loss, backward, update; the position moves on."""
-        run_all(self._tasks)
+        self._step()
 
 
 class EvaluationPlan:
@@ -74,13 +76,12 @@ class EvaluationPlan:
     ) -> None:
         """Plan; nothing runs yet. The outputs are the mean over some :data:`cnnjob.nn.pixels.VIEWS` of an image."""
         self._backend, self._batch_size = backend, batch_size
-        self._feed = empty_feed(network.image_shape, backend)
-        self._nothing = self._feed.images
+        self._classes, self._feed = network.classes, empty_feed(network.image_shape, backend)
 
-        def build(arena: Arena) -> tuple[Array, list[Task]]:
+        def build(arena: Arena) -> Task:
             return _evaluation(arena, backend, network, state, self._feed, pixels, batch_size, views)
 
-        self._batch, self._tasks = Arena.filled(backend, build)
+        self._step = Arena.filled(backend, build)
 
     @staticmethod
     def count_bytes(backend: Backend, network: Network, state: State, batch_size: int, views: str = "none") -> int:
@@ -100,16 +101,23 @@ class EvaluationPlan:
         Returns:
             (len(order), classes), float32 or float64.
         """
-        steps = -(-len(order) // self._batch_size)
-        found = np.empty((steps, *self._batch.shape), self._batch.dtype)
         self._feed.images = self._backend.resident(images)
-        self._feed.order = self._backend.resident(np.resize(order, steps * self._batch_size))
-        self._backend.copy(np.zeros(2, np.int64), self._feed.position)
-        for step in range(steps):
-            run_all(self._tasks)
-            self._backend.copy(self._batch, found[step])
-        self._feed.images = self._nothing  # those are not to be kept alive
-        return found.reshape(-1, self._batch.shape[1])[: len(order)]
+        found = np.empty((len(order), self._classes), self._backend.dtype)
+        for first in range(0, len(order), len(self._feed.order)):
+            part = slice(first, first + len(self._feed.order))
+            self._fill(order[part], found[part])
+        return found
+
+    def _fill(self, order: Array, found: Array) -> None:
+        """As many images as there is room for; the results are read once."""
+        backend, feed = self._backend, self._feed
+        steps = -(-len(order) // self._batch_size)
+        chosen = np.resize(order, steps * self._batch_size)
+        backend.copy(chosen, feed.order[: len(chosen)])
+        backend.copy(np.zeros(2, np.int64), feed.position)
+        for _ in range(steps):
+            self._step()
+        backend.copy(feed.probabilities[: len(order)], found)
 
 
 def training_feed(memory: Memory, images: Array, labels: Array, steps: int, batch_size: int, seed: int) -> Feed:
@@ -134,6 +142,7 @@ def training_feed(memory: Memory, images: Array, labels: Array, steps: int, batc
         lookahead=memory.zeros((steps,), np.float64),
         losses=memory.zeros((steps,), np.float64),
         hits=memory.zeros((steps,), np.int64),
+        probabilities=memory.zeros((0, 0), np.float32),
         position=memory.zeros((2,), np.int64),
         seed=seed,
     )
@@ -154,19 +163,21 @@ def _training(
     pixels: Pixels,
     batch_size: int,
     lesson: Lesson,
-) -> Iterator[Task]:
-    """The tasks of one training step, in order."""
+) -> Task:
+    """One training step."""
     learning = {name for name, parameter in network.parameters.items() if parameter.learns}
     gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in learning}
     chain = Chain(arena, backend, feed, state.weights, gradients, batch_size, learns=True)
     x, logits, steps = chain.network(network)
-    yield backend.gather(arena, feed, x, pixels, lesson.augmentation)
-    yield from (step.forward for step in steps)
-    yield backend.loss(arena, feed, logits, lesson.label_smoothing)
-    yield from (step.backward for step in reversed(steps))
+    tasks = [
+        backend.gather(arena, feed, x, pixels, lesson.augmentation),
+        *(step.forward for step in steps),
+        backend.loss(arena, feed, logits, lesson.label_smoothing),
+        *(step.backward for step in reversed(steps)),
+    ]
     buffers = state.parameters, state.gradients, state.slots
-    yield backend.update(arena, optimiser, segments(network, state.layout), buffers, feed)
-    yield backend.advance(feed)
+    update = backend.update(arena, optimiser, segments(network, state.layout), buffers, feed)
+    return backend.whole(arena, feed, [*tasks, update])
 
 
 def _evaluation(
@@ -178,13 +189,16 @@ def _evaluation(
     pixels: Pixels,
     batch_size: int,
     views: str,
-) -> tuple[Array, list[Task]]:
-    """The probabilities of a batch, and the tasks that fill them."""
+) -> Task:
+    """The probabilities of a batch, into the feed."""
+    room = max(1, EVALUATED // batch_size) * batch_size
+    feed.order = arena.take((room,), np.int64)
+    feed.probabilities = arena.take((room, network.classes), backend.dtype)
     chain = Chain(arena, backend, feed, state.weights, {}, batch_size, learns=False)
     x, logits, steps = chain.network(network)
     tasks: list[Task] = []
-    probabilities, add, softmax = backend.mean_outputs(arena, logits, list(VIEWS[views].values()))
+    add, last = backend.mean_outputs(arena, feed, logits, list(VIEWS[views].values()))
     for view, added in zip(VIEWS[views], add, strict=True):
         change = view if any(view) else None
         tasks += [backend.gather(arena, feed, x, pixels, change), *(step.forward for step in steps), added]
-    return probabilities, [*tasks, softmax, backend.advance(feed)]
+    return backend.whole(arena, feed, [*tasks, last])

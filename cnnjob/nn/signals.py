@@ -63,6 +63,8 @@ class Feed:
     """float64 (steps,): mean loss of each step, in nats an image."""
     hits: Array
     """int64 (steps,): images of each step whose largest output is their label's."""
+    probabilities: Array
+    """(steps × N, classes), of an evaluation."""
     position: Array
     """int64 (2,): step within the epoch, and steps since the start of the training."""
     seed: int

@@ -19,6 +19,8 @@
 #define __device__ static inline
 #define __shared__ static
 #define __restrict__
+#define __launch_bounds__(threads)
+#define __threadfence()
 
 struct Index {
   unsigned x, y, z;
@@ -186,6 +188,13 @@ static T exchange(T value, int other, int line) {
 }
 
 }  // namespace shim
+
+static unsigned atomicInc(unsigned *counter, unsigned most) {
+  unsigned before = *counter;
+  *counter = before >= most ? 0 : before + 1;
+  return before;
+}
+
 
 #define __fadd_rn(a, b) ((a) + (b))
 #define __fmul_rn(a, b) ((a) * (b))

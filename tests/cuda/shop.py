@@ -9,6 +9,7 @@ import numpy as np
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
+from cnnjob.nn.cuda.fused import FIRST_BLOCKS
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-5
@@ -152,7 +153,21 @@ WORKS = {
     ),
     "moved": Work([], (7, 5, 3), lesson=nn.Lesson(nn.Augmentation(translate=4)), start=2),
     "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
+    "no head": Work([nn.Dense(units=1025), nn.Dense(units=4)], count=3, classes=33),
+    "head after pixels": Work([nn.Conv(filters=5, stride=2)], (9, 9, 3)),
+    "bright": Work([nn.Conv(filters=3, bias_init=-1.0, pool=2), nn.Dropout(0.3)], (8, 8, 1), images=STRIPES),
+    "all tied, one channel": Work([nn.Conv(filters=2, init=0.0, bias_init=0.5, pool=2)], (9, 8, 1)),
+    "all zero, one channel": Work([nn.Conv(filters=2, init=0.0, pool=2)], (9, 8, 1)),
+    "dead filters, one channel": Work([nn.Conv(filters=4, bias_init=-10.0, pool=2), nn.Dense(units=4)], (8, 8, 1)),
+    "no activation, one channel": Work([nn.Conv(filters=4, activation="none", pool=2)], (8, 8, 1)),
+    "no activation, no pooling": Work([nn.Conv(filters=4, activation="none"), nn.Conv(filters=3)], (8, 8, 3)),
 }
+
+for _kernel, _pool, _channels in FIRST_BLOCKS:  # more filters than lanes, more rows than a band, borders of all kinds
+    _conv = nn.Conv(filters=32 + _kernel, kernel=_kernel, pool=_pool, pad=_kernel - 2 - _pool % 2, bias_init=-0.25)
+    _shape = (16 + _kernel, 11 + _kernel, _channels)
+    _blocks = [_conv, nn.Conv(filters=3, pad=2)]
+    WORKS[f"first block {_kernel}, {_pool}, {_channels}"] = Work(_blocks, _shape, count=3, learning_rate=0.01)
 
 
 @cache

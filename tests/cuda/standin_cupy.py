@@ -6,6 +6,9 @@ What this machine is said to have is told by environment variables, so that its 
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +19,7 @@ from tests.cuda.emulation import EmulatedDevice
 __version__ = os.environ.get("STANDIN_CUPY", "14.2.0")
 RUNTIME = 13020
 KERNEL_CACHE = os.environ["CUPY_CACHE_DIR"]  # read and made here and now, as CuPy does
-os.makedirs(KERNEL_CACHE, exist_ok=True)
+Path(KERNEL_CACHE).mkdir(parents=True, exist_ok=True)
 DEFAULT = 4  # cudaMemcpyDefault: from where to where is seen by the addresses
 
 
@@ -61,7 +64,51 @@ class Memory:
         cls.used -= count
 
 
+class Recording:
+    """What a stream notes and does not do."""
+
+    launches: list[Callable[[], object]] | None = None
+    products = 0
+
+    @classmethod
+    def do(cls, launch: Callable[[], object]) -> None:
+        if cls.launches is None:
+            launch()
+        else:
+            cls.take_products()
+            cls.launches.append(launch)
+
+    @classmethod
+    def take_products(cls) -> None:
+        """cuBLAS is asked by others; what it has noted goes before what comes now."""
+        assert cls.launches is not None
+        library, first = cublas(), cls.products
+        cls.products = library.standin_recorded()
+        cls.launches += [partial(library.standin_replay, number) for number in range(first, cls.products)]
+
+    @classmethod
+    def forbid(cls) -> None:
+        if cls.launches is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+
+
+@cache
+def cublas() -> ctypes.CDLL:
+    return ctypes.CDLL(os.environ["STANDIN_CUBLAS"])
+
+
+class Graph:
+    def __init__(self, launches: list[Callable[[], object]]) -> None:
+        self._launches = launches
+
+    def launch(self, stream: "Stream") -> None:
+        assert Recording.launches is None
+        for launch in self._launches:
+            launch()
+
+
 def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    Recording.forbid()
     values = np.zeros(shape, dtype)
     Memory.take(values.nbytes)
     weakref.finalize(values, Memory.give_back, values.nbytes)
@@ -69,13 +116,14 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
 
 
 class RawModule:
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        assert options == ("-std=c++17",)
         self._device = EmulatedDevice(code)
 
     def get_function(self, name: str) -> Any:
         def kernel(grid: tuple[int, int], block: tuple[int, int], arguments: tuple[Any, ...]) -> None:
             values = [value._values if isinstance(value, ndarray) else value for value in arguments]
-            self._device.launch(name, grid, block, values)
+            Recording.do(partial(self._device.launch, name, grid, block, values))
 
         return kernel
 
@@ -90,7 +138,18 @@ class Stream:
         pass
 
     def synchronize(self) -> None:
-        pass
+        Recording.forbid()
+
+    def begin_capture(self) -> None:
+        Recording.forbid()
+        Recording.launches = []
+        cublas().standin_record(1)
+
+    def end_capture(self) -> Graph:
+        Recording.take_products()
+        cublas().standin_record(0)
+        launches, Recording.launches = Recording.launches, None
+        return Graph(launches or [])
 
 
 class Runtime:
@@ -114,6 +173,7 @@ class Runtime:
         return int(os.environ.get("STANDIN_FREE", str(Memory.size - Memory.used))), Memory.size
 
     def memcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> None:  # noqa: N802
+        Recording.forbid()
         assert (kind, stream) == (DEFAULT, Stream.ptr)
         ctypes.memmove(target, source, count)
 

@@ -39,7 +39,7 @@ def batch(backend: nn.Backend, change: nn.Augmentation | View | None, epoch: int
 
     def build(arena: Arena) -> tuple[Signal, Any]:
         x = Signal.take(arena, (COUNT, 6, 5, 3), backend.dtype, border=1, learns=False)
-        return x, backend.gather(arena, feed, x, pixels, change)
+        return x, backend.whole(arena, feed, [backend.gather(arena, feed, x, pixels, change)])
 
     x, gather = Arena.filled(backend, build)
     gather()

@@ -31,7 +31,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def blas(library: ctypes.CDLL, *, tf32: bool = False) -> Blas:
-    return Blas(library, lambda array: array.ctypes.data, 0x1234, np.zeros(4096, np.uint8), tf32=tf32)
+    return Blas(library, 0x1234, np.zeros(4096, np.uint8), tf32=tf32)
 
 
 def matrix(rows: int, columns: int, apart: int, seed: int) -> Array:

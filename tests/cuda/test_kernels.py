@@ -30,16 +30,21 @@ def device(request: pytest.FixtureRequest) -> EmulatedDevice:
 
 
 class FewBlocks(EmulatedDevice):
-    """A device whose grids are small, so that a thread has several values to see to."""
+    """A device whose grids are small, so that a thread has several values to see to, and a block several images."""
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        if block == (256, 1) and name not in ("tally", "sgd", "adamw"):
+        if name.startswith("first_backward"):
+            grid = min(2, grid[0]), grid[1]
+        elif block == (256, 1) and name not in {"tally", "sgd", "adamw"}:
             grid = 1, min(2, grid[1])
         super().launch(name, grid, block, arguments)
 
 
-def test_no_grid_has_to_cover_all_values() -> None:
-    require_close(WORKS["two convolutions"].result(CudaBackend(FewBlocks())), reference("two convolutions"))
+@pytest.mark.parametrize("fuses", [False, True], ids=["part by part", "fused"])
+def test_no_grid_has_to_cover_all_values(*, fuses: bool) -> None:
+    for name in ("two convolutions", "first block 3, 2, 3", "first block 3, 1, 1"):
+        for order in ORDERS:
+            require_close(WORKS[name].result(CudaBackend(FewBlocks(order=order), fuses=fuses)), reference(name))
 
 
 @pytest.mark.parametrize("P", [2, 3])
@@ -76,9 +81,51 @@ def test_the_loss_of_single_images(device: EmulatedDevice, classes: int) -> None
     assert losses.mean() == pytest.approx(loss, rel=1e-6)
     assert all((rest == GUARD).all() for rest in (behind_losses, behind_hits, behind))
     p, behind = guarded((7, classes), np.float32)
-    device.launch("softmax", (2, 1), (32, 4), scalars([logits, p, 7, classes]))
+    position, ticket = np.zeros(2, np.int64), np.zeros(1, np.uint32)
+    device.launch("softmax", (2, 1), (32, 4), scalars([logits, p, position, ticket, 7, classes]))
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
     assert (behind == GUARD).all()
+    assert (*position, *ticket) == (1, 1, 0)
+
+
+def head_arguments(logits: Array, labels: Array, *, hidden: bool) -> dict[str, Array]:
+    """Inputs whose products with the weights are these logits, and what is to be filled."""
+    (N, classes), values = logits.shape, logits.shape[1] + 1
+    x = np.concatenate([logits, np.full((N, 1), -1)], axis=1).astype(np.float32)
+    return {
+        "x": x - 2 * hidden,
+        "x_bias": np.full(values, 2, np.float32),
+        "weights": np.eye(values, classes, dtype=np.float32),
+        "bias": np.linspace(0, 1, classes, dtype=np.float32),
+        "labels": labels[::-1].copy(),
+        "order": np.arange(N)[::-1].copy(),
+        "position": np.zeros(2, np.int64),
+    }
+
+
+@pytest.mark.parametrize("classes", [1, 3, 10, 32])
+@pytest.mark.parametrize(("hidden", "relu"), [(False, False), (True, False), (True, True)])
+def test_the_head(device: EmulatedDevice, classes: int, hidden: bool, relu: bool) -> None:  # noqa: FBT001
+    random = np.random.default_rng(classes)
+    logits = random.integers(-3, 4, (150, classes)).astype(np.float32)  # with equal largest ones
+    labels = random.integers(0, classes, 150)
+    given = head_arguments(logits, labels, hidden=hidden)
+    seen = np.maximum(given["x"] + 2, 0) if relu else given["x"] + 2 * hidden
+    z = (seen @ given["weights"] + given["bias"]).astype(np.float64)
+    loss, slopes = oracle.softmax_cross_entropy(z, labels)
+    found = {name: guarded((150, size), np.float32) for name, size in (("dz", classes), ("dx", classes + 1))}
+    each, all_losses, all_hits = np.zeros(150, np.float32), np.zeros(2), np.zeros(2, np.int64)
+    ticket = np.zeros(1, np.uint32)
+    outputs = found["dz"][0], found["dx"][0], each, np.zeros(150, np.int32), all_losses, all_hits, ticket
+    arguments = scalars([*given.values(), *outputs, 0.0, hidden, relu, True, classes + 1, classes, 150])
+    device.launch("head", (150, 1), (128, 1), arguments)
+    np.testing.assert_allclose(found["dz"][0], slopes, atol=1e-7)
+    np.testing.assert_allclose(found["dx"][0], (slopes @ given["weights"].T) * (not relu or seen > 0), atol=1e-7)
+    np.testing.assert_allclose(all_losses, [loss, 0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(all_hits, [(z.argmax(axis=1) == labels).sum(), 0])
+    np.testing.assert_array_equal(given["x"], seen)
+    assert all((behind == GUARD).all() for _, behind in found.values())
+    assert ticket[0] == 0
 
 
 @pytest.mark.parametrize("images", [1, 200, 256, 1000])
@@ -101,3 +148,20 @@ def test_sums_of_columns(device: EmulatedDevice, rows: int, columns: int) -> Non
     np.testing.assert_array_equal(sums, values.sum(axis=0))
     assert (behind == GUARD).all()
     assert (behind_partial == GUARD).all()
+
+
+def test_the_first_block_keeps_what_is_no_number(device: EmulatedDevice) -> None:
+    image = np.ones((1, 4, 4, 1), np.uint8)
+    image[0, 0, 1], image[0, 2, 2], image[0, 3, 0] = 0, 0, 0
+    middle = np.zeros((3, 3, 1, 1), np.float32)
+    middle[1, 1] = np.inf  # times 0 it is no number
+    x, one = image.astype(np.float32), np.ones(1, np.float32)
+    position, order, zero = np.zeros(2, np.int64), np.zeros(1, np.int64), np.zeros(1, np.float32)
+    y, winner = np.zeros((1, 2, 2, 1), np.float32), np.zeros((1, 2, 2, 1), np.uint8)
+    sizes = [np.int64(4), 2, winner, 4, 4, 1, 6, 2, 2, 1, False, True, 1]
+    arguments = scalars([image, order, position, one, zero, middle, zero, y, *sizes])
+    device.launch("first_forward_3_2_1", (1, 1), (32, 8), arguments)
+    lost = x.reshape(2, 2, 2, 2).min(axis=(1, 3)).reshape(y.shape) == 0
+    np.testing.assert_array_equal(np.isnan(y), lost)
+    assert np.isposinf(y[~lost]).all()
+    assert (winner.ravel() == [1, 0, 2, 0]).all()

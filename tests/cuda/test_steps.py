@@ -8,8 +8,12 @@ import pytest
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.graphs import MOST_AHEAD, Captured
 from cnnjob.nn.cuda.launches import HollowDevice
-from tests.cuda.emulation import KERNEL, ORDERS, SOURCE, EmulatedDevice, needs_compiler
+from cnnjob.nn.memory import Arena
+from cnnjob.nn.plan import empty_feed
+from cnnjob.nn.signals import Signal
+from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, kernels, needs_compiler
 from tests.cuda.shop import WORKS, Array, Work, reference, require_close
 
 pytestmark = needs_compiler
@@ -18,20 +22,115 @@ FEW_COLUMN_BYTES = 20_000
 """So that a batch's patches are made in several pieces."""
 
 
+@pytest.mark.parametrize("fuses", [False, True], ids=["part by part", "fused"])
 @pytest.mark.parametrize("name", WORKS)
-def test_steps_are_numpys_in_float64_and_the_same_in_every_order_of_threads(name: str) -> None:
-    found = [WORKS[name].result(CudaBackend(EmulatedDevice(order=order), FEW_COLUMN_BYTES)) for order in ORDERS]
+def test_steps_are_numpys_in_float64_and_the_same_in_every_order_of_threads(name: str, *, fuses: bool) -> None:
+    found = [
+        WORKS[name].result(CudaBackend(EmulatedDevice(order=order), FEW_COLUMN_BYTES, fuses=fuses)) for order in ORDERS
+    ]
     require_close(found[0], reference(name))
     for other in found[1:]:
-        for key, array in found[0].items():
-            np.testing.assert_array_equal(array, other[key], key)
+        require_same(found[0], other)
+
+
+def require_same(found: dict[str, Array], other: dict[str, Array]) -> None:
+    for key, array in found.items():
+        np.testing.assert_array_equal(array, other[key], key)
 
 
 def test_every_kernel_is_run() -> None:
     device = EmulatedDevice()
     for name in WORKS:
-        WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES))
-    assert device.launched == set(KERNEL.findall(SOURCE))
+        for fuses in (False, True):
+            WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES, fuses=fuses))
+    assert device.launched == set(KERNEL.findall(kernels()))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "head"),
+    [
+        ("baseline", "3_2_1", True),
+        ("two convolutions", None, True),
+        ("first block 5, 2, 1", "5_2_1", True),
+        ("bright", "3_2_1", True),
+        ("stride, pool 3", None, True),
+        ("many classes", None, False),
+        ("no head", None, False),
+        ("pool 17", None, True),
+    ],
+)
+def test_what_is_computed_at_once(name: str, first: str | None, *, head: bool) -> None:
+    device = EmulatedDevice()
+    WORKS[name].result(CudaBackend(device))
+    assert ("head" in device.launched) == head == ("cross_entropy" not in device.launched)
+    firsts = {launched for launched in device.launched if launched.startswith("first_")}
+    assert firsts == ({f"first_forward_{first}", f"first_backward_{first}"} if first else set())
+    assert ("gather" in device.launched) == (not first)
+
+
+def test_an_image_too_wide_for_shared_memory_is_computed_part_by_part() -> None:
+    device = EmulatedDevice()
+    Work([nn.Conv(filters=1, pool=2)], (4, 120, 3), count=1).result(CudaBackend(device))
+    assert "gather" in device.launched
+
+
+@pytest.mark.parametrize("name", ["baseline", "two convolutions", "dropout everywhere", "decay", "many classes"])
+@pytest.mark.parametrize("fuses", [False, True], ids=["part by part", "fused"])
+def test_a_graph_gives_the_bits_of_its_launches(name: str, *, fuses: bool) -> None:
+    devices = EmulatedDevice(), EmulatedDevice()
+    eager, graph = (
+        WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES, fuses=fuses, captures=captures), steps=5)
+        for device, captures in zip(devices, (False, True), strict=True)
+    )
+    require_same(eager, graph)
+    evaluated = -(-(2 * WORKS[name].count - 1) // 4)
+    assert (devices[0].replays, devices[1].replays) == (0, 3 + max(0, evaluated - 2))
+
+
+def test_an_evaluation_of_other_images_is_recorded_anew() -> None:
+    device = EmulatedDevice()
+    backends = nn.NumPyBackend(nn.Workers(1)), CudaBackend(device)
+    random = np.random.default_rng(0)
+    network = nn.Network.build([nn.Conv(filters=3, pool=2), nn.Dense(activation="none", units=3)], (8, 8, 1))
+    images = [random.integers(0, 256, (count, 8, 8, 1), np.uint8) for count in (9, 40, 9)]
+    found: list[Array] = []
+    for backend in backends:
+        state = nn.State(network, nn.Sgd(), backend)
+        state.initialise(network, 0)
+        plan = nn.EvaluationPlan(backend, network, state, nn.Pixels.unit(1), 2)
+        orders = [np.arange(len(array))[::-1].copy() for array in images]
+        found += [plan.probabilities(images[number], orders[number]) for number in (0, 1, 0, 2)]
+    for numpys, ours in zip(found[:4], found[4:], strict=True):
+        np.testing.assert_allclose(ours, numpys, atol=1e-6)
+    np.testing.assert_array_equal(found[4], found[6])
+    assert device.replays == 3 + 18 + 3 + 3
+
+
+def test_no_more_than_so_many_steps_are_asked_for_ahead() -> None:
+    device = EmulatedDevice()
+    runs: list[int] = []
+    captured = Captured(device, lambda: runs.append(1), tuple)
+    for _ in range(3 * MOST_AHEAD):
+        captured()
+    assert (len(runs), device.waits) == (3, 3)
+
+
+def test_what_cannot_be_recorded_is_said() -> None:
+    device = EmulatedDevice()
+    captured = Captured(device, lambda: device.copy(np.zeros(1), np.zeros(1)), tuple)
+    captured()
+    captured()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not while a graph is recorded"):
+            captured()
+    device.copy(np.zeros(1), np.zeros(1))
+
+
+def test_a_block_that_was_not_planned_cannot_be_run() -> None:
+    signal = Signal.take(Arena(), (1, 2), np.float32)
+    feed = empty_feed((2, 2, 1))
+    with pytest.raises(RuntimeError, match="a half of a Loss that was not planned"):
+        CudaBackend(EmulatedDevice()).loss(Arena(), feed, signal, 0.0)()
 
 
 @pytest.mark.parametrize("column_bytes", [1, 5_000, 1 << 24])
@@ -105,7 +204,7 @@ def test_the_emulator_finds_divergent_barriers(body: str, message: str) -> None:
 
 def test_the_emulator_refuses_other_arguments() -> None:
     device = EmulatedDevice()
-    with pytest.raises(TypeError, match="advance: other arguments"):
-        device.launch("advance", (1, 1), (2, 1), [np.zeros(2, np.int64), np.int32(1)])
+    with pytest.raises(TypeError, match="tally: other arguments"):
+        device.launch("tally", (1, 1), (2, 1), [np.zeros(2, np.int64), np.int32(1)])
     with pytest.raises(TypeError, match="3: neither an array nor a NumPy scalar"):
-        device.launch("advance", (1, 1), (2, 1), [3])
+        device.launch("tally", (1, 1), (2, 1), [3])

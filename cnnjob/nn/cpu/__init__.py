@@ -4,7 +4,8 @@ Bits do not depend on the number of cores: work is cut into parts of fixed numbe
 fixed order. BLAS must be kept at one thread by the caller; the cores are used by the workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, Pixels, View
 from cnnjob.nn.signals import Feed, Signal, Step, Task
-from cnnjob.nn.workers import Workers
+from cnnjob.nn.workers import Workers, run_all
 
 
 class NumPyBackend(HostMemory):
@@ -71,9 +72,11 @@ class NumPyBackend(HostMemory):
         """Plan the loss and its gradient."""
         return losses.cross_entropy(arena, feed, logits, label_smoothing)
 
-    def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
-        """Plan the mean over views, and its softmax."""
-        return losses.mean_outputs(arena, logits, shares)
+    def mean_outputs(
+        self, arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]
+    ) -> tuple[list[Task], Task]:
+        """Plan the mean over views, and its softmax; and the move to the next step."""
+        return losses.mean_outputs(arena, feed, logits, shares)
 
     def update(
         self,
@@ -83,13 +86,15 @@ class NumPyBackend(HostMemory):
         buffers: tuple[Array, Array, dict[str, Array]],
         feed: Feed,
     ) -> Task:
-        """Plan the update of the flat parameter buffer."""
-        return update(self.workers, arena, optimiser, segments, buffers, feed)
+        """Plan the update of the flat parameter buffer, and the move to the next step."""
+        run = update(self.workers, arena, optimiser, segments, buffers, feed)
 
-    def advance(self, feed: Feed) -> Task:
-        """Plan the move to the next step."""
-
-        def run() -> None:
+        def last() -> None:
+            run()
             feed.position += 1
 
-        return run
+        return last
+
+    def whole(self, arena: Arena, feed: Feed, tasks: Iterable[Task]) -> Task:  # noqa: ARG002 - a backend's form
+        """The tasks, one after the other."""
+        return partial(run_all, list(tasks))

@@ -28,15 +28,14 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
     return p, total, run
 
 
-def mean_outputs(arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
-    """Plan the softmax of the weighted mean of several views' logits (N, K).
+def mean_outputs(arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]) -> tuple[list[Task], Task]:
+    """Plan the softmax of the weighted mean of several views' logits (N, K), into the feed; the step is then over.
 
     Returns:
-        Its array (N, K); the task after each view; and the last one.
+        The task after each view; and the last one.
     """
     if len(shares) == 1:
-        p, _, run = softmax(arena, logits.value)
-        return p, [lambda: None], run
+        return [lambda: None], _kept(feed, *softmax(arena, logits.value))
     mean, work = (arena.take(logits.value.shape, logits.value.dtype) for _ in range(2))
 
     def added(number: int, share: float) -> Task:
@@ -49,8 +48,20 @@ def mean_outputs(arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple
 
         return run if number else first
 
-    p, _, last = softmax(arena, mean)
-    return p, [added(number, share) for number, share in enumerate(shares)], last
+    last = _kept(feed, *softmax(arena, mean))
+    return [added(number, share) for number, share in enumerate(shares)], last
+
+
+def _kept(feed: Feed, p: Array, _: Array, softmax_of: Task) -> Task:
+    """The softmax, as the step's rows of the feed's probabilities."""
+
+    def run() -> None:
+        softmax_of()
+        first = int(feed.position[0]) * len(p)
+        feed.probabilities[first : first + len(p)] = p
+        feed.position += 1
+
+    return run
 
 
 def cross_entropy(arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:

@@ -1,10 +1,11 @@
-"""The CUDA backend: blocks as kernels of CUDA C and GEMMs of cuBLAS, run one after the other.
+"""The CUDA backend: blocks as kernels in CUDA C and GEMMs of cuBLAS, recorded as a graph and replayed.
 
 The same input gives the same bits on the same model of GPU with the same driver and cuBLAS: every sum has a fixed
 order. What a step computes is there when it is asked for, not when the step returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, Shape
 from cnnjob.nn.cuda import blocks, stages
 from cnnjob.nn.cuda.batches import gather
 from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
-from cnnjob.nn.cuda.launches import Device, HollowDevice, scalars
+from cnnjob.nn.cuda.fused import fused
+from cnnjob.nn.cuda.graphs import Captured
+from cnnjob.nn.cuda.launches import Device, HollowDevice, in_order
 from cnnjob.nn.cuda.norm import norm
+from cnnjob.nn.cuda.parts import Batch, Layer, Loss, Part, in_place, parts_of
 from cnnjob.nn.cuda.updates import update
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm, Operation
@@ -30,15 +34,25 @@ class CudaBackend:
     synchronous = False
     dtype = np.dtype(np.float32)
 
-    def __init__(self, device: Device | None = None, column_bytes: int = COLUMN_BYTES) -> None:
+    def __init__(
+        self,
+        device: Device | None = None,
+        column_bytes: int = COLUMN_BYTES,
+        *,
+        fuses: bool = True,
+        captures: bool = True,
+    ) -> None:
         """Use a device, or none and only count.
 
         Args:
             device: where arrays lie and kernels run.
             column_bytes: of a convolution's matrix of patches, see :mod:`cnnjob.nn.cuda.conv`.
+            fuses: whether neighbours are computed at once, see :mod:`cnnjob.nn.cuda.fused`; else part by part,
+                the reference.
+            captures: whether a step is recorded and replayed; else it is launched each time, for the same bits.
         """
         self.device: Device = device or HollowDevice()
-        self._column_bytes = column_bytes
+        self._column_bytes, self._fuses, self._captures = column_bytes, fuses, captures
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
         """A new array of zeroes on the device."""
@@ -67,7 +81,8 @@ class CudaBackend:
 
     def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
         """Plan the batch."""
-        return gather(self.device, arena, feed, x, pixels, change)
+        alone = partial(gather, self.device, arena, feed, x, pixels, change)
+        return Batch((x,), alone, feed, pixels, changes=change is not None).step.forward
 
     def block(
         self,
@@ -80,6 +95,20 @@ class CudaBackend:
         place: int,
     ) -> Step:
         """Plan one operation of a training or an evaluation."""
+        alone = partial(self._alone, arena, block, x, y, parameters, feed, place)
+        return Layer((x,), alone, block, x, y, *parameters).step
+
+    def _alone(
+        self,
+        arena: Arena,
+        block: Operation,
+        x: Signal,
+        y: Signal,
+        parameters: tuple[dict[str, Array], dict[str, Array]],
+        feed: Feed,
+        place: int,
+    ) -> Step:
+        """An operation by itself."""
         if isinstance(block, Conv):
             return conv(self.device, arena, block, x, y, *parameters, self._column_bytes)
         if isinstance(block, Dense):
@@ -92,7 +121,7 @@ class CudaBackend:
 
     def join(self, arena: Arena, body: Signal, shortcut: Signal, y: Signal, activation: Activation) -> Step:  # noqa: ARG002 - a backend's form
         """Plan the end of a residual block."""
-        return stages.join(self.device, body, shortcut, y, activation)
+        return Part((body, shortcut), partial(stages.join, self.device, body, shortcut, y, activation)).step
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
         """Plan a sum of gradients."""
@@ -100,11 +129,14 @@ class CudaBackend:
 
     def loss(self, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
-        return blocks.cross_entropy(self.device, arena, feed, logits, label_smoothing)
+        alone = partial(blocks.cross_entropy, self.device, arena, feed, logits, label_smoothing)
+        return Loss((logits,), alone, feed, label_smoothing).step.forward
 
-    def mean_outputs(self, arena: Arena, logits: Signal, shares: Sequence[float]) -> tuple[Array, list[Task], Task]:
-        """Plan the mean over views, and its softmax."""
-        return stages.mean_outputs(self.device, arena, logits, shares)
+    def mean_outputs(
+        self, arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]
+    ) -> tuple[list[Task], Task]:
+        """Plan the mean over views, and its softmax; and the move to the next step."""
+        return stages.mean_outputs(self.device, arena, feed, logits, shares)
 
     def update(
         self,
@@ -114,12 +146,16 @@ class CudaBackend:
         buffers: tuple[Array, Array, dict[str, Array]],
         feed: Feed,
     ) -> Task:
-        """Plan the update of the flat parameter buffer."""
+        """Plan the update of the flat parameter buffer, and the move to the next step."""
         return update(self.device, arena, optimiser, segments, buffers, feed)
 
-    def advance(self, feed: Feed) -> Task:
-        """Plan the move to the next step."""
-        return lambda: self.device.launch("advance", (1, 1), (2, 1), scalars([feed.position]))
+    def whole(self, arena: Arena, feed: Feed, tasks: Iterable[Task]) -> Task:
+        """Plan a step of these tasks."""
+        tasks = list(tasks)
+        planned = fused(self.device, arena, parts_of(tasks)) if self._fuses else {}
+        run = in_order(in_place(tasks, planned))
+        reads = lambda: (feed.images, feed.order, feed.probabilities)  # noqa: E731 - those of an evaluation vary
+        return Captured(self.device, run, reads) if self._captures else run
 
 
 def _is_host(array: Any) -> bool:

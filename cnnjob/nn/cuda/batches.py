@@ -5,18 +5,18 @@ from math import prod
 
 import numpy as np
 
-from cnnjob.nn.cuda.launches import THREADS, Device, bordered, each, row_length, scalars
+from cnnjob.nn.cuda.launches import THREADS, Device, bordered, each, in_order, row_length, scalars
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.pixels import Augmentation, Pixels, View
 from cnnjob.nn.random import Purpose
-from cnnjob.nn.signals import Feed, Signal, Task
+from cnnjob.nn.signals import Feed, Signal, Step, Task
 
 FLIPS = {"none": 0, "random": 1, "alternating": 2}
 
 
 def gather(
     device: Device, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None
-) -> Task:
+) -> Step:
     """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
     N, *inner = x.value.shape
     values = [arena.constant(np.asarray(each_channel, x.value.dtype)) for each_channel in (pixels.scale, pixels.shift)]
@@ -29,7 +29,7 @@ def gather(
         name, source = "gather_views" if change else "gather", (feed.images, feed.order, feed.position)
         each(device, name, N, prod(inner), *source, *views, *target)()
 
-    return run
+    return Step(run, in_order([]))
 
 
 def _views(arena: Arena, change: Augmentation | View, images: int) -> Array:

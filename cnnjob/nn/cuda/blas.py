@@ -4,9 +4,10 @@ Our matrices are row-major, cuBLAS's column-major; a row-major matrix is its tra
 out = a·b is asked for as outᵀ = bᵀ·aᵀ.
 """
 
-from collections.abc import Callable
 from ctypes import byref, c_float, c_int, c_size_t, c_void_p
 from typing import Any
+
+import numpy as np
 
 from cnnjob.nn.memory import Array
 
@@ -29,22 +30,24 @@ STATUS = {
 }
 
 
+def address(array: Any) -> int:
+    """Where an array's first value lies, of NumPy's or CuPy's."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
 class Blas:
     """A handle of cuBLAS on one stream, with a workspace of its own."""
 
-    def __init__(
-        self, library: Any, address: Callable[[Array], int], stream: int, workspace: Array, *, tf32: bool = False
-    ) -> None:
+    def __init__(self, library: Any, stream: int, workspace: Array, *, tf32: bool = False) -> None:
         """Make it.
 
         Args:
             library: libcublas, loaded.
-            address: of an array's first value.
             stream: CUDA's pointer.
             workspace: memory that nothing else uses.
             tf32: round factors to 10 bits of mantissa, for the tensor cores; sums are float32.
         """
-        self._library, self._address, self._workspace = library, address, workspace
+        self._library, self._workspace = library, workspace
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32
         self._handle, number = c_void_p(), c_int()
         self._call("cublasCreate_v2", byref(self._handle))
@@ -92,7 +95,7 @@ class Blas:
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:
         """Where a matrix starts, and how many values further its next row."""
-        return c_void_p(self._address(array)), c_int(max(array.strides[0] // array.itemsize, array.shape[1]))
+        return c_void_p(address(array)), c_int(max(array.strides[0] // array.itemsize, array.shape[1]))
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)

@@ -10,14 +10,11 @@ from cnnjob.nn.cuda.launches import (
     THREADS,
     Device,
     bordered,
-    column_sums,
     each,
     gemm,
     in_order,
     row_length,
     scalars,
-    slope,
-    sum_parts,
 )
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose
@@ -26,6 +23,8 @@ from cnnjob.nn.signals import Feed, Signal, Step, Task
 WARP = 32
 WARPS = 4
 """Images of one block of the loss."""
+ROWS = 8
+"""Of which one block sums as many at a time."""
 
 Arrays = dict[str, Array]
 
@@ -52,10 +51,11 @@ def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: A
     forward = in_order([gemm(device, flat, weights, y.value), add])
     if not y.learns:
         return Step(forward, forward)
-    slopes, sums = arena.scratch(0, ((N, U), y.value.dtype), ((sum_parts(N), U), y.value.dtype))
-    backward = [slope(device, y, block.activation, slopes, block.output_scale)]
-    if "bias" in dw:
-        backward.append(column_sums(device, slopes, sums, dw["bias"]))
+    slopes, unused = arena.scratch(0, ((N, U), y.value.dtype), ((U,), y.value.dtype))
+    sums = dw.get("bias", unused)
+    arguments = [y.value, y.gradient, slopes, sums, block.output_scale, block.activation == "relu", N, U]
+    grid, threads = (-(-U // WARP), 1), (WARP, ROWS)
+    backward: list[Task] = [partial(device.launch, "dense_slope", grid, threads, scalars(arguments))]
     if "weights" in dw:
         backward.append(gemm(device, flat, slopes, dw["weights"], (True, False)))
     if x.learns:
@@ -89,14 +89,19 @@ def dropout(device: Device, block: Dropout, x: Signal, y: Signal, feed: Feed, pl
     return Step(masked(x.value, y.value), backward)
 
 
-def softmax(device: Device, arena: Arena, logits: Array) -> tuple[Array, Task]:
-    """Plan the softmax of (N, K) logits: its array, and the task that fills it."""
+def softmax(device: Device, arena: Arena, feed: Feed, logits: Array) -> Task:
+    """Plan the softmax of (N, K) logits, into the step's rows of the feed's, and the move to the next step."""
     N, K = logits.shape
-    p = arena.take((N, K), logits.dtype)
-    return p, partial(device.launch, "softmax", *_warps(N), scalars([logits, p, N, K]))
+    ticket = arena.take((1,), np.uint32)
+
+    def run() -> None:  # it is another array when more images are evaluated
+        arguments = scalars([logits, feed.probabilities, feed.position, ticket, N, K])
+        device.launch("softmax", *_warps(N), arguments)
+
+    return run
 
 
-def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
+def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Step:
     """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
 
     The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with
@@ -108,7 +113,8 @@ def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, labe
     of_images = scalars([logits.value, *truth, logits.gradient, losses, hits, label_smoothing, N, K])
     of_step = scalars([losses, hits, feed.position, feed.losses, feed.hits, N])
     loss = partial(device.launch, "cross_entropy", *_warps(N), of_images)
-    return in_order([loss, partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)])
+    tally = partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)
+    return Step(in_order([loss, tally]), in_order([]))
 
 
 def _warps(images: int) -> tuple[tuple[int, int], tuple[int, int]]:

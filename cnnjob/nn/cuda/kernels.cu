@@ -18,6 +18,24 @@ __device__ wide place(int n, int i, int length, wide image, int row) {
   return n * image + (wide)(i / length) * row + i % length;
 }
 
+// Whether this block is the last of the grid to come here: it then sees what the others wrote before. `ticket` is 0
+// before and after. Only who is last depends on the time, so nothing may be summed in the blocks' order.
+__device__ bool is_last(unsigned *ticket) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  unsigned blocks = gridDim.x * gridDim.y;
+  if (threadIdx.x == 0 && threadIdx.y == 0) last = atomicInc(ticket, blocks - 1) == blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// The step within the epoch, and the steps since the start of the training.
+__device__ void move_on(wide *position) {
+  if (threadIdx.x < 2 && threadIdx.y == 0) position[threadIdx.x] += 1;
+}
+
 // ---- the batch ------------------------------------------------------------------------------------------------------
 
 // Rounded twice, as NumPy does it: the same bits.
@@ -33,10 +51,6 @@ KERNEL gather(const unsigned char *pixels, const wide *order, const wide *positi
     float pixel = pixels[chosen[n] * size + i];
     x[place(n, i, length, image, row)] = scaled(pixel, scale[i % channels], shift[i % channels]);
   }
-}
-
-KERNEL advance(wide *position) {
-  position[threadIdx.x] += 1;
 }
 
 // ---- convolution: K kernel side, S stride, P pooling side, C channels, F filters -----------------------------------
@@ -170,6 +184,25 @@ KERNEL column_sums(const float *values, float *sums, wide rows, int columns, wid
   }
 }
 
+// The gradient before the scale and the activation of y (rows, columns), and its sums over the rows. Block 32 x LANES.
+KERNEL dense_slope(const float *y, const float *dy, float *slope, float *sums, float scale,
+                   int relu, int rows, int columns) {
+  __shared__ float lanes[LANES][32];
+  int column = blockIdx.x * 32 + threadIdx.x;
+  float sum = 0;
+  if (column < columns)
+    for (int r = threadIdx.y; r < rows; r += LANES) {
+      wide at = (wide)r * columns + column;
+      sum += slope[at] = relu && y[at] <= 0 ? 0 : dy[at] * scale;
+    }
+  lanes[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0 && column < columns) {
+    for (int lane = 1; lane < LANES; lane++) sum += lanes[lane][threadIdx.x];
+    sums[column] = sum;
+  }
+}
+
 // ---- dropout ----------------------------------------------------------------------------------------------------------
 
 // Four random words for four of a counter and the key (seed, purpose): Philox4x32-10 (Salmon et al. 2011, 3.2).
@@ -238,13 +271,16 @@ __device__ float total_of(const float *z, int classes, float largest) {
   return warp_sum(total);
 }
 
-KERNEL softmax(const float *logits, float *probabilities, int images, int classes) {
+// Rows position[0] * images ... of the probabilities. When all have read the position it moves on to the next step.
+KERNEL softmax(const float *logits, float *probabilities, wide *position, unsigned *ticket, int images, int classes) {
   int n = blockIdx.x * blockDim.y + threadIdx.y;
-  if (n >= images) return;
-  const float *z = logits + (wide)n * classes;
-  float largest = largest_of(z, classes), total = total_of(z, classes, largest);
-  for (int k = threadIdx.x; k < classes; k += 32)
-    probabilities[(wide)n * classes + k] = expf(z[k] - largest) / total;
+  if (n < images) {
+    const float *z = logits + (wide)n * classes;
+    float largest = largest_of(z, classes), total = total_of(z, classes, largest);
+    float *p = probabilities + (position[0] * images + n) * classes;
+    for (int k = threadIdx.x; k < classes; k += 32) p[k] = expf(z[k] - largest) / total;
+  }
+  if (is_last(ticket)) move_on(position);
 }
 
 // How far the outputs lie below the largest, in all.
@@ -277,21 +313,21 @@ KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order,
   }
 }
 
-#define TALLIED 256
+#define MOST_THREADS 256
 
-// The step's mean loss and its hits. One block of TALLIED threads.
-KERNEL tally(const float *losses, const int *hits, const wide *position, double *epoch_losses, wide *epoch_hits,
-             int images) {
-  __shared__ double loss[TALLIED];
-  __shared__ wide hit[TALLIED];
+// The step's mean loss and its hits, by all threads of a block, a power of two of them.
+__device__ void add_up(const float *losses, const int *hits, const wide *position, double *epoch_losses,
+                       wide *epoch_hits, int images) {
+  __shared__ double loss[MOST_THREADS];
+  __shared__ wide hit[MOST_THREADS];
   int t = threadIdx.x;
   loss[t] = 0;
   hit[t] = 0;
-  for (int n = t; n < images; n += TALLIED) {
+  for (int n = t; n < images; n += blockDim.x) {
     loss[t] += losses[n];
     hit[t] += hits[n];
   }
-  for (int half = TALLIED / 2; half; half /= 2) {
+  for (int half = blockDim.x / 2; half; half /= 2) {
     __syncthreads();
     if (t < half) {
       loss[t] += loss[t + half];
@@ -302,4 +338,9 @@ KERNEL tally(const float *losses, const int *hits, const wide *position, double 
     epoch_losses[position[0]] = loss[0] / images;
     epoch_hits[position[0]] = hit[0];
   }
+}
+
+KERNEL tally(const float *losses, const int *hits, const wide *position, double *epoch_losses, wide *epoch_hits,
+             int images) {
+  add_up(losses, hits, position, epoch_losses, epoch_hits, images);
 }

@@ -41,6 +41,15 @@ class Device(Protocol):
     def copy(self, source: Array, target: Array) -> None:
         """Copy between contiguous arrays of one size, on the device or the host; it is done on return."""
 
+    def capture(self, run: Task) -> Task:
+        """Record what a task launches and multiplies, without running it; the task that does it all at once.
+
+        It knows arrays by their addresses only: whoever asks for it keeps ``run``, which keeps them.
+        """
+
+    def wait(self) -> None:
+        """Until all is done that was asked for."""
+
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
         """Run a kernel on arrays and NumPy scalars."""
 

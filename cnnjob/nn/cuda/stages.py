@@ -11,7 +11,7 @@ from cnnjob.nn.cuda.blocks import softmax
 from cnnjob.nn.cuda.launches import Device, bordered, each, in_order, row_length, scalars
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate, MaxPool
-from cnnjob.nn.signals import Signal, Step, Task
+from cnnjob.nn.signals import Feed, Signal, Step, Task
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 CHANNELS, LANES = 32, 8
@@ -84,17 +84,15 @@ def _global_pool(device: Device, arena: Arena, block: GlobalPool, x: Signal, y: 
 
 
 def mean_outputs(
-    device: Device, arena: Arena, logits: Signal, shares: Sequence[float]
-) -> tuple[Array, list[Task], Task]:
-    """Plan the softmax of the weighted mean of several views' logits (N, K).
+    device: Device, arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]
+) -> tuple[list[Task], Task]:
+    """Plan the softmax of the weighted mean of several views' logits (N, K), into the feed; the step is then over.
 
     Returns:
-        Its array (N, K); the task after each view; and the last one.
+        The task after each view; and the last one.
     """
     if len(shares) == 1:
-        p, last = softmax(device, arena, logits.value)
-        return p, [in_order([])], last
+        return [in_order([])], softmax(device, arena, feed, logits.value)
     (N, K), mean = logits.value.shape, arena.take(logits.value.shape, logits.value.dtype)
     added = [each(device, "add_share", N, K, logits.value, mean, s, place == 0) for place, s in enumerate(shares)]
-    p, last = softmax(device, arena, mean)
-    return p, added, last
+    return added, softmax(device, arena, feed, mean)

@@ -1,12 +1,13 @@
 // ---- the update: of the flat buffers, a piece a block ----------------------------------------------------------------
 //
+// When all blocks of the last kernel have read the position it moves on to the next step.
 // A piece starts at `starts`, has `counts` values, and learns with `factors` of the step's rate and `decays` of itself.
 
 // g + decay w, v = momentum v + that, w -= rate v; Nesterov's takes g + momentum v there, and decoupled decay
 // w *= 1 - rate decay. Without momentum v is not there.
 KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *starts, const int *counts,
-           const double *factors, const float *decays, const double *rates, const wide *position, float momentum,
-           int nesterov, int decoupled) {
+           const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
+           int last, float momentum, int nesterov, int decoupled) {
   int piece = blockIdx.x;
   float rate = (float)(rates[position[0]] * factors[piece]), decay = decays[piece];
   for (int i = threadIdx.x; i < counts[piece]; i += blockDim.x) {
@@ -21,13 +22,14 @@ KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *
     }
     weights[at] = w - rate * change;
   }
+  if (last && is_last(ticket)) move_on(position);
 }
 
 // w *= 1 - rate decay, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps), with
 // m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t.
 KERNEL adamw(float *weights, const float *gradients, float *first, float *second, const wide *starts, const int *counts,
-             const double *factors, const float *decays, const double *rates, const wide *position, double beta1,
-             double beta2, float eps) {
+             const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
+             int last, double beta1, double beta2, float eps) {
   __shared__ float corrections[2];
   if (threadIdx.x == 0) {
     double t = (double)(position[1] + 1);
@@ -46,12 +48,14 @@ KERNEL adamw(float *weights, const float *gradients, float *first, float *second
     float change = rate * corrections[0] * m / (sqrtf(v) * corrections[1] + eps);
     weights[at] = weights[at] * (1 - rate * decay) - change;
   }
+  if (last && is_last(ticket)) move_on(position);
 }
 
 // After a step that has a share: slow += (1 - share) (fast - slow), fast = slow.
-KERNEL look_ahead(float *fast, float *slow, const double *shares, const wide *position, wide size) {
+KERNEL look_ahead(float *fast, float *slow, const double *shares, wide *position, unsigned *ticket, wide size) {
   double share = shares[position[0]];
-  if (share < 0) return;
+  if (share < 0) size = 0;
   for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
     fast[i] = slow[i] += (float)(1 - share) * (fast[i] - slow[i]);
+  if (is_last(ticket)) move_on(position);
 }

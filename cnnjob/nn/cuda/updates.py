@@ -23,7 +23,7 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     feed: Feed,
 ) -> Task:
-    """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas)."""
+    """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas), and the move to the next step."""
     weights, gradients, slots = buffers
     pieces = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, PIECE_ELEMENTS)]
     table: dict[str, Array] = {
@@ -33,19 +33,20 @@ def update(
         "decays": np.array([optimiser.weight_decay * s.decays for s, _ in pieces], np.float32),
     }
     shared = *map(arena.constant, table.values()), feed.learning_rates, feed.position
+    ends = arena.take((1,), np.uint32), not optimiser.lookahead  # the ticket, and whether it is the last kernel
     if isinstance(optimiser, AdamW):
         name, own = "adamw", [slots["first_moment"], slots["second_moment"]]
         constants: list[Any] = [np.float64(optimiser.momentum), np.float64(optimiser.beta2), optimiser.eps]
     else:
         name, own = "sgd", [slots.get("velocity", gradients[:0])]
         constants = [optimiser.momentum, optimiser.nesterov, optimiser.decoupled]
-    arguments = scalars([weights, gradients, *own, *shared, *constants])
+    arguments = scalars([weights, gradients, *own, *shared, *ends, *constants])
     task = partial(device.launch, name, (len(pieces), 1), (THREADS, 1), arguments)
-    return in_order([task, _look_ahead(device, weights, slots["slow"], feed)]) if optimiser.lookahead else task
+    return in_order([task, _look_ahead(device, weights, slots["slow"], feed, ends[0])]) if optimiser.lookahead else task
 
 
-def _look_ahead(device: Device, fast: Array, slow: Array, feed: Feed) -> Task:
+def _look_ahead(device: Device, fast: Array, slow: Array, feed: Feed, ticket: Array) -> Task:
     """After a step that has a share: slow ← slow + (1 − share)(fast − slow), fast ← slow."""
     grid = min(-(-fast.size // THREADS), MOST_BLOCKS), 1
-    arguments = scalars([fast, slow, feed.lookahead, feed.position, np.int64(fast.size)])
+    arguments = scalars([fast, slow, feed.lookahead, feed.position, ticket, np.int64(fast.size)])
     return partial(device.launch, "look_ahead", grid, (THREADS, 1), arguments)

@@ -1,0 +1,233 @@
+"""What is computed at once where it can be: the first conv block from the images' bytes, and the head with its loss.
+
+The conditions are :meth:`First.of` and :meth:`Head.of`; whatever they do not take is planned part by part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any, Self, TypeGuard
+
+import numpy as np
+
+from cnnjob.nn.blocks import Activation, Conv, Dense
+from cnnjob.nn.cuda.launches import Device, bordered, gemm, in_order, scalars
+from cnnjob.nn.cuda.parts import Batch, Layer, Loss, Part
+from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.signals import Step, Task
+
+LANES, WARPS, TILE = 32, 8, 6144
+"""Of a block of ``fused.cu``, and the floats of its shared memory."""
+FIRST_BLOCKS = [(kernel, pool, channels) for kernel, channels in ((3, 1), (3, 3), (5, 1)) for pool in (1, 2)]
+"""For which ``fused.cu`` has kernels."""
+MOST_GROUPS = 128
+"""Blocks that sum the first block's gradients: about one a multiprocessor. Fixed, so that the order of every sum is."""
+MOST_VALUES, MOST_CLASSES, HEAD_THREADS = 1024, 32, 128
+BATCH_SUMS = (LANES, 8)
+
+NOTHING = Step(in_order([]), in_order([]))
+
+
+def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, Step]:
+    """Plan the parts that are computed with a neighbour.
+
+    Args:
+        device: where.
+        arena: where buffers come from.
+        parts: of a training step or an evaluation, in order.
+
+    Returns:
+        The halves of those parts; the others are to be planned alone.
+    """
+    first, head = First.of(parts), Head.of(parts)
+    planned: dict[Part, Step] = {}
+    sums = _Sums(device, arena)
+    if first:
+        planned |= first.planned(device, arena, sums)
+    if head:
+        planned |= head.planned(device, arena, sums)
+    last = first.layer if first else head and (head.hidden or head.classifier)  # whose backward has all sums at hand
+    if last and last.gradients:
+        planned[last] = Step(planned[last].forward, in_order([planned[last].backward, sums.task()]))
+    return planned
+
+
+@dataclass(frozen=True)
+class First:
+    """A batch and the conv block that reads it."""
+
+    batch: Batch
+    layer: Layer
+    block: Conv
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Self | None:
+        """The one of a step, if its sizes are among those that there are kernels for."""
+        batch = next((part for part in parts if isinstance(part, Batch)), None)
+        if not batch or batch.changes:
+            return None
+        readers = [
+            part for part in parts if part is not batch and any(signal.value is batch.x.value for signal in part.reads)
+        ]
+        if len(readers) != 1 or not isinstance(layer := readers[0], Layer):
+            return None
+        block, C = layer.block, batch.x.value.shape[-1]
+        if not (isinstance(block, Conv) and block == _known(block) and _learns_all(layer)):
+            return None
+        found = cls(batch, layer, block)
+        sizes = (block.kernel, block.pool, C) in FIRST_BLOCKS and block.stride == 1
+        return found if sizes and C * found.rows * found.pitch <= TILE else None
+
+    @property
+    def rows(self) -> int:
+        """Rows of pixels that a block of the kernel sees."""
+        return WARPS * self.block.pool + self.block.kernel - 1
+
+    @property
+    def pitch(self) -> int:
+        """Floats from one of them to the next: even, and such that a window's pixels lie in different banks."""
+        width = self.layer.y.value.shape[2] * self.block.pool + self.block.kernel - 1
+        even = int(width + width % 2)
+        return even + 2 * (even % 32 == 0)
+
+    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, Step]:
+        """Plan both: nothing is left of the batch."""
+        layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
+        (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
+        training, bands = y.learns, -(-height // WARPS)
+        name = f"{block.kernel}_{block.pool}_{C}"
+        winner = arena.take((N, height, width, F) if training else (1,), np.uint8)
+        pixels = [arena.constant(np.asarray(v, np.float32)) for v in (self.batch.pixels.scale, self.batch.pixels.shift)]
+        filters = -(-F // LANES)
+        sizes = H, W, block.pad, self.pitch, height, width, F
+        w, flags = layer.weights, (block.activation == "relu", training)
+        feed = self.batch.feed
+
+        def forward() -> None:  # an evaluation's images and order change from call to call
+            source = feed.images, feed.order, feed.position
+            arrays = *source, *pixels, w["weights"], w["bias"], *bordered(y.value), winner
+            arguments = scalars([*arrays, *sizes, *flags, N])
+            device.launch(f"first_forward_{name}", (N * bands, filters), (LANES, WARPS), arguments)
+
+        if not training:
+            return {self.batch: NOTHING, layer: Step(forward, forward)}
+        groups, taps = min(N * bands, MOST_GROUPS), block.kernel**2 * C
+        parts = arena.take((groups, (taps + 1) * F), np.float32)
+        source = feed.images, feed.order, feed.position
+        arguments = scalars([*source, *pixels, *bordered(y.gradient), winner, parts, *sizes, N])
+        backward = partial(device.launch, f"first_backward_{name}", (groups, filters), (LANES, WARPS), arguments)
+        sums.add_filters(parts, taps * F, layer.gradients)
+        return {self.batch: NOTHING, layer: Step(forward, backward)}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The classifier and the loss, and a dense block before them, if there is one."""
+
+    hidden: Layer | None
+    relu: bool
+    """Of the dense block before."""
+    classifier: Layer
+    loss: Loss
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Self | None:
+        """The one of a training step, if it is small enough for a block an image."""
+        loss = next((part for part in parts if isinstance(part, Loss)), None)
+        if not loss or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
+            return None
+        before, classifier = parts[-3:-1]
+        if not (_is_dense(classifier, "none") and classifier.y is loss.reads[0]):
+            return None
+        values, classes = prod(classifier.x.value.shape[1:]), classifier.y.value.shape[1]
+        if values > MOST_VALUES or classes > MOST_CLASSES:
+            return None
+        if (relu := _is_dense(before, "relu")) or _is_dense(before, "none"):
+            return cls(before, relu, classifier, loss)
+        return cls(None, False, classifier, loss)  # noqa: FBT003 - no activation
+
+    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, Step]:
+        """Plan all: the dense block keeps its matrix products, and the rest is one kernel and a share in the sums."""
+        classifier, hidden = self.classifier, self.hidden
+        (N, classes), x, feed = classifier.y.value.shape, classifier.x, self.loss.feed
+        flat, values = x.value.reshape(N, -1), prod(x.value.shape[1:])
+        losses, hits, ticket = arena.take((N,), np.float32), arena.take((N,), np.int32), arena.take((1,), np.uint32)
+        w, dz, dx = classifier.weights, classifier.y.gradient, x.gradient if x.learns else losses
+        truth = feed.labels, feed.order, feed.position
+        before = hidden.weights["bias"] if hidden else w["bias"]
+        arrays = flat, before, w["weights"], w["bias"], *truth, dz, dx, losses, hits, feed.losses, feed.hits, ticket
+        flags = self.loss.label_smoothing, bool(hidden), self.relu, x.learns
+        head = partial(device.launch, "head", (N, 1), (HEAD_THREADS, 1), scalars([*arrays, *flags, values, classes, N]))
+        sums.add_head(flat, dz, classifier.gradients)
+        planned: dict[Part, Step] = {self.loss: Step(head, in_order([])), classifier: NOTHING}
+        if hidden:
+            sums.add_hidden(dx, hidden.gradients)
+            planned[hidden] = _products(device, hidden)
+        return planned
+
+
+def _products(device: Device, layer: Layer) -> Step:
+    """A dense block without its bias and activation: z = x w, and both gradients from that of z."""
+    x, w, dw, z, dz = layer.x, layer.weights["weights"], layer.gradients["weights"], layer.y.value, layer.y.gradient
+    flat = x.value.reshape(len(z), -1)
+    backward = [gemm(device, flat, dz, dw, (True, False))]
+    if x.learns:
+        backward.append(gemm(device, dz, w, x.gradient.reshape(flat.shape), (False, True)))
+    return Step(gemm(device, flat, w, z), in_order(backward))
+
+
+class _Sums:
+    """The sums over a batch that are left when all gradients of signals are there: one kernel for all of them."""
+
+    def __init__(self, device: Device, arena: Arena) -> None:
+        self._device = device
+        nothing = arena.take((1,), np.float32)  # in the place of what there is not
+        self._filters: tuple[Any, ...] = (nothing, nothing, nothing, 0, 0, 0)
+        self._hidden: tuple[Any, ...] = (nothing, nothing, 0)
+        self._classifier: tuple[Any, ...] = (nothing, nothing, 0, nothing, nothing, 0, 0)
+        self._columns = 0
+
+    def add_filters(self, parts: Array, taps: int, gradients: dict[str, Array]) -> None:
+        """Sums (groups, taps and biases) of a first block."""
+        groups, columns = parts.shape
+        self._filters = parts, gradients["weights"], gradients["bias"], groups, taps, columns
+        self._columns += columns
+
+    def add_hidden(self, slopes: Array, gradients: dict[str, Array]) -> None:
+        """The bias of a dense block, given the slopes (N, U) before its activation."""
+        self._hidden = slopes, gradients["bias"], slopes.shape[1]
+        self._columns += slopes.shape[1]
+
+    def add_head(self, x: Array, slopes: Array, gradients: dict[str, Array]) -> None:
+        """Bias and weights of the classifier, given its inputs (N, V) and the slopes (N, classes) of its outputs."""
+        (N, values), classes = x.shape, slopes.shape[1]
+        products = values * classes
+        self._classifier = slopes, gradients["bias"], classes, x, gradients["weights"], products, N
+        self._columns += classes + products
+
+    def task(self) -> Task:
+        """All of them."""
+        arguments = scalars([*self._filters, *self._hidden, *self._classifier])
+        grid = (-(-self._columns // LANES), 1)
+        return partial(self._device.launch, "batch_sums", grid, BATCH_SUMS, arguments)
+
+
+def _known(block: Conv) -> Conv:
+    """The same, as far as the kernels know it: a block with more to it than that is another."""
+    names = "init", "bias_init", "learning_rate_factor", "activation", "filters", "kernel", "stride", "pad", "pool"
+    return Conv(**{name: getattr(block, name) for name in names})
+
+
+def _is_dense(part: Part, activation: Activation) -> TypeGuard[Layer]:
+    """Whether it is a dense block, no more than products, bias and this activation, that learns all of it."""
+    if not (isinstance(part, Layer) and isinstance(block := part.block, Dense) and _learns_all(part)):
+        return False
+    names = "init", "bias_init", "learning_rate_factor", "units"
+    return block == Dense(activation=activation, **{name: getattr(block, name) for name in names})
+
+
+def _learns_all(layer: Layer) -> bool:
+    """Whether both weights and bias are there and have gradients, or it is an evaluation."""
+    names = {"weights", "bias"}
+    return layer.weights.keys() >= names and (not layer.gradients or layer.gradients.keys() >= names)

@@ -1,0 +1,50 @@
+"""Plants faults, by number, and runs the tests of the kernels on each: `python -m tests.cuda.planting 3 7`.
+
+Each has a process of its own; what is the same for all is loaded and computed before those are forked.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from cnnjob.nn.cuda.sources import kernel_source
+from tests.cuda.faults import FAULTS
+from tests.cuda.shop import WORKS, reference
+
+TESTS = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kernels", "batches", "steps")]
+MOST_SECONDS = 120
+
+
+def passes(source: str, folder: str) -> bool:
+    """Whether the tests pass with these kernels; a crash is no pass, nor is one that does not end."""
+    if not (child := os.fork()):
+        planted = Path(tempfile.mkdtemp(dir=folder)) / "planted.cu"
+        planted.write_text(source)
+        os.environ["CNNJOB_TEST_KERNELS"] = str(planted)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *TESTS])))
+    started = time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        if time.monotonic() - started > MOST_SECONDS:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    for name in WORKS:
+        reference(name)
+    with tempfile.TemporaryDirectory() as somewhere:
+        for argument in sys.argv[1:]:
+            fault = FAULTS[int(argument)] if int(argument) >= 0 else None
+            changed = fault.planted(kernel_source()) if fault else kernel_source()
+            sys.stdout.write(f"{argument} {'passes' if passes(changed, somewhere) else 'fails'}\n")
+            sys.stdout.flush()
