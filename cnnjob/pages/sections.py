@@ -15,7 +15,7 @@ from cnnjob.records import DIGEST_LETTERS, Mistake, Record
 
 MANY = 100
 """More runs than this have no pictures, curves and matrices."""
-_THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MANY, 8, 48, 64))
+_THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MANY, 8, 44, 64))
 """Up to so many runs: test images of each, their pixels each way, their colours."""
 MATRIX_CLASSES = 20
 """A matrix of more classes is a picture; its cells could not be read."""
