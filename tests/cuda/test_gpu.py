@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
+from cnnjob.benchmarks import measure
 from cnnjob.bindings import run_of
+from cnnjob.datasets import Dataset
+from cnnjob.jobs import Job
 from cnnjob.listeners import Silent
 from cnnjob.nn.cuda import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
@@ -36,16 +40,32 @@ MNIST = Work(
 
 
 @pytest.fixture(scope="module")
-def backend() -> CudaBackend:
-    return CudaBackend(CudaDevice(), 20_000)
+def device() -> CudaDevice:
+    return CudaDevice()
 
 
+@pytest.mark.parametrize("fuses", [False, True], ids=["part by part", "fused"])
 @pytest.mark.parametrize("name", WORKS)
-def test_steps_are_numpys_in_float64_and_the_same_each_time(backend: CudaBackend, name: str) -> None:
+def test_steps_are_numpys_in_float64_and_the_same_each_time(device: CudaDevice, name: str, *, fuses: bool) -> None:
+    backend = CudaBackend(device, 20_000, fuses=fuses)
     found, again = (WORKS[name].result(backend) for _ in range(2))
     require_close(found, reference(name))
+    require_same(found, again)
+
+
+def require_same(found: dict[str, Array], other: dict[str, Array]) -> None:
     for key, array in found.items():
-        np.testing.assert_array_equal(array, again[key], key)
+        np.testing.assert_array_equal(array, other[key], key)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("name", WORKS)
+def test_a_graph_gives_the_bits_of_its_launches(name: str, precision: str) -> None:
+    device = CudaDevice(precision)
+    eager, graph = (
+        WORKS[name].result(CudaBackend(device, 20_000, captures=captures), steps=5) for captures in (False, True)
+    )
+    require_same(eager, graph)
 
 
 def test_fifty_steps_stay_as_near_to_float64_as_numpys_in_float32() -> None:
@@ -92,15 +112,59 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_bits(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
+@pytest.mark.skipif(
+    shutil.which("compute-sanitizer") is None,
+    reason="compute-sanitizer is not on the PATH; it comes with CUDA's toolkit, package cuda-sanitizer-api",
+)
 def test_the_sanitizer_finds_nothing(tool: str) -> None:
     script = """
 from cnnjob.nn.cuda import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
 from tests.cuda.shop import WORKS
-for name in ("two convolutions", "dropout everywhere", "pool 17", "many classes"):
-    WORKS[name].result(CudaBackend(CudaDevice(), 20_000))
+device = CudaDevice()
+for name in WORKS:
+    for fuses in (False, True):
+        WORKS[name].result(CudaBackend(device, 20_000, fuses=fuses, captures=False))
 """
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+DATA = Path(os.environ.get("CNNJOB_DATA") or "data")
+FIGURES = {"mnist-baseline": (0.9860, 30), "cifar10-baseline": (0.5901, 30)}
+"""Test accuracy at least, and the epochs of which the time is taken."""
+
+
+def baseline(name: str) -> tuple[Job, Dataset]:
+    job = Job.load(name, ["resources.backend=cuda"])
+    path = DATA / f"{job.dataset}.h5"
+    if not path.exists():
+        pytest.skip(f"{path} is missing; cnnjob prepare {job.dataset}, or say in CNNJOB_DATA where it is")
+    return job, Dataset.open(path)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_course_network_is_as_accurate_as_it_was(name: str, tmp_path: Path) -> None:
+    run = run_of(*baseline(name), tmp_path)
+    assert train(run).state == "finished"
+    assert run.result()["test_accuracy"] >= FIGURES[name][0]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_whole_training_takes_no_more_than_twice_its_steps(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, data = baseline(name)
+    epochs = FIGURES[name][1]
+    run = run_of(job.model_copy(update={"train": job.train.model_copy(update={"epochs": epochs})}), data, tmp_path)
+    started = time.monotonic()
+    train(run)
+    whole, trained = time.monotonic() - started, run.result()["train_seconds"]
+    [row] = [row for row in measure([name], 5, torch=False, on_gpu=True) if row.engine == "cnnjob graph float32"]
+    steps = run.result()["steps"] * row.median_ms / 1000
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{name}: {trained:.2f} s, steps {steps:.2f} s; start, compiling, end {whole - trained:.2f} s\n"
+        )
+    assert trained <= 2 * steps
