@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from cnnjob.nn.cuda.sources import kernel_source
-from tests.cuda.faults import FAULTS
+from tests.cuda.more_faults import ALL_FAULTS
 from tests.cuda.shop import WORKS, reference
 
-TESTS = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kernels", "batches", "steps")]
+TESTS = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kernels", "stages", "batches", "steps")]
 MOST_SECONDS = 120
 
 
-def passes(source: str, folder: str) -> bool:
+def passes(source: str, chosen: str, folder: str) -> bool:
     """Whether the tests pass with these kernels; a crash is no pass, nor is one that does not end."""
     if not (child := os.fork()):
         planted = Path(tempfile.mkdtemp(dir=folder)) / "planted.cu"
@@ -28,7 +28,7 @@ def passes(source: str, folder: str) -> bool:
         os.environ["CNNJOB_TEST_KERNELS"] = str(planted)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *TESTS])))
+        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *TESTS])))
     started = time.monotonic()
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -44,7 +44,8 @@ if __name__ == "__main__":
         reference(name)
     with tempfile.TemporaryDirectory() as somewhere:
         for argument in sys.argv[1:]:
-            fault = FAULTS[int(argument)] if int(argument) >= 0 else None
+            fault = ALL_FAULTS[int(argument)] if int(argument) >= 0 else None
             changed = fault.planted(kernel_source()) if fault else kernel_source()
-            sys.stdout.write(f"{argument} {'passes' if passes(changed, somewhere) else 'fails'}\n")
+            outcome = "passes" if passes(changed, fault.tests if fault else "", somewhere) else "fails"
+            sys.stdout.write(f"{argument} {outcome}\n")
             sys.stdout.flush()

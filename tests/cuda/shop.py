@@ -69,7 +69,7 @@ class Work:
 
 def normed(filters: int, *, scale: bool = True, momentum: float = 0.1, **others: Any) -> nn.Conv:
     """A convolution with batch normalisation, and without a bias, whose gradient would be nothing but rounding."""
-    return nn.Conv(filters=filters, bias=False, norm=nn.BatchNorm(momentum, scale=scale), **others)
+    return nn.Conv(filters=filters, bias=False, norm=nn.BatchNorm(momentum, eps=1e-3, scale=scale), **others)
 
 
 STRIPES = np.zeros((15, 8, 8, 1), np.uint8)
@@ -103,7 +103,11 @@ WORKS = {
         [nn.Conv(filters=3, learning_rate_factor=2.0)],
         optimiser=nn.Sgd(0.9, 0.3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     ),
-    "adamw": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.AdamW(0.8, 0.1, beta2=0.9), start=2),
+    "adamw": Work(
+        [nn.Conv(filters=3, learning_rate_factor=0.3), nn.Dense(units=6)],
+        optimiser=nn.AdamW(0.8, 0.1, beta2=0.9),
+        start=2,
+    ),
     "adamw, lookahead": Work([nn.Dense(units=400)], optimiser=nn.AdamW(lookahead=nn.Lookahead(1), eps=1e-3), start=0),
     "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
     "no bias": Work([nn.Conv(filters=4, bias=False, pool=2), nn.Dense(units=6, bias=False)], (9, 8, 2)),
@@ -138,6 +142,9 @@ WORKS = {
             nn.Residual((normed(6, stride=2),), activation="gelu"),
             nn.GlobalPool(),
         ]
+    ),
+    "residual of nothing": Work(
+        [nn.Conv(filters=2, init=0.0), nn.Residual((nn.Conv(filters=2, init=0.0, activation="none"),))]
     ),
     "residual on the images": Work(
         [

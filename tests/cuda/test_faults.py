@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cuda.emulation import needs_compiler
-from tests.cuda.faults import FAULTS, HARMLESS, Fault
+from tests.cuda.faults import HARMLESS, Fault
+from tests.cuda.more_faults import ALL_FAULTS
 
 pytestmark = [needs_compiler, pytest.mark.cuda_emulated]
 
@@ -20,7 +21,7 @@ WITHOUT = -1
 @pytest.fixture(scope="module")
 def outcomes() -> dict[int, str]:
     """Whether the tests pass, by the number of the fault; shared out over the cores."""
-    cores, numbers = len(os.sched_getaffinity(0)), [WITHOUT, *range(len(FAULTS))]
+    cores, numbers = len(os.sched_getaffinity(0)), [WITHOUT, *range(len(ALL_FAULTS))]
     command = [sys.executable, "-m", "tests.cuda.planting"]
     workers = [
         subprocess.Popen([*command, *map(str, numbers[core::cores])], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -35,12 +36,14 @@ def test_kernels_without_a_fault_pass(outcomes: dict[int, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", FAULTS, ids=lambda fault: f"{fault.old} {fault.place} -> {fault.new or 'nothing'}".replace("\n", " ")
+    "fault",
+    ALL_FAULTS,
+    ids=lambda fault: f"{fault.file} {fault.old} {fault.place} -> {fault.new or 'nothing'}".replace("\n", " "),
 )
 def test_a_fault_is_caught(outcomes: dict[int, str], fault: Fault) -> None:
-    assert outcomes[FAULTS.index(fault)] == ("passes" if fault in HARMLESS else "fails")
+    assert outcomes[ALL_FAULTS.index(fault)] == ("passes" if fault in HARMLESS else "fails")
 
 
 def test_few_faults_are_harmless() -> None:
     assert len(HARMLESS) <= 2
-    assert HARMLESS.keys() <= set(FAULTS)
+    assert HARMLESS.keys() <= set(ALL_FAULTS)

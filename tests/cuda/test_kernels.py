@@ -29,6 +29,9 @@ def device(request: pytest.FixtureRequest) -> EmulatedDevice:
     return EmulatedDevice(order=request.param)
 
 
+FEW = ("residual", "augmented", "tied maxima", "adamw, lookahead")
+
+
 class FewBlocks(EmulatedDevice):
     """A device whose grids are small, so that a thread has several values to see to, and a block several images."""
 
@@ -42,7 +45,7 @@ class FewBlocks(EmulatedDevice):
 
 @pytest.mark.parametrize("fuses", [False, True], ids=["part by part", "fused"])
 def test_no_grid_has_to_cover_all_values(*, fuses: bool) -> None:
-    for name in ("two convolutions", "first block 3, 2, 3", "first block 3, 1, 1"):
+    for name in ("two convolutions", "first block 3, 2, 3", "first block 3, 1, 1", *FEW):
         for order in ORDERS:
             require_close(WORKS[name].result(CudaBackend(FewBlocks(order=order), fuses=fuses)), reference(name))
 
