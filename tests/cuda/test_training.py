@@ -26,6 +26,30 @@ from tests.toys import dataset, job, outcome_of
 ROOT = Path(__file__).parent.parent.parent
 NUMPY = {"resources": job().resources}
 KERNEL_CACHE = "from cnnjob.nn.cuda.finding import lack; print(lack(), __import__('cupy').KERNEL_CACHE)"
+NORM = {"batch_norm": {"momentum": 0.4}}
+FEW_STEPS = {"train__batch_size": 4, "data__validation_fraction": 0.9}
+RESNET = FEW_STEPS | {
+    "model__blocks": [
+        {"conv": 4, "kernel": 2, "pad": 0, "init": "whitening", "frozen": True, "activation": "gelu"},
+        {"residual": [{"conv": 3, "stride": 2} | NORM, {"conv": 3, "activation": "none"} | NORM]},
+        {"global_pool": "max"},
+    ],
+    "data__augment": {"flip": "alternating", "translate": 2},
+    "train__nesterov": True,
+    "train__decoupled_weight_decay": True,
+    "train__weight_decay": 0.01,
+    "train__lookahead": {"every": 3},
+    "train__label_smoothing": 0.1,
+    "train__test_time_augmentation": "flip",
+}
+ADAMW = FEW_STEPS | {
+    "model__blocks": [{"conv": 3, "activation": "gelu", "pool": 2} | NORM, {"dense": 6}],
+    "data__augment": {"flip": "random"},
+    "train__optimiser": "adamw",
+    "train__learning_rate": 0.01,
+    "train__weight_decay": 0.01,
+    "train__lookahead": {"every": 7},
+}
 BLOCKS = [{"conv": 4, "pool": 2}, {"dropout": 0.2}, {"dense": 8}]
 
 pytestmark = [needs_compiler, pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")]
@@ -157,6 +181,23 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_bits(
     assert f", step {step}\n" in (said := trained(run, libraries))
     assert "bits may differ" not in said
     assert outcome_of(run) == outcome_of(unbroken)
+
+
+@pytest.mark.cuda_emulated
+@pytest.mark.parametrize("changes", [RESNET, ADAMW], ids=["resnet", "adamw"])
+def test_every_kind_of_network_is_numpys_and_goes_on_with_the_same_bits(
+    libraries: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run, stopped, numpys = (made(tmp_path / name, **changes) for name in ("run", "stopped", "numpys"))
+    assert trained(run, libraries).endswith("finished\n")
+    stop = "self.n = getattr(self, 'n', 0) + 1; import os; self.n == 7 and os.kill(os.getpid(), 15)"
+    assert trained(stopped, libraries, stop).endswith("stopped\n")
+    assert trained(stopped, libraries).endswith("finished\n")
+    assert outcome_of(stopped) == outcome_of(run)
+    train(numpys, job=numpys.job().model_copy(update=NUMPY))
+    for record, other in zip(run.history(), numpys.history(), strict=True):
+        for name in ("train_loss", "validation_loss"):
+            assert record[name] == pytest.approx(other[name], rel=1e-3)
 
 
 def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Path, tmp_path: Path) -> None:
