@@ -568,7 +568,10 @@ def test_the_next_command_makes_this_very_run() -> None:
     changed = files.read_json(other.job_file)
     changed["job"]["model"]["blocks"][1]["activation"] = "none"
     files.write_json(other.job_file, changed)
-    assert "'model.blocks=[{ conv = 5, pad = 1, bias = true }, { dense = 8, activation = \"none\" }]'" in commands.again(other)
+    assert (
+        "'model.blocks=[{ conv = 5, pad = 1, bias = true }, { dense = 8, activation = \"none\" }]'"
+        in commands.again(other)
+    )
 
 
 # --- the command

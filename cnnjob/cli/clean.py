@@ -35,8 +35,9 @@ def clean(
 ) -> None:
     """List what no run needs any more, and remove it.
 
-    Nothing is removed without asking, or --yes. Temporary files of processes that are gone, copies of the code that no unfinished run was submitted with, sweeps
-    none of whose runs is left. A run itself is removed only where it is named, and never while anything writes it.
+    Nothing is removed without asking, or --yes. Temporary files of processes that are gone, copies of the code that
+    no unfinished run was submitted with, sweeps none of whose runs is left. A run itself is removed only where it
+    is named, and never while anything writes it.
 
     Example: cnnjob clean runs/mnist-1a2b3c4d --yes
     """

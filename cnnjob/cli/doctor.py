@@ -26,8 +26,9 @@ def doctor(
 ) -> None:
     """Look at this machine, the runs' disk and the cluster.
 
-    It says what to do. ok: good. note: it works, with less. bad: something will fail, and the exit code is 1. On a node of a cluster,
-    where its GPU is seen: srun --partition gpu --gres gpu:1 cnnjob doctor
+    It says what to do. ok: good. note: it works, with less. bad: something will fail, and the exit code is 1.
+
+    On a node of a cluster, where its GPU is seen: srun --partition gpu --gres gpu:1 cnnjob doctor
 
     Example: cnnjob doctor --write-profile mysite
     """

@@ -41,9 +41,9 @@ def status(
 ) -> None:
     """Show how runs stand; of a single one also why.
 
-    Beneath the cause is the command to type next. Loss and accuracy are of the validation images, else of the test or training images. The keys of --json: run,
-    path, state, detail, epoch, epochs, split, loss, accuracy, seconds_left, job_id, node, restarts, slurm_state,
-    slurm_reason, cause, evidence, command.
+    Beneath the cause is the command to type next. Loss and accuracy are of the validation images, else of the test or
+    training images. The keys of --json: run, path, state, detail, epoch, epochs, split, loss, accuracy, seconds_left,
+    job_id, node, restarts, slurm_state, slurm_reason, cause, evidence, command.
 
     Example: cnnjob status runs/
     """
@@ -270,7 +270,8 @@ def cancel(
 ) -> None:
     """Cancel the jobs of runs; what is saved stays.
 
-    They may wait or run; submitting again goes on. A run that a process of this machine trains without SLURM saves and stops.
+    They may wait or run; submitting again goes on. A run that a process of this machine trains without SLURM saves
+    and stops.
 
     Example: cnnjob cancel runs/mnist-1a2b3c4d
     """

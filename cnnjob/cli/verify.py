@@ -45,7 +45,8 @@ def verify_resume(
 ) -> None:
     """Run a job unbroken and killed, and compare the bits.
 
-    It is killed at random moments. With any option of sbatch's it runs on the cluster, in a folder under verify-resume/. Ctrl-C cancels its jobs.
+    It is killed at random moments. With any option of sbatch's it runs on the cluster, in a folder under
+    verify-resume/. Ctrl-C cancels its jobs.
 
     Exit code 0: they are the same. 1: they are not; the first differences are named, and both runs kept.
 
