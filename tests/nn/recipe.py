@@ -1,0 +1,134 @@
+"""The first epoch of a job, ours beside torch's, over several seeds: do the loss curves agree within the seeds' spread?
+
+    python -m tests.nn.recipe cifar10-small data/cifar10.h5 [SEEDS] [STEPS]
+
+Both start from the same weights and see the same batches; torch computes everything else by itself. It takes minutes.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from cnnjob import nn
+from cnnjob.benchmarks.torch_networks import fill, module_of, optimiser_like
+from cnnjob.bindings import lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
+from cnnjob.datasets import Dataset
+from cnnjob.jobs import Job
+from cnnjob.nn.memory import Arena
+from cnnjob.nn.random import Purpose, permutation
+from cnnjob.nn.signals import Signal
+
+WINDOWS = 8
+"""Parts of an epoch over which losses are averaged."""
+
+
+class Recipe:
+    """A job's first epoch with one seed."""
+
+    def __init__(self, job: Job, dataset: Dataset, seed: int, workers: nn.Workers, steps: int | None) -> None:
+        self.job, self.train = job, job.train
+        images, labels = dataset.load("train")
+        chosen, size = split(job, dataset)[0], job.train.batch_size
+        whole = len(chosen) // size
+        self.steps = min(steps or whole, whole)
+        self.network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
+        self.optimiser, self.backend = optimiser_of(job.train), nn.NumPyBackend(workers)
+        self.pixels, self.lesson = pixels_of(job.data, dataset.mean, dataset.std), lesson_of(job)
+        self.state = nn.State(self.network, self.optimiser, self.backend)
+        self.state.initialise(self.network, seed, images[chosen[: nn.WHITENING_IMAGES]], self.pixels)
+        self.feed = nn.training_feed(self.backend, images, labels, whole, size, seed)
+        self.feed.order[:] = chosen[permutation(len(chosen), seed, Purpose.ORDER, 0)[: whole * size]]
+        total = whole * job.train.epochs
+        self.feed.learning_rates[:] = schedule_of(job.train).rates(range(whole), total)
+        self.feed.lookahead[:] = (
+            self.optimiser.lookahead.shares(range(whole), total) if self.optimiser.lookahead else -1
+        )
+
+    def theirs(self) -> np.ndarray[Any, Any]:
+        """Every step's loss by torch."""
+        module = module_of(torch, self.network.layers)
+        fill(torch, module, self.network, self.state.weights)
+        judge = optimiser_like(torch, self.optimiser, module, self.network.layers, 1.0)
+        factors = [group["lr"] for group in judge.param_groups]
+        slow = [tensor.detach().clone() for tensor in module.state_dict().values()]
+        losses = []
+        with threadpool_limits(self.backend.workers.count):
+            torch.set_num_threads(self.backend.workers.count)
+            for step, batch in enumerate(self.batches()):
+                for group, factor in zip(judge.param_groups, factors, strict=True):
+                    group["lr"] = factor * self.feed.learning_rates[step]
+                order = self.feed.order[step * len(batch) : (step + 1) * len(batch)]
+                outputs = module(torch.from_numpy(batch).permute(0, 3, 1, 2))
+                loss = torch.nn.functional.cross_entropy(
+                    outputs, torch.from_numpy(self.feed.labels[order]), label_smoothing=self.train.label_smoothing
+                )
+                judge.zero_grad()
+                loss.backward()
+                judge.step()
+                look(module, slow, float(self.feed.lookahead[step]))
+                losses.append(loss.item())
+        self.feed.position[:] = 0
+        return np.array(losses)
+
+    def batches(self) -> Any:
+        """The images as the network sees them, step by step."""
+
+        def build(arena: Arena) -> tuple[Signal, Any]:
+            x = Signal.take(arena, (self.train.batch_size, *self.network.image_shape), np.float32, learns=False)
+            return x, self.backend.gather(arena, self.feed, x, self.pixels, self.lesson.augmentation)
+
+        x, load = Arena.filled(self.backend, build)
+        for _ in range(self.steps):
+            load()
+            yield x.value.copy()
+            self.feed.position += 1
+
+    def ours(self) -> np.ndarray[Any, Any]:
+        """Every step's loss by us."""
+        size = self.train.batch_size
+        plan = nn.TrainingPlan(
+            self.backend, self.network, self.state, self.optimiser, self.feed, self.pixels, size, self.lesson
+        )
+        with threadpool_limits(1):
+            for _ in range(self.steps):
+                plan.step()
+        return self.feed.losses[: self.steps].copy()
+
+
+def look(module: Any, slow: list[Any], share: float) -> None:
+    """Lookahead on everything that a module holds, its running statistics too."""
+    if share < 0:
+        return
+    with torch.no_grad():
+        for fast, kept in zip(module.state_dict().values(), slow, strict=True):
+            if fast.dtype.is_floating_point:
+                kept.lerp_(fast, 1 - share)
+                fast.copy_(kept)
+
+
+def main(name: str, path: str, seeds: str = "5", steps: str = "0") -> None:
+    """Print the mean loss of each part of the epoch: ours, torch's, the spread of the seeds."""
+    job, dataset = Job.load(name), Dataset.open(Path(path))
+    with nn.Workers(nn.available_cores()) as workers:
+        curves = []
+        for seed in range(int(seeds)):
+            recipe = Recipe(job, dataset, seed, workers, int(steps) or None)
+            curves.append((recipe.theirs(), recipe.ours()))
+            print(f"seed {seed}: last loss {curves[-1][1][-1]:.4f}, torch {curves[-1][0][-1]:.4f}", flush=True)
+    parts = np.array([[[part.mean() for part in np.array_split(c, WINDOWS)] for c in pair] for pair in curves])
+    theirs, ours = parts[:, 0], parts[:, 1]  # (seeds, windows)
+    print("part   ours     torch    difference  spread of torch's seeds")
+    for part in range(WINDOWS):
+        t, o = theirs[:, part], ours[:, part]
+        print(f"{part + 1:4} {o.mean():8.4f} {t.mean():8.4f} {o.mean() - t.mean():+11.4f} {t.std(ddof=1):12.4f}")
+    within = bool((np.abs(ours.mean(0) - theirs.mean(0)) <= theirs.std(0, ddof=1)).all())
+    print("within the spread" if within else "NOT within the spread")
+    raise SystemExit(not within)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
