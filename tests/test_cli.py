@@ -312,6 +312,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for line in lines if line.startswith("$ ")] == [
         "$ cnnjob prepare digits", "$ cnnjob train digits", "$ cnnjob report runs/",
     ]  # fmt: skip
+    assert re.search(r"; ended after epoch \d+ of 30, no better since \d+$", shown.stdout, re.MULTILINE)
     [accuracy] = [float(match[1]) for line in lines if (match := re.search(r"test accuracy ([\d.]+) %", line))]
     assert accuracy > 96
     pictures = [line.strip() for line in lines[lines.index("pictures:") + 1 : -1]]

@@ -40,8 +40,11 @@ def train(
     if outcome.state == "stopped":
         typer.echo(f"{run.path}: {outcome.why}; the same command goes on")
         raise typer.Exit(EXIT_STOPPED)
-    accuracy = run.result().get("test_accuracy", math.nan)
-    typer.echo(f"{run.path}: {outcome.state}, test accuracy {100 * accuracy:.2f} %")
+    result = run.result()
+    epochs, best = result.get("epochs", math.inf), result.get("best_epoch")
+    early = f"; ended after epoch {epochs} of {wanted.train.epochs}, no better since {best}"
+    said = f"{outcome.state}, test accuracy {100 * result.get('test_accuracy', math.nan):.2f} %"
+    typer.echo(f"{run.path}: {said}{early if epochs < wanted.train.epochs else ''}")
 
 
 def predict(
