@@ -5,6 +5,7 @@ the seeds have in common then cancels. Nothing is claimed of fewer than two valu
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ CONFIDENCE = 0.95
 PAIRS_OF = 5
 """Groups of the same data up to this many are compared each with each, more of them with the best one."""
 _LABEL_LETTERS = 60
+_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
+"""Of the blocks in words."""
 _INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
 """Settings that do not decide the result, and the seed."""
 
@@ -133,7 +136,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
             members[canonical_json(_deciding(record))].append(record)
     ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
                for group in members.values()]  # fmt: skip
-    settings = [_deciding(group[0]) for group in ordered]
+    settings = _with_tables([_deciding(group[0]) for group in ordered])
     keys = _columns(settings)
     names = short_names(keys)
     groups = [
@@ -166,7 +169,7 @@ def _job(group: Group) -> str:
 def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:
     """The keys that differ; networks of other shapes are compared as a whole, if that tells them apart."""
     keys = differing(settings)
-    kinds = {tuple(word.partition(" ")[0] for word in one.get(BLOCKS, "").split(", ")) for one in settings}
+    kinds = {tuple(_KINDS.findall(one.get(BLOCKS, ""))) for one in settings}
     within = [key for key in keys if not key.startswith(f"{BLOCKS}.")]
     rows = {canonical_json([one.get(key) for key in within]) for one in settings}
     return within if len(kinds) > 1 and len(rows) == len(settings) else [key for key in keys if key != BLOCKS]
@@ -189,15 +192,32 @@ def _deciding(record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys whose values are not the same everywhere, in the order they come."""
-    seen: dict[str, set[str]] = {}
+def _with_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a table that some leave out, ``true`` where it is there, before what it says."""
+    left_out = {key for one in settings for key, value in one.items() if value is None}
+    found: list[dict[str, Any]] = []
     for one in settings:
-        for key in one:
-            seen.setdefault(key, set())
-    for key, values in seen.items():
-        values.update(repr(one.get(key)) for one in settings)
-    return [key for key, values in seen.items() if len(values) > 1]
+        found.append({})
+        for key, value in one.items():
+            found[-1].update(dict.fromkeys((table for table in _above(key) if table in left_out), True))
+            found[-1][key] = value
+    return found
+
+
+def _above(key: str) -> Iterator[str]:
+    """The tables that a dotted key lies in."""
+    words = key.split(".")
+    yield from (".".join(words[:count]) for count in range(1, len(words)))
+
+
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys whose values are not the same wherever their table is, in the order they come."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({repr(one.get(key)) for one in settings if _applies(key, one)}) > 1]
+
+
+def _applies(key: str, settings: dict[str, Any]) -> bool:
+    return all(settings.get(table, True) is not None for table in _above(key))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -207,8 +227,10 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _endings(key: str) -> Iterator[str]:
+    """From the shortest on; a table within a section or a block is named with what it says, as ``batch_norm.eps``."""
     words = key.split(".")
-    yield from (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    least = 2 if len(words) > 2 and not words[-2].isdecimal() else 1  # noqa: PLR2004 - section, table, key
+    yield from (".".join(words[-count:]) for count in range(least, len(words) + 1))
 
 
 def _is_of_one(name: str, keys: Sequence[str]) -> bool:

@@ -170,14 +170,22 @@ def _read_job(run: Run, record: Record) -> None:
     named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
     record.settings = {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):
-        record.settings[BLOCKS] = ", ".join(" ".join(map(str, next(iter(block.items())))) for block in blocks)
+        record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))
+
+
+def _in_words(block: dict[str, Any]) -> str:
+    """What a block is: ``conv 32``, ``residual (conv 32 + conv 32)``."""
+    (kind, value), *_ = block.items()
+    return f"{kind} ({' + '.join(map(_in_words, value))})" if isinstance(value, list) else f"{kind} {value}"
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
-    """Every setting with its dotted key; the members of a list are numbered from 1."""
+    """Every setting with its dotted key; the tables of a list are numbered from 1, its words are one value."""
     members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
     for key, member in members:
-        if isinstance(member, dict | list) and member:
+        if isinstance(member, list) and member and not any(isinstance(one, dict | list) for one in member):
+            yield f"{above}{key}", _cell(" ".join(map(str, member)))
+        elif isinstance(member, dict | list) and member:
             yield from _flat(member, f"{above}{key}.")
         else:
             yield f"{above}{key}", _cell(member)
@@ -207,6 +215,8 @@ def _read_result(run: Run, record: Record) -> None:
     record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
     if result.get("selected_on") == "test":
         record.remarks.append(OPTIMISTIC)
+    if (views := result.get("test_time_augmentation", "none")) != "none":
+        record.remarks.append(f"test-time augmentation: {views}; its figures are of the mean over changed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:
         record.remarks.append(f"bits may differ from step {step}: it went on with other versions or threads")
 

@@ -97,6 +97,37 @@ def test_networks_of_other_shapes_are_compared_as_a_whole() -> None:
     assert [one.settings for one in grouped([record(0.6, **flat), record(0.5, **wide)])] == [{"dense": 4}, {"dense": 9}]
 
 
+def test_shortcuts_make_other_shapes() -> None:
+    plain: dict[str, Any] = {BLOCKS: "conv 4, conv 4"}
+    shortcut: dict[str, Any] = {BLOCKS: "conv 4, residual (conv 4 + conv 4)", f"{BLOCKS}.2.residual.1.conv": 4}
+    dropped: dict[str, Any] = {BLOCKS: "conv 4, residual (conv 4 + dropout 0.1 + conv 4)"}
+    wider: dict[str, Any] = {BLOCKS: "conv 4, residual (conv 8 + conv 4)", f"{BLOCKS}.2.residual.1.conv": 8}
+    for other in (plain, dropped):
+        found = grouped([record(0.6, **shortcut), record(0.5, **other)])
+        assert [one.settings for one in found] == [{"blocks": shortcut[BLOCKS]}, {"blocks": other[BLOCKS]}]
+    found = grouped([record(0.6, **shortcut), record(0.5, **wider)])
+    assert [one.settings for one in found] == [{"conv": 4}, {"conv": 8}]
+
+
+def test_a_table_that_some_leave_out_is_one_difference() -> None:
+    norm = f"{BLOCKS}.1.batch_norm"
+    plain: dict[str, Any] = {norm: None, "train.momentum": 0.9}
+    first: dict[str, Any] = {f"{norm}.momentum": 0.1, f"{norm}.eps": 1e-5, "train.momentum": 0.9}
+    second = first | {f"{norm}.momentum": 0.4}
+    assert [one.settings for one in grouped([record(0.6, **plain), record(0.5, **first)])] == [
+        {"batch_norm": None},
+        {"batch_norm": True},
+    ]
+    three = grouped([record(0.6, **plain), record(0.5, **first), record(0.4, **second)])
+    assert [one.label for one in three] == [
+        "batch_norm –, batch_norm.momentum –",
+        "batch_norm true, batch_norm.momentum 0.1",
+        "batch_norm true, batch_norm.momentum 0.4",
+    ]
+    both = grouped([record(0.5, **first), record(0.4, **second)])
+    assert [one.settings for one in both] == [{"batch_norm.momentum": 0.1}, {"batch_norm.momentum": 0.4}]
+
+
 def test_differing_settings_and_their_names() -> None:
     assert differing([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None}, {"a": 1, "b": 2, "c": 4}]) == ["b", "c"]
     assert short_names(["train.rate", "model.1.init", "model.2.init"]) == {

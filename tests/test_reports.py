@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnjob import files
 from cnnjob.errors import DataError, JobError
 from cnnjob.records import COLUMNS, OPTIMISTIC, read
 from cnnjob.reports import Report, report
@@ -215,6 +216,31 @@ def test_what_was_done_on_a_dirty_tree_or_with_other_threads_is_said(tmp_path: P
     record = read(run, "run")
     assert record.row["commit"] == f"{folders.COMMIT}-dirty"
     assert record.remarks == ["bits may differ from step 150: it went on with other versions or threads"]
+
+
+def test_views_at_test_time_are_said(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path / "runs")
+    folders.change_json(run.result_file, test_time_augmentation="none")
+    assert read(run, run.name).remarks == []
+    folders.change_json(run.result_file, test_time_augmentation="flip")
+    report([run], tmp_path / "report")
+    for name in ("metrics.md", "index.html"):
+        assert "test-time augmentation: flip" in (tmp_path / "report" / name).read_text()
+
+
+def test_the_settings_of_nested_blocks_are_in_words(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    body = [{"conv": 8, "order": ["norm", "pool"]}, {"dropout": 0.1}]
+    frozen = files.read_json(run.job_file)
+    frozen["job"]["model"]["blocks"] = [{"conv": 5, "batch_norm": {"eps": 0.1}}, {"residual": body}]
+    files.write_json(run.job_file, frozen)
+    settings = read(run, run.name).settings
+    assert settings["model.blocks"] == "conv 5, residual (conv 8 + dropout 0.1)"
+    assert settings["model.blocks.1.batch_norm.eps"] == 0.1
+    assert settings["model.blocks.2.residual.1.order"] == "norm pool"
+    frozen["job"]["model"]["blocks"] = [{}]
+    files.write_json(run.job_file, frozen)
+    assert read(run, run.name).row["state"] == "damaged"
 
 
 def rewrite(name: str, text: str) -> Callable[[Run], object]:

@@ -114,6 +114,8 @@ def provenance(record: Record) -> Iterator[str]:
         yield f"resumed {len(record.lives) - 1} time{'s' * (len(record.lives) > 2)}"  # noqa: PLR2004 - one is singular
     if row["selected_on"]:
         yield _selection(row)
+    if (views := record.result.get("test_time_augmentation", "none")) != "none":
+        yield f"test-time augmentation: {views}"
     if (step := record.result.get("bits_may_differ_from_step")) is not None:
         yield f"bits may differ from step {step}"
 
