@@ -39,7 +39,7 @@ class Row:
     speed_against_torch_at_best: float | None
     """torch's fastest step, in either layout, over this engine's: least touched by what else the machine does."""
     speed_against_course: float | None
-    """Median time of the course's algorithm over this engine's."""
+    """Median time of the course's algorithm over this engine's; none where the course had no such blocks."""
     share_of_products: float | None
     """Median time of the matrix products alone over this engine's: 1 is the floor."""
 
@@ -98,7 +98,8 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
                     **(rivals.engines(work) if torch else {}),
                     **stack.enter_context(floors.engines(work)),
                 }
-            engines[course.NAME] = Engine(course.engine(work), "course")
+            if course.computes(work):
+                engines[course.NAME] = Engine(course.engine(work), "course")
             times = _take_turns(engines, rounds)
         yield from _rows(work, engines, times)
 
@@ -133,7 +134,7 @@ def _rows(work: Workload, engines: dict[str, Engine], times: dict[str, _Times]) 
             epoch_seconds=work.steps * found.middle if work.steps else None,
             speed_against_torch=median(map(float.__truediv__, torch.turns, found.turns)) if torch else None,
             speed_against_torch_at_best=fastest / found.least if fastest else None,
-            speed_against_course=times[course.NAME].middle / found.middle,
+            speed_against_course=times[course.NAME].middle / found.middle if course.NAME in times else None,
             share_of_products=products[0].middle / found.middle if products else None,
         )
 

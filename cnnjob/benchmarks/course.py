@@ -11,11 +11,21 @@ import numpy as np
 from cnnjob import nn
 from cnnjob.benchmarks.engines import Run
 from cnnjob.benchmarks.workloads import Array, Workload
+from cnnjob.nn.operations import operations_of
 
 NAME = "course float64"
 
 Backward = Callable[[Array], Array]
 """Gradient of the output → gradient of the input; the parameters learn on the way."""
+
+
+def computes(work: Workload) -> bool:
+    """Whether the course had all of a workload's blocks: a convolution with ReLU and pooling, dense layers, dropout."""
+    return all(
+        isinstance(block, nn.Dropout)
+        or (isinstance(block, nn.Conv | nn.Dense) and block.bias and operations_of(block) == [block])
+        for block in (layer.block for layer in work.layers)
+    )
 
 
 def engine(work: Workload) -> Run:

@@ -35,7 +35,7 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
 def _products(work: Workload) -> Iterator[Task]:
     """The matrix products of each block in shards: forward, the weights' gradient, the input's where it is used."""
     for number, layer in enumerate(work.layers):
-        if isinstance(layer.block, nn.Dropout):
+        if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
         learns = work.learns_input or number > 0
         for rows, inner, columns in _shards(layer, work.batch_size):

@@ -32,11 +32,11 @@ def training(backend: Backend, work: Workload) -> tuple[Run, Run]:
     """What begins an epoch, and a training step of it."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
-    state.initialise(network, 0)
+    pixels = nn.Pixels.unit(work.image_shape[-1])
+    state.initialise(network, 0, work.images, pixels)
     feed = nn.training_feed(backend, work.images, work.labels, MOST_STEPS_A_TURN, work.batch_size, 0)
     backend.copy(np.resize(np.arange(work.batch_size), len(feed.order)), feed.order)
     backend.copy(np.full(MOST_STEPS_A_TURN, work.learning_rate), feed.learning_rates)
-    pixels = nn.Pixels.unit(work.image_shape[-1])
     plan = nn.TrainingPlan(backend, network, state, work.optimiser, feed, pixels, work.batch_size)
 
     return partial(backend.copy, np.zeros(2, np.int64), feed.position), plan.step

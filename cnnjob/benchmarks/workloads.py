@@ -17,6 +17,7 @@ IMAGES = {
     "mnist-baseline": ((28, 28, 1), 60_000),
     "cifar10-baseline": ((32, 32, 3), 50_000),
     "cifar10": ((32, 32, 3), 50_000),
+    "cifar10-small": ((32, 32, 3), 49_000),
 }
 """Shape and number of the training images."""
 NAMES = (*IMAGES, CONVOLUTION)

@@ -5,6 +5,8 @@
 Both start from the same weights and see the same batches; torch computes everything else by itself. It takes minutes.
 """
 
+# ruff: noqa: T201 - it is a command
+
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,10 +121,12 @@ def main(name: str, path: str, seeds: str = "5", steps: str = "0") -> None:
             recipe = Recipe(job, dataset, seed, workers, int(steps) or None)
             curves.append((recipe.theirs(), recipe.ours()))
             print(f"seed {seed}: last loss {curves[-1][1][-1]:.4f}, torch {curves[-1][0][-1]:.4f}", flush=True)
-    parts = np.array([[[part.mean() for part in np.array_split(c, WINDOWS)] for c in pair] for pair in curves])
+    parts = np.array(
+        [[[part.mean() for part in np.array_split(c, min(WINDOWS, len(c)))] for c in pair] for pair in curves]
+    )
     theirs, ours = parts[:, 0], parts[:, 1]  # (seeds, windows)
     print("part   ours     torch    difference  spread of torch's seeds")
-    for part in range(WINDOWS):
+    for part in range(ours.shape[1]):
         t, o = theirs[:, part], ours[:, part]
         print(f"{part + 1:4} {o.mean():8.4f} {t.mean():8.4f} {o.mean() - t.mean():+11.4f} {t.std(ddof=1):12.4f}")
     within = bool((np.abs(ours.mean(0) - theirs.mean(0)) <= theirs.std(0, ddof=1)).all())
