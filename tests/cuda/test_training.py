@@ -1,5 +1,6 @@
 """Whole trainings on the CUDA backend, with stand-ins for CuPy and cuBLAS; not on a GPU."""
 
+import json
 import os
 import re
 import shutil
@@ -295,3 +296,30 @@ def test_auto_without_a_gpu_takes_the_processor_and_stays_with_it(libraries: Pat
     assert f"holds the GPU 2, but {run.path} was started on the CPU; or" in trained(run, libraries, SLURM_JOB_GPUS="2")
     assert trained(run, libraries).endswith("finished\n")
     assert run.result()["backend"] == "numpy"
+
+
+@pytest.mark.cuda_emulated
+def test_a_benchmark_of_a_gpu(libraries: Path) -> None:
+    script = """
+import json
+from cnnjob.benchmarks import measure
+print(json.dumps([row.as_json() for row in measure(["mnist-baseline"], 1, torch=False, on_gpu=True)]))
+"""
+    rows = {row["engine"]: row for row in json.loads(said_by(script, places(libraries)))}
+    for precision in ("float32", "tf32"):
+        ours = {f"cnnjob {how} {precision}" for how in ("part by part", "eager", "graph")}
+        assert ours | {f"floor: {what} {precision}" for what in ("products", "bytes")} <= rows.keys()
+    graph, products = rows["cnnjob graph tf32"], rows["floor: products tf32"]
+    assert graph["share_of_products"] == pytest.approx(products["median_ms"] / graph["median_ms"])
+
+
+def test_a_benchmark_of_a_gpu_that_is_not_there_is_a_mistake(libraries: Path) -> None:
+    script = """
+from cnnjob.cli.bench import bench
+from cnnjob.errors import JobError
+try:
+    bench(["mnist-baseline"], device="gpu")
+except JobError as error:
+    print(error)
+"""
+    assert "--device gpu: there is no NVIDIA driver" in said_by(script, {**places(libraries), "STANDIN_DRIVER": "0"})

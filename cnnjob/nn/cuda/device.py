@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from ctypes import CDLL
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -17,32 +16,32 @@ class CudaDevice:
     """The current GPU, its arrays (CuPy's), and one stream on which everything runs in order."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Take it, for GEMMs in ``float32`` or ``tf32``."""
+        """Take it, for GEMMs in a precision, see :attr:`cnnjob.nn.cuda.launches.Device.precision`."""
         import cupy
         from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 - comes with CuPy
 
-        self._cupy, self._runtime, self.precision = cupy, cupy.cuda.runtime, precision
+        self._cupy, self._runtime = cupy, cupy.cuda.runtime
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._stream.use()  # in this thread, by CuPy too
         self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
-        library, workspace = CDLL(load_nvidia_dynamic_lib("cublas").abs_path), self.zeros((WORKSPACE_BYTES,), np.uint8)
-        blas = Blas(library, self._stream.ptr, workspace, tf32=precision == "tf32")
-        self.gemm, self.wait = blas.gemm, self._stream.synchronize
+        library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+        blas = Blas(library, self._stream.ptr, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=precision != "float32")
+        self.gemm, self.wait, self.precision = blas.gemm, self._stream.synchronize, precision
         self.name = str(self._runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
         self.versions = {"cupy": cupy.__version__, "cuda": self._runtime.driverGetVersion(), "cublas": blas.version}
         self.versions["nvrtc"] = list(cupy.cuda.nvrtc.getVersion())
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+    def zeros(self, shape: tuple[int, ...], dtype: object) -> Array:
         """A new array of zeroes on the GPU; a ``MemoryError`` where there is no room."""
         return self._cupy.zeros(shape, dtype)  # type: ignore[no-any-return]
 
     def copy(self, source: Array, target: Array) -> None:
         """Copy between contiguous arrays of one size, on the GPU or the host; it is done on return."""
-        run, ends = self._runtime, (address(target), address(source))
-        run.memcpyAsync(*ends, source.nbytes, run.memcpyDefault, self._stream.ptr)
+        ends = address(target), address(source)
+        self._runtime.memcpyAsync(*ends, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         self.wait()
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
+    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[object]) -> None:
         """Run a kernel on arrays and NumPy scalars."""
         self._kernel(name)(grid, block, tuple(arguments))
 
