@@ -144,7 +144,7 @@ def test_what_tab_offers_where() -> None:
         "cnnjob ": list(COMMANDS),
         "cnnjob prepare m": ["mnist"],
         "cnnjob submit mine --profile s": ["site"],
-        "cnnjob submit m": ["mine", "mnist", "mnist-baseline"],
+        "cnnjob submit mnist-b": ["mnist-baseline"],
         "cnnjob show data/": ["data/mnist.h5"],
         "cnnjob report other/": [other],
         "cnnjob train mine --ru": ["--runs"],
