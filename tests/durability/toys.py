@@ -22,12 +22,14 @@ COST = ("train_seconds", "cpu_hours", "peak_memory_bytes", "attempts")
 JOB = """
 dataset = "{dataset}"
 seed = 7
-model.blocks = [{{ conv = 3, pool = 2 }}, {{ dropout = 0.2 }}, {{ dense = 6 }}]
+data.augment = {{ flip = "random", translate = 1 }}
+model.blocks = [{{ conv = 3, pool = 2, batch_norm = true }}, {{ dropout = 0.2 }}, {{ dense = 6 }}]
 [train]
 epochs = {epochs}
 batch_size = 18
 learning_rate = 0.05
 schedule = "cosine"
+lookahead = {{ every = 3 }}
 checkpoint_seconds = {seconds}
 """
 
