@@ -41,11 +41,11 @@ def bench(
 ) -> None:
     """Measure training steps on this machine.
 
-    Of mnist-baseline, cifar10-baseline, cifar10 and conv-64-128. The engines take turns in one process. "× torch"
-    is torch's time in its better memory layout over the engine's, turn by turn, the median; "at best" the same of
-    the fastest steps. "× course" is against the algorithm as a course teaches it, in float64; "of products" the
-    time of the matrix products alone over the engine's. With --device gpu: part by part, fused, and as a CUDA
-    graph, each in float32 and tf32 and against torch in the same precision, its graphs included.
+    Of mnist-baseline, cifar10-baseline, cifar10, cifar10-small and conv-64-128. The engines take turns in one
+    process. "× torch" is torch's time in its better memory layout over the engine's, turn by turn, the median; "at
+    best" the same of the fastest steps. "× course" is against the algorithm as a course teaches it, in float64; "of
+    products" the time of the matrix products alone over the engine's. With --device gpu: part by part, fused, and
+    as a CUDA graph, each in float32 and tf32 and against torch in the same precision, its graphs included.
 
     Example: cnnjob bench mnist-baseline --rounds 50 --json bench.json
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from cnnjob.shelves import shelf
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
-WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "conv-64-128")
+WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128")
 
 
 def jobs(incomplete: str) -> list[str]:
