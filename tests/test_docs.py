@@ -3,14 +3,18 @@
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 import cnnjob
 from cnnjob import jobs
 from cnnjob.cli import app
+from cnnjob.sections import _sections_in
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -74,6 +78,29 @@ def test_the_readme_test_command_is_what_ci_runs() -> None:
         ["grep", "-o", pattern[1], str(ROOT / "README.md")], capture_output=True, text=True, check=True
     ).stdout.split("\n")
     assert found == ["    python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest", ""]
+
+
+def sections_of(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A table of the job file and all tables below it."""
+    yield section
+    for info in section.model_fields.values():
+        for inner in _sections_in(info.annotation):
+            yield from sections_of(inner)
+
+
+def test_the_readme_names_every_key_of_a_job_file_and_no_other() -> None:
+    text = (ROOT / "README.md").read_text().partition("## A job file")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    quoted = " ".join(re.findall(r"`([^`]+)`", "\n".join(rows)))
+    keys = {key for section in sections_of(jobs.Job) for key in section.model_fields}
+    assert keys - set(re.findall(r"\w+", quoted)) == set()
+    words = {value for one in sections_of(jobs.Job) for info in one.model_fields.values() for value in said_of(info)}
+    assert set(re.findall(r"[a-z]\w+", quoted)) - keys - words == {"true"}
+
+
+def said_of(info: FieldInfo) -> Iterator[str]:
+    """The words that a key may be set to."""
+    yield from re.findall(r"'(\w+)'", str(info.annotation))
 
 
 def test_the_pictures_are_small() -> None:

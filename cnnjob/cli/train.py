@@ -44,7 +44,9 @@ def train(
     epochs, best = result.get("epochs", math.inf), result.get("best_epoch")
     early = f"; ended after epoch {epochs} of {wanted.train.epochs}, no better since {best}"
     said = f"{outcome.state}, test accuracy {100 * result.get('test_accuracy', math.nan):.2f} %"
-    typer.echo(f"{run.path}: {said}{early if epochs < wanted.train.epochs else ''}")
+    views = result.get("test_time_augmentation", "none")
+    seen = "" if views == "none" else f" (test-time augmentation: {views})"
+    typer.echo(f"{run.path}: {said}{seen}{early if epochs < wanted.train.epochs else ''}")
 
 
 def predict(
