@@ -77,7 +77,8 @@ def test_set_makes_another_run(here: Path) -> None:
     assert len(Run(run).history()) == 1
 
 
-def test_views_at_test_time_are_said(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_views_at_test_time_are_said() -> None:
     done = cnnjob("train", "toy.toml", "--set", "train.epochs=1", "--set", "train.test_time_augmentation=flip")
     assert re.search(r"finished, test accuracy [\d.]+ % \(test-time augmentation: flip\)\n", done.stdout), done.output
 
