@@ -123,6 +123,9 @@ def test_show_lists_and_resolves(here: Path) -> None:
     assert re.search(r"^conv1 +6×6×1 +3×3×4 +40$", shown.stdout, re.MULTILINE)
     assert re.search(r"^total +363$", shown.stdout, re.MULTILINE)
     assert re.search(r"^memory of the arrays: [\d.]+ MB: data ", shown.stdout, re.MULTILINE)
+    normalised = cnnjob("show", "toy.toml", "--set", "model.blocks=[{ conv = 4, batch_norm = true }]")
+    assert "{ conv = 4, kernel = 3, stride = 1, pad = 1, pool = 1, batch_norm = { momentum = 0.1, " in normalised.stdout
+    assert re.search(r"^conv1 +6×6×1 +6×6×4 +44$", normalised.stdout, re.MULTILINE)  # no running statistics
     unprepared = cnnjob("show", "toy.toml", "--set", "dataset=mnist")  # the job is shown all the same
     assert (unprepared.exit_code, 'dataset = "mnist"' in unprepared.stdout) == (0, True)
     assert "data/mnist.h5 is not packed yet; sizes are the catalogue's" in unprepared.stdout
