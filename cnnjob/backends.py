@@ -61,8 +61,12 @@ def backend_of(name: str, workers: nn.Workers, job: Job, dataset: Dataset) -> nn
         The backend.
 
     Raises:
-        JobError: the GPU has not enough memory.
+        JobError: the GPU has not enough memory; or NumPy is asked for, and for what it cannot.
     """
+    if job.resources.backend == "numpy" and job.train.precision == "float16":
+        raise JobError(
+            "train.precision: 'float16' is for a GPU, found resources.backend 'numpy'; change one of the two"
+        )
     if name == "numpy":
         return nn.NumPyBackend(workers)
     backend = nn.CudaBackend(CudaDevice(job.train.precision))

@@ -96,9 +96,10 @@ class Train(Section):
     """``true`` or a table of its settings."""
     label_smoothing: Fraction = 0.0
     """Share of each label that is spread over all classes (Szegedy et al. 2016)."""
-    precision: Literal["float32", "tf32"] = "float32"
-    """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, for the tensor cores.
-    NumPy computes in float32 for both."""
+    precision: Literal["float32", "tf32", "float16"] = "float32"
+    """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, for the tensor cores;
+    ``float16`` has those of convolutions in float16 too, in half the memory, and a number above 65504 ends the
+    training. Weights, sums and all else are float32. NumPy computes in float32 whatever it says."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
     test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"

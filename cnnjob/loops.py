@@ -213,10 +213,12 @@ class Loop:
         done, step, epoch = self.progress.epoch_step, self.progress.step, self.progress.epoch + 1
         failing = min(done + 1, self.steps)  # after the last step it is an evaluation that found out
         before = "it was the epoch's first step" if done == 0 else f"the step before it was {self.losses[done - 1]:.4g}"
+        halves = self.environment["precision"] == "float16"
         return (
             f"{self.run.path}: the {what} is {loss} at step {step - done + failing} (epoch {epoch}), {before}, "
             f"learning rate {self.learning_rates[failing - 1]:g}; "
             "lower train.learning_rate or change the initial weights"
+            f"{', or train.precision: float16 ends at 65504' if halves else ''}"
         )
 
     def _end_epoch(self) -> None:

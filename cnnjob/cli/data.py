@@ -284,6 +284,7 @@ def memory_line(job: "Job", dataset: "Dataset") -> str:
     """The exact memory of a training's arrays, in one line."""
     from cnnjob.bindings import memory_of, network_of
     from cnnjob.nn import CudaBackend
+    from cnnjob.nn.cuda.launches import HollowDevice
 
     network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
     memory = memory_of(job, network, dataset)
@@ -295,7 +296,7 @@ def memory_line(job: "Job", dataset: "Dataset") -> str:
         "checkpoint": memory.checkpoint,
     }
     named = ", ".join(f"{name} {gigabytes(count)}" for name, count in parts.items())
-    on_gpu = gigabytes(memory_of(job, network, dataset, CudaBackend()).on_device)
+    on_gpu = gigabytes(memory_of(job, network, dataset, CudaBackend(HollowDevice(job.train.precision))).on_device)
     elsewhere = "" if job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
     return f"memory of the arrays: {gigabytes(memory.total)}: {named}{elsewhere}"
 

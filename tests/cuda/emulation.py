@@ -72,11 +72,11 @@ class EmulatedDevice:
     """What cnnjob.nn.cuda.device does, on the CPU."""
 
     name = "emulated"
-    precision = "float32"
     free_bytes = 1 << 30
     versions: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, source: str | None = None, order: str = "forward") -> None:
+    def __init__(self, source: str | None = None, order: str = "forward", precision: str = "float32") -> None:
+        self.precision = precision
         self._library = compiled(kernels() if source is None else source)
         self._order = ORDERS[order]
         self.launched: set[str] = set()
@@ -139,12 +139,23 @@ class EmulatedDevice:
             raise RuntimeError(f"{name}: {FAILURES[failure]}")
 
     def gemm(
-        self, a: Array, b: Array, out: Array, *, transpose: tuple[bool, bool] = (False, False), beta: float = 0
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        transpose: tuple[bool, bool] = (False, False),
+        alpha: float = 1,
+        beta: float = 0,
     ) -> None:
+        assert a.dtype == b.dtype
+
         def multiply() -> None:
+            first, second = (array.astype(np.float32) for array in (a, b))
             with np.errstate(all="ignore"):
-                product = (a.T if transpose[0] else a) @ (b.T if transpose[1] else b)
-            out[...] = product + np.float32(beta) * out if beta else product
+                product = (first.T if transpose[0] else first) @ (second.T if transpose[1] else second)
+                product *= np.float32(alpha)
+                out[...] = product + np.float32(beta) * out if beta else product
 
         self._do(multiply)
 

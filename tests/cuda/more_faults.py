@@ -20,7 +20,7 @@ ACTIVATIONS = [
     Fault("du[place(n, i, length, du_image, du_row)]", "du[place(n, i, length, dy_image, dy_row)]"),
     Fault("target[place(n, i, length, t_image, t_row)]", "target[place(n, i, length, s_image, s_row)]"),
     Fault("source[place(n, i, length, s_image, s_row)]", "source[place(n, i, length, t_image, t_row)]"),
-    Fault("+= source", "= source"),
+    Fault("+= source[", "= source["),
 ]
 
 BATCHES = [

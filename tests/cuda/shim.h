@@ -196,6 +196,25 @@ static unsigned atomicInc(unsigned *counter, unsigned most) {
 }
 
 
+#define EMULATED
+
+// A float as the bits of a float16, to the nearest, of equally near ones the even; for what float16 can hold.
+__device__ unsigned short half_bits(float x) {
+  unsigned bits, sign;
+  memcpy(&bits, &x, sizeof x);
+  sign = bits >> 16 & 0x8000;
+  if (fabsf(x) < 6.103515625e-05f) return sign | (unsigned)nearbyintf(fabsf(x) * 16777216);
+  bits = (bits & 0x7fffffff) + 0xfff + (bits >> 13 & 1);
+  return sign | (bits - (112 << 23)) >> 13;
+}
+
+__device__ float half_value(unsigned short bits) {
+  int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  float x = exponent ? ldexpf(1024 + mantissa, exponent - 25) : ldexpf(mantissa, -24);
+  if (exponent == 31) x = mantissa ? NAN : INFINITY;
+  return bits & 0x8000 ? -x : x;
+}
+
 #define __fadd_rn(a, b) ((a) + (b))
 #define __fmul_rn(a, b) ((a) * (b))
 #define __syncthreads() shim::wait(__LINE__)

@@ -2,7 +2,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-enum { SUCCESS, NOT_INITIALISED, ALLOCATION_FAILED = 3, INVALID_VALUE = 7, FLOAT32 = 0, NORMAL = 0, TRANSPOSED = 1 };
+enum { SUCCESS, NOT_INITIALISED, ALLOCATION_FAILED = 3, INVALID_VALUE = 7, FLOAT32 = 0, FLOAT16 = 2, NORMAL = 0, TRANSPOSED = 1 };
 
 struct handle {
   void *stream, *workspace;
@@ -11,8 +11,10 @@ struct handle {
 
 struct product {
   int transpose_a, transpose_b, m, n, k, lda, ldb, ldc;
-  const float *a, *b;
-  float alpha, beta, *c;
+  const void *a, *b;
+  void *c;
+  float alpha, beta;
+  int type, type_c;
 };
 
 static struct handle only;
@@ -41,8 +43,9 @@ int cublasGetVersion_v2(struct handle *handle, int *version) {
   return handle == &only ? SUCCESS : NOT_INITIALISED;
 }
 
-static float at(const float *matrix, int rows_apart, int transposed, int row, int column) {
-  return transposed ? matrix[column + (size_t)row * rows_apart] : matrix[row + (size_t)column * rows_apart];
+static float at(const void *matrix, int type, int rows_apart, int transposed, int row, int column) {
+  size_t place = transposed ? column + (size_t)row * rows_apart : row + (size_t)column * rows_apart;
+  return type == FLOAT16 ? ((const _Float16 *)matrix)[place] : ((const float *)matrix)[place];
 }
 
 static void multiply(const struct product *p) {
@@ -50,24 +53,28 @@ static void multiply(const struct product *p) {
     for (int row = 0; row < p->m; row++) {
       double sum = 0;
       for (int i = 0; i < p->k; i++)
-        sum += (double)at(p->a, p->lda, p->transpose_a, row, i) * at(p->b, p->ldb, p->transpose_b, i, column);
-      float *value = p->c + row + (size_t)column * p->ldc;
-      *value = (float)(p->alpha * sum + (p->beta ? p->beta * *value : 0));
+        sum += (double)at(p->a, p->type, p->lda, p->transpose_a, row, i) *
+               at(p->b, p->type, p->ldb, p->transpose_b, i, column);
+      double before = p->beta ? p->beta * at(p->c, p->type_c, p->ldc, NORMAL, row, column) : 0;
+      size_t place = row + (size_t)column * p->ldc;
+      if (p->type_c == FLOAT16) ((_Float16 *)p->c)[place] = (_Float16)(p->alpha * sum + before);
+      else ((float *)p->c)[place] = (float)(p->alpha * sum + before);
     }
 }
 
 int cublasGemmEx(struct handle *handle, int transpose_a, int transpose_b, int m, int n, int k, const float *alpha,
-                 const float *a, int type_a, int lda, const float *b, int type_b, int ldb, const float *beta, float *c,
+                 const void *a, int type_a, int lda, const void *b, int type_b, int ldb, const float *beta, void *c,
                  int type_c, int ldc, int compute, int algorithm) {
   if (handle != &only || !handle->workspace) return NOT_INITIALISED;
-  if (type_a != FLOAT32 || type_b != FLOAT32 || type_c != FLOAT32 || algorithm != -1) return INVALID_VALUE;
+  if (type_a != type_b || algorithm != -1) return INVALID_VALUE;
+  if (type_a == FLOAT16 ? compute != 68 || (type_c && type_c != FLOAT16) : type_a || type_c) return INVALID_VALUE;
   if (compute != 68 && compute != 77) return INVALID_VALUE;
   if (transpose_a < NORMAL || transpose_a > TRANSPOSED || transpose_b < NORMAL || transpose_b > TRANSPOSED)
     return INVALID_VALUE;
   if (m < 1 || n < 1 || k < 1 || lda < (transpose_a ? k : m) || ldb < (transpose_b ? n : k) || ldc < m)
     return INVALID_VALUE;
   last_compute = compute;
-  struct product product = {transpose_a, transpose_b, m, n, k, lda, ldb, ldc, a, b, *alpha, *beta, c};
+  struct product product = {transpose_a, transpose_b, m, n, k, lda, ldb, ldc, a, b, c, *alpha, *beta, type_a, type_c};
   if (!recording) {
     multiply(&product);
     return SUCCESS;

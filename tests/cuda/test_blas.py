@@ -61,6 +61,16 @@ def test_products_of_row_major_matrices(library: ctypes.CDLL, M: int, N: int, K:
             assert np.isnan(around[:, N:]).all()
 
 
+@pytest.mark.parametrize("into", [np.float32, np.float16])
+def test_factors_in_float16_are_summed_in_float32(library: ctypes.CDLL, into: Any) -> None:
+    ours = blas(library, tf32=True)
+    a, b = matrix(3, 7, 1, 1).astype(np.float16), matrix(7, 5, 2, 2).astype(np.float16)
+    out = np.ones((3, 5), into)
+    ours.gemm(a, b, out, alpha=0.5, beta=2)
+    np.testing.assert_array_equal(out, (0.5 * (a.astype(np.float32) @ b.astype(np.float32)) + 2).astype(into))
+    assert library.standin_compute() == COMPUTE_FLOAT32
+
+
 @pytest.mark.parametrize("compute", [COMPUTE_FLOAT32, COMPUTE_TF32])
 def test_the_handle_is_on_its_stream_with_its_workspace_and_its_precision(library: ctypes.CDLL, compute: int) -> None:
     ours = blas(library, tf32=compute == COMPUTE_TF32)

@@ -143,6 +143,17 @@ def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(librari
     assert "train.precision: 'tf32' is for a GPU, NumPy computes in float32" in other.log_file.read_text()
 
 
+def test_a_number_too_large_for_float16_is_said(libraries: Path, tmp_path: Path) -> None:
+    blocks = [{"conv": 3, "init": 10.0}] * 5
+    run, cpu = (made(tmp_path / name, train__precision="float16", model__blocks=blocks) for name in ("gpu", "cpu"))
+    assert "change the initial weights, or train.precision: float16 ends at 65504" in trained(run, libraries)
+    with pytest.raises(JobError, match=r"'float16' is for a GPU, found resources.backend 'numpy'; change one"):
+        train(cpu, job=cpu.job().model_copy(update=NUMPY))
+    small = made(tmp_path / "small", train__precision="float16", model__blocks=BLOCKS, train__epochs=1)
+    assert trained(small, libraries).endswith("finished\n")
+    assert small.result()["precision"] == "float16"
+
+
 @pytest.mark.parametrize(
     ("here", "folder"),
     [

@@ -14,7 +14,8 @@ from cnnjob.nn.memory import Array
 WORKSPACE_BYTES = 32 << 20
 """What NVIDIA recommends for Hopper; more than the others need. Our own, so that a graph holds its address."""
 
-FLOAT32 = 0  # CUDA_R_32F
+KINDS = {"float32": 0, "float16": 2}  # CUDA_R_32F, CUDA_R_16F
+HALF_BYTES = 2
 NORMAL, TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 COMPUTE_FLOAT32, COMPUTE_TF32 = 68, 77  # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32
 DEFAULT_ALGORITHM = -1
@@ -70,9 +71,9 @@ class Blas:
         """Set out = alpha·a·b + beta·out.
 
         Args:
-            a: float32 (M, K), or (K, M) to be transposed; rows are contiguous and may lie further apart.
-            b: float32 (K, N), or (N, K) to be transposed, likewise.
-            out: float32 (M, N), likewise.
+            a: (M, K), or (K, M) to be transposed; float32 or float16; rows are contiguous and may lie further apart.
+            b: (K, N), or (N, K) to be transposed, likewise, of a's type.
+            out: (M, N), likewise; float16 only where a is.
             transpose: whether a and b are to be.
             alpha: factor of the product.
             beta: factor of what ``out`` holds; with 0 it need not hold numbers.
@@ -84,13 +85,14 @@ class Blas:
         if a.shape != ((K, M) if transpose[0] else (M, K)) or b.shape != ((N, K) if transpose[1] else (K, N)):
             raise ValueError(f"{a.shape} times {b.shape} into {out.shape}, transposed {transpose}")
         operations = [c_int(TRANSPOSED if flag else NORMAL) for flag in reversed(transpose)]
-        factors, kind = (byref(c_float(alpha)), byref(c_float(beta))), c_int(FLOAT32)
+        factors, kind = (byref(c_float(alpha)), byref(c_float(beta))), c_int(KINDS[a.dtype.name])
+        compute = COMPUTE_FLOAT32 if a.dtype.itemsize == HALF_BYTES else self._compute
         (first, second, result), sizes = map(self._matrix, (b, a, out)), map(c_int, (N, M, K))
         self._call(
             "cublasGemmEx",
             *(self._handle, *operations, *sizes, factors[0]),
             *(first[0], kind, first[1], second[0], kind, second[1], factors[1]),
-            *(result[0], kind, result[1], c_int(self._compute), c_int(DEFAULT_ALGORITHM)),
+            *(result[0], c_int(KINDS[out.dtype.name]), result[1], c_int(compute), c_int(DEFAULT_ALGORITHM)),
         )
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:

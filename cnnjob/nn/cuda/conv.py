@@ -17,6 +17,8 @@ from cnnjob.nn.signals import Signal, Step
 COLUMN_BYTES = 16 << 20
 """Of one matrix of patches: it fits the L2 cache of an A100 twice. Fixed, so that the order of every sum is."""
 LARGEST_BYTE = 255
+SLOPE_SCALE = 16
+"""Times the images of a batch, by which float16 slopes are multiplied: a mean's are too small for it."""
 
 Arrays = dict[str, Array]
 
@@ -41,21 +43,28 @@ def conv(
     """
     N, H, W, F = y.value.shape
     outputs, taps, dtype = H * W * block.pool**2, block.kernel**2 * x.value.shape[3], y.value.dtype
-    n = min(N, max(1, column_bytes // (outputs * taps * dtype.itemsize)))  # images at a time
+    halves = device.precision == "float16"
+    factor = np.dtype(np.float16) if halves else dtype
+    n = min(N, max(1, column_bytes // (outputs * taps * factor.itemsize)))  # images at a time
     code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16
-    working: list[Any] = [((n * outputs, taps), dtype), ((n * outputs, F), dtype)]
+    working: list[Any] = [((n * outputs, taps), factor), ((n * outputs, F), dtype)]
+    working.append(((n * outputs if halves and y.learns else 0, F), factor))
     working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if y.learns else [((N, H, W, F), code)]
-    columns, z, *others = arena.scratch(0, *working)
+    columns, z, dz, *others = arena.scratch(0, *working)
     winner = arena.take((N, H, W, F), code) if y.learns else others[0]
     slopes = others[0] if y.learns else y.gradient
-    w = {"bias": arena.take((F,), dtype), **w}  # of zeroes, where it has none
+    kernel, prepare = w["weights"].reshape(taps, F), in_order([])
+    if halves:
+        kernel = arena.take((taps, F), factor)
+        prepare = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
+    w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeroes, where it has none
 
     def part(first: int) -> Step:
         images = slice(first, min(first + n, N))
-        return _part(device, block, (x, y), w, dw, (columns, z, slopes[images], winner[images]), images)
+        return _part(device, block, (x, y), w, dw, (columns, z, dz, slopes[images], winner[images]), images)
 
     steps = [part(first) for first in range(0, N, n)]
-    forward = in_order([step.forward for step in steps])
+    forward = in_order([prepare, *(step.forward for step in steps)])
     if not y.learns:
         return Step(forward, forward)
     backward = [slope(device, y, block.activation, slopes)]
@@ -70,20 +79,21 @@ def _part(
     signals: tuple[Signal, Signal],
     w: Arrays,
     dw: Arrays,
-    buffers: tuple[Array, Array, Array, Array],
+    buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
 ) -> Step:
     """The block on some images, which add their share to the weights' gradient; the first set it."""
     x, y = signals
-    columns, z, slopes, winner = buffers  # (n·H'·P·W'·P, K·K·C), (the same, F), (n, H', W', F), the same
+    columns, z, dz, slopes, winner = buffers  # (n·H'·P·W'·P, K·K·C), twice (the same, F), twice (n, H', W', F)
     n, H, W, F = winner.shape
     K, S, P, C = block.kernel, block.stride, block.pool, x.value.shape[3]
     height, width, taps = H * P, W * P, K * K * C
-    columns, z, kernel = columns[: n * height * width], z[: n * height * width], w["weights"].reshape(taps, F)
+    columns, z, kernel = columns[: n * height * width], z[: n * height * width], w["weights"]
     code, relu = "byte" if winner.itemsize == 1 else "short", block.activation == "relu"
+    halved, scale = ("_half", SLOPE_SCALE * len(y.value)) if columns.dtype == np.float16 else ("", 1)
 
     padded, pooled = bordered(x.padded[images]), bordered(y.value[images])
-    patches = each(device, "im2col", n, height * width * taps, *padded, columns, K, S, C, width)
+    patches = each(device, f"im2col{halved}", n, height * width * taps, *padded, columns, K, S, C, width)
     forward = [
         patches,
         gemm(device, columns, kernel, z),
@@ -92,13 +102,19 @@ def _part(
     if not y.learns:
         return Step(in_order(forward), in_order([]))
     backward = [each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F)]  # z becomes its gradient
+    if halved:
+        dz = dz[: len(z)]
+        backward.append(each(device, "halve", n, height * width * F, z, dz, float(scale)))
+    else:
+        dz = z
     if "weights" in dw:
-        into_weights = dw["weights"].reshape(taps, F)
-        backward += [patches, gemm(device, columns, z, into_weights, (True, False), beta=float(images.start > 0))]
+        into, beta = dw["weights"].reshape(taps, F), float(images.start > 0)
+        backward += [patches, gemm(device, columns, dz, into, (True, False), alpha=1 / scale, beta=beta)]
     if x.learns:
-        size, into = prod(x.value.shape[1:]), bordered(x.gradient[images])
+        sizes = K, S, block.pad, C, x.value.shape[2], height, width
+        source, target = (columns, 1 / scale), bordered(x.gradient[images])
         backward += [
-            gemm(device, z, kernel, columns, (False, True)),  # columns become their gradient
-            each(device, "col2im", n, size, columns, *into, K, S, block.pad, C, x.value.shape[2], height, width),
+            gemm(device, dz, kernel, columns, (False, True)),  # columns become their gradient
+            each(device, f"col2im{halved}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
         ]
     return Step(in_order(forward), in_order(backward))

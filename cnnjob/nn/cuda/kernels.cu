@@ -55,22 +55,33 @@ KERNEL gather(const unsigned char *pixels, const wide *order, const wide *positi
 
 // ---- convolution: K kernel side, S stride, P pooling side, C channels, F filters -----------------------------------
 
+// The matrix's values are float, or Half (halves.cu).
+__device__ float number(float x) {
+  return x;
+}
+
+__device__ void put(float &target, float x) {
+  target = x;
+}
+
 // What output (i, j) of image n sees, as row (n, i, j) of a matrix: its K*K*C values. The images have their border.
-KERNEL im2col(const float *x, wide image, int row, float *columns, int K, int S, int C, int width, int images,
-              int size) {
+template <class Value>
+__device__ void to_columns(const float *x, wide image, int row, Value *columns, int K, int S, int C, int width,
+                           int images, int size) {
   EACH(n, images, e, size) {
     int c = e % C, m = e / C % K, k = e / (C * K) % K, output = e / (C * K * K);
     int y = output / width * S + k, x0 = output % width * S + m;
-    columns[(wide)n * size + e] = x[n * image + (wide)y * row + x0 * C + c];
+    put(columns[(wide)n * size + e], x[n * image + (wide)y * row + x0 * C + c]);
   }
 }
 
 // The transpose: a pixel's gradient is the sum over the places of the matrix where it was put, tap by tap.
-KERNEL col2im(const float *columns, float *dx, wide image, int row, int K, int S, int pad, int C, int W, int height,
-              int width, int images, int size) {
+template <class Value>
+__device__ void to_image(const Value *columns, float factor, float *dx, wide image, int row, int K, int S, int pad,
+                         int C, int W, int height, int width, int images, int size) {
   EACH(n, images, e, size) {
     int c = e % C, x = e / C % W, y = e / (C * W);
-    const float *taps = columns + (wide)n * height * width * K * K * C + c;
+    const Value *taps = columns + (wide)n * height * width * K * K * C + c;
     float sum = 0;
     for (int k = 0; k < K; k++) {
       int i = y + pad - k;
@@ -78,11 +89,21 @@ KERNEL col2im(const float *columns, float *dx, wide image, int row, int K, int S
       for (int m = 0; m < K; m++) {
         int j = x + pad - m;
         if (j < 0 || j % S || j / S >= width) continue;
-        sum += taps[((wide)(i / S) * width + j / S) * K * K * C + (k * K + m) * C];
+        sum += number(taps[((wide)(i / S) * width + j / S) * K * K * C + (k * K + m) * C]);
       }
     }
-    dx[n * image + (wide)y * row + x * C + c] = sum;
+    dx[n * image + (wide)y * row + x * C + c] = factor * sum;
   }
+}
+
+KERNEL im2col(const float *x, wide image, int row, float *columns, int K, int S, int C, int width, int images,
+              int size) {
+  to_columns(x, image, row, columns, K, S, C, width, images, size);
+}
+
+KERNEL col2im(const float *columns, float factor, float *dx, wide image, int row, int K, int S, int pad, int C, int W,
+              int height, int width, int images, int size) {
+  to_image(columns, factor, dx, image, row, K, S, pad, C, W, height, width, images, size);
 }
 
 // Where the P x P window of pooled value e = (i, j, f) starts in an image of P*W outputs a row.

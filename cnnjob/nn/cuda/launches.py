@@ -25,7 +25,10 @@ class Device(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of a GEMM's factors: ``float32``, or ``tf32``, 10 bits of mantissa; sums are float32."""
+        """Of a GEMM's factors: ``float32``, ``tf32`` (10 bits of mantissa), or ``float16``; sums are float32.
+
+        In float16 are those of convolutions; the others are then as in tf32.
+        """
 
     @property
     def versions(self) -> dict[str, Any]:
@@ -54,13 +57,27 @@ class Device(Protocol):
         """Run a kernel on arrays and NumPy scalars."""
 
     def gemm(
-        self, a: Array, b: Array, out: Array, *, transpose: tuple[bool, bool] = (False, False), beta: float = 0
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        transpose: tuple[bool, bool] = (False, False),
+        alpha: float = 1,
+        beta: float = 0,
     ) -> None:
-        """Set out = a·b + beta·out, with matrices of contiguous rows; ``transpose`` says whether a and b are to be."""
+        """Set out = alpha·a·b + beta·out, with matrices of contiguous rows; ``transpose`` says if a and b are to be.
+
+        a and b are both float32 or both float16; sums are float32.
+        """
 
 
 class HollowDevice:
     """A device without memory, to count with; nothing can be asked of it."""
+
+    def __init__(self, precision: str = "float32") -> None:
+        """Count for this precision."""
+        self.precision = precision
 
     def __getattr__(self, name: str) -> Any:
         """A function that must not be called."""
@@ -89,10 +106,12 @@ def gemm(
     b: Array,
     out: Array,
     transpose: tuple[bool, bool] = (False, False),
+    *,
+    alpha: float = 1,
     beta: float = 0,
 ) -> Task:
-    """Plan out = a·b + beta·out."""
-    return partial(device.gemm, a, b, out, transpose=transpose, beta=beta)
+    """Plan out = alpha·a·b + beta·out."""
+    return partial(device.gemm, a, b, out, transpose=transpose, alpha=alpha, beta=beta)
 
 
 def in_order(tasks: Sequence[Task]) -> Task:
