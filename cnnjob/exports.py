@@ -57,7 +57,7 @@ def export(run: Run, path: Path) -> Exported:
     try:
         import onnx  # noqa: F401, PLC0415 - not everybody exports
     except ImportError as error:
-        raise CnnjobError(f"export: needs the onnx package, {error}; pip install 'cnnjob[onnx]'") from error
+        raise CnnjobError(f"export: needs the onnx package, {error}; pip install onnx") from error
     classifier, job, data = classifier_of(run), run.job(), run.data()
     content = model_of(
         classifier.network,

@@ -22,7 +22,7 @@ def export(
     """Write a finished run's network as ONNX.
 
     Uint8 images (N, H, W, C) in, probabilities out: the pixels' normalisation is in the file, test-time augmentation is
-    not. Needs the onnx package: pip install 'cnnjob[onnx]'.
+    not. Needs the onnx package: pip install onnx.
 
     Example: cnnjob export runs/mnist-1a2b3c4d -o mnist.onnx
     """

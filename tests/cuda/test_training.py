@@ -259,8 +259,8 @@ def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path:
             """CUDA's library cublas cannot be loaded (Failure finding "libcublas.so": No""",
         ),
         ({"STANDIN_MISSING": "nvrtc cublas"}, "CUDA's library nvrtc cannot be loaded"),
-        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cnnjob[gpu]' for a driver of CUDA 12"),
-        ({"PYTHONPATH": str(ROOT)}, "CuPy cannot be loaded (No module named 'cupy'); pip install 'cnnjob[gpu]'"),
+        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cupy-cuda12x[ctk]' for a driver of CUDA 12"),
+        ({"PYTHONPATH": str(ROOT)}, "CuPy cannot be loaded (No module named 'cupy'); pip install 'cupy-cuda12x[ctk]'"),
     ],
 )
 def test_what_a_gpu_lacks_is_said(libraries: Path, here: dict[str, str], lacking: str) -> None:

@@ -14,7 +14,7 @@ from cnnjob.bindings import network_of, optimiser_of
 from cnnjob.jobs import Job
 from tests.nn.bench import distance
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'cnnjob[judge]'")
+torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
 
 from cnnjob.benchmarks.torch_networks import back, fill, module_of, optimiser_like, tensors  # noqa: E402
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-INSTALL = "pip install 'cnnjob[gpu]' for a driver of CUDA 12, 'cnnjob[gpu13]' for CUDA 13"
+INSTALL = "pip install 'cupy-cuda12x[ctk]' for a driver of CUDA 12, 'cupy-cuda13x[ctk]' for CUDA 13"
 LIBRARIES = ("nvrtc", "cublas")
 OLDEST_CUPY = 14
 
