@@ -43,6 +43,7 @@ if __name__ == "__main__":
     for name in WORKS:
         reference(name)
     with tempfile.TemporaryDirectory() as somewhere:
+        tempfile.tempdir = somewhere  # what is compiled goes with it
         for argument in sys.argv[1:]:
             fault = ALL_FAULTS[int(argument)] if int(argument) >= 0 else None
             changed = fault.planted(kernel_source()) if fault else kernel_source()
