@@ -108,7 +108,7 @@ NORM = [
     Fault("blockIdx.y ? products : sums", "sums"),
     Fault("blockIdx.y ? of_products : of_sums", "of_sums"),
     Fault("product += g * normal", "product += g"),
-    Fault(" + normal * dscale[c]", "", 1),
+    Fault(" + normal * dscale[c]", ""),
     Fault("(dshift[c] + ", "("),
     Fault("/ rows);\n", ");\n"),
     Fault("scale[c] * inverse[c] * (", "inverse[c] * ("),
