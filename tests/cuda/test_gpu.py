@@ -21,9 +21,11 @@ from cnnjob.listeners import Silent
 from cnnjob.nn.cuda import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
 from cnnjob.nn.cuda.finding import lack
+from cnnjob.nn.pixels import View
 from cnnjob.runs import Run
 from cnnjob.training import train
 from tests.cuda.shop import WORKS, Array, Work, reference, require_close
+from tests.cuda.test_batches import CHANGES, batch
 from tests.toys import dataset, job, outcome_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,6 +68,20 @@ def test_a_graph_gives_the_bits_of_its_launches(name: str, precision: str) -> No
         WORKS[name].result(CudaBackend(device, 20_000, captures=captures), steps=5) for captures in (False, True)
     )
     require_same(eager, graph)
+
+
+@pytest.mark.parametrize("name", ["two convolutions", "residual", "frozen"])
+def test_float16_is_near_float64_and_the_same_each_time(name: str) -> None:
+    found, again = (WORKS[name].result(CudaBackend(CudaDevice("float16"), 20_000)) for _ in range(2))
+    for key, array in reference(name).items():
+        assert np.linalg.norm(found[key] - array) <= 0.03 * np.linalg.norm(array), key
+        np.testing.assert_array_equal(found[key], again[key], key)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_batch_has_numpys_bits(device: CudaDevice, change: nn.Augmentation | View | None) -> None:
+    found, expected = (batch(backend, change, 3) for backend in (CudaBackend(device), nn.NumPyBackend(nn.Workers(1))))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_fifty_steps_stay_as_near_to_float64_as_numpys_in_float32() -> None:
