@@ -123,7 +123,7 @@ WORKS = {
         [
             normed(4, order=("pool", "norm", "activation"), activation="gelu", pool=2),
             nn.Conv(filters=4, norm=nn.BatchNorm(), order=("activation", "norm", "pool"), pool=2),
-            normed(3, order=("norm", "pool", "activation"), activation="gelu", pool=3),
+            normed(3, order=("norm", "pool", "activation"), activation="gelu", pool=2),
         ],
         (14, 15, 2),
     ),
