@@ -11,10 +11,9 @@ from cnnjob.benchmarks.engines import Engine
 from cnnjob.benchmarks.workloads import Array, Workload
 from cnnjob.nn.blocks import Layer
 from cnnjob.nn.signals import Task
-from cnnjob.nn.workers import shares
+from cnnjob.nn.workers import SHARDS, shares
 
 PRODUCTS, BYTES = "floor: products", "floor: bytes"
-SHARDS = 8
 PARAMETER_PASSES = 6
 """Weights read forward, backward and by the update, written by it; the gradient written and read."""
 SIGNAL_PASSES = 5

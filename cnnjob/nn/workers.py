@@ -15,6 +15,9 @@ import numpy as np
 
 from cnnjob.nn.signals import Task
 
+SHARDS = 8
+"""Work over a batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
+
 
 def available_cores() -> int:
     """Cores that this process may use."""

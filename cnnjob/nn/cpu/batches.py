@@ -8,9 +8,7 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.pixels import Augmentation, Pixels, View, mirrored
 from cnnjob.nn.random import Philox
 from cnnjob.nn.signals import Feed, Signal, Task
-from cnnjob.nn.workers import Workers, shares
-
-SHARDS = 8
+from cnnjob.nn.workers import SHARDS, Workers, shares
 
 Take = Callable[[Array], object]
 """Takes the images that some indices name."""

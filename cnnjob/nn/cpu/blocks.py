@@ -8,9 +8,8 @@ from cnnjob.nn.blocks import Dense, Dropout
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose, Uniform
 from cnnjob.nn.signals import Feed, Signal, Step, Task
-from cnnjob.nn.workers import Workers, shares
+from cnnjob.nn.workers import SHARDS, Workers, shares
 
-ELEMENT_SHARDS = 8
 SMALL_PRODUCT = 1 << 20
 """Multiplications of a matrix product that is not worth sharing."""
 
@@ -36,7 +35,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
     slope, find_slope = _slope(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.learns else None
-    parts = shares(len(weights), ELEMENT_SHARDS if N * weights.size > SMALL_PRODUCT else 1)
+    parts = shares(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
     products = [arena.scratch(number, ((N, U), dtype))[0] for number in range(len(parts))]
 
     def product(part: slice, out: Array) -> Task:
@@ -126,6 +125,6 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
 
         return Step(forward, backward)
 
-    steps = [shard(part) for part in shares(len(x.value), ELEMENT_SHARDS)]
+    steps = [shard(part) for part in shares(len(x.value), SHARDS)]
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
     return Step(lambda: workers.run(forwards), lambda: workers.run(backwards))

@@ -18,10 +18,8 @@ from numpy.lib.stride_tricks import as_strided
 from cnnjob.nn.blocks import Conv, Shape
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import Workers, run_all, shares
+from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
 
-SHARDS = 8
-"""A batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
 PIECE_BYTES = 1 << 20
 """Of a piece's patches and phases, which should stay in the caches; smaller ones cost more calls."""
 MOST_PIECES = 64

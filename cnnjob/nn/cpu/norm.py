@@ -13,9 +13,8 @@ from cnnjob.nn.cpu.activations import WORKING, activation
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import Workers, run_all, shares
+from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
 
-SHARDS = 8
 PIECE_ELEMENTS = 1 << 16
 """Of a piece: its few arrays stay in a core's cache."""
 MOST_PIECES = 64

@@ -9,9 +9,7 @@ from cnnjob.nn.cpu.activations import WORKING, activation
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate, MaxPool
 from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import Workers, shares
-
-SHARDS = 8
+from cnnjob.nn.workers import SHARDS, Workers, shares
 
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Signal, y: Signal) -> Step:

@@ -7,9 +7,8 @@ import numpy as np
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
 from cnnjob.nn.signals import Feed, Task
-from cnnjob.nn.workers import Workers, run_all
+from cnnjob.nn.workers import SHARDS, Workers, run_all
 
-SHARDS = 8
 PIECE_ELEMENTS = 1 << 15
 """Of a piece: its operands stay in a core's cache."""
 MOST_PIECES = 4096
