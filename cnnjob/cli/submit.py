@@ -73,8 +73,7 @@ def submit(
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
         "mem": mem, "mem_per_cpu": mem_per_cpu, "mem_per_gpu": mem_per_gpu, "gpus": gpus, "gres": gres,
         "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
-        "dependency": dependency, "job_name": job_name, "requeue": requeue,
-    }  # fmt: skip
+        "dependency": dependency, "job_name": job_name, "requeue": requeue}  # fmt: skip
     request = profiles.load(profile, given, sbatch or ())
     chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
     grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]

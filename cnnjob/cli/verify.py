@@ -61,8 +61,7 @@ def verify_resume(
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
-        "mem": mem, "gpus": gpus,
-    }  # fmt: skip
+        "mem": mem, "gpus": gpus}  # fmt: skip
     on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
     request = _request(profile, given, sbatch) if on_cluster else None
     chosen = [f"resources.backend={request.backend}"] if request and request.backend else []
