@@ -1,5 +1,7 @@
 """Dense, dropout, the batch, the loss, the update, and whole small networks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -175,9 +177,18 @@ def test_a_plan_counts_exactly_what_it_takes_and_allocates_nothing_for_it() -> N
         taken.append(arena.size_bytes)
 
     Arena.filled(HostMemory(), build)
-    assert taken == [64 + (832 + 64) + 64] * 2  # whole cache lines; scratch of one shard is used twice
+    assert taken == [64 + 2 * (832 + 64)] * 2  # whole cache lines; every shard's scratch is as large as the largest
     counted = [nn.TrainingPlan.count_bytes(bench.backend, bench.network, bench.state, nn.Sgd(), n) for n in (8, 10**9)]
     assert counted[1] > 10**8 * counted[0] / 8
+
+
+def test_shards_that_never_run_at_once_share_scratch() -> None:
+    def build(arena: Arena) -> list[np.ndarray[Any, Any]]:
+        return [arena.scratch(shard, ((5 + shard,), np.float32))[0] for shard in range(4)]
+
+    a, b, c, d = Arena.filled(HostMemory(lanes=2), build)
+    assert [np.shares_memory(a, other) for other in (b, c, d)] == [False, True, False]
+    assert np.shares_memory(b, d)
 
 
 def test_layouts_are_aligned_and_named() -> None:

@@ -30,7 +30,7 @@ def run_norm(block: Norm, x: Array, w: dict[str, Array], dy: Array, workers: int
         dw: dict[str, Array] = {name: np.zeros_like(w[name]) for name in ("scale", "shift") if name in w}
         return into, out, dw, norm(nn.Workers(workers), arena, block, into, out, w, dw)
 
-    into, out, dw, step = Arena.filled(HostMemory(), build)
+    into, out, dw, step = Arena.filled(HostMemory(workers), build)
     into.value[...], out.gradient[...] = x, dy
     step.forward()
     step.backward()

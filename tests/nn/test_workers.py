@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnjob import nn
 from cnnjob.nn import Workers, available_cores
+from cnnjob.nn.blocks import Block
 from cnnjob.nn.workers import shares
+from tests.nn.bench import rig
 
 
 @given(st.integers(0, 100), st.integers(1, 20))
@@ -47,3 +50,20 @@ def test_a_failure_reaches_the_caller_and_the_workers_go_on(place: int) -> None:
 
 def test_there_is_a_core() -> None:
     assert available_cores() >= 1
+
+
+def trained(workers: int) -> bytes:
+    """The parameters after steps with scratch memory of many shapes: convolutions, norms, and updates in 90 pieces."""
+    blocks: list[Block] = [nn.Conv(filters=9, norm=nn.BatchNorm(), pool=2), nn.Conv(filters=16), nn.Dense(units=6000)]
+    adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2))
+    bench = rig(blocks, (16, 16, 3), count=20, dtype="float32", optimiser=adamw, learning_rate=0.01, workers=workers)
+    bench.feed.lookahead[:] = 0.5
+    for _ in range(3):
+        bench.step()
+    return bench.state.parameters.tobytes()
+
+
+def test_a_step_gives_the_same_bits_on_any_number_of_cores() -> None:
+    """Also on one that does not divide the number of shards, and on more than there are shards."""
+    expected = trained(1)
+    assert [workers for workers in (2, 3, 5, 8, 16) if trained(workers) != expected] == []

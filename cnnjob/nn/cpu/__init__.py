@@ -32,6 +32,7 @@ class NumPyBackend(HostMemory):
 
     def __init__(self, workers: Workers, dtype: Any = np.float32) -> None:
         """Use these cores and this float type (float64 is for gradient checks)."""
+        super().__init__(workers.count)
         self.workers = workers
         self.dtype = np.dtype(dtype)
 

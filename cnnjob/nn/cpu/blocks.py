@@ -36,7 +36,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
     slope, find_slope = _slope(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.learns else None
     parts = shares(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
-    products = [arena.scratch(number, ((N, U), dtype))[0] for number in range(len(parts))]
+    products = list(arena.take((len(parts), N, U), dtype))
 
     def product(part: slice, out: Array) -> Task:
         def forward() -> None:

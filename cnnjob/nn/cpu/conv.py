@@ -39,116 +39,139 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
         block: its sizes.
         x: (N, H, W, C) with a border of ``block.pad``.
         y: (N, H', W', F).
-        w: ``weights`` (K, K, C, F), and ``bias`` (F,) where it has one.
+        w: ``weights`` (K, K, C, F), and ``bias`` (F,) where it has one; it is multiplied with a column of ones.
         dw: the gradients of those that learn, overwritten by ``backward``.
 
     Returns:
         The two halves.
     """
     parts = shares(len(y.value), SHARDS)
-    sums = {name: arena.take((len(parts), *array.shape), array.dtype) for name, array in dw.items()}
-    turned = w["weights"][::-1, ::-1].swapaxes(2, 3)  # (K, K, F, C)
-    used = {**w, "turned": arena.take(turned.shape if x.learns else (0,), turned.dtype)}
-    steps = [
-        _shard(arena, block, x, y, used, {name: array[number] for name, array in sums.items()}, number, part)
-        for number, part in enumerate(parts)
-    ]
+    kernel = _Kernel(arena, w, dw, len(parts), turns=x.learns)
+    steps = [_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
 
+    def forward() -> None:
+        kernel.load()
+        workers.run(forwards)
+
     def backward() -> None:
-        if x.learns:
-            np.copyto(used["turned"], turned)
         workers.run(backwards)
-        for name, array in sums.items():
-            np.add.reduce(array, axis=0, out=dw[name])
+        kernel.add_up()
 
-    return Step(lambda: workers.run(forwards), backward)
+    return Step(forward, backward)
 
 
-def _shard(arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays, number: int, part: slice) -> Step:
-    """The block on the images of one shard, piece by piece; ``dw`` takes this shard's share of the gradients."""
+class _Kernel:
+    """Weights and bias as one matrix, and the shards' sums of its gradient."""
+
+    def __init__(self, arena: Arena, w: Arrays, dw: Arrays, shards: int, *, turns: bool) -> None:
+        """Plan it for so many shards, and the turned kernel where it is needed."""
+        self._w, self._dw, self._turns = w, dw, turns
+        K, _, C, F = w["weights"].shape
+        dtype, self.taps = w["weights"].dtype, K * K * C
+        self.rows = slice(0 if "weights" in dw else self.taps, self.taps + ("bias" in dw))
+        """Those that learn."""
+        self.matrix = w["weights"].reshape(self.taps, F)
+        """(K·K·C, F); and the bias as a last row, where there is one."""
+        if "bias" in w:
+            self.matrix = arena.take((self.taps + 1, F), dtype)
+        self.sums = arena.take((shards, self.rows.stop - self.rows.start, F), dtype)
+        """(shards, rows, F)."""
+        self.turned = arena.take((K, K, F, C) if turns else (0,), dtype)
+
+    def load(self) -> None:
+        """Take the parameters as they are now."""
+        weights = self._w["weights"]
+        if "bias" in self._w:
+            np.copyto(self.matrix[:-1], weights.reshape(self.matrix[:-1].shape))
+            np.copyto(self.matrix[-1], self._w["bias"])
+        if self._turns:
+            np.copyto(self.turned, weights[::-1, ::-1].swapaxes(2, 3))
+
+    def add_up(self) -> None:
+        """The gradients, of all shards."""
+        if "weights" in self._dw:
+            flat = self._dw["weights"].reshape(self.taps, -1)
+            np.add.reduce(self.sums[:, : self.taps], axis=0, out=flat)
+        if "bias" in self._dw:
+            np.add.reduce(self.sums[:, -1], axis=0, out=self._dw["bias"])
+
+
+def _shard(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, number: int, part: slice) -> Step:
+    """The block on the images of one shard, piece by piece."""
     _, H, W, F = y.value.shape
-    image_bytes = block.pool**2 * H * W * (block.kernel**2 * x.value.shape[3] + F) * y.value.itemsize
+    image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
     count = part.stop - part.start
     steps = [
-        _piece(arena, block, x, y, w, dw, number, slice(part.start + piece.start, part.start + piece.stop))
+        _piece(arena, block, x, y, kernel, number, slice(part.start + piece.start, part.start + piece.stop))
         for piece in shares(count, min(MOST_PIECES, -(-count * image_bytes // PIECE_BYTES)))
     ]
     backwards = [step.backward for step in steps]
 
     def backward() -> None:
-        for array in dw.values():
-            array.fill(0)
+        kernel.sums[number] = 0
         run_all(backwards)
 
     return Step(partial(run_all, [step.forward for step in steps]), backward)
 
 
-def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays, number: int, part: slice) -> Step:
-    """The block on a few images; ``backward`` adds their share of the gradients to ``dw``."""
+def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, number: int, part: slice) -> Step:
+    """The block on a few images; ``backward`` adds their share of the kernel's gradient to the shard's."""
     n, H, W, F = shape = y.value[part].shape
-    K, P, C, dtype = block.kernel, block.pool, x.value.shape[3], y.value.dtype
-    positions, taps = P * P * n * H * W, K * K * C
+    P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
+    columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
     turns = x.learns and block.stride == 1
-    keeps = "weights" in dw and C < FEW_CHANNELS
-    bare = P == 1 and block.activation == "none" and "bias" not in w and y.value.flags.c_contiguous
+    keeps = len(total) > 0 and C < FEW_CHANNELS
+    bare = P == 1 and block.activation == "none" and y.value.flags.c_contiguous
     needed: dict[str, Shape] = {
-        "columns": (0,) if keeps else (positions, taps),
+        "columns": (0,) if keeps else columns,
         "z": (0,) if bare else (P * P, *shape),
-        "top": shape if P > 1 else (0,),
-        "bias_row": (W, F),
         "zeros": (W, F),
-        "ones": (1, positions),
-        "weights": (taps, F) if "weights" in dw else (0,),
-        "bias": (1, F),
+        "product": total.shape,
     }
     if turns:
         needed |= _turned_sizes(block, (n, *x.value.shape[1:]), F)
     memory = dict(zip(needed, arena.scratch(number, *((size, dtype) for size in needed.values())), strict=True))
     if keeps:
-        memory["columns"] = arena.take((positions, taps), dtype)
+        memory["columns"] = arena.take(columns, dtype)
     patches = _Patches(x.padded[part], block, (H, W), memory["columns"])
     chosen = y.learns and (block.activation == "relu" or P > 1)
     masks = arena.take((P * P, *shape) if chosen else (0, *shape), bool)
     if bare:  # the product is the output
         memory["z"] = y.value[part][None]
-    forward = _forward(block, patches, memory, w, y.value[part], masks)
+    forward = _forward(block, patches, memory, kernel.matrix, y.value[part], masks)
     if not y.learns:
         return Step(forward, forward)
     if bare:
         memory = {**memory, "z": y.gradient[part][None]}
-    into_weights = _into_weights(patches, memory, dw, y.gradient[part], masks, keeps=keeps)
+    into_kernel = _into_kernel(patches, memory, kernel, total, y.gradient[part], masks, keeps=keeps)
     if not x.learns:
-        return Step(forward, into_weights)
-    into_input = _turned(block, x, part, memory, w) if turns else _scattered(block, x, part, patches, memory, w)
+        return Step(forward, into_kernel)
+    into_input = (_turned if turns else _scattered)(block, x, part, memory, kernel)
 
     def backward() -> None:
-        into_weights()
+        into_kernel()
         into_input()
 
     return Step(forward, backward)
 
 
-def _forward(block: Conv, patches: "_Patches", memory: Arrays, w: Arrays, out: Array, masks: Array) -> Task:
+def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
     """Output and masks."""
-    z, bias, zeros = (memory[name] for name in ("z", "bias_row", "zeros"))
-    kernel = w["weights"].reshape(-1, out.shape[-1])
-    flat_z, top = z.reshape(-1, out.shape[-1]), memory["top"] if block.pool > 1 else z[0]
+    z, zeros = memory["z"], memory["zeros"]
+    flat_z = z.reshape(-1, out.shape[-1])
     bare = np.may_share_memory(z, out)
 
     def forward() -> None:
         patches.gather()
-        np.matmul(patches.flat, kernel, out=flat_z)
+        np.matmul(patches.flat, matrix, out=flat_z)
         for phase in range(1, len(z)):
-            np.maximum(top if phase > 1 else z[0], z[phase], out=top)
-        if "bias" in w:
-            np.copyto(bias, w["bias"])  # a row of them: NumPy is slow with short ones and with scalars
-            np.add(top, bias, out=out)  # the bias and ReLU keep the order, so they come after the maximum
-        elif not bare:
-            np.copyto(out, top)
+            np.maximum(out if phase > 1 else z[0], z[phase], out=out)
         if block.activation == "relu":
-            zeros.fill(0)
-            np.maximum(out, zeros, out=out)
+            zeros.fill(0)  # a row of them: NumPy is slow with scalars
+            np.maximum(out if len(z) > 1 else z[0], zeros, out=out)
+        elif len(z) == 1 and not bare:
+            np.copyto(out, z[0])
         if len(masks):
             mark()
 
@@ -158,7 +181,7 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, w: Arrays, out: A
             np.greater(out, 0, out=free)
         else:
             free.fill(1)
-        np.equal(z[:-1], top, out=masks[:-1])
+        np.equal(z[:-1], out, out=masks[:-1])
         for mask in masks[:-1]:
             np.logical_and(mask, free, out=mask)
             np.logical_xor(mask, free, out=free)
@@ -166,10 +189,12 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, w: Arrays, out: A
     return forward
 
 
-def _into_weights(patches: "_Patches", memory: Arrays, dw: Arrays, dy: Array, masks: Array, *, keeps: bool) -> Task:
-    """The gradients of z, which take its place, and of weights and bias, which are added to ``dw``."""
-    z, ones, weights, bias = (memory[name] for name in ("z", "ones", "weights", "bias"))
-    flat_z = z.reshape(-1, z.shape[-1])
+def _into_kernel(
+    patches: "_Patches", memory: Arrays, kernel: _Kernel, total: Array, dy: Array, masks: Array, *, keeps: bool
+) -> Task:
+    """The gradients of z, which take its place, and of the kernel's rows that learn, which are added to ``total``."""
+    z, product = memory["z"], memory["product"]
+    rows, flat_z = patches.flat.T[kernel.rows], z.reshape(-1, z.shape[-1])
     bare = np.may_share_memory(z, dy)
 
     def backward() -> None:
@@ -177,15 +202,11 @@ def _into_weights(patches: "_Patches", memory: Arrays, dw: Arrays, dy: Array, ma
             np.multiply(dy, masks, out=z)
         elif not bare:
             np.copyto(z[0], dy)
-        if "weights" in dw:
+        if len(total):
             if not keeps:
                 patches.gather()
-            np.matmul(patches.flat.T, flat_z, out=weights)
-            np.add(dw["weights"].reshape(weights.shape), weights, out=dw["weights"].reshape(weights.shape))
-        if "bias" in dw:
-            ones.fill(1)
-            np.matmul(ones, flat_z, out=bias)  # a sum over an array's first axis is slow otherwise
-            np.add(dw["bias"], bias[0], out=dw["bias"])
+            np.matmul(rows, flat_z, out=product)
+            np.add(total, product, out=total)
 
     return backward
 
@@ -199,7 +220,7 @@ def _turned_sizes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
     return {"slope": (n, rows, columns, F), "slope_columns": (n * H * W, taps), "dx": (n, H, W, C)}
 
 
-def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, w: Arrays) -> Task:
+def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """The input's gradient where the stride is 1: z's gradient with a border, convolved with the turned kernel."""
     z, slope, dx, pool = memory["z"], memory["slope"], memory["dx"], block.pool
     H, W = z.shape[2:4]
@@ -208,57 +229,61 @@ def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, w: Arrays) -> T
     phases = [inner[:, p // pool :: pool, p % pool :: pool][:, :H, :W] for p in range(pool * pool)]
     plain = Conv(kernel=block.kernel)
     slopes = _Patches(slope[:, block.pad :, block.pad :], plain, dx.shape[1:3], memory["slope_columns"])
-    kernel, flat_dx = w["turned"].reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
+    turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
 
     def backward() -> None:
         slope.fill(0)
         for phase, values in zip(phases, z, strict=True):
             np.copyto(phase, values)
         slopes.gather()
-        np.matmul(slopes.flat, kernel, out=flat_dx)
+        np.matmul(slopes.flat, turned, out=flat_dx)
         np.copyto(x.gradient[part], dx)
 
     return backward
 
 
-def _scattered(block: Conv, x: Signal, part: slice, patches: "_Patches", memory: Arrays, w: Arrays) -> Task:
+def _scattered(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """The input's gradient for any stride: the patches' gradients, which take their place, added up."""
     flat_z = memory["z"].reshape(-1, memory["z"].shape[-1])
-    kernel = w["weights"].reshape(-1, flat_z.shape[-1])
-    targets = _Patches(x.padded_gradient[part], block, memory["z"].shape[2:4], memory["columns"])
-    places = list(np.ndindex(len(memory["z"]), block.kernel, block.kernel))
+    weights = kernel.matrix[: kernel.taps]
+    patches = _Patches(x.padded_gradient[part], block, memory["z"].shape[2:4], memory["columns"])
+    into = patches.flat[:, : kernel.taps]
+    places = list(np.ndindex(block.pool, block.pool, block.kernel, block.kernel))
 
     def backward() -> None:
-        np.matmul(flat_z, kernel.T, out=patches.flat)
+        np.matmul(flat_z, weights.T, out=into)
         x.padded_gradient[part] = 0
-        for phase, k, m in places:
-            into = targets.phases[phase][:, :, :, k, m]
-            np.add(into, patches.columns[phase, :, :, :, k, m], out=into)
+        for i, j, k, m in places:
+            target = patches.seen[i, j, :, :, :, k, m]
+            np.add(target, patches.columns[i, j, :, :, :, k, m], out=target)
 
     return backward
 
 
 class _Patches:
-    """What each output of each phase sees, as views and as the rows of a matrix."""
+    """What each output of each phase sees, as a view and as the rows of a matrix; its last column may be of ones."""
 
     def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array) -> None:
-        """See images (n, H + 2 pad, W + 2 pad, C) in patches for an output of size (H', W')."""
+        """See images (n, H + 2 pad, W + 2 pad, C) in patches for an output of size (H', W').
+
+        The memory is (positions, taps), or has another column, which the bias is multiplied with.
+        """
         K, P, step, C = block.kernel, block.pool, block.stride, padded.shape[3]
         image, row, column, channel = padded.strides
-        shape, strides = (len(padded), *size, K, K, C), (image, step * P * row, step * P * column, row, column, channel)
-        self.phases = [
-            as_strided(padded[:, step * i :, step * j :], shape, strides) for i in range(P) for j in range(P)
-        ]
-        """(n, H', W', K, K, C) of each phase; writing to it is safe one (K, K) tap at a time."""
+        shape = (P, P, len(padded), *size, K, K, C)
+        strides = (step * row, step * column, image, step * P * row, step * P * column, row, column, channel)
+        taps = K * K * C
+        self.seen = as_strided(padded, shape, strides)
+        """(P, P, n, H', W', K, K, C); writing to it is safe one phase and one tap at a time."""
         if C < FEW_CHANNELS:
-            taps_first = memory.reshape(K, K, C, P * P, len(padded), *size)
-            self.columns = np.moveaxis(taps_first, (0, 1, 2), (-3, -2, -1))
-            self.flat = taps_first.reshape(K * K * C, -1).T
+            taps_first = memory.reshape(memory.shape[::-1])
+            self.columns = np.moveaxis(taps_first[:taps].reshape(K, K, C, *shape[:-3]), (0, 1, 2), (-3, -2, -1))
+            self.flat = taps_first.T
         else:
-            self.columns = memory.reshape(P * P, *shape)
-            self.flat = self.columns.reshape(-1, K * K * C)
+            self.columns, self.flat = memory[:, :taps].reshape(shape), memory
+        self._ones = self.flat[:, taps:]
 
     def gather(self) -> None:
         """Copy the patches into the matrix."""
-        for column, phase in zip(self.columns, self.phases, strict=True):
-            np.copyto(column, phase)
+        np.copyto(self.columns, self.seen)
+        self._ones.fill(1)

@@ -1,6 +1,7 @@
 """The update of the flat parameter buffer on NumPy, piece by piece."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
 from cnnjob.nn.signals import Feed, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
-PIECE_ELEMENTS = 1 << 15
+PIECE_ELEMENTS = 1 << 16
 """Of a piece: its operands stay in a core's cache."""
 MOST_PIECES = 4096
 """Of an update; beyond it the pieces grow, so that planning stays quick."""
@@ -43,11 +44,16 @@ def update(
         return _sgd(optimiser, weights[part], gradients[part], own, work, decay, rate)
 
     places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
-    tasks = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
+    tasks = _shared([piece(number, segment, start) for number, (segment, start) in enumerate(places)])
     if not optimiser.lookahead:
         return lambda: workers.run(tasks)
     look = _lookahead(workers, arena, weights, slots["slow"], length, feed)
     return lambda: run_all([lambda: workers.run(tasks), look])
+
+
+def _shared(pieces: list[Task]) -> list[Task]:
+    """The pieces of each shard one after the other, since they use the same scratch memory."""
+    return [partial(run_all, pieces[shard::SHARDS]) for shard in range(min(SHARDS, len(pieces)))]
 
 
 def _sgd(
@@ -123,7 +129,7 @@ def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length:
 
         return run
 
-    tasks = [piece(*place) for place in enumerate(range(0, fast.size, length))]
+    tasks = _shared([piece(*place) for place in enumerate(range(0, fast.size, length))])
 
     def run() -> None:
         if feed.lookahead[feed.position[0]] >= 0:

@@ -32,6 +32,7 @@ class CudaBackend:
 
     name = "cuda"
     synchronous = False
+    lanes = 1
     dtype = np.dtype(np.float32)
 
     def __init__(
