@@ -8,7 +8,10 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.pixels import Augmentation, Pixels, View, mirrored
 from cnnjob.nn.random import Philox
 from cnnjob.nn.signals import Feed, Signal, Task
-from cnnjob.nn.workers import SHARDS, Workers, shares
+from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
+
+SMALL_BATCH = 1 << 17
+"""Values of a batch that is not worth sharing."""
 
 Take = Callable[[Array], object]
 """Takes the images that some indices name."""
@@ -38,7 +41,8 @@ def gather(
         return load
 
     tasks = [shard(*place) for place in enumerate(shares(N, SHARDS))]
-    return lambda: workers.run(tasks)
+    run = run_all if x.value.size < SMALL_BATCH else workers.run
+    return lambda: run(tasks)
 
 
 def _taken(feed: Feed, images: Array) -> Take:

@@ -36,7 +36,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
     slope, find_slope = _slope(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.learns else None
     parts = shares(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
-    products = list(arena.take((len(parts), N, U), dtype))
+    products = arena.take((len(parts), N, U), dtype)
 
     def product(part: slice, out: Array) -> Task:
         def forward() -> None:
@@ -58,9 +58,8 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
     def forward() -> None:
         workers.run(forwards)
-        np.add(products[0], w.get("bias", 0), out=y.value)
-        for array in products[1:]:
-            np.add(y.value, array, out=y.value)
+        np.add.reduce(products, axis=0, out=y.value)
+        np.add(y.value, w.get("bias", 0), out=y.value)
         np.multiply(y.value, block.output_scale, out=y.value)
         if block.activation == "relu":
             np.maximum(y.value, 0, out=y.value)

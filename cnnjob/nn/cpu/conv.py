@@ -205,7 +205,7 @@ def _into_kernel(
         if len(total):
             if not keeps:
                 patches.gather()
-            np.matmul(rows, flat_z, out=product)
+            np.dot(rows, flat_z, out=product)  # np.matmul keeps the interpreter if its output is below 500 values
             np.add(total, product, out=total)
 
     return backward
