@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from cnnjob.benchmarks.engines import Engine, Run
-from cnnjob.benchmarks.torch_networks import module_of, optimiser_like
+from cnnjob.benchmarks.rivals import training
 from cnnjob.benchmarks.workloads import Workload
 
 PRECISIONS = ("float32", "tf32")
@@ -26,8 +26,8 @@ def engines(work: Workload) -> dict[str, Engine]:
         choose = partial(_choose, torch, precision)
         for name, layout in {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items():
             choose()
-            step = training(torch, work, layout, "cuda")
-            steps = {"eager": step, "graph": _recorded(torch, training(torch, work, layout, "cuda"))}
+            plain, kept = (training(torch, work, layout, "cuda", partial(_in_few_groups, torch)) for _ in range(2))
+            steps = {"eager": plain, "graph": _recorded(torch, kept)}
             for how, run in steps.items():
                 label = f"torch {how} {name} {precision}"
                 found[label] = Engine(run, "torch", f"gpu {precision}", choose, torch.cuda.synchronize)
@@ -37,22 +37,6 @@ def engines(work: Workload) -> dict[str, Engine]:
 def _choose(torch: Any, precision: str) -> None:
     """Of all products from now on."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
-def training(torch: Any, work: Workload, layout: Any, device: str) -> Run:
-    """A training step; the batch lies on the device as bytes, so torch need not gather it."""
-    network = module_of(torch, work.layers).to(device, memory_format=layout)
-    optimiser = _in_few_groups(torch, optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
-    raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
-    answers = torch.from_numpy(work.labels).to(device)
-
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        outputs = network(raw.float() / 255)
-        torch.nn.functional.cross_entropy(outputs, answers).backward()
-        optimiser.step()
-
-    return step
 
 
 def _in_few_groups(torch: Any, optimiser: Any) -> Any:

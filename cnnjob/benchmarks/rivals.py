@@ -1,5 +1,6 @@
 """The same steps by torch, in both memory layouts."""
 
+from collections.abc import Callable
 from typing import Any
 
 from cnnjob.benchmarks.engines import Engine, Run
@@ -14,19 +15,21 @@ def engines(work: Workload) -> dict[str, Engine]:
     except ImportError:
         return {}
     layouts = {"torch NCHW": torch.contiguous_format, "torch NHWC": torch.channels_last}
-    make = _training if work.steps else _block
+    make = training if work.steps else _block
     return {name: Engine(make(torch, work, layout), "torch") for name, layout in layouts.items()}
 
 
-def _training(torch: Any, work: Workload, layout: Any) -> Run:
-    """A training step, the batch being in memory as bytes."""
-    network = module_of(torch, work.layers).to(memory_format=layout)
-    optimiser = optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate)
-    raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    answers = torch.from_numpy(work.labels)
+def training(
+    torch: Any, work: Workload, layout: Any, device: str = "cpu", arranged: Callable[[Any], Any] = lambda it: it
+) -> Run:
+    """A training step; the batch lies on the device as bytes, so torch need not gather it."""
+    network = module_of(torch, work.layers).to(device, memory_format=layout)
+    optimiser = arranged(optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
+    raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
+    answers = torch.from_numpy(work.labels).to(device)
 
     def step() -> None:
-        optimiser.zero_grad()
+        optimiser.zero_grad(set_to_none=True)
         outputs = network(raw.float() / 255)
         torch.nn.functional.cross_entropy(outputs, answers).backward()
         optimiser.step()
