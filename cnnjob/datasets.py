@@ -104,6 +104,28 @@ class Dataset:
         with self._arrays(split) as (images, labels):
             return images[...], labels[...].astype(np.int64)
 
+    def example(self, split: str, index: int) -> tuple[np.ndarray, int]:
+        """Read one image and its label.
+
+        Args:
+            split: one of :attr:`splits`.
+            index: of the image, from 0.
+
+        Returns:
+            (H, W, C) uint8 and the label.
+
+        Raises:
+            DataError: the file is damaged.
+            JobError: there is no such split, or no such image in it.
+        """
+        with self._arrays(split) as (images, labels):
+            if not 0 <= index < len(labels):
+                raise JobError(
+                    f"{self.path}: no image {split}:{index}, found {len(labels):,}; "
+                    f"name one from {split}:0 to {split}:{len(labels) - 1}"
+                )
+            return images[index], int(labels[index])
+
     def counts(self, split: str) -> tuple[int, ...]:
         """The number of images of each class in one split.
 

@@ -1,6 +1,7 @@
 """What a finished run says of images: new ones, and the test images it got most confidently wrong."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.bindings import EVALUATION_BATCH, network_of, optimiser_of, pixels_of
-from cnnjob.errors import DataError
+from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, network_of, optimiser_of, pixels_of
+from cnnjob.datasets import SPLITS, Dataset
+from cnnjob.errors import DataError, JobError
 from cnnjob.runs import Run
 
 WRONG_IMAGES = 24
+_ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -41,32 +45,36 @@ class Guess:
     """The most probable class of one image."""
 
     image: str
-    """The file, and the place in it where it holds several."""
+    """The file, and the place in it where it holds several; or its address."""
     class_name: str
     probability: float
+    true_class: str | None
+    """None where it is not known."""
 
 
-def predict(run: Run, files: list[Path]) -> list[Guess]:
+def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[Guess]:
     """Tell the classes of images.
 
     Args:
         run: finished.
-        files: images of any size, which are scaled to the network's; or ``.npy`` of uint8 (H, W),
-            (H, W, C) or (N, H, W, C) of exactly its size.
+        images: addresses in the run's own dataset, as ``test:17``; files of images of any size, which are scaled to the
+            network's; or ``.npy`` of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly its size.
+        data: the folder of the dataset; where it lay when the run was made by default.
 
     Returns:
         One guess an image.
 
     Raises:
-        DataError: the run is not finished or damaged, or a file is no image that fits.
+        DataError: the run is not finished or damaged, a file is no image that fits, or the dataset is missing, damaged
+            or another.
+        JobError: there is no such address.
     """
-    classifier, data = classifier_of(run), run.data()
-    shape = tuple(data["image_shape"])
-    read = [(name, image) for path in files for name, image in _images(path, shape)]
-    probabilities = classifier.probabilities(np.stack([image for _, image in read]))
+    classifier, class_names = classifier_of(run), run.data()["class_names"]
+    read = list(_read(run, images, data))
+    probabilities = classifier.probabilities(np.stack([image for _, image, _ in read]))
     return [
-        Guess(name, data["class_names"][row.argmax()], float(row.max()))
-        for (name, _), row in zip(read, probabilities, strict=True)
+        Guess(name, class_names[row.argmax()], float(row.max()), truth)
+        for (name, _, truth), row in zip(read, probabilities, strict=True)
     ]
 
 
@@ -96,6 +104,32 @@ def classifier_of(run: Run) -> Classifier:
     pixels = pixels_of(job.data, tuple(data["mean"]), tuple(data["std"]))
     views = job.train.test_time_augmentation
     return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH, views))
+
+
+def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[tuple[str, np.ndarray[Any, Any], str | None]]:
+    """The images, each uint8 (H, W, C), with their names and, where it is known, their true class."""
+    dataset, shape = None, tuple(run.data()["image_shape"])
+    for image in images:
+        if address := _ADDRESS.fullmatch(image):
+            dataset = dataset or _dataset(run, data)
+            pixels, label = dataset.example(address[1], _number(image, address[2]))
+            yield image, pixels, dataset.class_names[label]
+        else:
+            yield from ((name, pixels, None) for name, pixels in _images(Path(image), shape))
+
+
+def _dataset(run: Run, folder: Path | None) -> Dataset:
+    """The data that a run was made with."""
+    return dataset_of_run(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
+
+
+def _number(address: str, said: str) -> int:
+    if not _NUMBER.fullmatch(said):
+        raise JobError(
+            f"{address}: no image of the dataset, found {said!r} for its number; count from 0, or write ./{address} "
+            "where it is a file"
+        )
+    return int(said)
 
 
 def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:

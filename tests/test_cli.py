@@ -1,5 +1,6 @@
 """The command as typed: exit codes, what stands on stdout and stderr, and that a mistake is one message."""
 
+import json
 import os
 import pty
 import re
@@ -144,6 +145,40 @@ def test_predict(here: Path) -> None:
     rows = [re.split(r" {2,}", line.strip()) for line in found.stdout.splitlines()[2:]]
     assert [(row[0], row[1]) for row in rows] == [("two.npy[0]", "row"), ("two.npy[1]", "corner"), ("row.png", "row")]
     assert all(0.3 < float(row[2]) <= 1 for row in rows)
+
+
+def test_predict_of_the_runs_own_dataset(here: Path) -> None:
+    cnnjob("train", "toy.toml")
+    (run,) = Path("runs").iterdir()
+    np.save("one.npy", np.full((6, 6), 60, np.uint8))
+    found = cnnjob("predict", str(run), "test:0", "one.npy", "train:215", "test:39")
+    assert found.exit_code == 0, found.output
+    rows = [re.split(r" {2,}", line.strip()) for line in found.stdout.splitlines() if line]
+    assert rows[0] == ["image", "class", "probability", "true class"]
+    assert [row[0] for row in rows[2:]] == ["test:0", "one.npy[0]", "train:215", "test:39"]
+    assert [row[3:] for row in rows[2:]] == [["row"], [], ["corner"], ["row"]]
+    said = Run(run).predictions()["probabilities"][[0, 39]].max(axis=1)
+    assert [row[2] for row in (rows[2], rows[5])] == [f"{probability:.4f}" for probability in said]
+    as_json = json.loads(cnnjob("predict", str(run), "test:1", "one.npy", "--json").stdout)
+    assert [one.get("true_class") for one in as_json] == ["column", None]
+    assert "true class" not in cnnjob("predict", str(run), "one.npy").stdout
+    for address, code, message in (
+        ("test:40", 2, "no image test:40, found 40; name one from test:0 to test:39"),
+        ("test:-1", 2, "test:-1: no image of the dataset, found '-1' for its number; count from 0"),
+        ("test:one.png", 2, "or write ./test:one.png where it is a file"),
+        ("val:0", 2, "no split 'val', found train, test; name one of these"),
+        ("tset:0", 3, "tset:0: not readable as an image"),
+    ):
+        wrong = cnnjob("predict", str(run), address)
+        assert (wrong.exit_code, message in wrong.stderr) == (code, True), wrong.output
+    (here / "data").rename(here / "moved")
+    gone = cnnjob("predict", str(run), "test:0")
+    assert (gone.exit_code, "no such dataset; pack it with `cnnjob prepare toy`" in gone.stderr) == (3, True)
+    assert cnnjob("predict", str(run), "test:0", "--data", "moved").exit_code == 0
+    (here / "other").mkdir()
+    dataset(here / "other", images=30)
+    other = cnnjob("predict", str(run), "test:0", "--data", "other")
+    assert (other.exit_code, "not the data that runs/toy-" in other.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(

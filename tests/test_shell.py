@@ -140,6 +140,7 @@ def test_tab_offers_what_is_there(shell: str) -> None:
 @pytest.mark.usefixtures("here")
 def test_what_tab_offers_where() -> None:
     [other] = map(str, Path("other").glob("more-*"))
+    Path("tea.png").touch()
     for line, names in {
         "cnnjob ": list(COMMANDS),
         "cnnjob prepare m": ["mnist"],
@@ -149,6 +150,9 @@ def test_what_tab_offers_where() -> None:
         "cnnjob report other/": [other],
         "cnnjob train mine --ru": ["--runs"],
         "cnnjob train nothing": [],
+        "cnnjob predict runs tes": ["test:0"],
+        "cnnjob predict runs t": ["test:0", "train:0", "tea.png"],
+        "cnnjob predict runs ": [],
     }.items():
         assert offered(line) == names, line
 

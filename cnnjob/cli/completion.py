@@ -6,6 +6,7 @@ from pathlib import Path
 from cnnjob.shelves import shelf
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
+ADDRESSES = ("test:0", "train:0", "val:0")
 WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128")
 
 
@@ -29,6 +30,12 @@ def runs(incomplete: str) -> list[str]:
     place = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
     found = place.iterdir() if place.is_dir() else ()
     return _beginning(incomplete, sorted(str(path) for path in found if path.is_dir() and path.name[0] != "."))
+
+
+def images(incomplete: str) -> list[str]:
+    """Addresses in a run's dataset, and files beside those that begin alike; else the shell offers files."""
+    addresses = _beginning(incomplete, ADDRESSES) if incomplete else []
+    return addresses and addresses + _beginning(incomplete, sorted(map(str, Path().iterdir())))
 
 
 def profiles(incomplete: str) -> list[str]:

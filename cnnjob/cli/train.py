@@ -54,22 +54,36 @@ def predict(
         Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or .npy files of uint8 images (N, H, W, C).")
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            autocompletion=completion.images,
+            help="Image files, .npy files of uint8 images (N, H, W, C), or test:N, train:N, val:N of the run's data.",
+        ),
     ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the run's dataset; where it lay at first by default.")
+    ] = None,
     as_json: opt.JSON = False,
 ) -> None:
     """Print the class and its probability for each image.
 
-    Example: cnnjob predict runs/mnist-1a2b3c4d seven.png
+    Of images of the run's own dataset, which are counted from 0, it says the true class too.
+
+    Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
     from cnnjob.predictions import predict as predict_images
     from cnnjob.runs import Run
 
-    guesses = predict_images(Run(run), images)
+    guesses = predict_images(Run(run), images, data)
+    rows = [{"image": g.image, "class": g.class_name, "probability": g.probability} for g in guesses]
+    truths = [{"true_class": g.true_class} if g.true_class is not None else {} for g in guesses]
     if as_json:
-        print_json([{"image": g.image, "class": g.class_name, "probability": g.probability} for g in guesses])
+        print_json([row | truth for row, truth in zip(rows, truths, strict=True)])
         return
-    print_table(["image", "class", "probability"], [[g.image, g.class_name, f"{g.probability:.4f}"] for g in guesses])
+    header = ["image", "class", "probability", *(["true class"] if any(truths) else [])]
+    cells = [[g.image, g.class_name, f"{g.probability:.4f}", g.true_class or ""] for g in guesses]
+    print_table(header, [row[: len(header)] for row in cells])
 
 
 def demo() -> None:
