@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def describe(backend: Backend) -> dict[str, Any]:
     Returns:
         Names and values for ``environment.json``; ``bits`` holds what the same bits are promised for.
     """
-    packages = {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
+    packages = _packages()
     return {
         "command": shlex.join(sys.argv),
         **_commit(),
@@ -98,6 +99,13 @@ def _simd() -> str:
     return " ".join(sorted(found))
 
 
+@cache  # a process goes on with what it has loaded, whatever is installed or committed meanwhile
+def _packages() -> dict[str, str]:
+    """The versions of the packages that compute, read and write."""
+    return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
+
+
+@cache
 def _commit() -> dict[str, Any]:
     """The commit of the package's own checkout, and whether files differ from it; None outside one."""
     package = Path(__file__).parent

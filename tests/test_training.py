@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -115,12 +117,16 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=JOBS, ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw"])
-def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run that nobody stopped, and the changes to the toy job that it was made with."""
-    root = tmp_path_factory.mktemp("unbroken")
-    changes = {**request.param, "train__schedule": "cosine"}
-    outcome = trained(root, **changes)
-    return root, changes, outcome_of(outcome.run)
+def unbroken(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A run that nobody stopped, and the changes to the toy job that it was made with.
+
+    In memory where there is such a folder: that all is flushed to the disk is for the durability tests to show.
+    """
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        changes = {**request.param, "train__schedule": "cosine"}
+        outcome = trained(Path(folder), **changes)
+        yield Path(folder), changes, outcome_of(outcome.run)
 
 
 def test_stopped_at_every_step_it_is_the_unbroken_run(unbroken: Any) -> None:
