@@ -9,18 +9,18 @@ end: predictions, weights, result.json
 import math
 import resource
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cnnjob import checkpoints, environments, files, metrics, nn, predictions
+from cnnjob import checkpoints, environments, files, nn, predictions
 from cnnjob.bindings import evaluation_batch, lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, TrainingError
+from cnnjob.evaluations import Split, load, watched_splits, whole_split
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, line_of
 from cnnjob.nn.random import Purpose, permutation
@@ -29,24 +29,6 @@ from cnnjob.processes import now
 from cnnjob.stopping import StopRequest
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A split that is evaluated."""
-
-    images: Array
-    """uint8 (N, H, W, C), where the backend has them."""
-    order: Array
-    """int64, those of the images that belong to the split."""
-    labels: Array
-    """int64 (len(order),)."""
-
-    def scores(self, classifier: Classifier) -> tuple[Array, float, float]:
-        """Probabilities, loss and accuracy by the weights of the moment."""
-        probabilities = classifier.probabilities(self.images, self.order)
-        loss, accuracy = (score(probabilities, self.labels) for score in (metrics.cross_entropy, metrics.accuracy))
-        return probabilities, loss, accuracy
 
 
 class Loop:
@@ -63,7 +45,7 @@ class Loop:
         self.state = nn.State(network, optimiser, backend)
         pixels = pixels_of(job.data, dataset.mean, dataset.std)
         self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
-        images, labels = self._load("train")
+        images, labels = load(dataset, "train", backend)
         self.training_indices, held_out = split(job, dataset)
         self.steps = len(self.training_indices) // job.train.batch_size
         self.feed = nn.training_feed(backend, images, labels, self.steps, job.train.batch_size, job.seed)
@@ -71,7 +53,7 @@ class Loop:
         self.plan = nn.TrainingPlan(
             backend, network, self.state, optimiser, self.feed, pixels, job.train.batch_size, lesson_of(job)
         )
-        self.watched = dict(self._watched(images, labels, held_out))
+        self.watched = dict(watched_splits(job, dataset, backend, Split(images, held_out, labels[held_out])))
         batch = evaluation_batch([dataset.shapes["test"][0], *(len(split.order) for split in self.watched.values())])
         views = job.train.test_time_augmentation
         evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch, views)
@@ -82,25 +64,6 @@ class Loop:
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
         self._next_save = math.inf
         self._restore()
-
-    def _load(self, name: str) -> tuple[Array, Array]:
-        """A split's images, where the backend's blocks can read them, and labels."""
-        images, labels = self.dataset.load(name)
-        return self.backend.resident(images), labels
-
-    def _watched(self, images: Array, labels: Array, held_out: Array) -> Iterator[tuple[str, Watched]]:
-        """The splits that are evaluated after each epoch."""
-        if "val" in self.dataset.splits:
-            images, labels = self._load("val")
-            held_out = np.arange(len(images))
-        if len(held_out):
-            yield "validation", Watched(images, held_out, labels[held_out])
-        if self.job.train.select_on == "test":
-            yield "test", self._test_images()
-
-    def _test_images(self) -> Watched:
-        images, labels = self._load("test")
-        return Watched(images, np.arange(len(images)), labels)
 
     def _restore(self) -> None:
         """Take up the newest whole checkpoint, or start."""
@@ -317,7 +280,7 @@ class Loop:
         self._write_history_or_fail()
         self.backend.copy(self.best, self.state.parameters)
         files.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
-        test = self.watched.get("test") or self._test_images()
+        test = self.watched.get("test") or whole_split(self.dataset, "test", self.backend)
         probabilities, loss, accuracy = test.scores(self.classifier)
         recorded = predictions.record(
             probabilities, self.backend.host(test.images), test.labels, self.dataset.class_names
