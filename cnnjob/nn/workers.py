@@ -60,12 +60,13 @@ class Workers:
         if len(tasks) == 1:  # to wake the others would take longer than a small task
             run_all(tasks)
             return
-        for number, inbox in enumerate(self._inboxes, start=1):
+        called = self._inboxes[: max(0, len(tasks) - 1)]  # the others would find nothing to do
+        for number, inbox in enumerate(called, start=1):
             inbox.put(tasks[number :: self.count])
         try:
             run_all(tasks[:: self.count])
         finally:
-            failures = [self._done.get() for _ in self._inboxes]
+            failures = [self._done.get() for _ in called]
         for failure in failures:
             if failure is not None:
                 raise failure
