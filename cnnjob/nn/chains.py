@@ -81,7 +81,8 @@ class Chain:
             {name.rpartition("/")[2]: arrays[name] for name in names if name in arrays}
             for arrays in (self.weights, self.gradients)
         )
-        return [self.backend.block(self.arena, link.operation, x, y, (own, gradients), self.feed, link.place)]
+        step = self.backend.block(self.arena, link.operation, x, y, (own, gradients), self.feed, link.place)
+        return [step if x.learns or gradients else Step(step.forward, _nothing)]  # there is no gradient to write to
 
     def _residual(self, block: Residual, link: _Link, x: Signal, y: Signal) -> list[Step]:
         """The shortcut, the body, and their sum; backward, x gets the gradients of both."""
@@ -101,4 +102,4 @@ class Chain:
 
 
 def _nothing() -> None:
-    """The forward half of what only goes backward."""
+    """The half of what only goes the other way."""
