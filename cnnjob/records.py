@@ -22,7 +22,7 @@ COLUMNS = (
     *("run", "job", "seed", "state"),
     *("test_accuracy", "test_loss", "precision_macro", "recall_macro", "f1_macro"),
     *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
-    *("commit", "data_sha256", "selected_on", "reason"),
+    *("commit", "data_sha256", "selected_on", "test_time_augmentation", "reason"),
 )
 """Of the metrics tables; a cell is None where it is not known."""
 
@@ -215,7 +215,8 @@ def _read_result(run: Run, record: Record) -> None:
     record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
     if result.get("selected_on") == "test":
         record.remarks.append(OPTIMISTIC)
-    if (views := result.get("test_time_augmentation", "none")) != "none":
+    record.row["test_time_augmentation"] = views = result.get("test_time_augmentation", "none")
+    if views != "none":
         record.remarks.append(f"test-time augmentation: {views}; its figures are of the mean over changed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:
         record.remarks.append(f"bits may differ from step {step}: it went on with other versions or threads")

@@ -63,6 +63,7 @@ def test_a_finished_run_has_a_whole_row(tmp_path: Path) -> None:
         "commit": folders.COMMIT,
         "data_sha256": folders.DATA_DIGEST,
         "selected_on": "validation",
+        "test_time_augmentation": "none",
         "reason": None,
     }
 
@@ -223,7 +224,21 @@ def test_views_at_test_time_are_said(tmp_path: Path) -> None:
     folders.change_json(run.result_file, test_time_augmentation="none")
     assert read(run, run.name).remarks == []
     folders.change_json(run.result_file, test_time_augmentation="flip")
-    report([run], tmp_path / "report")
+    other = folders.finished_run(tmp_path / "runs", name="other", test_time_augmentation="flip_translate")
+    folders.change_json(other.result_file, test_time_augmentation="flip_translate")
+    made = report([run, other, folders.stopped_run(tmp_path / "runs", name="c")], tmp_path / "report")
+    assert {row["job"]: row["test_time_augmentation"] for row in made.rows} == {
+        "tiny": "flip",
+        "other": "flip_translate",
+        "c": None,
+    }
+    assert csv_rows(tmp_path / "report" / "metrics.csv")[-1]["test_time_augmentation"] == "flip"
+    assert {row["test_time_augmentation"] for row in csv_rows(tmp_path / "report" / "groups.csv")} == {
+        "none",
+        "flip_translate",
+    }
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index("test_time_augmentation") < page.index("test-time augmentation: flip")
     for name in ("metrics.md", "index.html"):
         assert "test-time augmentation: flip" in (tmp_path / "report" / name).read_text()
 
