@@ -32,7 +32,10 @@ def shares(count: int, parts: int) -> list[slice]:
 
 
 class Workers:
-    """Threads that run lists of independent tasks; NumPy lets go of the interpreter meanwhile."""
+    """Threads that run lists of independent tasks; NumPy lets go of the interpreter meanwhile.
+
+    What interrupts a list, as Ctrl-C does, leaves tasks of it running: the workers are not to be used after it.
+    """
 
     def __init__(self, count: int) -> None:
         """Start ``count`` − 1 threads; the caller is the other one."""
