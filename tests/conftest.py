@@ -1,7 +1,7 @@
 """What all tests share: hypothesis draws the same examples every time, and never looks at the clock.
 
-``pytest --hypothesis-profile explore`` draws new ones, and many. Ctrl-C is heard, here and in what the tests start, also
-where the tests themselves were started in the background by a shell that has it ignored.
+``pytest --hypothesis-profile explore`` draws new ones, and many. Ctrl-C is heard, here and in what the tests start,
+also where the tests themselves were started in the background by a shell that has it ignored.
 """
 
 import signal
