@@ -20,7 +20,7 @@ Plan = TypeVar("Plan")
 
 ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 1 << 21
-"""Large arrays start on one: fewer addresses to look up, 5 % of a step's time."""
+"""Large arrays start on one: fewer addresses to look up."""
 
 
 def aligned(count: int) -> int:
