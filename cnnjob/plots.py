@@ -10,20 +10,20 @@ This module reads and writes no file; :mod:`cnnjob.reports` does.
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from cnnjob.curves import Curve, Measure, Split
+from cnnjob.tiles import ENLARGED, PICTURE_CHANNELS, sheet_of, tiles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Format = Literal["pdf", "png", "svg"]
-Split = Literal["train", "validation", "test"]
-Measure = Literal["loss", "accuracy"]
 
 LEGEND_LIMIT = 50
 """More curves than this have no legend: it would be larger than the figure."""
@@ -31,8 +31,6 @@ COUNTS_LIMIT = 20
 """A confusion matrix of more classes has no counts in its cells: they would not fit."""
 LABELS_LIMIT = 100
 """A confusion matrix of more classes names only every second, third, … of them."""
-TILES_LIMIT = 64
-"""Pictures of filters each way: more would be dust."""
 
 _STYLE = {
     "axes.grid": True,
@@ -61,35 +59,6 @@ _LEGEND_ROWS = 25
 _NAME_LENGTH = 40
 _LOG_RATIO = 30
 _DOTTED_EPOCHS = 30
-_PICTURE_CHANNELS = {1, 3}  # grey, and red, green and blue
-_ENLARGED = 3  # pixels of the sheet a weight
-_GAP = (0.70, 0.78, 0.88)  # between filters: no filter of one channel has this colour
-
-
-@dataclass(frozen=True)
-class Curve:
-    """How one run learned."""
-
-    name: str
-    history: Mapping[str, np.ndarray]
-    """``epoch`` (E,), and any of ``train_loss``, ``validation_loss``, ``test_loss`` (nats per image) and
-    ``train_accuracy``, ``validation_accuracy``, ``test_accuracy`` (0..1): (E,) float64, NaN where unknown."""
-    best_epoch: int | None = None
-    """The epoch whose weights were chosen."""
-    restarts: tuple[float, ...] = ()
-    """Where the run went on after a stop, in epochs."""
-
-    @property
-    def watched(self) -> Split:
-        """The split that was watched while training; the training images where there was none."""
-        splits: tuple[Split, ...] = ("validation", "test")
-        return next((split for split in splits if not np.isnan(self.values(split, "loss")).all()), "train")
-
-    def values(self, split: Split, measure: Measure) -> np.ndarray:
-        """The values as drawn: (E,) float64, nats per image or per cent, NaN where unknown."""
-        unknown = np.full(len(self.history["epoch"]), np.nan)
-        values = self.history.get(f"{split}_{measure}", unknown)
-        return values * 100 if measure == "accuracy" else values
 
 
 @contextmanager
@@ -290,11 +259,9 @@ def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
 
 @_style()
 def filters(weights: np.ndarray, title: str) -> "Figure":
-    """The filters of a first layer as small pictures, each scaled to its own range.
+    """The filters of a first layer as small pictures, see :func:`cnnjob.tiles.tiles_of`.
 
-    Filters of one channel are grey, of three in colour, row by row. Of any other number of channels, each channel
-    is a grey picture: filters one way and channels the other, the longer way across. At most ``TILES_LIMIT``
-    pictures are drawn each way, which a label then says.
+    What is left out is said in a label.
 
     Args:
         weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
@@ -305,12 +272,12 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    tiles = _tiles(weights)  # (R, Q, K, K, 3)
+    tiles = tiles_of(weights)  # (R, Q, K, K, 3)
     n_rows, n_columns = tiles.shape[:2]
     side = min(0.6, 12 / max(n_rows, n_columns))  # inches
     figure = Figure(figsize=(max(4.0, n_columns * side) + 0.6, n_rows * side + 0.9), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(_sheet(tiles), interpolation="nearest")
+    axes.imshow(sheet_of(tiles), interpolation="nearest")
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
     axes.set(title=_label(title), xticks=[], yticks=[])
@@ -318,48 +285,16 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
     return figure
 
 
-def filter_sheet(weights: np.ndarray) -> np.ndarray:
-    """The picture that :func:`filters` frames: (height, width, 3) floating, in 0..1."""
-    return _sheet(_tiles(weights))
-
-
-def _tiles(weights: np.ndarray) -> np.ndarray:
-    """Filters (K, K, C, F) as pictures in rows: (R, Q, K, K, 3) in 0..1; missing ones have the gap's colour."""
-    K, _, C, F = weights.shape
-    weights = weights.astype(np.float64)  # the range of float16 numbers may be none
-    low, high = weights.min(axis=(0, 1, 2)), weights.max(axis=(0, 1, 2))  # (F,)
-    scaled = np.where(high > low, (weights - low) / np.where(high > low, high - low, 1), 0.5)
-    if C not in _PICTURE_CHANNELS:
-        across = (2, 3, 0, 1) if F >= C else (3, 2, 0, 1)
-        return np.repeat(scaled.transpose(across)[:TILES_LIMIT, :TILES_LIMIT, ..., None], 3, axis=-1)
-    n_columns = min(F, max(8, math.ceil(math.sqrt(2 * F))), TILES_LIMIT)
-    n_rows = min(math.ceil(F / n_columns), TILES_LIMIT)
-    shown = scaled.transpose(3, 0, 1, 2)[: n_rows * n_columns]  # (F, K, K, C)
-    pictures = np.full((n_rows * n_columns, K, K, 3), _GAP)
-    pictures[: len(shown)] = shown  # one channel is spread over the three colours
-    return pictures.reshape(n_rows, n_columns, K, K, 3)
-
-
-def _sheet(tiles: np.ndarray) -> np.ndarray:
-    """Pictures (R, Q, K, K, 3), enlarged to S = 3 K, on one sheet (R (S+1) + 1, Q (S+1) + 1, 3), one pixel apart."""
-    pictures = tiles.repeat(_ENLARGED, axis=2).repeat(_ENLARGED, axis=3)
-    R, Q, S = pictures.shape[:3]
-    framed = np.full((R, S + 1, Q, S + 1, 3), _GAP)
-    framed[:, 1:, :, 1:] = pictures.swapaxes(1, 2)
-    sheet = framed.reshape(R * (S + 1), Q * (S + 1), 3)
-    return np.pad(sheet, ((0, 1), (0, 1), (0, 0)), mode="wrap")  # the first row and column are gaps
-
-
 def _name_tiles(axes: "Axes", weights: tuple[int, ...], tiles: tuple[int, ...]) -> None:
     K, _, C, F = weights
     R, Q = tiles[:2]
-    if C in _PICTURE_CHANNELS:
+    if C in PICTURE_CHANNELS:
         axes.set_xlabel(f"{_shown(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
         return
     (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if F >= C else -1]
     for axis, name, n, shown in ((axes.xaxis, across, n_across, Q), (axes.yaxis, down, n_down, R)):
         places = np.arange(0, shown, math.ceil(shown / 16))
-        pitch = K * _ENLARGED + 1
+        pitch = K * ENLARGED + 1
         axis.set_ticks(places * pitch + pitch / 2, [str(place + 1) for place in places])
         axis.set_label_text(name if n == shown else _shown(n, shown, name))
 

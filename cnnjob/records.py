@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjob import metrics, plots
+from cnnjob.curves import Curve
 from cnnjob.errors import CnnjobError, DataError
 from cnnjob.lives import Life, lives_of, tail_of_log
 from cnnjob.runs import Run
@@ -73,7 +74,7 @@ class Record:
     classes: metrics.PerClass | None = None
     counts: np.ndarray | None = None
     """(K, K) int64 confusion matrix; a row is a true class."""
-    curve: plots.Curve | None = None
+    curve: Curve | None = None
     filters: np.ndarray | None = None
     """(K, K, C, F) floating: the weights of the first convolution."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -241,7 +242,7 @@ def _read_history(run: Run, record: Record) -> None:
     if not (np.diff(history["epoch"], prepend=0) > 0).all():
         raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
     best = record.row["best_epoch"]
-    record.curve = plots.Curve(record.name, history, best if isinstance(best, int) else None)
+    record.curve = Curve(record.name, history, best if isinstance(best, int) else None)
     record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
 
 

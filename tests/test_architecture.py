@@ -34,7 +34,7 @@ FLOORS = (
         "verdicts",
     },
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
-    {"claims", "datasets", "listeners", "nn", "runs"},
+    {"claims", "curves", "datasets", "listeners", "nn", "runs", "tiles"},
     {"sweeps", "jobs", "models", "sections", "files", "processes", "shelves", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")

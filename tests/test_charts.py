@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnjob.curves import Curve
 from cnnjob.pages.charts import BOTTOM, LEFT, POINTS, RIGHT, TOP, Axis, Line, chart, of_groups, of_run
-from cnnjob.plots import Curve
 from tests.test_groups import group
 
 

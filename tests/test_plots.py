@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cnnjob import plots
+from cnnjob.curves import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 EPOCHS = np.arange(1.0, 6.0)
 
 
-def curve(name: str = "run", split: str | None = "validation", epochs: np.ndarray = EPOCHS, **more: Any) -> plots.Curve:
+def curve(name: str = "run", split: str | None = "validation", epochs: np.ndarray = EPOCHS, **more: Any) -> Curve:
     history = {"epoch": epochs, "train_loss": 1 / epochs, "train_accuracy": 1 - 0.5 / epochs}
     if split:
         history |= {f"{split}_loss": 2 / epochs, f"{split}_accuracy": 1 - 0.8 / epochs}
-    return plots.Curve(name, history, **more)
+    return Curve(name, history, **more)
 
 
 def lines(axes: "Axes") -> dict[str, tuple[list[float], list[float]]]:
@@ -78,7 +79,7 @@ def test_one_epoch_is_a_visible_point_on_a_whole_number() -> None:
 
 
 def test_losses_of_several_magnitudes_get_a_logarithmic_axis() -> None:
-    falling = plots.Curve("run", {"epoch": EPOCHS, "train_loss": 10.0**-EPOCHS})
+    falling = Curve("run", {"epoch": EPOCHS, "train_loss": 10.0**-EPOCHS})
     loss, accuracy = plots.overlaid_curves([falling]).axes
     assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
     assert "logarithmic" in loss.get_ylabel()
@@ -86,7 +87,7 @@ def test_losses_of_several_magnitudes_get_a_logarithmic_axis() -> None:
 
 
 def test_a_history_without_a_number_is_drawn_empty() -> None:
-    figure = plots.learning_curve(plots.Curve("run", {"epoch": EPOCHS}, best_epoch=2))
+    figure = plots.learning_curve(Curve("run", {"epoch": EPOCHS}, best_epoch=2))
     assert plots.to_bytes(figure, "png")
 
 

@@ -13,7 +13,7 @@ from cnnjob.pages import charts, sections
 from cnnjob.records import Record
 
 if TYPE_CHECKING:
-    from cnnjob.plots import Measure
+    from cnnjob.curves import Measure
 
 PICTURED_RUNS = sections.MANY
 """More runs than this have no pictures and matrices on the page: it would grow too large to be sent."""

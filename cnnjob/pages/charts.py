@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from cnnjob.curves import Curve, Measure, Split
 from cnnjob.groups import Group, interval
-from cnnjob.plots import Curve, Measure, Split
 
 WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 466, 10, 240

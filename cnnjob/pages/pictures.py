@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnjob import plots
+from cnnjob import tiles
 
 if TYPE_CHECKING:
     from PIL import Image as Images
@@ -52,7 +52,7 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
 
 def filters(weights: np.ndarray) -> tuple[str, int, int]:
     """The filters of a first layer (K, K, C, F) as one picture: its address, width and height in pixels."""
-    sheet = (plots.filter_sheet(weights) * 255).round().astype(np.uint8)
+    sheet = (tiles.sheet_of(tiles.tiles_of(weights)) * 255).round().astype(np.uint8)
     return address(sheet), sheet.shape[1], sheet.shape[0]
 
 
