@@ -64,9 +64,12 @@ class Group:
         return finished
 
     @property
-    def chosen_on_test(self) -> bool:
-        """Whether a model of it was chosen on the test images."""
-        return any(record.row["selected_on"] == "test" for record in self.by_seed.values())
+    def remarks(self) -> list[str]:
+        """What must be known of its accuracy: on what images it was chosen, and measured."""
+        rows = [record.row for record in self.by_seed.values()]
+        views = {row["test_time_augmentation"] for row in rows} - {"none"}
+        optimistic = ["optimistic: chosen on the test images"] * any(row["selected_on"] == "test" for row in rows)
+        return optimistic + [f"test-time augmentation: {view}" for view in sorted(views)]
 
     def interval(self, column: str) -> Interval | None:
         """The mean of a column of its finished runs; None where it is known of none of them."""

@@ -19,6 +19,7 @@ _UNITS = (
 _TOO_MANY = "These are too many runs for figures of each; name some of them to see theirs."
 _OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finished seeds."
 _IN_PAPERS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
+_PLAIN = {"selected_on": {None, "validation", "last"}, "test_time_augmentation": {None, "none"}}
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -56,16 +57,20 @@ def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
         yield f"{column}_mean", interval and interval.mean
         yield f"{column}_half_width", interval and interval.half_width
     yield "seeds", " ".join(str(seed) for seed in group.by_seed)
+    yield "remarks", "; ".join(group.remarks)
 
 
 def _group_cells(group: Group) -> list[str]:
     accuracy, loss = group.interval("test_accuracy"), group.interval("test_loss")
     numbers = [_spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
-    return [group.label, *numbers, *map(shown, group.settings.values())]
+    return [group.label, *numbers, *map(shown, group.settings.values()), "; ".join(group.remarks)]
 
 
-def _group_head(groups: Sequence[Group]) -> list[str]:
-    return ["group", "test accuracy, %", "n", "test loss", *(groups[0].settings if groups else ())]
+def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows; remarks only where there are any."""
+    head = ["group", "test accuracy, %", "n", "test loss", *(groups[0].settings if groups else ()), "remarks"]
+    wide = len(head) if any(group.remarks for group in groups) else len(head) - 1
+    return head[:wide], [_group_cells(group)[:wide] for group in groups]
 
 
 def _spread(interval: Any, factor: float, digits: int) -> str:
@@ -77,18 +82,21 @@ def _spread(interval: Any, factor: float, digits: int) -> str:
 
 def groups_as_markdown(groups: Sequence[Group]) -> str:
     """The groups for a reader."""
-    return f"# Groups\n\n{_markdown(_group_head(groups), map(_group_cells, groups))}\n\n{_OF_GROUPS}\n"
+    return f"# Groups\n\n{_markdown(*_group_table(groups))}\n\n{_OF_GROUPS}\n"
 
 
 def groups_as_latex(groups: Sequence[Group]) -> str:
     """The groups for a paper."""
-    return _latex(_group_head(groups), map(_group_cells, groups), "lrrr" + "l" * (len(_group_head(groups)) - 4))
+    head, rows = _group_table(groups)
+    return _latex(head, rows, "lrrr" + "l" * (len(head) - 4))
 
 
-def runs_as_latex(records: Iterable[Record]) -> str:
-    """The runs for a paper, with the columns that fit it."""
-    rows = ([_readable(column, record.row[column]) for column in _IN_PAPERS] for record in records)
-    return _latex([column.replace("_", " ") for column in _IN_PAPERS], rows, "lrlrrrr")
+def runs_as_latex(records: Sequence[Record]) -> str:
+    """The runs for a paper: the columns that fit it, and those in which an accuracy is other than a plain one."""
+    odd = [name for name, plain in _PLAIN.items() if any(record.row[name] not in plain for record in records)]
+    columns = [*_IN_PAPERS, *odd]
+    rows = ([_readable(column, record.row[column]) for column in columns] for record in records)
+    return _latex([column.replace("_", " ") for column in columns], rows, "lrlrrrr" + "l" * len(odd))
 
 
 def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> str:

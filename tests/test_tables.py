@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import tables
+from cnnjob import files, tables
 from cnnjob.groups import Group, grouped
 from cnnjob.records import Record, read
 from cnnjob.runs import Run
@@ -54,6 +54,22 @@ def test_groups_for_papers(groups: list[Group]) -> None:
         "\\bottomrule\n"
         "\\end{tabular}\n"
     )
+
+
+def test_accuracies_that_are_no_plain_ones_say_so(tmp_path: Path) -> None:
+    files.write_json(
+        folders.finished_run(tmp_path, split="test").result_file,
+        {**folders.result("test"), "test_time_augmentation": "flip"},
+    )
+    found = [read(run, run.name) for run in Run.all(tmp_path)]
+    remark = "optimistic: chosen on the test images; test-time augmentation: flip"
+    assert tables.groups_as_markdown(grouped(found)).splitlines()[2:5:2] == [
+        "| group | test accuracy, % | n | test loss | remarks |",
+        f"| tiny | 80.00 | 1 | 0.7459 | {remark} |",
+    ]
+    head, _, row = tables.runs_as_latex(found).splitlines()[3:6]
+    assert head.endswith(" & epochs & selected on & test time augmentation \\\\")
+    assert row.endswith(" & 4 & test & flip \\\\")
 
 
 def test_no_group_is_an_empty_table() -> None:
