@@ -81,6 +81,8 @@ def to_bytes(figure: "Figure", kind: Format) -> bytes:
     Returns:
         The same bytes for the same figure: no date, no random names.
     """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # where all lies is found once, not for each format
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
     return buffer.getvalue()

@@ -6,18 +6,16 @@ A folder may be unfinished, damaged or foreign. Whatever cannot be read is said 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cnnjob import metrics, plots
 from cnnjob.curves import Curve
 from cnnjob.errors import CnnjobError, DataError
+from cnnjob.figures import Drawing
 from cnnjob.lives import Life, lives_of, tail_of_log
 from cnnjob.runs import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = (
     *("run", "job", "seed", "state"),
@@ -91,16 +89,16 @@ class Record:
         """Where its own figures go, below the report's folder."""
         return f"runs/{self.name.strip('/').replace('/', '_')}"
 
-    def drawings(self) -> "dict[str, Callable[[], Figure]]":
-        """How to draw each of its own figures, by the stem of their files."""
-        draw: dict[str, Callable[[], Figure]] = {}
-        if (curve := self.curve) is not None:
-            draw["curves"] = lambda: plots.learning_curve(curve)
-        if (counts := self.counts) is not None:
-            draw["confusion"] = lambda: plots.confusion_matrix(counts, self.class_names, self.name)
-        if (weights := self.filters) is not None:
-            draw["filters"] = lambda: plots.filters(weights, self.name)
-        return draw
+    def drawings(self) -> dict[str, Drawing]:
+        """Each of its own figures, by the stem of their files."""
+        drawings: dict[str, Drawing] = {}
+        if self.curve is not None:
+            drawings["curves"] = Drawing(plots.learning_curve, (self.curve,))
+        if self.counts is not None:
+            drawings["confusion"] = Drawing(plots.confusion_matrix, (self.counts, self.class_names, self.name))
+        if self.filters is not None:
+            drawings["filters"] = Drawing(plots.filters, (self.filters, self.name))
+        return drawings
 
 
 def read(run: Run, name: str, *, pictures: bool = True) -> Record:

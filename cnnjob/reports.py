@@ -9,26 +9,24 @@ curves.png · .svg · .pdf             the learning curves of all runs
 runs/NAME/curves.png · .svg · .pdf   of one run: learning curves,
           confusion.…         confusion matrix,
           filters.…           filters of the first convolution
+.figures.json                 what the figures were drawn from
 
 Run folders are only read, and nothing but them: a copy on a laptop is enough. Whatever cannot be read is said beside
-what can. Equal runs give equal bytes, and a file that would not change is not touched.
+what can. Equal runs give equal bytes; a file that would not change is not touched, and a figure not drawn again.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cnnjob import files, groups, metrics, pages, plots, tables
+from cnnjob import figures, files, groups, metrics, pages, plots, tables
 from cnnjob.errors import DataError, JobError
+from cnnjob.figures import Drawing
 from cnnjob.records import COLUMNS, Record, printable, read
 from cnnjob.runs import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_FORMATS: tuple[plots.Format, ...] = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,10 @@ def report(
     drawn = {name for name, run in folders.items() if few or run.path.resolve() in chosen}
     on_page = len(folders) <= pages.PICTURED_RUNS
     records = [read(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
-    contents = _contents(records, [record for record in records if record.name in drawn], overlaid=few)
-    changed = {out / name: _update(out / name, content) for name, content in contents}
+    pictured = [record for record in records if record.name in drawn]
+    drawings = dict(_drawings(records if few else [], pictured))
+    contents = [_texts(records, pictured, overlaid="curves" in drawings), figures.contents(out, drawings)]
+    changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
     _remove_stale(out, records, changed)
     return Report(
         rows=[record.row for record in records],
@@ -95,9 +95,8 @@ def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
     return dict(sorted(zip(map(printable, titles), folders.values(), strict=True)))
 
 
-def _contents(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> Iterator[tuple[str, bytes]]:
-    """Every file of the report: its name and its content."""
-    curves = [record.curve for record in records if record.curve] if overlaid else []
+def _texts(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> Iterator[tuple[str, bytes]]:
+    """Every file but the figures: its name and its content."""
     sets = groups.grouped(records)
     yield "index.html", pages.render(records, sets).encode()
     yield "groups.csv", tables.csv(tables.group_rows(sets))
@@ -105,19 +104,17 @@ def _contents(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: b
     yield "groups.tex", tables.groups_as_latex(sets).encode()
     yield "metrics.csv", tables.csv([record.row for record in records], COLUMNS)
     yield "metrics.json", _json([record.row for record in records])
-    yield "metrics.md", tables.runs_as_markdown(records, drawn, overlaid=bool(curves)).encode()
+    yield "metrics.md", tables.runs_as_markdown(records, drawn, overlaid=overlaid).encode()
     yield "metrics.tex", tables.runs_as_latex(records).encode()
     yield "classes.csv", tables.csv(_class_rows(records), ("run", "class", *metrics.PerClass._fields))
-    if curves:
-        yield from _files_of("curves", plots.overlaid_curves(curves))
+
+
+def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, Drawing]]:
+    """The figure of some runs' curves, and each run's own, by the stems of their files."""
+    if curves := [record.curve for record in overlaid if record.curve]:
+        yield "curves", Drawing(plots.overlaid_curves, (curves,))
     for record in drawn:
-        for stem, draw in record.drawings().items():
-            yield from _files_of(f"{record.folder}/{stem}", draw())
-
-
-def _files_of(stem: str, figure: "Figure") -> Iterator[tuple[str, bytes]]:
-    for kind in _FORMATS:
-        yield f"{stem}.{kind}", plots.to_bytes(figure, kind)
+        yield from ((f"{record.folder}/{stem}", drawing) for stem, drawing in record.drawings().items())
 
 
 def _json(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -133,8 +130,10 @@ def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def _update(path: Path, content: bytes) -> bool:
-    """Write a file if it would change; say whether it did."""
+def _update(path: Path, content: bytes | None) -> bool:
+    """Write a file if it would change; say whether it did. None is what is there already."""
+    if content is None:
+        return False
     try:
         if path.is_file() and path.read_bytes() == content:
             return False
@@ -148,5 +147,6 @@ def _update(path: Path, content: bytes) -> bool:
 def _remove_stale(out: Path, records: Sequence[Record], kept: Iterable[Path]) -> None:
     """Remove the figures that an earlier report of these runs had and this one has not."""
     stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURES)]
-    for path in {out / f"{stem}.{kind}" for stem in stems for kind in _FORMATS} - set(kept):
+    own = {out / figures.NOTES, *(out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS)}
+    for path in own - set(kept):
         path.unlink(missing_ok=True)

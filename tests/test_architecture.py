@@ -25,6 +25,7 @@ FLOORS = (
         "estimates",
         "evaluations",
         "exports",
+        "figures",
         "groups",
         "loops",
         "pages",

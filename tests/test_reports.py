@@ -179,7 +179,8 @@ def test_what_has_changed_is_updated_and_what_is_gone_is_removed(tmp_path: Path)
     run.predictions_file.unlink()
     again = report([run], out)
     assert {path.name for path in again.written} >= {"index.html", "metrics.csv", "metrics.md", "classes.csv"}
-    assert set(first.files) - set(again.files) == {own / f"confusion.{kind}" for kind in ("png", "svg", "pdf")}
+    gone = {own / f"confusion.{kind}" for kind in ("png", "svg", "pdf")} | {out / ".figures.json"}
+    assert set(first.files) - set(again.files) == gone
     assert not (own / "confusion.png").exists()
     assert (out / "mine.txt").exists()
 
