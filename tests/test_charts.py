@@ -93,3 +93,15 @@ def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
     hours = of_groups([one], "loss", "hours")
     assert hours is not None
     assert numbers(hours.lines[-1].d)[-2] == pytest.approx(LEFT + 3 / 5 * (RIGHT - LEFT), abs=0.1)
+
+
+def test_a_copy_of_a_run_is_no_second_seed() -> None:
+    from cnnjob.groups import grouped
+
+    records = [*group(0.5, 0.6), *group(0.7)]
+    for record in records:
+        record.curve = Curve(record.name, {"epoch": np.arange(1.0, 3), "validation_loss": np.full(2, 1.0)})
+    assert [record.row["seed"] for record in records] == [0, 1, 0]
+    drawn = of_groups(grouped(records), "loss", "epoch")
+    assert drawn is not None
+    assert [path.style for path in drawn.lines] == ["thin", "thin", "mean"]

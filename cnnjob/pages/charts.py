@@ -7,7 +7,7 @@ only as many points as can be seen.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -103,9 +103,12 @@ def of_groups(groups: Sequence[Group], measure: Measure, over: Over) -> Chart | 
 
 
 def _lines_of(group: Group, place: int, measure: Measure, over: Over) -> Iterator[Line]:
-    curves = [record.curve for record in group.records if record.curve]
+    curves: dict[Any, Curve] = {}
+    for record in (*group.by_seed.values(), *group.records):  # a copy of a run is no second measurement
+        if record.curve:
+            curves.setdefault(record.row["seed"], record.curve)
     colour = place if place < COLOURS else None
-    drawn = [(_x_of(curve, over), curve.values(curve.watched, measure), curve.name) for curve in curves]
+    drawn = [(_x_of(curve, over), curve.values(curve.watched, measure), curve.name) for curve in curves.values()]
     drawn = [(x, y, name) for x, y, name in drawn if np.isfinite(x).all()]
     for x, y, name in drawn:
         yield Line(x, y, colour, "mean" if len(drawn) == 1 else "thin", name)
