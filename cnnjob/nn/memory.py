@@ -7,7 +7,9 @@ memory of a plan, known without allocating it, and a step never allocates.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -132,7 +134,7 @@ class Arena:
         sizes = [aligned(prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in arrays]
         self._scratch_bytes[shard] = max(self._scratch_bytes.get(shard, 0), sum(sizes))
         region = self._regions[shard % self._owner.lanes] if self._owner else None
-        starts = np.cumsum([0, *sizes[:-1]])
+        starts = accumulate(sizes[:-1], initial=0)
         return [
             _shaped(None if region is None else region[start:], shape, dtype)
             for start, (shape, dtype) in zip(starts, arrays, strict=True)
@@ -146,8 +148,8 @@ class Arena:
 
 def hollow_array(shape: Shape, dtype: Any) -> Array:
     """An array with a shape and no memory, to count and lay out with; it must not be touched."""
-    strides = np.cumprod([np.dtype(dtype).itemsize, *shape[:0:-1]])[::-1] if shape else ()
-    return as_strided(np.empty(1, dtype), shape, tuple(int(stride) for stride in strides))
+    inner_first = tuple(accumulate(shape[:0:-1], mul, initial=np.dtype(dtype).itemsize))
+    return as_strided(np.empty(1, dtype), shape, inner_first[::-1] if shape else ())
 
 
 def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
