@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import __version__
+from cnnjob import __version__, files
+from cnnjob.errors import DataError
 from cnnjob.nn import Backend, CudaBackend, available_cores
 
 PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
 GIT_SECONDS = 10
+COMMIT_FILE = "cnnjob-commit.json"
 
 
 def describe(backend: Backend) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def describe(backend: Backend) -> dict[str, Any]:
     packages = _packages()
     return {
         "command": shlex.join(sys.argv),
-        **_commit(),
+        **commit(),
         "python": platform.python_version(),
         "packages": packages,
         "host": socket.gethostname(),
@@ -106,9 +109,14 @@ def _packages() -> dict[str, str]:
 
 
 @cache
-def _commit() -> dict[str, Any]:
-    """The commit of the package's own checkout, and whether files differ from it; None outside one."""
+def commit() -> dict[str, Any]:
+    """The commit of the package's own checkout, and whether files differ from it; None outside one.
+
+    A copy of the package has the word of what it was copied from beside it.
+    """
     package = Path(__file__).parent
+    with suppress(DataError):
+        return files.read_record(package.parent / COMMIT_FILE, "commit", "dirty")
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")  # or this is somebody else's checkout
         return {

@@ -44,12 +44,12 @@ def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, 
         drawings: by the stems of their files, ``curves`` or ``runs/NAME/curves``.
 
     Yields:
-        Every file's name with its content, None where it is there as it would be; the note of all is the last.
+        Every file's name with its content, None where it is there as it would be; the note after each that is drawn.
     """
-    known, notes, way = _notes(out), Notes(), _way()
+    notes, way, drawn_anew = _notes(out), _way(), False
     for stem, drawing in drawings.items():
         source = files.sha256_of(way, drawing.draw.__name__.encode(), *_parts(drawing.arguments))
-        note = known.get(stem, {})
+        note = notes.get(stem, {})
         if note.get("source") == source and _is_there(out / stem, note):
             yield from ((f"{stem}.{kind}", None) for kind in FORMATS)
         else:
@@ -57,8 +57,9 @@ def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, 
             drawn = {kind: plots.to_bytes(figure, kind) for kind in FORMATS}
             note = {"source": source} | {kind: files.sha256_of(content) for kind, content in drawn.items()}
             yield from ((f"{stem}.{kind}", content) for kind, content in drawn.items())
-        notes[stem] = note
-    if notes:
+            notes[stem], drawn_anew = note, True
+            yield NOTES, files.canonical_json(notes).encode()
+    if notes and not drawn_anew:
         yield NOTES, files.canonical_json(notes).encode()
 
 
@@ -71,12 +72,12 @@ def _is_there(stem: Path, note: Mapping[str, str]) -> bool:
 
 
 def _notes(out: Path) -> Notes:
-    """What an earlier report noted; nothing where it cannot be read."""
+    """What earlier reports noted of figures that are there; nothing where it cannot be read."""
     try:
         notes = files.read_record(out / NOTES)
     except DataError:
         return {}
-    return {stem: note for stem, note in notes.items() if isinstance(note, dict)}
+    return {stem: note for stem, note in notes.items() if isinstance(note, dict) and (out / f"{stem}.png").exists()}
 
 
 def _way() -> bytes:

@@ -87,7 +87,7 @@ class Record:
     @property
     def folder(self) -> str:
         """Where its own figures go, below the report's folder."""
-        return f"runs/{self.name.strip('/').replace('/', '_')}"
+        return f"runs/{self.name.strip('/')}"
 
     def drawings(self) -> dict[str, Drawing]:
         """Each of its own figures, by the stem of their files."""

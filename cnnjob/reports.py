@@ -147,6 +147,5 @@ def _update(path: Path, content: bytes | None) -> bool:
 def _remove_stale(out: Path, records: Sequence[Record], kept: Iterable[Path]) -> None:
     """Remove the figures that an earlier report of these runs had and this one has not."""
     stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURES)]
-    own = {out / figures.NOTES, *(out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS)}
-    for path in own - set(kept):
+    for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(kept):
         path.unlink(missing_ok=True)

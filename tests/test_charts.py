@@ -105,3 +105,8 @@ def test_a_copy_of_a_run_is_no_second_seed() -> None:
     drawn = of_groups(grouped(records), "loss", "epoch")
     assert drawn is not None
     assert [path.style for path in drawn.lines] == ["thin", "thin", "mean"]
+
+
+def test_losses_of_any_magnitude_are_drawn() -> None:
+    history = {"epoch": np.arange(1.0, 3), "train_loss": np.array([1e-300, 3e38]), "validation_loss": np.ones(2)}
+    assert of_run(Curve("odd", history), "loss") is not None

@@ -197,3 +197,14 @@ def test_only_runs_are_removed_by_name() -> None:
         said = cnnjob("clean", "--yes", place)
         assert (said.exit_code, f"cnnjob: {place}: no run, and only runs" in said.stderr) == (3, True), said.output
     assert Path("data/mnist.h5").exists()
+
+
+def test_a_link_and_a_point_name_the_run_itself_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished_run(tmp_path)
+    (tmp_path / "link").symlink_to(run.path)
+    monkeypatch.chdir(run.path)
+    [one] = leftovers.named([Run(Path()), Run(tmp_path / "link"), Run(run.path), Run(Path("../link"))])
+    assert one.path.resolve() == run.path
+    [one] = leftovers.named([Run(tmp_path / "link")])
+    one.remove()
+    assert not run.path.exists()

@@ -78,3 +78,21 @@ def test_what_says_something_else_is_drawn(out: Path, curve: Curve) -> None:
 
 def test_what_is_drawn_another_way_is_drawn(out: Path) -> None:
     assert drawn(out, {"curves": Drawing(plots.overlaid_curves, ([Curve("run", HISTORY)],))}) == ALL
+
+
+def test_what_an_earlier_report_drew_stays_noted(out: Path) -> None:
+    other = {"runs/b/curves": Drawing(plots.learning_curve, (Curve("b", HISTORY),))}
+    (out / "runs" / "b").mkdir(parents=True)
+    assert len(drawn(out, other)) == len(FORMATS)
+    assert drawn(out, CURVES | other) == set()
+
+
+def test_a_report_that_is_broken_off_has_noted_what_it_drew(out: Path) -> None:
+    (out / "curves.png").unlink()
+    (out / NOTES).unlink()
+    for name, content in figures.contents(out, CURVES | {"other": Drawing(plots.learning_curve, (1,))}):
+        assert content is not None
+        (out / name).write_bytes(content)
+        if name == NOTES:
+            break
+    assert drawn(out, CURVES) == set()

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from cnnjob import files
+from cnnjob.environments import commit
 from cnnjob.errors import DataError, JobError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import batches, sbatch, site, submission, waiting
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.forecasts import at_preemption, at_the_time_limit
+from cnnjob.slurm.frozen import freeze
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
 from tests.run_folders import finished_run, pending_run, running_run, stopped_run
@@ -391,3 +393,14 @@ def test_a_run_that_is_running_is_left_alone() -> None:
     assert [done.why for done in submission.submit([run], Request())] == ["running"]
     with pytest.raises(JobError, match="SLURM reads the %"):
         submission.submit([pending_run(Path("%j"))], Request())
+
+
+def test_the_code_that_a_job_runs_knows_its_commit(tmp_path: Path) -> None:
+    copy = freeze(Run(tmp_path / "any"))
+    script = "import json; from cnnjob.environments import commit; print(json.dumps(commit()))"
+    known = {**os.environ, "PYTHONPATH": str(copy)}
+    said = subprocess.run(
+        [sys.executable, "-c", script], env=known, capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert json.loads(said.stdout) == commit()
+    assert json.loads((copy / "cnnjob-commit.json").read_text()) == commit()

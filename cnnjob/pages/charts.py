@@ -194,7 +194,8 @@ class Axis:
         """From below upwards, a little further than the values go."""
         low, high = _apart(float(values.min()), float(values.max()))
         if logarithmic:
-            factor = (high / low) ** _MARGIN
+            low = max(low, _SMALLEST)
+            factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # the quotient may be no number
             return cls(low / factor, high * factor, BOTTOM, TOP, logarithmic=True)
         margin = _MARGIN * (high - low)
         return cls(low - margin, high + margin, BOTTOM, TOP)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from cnnjob import files
+from cnnjob.environments import COMMIT_FILE, commit
 from cnnjob.runs import Run
 
 CODE = ".code"
@@ -15,7 +16,8 @@ def code_folder(run: Run) -> Path:
     package = Path(__file__).parents[1]
     sources = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".cu"})
     digest = files.sha256_of(
-        *(part for path in sources for part in (str(path.relative_to(package)).encode(), path.read_bytes()))
+        files.canonical_json(commit()).encode(),
+        *(part for path in sources for part in (str(path.relative_to(package)).encode(), path.read_bytes())),
     )
     return run.path.resolve().parent / CODE / digest[:8]
 
@@ -27,6 +29,7 @@ def freeze(run: Run) -> Path:
         folder.parent.mkdir(exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}{files.TEMPORARY_SUFFIX}")
         shutil.copytree(Path(__file__).parents[1], temporary / "cnnjob", ignore=shutil.ignore_patterns("__pycache__"))
+        files.write_json(temporary / COMMIT_FILE, commit())
         try:
             temporary.rename(folder)
         except OSError:  # another submission was faster

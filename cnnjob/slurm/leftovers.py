@@ -72,6 +72,7 @@ def named(runs: Sequence[Run]) -> list[Leftover]:
         BusyError: a process writes one, or a job carries it.
         SchedulerError: a job may carry one, and the queue could not be read.
     """
+    runs = list({run.path.resolve(): _itself(run) for run in runs}.values())
     for run in runs:
         if not (run.job_file.exists() or run.attempts_folder.exists()):
             raise DataError(f"{run.path}: no run, and only runs are removed by name; remove it by hand if it can go")
@@ -79,6 +80,11 @@ def named(runs: Sequence[Run]) -> list[Leftover]:
     for one in answer.statuses:
         _require_idle(one, answer.remark)
     return [_leftover(one.look.run.path, f"named, {one.state}") for one in answer.statuses]
+
+
+def _itself(run: Run) -> Run:
+    """The run that a link or ``.`` names; others as they were named."""
+    return run if run.path.name and not run.path.is_symlink() else Run(run.path.resolve())
 
 
 def _require_idle(one: Status, remark: str) -> None:
