@@ -214,7 +214,7 @@ def _read_result(run: Run, record: Record) -> None:
     record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
     if result.get("selected_on") == "test":
         record.remarks.append(OPTIMISTIC)
-    record.row["test_time_augmentation"] = views = result.get("test_time_augmentation", "none")
+    record.row["test_time_augmentation"] = views = str(result.get("test_time_augmentation", "none"))
     if views != "none":
         record.remarks.append(f"test-time augmentation: {views}; its figures are of the mean over changed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:

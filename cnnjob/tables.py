@@ -19,7 +19,7 @@ _UNITS = (
 _TOO_MANY = "These are too many runs for figures of each; name some of them to see theirs."
 _OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finished seeds."
 _IN_PAPERS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
-_PLAIN = {"selected_on": {None, "validation", "last"}, "test_time_augmentation": {None, "none"}}
+_PLAIN = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",

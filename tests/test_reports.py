@@ -406,6 +406,16 @@ def test_runs_that_share_a_name_are_told_apart_by_their_paths(tmp_path: Path) ->
     assert len({path.parent for path in made.files if path.name == "curves.png"}) == 1 + 2
 
 
+@pytest.mark.parametrize("word", [[], {}, None, 1])
+def test_a_word_of_the_result_that_is_none_is_shown_as_it_is(word: object, tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path / "runs")
+    folders.change_json(run.result_file, test_time_augmentation=word, selected_on=word)
+    other = folders.finished_run(tmp_path / "runs", seed=1)
+    folders.change_json(other.result_file, test_time_augmentation="flip")
+    made = report([run, other], tmp_path / "report", figures_limit=0)
+    assert made.rows[0]["test_time_augmentation"] in {str(word), "flip"}
+
+
 def test_runs_of_like_paths_have_figures_of_their_own(tmp_path: Path) -> None:
     runs = [folders.running_run(tmp_path / place) for place in ("a_b", "a/b")]
     made = report(runs, tmp_path / "report")
