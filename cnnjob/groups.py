@@ -21,7 +21,7 @@ from cnnjob.records import BLOCKS, Record
 CONFIDENCE = 0.95
 PAIRS_OF = 5
 """Groups of the same data up to this many are compared each with each, more of them with the best one."""
-_LABEL_LETTERS = 60
+_LABEL_LETTERS = 100
 _KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
 """Of the blocks in words."""
 _INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
@@ -150,14 +150,15 @@ def grouped(records: Iterable[Record]) -> list[Group]:
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
-    """Call each group by its job and what tells it from the others of that job; by numbers where that is too long."""
+    """Call each group by its job and what tells it from the others of that job; by a number where that is too long."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     telling = {job: differing(settings) for job, settings in peers.items()}
     labels = [_label(group, telling[_job(group)], with_job=len(peers) > 1) for group in groups]
-    if max(map(len, labels), default=0) > _LABEL_LETTERS:
-        labels = [f"{job} {number}" for number, job in enumerate(jobs, start=1)]
-    return [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
+    return [
+        replace(group, label=label if len(label) <= _LABEL_LETTERS else f"{job} {number}")
+        for number, (group, label, job) in enumerate(zip(groups, labels, jobs, strict=True), start=1)
+    ]
 
 
 def _label(group: Group, keys: Sequence[str], *, with_job: bool) -> str:

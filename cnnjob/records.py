@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -40,6 +41,8 @@ _OF_HISTORY = (
 )
 _TOLERANCE = 1e-6
 _LARGEST = np.finfo(np.float32).max
+_NO_LETTERS = {"Cc", "Cn", "Cs"}
+"""Unicode's categories of controls, of what is unassigned, and of halves of letters: SVG may hold none of them."""
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
 
 
@@ -153,8 +156,8 @@ def _cell(value: Any) -> str | int | float | None:
 
 
 def printable(text: str) -> str:
-    """Text that can be written: a folder's name, or a word in JSON, may hold what is no character."""
-    return text.encode(errors="backslashreplace").decode()
+    """Text that can be written in a line: a folder's name, or a word in JSON, may hold what is no letter."""
+    return "".join(repr(letter)[1:-1] if category(letter) in _NO_LETTERS else letter for letter in text)
 
 
 def _check_kind(run: Run, _: Record) -> None:
@@ -209,8 +212,6 @@ def _read_result(run: Run, record: Record) -> None:
     if not run.result_file.exists():
         return
     result = record.result = run.result()
-    if not isinstance(result.get("test_accuracy"), int | float):
-        raise DataError(f"{run.result_file}: not the result of a run, it has no test_accuracy")
     record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
     if result.get("selected_on") == "test":
         record.remarks.append(OPTIMISTIC)
@@ -231,6 +232,8 @@ def _read_environment(run: Run, record: Record) -> None:
 
 def _read_history(run: Run, record: Record) -> None:
     epochs = [dict(epoch) for epoch in run.history()]
+    if not epochs and run.result_file.exists():
+        raise DataError(f"{run.history_file}: missing or empty, so there are no learning curves")
     if not epochs:
         return
     cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
@@ -245,7 +248,7 @@ def _read_history(run: Run, record: Record) -> None:
 
 
 def _read_lives(run: Run, record: Record) -> None:
-    record.log_tail = printable(tail_of_log(run))
+    record.log_tail = "\n".join(map(printable, tail_of_log(run).expandtabs().splitlines()))
     record.lives = lives_of(run)
 
 

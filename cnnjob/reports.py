@@ -26,7 +26,7 @@ from cnnjob import figures, files, groups, metrics, pages, plots, tables
 from cnnjob.errors import DataError, JobError
 from cnnjob.figures import Drawing
 from cnnjob.records import COLUMNS, Record, printable, read
-from cnnjob.runs import Run
+from cnnjob.runs import Run, looks_like_a_run
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def report(
     An unfinished, damaged or foreign run is listed with its reason and what can be read of it.
 
     Args:
-        runs: in any order; the same folder counts once, and ``out`` is none of them.
+        runs: in any order; the same folder counts once, and a report's folder is none of them.
         out: the folder to write to; made where there is none. Other files in it are left alone.
         named: those of the runs that get figures of their own however many runs there are.
         figures_limit: of more runs than this, no others get figures of their own, nor are all curves overlaid in one.
@@ -63,7 +63,7 @@ def report(
 
     Raises:
         DataError: there is no run.
-        JobError: ``out`` cannot be written.
+        JobError: ``out`` cannot be written, or its files would lie in a run's folder.
     """
     folders = _named(runs, out)
     if not folders:
@@ -88,11 +88,22 @@ def report(
 
 def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
     """Each folder once, by its name, or by its path where several share the name; in order of name."""
-    folders = {run.path.resolve(): run for run in runs}
-    folders.pop(out.resolve(), None)
+    folders = {path: run for run in runs if not _is_of_a_report(path := run.path.resolve(), out.resolve())}
+    if inside := [path for path in folders if _is_written_to(path, out.resolve())]:
+        raise JobError(f"{out}: its files would lie in {inside[0]}, and no run is written to; give another folder")
     names = [path.name for path in folders]
     titles = (path.name if names.count(path.name) == 1 else str(path) for path in folders)
     return dict(sorted(zip(map(printable, titles), folders.values(), strict=True)))
+
+
+def _is_of_a_report(path: Path, out: Path) -> bool:
+    """Whether a folder is no run but this report, another, or where one has the figures of runs."""
+    report = path.parent if path.name == "runs" else path
+    return not looks_like_a_run(path) and (path == out or (report / "metrics.json").is_file())
+
+
+def _is_written_to(path: Path, out: Path) -> bool:
+    return path == out or path.parent == out / "runs"
 
 
 def _texts(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> Iterator[tuple[str, bytes]]:

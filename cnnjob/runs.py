@@ -59,7 +59,7 @@ class Run:
         """
         found: dict[Path, None] = {}
         for place in places:
-            if _looks_like_a_run(place):
+            if looks_like_a_run(place):
                 found[place] = None
             elif place.is_dir():
                 children = (child for child in place.iterdir() if child.is_dir() and not child.name.startswith("."))
@@ -158,12 +158,15 @@ class Run:
         return files.read_record(self.environment_file) if self.environment_file.exists() else {}
 
     def result(self) -> dict[str, Any]:
-        """The end's numbers.
+        """The end's numbers; ``test_accuracy`` is one.
 
         Raises:
             DataError: the run is not finished, or the file is damaged.
         """
-        return files.read_record(self.result_file)
+        result = files.read_record(self.result_file, "test_accuracy")
+        if not isinstance(result["test_accuracy"], int | float):
+            raise DataError(f"{self.result_file}: damaged, its test_accuracy is no number")
+        return result
 
     def history(self) -> list[dict[str, Any]]:
         """One record an epoch, oldest first.
@@ -229,7 +232,8 @@ class Run:
         return "failed" if str(last["why"]).startswith("failed") else "stopped"
 
 
-def _looks_like_a_run(path: Path) -> bool:
+def looks_like_a_run(path: Path) -> bool:
+    """Whether a folder holds any of what only a run's does."""
     return any((path / name).exists() for name in ("job.json", "attempts", "result.json"))
 
 

@@ -23,7 +23,8 @@ _PLAIN = {"selected_on": (None, "validation", "last"), "test_time_augmentation":
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": r"\textendash{}", "±": r"$\pm$",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}",
 }  # fmt: skip
 
 
@@ -146,10 +147,12 @@ def _latex(head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> 
     lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (head, *rows)]
     body = "\n".join(lines[1:])
     return (
-        "% needs \\usepackage{booktabs}\n"
+        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; letters beyond Latin ones need LuaLaTeX\n"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{lines[0]}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     )
 
 
 def _in_latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    """A cell as it is; nothing in it is obeyed, not even by the end of the row above, nor drawn together."""
+    words = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    return "{}" * words.startswith(("[", "*")) + words.replace("--", "-{}-").replace("--", "-{}-")

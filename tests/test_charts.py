@@ -57,7 +57,7 @@ def test_a_long_line_keeps_what_can_be_seen_and_a_point_is_a_dot() -> None:
 def test_nothing_known_is_no_chart() -> None:
     assert chart("loss", "epoch", "loss", []) is None
     assert chart("loss", "epoch", "loss", [line([np.nan])]) is None
-    assert of_groups([], "loss", "hours") is None
+    assert of_groups([], "loss", "time") is None
 
 
 def test_a_run_has_its_best_epoch_and_its_restarts() -> None:
@@ -90,7 +90,7 @@ def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
     assert [path.style for path in drawn.lines] == ["thin"] * 3 + ["mean"]
     assert len(numbers(drawn.lines[-1].d)) == 2 * 3  # as far as all three go
     assert len(numbers(drawn.bands[0].d)) == 2 * 2 * 3
-    hours = of_groups([one], "loss", "hours")
+    hours = of_groups([one], "loss", "time")
     assert hours is not None
     assert numbers(hours.lines[-1].d)[-2] == pytest.approx(LEFT + 3 / 5 * (RIGHT - LEFT), abs=0.1)
 
@@ -110,3 +110,20 @@ def test_a_copy_of_a_run_is_no_second_seed() -> None:
 def test_losses_of_any_magnitude_are_drawn() -> None:
     history = {"epoch": np.arange(1.0, 3), "train_loss": np.array([1e-300, 3e38]), "validation_loss": np.ones(2)}
     assert of_run(Curve("odd", history), "loss") is not None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"),
+    [(0.1, "seconds"), (30.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (np.nan, "seconds")],
+)
+def test_time_has_the_unit_that_suits_the_longest_training(seconds: float, unit: str) -> None:
+    from cnnjob.groups import grouped
+
+    records = group(0.5, 0.6)
+    for number, record in enumerate(records):
+        history = {"epoch": np.arange(1.0, 3), "seconds": np.full(2, (1.0, seconds)[number]), "train_loss": np.ones(2)}
+        record.curve = Curve(record.name, history)
+    drawn = of_groups(grouped(records), "loss", "time")
+    assert drawn is not None
+    assert drawn.x_label == f"{unit} of training"
+    assert drawn.title.endswith(f"over {unit} of training")

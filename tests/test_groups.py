@@ -80,8 +80,8 @@ def test_a_copy_of_a_run_is_no_second_measurement() -> None:
 def test_a_group_is_called_by_its_job_by_what_differs_or_by_a_number() -> None:
     jobs = grouped([record(0.5, a="x"), record(0.6, a="y")])
     assert [one.label for one in jobs] == ["a y", "a x"]
-    long: dict[str, Any] = {"a": "x" * 80}
-    assert [one.label for one in grouped([record(0.5, **long), record(0.6)])] == ["tiny 1", "tiny 2"]
+    long: dict[str, Any] = {"a": "x" * 120}
+    assert [one.label for one in grouped([record(0.5, **long), record(0.6)])] == ["a –", "tiny 2"]
     other = record(0.5, a="x")
     other.row["job"] = "other"
     assert [one.label for one in grouped([other, record(0.6)])] == ["tiny", "other"]

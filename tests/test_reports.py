@@ -315,7 +315,7 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "job of nothing": (rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'), "damaged", "not readable as a run"),
     "cut result": (cut("result.json"), "damaged", "result.json: not readable as JSON"),
     "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is not an object"),
-    "empty result": (rewrite("result.json", "{}"), "damaged", "result.json: not the result of a run"),
+    "empty result": (rewrite("result.json", "{}"), "damaged", "result.json: damaged, it is not an object with test_accuracy"),
     "cut history": (cut("history.jsonl"), "finished", "history.jsonl: damaged"),
     "history without end": (rewrite("history.jsonl", '{"epoch": Infinity}'), "finished", "history.jsonl: damaged"),
     "history of nothing": (rewrite("history.jsonl", "1\n[]\n"), "finished", "not readable as a run, TypeError"),
@@ -369,12 +369,12 @@ def test_what_is_no_number_is_an_empty_cell(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())[0]["train_seconds"] is None
 
 
-def test_a_run_without_a_history_or_convolutions_is_sound(tmp_path: Path) -> None:
+def test_a_run_without_a_history_or_convolutions_has_no_such_figures(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path)
     run.history_file.unlink()
     folders.change_arrays(run.weights_file, lambda arrays: arrays.pop("conv1/weights"))
     made = report([run], tmp_path / "report")
-    assert not made.skipped
+    assert made.skipped == [(run.name, "history.jsonl: missing or empty, so there are no learning curves")]
     assert {path.stem for path in made.files if path.suffix == ".svg"} == {"confusion"}
 
 
@@ -397,6 +397,28 @@ def test_a_folder_counts_once_and_the_report_is_no_run(tmp_path: Path) -> None:
     again = Run(tmp_path / "report" / ".." / run.name)
     assert len(report([run, again], out).rows) == 1
     assert len(report(Run.all(tmp_path), out).rows) == 1
+    assert len(report(Run.all(tmp_path), tmp_path / "other").rows) == 1  # the first report is no run either
+
+
+def test_a_report_among_the_runs_or_in_one(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path / "runs")
+    for _ in range(2):
+        assert len(report(Run.all(tmp_path / "runs"), tmp_path / "runs").rows) == 1
+    assert len(report(Run.all(tmp_path / "runs"), tmp_path / "report").rows) == 1  # runs/runs has figures
+    for out in (tmp_path, run.path):
+        with pytest.raises(JobError, match=f"{out}: its files would lie in {run.path}, and no run is written to"):
+            report([run], out)
+
+
+def test_figures_of_names_that_hold_no_letters_are_sound(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path / "runs")
+    run.path.rename(run.path.with_name("a\x1bb\n"))
+    (moved,) = Run.all(tmp_path / "runs")
+    made = report([moved], tmp_path / "report")
+    for path in made.files:
+        if path.suffix == ".svg":
+            ET.parse(path)
+    assert {path.suffix for path in made.files} >= {".svg"}
 
 
 def test_runs_that_share_a_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -423,12 +445,12 @@ def test_runs_of_like_paths_have_figures_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
-    folder = Path(str(tmp_path / "runs") + "/\udcff\n")
+    folder = Path(str(tmp_path / "runs") + "/\udcff\n\x1b")
     folder.mkdir(parents=True)
     made = report([Run(folder)], tmp_path / "report")
-    assert made.skipped == [("\\udcff\n", "not a run of cnnjob, it has no job.json")]
+    assert made.skipped == [("\\udcff\\n\\x1b", "not a run of cnnjob, it has no job.json")]
     assert {path.name for path in made.files} == TABLES
-    assert "\n| \\udcff |  |" in (tmp_path / "report" / "metrics.md").read_text()
+    assert "\n| \\udcff\\n\\x1b |  |" in (tmp_path / "report" / "metrics.md").read_text()
 
 
 def test_a_folder_that_cannot_be_looked_into_is_listed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from cnnjob import files, processes
 from cnnjob.cli import status as screen
+from cnnjob.cli.screen import fitting
 from cnnjob.runs import Run
 from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, words
 from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
@@ -92,6 +93,11 @@ def log(run: Run, text: str, job_id: str = "17") -> Run:
 
 def one(run: Run, *, thorough: bool = False) -> status.Status:
     return status.statuses([run], thorough=thorough).statuses[0]
+
+
+def cut_result(run: Run) -> Run:
+    run.result_file.write_text(run.result_file.read_text()[:9])
+    return run
 
 
 def cause(run: Run) -> causes.Cause:
@@ -524,11 +530,14 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
         (stopped_in_job, "", "", r"somebody asked it to end \(SIGTERM\), so it saved and stopped at step 150",
          "attempts/0001.json: stopped: SIGTERM", "cnnjob submit .*"),
         (stopped_run, "", "", "somebody asked it to end .*", "attempts/0001.json", "cnnjob train tiny.toml"),
-        (lost_run, "", "", "its process is gone without a word", "attempts/0001.json", "cnnjob train tiny.toml"),
+        (lost_run, "", "", "its process is gone without a word",
+         "attempts/0001.json: no sign of life for ", "cnnjob train tiny.toml"),
         (waits, "", "", "its job is gone without a word", "job 17 is gone", "cnnjob submit .*"),
         (pending_run, "", "", "it was never submitted", "not submitted", "cnnjob train tiny.toml"),
         (finished_run, "", "", "it is finished", "result.json", r"cnnjob report runs/\S+"),
-        (running_run, "", "", "it is in epoch 3 of 4 on .*", "it gives signs of life, since",
+        (lambda root: cut_result(finished_run(root)), "", "", "its result cannot be read; .*",
+         "result.json: not readable as JSON", r"rm runs/\S+/result.json && cnnjob train tiny.toml"),
+        (running_run, "", "", "it is in epoch 3 of 4 on .*", "it gives signs of life, began",
          r"cnnjob logs runs/\S+ -f"),
     ],
 )  # fmt: skip
@@ -823,7 +832,7 @@ def test_a_look_believes_no_file() -> None:
 
 def test_a_small_screen_goes_without_what_is_spare() -> None:
     run = submitted(stopped_run(Path("runs")), "1234567")
-    rows = [one(run)]
-    whole, small = (screen._table(rows, width)[0] for width in (200, 62))
+    rows = [screen._row(one(run))]
+    whole, small = (fitting(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
     assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
     assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]

@@ -44,13 +44,13 @@ def test_groups_for_readers(groups: list[Group]) -> None:
 
 def test_groups_for_papers(groups: list[Group]) -> None:
     assert tables.groups_as_latex(groups) == (
-        "% needs \\usepackage{booktabs}\n"
+        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; letters beyond Latin ones need LuaLaTeX\n"
         "\\begin{tabular}{lrrrl}\n"
         "\\toprule\n"
         "group & test accuracy, \\% & n & test loss & learning\\_rate \\\\\n"
         "\\midrule\n"
         "learning\\_rate 0.05 & 80.00 $\\pm$ 0.00 & 2 & 0.7459 $\\pm$ 0.0000 & 0.05 \\\\\n"
-        "learning\\_rate 0.1 & -- & 0 & -- & 0.1 \\\\\n"
+        "learning\\_rate 0.1 & \\textendash{} & 0 & \\textendash{} & 0.1 \\\\\n"
         "\\bottomrule\n"
         "\\end{tabular}\n"
     )
@@ -84,3 +84,17 @@ def test_what_latex_would_obey_is_printed(records: list[Record]) -> None:
         "a\\_b \\& 100\\% \\$x\\$ \\#1 \\{y\\} \\textbackslash{}end\\{document\\} "
         "\\textasciitilde{}\\textasciicircum{} & 0 & "
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("[a]", "{}[a] "),
+        ("*", "{}* "),
+        ("a---b", "a-{}-{}-b "),
+        ('<|">', r"\textless{}\textbar{}\textquotedbl{}\textgreater{} "),
+    ],
+)
+def test_what_latex_would_take_for_more_is_printed(name: str, written: str, records: list[Record]) -> None:
+    records[0].row["run"] = name
+    assert tables.runs_as_latex(records).splitlines()[5].startswith(written)

@@ -1,12 +1,12 @@
 """``cnnjob bench``."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cnnjob.cli import completion
-from cnnjob.cli.screen import print_table
+from cnnjob.cli import options as opt
+from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import JobError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def bench(
     against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch beside it, if installed.")] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine, of five steps.")] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Where to compute.")] = "cpu",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+    as_json: opt.JSON = False,
 ) -> None:
     """Measure training steps on this machine.
 
@@ -47,23 +47,21 @@ def bench(
     products" the time of the matrix products alone over the engine's. With --device gpu: part by part, fused, and
     as a CUDA graph, each in float32 and tf32 and against torch in the same precision, its graphs included.
 
-    Example: cnnjob bench mnist-baseline --rounds 50 --json bench.json
+    Example: cnnjob bench mnist-baseline --rounds 50
     """
     from cnnjob.benchmarks import NAMES, measure
-    from cnnjob.files import write_json
     from cnnjob.nn.cuda.finding import lack
 
-    if json_file and not json_file.parent.is_dir():
-        raise JobError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
     for name in workloads or ():
         if name not in NAMES:
             raise JobError(f"{name}: no such workload; choose from {', '.join(NAMES)}")
     if device == "gpu" and (lacking := lack()):
         raise JobError(f"--device gpu: {lacking}")
     rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
-    print_table(HEADER, [_shown(row) for row in rows])
-    if json_file:
-        write_json(json_file, [row.as_json() for row in rows])
+    if as_json:
+        print_json([row.as_json() for row in rows])
+    else:
+        print_table(HEADER, [_shown(row) for row in rows])
 
 
 def _shown(row: "Row") -> list[str]:

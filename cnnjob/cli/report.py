@@ -11,6 +11,9 @@ from cnnjob.cli import options as opt
 from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import DataError
 
+HEADER = ("run", "state", "test accuracy", "epochs", "reason")
+SPARE = ("epochs", "reason", "state")
+
 
 def report(
     runs: Annotated[
@@ -35,12 +38,12 @@ def report(
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
     if sys.stderr.isatty():
-        typer.echo(f"reading {len(found)} runs and drawing; a second or two for each that gets figures", err=True)
+        typer.echo(f"reading {len(found)} runs and drawing; a second or two for each that gets new figures", err=True)
     written = write_report(found, out, named=named)
     if as_json:
         print_json(written.rows)
         return
-    print_table(["run", "state", "test accuracy", "epochs", "reason"], [_shown(row) for row in written.rows])
+    print_table(HEADER, [_shown(row) for row in written.rows], spare=SPARE)
     if written.without_figures:
         typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name some of them to get theirs")
     changed = len(written.written)

@@ -17,14 +17,27 @@ if TYPE_CHECKING:
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
 """A table of more rows is plain text: rich takes more than a second for a thousand rows."""
+LAST_WIDTH = 16
+"""So much at least is kept of a last column that is folded."""
 
 
-def print_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
-    """Print a table to stdout; on no terminal it is as wide as it needs."""
-    if len(rows) > LONG_TABLE:
+def print_table(
+    header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, spare: "Sequence[str] | None" = None
+) -> None:
+    """Print a table to stdout; on no terminal it is as wide as it needs.
+
+    Args:
+        header: a title a column.
+        rows: their cells.
+        spare: columns that a small screen goes without, the first to go first; the last column is then folded.
+    """
+    is_long = len(rows) > LONG_TABLE
+    if spare is not None:
+        header, rows = fitting(header, rows, spare, sys.maxsize if is_long else console().width)
+    if is_long:
         typer.echo(_plain(header, rows))
     else:
-        console().print(table_of(header, rows))
+        console().print(table_of(header, rows, narrow=spare is not None))
 
 
 def print_json(content: Any) -> None:
@@ -81,6 +94,30 @@ def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def fitting(
+    header: "Sequence[str]", rows: "Sequence[Sequence[str]]", spare: "Iterable[str]", width: int
+) -> tuple[list[str], list[list[str]]]:
+    """Leave out of a table the columns that are empty, and on a small screen those that are spare.
+
+    Args:
+        header: a title a column; the last column may be folded.
+        rows: their cells.
+        spare: titles, the first to go without first.
+        width: of the screen, in letters.
+
+    Returns:
+        The header and the rows of what is left.
+    """
+    needs = {title: max(len(row[column]) for row in (header, *rows)) for column, title in enumerate(header)}
+    needs = {title: need for column, (title, need) in enumerate(needs.items()) if any(row[column] for row in rows)}
+    needs |= {header[-1]: LAST_WIDTH} if header[-1] in needs else {}
+    for title in spare:
+        if sum(needs.values()) + 2 * len(needs) > width:
+            needs.pop(title, None)
+    places = [header.index(title) for title in needs]
+    return list(needs), [[row[place] for place in places] for row in rows]
 
 
 def gigabytes(count: float) -> str:

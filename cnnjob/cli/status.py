@@ -11,7 +11,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import LONG_TABLE, console, print_table, table_of
+from cnnjob.cli.screen import console, fitting, print_table, table_of
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
 
@@ -30,8 +30,6 @@ LIVELY = ("pending", "running")
 HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
 SPARE = ("loss", "restarts", "node", "accuracy", "time left")
 """What a small screen goes without, first to last."""
-DETAIL_WIDTH = 16
-"""The last column is folded; so much of it at least is kept."""
 
 
 def status(
@@ -57,11 +55,7 @@ def status(
         _print_one(found[0])
     elif found:
         answer = _ask(found)
-        if len(found) > LONG_TABLE:
-            print_table(*_table(answer.statuses))
-        else:
-            screen = console()
-            screen.print(table_of(*_table(answer.statuses, screen.width), narrow=True))
+        print_table(HEADER, [_row(one) for one in answer.statuses], spare=SPARE)
         typer.echo(_summary(answer))
     else:
         typer.echo(f"{RUNS_FOLDER}/: no runs yet; `cnnjob submit JOB` makes one")
@@ -86,22 +80,10 @@ def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     return answer
 
 
-def _table(statuses: "Sequence[Status]", width: int = sys.maxsize) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a table, without the columns that are empty or, on a small screen, spare."""
-    rows = [_row(one) for one in statuses]
-    needs = {title: max(len(row[column]) for row in (HEADER, *rows)) for column, title in enumerate(HEADER)}
-    needs = {title: need for title, need in needs.items() if any(row[HEADER.index(title)] for row in rows)}
-    needs |= {"": DETAIL_WIDTH} if "" in needs else {}
-    for spare in SPARE:
-        if sum(needs.values()) + 2 * len(needs) > width:
-            needs.pop(spare, None)
-    return list(needs), [[row[HEADER.index(title)] for title in needs] for row in rows]
-
-
 def _row(one: "Status") -> list[str]:
     facts = one.as_json()
     numbers = (facts["job_id"] or "", facts["node"] or "", str(facts["restarts"] or ""))
-    detail = facts["detail"] if one.state != "damaged" else "its folder cannot be read"
+    detail = facts["detail"] if one.state != "damaged" else "what it holds cannot be read"
     return [facts["run"], one.state, _epoch(facts), _loss(facts), _accuracy(facts), _time_left(one), *numbers, detail]
 
 
@@ -166,7 +148,7 @@ def _watch(places: "Sequence[Path] | None") -> None:
     def now() -> "RenderableType":
         answer = _ask(_runs(places))
         shown = sorted(answer.statuses, key=lambda one: one.state not in LIVELY)  # a low terminal cuts the others
-        table = table_of(*_table(shown, screen.width), narrow=True)
+        table = table_of(*fitting(HEADER, [_row(one) for one in shown], SPARE, screen.width), narrow=True)
         return Group(Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"), table)
 
     try:

@@ -51,7 +51,7 @@ def render(records: Sequence[Record], sets: Sequence[Group]) -> str:
 
 
 def _overlays(sets: Sequence[Group]) -> list[charts.Chart]:
-    overs: tuple[charts.Over, ...] = ("epoch", "hours")
+    overs: tuple[charts.Over, ...] = ("epoch", "time")
     measures: tuple[Measure, ...] = ("accuracy", "loss")
     drawn = (charts.of_groups(sets, measure, over) for over in overs for measure in measures)
     return [chart for chart in drawn if chart]

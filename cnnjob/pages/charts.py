@@ -27,7 +27,10 @@ _TICKS = 5
 _LOG_RATIO = 30
 _MARGIN = 0.04
 
-Over = Literal["epoch", "hours"]
+Over = Literal["epoch", "time"]
+_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_LEAST = 2
+"""The longest training takes so many of the unit, or the unit is the smallest."""
 
 
 @dataclass(frozen=True)
@@ -91,24 +94,32 @@ def of_groups(groups: Sequence[Group], measure: Measure, over: Over) -> Chart | 
     Args:
         groups: the first ``COLOURS`` of them have a colour each.
         measure: loss or accuracy, on the split that each run watched.
-        over: epochs, or hours of training.
+        over: epochs, or the time of training in hours, minutes or seconds.
 
     Returns:
         The chart; None where there is nothing to draw.
     """
-    lines = [line for place, group in enumerate(groups) for line in _lines_of(group, place, measure, over)]
+    unit, seconds = _unit_of(groups) if over == "time" else ("", 1)
+    lines = [line for place, group in enumerate(groups) for line in _lines_of(group, place, measure, over, seconds)]
     lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))  # what matters most lies on top
-    what = "epochs" if over == "epoch" else "hours of training"
-    return chart(f"{measure} of all groups over {what}", over, measure, lines)
+    what = f"{unit} of training" if unit else "epochs"
+    return chart(f"{measure} of all groups over {what}", over, measure, lines, x_label=what if unit else "epoch")
 
 
-def _lines_of(group: Group, place: int, measure: Measure, over: Over) -> Iterator[Line]:
+def _unit_of(groups: Sequence[Group]) -> tuple[str, float]:
+    """A unit of time that suits the longest training, and its seconds."""
+    times = (record.curve.history["seconds"] for group in groups for record in group.records if record.curve)
+    longest = max((float(np.nansum(seconds)) for seconds in times), default=0.0)
+    return next(((unit, seconds) for unit, seconds in _UNITS if longest >= _LEAST * seconds), _UNITS[-1])
+
+
+def _lines_of(group: Group, place: int, measure: Measure, over: Over, unit: float) -> Iterator[Line]:
     curves: dict[Any, Curve] = {}
     for record in (*group.by_seed.values(), *group.records):  # a copy of a run is no second measurement
         if record.curve:
             curves.setdefault(record.row["seed"], record.curve)
     colour = place if place < COLOURS else None
-    drawn = [(_x_of(curve, over), curve.values(curve.watched, measure), curve.name) for curve in curves.values()]
+    drawn = [(_x_of(curve, over) / unit, curve.values(curve.watched, measure), curve.name) for curve in curves.values()]
     drawn = [(x, y, name) for x, y, name in drawn if np.isfinite(x).all()]
     for x, y, name in drawn:
         yield Line(x, y, colour, "mean" if len(drawn) == 1 else "thin", name)
@@ -117,7 +128,7 @@ def _lines_of(group: Group, place: int, measure: Measure, over: Over) -> Iterato
 
 
 def _x_of(curve: Curve, over: Over) -> np.ndarray:
-    return curve.history["epoch"] if over == "epoch" else np.cumsum(curve.history["seconds"]) / 3600
+    return curve.history["epoch"] if over == "epoch" else np.cumsum(curve.history["seconds"])
 
 
 def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: Over) -> tuple[np.ndarray, ...] | None:
@@ -150,7 +161,9 @@ def of_run(curve: Curve, measure: Measure) -> Chart | None:
     return chart(f"{measure} of {curve.name} over epochs", "epoch", measure, lines, marks)
 
 
-def chart(title: str, over: Over, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Chart | None:
+def chart(
+    title: str, over: Over, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = (), x_label: str = "epoch"
+) -> Chart | None:
     """Scale lines to a chart; None where they hold no finite point."""
     points = [
         (line.x[known], line.y[known]) for line in lines if (known := np.isfinite(line.x) & np.isfinite(line.y)).any()
@@ -159,11 +172,11 @@ def chart(title: str, over: Over, measure: Measure, lines: Sequence[Line], marks
         return None
     x, y = (np.concatenate(values) for values in zip(*points, strict=True))
     logarithmic = measure == "loss" and bool(0 < y.min() * _LOG_RATIO < y.max())
-    across, up = Axis.across(x, zero=over == "hours"), Axis.upward(y, logarithmic=logarithmic)
+    across, up = Axis.across(x, zero=over == "time"), Axis.upward(y, logarithmic=logarithmic)
     limit = max(12, min(POINTS, ALL_POINTS // len(lines)))
     return Chart(
         title=title,
-        x_label="epoch" if over == "epoch" else "hours of training",
+        x_label=x_label,
         y_label=("loss, nats per image" if measure == "loss" else "accuracy, %") + ", logarithmic" * logarithmic,
         x_ticks=across.ticks(whole=over == "epoch"),
         y_ticks=up.ticks(),

@@ -6,13 +6,14 @@ and out of memory only where somebody said so.
 
 import pwd
 import re
+import shlex
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnnjob.slurm import commands, words
 from cnnjob.slurm.logs import last_error, last_life, last_words, log_of
-from cnnjob.slurm.status import Status
+from cnnjob.slurm.status import Status, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +87,7 @@ def _finished(status: Status) -> Cause:
 def _running(status: Status) -> Cause:
     since = status.look.attempt.get("started")
     done = f"it is in epoch {status.look.epoch + 1} of {status.look.epochs}" if status.look.lives else "it starts"
-    evidence = f"{status.detail or 'it gives signs of life'}{f', since {since}' * bool(since)}"
+    evidence = f"{status.detail or 'it gives signs of life'}{f', began {since}' * bool(since)}"
     return Cause(f"{done} on {status.node or 'its node'}", evidence, commands.logs(status.look.run, follow=True))
 
 
@@ -107,7 +108,12 @@ def _pending(status: Status) -> Cause:
 
 
 def _damaged(status: Status) -> Cause:
-    return Cause("its folder cannot be read", status.look.trouble, f"ls -l {commands.path(status.look.run)}")
+    run = status.look.run
+    if status.look.trouble.startswith(str(run.result_file)) and status.look.job:
+        way = f"rm {shlex.quote(str(run.result_file))} && {commands.again(run)}"
+        return Cause("its result cannot be read; without the file its own command makes it again",
+                     status.look.trouble, way)  # fmt: skip
+    return Cause("its folder cannot be read", status.look.trouble, f"ls -l {commands.path(run)}")
 
 
 def _cancelled(status: Status) -> Cause:
@@ -245,7 +251,7 @@ def _death(code: int) -> str:
 def _silent(status: Status) -> Cause:
     """Nobody said why."""
     seen, fate = status.look, status.fate
-    heard = f"no sign of life since {seen.attempt['started']}" if seen.lives else "the run has not begun"
+    heard = f"no sign of life for {span(seen.heard_seconds)}" if seen.lives else "the run has not begun"
     if fate:
         ended = _ENDS.get(fate.state, f"SLURM says {fate.said}")
         code = f", exit code {fate.exit_code}" * bool(fate.exit_code)

@@ -128,6 +128,8 @@ def look(run: Run) -> Look:
         facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
         if attempts:
             facts |= {"attempt": _object(attempts[-1]), "heard_seconds": time.time() - attempts[-1].stat().st_mtime}
+        if facts["state"] == "finished":
+            run.result()
     except _UNREADABLE as error:
         facts = {"state": "damaged", "trouble": str(error)}
     if not isinstance(job, dict) and facts["state"] != "finished":
