@@ -95,17 +95,23 @@ class Difference:
     @property
     def sentence(self) -> str:
         """The same in words."""
-        names = f"{self.better.label} and {self.other.label}"
+        better, other = _quoted(self.better.label), _quoted(self.other.label)
+        names = f"{better} and {other}"
         if self.interval is None:
             return f"{names} share no seed: nothing can be said of their difference."
         mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
         if half is None:
             return f"{names} share one seed, where they differ by {mean:+.2f} points: too little to tell them apart."
         if self.tells_apart and mean < 0:  # the means are of all seeds, the difference of the shared ones
-            return f"{self.other.label} is better than {self.better.label} by {_range(-mean, 100 * half, n)}."
+            return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
         if self.tells_apart:
-            return f"{self.better.label} is better than {self.other.label} by {_range(mean, 100 * half, n)}."
+            return f"{better} is better than {other} by {_range(mean, 100 * half, n)}."
         return f"The data cannot tell {names} apart: they differ by {_range(mean, 100 * half, n)}."
+
+
+def _quoted(label: str) -> str:
+    """A label in a sentence: one of several words with commas is held together."""
+    return f"“{label}”" if ", " in label else label
 
 
 def _range(mean: float, half: float, n: int) -> str:

@@ -315,7 +315,11 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "job of nothing": (rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'), "damaged", "not readable as a run"),
     "cut result": (cut("result.json"), "damaged", "result.json: not readable as JSON"),
     "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is not an object"),
-    "empty result": (rewrite("result.json", "{}"), "damaged", "result.json: damaged, it is not an object with test_accuracy"),
+    "empty result": (
+        rewrite("result.json", "{}"),
+        "damaged",
+        "result.json: damaged, it is not an object with test_accuracy",
+    ),
     "cut history": (cut("history.jsonl"), "finished", "history.jsonl: damaged"),
     "history without end": (rewrite("history.jsonl", '{"epoch": Infinity}'), "finished", "history.jsonl: damaged"),
     "history of nothing": (rewrite("history.jsonl", "1\n[]\n"), "finished", "not readable as a run, TypeError"),
