@@ -11,6 +11,7 @@ those of few channels, which are small and slow to gather, are kept.
 """
 
 from functools import partial
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -20,12 +21,14 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.signals import Signal, Step, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1_200_000
 """Of a piece's patches and phases, which should stay in the caches; smaller ones cost more calls."""
 MOST_PIECES = 64
 """Of a shard; beyond it the pieces grow, so that planning stays quick."""
 FEW_CHANNELS = 8
 """Of fewer, patches lie tap by tap: the values of one tap are then the longer runs of memory."""
+SMALL_PRODUCT = 1_000_000
+"""Multiplications of a product that BLAS is quick with though its inner side is short: OpenBLAS has kernels for it."""
 
 Arrays = dict[str, Array]
 
@@ -134,7 +137,8 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, num
     memory = dict(zip(needed, arena.scratch(number, *((size, dtype) for size in needed.values())), strict=True))
     if keeps:
         memory["columns"] = arena.take(columns, dtype)
-    patches = _Patches(x.padded[part], block, (H, W), memory["columns"])
+    apart = C < FEW_CHANNELS and n * H * W * kernel.matrix.size <= SMALL_PRODUCT
+    patches = _Patches(x.padded[part], block, (H, W), memory["columns"], apart=apart)
     chosen = y.learns and (block.activation == "relu" or P > 1)
     masks = arena.take((P * P, *shape) if chosen else (0, *shape), bool)
     if bare:  # the product is the output
@@ -159,12 +163,13 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, num
 def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
     """Output and masks."""
     z, zeros = memory["z"], memory["zeros"]
-    flat_z = z.reshape(-1, out.shape[-1])
+    products = list(zip(patches.groups, z.reshape(len(patches.groups), -1, out.shape[-1]), strict=True))
     bare = np.may_share_memory(z, out)
 
     def forward() -> None:
         patches.gather()
-        np.matmul(patches.flat, matrix, out=flat_z)
+        for rows, values in products:
+            np.matmul(rows, matrix, out=values)
         for phase in range(1, len(z)):
             np.maximum(out if phase > 1 else z[0], z[phase], out=out)
         if block.activation == "relu":
@@ -194,7 +199,8 @@ def _into_kernel(
 ) -> Task:
     """The gradients of z, which take its place, and of the kernel's rows that learn, which are added to ``total``."""
     z, product = memory["z"], memory["product"]
-    rows, flat_z = patches.flat.T[kernel.rows], z.reshape(-1, z.shape[-1])
+    slopes = z.reshape(len(patches.groups), -1, z.shape[-1])
+    products = [(rows.T[kernel.rows], slope) for rows, slope in zip(patches.groups, slopes, strict=True)]
     bare = np.may_share_memory(z, dy)
 
     def backward() -> None:
@@ -205,8 +211,9 @@ def _into_kernel(
         if len(total):
             if not keeps:
                 patches.gather()
-            np.dot(rows, flat_z, out=product)  # np.matmul keeps the interpreter if its output is below 500 values
-            np.add(total, product, out=total)
+            for rows, slope in products:
+                np.dot(rows, slope, out=product)  # np.matmul keeps the interpreter if its output is below 500 values
+                np.add(total, product, out=total)
 
     return backward
 
@@ -236,7 +243,7 @@ def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel
         for phase, values in zip(phases, z, strict=True):
             np.copyto(phase, values)
         slopes.gather()
-        np.matmul(slopes.flat, turned, out=flat_dx)
+        np.matmul(slopes.groups[0], turned, out=flat_dx)
         np.copyto(x.gradient[part], dx)
 
     return backward
@@ -247,11 +254,11 @@ def _scattered(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Ker
     flat_z = memory["z"].reshape(-1, memory["z"].shape[-1])
     weights = kernel.matrix[: kernel.taps]
     patches = _Patches(x.padded_gradient[part], block, memory["z"].shape[2:4], memory["columns"])
-    into = patches.flat[:, : kernel.taps]
+    into = patches.groups[..., : kernel.taps]
     places = list(np.ndindex(block.pool, block.pool, block.kernel, block.kernel))
 
     def backward() -> None:
-        np.matmul(flat_z, weights.T, out=into)
+        np.matmul(flat_z.reshape(*into.shape[:2], -1), weights.T, out=into)
         x.padded_gradient[part] = 0
         for i, j, k, m in places:
             target = patches.seen[i, j, :, :, :, k, m]
@@ -261,27 +268,32 @@ def _scattered(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Ker
 
 
 class _Patches:
-    """What each output of each phase sees, as a view and as the rows of a matrix; its last column may be of ones."""
+    """What each output of each phase sees, as a view and as the rows of matrices; their last column may be of ones."""
 
-    def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array) -> None:
+    def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, apart: bool = False) -> None:
         """See images (n, H + 2 pad, W + 2 pad, C) in patches for an output of size (H', W').
 
-        The memory is (positions, taps), or has another column, which the bias is multiplied with.
+        The memory is (positions, taps), or has another column, which the bias is multiplied with. Patches of few
+        channels may be a matrix a phase, ``apart``.
         """
         K, P, step, C = block.kernel, block.pool, block.stride, padded.shape[3]
         image, row, column, channel = padded.strides
         shape = (P, P, len(padded), *size, K, K, C)
         strides = (step * row, step * column, image, step * P * row, step * P * column, row, column, channel)
         taps = K * K * C
+        self.groups: Array
+        """(groups, positions, taps)."""
         self.seen = as_strided(padded, shape, strides)
         """(P, P, n, H', W', K, K, C); writing to it is safe one phase and one tap at a time."""
         if C < FEW_CHANNELS:
-            taps_first = memory.reshape(memory.shape[::-1])
-            self.columns = np.moveaxis(taps_first[:taps].reshape(K, K, C, *shape[:-3]), (0, 1, 2), (-3, -2, -1))
-            self.flat = taps_first.T
+            lead = (P, P) if apart else ()
+            taps_first = memory.reshape(prod(lead), memory.shape[1], -1)
+            columns = taps_first[:, :taps].reshape(*lead, K, K, C, *shape[len(lead) : 5])
+            self.columns = np.moveaxis(columns, range(len(lead), len(lead) + 3), (-3, -2, -1))
+            self.groups = taps_first.swapaxes(1, 2)
         else:
-            self.columns, self.flat = memory[:, :taps].reshape(shape), memory
-        self._ones = self.flat[:, taps:]
+            self.columns, self.groups = memory[:, :taps].reshape(shape), memory[None]
+        self._ones = self.groups[..., taps:]
 
     def gather(self) -> None:
         """Copy the patches into the matrix."""
