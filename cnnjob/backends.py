@@ -85,7 +85,8 @@ def room_or_said(job: Job) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise JobError(
-            f"{job.name}: no memory for its arrays ({error}); see what else runs here, or lower train.batch_size"
+            f"{job.name}: no memory for its arrays ({type(error).__module__}.{type(error).__name__}: {error}); "
+            "see what else runs here, or lower train.batch_size; what is saved stays"
         ) from error
 
 

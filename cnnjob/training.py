@@ -76,7 +76,7 @@ def train(
     with _cores(cores) as workers, StopRequest(deadline) as stop, _attempt(claim) as attempt, written_or_said(run.path):
         with room_or_said(job):
             attempt.loop = Loop(claim, job, dataset, backend_of(name, workers, job, dataset), listener or Silent())
-        finished = attempt.loop.go_on(stop)
+            finished = attempt.loop.go_on(stop)
         attempt.why = "finished" if finished else f"stopped: {stop.asked_by}"
     return Outcome(run, "finished" if finished else "stopped", attempt.why)
 

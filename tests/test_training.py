@@ -236,6 +236,20 @@ def test_a_job_larger_than_the_memory_is_refused_before_it_starts(tmp_path: Path
     assert run.state() == "pending"
 
 
+def test_memory_that_ends_in_a_later_step_is_said_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    class Greedy(StopsAt):
+        def step(self, epoch: int, step: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                np.empty(1 << 60, np.uint8)
+
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    with pytest.raises(JobError, match=r"toy: no memory for its arrays \(numpy.*MemoryError: Unable to allocate"):
+        train(run, Greedy(7))
+    assert run.attempts()[0]["why"].startswith("failed: toy: no memory")
+    assert train(run).state == "finished"
+
+
 def test_a_moved_dataset_and_another_cadence_are_taken_up(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     train(run, StopsAt(7))

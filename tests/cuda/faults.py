@@ -1,8 +1,11 @@
 """Faults that are planted in the kernels: what stands there, what is put in its place, and which of its places."""
 
+import re
 from typing import NamedTuple
 
 from cnnjob.nn.cuda.sources import FOLDER, kernel_source
+
+_COMMENT = re.compile("//.*")
 
 
 class Fault(NamedTuple):
@@ -22,7 +25,9 @@ class Fault(NamedTuple):
         parts = source[start:].split(self.old)
         assert len(parts) > self.place + 1, self.old
         before, after = parts[: self.place + 1], parts[self.place + 1 :]
-        return source[:start] + self.old.join(before) + self.new + self.old.join(after)
+        planted = source[:start] + self.old.join(before) + self.new + self.old.join(after)
+        assert _COMMENT.sub("", planted) != _COMMENT.sub("", source), f"{self.old}: this place is in a comment"
+        return planted
 
 
 BARRIERS = kernel_source().count("__syncthreads();")
@@ -75,6 +80,7 @@ FAULTS = [
     *(Fault("if (threadIdx.y == 0 && column < columns)", "if (threadIdx.y == 0)", place) for place in range(2)),
     Fault("relu && y[at] <= 0 ? 0 : dy[at] * scale;\n    }", "relu && y[at] < 0 ? 0 : dy[at] * scale;\n    }"),
     Fault("relu && y[at] <= 0 ? 0 : dy[at] * scale;\n    }", "y[at] <= 0 ? 0 : dy[at] * scale;\n    }"),
+    Fault("relu && y[at] <= 0 ? 0 : dy[at];", "dy[at];"),
     Fault("r < rows; r += LANES) {", "r < rows - 1; r += LANES) {"),
     # dropout
     Fault("round < 10", "round < 9"),
@@ -94,7 +100,7 @@ FAULTS = [
     Fault("sure * (k == label)", "(k == label)"),
     Fault("sure * (largest", "(largest"),
     Fault("spread * depth", "depth"),
-    Fault("smoothing / classes", "smoothing"),
+    Fault("spread = smoothing / classes", "spread = smoothing"),
     Fault("z[k];\n  return warp_sum(depth)", "z[k];\n  return depth"),
     Fault("other = 16", "other = 8", 0),
     Fault("other = 16", "other = 8", 1),

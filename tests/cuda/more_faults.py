@@ -72,7 +72,7 @@ STAGES = [
     Fault(" || (value == best && p < at)", ""),
     Fault("first[channel] == i / C", "first[channel] == i"),
     Fault("(begins ? 0 : mean[at])", "mean[at]"),
-    Fault("share * logits", "logits"),
+    Fault("+ share * logits", "+ logits"),
 ]
 
 NORM = [

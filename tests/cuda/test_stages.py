@@ -32,6 +32,19 @@ def test_the_first_of_equal_maxima_counts(device: EmulatedDevice, shape: tuple[i
     assert all((rest == GUARD).all() for rest in (behind, behind_first))
 
 
+def test_the_first_of_equal_maxima_of_a_window_counts(device: EmulatedDevice) -> None:
+    N, P, H, C = 3, 3, 2, 5
+    x = np.random.default_rng(0).integers(0, 3, (N, H * P, H * P, C)).astype(np.float32)
+    (y, behind), (winners, behind_winners) = guarded((N, H, H, C), np.float32), guarded((N, H, H, C), np.int16)
+    first = winners.view(np.uint16)
+    arguments = scalars([*lying(x), *lying(y), first, P, H, C, N, H * H * C])
+    device.launch("max_pool", (1, 2), (256, 1), arguments)
+    windows = x.reshape(N, H, P, H, P, C).transpose(0, 1, 3, 5, 2, 4).reshape(N, H, H, C, P * P)
+    np.testing.assert_array_equal(y, windows.max(axis=-1))
+    np.testing.assert_array_equal(first, windows.argmax(axis=-1))
+    assert all((rest == GUARD).all() for rest in (behind, behind_winners))
+
+
 @pytest.mark.parametrize("kernel", ["max_pool", "global_max"])
 def test_what_is_no_number_is_the_maximum(device: EmulatedDevice, kernel: str) -> None:
     for place in range(16):
@@ -69,6 +82,13 @@ def test_statistics_of_values_far_from_zero(device: EmulatedDevice, rows: int) -
     np.testing.assert_array_equal(mean, running_mean)
     np.testing.assert_allclose(inverse, (running_variance + 1e-2) ** -0.5, rtol=1e-6)
     assert all((rest == GUARD).all() for rest in (after, behind, *(rest for _, rest in arrays)))
+
+
+def test_statistics_of_equal_values_however_large(device: EmulatedDevice) -> None:
+    x, (means, squares) = np.full((3, 2), 1e20, np.float32), np.ones((2, 1, 2), np.float32)
+    device.launch("moments", (1, 1), (32, 8), scalars([x, means, squares, np.int64(3), 2, np.int64(8)]))
+    np.testing.assert_array_equal(means, x[:1])
+    np.testing.assert_array_equal(squares, 0)
 
 
 def test_views_are_drawn_for_the_batch_alone(device: EmulatedDevice) -> None:

@@ -63,12 +63,12 @@ KERNEL add_bias(float *y, const float *bias, float scale, int relu, int images, 
   }
 }
 
-// The gradient before the scale and the activation, without a border: y and dy lie alike.
-KERNEL activation_slope(const float *y, const float *dy, wide image, int row, int length, float *slope, float scale,
-                        int relu, int images, int size) {
+// The gradient before the activation, without a border: y and dy lie alike.
+KERNEL activation_slope(const float *y, const float *dy, wide image, int row, int length, float *slope, int relu,
+                        int images, int size) {
   EACH(n, images, i, size) {
     wide at = place(n, i, length, image, row);
-    slope[(wide)n * size + i] = relu && y[at] <= 0 ? 0 : dy[at] * scale;
+    slope[(wide)n * size + i] = relu && y[at] <= 0 ? 0 : dy[at];
   }
 }
 

@@ -135,11 +135,11 @@ def row_length(shape: Shape) -> int:
     return prod(shape[2:]) if len(shape) > 2 else shape[1]  # noqa: PLR2004 - N, H, W, C
 
 
-def slope(device: Device, y: Signal, activation: str, out: Array, scale: float = 1.0) -> Task:
-    """Plan the gradient before a block's scale and activation, into ``out`` (N, …) without a border."""
+def slope(device: Device, y: Signal, activation: str, out: Array) -> Task:
+    """Plan the gradient before a block's activation, into ``out`` (N, …) without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
-    arguments = value, y.gradient, image, row, row_length(y.value.shape), out, scale, activation == "relu"
+    arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"
     return each(device, "activation_slope", N, prod(inner), *arguments)
 
 
