@@ -209,7 +209,8 @@ _AGAIN = "pack it again with `cnnjob prepare --force`"
 def _reading(path: Path) -> Iterator[h5py.File]:
     """The file opened for reading; whatever HDF5 finds wrong in it is a DataError."""
     if not path.is_file():
-        raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}`")
+        elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
+        raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}{elsewhere}`")
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file

@@ -161,7 +161,7 @@ class Job(Section):
         for override in overrides:
             _apply(content, override)
         content.setdefault("name", path.stem)
-        return cls.checked(content, str(path))
+        return cls.checked(content, f"{path}{' with what was set' * bool(overrides)}")
 
     @classmethod
     def checked(cls, content: Any, where: str) -> Self:

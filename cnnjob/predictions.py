@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnnjob import nn
 from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, network_of, optimiser_of, pixels_of
+from cnnjob.bindings import split as held_out_of
 from cnnjob.datasets import SPLITS, Dataset
 from cnnjob.errors import DataError, JobError
 from cnnjob.runs import Run
@@ -50,6 +51,8 @@ class Guess:
     probability: float
     true_class: str | None
     """None where it is not known."""
+    scaled_from: tuple[int, int] | None = None
+    """Height and width of an image file that was scaled to the network's size."""
 
 
 def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[Guess]:
@@ -71,10 +74,10 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[G
     """
     classifier, class_names = classifier_of(run), run.data()["class_names"]
     read = list(_read(run, images, data))
-    probabilities = classifier.probabilities(np.stack([image for _, image, _ in read]))
+    probabilities = classifier.probabilities(np.stack([one.pixels for one in read]))
     return [
-        Guess(name, class_names[row.argmax()], float(row.max()), truth)
-        for (name, _, truth), row in zip(read, probabilities, strict=True)
+        Guess(one.name, class_names[row.argmax()], float(row.max()), one.true_class, one.scaled_from)
+        for one, row in zip(read, probabilities, strict=True)
     ]
 
 
@@ -91,7 +94,10 @@ def classifier_of(run: Run) -> Classifier:
         DataError: it is not finished; or its weights are missing, damaged or of another network.
     """
     if not run.path.is_dir():
-        raise DataError(f"{run.path}: no such run; name the folder of a finished one")
+        below = Path("runs") / run.path
+        raise DataError(f"{run.path}: no such run; name the folder of a finished one{f', as {below}' * below.is_dir()}")
+    if not run.job_file.exists():
+        raise DataError(f"{run.path}: no run folder, it has no job.json; name one")
     if not run.result_file.exists():
         raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
     job, data, weights = run.job(), run.data(), run.weights()
@@ -106,21 +112,41 @@ def classifier_of(run: Run) -> Classifier:
     return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH, views))
 
 
-def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[tuple[str, np.ndarray[Any, Any], str | None]]:
-    """The images, each uint8 (H, W, C), with their names and, where it is known, their true class."""
+class _Image(NamedTuple):
+    """What is to be classified."""
+
+    name: str
+    pixels: np.ndarray[Any, Any]
+    """uint8 (H, W, C)."""
+    true_class: str | None = None
+    scaled_from: tuple[int, int] | None = None
+
+
+def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
+    """The images."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     for image in images:
         if address := _ADDRESS.fullmatch(image):
             dataset = dataset or _dataset(run, data)
-            pixels, label = dataset.example(address[1], _number(image, address[2]))
-            yield image, pixels, dataset.class_names[label]
+            pixels, label = _example(run, dataset, address[1], _number(image, address[2]))
+            yield _Image(image, pixels, dataset.class_names[label])
         else:
-            yield from ((name, pixels, None) for name, pixels in _images(Path(image), shape))
+            yield from _images(Path(image), shape)
 
 
 def _dataset(run: Run, folder: Path | None) -> Dataset:
     """The data that a run was made with."""
     return dataset_of_run(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
+
+
+def _example(run: Run, dataset: Dataset, split: str, index: int) -> tuple[np.ndarray[Any, Any], int]:
+    """An image and its label; ``val`` are those that the run held out where the data has no such split."""
+    if split != "val" or split in dataset.splits:
+        return dataset.example(split, index)
+    held_out = held_out_of(run.job(), dataset)[1]
+    if index >= len(held_out):
+        raise JobError(f"{run.path}: no image val:{index}, found {len(held_out):,} held out; name test:N or train:N")
+    return dataset.example("train", int(held_out[index]))
 
 
 def _number(address: str, said: str) -> int:
@@ -132,10 +158,13 @@ def _number(address: str, said: str) -> int:
     return int(said)
 
 
-def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """The images of a file, each uint8 (H, W, C), with their names."""
+def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
+    """The images of a file."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; name one, or an image of the run's data as test:0")
     if path.suffix != ".npy":
-        yield str(path), _picture(path, shape)
+        pixels, size = _picture(path, shape)
+        yield _Image(str(path), pixels, scaled_from=None if size == shape[:2] else size)
         return
     try:
         array = np.load(path, allow_pickle=False)
@@ -146,13 +175,14 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.n
         raise DataError(f"{path}: several arrays, found an .npz; give one .npy")
     ways = {(*shape[:2],) * (shape[2] == 1), shape, (len(array) if array.ndim else 0, *shape)}
     if array.dtype != np.uint8 or array.shape not in ways or not array.size:
-        raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or (N, …); convert it")
+        many = f"(N, {', '.join(map(str, shape))})"
+        raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or {many}; convert it")
     for number, image in enumerate(array.reshape(-1, *shape)):
-        yield f"{path}[{number}]", image
+        yield _Image(f"{path}[{number}]", image)
 
 
-def _picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
-    """An image file, scaled to the network's size."""
+def _picture(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
+    """An image file, scaled to the network's size, and its own height and width."""
     from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415
 
     height, width, channels = shape
@@ -162,7 +192,7 @@ def _picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
             fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
         raise DataError(f"{path}: not readable as an image, {error}") from error
-    return np.asarray(fitted, np.uint8).reshape(shape)
+    return np.asarray(fitted, np.uint8).reshape(shape), upright.size[::-1]
 
 
 def record(

@@ -48,7 +48,8 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
     kind, loc = problem["type"], problem["loc"]
     if kind == "extra_forbidden":
         keys = [key for section in _sections_at(loc[:-1], root) for key in section.model_fields]
-        return f"no such key{near(str(loc[-1]), keys)}"
+        meant = near(str(loc[-1]), keys) or _elsewhere(str(loc[-1]), root)
+        return f"no such key{meant or '; the keys are ' + ', '.join(dict.fromkeys(keys))}"
     if kind == "missing":
         return "missing"
     if kind == "kind":
@@ -62,6 +63,13 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{message}, found {problem['input']!r}"
+
+
+def _elsewhere(key: str, root: type[BaseModel]) -> str:
+    """Where a key would be right: in another table of the job."""
+    tables = {name: _sections_at((name,), root) for name in root.model_fields}
+    found = [name for name, sections in tables.items() if any(key in one.model_fields for one in sections)]
+    return f", did you mean '{found[0]}.{key}'?" if found else ""
 
 
 def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[type[BaseModel]]:

@@ -166,8 +166,8 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
         ("test:40", 2, "no image test:40, found 40; name one from test:0 to test:39"),
         ("test:-1", 2, "test:-1: no image of the dataset, found '-1' for its number; count from 0"),
         ("test:one.png", 2, "or write ./test:one.png where it is a file"),
-        ("val:0", 2, "no split 'val', found train, test; name one of these"),
-        ("tset:0", 3, "tset:0: not readable as an image"),
+        ("val:999", 2, "no image val:999, found "),
+        ("tset:0", 3, "tset:0: no such file; name one, or an image of the run's data as test:0"),
     ):
         wrong = cnnjob("predict", str(run), address)
         assert (wrong.exit_code, message in wrong.stderr) == (code, True), wrong.output
@@ -186,7 +186,7 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
     [
         (b"no image", "not readable as an image"),
         (b"", "not readable as an image"),
-        (None, "not readable as an image"),
+        (None, "no such file"),
     ],
 )
 def test_predict_of_what_is_no_image(here: Path, content: bytes | None, message: str) -> None:
@@ -197,15 +197,35 @@ def test_predict_of_what_is_no_image(here: Path, content: bytes | None, message:
     assert (found.exit_code, message in found.stderr) == (3, True)
 
 
+def test_predict_of_images_held_out_and_of_other_sizes(here: Path) -> None:
+    cnnjob("train", "toy.toml")
+    run = run_folder()
+    Image.fromarray(np.zeros((9, 12), np.uint8)).save(here / "wide.png")
+    Image.fromarray(np.zeros((6, 6), np.uint8)).save(here / "fits.png")
+    found = cnnjob("predict", str(run), "val:0", "fits.png")
+    assert (found.exit_code, found.stderr) == (0, ""), found.output
+    assert re.search(r"^val:0 +(row|column|corner)", found.stdout, re.MULTILINE)
+    scaled = cnnjob("predict", str(run), "wide.png", "fits.png")
+    assert scaled.stderr == "cnnjob: scaled from 9×12 pixels; the network knows only images like its own\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_show_tells_the_job_of_a_run() -> None:
+    cnnjob("train", "toy.toml", "--set", "seed=7")
+    shown = cnnjob("show", str(run_folder()))
+    assert (shown.exit_code, "seed = 7" in shown.stdout) == (0, True)
+    assert "leave --set out" in cnnjob("show", str(run_folder()), "--set", "seed=8").stderr
+
+
 def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
     cnnjob("train", "toy.toml")
     for array in (np.zeros((5, 5), np.uint8), np.zeros((6, 6)), np.zeros((0, 6, 6, 1), np.uint8), np.array(["a"])):
         np.save(here / "x.npy", array)
         found = cnnjob("predict", str(run_folder()), "x.npy")
-        assert (found.exit_code, "the network takes uint8 (6, 6, 1) or (N, …)" in found.stderr) == (3, True)
+        assert (found.exit_code, "the network takes uint8 (6, 6, 1) or (N, 6, 6, 1)" in found.stderr) == (3, True)
     np.save(here / "x.npy", np.array([object()]), allow_pickle=True)
     (here / "empty.npy").touch()
-    for name in ("x.npy", "empty.npy", "gone.npy"):
+    for name in ("x.npy", "empty.npy"):
         found = cnnjob("predict", str(run_folder()), name)
         assert (found.exit_code, "not readable as an array" in found.stderr) == (3, True)
     np.savez(here / "z.npz", a=np.eye(2))
@@ -217,7 +237,7 @@ def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
 def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
     (here / "runs" / "empty").mkdir(parents=True)
     unfinished = cnnjob("predict", "runs/empty", "x.png")
-    assert (unfinished.exit_code, "not finished" in unfinished.stderr) == (3, True)
+    assert (unfinished.exit_code, "no run folder, it has no job.json" in unfinished.stderr) == (3, True)
     (here / "runs" / "empty").rmdir()
     cnnjob("train", "toy.toml")
     cnnjob("train", "toy.toml", "--set", "model.blocks=[{dense=3}]", "--runs", "other")

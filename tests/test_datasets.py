@@ -139,7 +139,7 @@ def an_array_for_a_group(file: h5py.File) -> None:
 
 
 SPOILED = {
-    "missing": ("no such dataset; pack it with `cnnjob prepare pets`", missing),
+    "missing": ("no such dataset; pack it with `cnnjob prepare pets --out .*pets.h5`", missing),
     "garbage": ("not readable", garbage),
     "cut": ("not readable", cut),
     "empty": ("not readable", emptied),

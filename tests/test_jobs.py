@@ -117,7 +117,7 @@ CONV = {"conv": 3, "kernel": 2}
          "train: nesterov: it is a form of momentum, found a momentum of 0; set one of the two"),
         ({"train__lookahead": {"every": 0}},
          "train.lookahead.every: input should be greater than or equal to 1, found 0"),
-        ({"train__lookahead": {"alpha": 0.5}}, "train.lookahead.alpha: no such key"),
+        ({"train__lookahead": {"alpha": 0.5}}, "train.lookahead.alpha: no such key; the keys are every, "),
         ({"train__label_smoothing": 1.0}, "train.label_smoothing: input should be less than 1, found 1.0"),
         ({"train__warmup": 1.0}, "train.warmup: input should be less than 1, found 1.0"),
         ({"train__schedule": "step"},

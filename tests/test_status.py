@@ -18,7 +18,7 @@ import pytest
 from cnnjob import files, processes
 from cnnjob.cli import status as screen
 from cnnjob.cli.screen import fitting
-from cnnjob.runs import Run
+from cnnjob.runs import DATA_KEYS, Run
 from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, words
 from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
 from cnnjob.slurm.restart import main as restart
@@ -581,6 +581,16 @@ def test_the_next_command_makes_this_very_run() -> None:
         "'model.blocks=[{ conv = 5, pad = 1, bias = true }, { dense = 8, activation = \"none\" }]'"
         in commands.again(other)
     )
+
+
+def test_the_next_command_says_where_the_data_lies() -> None:
+    run = pending_run(Path("runs"))
+    data = files.read_json(run.job_file)["data"]
+    for place, said in (("data", ""), ("else/where", " --data else/where"), ("/far away", " --data '/far away'")):
+        change_json(
+            run.job_file, data={**dict.fromkeys(DATA_KEYS), **data, "path": str(Path(place, "tiny.h5").absolute())}
+        )
+        assert commands.again(run) == f"cnnjob train tiny.toml{said}"
 
 
 # --- the command

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnjob import files
+from cnnjob.claims import claim
 from cnnjob.environments import commit
 from cnnjob.errors import DataError, JobError, SchedulerError
 from cnnjob.runs import Run
@@ -175,7 +176,17 @@ def test_a_sweep_here_needs_no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {run.state() for run in Run.all(Path("runs"))} == {"finished"}
     assert os.environ["PYTHONPATH"] == "kept"
     again = cnnjob(*options)
-    assert (again.exit_code, again.stdout.count(": finished\n")) == (0, 3)
+    assert (again.exit_code, again.stdout.count(": finished, left alone\n")) == (0, 3)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_run_that_is_trained_elsewhere_is_left_alone() -> None:
+    cnnjob("train", "toy.toml")
+    [run] = Run.all(Path("runs"))
+    run.result_file.unlink()
+    claim(run)
+    found = cnnjob("submit", "toy.toml", "--local")
+    assert (found.exit_code, found.stdout) == (5, f"{run.path}: running, left alone\n")
 
 
 @pytest.mark.usefixtures("nowhere")

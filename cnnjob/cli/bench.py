@@ -61,7 +61,7 @@ def bench(
     if as_json:
         print_json([row.as_json() for row in rows])
     else:
-        print_table(HEADER, [_shown(row) for row in rows])
+        print_table(HEADER, [_shown(row) for row in rows], spare=())
 
 
 def _shown(row: "Row") -> list[str]:

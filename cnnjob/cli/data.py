@@ -150,7 +150,7 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[WHAT]", autocompletion=completion.shown, help="A packed file, a job's name or a job file."
+            metavar="[WHAT]", autocompletion=completion.shown, help="A packed file, a job's name, a job file or a run."
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
@@ -167,9 +167,13 @@ def show(
         _verify(Path(what), as_json=as_json)
     else:
         from cnnjob.jobs import Job
+        from cnnjob.runs import Run
 
+        run = Run(Path(what))
+        if run.job_file.exists() and overrides:
+            raise JobError(f"{what}: a run, its job is frozen; leave --set out")
         show_job = _print_job_as_json if as_json else _show_job
-        show_job(Job.load(what, overrides or ()), data)
+        show_job(run.job() if run.job_file.exists() else Job.load(what, overrides or ()), data)
 
 
 def _list(data: Path, *, as_json: bool) -> None:

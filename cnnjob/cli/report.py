@@ -37,6 +37,10 @@ def report(
             raise DataError(f"{path}: no such file or folder; name run folders, or the folder that holds them")
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
+    if not found:
+        raise DataError(
+            f"{' '.join(map(str, runs))}: no runs, found no folder in it; train one with `cnnjob train JOB`"
+        )
     if sys.stderr.isatty():
         typer.echo(f"reading {len(found)} runs and drawing; a second or two for each that gets new figures", err=True)
     written = write_report(found, out, named=named)

@@ -92,7 +92,9 @@ def _epoch(facts: dict[str, Any]) -> str:
 
 
 def _loss(facts: dict[str, Any]) -> str:
-    return "" if facts["loss"] is None else f"{facts['loss']:.4f}"
+    from cnnjob.listeners import loss_in_words
+
+    return "" if facts["loss"] is None else loss_in_words(facts["loss"])
 
 
 def _accuracy(facts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, as_toml, ending_as_interrupted, memory_line
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.errors import EXIT_STOPPED, JobError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,8 +133,15 @@ def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: i
 def _submit_all(
     made: "Sequence[dict[Path, tuple[Run, str]]]", requests: "Sequence[Request]", parallel: int | None, *, wait: bool
 ) -> None:
-    for runs, request in zip(made, requests, strict=True):
-        _submit(runs, request, parallel)
+    from cnnjob.slurm.scheduler import is_absent
+
+    try:
+        for runs, request in zip(made, requests, strict=True):
+            _submit(runs, request, parallel)
+    except SchedulerError as error:
+        if is_absent(error):
+            raise SchedulerError(f"{error}; without SLURM, `cnnjob submit --local` trains here") from error
+        raise
     if wait:
         _wait_for([run for runs in made for run, _ in runs.values()])
 
@@ -153,7 +160,10 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
 
     left = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
     for run, what in runs.values():
-        typer.echo(f"{run.path}{what}: {'trained here' if run in left else run.state()}")
+        typer.echo(f"{run.path}{what}: {'to be trained here' if run in left else f'{run.state()}, left alone'}")
+    if not left:
+        _exit_as([run for run, _ in runs.values()])
+        return
     cores = f"{request.cpus_per_task} core{'s' * (request.cpus_per_task > 1)} each"
     typer.echo(
         f"{parallel} at once, {cores}; `cnnjob status` elsewhere tells how far; Ctrl-C stops them, all work saved"
@@ -171,10 +181,11 @@ def _print_end(run: "Run") -> None:
 
 
 def _exit_as(runs: "Sequence[Run]") -> None:
-    """Leave with 0 when all are finished, with 75 when the same command goes on, else with 1."""
+    """Leave with 0 when all are finished, with 75 when the same command goes on, 5 when others run, else with 1."""
     states = {run.state() for run in runs} - {"finished"}
     if states:
-        raise typer.Exit(EXIT_STOPPED if states <= {"stopped", "pending"} else 1)
+        stopped, others = states <= {"stopped", "pending"}, states == {"running"}
+        raise typer.Exit(EXIT_STOPPED if stopped else BusyError.exit_code if others else 1)
 
 
 def _dry_run(

@@ -58,7 +58,7 @@ def predict(
         typer.Argument(
             metavar="IMAGE...",
             autocompletion=completion.images,
-            help="Image files, .npy files of uint8 images (N, H, W, C), or test:N, train:N, val:N of the run's data.",
+            help="Image files, .npy files of uint8 (N, H, W, C), or test:N, train:N, val:N of the run's data.",
         ),
     ],
     data: Annotated[
@@ -68,7 +68,8 @@ def predict(
 ) -> None:
     """Print the class and its probability for each image.
 
-    Of images of the run's own dataset, which are counted from 0, it says the true class too.
+    Of images of the run's own dataset, which are counted from 0, it says the true class too; val:N are those that it
+    held out. Files of other sizes are scaled.
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
@@ -76,6 +77,10 @@ def predict(
     from cnnjob.runs import Run
 
     guesses = predict_images(Run(run), images, data)
+    for size in sorted({g.scaled_from for g in guesses if g.scaled_from}):
+        typer.echo(
+            f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network knows only images like its own", err=True
+        )
     rows = [{"image": g.image, "class": g.class_name, "probability": g.probability} for g in guesses]
     truths = [{"true_class": g.true_class} if g.true_class is not None else {} for g in guesses]
     if as_json:

@@ -83,6 +83,8 @@ def _parts(root: Path, test_fraction: float | None) -> list[_Part]:
         raise DataError(f"{root}: no train folder, found {', '.join(inside)}; make one")
     if "test" in inside and test_fraction is not None:
         raise JobError(f"{root}: it has a test folder, found a test fraction given; leave one out")
+    if not any(path.is_dir() for path in root.iterdir()):
+        raise DataError(f"{root}: no folders of images, found none; make one a class, as train/CLASS and test/CLASS")
     if "test" not in inside and test_fraction is None:
         raise JobError(f"{root}: no train and test folders, found {inside or 'none'}; give --test-fraction 0.2")
     base = root / "train" if inside else root

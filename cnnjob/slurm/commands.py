@@ -56,8 +56,20 @@ def again(run: Run, change: str = "") -> str:
         asked = {**asked, change: _more(change, asked.get(change))}
     options = [f"{option} {shlex.quote(str(value))}" for option, value in asked.items()]
     root = [] if run.path.parent == Path("runs") else [f"--runs {shlex.quote(str(run.path.parent))}"]
+    root += _data_option(run, job)
     verb = "submit" if _was_submitted(run) else "train"
     return " ".join([f"cnnjob {verb} {shlex.quote(name)}", *sets, *(options if verb == "submit" else []), *root])
+
+
+def _data_option(run: Run, job: Job) -> list[str]:
+    """``--data``, where the dataset that the job names does not lie in ``data/``."""
+    try:
+        lies = Path(run.data()["path"]).parent
+    except CnnjobError:
+        return []
+    is_elsewhere = lies != Path("data").resolve() and Path(job.dataset).suffix not in {".h5", ".hdf5"}
+    here = lies.relative_to(Path.cwd()) if lies.is_relative_to(Path.cwd()) else lies
+    return [f"--data {shlex.quote(str(here))}"] * is_elsewhere
 
 
 def _named(job: Job) -> tuple[str, dict[str, Any]]:

@@ -35,13 +35,21 @@ class Leftover:
     """In bytes, with all that is in it."""
 
     def remove(self) -> None:
-        """Remove it; a folder disappears under its name at once, so that nothing starts in half of it."""
-        if not self.path.is_dir() or self.path.is_symlink():
-            self.path.unlink(missing_ok=True)
-            return
-        going = files.temporary_name(self.path)
-        self.path.rename(going)
-        shutil.rmtree(going)
+        """Remove it; a folder disappears under its name at once, so that nothing starts in half of it.
+
+        Raises:
+            DataError: it cannot be removed.
+        """
+        try:
+            if not self.path.is_dir() or self.path.is_symlink():
+                self.path.unlink(missing_ok=True)
+                return
+            going = files.temporary_name(self.path)
+            self.path.rename(going)
+            shutil.rmtree(going)
+        except OSError as error:
+            why = error.strerror or error
+            raise DataError(f"{self.path}: cannot be removed, {why}; see to the permissions of its folder") from error
 
 
 def leftovers(runs: Path, data: Path) -> list[Leftover]:

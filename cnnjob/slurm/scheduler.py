@@ -18,6 +18,7 @@ _SILENT = re.compile(
     r"|temporarily|not responding|communication",
     re.IGNORECASE,
 )
+_ABSENT = re.compile(r"not found; this machine|configuration source")
 _UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _OURS = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SUBMITIT)_")
 _KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
@@ -96,6 +97,11 @@ def job(job_id: str) -> dict[str, str]:
 def is_silent(error: SchedulerError) -> bool:
     """Whether a scheduler did not answer, rather than refuse: it may answer, or even have done it, in a while."""
     return bool(_SILENT.search(str(error)))
+
+
+def is_absent(error: SchedulerError) -> bool:
+    """Whether this machine belongs to no cluster, as far as an error tells."""
+    return bool(_ABSENT.search(str(error)))
 
 
 def has_ended(job_id: str) -> bool:
