@@ -54,6 +54,11 @@ class Group:
     records: tuple[Record, ...]
     """In order of seed and name."""
 
+    @property
+    def dataset(self) -> str:
+        """Name and first digits of the data."""
+        return str(self.records[0].settings.get("dataset"))
+
     @cached_property
     def by_seed(self) -> dict[Any, Record]:
         """The first finished run of each seed: a copy of a run is no second measurement."""
@@ -101,7 +106,9 @@ class Difference:
             return f"{names} share no seed: nothing can be said of their difference."
         mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
         if half is None:
-            return f"{names} share one seed, where they differ by {mean:+.2f} points: too little to tell them apart."
+            return (
+                f"{names} share one seed, where they differ by {_signed(mean)} points: too little to tell them apart."
+            )
         if self.tells_apart and mean < 0:  # the means are of all seeds, the difference of the shared ones
             return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
         if self.tells_apart:
@@ -114,9 +121,13 @@ def _quoted(label: str) -> str:
     return f"“{label}”" if ", " in label else label
 
 
+def _signed(number: float) -> str:
+    return f"{number:+.2f}".replace("-", "−")
+
+
 def _range(mean: float, half: float, n: int) -> str:
-    ends = f"{mean - half:+.2f} to {mean + half:+.2f}"
-    return f"{mean:+.2f} points of test accuracy (95 % interval {ends}, {n} shared seeds)"
+    difference, low, high = map(_signed, (mean, mean - half, mean + half))
+    return f"{difference} points of test accuracy (95 % interval {low} to {high}, {n} shared seeds)"
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -134,7 +145,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Sort runs into groups.
 
     Args:
-        records: in any order; those whose job cannot be read belong to none.
+        records: in any order; those whose job cannot be read belong to none. Their rows are told the group's label.
 
     Returns:
         The groups, the one of highest mean test accuracy first, those without a finished run last.
@@ -152,7 +163,11 @@ def grouped(records: Iterable[Record]) -> list[Group]:
         Group("", {names[key]: one.get(key) for key in keys}, tuple(group))
         for one, group in zip(settings, ordered, strict=True)
     ]
-    return _labelled(sorted(groups, key=_rank))
+    labelled = _labelled(sorted(groups, key=_rank))
+    for group in labelled:
+        for record in group.records:
+            record.row["group"] = group.label
+    return labelled
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
@@ -266,16 +281,12 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
     of_data: defaultdict[Any, list[Group]] = defaultdict(list)
     for group in groups:
         if group.by_seed:
-            of_data[_data(group)].append(group)
+            of_data[group.dataset].append(group)
     return [Difference(*pair, _paired(*pair)) for measured in of_data.values() for pair in _pairs(measured)]
 
 
 def _pairs(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
     yield from combinations(groups, 2) if len(groups) <= PAIRS_OF else ((groups[0], one) for one in groups[1:])
-
-
-def _data(group: Group) -> Any:
-    return group.records[0].settings.get("dataset")
 
 
 def _paired(one: Group, other: Group) -> Interval | None:

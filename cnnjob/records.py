@@ -19,7 +19,7 @@ from cnnjob.lives import Life, lives_of, tail_of_log
 from cnnjob.runs import Run
 
 COLUMNS = (
-    *("run", "job", "seed", "state"),
+    *("run", "job", "group", "seed", "state"),
     *("test_accuracy", "test_loss", "precision_macro", "recall_macro", "f1_macro"),
     *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
     *("commit", "data_sha256", "selected_on", "test_time_augmentation", "reason"),
@@ -205,7 +205,7 @@ def _why_unfinished(run: Run, state: str) -> str:
     last = run.attempts()[-1]
     if state == "running":
         return f"running on {last['host']} since {last['started']}"
-    return str(last["why"]) if last["why"] else "lost: its process is gone without a word; submit it again to go on"
+    return str(last["why"]) if last["why"] else "lost: its process is gone without a word; the same command goes on"
 
 
 def _read_result(run: Run, record: Record) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 from cnnjob import figures, files, groups, metrics, pages, plots, tables
 from cnnjob.errors import DataError, JobError
 from cnnjob.figures import Drawing
+from cnnjob.groups import Group
 from cnnjob.records import COLUMNS, Record, printable, read
 from cnnjob.runs import Run, looks_like_a_run
 
@@ -43,6 +44,8 @@ class Report:
     """Runs that are not reported in full, and why."""
     without_figures: list[str]
     """Runs that have no figures of their own, because there are more of them than the limit."""
+    groups: list[Group]
+    """Runs that differ by nothing but their seed, the best group first; ``group`` in a row is the label of its own."""
 
 
 def report(
@@ -72,9 +75,10 @@ def report(
     drawn = {name for name, run in folders.items() if few or run.path.resolve() in chosen}
     on_page = len(folders) <= pages.PICTURED_RUNS
     records = [read(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
+    sets = groups.grouped(records)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))
-    contents = [_texts(records, pictured, overlaid="curves" in drawings), figures.contents(out, drawings)]
+    contents = [_texts(records, sets, pictured, overlaid="curves" in drawings), figures.contents(out, drawings)]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
     _remove_stale(out, records, changed)
     return Report(
@@ -83,6 +87,7 @@ def report(
         written=[path for path, is_new in changed.items() if is_new],
         skipped=[(record.name, record.row["reason"]) for record in records if record.reasons],
         without_figures=[record.name for record in records if record.name not in drawn],
+        groups=sets,
     )
 
 
@@ -106,9 +111,10 @@ def _is_written_to(path: Path, out: Path) -> bool:
     return path == out or path.parent == out / "runs"
 
 
-def _texts(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> Iterator[tuple[str, bytes]]:
+def _texts(
+    records: Sequence[Record], sets: Sequence[Group], drawn: Sequence[Record], *, overlaid: bool
+) -> Iterator[tuple[str, bytes]]:
     """Every file but the figures: its name and its content."""
-    sets = groups.grouped(records)
     yield "index.html", pages.render(records, sets).encode()
     yield "groups.csv", tables.csv(tables.group_rows(sets))
     yield "groups.md", tables.groups_as_markdown(sets).encode()

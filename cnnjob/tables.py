@@ -18,6 +18,7 @@ _UNITS = (
 )
 _TOO_MANY = "These are too many runs for figures of each; name some of them to see theirs."
 _OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finished seeds."
+GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _IN_PAPERS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
 _PLAIN = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
@@ -61,15 +62,19 @@ def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
     yield "remarks", "; ".join(group.remarks)
 
 
-def _group_cells(group: Group) -> list[str]:
+def group_cells(group: Group) -> list[str]:
+    """A group in words: its label, mean accuracy in %, its n, mean loss."""
     accuracy, loss = group.interval("test_accuracy"), group.interval("test_loss")
-    numbers = [_spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
-    return [group.label, *numbers, *map(shown, group.settings.values()), "; ".join(group.remarks)]
+    return [group.label, _spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
+
+
+def _group_cells(group: Group) -> list[str]:
+    return [*group_cells(group), *map(shown, group.settings.values()), "; ".join(group.remarks)]
 
 
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Head and rows; remarks only where there are any."""
-    head = ["group", "test accuracy, %", "n", "test loss", *(groups[0].settings if groups else ()), "remarks"]
+    head = [*GROUP_HEADER, *(groups[0].settings if groups else ()), "remarks"]
     wide = len(head) if any(group.remarks for group in groups) else len(head) - 1
     return head[:wide], [_group_cells(group)[:wide] for group in groups]
 

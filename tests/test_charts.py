@@ -35,7 +35,7 @@ def test_a_line_goes_from_edge_to_edge_through_what_is_known() -> None:
     assert (left, right) == (LEFT, RIGHT)
     assert BOTTOM > low > high > TOP
     assert [tick.label for tick in drawn.x_ticks] == ["1", "2", "3"]
-    assert [tick.label for tick in drawn.y_ticks] == ["0", "50", "100"]
+    assert [tick.label for tick in drawn.y_ticks] == ["0", "25", "50", "75", "100"]
 
 
 def test_losses_of_several_magnitudes_have_a_logarithmic_axis() -> None:

@@ -161,7 +161,7 @@ def test_a_difference_is_paired_by_seed() -> None:
 def test_what_the_data_cannot_tell_is_said() -> None:
     assert sentences(*group(0.60, 0.70, rate=0.1), *group(0.69, 0.59, rate=0.2)) == [
         "The data cannot tell rate 0.1 and rate 0.2 apart: they differ by +1.00 points of test accuracy "
-        "(95 % interval -126.06 to +128.06, 2 shared seeds)."
+        "(95 % interval −126.06 to +128.06, 2 shared seeds)."
     ]
     assert sentences(*group(0.6, rate=0.1), *group(0.5, rate=0.2)) == [
         "rate 0.1 and rate 0.2 share one seed, where they differ by +10.00 points: too little to tell them apart."

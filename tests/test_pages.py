@@ -117,6 +117,20 @@ def test_only_settings_that_differ_are_in_the_first_table(mixed: Path) -> None:
     assert rows[2][1:5] == ["", "0 of 1", "0.2", ""]
 
 
+def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
+    for dataset in ("ants", "bees"):
+        for seed in range(2):
+            run = folders.finished_run(tmp_path / dataset, seed=seed, learning_rate=0.1 if dataset == "ants" else 0.2)
+            folders.change_json(run.job_file, data={"path": "x", "digest": dataset[0] * 64, "name": dataset})
+    page = Reader(page_of(*Run.all(tmp_path / "ants", tmp_path / "bees")))
+    assert [table[0][:4] for table in page.tables[:2]] == [
+        ["Group", "Test accuracy, %", "n", "Accuracy by seed, %"]
+    ] * 2
+    assert [len(table) for table in page.tables[:2]] == [2, 2]
+    assert page.text.count("accuracy of all groups over epochs") >= 2
+    assert "4 runs of ants, bees" in page.text
+
+
 def test_what_cannot_be_told_apart_is_said(mixed: Path) -> None:
     sentence = (
         "The data cannot tell learning_rate 0.05 and learning_rate 0.1 apart: they differ by +0.00 points of test "
@@ -154,7 +168,7 @@ def test_a_run_has_its_provenance_and_its_life(tmp_path: Path) -> None:
         "commit c0ffeec0, with changes that were not committed · data dddddddd · cpu: test · numpy 2.4",
         "resumed 1 time · model chosen on validation images, epoch 3 of 4 · bits may differ from step 150",
         "Most often confused: ant taken for bee (1, 33.3 %); dog taken for ant (1, 50.0 %).",
-        "ant, taken for bee with 70.0 %, image 2",
+        "ant, taken for bee with 70.0 %, test:2",
     ):
         assert fact in text
 

@@ -48,6 +48,7 @@ def test_a_finished_run_has_a_whole_row(tmp_path: Path) -> None:
     assert only(run) == {
         "run": run.name,
         "job": "tiny",
+        "group": None,
         "seed": 0,
         "state": "finished",
         "test_accuracy": 0.8,

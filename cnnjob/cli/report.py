@@ -11,8 +11,8 @@ from cnnjob.cli import options as opt
 from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import DataError
 
-HEADER = ("run", "state", "test accuracy", "epochs", "reason")
-SPARE = ("epochs", "reason", "state")
+HEADER = ("run", "group", "seed", "state", "test accuracy", "epochs", "reason")
+SPARE = ("epochs", "group", "reason", "seed", "state")
 
 
 def report(
@@ -31,6 +31,7 @@ def report(
     """
     from cnnjob.reports import report as write_report
     from cnnjob.runs import Run
+    from cnnjob.tables import GROUP_HEADER, group_cells
 
     for path in runs:
         if not path.exists():
@@ -47,15 +48,21 @@ def report(
     if as_json:
         print_json(written.rows)
         return
-    print_table(HEADER, [_shown(row) for row in written.rows], spare=SPARE)
+    several = len(written.groups) > 1
+    print_table(HEADER, [_shown(row, several=several) for row in written.rows], spare=SPARE)
+    if several:
+        typer.echo()
+        print_table(GROUP_HEADER, [group_cells(group) for group in written.groups], spare=("test loss",))
     if written.without_figures:
         typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name some of them to get theirs")
     changed = len(written.written)
     count = f"{len(written.rows)} run{'s' * (len(written.rows) != 1)}"
-    typer.echo(f"{out / 'index.html'}: {count}; {changed} of {len(written.files)} files changed")
+    typer.echo(f"{out / 'index.html'}: {count}; {changed} of {len(written.files)} files changed; open it in a browser")
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
+def _shown(row: dict[str, Any], *, several: bool) -> list[str]:
     accuracy, epochs = row["test_accuracy"], row["epochs"]
     cells = "" if accuracy is None else f"{100 * accuracy:.2f} %", "" if epochs is None else str(epochs)
-    return [row["run"], row["state"] or "", *cells, row["reason"] or ""]
+    group = (row["group"] or "") if several else ""
+    seed = "" if row["seed"] is None else str(row["seed"])
+    return [row["run"], group, seed, row["state"] or "", *cells, row["reason"] or ""]

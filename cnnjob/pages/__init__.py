@@ -5,7 +5,7 @@ that equal runs give equal bytes. It draws its curves itself, which is quick eno
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnjob import groups
 from cnnjob.groups import Group, Interval
@@ -32,15 +32,11 @@ def render(records: Sequence[Record], sets: Sequence[Group]) -> str:
     """
     template = _environment().get_template("page.html.jinja")
     anchors = {record.name: f"run-{number}" for number, record in enumerate(records, start=1)}
-    compared = groups.differences(sets)
     page: str = template.render(
         records=records,
-        groups=sets,
+        blocks=_blocks(sets),
         anchors=anchors,
-        settings=list(sets[0].settings) if sets else [],
-        comparisons=compared,
-        untold=[difference for difference in compared if not difference.tells_apart],
-        charts=_overlays(sets),
+        several_groups=len(sets) > 1,
         sections=[sections.of(record, anchors[record.name], len(records)) for record in records],
         pictured=len(records) <= PICTURED_RUNS,
         pictured_limit=PICTURED_RUNS,
@@ -48,6 +44,30 @@ def render(records: Sequence[Record], sets: Sequence[Group]) -> str:
         coloured=charts.COLOURS,
     )
     return page
+
+
+class Block(NamedTuple):
+    """The groups of one dataset."""
+
+    dataset: str
+    groups: list[Group]
+    settings: list[str]
+    """Names of those that are not the same in these groups."""
+    comparisons: list[groups.Difference]
+    untold: list[groups.Difference]
+    charts: list[charts.Chart]
+
+
+def _blocks(sets: Sequence[Group]) -> list[Block]:
+    """The groups by dataset, that of the first group first."""
+    datasets = dict.fromkeys(group.dataset for group in sets)
+    return [_block(name, [group for group in sets if group.dataset == name]) for name in datasets]
+
+
+def _block(dataset: str, sets: list[Group]) -> Block:
+    compared, settings = groups.differences(sets), groups.differing([group.settings for group in sets])
+    untold = [difference for difference in compared if not difference.tells_apart]
+    return Block(dataset.partition(" ")[0], sets, settings, compared, untold, _overlays(sets))
 
 
 def _overlays(sets: Sequence[Group]) -> list[charts.Chart]:

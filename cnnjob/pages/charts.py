@@ -15,7 +15,7 @@ from cnnjob.curves import Curve, Measure, Split
 from cnnjob.groups import Group, interval
 
 WIDTH, HEIGHT = 480, 280
-LEFT, RIGHT, TOP, BOTTOM = 52, 466, 10, 240
+LEFT, RIGHT, TOP, BOTTOM = 60, 466, 10, 240
 COLOURS = 7
 """How many groups a chart tells apart by colour; the others are grey."""
 POINTS = 100
@@ -24,6 +24,8 @@ ALL_POINTS = 20_000
 """Of all lines of a chart, about."""
 _NARROWEST, _SMALLEST = 1e-9, 1e-200
 _TICKS = 5
+_FACTORS, _WHOLE = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
+"""Of a power of ten: steps between ticks."""
 _LOG_RATIO = 30
 _MARGIN = 0.04
 
@@ -89,7 +91,7 @@ class Chart:
 
 
 def of_groups(groups: Sequence[Group], measure: Measure, over: Over) -> Chart | None:
-    """All groups in one chart: means with their intervals, the seeds thin.
+    """The groups of a dataset in one chart: means with their intervals, the seeds thin.
 
     Args:
         groups: the first ``COLOURS`` of them have a colour each.
@@ -228,7 +230,7 @@ class Axis:
     def _steps(self, *, whole: bool) -> list[float]:
         rough = (self.high - self.low) / _TICKS
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+        step = next(factor * power for factor in (_WHOLE if whole else _FACTORS) if factor * power >= rough)
         step = max(step, 1.0) if whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [round(count * step, 12) for count in range(first, math.floor(self.high / step + 1e-9) + 1)]
