@@ -95,6 +95,14 @@ def one(run: Run, *, thorough: bool = False) -> status.Status:
     return status.statuses([run], thorough=thorough).statuses[0]
 
 
+def saved_at_637(root: Path) -> Run:
+    run = lost_run(root)
+    run.checkpoints_folder.mkdir(exist_ok=True)
+    for step in (600, 637):
+        (run.checkpoints_folder / f"step-{step:09}.npz").touch()
+    return run
+
+
 def cut_result(run: Run) -> Run:
     run.result_file.write_text(run.result_file.read_text()[:9])
     return run
@@ -532,6 +540,7 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
         (stopped_run, "", "", "somebody asked it to end .*", "attempts/0001.json", "cnnjob train tiny.toml"),
         (lost_run, "", "", "its process is gone without a word",
          "attempts/0001.json: no sign of life for ", "cnnjob train tiny.toml"),
+        (saved_at_637, "", "", "its process is gone without a word; step 637 is saved", "attempts/0001.json", ".*"),
         (waits, "", "", "its job is gone without a word", "job 17 is gone", "cnnjob submit .*"),
         (pending_run, "", "", "it was never submitted", "not submitted", "cnnjob train tiny.toml"),
         (finished_run, "", "", "it is finished", "result.json", r"cnnjob report runs/\S+"),

@@ -31,7 +31,7 @@ def bench(
     workloads: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[WORKLOAD]...", autocompletion=completion.workloads, help="Of them only; the default is all."
+            metavar="WORKLOAD", autocompletion=completion.workloads, help="Of them only; the default is all."
         ),
     ] = None,
     against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch beside it, if installed.")] = "torch",

@@ -23,7 +23,7 @@ def clean(
     named: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...", autocompletion=completion.runs, help="Runs to remove, finished ones too; no others."
+            metavar="RUN", autocompletion=completion.runs, help="Runs to remove, finished ones too; no others."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove what is listed without asking.")] = False,

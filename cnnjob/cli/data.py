@@ -33,7 +33,7 @@ def prepare(
             help="A known dataset, or 'folder', or the path of a folder of images.",
         ),
     ],
-    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="With 'folder': the folder of images.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the folder of images.")] = None,
     source: Annotated[str | None, typer.Option(help="Folder, file or URL of the source instead of a download.")] = None,
     sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that nobody published.")] = None,
     out: Annotated[
@@ -150,7 +150,7 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[WHAT]", autocompletion=completion.shown, help="A packed file, a job's name, a job file or a run."
+            metavar="WHAT", autocompletion=completion.shown, help="A packed file, a job's name, a job file or a run."
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,

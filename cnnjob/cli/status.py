@@ -249,7 +249,7 @@ class _End:
 def cancel(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUNS...", autocompletion=completion.runs, help="Run folders, or folders of runs."),
+        typer.Argument(metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs."),
     ],
 ) -> None:
     """Cancel the jobs of runs; what is saved stays.

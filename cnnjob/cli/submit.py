@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 JOBS = Annotated[
     opt.Words,
-    typer.Argument(
-        metavar="[JOB]...", autocompletion=completion.jobs, help="Names or job files; that of the one dataset."
-    ),
+    typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="Names or job files; that of the one dataset."),
 ]
 REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")]
 

@@ -56,7 +56,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             autocompletion=completion.images,
             help="Image files, .npy files of uint8 (N, H, W, C), or test:N, train:N, val:N of the run's data.",
         ),

@@ -11,6 +11,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cnnjob.checkpoints import newest_step
 from cnnjob.slurm import commands, words
 from cnnjob.slurm.logs import last_error, last_life, last_words, log_of
 from cnnjob.slurm.status import Status, span
@@ -258,7 +259,7 @@ def _silent(status: Status) -> Cause:
         evidence = f"{fate.said_by}: job {fate.job_id} {fate.said}{code}; {last_words(last_life(seen.run)) or heard}"
         return Cause(f"{ended} without a word in the run's folder", evidence, commands.logs(seen.run))
     if seen.lives:
-        return Cause(
-            "its process is gone without a word", f"{_attempt_file(status)}: {heard}", commands.again(seen.run)
-        )
+        step = newest_step(seen.run.checkpoints_folder)
+        gone = f"its process is gone without a word{f'; step {step:,} is saved' * bool(step)}"
+        return Cause(gone, f"{_attempt_file(status)}: {heard}", commands.again(seen.run))
     return Cause("its job is gone without a word", status.detail or heard, commands.again(seen.run))
