@@ -5,6 +5,7 @@ on one core as on many.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from queue import SimpleQueue
@@ -17,6 +18,8 @@ from cnnjob.nn.signals import Task
 
 SHARDS = 8
 """Work over a batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
+SWITCH_SECONDS = 50e-6
+"""After so long a thread that waits for the interpreter looks again: sooner than a virtual machine wakes its core."""
 
 
 def available_cores() -> int:
@@ -39,7 +42,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         """Start ``count`` − 1 threads; the caller is the other one."""
-        self.count = count
+        self.count, self._interval = count, sys.getswitchinterval()
         self._inboxes: list[SimpleQueue[Sequence[Task] | None]] = [SimpleQueue() for _ in range(count - 1)]
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         for inbox in self._inboxes:
@@ -47,10 +50,12 @@ class Workers:
 
     def __enter__(self) -> Self:
         """The workers, until they are no longer needed."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         return self
 
     def __exit__(self, *error: object) -> None:
         """End the threads."""
+        sys.setswitchinterval(self._interval)
         for inbox in self._inboxes:
             inbox.put(None)
 

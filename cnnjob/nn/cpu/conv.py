@@ -129,7 +129,6 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, num
     needed: dict[str, Shape] = {
         "columns": (0,) if keeps else columns,
         "z": (0,) if bare else (P * P, *shape),
-        "zeros": (W, F),
         "product": total.shape,
     }
     if turns:
@@ -162,20 +161,18 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, num
 
 def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
     """Output and masks."""
-    z, zeros = memory["z"], memory["zeros"]
-    products = list(zip(patches.groups, z.reshape(len(patches.groups), -1, out.shape[-1]), strict=True))
+    z = memory["z"]
+    values = z.reshape(len(patches.groups), -1, out.shape[-1])
     bare = np.may_share_memory(z, out)
 
-    def forward() -> None:
+    def forward() -> None:  # in few calls: on several cores each may wait for the interpreter
         patches.gather()
-        for rows, values in products:
-            np.matmul(rows, matrix, out=values)
-        for phase in range(1, len(z)):
-            np.maximum(out if phase > 1 else z[0], z[phase], out=out)
+        np.matmul(patches.groups, matrix, out=values)
         if block.activation == "relu":
-            zeros.fill(0)  # a row of them: NumPy is slow with scalars
-            np.maximum(out if len(z) > 1 else z[0], zeros, out=out)
-        elif len(z) == 1 and not bare:
+            np.maximum.reduce(z, axis=0, out=out, initial=0)
+        elif len(z) > 1:
+            np.maximum.reduce(z, axis=0, out=out)
+        elif not bare:
             np.copyto(out, z[0])
         if len(masks):
             mark()
