@@ -84,8 +84,9 @@ def room_or_said(job: Job) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
+        kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")  # CuPy's tells the GPU's
         raise JobError(
-            f"{job.name}: no memory for its arrays ({type(error).__module__}.{type(error).__name__}: {error}); "
+            f"{job.name}: no memory for its arrays ({kind}: {error}); "
             "see what else runs here, or lower train.batch_size; what is saved stays"
         ) from error
 

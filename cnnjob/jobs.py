@@ -231,9 +231,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         table = _child(table, parent, override)
     if isinstance(table, list) and last.isdecimal() and int(last) < len(table):
-        table[int(last)] = _value(text)
+        table[int(last)] = _value(text, override)
     elif isinstance(table, dict):
-        table[last] = _value(text)
+        table[last] = _value(text, override)
     else:
         raise JobError(f"--set {override}: '{key}' leads nowhere; `cnnjob show JOB` prints every key")
 
@@ -246,9 +246,11 @@ def _child(table: Any, name: str, override: str) -> Any:
     raise JobError(f"--set {override}: '{name}' leads nowhere; `cnnjob show JOB` prints every key")
 
 
-def _value(text: str) -> Any:
+def _value(text: str, override: str) -> Any:
     """A value as TOML writes it; anything else is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if text.startswith(("[", "{")):
+            raise JobError(f"--set {override}: not readable as TOML, {error}; quote it, close its brackets") from error
         return text

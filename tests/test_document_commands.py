@@ -38,6 +38,7 @@ HERE = {
     "cnnjob report runs/": "",
     "cnnjob show": "",
     "cnnjob show JOB": "",
+    "cnnjob show RUN": "",
     "cnnjob show data/mnist.h5": "",
     "cnnjob show mnist": "",
     "cnnjob status": "",

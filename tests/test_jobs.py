@@ -211,6 +211,7 @@ def test_overrides_are_toml_values_or_bare_words() -> None:
         ("model.blocks.9.conv=3", "'9' leads nowhere"),
         ("model.blocks.9=3", "'model.blocks.9' leads nowhere"),
         ("dataset.name=3", "'dataset.name' leads nowhere"),
+        ("model.blocks=[{conv=3", "conv=3: not readable as TOML, "),
     ],
 )
 def test_an_override_that_leads_nowhere_is_said(override: str, message: str) -> None:

@@ -406,7 +406,7 @@ def test_a_folder_counts_once_and_the_report_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_report_among_the_runs_or_in_one(tmp_path: Path) -> None:
-    run = folders.finished_run(tmp_path / "runs")
+    run = folders.running_run(tmp_path / "runs")
     for _ in range(2):
         assert len(report(Run.all(tmp_path / "runs"), tmp_path / "runs").rows) == 1
     assert len(report(Run.all(tmp_path / "runs"), tmp_path / "report").rows) == 1  # runs/runs has figures

@@ -78,7 +78,8 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
     if not known or not known <= set(sums):
         raise DataError(
             f"{path}: not as published, found {_named(*sums)}, published is {expected.name} with"
-            f" {_named(expected.md5, expected.sha256)}; if you trust what lies here, add --sha256 {pin}"
+            f" {_named(expected.md5, expected.sha256)}; copy or download it again, or, if you trust all"
+            f" that lies here, add --sha256 {pin}"
         )
 
 

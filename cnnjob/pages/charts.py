@@ -26,6 +26,8 @@ _NARROWEST, _SMALLEST = 1e-9, 1e-200
 _TICKS = 5
 _FACTORS, _WHOLE = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
 """Of a power of ten: steps between ticks."""
+_CLOSE = 0.3
+"""Of a step: the first epoch has a tick unless the next one is so close."""
 _LOG_RATIO = 30
 _MARGIN = 0.04
 
@@ -232,8 +234,10 @@ class Axis:
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (_WHOLE if whole else _FACTORS) if factor * power >= rough)
         step = max(step, 1.0) if whole else step
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(count * step, 12) for count in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        counts = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+        numbers = [round(count * step, 12) for count in counts]
+        starts_alone = whole and self.low.is_integer() and numbers[0] - self.low > step * _CLOSE
+        return [self.low, *numbers] if starts_alone else numbers
 
     def _magnitudes(self) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)

@@ -245,7 +245,7 @@ def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tm
 def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path: Path) -> None:
     gone = {"STANDIN_BYTES": str(100_000 + WORKSPACE_BYTES), "STANDIN_FREE": "1000000000"}
     said = trained(made(tmp_path), libraries, **gone)
-    assert "JobError toy: no memory for its arrays (cupy.cuda.memory.OutOfMemoryError: Out of memory allocating" in said
+    assert "JobError toy: no memory for its arrays (MemoryError: Out of memory allocating" in said
 
 
 @pytest.mark.parametrize(
