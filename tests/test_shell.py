@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from cnnjob.benchmarks import NAMES
 from cnnjob.cli import COMMANDS, app, completion
+from cnnjob.jobs import Job
 from cnnjob.packing import KNOWN
 from tests.run_folders import finished_run, pending_run, stopped_run
 from tests.test_architecture import HEAVY
@@ -150,6 +153,8 @@ def test_what_tab_offers_where() -> None:
         "cnnjob report other/": [other],
         "cnnjob train mine --ru": ["--runs"],
         "cnnjob train nothing": [],
+        "cnnjob train digits --set train.le": ["train.learning_rate"],
+        "cnnjob submit digits --sweep se": ["seed"],
         "cnnjob predict runs tes": ["test:0"],
         "cnnjob predict runs t": ["test:0", "train:0", "tea.png"],
         "cnnjob predict runs ": [],
@@ -160,6 +165,18 @@ def test_what_tab_offers_where() -> None:
 def test_the_names_that_are_offered_without_a_look_are_those_there_are() -> None:
     assert tuple(entry.name for entry in KNOWN) == completion.DATASETS
     assert tuple(NAMES) == completion.WORKLOADS
+    keys = [key for key in _keys_of(Job) if key != "name" and ".classifier." not in key]
+    assert sorted(keys) == sorted(completion.SETTINGS)
+
+
+def _keys_of(section: type[BaseModel], above: str = "") -> Iterator[str]:
+    """The dotted keys of a table and of those within it."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys_of(inner, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,20 @@ from cnnjob.shelves import shelf
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
 ADDRESSES = ("test:0", "train:0", "val:0")
 WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128")
+SETTINGS = (
+    *("dataset", "seed", "data.pixels", "data.validation_fraction", "data.augment", "model.blocks"),
+    *("train.epochs", "train.batch_size", "train.learning_rate", "train.schedule", "train.warmup"),
+    *("train.start_factor", "train.end_factor", "train.optimiser", "train.momentum", "train.nesterov", "train.beta2"),
+    *("train.eps", "train.weight_decay", "train.decoupled_weight_decay", "train.lookahead", "train.label_smoothing"),
+    *("train.precision", "train.select_on", "train.test_time_augmentation", "train.early_stopping"),
+    *("train.checkpoint_seconds", "resources.backend"),
+)
+"""Keys of a job file; those of its classifier are seldom set."""
+
+
+def settings(incomplete: str) -> list[str]:
+    """Keys of a job file; the value is the user's."""
+    return _beginning(incomplete, SETTINGS)
 
 
 def jobs(incomplete: str) -> list[str]:

@@ -21,7 +21,12 @@ PLACES = Annotated[
 
 OVERRIDES = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file, as train.epochs=3; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=completion.settings,
+        help="Override a key of the job file, as train.epochs=3; repeatable.",
+    ),
 ]
 DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]

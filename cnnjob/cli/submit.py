@@ -23,13 +23,17 @@ JOBS = Annotated[
     opt.Words,
     typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="Names or job files; that of the one dataset."),
 ]
+SWEEP = Annotated[
+    opt.Words,
+    typer.Option(metavar="KEY=A,B", autocompletion=completion.settings, help="Try each value, and each combination."),
+]
 REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")]
 
 
 def submit(
     jobs: JOBS = None,
     overrides: opt.OVERRIDES = None,
-    sweep: Annotated[opt.Words, typer.Option(metavar="KEY=A,B", help="Try each value, and each combination.")] = None,
+    sweep: SWEEP = None,
     seeds: Annotated[opt.Number, typer.Option(min=1, help="So many seeds, from the job's own upwards.")] = None,
     parallel: Annotated[opt.Number, typer.Option(min=1, help="So many of a sweep at once.")] = None,
     profile: opt.PROFILE = None,
