@@ -59,7 +59,7 @@ def test_what_tells_one_from_another(toml: str) -> None:
         (["seed=1,2"], 3, "seed: swept twice"),
         (["train.epoch=1,2"], None, "train.epoch: no such key, did you mean 'epochs'?"),
         (["train.epochs=1,none"], None, "train.epochs: input should be a valid integer, found 'none'"),
-        (["model.blocks=[{dense=4},"], None, "model.blocks: input should be a valid "),
+        (["model.blocks=[{dense=4},"], None, "model.blocks=[{dense=4},: not readable as TOML, "),
     ],
 )
 def test_mistakes(toml: str, sweeps: list[str], seeds: int | None, message: str) -> None:
