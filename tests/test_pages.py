@@ -129,6 +129,9 @@ def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
     assert [len(table) for table in page.tables[:2]] == [2, 2]
     assert page.text.count("accuracy of all groups over epochs") >= 2
     assert "4 runs of ants, bees" in page.text
+    for run in Run.all(tmp_path / "bees"):
+        folders.change_json(run.job_file, data={"path": "x", "digest": "b" * 64, "name": "ants"})
+    assert "4 runs of ants aaaaaaaa, ants bbbbbbbb" in page_of(*Run.all(tmp_path / "ants", tmp_path / "bees"))
 
 
 def test_what_cannot_be_told_apart_is_said(mixed: Path) -> None:

@@ -47,7 +47,7 @@ def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Tas
     yield floors.PRODUCTS, "products", in_order(list(_products(device, work)))
     size = floors.bytes_of(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
-    arguments = source, source, np.int64(size), 0, size, target, 1.0, False
+    arguments = source, source, np.int64(size), 0, size, target, False
     yield floors.BYTES, "bytes", each(device, "activation_slope", 1, size, *arguments)
 
 

@@ -59,15 +59,20 @@ class Block(NamedTuple):
 
 
 def _blocks(sets: Sequence[Group]) -> list[Block]:
-    """The groups by dataset, that of the first group first."""
+    """The groups by dataset, that of the first group first; named with its digits where others share its name."""
     datasets = dict.fromkeys(group.dataset for group in sets)
-    return [_block(name, [group for group in sets if group.dataset == name]) for name in datasets]
+    names = [dataset.partition(" ")[0] for dataset in datasets]
+    titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]
+    return [
+        _block(title, [group for group in sets if group.dataset == dataset])
+        for title, dataset in zip(titles, datasets, strict=True)
+    ]
 
 
-def _block(dataset: str, sets: list[Group]) -> Block:
+def _block(title: str, sets: list[Group]) -> Block:
     compared, settings = groups.differences(sets), groups.differing([group.settings for group in sets])
     untold = [difference for difference in compared if not difference.tells_apart]
-    return Block(dataset.partition(" ")[0], sets, settings, compared, untold, _overlays(sets))
+    return Block(title, sets, settings, compared, untold, _overlays(sets))
 
 
 def _overlays(sets: Sequence[Group]) -> list[charts.Chart]:

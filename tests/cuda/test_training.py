@@ -97,7 +97,9 @@ def places(libraries: Path) -> dict[str, str]:
 def said_by(script: str, environment: dict[str, str]) -> str:
     known = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env={**known, **environment}, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, env={**known, **environment}, check=False, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    return said.stdout
 
 
 def made(folder: Path, **changes: Any) -> Run:
