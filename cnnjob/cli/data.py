@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -251,7 +252,7 @@ def _show_job(job: "Job", data: Path) -> None:
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset, packed = _dataset_or_catalogue(job, data)
     network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-    counts = [sum(_size(p.shape) for p in layer.parameters.values() if p.counts) for layer in network.layers]
+    counts = [sum(prod(p.shape) for p in layer.parameters.values() if p.counts) for layer in network.layers]
     rows = [
         [layer.name, "×".join(map(str, layer.input_shape)), "×".join(map(str, layer.output_shape)), f"{count:,}"]
         for layer, count in zip(network.layers, counts, strict=True)
@@ -303,12 +304,6 @@ def memory_line(job: "Job", dataset: "Dataset") -> str:
     on_gpu = gigabytes(memory_of(job, network, dataset, CudaBackend(HollowDevice(job.train.precision))).on_device)
     elsewhere = "" if job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
     return f"memory of the arrays: {gigabytes(memory.total)}: {named}{elsewhere}"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    from math import prod
-
-    return prod(shape)
 
 
 def as_toml(content: dict[str, object]) -> str:
