@@ -171,10 +171,11 @@ def show(
         from cnnjob.runs import Run
 
         run = Run(Path(what))
-        if run.job_file.exists() and overrides:
+        is_run = run.job_file.exists()
+        if is_run and overrides:
             raise JobError(f"{what}: a run, its job is frozen; leave --set out")
         show_job = _print_job_as_json if as_json else _show_job
-        show_job(run.job() if run.job_file.exists() else Job.load(what, overrides or ()), data)
+        show_job(run.job() if is_run else Job.load(what, overrides or ()), data)
 
 
 def _list(data: Path, *, as_json: bool) -> None:
