@@ -61,7 +61,7 @@ class Loop:
         self.progress = Progress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
         self._looked_at = 0
-        self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+        self._clock, self._cpu_clock = time.monotonic(), backend.cpu_seconds
         self._next_save = math.inf
         self._restore()
 
@@ -215,7 +215,7 @@ class Loop:
         self.say(line_of(record, train.epochs))
 
     def _count_time(self) -> None:
-        clock, cpu_clock = time.monotonic(), time.process_time()
+        clock, cpu_clock = time.monotonic(), self.backend.cpu_seconds
         self.progress.epoch_seconds += clock - self._clock
         self.progress.train_seconds += clock - self._clock
         self.progress.cpu_seconds += cpu_clock - self._cpu_clock

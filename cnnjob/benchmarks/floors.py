@@ -26,8 +26,8 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
     with nn.Workers(nn.available_cores()) as workers:
         products, copies = list(_products(work)), _copies(work)
         yield {
-            PRODUCTS: Engine(lambda: workers.run(products), "products"),
-            BYTES: Engine(lambda: workers.run(copies), "bytes"),
+            PRODUCTS: Engine(workers.share(products), "products"),
+            BYTES: Engine(workers.share(copies), "bytes"),
         }
 
 

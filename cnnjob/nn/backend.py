@@ -21,6 +21,10 @@ class Backend(Memory, Protocol):
     synchronous: bool
     """Whether what a task computes is there when it returns."""
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time that was used so far."""
+
     def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
         """The batch, changed and normalised."""
 

@@ -5,6 +5,7 @@ shape and no memory, then it allocates once and hands out the real ones. So the 
 memory of a plan, known without allocating it, and a step never allocates.
 """
 
+import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -50,7 +51,7 @@ class Memory(Protocol):
 
 
 class HostMemory:
-    """NumPy's arrays."""
+    """NumPy's arrays; where several tasks run at once, also the processes' that are forked later."""
 
     def __init__(self, lanes: int = 1) -> None:
         """Memory for tasks of which so many run at once."""
@@ -60,7 +61,7 @@ class HostMemory:
         """A new array of zeroes that starts on a cache line."""
         size = prod(shape) * np.dtype(dtype).itemsize
         alignment = HUGE_PAGE_BYTES if size >= HUGE_PAGE_BYTES else ALIGNMENT_BYTES
-        raw = np.zeros(size + alignment, np.uint8)  # NumPy asks for huge pages from 4 MiB on
+        raw = (_shared_bytes if self.lanes > 1 else _own_bytes)(size + alignment)
         return _shaped(raw[-raw.ctypes.data % alignment :], shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
@@ -144,6 +145,19 @@ class Arena:
         start = self._used_bytes
         self._used_bytes += size
         return None if self._memory is None else self._memory[start : start + size]
+
+
+def _own_bytes(size: int) -> Array:
+    """So many bytes of zeroes; NumPy asks for huge pages from 4 MiB on."""
+    return np.zeros(size, np.uint8)
+
+
+def _shared_bytes(size: int) -> Array:
+    """So many bytes of zeroes that a forked process sees too, each other's changes included."""
+    try:
+        return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE), np.uint8)
+    except OSError as error:
+        raise MemoryError(f"no {size:,} bytes of shared memory: {error}") from error
 
 
 def hollow_array(shape: Shape, dtype: Any) -> Array:

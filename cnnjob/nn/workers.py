@@ -1,16 +1,25 @@
-"""The cores: tasks of fixed number and content, shared over however many threads there are.
+"""The cores: tasks of fixed number and content, shared over however many processes there are.
 
-What is computed never depends on the number of threads, only when: so a run gives the same bits
-on one core as on many.
+What is computed never depends on the number of processes, only when: so a run gives the same bits
+on one core as on many. They are processes because threads would wait for each other: every call of
+NumPy's gives the interpreter back and asks for it again, and a small network's step has hundreds.
 """
 
+import gc
 import os
-import sys
-from collections.abc import Sequence
-from itertools import pairwise
-from queue import SimpleQueue
-from threading import Thread
-from typing import Self
+import pickle
+import signal
+import socket
+import struct
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count, pairwise
+from pathlib import Path
+from typing import NoReturn, Self
 
 import numpy as np
 
@@ -18,8 +27,12 @@ from cnnjob.nn.signals import Task
 
 SHARDS = 8
 """Work over a batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
-SWITCH_SECONDS = 50e-6
-"""After so long a thread that waits for the interpreter looks again: sooner than a virtual machine wakes its core."""
+LOOK_SECONDS = 200e-6
+"""So long a process looks for a message before it sleeps: to be woken takes about as long as a small task."""
+MOST_BYTES = 1 << 16
+"""Of a message."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What a terminal or a scheduler sends to all processes of a job; only the caller heeds them."""
 
 
 def available_cores() -> int:
@@ -34,63 +47,171 @@ def shares(count: int, parts: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
-class Workers:
-    """Threads that run lists of independent tasks; NumPy lets go of the interpreter meanwhile.
-
-    What interrupts a list, as Ctrl-C does, leaves tasks of it running: the workers are not to be used after it.
-    """
-
-    def __init__(self, count: int) -> None:
-        """Start ``count`` − 1 threads; the caller is the other one."""
-        self.count, self._interval = count, sys.getswitchinterval()
-        self._inboxes: list[SimpleQueue[Sequence[Task] | None]] = [SimpleQueue() for _ in range(count - 1)]
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for inbox in self._inboxes:
-            Thread(target=self._serve, args=(inbox,), daemon=True).start()
-
-    def __enter__(self) -> Self:
-        """The workers, until they are no longer needed."""
-        sys.setswitchinterval(SWITCH_SECONDS)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End the threads."""
-        sys.setswitchinterval(self._interval)
-        for inbox in self._inboxes:
-            inbox.put(None)
-
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Run all tasks and wait for them.
-
-        Raises:
-            BaseException: what a task raised.
-        """
-        if len(tasks) == 1:  # to wake the others would take longer than a small task
-            run_all(tasks)
-            return
-        called = self._inboxes[: max(0, len(tasks) - 1)]  # the others would find nothing to do
-        for number, inbox in enumerate(called, start=1):
-            inbox.put(tasks[number :: self.count])
-        try:
-            run_all(tasks[:: self.count])
-        finally:
-            failures = [self._done.get() for _ in called]
-        for failure in failures:
-            if failure is not None:
-                raise failure
-
-    def _serve(self, inbox: "SimpleQueue[Sequence[Task] | None]") -> None:
-        while (tasks := inbox.get()) is not None:
-            try:
-                run_all(tasks)
-            except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
-                self._done.put(error)
-            else:
-                self._done.put(None)
-
-
 def run_all(tasks: Sequence[Task]) -> None:
     """Run tasks one after the other; an overflow shows in the loss, which is looked at, so it is not warned of."""
     with np.errstate(all="ignore"):
         for task in tasks:
             task()
+
+
+class Workers:
+    """The caller, and processes that are forked from it when they are first needed.
+
+    They see the caller's objects as they were then, and share the arrays of a :class:`cnnjob.nn.memory.HostMemory`:
+    whatever a task writes, or reads after it changed, must lie in one. They end with the caller, however it ends.
+    What interrupts a list, as Ctrl-C does, leaves tasks of it running: the workers are not to be used after it.
+    """
+
+    def __init__(self, cores: int) -> None:
+        """Workers on so many cores, though no more than there are shards."""
+        self.count = min(cores, SHARDS)
+        self._numbers, self._known = count(), 0
+        self._lists: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
+        self._crew: list[_Worker] = []
+        self._seconds_before = 0.0
+        weakref.finalize(self, _dismiss, self._crew)
+
+    def __enter__(self) -> Self:
+        """The workers, until they are no longer needed."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the processes."""
+        self.renew()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the caller and of the others."""
+        return time.process_time() + self._seconds_before + sum(worker.cpu_seconds for worker in self._crew)
+
+    def share(self, tasks: Sequence[Task]) -> Task:
+        """Plan a list of independent tasks: one that runs them all and waits for them.
+
+        It raises what a task raised, and :class:`MemoryError` where a process was killed.
+        """
+        if self.count == 1 or len(tasks) == 1:  # to ask the others would take longer than a small task
+            return partial(run_all, tasks)
+        shared = _Shared(self, next(self._numbers), [tasks[lane :: self.count] for lane in range(self.count)])
+        self._lists[shared.number] = shared
+        return shared
+
+    def renew(self) -> None:
+        """Objects of tasks were changed, not only arrays: fork anew when there is a list to run."""
+        self._seconds_before += sum(worker.cpu_seconds for worker in self._crew)
+        self._known = 0
+        _dismiss(self._crew)
+
+    def run(self, shared: "_Shared") -> None:
+        """Run a list."""
+        if shared.number >= self._known:
+            self._fork()
+        called = [worker for worker, lane in zip(self._crew, shared.lanes[1:], strict=True) if lane]
+        for worker in called:
+            worker.begin(shared.number)
+        try:
+            run_all(shared.lanes[0])
+        finally:
+            failures = [worker.end() for worker in called]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+
+    def _fork(self) -> None:
+        self.renew()
+        for lane in range(1, self.count):
+            self._crew.append(_Worker({number: shared.lanes[lane] for number, shared in self._lists.items()}))
+        self._known = next(self._numbers)
+
+
+class _Shared:
+    """A list of tasks: which of them each process runs."""
+
+    def __init__(self, workers: Workers, number: int, lanes: Sequence[Sequence[Task]]) -> None:
+        self._workers, self.number, self.lanes = workers, number, lanes
+
+    def __call__(self) -> None:
+        self._workers.run(self)
+
+
+class _Worker:
+    """A process as its caller sees it."""
+
+    def __init__(self, lists: Mapping[int, Sequence[Task]]) -> None:
+        """Fork it: it knows these lists, by their numbers."""
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.cpu_seconds = 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of locks that threads hold: _serve takes none
+            self._pid = os.fork()
+        if not self._pid:
+            _serve(theirs, lists)
+        theirs.close()
+        self._line.settimeout(0)
+
+    def begin(self, number: int) -> None:
+        """Ask for a list's tasks."""
+        with suppress(ConnectionError):  # it is gone, as end() will say
+            self._line.send(number.to_bytes(8))
+
+    def end(self) -> BaseException | None:
+        """Wait until they are done; what went wrong."""
+        message = _receive(self._line)
+        if not message:
+            return MemoryError(f"the process {self._pid}, one of its workers, is gone; was it killed for its memory?")
+        [self.cpu_seconds] = struct.unpack_from("d", message)
+        failure: BaseException | None = pickle.loads(message[8:]) if message[8:] else None  # noqa: S301 - our own
+        return failure
+
+    def dismiss(self) -> None:
+        """Let it end, and see that it did."""
+        self._line.close()
+        os.waitpid(self._pid, 0)
+
+
+def _dismiss(crew: list[_Worker]) -> None:
+    while crew:
+        crew.pop().dismiss()
+
+
+def _serve(line: socket.socket, lists: Mapping[int, Sequence[Task]]) -> NoReturn:
+    """A process's life: it holds no file but its line, and ends when that is cut."""
+    try:
+        gc.disable()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        for held in Path("/proc/self/fd").iterdir():
+            if int(held.name) != line.fileno():
+                with suppress(OSError):  # the listing's own is closed by now
+                    os.close(int(held.name))
+        line.settimeout(0)
+        while order := _receive(line):
+            failure = _failure_of(lists[int.from_bytes(order)])
+            line.send(struct.pack("d", time.process_time()) + failure)
+    finally:
+        os._exit(0)
+
+
+def _failure_of(tasks: Sequence[Task]) -> bytes:
+    """Run tasks: nothing, or the pickled exception."""
+    try:
+        run_all(tasks)
+    except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
+        return pickle.dumps(error)
+    return b""
+
+
+def _receive(line: socket.socket) -> bytes:
+    """The next message; nothing where the other side is gone."""
+    until = time.perf_counter() + LOOK_SECONDS
+    try:
+        while time.perf_counter() < until:
+            try:
+                return line.recv(MOST_BYTES)
+            except BlockingIOError:
+                os.sched_yield()
+        line.settimeout(None)
+        message = line.recv(MOST_BYTES)
+        line.settimeout(0)
+    except ConnectionError:
+        return b""
+    return message

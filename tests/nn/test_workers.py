@@ -1,7 +1,15 @@
-"""Tasks over threads: all run, each once, and a failure is not lost."""
+"""Tasks over processes: all run, each once, no failure is lost, and no process outlives its use."""
 
-import threading
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +18,9 @@ from threadpoolctl import threadpool_limits
 from cnnjob import nn
 from cnnjob.nn import Workers, available_cores
 from cnnjob.nn.blocks import Block
-from cnnjob.nn.workers import shares
+from cnnjob.nn.memory import Array, HostMemory
+from cnnjob.nn.signals import Task
+from cnnjob.nn.workers import SHARDS, shares
 from tests.nn.bench import rig
 
 
@@ -21,32 +31,151 @@ def test_shares_cover_everything_once_in_order(count: int, parts: int) -> None:
     assert all(part.stop > part.start for part in found)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_every_task_runs_once(count: int) -> None:
-    workers, done, lock = Workers(count), [], threading.Lock()
+def marks(count: int, places: int) -> tuple[Workers, Array, list[Task]]:
+    """Workers, a number for each place, and a task for each place that adds one to it."""
+    workers = Workers(count)
+    found = HostMemory(workers.count).zeros((places,), np.int64)
+    mine = [found[place : place + 1] for place in range(places)]
+    return workers, found, [partial(np.add, number, 1, out=number) for number in mine]
 
-    def task(number: int) -> None:
-        with lock:
-            done.append(number)
 
+def who_runs(workers: Workers, tasks: int) -> list[int]:
+    """The processes of a list's tasks."""
+    found = HostMemory(workers.count).zeros((tasks,), np.int64)
+    workers.share([partial(lambda place: np.copyto(found[place : place + 1], os.getpid()), n) for n in range(tasks)])()
+    return [int(number) for number in found]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 12])
+def test_every_task_runs_once_a_time(count: int) -> None:
     for tasks in (10, 1, 0, 3):
-        done.clear()
-        workers.run([lambda number=number: task(number) for number in range(tasks)])  # type: ignore[misc]
-        assert sorted(done) == list(range(tasks))
+        workers, found, adding = marks(count, tasks)
+        add = workers.share(adding)
+        for times in range(1, 4):
+            add()
+            assert found.tolist() == [times] * tasks
+
+
+def test_lists_planned_later_are_known_too_and_what_is_dropped_is_forgotten() -> None:
+    workers, found, adding = marks(2, 6)
+    first, dropped = workers.share(adding), [workers.share(adding)]
+    first()
+    dropped[0]()
+    second = workers.share(adding[:4])
+    dropped.clear()
+    for _ in range(2):
+        second()
+        first()
+    assert found.tolist() == [6, 6, 6, 6, 4, 4]
+
+
+def test_the_cores_have_a_process_each_and_more_than_tasks_are_left_alone() -> None:
+    workers = Workers(2)
+    mine, other, *rest = who_runs(workers, 4)
+    assert mine == os.getpid() != other
+    assert rest == [mine, other]
+    assert len(set(who_runs(Workers(12), 3))) == 3
+    assert len(set(who_runs(Workers(12), 50))) == SHARDS
 
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_failure_reaches_the_caller_and_the_workers_go_on(place: int) -> None:
-    workers, done = Workers(2), []
+    workers, found, adding = marks(2, 4)
 
     def fail() -> None:
-        raise RuntimeError("in a task")
+        raise KeyError("in a task")
 
-    tasks = [lambda: done.append(1), lambda: done.append(1)]
-    with pytest.raises(RuntimeError, match="in a task"):
-        workers.run([*tasks[:place], fail, *tasks[place:]])
-    workers.run(tasks)
-    assert len(done) >= 3
+    with pytest.raises(KeyError, match="in a task"):
+        workers.share([*adding[:place], fail, *adding[place:]])()
+    before = found.sum()
+    workers.share(adding)()
+    assert found.sum() == before + 4
+
+
+def test_a_killed_process_is_said_and_another_takes_its_place() -> None:
+    workers, found, adding = marks(2, 4)
+    add, other = workers.share(adding), who_runs(workers, 2)[1]
+    os.kill(other, signal.SIGKILL)
+    with pytest.raises(MemoryError, match=f"process {other}.* is gone"):
+        add()
+    found.fill(0)
+    workers.renew()
+    add()
+    assert found.tolist() == [1] * 4
+
+
+def test_stop_signals_are_the_callers() -> None:
+    workers, found, adding = marks(2, 4)
+    add, other = workers.share(adding), who_runs(workers, 2)[1]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(other, number)
+    add()
+    assert found.tolist() == [1] * 4
+
+
+def test_a_process_holds_no_file_of_the_callers(tmp_path: Path) -> None:
+    workers = Workers(2)
+    with (tmp_path / "held").open("w"):
+        other = who_runs(workers, 2)[1]
+        held = [path.readlink() for path in Path(f"/proc/{other}/fd").iterdir()]
+    assert len(held) == 1
+    assert str(held[0]).startswith("socket:")
+
+
+def test_processes_end_with_the_workers_and_with_the_caller() -> None:
+    with Workers(3) as workers:
+        others = set(who_runs(workers, 3)) - {os.getpid()}
+        assert len(others) == 2
+    assert not [other for other in others if Path(f"/proc/{other}").exists()]
+
+    code = "from tests.nn.test_workers import *; w = Workers(2); print(who_runs(w, 2)[1], flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout
+        other = Path(f"/proc/{int(caller.stdout.readline())}/stat")
+        assert other.exists()
+        caller.kill()
+        deadline = time.monotonic() + 20
+        while other.exists() and time.monotonic() < deadline:  # whoever adopts it sees to it
+            time.sleep(0.01)
+            with suppress(OSError):
+                if other.read_text().rpartition(")")[2].split()[0] == "Z":
+                    break
+        else:
+            assert not other.exists()
+
+
+def test_processor_time_of_all_processes_counts() -> None:
+    with Workers(2) as workers:
+        busy = workers.share([lambda: burn(0.0), lambda: burn(0.2)])
+        before, own = workers.cpu_seconds, time.process_time()
+        busy()
+        assert workers.cpu_seconds - before - (time.process_time() - own) >= 0.2
+    assert workers.cpu_seconds - before >= 0.2
+
+
+def burn(seconds: float) -> None:
+    """Use so much processor time."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_other_images_are_seen_by_all_processes() -> None:
+    """An evaluation takes one set of images after the other, and those lie where only the caller wrote them."""
+    shape, random = (8, 8, 3), np.random.default_rng(0)
+    network = nn.Network.build([nn.Conv(filters=4, pool=2), nn.Dense(units=10, activation="none")], shape)
+    sets = [random.integers(0, 256, (count, *shape), np.uint8) for count in (900, 800, 850)]
+
+    def probabilities(cores: int) -> list[bytes]:
+        with nn.Workers(cores) as workers:
+            backend = nn.NumPyBackend(workers)
+            state = nn.State(network, nn.Sgd(), backend)
+            state.initialise(network, 0)
+            plan = nn.EvaluationPlan(backend, network, state, nn.Pixels.unit(3), 800)
+            return [plan.probabilities(images, np.arange(800)).tobytes() for images in (*sets, sets[0])]
+
+    with threadpool_limits(1):
+        assert probabilities(1) == probabilities(3)
 
 
 def test_there_is_a_core() -> None:

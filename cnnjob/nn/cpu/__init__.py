@@ -5,7 +5,6 @@ fixed order. BLAS must be kept at one thread by the caller; the cores are used b
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,11 @@ class NumPyBackend(HostMemory):
         super().__init__(workers.count)
         self.workers = workers
         self.dtype = np.dtype(dtype)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all cores."""
+        return self.workers.cpu_seconds
 
     def gather(self, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None) -> Task:
         """Plan the batch."""
@@ -97,5 +101,14 @@ class NumPyBackend(HostMemory):
         return last
 
     def whole(self, arena: Arena, feed: Feed, tasks: Iterable[Task]) -> Task:  # noqa: ARG002 - a backend's form
-        """The tasks, one after the other."""
-        return partial(run_all, list(tasks))
+        """The tasks, one after the other; other images than before are not what forked processes know."""
+        tasks, seen = list(tasks), feed.images
+
+        def run() -> None:
+            nonlocal seen
+            if feed.images is not seen:
+                seen = feed.images
+                self.workers.renew()
+            run_all(tasks)
+
+        return run

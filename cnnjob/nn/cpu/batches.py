@@ -1,6 +1,7 @@
 """The batch on NumPy: images taken by index, changed by address, and normalised."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -41,8 +42,7 @@ def gather(
         return load
 
     tasks = [shard(*place) for place in enumerate(shares(N, SHARDS))]
-    run = run_all if x.value.size < SMALL_BATCH else workers.run
-    return lambda: run(tasks)
+    return partial(run_all, tasks) if x.value.size < SMALL_BATCH else workers.share(tasks)
 
 
 def _taken(feed: Feed, images: Array) -> Take:

@@ -53,11 +53,11 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
         return backward
 
-    forwards = [product(part, out) for part, out in zip(parts, products, strict=True)]
-    backwards = [gradients(part) for part in parts]
+    find_products = workers.share([product(part, out) for part, out in zip(parts, products, strict=True)])
+    find_gradients = workers.share([gradients(part) for part in parts])
 
     def forward() -> None:
-        workers.run(forwards)
+        find_products()
         np.add.reduce(products, axis=0, out=y.value)
         np.add(y.value, w.get("bias", 0), out=y.value)
         np.multiply(y.value, block.output_scale, out=y.value)
@@ -68,7 +68,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
         find_slope()
         if "bias" in dw:
             np.add.reduce(slope, axis=0, out=dw["bias"])
-        workers.run(backwards)
+        find_gradients()
 
     return Step(forward, backward)
 
@@ -126,4 +126,4 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
 
     steps = [shard(part) for part in shares(len(x.value), SHARDS)]
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
-    return Step(lambda: workers.run(forwards), lambda: workers.run(backwards))
+    return Step(workers.share(forwards), workers.share(backwards))

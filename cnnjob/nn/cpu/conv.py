@@ -51,14 +51,15 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
     parts = shares(len(y.value), SHARDS)
     kernel = _Kernel(arena, w, dw, len(parts), turns=x.learns)
     steps = [_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
-    forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
+    forwards = workers.share([step.forward for step in steps])
+    backwards = workers.share([step.backward for step in steps])
 
     def forward() -> None:
         kernel.load()
-        workers.run(forwards)
+        forwards()
 
     def backward() -> None:
-        workers.run(backwards)
+        backwards()
         kernel.add_up()
 
     return Step(forward, backward)

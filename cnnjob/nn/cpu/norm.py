@@ -45,22 +45,22 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Signal, y: Signal, w: A
     """
     channels = _Channels(arena, block, x, w, dw)
     shards = [_shard(arena, block, x, y, channels, *place) for place in enumerate(shares(len(x.value), SHARDS))]
-    every = {name: [partial(run_all, shard[name]) for shard in shards] for name in shards[0]}
+    over_all = {name: workers.share([partial(run_all, shard[name]) for shard in shards]) for name in shards[0]}
 
     def forward() -> None:
         if y.learns:
-            workers.run(every["add"])
+            over_all["add"]()
             channels.find_mean()
-            workers.run(every["deviate"])
+            over_all["deviate"]()
             channels.find_variance()
         else:
             channels.take_running()
-        workers.run(every["normalise"])
+        over_all["normalise"]()
 
     def backward() -> None:
-        workers.run(every["slope"])
+        over_all["slope"]()
         channels.find_slopes()
-        workers.run(every["into_input"])
+        over_all["into_input"]()
 
     return Step(forward, backward)
 

@@ -54,7 +54,7 @@ def accumulate(workers: Workers, source: Array, target: Array) -> Task:
     """Plan target ← target + source, both (N, …)."""
     parts = [(target[part], source[part]) for part in shares(len(target), SHARDS)]
     tasks = [partial(np.add, into, values, out=into) for into, values in parts]
-    return lambda: workers.run(tasks)
+    return workers.share(tasks)
 
 
 def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signal) -> Step:
@@ -133,4 +133,4 @@ def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Signal, y:
 def _shared(workers: Workers, steps: list[Step]) -> Step:
     """The shards' halves, shared over the cores."""
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
-    return Step(lambda: workers.run(forwards), lambda: workers.run(backwards))
+    return Step(workers.share(forwards), workers.share(backwards))

@@ -44,11 +44,11 @@ def update(
         return _sgd(optimiser, weights[part], gradients[part], own, work, decay, rate)
 
     places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
-    tasks = _shared([piece(number, segment, start) for number, (segment, start) in enumerate(places)])
+    move = workers.share(_shared([piece(number, segment, start) for number, (segment, start) in enumerate(places)]))
     if not optimiser.lookahead:
-        return lambda: workers.run(tasks)
+        return move
     look = _lookahead(workers, arena, weights, slots["slow"], length, feed)
-    return lambda: run_all([lambda: workers.run(tasks), look])
+    return partial(run_all, [move, look])
 
 
 def _shared(pieces: list[Task]) -> list[Task]:
@@ -129,10 +129,10 @@ def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length:
 
         return run
 
-    tasks = _shared([piece(*place) for place in enumerate(range(0, fast.size, length))])
+    move = workers.share(_shared([piece(*place) for place in enumerate(range(0, fast.size, length))]))
 
     def run() -> None:
         if feed.lookahead[feed.position[0]] >= 0:
-            workers.run(tasks)
+            move()
 
     return run

@@ -4,6 +4,7 @@ The same input gives the same bits on the same model of GPU with the same driver
 order. What a step computes is there when it is asked for, not when the step returns.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -54,6 +55,11 @@ class CudaBackend:
         """
         self.device: Device = device or HollowDevice()
         self._column_bytes, self._fuses, self._captures = column_bytes, fuses, captures
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of this process."""
+        return time.process_time()
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
         """A new array of zeroes on the device."""
