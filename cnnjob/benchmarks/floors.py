@@ -11,7 +11,7 @@ from cnnjob.benchmarks.engines import Engine
 from cnnjob.benchmarks.workloads import Array, Workload
 from cnnjob.nn.blocks import Layer
 from cnnjob.nn.signals import Task
-from cnnjob.nn.workers import SHARDS, shares
+from cnnjob.nn.workers import SHARDS, SMALL_WORK, shares
 
 PRODUCTS, BYTES = "floor: products", "floor: bytes"
 PARAMETER_PASSES = 6
@@ -26,8 +26,8 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
     with nn.Workers(nn.available_cores()) as workers:
         products, copies = list(_products(work)), _copies(work)
         yield {
-            PRODUCTS: Engine(workers.share(products), "products"),
-            BYTES: Engine(workers.share(copies), "bytes"),
+            PRODUCTS: Engine(workers.share(products, work=SMALL_WORK), "products"),
+            BYTES: Engine(workers.share(copies, work=SMALL_WORK), "bytes"),
         }
 
 

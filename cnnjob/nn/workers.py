@@ -23,10 +23,12 @@ from typing import NoReturn, Self
 
 import numpy as np
 
-from cnnjob.nn.signals import Task
+from cnnjob.nn.signals import Step, Task
 
 SHARDS = 8
 """Work over a batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
+SMALL_WORK = 1 << 17
+"""Values that are computed sooner than others could be asked for them."""
 LOOK_SECONDS = 200e-6
 """So long a process looks for a message before it sleeps: to be woken takes about as long as a small task."""
 MOST_BYTES = 1 << 16
@@ -84,12 +86,17 @@ class Workers:
         """Processor time of the caller and of the others."""
         return time.process_time() + self._seconds_before + sum(worker.cpu_seconds for worker in self._crew)
 
-    def share(self, tasks: Sequence[Task]) -> Task:
-        """Plan a list of independent tasks: one that runs them all and waits for them.
+    def share(self, tasks: Sequence[Task], work: int) -> Task:
+        """Plan a list of independent tasks: a task that runs them all and waits for them.
 
-        It raises what a task raised, and :class:`MemoryError` where a process was killed.
+        It raises what one of them raised, and :class:`MemoryError` where a process was killed.
+
+        Args:
+            tasks: no two of them write to one array.
+            work: about how many values they compute, or eighths of a product's multiplications; the caller does
+                small work alone.
         """
-        if self.count == 1 or len(tasks) == 1:  # to ask the others would take longer than a small task
+        if self.count == 1 or len(tasks) == 1 or work < SMALL_WORK:
             return partial(run_all, tasks)
         shared = _Shared(self, next(self._numbers), [tasks[lane :: self.count] for lane in range(self.count)])
         self._lists[shared.number] = shared
@@ -121,6 +128,12 @@ class Workers:
         for lane in range(1, self.count):
             self._crew.append(_Worker({number: shared.lanes[lane] for number, shared in self._lists.items()}))
         self._known = next(self._numbers)
+
+
+def shared(workers: Workers, steps: Sequence[Step], work: int) -> Step:
+    """Plan the halves of a block's shards as those of the block."""
+    forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
+    return Step(workers.share(forwards, work), workers.share(backwards, work))
 
 
 class _Shared:

@@ -14,7 +14,7 @@ from cnnjob import training
 from tests.durability.children import Child, Ended, in_child
 from tests.durability.faults import print_json
 from tests.durability.scenarios import wrong_end
-from tests.durability.toys import fingerprint, toy_run
+from tests.durability.toys import WIDE, fingerprint, toy_run
 
 EPOCHS = 12
 CADENCES = (0.0, 0.01, 0.05)
@@ -23,7 +23,7 @@ FINISHED = {"finished", "was finished"}
 
 def train(folder: Path, runs: str, seconds: float) -> str:
     """Train the toy from where it stands."""
-    return training.train(toy_run(folder, epochs=EPOCHS, seconds=seconds, runs=runs)).state
+    return training.train(toy_run(folder, epochs=EPOCHS, seconds=seconds, runs=runs, units=WIDE)).state
 
 
 def killed_at(moment: float, child: Child) -> Ended:
@@ -53,12 +53,12 @@ def main(folder: Path, kills: int, seed: int) -> None:
         started = time.monotonic()
         assert in_child(partial(train, folder, runs, CADENCES[1])).value == "finished"
         life = time.monotonic() - started
-    expected = fingerprint(toy_run(folder, epochs=EPOCHS, runs="unbroken"))
+    expected = fingerprint(toy_run(folder, epochs=EPOCHS, runs="unbroken", units=WIDE))
     done = 0
     while done < kills:
         runs = f"runs-{done}"
         times = kills_until_finished(folder, runs, draw, life)
-        wrong = list(wrong_end(toy_run(folder, epochs=EPOCHS, runs=runs), expected))
+        wrong = list(wrong_end(toy_run(folder, epochs=EPOCHS, runs=runs, units=WIDE), expected))
         print_json({"kills": times, "wrong": wrong})
         done += max(times, 1)
 

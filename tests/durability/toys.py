@@ -19,11 +19,15 @@ COUNTS = {"train": 40, "test": 18}
 WALL_CLOCK = ("seconds", "images_per_second")
 COST = ("train_seconds", "cpu_hours", "peak_memory_bytes", "attempts")
 
+UNITS = 6
+WIDE = 3000
+"""Units of a dense block with which a step's work is shared over the cores."""
+
 JOB = """
 dataset = "{dataset}"
 seed = 7
 data.augment = {{ flip = "random", translate = 1 }}
-model.blocks = [{{ conv = 3, pool = 2, batch_norm = true }}, {{ dropout = 0.2 }}, {{ dense = 6 }}]
+model.blocks = [{{ conv = 3, pool = 2, batch_norm = true }}, {{ dropout = 0.2 }}, {{ dense = {units} }}]
 [train]
 epochs = {epochs}
 batch_size = 18
@@ -47,19 +51,19 @@ def _blocks() -> Iterator[Block]:
         yield Block("toy", split, 0, images, np.arange(count) % len(CLASSES))
 
 
-def toy_run(folder: Path, *, epochs: int = 2, seconds: float = 0.0, runs: str = "runs") -> Run:
+def toy_run(folder: Path, *, epochs: int = 2, seconds: float = 0.0, runs: str = "runs", units: int = UNITS) -> Run:
     """The toy run under a folder that has the dataset; it is made where there is none."""
-    job = Job.load(str(toy_job(folder, epochs=epochs, seconds=seconds)))
+    job = Job.load(str(toy_job(folder, epochs=epochs, seconds=seconds, units=units)))
     return bindings.run_of(job, bindings.dataset_of(job, folder), folder / runs)
 
 
-def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0) -> Path:
+def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0, units: int = UNITS) -> Path:
     """The toy's job file, and its dataset beside it."""
     dataset = folder / "toy.h5"
     if not dataset.exists():
         pack_toy(dataset)
-    path = folder / f"toy{epochs}.toml"
-    path.write_text(JOB.format(dataset=dataset, epochs=epochs, seconds=seconds))
+    path = folder / f"toy{epochs}-{units}.toml"
+    path.write_text(JOB.format(dataset=dataset, epochs=epochs, seconds=seconds, units=units))
     return path
 
 

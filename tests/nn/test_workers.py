@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cnnjob.nn import Workers, available_cores
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.memory import Array, HostMemory
 from cnnjob.nn.signals import Task
-from cnnjob.nn.workers import SHARDS, shares
+from cnnjob.nn.workers import SHARDS, SMALL_WORK, shares
 from tests.nn.bench import rig
 
 
@@ -39,10 +40,11 @@ def marks(count: int, places: int) -> tuple[Workers, Array, list[Task]]:
     return workers, found, [partial(np.add, number, 1, out=number) for number in mine]
 
 
-def who_runs(workers: Workers, tasks: int) -> list[int]:
+def who_runs(workers: Workers, tasks: int, work: int = SMALL_WORK) -> list[int]:
     """The processes of a list's tasks."""
     found = HostMemory(workers.count).zeros((tasks,), np.int64)
-    workers.share([partial(lambda place: np.copyto(found[place : place + 1], os.getpid()), n) for n in range(tasks)])()
+    places = [found[place : place + 1] for place in range(tasks)]
+    workers.share([partial(lambda at: np.copyto(at, os.getpid()), place) for place in places], work)()
     return [int(number) for number in found]
 
 
@@ -50,7 +52,7 @@ def who_runs(workers: Workers, tasks: int) -> list[int]:
 def test_every_task_runs_once_a_time(count: int) -> None:
     for tasks in (10, 1, 0, 3):
         workers, found, adding = marks(count, tasks)
-        add = workers.share(adding)
+        add = workers.share(adding, SMALL_WORK)
         for times in range(1, 4):
             add()
             assert found.tolist() == [times] * tasks
@@ -58,10 +60,10 @@ def test_every_task_runs_once_a_time(count: int) -> None:
 
 def test_lists_planned_later_are_known_too_and_what_is_dropped_is_forgotten() -> None:
     workers, found, adding = marks(2, 6)
-    first, dropped = workers.share(adding), [workers.share(adding)]
+    first, dropped = workers.share(adding, SMALL_WORK), [workers.share(adding, SMALL_WORK)]
     first()
     dropped[0]()
-    second = workers.share(adding[:4])
+    second = workers.share(adding[:4], SMALL_WORK)
     dropped.clear()
     for _ in range(2):
         second()
@@ -76,6 +78,7 @@ def test_the_cores_have_a_process_each_and_more_than_tasks_are_left_alone() -> N
     assert rest == [mine, other]
     assert len(set(who_runs(Workers(12), 3))) == 3
     assert len(set(who_runs(Workers(12), 50))) == SHARDS
+    assert set(who_runs(workers, 4, work=SMALL_WORK - 1)) == {os.getpid()}
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -86,15 +89,15 @@ def test_a_failure_reaches_the_caller_and_the_workers_go_on(place: int) -> None:
         raise KeyError("in a task")
 
     with pytest.raises(KeyError, match="in a task"):
-        workers.share([*adding[:place], fail, *adding[place:]])()
+        workers.share([*adding[:place], fail, *adding[place:]], SMALL_WORK)()
     before = found.sum()
-    workers.share(adding)()
+    workers.share(adding, SMALL_WORK)()
     assert found.sum() == before + 4
 
 
 def test_a_killed_process_is_said_and_another_takes_its_place() -> None:
     workers, found, adding = marks(2, 4)
-    add, other = workers.share(adding), who_runs(workers, 2)[1]
+    add, other = workers.share(adding, SMALL_WORK), who_runs(workers, 2)[1]
     os.kill(other, signal.SIGKILL)
     with pytest.raises(MemoryError, match=f"process {other}.* is gone"):
         add()
@@ -106,7 +109,7 @@ def test_a_killed_process_is_said_and_another_takes_its_place() -> None:
 
 def test_stop_signals_are_the_callers() -> None:
     workers, found, adding = marks(2, 4)
-    add, other = workers.share(adding), who_runs(workers, 2)[1]
+    add, other = workers.share(adding, SMALL_WORK), who_runs(workers, 2)[1]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(other, number)
     add()
@@ -146,7 +149,7 @@ def test_processes_end_with_the_workers_and_with_the_caller() -> None:
 
 def test_processor_time_of_all_processes_counts() -> None:
     with Workers(2) as workers:
-        busy = workers.share([lambda: burn(0.0), lambda: burn(0.2)])
+        busy = workers.share([lambda: burn(0.0), lambda: burn(0.2)], SMALL_WORK)
         before, own = workers.cpu_seconds, time.process_time()
         busy()
         assert workers.cpu_seconds - before - (time.process_time() - own) >= 0.2
@@ -183,14 +186,28 @@ def test_there_is_a_core() -> None:
 
 
 def trained(workers: int) -> bytes:
-    """The parameters after steps with scratch memory of many shapes: convolutions, norms, and updates in 60 pieces."""
-    blocks: list[Block] = [nn.Conv(filters=9, norm=nn.BatchNorm(), pool=2), nn.Conv(filters=16), nn.Dense(units=4000)]
+    """The parameters after steps of a network of all blocks, large enough to be shared."""
+    norm, inner = nn.BatchNorm(), nn.Conv(filters=12, norm=nn.BatchNorm(), bias=False)
+    blocks: list[Block] = [
+        nn.Conv(filters=9, norm=norm, pool=2, order=("norm", "pool", "activation"), activation="gelu"),
+        nn.Dropout(0.2),
+        nn.Residual((inner, replace(inner, activation="none"))),
+        nn.Residual((nn.Conv(filters=16, stride=2), nn.Conv(filters=16, activation="none"))),
+        nn.Conv(filters=200, kernel=1, pad=0),
+        nn.GlobalPool("max"),
+        nn.Dense(units=800),
+    ]
     adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2))
-    bench = rig(blocks, (16, 16, 3), count=20, dtype="float32", optimiser=adamw, learning_rate=0.01, workers=workers)
-    bench.feed.lookahead[:] = 0.5
+    lesson = nn.Lesson(nn.Augmentation("random", 2), label_smoothing=0.1)
     with threadpool_limits(1):  # as a training has it
+        bench = rig(
+            blocks, (32, 32, 3), count=120, dtype="float32", optimiser=adamw, learning_rate=0.01, workers=workers,
+            lesson=lesson,
+        )  # fmt: skip
+        bench.feed.lookahead[:] = 0.5
         for _ in range(3):
             bench.step()
+    assert (bench.backend.workers.cpu_seconds > time.process_time() + 0.01) == (workers > 1)
     return bench.state.parameters.tobytes()
 
 

@@ -1,7 +1,6 @@
 """The batch on NumPy: images taken by index, changed by address, and normalised."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -9,10 +8,7 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.pixels import Augmentation, Pixels, View, mirrored
 from cnnjob.nn.random import Philox
 from cnnjob.nn.signals import Feed, Signal, Task
-from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
-
-SMALL_BATCH = 1 << 17
-"""Values of a batch that is not worth sharing."""
+from cnnjob.nn.workers import SHARDS, Workers, shares
 
 Take = Callable[[Array], object]
 """Takes the images that some indices name."""
@@ -42,7 +38,7 @@ def gather(
         return load
 
     tasks = [shard(*place) for place in enumerate(shares(N, SHARDS))]
-    return partial(run_all, tasks) if x.value.size < SMALL_BATCH else workers.share(tasks)
+    return workers.share(tasks, work=x.value.size)
 
 
 def _taken(feed: Feed, images: Array) -> Take:

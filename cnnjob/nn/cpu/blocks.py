@@ -8,7 +8,7 @@ from cnnjob.nn.blocks import Dense, Dropout
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose, Uniform
 from cnnjob.nn.signals import Feed, Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, shares
+from cnnjob.nn.workers import SHARDS, Workers, shared, shares
 
 SMALL_PRODUCT = 1 << 20
 """Multiplications of a matrix product that is not worth sharing."""
@@ -53,8 +53,10 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
         return backward
 
-    find_products = workers.share([product(part, out) for part, out in zip(parts, products, strict=True)])
-    find_gradients = workers.share([gradients(part) for part in parts])
+    forwards = [product(part, out) for part, out in zip(parts, products, strict=True)]
+    find_products, find_gradients = (
+        workers.share(tasks, work=N * weights.size // 8) for tasks in (forwards, [gradients(part) for part in parts])
+    )
 
     def forward() -> None:
         find_products()
@@ -125,5 +127,4 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
         return Step(forward, backward)
 
     steps = [shard(part) for part in shares(len(x.value), SHARDS)]
-    forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
-    return Step(workers.share(forwards), workers.share(backwards))
+    return shared(workers, steps, work=x.value.size)

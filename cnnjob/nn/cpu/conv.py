@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from cnnjob.nn.blocks import Conv, Shape
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
+from cnnjob.nn.workers import SHARDS, Workers, run_all, shared, shares
 
 PIECE_BYTES = 1_200_000
 """Of a piece's patches and phases, which should stay in the caches; smaller ones cost more calls."""
@@ -51,15 +51,14 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
     parts = shares(len(y.value), SHARDS)
     kernel = _Kernel(arena, w, dw, len(parts), turns=x.learns)
     steps = [_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
-    forwards = workers.share([step.forward for step in steps])
-    backwards = workers.share([step.backward for step in steps])
+    shards = shared(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
     def forward() -> None:
         kernel.load()
-        forwards()
+        shards.forward()
 
     def backward() -> None:
-        backwards()
+        shards.backward()
         kernel.add_up()
 
     return Step(forward, backward)

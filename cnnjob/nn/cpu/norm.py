@@ -45,7 +45,10 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Signal, y: Signal, w: A
     """
     channels = _Channels(arena, block, x, w, dw)
     shards = [_shard(arena, block, x, y, channels, *place) for place in enumerate(shares(len(x.value), SHARDS))]
-    over_all = {name: workers.share([partial(run_all, shard[name]) for shard in shards]) for name in shards[0]}
+    over_all = {
+        name: workers.share([partial(run_all, shard[name]) for shard in shards], work=x.value.size)
+        for name in shards[0]
+    }
 
     def forward() -> None:
         if y.learns:

@@ -9,7 +9,7 @@ from cnnjob.nn.cpu.activations import WORKING, activation
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate, MaxPool
 from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, shares
+from cnnjob.nn.workers import SHARDS, Workers, shared, shares
 
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Signal, y: Signal) -> Step:
@@ -27,7 +27,7 @@ def activate(workers: Workers, arena: Arena, block: Activate, x: Signal, y: Sign
 
         return Step(forward, lambda: slope_of(dy, x.gradient[part]))
 
-    return _shared(workers, [shard(*place) for place in enumerate(shares(len(x.value), SHARDS))])
+    return shared(workers, [shard(*place) for place in enumerate(shares(len(x.value), SHARDS))], work=x.value.size)
 
 
 def join(workers: Workers, arena: Arena, body: Signal, shortcut: Signal, y: Signal, kind: Activation) -> Step:
@@ -47,14 +47,14 @@ def join(workers: Workers, arena: Arena, body: Signal, shortcut: Signal, y: Sign
 
         return Step(forward, lambda: slope_of(dy, body.gradient[part]))
 
-    return _shared(workers, [shard(*place) for place in enumerate(shares(len(y.value), SHARDS))])
+    return shared(workers, [shard(*place) for place in enumerate(shares(len(y.value), SHARDS))], work=y.value.size)
 
 
 def accumulate(workers: Workers, source: Array, target: Array) -> Task:
     """Plan target ← target + source, both (N, …)."""
     parts = [(target[part], source[part]) for part in shares(len(target), SHARDS)]
     tasks = [partial(np.add, into, values, out=into) for into, values in parts]
-    return workers.share(tasks)
+    return workers.share(tasks, work=target.size)
 
 
 def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signal) -> Step:
@@ -96,7 +96,7 @@ def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signa
 
         return Step(forward, backward)
 
-    return _shared(workers, [shard(part) for part in shares(len(x.value), SHARDS)])
+    return shared(workers, [shard(part) for part in shares(len(x.value), SHARDS)], work=x.value.size)
 
 
 def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Signal, y: Signal) -> Step:
@@ -127,10 +127,4 @@ def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Signal, y:
 
         return Step(forward, backward)
 
-    return _shared(workers, [shard(*place) for place in enumerate(shares(N, SHARDS))])
-
-
-def _shared(workers: Workers, steps: list[Step]) -> Step:
-    """The shards' halves, shared over the cores."""
-    forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
-    return Step(workers.share(forwards), workers.share(backwards))
+    return shared(workers, [shard(*place) for place in enumerate(shares(N, SHARDS))], work=x.value.size)

@@ -44,14 +44,15 @@ def update(
         return _sgd(optimiser, weights[part], gradients[part], own, work, decay, rate)
 
     places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
-    move = workers.share(_shared([piece(number, segment, start) for number, (segment, start) in enumerate(places)]))
+    pieces = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
+    move = workers.share(_by_shard(pieces), work=weights.size)
     if not optimiser.lookahead:
         return move
     look = _lookahead(workers, arena, weights, slots["slow"], length, feed)
     return partial(run_all, [move, look])
 
 
-def _shared(pieces: list[Task]) -> list[Task]:
+def _by_shard(pieces: list[Task]) -> list[Task]:
     """The pieces of each shard one after the other, since they use the same scratch memory."""
     return [partial(run_all, pieces[shard::SHARDS]) for shard in range(min(SHARDS, len(pieces)))]
 
@@ -129,7 +130,8 @@ def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length:
 
         return run
 
-    move = workers.share(_shared([piece(*place) for place in enumerate(range(0, fast.size, length))]))
+    pieces = [piece(*place) for place in enumerate(range(0, fast.size, length))]
+    move = workers.share(_by_shard(pieces), work=fast.size)
 
     def run() -> None:
         if feed.lookahead[feed.position[0]] >= 0:
