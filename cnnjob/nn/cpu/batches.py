@@ -8,7 +8,7 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.pixels import Augmentation, Pixels, View, mirrored
 from cnnjob.nn.random import Philox
 from cnnjob.nn.signals import Feed, Signal, Task
-from cnnjob.nn.workers import SHARDS, Workers, shares
+from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, shares
 
 Take = Callable[[Array], object]
 """Takes the images that some indices name."""
@@ -37,8 +37,9 @@ def gather(
 
         return load
 
-    tasks = [shard(*place) for place in enumerate(shares(N, SHARDS))]
-    return workers.share(tasks, work=x.value.size)
+    work = x.value.size
+    tasks = [shard(*place) for place in enumerate(shares(N, SHARDS if work >= SMALL_WORK else 1))]
+    return workers.share(tasks, work)
 
 
 def _taken(feed: Feed, images: Array) -> Take:

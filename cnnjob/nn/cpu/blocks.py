@@ -62,7 +62,8 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
         find_products()
         np.add.reduce(products, axis=0, out=y.value)
         np.add(y.value, w.get("bias", 0), out=y.value)
-        np.multiply(y.value, block.output_scale, out=y.value)
+        if block.output_scale != 1:
+            np.multiply(y.value, block.output_scale, out=y.value)
         if block.activation == "relu":
             np.maximum(y.value, 0, out=y.value)
 
