@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import time
+import traceback
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -112,11 +113,12 @@ class Workers:
         """Run a list."""
         if shared.number >= self._known:
             self._fork()
-        called = [worker for worker, lane in zip(self._crew, shared.lanes[1:], strict=True) if lane]
+        called = [worker for worker, lane in zip(self._crew, shared.lanes[1:], strict=False) if lane]
         for worker in called:
             worker.begin(shared.number)
         try:
-            run_all(shared.lanes[0])
+            for lane in (shared.lanes[0], *shared.lanes[1 + len(self._crew) :]):
+                run_all(lane)
         finally:
             failures = [worker.end() for worker in called]
         for failure in failures:
@@ -125,8 +127,9 @@ class Workers:
 
     def _fork(self) -> None:
         self.renew()
-        for lane in range(1, self.count):
-            self._crew.append(_Worker({number: shared.lanes[lane] for number, shared in self._lists.items()}))
+        with suppress(OSError):  # as many as are allowed; the caller runs what is left
+            for lane in range(1, self.count):
+                self._crew.append(_Worker({number: shared.lanes[lane] for number, shared in self._lists.items()}))
         self._known = next(self._numbers)
 
 
@@ -170,7 +173,9 @@ class _Worker:
         """Wait until they are done; what went wrong."""
         message = _receive(self._line)
         if not message:
-            return MemoryError(f"the process {self._pid}, one of its workers, is gone; was it killed for its memory?")
+            _, status = os.waitpid(self._pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            return MemoryError(f"process {self._pid}, which shared its work, ended with {code}; killed for memory?")
         [self.cpu_seconds] = struct.unpack_from("d", message)
         failure: BaseException | None = pickle.loads(message[8:]) if message[8:] else None  # noqa: S301 - our own
         return failure
@@ -178,7 +183,8 @@ class _Worker:
     def dismiss(self) -> None:
         """Let it end, and see that it did."""
         self._line.close()
-        os.waitpid(self._pid, 0)
+        with suppress(ChildProcessError):  # it was found gone, or is another's
+            os.waitpid(self._pid, 0)
 
 
 def _dismiss(crew: list[_Worker]) -> None:
@@ -205,10 +211,11 @@ def _serve(line: socket.socket, lists: Mapping[int, Sequence[Task]]) -> NoReturn
 
 
 def _failure_of(tasks: Sequence[Task]) -> bytes:
-    """Run tasks: nothing, or the pickled exception."""
+    """Run tasks: nothing, or the pickled exception, with its traceback as a note."""
     try:
         run_all(tasks)
     except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
+        error.add_note(traceback.format_exc())
         return pickle.dumps(error)
     return b""
 

@@ -88,8 +88,9 @@ def test_a_failure_reaches_the_caller_and_the_workers_go_on(place: int) -> None:
     def fail() -> None:
         raise KeyError("in a task")
 
-    with pytest.raises(KeyError, match="in a task"):
+    with pytest.raises(KeyError, match="in a task") as failure:
         workers.share([*adding[:place], fail, *adding[place:]], SMALL_WORK)()
+    assert place == 0 or "in fail" in failure.value.__notes__[0]
     before = found.sum()
     workers.share(adding, SMALL_WORK)()
     assert found.sum() == before + 4
@@ -99,12 +100,20 @@ def test_a_killed_process_is_said_and_another_takes_its_place() -> None:
     workers, found, adding = marks(2, 4)
     add, other = workers.share(adding, SMALL_WORK), who_runs(workers, 2)[1]
     os.kill(other, signal.SIGKILL)
-    with pytest.raises(MemoryError, match=f"process {other}.* is gone"):
+    with pytest.raises(MemoryError, match=f"process {other}.* ended with -9"):
         add()
     found.fill(0)
     workers.renew()
     add()
     assert found.tolist() == [1] * 4
+
+
+def test_where_no_process_can_be_forked_the_caller_does_it_all() -> None:
+    code = (
+        "import resource; from tests.nn.test_workers import *; resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4));"
+        "print(len(set(who_runs(Workers(4), 8))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_stop_signals_are_the_callers() -> None:
