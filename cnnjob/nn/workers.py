@@ -15,8 +15,8 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -156,11 +156,11 @@ class _Worker:
         """Fork it: it knows these lists, by their numbers."""
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.cpu_seconds = 0.0
-        with warnings.catch_warnings():
+        with _stop_signals_blocked(), warnings.catch_warnings():  # for good in the new process, which never leaves
             warnings.simplefilter("ignore", DeprecationWarning)  # of locks that threads hold: _serve takes none
             self._pid = os.fork()
-        if not self._pid:
-            _serve(theirs, lists)
+            if not self._pid:
+                _serve(theirs, lists)
         theirs.close()
         self._line.settimeout(0)
 
@@ -187,6 +187,15 @@ class _Worker:
             os.waitpid(self._pid, 0)
 
 
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _dismiss(crew: list[_Worker]) -> None:
     while crew:
         crew.pop().dismiss()
@@ -196,8 +205,6 @@ def _serve(line: socket.socket, lists: Mapping[int, Sequence[Task]]) -> NoReturn
     """A process's life: it holds no file but its line, and ends when that is cut."""
     try:
         gc.disable()
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
         for held in Path("/proc/self/fd").iterdir():
             if int(held.name) != line.fileno():
                 with suppress(OSError):  # the listing's own is closed by now

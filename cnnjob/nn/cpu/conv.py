@@ -165,7 +165,7 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, ou
     values = z.reshape(len(patches.groups), -1, out.shape[-1])
     bare = np.may_share_memory(z, out)
 
-    def forward() -> None:  # in few calls: on several cores each may wait for the interpreter
+    def forward() -> None:
         patches.gather()
         np.matmul(patches.groups, matrix, out=values)
         if block.activation == "relu":
@@ -209,7 +209,7 @@ def _into_kernel(
             if not keeps:
                 patches.gather()
             for rows, slope in products:
-                np.dot(rows, slope, out=product)  # np.matmul keeps the interpreter if its output is below 500 values
+                np.dot(rows, slope, out=product)
                 np.add(total, product, out=total)
 
     return backward

@@ -147,8 +147,7 @@ def _piece(
 
     def add_to(sums: Array, values: Array) -> None:
         ones.fill(1)
-        # A sum over an array's first axis is slow; and np.matmul keeps the interpreter if its output is small.
-        np.dot(ones, values.reshape(-1, C), out=total)
+        np.dot(ones, values.reshape(-1, C), out=total)  # a sum over an array's first axis is slow
         if first:
             sums[number] = 0
         np.add(sums[number], total[0], out=sums[number])
