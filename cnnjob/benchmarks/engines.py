@@ -9,6 +9,9 @@ Run = Callable[[], object]
 Role = Literal["ours", "torch", "course", "products", "bytes"]
 
 LOOKS_A_TURN = 5
+MOST_LOOKS_A_TURN = 50
+TURN_SECONDS = 0.2
+"""Quick steps are looked at for so long: the first ones find caches that hold what another engine left."""
 LOOK_SECONDS = 0.005
 """Steps that are asked for ahead are timed together, for at least so long."""
 MOST_STEPS_A_LOOK = 200
@@ -42,8 +45,9 @@ class Engine:
     def turn(self, looks: int, warm_seconds: float) -> list[float]:
         """Seconds of a step, of each look of a turn."""
         self.begin()
-        steps = min(MOST_STEPS_A_LOOK, max(1, round(LOOK_SECONDS / warm_seconds))) if self.wait else 1
-        return self.times(looks, steps)
+        if self.wait:
+            return self.times(looks, min(MOST_STEPS_A_LOOK, max(1, round(LOOK_SECONDS / warm_seconds))))
+        return self.times(max(looks, min(MOST_LOOKS_A_TURN, round(TURN_SECONDS / warm_seconds))), 1)
 
     def times(self, looks: int, steps: int) -> list[float]:
         """Seconds of a step, each the mean of some steps that were timed together."""
