@@ -299,7 +299,7 @@ class Loop:
             "train_seconds": round(progress.train_seconds, 3),
             "cpu_hours": round(progress.cpu_seconds / 3600, 6),
             "gpu_hours": round(progress.train_seconds / 3600, 6) if self.backend.name == "cuda" else 0.0,
-            # Of this process; those that share its work have its arrays too, and a few MB each of their own.
+            # Of this process; those that share its work have its arrays too, and some 20 MB each of their own.
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "parameters": self.classifier.network.parameter_count,
             "device": self.environment["device"],

@@ -36,10 +36,10 @@ class Engine:
     """Until the steps that were asked for are done; none where they are done on return."""
 
     def warm_up(self) -> float:
-        """Seconds of a step, after those that compile and choose."""
+        """Seconds of a step, after those that compile, choose, and are recorded as a graph."""
         self.begin()
         if self.wait:
-            self.times(2, 1)
+            self.times(4, 1)
         return self.times(1, 1)[0]
 
     def turn(self, looks: int, warm_seconds: float) -> list[float]:

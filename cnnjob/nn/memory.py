@@ -7,6 +7,7 @@ memory of a plan, known without allocating it, and a step never allocates.
 
 import mmap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -155,9 +156,14 @@ def _own_bytes(size: int) -> Array:
 def _shared_bytes(size: int) -> Array:
     """So many bytes of zeroes that a forked process sees too, each other's changes included."""
     try:
-        return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE), np.uint8)
+        memory = mmap.mmap(-1, size)
     except OSError as error:
         raise MemoryError(f"no {size:,} bytes of shared memory: {error}") from error
+    with suppress(OSError):  # huge pages, where the system has them for shared memory
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)
+    array.fill(0)  # so that this process has it all and its peak of memory says so
+    return array
 
 
 def hollow_array(shape: Shape, dtype: Any) -> Array:

@@ -62,7 +62,6 @@ class Workers:
 
     They see the caller's objects as they were then, and share the arrays of a :class:`cnnjob.nn.memory.HostMemory`:
     whatever a task writes, or reads after it changed, must lie in one. They end with the caller, however it ends.
-    What interrupts a list, as Ctrl-C does, leaves tasks of it running: the workers are not to be used after it.
     """
 
     def __init__(self, cores: int) -> None:
@@ -90,7 +89,7 @@ class Workers:
     def share(self, tasks: Sequence[Task], work: int) -> Task:
         """Plan a list of independent tasks: a task that runs them all and waits for them.
 
-        It raises what one of them raised, and :class:`MemoryError` where a process was killed.
+        It raises what one of them raised; where a process was killed, the caller dies of the same signal.
 
         Args:
             tasks: no two of them write to one array.
@@ -114,22 +113,33 @@ class Workers:
         if shared.number >= self._known:
             self._fork()
         called = [worker for worker, lane in zip(self._crew, shared.lanes[1:], strict=False) if lane]
+        try:
+            failures = self._run(shared, called)
+        except BaseException:
+            self.renew()  # who was not heard out would answer the next list with this one's end
+            raise
+        if failures:
+            self.renew()
+            raise failures[0]
+
+    def _run(self, shared: "_Shared", called: "Sequence[_Worker]") -> list[BaseException]:
+        """Run a list; what went wrong elsewhere."""
         for worker in called:
             worker.begin(shared.number)
         try:
             for lane in (shared.lanes[0], *shared.lanes[1 + len(self._crew) :]):
                 run_all(lane)
         finally:
-            failures = [worker.end() for worker in called]
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            ends = [worker.end() for worker in called]
+        return [failure for failure in ends if failure is not None]
 
     def _fork(self) -> None:
         self.renew()
-        with suppress(OSError):  # as many as are allowed; the caller runs what is left
+        try:
             for lane in range(1, self.count):
                 self._crew.append(_Worker({number: shared.lanes[lane] for number, shared in self._lists.items()}))
+        except OSError as error:  # as many as are allowed; the caller runs what is left
+            warnings.warn(f"{1 + len(self._crew)} processes instead of {self.count}, slower: {error}", stacklevel=2)
         self._known = next(self._numbers)
 
 
@@ -173,12 +183,21 @@ class _Worker:
         """Wait until they are done; what went wrong."""
         message = _receive(self._line)
         if not message:
-            _, status = os.waitpid(self._pid, 0)
-            code = os.waitstatus_to_exitcode(status)
-            return MemoryError(f"process {self._pid}, which shared its work, ended with {code}; killed for memory?")
+            return self._gone()
         [self.cpu_seconds] = struct.unpack_from("d", message)
         failure: BaseException | None = pickle.loads(message[8:]) if message[8:] else None  # noqa: S301 - our own
         return failure
+
+    def _gone(self) -> RuntimeError:
+        """It has ended: who kills one of the processes, for its memory or at a node's end, has killed them all."""
+        code = None
+        with suppress(ChildProcessError):  # where nobody keeps how children end
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if code is not None and code < 0:
+            if -code != signal.SIGKILL:
+                signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        return RuntimeError(f"process {self._pid}, which shared the work, has ended with {code}")
 
     def dismiss(self) -> None:
         """Let it end, and see that it did."""
@@ -223,8 +242,18 @@ def _failure_of(tasks: Sequence[Task]) -> bytes:
         run_all(tasks)
     except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
         error.add_note(traceback.format_exc())
-        return pickle.dumps(error)
+        return _sent(error) or _sent(RuntimeError(traceback.format_exc()[-MOST_BYTES // 16 :]))
     return b""
+
+
+def _sent(error: BaseException) -> bytes:
+    """The pickled exception; nothing where it cannot be sent."""
+    try:
+        sent = pickle.dumps(error)
+        pickle.loads(sent)  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return b""
+    return sent if len(sent) < MOST_BYTES // 2 else b""
 
 
 def _receive(line: socket.socket) -> bytes:

@@ -6,6 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+OPTIONS = b"-std=c++17", b"-ftz=true", b"--device-as-default-execution-space"
+"""Ours, and what CuPy adds."""
+
 
 @cache
 def library() -> ctypes.CDLL | None:
@@ -30,7 +33,7 @@ def compiled(source: str, architecture: str) -> bytes:
     program = ctypes.c_void_p()
     _call("CreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
     try:
-        options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17"]
+        options = [f"--gpu-architecture={architecture}".encode(), *OPTIONS]
         status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = _text("ProgramLog", program).rstrip(b"\0\n")
         if status or log:

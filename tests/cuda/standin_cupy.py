@@ -24,10 +24,10 @@ DEFAULT = 4  # cudaMemcpyDefault: from where to where is seen by the addresses
 
 
 class ndarray:  # noqa: N801 - CuPy's name
-    """An array that NumPy cannot read, with the part of its interface that plans use."""
+    """An array that NumPy cannot read, with the part of its interface that plans use; on a stream."""
 
-    def __init__(self, values: Any) -> None:
-        self._values = values
+    def __init__(self, values: Any, stream: int) -> None:
+        self._values, self.stream = values, stream
         self.shape, self.strides, self.dtype = values.shape, values.strides, values.dtype
         self.size, self.nbytes, self.ndim, self.itemsize = values.size, values.nbytes, values.ndim, values.itemsize
         self.data = SimpleNamespace(ptr=values.ctypes.data)
@@ -36,15 +36,15 @@ class ndarray:  # noqa: N801 - CuPy's name
         return len(self._values)
 
     def __getitem__(self, place: Any) -> "ndarray":
-        return ndarray(self._values[place])
+        return ndarray(self._values[place], self.stream)
 
     def view(self, dtype: Any) -> "ndarray":
-        return ndarray(self._values.view(dtype))
+        return ndarray(self._values.view(dtype), self.stream)
 
     def reshape(self, *shape: Any) -> "ndarray":
         values = self._values.reshape(*shape)
         assert not values.size or np.shares_memory(values, self._values)
-        return ndarray(values)
+        return ndarray(values, self.stream)
 
 
 class Memory:
@@ -112,7 +112,7 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
     values = np.zeros(shape, dtype)
     Memory.take(values.nbytes)
     weakref.finalize(values, Memory.give_back, values.nbytes)
-    return ndarray(values)
+    return ndarray(values, Stream.used)
 
 
 class RawModule:
@@ -121,7 +121,12 @@ class RawModule:
         self._device = EmulatedDevice(code)
 
     def get_function(self, name: str) -> Any:
-        def kernel(grid: tuple[int, int], block: tuple[int, int], arguments: tuple[Any, ...]) -> None:
+        def kernel(
+            grid: tuple[int, int], block: tuple[int, int], arguments: tuple[Any, ...], stream: "Stream | None" = None
+        ) -> None:
+            on = stream.ptr if stream else Stream.used
+            streams = {value.stream for value in arguments if isinstance(value, ndarray)}
+            assert streams <= {on}, f"{name} on stream {on} reads and writes memory that is cleared on {streams}"
             values = [value._values if isinstance(value, ndarray) else value for value in arguments]
             Recording.do(partial(self._device.launch, name, grid, block, values))
 
@@ -129,13 +134,16 @@ class RawModule:
 
 
 class Stream:
-    ptr = 0x1234
+    number = 0x1234
+    used = 0
 
     def __init__(self, *, non_blocking: bool) -> None:
         assert non_blocking
+        Stream.number += 1
+        self.ptr = Stream.number
 
     def use(self) -> None:
-        pass
+        Stream.used = self.ptr
 
     def synchronize(self) -> None:
         Recording.forbid()
@@ -174,7 +182,8 @@ class Runtime:
 
     def memcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> None:  # noqa: N802
         Recording.forbid()
-        assert (kind, stream) == (DEFAULT, Stream.ptr)
+        assert kind == DEFAULT
+        assert 0x1234 < stream <= Stream.number
         ctypes.memmove(target, source, count)
 
 

@@ -41,6 +41,13 @@ MNIST = Work(
 )
 
 
+SANITIZED = [
+    *("residual", "maxima", "augmented", "bright", "pool 17", "adamw, lookahead", "no activation, no pooling"),
+    *("norm, activation and pool in every order", "first block 3, 2, 3", "first block 5, 1, 1", "first block 5, 2, 1"),
+]
+"""Of the works; they run every kernel that all of them run."""
+
+
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
     return CudaDevice()
@@ -133,17 +140,22 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_bits(tmp_path: Path, s
     reason="compute-sanitizer is not on the PATH; it comes with CUDA's toolkit, package cuda-sanitizer-api",
 )
 def test_the_sanitizer_finds_nothing(tool: str) -> None:
-    script = """
+    script = f"""
 from cnnjob.nn.cuda import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
 from tests.cuda.shop import WORKS
 device = CudaDevice()
-for name in WORKS:
+for name in {SANITIZED}:
     for fuses in (False, True):
         WORKS[name].result(CudaBackend(device, 20_000, fuses=fuses, captures=False))
 """
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", script]
+    options = ["--tool", tool, "--error-exitcode", "9"]
+    if tool == "memcheck":
+        options += ["--report-api-errors", "no"]  # libraries ask for what a driver may lack, and do without
+    command = ["compute-sanitizer", *options, sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "Device not supported" in done.stdout:
+        pytest.skip("compute-sanitizer says that it does not support this device; see to its driver and container")
     assert done.returncode == 0, done.stdout
 
 

@@ -336,3 +336,18 @@ except JobError as error:
     print(error)
 """
     assert "--device gpu: there is no NVIDIA driver" in said_by(script, {**places(libraries), "STANDIN_DRIVER": "0"})
+
+
+def test_two_devices_in_turn_keep_to_their_streams(libraries: Path) -> None:
+    """As `bench --device gpu` has them: what the second one brings must not move the first one's work to its stream."""
+    script = """
+from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.device import CudaDevice
+from cnnjob.nn.cuda.finding import choose_kernel_cache
+from tests.cuda.shop import WORKS
+choose_kernel_cache()
+devices = CudaDevice(), CudaDevice("tf32"), CudaDevice()
+results = [WORKS["two convolutions"].result(CudaBackend(device, 20_000), steps=4) for device in (*devices, devices[0])]
+print(all((results[0][key] == other[key]).all() for other in results for key in other))
+"""
+    assert said_by(script, places(libraries)) == "True\n"

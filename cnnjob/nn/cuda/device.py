@@ -22,7 +22,6 @@ class CudaDevice:
 
         self._cupy, self._runtime = cupy, cupy.cuda.runtime
         self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._stream.use()  # in this thread, by CuPy too
         self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
         library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
         blas = Blas(library, self._stream.ptr, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=precision != "float32")
@@ -33,6 +32,7 @@ class CudaDevice:
 
     def zeros(self, shape: tuple[int, ...], dtype: object) -> Array:
         """A new array of zeroes on the GPU; a ``MemoryError`` where there is no room."""
+        self._stream.use()  # CuPy clears the memory on the stream that this thread used last
         return self._cupy.zeros(shape, dtype)  # type: ignore[no-any-return]
 
     def copy(self, source: Array, target: Array) -> None:
@@ -43,7 +43,7 @@ class CudaDevice:
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[object]) -> None:
         """Run a kernel on arrays and NumPy scalars."""
-        self._kernel(name)(grid, block, tuple(arguments))
+        self._kernel(name)(grid, block, tuple(arguments), stream=self._stream)
 
     def capture(self, run: Task) -> Task:
         """Record what a task launches, without running it; the task that replays it."""
