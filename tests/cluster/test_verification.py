@@ -13,7 +13,7 @@ from tests.cluster.conftest import Start
 from tests.test_cli import JOB
 from tests.toys import dataset
 
-EPOCHS = 150
+EPOCHS = 400
 TOML = JOB.replace("epochs = 2", f"epochs = {EPOCHS}\ncheckpoint_seconds = 0.2") + '[resources]\nbackend = "numpy"\n'
 VERIFY = ("verify-resume", "toy.toml", "--steps", "100000", "-p", "debug", "-t", "10m", "-c", "1", "--mem", "500M")
 
