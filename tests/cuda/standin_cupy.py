@@ -68,13 +68,15 @@ class Recording:
     """What a stream notes and does not do."""
 
     launches: list[Callable[[], object]] | None = None
+    stream = 0
     products = 0
 
     @classmethod
-    def do(cls, launch: Callable[[], object]) -> None:
+    def do(cls, launch: Callable[[], object], on: int) -> None:
         if cls.launches is None:
             launch()
         else:
+            assert on == cls.stream, f"launched on stream {on} while {cls.stream} records"
             cls.take_products()
             cls.launches.append(launch)
 
@@ -128,7 +130,7 @@ class RawModule:
             streams = {value.stream for value in arguments if isinstance(value, ndarray)}
             assert streams <= {on}, f"{name} on stream {on} reads and writes memory that is cleared on {streams}"
             values = [value._values if isinstance(value, ndarray) else value for value in arguments]
-            Recording.do(partial(self._device.launch, name, grid, block, values))
+            Recording.do(partial(self._device.launch, name, grid, block, values), on)
 
         return kernel
 
@@ -150,7 +152,7 @@ class Stream:
 
     def begin_capture(self) -> None:
         Recording.forbid()
-        Recording.launches = []
+        Recording.launches, Recording.stream = [], self.ptr
         cublas().standin_record(1)
 
     def end_capture(self) -> Graph:
