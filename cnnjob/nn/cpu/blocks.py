@@ -53,13 +53,11 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
         return backward
 
-    forwards = [product(part, out) for part, out in zip(parts, products, strict=True)]
-    find_products, find_gradients = (
-        workers.share(tasks, work=N * weights.size // 8) for tasks in (forwards, [gradients(part) for part in parts])
-    )
+    steps = [Step(product(part, out), gradients(part)) for part, out in zip(parts, products, strict=True)]
+    shards = shared(workers, steps, work=N * weights.size // 8)
 
     def forward() -> None:
-        find_products()
+        shards.forward()
         np.add.reduce(products, axis=0, out=y.value)
         np.add(y.value, w.get("bias", 0), out=y.value)
         if block.output_scale != 1:
@@ -71,7 +69,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
         find_slope()
         if "bias" in dw:
             np.add.reduce(slope, axis=0, out=dw["bias"])
-        find_gradients()
+        shards.backward()
 
     return Step(forward, backward)
 
