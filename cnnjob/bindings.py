@@ -3,7 +3,6 @@
 What does not fit together is found here, before anything is written.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,7 +239,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
         if frozen:
             files.write_json(run.job_file, content)
         else:
-            files.create_exclusive(run.job_file, (json.dumps(content, indent=2) + "\n").encode())
+            files.create_exclusive(run.job_file, files.readable_json(content).encode())
     return run
 
 

@@ -1,6 +1,5 @@
 """Who may write a run: one process at a time, and none that was taken for dead."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
         "why": None,
         "step": None,
     }
-    if not files.create_exclusive(_attempt_file(run, number), _as_bytes(record)):
+    if not files.create_exclusive(_attempt_file(run, number), files.readable_json(record).encode()):
         raise BusyError(_busy(run, files.read_json(_attempt_file(run, number))))
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
         files.remove_leftovers(folder)
@@ -100,7 +99,3 @@ def _busy(run: Run, holder: dict[str, Any]) -> str:
 
 def _attempt_file(run: Run, number: int) -> Path:
     return run.attempts_folder / f"{number:04d}.json"
-
-
-def _as_bytes(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, indent=2) + "\n").encode()

@@ -140,10 +140,19 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def readable_json(value: Any) -> str:
+    """Return JSON with one value per line and a newline at its end.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()  # a file name's undecodable byte, as JSON's \udcff
+
+
 def write_json(path: Path, value: Any, *, fence: Callable[[], None] = _always) -> None:
     """Write a value as readable JSON, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, text.encode(), fence=fence)
+    write_whole(path, readable_json(value).encode(), fence=fence)
 
 
 def read_json(path: Path) -> Any:

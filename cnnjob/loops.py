@@ -176,17 +176,27 @@ class Loop:
         done, step, epoch = self.progress.epoch_step, self.progress.step, self.progress.epoch + 1
         failing = min(done + 1, self.steps)  # after the last step it is an evaluation that found out
         before = "it was the epoch's first step" if done == 0 else f"the step before it was {self.losses[done - 1]:.4g}"
-        halves = self.environment["precision"] == "float16"
         return (
             f"{self.run.path}: the {what} is {loss} at step {step - done + failing} (epoch {epoch}), {before}, "
-            f"learning rate {self.learning_rates[failing - 1]:g}; "
-            "lower train.learning_rate or change the initial weights"
-            f"{', or train.precision: float16 ends at 65504' if halves else ''}"
+            f"learning rate {self.learning_rates[failing - 1]:g}; {self._remedy}"
         )
+
+    @property
+    def _remedy(self) -> str:
+        halves = self.environment["precision"] == "float16"
+        more = ", or train.precision: float16 ends at 65504" if halves else ""
+        return f"lower train.learning_rate or change the initial weights{more}"
+
+    def _require_finite_weights(self) -> None:
+        """Refuse an epoch whose last update, or whose running statistics, overflowed: the loss does not show it."""
+        for name, array in self.state.read(self.state.parameters).items():
+            if not np.isfinite(array).all():
+                raise TrainingError(self._cause(float(np.abs(array).max()), f"largest value of {name}"))
 
     def _end_epoch(self) -> None:
         """Evaluate, record, keep the best."""
         self._look()
+        self._require_finite_weights()
         progress, train = self.progress, self.job.train
         record = {
             "epoch": progress.epoch + 1,
@@ -279,9 +289,12 @@ class Loop:
         """Evaluate the chosen weights on the test images, once, and write the results."""
         self._write_history_or_fail()
         self.backend.copy(self.best, self.state.parameters)
-        files.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
         test = self.watched.get("test") or whole_split(self.dataset, "test", self.backend)
         probabilities, loss, accuracy = test.scores(self.classifier)
+        if not np.isfinite(probabilities).all():
+            weights = f"the weights of epoch {self.progress.best_epoch}"
+            raise TrainingError(f"{self.run.path}: the test loss with {weights} is {loss}; {self._remedy}")
+        files.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
         recorded = predictions.record(
             probabilities, self.backend.host(test.images), test.labels, self.dataset.class_names
         )

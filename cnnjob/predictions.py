@@ -1,5 +1,6 @@
 """What a finished run says of images: new ones, and the test images it got most confidently wrong."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cnnjob.runs import Run
 
 WRONG_IMAGES = 24
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
+_TRAIN_AGAIN = "train again with a lower train.learning_rate or other initial weights"
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
@@ -68,13 +70,16 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[G
         One guess an image.
 
     Raises:
-        DataError: the run is not finished or damaged, a file is no image that fits, or the dataset is missing, damaged
-            or another.
+        DataError: the run is not finished or damaged, or its outputs overflow; a file is no image that fits; or the
+            dataset is missing, damaged or another.
         JobError: there is no such address.
     """
     classifier, class_names = classifier_of(run), run.data()["class_names"]
     read = list(_read(run, images, data))
     probabilities = classifier.probabilities(np.stack([one.pixels for one in read]))
+    for one, row in zip(read, probabilities, strict=True):
+        if not np.isfinite(row).all():
+            raise DataError(f"{run.path}: the network's outputs for {one.name} overflow; {_TRAIN_AGAIN}")
     return [
         Guess(one.name, class_names[row.argmax()], float(row.max()), one.true_class, one.scaled_from)
         for one, row in zip(read, probabilities, strict=True)
@@ -91,7 +96,8 @@ def classifier_of(run: Run) -> Classifier:
         The classifier.
 
     Raises:
-        DataError: it is not finished; or its weights are missing, damaged or of another network.
+        DataError: it is not finished; its weights are missing, damaged, not finite or of another network; or its
+            test loss is not finite.
     """
     if not run.path.is_dir():
         below = Path("runs") / run.path
@@ -106,6 +112,11 @@ def classifier_of(run: Run) -> Classifier:
     state = nn.State(network, optimiser_of(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
+    if not all(np.isfinite(array).all() for array in weights.values()):
+        raise DataError(f"{run.weights_file}: some weights are not finite; {_TRAIN_AGAIN}")
+    loss = run.result().get("test_loss")
+    if isinstance(loss, float) and not math.isfinite(loss):  # of a run from before such a training failed
+        raise DataError(f"{run.result_file}: the test loss is {loss}; {_TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = pixels_of(job.data, tuple(data["mean"]), tuple(data["std"]))
     views = job.train.test_time_augmentation

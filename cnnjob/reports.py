@@ -15,7 +15,6 @@ Run folders are only read, and nothing but them: a copy on a laptop is enough. W
 what can. Equal runs give equal bytes; a file that would not change is not touched, and a figure not drawn again.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -120,7 +119,7 @@ def _texts(
     yield "groups.md", tables.groups_as_markdown(sets).encode()
     yield "groups.tex", tables.groups_as_latex(sets).encode()
     yield "metrics.csv", tables.csv([record.row for record in records], COLUMNS)
-    yield "metrics.json", _json([record.row for record in records])
+    yield "metrics.json", files.readable_json([record.row for record in records]).encode()
     yield "metrics.md", tables.runs_as_markdown(records, drawn, overlaid=overlaid).encode()
     yield "metrics.tex", tables.runs_as_latex(records).encode()
     yield "classes.csv", tables.csv(_class_rows(records), ("run", "class", *metrics.PerClass._fields))
@@ -132,10 +131,6 @@ def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[t
         yield "curves", Drawing(plots.overlaid_curves, (curves,))
     for record in drawn:
         yield from ((f"{record.folder}/{stem}", drawing) for stem, drawing in record.drawings().items())
-
-
-def _json(rows: Sequence[dict[str, Any]]) -> bytes:
-    return (json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from cnnjob import nn
+from cnnjob import files, nn
 from cnnjob.cli import app
 from cnnjob.exports import export, model_of
 from cnnjob.nn.blocks import Block
+from cnnjob.runs import Run
 from tests.toys import corrupt, dataset, trained
 
 Array = np.ndarray[Any, Any]
@@ -122,8 +123,6 @@ def test_the_command(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_run_is_exported_as_it_was_chosen(finished: Path, tmp_path: Path) -> None:
     """Its recorded probabilities are the softmax of the mean output for an image and its mirror image."""
-    from cnnjob.runs import Run
-
     run, (images, _) = Run(finished), dataset(finished.parent.parent).load("test")
     written = export(run, tmp_path / "net.onnx")
     opened = session(written.path.read_bytes())
@@ -148,6 +147,33 @@ def test_damaged_weights_are_not_exported(tmp_path: Path) -> None:
     corrupt(run.weights_file)
     damaged = cnnjob("export", run.path, "-o", tmp_path / "net.onnx")
     assert (damaged.exit_code, (tmp_path / "net.onnx").exists()) == (3, False)
+
+
+def of_the_past(run: Run, changes: str) -> None:
+    """Make of a finished run one that was finished although its last update overflowed."""
+    if changes == "weights":
+        arrays = files.read_arrays(run.weights_file)
+        arrays["classifier/bias"][1] = np.nan
+        files.write_arrays(run.weights_file, arrays)
+    elif changes == "result":
+        run.result_file.write_text('{"test_accuracy": 0.3, "test_loss": NaN}')
+    else:  # finite, and some outputs infinite
+        arrays = {name: array * np.float32(1e25) for name, array in files.read_arrays(run.weights_file).items()}
+        files.write_arrays(run.weights_file, arrays)
+
+
+@pytest.mark.parametrize("what", ["weights", "result", "outputs"])
+def test_a_network_that_gives_no_numbers_is_refused(tmp_path: Path, what: str) -> None:
+    run = trained(tmp_path).run
+    of_the_past(run, what)
+    commands = [("predict", run.path, "test:0"), ("predict", run.path, "test:0", "--json")]
+    if what != "outputs":
+        commands.append(("export", run.path, "-o", tmp_path / "net.onnx"))
+    for command in commands:
+        refused = cnnjob(*command)
+        assert (refused.exit_code, refused.stdout) == (3, ""), refused.output
+        assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "net.onnx").exists()
 
 
 def test_without_the_onnx_package_its_name_is_said(finished: Path) -> None:

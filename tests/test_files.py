@@ -1,6 +1,8 @@
 """The durable writer: whole or absent, exclusive once, verified when read."""
 
 import errno
+import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from cnnjob import files
+from cnnjob.cli.screen import print_json
 from cnnjob.errors import BusyError, DataError
 
 
@@ -109,3 +112,13 @@ def test_a_folder_that_cannot_be_flushed_is_an_error_unless_no_folder_can(tmp_pa
     files.flush_folder(Path("/proc/self"))  # answers EINVAL, as some network file systems do
     assert errno.EINVAL
     assert os.fspath(tmp_path)
+
+
+def test_json_holds_no_nan_and_no_half_of_a_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", {"loss": math.nan})
+    assert not (tmp_path / "a.json").exists()
+    files.write_json(tmp_path / "a.json", {"file": "\udcff"})
+    assert files.read_json(tmp_path / "a.json") == {"file": "\udcff"}
+    print_json([{"loss": math.nan, "losses": (1.0, math.inf), "name": "\udcff"}])
+    assert json.loads(capsys.readouterr().out) == [{"loss": None, "losses": [1.0, None], "name": "\udcff"}]

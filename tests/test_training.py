@@ -228,6 +228,42 @@ def test_an_evaluation_that_is_no_number_stops_with_its_cause(tmp_path: Path) ->
     assert "failed: " in run.log_file.read_text()
 
 
+WILD: dict[str, Any] = {
+    "model__blocks": [{"dense": 8, "activation": "none", "init": 10.0, "learning_rate_factor": 1e6}] * 3,
+    "data__validation_fraction": 0.0,
+    "train__select_on": "last",
+    "train__batch_size": 216,
+    "train__epochs": 1,
+    "train__learning_rate": 1000.0,
+}
+"""One step, whose loss is finite and after which the outputs are not; no images choose the weights."""
+
+
+def test_a_last_update_after_which_the_outputs_overflow_fails_the_run(tmp_path: Path) -> None:
+    run = run_of(job(**WILD), dataset(tmp_path), tmp_path / "runs")
+    said = r"the test loss with the weights of epoch 1 is nan; lower train.learning_rate or change the initial weights$"
+    for attempt in (1, 2):  # again from the checkpoint at its end
+        with pytest.raises(TrainingError, match=said):
+            train(run)
+        assert run.state() == "failed"
+        assert len(run.attempts()) == attempt
+        assert not any(path.exists() for path in (run.result_file, run.weights_file, run.predictions_file))
+    assert math.isfinite(run.history()[0]["train_loss"])
+
+
+def test_running_statistics_that_overflow_fail_the_epoch(tmp_path: Path) -> None:
+    """Training itself goes by the batch's statistics, and never sees the running ones."""
+    conv = {"conv": 2, "init": 10.0, "batch_norm": True}
+    huge = {"conv": 2, "init": 10.0, "kernel": 1, "pad": 0, "bias": True, "bias_init": 10.0, "activation": "none"}
+    blocks = [*[huge] * 22, conv]
+    run = run_of(job(model__blocks=blocks, data__validation_fraction=0.0, train__select_on="last"),
+                 dataset(tmp_path), tmp_path / "runs")  # fmt: skip
+    with pytest.raises(TrainingError, match=r"the largest value of conv23/variance is (inf|nan) at step 27 "):
+        train(run)
+    assert [path.name for path in run.checkpoints_folder.glob("*.npz")] == ["step-000000000.npz"]
+    assert not run.history()
+
+
 def test_a_job_larger_than_the_memory_is_refused_before_it_starts(tmp_path: Path) -> None:
     huge = job(model__blocks=[{"dense": 1_000_000}, {"dense": 1_000_000}])
     run = run_of(huge, dataset(tmp_path), tmp_path / "runs")

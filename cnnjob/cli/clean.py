@@ -1,6 +1,5 @@
 """``cnnjob clean``."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
-from cnnjob.cli.screen import gigabytes, print_table
+from cnnjob.cli.screen import gigabytes, print_json, print_table
 from cnnjob.cli.train import RUNS_FOLDER
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def clean(
     found = leftovers.named([Run(path) for path in named]) if named else leftovers.leftovers(runs, data)
     if as_json:
         rows = [{"path": str(one.path), "why": one.why, "bytes": one.size} for one in found]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     elif found:
         print_table(["what", "why", "size"], [[str(one.path), one.why, gigabytes(one.size)] for one in found])
     if not found:

@@ -1,12 +1,11 @@
 """``cnnjob doctor``."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import console
+from cnnjob.cli.screen import console, print_json
 from cnnjob.cli.train import RUNS_FOLDER
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def doctor(
 
     if as_json:
         found = list(doctors.examine(runs))
-        typer.echo(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+        print_json([one.as_json() for one in found])
     else:
         found = [_printed(one) for one in doctors.examine(runs)]
     if write_profile:

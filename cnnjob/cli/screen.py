@@ -1,5 +1,6 @@
 """What the commands share: options, tables, and how a training shows itself."""
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,10 +42,19 @@ def print_table(
 
 
 def print_json(content: Any) -> None:
-    """Print facts as JSON, in place of a table."""
-    import json
+    """Print facts as JSON, in place of a table; a number that is not finite becomes null."""
+    from cnnjob.files import readable_json
 
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    typer.echo(readable_json(_without_nan(content)), nl=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace each NaN and infinity, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:

@@ -1,6 +1,5 @@
 """``cnnjob status``, ``logs`` and ``cancel``."""
 
-import json
 import sys
 import time
 from collections import Counter
@@ -11,7 +10,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import console, fitting, print_table, table_of
+from cnnjob.cli.screen import console, fitting, print_json, print_table, table_of
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
 
@@ -121,7 +120,7 @@ def _print_json(runs: "Sequence[Run]") -> None:
 
     answer = _ask(runs, thorough=True)
     rows = [{**one.as_json(), **cause_of(one).as_json()} for one in answer.statuses]
-    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    print_json(rows)
 
 
 def _print_one(run: "Run") -> None:

@@ -1,6 +1,5 @@
 """``cnnjob verify-resume``."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,7 @@ import typer
 
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
-from cnnjob.cli.screen import print_table
+from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import JobError
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
 
 def _print(verdict: "Verdict", kept: Path | None, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({**verdict.as_json(), "folder": str(kept) if kept else None}, indent=2))
+        print_json({**verdict.as_json(), "folder": str(kept) if kept else None})
         return
     print_table(["killed in life", "after", "at step", "during", "saved", "went on from"], _kills(verdict))
     typer.echo()

@@ -22,6 +22,7 @@ from cnnjob.runs import Run
 from cnnjob.training import train
 from tests.cuda.emulation import needs_compiler
 from tests.cuda.test_blas import standin
+from tests.test_training import WILD
 from tests.toys import dataset, job, outcome_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -225,6 +226,13 @@ def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Pa
     assert step in str(by_numpy.value)
     assert [path.name for path in run.checkpoints_folder.glob("*.npz")] == ["step-000000000.npz"]
     assert "failed: " in run.attempts()[-1]["why"]
+
+
+def test_a_last_update_after_which_the_outputs_overflow_fails_the_run(libraries: Path, tmp_path: Path) -> None:
+    run = made(tmp_path, **WILD)
+    assert "the test loss with the weights of epoch 1 is nan; lower" in trained(run, libraries)
+    assert run.state() == "failed"
+    assert not any(path.exists() for path in (run.result_file, run.weights_file, run.predictions_file))
 
 
 def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tmp_path: Path) -> None:
