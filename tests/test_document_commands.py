@@ -63,6 +63,7 @@ PARSED = {
     r"cnnjob --install-completion": "the user's own shell; tests/test_shell.py runs its --show-completion in real ones",
     r"python3 -m venv .*|pip install .*|apt install .*": "the network; .ci/run installs and tests so",
     r"(CNNJOB_FAULTS_EVERY=1 )?pytest.*|pre-commit .*|\.ci/run": "to be outside the tests: it runs them",
+    r"python -m tests\.fuzz .*": "minutes; tests/fuzz/test_fuzz.py runs it with few inputs",
     r"slurm/cluster install": "root and the network; `pytest -m slurm` then uses it",
     r"python -m tests\.nn\.recipe .*": "torch, real data and a quarter of an hour",
     r'python -c "import typer, rich"': "nothing: it is what another command is measured against",
