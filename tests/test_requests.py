@@ -28,7 +28,8 @@ def test_times(text: str, expected: int) -> None:
     assert minutes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "soon", "2 h", "h", "1.5h", "-1", "1:2:3:4", "1-", "2H", "1-1:1:1:1", "infinite"])
+@pytest.mark.parametrize("text", ["", "soon", "2 h", "h", "1.5h", "-1", "1:2:3:4", "1-", "2H", "1-1:1:1:1", "infinite",
+     "9" * 5000, "9" * 4299 + "d", "1-" + "9" * 5000])  # fmt: skip
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match=rf"^time: {re.escape(repr(text))} is no time; write 90m, 2h"):
         minutes(text)

@@ -18,12 +18,15 @@ import pytest
 from cnnjob import files, processes
 from cnnjob.cli import status as screen
 from cnnjob.cli.screen import fitting
+from cnnjob.doctor.cluster import Nodes
 from cnnjob.runs import DATA_KEYS, Run
-from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, words
+from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, submission, words
 from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
+from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import main as restart
+from cnnjob.slurm.site import look as look_at_site
 from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
-from tests.test_submit import Site, cnnjob
+from tests.test_submit import ANSWERS, Site, cnnjob
 
 UID = os.getuid()
 ME = pwd.getpwuid(UID).pw_name
@@ -325,6 +328,35 @@ def test_accounts_that_cannot_be_read(site: Site, monkeypatch: pytest.MonkeyPatc
     assert (found.exit_code, "lost" in found.stdout, found.stderr) == (0, True, ""), found.output
 
 
+CHANGING = {
+    "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "none", "SQUEUE_USERS": "root", "SQUEUE_FORMAT2": "jobid",
+    "SACCT_FORMAT": "jobid", "SACCT_LOCAL": "1", "SINFO_FORMAT": "%n", "SINFO_PARTITION": "none",
+    "SCANCEL_INTERACTIVE": "1", "SCANCEL_STATE": "PENDING", "SCONTROL_LOCAL": "1", "SACCTMGR_X": "1",
+    "SLURM_TIME_FORMAT": "relative", "SLURM_BITSTR_LEN": "1", "SBATCH_TEST": "1", "SLURM_JOB_ID": "9",
+}  # fmt: skip
+"""Variables that change what SLURM's commands answer or do, and one of an enclosing job."""
+SELECTING = {"SLURM_CONF": "/etc/lab.conf", "SLURM_CLUSTERS": "lab", "SLURM_JWT": "x"}
+
+
+def test_no_command_of_slurm_sees_variables_that_change_its_answer(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = f'export -p >> {tmp_path}/environment; echo "${{0##*/}}" >> {tmp_path}/called'
+    answers = {name: ANSWERS.get(name, "") for name in ("squeue", "sacct", "scontrol", "sbatch", "srun", "sinfo")}
+    answers["squeue"] = f'echo "17|RUNNING|None|n1|N/A|N/A|cnnjob {Path("runs").resolve()}/none 1"'
+    site.says(**{name: f"{record}\n{lines}" for name, lines in answers.items()}, scancel=record)
+    run = submitted(pending_run(Path("runs")))
+    for name, value in (CHANGING | SELECTING).items():
+        monkeypatch.setenv(name, value)
+    assert cnnjob("cancel", str(run.path)).exit_code == 0
+    assert cnnjob("status", str(submitted(pending_run(Path("runs"), seed=1), "18").path)).exit_code == 0
+    assert submission.submit([pending_run(Path("runs"), seed=2)], Request())[0].job_id == "17"
+    cnnjob("doctor")
+    assert set((tmp_path / "called").read_text().split()) == {*answers, "scancel"} - {"srun"}
+    seen = set(re.findall(r"\b(\w+)=", (tmp_path / "environment").read_text()))
+    assert seen & {*CHANGING, *SELECTING} == set(SELECTING)
+
+
 def test_a_command_that_cannot_be_executed(site: Site) -> None:
     (site.folder / "squeue").write_bytes(b"\x00\x01")
     waits(Path("runs"))
@@ -417,6 +449,36 @@ def test_queues(site: Site, answer: str, jobs: list[str], whole: bool) -> None: 
     says(site, f"{answer}\n" if answer else "")
     found = queue.listing([0])
     assert ([job.job_id for job in found.jobs], found.whole) == (jobs, whole)
+
+
+LONG = "9" * 5000
+"""A number that Python refuses to convert."""
+
+
+def test_numbers_of_5000_digits_are_no_numbers(site: Site) -> None:
+    rows = [f"{text}|RUNNING|None|n1|{LONG}|{LONG}|x" for text in (
+        LONG, f"17_{LONG}", f"17_[0-{LONG}]", f"17_[{LONG}]", f"17_[0-5:{LONG}]", "17_[1-99999999999999999999]",
+    )]  # fmt: skip
+    for line in rows:
+        says(site, f"{line}\n")
+        assert queue.mine() == []
+    says(site, "", f"{LONG}|FAILED|1:0|n1|x\n17_{LONG}|FAILED|1:0|n1|x\n17|CANCELLED by {LONG}|1:0|n1|x\n")
+    fates = accounting.fates(["17"])
+    assert list(fates) == ["17"]
+    assert LONG in causes.user_of(fates["17"].cancelled_by)
+    facts = {"JobState": "RUNNING", "Restarts": LONG, "RunTime": f"{LONG}-00:00:00", "TimeLimit": f"{LONG}:00:00"}
+    assert scheduler.ended_by(facts, 0) == "itself"
+
+
+def test_a_site_of_numbers_of_5000_digits(site: Site) -> None:
+    partition = f"PartitionName=gpu MaxTime={LONG} DefaultTime={LONG}-00:00:00 GraceTime={LONG} State=UP"
+    config = f"MaxArraySize = {LONG}; KillWait = {LONG} sec; SLURM_VERSION = {LONG}"
+    site.says(scontrol=f'case "$*" in *config*) echo "{config}";; *) echo "{partition}";; esac')
+    found = look_at_site()
+    assert (found.max_array_size, found.kill_wait_seconds) == (1001, 30)
+    assert found.partitions["gpu"].max_minutes is None
+    assert Nodes.of(f"gpu|{LONG}|4|8000|gpu:2") is None
+    assert Nodes.of(f"gpu|2|4|8000|gpu:{LONG}").gpus == ()
 
 
 def test_a_comment_may_hold_the_separator(site: Site) -> None:

@@ -12,8 +12,8 @@ from cnnjob.slurm.site import Partition, Site
 
 MEGABYTES = 1000
 MANY_PARTITIONS = 8
-_NODES = re.compile(r"([^|]+)\|(\d+)\|(\d+)\+?\|(\d+)\+?\|(.*)")
-_GPUS = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>\d+)")
+_NODES = re.compile(r"([^|]+)\|([0-9]{1,9})\|([0-9]{1,9})\+?\|([0-9]{1,18})\+?\|(.*)")
+_GPUS = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>[0-9]{1,9})(?![0-9])")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cnnjob.runs import Run
 
 _ASKED = ("partition", "account", "qos", "time", "mem", "mem_per_cpu", "mem_per_gpu", "constraint", "dependency")
 _LEFT_OUT = ("name", "train.checkpoint_seconds")
-_MEMORY = re.compile(r"(\d+)([A-Za-z]*)")
+_MEMORY = re.compile(r"([0-9]{1,18})([A-Za-z]*)")
 
 
 def path(run: Run) -> str:

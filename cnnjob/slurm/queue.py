@@ -11,8 +11,8 @@ from cnnjob.slurm.words import state_of
 FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
 FORMAT = "%i|%T|%r|%N|%S|%e|%k"
 """The comment is last: it may hold the separator."""
-_ID = re.compile(r"(\d+)(?:\+\d+)?(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?")
-_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _MOST_ELEMENTS = 1_000_000
 
 

@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 from cnnjob.sections import Section
 
 MINUTES = {"m": 1, "h": 60, "d": 1440}
-_CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<numbers>\d+(?::\d+){0,2})")
-_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
-_GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>\d+)")
-_GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>\d+))?(?=,|$)")
+_CLOCK = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<numbers>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
+_MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
+_GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
+_GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>[0-9]{1,9}))?(?=,|$)")
 DIRECT = (
     *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency"),
     *("mem", "mem_per_cpu", "mem_per_gpu"),
@@ -197,10 +197,10 @@ def minutes(text: str) -> int:
     Raises:
         ValueError: it is none of these, or zero.
     """
-    units = re.fullmatch(r"(?:\d+[dhm])+", text)
+    units = re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text)
     clock = _CLOCK.fullmatch(text)
     if units:
-        total = 60 * sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"(\d+)([dhm])", text))
+        total = 60 * sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", text))
     elif clock:
         total = _clock_seconds(clock)
     else:

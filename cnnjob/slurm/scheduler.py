@@ -20,9 +20,14 @@ _SILENT = re.compile(
 )
 _ABSENT = re.compile(r"not found; this machine|configuration source")
 _UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
-_OURS = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SUBMITIT)_")
-_KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
-"""What tells which SLURM is meant, and who asks."""
+_OF_SLURM = re.compile(
+    r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
+    r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
+)
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+"""Variables that select the cluster and the user."""
+MOST_DIGITS = 18
+"""A longer number in an answer is no number: Python refuses to convert some, and ranges of others do not fit."""
 
 
 def is_there() -> bool:
@@ -31,8 +36,11 @@ def is_there() -> bool:
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what an enclosing job left in it."""
-    return {name: value for name, value in environment.items() if name in _KEPT or not _OURS.match(name)}
+    """Return an environment without the variables of an enclosing job, and without those that change an answer.
+
+    ``SQUEUE_STATES`` or ``SLURM_TIME_FORMAT`` in a user's profile would hide jobs or make times unreadable.
+    """
+    return {name: value for name, value in environment.items() if name in _KEPT or not _OF_SLURM.match(name)}
 
 
 def ask(command: Sequence[str], seconds: float | None = None) -> str:
@@ -125,7 +133,7 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
         ``requeued`` (it is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
     """
     state = job.get("JobState", "")
-    if _number(job.get("Restarts", "")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
+    if number(job.get("Restarts", "")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
         return "requeued"
     if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
         return "preempted"
@@ -134,13 +142,15 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
     return "cancelled" if state.startswith(("COMPLETING", "CANCELLED")) else "itself"
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
+def number(text: str) -> int:
+    """Return the number that a text begins with; 0 for none, and for one that is too long."""
+    digits = re.match(r"[0-9]*", text)
+    return int(digits[0]) if digits and 0 < len(digits[0]) <= MOST_DIGITS else 0
 
 
 def _seconds(clock: str) -> int:
     """``D-HH:MM:SS`` in seconds; 0 for a word such as ``UNLIMITED``."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", clock)
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", clock)
     if not found:
         return 0
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())

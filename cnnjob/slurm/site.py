@@ -9,7 +9,7 @@ from typing import Self
 
 from cnnjob.errors import SchedulerError
 from cnnjob.slurm.requests import Request, duration, minutes
-from cnnjob.slurm.scheduler import ask, words
+from cnnjob.slurm.scheduler import ask, number, words
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Partition:
             max_minutes=_minutes(said.get("MaxTime", "")),
             default_minutes=_minutes(said.get("DefaultTime", "")),
             preempt_mode=said.get("PreemptMode", "OFF"),
-            grace_seconds=_number(said.get("GraceTime", "")),
+            grace_seconds=number(said.get("GraceTime", "")),
             accounts=tuple(said.get("AllowAccounts", "ALL").split(",")),
         )
 
@@ -97,8 +97,8 @@ def look() -> Site:
     return Site(
         partitions={partition.name: partition for partition in partitions},
         requeues=said.get("JobRequeue", "1") != "0",
-        max_array_size=_number(said.get("MaxArraySize", "")) or 1001,
-        kill_wait_seconds=_number(said.get("KillWait", "")) or 30,
+        max_array_size=number(said.get("MaxArraySize", "")) or 1001,
+        kill_wait_seconds=number(said.get("KillWait", "")) or 30,
         signals_preempted="preempt_send_user_signal" in said.get("SlurmctldParameters", ""),
         version=said.get("SLURM_VERSION", ""),
         counts_gpus=said.get("SelectType", "select/cons_tres") == "select/cons_tres",
@@ -159,8 +159,3 @@ def _minutes(text: str) -> int | None:
         return minutes(text)
     except ValueError:
         return None
-
-
-def _number(text: str) -> int:
-    found = re.match(r"\d+", text)
-    return int(found[0]) if found else 0
