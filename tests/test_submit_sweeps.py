@@ -302,6 +302,43 @@ def test_a_refused_job_leaves_no_pickle(here: Site) -> None:
     assert [path.name for path in run.slurm_folder.iterdir()] == ["request.json"]
 
 
+def test_a_refused_job_leaves_the_files_of_others(here: Site) -> None:
+    """Another submission of the same run is accepted in the meantime."""
+    theirs = "for folder in runs/*/slurm; do : > $folder/16_submitted.pkl; : > $folder/16_submission.sh; done"
+    here.says(sbatch=f'{theirs}; echo "sbatch: error: no" >&2; exit 1')
+    assert cnnjob("submit", "toy.toml").exit_code == 4
+    [run] = Run.all(Path("runs"))
+    assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl", "16_submission.sh"}
+
+
+NOISE = 'echo "Jobs here run at most as (max. job 48 hours)"; echo "your job 8 is still running"'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f'{NOISE}; echo "Submitted batch job 17"; {NOISE}',
+        f'{NOISE}; echo "  Submitted batch job 17 on cluster north  "',
+        "echo 17",
+        'echo "17;north"',
+        f'{NOISE}; echo "Submitted batch job 17" >&2',  # its comment tells
+        f"{NOISE}; echo 12",
+        'echo "Submitted batch job 8 an hour ago"; echo "Submitted batch job 17"',
+        'echo "Submitted batch job 8"; echo "Submitted batch job 17"',
+    ],
+)
+def test_only_the_line_of_sbatch_names_the_job(here: Site, answer: str) -> None:
+    """A site's wrapper may print what it likes around it; without the line the queue is asked."""
+    here.says(sbatch=answer, squeue=f'echo "8{LINE}other"; echo "17{LINE}cnnjob /runs/a 1"')
+    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "17"
+
+
+def test_a_sweep_through_a_wrapper_that_talks(here: Site) -> None:
+    here.says(sbatch=f'{NOISE}; echo "Submitted batch job 17"; {NOISE}')
+    found = cnnjob("submit", "toy.toml", "--seeds", "2")
+    assert found.stdout.count("submitted as job 17_") == 2, found.output
+
+
 # --- what a site allows, and what would become of a request
 
 PARTITIONS = (

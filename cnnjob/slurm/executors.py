@@ -1,37 +1,38 @@
 """submitit's executors, as they are used here. Imported only where something is submitted."""
 
-import os
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from cnnjob import files
 from cnnjob.errors import SchedulerError
-from cnnjob.slurm import scheduler, site
+from cnnjob.slurm import sbatch, site
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.life import Life
 
 MARGIN_SECONDS = 30.0
 """The job stops itself so long before its end, should no signal have come."""
+SCRIPT = "submission.sh"
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """Submits a batch through :mod:`cnnjob.slurm.sbatch`."""
+    """Submits a batch through :mod:`cnnjob.slurm.sbatch`, from a folder that no other submission uses."""
 
-    def __init__(self, batch: Batch, parameters: dict[str, Any]) -> None:
+    def __init__(self, batch: Batch, parameters: dict[str, Any], folder: Path) -> None:
         """Make one for a batch, with the parameters of its script."""
-        super().__init__(folder=batch.files_folder, python=python())
-        self._comment = batch.comment
-        self.parameters.update(parameters)
+        super().__init__(folder=folder, python=python())
+        self._comment = parameters["comment"]
+        self._script = script(batch, parameters)
 
-    def _make_submission_command(self, submission_file_path: Any) -> list[str]:
-        return [sys.executable, "-m", "cnnjob.slurm.sbatch", self._comment, str(submission_file_path)]
+    def _submit_command(self, command: str) -> Any:  # noqa: ARG002 - submitit's form
+        path = self.folder / SCRIPT
+        path.write_text(self._script, encoding="utf-8")
+        return submitit.SlurmJob(self.folder, sbatch.submit(self._comment, str(path)), [0])
 
 
 def python() -> str:
@@ -52,39 +53,32 @@ def submit(batch: Batch, parameters: dict[str, Any]) -> str:
     Raises:
         SchedulerError: SLURM refused, is not there, or did not answer.
     """
-    if not scheduler.is_there():
-        raise SchedulerError("sbatch: not found; this machine has no SLURM, log in to one that has")
+    for program in ("sbatch", "srun"):
+        if not shutil.which(program):
+            raise SchedulerError(f"{program}: not found; this machine has no SLURM, log in to one that has")
+    folder = files.temporary_name(batch.files_folder / "submission")
+    folder.mkdir()
     try:
-        executor = Executor(batch, parameters)
-    except RuntimeError as error:
-        raise SchedulerError("srun: not found; this machine has no SLURM, log in to one that has") from error
-    before = set(batch.files_folder.iterdir())
-    with _clean_environment(), redirect_stderr(StringIO()):  # submitit shows there what its error says
-        try:
-            job = executor.submit(Life(str(batch.folder), MARGIN_SECONDS))
-        except (FailedJobError, FailedSubmissionError) as error:
-            for path in set(batch.files_folder.iterdir()) - before:
-                path.unlink(missing_ok=True)  # the script and the pickle of a job that is none
-            said = _last_line(str(error))
-            raise SchedulerError(f"{batch.name}: {said}{site.advice(said)}") from error
-    for element in range(len(batch.runs)) if batch.is_array else ():
-        os.link(job.paths.submitted_pickle, batch.files_folder / f"{job.job_id}_{element}_submitted.pkl")
+        job = Executor(batch, parameters, folder).submit(Life(str(batch.folder), MARGIN_SECONDS))
+        _publish(batch, str(job.job_id), job.paths.submitted_pickle, folder / SCRIPT)
+    except SchedulerError as error:
+        said = _last_line(str(error))
+        raise SchedulerError(f"{batch.name}: {said}{site.advice(said)}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return str(job.job_id)
+
+
+def _publish(batch: Batch, job_id: str, pickle: Path, script: Path) -> None:
+    """Move the files of a job to where it looks for them."""
+    elements = [f"{job_id}_{element}" for element in range(len(batch.runs))] if batch.is_array else []
+    for name in (job_id, *elements):
+        linked = pickle.with_name(f"{name}.pkl")
+        linked.hardlink_to(pickle)
+        linked.replace(batch.files_folder / f"{name}_submitted.pkl")
+    script.replace(batch.files_folder / f"{job_id}_submission.sh")
 
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "without a word")
-
-
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Keep what an enclosing job left in the environment away from sbatch."""
-    kept = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(scheduler.clean(kept))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
