@@ -1,5 +1,6 @@
 """With what a run was made: code, packages, machine; and which of it decides the bits."""
 
+import os
 import platform
 import re
 import shlex
@@ -66,9 +67,12 @@ def differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def available_memory_bytes() -> int:
-    """What new processes can take without swapping: the kernel's estimate."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else sys.maxsize
+    """Return what new processes can take without swapping: the kernel's estimate, else the free pages."""
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _gpu(device: Any) -> dict[str, Any]:
@@ -82,9 +86,10 @@ def _gpu(device: Any) -> dict[str, Any]:
 
 def _processor() -> str:
     """The processor's model name."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1].strip()
     return platform.machine()
 
 

@@ -7,6 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cnnjob.errors import CnnjobError
+
+NO_PROC = "/proc is not readable"
+MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
 HEARTBEAT_LIMIT_SECONDS = 300.0
 """A holder on another host that has not been heard of for so long is taken for dead."""
 
@@ -65,7 +69,10 @@ def is_alive(holder: dict[str, Any], record: Path) -> bool:
 
 
 def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise CnnjobError(f"{NO_PROC}; without it no run's owner can be known (found {error}). {MOUNT_PROC}") from error
 
 
 def _start_of(pid: int) -> str | None:

@@ -239,15 +239,71 @@ def test_a_file_system_that_refuses_is_found(tmp_path: Path, at: int) -> None:
     assert all("No space left on device" in row["found"] for row in bad), bad
 
 
-def test_quotas(nowhere: Site, tmp_path: Path) -> None:
-    device, _ = places._mount(tmp_path)
-    answer = """Disk quotas for user me (uid 1000):
+QUOTAS = """Disk quotas for user me (uid 1000):
      Filesystem  blocks   quota   limit   grace   files   quota   limit   grace
-   {device}  {used}* 9000000 10000000  6days    1234       0       0
+   {name}  {used}* 9000000 10000000  6days    1234       0       0
+   {name}2  1 2 3 0 1 0 0
    other:/home  1 2 3 0 1 0 0"""
+
+
+def test_quotas(nowhere: Site, tmp_path: Path) -> None:
+    device, _ = places._mount(tmp_path)  # unknown in some containers: then no line can be about it
     for used, verdict in ((1_000_000, "ok"), (9_000_000, "note"), (9_900_000, "bad")):
-        nowhere.says(quota=f"echo '{answer.format(device=device, used=used)}'")
-        row = looked(tmp_path)["quota"]
-        assert (row.verdict, row.found) == (verdict, f"{used * 1024 / 1e9:.1f} of 10.2 GB are used")
+        nowhere.says(quota=f"echo '{QUOTAS.format(name=device or 'elsewhere', used=used)}'")
+        rows = looked(tmp_path)
+        if device:
+            row = rows["quota"]
+            assert (row.verdict, row.found) == (verdict, f"{used * 1024 / 1e9:.1f} of 10.2 GB are used")
+        else:
+            assert "quota" not in rows
     nowhere.says(quota="echo nonsense; exit 1")
     assert "quota" not in looked(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/dev/sda1", "server:/home", "/lustre", "tank/home"])
+def test_a_quota_is_that_of_its_own_file_system(name: str) -> None:
+    answer = QUOTAS.format(name=name, used=5)
+    assert list(places._quotas(answer, name)) == [(5 * 1024, 10_000_000 * 1024)]
+    assert len(list(places._quotas(answer, f"{name}/me"))) == 1
+    assert list(places._quotas(answer, f"{name}7")) == []
+    assert list(places._quotas(answer, "")) == []
+
+
+CHROOT = """set -e
+mkdir "$1/runs"
+for path in /*; do
+  [ "$path" != "$3" ] || continue
+  if [ -L "$path" ]; then cp -P "$path" "$1"
+  elif [ -d "$path" ]; then mkdir -p "$1$path" && mount --rbind "$path" "$1$path"
+  fi
+done
+cd "$1"
+exec chroot . "$2" -m cnnjob doctor --json --runs /runs
+"""
+
+
+def chrooted(tmp_path: Path, hidden: str = "") -> dict[str, dict[str, str]]:
+    """What is found in a root that is no mount point itself: everything is beneath it but a folder."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", CHROOT, "sh"]
+    if subprocess.run([*inside[:4], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine forbids new user namespaces")
+    (root := tmp_path / "root").mkdir()
+    known = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [*inside, str(root), sys.executable, hidden]
+    done = subprocess.run(command, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return {row["what"]: row for row in json.loads(done.stdout)}
+
+
+def test_a_root_that_no_mount_is_listed_for(tmp_path: Path) -> None:
+    rows = chrooted(tmp_path)
+    number = tmp_path.stat().st_dev
+    is_disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").exists()
+    assert rows["runs"]["found"] == f"/runs, {places.BLOCK if is_disk else 'unknown file system'}"
+    assert {rows[what]["verdict"] for what in ("runs", "rename", "fsync", "exclusive create", "clock")} == {"ok"}
+
+
+def test_no_proc(tmp_path: Path) -> None:
+    rows = chrooted(tmp_path, hidden="/proc")
+    assert rows["processes"]["advice"] == "In a chroot or container: mount -t proc proc /proc"
+    assert {what for what, row in rows.items() if row["verdict"] == "bad"} - {"SLURM"} == {"processes"}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -14,6 +15,7 @@ from cnnjob.environments import available_memory_bytes
 from cnnjob.nn import available_cores
 from cnnjob.nn.cuda.device import CudaDevice
 from cnnjob.nn.cuda.finding import lack
+from cnnjob.processes import MOUNT_PROC, NO_PROC
 
 GIGABYTE = 1e9
 LITTLE_MEMORY_BYTES = 2e9
@@ -24,6 +26,8 @@ _TROUBLE = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
 def findings() -> Iterator[Finding]:
     """Look at this machine."""
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+    if not Path("/proc/self").exists():
+        yield Finding("processes", "bad", f"{NO_PROC}: no run can be trained", MOUNT_PROC)
     yield _packages()
     yield _processor()
     yield _gpu()

@@ -26,7 +26,9 @@ CLOCK_SECONDS = 5.0
 WRITES, RACES, RACERS = 5, 20, 8
 QUOTA_SECONDS = 20
 NEARLY, QUITE = 0.85, 0.97
-LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
+BLOCK = "block device"
+LOCAL = {BLOCK, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel writes spaces, tabs, newlines and backslashes
 ELSEWHERE = "put the runs on another file system, with --runs FOLDER"
 
 
@@ -126,13 +128,40 @@ def _kind(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
 
 
 def _mount(folder: Path) -> tuple[str, str]:
-    """The device and the kind of a folder's file system."""
-    best = ("", "", "unknown kind")
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-        device, point, kind = (part.replace("\\040", " ") for part in line.split(" ")[:3])
+    """Return the device and the type of a folder's file system.
+
+    A process in a chroot is not told the mount that its root lies on; sysfs knows a disk by its number.
+    """
+    best = ("", "", "")
+    for device, point, kind in _mounts():
         if folder.is_relative_to(point) and len(point) >= len(best[1]):
             best = (device, point, kind)
-    return best[0], best[2]
+    if best[1]:
+        return best[0], best[2]
+    device = _block_device(folder.stat().st_dev)
+    return device, BLOCK if device else "unknown file system"
+
+
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """Yield device, mount point and type of every mount that this process is told."""
+    try:
+        table = Path("/proc/self/mounts").read_bytes()
+    except OSError:  # no /proc
+        return
+    for line in table.split(b"\n"):
+        fields = [os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field)) for field in line.split(b" ")]
+        if len(fields) > 2:  # noqa: PLR2004
+            yield fields[0], fields[1], fields[2]
+
+
+def _block_device(number: int) -> str:
+    """Return the path of a block device; empty where the number is none's."""
+    try:
+        said = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"^DEVNAME=(.+)$", said, re.MULTILINE)
+    return f"/dev/{found[1]}" if found else ""
 
 
 def _room(folder: Path) -> Finding:
@@ -169,7 +198,7 @@ def _quota(folder: Path, device: str, kind: str) -> Iterator[Finding]:
 
 
 def _quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
-    """Bytes used and allowed, of the lines of ``quota`` or ``lfs quota`` that are about a file system."""
+    """Yield bytes used and allowed, from the lines of ``quota`` or ``lfs quota`` that are about a file system."""
     for where, used, soft, hard in re.findall(r"^\s*(\S+)\s+(\d+)\*?\s+(\d+)\s+(\d+)\b", answer, re.MULTILINE):
-        if name.startswith(where) and (limit := int(hard) or int(soft)):
+        if f"{name}/".startswith(f"{where.rstrip('/')}/") and (limit := int(hard) or int(soft)):
             yield KIBIBYTE * int(used), KIBIBYTE * limit
