@@ -245,7 +245,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
 
 def check(job: jobs.Job, dataset: Dataset) -> None:
     """Find what does not fit before anything is written."""
-    _network_on(job, dataset)
+    network = _network_on(job, dataset)
     _check_moves(job, dataset)
     training, held_out = split(job, dataset)
     if job.train.select_on == "validation" and not len(held_out) and "val" not in dataset.splits:
@@ -256,6 +256,16 @@ def check(job: jobs.Job, dataset: Dataset) -> None:
     if len(training) < job.train.batch_size:
         raise JobError(
             f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
+        )
+    try:
+        nn.require_spread(network, job.train.batch_size)
+    except ValueError as error:
+        raise JobError(f"model.blocks: {error}; raise train.batch_size, or leave out its batch_norm") from error
+    steps = len(training) // job.train.batch_size * job.train.epochs
+    if job.train.lookahead and job.train.lookahead.every > steps:
+        raise JobError(
+            f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} steps of the training, so it "
+            "would not act; lower it, or leave out train.lookahead"
         )
 
 

@@ -53,7 +53,8 @@ class Lookahead(Section):
     """A slow copy of the weights, which the fast ones go back to (Zhang et al. 2019)."""
 
     every: Annotated[int, Field(ge=1)] = 5
-    """Steps between two times."""
+    """Steps between two times; after the last step it acts as well, by the steps since. At most the steps of the
+    training."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """The slow weights' share is decay^every · (step / steps)^power."""
     power: Annotated[float, Field(ge=0, le=10)] = 3.0

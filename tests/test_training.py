@@ -36,6 +36,7 @@ RESIDUAL = [
     {"residual": [{"conv": 3, "stride": 2} | NORM, {"conv": 3, "activation": "none"} | NORM]},
     {"global_pool": "max"},
 ]
+NORM_LAST = {"batch_norm": True, "order": ["activation", "pool", "norm"]}
 JOBS: list[dict[str, Any]] = [
     {"train__momentum": 0.0, "model__blocks": PLAIN},
     {"train__momentum": 0.9, "model__blocks": PLAIN},
@@ -439,11 +440,29 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
             blocks({"residual": [{"conv": 2, "pad": 0}]}),
             "residual1: its body leads from 6×6×1 to 4×4×2, a shortcut to 3×3×2",
         ),
+        (
+            {"train__batch_size": 1} | blocks({"conv": 3, "pad": 0}, {"conv": 5, "pad": 0, "pool": 2} | NORM_LAST),
+            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel; raise",
+        ),
+        (
+            {"train__batch_size": 1} | blocks({"residual": [{"conv": 3, "pool": 6} | NORM_LAST]}),
+            "model.blocks: residual1.conv1: a batch of 1 image, normalised at 1×1×3, has one value per channel",
+        ),
+        (
+            {"train__epochs": 2, "train__lookahead": {"every": 41}},
+            "train.lookahead.every: 41 is more than the 40 steps of the training, so it would not act; lower it",
+        ),
         (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening takes an even number of filters up to 18"),
     ):
         with pytest.raises(JobError, match=message):
             run_of(job(**changes), packed, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_normalisation_of_two_values_and_a_lookahead_at_the_last_step_are_allowed(tmp_path: Path) -> None:
+    small = blocks({"conv": 3, "pool": 6} | NORM_LAST)
+    check(job(**small, train__batch_size=2, train__lookahead={"every": 81}, train__epochs=1), dataset(tmp_path))
+    check(job(**blocks({"conv": 3, "pool": 3} | NORM_LAST), train__batch_size=1), dataset(tmp_path))
 
 
 def test_views_that_move_an_image_need_pixels_to_mirror(tmp_path: Path) -> None:

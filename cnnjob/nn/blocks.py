@@ -232,11 +232,14 @@ class Residual:
             raise ValueError(f"its body leads from {_by(shape)} to {_by(after)}, a shortcut to {_by(found)}")
         return Layer("projection", conv, shape, after)
 
+    def layers(self, shape: Shape) -> "tuple[Layer, ...]":
+        """The body's layers, and the projection if there is one."""
+        projection = self.projection(shape)
+        return self.body(shape) + ((projection,) if projection else ())
+
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Those of the body's blocks, as ``conv1/weights``, and of the projection."""
-        projection = self.projection(shape)
-        layers = [*self.body(shape), *([projection] if projection else [])]
-        return {name: parameter for layer in layers for name, parameter in layer.parameters.items()}
+        return {name: parameter for layer in self.layers(shape) for name, parameter in layer.parameters.items()}
 
 
 Block = Conv | Dense | Dropout | GlobalPool | Residual

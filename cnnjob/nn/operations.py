@@ -1,9 +1,23 @@
 """What a backend computes: the blocks, taken apart where it does not compute them at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
-from cnnjob.nn.blocks import Activation, BatchNorm, Block, Conv, Dense, Dropout, GlobalPool, Part, Residual, Shape
+from cnnjob.nn.blocks import (
+    Activation,
+    BatchNorm,
+    Block,
+    Conv,
+    Dense,
+    Dropout,
+    GlobalPool,
+    Layer,
+    Network,
+    Part,
+    Residual,
+    Shape,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,33 @@ def _after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
         else:
             found.append(Activate(block.activation))
     return found
+
+
+def require_spread(network: Network, batch_size: int) -> None:
+    """Refuse to train a batch normalisation whose batches have one value per channel: it gives its shift alone.
+
+    Raises:
+        ValueError: a block has one; it is named.
+    """
+    for name, shape in _normalised(network.layers):
+        if batch_size * prod(shape[:-1]) == 1:
+            sides = "×".join(map(str, shape))
+            raise ValueError(f"{name}: a batch of 1 image, normalised at {sides}, has one value per channel")
+
+
+def _normalised(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Shape]]:
+    """Return the name of each layer that normalises, and the shape at which it does."""
+    for layer in layers:
+        shape = layer.input_shape
+        for operation in operations_of(layer.block):
+            if isinstance(operation, Residual):
+                projection = operation.projection(shape)
+                yield from _normalised(
+                    [*operation.body(shape), *([projection] if projection else [])], f"{layer.name}."
+                )
+            shape = operation.output_shape(shape)
+            if isinstance(operation, Norm):
+                yield prefix + layer.name, shape
 
 
 def parameters_of(operation: Operation) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from cnnjob.nn.memory import Array, Layout
 class Lookahead:
     """A slow copy of the weights, which the fast ones go back to (Zhang et al. 2019, alg. 1).
 
-    Every so many steps slow ← α·slow + (1 − α)·fast and fast ← slow, with α = decay^every · (t / T)^power after t of T
-    steps (Jordan 2024, §3.4); after the last step fast ← slow.
+    Every so many steps, and after the last, slow ← α·slow + (1 − α)·fast and fast ← slow, with
+    α = decay^n · (t / T)^power after t of T steps, n of them since the time before (Jordan 2024, §3.4, whose last steps
+    are lost unless ``every`` divides T).
     """
 
     every: int = 5
@@ -27,8 +28,9 @@ class Lookahead:
             float64 (len(steps),).
         """
         done = np.asarray(steps) + 1
-        alpha = self.decay**self.every * (done / total) ** self.power
-        return np.where(done % self.every == 0, alpha, np.where(done == total, 1.0, -1.0))
+        since = np.where(done % self.every, done % self.every, self.every)
+        alpha = self.decay**since * (done / total) ** self.power
+        return np.where((since == self.every) | (done == total), alpha, -1.0)
 
 
 @dataclass(frozen=True)

@@ -69,16 +69,22 @@ class Augmentation:
 
 
 View = tuple[int, int, int]
-"""A change of all images alike: flipped (0 or 1), and pixels down and to the right."""
+"""A change of all images alike: flipped (0 or 1), and then moved so many pixels down and to the right."""
 
 VIEWS: dict[str, dict[View, float]] = {
     "none": {(0, 0, 0): 1.0},
     "flip": {(0, 0, 0): 0.5, (1, 0, 0): 0.5},
     "flip_translate": {
-        (flipped, move, move): share for move, share in ((0, 0.25), (1, 0.125), (-1, 0.125)) for flipped in (0, 1)
+        (flipped, move, -move if flipped else move): share
+        for move, share in ((0, 0.25), (1, 0.125), (-1, 0.125))
+        for flipped in (0, 1)
     },
 }
-"""Of a test-time augmentation, each view's share in the mean of the outputs (``flip_translate``: Jordan 2024, §3.5)."""
+"""Of a test-time augmentation, each view's share in the mean of the outputs.
+
+``flip_translate`` (Jordan 2024, §3.5) moves an image along a diagonal and then flips it. That is flipped first here, so
+it moves the other way across.
+"""
 
 
 def mirrored(size: int, reach: int) -> Array:

@@ -8,6 +8,7 @@ from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network, Shape
 from cnnjob.nn.chains import Chain
 from cnnjob.nn.memory import Arena, Array, HostMemory, Memory
+from cnnjob.nn.operations import require_spread
 from cnnjob.nn.optimisers import Optimiser, segments
 from cnnjob.nn.pixels import VIEWS, Augmentation, Pixels
 from cnnjob.nn.signals import Feed, Task
@@ -40,7 +41,12 @@ class TrainingPlan:
         batch_size: int,
         lesson: Lesson = Lesson(),  # noqa: B008 - it is a tuple
     ) -> None:
-        """Plan; nothing runs yet."""
+        """Plan; nothing runs yet.
+
+        Raises:
+            ValueError: a batch normalisation would have one value per channel.
+        """
+        require_spread(network, batch_size)
         self.feed = feed
 
         def build(arena: Arena) -> Task:

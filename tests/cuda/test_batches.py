@@ -11,6 +11,7 @@ from cnnjob.nn.memory import Arena
 from cnnjob.nn.pixels import VIEWS, View
 from cnnjob.nn.signals import Signal
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
+from tests.nn.test_pixels import published_views
 
 pytestmark = needs_compiler
 
@@ -60,3 +61,18 @@ def test_another_seed_or_epoch_gives_other_bits() -> None:
     found = [batch(backend, change, *place) for place in ((0, 5), (1, 5), (0, 6))]
     assert not np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
+
+
+def test_the_views_of_flip_translate_are_those_of_airbench() -> None:
+    random, backend = np.random.default_rng(3), CudaBackend(EmulatedDevice())
+    images, order = random.integers(0, 256, (5, 7, 6, 2), np.uint8), np.arange(5)
+    network = nn.Network.build([nn.Conv(filters=3, pool=2), nn.Dense(units=3, activation="none")], (7, 6, 2))
+    state = nn.State(network, nn.Sgd(), backend)
+    state.initialise(network, 4)
+    plain, views = (
+        nn.EvaluationPlan(backend, network, state, nn.Pixels.unit(2), 5, name) for name in ("none", "flip_translate")
+    )
+    outputs = [share * np.log(plain.probabilities(one.copy(), order)) for share, one in published_views(images)]
+    mean = np.exp(np.sum(outputs, axis=0))
+    expected = mean / mean.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(views.probabilities(images, order), expected, rtol=1e-5)

@@ -148,11 +148,14 @@ def test_running_statistics_follow_the_batches_and_an_evaluation_takes_them() ->
     np.testing.assert_array_equal(bench.state.parameters, before)
 
 
-def test_one_value_is_normalised_to_the_shift() -> None:
-    bench = rig([nn.Conv(filters=2, kernel=1, pad=0, norm=nn.BatchNorm())], (1, 1, 1), count=1)
+def test_one_value_per_channel_is_refused_for_training_alone() -> None:
+    one = [nn.Conv(filters=2, kernel=1, pad=0, norm=nn.BatchNorm())]
+    with pytest.raises(ValueError, match="conv1: a batch of 1 image, normalised at 1×1×2, has one value per channel"):
+        rig(one, (1, 1, 1), count=1)
+    bench = rig(one, (1, 1, 1), count=2)
     assert np.isfinite(bench.step())
-    np.testing.assert_allclose(bench.gradients["conv1/weights"], 0)
-    np.testing.assert_allclose(bench.state.weights["conv1/variance"], 0.9)
+    plan = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, 1)
+    assert np.isfinite(plan.probabilities(bench.feed.images, np.arange(2))).all()
 
 
 def test_statistics_are_no_parameters_and_nothing_decays_them() -> None:
