@@ -179,7 +179,11 @@ def row(state: str, reason: str = "None", node: str = "", job: str = "17", comme
         (finished_run, row("COMPLETING"), "", "finished", ""),
         # gone from it
         (pending_run, "", "", "pending", "not submitted"),
-        (waits, "", "", "lost", "job 17 is gone"),
+        (waits, "", "", "lost", "job 17 left the queue before it started (cancelled or purged)"),
+        (lambda root: submitted(stopped_in_job(root), "18"), "", "", "stopped",
+         "job 18 left the queue before it started (cancelled or purged)"),
+        (lambda root: decided(submitted(stopped_in_job(root), "18"), job_id="18", said="not restarted, no"), "", "",
+         "stopped", "not restarted, no"),
         (waits, "", "17|CANCELLED by 0|0:0||\n", "cancelled", "job 17 CANCELLED by 0"),
         (waits, row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
         (waits, "", "17|FAILED|1:0|n1|\n", "failed", "job 17 FAILED before the run began"),
@@ -605,7 +609,8 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
         (lost_run, "", "", "its process is gone without a word",
          "attempts/0001.json: no sign of life for ", "cnnjob train tiny.toml"),
         (saved_at_637, "", "", "its process is gone without a word; step 637 is saved", "attempts/0001.json", ".*"),
-        (waits, "", "", "its job is gone without a word", "job 17 is gone", "cnnjob submit .*"),
+        (waits, "", "", r"job 17 left the queue before it started \(cancelled or purged\)",
+         "neither squeue nor sacct knows it", "cnnjob submit .*"),
         (pending_run, "", "", "it was never submitted", "not submitted", "cnnjob train tiny.toml"),
         (finished_run, "", "", "it is finished", "result.json", r"cnnjob report runs/\S+"),
         (lambda root: cut_result(finished_run(root)), "", "", "its result cannot be read; .*",
@@ -915,6 +920,7 @@ def test_a_look_believes_no_file() -> None:
 
 def test_a_small_screen_goes_without_what_is_spare() -> None:
     run = submitted(stopped_run(Path("runs")), "1234567")
+    change_json(run.attempt_files()[-1], job_id="1234567")
     rows = [screen._row(one(run))]
     whole, small = (fitting(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
     assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]

@@ -2,26 +2,43 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from cnnjob import files
+from cnnjob.checkpoints import newest_step
 from cnnjob.claims import claim
+from cnnjob.cli import submit as cli
 from cnnjob.environments import commit
 from cnnjob.errors import DataError, JobError, SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import batches, sbatch, site, submission, waiting
+from cnnjob.slurm import batches, local, sbatch, site, submission, waiting
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.forecasts import at_preemption, at_the_time_limit
 from cnnjob.slurm.frozen import freeze
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
-from tests.run_folders import finished_run, pending_run, running_run, stopped_run
+from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
+from tests.test_status import (
+    cancelled_by_script,
+    crash_loop,
+    decided,
+    failed,
+    log,
+    lost_in_job,
+    stopped_in_job,
+    submitted,
+)
+from tests.test_status import waits as waits_in_queue
 from tests.test_submit import ANSWERS, Site, cnnjob
 from tests.test_submit import nowhere as nowhere  # noqa: PLC0414 - a fixture
 
@@ -41,6 +58,16 @@ def here(nowhere: Site) -> Site:
 
 def waits(job_id: str, comment: str) -> QueuedJob:
     return QueuedJob(job_id, "PENDING", "Resources", "", "N/A", "N/A", comment)
+
+
+def own_error(root: Path) -> Run:
+    """A run whose job ended before it could claim it."""
+    run = decided(waits_in_queue(root), code=2, said="the job's own error is not restarted")
+    return log(run, "cnnjob: resources.backend: no CuPy\ncnnjob: x: the job's own error is not restarted\n")
+
+
+def submitted_again(root: Path) -> Run:
+    return submitted(stopped_in_job(root), "18")
 
 
 def finish(run: Run) -> None:
@@ -194,7 +221,7 @@ def test_a_run_here_that_fails_is_exit_1() -> None:
     wrong = ("--set", "train.learning_rate=900.0", "--set", "model.blocks=[{dense=8,activation='none'}]")
     found = cnnjob("submit", "toy.toml", "--local", *wrong)
     assert found.exit_code == 1, found.output
-    assert ": failed; see cnnjob status runs/toy-" in found.stdout
+    assert ": failed, the loss is " in found.stdout
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -222,21 +249,143 @@ def test_ctrl_c_stops_all_that_trains_here_with_its_work_saved(number: signal.Si
         assert run.attempts()[-1]["why"] in {"stopped: SIGINT", "stopped: SIGTERM"}
 
 
-def test_waiting_ends_when_all_have_ended(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nowhere")
+def test_a_run_here_that_cannot_begin_is_exit_1_with_its_error() -> None:
+    assert cnnjob("submit", "toy.toml", "--local", "--set", "train.epochs=1").exit_code == 0
+    [first] = Run.all(Path("runs"))
+    first.result_file.unlink()
+    shutil.rmtree(first.checkpoints_folder)
+    run = _stopped(first)
+    for message in (
+        "was started with 'numpy'",
+        "CuPy cannot be",
+    ):  # of a run that was stopped, and of one that never began
+        found = cnnjob("submit", "toy.toml", "--local", "--set", "train.epochs=1", "--set", "resources.backend=cuda")
+        assert found.exit_code == 1, found.output
+        assert re.search(rf"{run.path}: failed, .*{message}", found.stdout), found.stdout
+        shutil.rmtree(run.path)
+
+
+def _stopped(run: Run) -> Run:
+    [attempt] = run.attempt_files()
+    change_json(attempt, why="stopped: SIGTERM")
+    return run
+
+
+KILLED = ("submit", "toy.toml", "--local", "--set", "train.epochs=100000", "--set", "train.checkpoint_seconds=0.1")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_run_here_that_was_killed_resumes_until_it_makes_no_progress() -> None:
+    known = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PATH": "/bin:/usr/bin"}
+    with subprocess.Popen([sys.executable, "-m", "cnnjob", *KILLED], env=known, stdout=subprocess.PIPE) as child:
+        until = time.monotonic() + 60
+        while not list(Path("runs").glob("*/checkpoints/step-*[1-9]*.npz")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        [run] = Run.all(Path("runs"))
+        os.kill(run.attempts()[-1]["pid"], signal.SIGKILL)
+        said = child.communicate(timeout=60)[0].decode()
+    assert (child.returncode, "its process is gone without a word" in said) == (75, True), said
+    attempt, step = run.attempt_files()[0], newest_step(run.checkpoints_folder)
+    for number in range(2, 6):
+        shutil.copy(attempt, run.attempts_folder / f"000{number}.json")
+    assert not local._is_crash_loop(run)
+    for path in run.attempt_files():
+        change_json(path, resumed_at_step=step)
+    assert local._is_crash_loop(run)
+
+
+# --- waiting
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("patient")
+def test_waiting_ends_when_all_have_ended(here: Site) -> None:
     runs = [finished_run(Path("a")), stopped_run(Path("b")), pending_run(Path("c"))]
-    here.says(squeue=f'[ -e looked ] || echo "5{LINE}cnnjob {runs[1].path.resolve()} 2"; : > looked')
-    assert [run.path.parts[0] for run in waiting.ended(runs)] == ["a", "c", "b"]
+    here.says(squeue=f'[ -e looked ] || echo "5{LINE}cnnjob {runs[1].path.resolve()} 2"; : > looked', sacct="exit 1")
+    assert [one.look.run.path.parts[0] for one in waiting.watch(runs)] == ["a", "c", "b"]
 
 
-@pytest.mark.usefixtures("here")
-def test_wait_says_how_each_run_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.01)
-    found = cnnjob("submit", "toy.toml", "--wait")  # a SLURM that forgets what it was given
-    assert (found.exit_code, found.stdout.splitlines()[-1].partition(": ")[2].split(";")[0]) == (75, "pending")
+@pytest.mark.usefixtures("patient")
+def test_wait_says_how_each_run_ended(here: Site) -> None:
+    here.says(sacct="exit 1", squeue="exit 0")  # a SLURM that forgets what it was given
+    found = cnnjob("submit", "toy.toml", "--wait")
     [run] = Run.all(Path("runs"))
+    gone = "lost, job 17 left the queue before it started (cancelled or purged)"
+    assert (found.exit_code, found.stdout.splitlines()[-1]) == (1, f"{run.path}: {gone}")
     finish(run)
     assert cnnjob("submit", "toy.toml", "--wait").exit_code == 0
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    ("make", "sacct", "code", "said"),
+    [
+        (finished_run, "", 0, "finished, test accuracy 80.00 %"),
+        (stopped_in_job, "", 75, "stopped, somebody asked it to end (SIGTERM), so it saved and stopped at step 150"),
+        (lost_in_job, "17|NODE_FAIL|0:0|n7|x", 75, "lost, the node of its job failed (n7)"),
+        (failed, "", 1, "failed, KeyError: 'x'"),
+        (crash_loop, "", 1, "failed, 3 restarts without progress, each time killed by signal 9 (SIGKILL)"),
+        (own_error, "", 1, "failed, resources.backend: no CuPy"),
+        (cancelled_by_script, "", 1, "cancelled, its job 17 was cancelled"),
+        (waits_in_queue, "17|CANCELLED by 987654|0:0||x", 1, "cancelled, its job 17 was cancelled by user 987654"),
+        (waits_in_queue, "17|OUT_OF_MEMORY|0:125|n1|x", 1, "failed, it ran out of memory"),
+        (waits_in_queue, "", 1, "lost, job 17 left the queue before it started (cancelled or purged)"),
+        (submitted_again, "", 1, "stopped, job 18 left the queue before it started (cancelled or purged)"),
+    ],
+)
+def test_wait_ends_with_75_only_where_the_same_command_resumes(
+    here: Site, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Run], sacct: str, code: int, said: str
+) -> None:
+    here.says(squeue="exit 0", sacct=f'echo "{sacct}"')
+    runs = [make(Path("runs")), finished_run(Path("others"))]
+    try:
+        cli._wait_for(runs)
+        left = 0
+    except typer.Exit as end:
+        left = end.exit_code
+    assert left == code
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == sorted([f"{runs[0].path}: {said}", f"{runs[1].path}: finished, test accuracy 80.00 %"])
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("JobHeldUser", "its user holds it. To change that:\n  scontrol release 17"),
+        ("JobHeldAdmin", "an administrator holds it"),
+        ("PartitionTimeLimit", "it asks for more time than its partition allows, it never starts so. To change that:"),
+    ],
+)
+def test_a_job_that_does_not_start_by_itself_is_said_once(
+    here: Site, capsys: pytest.CaptureFixture[str], reason: str, said: str
+) -> None:
+    run = waits_in_queue(Path("runs"))
+    line = f"17|PENDING|{reason}||N/A|N/A|x"
+    here.says(squeue=f'echo x >> looked; [ "$(wc -l < looked)" -gt 3 ] || echo "{line}"', wc='exec /usr/bin/wc "$@"')
+    with pytest.raises(typer.Exit):
+        cli._wait_for([run])
+    out = capsys.readouterr().out
+    assert f"{run.path}: job 17 does not start by itself, {said}" in out
+    assert out.count("does not start by itself") == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_scheduler_that_stays_silent_ends_the_waiting(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = waits_in_queue(Path("runs"))
+    silent = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
+    here.says(squeue=f"[ -e looked ] && exit 0; : > looked; {silent}", sacct="exit 1")
+    assert [one.left_queue for one in waiting.watch([run])] == [True]
+    monkeypatch.setattr(waiting, "SILENT_SECONDS", 0.0)
+    here.says(squeue=silent)
+    with pytest.raises(SchedulerError, match="no longer waiting, the jobs are not affected"):
+        list(waiting.watch([run]))
 
 
 # --- an sbatch that does not answer

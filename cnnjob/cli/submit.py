@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cnnjob.jobs import Job
     from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
+    from cnnjob.slurm.status import Status
 
 JOBS = Annotated[
     opt.Words,
@@ -55,7 +56,7 @@ def submit(
     job_name: opt.JOB_NAME = None,
     requeue: opt.REQUEUE = None,
     sbatch: opt.SBATCH = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; 0 if all are finished.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; 0 if all finished.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Here, through submitit, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show and rehearse; submit nothing.")] = False,
     rehearsal: REHEARSAL = True,
@@ -149,45 +150,65 @@ def _submit_all(
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Print how each run ends."""
-    from cnnjob.slurm.waiting import ended
+    """Print how each run ends, and once which job does not start by itself."""
+    from cnnjob.slurm.waiting import watch
 
-    for run in ended(runs):
-        _print_end(run)
-    _exit_as(runs)
+    ended = []
+    for one in watch(runs):
+        if one.job is None:
+            ended.append(one)
+            _print_end(one)
+        else:
+            _print_held(one)
+    _exit_as(ended)
 
 
 def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
     from cnnjob.slurm.local import run_here
+    from cnnjob.slurm.status import of_folder
 
     left = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
     for run, what in runs.values():
         typer.echo(f"{run.path}{what}: {'to be trained here' if run in left else f'{run.state()}, left alone'}")
-    if not left:
-        _exit_as([run for run, _ in runs.values()])
-        return
-    cores = f"{request.cpus_per_task} core{'s' * (request.cpus_per_task > 1)} each"
-    typer.echo(
-        f"{parallel} at once, {cores}; `cnnjob status` elsewhere tells how far; Ctrl-C stops them, all work saved"
-    )
+    ended = [of_folder(run) for run, _ in runs.values() if run not in left]
+    if left:
+        cores = f"{request.cpus_per_task} core{'s' * (request.cpus_per_task > 1)} each"
+        typer.echo(
+            f"{parallel} at once, {cores}; `cnnjob status` elsewhere tells how far; Ctrl-C stops them, all work saved"
+        )
     with ending_as_interrupted():
-        for run in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
-            _print_end(run)
-    _exit_as([run for run, _ in runs.values()])
+        for done in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
+            ended.append(of_folder(done.run, done.error))
+            _print_end(ended[-1])
+    _exit_as(ended)
 
 
-def _print_end(run: "Run") -> None:
-    state = run.state()
-    said = f", test accuracy {100 * run.result()['test_accuracy']:.2f} %" if state == "finished" else ""
-    typer.echo(f"{run.path}: {state}{said or f'; see cnnjob status {run.path}'}")
+def _print_end(one: "Status") -> None:
+    """Print how a run ended: a line, with its cause where it is not finished."""
+    from cnnjob.slurm.causes import cause_of
+
+    run = one.look.run
+    said = f"test accuracy {100 * run.result()['test_accuracy']:.2f} %" if one.state == "finished" else one.error
+    typer.echo(f"{run.path}: {one.state}, {said or ' '.join(cause_of(one).sentence.split())}")
 
 
-def _exit_as(runs: "Sequence[Run]") -> None:
-    """Leave with 0 when all are finished, with 75 when the same command goes on, 5 when others run, else with 1."""
-    states = {run.state() for run in runs} - {"finished"}
-    if states:
-        stopped, others = states <= {"stopped", "pending"}, states == {"running"}
-        raise typer.Exit(EXIT_STOPPED if stopped else BusyError.exit_code if others else 1)
+def _print_held(one: "Status") -> None:
+    """Print why a job does not start by itself, and the command that helps."""
+    from cnnjob.slurm.causes import cause_of
+
+    command = cause_of(one).command
+    advice = f". To change that:\n  {command}" if command else ""
+    typer.echo(f"{one.look.run.path}: job {one.job_id} does not start by itself, {one.detail}{advice}")
+
+
+def _exit_as(ended: "Sequence[Status]") -> None:
+    """Leave with 1 when a run failed or was cancelled, else 75 when the same command resumes some, else 5 or 0."""
+    left = [one for one in ended if one.state != "finished"]
+    if not left:
+        return
+    if any(not one.is_resumable and one.state != "running" for one in left):
+        raise typer.Exit(1)
+    raise typer.Exit(EXIT_STOPPED if any(one.is_resumable for one in left) else BusyError.exit_code)
 
 
 def _dry_run(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from cnnjob.checkpoints import newest_step
 from cnnjob.slurm import commands, words
-from cnnjob.slurm.logs import last_error, last_life, last_words, log_of
-from cnnjob.slurm.status import Status, span
+from cnnjob.slurm.logs import last_error, last_life, last_words, log_of, own_message
+from cnnjob.slurm.status import Status, left, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ _MEMORY = re.compile(
 _DEVICE = re.compile(r".*(?:cupy\S*OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY).*")
 _DISK = re.compile(r".*(?:No space left on device|Disk quota exceeded|not enough space).*", re.IGNORECASE)
 _NUMBER = re.compile(r"the (?:\w+ )?loss is (?:nan|-?inf)\b")
-_OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
 _DEAD = 128
 _ENDS = {
     "TIMEOUT": "its job reached the time limit",
@@ -73,6 +72,8 @@ def cause_of(status: Status) -> Cause:
         return known[status.state](status)
     if status.state == "cancelled":
         return _cancelled(status)
+    if status.left_queue:
+        return _left_queue(status)
     text = last_life(status.look.run)
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
         _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop,
@@ -129,6 +130,12 @@ def _cancelled(status: Status) -> Cause:
     return Cause(f"its job {seen.job_id} was cancelled", "slurm/restarts.json: ended_by cancelled", again)
 
 
+def _left_queue(status: Status) -> Cause:
+    seen = status.look
+    evidence = f"slurm/job.json names job {seen.job_id}; neither squeue nor sacct knows it, and no attempt is of it"
+    return Cause(left(seen), evidence, commands.again(seen.run))
+
+
 def user_of(number: str | None) -> str:
     """A user's name, with the number."""
     try:
@@ -165,8 +172,8 @@ def _before_it_began(status: Status, text: str) -> Cause | None:
     seen, decided = status.look, status.look.decided
     if seen.state == "failed" or "own error" not in str(decided.get("said")):
         return None
-    own = [line for line in _OWN.findall(text) if not line.endswith(str(decided["said"]))]
-    sentence = own[-1] if own else last_error(text) or f"its job ended with exit code {decided.get('code')}"
+    own = own_message(text, str(decided["said"]))
+    sentence = own or last_error(text) or f"its job ended with exit code {decided.get('code')}"
     words_ = "" if own else last_words(text)
     return Cause(sentence, f"{log_of(seen.run)}{f': {words_}' * bool(words_)}", commands.logs(seen.run))
 

@@ -15,6 +15,7 @@ _APART_SECONDS = 60.0
 _TAIL_BYTES = 65536
 _LIFE = re.compile(r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|goes on).*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)$', re.MULTILINE)
+_OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
 _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 
 
@@ -50,6 +51,12 @@ def last_error(text: str) -> str:
     error = _ERROR.search(trace, frames[-1].end())
     place = f"{frames[-1]['file']}:{frames[-1]['line']} in {frames[-1]['function']}"
     return f"{error[0] if error else 'an error'} at {place}"
+
+
+def own_message(text: str, decision: str = "") -> str:
+    """Return cnnjob's last message in a text, which is not the batch script's decision; empty without one."""
+    messages = [message for message in _OWN.findall(text) if not decision or not message.endswith(decision)]
+    return str(messages[-1]) if messages else ""
 
 
 def last_words(text: str) -> str:

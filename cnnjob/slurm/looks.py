@@ -71,6 +71,11 @@ class Look:
         return self.decision if self.job_id and str(self.decision.get("job_id")) == self.job_id else {}
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its newest job has left anything in the folder."""
+        return str(self.attempt.get("job_id")) == self.job_id or bool(self.decided)
+
+    @property
     def is_here(self) -> bool:
         """Whether the last life was on this host, where the process table answers for it."""
         return self.attempt.get("host") == socket.gethostname()

@@ -37,6 +37,15 @@ class Status:
     """Its job in the queue."""
     fate: Fate | None = None
     """How its newest job ended."""
+    error: str = ""
+    """Why a process ended before it could claim the run, where that is known from elsewhere."""
+    left_queue: bool = False
+    """Whether its newest job is gone from the queue, never started, and nobody knows how it ended."""
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether submitting it again resumes it; what somebody ended on purpose, or ended by itself, is not."""
+        return self.state in {"pending", "stopped", "lost"} and not self.left_queue
 
     @property
     def job_id(self) -> str | None:
@@ -109,6 +118,12 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     return Answer([_status(one, job, known, asked) for one, job in zip(looks, found, strict=True)], remark)
 
 
+def of_folder(run: Run, error: str = "") -> Status:
+    """Return how a run stands by its folder alone; one whose process ended with an error before its claim failed."""
+    seen = look(run)
+    return Status(seen, "failed" if error else seen.state, seen.trouble, error=error)
+
+
 def queue_of(looks: Sequence[Look]) -> tuple[Listing | None, str]:
     """What squeue answers on the users of unfinished runs; None, and why, where it does not."""
     users = {one.owner for one in looks if one.state not in {"finished", "damaged"}}
@@ -179,16 +194,29 @@ def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
 
 def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], asked: Listing | None) -> Status:
     fate = None if job or not seen.job_id else fates.get(seen.job_id)
+    gone = bool(asked and asked.whole and not job)
     if seen.state in {"finished", "damaged"}:
         return Status(seen, seen.state, seen.trouble)
+    if gone and not fate and _left_queue(seen):
+        return Status(seen, "lost" if seen.state == "pending" else seen.state, left(seen), left_queue=True)
     if job and job.state in words.WAITING:
         state, detail = _waiting(seen, job)
     elif job and job.state != words.ENDING:
         state, detail = _in_a_job(seen, job)
     else:
-        state, detail = _without_a_job(seen, fate, gone=bool(asked and asked.whole and not job))
+        state, detail = _without_a_job(seen, fate, gone=gone)
         detail = "its job is ending" if job else detail
     return Status(seen, state, detail, job, fate)
+
+
+def _left_queue(seen: Look) -> bool:
+    """Return whether a job that is gone had not started, as far as the folder tells."""
+    return bool(seen.job_id) and seen.state != "running" and not seen.has_begun and not seen.was_cancelled_here
+
+
+def left(seen: Look) -> str:
+    """Return what is known of a job that is gone and never started."""
+    return f"job {seen.job_id} left the queue before it started (cancelled or purged)"
 
 
 def _waiting(seen: Look, job: QueuedJob) -> tuple[str, str]:
@@ -234,7 +262,7 @@ def _without_a_job(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, s
     if given_up := _given_up(seen):
         return "failed", given_up
     if seen.state == "pending":
-        return _never_began(seen, fate, gone=gone)
+        return _never_began(seen, fate)
     said = str(seen.decided.get("said", ""))
     return seen.state, said if said.startswith("not restarted") else ""
 
@@ -272,7 +300,7 @@ def _cancelled(seen: Look, fate: Fate | None) -> str:
     return f"job {seen.job_id}" if seen.decided.get("ended_by") == "cancelled" else ""
 
 
-def _never_began(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str]:
+def _never_began(seen: Look, fate: Fate | None) -> tuple[str, str]:
     """The state of a run without a life, whose job is not in the queue."""
     if not seen.job_id:
         return "pending", "not submitted"
@@ -280,7 +308,7 @@ def _never_began(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str
         return "failed", f"job {fate.job_id} {fate.said} before the run began"
     if fate:
         return "lost", f"job {fate.job_id} {fate.said} before the run began"
-    return ("lost", f"job {seen.job_id} is gone") if gone else ("pending", f"job {seen.job_id}")
+    return "pending", f"job {seen.job_id}"
 
 
 def span(seconds: float) -> str:

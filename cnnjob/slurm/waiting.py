@@ -3,24 +3,62 @@
 import time
 from collections.abc import Iterator, Sequence
 
+from cnnjob.errors import SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import batches, queue
+from cnnjob.slurm import words
+from cnnjob.slurm.status import Answer, Status, statuses
 
 FIRST_SECONDS, LONGEST_SECONDS = 2.0, 60.0
+SILENT_SECONDS = 1800.0
+"""A scheduler that has not answered for so long ends the waiting."""
 
 
-def ended(runs: Sequence[Run]) -> Iterator[Run]:
-    """Give each run as soon as no job waits or works for it; one call of SLURM's a look, fewer and fewer.
+def watch(runs: Sequence[Run]) -> Iterator[Status]:
+    """Yield the status of each run when it has ended, and once of each whose job does not start by itself.
+
+    The scheduler is asked less and less often while nothing ends.
 
     Raises:
-        SchedulerError: SLURM did not answer; the jobs go on without this.
+        SchedulerError: SLURM has not answered for half an hour; the jobs do not depend on it.
     """
-    left, pause = list(runs), FIRST_SECONDS
+    left, stuck, pause, heard = list(runs), set[str](), FIRST_SECONDS, time.monotonic()
     while left:
-        carried = batches.queued(queue.mine())  # first: a run that goes on has its next job before the last one is over
-        over = [run for run in left if run.path.resolve() not in carried and run.state() != "running"]
-        yield from over
-        left = [run for run in left if run not in over]
+        answer = statuses(left, thorough=True)
+        heard = _heard(answer, heard)
+        over = [one for one in answer.statuses if _has_ended(one, answer)]
+        held = [one for one in answer.statuses if _is_stuck(one) and one.job_id not in stuck]
+        yield from (*over, *held)
+        stuck |= {str(one.job_id) for one in held}
+        done = {one.look.run.path for one in over}
+        left = [run for run in left if run.path not in done]
         if left:
             time.sleep(pause)
         pause = FIRST_SECONDS if over else min(2 * pause, LONGEST_SECONDS)
+
+
+def _heard(answer: Answer, before: float) -> float:
+    """Return when the scheduler last answered.
+
+    Raises:
+        SchedulerError: that is too long ago.
+    """
+    now = time.monotonic()
+    if not answer.remark:
+        return now
+    if now - before > SILENT_SECONDS:
+        raise SchedulerError(f"{answer.remark}; no longer waiting, the jobs are not affected")
+    return before
+
+
+def _has_ended(one: Status, answer: Answer) -> bool:
+    """Return whether no job carries a run any more; a queue that was not read changes nothing."""
+    if one.state in {"finished", "damaged"}:
+        return True
+    return not answer.remark and one.job is None and one.state != "running"
+
+
+def _is_stuck(one: Status) -> bool:
+    """Return whether a run waits for a job that is held or never starts."""
+    if one.job is None or one.state != "pending":
+        return False
+    return not words.waits_for(one.job.reason).starts_by_itself

@@ -40,7 +40,14 @@ class Wait:
     option: str = ""
     """What to change in the request, where that is known."""
     release: bool = False
-    """Whether it is held."""
+    """Whether it is held, and its user can release it."""
+    held: bool = False
+    """Whether it is held by somebody else."""
+
+    @property
+    def starts_by_itself(self) -> bool:
+        """Whether it needs nothing but time."""
+        return not (self.never or self.release or self.held)
 
 
 _KNOWN = {
@@ -54,7 +61,7 @@ _KNOWN = {
     "DependencyNeverSatisfied": Wait("the job that it depends on failed", never=True, option="--dependency"),
     "JobArrayTaskLimit": Wait("as many jobs of its array run as may"),
     "JobHeldUser": Wait("its user holds it", release=True),
-    "JobHeldAdmin": Wait("an administrator holds it"),
+    "JobHeldAdmin": Wait("an administrator holds it", held=True),
     "JobHoldMaxRequeue": Wait("it was requeued too often and is held", release=True),
     "Licenses": Wait("the licences are in use"),
     "Reservation": Wait("its reservation has not begun"),

@@ -1,11 +1,13 @@
 """``cnnjob submit`` on a real SLURM: whatever ends a life, the run ends with the bits of the unbroken one."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from cnnjob.slurm.decisions import restarts_of
+from tests.cluster import lab
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, SMALL, Outcome, Place
 from tests.toys import outcome_of, trained
@@ -163,3 +165,41 @@ def test_what_cannot_even_start_is_the_jobs_own_error(place: Place) -> None:
     place.until_ended(job, "FAILED")
     assert place.said() == ["the job's own error is not restarted"]
     assert place.run.state() == "pending"
+
+
+@pytest.mark.slurm
+def test_wait_is_1_for_a_run_that_failed_and_names_its_cause(place: Place) -> None:
+    job = ("toy.toml", "--set", "train.epochs=2", "--set", "model.blocks=[{dense=8,activation='none'}]")
+    sweep = ("--sweep", "train.learning_rate=0.05,900.0", "--wait")
+    found = place.cnnjob("submit", *job, *REQUEST, *sweep, check=False, timeout=120)
+    assert found.returncode == 1, found.stderr
+    assert re.search(r"^runs/toy-\w{8}: finished, test accuracy [\d.]+ %$", found.stdout, re.MULTILINE)
+    assert re.search(r"^runs/toy-\w{8}: failed, the loss is (nan|inf) at step .+$", found.stdout, re.MULTILINE)
+
+
+@pytest.mark.slurm
+def test_waiting_for_a_held_job_says_so_once_and_ends_when_it_is_cancelled(place: Place) -> None:
+    path = place.folder / "said.txt"
+    command = [str(place.python), "-m", "cnnjob", "submit", "toy.toml", "--sbatch", "hold", "--wait"]
+    inside = ["env", f"--chdir={place.folder}", *command]
+    with path.open("w") as output:
+        child = subprocess.Popen([str(lab.SCRIPT), "run", str(place.cluster.folder), *inside], stdout=output)
+    lab.until(lambda: "does not start by itself, its user holds it" in path.read_text(), 30, "what holds it")
+    job = place.run.submission_file.read_text().partition('"job_id": "')[2].partition('"')[0]
+    assert f"\n  scontrol release {job}\n" in path.read_text()
+    place.cluster.run("scancel", job)
+    assert child.wait(60) == 1
+    assert path.read_text().splitlines()[-1].endswith(f": cancelled, its job {job} was cancelled")
+    assert path.read_text().count("does not start by itself") == 1
+
+
+@pytest.mark.slurm
+def test_variables_that_hide_jobs_do_not_hide_them_here(place: Place) -> None:
+    job = place.submit("--sbatch", "begin=now+1hour")
+    hiding = ("SQUEUE_STATES=RUNNING", "SQUEUE_PARTITION=high", "SCANCEL_STATE=RUNNING", "SACCT_LOCAL=1")
+    command = ("env", *hiding, place.python, "-m", "cnnjob")
+    found = place.cluster.run(*command, "submit", "toy.toml", cwd=place.folder)
+    assert found.stdout.endswith(f": queued as {job}, nothing submitted\n")
+    assert " pending " in place.cluster.run(*command, "status", cwd=place.folder).stdout
+    assert "cancelled job" in place.cluster.run(*command, "cancel", "runs", cwd=place.folder).stdout
+    place.until_ended(job, "CANCELLED")
