@@ -12,7 +12,7 @@ from cnnjob.verbs import pack
 from tests import packing_sources as sources
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = r"(?:cnnjob|pytest|\.ci/run)(?: |$)|(?:python3?|pip|pre-commit|slurm/cluster|apt|chromium|taskset) "
+PROGRAMS = r"(?:cnnjob|pytest|\.ci/run)(?: |$)|(?:python3?|pip|pre-commit|slurm/(?:cluster|root)|apt|chromium|taskset) "
 
 
 def commands() -> Iterator[str]:

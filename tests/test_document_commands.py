@@ -65,6 +65,7 @@ PARSED = {
     r"(CNNJOB_FAULTS_EVERY=1 )?pytest.*|pre-commit .*|\.ci/run": "to be outside the tests: it runs them",
     r"python -m tests\.fuzz .*": "minutes; tests/fuzz/test_fuzz.py runs it with few inputs",
     r"slurm/cluster install": "root and the network; `pytest -m slurm` then uses it",
+    r"slurm/root .*": "root, debootstrap and a quarter of an hour",
     r"python -m tests\.nn\.recipe .*": "torch, real data and a quarter of an hour",
     r'python -c "import typer, rich"': "nothing: it is what another command is measured against",
     r"chromium .*": "a browser; tests/test_page_in_browser.py opens the page in it",

@@ -1,6 +1,7 @@
 """``cnnjob submit`` on a real SLURM: whatever ends a life, the run ends with the bits of the unbroken one."""
 
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def test_it_finishes_and_is_submitted_once(place: Place, whole: Outcome) -> None
     queued = place.cnnjob(*options).stdout
     assert re.search(rf": (queued as {job}|running), nothing submitted\n$", queued)
     place.until_saved()
+    place.kill(signal.SIGSTOP)  # or it may have finished before the command looks
     assert place.cnnjob(*options).stdout.endswith(": running, nothing submitted\n")
+    place.kill(signal.SIGCONT)
     until_finished(place, job, whole, lives=1)
     assert place.cnnjob(*options).stdout.endswith(": finished, nothing submitted\n")
     assert place.said() == ["finished"]
