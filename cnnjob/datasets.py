@@ -7,15 +7,18 @@ locks for the time of one call, so a handle never crosses a fork.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
 import h5py
 import numpy as np
 
+from cnnjob import hdf5
 from cnnjob.errors import DataError, JobError
 from cnnjob.files import canonical_json, sha256_of
 
@@ -23,9 +26,13 @@ FORMAT = 1
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 BLOCK_BYTES = 8 << 20  # what is read or written at a time
+_IMAGES_NDIM = 4
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of every HDF5 file
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
 _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What HDF5 and the checks of what it gives raise; RuntimeError includes RecursionError."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,11 @@ class Dataset:
         """
         with _reading(path) as file:
             _require_complete(path, file)
-            dataset = cls(path=path, **_description(file))
-        dataset._require_sound()
+            arrays = _arrays(file)
+            dataset = cls(path=path, **_description(file, arrays))
+            dataset._require_sound()
+            for name in dataset.splits:
+                _require_labels(f"{name}/labels", arrays[f"{name}/labels"], len(dataset.class_names))
         return dataset
 
     @property
@@ -88,11 +98,18 @@ class Dataset:
         """The splits, in the order train, val, test."""
         return tuple(split for split in SPLITS if split in self.shapes)
 
-    def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all images."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def load(self, split: str, check: Callable[[str, np.ndarray], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read one split whole.
 
         Args:
             split: one of :attr:`splits`.
+            check: called with the name of each array, as ``train/images``, and the array as it is in the file;
+                :meth:`require_digest` by default.
 
         Returns:
             images (N, H, W, C) uint8 and labels (N,) int64.
@@ -101,8 +118,23 @@ class Dataset:
             DataError: the file is damaged.
             JobError: there is no such split.
         """
-        with self._arrays(split) as (images, labels):
-            return images[...], labels[...].astype(np.int64)
+        with self._arrays_of(split) as arrays:
+            images, labels = (array[...] for array in arrays)
+        for name, array in zip(ARRAYS, (images, labels), strict=True):
+            (check or self.require_digest)(f"{split}/{name}", array)
+        return images, labels.astype(np.int64)
+
+    def require_digest(self, name: str, array: np.ndarray) -> None:
+        """Compare an array with its digest.
+
+        Args:
+            name: of the array, as ``train/images``.
+            array: as it is in the file.
+
+        Raises:
+            DataError: it is another.
+        """
+        self._compare(name, sha256_of(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data))
 
     def example(self, split: str, index: int) -> tuple[np.ndarray, int]:
         """Read one image and its label.
@@ -118,7 +150,7 @@ class Dataset:
             DataError: the file is damaged.
             JobError: there is no such split, or no such image in it.
         """
-        with self._arrays(split) as (images, labels):
+        with self._arrays_of(split) as (images, labels):
             if not 0 <= index < len(labels):
                 raise JobError(
                     f"{self.path}: no image {split}:{index}, found {len(labels):,}; "
@@ -139,32 +171,61 @@ class Dataset:
             DataError: the file is damaged.
             JobError: there is no such split.
         """
-        with self._arrays(split) as (_, labels):
+        with self._arrays_of(split) as (_, labels):
             return tuple(np.bincount(labels[...], minlength=len(self.class_names)).tolist())
 
-    def verify(self) -> None:
-        """Compare every array with its digest, a block at a time.
+    def verify(self, *splits: str) -> None:
+        """Compare arrays with their digests, a block at a time.
+
+        Args:
+            *splits: whose arrays; those of all splits by default.
 
         Raises:
             DataError: the file is damaged; the message names the first array that differs.
+            JobError: there is no such split.
         """
-        for name, expected in self.array_sha256.items():
-            with _reading(self.path) as file:
-                found = digest_of(file[name])
-            if found != expected:
-                raise DataError(f"{self.path}: damaged, {name} has sha256 {found} and should have {expected}; {_AGAIN}")
+        for split in splits or self.splits:
+            with self._arrays_of(split) as arrays:
+                for name, array in zip(ARRAYS, arrays, strict=True):
+                    self._compare(f"{split}/{name}", digest_of(array))
+
+    def _compare(self, name: str, digest: str) -> None:
+        if digest != self.array_sha256[name]:
+            raise DataError(
+                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}; {_AGAIN}"
+            )
 
     @contextmanager
-    def _arrays(self, split: str) -> Iterator[tuple[h5py.Dataset, h5py.Dataset]]:
+    def _arrays_of(self, split: str) -> Iterator[tuple[h5py.Dataset, h5py.Dataset]]:
         if split not in self.shapes:
             raise JobError(f"{self.path}: no split {split!r}, found {', '.join(self.splits)}; name one of these")
         with _reading(self.path) as file:
-            yield file[split]["images"], file[split]["labels"]
+            arrays = _arrays(file)
+            if _shapes(arrays) != self.shapes:
+                raise ValueError("the file was replaced while it was read")
+            yield arrays[f"{split}/images"], arrays[f"{split}/labels"]
 
     def _require_sound(self) -> None:
+        """Refuse attributes that do not fit the arrays or each other."""
         channels = {shape[3] for shape in self.shapes.values()} | {len(self.mean), len(self.std)}
-        if not {"train", "test"} <= self.shapes.keys() or not self.class_names or len(channels) != 1:
+        sizes = {shape[1:] for shape in self.shapes.values()}
+        digests = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
+        sound = (
+            {"train", "test"} <= self.shapes.keys()
+            and len(channels) == len(sizes) == 1
+            and all(0 <= value <= 1 for value in (*self.mean, *self.std))
+            and self.array_sha256.keys() == digests
+            and all(map(_SHA256.fullmatch, self.array_sha256.values()))
+            and bool(self.class_names)
+            and all(map(_is_unicode, (self.name, *self.class_names)))
+        )
+        if not sound:
             raise DataError(f"{self.path}: damaged, its arrays and attributes do not fit; {_AGAIN}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written: half a surrogate pair, which JSON allows, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_damaged(path: Path) -> bool:
@@ -181,7 +242,7 @@ def is_damaged(path: Path) -> bool:
             if path.suffix != ".h5" or raw.read(len(_SIGNATURE)) != _SIGNATURE:
                 return False
         with h5py.File(path, "r", locking=False) as file:
-            return np.array_equal(file.attrs.get("format"), FORMAT)
+            return "format" in file.attrs and np.array_equal(hdf5.number(file, "format"), FORMAT)
     except _UNREADABLE:
         return True
 
@@ -219,38 +280,55 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 
 
 def _require_complete(path: Path, file: h5py.File) -> None:
-    found = file.attrs.get("format")
-    if not np.array_equal(found, FORMAT):
+    found = hdf5.number(file, "format") if "format" in file.attrs else None
+    if found is None or not np.array_equal(found, FORMAT):
         raise DataError(f"{path}: not a dataset of format {FORMAT}, found format {found}; {_AGAIN}")
-    if not np.array_equal(file.attrs.get("complete"), 1):
+    if "complete" not in file.attrs or not np.array_equal(hdf5.number(file, "complete"), 1):
         raise DataError(f"{path}: incomplete, its packing did not end; {_AGAIN}")
 
 
-def _description(file: h5py.File) -> dict[str, Any]:
-    attributes: Mapping[str, Any] = file.attrs
+def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """The arrays by name, as ``train/images``, checked but not read."""
+    arrays: dict[str, h5py.Dataset] = {}
+    for split in hdf5.members(file, SPLITS):
+        group = hdf5.subgroup(file, split)
+        hdf5.members(group, ARRAYS)
+        images = hdf5.array(group, "images", (np.uint8,))
+        labels = hdf5.array(group, "labels", (np.uint8, np.dtype("<u2")))
+        if images.ndim != _IMAGES_NDIM or labels.shape != images.shape[:1]:
+            raise ValueError(f"images and labels that do not fit (found {images.shape} and {labels.shape} in {split})")
+        arrays |= {f"{split}/images": images, f"{split}/labels": labels}
+    return arrays
+
+
+def _shapes(arrays: Mapping[str, h5py.Dataset]) -> dict[str, tuple[int, int, int, int]]:
+    return {split: arrays[f"{split}/images"].shape for split in SPLITS if f"{split}/images" in arrays}
+
+
+def _description(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[str, Any]:
     return {
-        "name": attributes["name"].decode(),
-        "class_names": tuple(map(str, _json(attributes["class_names"], list))),
-        "mean": tuple(np.asarray(attributes["mean"], np.float64).tolist()),
-        "std": tuple(np.asarray(attributes["std"], np.float64).tolist()),
-        "shapes": {split: _shape(file[split]) for split in SPLITS if split in file},
-        "array_sha256": _json(attributes["array_sha256"], dict),
-        "source_sha256": _json(attributes["source_sha256"], dict),
-        "options": _json(attributes["options"], dict),
+        "name": hdf5.text(file, "name"),
+        "class_names": tuple(_json(file, "class_names", list, str)),
+        "mean": tuple(hdf5.number(file, "mean").astype(np.float64).tolist()),
+        "std": tuple(hdf5.number(file, "std").astype(np.float64).tolist()),
+        "shapes": _shapes(arrays),
+        "array_sha256": _json(file, "array_sha256", dict, str),
+        "source_sha256": _json(file, "source_sha256", dict, str),
+        "options": _json(file, "options", dict, object),
     }
 
 
-def _json(text: bytes, kind: type) -> Any:
-    value = json.loads(text)
-    if not isinstance(value, kind):
-        raise TypeError(f"an attribute is not a {kind.__name__}")
+def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
+    """A list of such items, or a dict of them."""
+    value = json.loads(hdf5.text(file, name))
+    values = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):
+        raise TypeError(f"the attribute {name} is not a {kind.__name__} of {items.__name__}")
     return value
 
 
-def _shape(group: h5py.Group) -> tuple[int, int, int, int]:
-    """(N, H, W, C) of a split whose two arrays fit each other."""
-    images, labels = group["images"], group["labels"]
-    n, height, width, channels = images.shape
-    if images.dtype != np.uint8 or labels.shape != (n,) or labels.dtype.kind != "u" or not images.size:
-        raise ValueError(f"{group.name} holds {images.dtype} {images.shape} and {labels.dtype} {labels.shape}")
-    return n, height, width, channels
+def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
+    """Refuse a label that is no index of a class."""
+    for block in blocks(labels):
+        if block.max() >= classes:
+            raise ValueError(f"a label without a class (found {block.max()} of {classes} classes in {name})")

@@ -20,7 +20,7 @@ from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, TrainingError
-from cnnjob.evaluations import Split, load, watched_splits, whole_split
+from cnnjob.evaluations import CHECKED_AT_ONCE_BYTES, DigestCheck, Split, load, watched_splits, whole_split
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, line_of
 from cnnjob.nn.random import Purpose, permutation
@@ -34,7 +34,15 @@ Array = np.ndarray[Any, Any]
 class Loop:
     """One life of a run."""
 
-    def __init__(self, claim: Claim, job: Job, dataset: Dataset, backend: nn.Backend, listener: Listener) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        job: Job,
+        dataset: Dataset,
+        backend: nn.Backend,
+        listener: Listener,
+        checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
+    ) -> None:
         """Read the data, plan the network, and go to where the last life left off."""
         self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
         self.backend = backend
@@ -45,15 +53,21 @@ class Loop:
         self.state = nn.State(network, optimiser, backend)
         pixels = pixels_of(job.data, dataset.mean, dataset.std)
         self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
-        images, labels = load(dataset, "train", backend)
+        self.digests = DigestCheck(dataset, checked_at_once_bytes)
+        images, labels = load(dataset, "train", backend, self.digests)
         self.training_indices, held_out = split(job, dataset)
+        validation = Split(images, held_out, labels[held_out])
+        if "val" in dataset.splits:
+            validation = whole_split(dataset, "val", backend, self.digests)
+        self.test = whole_split(dataset, "test", backend, self.digests)
+        self.digests.start()
         self.steps = len(self.training_indices) // job.train.batch_size
         self.feed = nn.training_feed(backend, images, labels, self.steps, job.train.batch_size, job.seed)
         self.schedule, self.lookahead, self.pixels = schedule_of(job.train), optimiser.lookahead, pixels
         self.plan = nn.TrainingPlan(
             backend, network, self.state, optimiser, self.feed, pixels, job.train.batch_size, lesson_of(job)
         )
-        self.watched = dict(watched_splits(job, dataset, backend, Split(images, held_out, labels[held_out])))
+        self.watched = dict(watched_splits(job, validation, self.test))
         batch = evaluation_batch([dataset.shapes["test"][0], *(len(split.order) for split in self.watched.values())])
         views = job.train.test_time_augmentation
         evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch, views)
@@ -120,9 +134,12 @@ class Loop:
     def go_on(self, stop: StopRequest) -> bool:
         """Train to the end, or until asked to stop; say whether the run is finished."""
         self.listener.start(self.job, self.steps)
-        if self.progress.step == 0:
-            self._save_or_fail()  # a full disk is better met before the work than after it
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
+        if self.progress.step == 0:  # a full disk is better met before the work than after it
+            if self.digests.passed():
+                self._save_or_fail()
+            else:
+                self._next_save = 0  # as soon as they have
         while not self.progress.done:
             self._begin_epoch()
             while self.progress.epoch_step < self.steps:
@@ -195,6 +212,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         """Evaluate, record, keep the best."""
+        self.digests.wait()
         self._look()
         self._require_finite_weights()
         progress, train = self.progress, self.job.train
@@ -232,6 +250,7 @@ class Loop:
         self._clock, self._cpu_clock = clock, cpu_clock
 
     def _save(self) -> None:
+        self.digests.wait()
         self._look()
         self._count_time()
         count = self.progress.epoch_step
@@ -251,8 +270,8 @@ class Loop:
         checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
 
     def _save_in_time(self) -> None:
-        """Save when it is time; a full disk is said, and the training goes on."""
-        if time.monotonic() < self._next_save:
+        """Save when it is time and the data are checked; a full disk is said, and the training goes on."""
+        if not self.digests.passed() or time.monotonic() < self._next_save:
             return
         try:
             self._save()
@@ -289,14 +308,13 @@ class Loop:
         """Evaluate the chosen weights on the test images, once, and write the results."""
         self._write_history_or_fail()
         self.backend.copy(self.best, self.state.parameters)
-        test = self.watched.get("test") or whole_split(self.dataset, "test", self.backend)
-        probabilities, loss, accuracy = test.scores(self.classifier)
+        probabilities, loss, accuracy = self.test.scores(self.classifier)
         if not np.isfinite(probabilities).all():
             weights = f"the weights of epoch {self.progress.best_epoch}"
             raise TrainingError(f"{self.run.path}: the test loss with {weights} is {loss}; {self._remedy}")
         files.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
         recorded = predictions.record(
-            probabilities, self.backend.host(test.images), test.labels, self.dataset.class_names
+            probabilities, self.backend.host(self.test.images), self.test.labels, self.dataset.class_names
         )
         files.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)
         result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}

@@ -136,10 +136,15 @@ class _Image(NamedTuple):
 def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
     """The images."""
     dataset, shape = None, tuple(run.data()["image_shape"])
+    verified: set[str] = set()
     for image in images:
         if address := _ADDRESS.fullmatch(image):
             dataset = dataset or _dataset(run, data)
-            pixels, label = _example(run, dataset, address[1], _number(image, address[2]))
+            split, index = _place(run, dataset, address[1], _number(image, address[2]))
+            pixels, label = dataset.example(split, index)
+            if split not in verified:
+                dataset.verify(split)
+                verified.add(split)
             yield _Image(image, pixels, dataset.class_names[label])
         else:
             yield from _images(Path(image), shape)
@@ -150,14 +155,14 @@ def _dataset(run: Run, folder: Path | None) -> Dataset:
     return dataset_of_run(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
 
 
-def _example(run: Run, dataset: Dataset, split: str, index: int) -> tuple[np.ndarray[Any, Any], int]:
-    """An image and its label; ``val`` are those that the run held out where the data has no such split."""
+def _place(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
+    """The split and place of an image; ``val`` are those that the run held out where the data has no such split."""
     if split != "val" or split in dataset.splits:
-        return dataset.example(split, index)
+        return split, index
     held_out = held_out_of(run.job(), dataset)[1]
     if index >= len(held_out):
         raise JobError(f"{run.path}: no image val:{index}, found {len(held_out):,} held out; name test:N or train:N")
-    return dataset.example("train", int(held_out[index]))
+    return "train", int(held_out[index])
 
 
 def _number(address: str, said: str) -> int:

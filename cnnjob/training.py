@@ -17,6 +17,7 @@ from cnnjob.checkpoints import newest_step
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError
+from cnnjob.evaluations import CHECKED_AT_ONCE_BYTES
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, Silent
 from cnnjob.loops import Loop
@@ -42,6 +43,7 @@ def train(
     deadline: float = math.inf,
     cores: int | None = None,
     has_ended: HasEnded | None = None,
+    checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
 ) -> Outcome:
     """Train a run from where it stands.
 
@@ -53,6 +55,8 @@ def train(
         deadline: when to stop and save, in ``time.time()``'s seconds.
         cores: how many to use; all by default. The bits do not depend on it.
         has_ended: what a scheduler says of another's job that seems to hold the run, as :func:`cnnjob.claims.claim`.
+        checked_at_once_bytes: images of at most so many bytes are compared with their digests before the first step;
+            more of them in a thread, and nothing is saved before it is done.
 
     Returns:
         ``finished``, ``stopped`` (asked to; the same call goes on), or ``was finished``.
@@ -75,7 +79,8 @@ def train(
         return Outcome(run, "was finished", "finished")
     with _cores(cores) as workers, StopRequest(deadline) as stop, _attempt(claim) as attempt, written_or_said(run.path):
         with room_or_said(job):
-            attempt.loop = Loop(claim, job, dataset, backend_of(name, workers, job, dataset), listener or Silent())
+            backend = backend_of(name, workers, job, dataset)
+            attempt.loop = Loop(claim, job, dataset, backend, listener or Silent(), checked_at_once_bytes)
             finished = attempt.loop.go_on(stop)
         attempt.why = "finished" if finished else f"stopped: {stop.asked_by}"
     return Outcome(run, "finished" if finished else "stopped", attempt.why)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -179,6 +180,15 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
     dataset(here / "other", images=30)
     other = cnnjob("predict", str(run), "test:0", "--data", "other")
     assert (other.exit_code, "not the data that runs/toy-" in other.stderr) == (3, True)
+
+
+def test_predict_of_a_dataset_that_has_changed(here: Path) -> None:
+    cnnjob("train", "toy.toml")
+    with h5py.File(here / "data" / "toy.h5", "r+") as file:
+        file["test/images"][5] ^= 1
+    changed = cnnjob("predict", str(run_folder()), "test:0")
+    assert (changed.exit_code, "toy.h5: damaged, test/images has sha256" in changed.stderr) == (3, True)
+    assert cnnjob("predict", str(run_folder()), "train:0").exit_code == 0
 
 
 @pytest.mark.parametrize(

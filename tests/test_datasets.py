@@ -1,8 +1,10 @@
 """A packed dataset is read as it was written, or refused in one message."""
 
 import fcntl
+import json
 from collections.abc import Callable
 from contextlib import suppress
+from operator import itemgetter, setitem
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cnnjob.datasets import BLOCK_BYTES, Dataset, blocks
+from cnnjob.datasets import BLOCK_BYTES, Dataset, blocks, digest_of
 from cnnjob.errors import DataError, JobError
 from cnnjob.packing.writer import Block, Contents, write
 from tests.packing_sources import random_bytes
@@ -156,9 +158,140 @@ SPOILED = {
     "no class": ("do not fit", attribute("class_names", np.bytes_(b"[]"))),
     "no test": ("do not fit", edited(lambda file: file.pop("test"))),
     "no labels": ("not readable", edited(lambda file: file["test"].pop("labels"))),
-    "fewer labels": ("holds uint8", edited(lambda file: file["test/labels"].resize(39, axis=0))),
+    "fewer labels": ("labels that do not fit", edited(lambda file: file["test/labels"].resize(39, axis=0))),
     "an array for a group": ("not readable", edited(an_array_for_a_group)),
 }
+
+
+def linked(name: str, link: object) -> Callable[[Path], None]:
+    """A link, or something else, in the place of an object."""
+
+    def put(file: h5py.File) -> None:
+        del file[name]
+        file[name] = link(file) if callable(link) else link
+
+    return edited(put)
+
+
+def outside(name: str) -> Callable[[Path], None]:
+    """An object in another file, and an external link to it."""
+
+    def move(path: Path) -> None:
+        path.rename(path.with_name("other.h5"))
+        with h5py.File(path.with_name("other.h5")) as other, h5py.File(path, "w") as file:
+            file.attrs.update(other.attrs)
+            for split in other:
+                other.copy(other[split], file, split)
+            del file[name]
+            file[name] = h5py.ExternalLink("other.h5", f"/{name}")
+
+    return move
+
+
+def stored(name: str, **how: object) -> Callable[[Path], None]:
+    """The same array stored in another way."""
+
+    def store(file: h5py.File) -> None:
+        content = {"data": file[name][...]} | how
+        del file[name]
+        file.create_dataset(name, **content)
+
+    return edited(store)
+
+
+def of_itself(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((40, 4, 5, 3), np.uint8)
+    layout[...] = h5py.VirtualSource(file.filename, "train/images", (40, 4, 5, 3))
+    del file["train/images"]
+    file.create_virtual_dataset("train/images", layout)
+
+
+def from_outside(path: Path) -> None:
+    path.with_name("secret").write_bytes(bytes(2400))
+    external = [(str(path.with_name("secret")), 0, 2400)]
+    stored("train/images", data=None, shape=(40, 4, 5, 3), dtype=np.uint8, external=external)(path)
+
+
+def with_label(label: int, names: str = '["cat","dog"]') -> Callable[[Path], None]:
+    """A label that its digest allows."""
+
+    def label_one(file: h5py.File) -> None:
+        file["train/labels"][7] = label
+        digests = json.loads(file.attrs["array_sha256"])
+        digests["train/labels"] = digest_of(file["train/labels"])
+        file.attrs["array_sha256"] = np.bytes_(json.dumps(digests))
+        file.attrs["class_names"] = np.bytes_(names)
+
+    return edited(label_one)
+
+
+def of_references(file: h5py.File) -> None:
+    file.attrs.create("mean", [file["train"].ref] * 3, dtype=h5py.ref_dtype)
+
+
+def never_written(rows: int) -> Callable[[Path], None]:
+    def grow(file: h5py.File) -> None:
+        for name in ("images", "labels"):
+            file["train"][name].resize(rows, axis=0)
+
+    return edited(grow)
+
+
+OF_IMAGES = {"chunks": (20, 4, 5, 3), "maxshape": (None, 4, 5, 3)}
+CHECKED = OF_IMAGES | {"fletcher32": True}
+VAST = OF_IMAGES | {"chunks": (140_000, 4, 5, 3)}
+TRUTH = h5py.enum_dtype({"no": 0}, np.uint8)
+
+HOSTILE = {
+    "a label without a class": ("a label without a class .found 2 of 2 classes in train/labels", with_label(2)),
+    "a soft link to a split": ("a link to elsewhere", linked("train", h5py.SoftLink("/test"))),
+    "a soft link": ("a link to elsewhere", linked("train/images", h5py.SoftLink("/test/images"))),
+    "a dangling link": ("a link to elsewhere", linked("test/labels", h5py.SoftLink("/nowhere"))),
+    "a link to itself": ("a link to elsewhere", linked("test", h5py.ExternalLink("pets.h5", "/test"))),
+    "a split of another file": ("found 'other.h5:/train' for train in /", outside("train")),
+    "images of another file": ("found 'other.h5:/test/images' for images in /test", outside("test/images")),
+    "training images for testing": ("with several names", linked("test", itemgetter("train"))),
+    "a cycle": ("found 'loop' in /train", edited(lambda file: setitem(file, "train/loop", file["/"]))),
+    "another group": ("found 'more' in /", edited(lambda file: file.create_group("more"))),
+    "a type for a group": ("where a group belongs", linked("val", np.dtype("u1"))),
+    "a group for an array": ("where an array belongs", linked("val/images", lambda file: file.create_group(None))),
+    "external storage": ("not stored in chunks .found contiguous", from_outside),
+    "a virtual array of itself": ("not stored in chunks .found virtual", edited(of_itself)),
+    "no chunks": ("found contiguous", stored("train/images")),
+    "compressed": ("with other filters", stored("train/images", compression="gzip", **CHECKED)),
+    "no checksums": ("with other filters", stored("train/images", **OF_IMAGES)),
+    "signed pixels": ("found int8 in /train/images", stored("train/images", dtype=np.int8, **CHECKED)),
+    "truths": ("another type", stored("val/images", dtype=TRUTH, **CHECKED)),
+    "large labels": ("found uint32", stored("test/labels", dtype=np.uint32, fletcher32=True, chunks=(20,))),
+    "images in parts": ("cut in other chunks", stored("test/images", fletcher32=True, chunks=(20, 4, 5, 1))),
+    "vast chunks": ("cut in other chunks", stored("test/images", fletcher32=True, **VAST)),
+    "rows never written": ("not whole", never_written(2000)),
+    "many rows never written": ("not whole", never_written(1 << 40)),
+    "a text of any length": ("no text of a fixed length", attribute("name", "pets")),
+    "references": ("no number", edited(of_references)),
+    "no mean": ("do not fit", attribute("mean", [np.nan, 0.5, 0.5])),
+    "means of bytes": ("do not fit", attribute("mean", [127.5, 127.5, 127.5])),
+    "deep JSON": ("not readable", attribute("options", np.bytes_(b"[" * 20_000))),
+    "half a character": ("do not fit", attribute("class_names", np.bytes_(rb'["cat", "\ud800"]'))),
+    "classes of numbers": ("not a list of str", attribute("class_names", np.bytes_(b"[1, 2]"))),
+    "a digest too few": ("do not fit", attribute("array_sha256", np.bytes_(b'{"train/images": "00"}'))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "spoil"), HOSTILE.values(), ids=HOSTILE)
+def test_what_the_writer_does_not_make_is_refused(path: Path, message: str, spoil: Callable[[Path], None]) -> None:
+    make(path, ("train", "val", "test"))
+    spoil(path)
+    with pytest.raises(DataError, match=message) as error:
+        Dataset.open(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_what_replaced_the_file_since_is_refused(path: Path) -> None:
+    dataset = make(path)
+    make(path, ("train", "val", "test"))
+    with pytest.raises(DataError, match="replaced while it was read"):
+        dataset.load("train")
 
 
 @pytest.mark.parametrize(("message", "spoil"), SPOILED.values(), ids=SPOILED)

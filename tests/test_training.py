@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -423,6 +424,37 @@ def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
 
 def blocks(*of: dict[str, Any]) -> dict[str, Any]:
     return {"model__blocks": list(of)}
+
+
+@pytest.mark.parametrize("at_once_bytes", [10**9, 0], ids=["before the first step", "in a thread"])
+@pytest.mark.parametrize("name", ["train/images", "test/images", "test/labels"])
+def test_no_step_on_changed_data_is_ever_saved(tmp_path: Path, name: str, at_once_bytes: int) -> None:
+    """The file's own checksums fit the change; only the digest of the array does not."""
+
+    def flip() -> None:
+        with h5py.File(tmp_path / "toy.h5", "r+") as file:
+            file[name][39] ^= 1
+
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    flip()
+    with pytest.raises(DataError, match=rf"toy\.h5: damaged, {name} has sha256"):
+        train(run, checked_at_once_bytes=at_once_bytes)
+    assert {path.name for path in run.path.rglob("*") if path.is_file()} <= {
+        *("job.json", "environment.json", "0001.json", "history.jsonl", "log.txt", "0001.heartbeat"),
+    }
+    assert run.history() == []
+    assert run.attempts()[0]["why"].startswith("failed: ")
+    flip()
+    assert train(run, checked_at_once_bytes=at_once_bytes).state == "finished"
+    assert outcome_of(run) == outcome_of(trained(tmp_path / "unchanged").run)
+
+
+def test_data_that_are_checked_in_a_thread_give_the_same_bits_after_a_stop(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    assert train(run, StopsAt(1), checked_at_once_bytes=0).state == "stopped"
+    assert run.attempts()[0]["step"] == 1
+    assert train(run, checked_at_once_bytes=0).state == "finished"
+    assert outcome_of(run) == outcome_of(trained(tmp_path / "unbroken").run)
 
 
 def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:

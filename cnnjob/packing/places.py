@@ -78,6 +78,6 @@ def found_at(out: Path, name: str, sha256: dict[str, str] | None, options: dict[
 def _said(options: dict[str, Any]) -> str:
     """The options of a dataset as one types them."""
     size, fraction = options.get("size"), options.get("test_fraction")
-    given = [f"--size {'x'.join(map(str, size))}"] if size else []
+    given = [f"--size {'x'.join(map(str, size))}"] if isinstance(size, list) else []
     given += [f"--test-fraction {fraction}"] if fraction else []
     return " ".join(given) or "no options"
