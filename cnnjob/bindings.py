@@ -258,9 +258,9 @@ def check(job: jobs.Job, dataset: Dataset) -> None:
             f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
         )
     try:
-        nn.require_spread(network, job.train.batch_size)
+        nn.require_trainable(network, job.train.batch_size)
     except ValueError as error:
-        raise JobError(f"model.blocks: {error}; raise train.batch_size, or leave out its batch_norm") from error
+        raise JobError(f"model.blocks: {error}; change the block or train.batch_size") from error
     steps = len(training) // job.train.batch_size * job.train.epochs
     if job.train.lookahead and job.train.lookahead.every > steps:
         raise JobError(

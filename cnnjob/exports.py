@@ -158,8 +158,21 @@ class _Graph:
         """The body's chain, the shortcut's, their sum."""
         body = self.chain(block.body(layer.input_shape), x, f"{name}/")
         projection = block.projection(layer.input_shape)
-        shortcut = self.chain([projection], x, f"{name}/") if projection else x
+        shortcut = self.chain([projection], self.window(block, layer, name, x), f"{name}/") if projection else x
         return self.activation(block.activation, name, self.add("Add", f"{name}/sum", body, shortcut))
+
+    def window(self, block: Residual, layer: Layer, name: str, x: str) -> str:
+        """The rows and columns that the shortcut reads."""
+        sides = block.window(layer.input_shape)
+        if [(side.start, side.stop) for side in sides] == [(0, pixels) for pixels in layer.input_shape[:2]]:
+            return x
+        ends = {
+            "starts": [side.start for side in sides],
+            "ends": [side.stop for side in sides],
+            "axes": [2, 3],  # channels lie first
+        }
+        inputs = (self.constant(f"{name}/{key}", np.array(values), np.int64) for key, values in ends.items())
+        return self.add("Slice", f"{name}/window", x, *inputs)
 
     def conv(self, block: nn.Conv, name: str, x: str) -> str:
         """Kernels (K, K, C, F) → (F, C, K, K)."""
@@ -208,9 +221,9 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, values: Array) -> str:
-        """Add an array in float32; its name."""
+    def constant(self, name: str, values: Array, dtype: Any = np.float32) -> str:
+        """Add an array; its name."""
         from onnx import numpy_helper  # noqa: PLC0415
 
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values, dtype), name))
         return name

@@ -32,6 +32,7 @@ NETWORKS: dict[str, list[Block]] = {
     "gelu": [nn.Conv(filters=3, activation="gelu", pool=2, order=("activation", "pool", "norm"), init="dirac")],
     "frozen": [nn.Conv(filters=6, kernel=2, pad=0, init="whitening", frozen=True), nn.GlobalPool("mean")],
     "residual": [nn.Conv(filters=4), nn.Residual(BODY, "gelu"), nn.GlobalPool("max"), nn.Dense(units=4)],
+    "window": [nn.Residual((nn.Conv(filters=4, pool=4),)), nn.Residual((nn.Conv(filters=4, kernel=2, pad=0),))],
     "projection": [
         nn.Residual((nn.Conv(filters=4, stride=2, norm=NORM), replace(BODY[0], activation="none"))),
         nn.Residual((nn.Conv(filters=5, kernel=5, pad=2),), "none"),

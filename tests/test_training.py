@@ -469,12 +469,20 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
         (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
         (
-            blocks({"residual": [{"conv": 2, "pad": 0}]}),
-            "residual1: its body leads from 6×6×1 to 4×4×2, a shortcut to 3×3×2",
+            blocks({"residual": [{"conv": 2, "kernel": 2, "pad": 1}]}),
+            "residual1: its body leads from 6×6×1 to 7×7×2, for which no shortcut has enough pixels",
+        ),
+        (
+            blocks({"conv": 2, "pad": 64, "pool": 64}),
+            "model.blocks: conv1: pad 64 is not less than kernel 3, outputs at the edges see zeros alone; change",
+        ),
+        (
+            blocks({"residual": [{"conv": 2, "kernel": 1, "pad": 1}, {"conv": 2, "pad": 0}]}),
+            "model.blocks: residual1.conv1: pad 1 is not less than kernel 1",
         ),
         (
             {"train__batch_size": 1} | blocks({"conv": 3, "pad": 0}, {"conv": 5, "pad": 0, "pool": 2} | NORM_LAST),
-            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel; raise",
+            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel; change",
         ),
         (
             {"train__batch_size": 1} | blocks({"residual": [{"conv": 3, "pool": 6} | NORM_LAST]}),

@@ -88,7 +88,8 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
             self.after = torch.nn.Sequential(OrderedDict(_activation(torch, block.activation)))
 
         def forward(self, x: Any) -> Any:
-            return self.after(self.body(x) + self.projection(x))
+            rows, columns = block.window(layer.input_shape)
+            return self.after(self.body(x) + self.projection(x[:, :, rows, columns]))
 
     return Residual()
 

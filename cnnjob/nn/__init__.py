@@ -12,7 +12,7 @@ from cnnjob.nn.blocks import BatchNorm, Block, Conv, Dense, Dropout, GlobalPool,
 from cnnjob.nn.cpu import NumPyBackend
 from cnnjob.nn.cuda import CudaBackend
 from cnnjob.nn.initial import WHITENING_IMAGES
-from cnnjob.nn.operations import require_spread
+from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
 from cnnjob.nn.pixels import Augmentation, Pixels
 from cnnjob.nn.plan import EvaluationPlan, Lesson, TrainingPlan, training_feed
@@ -46,6 +46,6 @@ __all__ = [
     "TrainingPlan",
     "Workers",
     "available_cores",
-    "require_spread",
+    "require_trainable",
     "training_feed",
 ]

@@ -188,8 +188,9 @@ class GlobalPool(_Plain):
 class Residual:
     """y = activation(body(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2).
 
-    The shortcut is the identity, or where the shapes differ a convolution 1×1 with the stride that makes them equal,
-    normalised as the body's last convolution is.
+    The shortcut is the identity, or where the shapes differ a convolution 1×1, normalised as the body's last one is.
+    It has the stride that makes the shapes equal. Where there is none it has the body's own stride and reads a window
+    of the image, from the pixel on which the body's first output is centred to that of the last.
     """
 
     blocks: tuple["Conv | Dropout", ...]
@@ -203,7 +204,7 @@ class Residual:
         Raises:
             ValueError: there is no convolution, a block of the body does not fit, or no shortcut leads to its output.
         """
-        if not any(isinstance(block, Conv) for block in self.blocks):
+        if not self._convs:
             raise ValueError("a residual block needs a conv block in its body")
         after = self.body(shape)[-1].output_shape
         if shape != after:
@@ -215,7 +216,7 @@ class Residual:
         return layers_of(self.blocks, list(_names(self.blocks)), shape)
 
     def projection(self, shape: Shape) -> "Layer | None":
-        """The shortcut's layer, and None where it is the identity.
+        """Return the shortcut's layer, whose input is :meth:`window`; None where it is the identity.
 
         Raises:
             ValueError: there is none.
@@ -223,14 +224,51 @@ class Residual:
         after = self.body(shape)[-1].output_shape
         if shape == after:
             return None
-        stride = -(-shape[0] // after[0])
-        last = next((block for block in reversed(self.blocks) if isinstance(block, Conv)), Conv())
+        last = self._convs[-1]
         conv = Conv(
-            filters=after[-1], kernel=1, pad=0, stride=stride, norm=last.norm, bias=last.norm is None, activation="none"
+            filters=after[-1],
+            kernel=1,
+            pad=0,
+            stride=self._stride(shape),
+            norm=last.norm,
+            bias=last.norm is None,
+            activation="none",
         )
-        if (found := conv.output_shape(shape)) != after:
-            raise ValueError(f"its body leads from {_by(shape)} to {_by(after)}, a shortcut to {_by(found)}")
-        return Layer("projection", conv, shape, after)
+        window = self.window(shape)
+        seen = *(side.stop - side.start for side in window), shape[-1]
+        if any(side.stop > pixels for side, pixels in zip(window, shape, strict=False)):
+            raise ValueError(
+                f"its body leads from {_by(shape)} to {_by(after)}, for which no shortcut has enough pixels"
+            )
+        return Layer("projection", conv, seen, after)
+
+    def window(self, shape: Shape) -> tuple[slice, slice]:
+        """Return the rows and columns of the input (H, W, C) that the shortcut reads."""
+        after = self.body(shape)[-1].output_shape
+        if self._strides_alone(shape):
+            return slice(0, shape[0]), slice(0, shape[1])
+        first, jump = 0, 1
+        for block in self._convs:
+            first += jump * ((block.kernel - 1) // 2 - block.pad)
+            jump *= block.stride * block.pool
+        first = max(0, first)
+        rows, columns = (slice(first, first + (outputs - 1) * jump + 1) for outputs in after[:2])
+        return rows, columns
+
+    def _stride(self, shape: Shape) -> int:
+        if self._strides_alone(shape):
+            return -(-shape[0] // self.body(shape)[-1].output_shape[0])
+        return prod(block.stride * block.pool for block in self._convs)
+
+    def _strides_alone(self, shape: Shape) -> bool:
+        """Return whether one stride over the whole image gives the body's height and width."""
+        after = self.body(shape)[-1].output_shape
+        stride = -(-shape[0] // after[0])
+        return all(-(-side // stride) == outputs for side, outputs in zip(shape[:2], after[:2], strict=True))
+
+    @property
+    def _convs(self) -> "list[Conv]":
+        return [block for block in self.blocks if isinstance(block, Conv)]
 
     def layers(self, shape: Shape) -> "tuple[Layer, ...]":
         """The body's layers, and the projection if there is one."""

@@ -88,16 +88,20 @@ class Chain:
         """The shortcut, the body, and their sum; backward, x gets the gradients of both."""
         shape, name, place = link.layer.input_shape, f"{link.name}/", PLACES * (link.place + 1)
         body, steps = self._walk(self._links(block.body(shape), name, place), x)
-        side, shortcut = Signal(x.value, x.value, body.gradient, body.gradient), x
+        gradient, shortcut = body.gradient, x
         if projection := block.projection(shape):
-            gradient = self.arena.take(x.gradient.shape, self.backend.dtype)
-            side = Signal(x.value, x.value, gradient, gradient)
+            gradient, window = (
+                self.arena.take(x.gradient.shape, self.backend.dtype),
+                (slice(None), *block.window(shape)),
+            )
+            seen, slope = x.value[window], gradient[window] if x.learns else gradient
+            side = Signal(seen, seen, slope, slope, x.value)
             value = self.arena.take(y.value.shape, self.backend.dtype)
             end = Signal(value, value, body.gradient, body.gradient)
             shortcut, before = self._walk(self._links([projection], name, place + PLACES - 1), side, end)
             steps = [*before, *steps]
         if x.learns:
-            steps = [Step(_nothing, self.backend.accumulate(self.arena, side.gradient, x.gradient)), *steps]
+            steps = [Step(_nothing, self.backend.accumulate(self.arena, gradient, x.gradient)), *steps]
         return [*steps, self.backend.join(self.arena, body, shortcut, y, block.activation)]
 
 

@@ -92,31 +92,34 @@ def _after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
     return found
 
 
-def require_spread(network: Network, batch_size: int) -> None:
-    """Refuse to train a batch normalisation whose batches have one value per channel: it gives its shift alone.
+def require_trainable(network: Network, batch_size: int) -> None:
+    """Refuse blocks that cannot learn from their input.
 
     Raises:
-        ValueError: a block has one; it is named.
+        ValueError: a batch normalisation would have one value per channel, which leaves nothing but its shift; or the
+            padding of a convolution is as wide as its kernel, so that outputs see nothing else. The block is named.
     """
-    for name, shape in _normalised(network.layers):
-        if batch_size * prod(shape[:-1]) == 1:
+    for name, operation, shape in _operations(network.layers):
+        if isinstance(operation, Norm) and batch_size * prod(shape[:-1]) == 1:
             sides = "×".join(map(str, shape))
             raise ValueError(f"{name}: a batch of 1 image, normalised at {sides}, has one value per channel")
+        if isinstance(operation, Conv) and operation.pad >= operation.kernel:
+            raise ValueError(
+                f"{name}: pad {operation.pad} is not less than kernel {operation.kernel}, outputs at the edges see "
+                "zeros alone"
+            )
 
 
-def _normalised(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Shape]]:
-    """Return the name of each layer that normalises, and the shape at which it does."""
+def _operations(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Operation, Shape]]:
+    """Return the layer's name, each operation and its output's shape, those within residual blocks too."""
     for layer in layers:
         shape = layer.input_shape
         for operation in operations_of(layer.block):
             if isinstance(operation, Residual):
-                projection = operation.projection(shape)
-                yield from _normalised(
-                    [*operation.body(shape), *([projection] if projection else [])], f"{layer.name}."
-                )
+                yield from _operations(operation.layers(shape), f"{layer.name}.")
+                continue
             shape = operation.output_shape(shape)
-            if isinstance(operation, Norm):
-                yield prefix + layer.name, shape
+            yield prefix + layer.name, operation, shape
 
 
 def parameters_of(operation: Operation) -> tuple[str, ...]:

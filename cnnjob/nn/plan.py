@@ -8,7 +8,7 @@ from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network, Shape
 from cnnjob.nn.chains import Chain
 from cnnjob.nn.memory import Arena, Array, HostMemory, Memory
-from cnnjob.nn.operations import require_spread
+from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import Optimiser, segments
 from cnnjob.nn.pixels import VIEWS, Augmentation, Pixels
 from cnnjob.nn.signals import Feed, Task
@@ -44,9 +44,9 @@ class TrainingPlan:
         """Plan; nothing runs yet.
 
         Raises:
-            ValueError: a batch normalisation would have one value per channel.
+            ValueError: a block cannot learn, see :func:`cnnjob.nn.operations.require_trainable`.
         """
-        require_spread(network, batch_size)
+        require_trainable(network, batch_size)
         self.feed = feed
 
         def build(arena: Arena) -> Task:

@@ -26,6 +26,8 @@ class Signal:
     """(N, …); of no size where nobody needs it."""
     padded_gradient: Array
     """``gradient`` with its border, which holds what flows out of the image."""
+    whole: Array | None = None
+    """The ``value`` of another signal, where this one is a window of it."""
 
     @classmethod
     def take(cls, arena: Arena, shape: Shape, dtype: Any, *, border: int = 0, learns: bool = True) -> "Signal":

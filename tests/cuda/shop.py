@@ -85,7 +85,7 @@ WORKS = {
     "stride over the kernel": Work([nn.Conv(filters=3, pad=0), nn.Conv(filters=3, kernel=2, stride=3)], (14, 12, 1)),
     "stride, pool 3": Work([nn.Conv(filters=4), nn.Conv(filters=5, kernel=4, stride=2, pad=3, pool=3)], (13, 15, 5)),
     "even kernel, rows left out": Work([nn.Conv(filters=5, kernel=2, pad=1, pool=2), nn.Conv(pool=3)], (10, 9, 4)),
-    "kernel 1": Work([nn.Conv(filters=33, kernel=1, pad=0), nn.Conv(filters=2, kernel=1, pad=2)], (5, 6, 2)),
+    "kernel 1": Work([nn.Conv(filters=33, kernel=1, pad=0), nn.Conv(filters=2, kernel=1, pad=0)], (5, 6, 2)),
     "no activation": Work([nn.Conv(filters=3, activation="none", pool=2), nn.Conv(activation="none")]),
     "dropout everywhere": Work(
         [nn.Dropout(0.2), nn.Conv(filters=3), nn.Dropout(0.5), nn.Conv(filters=4, pool=2), nn.Dropout(0.3)], (7, 7, 3)
@@ -151,6 +151,13 @@ WORKS = {
             nn.Residual((nn.Dropout(0.2), nn.Conv(filters=2, pad=1)), activation="none"),
             nn.Residual((nn.Conv(filters=3),)),
         ]
+    ),
+    "residual of a window": Work(
+        [
+            nn.Residual((nn.Conv(filters=4, pool=2), nn.Conv(filters=3, activation="none"))),
+            nn.Residual((normed(4, pad=0), nn.Conv(filters=4, activation="none"))),
+        ],
+        (10, 13, 1),
     ),
     "augmented": Work(
         [nn.Conv(filters=4)], lesson=nn.Lesson(nn.Augmentation("random", 2)), views="flip_translate", start=6

@@ -20,11 +20,12 @@ Array = np.ndarray[Any, Any]
 @st.composite
 def conv_cases(draw: st.DrawFn) -> tuple[nn.Conv, tuple[int, int, int, int]]:
     """A conv block and an input (N, H, W, C) that it fits on."""
+    kernel = draw(st.integers(1, 4))
     block = nn.Conv(
         filters=draw(st.integers(1, 3)),
-        kernel=draw(st.integers(1, 4)),
+        kernel=kernel,
         stride=draw(st.integers(1, 3)),
-        pad=draw(st.integers(0, 2)),
+        pad=draw(st.integers(0, min(2, kernel - 1))),
         pool=draw(st.integers(1, 3)),
         activation=draw(st.sampled_from(["relu", "none"])),
     )

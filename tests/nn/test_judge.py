@@ -127,11 +127,12 @@ def convs(draw: st.DrawFn) -> nn.Conv:
     )
     pool = draw(st.sampled_from([1, 2, 3]))
     order = st.permutations(["norm", "activation", "pool"]).map(tuple)
+    kernel = draw(st.integers(2 if norm else 1, 4))  # one value, normalised, has no gradient to be compared
     return nn.Conv(
         filters=draw(st.integers(2, 9)),
-        kernel=draw(st.integers(2 if norm else 1, 4)),  # one value, normalised, has no gradient to be compared
+        kernel=kernel,
         stride=draw(st.sampled_from([1, 1, 2])),
-        pad=draw(st.integers(0, 2)),
+        pad=draw(st.integers(0, min(2, kernel - 1))),
         pool=pool,
         activation=draw(st.sampled_from(["relu", "gelu", "none"])),
         norm=norm,
@@ -152,7 +153,8 @@ def networks(draw: st.DrawFn) -> nn.Network:
         width, stride = draw(st.integers(2, 6)), draw(st.sampled_from([1, 2]))
         norm = draw(st.none() | st.just(nn.BatchNorm(eps=1e-3)))
         first = nn.Conv(filters=width, norm=norm, bias=norm is None, stride=stride)
-        body = first, replace(first, stride=1, activation="none")
+        start = replace(first, pool=draw(st.sampled_from([1, 2, 3])), pad=draw(st.sampled_from([0, 1])))
+        body = start, replace(first, stride=1, activation="none")
         blocks.append(nn.Residual(body, draw(st.sampled_from(["relu", "gelu", "none"]))))
     if draw(st.booleans()):
         blocks.append(nn.GlobalPool(draw(st.sampled_from(["mean", "max"]))))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
@@ -113,6 +113,48 @@ def test_a_residual_block_is_its_sum() -> None:
     y = np.maximum(body + oracle.conv(x, *conv["projection"], 2, 0), 0)
     logits = y.reshape(2, -1) @ w["classifier/weights"] + w["classifier/bias"]
     assert bench.step() == pytest.approx(oracle.softmax_cross_entropy(logits, bench.feed.labels)[0], rel=1e-12)
+
+
+WINDOWS = [
+    ((6, 7), nn.Conv(filters=3, pool=2), (slice(0, 5), slice(0, 5)), 2),
+    ((6, 6), nn.Conv(filters=3, pad=0), (slice(1, 5), slice(1, 5)), 1),
+    ((9, 10), nn.Conv(filters=3, kernel=5, pad=0, stride=2), (slice(2, 7), slice(2, 7)), 2),
+    ((7, 9), nn.Conv(filters=3, kernel=4, pad=2, pool=4), (slice(0, 5), slice(0, 5)), 4),
+    ((7, 7), nn.Conv(filters=3, pool=2), (slice(0, 7), slice(0, 7)), 3),
+]
+"""Of an image: a body, what its shortcut reads, and the stride with which it does."""
+
+
+@pytest.mark.parametrize(("sides", "body", "window", "stride"), WINDOWS)
+def test_a_shortcut_reads_the_pixels_that_the_body_is_centred_on(
+    sides: tuple[int, int], body: nn.Conv, window: tuple[slice, slice], stride: int
+) -> None:
+    block = nn.Residual((replace(body, activation="none"),), "none")
+    assert block.window((*sides, 2)) == window
+    bench = rig([nn.Conv(filters=2), block], (*sides, 2), count=2)
+    check_gradients(bench)
+    alone = rig([block], (*sides, 2), count=2)
+    w, x = alone.state.weights, alone.feed.images / 255
+    conv = oracle.conv(x, w["residual1/conv1/weights"], w["residual1/conv1/bias"], body.stride, body.pad)
+    weights, bias = w["residual1/projection/weights"], w["residual1/projection/bias"]
+    y = oracle.max_pool(conv, body.pool)[0] + oracle.conv(x[:, *window], weights, bias, stride, 0)
+    logits = y.reshape(2, -1) @ w["classifier/weights"] + w["classifier/bias"]
+    assert alone.step() == pytest.approx(oracle.softmax_cross_entropy(logits, alone.feed.labels)[0], rel=1e-12)
+
+
+@given(
+    st.tuples(st.integers(4, 40), st.integers(4, 40)),
+    st.lists(st.tuples(st.sampled_from([1, 3, 5]), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3),
+)
+def test_a_shortcut_fits_every_body_that_keeps_its_convolutions_centred(
+    sides: tuple[int, int], body: list[tuple[int, int, int]]
+) -> None:
+    blocks = tuple(nn.Conv(filters=2, kernel=k, pad=k // 2, stride=s, pool=p) for k, s, p in body)
+    try:
+        nn.Network.build([*blocks, nn.Dense()], (*sides, 1))
+    except ValueError:
+        reject()  # the body itself leaves nothing
+    assert nn.Residual(blocks).output_shape((*sides, 1))[2] == 2
 
 
 def test_a_projection_is_normalised_as_the_body_is() -> None:

@@ -227,18 +227,18 @@ def _turned_sizes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
 def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """The input's gradient where the stride is 1: z's gradient with a border, convolved with the turned kernel."""
     z, slope, dx, pool = memory["z"], memory["slope"], memory["dx"], block.pool
-    H, W = z.shape[2:4]
     edge = block.kernel - 1
     inner = slope[:, edge:, edge:]
-    phases = [inner[:, p // pool :: pool, p % pool :: pool][:, :H, :W] for p in range(pool * pool)]
+    image, row, column, channel = inner.strides
+    values = z.reshape(pool, pool, *z.shape[1:])
+    phases = as_strided(inner, values.shape, (row, column, image, pool * row, pool * column, channel))
     plain = Conv(kernel=block.kernel)
     slopes = _Patches(slope[:, block.pad :, block.pad :], plain, dx.shape[1:3], memory["slope_columns"])
     turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
 
     def backward() -> None:
         slope.fill(0)
-        for phase, values in zip(phases, z, strict=True):
-            np.copyto(phase, values)
+        np.copyto(phases, values)
         slopes.gather()
         np.matmul(slopes.groups[0], turned, out=flat_dx)
         np.copyto(x.gradient[part], dx)
@@ -252,14 +252,13 @@ def _scattered(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Ker
     weights = kernel.matrix[: kernel.taps]
     patches = _Patches(x.padded_gradient[part], block, memory["z"].shape[2:4], memory["columns"])
     into = patches.groups[..., : kernel.taps]
-    places = list(np.ndindex(block.pool, block.pool, block.kernel, block.kernel))
 
     def backward() -> None:
         np.matmul(flat_z.reshape(*into.shape[:2], -1), weights.T, out=into)
         x.padded_gradient[part] = 0
-        for i, j, k, m in places:
-            target = patches.seen[i, j, :, :, :, k, m]
-            np.add(target, patches.columns[i, j, :, :, :, k, m], out=target)
+        for k, m in np.ndindex(block.kernel, block.kernel):
+            target = patches.seen[..., k, m, :]
+            np.add(target, patches.columns[..., k, m, :], out=target)
 
     return backward
 
@@ -281,7 +280,7 @@ class _Patches:
         self.groups: Array
         """(groups, positions, taps)."""
         self.seen = as_strided(padded, shape, strides)
-        """(P, P, n, H', W', K, K, C); writing to it is safe one phase and one tap at a time."""
+        """(P, P, n, H', W', K, K, C); writing to it is safe one tap at a time."""
         if C < FEW_CHANNELS:
             lead = (P, P) if apart else ()
             taps_first = memory.reshape(prod(lead), memory.shape[1], -1)

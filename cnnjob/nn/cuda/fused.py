@@ -68,8 +68,9 @@ class First:
         if not batch or batch.changes:
             return None
         readers = [
-            part for part in parts if part is not batch and any(signal.value is batch.x.value for signal in part.reads)
-        ]
+            part for part in parts
+            if part is not batch and any(batch.x.value is read for one in part.reads for read in (one.value, one.whole))
+        ]  # fmt: skip
         if len(readers) != 1 or not isinstance(layer := readers[0], Layer):
             return None
         block, C = layer.block, batch.x.value.shape[-1]
