@@ -826,6 +826,39 @@ def test_the_last_lines_of_a_long_file(tmp_path: Path) -> None:
     assert len(last_lines(path, 9999).splitlines()) == 2000
 
 
+NASTY = {
+    "progress": b"\r 17 % |####      | 3.1 it/s",
+    "one line": b"x",
+    "escapes": b"\x1b[2K\x1b[31mepoch\x1b[0m",
+    "zeros": b"\x00",
+    "short lines": b"\n",
+    "brackets": b"[",
+    "quotes": b'  File "',
+    "frames": b'  File "a", line 1, in x',
+    "cupy": b"cupy",
+    "out of": b"Out Out of ",
+    "attempts": b"--- attempt 1",
+    "jobs": b"cnnjob: : job 1",
+    "loss": b"the the loss ",
+    "not text": b"\xff\xfe",
+}
+"""What 10 MB of a log may consist of."""
+
+
+def test_logs_of_10_mb_of_any_shape_take_no_time() -> None:
+    """A quadratic scan of 64 KB takes minutes."""
+    for place, unit in NASTY.items():
+        run = lost_in_job(Path("runs") / place)
+        run.log_file.write_bytes(unit * (10_000_000 // len(unit)))
+        os.link(run.log_file, run.slurm_folder / "17_0_log.out")
+    commands_ = [["status", "--json", *(f"runs/{place}" for place in NASTY)]]
+    commands_ += [["logs", str(next(Path("runs", place).iterdir()))] for place in NASTY]
+    script = "import sys; from typer.testing import CliRunner; from cnnjob.cli import app\n" + "\n".join(
+        f"assert CliRunner().invoke(app, {words_}).exit_code == 0, {words_}" for words_ in commands_
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_only_the_last_life_counts() -> None:
     run = log(submitted(stopped_run(Path("runs"))), f"{BANNER}{TRACE}{BANNER.replace('1 on', '2 on')}epoch 1\n")
     assert last_error(last_life(run)) == ""
@@ -915,6 +948,9 @@ def test_patience_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_look_believes_no_file() -> None:
+    run = stopped_run(Path("runs"))
+    run.history_file.write_text("[" * 5000)
+    assert (one(run).state, one(run).look.epoch) == ("stopped", 0)
     assert looks.Look(Run(Path("x")), "pending", history=[{"epoch": "x", "train_loss": "y"}]).epoch == 0
 
 

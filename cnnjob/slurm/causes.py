@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from cnnjob.checkpoints import newest_step
 from cnnjob.slurm import commands, words
-from cnnjob.slurm.logs import last_error, last_life, last_words, log_of, own_message
+from cnnjob.slurm.logs import capped, last_error, last_life, last_words, line_with, log_of, own_message
 from cnnjob.slurm.status import Status, left, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MEMORY = re.compile(
-    r".*(?:oom[-_ ]kill|exceeded (?:job |step )?memory limit|Exceeded job memory|Out[ -]Of[ -]Memory"
-    r"|MemoryError|Unable to allocate|std::bad_alloc|Cannot allocate memory).*",
+    r"oom[-_ ]kill|exceeded (?:job |step )?memory limit|Exceeded job memory|Out[ -]Of[ -]Memory"
+    r"|MemoryError|Unable to allocate|std::bad_alloc|Cannot allocate memory",
     re.IGNORECASE,
 )
-_DEVICE = re.compile(r".*(?:cupy\S*OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY).*")
-_DISK = re.compile(r".*(?:No space left on device|Disk quota exceeded|not enough space).*", re.IGNORECASE)
+_DEVICE = re.compile(r"cupy\S{0,100}OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|not enough space", re.IGNORECASE)
 _NUMBER = re.compile(r"the (?:\w+ )?loss is (?:nan|-?inf)\b")
 _DEAD = 128
 _ENDS = {
@@ -145,7 +145,7 @@ def user_of(number: str | None) -> str:
 
 
 def _why(status: Status) -> str:
-    return str(status.look.attempt.get("why") or "")
+    return capped(str(status.look.attempt.get("why") or ""))
 
 
 def _attempt_file(status: Status) -> str:
@@ -180,23 +180,22 @@ def _before_it_began(status: Status, text: str) -> Cause | None:
 
 def _out_of_memory(status: Status, text: str) -> Cause | None:
     seen, fate = status.look, status.fate
-    if found := _DEVICE.search(_why(status)) or _DEVICE.search(text):
+    if line := line_with(_DEVICE, _why(status)) or line_with(_DEVICE, text):
         smaller = commands.again(seen.run, change="train.batch_size")
-        return Cause("the GPU's memory did not suffice", found[0].strip(), smaller)
+        return Cause("the GPU's memory did not suffice", line, smaller)
     more = commands.again(seen.run, change="--mem")
-    if found := _MEMORY.search(_why(status)):
-        return Cause("it ran out of memory", f"{_attempt_file(status)}: {found[0].strip()}", more)
-    if seen.state != "stopped" and (found := _MEMORY.search(text)):
-        return Cause("it ran out of memory", f"{log_of(seen.run).name}: {found[0].strip()}", more)
+    if line := line_with(_MEMORY, _why(status)):
+        return Cause("it ran out of memory", f"{_attempt_file(status)}: {line}", more)
+    if seen.state != "stopped" and (line := line_with(_MEMORY, text)):
+        return Cause("it ran out of memory", f"{log_of(seen.run).name}: {line}", more)
     if fate and fate.state == "OUT_OF_MEMORY":
         return Cause("it ran out of memory", f"{fate.said_by}: job {fate.job_id} {fate.said}", more)
     return None
 
 
 def _disk(status: Status, text: str) -> Cause | None:
-    found = _DISK.search(_why(status)) or (_DISK.search(text) if status.look.state != "stopped" else None)
-    place = commands.path(status.look.run)
-    return Cause("the disk is full", found[0].strip(), f"df -h {place}") if found else None
+    line = line_with(_DISK, _why(status)) or (line_with(_DISK, text) if status.look.state != "stopped" else "")
+    return Cause("the disk is full", line, f"df -h {commands.path(status.look.run)}") if line else None
 
 
 def _crash_loop(status: Status, text: str) -> Cause | None:

@@ -13,6 +13,10 @@ LOOK_SECONDS = 0.5
 _APART_SECONDS = 60.0
 """A ``log.txt`` so much newer than the newest job's log was written without a job."""
 _TAIL_BYTES = 65536
+_MOST_BYTES = 64 * _TAIL_BYTES
+"""Of a log without line ends, so much is shown, and so much read at once."""
+_MOST_LETTERS = 1000
+"""A longer line is cut: a pattern may look at each letter of a line once for each other."""
 _LIFE = re.compile(r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|goes on).*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)$', re.MULTILINE)
 _OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
@@ -37,9 +41,21 @@ def _changed(path: Path) -> float:
 
 def last_life(run: Run) -> str:
     """What was written in the last life that wrote anything, as far as the end of its log tells."""
-    text = tail(log_of(run), _TAIL_BYTES)
+    text = capped(tail(log_of(run), _TAIL_BYTES))
     lives = [part for part in _LIFE.split(text) if part.strip()]
     return lives[-1] if lives else ""
+
+
+def capped(text: str) -> str:
+    """Return a text with a line feed after each line, also of a progress bar, and with the ends alone of long lines."""
+    half = _MOST_LETTERS // 2
+    lines = text.splitlines()
+    return "\n".join(line if len(line) <= _MOST_LETTERS else f"{line[:half]} … {line[-half:]}" for line in lines)
+
+
+def line_with(pattern: re.Pattern[str], text: str) -> str:
+    """Return the first line in which a pattern occurs; empty without one."""
+    return next((line.strip() for line in text.splitlines() if pattern.search(line)), "")
 
 
 def last_error(text: str) -> str:
@@ -71,7 +87,7 @@ def last_lines(path: Path, count: int) -> str:
     while True:
         text = tail(path, size)
         lines = text.splitlines(keepends=True)
-        if len(lines) > count or len(text.encode(errors="replace")) < size:
+        if len(lines) > count or size >= min(_MOST_BYTES, _size(path)):
             return "".join(lines[-count:]) if count else ""
         size *= 4
 
@@ -94,6 +110,8 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
     while True:
         text, position = _rest(path, position)
         yield text
+        if len(text) > _TAIL_BYTES:
+            continue  # there may be more
         newest = log_of(run)
         if newest != path:
             yield _rest(path, position)[0]
@@ -113,12 +131,14 @@ def _size(path: Path) -> int:
 
 
 def _rest(path: Path, position: int) -> tuple[str, int]:
-    """What stands after a position, from the start where the file has become shorter."""
+    """What stands after a position, from the start where the file has become shorter; whole lines of much."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(position if position <= size else 0)
-            content = file.read()
-            return content.decode(errors="replace"), file.tell()
+            start = file.seek(position if position <= size else 0)
+            content = file.read(_MOST_BYTES)
     except OSError:
         return "", position
+    if len(content) == _MOST_BYTES:
+        content = content[: content.rfind(b"\n") + 1 or None]
+    return content.decode(errors="replace"), start + len(content)

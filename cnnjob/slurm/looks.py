@@ -162,7 +162,7 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
     """The last whole lines of a file of JSON objects."""
     records = []
     for line in tail(path, _TAIL_BYTES).splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
             records += [record] * isinstance(record, dict)
     return records
