@@ -19,7 +19,7 @@ _SILENT = re.compile(
     re.IGNORECASE,
 )
 _ABSENT = re.compile(r"not found; this machine|configuration source")
-_UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
+_UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
 _OF_SLURM = re.compile(
     r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
     r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
