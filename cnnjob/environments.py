@@ -1,5 +1,6 @@
 """With what a run was made: code, packages, machine; and which of it decides the bits."""
 
+import ctypes
 import os
 import platform
 import re
@@ -17,7 +18,7 @@ import numpy as np
 
 from cnnjob import __version__, files
 from cnnjob.errors import DataError
-from cnnjob.nn import Backend, CudaBackend, available_cores
+from cnnjob.nn import ARITHMETIC, Backend, CudaBackend, available_cores
 
 PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
 GIT_SECONDS = 10
@@ -46,6 +47,7 @@ def describe(backend: Backend) -> dict[str, Any]:
         "precision": backend.device.precision if isinstance(backend, CudaBackend) else backend.dtype.name,
         "bits": {
             "backend": backend.name,
+            "arithmetic": ARITHMETIC,
             "cnnjob": packages["cnnjob"],
             "numpy": packages["numpy"],
             "machine": platform.machine(),
@@ -55,15 +57,20 @@ def describe(backend: Backend) -> dict[str, Any]:
 
 
 def differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In what two environments may compute other bits: one line each."""
-    before = first.get("bits")
+    """Return in what two environments may compute other bits, a line each."""
+    before, bits = first.get("bits"), now["bits"]
     if not isinstance(before, dict):
         return ["what it first ran with is not known"]
     return [
-        f"{name} {now['bits'].get(name)} instead of {value}"
-        for name, value in before.items()
-        if now["bits"].get(name) != value
+        f"{name} {bits.get(name)} instead of {before.get(name, 'an unknown one')}"
+        for name in {**before, **bits}
+        if not _is_the_same(name, before.get(name), bits.get(name))
     ]
+
+
+def _is_the_same(name: str, before: Any, now: Any) -> bool:
+    """Return whether a value is the frozen one, or in the list of every loaded BLAS that was frozen once."""
+    return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
 
 def available_memory_bytes() -> int:
@@ -94,11 +101,37 @@ def _processor() -> str:
 
 
 def _blas() -> str:
-    """NumPy's BLAS: its version and the kernels it chose for this processor."""
+    """Return the version of NumPy's BLAS and the kernels it chose for this processor; SciPy may bring another BLAS."""
     from threadpoolctl import threadpool_info  # noqa: PLC0415 - it loads every library's description
 
-    found = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return ", ".join(sorted({f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in found}))
+    library = _numpys_blas()
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    if library:
+        pools = [pool for pool in pools if Path(pool["filepath"]).resolve() == library]
+    names = {f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in pools}
+    return ", ".join(sorted(names)) or (library.name if library else "")
+
+
+class _Symbol(ctypes.Structure):
+    """What ``dladdr`` tells of an address (``Dl_info`` of dlfcn.h)."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _numpys_blas() -> Path | None:
+    """Return the library whose matrix product NumPy is linked with; None where it is not found."""
+    numpy = ctypes.CDLL(sys.modules["numpy._core._multiarray_umath"].__file__)
+    for name in ("scipy_cblas_sgemm64_", "scipy_cblas_sgemm", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"):
+        if hasattr(numpy, name):
+            symbol, address = _Symbol(), ctypes.cast(numpy[name], ctypes.c_void_p)
+            if ctypes.CDLL(None).dladdr(address, ctypes.byref(symbol)):
+                return Path(os.fsdecode(symbol.file)).resolve()
+    return None
 
 
 def _simd() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import files
+from cnnjob import environments, files, nn
 from cnnjob.claims import claim
 from cnnjob.errors import BusyError, DataError
 from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, process_identity
@@ -226,10 +226,40 @@ def test_the_environment_is_frozen_at_the_first_start(tmp_path: Path) -> None:
     found = run.environment()
     assert found["data_sha256"] == dataset(tmp_path).digest
     assert found["packages"].keys() >= {"cnnjob", "numpy", "h5py"}
-    assert found["bits"].keys() == {"backend", "cnnjob", "numpy", "machine", "blas", "simd"}
+    assert found["bits"].keys() == {"backend", "arithmetic", "cnnjob", "numpy", "machine", "blas", "simd"}
     assert found["device"].startswith("cpu: ")
     assert {"command", "commit", "dirty", "python", "host", "cores"} <= found.keys()
     assert run.job() == job()
+
+
+def test_only_numpys_blas_decides_the_bits() -> None:
+    """SciPy and scikit-learn load another: a script that has them and a command that has not are the same."""
+    blas = []
+    for imports in ("os", "scipy.linalg, sklearn.linear_model"):
+        code = (
+            f"import {imports}; from cnnjob import environments, nn;"
+            "print(environments.describe(nn.NumPyBackend(nn.Workers(1)))['bits']['blas'])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        blas.append(done.stdout.strip())
+    assert blas[0] == blas[1]
+    assert blas[0]
+    assert ", " not in blas[0]
+
+
+def test_environments_that_may_compute_other_bits() -> None:
+    bits = environments.describe(nn.NumPyBackend(nn.Workers(1)))["bits"]
+    now = {"bits": bits}
+    assert environments.differences(now, now) == []
+    several = {"bits": {**bits, "blas": f"openblas 0.1 Zen, {bits['blas']}"}}  # as it was frozen once
+    assert environments.differences(several, now) == []
+    other = {"bits": {**bits, "blas": "openblas 0.1 Zen", "arithmetic": 0}}
+    assert environments.differences(other, now) == [
+        f"arithmetic {nn.ARITHMETIC} instead of 0",
+        f"blas {bits['blas']} instead of openblas 0.1 Zen",
+    ]
+    older = {"bits": {name: value for name, value in bits.items() if name != "arithmetic"}}
+    assert environments.differences(older, now) == [f"arithmetic {nn.ARITHMETIC} instead of an unknown one"]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "3", "null"])

@@ -20,7 +20,11 @@ from cnnjob.nn.schedules import Schedule
 from cnnjob.nn.state import State
 from cnnjob.nn.workers import Workers, available_cores
 
+ARITHMETIC = 1
+"""Raised with every change to the code after which a training may give other bits; frozen in a run's environment."""
+
 __all__ = [
+    "ARITHMETIC",
     "WHITENING_IMAGES",
     "AdamW",
     "Augmentation",
