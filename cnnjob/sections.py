@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+MOST_LETTERS = 200
+"""Of a value in a message."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -28,6 +30,15 @@ def near(name: str, names: Iterable[str]) -> str:
     """Suggest the name that was probably meant."""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""
+
+
+def found_value(value: Any) -> str:
+    """Return a value for a message, however long or deep it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
@@ -58,11 +69,11 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         meant = next((meant for key in keys if (meant := near(key, kinds))), "")
         return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
     if kind == "model_type":
-        return f"input should be a table of its settings, found {problem['input']!r}"
+        return f"input should be a table of its settings, found {found_value(problem['input'])}"
     if kind == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{message}, found {problem['input']!r}"
+    return f"{message}, found {found_value(problem['input'])}"
 
 
 def _elsewhere(key: str, root: type[BaseModel]) -> str:

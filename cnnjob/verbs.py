@@ -72,7 +72,8 @@ def submit(
 
     request = profiles.load(profile, asked)
     made = [_made(job, data, runs) for job in jobs]
-    submission.submit([run for *_, run in made], request.with_gpus(made[0][0].resources.backend), parallel)
+    request = request.with_gpus(made[0][0].resources.backend, asked=profiles.ask_for_gpus(asked))
+    submission.submit([run for *_, run in made], request, parallel)
     return [run for *_, run in made]
 
 

@@ -201,6 +201,117 @@ def test_how_many_gpus(request_: Request, count: int, asked: object) -> None:
     assert (request_.gpu_count, request_.asks_for_gpus) == (count, asked)
 
 
+@pytest.mark.parametrize(
+    ("request_", "extra"),
+    [
+        (Request(gpus=1), {}),
+        (Request(gpus="a100:2", gpu_type="a100", gpu_request="gres"), {}),
+        (Request(gpus_per_node=1), {}),
+        (Request(gres="shard:2,gpu:a100:1(S:0)"), {"gres": "shard:2"}),
+        (Request(gres="gpu"), {}),
+        (Request(gres="gpu_mem:4G"), {"gres": "gpu_mem:4G"}),
+        (
+            Request(gpus=1, sbatch={"gpus_per_task": 1, "gpu-bind": "closest", "cpus-per-gpu": 4, "nice": 5}),
+            {"nice": 5},
+        ),
+        (Request(sbatch={"--tres-per-task": "gres:gpu:1", "gpu-freq": "high"}), {}),
+        (Request(), {}),
+    ],
+)
+def test_numpy_asks_for_no_gpu_whatever_a_profile_says(request_: Request, extra: dict[str, object]) -> None:
+    found = request_.with_gpus("numpy")
+    assert (found.parameters()["additional_parameters"], found.gpu_count) == (extra, 0)
+    assert request_.with_gpus("numpy", asked=True).gpu_count == request_.gpu_count
+    assert request_.with_gpus("cuda").gpu_count == max(request_.gpu_count, int(not request_.asks_for_gpus))
+
+
+def test_memory_per_gpu_becomes_the_nodes_where_there_is_no_gpu() -> None:
+    found = Request(gpus=1, mem_per_gpu="32G").with_gpus("numpy")
+    assert (found.mem, found.mem_per_gpu) == ("32G", None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "backend", "said"),
+    [
+        (Request(gpus=2), "auto", "a run uses one GPU, 1 of 2 will be idle. Ask for --gpus 1"),
+        (Request(gres="gpu:a100:4"), "cuda", "a run uses one GPU, 3 of 4 will be idle. Ask for --gpus 1"),
+        (Request(gpus_per_node=1), "numpy", "a run on NumPy uses no GPU, what it holds will be idle. Ask for --gpus 0"),
+        (Request(gpus=1), "auto", ""),
+        (Request(gpus=0), "numpy", ""),
+    ],
+)
+def test_gpus_that_no_run_uses_are_said(request_: Request, backend: str, said: str) -> None:
+    assert request_.idle_gpus(backend) == said
+
+
+NESTED = "[sbatch]\n" + ".".join("a" * 3000) + " = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sbatch = 'nice'\n", "sbatch: no table of options (found 'nice')"),
+        ("sbatch = [1]\n", "sbatch: no table of options (found [1])"),
+        ("partition = 5\n", "partition: input should be a valid string, found 5"),
+        ("setup = 'module load x'\n", "setup: input should be a valid tuple, found 'module load x'"),
+        ("setup = [1]\n", "setup.0: input should be a valid string, found 1"),
+        ("gpus = 1.5\n", "gpus"),
+        ("gpus = [1]\n", "gpus"),
+        ("requeue = 'yes'\n", "requeue: input should be a valid boolean, found 'yes'"),
+        ("time = 90\n", "time: input should be a valid string, found 90"),
+        ("time = 2026-01-01\n", "time: input should be a valid string"),
+        ("cpus_per_task = true\n", "cpus_per_task: input should be a valid integer, found True"),
+        ("cpus_per_task = inf\n", "cpus_per_task"),
+        ("[sbatch]\nnice = [1]\n", "sbatch.nice"),
+        ("[sbatch.nice]\nx = 1\n", "sbatch.nice"),
+        ("[[sbatch]]\nx = 1\n", "sbatch: no table of options"),
+        ("[partition]\nx = 1\n", "partition: input should be a valid string"),
+        (NESTED, "sbatch.a"),
+        (NESTED.replace("sbatch", "partition"), "partition: input should be a valid string, found a dict"),
+        (NESTED.replace("sbatch", "other"), "other: no such key"),
+        (f"partition = {'[' * 3000}{']' * 3000}\n", "its tables or lists are nested too deep"),
+        (f"partition = {'{a=' * 3000}1{'}' * 3000}\n", "its tables or lists are nested too deep"),
+        (f"cpus_per_task = {'9' * 5000}\n", "not readable as TOML"),
+        (f"cpus_per_task = 0x{'f' * 5000}\n", "cpus_per_task: "),
+        (f"gpus = 0x{'f' * 5000}\n", "gpus: "),
+        (f"[sbatch]\nnice = 0x{'f' * 5000}\n", "sbatch.nice: the number is too large"),
+        (f"gpus = '{'9' * 5000}'\n", "is no number of GPUs"),
+        (f"time = '{'9' * 5000}'\n", "is no time"),
+        (f"mem = '{'9' * 5000}'\n", "is no memory"),
+        ('partition = "a\\nb"\n', "partition: a line end or control character (found 'a\\nb')"),
+        ('partition = """a\nb"""\n', "partition: a line end or control character"),
+        ('job_name = "a\\u0000b"\n', "job_name: a line end or control character"),
+        ('constraint = "a\\u0085b"\n', "constraint: a line end or control character"),
+        ('setup = ["a\\nb"]\n', "setup: a line end or control character"),
+        ('[sbatch]\nreservation = "a\\r\\nb"\n', "sbatch.reservation: a line end or control character"),
+        ('[sbatch]\n"nice\\n#SBATCH --x" = 1\n', "is no name of an option"),
+        ('[sbatch]\n"nice=5 --x" = 1\n', "is no name of an option"),
+        ('[sbatch]\n"" = 1\n', "is no name of an option"),
+        ('"parti\\ntion" = "x"\n', "no such key"),
+    ],
+)
+@pytest.mark.parametrize("where", ["profile", "config"])
+def test_a_profile_of_any_content_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, content: str, message: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "cnnjob").mkdir()
+    path = profiles.config_file() if where == "config" else tmp_path / "site.toml"
+    path.write_text(content)
+    with pytest.raises(JobError, match=re.escape(message)) as error:
+        load(str(path) if where == "profile" else None, {})
+    assert len(str(error.value)) < 7000
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", ".".join("a" * 3000) + " = 1"])
+def test_a_configuration_whose_profile_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "cnnjob").mkdir()
+    profiles.config_file().write_text(f"profile.{value}\n" if "a" in value else f"profile = {value}\n")
+    with pytest.raises(JobError, match="profile is no name"):
+        load(None, {})
+
+
 @pytest.mark.parametrize("key", [*OWN, "time", "mem-per-cpu", "--mem_per_cpu", "job-name", "gres"])
 def test_an_option_that_would_contradict_an_own_one(key: str) -> None:
     with pytest.raises(JobError, match=r"sbatch: [\w-]+ (cannot be given|has an option of its own)"):

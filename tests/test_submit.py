@@ -327,7 +327,8 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
             {"scontrol": "echo PartitionName=gpu-long; echo PartitionName=batch State=UP"},
             "--partition gpu: no such partition, this site has batch, gpu-long; ",
         ),
-        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: it is DRAIN and starts nothing"),
+        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: it is DRAIN and takes no jobs"),
+        ({"scontrol": "echo PartitionName=gpu State=INACTIVE"}, "--partition gpu: it is INACTIVE and takes no jobs"),
         (
             {"scontrol": "echo PartitionName=gpu MaxTime=00:30:00"},
             "--time 2h: longer than gpu allows, which is 30 min; ask for less",
@@ -369,6 +370,65 @@ def test_an_unknown_partition_is_named_with_the_near_one() -> None:
     assert found.exit_code == 4
     assert "--partition gup: no such partition, this site has debug, gpu, gpu-long; did you mean 'gpu'?" in found.stderr
     assert cnnjob("submit", "toy.toml", "--partition", "debug,gpu").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "states", "warned"),
+    [
+        ("gpu", {"gpu": "DOWN"}, "gpu"),
+        ("gpu,low", {"gpu": "DOWN", "low": "DRAIN"}, "gpu"),
+        ("gpu,low", {"gpu": "DOWN", "low": "DOWN"}, "gpu,low"),
+        ("gpu,low", {"gpu": "DOWN", "low": "UP"}, ""),
+        ("", {"gpu": "DOWN Default=YES"}, "gpu"),
+        ("gpu", {"gpu": "UP"}, ""),
+    ],
+)
+def test_a_partition_that_is_down_takes_jobs_and_a_warning_is_said(
+    site: Site, asked: str, states: dict[str, str], warned: str
+) -> None:
+    lines = "; ".join(f'echo "PartitionName={name} State={state}"' for name, state in states.items())
+    site.says(scontrol=f'case "$*" in *partition*) {lines};; esac')
+    options = ["--partition", asked] * bool(asked)
+    found = cnnjob("submit", "toy.toml", *options)
+    said = f"cnnjob: warning: --partition {warned}: it is DOWN, the job waits in the queue until the site sets it UP\n"
+    assert (found.exit_code, found.stderr) == (0, said * bool(warned)), found.output
+    assert ": submitted as job 17" in found.stdout
+    shown = cnnjob("submit", "toy.toml", "--set", "seed=5", *options, "--dry-run", "--no-rehearsal").stdout
+    assert ("it is DOWN, the job waits" in shown) == bool(warned)
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "said"),
+    [
+        (("--set", "resources.backend=numpy"), "", ""),
+        (
+            ("--set", "resources.backend=numpy", "--gpus", "1"),
+            "#SBATCH --gpus-per-node=1",
+            "a run on NumPy uses no GPU",
+        ),
+        (("--set", "resources.backend=auto"), "#SBATCH --gpus-per-node=1", ""),
+        (("--set", "resources.backend=auto", "--gpus", "2"), "#SBATCH --gpus-per-node=2", "1 of 2 will be idle"),
+    ],
+)
+@pytest.mark.usefixtures("site")
+def test_a_profile_with_gpus_and_the_backend_of_the_command_line(
+    options: tuple[str, ...], script: str, said: str
+) -> None:
+    Path("site.toml").write_text("gpus = 1\n[sbatch]\ngpu-bind = 'closest'\n")
+    found = cnnjob("submit", "toy.toml", "--profile", "site.toml", *options)
+    assert found.exit_code == 0, found.output
+    asked = [
+        line for line in (run_folder().slurm_folder / "17_submission.sh").read_text().splitlines() if "gpus-per" in line
+    ]
+    assert asked == [script] * bool(script)
+    assert (said in found.stderr, bool(found.stderr)) == (True, bool(said))
+
+
+@pytest.mark.usefixtures("site")
+def test_a_folder_with_a_line_end_in_its_name_is_refused() -> None:
+    found = cnnjob("submit", "toy.toml", "--runs", "a\nb")
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "'a\\nb': a batch script cannot hold a control character" in found.stderr.replace(str(Path.cwd()) + "/", "")
 
 
 def test_a_hidden_partition_is_there_all_the_same(site: Site) -> None:

@@ -78,19 +78,29 @@ def submit(
         "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
         "dependency": dependency, "job_name": job_name, "requeue": requeue}  # fmt: skip
     request = profiles.load(profile, given, sbatch or ())
+    asks = profiles.ask_for_gpus(given, sbatch or ())
     chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
     grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
     if dry_run:
         for grid in grids:
-            _dry_run(grid, request.with_gpus(grid[0][0].resources.backend), runs, parallel, rehearsal=rehearsal)
+            _dry_run(grid, _with_gpus(request, grid, asked=asks), runs, parallel, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
     made = [_runs_of(grid, runs) for grid in grids]
     if local:
         _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
     else:
-        requests = [request.with_gpus(grid[0][0].resources.backend) for grid in grids]
+        requests = [_with_gpus(request, grid, asked=asks) for grid in grids]
         _submit_all(made, requests, parallel, wait=wait)
+
+
+def _with_gpus(request: "Request", grid: "Sequence[tuple[Job, Dataset]]", *, asked: bool) -> "Request":
+    """The request with the GPUs that the jobs use; what they would not use is said."""
+    backend = grid[0][0].resources.backend
+    request = request.with_gpus(backend, asked=asked)
+    if idle := request.idle_gpus(backend):
+        typer.echo(f"cnnjob: warning: {idle}", err=True)
+    return request
 
 
 def _only_job(data: Path) -> str:
@@ -127,7 +137,10 @@ def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, 
 def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int | None) -> None:
     from cnnjob.slurm.submission import submit as submit_runs
 
-    for done in submit_runs([run for run, _ in runs.values()], request, parallel):
+    submitted = submit_runs([run for run, _ in runs.values()], request, parallel)
+    for warning in sorted({done.warning for done in submitted if done.warning}):
+        typer.echo(f"cnnjob: warning: {warning}", err=True)
+    for done in submitted:
         said = f"submitted as job {done.job_id}" if done.job_id else f"{done.why}, nothing submitted"
         asked = f": {request.sentence()}" if done.job_id else ""
         typer.echo(f"{done.run.path}{runs[done.run.path][1]}: {said}{asked}")
@@ -242,6 +255,8 @@ def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -
     here, answer = forecasts.ask_site()
     if here:
         here.check(request)
+        if warning := here.waits(request):
+            typer.echo(f"partition: {warning}")
     typer.echo(f"time limit: {forecasts.at_the_time_limit(request, here)}")
     typer.echo(f"preemption: {forecasts.at_preemption(request, here)}")
     refusals = []

@@ -66,6 +66,7 @@ def verify_resume(
     chosen = [f"resources.backend={request.backend}"] if request and request.backend else []
     whole = Job.load(job, [*chosen, *(overrides or ())])
     dataset = dataset_of(whole, data)
+    request = request and request.with_gpus(whole.resources.backend, asked=_asks_for_gpus(given, sbatch))
     short = shortened(whole, dataset, steps)
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
@@ -90,6 +91,12 @@ def _request(profile: str | None, given: dict[str, Any], sbatch: list[str] | Non
     return profiles.load(profile, given, sbatch or ())
 
 
+def _asks_for_gpus(given: dict[str, Any], sbatch: list[str] | None) -> bool:
+    from cnnjob.slurm import profiles
+
+    return profiles.ask_for_gpus(given, sbatch or ())
+
+
 def _verify(
     job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
 ) -> "Verdict":
@@ -100,8 +107,7 @@ def _verify(
         return verify(job, dataset, folder, kills, seed, _say)
     from cnnjob.slurm.verification import verify as verify_there
 
-    asked = request.with_gpus(job.resources.backend)
-    return verify_there(job, dataset, folder, asked, kills, seed, wait_minutes, _say)
+    return verify_there(job, dataset, folder, request, kills, seed, wait_minutes, _say)
 
 
 def _say(text: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from cnnjob.errors import JobError
-from cnnjob.sections import problems_of
+from cnnjob.sections import found_value, problems_of
 from cnnjob.shelves import shelf
 from cnnjob.slurm.requests import Request
 
+GPU_OPTIONS = ("gpus", "gpus_per_node", "gres")
 INPUT_VARIABLES = {
     "SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos", "SBATCH_TIMELIMIT": "time",
     "SBATCH_MEM_PER_NODE": "mem", "SBATCH_CONSTRAINT": "constraint",
@@ -41,10 +42,12 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
         JobError: the profile is missing or not valid, or options contradict each other.
     """
     users = _read_file(config_file()) if config_file().is_file() else {}
-    name = profile or users.pop("profile", None)
-    users.pop("profile", None)
+    usual = users.pop("profile", None)
+    if not isinstance(usual, str | None):
+        raise JobError(f'{config_file()}: profile is no name (found {found_value(usual)}). Write profile = "NAME"')
+    name = profile or usual
     variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
-    layers = [users, _read(str(name)) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
+    layers = [users, _read(name) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
     try:
         content = _over_each_other(layers)
         content["sbatch"] |= dict(map(_pair, extra))
@@ -53,6 +56,11 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
         where = " and ".join([*[str(config_file())] * bool(users), *[f"profile {name}"] * bool(name)]) or "submit"
         lines = "\n".join(f"  {line}" for line in problems_of(error, Request))
         raise JobError(f"{where}: not a valid request:\n{lines}") from error
+
+
+def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
+    """Return whether a command line itself asks for GPUs, rather than a profile."""
+    return any(options.get(key) is not None for key in GPU_OPTIONS) or any("gpu" in text for text in extra)
 
 
 def config_file() -> Path:
@@ -64,10 +72,13 @@ def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Later layers over earlier ones; one of several options that exclude each other takes the place of the others."""
     found: dict[str, Any] = {"sbatch": {}}
     for layer in layers:
-        for group in (("mem", "mem_per_cpu", "mem_per_gpu"), ("gpus", "gpus_per_node", "gres")):
+        for group in (("mem", "mem_per_cpu", "mem_per_gpu"), GPU_OPTIONS):
             if layer.keys() & set(group):
                 found = {key: value for key, value in found.items() if key not in group}
-        found |= {**layer, "sbatch": {**found["sbatch"], **layer.get("sbatch", {})}}
+        options = layer.get("sbatch", {})
+        if not isinstance(options, dict):
+            raise JobError(f"sbatch: no table of options (found {found_value(options)}). Write [sbatch] above them")
+        found |= {**layer, "sbatch": {**found["sbatch"], **options}}
     return found
 
 
@@ -91,5 +102,7 @@ def _read(name: str) -> dict[str, Any]:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise JobError(f"{path}: not readable as TOML, {error}") from error
+    except RecursionError as error:
+        raise JobError(f"{path}: not readable as TOML, its tables or lists are nested too deep") from error

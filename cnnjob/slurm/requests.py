@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Any, Literal, Self
+from unicodedata import category
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,11 @@ MINUTES = {"m": 1, "h": 60, "d": 1440}
 _CLOCK = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<numbers>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 _MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
 _GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
+_OF_GPUS = re.compile(r"(?:^|-)gpus?(?:-|$)")
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+MOST_CORES = 65_533
+"""As many as SLURM can count on a node."""
+MOST_NUMBER = 10**18
 _GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>[0-9]{1,9}))?(?=,|$)")
 DIRECT = (
     *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency"),
@@ -46,7 +52,7 @@ class Request(Section):
     qos: str | None = None
     time: str | None = None
     """In SLURM's forms (``90``, ``1:30:00``, ``1-12``) or as ``90m``, ``2h``, ``1d12h``."""
-    cpus_per_task: Annotated[int, Field(ge=1)] = 2
+    cpus_per_task: Annotated[int, Field(ge=1, le=MOST_CORES)] = 2
     """Cores, all used."""
     mem: str | None = None
     """Of the node, as ``4G``; a number alone is MB."""
@@ -72,7 +78,7 @@ class Request(Section):
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 90
     """How long before the time limit SLURM says so."""
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Shell lines before the job, as ``module load cuda``; one that fails ends the job."""
+    """Shell lines before the job, as ``module load cuda``, one in each string; one that fails ends the job."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
     """Overrides the job's."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
@@ -85,6 +91,7 @@ class Request(Section):
         Raises:
             ValueError: two options exclude each other, or one cannot be read.
         """
+        _require_lines(self)
         _only_one(self, "mem", "mem_per_cpu", "mem_per_gpu")
         _only_one(self, "gpus", "gpus_per_node", "gres" if _GRES_GPU.search(self.gres or "") else "")
         for name in ("mem", "mem_per_cpu", "mem_per_gpu"):
@@ -114,9 +121,33 @@ class Request(Section):
         """How many GPUs are asked for."""
         return self._gpus()[1]
 
-    def with_gpus(self, backend: str) -> Self:
-        """One GPU, unless something is said of them or the backend is NumPy's."""
+    def with_gpus(self, backend: str, *, asked: bool = False) -> Self:
+        """Return the request with the GPUs that a backend uses: one unless others are named, and none on NumPy.
+
+        Args:
+            backend: the job's.
+            asked: whether GPUs are asked for by hand, on the command line: they stay, whatever the backend.
+        """
+        if backend == "numpy" and not asked:
+            return self._without_gpus()
         return self if self.asks_for_gpus else self.model_copy(update={"gpus": int(backend != "numpy")})
+
+    def _without_gpus(self) -> Self:
+        """Return the request without what a profile says of GPUs; their memory becomes the node's."""
+        gres = [part for part in (self.gres or "").split(",") if part and not re.match(r"(gres/)?gpu(?![\w-])", part)]
+        sbatch = {key: value for key, value in self.sbatch.items() if not _is_of_gpus(key, value)}
+        changes = {"gpus": 0, "gpus_per_node": None, "gres": ",".join(gres) or None, "sbatch": sbatch}
+        memory = {"mem": self.mem_per_gpu, "mem_per_gpu": None} if self.mem_per_gpu else {}
+        return self.model_copy(update={**changes, **memory})
+
+    def idle_gpus(self, backend: str) -> str:
+        """Return a sentence on the GPUs that a run would hold and not use; empty where there are none."""
+        used = int(backend != "numpy")
+        if self.gpu_count <= used:
+            return ""
+        what = "a run uses one GPU" if used else "a run on NumPy uses no GPU"
+        idle = f"{self.gpu_count - used} of {self.gpu_count} will be idle" if used else "what it holds will be idle"
+        return f"{what}, {idle}. Ask for --gpus {used}"
 
     def _gpus(self) -> tuple[str, int]:
         """Type, or ``""``, and number."""
@@ -158,6 +189,41 @@ class Request(Section):
             return {"gres": self.gres} if self.gres else {}
         wanted = f"{kind}:{count}" if kind else str(count)
         return {self.gpu_request: f"gpu:{wanted}" if self.gpu_request == "gres" else wanted}
+
+
+def _require_lines(request: Request) -> None:
+    """Find what cannot stand in a line of a batch script.
+
+    Raises:
+        ValueError: a key is no option's name, or a value has a line end or another control character.
+    """
+    for name, value in request:
+        for part in value if isinstance(value, tuple) else () if isinstance(value, dict) else (value,):
+            _require_line(name, part)
+    for key, value in request.sbatch.items():
+        if not _OPTION.fullmatch(key.lstrip("-").replace("_", "-")):
+            raise ValueError(f"sbatch: {key!r} is no name of an option; write letters, digits and -")
+        _require_line(f"sbatch.{key}", value)
+
+
+def _require_line(name: str, value: Any) -> None:
+    """Require a value that fits into a line.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
+        raise ValueError(
+            f"{name}: a line end or control character (found {value[:80]!r}). Write one line in each string"
+        )
+    if isinstance(value, int) and abs(value) >= MOST_NUMBER:
+        raise ValueError(f"{name}: the number is too large. Write at most 18 digits")
+
+
+def _is_of_gpus(key: str, value: str | int | bool) -> bool:  # noqa: FBT001 - a value of TOML
+    """Return whether an option of sbatch asks for GPUs or says how to use them."""
+    name = key.lstrip("-").replace("_", "-")
+    return bool(_OF_GPUS.search(name)) or (name.startswith("tres-") and "gpu" in str(value))
 
 
 def _only_one(request: Request, *names: str) -> None:

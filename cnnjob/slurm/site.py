@@ -11,6 +11,9 @@ from cnnjob.errors import SchedulerError
 from cnnjob.slurm.requests import Request, duration, minutes
 from cnnjob.slurm.scheduler import ask, number, words
 
+CLOSED = {"DRAIN", "INACTIVE"}
+"""States of a partition to which sbatch refuses jobs."""
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -19,7 +22,7 @@ class Partition:
     name: str
     is_default: bool
     state: str
-    """``UP``; ``DOWN``, ``DRAIN`` and ``INACTIVE`` start nothing."""
+    """``UP``; ``DOWN`` takes jobs and starts none, ``DRAIN`` and ``INACTIVE`` take none."""
     max_minutes: int | None
     default_minutes: int | None
     preempt_mode: str
@@ -71,18 +74,32 @@ class Site:
         """Find what this site would refuse, or let wait for ever.
 
         Raises:
-            SchedulerError: there is no such partition, it is closed to this account, or its time limit is shorter.
+            SchedulerError: there is no such partition, it takes no jobs, is closed to this account, or its time limit
+                is shorter.
         """
         if not self.partitions:
             return  # an answer that says nothing is no reason to refuse
-        names = request.partition.split(",") if request.partition else []
-        for name in names:
+        for name in request.partition.split(",") if request.partition else []:
             if name not in self.partitions:
                 raise SchedulerError(f"--partition {name}: no such partition, {_choose(name, self.partitions, 'site')}")
-        chosen = [self.partitions[name] for name in names] or [one for one in [self.partition_of(request)] if one]
-        reasons = [_refusal(partition, request) for partition in chosen]
+        reasons = [_refusal(partition, request) for partition in self._chosen(request)]
         if reasons and all(reasons):
             raise SchedulerError("; ".join(reasons))
+
+    def waits(self, request: Request) -> str:
+        """Return a warning where jobs are queued and none is started; empty elsewhere."""
+        usable = [one for one in self._chosen(request) if not _refusal(one, request)]
+        if not usable or any(one.state != "DOWN" for one in usable):
+            return ""
+        names = ",".join(one.name for one in usable)
+        return f"--partition {names}: it is DOWN, the job waits in the queue until the site sets it UP"
+
+    def _chosen(self, request: Request) -> list[Partition]:
+        """The partitions that a request names, or the default one."""
+        names = request.partition.split(",") if request.partition else []
+        named = [self.partitions[name] for name in names if name in self.partitions]
+        default = self.partition_of(request)
+        return named or ([default] if default else [])
 
 
 def look() -> Site:
@@ -131,8 +148,8 @@ def yours(key: str) -> list[str]:
 
 def _refusal(partition: Partition, request: Request) -> str:
     """Why a partition would not start this request, if so."""
-    if partition.state != "UP":
-        return f"--partition {partition.name}: it is {partition.state} and starts nothing; choose another, or wait"
+    if partition.state in CLOSED:
+        return f"--partition {partition.name}: it is {partition.state} and takes no jobs; choose another, or wait"
     wanted, most = request.time_minutes, partition.max_minutes
     if wanted and most and wanted > most:
         return (

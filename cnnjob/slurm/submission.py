@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from cnnjob import files
 from cnnjob.errors import JobError
@@ -27,6 +28,8 @@ class Submitted:
     job_id: str | None
     why: str
     """``submitted``, ``finished``, ``running``, ``queued as 17``."""
+    warning: str = ""
+    """Why its job will wait, where that is known."""
 
 
 def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -> list[Submitted]:
@@ -59,7 +62,9 @@ def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -
             job_id = _submit(batch, request, code, parallel)
             carriers = {run.path: element for run, element in _elements(batch, job_id)}
             left = [run for run in runs if run.path.resolve() in carriers]
-            done |= {run.path: Submitted(run, carriers[run.path.resolve()], "submitted") for run in left}
+            done |= {
+                run.path: Submitted(run, carriers[run.path.resolve()], "submitted", here.waits(request)) for run in left
+            }
             request = _after(request, job_id) if parallel else request  # the next array may not add to this one
     return [done[run.path] for run in runs]
 
@@ -114,8 +119,12 @@ def _check_name(path: Path) -> None:
     """Find a folder whose name SLURM would change.
 
     Raises:
-        JobError: it has a percent sign.
+        JobError: it has a percent sign, or a line end or another control character.
     """
+    if any(category(letter) == "Cc" for letter in str(path)):
+        raise JobError(
+            f"--runs {str(path.parent)!r}: a batch script cannot hold a control character. Rename the folder"
+        )
     if "%" in str(path):
         raise JobError(f"--runs {path.parent}: SLURM reads the % as a pattern; give a folder without it")
 

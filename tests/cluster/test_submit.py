@@ -73,6 +73,20 @@ def test_an_unknown_partition_is_exit_4_with_the_near_one(place: Place) -> None:
 
 
 @pytest.mark.slurm
+def test_a_partition_that_is_down_takes_the_job_with_a_warning(place: Place) -> None:
+    try:
+        place.cluster.admin("scontrol", "update", "PartitionName=low", "State=DOWN")
+        found = place.cnnjob("submit", "toy.toml", *REQUEST)
+        assert found.stderr.startswith("cnnjob: warning: --partition low: it is DOWN, the job waits in the queue")
+        assert "its partition is down" in place.cnnjob("status", place.run.path).stdout
+        place.cluster.admin("scontrol", "update", "PartitionName=low", "State=DRAIN")
+        found = place.cnnjob("submit", "toy.toml", *REQUEST, "--set", "seed=5", check=False)
+        assert (found.returncode, "it is DRAIN and takes no jobs" in found.stderr) == (4, True)
+    finally:
+        place.cluster.admin("scontrol", "update", "PartitionName=low", "State=UP")
+
+
+@pytest.mark.slurm
 def test_what_sbatch_refuses_is_one_message(place: Place) -> None:
     found = place.cnnjob("submit", "toy.toml", "--mem", "9000G", check=False)
     assert found.returncode == 4
