@@ -7,19 +7,39 @@ training looks at the flag after each step, where everything that must be saved 
 import math
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+@dataclass
+class Deadline:
+    """When a training must save and stop."""
+
+    time: float = math.inf
+    """In ``time.time()``'s seconds."""
+    time_now: Callable[[], float | None] | None = None
+    """Asked once ``time`` is over: it may have been moved meanwhile. None where that is not known."""
+
+    def is_over(self) -> bool:
+        """Return whether the time is over, after asking whether it was moved."""
+        if time.time() <= self.time:
+            return False
+        moved = self.time_now() if self.time_now else None
+        self.time = self.time if moved is None else moved
+        return time.time() > self.time
+
+
 class StopRequest:
     """While it is entered, the stop signals ask instead of killing; a second Ctrl-C kills."""
 
-    def __init__(self, deadline: float = math.inf) -> None:
-        """Nobody has asked yet; from ``deadline`` on, in ``time.time()``'s seconds, the clock does."""
+    def __init__(self, deadline: Deadline | None = None) -> None:
+        """Nobody has asked yet; when the deadline is over, the clock does."""
         self._asked_by: str | None = None
-        self._deadline = deadline
+        self._deadline = deadline or Deadline()
         self._kept: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -37,7 +57,7 @@ class StopRequest:
     @property
     def asked_by(self) -> str | None:
         """The signal's name, ``time limit``, or None."""
-        if self._asked_by is None and time.time() > self._deadline:
+        if self._asked_by is None and self._deadline.is_over():
             self._asked_by = "time limit"
         return self._asked_by
 

@@ -3,7 +3,6 @@
 What a life is, is in :mod:`cnnjob.loops`; here is who may live it and what is written down at its end.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, Silent
 from cnnjob.loops import Loop
 from cnnjob.runs import HEARTBEAT_SECONDS, HasEnded, Run
-from cnnjob.stopping import StopRequest
+from cnnjob.stopping import Deadline, StopRequest
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def train(
     *,
     job: Job | None = None,
     dataset: Dataset | None = None,
-    deadline: float = math.inf,
+    deadline: Deadline | None = None,
     cores: int | None = None,
     has_ended: HasEnded | None = None,
     checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
@@ -52,7 +51,7 @@ def train(
         listener: hears how it goes.
         job: the run's, for what is not part of it: how often to save; as it was frozen by default.
         dataset: the run's, wherever it lies now; where it lay by default.
-        deadline: when to stop and save, in ``time.time()``'s seconds.
+        deadline: when to stop and save; never by default.
         cores: how many to use; all by default. The bits do not depend on it.
         has_ended: what a scheduler says of another's job that seems to hold the run, as :func:`cnnjob.claims.claim`.
         checked_at_once_bytes: images of at most so many bytes are compared with their digests before the first step;

@@ -153,16 +153,25 @@ def _watch(
 @contextmanager
 def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that lives one life of a run; Ctrl-C is not for it, and it does not outlive the block."""
-    command = [sys.executable, "-m", "cnnjob.verification", str(run.path.resolve()), str(steps_file.resolve())]
+    command = [sys.executable, "-P", "-m", "cnnjob.verification", str(run.path.resolve()), str(steps_file.resolve())]
     with run.path.with_name("words").open("wb") as words:
         child = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True
-        )
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True,
+            env={**os.environ, **_own_path()},
+        )  # fmt: skip
         try:
             yield child
         finally:
             child.kill()
             child.wait()
+
+
+def _own_path() -> dict[str, str]:
+    """Return what leads another interpreter to this package where only the current folder did: ``python -m cnnjob``."""
+    root = str(Path(__file__).resolve().parents[1])
+    if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _last_words(run: Run) -> str:

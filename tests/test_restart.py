@@ -6,11 +6,14 @@ Commands of SLURM are small shell scripts that answer as one does, or as none sh
 # ruff: noqa: F811 - fixtures of another file are arguments here
 
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,11 @@ from cnnjob import files, processes
 from cnnjob.claims import claim
 from cnnjob.errors import JobError, SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import decisions, executors, life, restart, scheduler, submission
-from cnnjob.slurm.decisions import restarts_of
+from cnnjob.slurm import deadlines, decisions, executors, life, restart, scheduler, submission
+from cnnjob.slurm.decisions import NO_STEP, restarts_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import decide, main, restarts_without_progress
+from cnnjob.stopping import Deadline
 from cnnjob.training import train
 from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_runs import life as life_of_job
@@ -98,11 +102,12 @@ CANCELLED = "cancelled; submit the job again to go on"
         (pending_run, {}, 137, "itself", AGAIN),
         (stopped_run, FAILED, 1, "itself", LEFT),
         (stopped_run, FAILED, 137, "itself", LEFT),
-        (pending_run, {}, 0, "itself", LEFT),
+        (pending_run, {}, 0, "itself", AGAIN),
+        (pending_run, {}, NO_STEP, "itself", AGAIN),
         (pending_run, {}, 1, "itself", LEFT),
         (pending_run, {}, 3, "itself", LEFT),
         (pending_run, {}, 127, "itself", LEFT),
-        (running_run, {}, 5, "itself", LEFT),
+        (running_run, {}, 1, "itself", AGAIN),
     ],
 )
 def test_what_is_decided(
@@ -207,7 +212,7 @@ def test_after_a_life(
     [told] = restarts_of(lost)
     how = "requeued" if "is requeued" in said else "successor" if "18" in said else "by SLURM" if "back" in said else ""
     assert told == {
-        "job_id": "17", "ended_by": ended_by, "code": 137, "step": 0, "restarted": how, "said": said,
+        "job_id": "17", "job_restarts": 0, "ended_by": ended_by, "code": 137, "step": 0, "restarted": how, "said": said,
     }  # fmt: skip
     assert (lost.path / "slurm" / "18_submission.sh").exists() == ("18" in said)
 
@@ -291,7 +296,7 @@ def test_nobody_is_waited_for_when_there_is_nothing_to_do(
 )
 def test_what_comes_while_it_waits_is_asked_about(site: Site, lost: Run, facts: str, said: str) -> None:
     site.says(scontrol=f'[ ! -e known ] || {{ echo "{facts} Restarts=0"; exit; }}; {NO_ANSWER}')
-    code = "import signal, sys; from cnnjob.slurm import restart; signal.signal(signal.SIGTERM, restart._look_again); "
+    code = "import sys; from cnnjob.slurm import restart; "
     code += "restart.PAUSES_SECONDS = (60, 60); restart.main(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(lost.path), "137"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
@@ -347,16 +352,16 @@ def test_a_crash_loop_ends(lost: Run) -> None:
 
 def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1234567890")
-    assert life._end_of_job() == 1234567890
-    monkeypatch.delenv("SLURM_JOB_END_TIME")
-    assert life._end_of_job() == math.inf
+    assert deadlines.first_end() == 1234567890
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
     site.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
-    assert life._end_of_job() == math.inf  # no job, no end
+    assert deadlines.first_end() == math.inf  # no job, no end
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert 1.7e9 < life._end_of_job() < 1.8e9
-    for answer in ('echo "EndTime=Unknown"', "exit 1", None):
+    assert 1.7e9 < deadlines.first_end() < 1.8e9
+    for answer, end in (('echo "EndTime=Unknown"', math.inf), ("echo garbage", None), ("exit 1", None), (None, None)):
         site.says(scontrol=answer)
-        assert life._end_of_job() == math.inf
+        assert deadlines.first_end() == math.inf
+        assert deadlines.end_now() == end
 
 
 @pytest.mark.parametrize(
@@ -404,11 +409,59 @@ def test_a_run_is_taken_over_from_a_job_that_has_ended(site: Site, tmp_path: Pat
     assert [attempt["ended"] is None for attempt in whole.attempts()] == [False, True, False]
 
 
-def test_a_process_that_does_not_react_is_ended_before_its_job() -> None:
-    code = "import time; from cnnjob.slurm.life import *; from cnnjob.slurm.life import _die_before; "
-    code += "import ctypes; _die_before(time.time() + LAST_SECONDS + 0.5); ctypes.PyDLL(None).sleep(60)"
-    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+def at(seconds: float) -> str:
+    """Return a time from now as SLURM writes it."""
+    return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM says it
+
+
+def test_a_deadline_that_was_moved_stops_nobody() -> None:
+    """SLURM is asked once for each deadline that is over."""
+    asked: list[float] = []
+
+    def moved() -> float:
+        asked.append(time.time() + 1000 if not asked else time.time() - 1)
+        return asked[-1]
+
+    deadline = Deadline(time.time() + 1000, moved)
+    assert (deadline.is_over(), asked) == (False, [])
+    deadline.time = time.time() - 1  # the process was suspended, or the limit extended
+    assert [deadline.is_over() for _ in range(3)] == [False] * 3
+    assert (len(asked), deadline.time) == (1, asked[0])
+    deadline.time = time.time() - 1
+    assert deadline.is_over()
+    assert Deadline(time.time() - 1, lambda: None).is_over()
+
+
+def test_a_process_that_does_not_react_is_ended_once_slurm_confirms_its_end(site: Site) -> None:
+    """It was told an end that is over: SLURM does not answer, then names a later one, then confirms."""
+    late = f"$(/bin/date --date=+{deadlines.LAST_SECONDS + 2:g}sec +%FT%T)"
+    answer = f"case $(/usr/bin/wc -l < asked) in 1) exit 1;; 2) echo EndTime={late};; *) echo EndTime={at(5)};; esac"
+    site.says(scontrol=f"echo x >> asked; {answer}")
+    hang = "import ctypes; ctypes.PyDLL(None).sleep(60)"
+    code = f"from cnnjob.slurm.deadlines import *\nwith ended_in_time(time.time()): {hang}"
+    environment = {**os.environ, "SLURM_JOB_ID": "17"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=30, check=False)
     assert done.returncode == -signal.SIGALRM
+    assert len(Path("asked").read_text().split()) == 3
+
+
+def test_nobody_is_ended_after_the_block_or_with_another_signal() -> None:
+    code = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from cnnjob.slurm.deadlines import ended_in_time
+with ended_in_time(time.time() + 3600):
+    [guard] = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    while "cnnjob.slurm.deadlines" not in Path(f"/proc/{guard}/cmdline").read_text():
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
+        os.kill(int(guard), number)
+    time.sleep(0.2)
+    print(Path(f"/proc/{guard}/stat").read_text().split()[2])
+print(os.path.exists(f"/proc/{guard}"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == ["S", "False"]
 
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS"])
@@ -463,8 +516,7 @@ def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
     cnnjob("submit", "toy.toml")
     run = run_folder()
     for life_ in (1, 2):
-        end = datetime.now() + timedelta(seconds=executors.MARGIN_SECONDS - 1)  # noqa: DTZ005 - as SLURM says it
-        said = f"JobId=17 JobState=RUNNING Restarts=0 EndTime={end:%FT%T}"
+        said = f"JobId=17 JobState=RUNNING Restarts=0 EndTime={at(executors.MARGIN_SECONDS - 1)}"
         site.says(scontrol=f'echo "$@" >> asked; echo "{said}"')
         done = batch_script(run)
         assert done.returncode == 75, done.stdout
@@ -472,3 +524,57 @@ def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
         assert (run.state(), [told["step"] for told in restarts_of(run)]) == ("stopped", list(range(1, life_ + 1)))
     assert [attempt["why"] for attempt in run.attempts()] == ["stopped: time limit"] * 2
     assert Path("asked").read_text().splitlines().count("requeue 17") == 2
+
+
+TRAPPED = [*range(1, 9), *range(10, 17), *range(20, 32), *range(34, 65)]
+HELD = 'echo $$ > task; while [ ! -e go ]; do /bin/sleep 0.05; done; shift 4; exec "$@"'
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, None])
+def test_no_signal_to_the_batch_script_decides(site: Site, number: int | None) -> None:
+    """The step works on under every signal; then it ends, or is killed, and that decides."""
+    cnnjob("submit", "toy.toml")
+    site.says(srun=HELD)
+    run = run_folder()
+    with started_batch_script(run) as script:
+        until(lambda: Path("task").exists() and bool(Path("task").read_text()))
+        for one in TRAPPED:
+            script.send_signal(one)
+        assert script.poll() is None
+        if number:
+            os.kill(int(Path("task").read_text()), number)
+        Path("go").touch()
+        assert script.wait(60) == (128 + number if number else 0)
+    assert [told["said"] for told in restarts_of(run)] == ["job 17 is requeued" if number else "finished"]
+
+
+def test_no_signal_ends_a_decision(site: Site) -> None:
+    cnnjob("submit", "toy.toml")
+    asked = "echo $PPID > asked; while [ ! -e go ]; do /bin/sleep 0.05; done"
+    site.says(srun="exit 137", scontrol=f'{asked}; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    run = run_folder()
+    with started_batch_script(run) as script:
+        until(lambda: Path("asked").exists() and bool(Path("asked").read_text()))
+        for one in TRAPPED:
+            script.send_signal(one)
+            if one != signal.SIGTERM:  # at which it asks again
+                os.kill(int(Path("asked").read_text()), one)
+        Path("go").touch()
+        assert script.wait(60) == 137
+    assert [told["said"] for told in restarts_of(run)] == ["job 17 is requeued"]
+
+
+@contextmanager
+def started_batch_script(run: Run) -> Iterator[subprocess.Popen[bytes]]:
+    known = {**os.environ, "SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}
+    with Path("log").open("wb") as log:
+        words = ["/bin/bash", str(run.slurm_folder / "17_submission.sh")]
+        with subprocess.Popen(words, stdout=log, stderr=log, env=known) as script:
+            yield script
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)

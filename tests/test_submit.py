@@ -26,7 +26,7 @@ from tests.toys import dataset, outcome_of, trained
 JOB_OF_NUMPY = f'{JOB}[resources]\nbackend = "numpy"\n'
 QUEUED = 'printf "%s\\n" "16|RUNNING|None|n1|N/A|N/A|other" "" "17"'
 ANSWERS = {
-    "srun": 'shift 3; exec "$@"',
+    "srun": 'shift 4; exec "$@"',
     "sbatch": 'export -p > environment; echo "Submitted batch job 17"',
     "squeue": QUEUED,
     "scontrol": """case "$*" in
@@ -151,10 +151,12 @@ def test_the_script() -> None:
     ]  # fmt: skip
     [code] = [line.removeprefix("export ") for line in found if line.startswith("export PYTHONPATH=")]
     assert re.fullmatch(rf"PYTHONPATH='{place}/runs/\.code/[0-9a-f]{{8}}'", code)
-    restart = f"{code} {sys.executable} -m cnnjob.slurm.restart '{place}/runs/{name}' $1"
+    restart = f"{code} {sys.executable} -P -m cnnjob.slurm.restart '{place}/runs/{name}' $1 || "
     start = found.index("# setup")
-    assert found[start + 1] == f"restart() {{ {restart}; exit $1; }}"
-    assert found[start + 2].startswith("trap 'restart $?' EXIT")
+    assert (found[start + 1], found[start + 3].startswith(f"    {restart}")) == ("restart() {", True)
+    assert found[start + 6].startswith("trap 'restart $?' EXIT")
+    output = f"--unbuffered --output '{place}/runs/{name}/slurm/%j_%t_log.out' --export=ALL"
+    assert f"srun {output} {sys.executable} -P -u -m submitit.core._submit '{place}/runs/{name}/slurm'" in found
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -168,7 +170,7 @@ def test_setup_lines_end_the_job_when_they_fail() -> None:
     found = lines("--profile", "site.toml")
     start = found.index("set -e")
     assert found[start : start + 3] == ["set -e", "module load cuda", "set +e"]
-    assert found.index("trap : TERM USR2") < start
+    assert next(place for place, line in enumerate(found) if line.startswith("trap : ")) < start
 
 
 def asked_of_gpus(*options: str) -> list[str]:

@@ -7,6 +7,11 @@ from cnnjob import files
 from cnnjob.errors import DataError
 from cnnjob.runs import Run
 
+NO_STEP = 254
+"""The batch script's exit code where srun could not run its step."""
+UNDECIDED = "cannot decide about a restart, exit code"
+"""What a batch script writes into its log when its interpreter or a package of it is missing."""
+
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
     """What was decided after each life, oldest first.

@@ -36,8 +36,8 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no
 
 
 def python() -> str:
-    """This interpreter, for a shell."""
-    return shlex.quote(sys.executable)
+    """Return this interpreter for a shell; ``-P``: it imports nothing from the folder it is started in."""
+    return f"{shlex.quote(sys.executable)} -P"
 
 
 def script(batch: Batch, parameters: dict[str, Any]) -> str:

@@ -9,20 +9,16 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
-from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import NoReturn
 
-from cnnjob.errors import EXIT_STOPPED, CnnjobError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, CnnjobError
 from cnnjob.jobs import Job
-from cnnjob.processes import job_id
-from cnnjob.slurm import scheduler
+from cnnjob.slurm import deadlines, scheduler
 from cnnjob.slurm.batches import Batch
+from cnnjob.stopping import Deadline
 from cnnjob.training import train
-
-LAST_SECONDS = 10
-"""What the batch script needs to restart a job before its end."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +54,22 @@ class Life:
 
     def _live(self) -> int:
         run = Batch.read(Path(self.folder)).own_run()
-        end = time.time() + 60 * self.minutes if self.minutes else _end_of_job()
-        _die_before(end)
-        deadline = end - self.margin_seconds
-        outcome = train(run, Lines(), deadline=deadline, cores=self.cores, has_ended=scheduler.has_ended)
+        end = inf if self.minutes else deadlines.first_end()
+        with deadlines.ended_in_time(end):
+            outcome = train(run, Lines(), deadline=self._deadline(end), cores=self.cores, has_ended=scheduler.has_ended)
         print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
+    def _deadline(self, end: float) -> Deadline:
+        """Return when to save and stop: the margin before the job's end, which may be moved, or after the minutes."""
+        if self.minutes:
+            return Deadline(time.time() + 60 * self.minutes)
 
-def _end_of_job() -> float:
-    """When SLURM will end this job, in ``time.time()``'s seconds; infinity where that is not known."""
-    if known := os.environ.get("SLURM_JOB_END_TIME"):
-        return float(known)
-    own = job_id()
-    try:
-        said = scheduler.job(own).get("EndTime", "") if own else ""
-        return datetime.fromisoformat(said).timestamp()
-    except (SchedulerError, ValueError):
-        return inf
+        def time_now() -> float | None:
+            now = deadlines.end_now()
+            return None if now is None else now - self.margin_seconds
 
-
-def _die_before(end: float) -> None:
-    """Let the kernel end this process, should it not react any more, while the batch script can still restart it."""
-    if end < inf:
-        signal.setitimer(signal.ITIMER_REAL, max(1.0, end - time.time() - LAST_SECONDS))
+        return Deadline(end - self.margin_seconds, time_now)
 
 
 class Lines:

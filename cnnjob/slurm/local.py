@@ -16,6 +16,7 @@ from cnnjob import files
 from cnnjob.checkpoints import newest_step
 from cnnjob.runs import Run
 from cnnjob.slurm import frozen
+from cnnjob.slurm.executors import MARGIN_SECONDS
 from cnnjob.slurm.life import Life
 from cnnjob.slurm.logs import last_error, last_words, own_message
 from cnnjob.slurm.looks import tail
@@ -86,7 +87,7 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
     executor = submitit.LocalExecutor(run.slurm_folder)
     executor.update_parameters(timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
     with _for_children(frozen.freeze(run)):
-        return executor.submit(Life(str(run.path.resolve()), 0.0, cores, minutes))
+        return executor.submit(Life(str(run.path.resolve()), MARGIN_SECONDS, cores, minutes))
 
 
 @contextmanager

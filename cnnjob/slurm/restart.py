@@ -1,6 +1,6 @@
 """Whether and how a run goes on after a life of it ended; called by the batch script, whatever ended it.
 
-    python -m cnnjob.slurm.restart FOLDER CODE
+    python -P -m cnnjob.slurm.restart FOLDER CODE
 
 FOLDER is a run's, or a sweep's, whose element this job is. Requeues this very job where the site allows
 it, else submits a successor. Only restarts without progress are counted. What the job did to itself (a
@@ -10,10 +10,10 @@ bad job, a bug, a loss that is no number) is never restarted, and what somebody 
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from cnnjob import files, processes
@@ -58,11 +58,13 @@ def decide(run: Run, code: int, ended_by: str) -> str:
 
 
 def _is_own_error(run: Run, code: int) -> bool:
-    """Whether a life ended by what it did itself, be it before it had claimed the run (no Python, no package)."""
-    state = run.state() if _has_begun(run) else "pending"
-    if state == "failed":
-        return True
-    return code != EXIT_STOPPED and code < GONE and state not in {"stopped", "lost"}
+    """Return whether an attempt ended by what it did itself, be it before it had claimed the run (no package, no data).
+
+    A claimed run's own record tells; an attempt that has not finished never exits with 0.
+    """
+    if _has_begun(run):
+        return run.state() == "failed"
+    return code not in {0, EXIT_STOPPED} and code < GONE
 
 
 def _has_begun(run: Run) -> bool:
@@ -105,7 +107,7 @@ def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
         SchedulerError: it refused, or did not answer for half an hour.
     """
     for pause in PAUSES_SECONDS:
-        with suppress(_AskedToEnd):
+        with suppress(_AskedToEnd), _sigterm_asks_again():
             try:
                 return _go_on(run, code, before)
             except SchedulerError as error:
@@ -120,9 +122,18 @@ class _AskedToEnd(Exception):  # noqa: N818 - it is no error
     """SIGTERM came."""
 
 
-def _look_again(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the interpreter's form
-    """Why this job is being ended is another question now: cancelled, it stays so; preempted, it goes on."""
-    raise _AskedToEnd
+@contextmanager
+def _sigterm_asks_again() -> Iterator[None]:
+    """Raise at SIGTERM: who ends the job is another question now; at other times it must not break a decision."""
+
+    def ask_again(*_: object) -> NoReturn:
+        raise _AskedToEnd
+
+    signal.signal(signal.SIGTERM, ask_again)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
@@ -161,7 +172,8 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
 
 def _facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
     step = newest_step(run.checkpoints_folder)
-    return {"job_id": _own_job(), "ended_by": ended_by, "code": code, "step": step, "restarted": ""}
+    own = {"job_id": _own_job(), "job_restarts": processes.job_restarts()}
+    return {**own, "ended_by": ended_by, "code": code, "step": step, "restarted": ""}
 
 
 def _own_job() -> str:
@@ -194,5 +206,4 @@ def _say(run: Run, text: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _look_again)
     main(*sys.argv[1:3])

@@ -93,13 +93,13 @@ def words(text: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", text))
 
 
-def job(job_id: str) -> dict[str, str]:
+def job(job_id: str, seconds: float | None = None) -> dict[str, str]:
     """What SLURM knows of a job: ``JobState``, ``EndTime``, ``Requeue``, ….
 
     Raises:
         SchedulerError: as :func:`ask`; also when SLURM has forgotten the job.
     """
-    return words(ask(["scontrol", "show", "job", "--oneliner", job_id]))
+    return words(ask(["scontrol", "show", "job", "--oneliner", job_id], seconds))
 
 
 def is_silent(error: SchedulerError) -> bool:

@@ -1,6 +1,7 @@
 """Submitting runs through submitit: what is left of them, the exact script, the frozen code, the job's id."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from cnnjob.processes import now
 from cnnjob.runs import Run
 from cnnjob.slurm import batches, executors, frozen, queue, scheduler, site
 from cnnjob.slurm.batches import Batch
+from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
 from cnnjob.slurm.requests import Request
 
+SIGNALS = "{1..16} {20..31} {34..64}"
+"""All that a shell can trap, but SIGCHLD, by which it learns of its children's ends, and SIGCONT."""
 LEFT_ALONE = {"finished", "running"}
 ONCE = {"begin", "hold"}
 """What holds for the first job of a run, not for its successors."""
@@ -133,15 +137,21 @@ def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None
     """The request as submitit takes it, and what surrounds the job in its script."""
     code_path = f"PYTHONPATH={shlex.quote(str(code))}"
     again = f"{executors.python()} -m cnnjob.slurm.restart {shlex.quote(str(batch.folder))} $1"
+    undecided = shlex.quote(f"cnnjob: {batch.folder}: {sys.executable} {UNDECIDED}")
     whatever = [
-        f"restart() {{ {code_path} {again}; exit $1; }}",
+        "restart() {",
+        f"    trap '' {SIGNALS}",
+        f"    {code_path} {again} || echo {undecided} $?",
+        "    exit $1",
+        "}",
         "trap 'restart $?' EXIT  # whatever ends the job, and however early",
-        "trap : TERM USR2",
+        f"trap : {SIGNALS}  # no signal ends this script before its step: only the step's exit code decides",
     ]
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
     lines = [
         f"export {code_path}",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
+        f"export SLURM_EXIT_ERROR={NO_STEP}  # srun's own exit code where it could not run the step",
     ]
     count = len(batch.runs)
     return {
@@ -151,5 +161,6 @@ def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None
         "comment": batch.comment,
         "wckey": None,
         "stderr_to_stdout": True,
+        "srun_args": ["--export=ALL"],  # of this script's environment, also where sbatch got --export=NONE
         "setup": [*whatever, *setup, *lines],
     }

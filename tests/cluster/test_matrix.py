@@ -42,7 +42,7 @@ FORBIDDING = ("--nodes", 2, "--no-requeue", "--kill-wait", 30)
 HOSTS = ("--nodes", 3, "--host-names")
 ACCOUNTING = ("--nodes", 2, "--accounting")
 FIRST_LIFE = '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || '
-NO_SIGNAL = 'srun() { command srun "${@:1:3}" env --block-signal=USR2 "${@:4}"; }'
+NO_SIGNAL = 'srun() { command srun "${@:1:4}" env --block-signal=USR2 "${@:5}"; }'
 Strike = Callable[[Place, str], None]
 
 

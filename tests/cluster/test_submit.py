@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,37 @@ def test_killed_where_requeueing_is_forbidden(place: Place, whole: Outcome) -> N
     found = re.match(r"job (\d+) goes on \(", place.said()[0])
     assert found, place.said()
     until_finished(place, found[1], whole, lives=2)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("option", ["--batch", "--full"])
+def test_signals_to_the_batch_script(place: Place, whole: Outcome, option: str) -> None:
+    """Only the step's end decides: with ``--full`` it is asked to stop, too."""
+    job = place.submit()
+    place.until_saved()
+    for name in ("USR1", "HUP")[: 1 + (option == "--batch")]:
+        place.cluster.run("scancel", option, f"--signal={name}", job)
+    until_finished(place, job, whole, lives=1 + (option == "--full"))
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("export", ["NONE", "NIL"])
+def test_an_environment_that_is_not_exported(place: Place, whole: Outcome, export: str) -> None:
+    shown = place.cnnjob("submit", "toy.toml", "--dry-run", "--no-rehearsal", "--sbatch", f"export={export}").stdout
+    assert f"\n#SBATCH --export={export}\n" in shown
+    assert " --export=ALL " in shown
+    until_finished(place, place.submit("--sbatch", f"export={export}"), whole, lives=1)
+
+
+@pytest.mark.slurm
+def test_an_end_that_has_moved_stops_nobody(place: Place, whole: Outcome) -> None:
+    """As after a suspension or a longer limit: the end that was known at the start passes."""
+    job = place.submit(setup="export SLURM_JOB_END_TIME=$(($(date +%s) + 5))")
+    place.until_saved()
+    place.cluster.admin("scontrol", "suspend", job)
+    time.sleep(6)
+    place.cluster.admin("scontrol", "resume", job)
+    until_finished(place, job, whole, lives=1)
 
 
 @pytest.mark.slurm
