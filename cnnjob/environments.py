@@ -106,10 +106,16 @@ def _blas() -> str:
 
     library = _numpys_blas()
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    if library:
-        pools = [pool for pool in pools if Path(pool["filepath"]).resolve() == library]
-    names = {f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in pools}
+    own = [pool for pool in pools if Path(pool["filepath"]).resolve() == library] or pools
+    names = {f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in own}
     return ", ".join(sorted(names)) or (library.name if library else "")
+
+
+_FUNCTIONS = (
+    *("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_"),
+    *("openblas_get_corename", "bli_info_get_version_str", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"),
+)
+"""Found in NumPy's BLAS. OpenBLAS and BLIS have their own before the common one, which Debian has in another file."""
 
 
 class _Symbol(ctypes.Structure):
@@ -124,9 +130,9 @@ class _Symbol(ctypes.Structure):
 
 
 def _numpys_blas() -> Path | None:
-    """Return the library whose matrix product NumPy is linked with; None where it is not found."""
+    """Return the BLAS library that NumPy is linked with; None where it is not found."""
     numpy = ctypes.CDLL(sys.modules["numpy._core._multiarray_umath"].__file__)
-    for name in ("scipy_cblas_sgemm64_", "scipy_cblas_sgemm", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"):
+    for name in _FUNCTIONS:
         if hasattr(numpy, name):
             symbol, address = _Symbol(), ctypes.cast(numpy[name], ctypes.c_void_p)
             if ctypes.CDLL(None).dladdr(address, ctypes.byref(symbol)):
