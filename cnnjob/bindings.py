@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import environments, files, jobs, models, nn
+from cnnjob import environments, files, jobs, models, nn, schemas
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
 from cnnjob.nn.random import Purpose, permutation
@@ -233,7 +233,7 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
         "mean": dataset.mean,
         "std": dataset.std,
     }
-    content = {"digest": digest, "job": job.model_dump(mode="json"), "data": data}
+    content = schemas.sealed({"digest": digest, "job": job.model_dump(mode="json"), "data": data})
     with written_or_said(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         if frozen:

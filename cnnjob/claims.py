@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import BusyError
 from cnnjob.processes import now, process_identity
-from cnnjob.runs import ATTEMPT_KEYS, HasEnded, Run, is_held
+from cnnjob.runs import HasEnded, Run, is_held
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
     """
     held = run.attempt_files()
     if held:
-        last = files.read_record(held[-1], *ATTEMPT_KEYS)
+        last = schemas.read(held[-1], schemas.Attempt)
         if last["ended"] is None and is_held(last, held[-1], has_ended):
             raise BusyError(_busy(run, last))
     for folder in (run.attempts_folder, run.checkpoints_folder):
@@ -84,7 +84,7 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
         "step": None,
     }
     if not files.create_exclusive(_attempt_file(run, number), files.readable_json(record).encode()):
-        raise BusyError(_busy(run, files.read_json(_attempt_file(run, number))))
+        raise BusyError(_busy(run, schemas.read(_attempt_file(run, number), schemas.Attempt)))
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
         files.remove_leftovers(folder)
     return Claim(run, number, record)

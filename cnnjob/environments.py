@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import __version__, files
+from cnnjob import __version__, schemas
 from cnnjob.errors import DataError
 from cnnjob.nn import ARITHMETIC, Backend, CudaBackend, available_cores
 
@@ -160,7 +160,7 @@ def commit() -> dict[str, Any]:
     """
     package = Path(__file__).parent
     with suppress(DataError):
-        return files.read_record(package.parent / COMMIT_FILE, "commit", "dirty")
+        return schemas.read(package.parent / COMMIT_FILE, schemas.Commit)
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")  # or this is somebody else's checkout
         return {

@@ -66,18 +66,20 @@ def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, 
 def _is_there(stem: Path, note: Mapping[str, str]) -> bool:
     """Whether all files of a figure are as they were written."""
     try:
-        return all(files.sha256_of(Path(f"{stem}.{kind}").read_bytes()) == note.get(kind) for kind in FORMATS)
-    except OSError:
+        contents = ((kind, files.read_bytes(Path(f"{stem}.{kind}"))) for kind in FORMATS)
+        return all(files.sha256_of(content) == note.get(kind) for kind, content in contents)
+    except DataError:
         return False
 
 
 def _notes(out: Path) -> Notes:
     """What earlier reports noted of figures that are there; nothing where it cannot be read."""
     try:
-        notes = files.read_record(out / NOTES)
+        notes = files.read_json(out / NOTES)
     except DataError:
         return {}
-    return {stem: note for stem, note in notes.items() if isinstance(note, dict) and (out / f"{stem}.png").exists()}
+    named = notes.items() if isinstance(notes, dict) else ()
+    return {stem: note for stem, note in named if isinstance(note, dict) and (out / f"{stem}.png").exists()}
 
 
 def _way() -> bytes:

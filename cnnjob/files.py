@@ -5,32 +5,46 @@ folder, flushed to the disk, renamed, and its folder is flushed too. A process k
 any moment leaves the old file or the new one, and at most a temporary file that
 :func:`remove_leftovers` clears.
 
-Arrays are kept as ``.npz`` (no pickles; plain NumPy opens them) whose zip comment is the
-SHA-256 of every other byte of the file, so that a flipped bit or a lost tail is found.
+Everything is read through :func:`open_regular`, with a limit to its size: a pipe or a
+device in the place of a file can neither block nor act. Arrays are read by :mod:`cnnjob.npz`.
 """
 
 import errno
 import hashlib
-import io
 import json
+import math
 import os
 import re
 import secrets
 import socket
-import zipfile
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from cnnjob import npz
 from cnnjob.errors import DataError
 
 TEMPORARY_SUFFIX = ".tmp"
-_DIGEST_LABEL = b"sha256:"
-_DIGEST_CHARACTERS = 64
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date: equal arrays give equal files
+TEXT_BYTES = 16 * 2**20
+"""Of a file of text or JSON, at most."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_LEVELS = 64
+"""Of tables in JSON, at most."""
+_DIGITS = 20
+"""Of an integer of 64 bits with its sign."""
+_SHOWN = 40
+"""Characters of something odd that a message quotes."""
+_SURROGATE = re.compile(r"\\u[dD]")
 
 
 def temporary_name(path: Path) -> Path:
@@ -155,31 +169,161 @@ def write_json(path: Path, value: Any, *, fence: Callable[[], None] = _always) -
     write_whole(path, readable_json(value).encode(), fence=fence)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; nothing else can block or act when it is opened.
+
+    Args:
+        path: a file, or a link to one.
+
+    Returns:
+        The open file, to be closed by the caller.
+
+    Raises:
+        DataError: it is missing, cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    try:
+        _require_regular(path, path.stat().st_mode)  # opening a device can act on it
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that a damaged record says may hold a NUL
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from error
+    try:
+        _require_regular(path, os.fstat(file.fileno()).st_mode)  # another file may have taken the name
+    except DataError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or name another")
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
+    """Read a regular file that must not be larger than expected.
+
+    Args:
+        path: a file, or a link to one.
+        at_most: how many bytes it may have.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DataError: it cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            if size > at_most:
+                raise DataError(f"{path}: too large (found {size:,} bytes, at most {at_most:,} are read)")
+            return file.read(size)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def read_text(path: Path, at_most: int = TEXT_BYTES) -> str:
+    """Read a regular file of UTF-8 text, as :func:`read_bytes`; a byte order mark is left out.
+
+    Raises:
+        DataError: it cannot be read, is no regular file, is larger, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path, at_most).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def read_tail(path: Path, count: int) -> str:
+    """Return the last bytes of a file as text, and nothing of one that cannot be read.
+
+    Args:
+        path: a regular file, or a link to one.
+        count: how many bytes.
+
+    Returns:
+        The text; what is not UTF-8 is replaced.
+    """
+    with suppress(DataError, OSError), open_regular(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+        return file.read(count).decode(errors="replace")
+    return ""
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: the file is missing, is no regular file, or is not JSON as :func:`parse_json` accepts it.
     """
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON, {error}") from error
+        return parse_json(read_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
 
 
-def read_record(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that must have some keys.
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON that Python, SLURM's tools and other readers understand in the same way.
+
+    Args:
+        content: UTF-8.
+
+    Returns:
+        The value.
 
     Raises:
-        DataError: the file is missing, is not JSON, or is not such an object.
+        ValueError: it is not JSON, or has a NaN, a number of more than 64 bits, a key twice, half a surrogate pair or
+            more than 64 levels.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not content.keys() >= set(keys):
-        wanted = f"an object with {', '.join(keys)}" if keys else "an object"
-        raise DataError(f"{path}: damaged, it is not {wanted}; restore it, or remove its run")
-    return content
+    text = content.decode() if isinstance(content, bytes) else content
+    try:
+        value = _JSON.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if text.count("[") + text.count("{") > _LEVELS:
+        _require_shallow(value, _LEVELS)
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # a file name's undecodable byte may be
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:_SHOWN]} is no finite number")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS or not -(2**63) <= (number := int(text)) < 2**63:
+        raise ValueError(f"an integer of more than 64 bits, {text[:_SHOWN]}")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return members
+
+
+def _require_shallow(value: Any, levels: int) -> None:
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for member in members:
+        if isinstance(member, dict | list):
+            if levels == 1:
+                raise ValueError(f"more than {_LEVELS} levels")
+            _require_shallow(member, levels - 1)
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_int=_integer, parse_constant=_finite, object_pairs_hook=_unique)
 
 
 def sha256_of(*parts: bytes | memoryview) -> str:
@@ -192,45 +336,19 @@ def sha256_of(*parts: bytes | memoryview) -> str:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, fence: Callable[[], None] = _always) -> None:
     """Write named arrays as an ``.npz`` that carries the digest of the whole file."""
-    write_whole(path, arrays_to_bytes(arrays), fence=fence)
+    write_whole(path, npz.arrays_to_bytes(arrays), fence=fence)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read named arrays and verify the digest of the whole file.
 
     Raises:
-        DataError: the file is missing, cut short or altered.
+        DataError: the file is missing, cut short, altered, or not as :func:`write_arrays` writes it.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read, {error}") from error
-    return arrays_from_bytes(content, str(path))
-
-
-def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> memoryview:
-    """The content of the ``.npz`` file that :func:`write_arrays` writes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = _DIGEST_LABEL + b"0" * _DIGEST_CHARACTERS
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH), "w") as entry:
-                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-    content = buffer.getbuffer()  # filled in place: a large network's checkpoint is held once, not twice
-    content[-_DIGEST_CHARACTERS:] = sha256_of(content[:-_DIGEST_CHARACTERS]).encode()
-    return content
-
-
-def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.ndarray]:
-    """Verify and read what :func:`arrays_to_bytes` made.
-
-    Raises:
-        DataError: the content is cut short or altered; ``where`` names it.
-    """
-    body, found = content[:-_DIGEST_CHARACTERS], content[-_DIGEST_CHARACTERS:]
-    if bytes(body[-len(_DIGEST_LABEL) :]) != _DIGEST_LABEL or sha256_of(body).encode() != found:
-        raise DataError(f"{where}: damaged, its checksum does not fit its {len(content):,} bytes")
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return dict(archive.items())
+    with open_regular(path) as file:
+        try:
+            npz.require_digest(file, str(path))  # a file of any size that is none of ours is not read whole
+            content = file.read(os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({_reason(error)})") from error
+    return npz.arrays_from_bytes(content, str(path))

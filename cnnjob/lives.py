@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import DataError
 from cnnjob.runs import Run
 
@@ -56,10 +56,8 @@ def lives_of(run: Run) -> list[Life]:
 def _life(
     attempt: dict[str, Any], later: dict[str, Any] | None, waited: datetime | None, restarts: Sequence[dict[str, Any]]
 ) -> Life:
-    started = _time(attempt.get("started"))
-    if started is None:
-        raise DataError("attempts: damaged, one does not say when it started")
-    reached, resumed = _whole(attempt.get("step")), _whole((later or {}).get("resumed_at_step"))
+    started = datetime.fromisoformat(attempt["started"])
+    reached, resumed = attempt.get("step"), (later or {}).get("resumed_at_step")
     job_id = attempt.get("job_id")
     return Life(
         number=int(attempt["attempt"]),
@@ -68,7 +66,7 @@ def _life(
         waited_from=waited if waited is None or waited <= started else None,
         started=started,
         ended=_time(attempt.get("ended")),
-        resumed_at=_whole(attempt.get("resumed_at_step")),
+        resumed_at=attempt.get("resumed_at_step"),
         reached=reached,
         lost_steps=None if reached is None or later is None else max(reached - (resumed or 0), 0),
         why=str(attempt.get("why") or ("" if later is None else "ended without a word")),
@@ -84,37 +82,22 @@ def _decision(job_id: Any, requeued: Any, restarts: Sequence[dict[str, Any]]) ->
 
 def _submission(run: Run) -> dict[str, Any]:
     try:
-        return files.read_record(run.submission_file)
-    except (DataError, OSError):
+        return schemas.read(run.submission_file, schemas.Submission)
+    except DataError:
         return {}  # a run that was not submitted has none; a damaged one costs the waiting, not the run
 
 
 def _restarts(run: Run) -> list[dict[str, Any]]:
     try:
-        read_back = files.read_json(run.slurm_folder / "restarts.json")
-    except (DataError, OSError):
+        return schemas.read_list(run.slurm_folder / "restarts.json", schemas.Restart)
+    except DataError:
         return []
-    return [one for one in read_back if isinstance(one, dict)] if isinstance(read_back, list) else []
 
 
-def _time(text: Any) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return time if time.tzinfo else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def tail_of_log(run: Run) -> str:
     """The last lines of the log; empty where there is none."""
-    if not run.log_file.is_file():
-        return ""
-    with run.log_file.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - _LOG_BYTES, 0))
-        lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-LOG_LINES:])
+    return "\n".join(files.read_tail(run.log_file, _LOG_BYTES).splitlines()[-LOG_LINES:])

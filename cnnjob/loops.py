@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import checkpoints, environments, files, nn, predictions
+from cnnjob import checkpoints, environments, files, nn, predictions, schemas
 from cnnjob.bindings import evaluation_batch, lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.claims import Claim
@@ -26,6 +26,7 @@ from cnnjob.listeners import Listener, line_of
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.predictions import Classifier
 from cnnjob.processes import now
+from cnnjob.runs import UNSEALED
 from cnnjob.stopping import StopRequest
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +47,8 @@ class Loop:
         """Read the data, plan the network, and go to where the last life left off."""
         self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
         self.backend = backend
-        self.digest = self.run.frozen()["digest"]
+        frozen = self.run.frozen()
+        self.digest, self.is_sealed = frozen["digest"], schemas.SEAL in frozen
         self.environment = environments.describe(backend)
         network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
         optimiser = optimiser_of(job.train)
@@ -85,6 +87,8 @@ class Loop:
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} is for a GPU, NumPy computes in float32")
+        if not self.is_sealed:
+            self.say(f"warning: {UNSEALED}")
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
         if found is None:

@@ -11,12 +11,12 @@ from unicodedata import category
 
 import numpy as np
 
-from cnnjob import metrics, plots
+from cnnjob import metrics, plots, schemas
 from cnnjob.curves import Curve
 from cnnjob.errors import CnnjobError, DataError
 from cnnjob.figures import Drawing
 from cnnjob.lives import Life, lives_of, tail_of_log
-from cnnjob.runs import Run
+from cnnjob.runs import UNSEALED, Run
 
 COLUMNS = (
     *("run", "job", "group", "seed", "state"),
@@ -166,9 +166,12 @@ def _check_kind(run: Run, _: Record) -> None:
 
 
 def _read_job(run: Run, record: Record) -> None:
-    job = run.frozen()["job"]  # not checked: a job of another version of cnnjob has other keys
+    frozen = run.frozen()
+    job = frozen["job"]  # not checked: a job of another version of cnnjob has other keys
     record.row |= {"job": job["name"], "seed": job["seed"]}
-    data = run.frozen()["data"]
+    data = frozen["data"]
+    if schemas.SEAL not in frozen:
+        record.remarks.append(UNSEALED)
     named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
     record.settings = {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):

@@ -13,7 +13,7 @@ log.txt             appended over attempts
 slurm/              submitit's files, the request, the newest job, what was decided after each life
 """
 
-import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import DataError
 from cnnjob.jobs import Job
 from cnnjob.processes import is_alive, is_earlier_life
@@ -30,11 +30,13 @@ State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
 
 HEARTBEAT_SECONDS = 30.0
+UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote it), so damage or an edit is not noticed"
 DIGEST_DIGITS = 8
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """What ``job.json`` says of the dataset."""
-ATTEMPT_KEYS = ("host", "boot", "pid", "pid_started", "started", "ended", "why")
-"""What the record of every attempt says."""
+HISTORY_BYTES = 2**28
+"""Of ``history.jsonl``, at most: a million epochs."""
+_ATTEMPT_FILE = re.compile(r"\d{4,9}\.json", re.ASCII)
 
 HasEnded = Callable[[str], bool]
 """Whether a scheduler says that the job of this id is over."""
@@ -130,9 +132,15 @@ class Run:
         """What ``job.json`` holds: ``job``, ``data`` and the full ``digest``.
 
         Raises:
-            DataError: it is missing or damaged, or this is no run of cnnjob.
+            DataError: it is missing, damaged or edited, or this is no run of cnnjob.
         """
-        return files.read_record(self.job_file, "job", "data", "digest")
+        content: dict[str, Any] = schemas.read(self.job_file, schemas.Frozen)
+        if content.get(schemas.SEAL) not in {None, schemas.seal_of(content)}:
+            raise DataError(
+                f"{self.job_file}: damaged or edited, its SHA-256 does not fit its other content. Restore it, or train "
+                "the changed job in a run folder of its own"
+            )
+        return content
 
     def data(self) -> dict[str, Any]:
         """What ``job.json`` says of the dataset: where it lay, and what predicting needs of it.
@@ -140,8 +148,8 @@ class Run:
         Raises:
             DataError: it is missing or damaged.
         """
-        data = self.frozen()["data"]
-        if not isinstance(data, dict) or not data.keys() >= DATA_KEYS:
+        data: dict[str, Any] = self.frozen()["data"]
+        if not data.keys() >= DATA_KEYS:
             raise DataError(f"{self.job_file}: damaged, its data lacks some of {', '.join(sorted(DATA_KEYS))}")
         return data
 
@@ -155,7 +163,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """What the run first started with; empty before that."""
-        return files.read_record(self.environment_file) if self.environment_file.exists() else {}
+        return schemas.read(self.environment_file, schemas.Environment) if self.environment_file.exists() else {}
 
     def result(self) -> dict[str, Any]:
         """The end's numbers; ``test_accuracy`` is one.
@@ -163,10 +171,7 @@ class Run:
         Raises:
             DataError: the run is not finished, or the file is damaged.
         """
-        result = files.read_record(self.result_file, "test_accuracy")
-        if not isinstance(result["test_accuracy"], int | float):
-            raise DataError(f"{self.result_file}: damaged, its test_accuracy is no number")
-        return result
+        return schemas.read(self.result_file, schemas.Result)
 
     def history(self) -> list[dict[str, Any]]:
         """One record an epoch, oldest first.
@@ -174,12 +179,8 @@ class Run:
         Raises:
             DataError: the file is damaged.
         """
-        if not self.history_file.exists():
-            return []
-        try:
-            return [json.loads(line) for line in self.history_file.read_text().splitlines()]
-        except ValueError as error:
-            raise DataError(f"{self.history_file}: damaged, {error}") from error
+        there = self.history_file.exists()
+        return schemas.read_lines(self.history_file, schemas.Epoch, HISTORY_BYTES) if there else []
 
     def weights(self) -> dict[str, np.ndarray]:
         """The chosen weights by name, verified.
@@ -203,11 +204,12 @@ class Run:
         Raises:
             DataError: a record is damaged.
         """
-        return [files.read_record(path) for path in self.attempt_files()]
+        return [schemas.read(path, schemas.Attempt) for path in self.attempt_files()]
 
     def attempt_files(self) -> list[Path]:
         """The records of the lives, oldest first."""
-        return sorted(self.attempts_folder.glob("[0-9]*.json"))
+        paths = self.attempts_folder.glob("*.json")
+        return sorted(path for path in paths if _ATTEMPT_FILE.fullmatch(path.name))
 
     def state(self, has_ended: HasEnded | None = None) -> State:
         """What state the run is in, by its folder alone.
@@ -226,7 +228,7 @@ class Run:
         paths = self.attempt_files()
         if not paths:
             return "pending"
-        last = files.read_record(paths[-1], *ATTEMPT_KEYS)
+        last = schemas.read(paths[-1], schemas.Attempt)
         if last["ended"] is None:
             return "running" if is_held(last, paths[-1], has_ended) else "lost"
         return "failed" if str(last["why"]).startswith("failed") else "stopped"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import claims, files, processes
+from cnnjob import claims, files, processes, schemas
 from cnnjob.jobs import Job
 from cnnjob.runs import Run
 
@@ -35,7 +35,7 @@ def pending_run(root: Path, *, seed: int = 0, name: str = "tiny", **train: Any) 
     run.path.mkdir(parents=True)
     data = {"path": "data/tiny.h5", "digest": DATA_DIGEST, "name": "tiny"}
     frozen = {"job": job.model_dump(mode="json"), "data": data, "digest": job.digest(DATA_DIGEST)}
-    files.write_json(run.job_file, frozen)
+    files.write_json(run.job_file, schemas.sealed(frozen))
     return run
 
 
@@ -123,6 +123,11 @@ def write_history(run: Run, epochs: int, split: str | None) -> None:
 def change_json(path: Path, **facts: Any) -> None:
     """Change facts in a JSON file."""
     files.write_json(path, files.read_json(path) | facts)
+
+
+def change_job(run: Run, **facts: Any) -> None:
+    """Change facts in a run's job file, whose checksum is then right."""
+    files.write_json(run.job_file, schemas.sealed(files.read_json(run.job_file) | facts))
 
 
 def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:

@@ -36,7 +36,7 @@ FLOORS = (
     },
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "curves", "datasets", "listeners", "nn", "runs", "tiles"},
-    {"sweeps", "jobs", "models", "sections", "files", "hdf5", "processes", "shelves", "errors"},
+    {"sweeps", "jobs", "models", "sections", "schemas", "files", "hdf5", "npz", "processes", "shelves", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 

@@ -177,7 +177,9 @@ def test_a_run_that_lives_is_refused_and_nothing_is_removed() -> None:
 def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: Site) -> None:
     run = stopped_run(Path("runs"))
     run.slurm_folder.mkdir()
-    files.write_json(run.submission_file, {"job_id": "17", "submitted": "2026-01-01", "log": "", "comment": ""})
+    files.write_json(
+        run.submission_file, {"job_id": "17", "submitted": "2026-01-01T00:00:00+00:00", "log": "", "comment": ""}
+    )
     nowhere.says(squeue=f'echo "17|PENDING|Resources|(null)|N/A|N/A|cnnjob {run.path.resolve()} 2"')
     said = cnnjob("clean", "--yes", str(run.path))
     assert (said.exit_code, "not removed, job 17 carries it" in said.stderr) == (5, True), said.output

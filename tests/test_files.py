@@ -1,11 +1,17 @@
 """The durable writer: whole or absent, exclusive once, verified when read."""
 
 import errno
+import hashlib
+import io
 import json
 import math
 import os
+import socket
 import threading
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cnnjob import files
+from cnnjob import files, npz
 from cnnjob.cli.screen import print_json
 from cnnjob.errors import BusyError, DataError
 
@@ -27,12 +33,12 @@ def test_what_is_written_is_read_and_nothing_else_stays(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.text("abc/", min_size=1, max_size=5), arrays(np.float32, array_shapes()), max_size=3))
 def test_arrays_come_back_as_they_were(found: dict[str, np.ndarray]) -> None:
-    content = files.arrays_to_bytes(found)
-    back = files.arrays_from_bytes(content, "here")
+    content = npz.arrays_to_bytes(found)
+    back = npz.arrays_from_bytes(content, "here")
     assert back.keys() == found.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(back[name], array)
-    assert content == files.arrays_to_bytes(found)
+    assert content == npz.arrays_to_bytes(found)
 
 
 def test_plain_numpy_opens_them_without_pickles(tmp_path: Path) -> None:
@@ -49,15 +55,15 @@ def test_pickles_are_neither_written_nor_read(tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_and_every_lost_tail_is_found() -> None:
-    content = files.arrays_to_bytes({"a": np.arange(5)})
+    content = npz.arrays_to_bytes({"a": np.arange(5)})
     for place in range(len(content)):
         for bit in (0, 7):
             damaged = bytearray(content)
             damaged[place] ^= 1 << bit
             with pytest.raises(DataError, match="damaged"):
-                files.arrays_from_bytes(bytes(damaged), "here")
+                npz.arrays_from_bytes(bytes(damaged), "here")
         with pytest.raises(DataError, match="damaged"):
-            files.arrays_from_bytes(content[:place], "here")
+            npz.arrays_from_bytes(content[:place], "here")
 
 
 def test_a_fence_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
@@ -122,3 +128,169 @@ def test_json_holds_no_nan_and_no_half_of_a_letter(tmp_path: Path, capsys: pytes
     assert files.read_json(tmp_path / "a.json") == {"file": "\udcff"}
     print_json([{"loss": math.nan, "losses": (1.0, math.inf), "name": "\udcff"}])
     assert json.loads(capsys.readouterr().out) == [{"loss": None, "losses": [1.0, None], "name": "\udcff"}]
+
+
+# --- what is no regular file
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(str(path))
+
+
+def to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+ODD_FILES = {
+    "a pipe": pipe,
+    "a socket": listening,
+    "a device": to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "no such file": to("nowhere"),
+    "cannot be read": to("a"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.read_json, files.read_arrays])
+def test_only_regular_files_are_opened(tmp_path: Path, read: Callable[[Path], Any], kind: str) -> None:
+    ODD_FILES[kind](path := tmp_path / "a")
+    with pytest.raises(DataError, match=f"a: .*{kind}"):
+        read(path)
+    assert files.read_tail(path, 9) == ""
+
+
+def test_a_link_to_a_pipe_is_not_opened_and_one_to_a_file_is(tmp_path: Path) -> None:
+    to_a_pipe(tmp_path / "a")
+    with pytest.raises(DataError, match=r"a: not a regular file \(found a pipe\). Remove it"):
+        files.read_bytes(tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"\xef\xbb\xbfx")
+    (tmp_path / "c").symlink_to("b")
+    assert files.read_text(tmp_path / "c") == "x"
+    with pytest.raises(DataError, match="cannot be read"):
+        files.read_bytes(tmp_path / "a\0")
+
+
+def test_a_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(2**40)
+    for read in (files.read_bytes, files.read_json):
+        with pytest.raises(DataError, match=r"too large .found 1,099,511,627,776 bytes"):
+            read(tmp_path / "a")
+    with pytest.raises(DataError, match="its checksum does not fit its 1,099,511,627,776 bytes"):
+        files.read_arrays(tmp_path / "a")
+
+
+# --- JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("NaN", "no finite number"),
+        ("[-Infinity]", "no finite number"),
+        ("1e999", "no finite number"),
+        ("9" * 400, "more than 64 bits"),
+        ("9" * 5000, "more than 64 bits"),
+        ("9223372036854775808", "more than 64 bits"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"a":' * 900 + "1" + "}" * 900, "more than 64 levels"),
+        ("[" * 65 + "]" * 65, "more than 64 levels"),
+        ('{"a": 1, "a": 2}', "a key stands twice"),
+        ('["\\ud800"]', "surrogates not allowed"),
+        ('{"\\uD83D": 1}', "surrogates not allowed"),
+    ],
+)
+def test_json_that_readers_take_differently_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=rf"a.json: not readable as JSON \(.*{why}"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_json_at_its_limits_is_read() -> None:
+    assert files.parse_json("[" * 64 + "]" * 64)
+    assert files.parse_json("[9223372036854775807, -9223372036854775808, 1e308]")
+    assert files.parse_json(b'["\\ud83d\\ude00", "\\udcff", "\xc3\xa9"]') == ["\U0001f600", "\udcff", "é"]
+
+
+# --- arrays with a fitting checksum
+
+
+def fitting(content: bytes) -> bytes:
+    """The content with its checksum made right."""
+    return content[:-64] + hashlib.sha256(content[:-64]).hexdigest().encode()
+
+
+def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive as it is written by hand, with a fitting checksum."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.comment = b"sha256:" + b"0" * 64
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name), content, method)
+    return fitting(buffer.getvalue())
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array)
+    return buffer.getvalue()
+
+
+def header(shape: str) -> bytes:
+    text = "{'descr': '<f8', 'fortran_order': False, 'shape': (" + shape
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+GOOD = npy(np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (zipped(("a.npy", npy(np.array([{}, []], object)))), "no array of numbers or text"),
+        (zipped(("a.npy", npy(np.zeros(2, "f4,i4")))), "no array of numbers or text"),
+        (zipped(("a.npy", npy(np.array([b"x"])))), "no array of numbers or text"),
+        (zipped(("a.npy", npy(np.zeros(2, ">f4")))), "no array of numbers or text"),
+        (zipped(("a.npy", bytes(10**6)), method=zipfile.ZIP_DEFLATED), "no plain array, 'a.npy'"),
+        (
+            fitting(zipped(("a.npy", GOOD), ("b.npy", GOOD)).replace(b"b.npy", b"a.npy")),
+            "two of its arrays have one name",
+        ),
+        (zipped(("../a", GOOD)), "no plain array"),
+        (zipped(("a b.npy", GOOD)), "no plain array"),
+        (zipped(("a.npy", GOOD + b"x")), "25 bytes are no int64 .3,."),
+        (zipped(("a.npy", GOOD[:-1])), "23 bytes are no int64 .3,."),
+        (zipped(("a.npy", b"")), "no array"),
+        (zipped(("a.npy", header("999999999999,), }\n"))), "0 bytes are no float64"),
+        (zipped(("a.npy", header("(" * 9999 + "\n"))), "no array"),
+        (zipped(("a.npy", npy(np.array(["x"]))[:-4] + b"\xff" * 4)), "code points that do not exist"),
+        (fitting(b"sha256:" + b"0" * 64), "not as cnnjob writes"),
+    ],
+)
+def test_nothing_but_plain_arrays_is_read_whoever_made_the_checksum(content: bytes, why: str) -> None:
+    with pytest.raises(DataError, match=rf"here: damaged, its checksum fits but .*{why}"):
+        npz.arrays_from_bytes(content, "here")
+
+
+def test_what_lies_before_between_and_after_the_arrays_is_found() -> None:
+    content = bytes(npz.arrays_to_bytes({"a": np.arange(3), "b": np.eye(2)}))
+    assert npz.arrays_from_bytes(fitting(content), "here").keys() == {"a", "b"}
+    second, directory = content.index(b"PK\3\4", 4), content.index(b"PK\1\2")
+    for place in (0, second, directory, content.rindex(b"PK\5\6")):
+        with pytest.raises(DataError, match="not as cnnjob writes it"):
+            npz.arrays_from_bytes(fitting(content[:place] + b"hidden" + content[place:]), "here")
+    for changed in (content.replace(b"a.npy", b"c.npy", 1), content.replace(b"\0\0\x21\0", b"\1\0\x21\0", 1)):
+        with pytest.raises(DataError, match="not as cnnjob writes it"):
+            npz.arrays_from_bytes(fitting(changed), "here")

@@ -121,7 +121,7 @@ def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
     for dataset in ("ants", "bees"):
         for seed in range(2):
             run = folders.finished_run(tmp_path / dataset, seed=seed, learning_rate=0.1 if dataset == "ants" else 0.2)
-            folders.change_json(run.job_file, data={"path": "x", "digest": dataset[0] * 64, "name": dataset})
+            folders.change_job(run, data={"path": "x", "digest": dataset[0] * 64, "name": dataset})
     page = Reader(page_of(*Run.all(tmp_path / "ants", tmp_path / "bees")))
     assert [table[0][:4] for table in page.tables[:2]] == [
         ["Group", "Test accuracy, %", "n", "Accuracy by seed, %"]
@@ -130,7 +130,7 @@ def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
     assert page.text.count("accuracy of all groups over epochs") >= 2
     assert "4 runs of ants, bees" in page.text
     for run in Run.all(tmp_path / "bees"):
-        folders.change_json(run.job_file, data={"path": "x", "digest": "b" * 64, "name": "ants"})
+        folders.change_job(run, data={"path": "x", "digest": "b" * 64, "name": "ants"})
     assert "4 runs of ants aaaaaaaa, ants bbbbbbbb" in page_of(*Run.all(tmp_path / "ants", tmp_path / "bees"))
 
 

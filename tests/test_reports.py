@@ -250,13 +250,13 @@ def test_the_settings_of_nested_blocks_are_in_words(tmp_path: Path) -> None:
     body = [{"conv": 8, "order": ["norm", "pool"]}, {"dropout": 0.1}]
     frozen = files.read_json(run.job_file)
     frozen["job"]["model"]["blocks"] = [{"conv": 5, "batch_norm": {"eps": 0.1}}, {"residual": body}]
-    files.write_json(run.job_file, frozen)
+    folders.change_job(run, **frozen)
     settings = read(run, run.name).settings
     assert settings["model.blocks"] == "conv 5, residual (conv 8 + dropout 0.1)"
     assert settings["model.blocks.1.batch_norm.eps"] == 0.1
     assert settings["model.blocks.2.residual.1.order"] == "norm pool"
     frozen["job"]["model"]["blocks"] = [{}]
-    files.write_json(run.job_file, frozen)
+    folders.change_job(run, **frozen)
     assert read(run, run.name).row["state"] == "damaged"
 
 
@@ -312,35 +312,51 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     ),
     "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),
-    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: damaged, it is not an object"),
-    "job of nothing": (rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'), "damaged", "not readable as a run"),
+    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: damaged, it is no object"),
+    "job of nothing": (
+        rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'),
+        "damaged",
+        "job.json: damaged, job is no object",
+    ),
     "cut result": (cut("result.json"), "damaged", "result.json: not readable as JSON"),
-    "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is not an object"),
+    "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is no object"),
     "empty result": (
         rewrite("result.json", "{}"),
         "damaged",
-        "result.json: damaged, it is not an object with test_accuracy",
+        "result.json: damaged, test_accuracy is missing",
     ),
-    "cut history": (cut("history.jsonl"), "finished", "history.jsonl: damaged"),
-    "history without end": (rewrite("history.jsonl", '{"epoch": Infinity}'), "finished", "history.jsonl: damaged"),
-    "history of nothing": (rewrite("history.jsonl", "1\n[]\n"), "finished", "not readable as a run, TypeError"),
+    "cut history": (cut("history.jsonl"), "finished", "history.jsonl, line 4: damaged"),
+    "history without end": (
+        rewrite("history.jsonl", '{"epoch": Infinity}'),
+        "finished",
+        "history.jsonl, line 1: damaged",
+    ),
+    "history of nothing": (
+        rewrite("history.jsonl", "1\n[]\n"),
+        "finished",
+        "history.jsonl, line 1: damaged, it is no object",
+    ),
     "history that turns back": (
-        rewrite("history.jsonl", '{"epoch": 2}\n{"epoch": 1}\n'),
+        rewrite("history.jsonl", '{"epoch": 2, "step": 2}\n{"epoch": 1, "step": 1}\n'),
         "finished",
         "history.jsonl: damaged, its epochs",
     ),
     "foreign environment": (
         rewrite("environment.json", "7"),
         "finished",
-        "environment.json: damaged, it is not an object",
+        "environment.json: damaged, it is no object",
     ),
     "foreign attempt": (
         rewrite("attempts/0002.json", "7"),
         "finished",
-        "attempts/0002.json: damaged, it is not an object",
+        "attempts/0002.json: damaged, it is no object",
     ),
-    "binary history": (lambda run: run.history_file.write_bytes(b"\xff\xfe"), "finished", "history.jsonl: damaged"),
-    "folder for a file": (folder_for("environment.json"), "finished", "environment.json: not readable as JSON"),
+    "binary history": (lambda run: run.history_file.write_bytes(b"\xff\xfe"), "finished", "history.jsonl: not UTF-8"),
+    "folder for a file": (
+        folder_for("environment.json"),
+        "finished",
+        "environment.json: not a regular file (found a folder)",
+    ),
 }
 
 
@@ -362,7 +378,7 @@ def test_a_broken_last_attempt_of_an_unfinished_run_is_damage(tmp_path: Path) ->
     assert only(run)["state"] == "damaged"
 
 
-def test_what_is_no_number_is_an_empty_cell(tmp_path: Path) -> None:
+def test_a_result_that_is_no_number_is_damage(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path)
     text = run.result_file.read_text().replace("12.5", "NaN").replace('"best_epoch": 3', '"best_epoch": [3]')
     run.result_file.write_text(text)
@@ -370,8 +386,8 @@ def test_what_is_no_number_is_an_empty_cell(tmp_path: Path) -> None:
     run.predictions_file.unlink()
     run.history_file.write_text('{"epoch": 1, "step": 100, "train_loss": Infinity}\n')
     made = report([run], tmp_path / "report")
-    assert (made.rows[0]["train_seconds"], made.rows[0]["best_epoch"]) == (None, "[3]")
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text())[0]["train_seconds"] is None
+    assert made.rows[0]["state"] == "damaged"
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())[0]["test_accuracy"] is None
 
 
 def test_a_run_without_a_history_or_convolutions_has_no_such_figures(tmp_path: Path) -> None:
@@ -433,14 +449,14 @@ def test_runs_that_share_a_name_are_told_apart_by_their_paths(tmp_path: Path) ->
     assert len({path.parent for path in made.files if path.name == "curves.png"}) == 1 + 2
 
 
-@pytest.mark.parametrize("word", [[], {}, None, 1])
-def test_a_word_of_the_result_that_is_none_is_shown_as_it_is(word: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", [[], {}, 1])
+def test_a_word_of_the_result_that_is_none_is_damage_of_one_run(word: object, tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path / "runs")
     folders.change_json(run.result_file, test_time_augmentation=word, selected_on=word)
     other = folders.finished_run(tmp_path / "runs", seed=1)
     folders.change_json(other.result_file, test_time_augmentation="flip")
     made = report([run, other], tmp_path / "report", figures_limit=0)
-    assert made.rows[0]["test_time_augmentation"] in {str(word), "flip"}
+    assert {row["run"]: row["state"] for row in made.rows} == {run.name: "damaged", other.name: "finished"}
 
 
 def test_runs_of_like_paths_have_figures_of_their_own(tmp_path: Path) -> None:
@@ -466,8 +482,8 @@ def test_a_folder_that_cannot_be_looked_into_is_listed(tmp_path: Path) -> None:
 
 def test_a_word_that_is_no_text_can_be_written(tmp_path: Path) -> None:
     run = folders.pending_run(tmp_path / "runs")
-    run.job_file.write_text('{"job": {"name": "\\ud800", "seed": 1}, "data": {}, "digest": ""}')
-    assert report([run], tmp_path / "report").rows[0]["job"] == "\\ud800"
+    folders.change_job(run, job=files.read_json(run.job_file)["job"] | {"name": "\udcff"})
+    assert report([run], tmp_path / "report").rows[0]["job"] == "\\udcff"
 
 
 def test_a_history_of_no_steps_has_no_restarts(tmp_path: Path) -> None:

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import environments, files, nn
+from cnnjob import environments, files, nn, schemas
+from cnnjob.bindings import run_of
 from cnnjob.claims import claim
 from cnnjob.errors import BusyError, DataError
-from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, process_identity
-from cnnjob.runs import Run
+from cnnjob.exports import export
+from cnnjob.predictions import classifier_of
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, now, process_identity
+from cnnjob.records import read
+from cnnjob.runs import UNSEALED, Run
+from cnnjob.slurm.looks import look
 from cnnjob.training import train
 from tests.toys import dataset, job, trained
 
@@ -131,7 +136,7 @@ def test_a_later_life_of_a_job_takes_over_from_an_earlier_one(
             else:
                 with pytest.raises(BusyError):
                     claim(run)
-        files.write_json(record, files.read_json(record) | {"ended": "now"})
+        files.write_json(record, files.read_json(record) | {"ended": now()})
 
 
 def test_the_superseded_life_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +210,7 @@ def test_damaged_and_foreign_folders_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run.frozen()
     files.write_json(run.job_file, {"a": 1})
-    with pytest.raises(DataError, match="damaged, it is not an object with job, data, digest"):
+    with pytest.raises(DataError, match=r"damaged, job is missing\. Restore it, or remove its run"):
         run.frozen()
     assert run.history() == []
     assert run.environment() == {}
@@ -272,5 +277,42 @@ def test_valid_json_that_is_no_record_is_said(tmp_path: Path, name: str, content
         assert train(run).state == "finished"  # what it first ran with is not known, so the bits may differ
         assert run.result()["bits_may_differ_from_step"] is not None
         return
-    with pytest.raises(DataError, match=f"{name}: damaged, it is not an object"):
+    with pytest.raises(DataError, match=f"{name}: damaged, (it is no object|job is missing|attempt is missing)"):
         train(run)
+
+
+def test_a_flipped_bit_of_a_job_file_is_found(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    content, before, refused = run.job_file.read_bytes(), run.frozen(), 0
+    assert before["sha256"] == schemas.seal_of(before)
+    bits = range(0, 8 * len(content), 29)
+    for bit in bits:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        run.job_file.write_bytes(changed)
+        try:
+            assert run.frozen() == before  # 1E-08 is 1e-08
+        except DataError:
+            refused += 1
+    assert refused >= len(bits) - 1
+
+
+def test_an_edited_job_is_neither_trained_nor_used_and_an_older_one_is_said(tmp_path: Path) -> None:
+    finished = trained(tmp_path).run
+    content = finished.job_file.read_text()
+    mean = str(finished.data()["mean"][0])
+    finished.job_file.write_text(content.replace(mean, "0.5"))
+    for use in (finished.job, finished.data, lambda: classifier_of(finished), lambda: export(finished, tmp_path)):
+        with pytest.raises(DataError, match=r"job\.json: damaged or edited, its SHA-256 does not fit"):
+            use()
+    finished.result_file.unlink()
+    for begin in (lambda: train(finished), lambda: run_of(job(), dataset(tmp_path), tmp_path / "runs")):
+        with pytest.raises(DataError, match=r"job\.json: damaged or edited"):
+            begin()
+    unsealed = files.parse_json(content)
+    del unsealed["sha256"]
+    files.write_json(finished.job_file, unsealed)
+    assert train(finished).state == "finished"
+    assert UNSEALED in finished.log_file.read_text()
+    assert UNSEALED in read(finished, "old").remarks
+    assert look(finished).note == UNSEALED

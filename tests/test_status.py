@@ -19,13 +19,13 @@ from cnnjob import files, processes
 from cnnjob.cli import status as screen
 from cnnjob.cli.screen import fitting
 from cnnjob.doctor.cluster import Nodes
-from cnnjob.runs import DATA_KEYS, Run
+from cnnjob.runs import Run
 from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, submission, words
 from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import main as restart
 from cnnjob.slurm.site import look as look_at_site
-from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
+from tests.run_folders import change_job, change_json, finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_submit import ANSWERS, Site, cnnjob
 
 UID = os.getuid()
@@ -654,7 +654,7 @@ def test_the_next_command_makes_this_very_run() -> None:
     other = pending_run(Path("runs"), seed=7)
     changed = files.read_json(other.job_file)
     changed["job"]["model"]["blocks"][1]["activation"] = "none"
-    files.write_json(other.job_file, changed)
+    change_job(other, **changed)
     assert (
         "'model.blocks=[{ conv = 5, pad = 1, bias = true }, { dense = 8, activation = \"none\" }]'"
         in commands.again(other)
@@ -665,9 +665,8 @@ def test_the_next_command_says_where_the_data_lies() -> None:
     run = pending_run(Path("runs"))
     data = files.read_json(run.job_file)["data"]
     for place, said in (("data", ""), ("else/where", " --data else/where"), ("/far away", " --data '/far away'")):
-        change_json(
-            run.job_file, data={**dict.fromkeys(DATA_KEYS), **data, "path": str(Path(place, "tiny.h5").absolute())}
-        )
+        about = {"image_shape": [6, 6, 1], "class_names": ["ant"], "mean": [0.5], "std": [0.5]}
+        change_job(run, data={**about, **data, "path": str(Path(place, "tiny.h5").absolute())})
         assert commands.again(run) == f"cnnjob train tiny.toml{said}"
 
 

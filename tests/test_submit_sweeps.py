@@ -175,7 +175,7 @@ def test_a_batch_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DataError, match="no element '3', found 3; submit the sweep again"):
         batch.own_run()
     (batch.folder / "runs.json").write_text("[]")
-    with pytest.raises(DataError, match="damaged, no list of runs"):
+    with pytest.raises(DataError, match="damaged, it has 0 members"):
         Batch.read(batch.folder)
     assert batches.queued([waits("7_1", f"cnnjob {batch.folder} 3")]) == {}
 

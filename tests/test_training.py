@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnjob import checkpoints, files
+from cnnjob import checkpoints, files, schemas
 from cnnjob.bindings import check, dataset_of, run_of, split
 from cnnjob.claims import claim
 from cnnjob.datasets import Dataset
@@ -518,7 +518,7 @@ def test_views_that_move_an_image_need_pixels_to_mirror(tmp_path: Path) -> None:
 def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     run = run_of(job(), packed, tmp_path / "runs")
-    files.write_json(run.job_file, {**run.frozen(), "digest": "f" * 64})
+    files.write_json(run.job_file, schemas.sealed({**run.frozen(), "digest": "f" * 64}))
     with pytest.raises(DataError, match="of another job with the same first digits"):
         run_of(job(), packed, tmp_path / "runs")
 

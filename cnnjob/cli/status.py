@@ -134,6 +134,8 @@ def _print_one(run: "Run") -> None:
             whose = f" on the {one.look.split} images" if name in {"loss", "accuracy"} else ""
             typer.echo(f"{name + ':':<11}{value}{whose}")
     typer.echo(f"{'cause:':<11}{cause.sentence}\n{'says:':<11}{cause.evidence}")
+    if one.look.note:
+        typer.echo(f"{'note:':<11}{one.look.note}")
     if cause.command:
         typer.echo(f"{'next:':<11}{cause.command}")
 

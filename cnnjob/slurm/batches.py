@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import DataError
 from cnnjob.runs import DIGEST_DIGITS, Run
 from cnnjob.slurm.decisions import restarts_of
@@ -44,10 +44,7 @@ class Batch:
         path = folder / "runs.json"
         if not path.exists():
             return cls((Run(folder),))
-        found = files.read_json(path)
-        if not isinstance(found, list) or len(found) <= 1:
-            raise DataError(f"{path}: damaged, no list of runs; submit the sweep again")
-        return cls(tuple(Run(Path(str(run))) for run in found))
+        return cls(tuple(Run(Path(run)) for run in schemas.read_list(path, str, at_least=2)))
 
     @property
     def is_array(self) -> bool:

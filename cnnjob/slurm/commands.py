@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cnnjob import files
+from cnnjob import schemas
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import Job
 from cnnjob.runs import Run
+from cnnjob.slurm.requests import Request
 
 _ASKED = ("partition", "account", "qos", "time", "mem", "mem_per_cpu", "mem_per_gpu", "constraint", "dependency")
 _LEFT_OUT = ("name", "train.checkpoint_seconds")
@@ -110,7 +111,7 @@ def _toml(value: Any) -> str:
 def _request(run: Run) -> dict[str, Any]:
     """What was asked of SLURM, as options."""
     try:
-        asked = files.read_record(run.slurm_folder / "request.json")
+        asked = schemas.read(run.slurm_folder / "request.json", Request)
     except CnnjobError:
         return {}
     return {f"--{key.replace('_', '-')}": asked[key] for key in _ASKED if asked.get(key) is not None}

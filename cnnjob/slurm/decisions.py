@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cnnjob import files
+from cnnjob import schemas
 from cnnjob.errors import DataError
 from cnnjob.runs import Run
 
@@ -21,8 +21,8 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
     """
     path = restart_record(run)
     try:
-        return list(files.read_json(path)) if path.exists() else []
-    except (DataError, TypeError):
+        return schemas.read_list(path, schemas.Restart) if path.exists() else []
+    except DataError:
         return []  # a damaged record of restarts is no reason to give up a run
 
 
@@ -39,6 +39,6 @@ def cancel_record(run: Run) -> Path:
 def cancel_of(run: Run) -> dict[str, Any]:
     """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
     try:
-        return files.read_record(cancel_record(run)) if cancel_record(run).exists() else {}
-    except (DataError, OSError):
+        return schemas.read(cancel_record(run), schemas.Cancelled) if cancel_record(run).exists() else {}
+    except DataError:
         return {}

@@ -12,14 +12,14 @@ from typing import Any
 
 import submitit
 
-from cnnjob import files
+from cnnjob import schemas
 from cnnjob.checkpoints import newest_step
+from cnnjob.files import read_tail
 from cnnjob.runs import Run
 from cnnjob.slurm import frozen
 from cnnjob.slurm.executors import MARGIN_SECONDS
 from cnnjob.slurm.life import Life
 from cnnjob.slurm.logs import last_error, last_words, own_message
-from cnnjob.slurm.looks import tail
 from cnnjob.slurm.restart import RESTARTS_WITHOUT_PROGRESS
 
 POLL_SECONDS = 0.1
@@ -71,13 +71,13 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
 def _ended(job: Any, run: Run, attempts: int) -> Ended:
     if len(run.attempt_files()) > attempts or run.result_file.exists():
         return Ended(run, NO_PROGRESS if _is_crash_loop(run) else "")
-    text = tail(job.paths.stdout, LOG_BYTES)
+    text = read_tail(job.paths.stdout, LOG_BYTES)
     return Ended(run, own_message(text) or last_error(text) or last_words(text) or "its process left no message")
 
 
 def _is_crash_loop(run: Run) -> bool:
     """Return whether the last attempts died one after the other without a new checkpoint."""
-    last = [files.read_record(path) for path in run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]]
+    last = [schemas.read(path, schemas.Attempt) for path in run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]]
     steps = {newest_step(run.checkpoints_folder), *(one.get("resumed_at_step") or 0 for one in last)}
     died = all(one.get("ended") is None for one in last)
     return died and len(last) > RESTARTS_WITHOUT_PROGRESS and len(steps) == 1

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cnnjob.files import read_tail
 from cnnjob.runs import Run
-from cnnjob.slurm.looks import look, tail
+from cnnjob.slurm.looks import submission_of
 
 LOOK_SECONDS = 0.5
 """Between two looks at a log that is followed."""
@@ -25,7 +26,7 @@ _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 
 def log_of(run: Run) -> Path:
     """The log of the run's newest job, which has what ``log.txt`` has and what ended it; else ``log.txt``."""
-    said = look(run).submission.get("log")
+    said = submission_of(run).get("log")
     written = sorted((path for path in run.slurm_folder.glob("*_log.out") if path.is_file()), key=_changed)
     candidates = [*([Path(str(said))] if said else []), *reversed(written)]
     newest = next((path for path in candidates if path.is_file()), run.log_file)
@@ -41,7 +42,7 @@ def _changed(path: Path) -> float:
 
 def last_life(run: Run) -> str:
     """What was written in the last life that wrote anything, as far as the end of its log tells."""
-    text = capped(tail(log_of(run), _TAIL_BYTES))
+    text = capped(read_tail(log_of(run), _TAIL_BYTES))
     lives = [part for part in _LIFE.split(text) if part.strip()]
     return lives[-1] if lives else ""
 
@@ -85,7 +86,7 @@ def last_lines(path: Path, count: int) -> str:
     """The last lines of a file."""
     size = _TAIL_BYTES
     while True:
-        text = tail(path, size)
+        text = read_tail(path, size)
         lines = text.splitlines(keepends=True)
         if len(lines) > count or size >= min(_MOST_BYTES, _size(path)):
             return "".join(lines[-count:]) if count else ""

@@ -1,6 +1,5 @@
 """What a run folder tells at a glance: little is read of each, for there may be thousands."""
 
-import json
 import os
 import socket
 import time
@@ -9,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import CnnjobError
-from cnnjob.runs import Run
+from cnnjob.runs import UNSEALED, Run
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
@@ -30,6 +29,8 @@ class Look:
     """As :meth:`cnnjob.runs.Run.state`, or ``damaged``."""
     trouble: str = ""
     """What is damaged."""
+    note: str = ""
+    """What must be known of its job file."""
     lives: int = 0
     attempt: dict[str, Any] = field(default_factory=dict)
     """The record of the last life; empty before the first."""
@@ -126,24 +127,18 @@ def runs_at(*places: Path) -> list[Run]:
 
 def look(run: Run) -> Look:
     """Look at a run folder; whatever it holds, nothing is raised."""
-    frozen = _object(run.job_file)
-    job = frozen.get("job")
+    frozen: dict[str, Any] = {}
     try:
-        attempts = run.attempt_files()
-        facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
-        if attempts:
-            facts |= {"attempt": _object(attempts[-1]), "heard_seconds": time.time() - attempts[-1].stat().st_mtime}
-        if facts["state"] == "finished":
-            run.result()
+        frozen = run.frozen()
+        facts = _facts(run)
     except _UNREADABLE as error:
         facts = {"state": "damaged", "trouble": str(error)}
-    if not isinstance(job, dict) and facts["state"] != "finished":
-        facts = {**facts, "state": "damaged", "trouble": facts.get("trouble") or f"{run.job_file}: missing or damaged"}
     return Look(
         run,
-        job=job if isinstance(job, dict) else {},
+        job=frozen.get("job", {}),
+        note=UNSEALED if frozen and schemas.SEAL not in frozen else "",
         history=_last_records(run.history_file),
-        submission=_object(run.submission_file),
+        submission=submission_of(run),
         decisions=restarts_of(run),
         cancelled=cancel_of(run),
         owner=run.path.stat().st_uid if run.path.exists() else os.getuid(),
@@ -151,28 +146,29 @@ def look(run: Run) -> Look:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where it is missing or damaged."""
-    with suppress(*_UNREADABLE):
-        return files.read_record(path)
+def _facts(run: Run) -> dict[str, Any]:
+    """Return what a run's attempts and its result say."""
+    attempts = run.attempt_files()
+    facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
+    if attempts:
+        heard_seconds = time.time() - attempts[-1].stat().st_mtime
+        facts |= {"attempt": schemas.read(attempts[-1], schemas.Attempt), "heard_seconds": heard_seconds}
+    if facts["state"] == "finished":
+        run.result()
+    return facts
+
+
+def submission_of(run: Run) -> dict[str, Any]:
+    """Return what a run's newest submission says; nothing where there is none, or it is damaged."""
+    with suppress(CnnjobError):
+        return schemas.read(run.submission_file, schemas.Submission)
     return {}
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of a file of JSON objects."""
+    """Return the last whole lines of a history."""
     records = []
-    for line in tail(path, _TAIL_BYTES).splitlines():
-        with suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            records += [record] * isinstance(record, dict)
+    for line in files.read_tail(path, _TAIL_BYTES).split("\n"):
+        with suppress(CnnjobError):
+            records.append(schemas.parse(line, schemas.Epoch, str(path)))
     return records
-
-
-def tail(path: Path, count: int) -> str:
-    """The last so many bytes of a file as text; empty where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - count))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import JobError
 from cnnjob.processes import now
 from cnnjob.runs import Run
@@ -79,7 +79,7 @@ def resubmit(run: Run) -> str:
     Raises:
         SchedulerError: SLURM refused, or did not answer.
     """
-    request = Request.model_validate(files.read_json(run.slurm_folder / "request.json"))
+    request = Request.model_validate(schemas.read(run.slurm_folder / "request.json", Request))
     sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
     return _submit(
         Batch.of([run]), request.model_copy(update={"dependency": None, "sbatch": sbatch}), Path(__file__).parents[2]
