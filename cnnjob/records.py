@@ -40,6 +40,8 @@ _OF_HISTORY = (
     *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
 )
 _TOLERANCE = 1e-6
+_OF_LAST = {"epochs": "epoch", "steps": "step"}
+"""Of the result, and the column of the history whose last value it is."""
 _LARGEST = np.finfo(np.float32).max
 _NO_LETTERS = {"Cc", "Cn", "Cs"}
 """Unicode's categories of controls, of what is unassigned, and of halves of letters: SVG may hold none of them."""
@@ -71,6 +73,8 @@ class Record:
     """Why something is missing; empty for a finished, sound run."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the numbers must know."""
+    contradictions: list[str] = field(default_factory=list)
+    """Remarks on figures of the result that other files of the run do not give."""
     class_names: tuple[str, ...] = ()
     classes: metrics.PerClass | None = None
     counts: np.ndarray | None = None
@@ -125,8 +129,9 @@ def read(run: Run, name: str, *, pictures: bool = True) -> Record:
             _try(step, run, record)
         if not pictures:
             record.mistakes = []
+        _try(_check_result, run, record)
     record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
-    record.row["reason"] = "; ".join(record.reasons) or None
+    record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
     record.row = {column: _cell(value) for column, value in record.row.items()}
     return record
 
@@ -273,15 +278,43 @@ def _read_predictions(run: Run, record: Record) -> None:
     counts = record.counts = metrics.confusion(probabilities, labels)
     classes = record.classes = metrics.per_class_of(counts)
     summary = metrics.summary_of(probabilities, labels, classes)
-    said = record.row["test_accuracy"]
-    if said is not None and abs(said - summary.test_accuracy) > _TOLERANCE:
-        record.reasons.append(
-            f"{run.result_file}: not of these predictions, it says a test accuracy of {said} and they give "
-            f"{summary.test_accuracy}"
-        )
     record.row |= summary._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
     record.mistakes = _mistakes(arrays, record.class_names)
+
+
+def _check_result(_: Run, record: Record) -> None:
+    """Remark on what the result says and the predictions, the history or the job contradict."""
+    for name, (source, found) in _recomputed(record).items():
+        said = record.result.get(name, found)
+        close = isinstance(found, float) and isinstance(said, float) and abs(said - found) <= _TOLERANCE
+        if said != found and not close:
+            record.contradictions.append(printable(f"result.json: {name} is {said}, but {source} gives {found}"))
+    record.remarks += record.contradictions
+
+
+def _recomputed(record: Record) -> dict[str, tuple[str, Any]]:
+    """Return what other files give for figures of the result: the file, and the value."""
+    found: dict[str, tuple[str, Any]] = {}
+    if record.result and record.counts is not None:
+        found |= {name: ("predictions.npz", record.row[name]) for name in ("test_accuracy", "test_loss")}
+    for name, key in {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}.items():
+        if record.result and f"train.{key}" in record.settings:
+            found[name] = "job.json", record.settings[f"train.{key}"]
+    if record.result and record.curve:
+        history = {name: values.tolist() for name, values in record.curve.history.items()}
+        last = {name: history[column][-1] for name, column in _OF_LAST.items() if not _lack(history, column)}
+        found |= {name: ("history.jsonl", int(value)) for name, value in last.items()}
+        score = {"last": "epoch"}.get(on := str(record.settings.get("train.select_on")), f"{on}_accuracy")
+        if not _lack(history, score):
+            best = int(np.argmax(history[score]))  # the first of equals
+            found["best_epoch"] = "history.jsonl", int(history["epoch"][best])
+    return found
+
+
+def _lack(history: dict[str, list[float]], column: str) -> bool:
+    """Return whether a column is not there, or has a gap."""
+    return not np.isfinite(history.get(column, [math.nan])).all()
 
 
 def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:

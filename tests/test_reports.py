@@ -20,6 +20,7 @@ from cnnjob.records import COLUMNS, OPTIMISTIC, read
 from cnnjob.reports import Report, report
 from cnnjob.runs import Run
 from tests import run_folders as folders
+from tests import toys
 
 TABLES = {
     *("index.html", "groups.csv", "groups.md", "groups.tex"),
@@ -220,6 +221,62 @@ def test_what_was_done_on_a_dirty_tree_or_with_other_threads_is_said(tmp_path: P
     assert record.remarks == ["bits may differ from step 150: it went on with other versions or threads"]
 
 
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "accuracy": ({"test_accuracy": 0.81}, ["test_accuracy is 0.81, but predictions.npz gives 0.8"]),
+    "loss": ({"test_loss": 0.1}, ["test_loss is 0.1, but predictions.npz gives 0.74585"]),
+    "epochs": ({"epochs": 5, "steps": 500}, ["epochs is 5, but history.jsonl gives 4", "steps is 500, but history"]),
+    "best epoch": ({"best_epoch": 4}, ["best_epoch is 4, but history.jsonl gives 3"]),
+    "selected on": ({"selected_on": "last"}, ["selected_on is last, but job.json gives validation"]),
+    "views": ({"test_time_augmentation": "flip"}, ["test_time_augmentation is flip, but job.json gives none"]),
+    "of another kind": (
+        {"epochs": ["\u001b[2J"], "best_epoch": None},
+        ["epochs is ['\\x1b[2J'], but", "best_epoch is None"],
+    ),
+}
+"""What a result may say of the run, and what is then remarked."""
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_a_result_that_other_files_contradict_is_remarked(what: str, tmp_path: Path) -> None:
+    said, expected = CONTRADICTIONS[what]
+    run = folders.finished_run(tmp_path / "runs")
+    assert read(run, run.name).contradictions == []
+    folders.change_json(run.result_file, **said)
+    record = read(run, run.name, pictures=False)
+    assert len(record.contradictions) == len(expected)
+    for remark, beginning in zip(record.contradictions, expected, strict=True):
+        assert remark.startswith(f"result.json: {beginning}")
+    assert set(record.contradictions) <= set(record.remarks)
+    assert record.row["state"] == "finished"
+    assert record.row["reason"] == "; ".join(record.contradictions)
+    report([run], tmp_path / "report", figures_limit=0)
+    assert expected[0][:20] in (tmp_path / "report" / "metrics.md").read_text()
+
+
+@pytest.mark.parametrize("select_on", ["last", "test"])
+def test_the_best_epoch_is_that_of_the_split_that_selects(select_on: str, tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path, split="test", select_on=select_on)
+    best = 4 if select_on == "last" else 3
+    folders.change_json(run.result_file, selected_on=select_on, best_epoch=best)
+    assert read(run, run.name).contradictions == []
+    folders.change_json(run.result_file, best_epoch=2)
+    assert read(run, run.name).contradictions == [f"result.json: best_epoch is 2, but history.jsonl gives {best}"]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"early_stopping": {"patience": 2}, "epochs": 30},
+        {"select_on": "last", "test_time_augmentation": "flip"},
+        {"select_on": "test", "epochs": 4, "lookahead": {"every": 3}},
+    ],
+    ids=["early", "last", "test"],
+)
+def test_a_trained_run_contradicts_nothing(train: dict[str, Any], tmp_path: Path) -> None:
+    run = toys.trained(tmp_path, **{f"train__{key}": value for key, value in train.items()}).run
+    assert read(run, run.name).contradictions == []
+
+
 def test_views_at_test_time_are_said(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path / "runs")
     folders.change_json(run.result_file, test_time_augmentation="none")
@@ -297,7 +354,7 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "predictions of another run": (
         arrays("predictions.npz", labels=np.zeros(10, np.int64)),
         "finished",
-        "result.json: not of these predictions, it says a test accuracy of 0.8 and they give 0.3",
+        "result.json: test_accuracy is 0.8, but predictions.npz gives 0.3",
     ),
     "cut weights": (cut("weights.npz"), "finished", "weights.npz: damaged, its checksum"),
     "weights without a number": (
