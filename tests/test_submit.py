@@ -5,6 +5,7 @@ Where commands of SLURM are called they are small shell scripts that answer as o
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -278,6 +279,62 @@ def test_the_code_that_was_submitted_is_kept_once() -> None:
     first = code.stat().st_mtime_ns
     cnnjob("submit", "toy.toml", "--set", "seed=2")
     assert [path.stat().st_mtime_ns for path in Path("runs/.code").iterdir()] == [first]
+
+
+def other_code(*names: str) -> None:
+    """Write modules into the current folder that must not be imported."""
+    for name in names:
+        Path(name).write_text("raise SystemExit('imported from the current folder')\n")
+
+
+@pytest.mark.usefixtures("site")
+def test_the_code_that_was_submitted_runs_whatever_becomes_of_the_clone() -> None:
+    """The clone is the current folder: of the command that submits, and of the job."""
+    shutil.copytree(Path(submission.__file__).parents[1], "cnnjob", ignore=shutil.ignore_patterns("__pycache__"))
+    Path("cnnjob/clone.py").touch()
+    subprocess.run([sys.executable, "-m", "cnnjob", "submit", "toy.toml"], capture_output=True, check=True)
+    [code] = Path("runs/.code").iterdir()
+    assert (code / "cnnjob/clone.py").exists()
+    other_code("cnnjob/__init__.py", "cnnjob/slurm/life.py", "submitit.py", "numpy.py", "json.py")
+    done = batch_script(run_folder())
+    assert done.returncode == 0, done.stdout
+    assert run_folder().state() == "finished"
+
+
+@pytest.mark.parametrize("words", [("submit", "toy.toml", "--local"), ("verify-resume", "toy.toml", "--kills", "1")])
+@pytest.mark.usefixtures("nowhere")
+def test_no_process_imports_from_the_current_folder(words: tuple[str, ...]) -> None:
+    Path("cnnjob").mkdir()
+    other_code("cnnjob/__init__.py", "submitit.py", "numpy.py", "json.py")
+    done = subprocess.run([sys.executable, "-P", "-m", "cnnjob", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("site")
+def test_a_damaged_copy_of_the_code_is_refused_and_repaired() -> None:
+    cnnjob("submit", "toy.toml")
+    [code] = Path("runs/.code").resolve().iterdir()
+    (code / "cnnjob/pages/__init__.py").write_text('"""Changed."""\n')
+    done = batch_script(run_folder())
+    assert (done.returncode, f"\ncnnjob: {code}: not the code that was submitted (" in done.stdout) == (3, True)
+    (code / "cnnjob/pages/charts.py").unlink()
+    (code / "numpy.py").write_text("raise SystemExit('added')\n")
+    assert cnnjob("submit", "toy.toml").exit_code == 0
+    package = Path(submission.__file__).parents[1]
+    for name in ("pages/__init__.py", "pages/charts.py"):
+        assert (code / "cnnjob" / name).read_bytes() == (package / name).read_bytes()
+    assert batch_script(run_folder()).returncode == 0
+
+
+@pytest.mark.usefixtures("site")
+def test_a_copy_of_the_code_that_cannot_be_written_is_one_message() -> None:
+    Path("runs").mkdir()
+    Path("runs/.code").touch()
+    found = cnnjob("submit", "toy.toml")
+    assert (found.exit_code, found.stdout) == (3, ""), found.output
+    assert re.search(
+        r"runs/\.code/\w{8}: the copy of the code cannot be written, .*; see to that folder\n$", found.stderr
+    )
 
 
 @pytest.mark.usefixtures("site")

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from cnnjob.errors import EXIT_STOPPED, CnnjobError
 from cnnjob.jobs import Job
-from cnnjob.slurm import deadlines, scheduler
+from cnnjob.slurm import deadlines, frozen, scheduler
 from cnnjob.slurm.batches import Batch
 from cnnjob.stopping import Deadline
 from cnnjob.training import train
@@ -53,6 +53,7 @@ class Life:
         os._exit(code)  # submitit has nothing to do after this: the run's folder tells
 
     def _live(self) -> int:
+        frozen.check()
         run = Batch.read(Path(self.folder)).own_run()
         end = inf if self.minutes else deadlines.first_end()
         with deadlines.ended_in_time(end):

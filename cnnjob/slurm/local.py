@@ -92,12 +92,15 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 
 @contextmanager
 def _for_children(code: Path) -> Iterator[None]:
-    """What is started now runs this code, and does not die of the terminal's Ctrl-C, which reaches all processes."""
-    before, known = signal.signal(signal.SIGINT, signal.SIG_IGN), os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(code)
+    """Let what is started now run this code, import nothing from its folder, and survive the terminal's Ctrl-C."""
+    ours = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+    known = {name: os.environ[name] for name in ours if name in os.environ}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(ours)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        del os.environ["PYTHONPATH"]
-        os.environ.update({"PYTHONPATH": known} if known is not None else {})
+        for name in ours:
+            del os.environ[name]
+        os.environ.update(known)
