@@ -78,6 +78,7 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
     record = {
         "attempt": number,
         **process_identity(),
+        **run.identity(),
         "started": now(),
         "ended": None,
         "why": None,

@@ -25,6 +25,7 @@ def process_identity() -> dict[str, Any]:
         "pid_started": _start_of(pid),
         "job_id": job_id(),
         "job_restarts": job_restarts(),
+        "job_step": own_step(),
     }
 
 
@@ -35,6 +36,15 @@ def job_id() -> str | None:
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
+
+
+def own_step() -> str | None:
+    """Return the step of the SLURM job that this process is the only task of; None where others may be in it too."""
+    step, tasks = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_STEP_NUM_TASKS")
+    started_by = Path(f"/proc/{os.getppid()}/comm")
+    if not step.isdecimal() or tasks != "1" or not started_by.exists():
+        return None
+    return step if started_by.read_text(encoding="utf-8").startswith("slurmstepd") else None
 
 
 def job_restarts() -> int:

@@ -211,6 +211,18 @@ class Run:
         paths = self.attempts_folder.glob("*.json")
         return sorted(path for path in paths if _ATTEMPT_FILE.fullmatch(path.name))
 
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this folder from a copy: its resolved path and its inode, which a move leaves alone."""
+        return {"folder": str(self.path.resolve()), "inode": self.path.stat().st_ino}
+
+    def owns(self, record: dict[str, Any]) -> bool:
+        """Return whether a record with an identity was made in this folder, not in one that this is a copy of.
+
+        A record without one, made by an older version, is taken for its own.
+        """
+        folder, inode = record.get("folder"), record.get("inode")
+        return not isinstance(folder, str) or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
+
     def state(self, has_ended: HasEnded | None = None) -> State:
         """What state the run is in, by its folder alone.
 
@@ -248,9 +260,11 @@ def is_held(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) ->
         has_ended: asked, once, about the holder's job before the run is left to it.
 
     Returns:
-        False where the holder is gone from this host, is an earlier life of this very SLURM job, or has not been
-        heard of for five minutes.
+        False where the holder is gone from this host, is an earlier life of this very SLURM job, has not been
+        heard of for five minutes, or holds the folder that this one is a copy of.
     """
+    if not Run(record.parents[1]).owns(holder):
+        return False
     if is_earlier_life(holder) or not is_alive(holder, record):
         return False
     job_id = holder.get("job_id")

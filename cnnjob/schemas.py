@@ -30,6 +30,7 @@ def _time(text: str) -> str:
 
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Inode = Annotated[int, Field(ge=0, lt=2**64)]
 Number = float
 Share = Annotated[float, Field(ge=0, le=1)]
 Time = Annotated[str, AfterValidator(_time)]
@@ -117,6 +118,9 @@ class Attempt(_Fields):
     step: Count | None = None
     job_id: str | None = None
     job_restarts: Count | None = None
+    job_step: str | None = None
+    folder: str | None = None
+    inode: Inode | None = None
     resumed_at_step: Count | None = None
     device: str | None = None
 
@@ -165,7 +169,10 @@ class Submission(_Fields):
     job_id: str | None = None
     log: str | None = None
     comment: str | None = None
+    shown: str | None = None
     attempt: Count | None = None
+    folder: str | None = None
+    inode: Inode | None = None
     submitted: Time | None = None
 
 
@@ -186,6 +193,8 @@ class Cancelled(_Fields):
     by: str | None = None
     jobs: list[str] = Field(default_factory=list)
     attempt: Count | None = None
+    folder: str | None = None
+    inode: Inode | None = None
     time: Time | None = None
 
 

@@ -347,9 +347,9 @@ def test_no_command_of_slurm_sees_variables_that_change_its_answer(
 ) -> None:
     record = f'export -p >> {tmp_path}/environment; echo "${{0##*/}}" >> {tmp_path}/called'
     answers = {name: ANSWERS.get(name, "") for name in ("squeue", "sacct", "scontrol", "sbatch", "srun", "sinfo")}
-    answers["squeue"] = f'echo "17|RUNNING|None|n1|N/A|N/A|cnnjob {Path("runs").resolve()}/none 1"'
-    site.says(**{name: f"{record}\n{lines}" for name, lines in answers.items()}, scancel=record)
     run = submitted(pending_run(Path("runs")))
+    answers["squeue"] = f'echo "17|RUNNING|None|n1|N/A|N/A|cnnjob {run.path.resolve()} 1"'
+    site.says(**{name: f"{record}\n{lines}" for name, lines in answers.items()}, scancel=record)
     for name, value in (CHANGING | SELECTING).items():
         monkeypatch.setenv(name, value)
     assert cnnjob("cancel", str(run.path)).exit_code == 0
@@ -874,10 +874,10 @@ def test_cancelling_asks_once_and_cancels_at_once(site: Site) -> None:
     assert (found.exit_code, found.stdout.splitlines()) == (0, [
         f"{runs[0].path}: cancelled job 17, which waited",
         f"{runs[1].path}: cancelled job 18, its work is saved as it ends",
-        f"{runs[2].path}: nothing to cancel, it is pending",
+        f"{runs[2].path}: nothing to cancel, it is lost",
         f"{over.path}: nothing to cancel, it is finished",
     ])  # fmt: skip
-    assert asked(site) == ["squeue", "scancel 17 18"]
+    assert asked(site) == ["squeue", "sacct", "scancel 17 18"]
     says(site)
     assert one(runs[0]).state == "cancelled"
     assert cause(runs[0]).sentence == f"it was cancelled by {ME} with cnnjob cancel"
@@ -927,13 +927,14 @@ def test_a_process_of_this_machine_is_asked_to_stop(site: Site) -> None:
     assert child.wait(20) == -signal.SIGTERM
     change_json(run.attempt_files()[-1], ended=processes.now(), why="stopped: SIGTERM", step=150)
     assert one(run).state == "cancelled"
-    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is stopped\n"
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is cancelled\n"
 
 
 def test_a_process_of_another_machine_is_left_alone() -> None:
     run = running_run(Path("runs"))
     change_json(run.attempt_files()[-1], host="n1")
-    assert "by a process on n1; cancel it there" in cnnjob("cancel", str(run.path)).stdout
+    said = f"process {os.getpid()} on n1 trains it. To let it save and stop:\n  ssh n1 kill -TERM {os.getpid()}\n"
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: not cancelled, {said}"
 
 
 def test_patience_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,7 +367,7 @@ def test_a_job_that_does_not_start_by_itself_is_said_once(
     here: Site, capsys: pytest.CaptureFixture[str], reason: str, said: str
 ) -> None:
     run = waits_in_queue(Path("runs"))
-    line = f"17|PENDING|{reason}||N/A|N/A|x"
+    line = f"17|PENDING|{reason}||N/A|N/A|"
     here.says(squeue=f'echo x >> looked; [ "$(wc -l < looked)" -gt 3 ] || echo "{line}"', wc='exec /usr/bin/wc "$@"')
     with pytest.raises(typer.Exit):
         cli._wait_for([run])

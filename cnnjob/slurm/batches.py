@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -108,12 +109,18 @@ def attempt_of(run: Run) -> int:
 
 def queued(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
     """Which run is carried by which of the jobs, as far as their comments tell: ``17``, or ``17_3`` of an array."""
-    found: dict[Path, str] = {}
+    return {path: found[-1].job_id for path, found in carried(jobs).items()}
+
+
+def carried(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
+    """Return the jobs that carry each run, as far as their comments tell."""
+    read = lru_cache(None)(Batch.read)  # an array's elements share one list of runs
+    found: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
         if named := re.fullmatch(r"cnnjob (.*) \d+", job.comment):
             try:
-                run = Batch.read(Path(named[1])).run_of(job.job_id.partition("_")[2])
+                run = read(Path(named[1])).run_of(job.job_id.partition("_")[2])
             except DataError:
                 continue  # a job of a sweep that is no more: nothing of ours
-            found[run.path] = job.job_id
+            found.setdefault(run.path, []).append(job)
     return found

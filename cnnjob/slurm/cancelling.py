@@ -1,9 +1,14 @@
-"""Cancelling runs: the jobs that carry them, or the processes of this host that write them."""
+"""Cancelling runs: the jobs that cnnjob submitted for them, or the process that writes them outside of any such job.
+
+A run may be trained inside a job that its user made, as ``cnnjob train`` in an ``salloc`` is. That job is never
+cancelled, as other work may depend on it: only the training is asked to stop.
+"""
 
 import getpass
 import os
+import shlex
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnjob import files
@@ -12,12 +17,8 @@ from cnnjob.processes import is_alive, now
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler, words
 from cnnjob.slurm.decisions import cancel_record
-from cnnjob.slurm.looks import Look, look
-from cnnjob.slurm.queue import QueuedJob
-from cnnjob.slurm.status import Carriers, queue_of
-
-OVER = ("already completing", "already completed", "Invalid job id")
-"""What scancel says of a job that is no more."""
+from cnnjob.slurm.looks import Look
+from cnnjob.slurm.status import Status, statuses
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Cancelled:
 
 
 def cancel(runs: Sequence[Run]) -> list[Cancelled]:
-    """Cancel the jobs and processes of runs; a run that has none is left as it is.
+    """Cancel every job that carries one of the runs, or stop the process that does; other runs are left as they are.
 
     Each run first gets a record of it, so that a batch script that is about to bring it back does not.
 
     Args:
-        runs: any number; one question to the queue and one scancel for all.
+        runs: any number; one scancel for all, and the questions of :func:`cnnjob.slurm.status.statuses`.
 
     Returns:
         What became of each, in their order.
@@ -43,76 +44,80 @@ def cancel(runs: Sequence[Run]) -> list[Cancelled]:
     Raises:
         SchedulerError: the queue could not be read though a run may be in it, or scancel failed.
     """
-    looks = [look(run) for run in runs]
-    asked, remark = queue_of(looks)
-    if remark and any(seen.job_id for seen in looks if seen.state not in {"finished", "damaged"}):
-        raise SchedulerError(f"{remark.partition(';')[0]}; nothing was cancelled, try again")
-    find = Carriers(asked.jobs if asked else [])
-    carriers = [find.all_of(seen) for seen in looks]
-    for seen, jobs in zip(looks, carriers, strict=True):
-        if jobs or _is_written_here(seen):
-            _write_record(seen, jobs)
-    said = _scancel(sorted({job.job_id for jobs in carriers for job in jobs}))
-    return [
-        Cancelled(seen.run, _of_jobs(seen, jobs, said) if jobs else _of_process(seen))
-        for seen, jobs in zip(looks, carriers, strict=True)
-    ]
+    answer = statuses(runs)
+    if answer.remark and any(one.look.job_id for one in answer.statuses if one.state not in {"finished", "damaged"}):
+        raise SchedulerError(f"{answer.remark.partition(';')[0]}; nothing was cancelled, try again")
+    for one in answer.statuses:
+        if one.own:
+            _write_record(one.look, [job.job_id for job in one.own])
+    said = scheduler.cancel(sorted({job.job_id for one in answer.statuses for job in one.own}))
+    return [Cancelled(one.look.run, _of_jobs(one, said) if one.own else _of_process(one)) for one in answer.statuses]
 
 
-def _write_record(seen: Look, jobs: Iterable[QueuedJob]) -> None:
+def _write_record(seen: Look, job_ids: Sequence[str]) -> None:
     seen.run.slurm_folder.mkdir(exist_ok=True)
-    ids = [job.job_id for job in jobs]
-    record = {"by": getpass.getuser(), "jobs": ids, "attempt": seen.lives, "time": now()}
-    files.write_json(cancel_record(seen.run), record)
+    record = {"by": getpass.getuser(), "jobs": job_ids, "attempt": seen.lives, "time": now()}
+    files.write_json(cancel_record(seen.run), record | seen.run.identity())
 
 
-def _scancel(ids: Sequence[str]) -> list[str]:
-    """Cancel jobs; what scancel said, which it does with exit code 0 and 1."""
-    if not ids:
-        return []
+def _of_jobs(one: Status, said: Sequence[str]) -> str:
+    """Return what became of the jobs of a run."""
+    refused = scheduler.refusals([job.job_id for job in one.own], said)
+    gone = [job for job in one.own if job.job_id not in refused]
+    told = [f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items()]
+    if gone:
+        waited = all(job.state in words.WAITING for job in gone)
+        names = ", ".join(job.job_id for job in gone)
+        told.insert(0, f"cancelled job {names}, {'which waited' if waited else 'its work is saved as it ends'}")
+    if refused and gone:
+        _write_record(one.look, [job.job_id for job in gone])
+    elif refused:
+        cancel_record(one.look.run).unlink(missing_ok=True)
+    return "; ".join(told)
+
+
+def _of_process(one: Status) -> str:
+    """Stop the process that trains a run outside of the jobs of cnnjob; it saves and stops."""
+    seen = one.look
+    if seen.state != "running":
+        return f"nothing to cancel, it is {one.state}"
+    holder = seen.attempt
+    if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
+        return _of_step(seen) if holder.get("job_step") else _command_of(seen)
+    pid = int(holder["pid"])
+    _write_record(seen, _allocation(seen))
     try:
-        return scheduler.tell(["scancel", *ids]).splitlines()
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError:
+        cancel_record(seen.run).unlink(missing_ok=True)
+        return f"process {pid} is another user's, not cancelled"
+    except ProcessLookupError:
+        return "nothing to cancel, its process has just ended"
+    return f"asked process {pid} to save and stop"
+
+
+def _allocation(seen: Look) -> list[str]:
+    """Return the id of the job that a process is inside of, if any."""
+    return [str(seen.attempt["job_id"])] if seen.attempt.get("job_id") else []
+
+
+def _of_step(seen: Look) -> str:
+    """Stop a training that is all there is in its step of a job that cnnjob did not submit."""
+    step = f"{seen.attempt['job_id']}.{seen.attempt['job_step']}"
+    _write_record(seen, _allocation(seen))
+    try:
+        refused = scheduler.tell(["scancel", "--signal=TERM", step])
     except SchedulerError as error:
-        lines = str(error).splitlines()
-        if not any("Kill job error" in line for line in lines):
-            raise
-        return lines
-
-
-def _of_jobs(seen: Look, jobs: Sequence[QueuedJob], said: Iterable[str]) -> str:
-    """What became of the jobs of a run."""
-    refused = {job.job_id: line for job in jobs for line in said if _is_about(line, job.job_id)}
+        refused = str(error)
     if refused:
         cancel_record(seen.run).unlink(missing_ok=True)
-        return "; ".join(f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items())
-    waits = all(job.state in words.WAITING for job in jobs)
-    names = ", ".join(job.job_id for job in jobs)
-    return f"cancelled job {names}, {'which waited' if waits else 'its work is saved as it ends'}"
+        return f"step {step} was not asked to stop: {refused}"
+    return f"asked step {step} to save and stop; its job goes on"
 
 
-def _is_about(line: str, job_id: str) -> bool:
-    names = job_id in line.replace(":", " ").split()
-    return names and "error" in line and not any(words_ in line for words_ in OVER)
-
-
-def _is_written_here(seen: Look) -> bool:
-    """Whether a process of this host, outside of any job, writes it."""
-    if seen.state != "running" or not seen.is_here or seen.attempt.get("job_id"):
-        return False
-    return is_alive(seen.attempt, seen.run.attempt_files()[-1])
-
-
-def _of_process(seen: Look) -> str:
-    """End the process of this host that writes a run; it saves and stops."""
-    if seen.state == "running" and _is_written_here(seen):
-        pid = int(seen.attempt["pid"])
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except PermissionError:
-            cancel_record(seen.run).unlink(missing_ok=True)
-            return f"process {pid} is another user's, not cancelled"
-        except ProcessLookupError:
-            return "nothing to cancel, its process has just ended"
-        return f"asked process {pid} to save and stop"
-    where = f" by a process on {seen.attempt.get('host')}; cancel it there" if seen.state == "running" else ""
-    return f"nothing to cancel, it is {seen.state}{where}"
+def _command_of(seen: Look) -> str:
+    """Return the command that stops a process on another host, which cannot be done from here."""
+    pid, host, job = (seen.attempt.get(key) for key in ("pid", "host", "job_id"))
+    inside = f", inside job {job}, which is not cnnjob's" if job and job != seen.submission.get("job_id") else ""
+    command = f"ssh {shlex.quote(str(host))} kill -TERM {pid}"
+    return f"not cancelled, process {pid} on {host} trains it{inside}. To let it save and stop:\n  {command}"

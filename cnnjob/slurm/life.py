@@ -13,12 +13,17 @@ from math import inf
 from pathlib import Path
 from typing import NoReturn
 
-from cnnjob.errors import EXIT_STOPPED, CnnjobError
+from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError
 from cnnjob.jobs import Job
+from cnnjob.processes import job_id
+from cnnjob.runs import Run
 from cnnjob.slurm import deadlines, frozen, scheduler
 from cnnjob.slurm.batches import Batch
+from cnnjob.slurm.carriers import number_of
 from cnnjob.stopping import Deadline
-from cnnjob.training import train
+from cnnjob.training import Outcome, train
+
+LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,20 @@ class Life:
         run = Batch.read(Path(self.folder)).own_run()
         end = inf if self.minutes else deadlines.first_end()
         with deadlines.ended_in_time(end):
-            outcome = train(run, Lines(), deadline=self._deadline(end), cores=self.cores, has_ended=scheduler.has_ended)
+            outcome = self._train(run, self._deadline(end))
         print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
         return EXIT_STOPPED if outcome.state == "stopped" else 0
+
+    def _train(self, run: Run, deadline: Deadline) -> Outcome:
+        """Train, as soon as a later job has left the run: one that another submission made, and is cancelling."""
+        end = time.monotonic() + LATER_JOB_SECONDS
+        while True:
+            try:
+                return train(run, Lines(), deadline=deadline, cores=self.cores, has_ended=scheduler.has_ended)
+            except BusyError:
+                if not _has_later_job(run) or time.monotonic() > end:
+                    raise
+            time.sleep(POLL_SECONDS)
 
     def _deadline(self, end: float) -> Deadline:
         """Return when to save and stop: the margin before the job's end, which may be moved, or after the minutes."""
@@ -71,6 +87,12 @@ class Life:
             return None if now is None else now - self.margin_seconds
 
         return Deadline(end - self.margin_seconds, time_now)
+
+
+def _has_later_job(run: Run) -> bool:
+    """Return whether the job of a run's last attempt was submitted after this one."""
+    holder, own = str(run.attempts()[-1].get("job_id")), job_id()
+    return bool(own) and number_of(holder) > number_of(str(own))
 
 
 class Lines:

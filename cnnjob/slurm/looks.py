@@ -44,8 +44,10 @@ class Look:
     """What was decided after each life in a job."""
     cancelled: dict[str, Any] = field(default_factory=dict)
     """What ``cnnjob cancel`` left."""
-    owner: int = 0
-    """The number of the folder's user."""
+    original: str = ""
+    """The folder that this one is a copy of, whose jobs and process are not its own."""
+    users: frozenset[int] = frozenset()
+    """By number: those whose jobs may carry it, as far as its files tell."""
 
     @property
     def job_id(self) -> str | None:
@@ -58,8 +60,14 @@ class Look:
     @property
     def job_ids(self) -> set[str]:
         """Every job that may still carry it."""
-        ids = {self.submission.get("job_id"), self.attempt.get("job_id"), self.decision.get("job_id")}
+        ids = {self.submission.get("job_id"), self.attempt.get("job_id")}
         return {str(one) for one in ids if one}
+
+    @property
+    def moved_from(self) -> str:
+        """The folder that its newest job was submitted for, where it was moved since then; else empty."""
+        folder = self.submission.get("folder")
+        return folder if isinstance(folder, str) and folder != str(self.run.path.resolve()) else ""
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -127,10 +135,10 @@ def runs_at(*places: Path) -> list[Run]:
 
 def look(run: Run) -> Look:
     """Look at a run folder; whatever it holds, nothing is raised."""
-    frozen: dict[str, Any] = {}
+    frozen, attempt = dict[str, Any](), dict[str, Any]()
     try:
         frozen = run.frozen()
-        facts = _facts(run)
+        facts, attempt = _facts(run)
     except _UNREADABLE as error:
         facts = {"state": "damaged", "trouble": str(error)}
     return Look(
@@ -138,24 +146,46 @@ def look(run: Run) -> Look:
         job=frozen.get("job", {}),
         note=UNSEALED if frozen and schemas.SEAL not in frozen else "",
         history=_last_records(run.history_file),
-        submission=submission_of(run),
-        decisions=restarts_of(run),
-        cancelled=cancel_of(run),
-        owner=run.path.stat().st_uid if run.path.exists() else os.getuid(),
+        users=_users_of(run),
         **facts,
+        **_records(run, attempt),
     )
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """Return what a run's attempts and its result say."""
-    attempts = run.attempt_files()
+def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a run's attempts and its result say, and the last attempt's record."""
+    attempts, attempt = run.attempt_files(), dict[str, Any]()
     facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
     if attempts:
-        heard_seconds = time.time() - attempts[-1].stat().st_mtime
-        facts |= {"attempt": schemas.read(attempts[-1], schemas.Attempt), "heard_seconds": heard_seconds}
+        attempt = schemas.read(attempts[-1], schemas.Attempt)
+        facts["heard_seconds"] = time.time() - attempts[-1].stat().st_mtime
     if facts["state"] == "finished":
         run.result()
-    return facts
+    return facts, attempt
+
+
+def _records(run: Run, attempt: dict[str, Any]) -> dict[str, Any]:
+    """What was written down of jobs and processes, as far as it is of this folder and not of one it is a copy of."""
+    submission, cancelled = submission_of(run), cancel_of(run)
+    known = [record for record in (attempt, submission) if record]
+    others = [record for record in known if not run.owns(record)]
+    is_copy = bool(known) and others == known
+    return {
+        "attempt": {**attempt, "job_id": None} if attempt in others else attempt,
+        "submission": {} if submission in others else submission,
+        "decisions": [] if is_copy else restarts_of(run),
+        "cancelled": cancelled if run.owns(cancelled) else {},
+        "original": str(others[0]["folder"]) if is_copy else "",
+    }
+
+
+def _users_of(run: Run) -> frozenset[int]:
+    """This user, the owner of the folder, and who submitted it last."""
+    found = {os.getuid()}
+    for path in (run.path, run.submission_file):
+        with suppress(OSError):
+            found.add(path.stat().st_uid)
+    return frozenset(found)
 
 
 def submission_of(run: Run) -> dict[str, Any]:

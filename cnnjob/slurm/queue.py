@@ -50,11 +50,11 @@ def mine() -> list[QueuedJob]:
     return listing([os.getuid()]).jobs
 
 
-def listing(users: Iterable[int], *, ended: bool = False, seconds: float | None = None) -> Listing:
+def listing(users: Iterable[int] | None, *, ended: bool = False, seconds: float | None = None) -> Listing:
     """What squeue shows of some users.
 
     Args:
-        users: by number.
+        users: by number; None is everybody.
         ended: show also the jobs that ended in the last minutes, which SLURM forgets later (``MinJobAge``).
         seconds: how long to wait for the answer.
 
@@ -64,8 +64,8 @@ def listing(users: Iterable[int], *, ended: bool = False, seconds: float | None 
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
     """
-    names = f"--user={','.join(map(str, users))}"
-    command = ["squeue", "--noheader", "--array", names, *["--states=all"] * ended, "--format", FORMAT]
+    names = [] if users is None else [f"--user={','.join(map(str, sorted(users)))}"]
+    command = ["squeue", "--noheader", "--array", *names, *["--states=all"] * ended, "--format", FORMAT]
     lines = [line for line in ask(command, seconds).splitlines() if line.strip()]
     rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in lines]
     tables = [row for row in rows if len(row) > 1 and row[0] != "JOBID"]

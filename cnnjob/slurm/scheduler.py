@@ -19,6 +19,8 @@ _SILENT = re.compile(
     re.IGNORECASE,
 )
 _ABSENT = re.compile(r"not found; this machine|configuration source")
+_OVER = ("already completing", "already completed", "Invalid job id")
+"""What scancel says of a job that is no more."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
 _OF_SLURM = re.compile(
     r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
@@ -86,6 +88,29 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout).strip() or f"exit code {error.returncode}"
         raise SchedulerError(f"{' '.join(command)}: refused, {said}") from error
+
+
+def cancel(job_ids: Sequence[str]) -> list[str]:
+    """Cancel jobs and return the lines that scancel said, which it does with exit code 0 and 1.
+
+    Raises:
+        SchedulerError: as :func:`ask`; not where some jobs could not be cancelled.
+    """
+    if not job_ids:
+        return []
+    try:
+        return tell(["scancel", *job_ids]).splitlines()
+    except SchedulerError as error:
+        lines = str(error).splitlines()
+        if not any("Kill job error" in line for line in lines):
+            raise
+        return lines
+
+
+def refusals(job_ids: Sequence[str], said: Sequence[str]) -> dict[str, str]:
+    """Return the jobs that were not cancelled though they are not over, with what :func:`cancel` said of each."""
+    errors = [line for line in said if "error" in line and not any(words_ in line for words_ in _OVER)]
+    return {one: line for one in job_ids for line in errors if one in line.replace(":", " ").split()}
 
 
 def words(text: str) -> dict[str, str]:

@@ -123,6 +123,15 @@ def look() -> Site:
     )
 
 
+def hides_jobs() -> bool:
+    """Return whether each user sees no jobs but their own here, as far as SLURM says."""
+    try:
+        said = words(ask(["scontrol", "show", "config"])).get("PrivateData", "")
+    except SchedulerError:
+        return False
+    return "jobs" in said.split(",")
+
+
 def advice(refusal: str) -> str:
     """What this user may choose, where sbatch refused an account or a quality of service; else nothing."""
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)

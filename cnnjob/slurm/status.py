@@ -3,16 +3,17 @@
 A scheduler that does not answer, or says what cannot be read, changes no state: the folders then tell alone.
 """
 
-import re
+import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnjob.errors import SchedulerError
 from cnnjob.runs import HEARTBEAT_SECONDS, Run
-from cnnjob.slurm import accounting, queue, words
+from cnnjob.slurm import accounting, queue, site, words
 from cnnjob.slurm.accounting import Fate
+from cnnjob.slurm.carriers import Carriers, users_of
 from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import Listing, QueuedJob
 
@@ -20,7 +21,6 @@ ANSWER_SECONDS = 10.0
 """For all questions to the scheduler together."""
 HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
 """Whoever gave a sign of life since then lives, whatever the queue says; it may be another cluster's."""
-_NUMBER = re.compile(r" \d+$")
 STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "lost", "damaged")
 
 
@@ -37,6 +37,8 @@ class Status:
     """Its job in the queue."""
     fate: Fate | None = None
     """How its newest job ended."""
+    own: tuple[QueuedJob, ...] = ()
+    """Every job in the queue that cnnjob submitted for it."""
     error: str = ""
     """Why a process ended before it could claim the run, where that is known from elsewhere."""
     left_queue: bool = False
@@ -109,13 +111,27 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     jobs = asked.jobs if asked else []
     find = Carriers(jobs)
     found = [find.of(one) for one in looks]
+    hidden = _hidden(looks, found) if asked else set[Run]()
+    if hidden and not remark:
+        remark = "squeue: this site shows nobody the jobs of others; what became of those is not known here"
     known = {one.job_id: _fate_of(one) for one in jobs if one.state in words.ENDED}
     if asked:
         unclear = [one for one, job in zip(looks, found, strict=True) if not job and _is_unclear(one, thorough)]
         ids = {one.job_id for one in unclear if one.job_id and (thorough or one.job_id not in known)}
-        told = _fates(sorted(ids), end - time.monotonic())
-        known |= {one: fate for one, fate in told.items() if fate.state in words.ENDED or not asked.whole}
-    return Answer([_status(one, job, known, asked) for one, job in zip(looks, found, strict=True)], remark)
+        fates = _fates(sorted(ids), end - time.monotonic())
+        known |= {one: fate for one, fate in fates.items() if fate.state in words.ENDED or not asked.whole}
+    told = [
+        _status(one, job, known, gone=bool(asked and asked.whole and not job and one.run not in hidden))
+        for one, job in zip(looks, found, strict=True)
+    ]
+    return Answer([_with_remarks(one, find.own(one.look)) for one in told], remark)
+
+
+def _hidden(looks: Sequence[Look], found: Sequence[QueuedJob | None]) -> set[Run]:
+    """Return the runs whose job may be in the queue though it was not shown, as it is another user's."""
+    me = os.getuid()
+    others = {one.run for one, job in zip(looks, found, strict=True) if one.job_id and not job and one.users - {me}}
+    return others if others and me and site.hides_jobs() else set()
 
 
 def of_folder(run: Run, error: str = "") -> Status:
@@ -125,12 +141,12 @@ def of_folder(run: Run, error: str = "") -> Status:
 
 
 def queue_of(looks: Sequence[Look]) -> tuple[Listing | None, str]:
-    """What squeue answers on the users of unfinished runs; None, and why, where it does not."""
-    users = {one.owner for one in looks if one.state not in {"finished", "damaged"}}
-    if not users:
+    """What squeue answers on the jobs of unfinished runs; None, and why, where it does not."""
+    left = [one for one in looks if one.state not in {"finished", "damaged"}]
+    if not left:
         return None, ""
     try:
-        asked = queue.listing(sorted(users), ended=True, seconds=0.6 * ANSWER_SECONDS)
+        asked = queue.listing(users_of(left), ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
         no_slurm = "not found" in str(error) and not any(one.job_id for one in looks)
         return None, "" if no_slurm else f"squeue: {_short(error)}; this is what the run folders tell"
@@ -142,29 +158,6 @@ def _short(error: SchedulerError) -> str:
     """What went wrong, in a few words: the last line of what the command said."""
     said = str(error).splitlines()[-1].partition("; ")[0].rpartition(": ")[2]
     return said or "no answer"
-
-
-class Carriers:
-    """Finds the jobs that carry runs, by their ids and by the paths in their comments."""
-
-    def __init__(self, jobs: Iterable[QueuedJob]) -> None:
-        """Sort the jobs that have not ended."""
-        live = [job for job in jobs if job.state not in words.ENDED]
-        self._by_id = {job.job_id: job for job in live}
-        self._by_comment: dict[str, list[QueuedJob]] = {}
-        for job in live:
-            self._by_comment.setdefault(_NUMBER.sub("", job.comment), []).append(job)
-
-    def all_of(self, seen: Look) -> list[QueuedJob]:
-        """Every job that carries a run."""
-        named = self._by_comment.get(f"cnnjob {seen.run.path.resolve()}", [])
-        known = {job.job_id: job for job in (*(self._by_id.get(one) for one in seen.job_ids), *named) if job}
-        return list(known.values())
-
-    def of(self, seen: Look) -> QueuedJob | None:
-        """The job that carries a run, the one that runs before one that waits."""
-        jobs = [] if seen.state in {"finished", "damaged"} else self.all_of(seen)
-        return min(jobs, key=lambda job: job.state in words.WAITING, default=None)
 
 
 def _fate_of(job: QueuedJob) -> Fate:
@@ -192,9 +185,8 @@ def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
         return {}
 
 
-def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], asked: Listing | None) -> Status:
+def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], *, gone: bool) -> Status:
     fate = None if job or not seen.job_id else fates.get(seen.job_id)
-    gone = bool(asked and asked.whole and not job)
     if seen.state in {"finished", "damaged"}:
         return Status(seen, seen.state, seen.trouble)
     if gone and not fate and _left_queue(seen):
@@ -217,6 +209,19 @@ def _left_queue(seen: Look) -> bool:
 def left(seen: Look) -> str:
     """Return what is known of a job that is gone and never started."""
     return f"job {seen.job_id} left the queue before it started (cancelled or purged)"
+
+
+def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
+    """Add what is unusual about the jobs of a run: there are several, or they are for another folder."""
+    seen, detail = status.look, [status.detail]
+    if own and seen.moved_from:
+        detail.append(f"job {own[0].job_id} is for {seen.moved_from}, from where this folder was moved")
+    elif seen.original and not own and status.state != "finished":
+        detail.append(f"a copy of {seen.original}, whose jobs are not its own")
+    others = [job.job_id for job in own if status.job and job.job_id != status.job.job_id]
+    if others:
+        detail.append(f"job {', '.join(others)} is for it too")
+    return replace(status, detail="; ".join(filter(None, detail)), own=tuple(own))
 
 
 def _waiting(seen: Look, job: QueuedJob) -> tuple[str, str]:

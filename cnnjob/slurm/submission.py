@@ -1,25 +1,31 @@
 """Submitting runs through submitit: what is left of them, the exact script, the frozen code, the job's id."""
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
 from cnnjob import files, schemas
-from cnnjob.errors import JobError
+from cnnjob.errors import BusyError, JobError, SchedulerError
 from cnnjob.processes import now
 from cnnjob.runs import Run
-from cnnjob.slurm import batches, executors, frozen, queue, scheduler, site
+from cnnjob.slurm import batches, commands, executors, frozen, locks, queue, scheduler, site
 from cnnjob.slurm.batches import Batch
+from cnnjob.slurm.carriers import Carriers, number_of, users_of
 from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
+from cnnjob.slurm.looks import Look, look
+from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
+from cnnjob.slurm.status import is_settled
 
 SIGNALS = "{1..16} {20..31} {34..64}"
 """All that a shell can trap, but SIGCHLD, by which it learns of its children's ends, and SIGCONT."""
 LEFT_ALONE = {"finished", "running"}
+REQUEST = "request.json"
 ONCE = {"begin", "hold"}
 """What holds for the first job of a run, not for its successors."""
 
@@ -39,6 +45,9 @@ class Submitted:
 def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -> list[Submitted]:
     """Submit runs as one job, or as one job array; those that are finished, running or waiting are left alone.
 
+    Another submission into the same folder waits for this one where the file system has locks. Where it has none,
+    both ask the queue afterwards, and of two jobs for one run the later one is cancelled by its own submission.
+
     Args:
         runs: made by :func:`cnnjob.bindings.run_of`, in one folder.
         request: what each of them needs.
@@ -49,28 +58,73 @@ def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -
 
     Raises:
         JobError: the folder has a name that SLURM would read as something else.
+        BusyError: a job is in the queue, or may be, that another user or another folder has for one of the runs.
         SchedulerError: SLURM refused, is not there, or did not answer.
     """
     _check_name(runs[0].path.resolve())
+    with locks.submitting(runs[0].path.parent):
+        return _submit_left(runs, request, parallel)
+
+
+def _submit_left(runs: Sequence[Run], request: Request, parallel: int | None) -> list[Submitted]:
+    """Submit the runs that nothing has."""
     states = {run.path: run.state(scheduler.has_ended) for run in runs}
     done = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
     if len(done) < len(runs):
         here = site.look()
         here.check(request)
-        waiting = batches.queued(queue.mine())
-        for run in runs:
-            if job_id := waiting.get(run.path.resolve()):
-                done.setdefault(run.path, Submitted(run, None, f"queued as {job_id}"))
+        for run, job_id in _queued([run for run in runs if run.path not in done]).items():
+            done[run.path] = Submitted(run, None, f"queued as {job_id}")
         code = frozen.freeze(runs[0])
+        by_path = {run.path.resolve(): run for run in runs}
         for batch in in_batches([run for run in runs if run.path not in done], here.max_array_size):
-            job_id = _submit(batch, request, code, parallel)
-            carriers = {run.path: element for run, element in _elements(batch, job_id)}
-            left = [run for run in runs if run.path.resolve() in carriers]
-            done |= {
-                run.path: Submitted(run, carriers[run.path.resolve()], "submitted", here.waits(request)) for run in left
-            }
+            job_id, earlier = _submit(batch, request, code, parallel)
+            for resolved, element in _elements(batch, job_id):
+                run, job = by_path[resolved.path], earlier.get(resolved.path)
+                kept = Submitted(run, element, "submitted", here.waits(request))
+                done[run.path] = Submitted(run, None, f"queued as {job}") if job else kept
             request = _after(request, job_id) if parallel else request  # the next array may not add to this one
     return [done[run.path] for run in runs]
+
+
+def _queued(runs: Sequence[Run]) -> dict[Run, str]:
+    """Return the job of each run that one carries already.
+
+    Raises:
+        BusyError: whether a job of another user or another folder carries one cannot be known from here.
+        SchedulerError: the queue could not be read.
+    """
+    looks = [look(run) for run in runs]
+    find = Carriers(queue.listing(users_of(looks)).jobs)
+    jobs = {seen.run: (seen, find.own(seen)) for seen in looks}
+    for seen, found in jobs.values():
+        _require_here(seen, found)
+    return {run: found[0].job_id for run, (_, found) in jobs.items() if found}
+
+
+def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
+    """Find a run that was moved while its job waits, or whose job of another user is hidden.
+
+    Raises:
+        BusyError: so it is.
+    """
+    if jobs and seen.moved_from:
+        raise BusyError(
+            f"{seen.run.path}: job {jobs[0].job_id} is in the queue for {seen.moved_from}, from where this folder was "
+            f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
+            f"  {commands.cancel(seen.run)}"
+        )
+    others = seen.users - {os.getuid()}
+    if not jobs and seen.submission and others and os.getuid() and _may_wait(seen) and site.hides_jobs():
+        raise BusyError(
+            f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
+            f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
+        )
+
+
+def _may_wait(seen: Look) -> bool:
+    """Return whether nothing in its folder says that its newest job has ended for good."""
+    return not is_settled(seen) and not seen.was_cancelled_here
 
 
 def resubmit(run: Run) -> str:
@@ -79,11 +133,10 @@ def resubmit(run: Run) -> str:
     Raises:
         SchedulerError: SLURM refused, or did not answer.
     """
-    request = Request.model_validate(schemas.read(run.slurm_folder / "request.json", Request))
+    request = Request.model_validate(schemas.read(run.slurm_folder / REQUEST, Request))
     sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
-    return _submit(
-        Batch.of([run]), request.model_copy(update={"dependency": None, "sbatch": sbatch}), Path(__file__).parents[2]
-    )
+    again = request.model_copy(update={"dependency": None, "sbatch": sbatch})
+    return _submit(Batch.of([run]), again, Path(__file__).parents[2], is_successor=True)[0]
 
 
 def script(batch: Batch, request: Request, parallel: int | None = None) -> str:
@@ -96,17 +149,65 @@ def in_batches(runs: Sequence[Run], size: int) -> list[Batch]:
     return [Batch.of(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
-def _submit(batch: Batch, request: Request, code: Path, parallel: int | None = None) -> str:
+def _submit(
+    batch: Batch, request: Request, code: Path, parallel: int | None = None, *, is_successor: bool = False
+) -> tuple[str, dict[Path, str]]:
+    """Submit a batch; return its job, and the earlier jobs of those of its runs that another submission has."""
     batch.write()
+    asked = request.model_dump(mode="json")
     for run in batch.runs:
         run.slurm_folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(run.slurm_folder / "request.json", request.model_dump(mode="json"))
-    comment, job_id = batch.comment, executors.submit(batch, _parameters(batch, request, code, parallel))
+        if not (run.slurm_folder / REQUEST).exists():
+            files.write_json(run.slurm_folder / REQUEST, asked)
+    parameters = _parameters(batch, request, code, parallel)
+    job_id = executors.submit(batch, parameters)
+    jobs = _jobs_of(batch)
+    earlier = {} if is_successor else _withdraw(batch, job_id, jobs)
+    comments = {job.job_id: job.comment for found in jobs.values() for job in found}
     for run, element in _elements(batch, job_id):
-        log = batch.files_folder / f"{element}_0_log.out"
-        said = {"job_id": element, "comment": comment, "log": str(log), "attempt": batches.attempt_of(run)}
-        files.write_json(run.submission_file, {**said, "submitted": now()})
-    return job_id
+        if run.path not in earlier:
+            files.write_json(run.slurm_folder / REQUEST, asked)
+            comment = {"comment": parameters["comment"], "shown": comments.get(element)}
+            _record(batch, run, element, comment)
+    return job_id, earlier
+
+
+def _record(batch: Batch, run: Run, element: str, comment: Mapping[str, str | None]) -> None:
+    """Write down which job carries a run, with its comment as it was asked for and as the queue shows it."""
+    log = batch.files_folder / f"{element}_0_log.out"
+    said = {"job_id": element, **comment, "log": str(log), "attempt": batches.attempt_of(run)}
+    files.write_json(run.submission_file, {**said, **run.identity(), "submitted": now()})
+
+
+def _jobs_of(batch: Batch) -> dict[Path, list[QueuedJob]]:
+    """Return all jobs that carry the runs of a batch, the oldest first; none where the queue cannot be read now."""
+    looks = [look(run) for run in batch.runs]
+    try:
+        find = Carriers(queue.listing(users_of(looks)).jobs)
+    except SchedulerError:
+        return {}
+    return {seen.run.path: find.own(seen) for seen in looks}
+
+
+def _withdraw(batch: Batch, job_id: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
+    """Cancel a job, as far as earlier ones carry its runs; return those by run.
+
+    Raises:
+        SchedulerError: it could not be cancelled.
+    """
+    earlier = {path: one[0].job_id for path, one in jobs.items() if one and number_of(one[0].job_id) < int(job_id)}
+    ours = [element for run, element in _elements(batch, job_id) if run.path in earlier]
+    ours = [job_id] if len(ours) == len(batch.runs) else ours
+    try:
+        refused = "; ".join(scheduler.refusals(ours, scheduler.cancel(ours)).values())
+    except SchedulerError as error:
+        refused = str(error)
+    if refused:
+        raise SchedulerError(
+            f"{batch.name}: job {', '.join(sorted(set(earlier.values())))} was submitted at the same time, and job "
+            f"{job_id} could not be cancelled ({refused}). Cancel it:\n  scancel {' '.join(ours)}"
+        )
+    return earlier
 
 
 def _elements(batch: Batch, job_id: str) -> list[tuple[Run, str]]:

@@ -1,0 +1,64 @@
+"""Which jobs carry which runs, whoever submitted them: found by their comments, and by the ids in the runs' folders.
+
+A job is cnnjob's own where its comment says so. A run may also be trained inside a job that somebody else made, as
+``cnnjob train`` in an ``salloc`` is; that one is the user's, and is only looked at.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cnnjob.slurm import batches, words
+from cnnjob.slurm.looks import Look
+from cnnjob.slurm.queue import QueuedJob
+
+OTHERS_WRITE = 0o022
+
+
+def users_of(looks: Sequence[Look]) -> set[int] | None:
+    """Return whose jobs may carry some runs, by number; None is everybody's, where others may write into a folder."""
+    folders = {place for one in looks for place in (one.run.path, one.run.path.resolve().parent)}
+    if any(folder.stat().st_mode & OTHERS_WRITE for folder in folders if folder.exists()):
+        return None
+    return {user for one in looks for user in one.users}
+
+
+class Carriers:
+    """Finds the jobs that carry runs, among those that have not ended."""
+
+    def __init__(self, jobs: Iterable[QueuedJob]) -> None:
+        """Sort the jobs."""
+        live = [job for job in jobs if job.state not in words.ENDED]
+        self._by_id = {job.job_id: job for job in live}
+        self._by_run = batches.carried(live)
+
+    def own(self, seen: Look) -> list[QueuedJob]:
+        """Return every job that cnnjob submitted for a run, the oldest first."""
+        found = {job.job_id: job for job in self._by_run.get(seen.run.path.resolve(), ())}
+        recorded = self._by_id.get(str(seen.submission.get("job_id")))
+        if recorded and _is_of(seen.submission, recorded):
+            found[recorded.job_id] = recorded
+        return sorted(found.values(), key=lambda job: number_of(job.job_id))
+
+    def of(self, seen: Look) -> QueuedJob | None:
+        """Return the job that carries a run, the one that runs before one that waits, its own before an allocation."""
+        if seen.state in {"finished", "damaged"}:
+            return None
+        if own := self.own(seen):
+            return min(own, key=lambda job: job.state in words.WAITING)
+        return self._by_id.get(str(seen.attempt.get("job_id"))) if seen.state == "running" else None
+
+
+def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
+    """Return whether a job with the right id is the one that was submitted: on another cluster it may be another's.
+
+    Where the job was seen in the queue after its submission, its comment is known, be it that the site took it away.
+    """
+    known = submission.get("shown")
+    return job.comment == known or (known is None and job.comment in {"", submission.get("comment")})
+
+
+def number_of(job_id: str) -> int:
+    """Return the number of a job, of ``17`` or ``17_3``."""
+    found = re.match(r"\d+", job_id)
+    return int(found[0]) if found else 0
