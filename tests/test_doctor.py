@@ -286,7 +286,7 @@ def chrooted(tmp_path: Path, hidden: str = "") -> dict[str, dict[str, str]]:
     """What is found in a root that is no mount point itself: everything is beneath it but a folder."""
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", CHROOT, "sh"]
     if subprocess.run([*inside[:4], "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine forbids new user namespaces")
+        pytest.skip("new user namespaces are forbidden, by this machine or because it is a chroot")
     (root := tmp_path / "root").mkdir()
     known = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [*inside, str(root), sys.executable, hidden]
