@@ -28,7 +28,7 @@ def training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[f
             if run.result_file.exists() and _shape(run.frozen()) == _shape_of(job, dataset):
                 result = run.result()
                 found[str(result["device"])].append(result["train_seconds"] / result["epochs"] * job.train.epochs)
-        except (DataError, LookupError, TypeError, ZeroDivisionError):
+        except (DataError, OSError, LookupError, TypeError, ZeroDivisionError):
             continue  # an old or damaged run tells nothing
     return dict(found)
 

@@ -13,6 +13,7 @@ log.txt             appended over attempts
 slurm/              submitit's files, the request, the newest job, what was decided after each life
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,15 +58,18 @@ class Run:
     def all(cls, *places: Path) -> list[Self]:
         """Every run folder at or right below the places, in order of name.
 
-        Hidden folders are left out; a folder that is no run is not.
+        Hidden folders are left out; a folder that is no run is not, nor one that cannot be read.
+
+        Raises:
+            DataError: a place cannot be listed.
         """
         found: dict[Path, None] = {}
         for place in places:
             if looks_like_a_run(place):
                 found[place] = None
-            elif place.is_dir():
-                children = (child for child in place.iterdir() if child.is_dir() and not child.name.startswith("."))
-                found.update(dict.fromkeys(sorted(children)))
+            elif os.path.isdir(place):  # noqa: PTH112 - Path's raises where it may not look
+                children = (child for child in _listed(place) if os.path.isdir(child))  # noqa: PTH112
+                found.update(dict.fromkeys(sorted(child for child in children if not child.name.startswith("."))))
         return [cls(path) for path in found]
 
     @property
@@ -207,9 +211,12 @@ class Run:
         return [schemas.read(path, schemas.Attempt) for path in self.attempt_files()]
 
     def attempt_files(self) -> list[Path]:
-        """The records of the lives, oldest first."""
-        paths = self.attempts_folder.glob("*.json")
-        return sorted(path for path in paths if _ATTEMPT_FILE.fullmatch(path.name))
+        """The records of the lives, oldest first.
+
+        Raises:
+            DataError: their folder cannot be read; that is not the same as none.
+        """
+        return sorted(path for path in _listed(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this folder from a copy: its resolved path and its inode, which a move leaves alone."""
@@ -233,9 +240,9 @@ class Run:
             The state.
 
         Raises:
-            DataError: the record of its last life is damaged.
+            DataError: the record of its last life is damaged, or the folder cannot be read.
         """
-        if self.result_file.exists():
+        if _exists(self.result_file):
             return "finished"
         paths = self.attempt_files()
         if not paths:
@@ -247,8 +254,41 @@ class Run:
 
 
 def looks_like_a_run(path: Path) -> bool:
-    """Whether a folder holds any of what only a run's does."""
-    return any((path / name).exists() for name in ("job.json", "attempts", "result.json"))
+    """Return whether a folder holds any of what only a run's does; one that cannot be read may be a run."""
+    try:
+        return any(_exists(path / name) for name in ("job.json", "attempts", "result.json"))
+    except DataError:
+        return os.path.isdir(path)  # noqa: PTH112 - Path's raises where it may not look
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a file is there.
+
+    Raises:
+        DataError: that cannot be known.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(_unreadable(path.parent, error)) from error
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what lies in a folder; nothing where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(_unreadable(folder, error)) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> str:
+    return f"{folder}: cannot be read ({error.strerror}). Ask its owner to open it to you"
 
 
 def is_held(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) -> bool:

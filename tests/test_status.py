@@ -228,6 +228,49 @@ def test_a_damaged_run_is_shown_as_such() -> None:
     assert cnnjob("status", "runs", "others").exit_code == 0
 
 
+def closed(run: Run, what: Path, mode: int = 0) -> str:
+    """Close a file or folder of a run to its own user."""
+    what.chmod(mode)
+    return run.name
+
+
+def test_runs_that_cannot_be_read_are_listed_with_their_reason() -> None:
+    """Root may read anything, unless it gives up the two capabilities to do so."""
+    drop = "-dac_override,-dac_read_search"
+    as_user = ["/usr/bin/setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}"] if os.geteuid() == 0 else []
+    if as_user and not Path(as_user[0]).exists():
+        pytest.skip("root needs setpriv to see a folder without permission")
+    good = stopped_run(Path("runs"), epochs=0)  # without a history no figure is drawn, which takes long
+    bad = {number: stopped_run(Path("runs"), epochs=0, seed=number) for number in range(2, 8)}
+    for run in bad.values():
+        run.slurm_folder.mkdir()
+    damaged = {
+        closed(bad[2], bad[2].path), closed(bad[3], bad[3].path, 0o444), closed(bad[4], bad[4].attempts_folder),
+        closed(bad[5], bad[5].job_file), closed(bad[6], bad[6].attempt_files()[0]),
+    }  # fmt: skip
+    closed(bad[7], bad[7].slurm_folder)
+    words_ = ["report", "--json", *map(str, sorted(Path("runs").iterdir()))]
+    script = f"""from typer.testing import CliRunner
+from cnnjob.cli import app
+for words in (["status"], ["status", "--json"], {words_}, ["clean"], ["cancel", "runs"]):
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, (words, found.output)
+    print(found.stdout, end="@@")
+"""
+    done = subprocess.run([*as_user, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    for path in [run.path for run in bad.values()] + [bad[4].attempts_folder]:
+        path.chmod(0o755)  # so that the folder can be removed
+    assert done.returncode == 0, done.stderr
+    table, facts, report, *_ = done.stdout.split("@@")
+    states = {one["run"]: (one["state"], one["detail"]) for one in json.loads(facts)}
+    assert {name for name, (state, _) in states.items() if state == "damaged"} == damaged
+    assert all("Permission denied" in states[name][1] for name in damaged)
+    assert table.count("Permission") == len(damaged)
+    assert [states[run.name][0] for run in (good, bad[7])] == ["stopped", "stopped"]
+    reasons = {row["run"]: row["reason"] for row in json.loads(report)}
+    assert all("Permission denied" in reasons[name] for name in damaged)
+
+
 def test_a_job_is_known_by_its_comment(site: Site) -> None:
     run = pending_run(Path("a place"))
     other = pending_run(Path("a place"), seed=3)

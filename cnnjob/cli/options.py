@@ -15,7 +15,10 @@ JOB = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.job
 PLACES = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs; runs/ by default."
+        metavar="RUNS",
+        autocompletion=completion.runs,
+        help="Run folders, or folders of runs; runs/ by default.",
+        readable=False,
     ),
 ]
 

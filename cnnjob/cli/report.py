@@ -18,7 +18,9 @@ SPARE = ("epochs", "group", "reason", "seed", "state")
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs."),
+        typer.Argument(
+            metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs.", readable=False
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
     as_json: opt.JSON = False,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS, WATCH_SECONDS_AT_MOST = 30.0, 180.0
 ASK_SECONDS = 30.0
 """Between two questions to the scheduler about a run whose log is followed."""
+REASON_LETTERS = 100
 LIVELY = ("pending", "running")
 HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
 SPARE = ("loss", "restarts", "node", "accuracy", "time left")
@@ -82,8 +83,14 @@ def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
 def _row(one: "Status") -> list[str]:
     facts = one.as_json()
     numbers = (facts["job_id"] or "", facts["node"] or "", str(facts["restarts"] or ""))
-    detail = facts["detail"] if one.state != "damaged" else "what it holds cannot be read"
+    detail = facts["detail"] if one.state != "damaged" else _reason(one)
     return [facts["run"], one.state, _epoch(facts), _loss(facts), _accuracy(facts), _time_left(one), *numbers, detail]
+
+
+def _reason(one: "Status") -> str:
+    """What is damaged, named from the run's folder on, in a few words."""
+    first = one.look.trouble.replace(f"{one.look.run.path}/", "").replace(f"{one.look.run.path}: ", "").splitlines()[:1]
+    return "".join(first)[:REASON_LETTERS]
 
 
 def _epoch(facts: dict[str, Any]) -> str:
@@ -186,7 +193,9 @@ def _fingerprint(places: "Sequence[Path] | None") -> str:
 
 
 def logs(
-    run: Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.", readable=False)
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, over restarts, until the run ends.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of before.")] = 50,
 ) -> None:
@@ -250,7 +259,9 @@ class _End:
 def cancel(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs."),
+        typer.Argument(
+            metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs.", readable=False
+        ),
     ],
 ) -> None:
     """Cancel the jobs of runs; what is saved stays.

@@ -110,12 +110,12 @@ def _pending(status: Status) -> Cause:
 
 
 def _damaged(status: Status) -> Cause:
-    run = status.look.run
-    if status.look.trouble.startswith(str(run.result_file)) and status.look.job:
+    run, trouble = status.look.run, status.look.trouble
+    if trouble.startswith(str(run.result_file)) and "Permission denied" not in trouble and status.look.job:
         way = f"rm {shlex.quote(str(run.result_file))} && {commands.again(run)}"
         return Cause("its result cannot be read; without the file its own command makes it again",
-                     status.look.trouble, way)  # fmt: skip
-    return Cause("its folder cannot be read", status.look.trouble, f"ls -l {commands.path(run)}")
+                     trouble, way)  # fmt: skip
+    return Cause("its folder cannot be read", trouble, f"ls -l {commands.path(run)}")
 
 
 def _cancelled(status: Status) -> Cause:

@@ -1,6 +1,7 @@
 """The command to type next for a run, with the options that it was made with."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -118,7 +119,8 @@ def _request(run: Run) -> dict[str, Any]:
 
 
 def _was_submitted(run: Run) -> bool:
-    return run.submission_file.exists() or (run.slurm_folder / "request.json").exists()
+    names = ("job.json", "request.json")
+    return any(os.path.exists(run.slurm_folder / name) for name in names)  # noqa: PTH110 - Path's raises where it may not look
 
 
 def _smaller(job: Job, key: str) -> Any:

@@ -22,7 +22,7 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
     path = restart_record(run)
     try:
         return schemas.read_list(path, schemas.Restart) if path.exists() else []
-    except DataError:
+    except (DataError, OSError):
         return []  # a damaged record of restarts is no reason to give up a run
 
 
@@ -40,5 +40,5 @@ def cancel_of(run: Run) -> dict[str, Any]:
     """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
     try:
         return schemas.read(cancel_record(run), schemas.Cancelled) if cancel_record(run).exists() else {}
-    except DataError:
+    except (DataError, OSError):
         return {}

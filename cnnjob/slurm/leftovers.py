@@ -150,6 +150,8 @@ def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
         return
     places = [run.slurm_folder for run in known if _may_go_on(run)]
     places += [sweep for sweep in _sweeps(runs) if any(map(_may_go_on, _runs_of(sweep)))]
+    if not all(os.access(place, os.R_OK | os.X_OK) for place in places if os.path.lexists(place)):
+        return  # another user's run may need any of them
     used = {name for place in places for script in place.glob("*.sh") for name in _CODE.findall(_text(script))}
     used.add(code_folder(Run(runs / "any")).name)  # a submission may be about to use it
     yield from (path for path in copies if path.name not in used)
@@ -157,7 +159,8 @@ def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
 
 def _may_go_on(run: Run) -> bool:
     """Whether a job of this run may still need its code; the batch script does for a moment after the end."""
-    return run.path.is_dir() and not (run.result_file.exists() and _age(run.result_file) > YOUNG_SECONDS)
+    is_finished = os.path.exists(run.result_file)  # noqa: PTH110 - Path's raises where it may not look
+    return run.path.is_dir() and not (is_finished and _age(run.result_file) > YOUNG_SECONDS)
 
 
 def _sweeps(runs: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What a run's jobs have written: the log of its newest job, and how to follow it from life to life."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +28,15 @@ _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 def log_of(run: Run) -> Path:
     """The log of the run's newest job, which has what ``log.txt`` has and what ended it; else ``log.txt``."""
     said = submission_of(run).get("log")
-    written = sorted((path for path in run.slurm_folder.glob("*_log.out") if path.is_file()), key=_changed)
+    written = sorted(filter(_is_file, run.slurm_folder.glob("*_log.out")), key=_changed)
     candidates = [*([Path(str(said))] if said else []), *reversed(written)]
-    newest = next((path for path in candidates if path.is_file()), run.log_file)
+    newest = next(filter(_is_file, candidates), run.log_file)
     return run.log_file if _changed(run.log_file) > _changed(newest) + _APART_SECONDS else newest
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a regular file; one that cannot be looked at is none."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path's raises
 
 
 def _changed(path: Path) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cnnjob import files, schemas
 from cnnjob.errors import CnnjobError
-from cnnjob.runs import UNSEALED, Run
+from cnnjob.runs import UNSEALED, Run, looks_like_a_run
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
@@ -130,7 +130,7 @@ class Look:
 
 def runs_at(*places: Path) -> list[Run]:
     """The runs at or right below the places, in order of name; folders that are none are left out."""
-    return [run for run in Run.all(*places) if run.job_file.exists() or run.attempts_folder.exists()]
+    return [run for run in Run.all(*places) if looks_like_a_run(run.path)]
 
 
 def look(run: Run) -> Look:
