@@ -4,8 +4,9 @@ What does not fit together is found here, before anything is written.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cnnjob import environments, files, jobs, models, nn, schemas
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
 from cnnjob.nn.random import Purpose, permutation
-from cnnjob.runs import Run
+from cnnjob.runs import OLDEST_FORMAT, Run, format_of
 
 EVALUATION_BATCH = 256
 INDEX_BYTES = 8
@@ -67,14 +68,25 @@ def _block_of(block: Any) -> Any:
 def optimiser_of(train: jobs.Train) -> nn.Optimiser:
     """The optimiser that a job asks for."""
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
-    if train.optimiser == "adamw":
-        return nn.AdamW(train.momentum, train.weight_decay, lookahead, train.beta2, train.eps)
-    return nn.Sgd(train.momentum, train.weight_decay, lookahead, train.nesterov, train.decoupled_weight_decay)
+    if adamw := train.optimiser.adamw:
+        return nn.AdamW(adamw.beta1, train.weight_decay, lookahead, adamw.beta2, adamw.eps)
+    sgd = train.optimiser.sgd or jobs.Sgd()
+    return nn.Sgd(sgd.momentum, train.weight_decay, lookahead, sgd.nesterov, sgd.decoupled_weight_decay)
 
 
 def schedule_of(train: jobs.Train) -> nn.Schedule:
     """How a job's learning rate goes."""
-    return nn.Schedule(train.learning_rate, train.schedule, train.warmup, train.start_factor, train.end_factor)
+    schedule = train.schedule
+    if schedule.constant:
+        return nn.Schedule(train.learning_rate, "constant", schedule.constant.warmup, schedule.constant.start_factor)
+    fall = schedule.cosine or schedule.triangular or jobs.Fall()
+    return nn.Schedule(
+        train.learning_rate,
+        "cosine" if schedule.cosine else "triangular",
+        fall.warmup,
+        fall.start_factor,
+        fall.end_factor,
+    )
 
 
 def lesson_of(job: jobs.Job) -> nn.Lesson:
@@ -118,7 +130,7 @@ def memory_of(job: jobs.Job, network: nn.Network, dataset: Dataset, backend: nn.
     """Count the memory of a job's training on a dataset without taking it; with NumPy by default."""
     backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), optimiser_of(job.train)
     state = nn.State(network, optimiser, backend, hollow=True)
-    held_out = len(split(job, dataset)[1])
+    held_out = counts_of(job, dataset)[1]
     batch = evaluation_batch([dataset.shapes["test"][0], dataset.shapes.get("val", (held_out,))[0]])
     images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
     chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order, and what is held out or not
@@ -192,9 +204,9 @@ def require_memory(job: jobs.Job, dataset: Dataset, backend: str = "numpy") -> N
 
 
 def split(job: jobs.Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Which training images are trained on, and which are held out for validation.
+    """Return which training images are trained on, and which are held out for validation.
 
-    The choice is the same for every seed, so that seeds are compared on the same images.
+    Each class gives its share. The choice is the same for every seed, so that seeds are compared on the same images.
 
     Args:
         job: how large a share is held out.
@@ -204,9 +216,46 @@ def split(job: jobs.Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         int64 indices of both, ascending.
     """
     count = dataset.shapes["train"][0]
-    held = 0 if "val" in dataset.splits else round(count * job.data.validation_fraction)
     order = permutation(count, 0, Purpose.VALIDATION)
-    return np.sort(order[held:]), np.sort(order[:held])
+    labels = np.zeros(0, np.int64) if "val" in dataset.splits else dataset.labels("train")[order]
+    shares = held_out_counts(np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction)
+    by_class = np.argsort(labels, kind="stable")  # places in the order, those of a class after one another
+    numbers = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class
+    held_out = order[by_class[numbers < shares[labels[by_class]]]]
+    return np.setdiff1d(np.arange(count), held_out), np.sort(held_out)
+
+
+def held_out_of(run: Run, dataset: Dataset) -> np.ndarray:
+    """Return the training images that a run held out, int64 indices; up to format 2 they were not chosen by class."""
+    job = run.job()
+    if format_of(run.frozen()) > OLDEST_FORMAT or "val" in dataset.splits:
+        return split(job, dataset)[1]
+    count = dataset.shapes["train"][0]
+    return np.sort(permutation(count, 0, Purpose.VALIDATION)[: round(count * job.data.validation_fraction)])
+
+
+def held_out_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """Return how many images of each class are held out.
+
+    Of all images together it is their share, given to the classes by the largest remainder; a class of two or more
+    gives at least one and keeps at least one, and a single one is trained on.
+
+    Args:
+        counts: (K,) images of each class.
+        fraction: the share that is held out; of 0 nothing is.
+
+    Returns:
+        (K,) int64.
+    """
+    share = Fraction(str(fraction))
+    wanted = [share * int(count) for count in counts]
+    most = [max(0, int(count) - 1) for count in counts]
+    given = [min(max(int(one), 1), limit) if share else 0 for one, limit in zip(wanted, most, strict=True)]
+    left = round(sum(wanted)) - sum(given)
+    for place in sorted(range(len(counts)), key=lambda place: given[place] - wanted[place]):
+        more = int(left > 0 and given[place] < most[place])
+        given[place], left = given[place] + more, left - more
+    return np.array(given, np.int64)
 
 
 def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
@@ -233,7 +282,9 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
         "mean": dataset.mean,
         "std": dataset.std,
     }
-    content = schemas.sealed({"digest": digest, "job": job.model_dump(mode="json"), "data": data})
+    content = schemas.sealed(
+        {"format": jobs.FORMAT, "digest": digest, "job": job.model_dump(mode="json"), "data": data}
+    )
     with written_or_said(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         if frozen:
@@ -243,30 +294,106 @@ def run_of(job: jobs.Job, dataset: Dataset, root: Path) -> Run:
     return run
 
 
+def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
+    """Find the runs of a job that another version began and that are not resumed.
+
+    Args:
+        root: the folder of the runs.
+        name: the job's.
+
+    Returns:
+        The runs, by the digest that their job and data would have now.
+    """
+    older: dict[str, Run] = {}
+    for run in map(Run, sorted(root.glob(f"{name}-*"))):
+        with suppress(CnnjobError):
+            frozen = {} if run.result_file.exists() else run.frozen()
+            if frozen and format_of(frozen) != jobs.FORMAT:
+                older[run.job().digest(str(run.data()["digest"]))] = run
+    return older
+
+
+def begun_anew(run: Run) -> str:
+    """Return a sentence on the unfinished run of another version that a new run takes the place of; mostly empty."""
+    older = unfinished_older_runs(run.path.parent, run.job().name).get(run.frozen()["digest"])
+    if older is None:
+        return ""
+    return (
+        f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images were "
+        f"chosen otherwise, so it is not resumed; the run begins anew in {run.path}"
+    )
+
+
 def check(job: jobs.Job, dataset: Dataset) -> None:
-    """Find what does not fit before anything is written."""
+    """Find what does not fit before anything is written.
+
+    Args:
+        job: the job.
+        dataset: its dataset; of one that is not packed yet, only the shapes are known and looked at.
+
+    Raises:
+        JobError: the job and the dataset do not fit together.
+    """
     network = _network_on(job, dataset)
+    _check_learns(job, network)
     _check_moves(job, dataset)
-    training, held_out = split(job, dataset)
-    if job.train.select_on == "validation" and not len(held_out) and "val" not in dataset.splits:
-        raise JobError(
-            f"data.validation_fraction: {job.data.validation_fraction:g} of {len(training)} training images is none, "
-            "but train.select_on is 'validation'; set one of the two"
-        )
-    if len(training) < job.train.batch_size:
-        raise JobError(
-            f"train.batch_size: {job.train.batch_size} is more than the {len(training)} training images; lower it"
-        )
+    training, held_out = counts_of(job, dataset)
+    _check_counts(job, dataset, training, held_out)
     try:
         nn.require_trainable(network, job.train.batch_size)
     except ValueError as error:
         raise JobError(f"model.blocks: {error}; change the block or train.batch_size") from error
-    steps = len(training) // job.train.batch_size * job.train.epochs
+    steps = training // job.train.batch_size * job.train.epochs
     if job.train.lookahead and job.train.lookahead.every > steps:
         raise JobError(
             f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} steps of the training, so it "
             "would not act; lower it, or leave out train.lookahead"
         )
+
+
+def counts_of(job: jobs.Job, dataset: Dataset) -> tuple[int, int]:
+    """Return how many training images are trained on, and how many are held out.
+
+    Args:
+        job: how large a share is held out.
+        dataset: of one that is not packed yet, its classes count as equal.
+
+    Returns:
+        Both numbers.
+    """
+    if dataset.array_sha256 or "val" in dataset.splits:
+        training, held_out = split(job, dataset)
+        return len(training), len(held_out)
+    count, classes = dataset.shapes["train"][0], len(dataset.class_names)
+    each = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
+    held = int(held_out_counts(each, job.data.validation_fraction).sum())
+    return count - held, held
+
+
+def _check_learns(job: jobs.Job, network: nn.Network) -> None:
+    """Find a network of which nothing is trained, and a weight decay without weights that are."""
+    learning = [one for one in network.parameters.values() if one.learns and one.learning_rate_factor]
+    if not learning:
+        raise JobError("model: nothing of it is trained, all of it is frozen; set frozen to false in one block")
+    if job.train.weight_decay and not any(one.decays for one in learning):
+        raise JobError("train.weight_decay: all weights are frozen, and it acts on nothing else; leave it out")
+
+
+def _check_counts(job: jobs.Job, dataset: Dataset, training: int, held_out: int) -> None:
+    """Find too few images or classes, and name the setting that makes them too few."""
+    if len(dataset.class_names) == 1:
+        raise JobError(
+            f"{dataset.path}: it has a single class, '{dataset.class_names[0]}', so there is nothing to tell apart; "
+            "prepare a dataset of two or more classes"
+        )
+    whole, size = training + held_out, job.train.batch_size
+    share = f"data.validation_fraction: {job.data.validation_fraction:g} of {whole:,} training images"
+    if job.train.select_on == "validation" and not held_out and "val" not in dataset.splits:
+        raise JobError(f"{share} is none, but train.select_on is 'validation'; set one of the two")
+    if whole >= size > training:
+        raise JobError(f"{share} leaves {training:,}, fewer than a batch of {size:,}; lower it, or train.batch_size")
+    if size > training:
+        raise JobError(f"train.batch_size: {size:,} is more than the {training:,} training images; lower it")
 
 
 def _check_moves(job: jobs.Job, dataset: Dataset) -> None:

@@ -136,6 +136,24 @@ class Dataset:
         """
         self._compare(name, sha256_of(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data))
 
+    def labels(self, split: str) -> np.ndarray:
+        """Read the labels of one split.
+
+        Args:
+            split: one of :attr:`splits`.
+
+        Returns:
+            (N,) int64.
+
+        Raises:
+            DataError: the file is damaged.
+            JobError: there is no such split.
+        """
+        with self._arrays_of(split) as (_, stored):
+            labels = stored[...]
+        self.require_digest(f"{split}/labels", labels)
+        return np.asarray(labels, np.int64)
+
     def example(self, split: str, index: int) -> tuple[np.ndarray, int]:
         """Read one image and its label.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob.files import canonical_json
+from cnnjob.jobs import is_of_its_kind
 from cnnjob.records import BLOCKS, Record
 
 CONFIDENCE = 0.95
@@ -242,7 +243,7 @@ def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _applies(key: str, settings: dict[str, Any]) -> bool:
-    return all(settings.get(table, True) is not None for table in _above(key))
+    return is_of_its_kind(key, settings) and all(settings.get(table, True) is not None for table in _above(key))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -2,23 +2,45 @@
 
 A job is data. Everything in it but ``resources`` and the checkpoint cadence decides the
 result to the last bit and enters :meth:`Job.digest`, which names the run's folder.
+
+Two spellings of one training are one job, as far as the job alone tells. A key that cannot act where it stands is
+refused, with what to write instead. What only happens not to act beside another value is left out when the job is
+read, so that such values can be swept over: an early stopping that so few epochs never reach, an augmentation whose
+settings are all off, a dropout of 0 that no other dropout follows, the order of what a convolution does not have.
 """
 
+import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from cnnjob import assignments, older, schemas
 from cnnjob.errors import JobError
 from cnnjob.files import canonical_json, sha256_of
 from cnnjob.models import Model
-from cnnjob.sections import Fraction, OrFalse, Section, near, problems_of
+from cnnjob.sections import (
+    Fraction,
+    OneOf,
+    OrFalse,
+    Section,
+    in_one_line,
+    is_older,
+    near,
+    problems_of,
+)
 from cnnjob.shelves import shelf
 
-FORMAT = 2
-"""Of what a digest is taken of; to be raised when a default or a meaning changes."""
+FORMAT = 3
+"""Of what a digest is taken of, and of a run's ``job.json``; to be raised when a default or a meaning changes.
+
+An unfinished run of an older format is not resumed; :mod:`cnnjob.older` reads its job."""
+FROZEN = "job.json"
+"""Where a run's folder holds its job."""
+KINDS = ("train.optimiser", "train.schedule")
+"""Tables with exactly one of their keys; as a setting, each has its key as its value."""
 
 
 class Augment(Section):
@@ -39,7 +61,16 @@ class Data(Section):
     validation_fraction: Fraction = 0.1
     """Share of the training images held out, unless the dataset has a validation split of its own."""
     augment: Annotated[Augment | None, OrFalse] = None
-    """A table of its settings; none by default."""
+    """How training images are changed anew in each epoch: a table of its settings; ``false`` is none."""
+
+    @field_validator("augment", mode="after")
+    @classmethod
+    def _changes_something(cls, augment: Augment | None, info: ValidationInfo) -> Augment | None:
+        if augment is None or augment != Augment():
+            return augment
+        if not augment.model_fields_set and not is_older(info):
+            raise ValueError("it changes nothing; name what it changes, as { flip = 'random' }, or leave it out")
+        return None
 
 
 class EarlyStopping(Section):
@@ -61,46 +92,112 @@ class Lookahead(Section):
     """See ``decay``."""
 
 
+class Sgd(Section):
+    """Stochastic gradient descent (Sutskever et al. 2013, in torch's form)."""
+
+    momentum: Fraction = 0.9
+    """Share of the last step's velocity in the next; 0 is none."""
+    nesterov: bool = False
+    """Whether the momentum is Nesterov's; it needs one."""
+    decoupled_weight_decay: bool = False
+    """Whether weights shrink by learning_rate · weight_decay beside the gradient's step, as AdamW's always do."""
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: it is a form of momentum, found a momentum of 0; set one of the two")
+        return self
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    beta1: Fraction = 0.9
+    """Share of the last mean of gradients in the next."""
+    beta2: Fraction = 0.999
+    """Share of the last mean of squared gradients in the next."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the mean of squared gradients."""
+
+
+class Optimiser(OneOf):
+    """How a step changes the weights: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
+
+    sgd: Annotated[Sgd | None, OrFalse] = None
+    """Stochastic gradient descent."""
+    adamw: Annotated[AdamW | None, OrFalse] = None
+    """Adam with decoupled weight decay."""
+
+
+class Constant(Section):
+    """The highest learning rate to the end."""
+
+    warmup: Fraction = 0.0
+    """Share of all steps over which the learning rate first rises in a straight line to the highest."""
+    start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of the highest learning rate, where the warm-up starts."""
+
+    @model_validator(mode="after")
+    def _starts_below(self, info: ValidationInfo) -> Self:
+        if is_older(info):
+            return self
+        if self.start_factor and not self.warmup:
+            raise ValueError(
+                f"start_factor: it is where a warm-up starts, found {self.start_factor:g} without one; set warmup, or "
+                "leave it out"
+            )
+        if self.start_factor == 1 and type(self) is Constant:
+            raise ValueError("start_factor: a warm-up from 1 changes nothing; set a smaller one, or leave out both")
+        return self
+
+
+class Fall(Constant):
+    """A learning rate that falls from the highest, by step, to its end after the last step."""
+
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of the highest learning rate, where the schedule ends."""
+
+    @model_validator(mode="after")
+    def _falls(self, info: ValidationInfo) -> Self:
+        if self.end_factor == 1 and not is_older(info):
+            raise ValueError("end_factor: a schedule that ends at 1 does not fall; set a smaller one, or 'constant'")
+        return self
+
+
+class Schedule(OneOf):
+    """How the learning rate goes, by step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one."""
+
+    constant: Annotated[Constant | None, OrFalse] = None
+    """It stays at the highest after the warm-up."""
+    cosine: Annotated[Fall | None, OrFalse] = None
+    """It falls as half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+    triangular: Annotated[Fall | None, OrFalse] = None
+    """It falls in a straight line."""
+
+
 class Train(Section):
     """The training."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
-    """At most so many passes over the training images."""
+    """Passes over the training images, at most."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Images a step; the last partial batch of an epoch is dropped."""
+    """Images per step; the last partial batch of an epoch is dropped."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
-    """The highest; of the first step where there is no warm-up."""
-    schedule: Literal["constant", "cosine", "triangular"] = "constant"
-    """From the highest on: ``cosine`` (Loshchilov & Hutter 2017, eq. 5) and ``triangular``, a straight line, fall to
-    ``end_factor`` at the last epoch's end."""
-    warmup: Fraction = 0.0
-    """Share of all steps over which the learning rate first rises in a straight line."""
-    start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of the highest learning rate, where the warm-up starts."""
-    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of the highest learning rate, where the schedule ends."""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    """Stochastic gradient descent, or Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
-    momentum: Fraction = 0.9
-    """Of stochastic gradient descent, 0 is none; β₁ of AdamW."""
-    nesterov: bool = False
-    """Whether the momentum is Nesterov's."""
-    beta2: Fraction = 0.999
-    """β₂ of AdamW."""
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """Of AdamW."""
+    """The highest learning rate; the first step's where there is no warm-up."""
+    schedule: Schedule = Schedule(constant=Constant())
+    """How the learning rate goes, by step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one."""
+    optimiser: Optimiser = Optimiser(sgd=Sgd())
+    """How a step changes the weights: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Coefficient of the L2 penalty on weights (biases and normalisations are not decayed)."""
-    decoupled_weight_decay: bool = False
-    """Whether weights shrink by learning_rate · weight_decay beside the gradient's step; AdamW's always do."""
+    """Coefficient of the L2 penalty on weights; biases and normalisations are not decayed."""
     lookahead: Annotated[Lookahead | None, OrFalse] = None
-    """``true`` or a table of its settings."""
+    """A slow copy of the weights: ``true`` or a table of its settings; ``false`` is none."""
     label_smoothing: Fraction = 0.0
     """Share of each label that is spread over all classes (Szegedy et al. 2016)."""
     precision: Literal["float32", "tf32", "float16"] = "float32"
     """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, for the tensor cores;
     ``float16`` has those of convolutions in float16 too, in half the memory, and a number above 65504 ends the
-    training. Weights, sums and all else are float32. NumPy computes in float32 whatever it says."""
+    training. Weights, sums and all else are float32. NumPy computes in float32."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
     test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"
@@ -109,16 +206,28 @@ class Train(Section):
     early_stopping: Annotated[EarlyStopping | None, OrFalse] = None
     """When to stop before the last epoch; ``false`` is never."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """Time between two checkpoints; it has no influence on the result."""
+    """Seconds between two checkpoints; they have no influence on the result."""
+
+    @classmethod
+    def place_now(cls, key: str, table: Mapping[str, Any]) -> str:
+        """Return where a key stands now that lay flat up to format 2."""
+        return older.place_now(key, table)
+
+    @field_validator("early_stopping", mode="after")
+    @classmethod
+    def _can_stop(cls, stopping: EarlyStopping | None, info: ValidationInfo) -> EarlyStopping | None:
+        """Leave out what so few epochs never reach: the first may be the best, and the last ends by itself."""
+        return stopping if stopping and stopping.patience <= info.data.get("epochs", math.inf) - 2 else None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self, info: ValidationInfo) -> Self:
         if self.early_stopping and self.select_on == "last":
             raise ValueError("early stopping needs a split to watch; set select_on to 'validation' or 'test'")
-        if self.optimiser == "adamw" and self.nesterov:
-            raise ValueError("nesterov: AdamW has no such form; set optimiser to 'sgd'")
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: it is a form of momentum, found a momentum of 0; set one of the two")
+        decoupled = self.optimiser.sgd and self.optimiser.sgd.decoupled_weight_decay
+        if decoupled and not self.weight_decay and not is_older(info):
+            raise ValueError(
+                "optimiser.sgd.decoupled_weight_decay: there is no weight_decay; set it, or leave this out"
+            )
         return self
 
 
@@ -143,12 +252,22 @@ class Job(Section):
     train: Train
     resources: Resources = Resources()
 
+    @model_validator(mode="after")
+    def _computes_as_asked(self, info: ValidationInfo) -> Self:
+        if self.resources.backend == "numpy" and self.train.precision != "float32" and not is_older(info):
+            raise ValueError(
+                f"train.precision: '{self.train.precision}' is for a GPU, found with resources.backend 'numpy', which "
+                "computes in float32; set train.precision to 'float32'"
+            )
+        return self
+
     @classmethod
     def load(cls, name: str, overrides: Iterable[str] = ()) -> Self:
         """Read a job file and check all of it.
 
         Args:
-            name: a path, or the name of a job in ``jobs/`` here or of those that come with the package.
+            name: a path, or the name of a job in ``jobs/`` here or of those that come with the package; or the folder
+                of a run, whose job it is then.
             overrides: ``key=value`` each, the key dotted, the value as in TOML (or a bare word).
 
         Returns:
@@ -158,23 +277,34 @@ class Job(Section):
             JobError: there is no such job, or it is not valid; every problem is named at once.
         """
         path = find(name)
-        content = _read_toml(path)
+        content = _read_frozen(path) if path.name == FROZEN else _read_toml(path)
+        done: dict[tuple[str, ...], str] = {}
         for override in overrides:
-            _apply(content, override)
+            key, value = assignments.parse(override)
+            _require_kept(done, key, override)
+            _apply(content, key, value, override)
+            done[key] = override
         content.setdefault("name", path.stem)
-        return cls.checked(content, f"{path}{' with what was set' * bool(overrides)}")
+        return cls.checked(content, f"{path}{' with what was set' * bool(done)}")
 
     @classmethod
-    def checked(cls, content: Any, where: str) -> Self:
+    def checked(cls, content: Any, where: str, written_as: int = FORMAT) -> Self:
         """Check a job's content, as read from a file.
+
+        Args:
+            content: the file's.
+            where: the file, for the message.
+            written_as: the format it was written in; a key of an older one is read as what it means now.
 
         Raises:
             JobError: it is not valid; every problem is named at once.
         """
+        is_of_now = written_as == FORMAT
+        content = content if is_of_now or not isinstance(content, dict) else older.translate(content)
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(content, context={"older": not is_of_now})
         except ValidationError as error:
-            problems = "\n".join(f"  {line}" for line in problems_of(error, cls))
+            problems = "\n".join(f"  {line}" for line in problems_of(error, cls, content))
             raise JobError(f"{where}: not a valid job:\n{problems}") from error
 
     def digest(self, data_digest: str) -> str:
@@ -200,19 +330,33 @@ def known() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of a job, given its path or its name.
+    """The file of a job, given its path, its name, or the folder of a run.
 
     Raises:
         JobError: there is none; near names are said.
     """
     if (path := Path(name)).suffix == ".toml" and path.is_file():
         return path
+    if (path / FROZEN).is_file():
+        return path / FROZEN
     if path.suffix or "/" in name:
         raise JobError(f"{name}: no such file; a job is a .toml file, or one of the names that `cnnjob show` lists")
     jobs = known()
     if name in jobs:
         return jobs[name]
     raise JobError(f"{name}: no such job{near(name, jobs)}; the jobs are {', '.join(jobs)}, or give a .toml file")
+
+
+def _read_frozen(path: Path) -> dict[str, Any]:
+    """Read the job of a run folder."""
+    frozen = schemas.read_sealed(path, schemas.Frozen)
+    if frozen.get("format") != FORMAT:
+        raise JobError(
+            f"{path.parent}: another version of cnnjob began this run, and its settings do not mean the same now, so "
+            "it is not resumed. Name its job instead of its folder"
+        )
+    job: dict[str, Any] = frozen["job"]
+    return job
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -222,36 +366,69 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise JobError(f"{path}: not readable as TOML, {error}") from error
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one ``key=value`` in the content of a job file."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise JobError(f"--set {override}: not of the form key=value; for example --set train.epochs=3")
-    *parents, last = key.split(".")
+def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting of a job with its dotted key.
+
+    Args:
+        table: the job, as :meth:`Job.model_dump` gives it.
+        above: what stands before the keys.
+
+    Yields:
+        Keys and values; a list is one value. Of ``KINDS`` the kind first, as ``train.optimiser`` and ``"sgd"``.
+    """
+    for key, value in table.items():
+        name = above + key
+        if name in KINDS and isinstance(value, dict) and len(value) == 1:
+            yield name, next(iter(value))
+        if isinstance(value, dict):
+            yield from settings_of(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def is_of_its_kind(key: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a dotted key is one of the kind that some settings have, as ``sgd.momentum`` is not of AdamW."""
+    kinds = (f"{table}.{settings[table]}." for table in KINDS if table in settings and key.startswith(f"{table}."))
+    return all(key.startswith(kind) or key == kind[:-1] for kind in kinds)
+
+
+def _require_kept(done: Mapping[tuple[str, ...], str], key: tuple[str, ...], override: str) -> None:
+    """Refuse an assignment that would undo one before it, of which it sets the whole table."""
+    for before, text in done.items():
+        if len(before) > len(key) and before[: len(key)] == key:
+            raise JobError(
+                f"--set {in_one_line(text)}: {in_one_line(override)} comes after it and sets the whole of "
+                f"{assignments.written(key)}; give it behind that, or within its value"
+            )
+
+
+def _apply(content: dict[str, Any], key: tuple[str, ...], value: Any, override: str) -> None:
+    """Set one key in the content of a job file."""
     table: Any = content
-    for parent in parents:
-        table = _child(table, parent, override)
-    if isinstance(table, list) and last.isdecimal() and int(last) < len(table):
-        table[int(last)] = _value(text, override)
+    for number, name in enumerate(key[:-1], start=1):
+        table = _child(table, name, key[number], override)
+    if isinstance(table, list) and key[-1].isdecimal() and int(key[-1]) < len(table):
+        table[int(key[-1])] = value
     elif isinstance(table, dict):
-        table[last] = _value(text, override)
+        table[key[-1]] = value
     else:
-        raise JobError(f"--set {override}: '{key}' leads nowhere; `cnnjob show JOB` prints every key")
+        raise _leads_nowhere(override, assignments.written(key))
 
 
-def _child(table: Any, name: str, override: str) -> Any:
-    if isinstance(table, list) and name.isdecimal() and int(name) < len(table):
-        return table[int(name)]
-    if isinstance(table, dict):
-        return table.setdefault(name, {})
-    raise JobError(f"--set {override}: '{name}' leads nowhere; `cnnjob show JOB` prints every key")
+def _child(table: Any, name: str, following: str, override: str) -> Any:
+    """Return the table of a name; one that is said in short, as ``true`` or by its kind's name, is written out."""
+    is_list = isinstance(table, list) and name.isdecimal() and int(name) < len(table)
+    if not is_list and not isinstance(table, dict):
+        raise _leads_nowhere(override, name)
+    index: Any = int(name) if is_list else name
+    if not is_list and (name not in table or isinstance(table[name], bool)):
+        table[name] = {}
+    elif table[index] == following:
+        table[index] = {following: {}}
+    return table[index]
 
 
-def _value(text: str, override: str) -> Any:
-    """A value as TOML writes it; anything else is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError) as error:
-        if text.startswith(("[", "{")):
-            raise JobError(f"--set {override}: not readable as TOML, {error}; quote it, close its brackets") from error
-        return text
+def _leads_nowhere(override: str, name: str) -> JobError:
+    return JobError(
+        f"--set {in_one_line(override)}: '{in_one_line(name)}' leads nowhere; `cnnjob show JOB` prints every key"
+    )

@@ -1,10 +1,10 @@
 """What a job file may say of the network: its blocks in order."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from cnnjob.sections import Fraction, OrFalse, Section
+from cnnjob.sections import Fraction, OrFalse, Section, as_typed, is_older
 
 LARGEST_SIGMA = 10
 
@@ -16,9 +16,9 @@ def _named_or_deviation(*names: str) -> BeforeValidator:
         if value in names:
             return value
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
-            return float(value)
+            return float(value) + 0.0  # -0.0 is 0.0
         listed = ", ".join(map(repr, names))
-        raise ValueError(f"not {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {value!r}")
+        raise ValueError(f"not {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {as_typed(value)}")
 
     return BeforeValidator(checked)
 
@@ -31,21 +31,50 @@ ConvInitialiser = Annotated[
 """Also ``"dirac"`` (each filter hands a channel through) and, of the first block alone, ``"whitening"`` (from patches
 of the training images)."""
 
+Part = Literal["norm", "activation", "pool"]
 Activation = Literal["relu", "gelu", "none"]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
+_ORDER: tuple[Part, ...] = ("norm", "activation", "pool")
+
+
+def _require_acting(layer: "Conv | Dense | Classifier", info: ValidationInfo) -> None:
+    """Refuse settings of a layer that cannot act.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if is_older(info):
+        return
+    if layer.bias_init and not layer.bias:
+        raise ValueError(
+            f"bias_init: there is no bias to begin at {layer.bias_init:g}; set bias to true, or leave it out"
+        )
+    if layer.learning_rate_factor == 0:
+        raise ValueError(
+            "learning_rate_factor: at 0 nothing of the block is trained; set frozen to true, which keeps its weights "
+            "as they start, and bias to false"
+        )
+    if layer.frozen and not layer.bias and layer.learning_rate_factor != 1 and not getattr(layer, "batch_norm", None):
+        raise ValueError("learning_rate_factor: nothing of a frozen block without a bias is trained; leave it out")
 
 
 class BatchNorm(Section):
     """Batch normalisation (Ioffe & Szegedy 2015)."""
 
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the batch's statistics in the new running ones."""
+    """Share of the batch's statistics in the new running ones, as torch's; Keras's is one minus it."""
     eps: Annotated[float, Field(ge=0, le=1)] = 1e-5
     """Added to the variance."""
     scale: bool = True
     """Whether it has a scale that learns."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of its scale and shift."""
+    """Factor on the learning rate of its scale and shift, beside the block's; 0 keeps the shift at 0."""
+
+    @model_validator(mode="after")
+    def _trains(self, info: ValidationInfo) -> Self:
+        if self.scale and self.learning_rate_factor == 0 and not is_older(info):
+            raise ValueError("scale: at a learning_rate_factor of 0 it stays at 1; set scale to false")
+        return self
 
 
 class Conv(Section):
@@ -63,14 +92,10 @@ class Conv(Section):
     """Side and step of the max-pooling; 1 is none."""
     batch_norm: Annotated[BatchNorm | None, OrFalse] = None
     """``true`` or a table of its settings."""
-    order: Annotated[tuple[Literal["norm", "activation", "pool"], ...], Field(strict=False)] = (
-        "norm",
-        "activation",
-        "pool",
-    )
-    """What follows the convolution and its bias, in this order."""
     activation: Activation = "relu"
     """What follows."""
+    order: Annotated[tuple[Part, ...], Field(strict=False)] = _ORDER
+    """What follows the convolution and its bias, in this order."""
     init: ConvInitialiser = "he"
     """Initial weights."""
     bias: bool | None = None
@@ -94,12 +119,26 @@ class Conv(Section):
             found["bias"] = not found.get("batch_norm") and found.get("batch_norm") != {}
         return found
 
-    @field_validator("order")
+    @field_validator("order", mode="after")
     @classmethod
-    def _orders_all(cls, order: tuple[str, ...]) -> tuple[str, ...]:
-        if sorted(order) != ["activation", "norm", "pool"]:
+    def _orders_what_is_there(cls, order: tuple[Part, ...], info: ValidationInfo) -> tuple[Part, ...]:
+        """Bring what is not there into its usual order; without normalisation, ReLU and pooling are one operation."""
+        if sorted(order) != sorted(_ORDER):
             raise ValueError(f"not 'norm', 'activation' and 'pool', each once, found {list(order)}")
-        return order
+        normalised, pools = bool(info.data.get("batch_norm")), info.data.get("pool", 1) > 1
+        activation = info.data.get("activation", "relu")
+        if not normalised and activation != "gelu":
+            return _ORDER
+        there = {"norm": normalised, "activation": activation != "none", "pool": pools}
+        acting = [part for part in order if there[part]]
+        if acting == [part for part in _ORDER if there[part]]:
+            return _ORDER
+        return (*acting, *(part for part in _ORDER if not there[part]))
+
+    @model_validator(mode="after")
+    def _acts(self, info: ValidationInfo) -> Self:
+        _require_acting(self, info)
+        return self
 
 
 class Dense(Section):
@@ -118,7 +157,12 @@ class Dense(Section):
     learning_rate_factor: Factor = 1.0
     """Factor on the learning rate of this block."""
     frozen: bool = False
-    """Whether its weights stay as they start."""
+    """Whether its weights stay as they start; a bias is trained all the same."""
+
+    @model_validator(mode="after")
+    def _acts(self, info: ValidationInfo) -> Self:
+        _require_acting(self, info)
+        return self
 
 
 class Dropout(Section):
@@ -147,6 +191,17 @@ _BY_KIND = Discriminator(_kind_of, custom_error_type="kind", custom_error_messag
 BodyBlock = Annotated[Annotated[Conv, Tag("conv")] | Annotated[Dropout, Tag("dropout")], _BY_KIND]
 
 
+def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave out what drops nothing, unless a dropout follows, whose random numbers depend on its place."""
+    rates = [block.dropout if isinstance(block, Dropout) else None for block in blocks]
+    bodies = [block.residual if isinstance(block, Residual) else () for block in blocks]
+    drops = [
+        bool(rate) or any(isinstance(one, Dropout) for one in body) for rate, body in zip(rates, bodies, strict=True)
+    ]
+    last = max((place for place, does in enumerate(drops) if does), default=-1)
+    return tuple(block for place, block in enumerate(blocks) if place < last or rates[place] != 0)
+
+
 class Residual(Section):
     """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where shapes differ it projects."""
 
@@ -154,6 +209,8 @@ class Residual(Section):
     """The body: ``conv`` and ``dropout`` blocks, the last ``conv`` best without activation."""
     activation: Activation = "relu"
     """Of the sum."""
+
+    _keeps_what_drops = field_validator("residual", mode="after")(_without_idle_dropouts)
 
 
 class Classifier(Section):
@@ -168,9 +225,14 @@ class Classifier(Section):
     learning_rate_factor: Factor = 1.0
     """Factor on the learning rate of this layer."""
     frozen: bool = False
-    """Whether its weights stay as they start."""
+    """Whether its weights stay as they start; a bias is trained all the same."""
     output_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Factor on the outputs."""
+    """Factor on the outputs, before the softmax."""
+
+    @model_validator(mode="after")
+    def _acts(self, info: ValidationInfo) -> Self:
+        _require_acting(self, info)
+        return self
 
 
 _KINDS: dict[str, type[Section]] = {
@@ -198,6 +260,8 @@ class Model(Section):
     """From the image on."""
     classifier: Classifier = Classifier()
     """How the last layer starts and learns."""
+
+    _keeps_what_drops = field_validator("blocks", mode="after")(_without_idle_dropouts)
 
     @model_validator(mode="after")
     def _whitens_images(self) -> "Model":

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, network_of, optimiser_of, pixels_of
-from cnnjob.bindings import split as held_out_of
+from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, held_out_of, network_of, optimiser_of, pixels_of
 from cnnjob.datasets import SPLITS, Dataset
 from cnnjob.errors import DataError, JobError
 from cnnjob.runs import Run
@@ -159,7 +158,7 @@ def _place(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int
     """The split and place of an image; ``val`` are those that the run held out where the data has no such split."""
     if split != "val" or split in dataset.splits:
         return split, index
-    held_out = held_out_of(run.job(), dataset)[1]
+    held_out = held_out_of(run, dataset)
     if index >= len(held_out):
         raise JobError(f"{run.path}: no image val:{index}, found {len(held_out):,} held out; name test:N or train:N")
     return "train", int(held_out[index])

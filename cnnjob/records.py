@@ -11,12 +11,13 @@ from unicodedata import category
 
 import numpy as np
 
-from cnnjob import metrics, plots, schemas
+from cnnjob import metrics, older, plots, schemas
 from cnnjob.curves import Curve
 from cnnjob.errors import CnnjobError, DataError
 from cnnjob.figures import Drawing
+from cnnjob.jobs import FORMAT, KINDS
 from cnnjob.lives import Life, lives_of, tail_of_log
-from cnnjob.runs import UNSEALED, Run
+from cnnjob.runs import UNSEALED, Run, format_of
 
 COLUMNS = (
     *("run", "job", "group", "seed", "state"),
@@ -172,13 +173,16 @@ def _check_kind(run: Run, _: Record) -> None:
 
 def _read_job(run: Run, record: Record) -> None:
     frozen = run.frozen()
-    job = frozen["job"]  # not checked: a job of another version of cnnjob has other keys
+    written_as, job = format_of(frozen), frozen["job"]  # not checked: a job of another version has other keys
+    if written_as != FORMAT:
+        job = older.translate(job)
+        record.settings["format"] = written_as
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]
     if schemas.SEAL not in frozen:
         record.remarks.append(UNSEALED)
     named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
-    record.settings = {printable(key): value for key, value in _flat(job)} | named
+    record.settings |= {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):
         record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))
 
@@ -193,6 +197,8 @@ def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float 
     """Every setting with its dotted key; the tables of a list are numbered from 1, its words are one value."""
     members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
     for key, member in members:
+        if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:
+            yield f"{above}{key}", next(iter(member))
         if isinstance(member, list) and member and not any(isinstance(one, dict | list) for one in member):
             yield f"{above}{key}", _cell(" ".join(map(str, member)))
         elif isinstance(member, dict | list) and member:
@@ -205,6 +211,8 @@ def _read_state(run: Run, record: Record) -> None:
     state = record.row["state"] = run.state()
     if state != "finished":
         record.reasons.append(_why_unfinished(run, state))
+        if format_of(run.frozen()) != FORMAT and state != "running":
+            record.reasons.append("another version of cnnjob began it, so it is not resumed")
 
 
 def _why_unfinished(run: Run, state: str) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 
 from cnnjob import files, schemas
 from cnnjob.errors import DataError
-from cnnjob.jobs import Job
+from cnnjob.jobs import FORMAT, Job
 from cnnjob.processes import is_alive, is_earlier_life
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
@@ -35,6 +35,7 @@ UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote i
 DIGEST_DIGITS = 8
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """What ``job.json`` says of the dataset."""
+OLDEST_FORMAT = 2
 HISTORY_BYTES = 2**28
 """Of ``history.jsonl``, at most: a million epochs."""
 _ATTEMPT_FILE = re.compile(r"\d{4,9}\.json", re.ASCII)
@@ -138,13 +139,7 @@ class Run:
         Raises:
             DataError: it is missing, damaged or edited, or this is no run of cnnjob.
         """
-        content: dict[str, Any] = schemas.read(self.job_file, schemas.Frozen)
-        if content.get(schemas.SEAL) not in {None, schemas.seal_of(content)}:
-            raise DataError(
-                f"{self.job_file}: damaged or edited, its SHA-256 does not fit its other content. Restore it, or train "
-                "the changed job in a run folder of its own"
-            )
-        return content
+        return schemas.read_sealed(self.job_file, schemas.Frozen)
 
     def data(self) -> dict[str, Any]:
         """What ``job.json`` says of the dataset: where it lay, and what predicting needs of it.
@@ -158,12 +153,34 @@ class Run:
         return data
 
     def job(self) -> Job:
-        """The job, as it was frozen.
+        """The job, as it was frozen; one of an older format is read as what it means now.
 
         Raises:
             DataError: it is missing or damaged.
         """
-        return Job.checked(self.frozen()["job"], str(self.job_file))
+        frozen = self.frozen()
+        return Job.checked(frozen["job"], str(self.job_file), format_of(frozen))
+
+    def is_older(self) -> bool:
+        """Return whether another version began the run, whose job does not mean the same now.
+
+        Raises:
+            DataError: its job is missing or damaged.
+        """
+        return format_of(self.frozen()) != FORMAT
+
+    def require_current(self) -> None:
+        """Refuse to go on with a run of another format.
+
+        Raises:
+            DataError: its job would not mean the same any more.
+        """
+        if self.is_older():
+            raise DataError(
+                f"{self.path}: another version of cnnjob began this run (job format {format_of(self.frozen())}, now "
+                f"{FORMAT}), and its settings and validation images do not mean the same now, so it is not resumed. "
+                "Train or submit its job to begin a new run"
+            )
 
     def environment(self) -> dict[str, Any]:
         """What the run first started with; empty before that."""
@@ -251,6 +268,12 @@ class Run:
         if last["ended"] is None:
             return "running" if is_held(last, paths[-1], has_ended) else "lost"
         return "failed" if str(last["why"]).startswith("failed") else "stopped"
+
+
+def format_of(frozen: dict[str, Any]) -> int:
+    """Return the format that a job was frozen in; up to format 2 it was not written down."""
+    written_as = frozen.get("format", OLDEST_FORMAT)
+    return written_as if isinstance(written_as, int) else OLDEST_FORMAT
 
 
 def looks_like_a_run(path: Path) -> bool:

@@ -302,6 +302,28 @@ def _explain(problem: Any) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}, found {repr(problem['input'])[:_SHOWN]}"
 
 
+def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
+    """Read a JSON file that carries a SHA-256 of its other content; one of an older version may lack it.
+
+    Args:
+        path: the file.
+        kind: one of this module's.
+
+    Returns:
+        What the file says.
+
+    Raises:
+        DataError: it is missing, damaged or edited.
+    """
+    content = read(path, kind)
+    if content.get(SEAL) not in {None, seal_of(content)}:
+        raise DataError(
+            f"{path}: damaged or edited, its SHA-256 does not fit its other content. Restore it, or train the changed "
+            "job in a run folder of its own"
+        )
+    return content
+
+
 def seal_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of all of a record's content but its seal."""
     rest = {key: value for key, value in content.items() if key != SEAL}

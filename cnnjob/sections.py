@@ -1,20 +1,89 @@
 """Tables of a job file or a profile: strict about names and types, and plain about what is wrong."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-MOST_LETTERS = 200
-"""Of a value in a message."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+_SHOWN_LETTERS = 80
+_SHOWN_PROBLEMS = 50
+_EXPECTED = {
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "model_type": "a table of its settings",
+    "string_type": "a string",
+    "tuple_type": "an array",
+}
+"""What a job file calls the kinds of values, by pydantic's names of its errors."""
 
 
 class Section(BaseModel):
     """A table of the job file: frozen, and strict about names and types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _one_zero(cls, value: Any) -> Any:
+        """Take -0.0 as 0.0: it would give another digest."""
+        return value + 0.0 if isinstance(value, float) else value
+
+    @classmethod
+    def place_now(cls, key: str, table: Mapping[str, Any]) -> str:  # noqa: ARG003 - most have never changed
+        """Return a sentence on where a key of an older layout stands now; empty where it is none."""
+        return ""
+
+
+class OneOf(Section):
+    """A table with exactly one of its keys, itself a table; the key's name alone stands for one of defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in cls.model_fields:
+            return {value: {}}
+        if not isinstance(value, dict | cls) or (isinstance(value, dict) and not _has_one(value, cls.model_fields)):
+            *some, last = map(repr, cls.model_fields)
+            kinds = f"{', '.join(some)} or {last}"
+            raise ValueError(f"input should be {kinds}, or a table with one of these keys, found {as_typed(value)}")
+        return value
+
+    @property
+    def kind(self) -> str:
+        """The key that is there."""
+        return next(key for key in type(self).model_fields if getattr(self, key) is not None)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+def _has_one(table: dict[str, Any], kinds: Iterable[str]) -> bool:
+    """Return whether a table names one kind, or is to be checked for a key that is misspelt."""
+    known = [kind for kind in kinds if table.get(kind) is not None and table[kind] is not False]
+    return len(known) == 1 or (not known and any(key not in kinds for key in table))
+
+
+def is_older(info: ValidationInfo) -> bool:
+    """Return whether a job of an older format is read, which might say what cannot act."""
+    return bool(info.context and info.context.get("older"))
 
 
 def _unless_false(value: Any) -> Any:
@@ -32,22 +101,47 @@ def near(name: str, names: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def found_value(value: Any) -> str:
-    """Return a value for a message, however long or deep it is."""
+def in_one_line(text: str) -> str:
+    """Return a user's text with control characters escaped, and cut where it is long."""
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line if len(line) <= _SHOWN_LETTERS else f"{line[:_SHOWN_LETTERS]}…"
+
+
+def as_typed(value: Any) -> str:
+    """Return a value as TOML writes it, in one short line."""
     try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
+        return in_one_line(_as_toml(value))
+    except (RecursionError, ValueError):  # tables thousands deep, a number of thousands of digits
+        return "a value too large to print"
 
 
-def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """One line a problem of a table of the given kind: its dotted name, what is wrong, what was found."""
-    for problem in error.errors():
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_as_toml(one)}' for key, one in value.items())} }}" if value else "{}"
+    return repr(value) if isinstance(value, str | int | float) else str(value)
+
+
+def problems_of(error: ValidationError, root: type[BaseModel], content: Any = None) -> Iterator[str]:
+    """One line a problem of a table of the given kind: its dotted name, what is wrong, what was found.
+
+    Args:
+        error: what pydantic found.
+        root: the kind of the table.
+        content: the table that was checked, for hints that depend on what stands beside a key.
+    """
+    problems = error.errors()
+    for problem in problems[:_SHOWN_PROBLEMS]:
         loc = problem["loc"]
         place = [part for number, part in enumerate(loc) if not _is_kind(loc, number) or number == len(loc) - 1]
-        where = ".".join(str(part) for part in place)
-        yield f"{where}: {_explain(problem, root)}" if where else _explain(problem, root)
+        where = in_one_line(".".join(str(part) for part in place))
+        what = _explain(problem, root, content)
+        yield f"{where}: {what}" if where else what
+    if len(problems) > _SHOWN_PROBLEMS:
+        yield f"and {len(problems) - _SHOWN_PROBLEMS} more"
 
 
 def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
@@ -55,25 +149,45 @@ def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
     return number > 0 and isinstance(loc[number], str) and isinstance(loc[number - 1], int)
 
 
-def _explain(problem: Any, root: type[BaseModel]) -> str:
-    kind, loc = problem["type"], problem["loc"]
-    if kind == "extra_forbidden":
-        keys = [key for section in _sections_at(loc[:-1], root) for key in section.model_fields]
-        meant = near(str(loc[-1]), keys) or _elsewhere(str(loc[-1]), root)
-        return f"no such key{meant or '; the keys are ' + ', '.join(dict.fromkeys(keys))}"
-    if kind == "missing":
-        return "missing"
-    if kind == "kind":
-        kinds = [next(iter(section.model_fields)) for section in _sections_at(loc, root)]
-        keys = list(problem["input"]) if isinstance(problem["input"], dict) else []
-        meant = next((meant for key in keys if (meant := near(key, kinds))), "")
-        return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
-    if kind == "model_type":
-        return f"input should be a table of its settings, found {found_value(problem['input'])}"
-    if kind == "value_error":
-        return str(problem["ctx"]["error"])
+def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
+    kind, loc, found = problem["type"], problem["loc"], problem["input"]
+    match kind:
+        case "extra_forbidden":
+            return _unknown_key(loc, root, content)
+        case "missing":
+            return "missing"
+        case "kind":
+            return _unknown_block(loc, found, root)
+        case "value_error":
+            return str(problem["ctx"]["error"])
+    if kind in _EXPECTED:
+        return f"input should be {_EXPECTED[kind]}, found {as_typed(found)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{message}, found {found_value(problem['input'])}"
+    return f"{message}, found {as_typed(found)}"
+
+
+def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any) -> str:
+    sections, key = _sections_at(loc[:-1], root), str(loc[-1])
+    for section in sections:
+        if issubclass(section, Section) and (now := section.place_now(key, _table_at(loc[:-1], content))):
+            return now
+    keys = list(dict.fromkeys(key for section in sections for key in section.model_fields))
+    meant = near(key, keys) or _elsewhere(key, root)
+    return f"no such key{meant or '; the keys are ' + ', '.join(keys)}"
+
+
+def _table_at(loc: tuple[int | str, ...], content: Any) -> dict[str, Any]:
+    """Return the table at a place of a job; an empty one where there is none."""
+    for part in loc:
+        content = content.get(part) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]) -> str:
+    kinds = [next(iter(section.model_fields)) for section in _sections_at(loc, root)]
+    keys = list(found) if isinstance(found, dict) else []
+    meant = next((meant for key in keys if (meant := near(key, kinds))), "")
+    return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
 
 
 def _elsewhere(key: str, root: type[BaseModel]) -> str:

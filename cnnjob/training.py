@@ -68,6 +68,7 @@ def train(
     """
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
+    run.require_current()
     job, dataset = job or run.job(), dataset_of_run(run, dataset)
     name = backend_name(job, run)
     require_memory(job, dataset, name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob import claims, files, processes, schemas
-from cnnjob.jobs import Job
+from cnnjob.jobs import FORMAT, Job
 from cnnjob.runs import Run
 
 DATA_DIGEST = "d" * 64
@@ -22,6 +22,17 @@ JOB: Mapping[str, Any] = {
     "train": {"epochs": 4, "batch_size": 10, "learning_rate": 0.05},
 }
 
+JOB_FILE = """
+dataset = "tiny"
+[model]
+blocks = [{ conv = 5 }, { dense = 8 }]
+[train]
+epochs = 4
+batch_size = 10
+learning_rate = 0.05
+"""
+"""The same as a file, tiny.toml, says it."""
+
 # Ten test images of four classes; the answers are right but for image 2 (a 0 taken for 1) and image 9 (a 3 for 0).
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
 ANSWERS = np.array([0, 0, 1, 1, 1, 1, 2, 2, 3, 0])
@@ -34,7 +45,7 @@ def pending_run(root: Path, *, seed: int = 0, name: str = "tiny", **train: Any) 
     run = Run.of(job, DATA_DIGEST, root)
     run.path.mkdir(parents=True)
     data = {"path": "data/tiny.h5", "digest": DATA_DIGEST, "name": "tiny"}
-    frozen = {"job": job.model_dump(mode="json"), "data": data, "digest": job.digest(DATA_DIGEST)}
+    frozen = {"format": FORMAT, "job": job.model_dump(mode="json"), "data": data, "digest": job.digest(DATA_DIGEST)}
     files.write_json(run.job_file, schemas.sealed(frozen))
     return run
 

@@ -36,7 +36,8 @@ FLOORS = (
     },
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "curves", "datasets", "listeners", "nn", "runs", "tiles"},
-    {"sweeps", "jobs", "models", "sections", "schemas", "files", "hdf5", "npz", "processes", "shelves", "errors"},
+    {"sweeps", "jobs", "older", "assignments", "models", "sections"}
+    | {"schemas", "files", "hdf5", "npz", "processes", "shelves", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 

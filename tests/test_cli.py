@@ -298,7 +298,7 @@ def test_a_run_that_is_being_written_is_exit_5() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_loss_that_is_no_number_is_exit_1() -> None:
     found = cnnjob(
-        "train", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.momentum=0.99",
+        "train", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.optimiser.sgd.momentum=0.99",
         "--set", "model.blocks=[{dense=8,activation='none'}]",
     )  # fmt: skip
     assert (found.exit_code, "the loss is" in found.stderr) == (1, True)

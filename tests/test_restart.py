@@ -492,7 +492,7 @@ def test_a_life_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(site: Site) -> None:
     site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
     cnnjob(
-        "submit", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.momentum=0.99",
+        "submit", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.optimiser.sgd.momentum=0.99",
         "--set", "model.blocks=[{dense=8,activation='none'}]",
     )  # fmt: skip
     done = batch_script(run_folder(), SLURM_JOB_END_TIME="9999999999")

@@ -25,7 +25,16 @@ from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import main as restart
 from cnnjob.slurm.site import look as look_at_site
-from tests.run_folders import change_job, change_json, finished_run, lost_run, pending_run, running_run, stopped_run
+from tests.run_folders import (
+    JOB_FILE,
+    change_job,
+    change_json,
+    finished_run,
+    lost_run,
+    pending_run,
+    running_run,
+    stopped_run,
+)
 from tests.test_submit import ANSWERS, Site, cnnjob
 
 UID = os.getuid()
@@ -40,6 +49,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)
+    Path("tiny.toml").write_text(JOB_FILE)
     site = Site(tmp_path / "commands")
     monkeypatch.setenv("PATH", str(site.folder))
     says(site)
@@ -678,21 +688,18 @@ def test_causes(site: Site, make: Make, squeue: str, sacct: str, sentence: str, 
 def test_the_next_command_makes_this_very_run() -> None:
     from cnnjob.jobs import Job
 
-    base = pending_run(Path("runs")).job()
-    text = (
-        "[model]\nblocks = [{ conv = 5 }, { dense = 8 }]\n[train]\nepochs = 4\nbatch_size = 10\nlearning_rate = 0.05\n"
+    assert Job.load("tiny.toml") == pending_run(Path("runs")).job()
+    run = submitted(
+        pending_run(Path("my runs"), seed=3, optimiser={"sgd": {"momentum": 0.5}}, early_stopping={"patience": 2})
     )
-    Path("tiny.toml").write_text(f'dataset = "tiny"\n{text}')
-    assert Job.load("tiny.toml") == base
-    run = submitted(pending_run(Path("my runs"), seed=3, momentum=0.5, early_stopping={"patience": 2}))
     request = {"partition": "gpu", "time": "2h", "mem": "3G"}
     files.write_json(run.slurm_folder / "request.json", request)
     command = commands.again(run, change="--mem")
     assert command == (
-        "cnnjob submit tiny.toml --set seed=3 --set train.momentum=0.5 "
-        "--set 'train.early_stopping={ patience = 2 }' --partition gpu --time 2h --mem 6G --runs 'my runs'"
+        "cnnjob submit tiny.toml --set seed=3 --set train.optimiser.sgd.momentum=0.5 "
+        "--set train.early_stopping.patience=2 --partition gpu --time 2h --mem 6G --runs 'my runs'"
     )
-    sets = ("seed=3", "train.momentum=0.5", "train.early_stopping={ patience = 2 }")
+    sets = ("seed=3", "train.optimiser.sgd.momentum=0.5", "train.early_stopping.patience=2")
     assert Job.load("tiny.toml", sets) == run.job()
     other = pending_run(Path("runs"), seed=7)
     changed = files.read_json(other.job_file)

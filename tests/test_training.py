@@ -39,17 +39,16 @@ RESIDUAL = [
 ]
 NORM_LAST = {"batch_norm": True, "order": ["activation", "pool", "norm"]}
 JOBS: list[dict[str, Any]] = [
-    {"train__momentum": 0.0, "model__blocks": PLAIN},
-    {"train__momentum": 0.9, "model__blocks": PLAIN},
-    {"train__momentum": 0.0, "model__blocks": DROPOUT},
-    {"train__momentum": 0.9, "model__blocks": DROPOUT},
+    {"train__optimiser": {"sgd": {"momentum": 0.0}}, "model__blocks": PLAIN},
+    {"train__optimiser": "sgd", "model__blocks": PLAIN},
+    {"train__optimiser": {"sgd": {"momentum": 0.0}}, "model__blocks": DROPOUT},
+    {"train__optimiser": "sgd", "model__blocks": DROPOUT},
     FEW
     | {
         "model__blocks": RESIDUAL,
         "data__augment": {"flip": "alternating", "translate": 2},
-        "train__nesterov": True,
+        "train__optimiser": {"sgd": {"nesterov": True, "decoupled_weight_decay": True}},
         "train__weight_decay": 0.01,
-        "train__decoupled_weight_decay": True,
         "train__lookahead": {"every": 3},
         "train__label_smoothing": 0.1,
         "train__test_time_augmentation": "flip",
@@ -208,7 +207,7 @@ def test_the_split_is_the_same_for_every_seed_and_whole(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(tmp_path: Path) -> None:
     linear = [{"dense": 8, "activation": "none"}]
-    diverging = job(model__blocks=linear, train__learning_rate=900.0, train__momentum=0.99)
+    diverging = job(model__blocks=linear, train__learning_rate=900.0, train__optimiser={"sgd": {"momentum": 0.99}})
     run = run_of(diverging, dataset(tmp_path), tmp_path / "runs")
     said = r"the loss is (nan|inf) at step \d+ \(epoch \d\), the step before it was .*; lower train.learning_rate"
     with pytest.raises(TrainingError, match=said):
@@ -422,8 +421,8 @@ def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
         train(run)
 
 
-def blocks(*of: dict[str, Any]) -> dict[str, Any]:
-    return {"model__blocks": list(of)}
+def blocks(*of: dict[str, Any], classifier: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"model__blocks": list(of), "model__classifier": classifier or {}}
 
 
 @pytest.mark.parametrize("at_once_bytes", [10**9, 0], ids=["before the first step", "in a thread"])
@@ -463,7 +462,19 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images; lower it"),
         ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
         ({"data__validation_fraction": 0.0}, "data.validation_fraction: 0 of 216 training images is none"),
-        ({"data__validation_fraction": 1e-4}, "data.validation_fraction: 0.0001 of 216 training images is none"),
+        (
+            {"data__validation_fraction": 0.9999},
+            "data.validation_fraction: 0.9999 of 216 training images leaves 3, fewer than a batch of 8; lower it",
+        ),
+        (
+            blocks({"conv": 2, "frozen": True, "bias": False}, classifier={"frozen": True, "bias": False}),
+            "model: nothing of it is trained, all of it is frozen",
+        ),
+        (
+            {"train__weight_decay": 0.1}
+            | blocks({"conv": 2, "frozen": True, "batch_norm": True}, classifier={"frozen": True, "bias": False}),
+            "train.weight_decay: all weights are frozen, and it acts on nothing else; leave it out",
+        ),
         ({"data__augment": {"translate": 6}}, "data.augment.translate: moves images of 6×6 pixels by 6, at most"),
         (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
         (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),

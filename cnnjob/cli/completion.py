@@ -10,9 +10,10 @@ ADDRESSES = ("test:0", "train:0", "val:0")
 WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128")
 SETTINGS = (
     *("dataset", "seed", "data.pixels", "data.validation_fraction", "data.augment", "model.blocks"),
-    *("train.epochs", "train.batch_size", "train.learning_rate", "train.schedule", "train.warmup"),
-    *("train.start_factor", "train.end_factor", "train.optimiser", "train.momentum", "train.nesterov", "train.beta2"),
-    *("train.eps", "train.weight_decay", "train.decoupled_weight_decay", "train.lookahead", "train.label_smoothing"),
+    *("train.epochs", "train.batch_size", "train.learning_rate", "train.schedule"),
+    *("train.schedule.cosine.warmup", "train.schedule.triangular.warmup", "train.optimiser"),
+    *("train.optimiser.sgd.momentum", "train.optimiser.sgd.nesterov", "train.optimiser.adamw.beta2"),
+    *("train.weight_decay", "train.lookahead", "train.label_smoothing"),
     *("train.precision", "train.select_on", "train.test_time_augmentation", "train.early_stopping"),
     *("train.checkpoint_seconds", "resources.backend"),
 )

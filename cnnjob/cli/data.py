@@ -175,7 +175,10 @@ def show(
         if is_run and overrides:
             raise JobError(f"{what}: a run, its job is frozen; leave --set out")
         show_job = _print_job_as_json if as_json else _show_job
-        show_job(run.job() if is_run else Job.load(what, overrides or ()), data)
+        if is_run:
+            show_job(run.job(), data, run.name)
+        else:
+            show_job(Job.load(what, overrides or ()), data)
 
 
 def _list(data: Path, *, as_json: bool) -> None:
@@ -234,7 +237,7 @@ def _described(dataset: "Dataset") -> dict[str, Any]:
     }
 
 
-def _print_job_as_json(job: "Job", data: Path) -> None:
+def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
     """A resolved job, its memory, and its run's name where that can be known."""
     from dataclasses import asdict
 
@@ -242,13 +245,13 @@ def _print_job_as_json(job: "Job", data: Path) -> None:
 
     dataset, packed = _dataset_or_catalogue(job, data)
     network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-    run = f"{job.name}-{job.digest(dataset.digest)[:8]}" if packed else None
+    run = run or (f"{job.name}-{job.digest(dataset.digest)[:8]}" if packed else None)
     memory = asdict(memory_of(job, network, dataset))
     print_json({"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory})
 
 
-def _show_job(job: "Job", data: Path) -> None:
-    from cnnjob.bindings import network_of, split
+def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
+    from cnnjob.bindings import counts_of, network_of
 
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset, packed = _dataset_or_catalogue(job, data)
@@ -259,11 +262,11 @@ def _show_job(job: "Job", data: Path) -> None:
         for layer, count in zip(network.layers, counts, strict=True)
     ]
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
-    training, held_out = split(job, dataset)
-    typer.echo(f"images: {len(training):,} to train on, {len(held_out):,} held out for validation")
+    training, held_out = counts_of(job, dataset)
+    typer.echo(f"images: {training:,} to train on, {held_out:,} held out for validation")
     typer.echo(memory_line(job, dataset))
-    if packed:
-        typer.echo(f"run: {job.name}-{job.digest(dataset.digest)[:8]}")
+    if run or packed:
+        typer.echo(f"run: {run or f'{job.name}-{job.digest(dataset.digest)[:8]}'}")
     else:
         typer.echo(f"{dataset.path} is not packed yet; sizes are the catalogue's")
 

@@ -126,10 +126,13 @@ def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
 
 def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
     """The run of each job, once, with what tells it from the others."""
-    from cnnjob.bindings import run_of
+    from cnnjob.bindings import begun_anew, run_of
     from cnnjob.sweeps import differences
 
     made = [run_of(job, dataset, runs) for job, dataset in bound]
+    for run in made:
+        if run.state() == "pending" and (anew := begun_anew(run)):
+            typer.echo(anew, err=True)
     told = differences([job for job, _ in bound])
     return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cnnjob.checkpoints import newest_step
 from cnnjob.slurm import commands, words
 from cnnjob.slurm.logs import capped, last_error, last_life, last_words, line_with, log_of, own_message
-from cnnjob.slurm.status import Status, left, span
+from cnnjob.slurm.status import ENDED_EARLY, Status, left, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +67,16 @@ class Cause:
 
 def cause_of(status: Status) -> Cause:
     """Why a run stands as it stands."""
+    cause, seen = _cause_of(status), status.look
+    if not seen.is_older or status.job or status.state not in ENDED_EARLY:
+        return cause
+    again = (
+        f"{cause.sentence}; another version of cnnjob began it, so it is not resumed, and its command begins it anew"
+    )
+    return Cause(again, cause.evidence, commands.again(seen.run))
+
+
+def _cause_of(status: Status) -> Cause:
     known = {"finished": _finished, "running": _running, "pending": _pending, "damaged": _damaged}
     if status.state in known:
         return known[status.state](status)

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cnnjob import schemas
 from cnnjob.errors import CnnjobError
-from cnnjob.jobs import Job
+from cnnjob.jobs import Job, is_of_its_kind, settings_of
 from cnnjob.runs import Run
 from cnnjob.slurm.requests import Request
 
@@ -49,7 +48,7 @@ def again(run: Run, change: str = "") -> str:
         job = run.job()
     except CnnjobError:
         return "cnnjob submit JOB"
-    name, changes = _named(job)
+    name, changes = _named(job, run)
     if change and not change.startswith("-"):
         changes = {**changes, change: _smaller(job, change)}
     sets = [f"--set {shlex.quote(f'{key}={_toml(value)}')}" for key, value in changes.items()]
@@ -74,29 +73,25 @@ def _data_option(run: Run, job: Job) -> list[str]:
     return [f"--data {shlex.quote(str(here))}"] * is_elsewhere
 
 
-def _named(job: Job) -> tuple[str, dict[str, Any]]:
-    """What names a job on the command line, and what the run's differs in from it."""
+def _named(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
+    """Name a job on the command line, else its run's folder, and the settings in which the run differs from it."""
     for name in (job.name, f"{job.name}.toml"):
         try:
             return name, _differences(job, Job.load(name))
         except CnnjobError:
             continue
-    return f"{job.name}.toml", {}
+    return "JOB" if run.is_older() else str(run.path), {}
 
 
 def _differences(job: Job, base: Job) -> dict[str, Any]:
-    wanted, there = (dict(_flat(one.model_dump(mode="json"))) for one in (job, base))
-    changed = [key for key in wanted if there.get(key) != wanted[key] and not key.startswith(_LEFT_OUT)]
-    short = dict(_flat(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without their defaults
+    wanted, there = (dict(settings_of(one.model_dump(mode="json"))) for one in (job, base))
+    short = dict(settings_of(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without their defaults
+    changed = [
+        key for key in wanted
+        if there.get(key, ...) != wanted[key] and not key.startswith(_LEFT_OUT)
+        and (key in short or is_of_its_kind(key, there))
+    ]  # fmt: skip
     return {key: short.get(key, wanted[key]) for key in changed}
-
-
-def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict) and key != "early_stopping":
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _toml(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from cnnjob import files, schemas
 from cnnjob.errors import CnnjobError
-from cnnjob.runs import UNSEALED, Run, looks_like_a_run
+from cnnjob.jobs import FORMAT
+from cnnjob.runs import UNSEALED, Run, format_of, looks_like_a_run
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
@@ -48,6 +49,8 @@ class Look:
     """The folder that this one is a copy of, whose jobs and process are not its own."""
     users: frozenset[int] = frozenset()
     """By number: those whose jobs may carry it, as far as its files tell."""
+    is_older: bool = False
+    """Whether another version began it, so that it is not resumed."""
 
     @property
     def job_id(self) -> str | None:
@@ -147,6 +150,7 @@ def look(run: Run) -> Look:
         note=UNSEALED if frozen and schemas.SEAL not in frozen else "",
         history=_last_records(run.history_file),
         users=_users_of(run),
+        is_older=format_of(frozen) != FORMAT,
         **facts,
         **_records(run, attempt),
     )

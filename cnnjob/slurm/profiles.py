@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cnnjob.errors import JobError
-from cnnjob.sections import found_value, problems_of
+from cnnjob.sections import as_typed, problems_of
 from cnnjob.shelves import shelf
 from cnnjob.slurm.requests import Request
 
@@ -44,7 +44,7 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
     users = _read_file(config_file()) if config_file().is_file() else {}
     usual = users.pop("profile", None)
     if not isinstance(usual, str | None):
-        raise JobError(f'{config_file()}: profile is no name (found {found_value(usual)}). Write profile = "NAME"')
+        raise JobError(f'{config_file()}: profile is no name (found {as_typed(usual)}). Write profile = "NAME"')
     name = profile or usual
     variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
     layers = [users, _read(name) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
@@ -77,7 +77,7 @@ def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 found = {key: value for key, value in found.items() if key not in group}
         options = layer.get("sbatch", {})
         if not isinstance(options, dict):
-            raise JobError(f"sbatch: no table of options (found {found_value(options)}). Write [sbatch] above them")
+            raise JobError(f"sbatch: no table of options (found {as_typed(options)}). Write [sbatch] above them")
         found |= {**layer, "sbatch": {**found["sbatch"], **options}}
     return found
 

@@ -21,6 +21,7 @@ ANSWER_SECONDS = 10.0
 """For all questions to the scheduler together."""
 HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
 """Whoever gave a sign of life since then lives, whatever the queue says; it may be another cluster's."""
+ENDED_EARLY = {"pending", "stopped", "failed", "cancelled", "lost"}
 STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "lost", "damaged")
 
 
@@ -198,6 +199,8 @@ def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], *, gone: 
     else:
         state, detail = _without_a_job(seen, fate, gone=gone)
         detail = "its job is ending" if job else detail
+    if seen.is_older and not job and state in ENDED_EARLY:
+        detail = f"{detail}{'; ' * bool(detail)}begun by another version, not resumed"
     return Status(seen, state, detail, job, fate)
 
 

@@ -184,7 +184,11 @@ def test_a_crash_loop_ends(place: Place) -> None:
 
 @pytest.mark.slurm
 def test_the_jobs_own_error_is_not_restarted(place: Place) -> None:
-    wrong = ("train.learning_rate=900.0", "train.momentum=0.99", "model.blocks=[{dense=8,activation='none'}]")
+    wrong = (
+        "train.learning_rate=900.0",
+        "train.optimiser.sgd.momentum=0.99",
+        "model.blocks=[{dense=8,activation='none'}]",
+    )
     job = place.submit(*(word for change in wrong for word in ("--set", change)))
     place.until_ended(job, "FAILED")
     assert place.said() == ["the job's own error is not restarted"]
