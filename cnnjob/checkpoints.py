@@ -4,18 +4,20 @@ A checkpoint is the one truth of a run: weights, optimiser, best weights, positi
 losses of the open epoch. It is written only with finite numbers in it, and read only by its own job.
 """
 
-import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnnjob import files
+from cnnjob import files, schemas
 from cnnjob.errors import DataError, TrainingError
 
 FORMAT = 1
 KEPT = 2
+_NAME = re.compile(r"step-(\d{1,15})\.npz", re.ASCII)
 
 Arrays = dict[str, np.ndarray]
 
@@ -86,12 +88,40 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     return path
 
 
-def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint must hold to be restored."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of every array of floating numbers, by its name."""
+    steps: int
+    """Of an epoch."""
+
+    def require(self, checkpoint: Checkpoint) -> None:
+        """Check what the arrays are.
+
+        Raises:
+            ValueError: one is missing or of another shape or kind, or does not fit the progress.
+        """
+        progress, arrays = checkpoint.progress, checkpoint.arrays
+        if progress.step != progress.epoch * self.steps + progress.epoch_step or progress.epoch_step > self.steps:
+            raise ValueError(f"step {progress.step} is not step {progress.epoch_step} after {progress.epoch} epochs")
+        for name, shape in {**self.shapes, "losses": (progress.epoch_step,)}.items():
+            array = arrays.get(name)
+            if array is None or array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise ValueError(f"it has no {name} of {shape} finite numbers")
+        hits = arrays.get("hits")
+        if hits is None or hits.shape != (progress.epoch_step,) or hits.dtype.kind not in "iu":
+            raise ValueError(f"it has no hits of {progress.epoch_step} steps")
+
+
+def load(folder: Path, digest: str, contents: Contents | None = None) -> tuple[Checkpoint | None, list[str]]:
     """Read the newest checkpoint that is whole; damaged ones before it are set aside as ``….damaged``.
 
     Args:
         folder: of the run's checkpoints.
         digest: of the job and its data; a checkpoint of another is refused.
+        contents: what it must hold; not checked by default.
 
     Returns:
         The checkpoint, or None where there is none yet; and a warning for each damaged one.
@@ -103,7 +133,7 @@ def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
     warnings: list[str] = []
     for number, path in enumerate(paths):
         try:
-            found = _read(path, digest)
+            found = _read(path, digest, contents)
         except _DamagedError as error:
             warnings.append(str(error))
             continue
@@ -120,21 +150,45 @@ def load(folder: Path, digest: str) -> tuple[Checkpoint | None, list[str]]:
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint of a folder, by its name; 0 where there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.npz")), default=0)
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("step-*.npz"))
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+class _OtherFormatError(DataError):
+    """A checkpoint of another version; an older one is of it too."""
 
 
 class _DamagedError(DataError):
     """A checkpoint that cannot be read; an older one may."""
 
 
-def _read(path: Path, digest: str) -> Checkpoint:
+def _read(path: Path, digest: str, contents: Contents | None) -> Checkpoint:
     try:
         arrays = files.read_arrays(path)
-        head = json.loads(str(arrays.pop("header")))
-    except (DataError, KeyError, ValueError) as error:
+        head = _header(arrays.pop("header", None), path)
+    except _OtherFormatError:
+        raise
+    except DataError as error:
         raise _DamagedError(str(error)) from error
-    if head.get("format") != FORMAT:
-        raise DataError(f"{path}: checkpoint format {head.get('format')}, this version reads {FORMAT}")
     if head["digest"] != digest:
         raise DataError(f"{path}: of another job ({head['digest'][:8]}, this is {digest[:8]}); remove it")
-    return Checkpoint(Progress(**head.pop("progress")), arrays, head)
+    checkpoint = Checkpoint(Progress(**head.pop("progress")), arrays, head)
+    try:
+        if contents:
+            contents.require(checkpoint)
+    except ValueError as error:
+        raise _DamagedError(f"{path}: damaged, {error}") from error
+    return checkpoint
+
+
+def _header(array: np.ndarray | None, path: Path) -> dict[str, Any]:
+    if array is None or array.shape or array.dtype.kind != "U":
+        raise DataError(f"{path}: damaged, it has no header")
+    try:
+        head = files.parse_json(str(array))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, its header is not JSON ({error})") from error
+    if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] != FORMAT:
+        raise _OtherFormatError(f"{path}: checkpoint format {head['format']}, this version reads {FORMAT}")
+    checked: dict[str, Any] = schemas.checked(head, schemas.CheckpointHeader, str(path))
+    return checked

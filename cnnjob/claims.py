@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob import files, schemas
-from cnnjob.errors import BusyError
-from cnnjob.processes import now, process_identity
+from cnnjob.errors import BusyError, DataError
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, now, process_identity
 from cnnjob.runs import HasEnded, Run, is_held
+
+_IDENTITY = ("pid", "pid_started", "started")
+"""What tells the record of one process from that of another."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,34 @@ class Claim:
         return _attempt_file(self.run, self.number)
 
     def check(self) -> None:
-        """Forbid a write when the run has passed to a later attempt.
+        """Forbid a write when the run has passed to another attempt, or nobody can see any more that it has an owner.
 
         Raises:
-            BusyError: it has.
+            BusyError: another attempt has the run.
+            DataError: the record of this one was removed, or a link leads out of the run folder.
         """
         if _attempt_file(self.run, self.number + 1).exists():
             raise BusyError(f"{self.run.path}: this process was taken for dead, attempt {self.number + 1} has the run")
+        if not self.path.exists():
+            others = ", ".join(path.name for path in self.run.attempt_files()) or "no record"
+            raise DataError(
+                f"{self.path}: the record of this training was removed (found {others}). It stops and writes nothing "
+                "more, since another may start beside it. Run the same command to resume from the newest checkpoint"
+            )
+        record = schemas.read(self.path, schemas.Attempt)
+        if any(record.get(key) != self.record[key] for key in _IDENTITY):
+            raise BusyError(f"{self.path}: the record of this training was replaced by that of process {record['pid']}")
+        self.run.require_no_links()
 
     def beat(self) -> None:
-        """Tell other hosts that this process is alive."""
-        os.utime(self.path)
+        """Tell other hosts that this process is alive, also where its record was removed."""
+        os.utime(self.run.checkpoints_folder, follow_symlinks=False)
+        os.utime(self.path, follow_symlinks=False)
 
     def note(self, **facts: Any) -> None:
         """Add facts to the record of this life."""
+        files.write_json(self.path, {**self.record, **facts}, fence=self.check)
         self.record.update(facts)
-        files.write_json(self.path, self.record, fence=self.check)
 
     def end(self, why: str, step: int) -> None:
         """Say why and at which step this life ended; the run is free from here on."""
@@ -66,8 +81,15 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
 
     Raises:
         BusyError: another process is writing the run; nothing was changed.
+        DataError: a record is damaged, or a link leads out of the run folder.
     """
+    run.require_no_links()
     held = run.attempt_files()
+    if (seconds := run.unrecorded_seconds()) is not None:
+        raise BusyError(
+            f"{run.path}: a process that has no record in attempts/ wrote here {seconds:.0f} s ago; the record of a "
+            f"training was removed while it runs. Stop it, or wait until {HEARTBEAT_LIMIT_SECONDS:.0f} s have passed"
+        )
     if held:
         last = schemas.read(held[-1], schemas.Attempt)
         if last["ended"] is None and is_held(last, held[-1], has_ended):

@@ -77,11 +77,12 @@ def whole(path: Path, *, fence: Callable[[], None] = _always) -> Iterator[Path]:
 
     Args:
         path: the final name; its folder must exist.
-        fence: called just before the rename; it may raise to forbid it.
+        fence: called first and again just before the rename; it may raise to forbid it.
 
     Yields:
         A path in the same folder that does not exist yet.
     """
+    fence()
     _remove_abandoned(path)
     temporary = temporary_name(path)
     try:
@@ -100,6 +101,19 @@ def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], 
     """Write ``content`` to ``path``, whole or not at all."""
     with whole(path, fence=fence) as temporary:
         temporary.write_bytes(content)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a regular file, which is made where there is none; a link is not followed.
+
+    Raises:
+        OSError: it cannot be written, or is a link or no regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:

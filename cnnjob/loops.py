@@ -92,7 +92,10 @@ class Loop:
 
     def _restore(self) -> None:
         """Take up the newest whole checkpoint, or start."""
-        found, warnings = checkpoints.load(self.run.checkpoints_folder, self.digest)
+        names = self.state.layout.shapes
+        shapes = {f"{group}/{name}": shape for group in self._buffers() for name, shape in names.items()}
+        contents = checkpoints.Contents(shapes, self.steps)
+        found, warnings = checkpoints.load(self.run.checkpoints_folder, self.digest, contents)
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} is for a GPU, NumPy computes in float32")
@@ -101,7 +104,7 @@ class Loop:
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
         if found is None:
-            if any(attempt["step"] for attempt in self.run.attempts()):
+            if any(attempt.get("step") for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint is left of the attempts before, starting anew")
             if anew := begun_anew(self.run):
                 self.say(anew)
@@ -365,7 +368,6 @@ class Loop:
     def log(self, text: str) -> None:
         """Put a line into the log; one that cannot be written loses nothing."""
         try:
-            with self.run.log_file.open("a", encoding="utf-8") as log:
-                log.write(f"{now()} {text}\n")
+            files.append_text(self.run.log_file, f"{now()} {text}\n")
         except OSError as error:
             self.listener.say(f"warning: {self.run.log_file} not written, {error}")

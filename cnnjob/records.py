@@ -17,7 +17,7 @@ from cnnjob.errors import CnnjobError, DataError
 from cnnjob.figures import Drawing
 from cnnjob.jobs import FORMAT, KINDS
 from cnnjob.lives import Life, lives_of, tail_of_log
-from cnnjob.runs import UNSEALED, Run, format_of
+from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of
 
 COLUMNS = (
     *("run", "job", "group", "seed", "state"),
@@ -218,6 +218,8 @@ def _read_state(run: Run, record: Record) -> None:
 def _why_unfinished(run: Run, state: str) -> str:
     if state == "pending":
         return "pending: not started yet"
+    if state == "running" and run.unrecorded_seconds() is not None:
+        return UNRECORDED
     last = run.attempts()[-1]
     if state == "running":
         return f"running on {last['host']} since {last['started']}"

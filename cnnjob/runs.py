@@ -13,8 +13,10 @@ log.txt             appended over attempts
 slurm/              submitit's files, the request, the newest job, what was decided after each life
 """
 
+import math
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,13 @@ import numpy as np
 from cnnjob import files, schemas
 from cnnjob.errors import DataError
 from cnnjob.jobs import FORMAT, Job
-from cnnjob.processes import is_alive, is_earlier_life
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, is_earlier_life
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
 
 HEARTBEAT_SECONDS = 30.0
+UNRECORDED = "a process that has no record in attempts/ writes here; it stops at its next checkpoint"
 UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote it), so damage or an edit is not noticed"
 DIGEST_DIGITS = 8
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
@@ -245,7 +248,33 @@ class Run:
         A record without one, made by an older version, is taken for its own.
         """
         folder, inode = record.get("folder"), record.get("inode")
-        return not isinstance(folder, str) or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
+        return folder is None or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
+
+    def unrecorded_seconds(self) -> float | None:
+        """Return how long ago a process wrote to the run that has no record in ``attempts/``; None where none did.
+
+        A process whose record was removed while it trains cannot be named, but touches the folder of its checkpoints
+        with each sign of life.
+        """
+        if not any(self.checkpoints_folder.glob("step-*.npz")):
+            return None
+        paths, written = self.attempt_files(), self.checkpoints_folder.stat().st_mtime
+        recorded = paths[-1].stat().st_mtime if paths else -math.inf
+        age = max(time.time() - written, 0.0)
+        return age if age < HEARTBEAT_LIMIT_SECONDS and written > recorded + 2 * HEARTBEAT_SECONDS else None
+
+    def require_no_links(self) -> None:
+        """Refuse to write through a link inside the run folder; the folder itself may be one.
+
+        Raises:
+            DataError: what is written to is a link.
+        """
+        for path in (self.attempts_folder, self.checkpoints_folder, self.slurm_folder, self.log_file):
+            if path.is_symlink():
+                raise DataError(
+                    f"{path}: a link (found one to {path.readlink()}), and nothing is written through links inside a "
+                    "run folder. Remove it, or put what it leads to in its place"
+                )
 
     def state(self, has_ended: HasEnded | None = None) -> State:
         """What state the run is in, by its folder alone.
@@ -261,6 +290,8 @@ class Run:
         """
         if _exists(self.result_file):
             return "finished"
+        if self.unrecorded_seconds() is not None:
+            return "running"
         paths = self.attempt_files()
         if not paths:
             return "pending"

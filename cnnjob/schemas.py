@@ -125,6 +125,38 @@ class Attempt(_Fields):
     device: str | None = None
 
 
+class CheckpointProgress(_Fields):
+    """How far a training has come, as a checkpoint's header says it: :class:`cnnjob.checkpoints.Progress`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: Count = 0
+    epoch_step: Count = 0
+    step: Count = 0
+    done: bool = False
+    best_epoch: Count = 0
+    best_accuracy: Number = -1.0
+    history: list["Epoch"] = Field(default_factory=list)
+    epoch_seconds: Number = 0.0
+    train_seconds: Number = 0.0
+    cpu_seconds: Number = 0.0
+    bits_may_differ_from_step: Count | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(self.history) != self.epoch or self.best_epoch > self.epoch:
+            raise ValueError(f"{len(self.history)} epochs recorded, {self.epoch} done, the best is {self.best_epoch}")
+        return self
+
+
+class CheckpointHeader(_Fields):
+    """What a checkpoint says of itself."""
+
+    format: Count
+    digest: Sha256
+    progress: CheckpointProgress
+
+
 class Epoch(_Fields):
     """One line of ``history.jsonl``."""
 

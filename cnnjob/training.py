@@ -15,7 +15,7 @@ from cnnjob.bindings import dataset_of_run, require_memory, written_or_said
 from cnnjob.checkpoints import newest_step
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
-from cnnjob.errors import BusyError, CnnjobError
+from cnnjob.errors import BusyError, CnnjobError, DataError
 from cnnjob.evaluations import CHECKED_AT_ONCE_BYTES
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, Silent
@@ -112,7 +112,7 @@ def _attempt(claim: Claim) -> Iterator[_Attempt]:
         raise
     finally:
         if attempt.why:
-            with suppress(OSError):  # it then counts as lost, which can go on too
+            with suppress(OSError, DataError):  # it then counts as lost, which can go on too
                 claim.end(attempt.why, attempt.loop.progress.step if attempt.loop else 0)
             if attempt.loop and attempt.why.startswith("failed"):
                 attempt.loop.log(attempt.why)

@@ -2,25 +2,30 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cnnjob import environments, files, nn, schemas
 from cnnjob.bindings import run_of
-from cnnjob.claims import claim
+from cnnjob.claims import Claim, claim
 from cnnjob.errors import BusyError, DataError
 from cnnjob.exports import export
+from cnnjob.listeners import Silent
 from cnnjob.predictions import classifier_of
 from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, now, process_identity
 from cnnjob.records import read
-from cnnjob.runs import UNSEALED, Run
+from cnnjob.runs import UNRECORDED, UNSEALED, Run
+from cnnjob.slurm import leftovers
 from cnnjob.slurm.looks import look
 from cnnjob.training import train
+from tests.run_folders import pending_run
 from tests.toys import dataset, job, trained
 
 ROOT = Path(__file__).parent.parent
@@ -316,3 +321,97 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_older_one_is_said(tmp_
     assert UNSEALED in finished.log_file.read_text()
     assert UNSEALED in read(finished, "old").remarks
     assert look(finished).note == UNSEALED
+
+
+# --- what is removed or replaced while a run trains
+
+
+def live(root: Path, seconds: float = 3600) -> Claim:
+    """A training of this process, whose claim is so old, with a checkpoint."""
+    held = claim(Run(root) if root.exists() else pending_run(root))
+    (held.run.checkpoints_folder / "step-000000001.npz").touch()
+    for path in (held.path, held.run.checkpoints_folder):
+        os.utime(path, (time.time() - seconds,) * 2)
+    held.beat()
+    return held
+
+
+def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tmp_path: Path) -> None:
+    held = live(tmp_path / "run")
+    held.check()
+    shutil.rmtree(held.run.attempts_folder)
+    for write in (
+        held.check,
+        lambda: held.end("stopped: SIGTERM", 5),
+        lambda: files.write_json(tmp_path / "a", 1, fence=held.check),
+    ):
+        with pytest.raises(DataError, match=r"0001\.json: the record of this training was removed \(found no record\)"):
+            write()
+    with suppress(OSError):
+        held.beat()
+    assert held.run.state() == "running"
+    assert look(held.run).note == UNRECORDED
+    assert read(held.run, "run").reasons == [UNRECORDED]
+    with pytest.raises(BusyError, match="a process that has no record in attempts/ wrote here"):
+        claim(held.run)
+    with pytest.raises(BusyError, match="not removed, a process that cannot be named may write it"):
+        leftovers.named([held.run])
+    old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
+    os.utime(held.run.checkpoints_folder, (old, old))
+    claim(held.run).note(**dead_process())
+    with pytest.raises(BusyError, match="was replaced by that of process"):
+        held.check()
+
+
+def test_the_removed_record_of_the_newest_attempt_is_missed(tmp_path: Path) -> None:
+    claim(Run(tmp_path / "run")).end("stopped: SIGTERM", 0)
+    os.utime(tmp_path / "run" / "attempts" / "0001.json", (time.time() - 3600,) * 2)
+    held = live(tmp_path / "run")
+    assert held.number == 2
+    held.path.unlink()
+    with pytest.raises(DataError, match=r"0002\.json: the record of this training was removed \(found 0001\.json\)"):
+        held.check()
+    assert held.run.state() == "running"
+    with pytest.raises(BusyError):
+        claim(held.run)
+
+
+def test_a_training_stops_at_its_next_save_when_its_records_are_removed(tmp_path: Path) -> None:
+    class Removes(Silent):
+        def step(self, epoch: int, step: int) -> None:
+            if epoch == 2:
+                shutil.rmtree(run.attempts_folder, ignore_errors=True)
+
+    run = run_of(job(train__epochs=9), dataset(tmp_path), tmp_path / "runs")
+    with pytest.raises(DataError, match="the record of this training was removed"):
+        train(run, Removes())
+    assert len(run.history()) == 1
+    assert not run.attempts_folder.exists()
+    assert not run.result_file.exists()
+
+
+@pytest.mark.parametrize("name", ["attempts", "checkpoints", "slurm", "log.txt"])
+def test_nothing_is_written_through_a_link_in_a_run_folder(tmp_path: Path, name: str) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "step-000000001.npz").write_bytes(b"another's")
+    before = tree(outside)
+    (run.path / name).symlink_to(outside)
+    with pytest.raises(DataError, match=rf"{name}: a link \(found one to {outside}\), and nothing is written through"):
+        train(run)
+    assert tree(outside) == before
+    (run.path / name).unlink()
+    (tmp_path / "link").symlink_to(run.path)
+    assert train(Run(tmp_path / "link")).state == "finished"
+
+
+def test_a_log_is_not_appended_through_a_link_or_to_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError, match=name):
+            files.append_text(tmp_path / name, "x\n")
+    files.append_text(tmp_path / "file", "x\udcff\n")
+    assert (tmp_path / "file").read_text() == "mine\nx\\udcff\n"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cnnjob.bindings import check, dataset_of, run_of, split
 from cnnjob.claims import claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
+from cnnjob.jobs import Job
 from cnnjob.listeners import Silent
 from cnnjob.packing.writer import Contents, write
 from cnnjob.runs import Run
@@ -393,6 +395,7 @@ def test_a_checkpoint_of_another_job_or_format_is_refused(tmp_path: Path) -> Non
     other.checkpoints_folder.mkdir(parents=True)
     newest = max(run.checkpoints_folder.iterdir())
     (other.checkpoints_folder / newest.name).write_bytes(newest.read_bytes())
+    os.utime(other.checkpoints_folder, (0, 0))
     with pytest.raises(DataError, match="of another job"):
         train(other)
     arrays = files.read_arrays(newest)
@@ -541,11 +544,16 @@ def test_a_dataset_is_found_by_name_or_path(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_at_the_start_is_met_before_the_work(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    run.checkpoints_folder.parent.mkdir(exist_ok=True)
-    run.checkpoints_folder.symlink_to("/proc/self")  # a folder where no file can be made
-    with pytest.raises(CnnjobError, match="the checkpoint at step 0 is not sure"):
-        train(run)
+    class Fills(Silent):
+        def start(self, job: Job, steps: int) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+
+    run, before = run_of(job(), dataset(tmp_path), tmp_path / "runs"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(CnnjobError, match=r"the checkpoint at step 0 is not sure, .*File too large"):
+            train(run, Fills())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_same_bits_on_one_core_as_on_all(tmp_path: Path) -> None:
@@ -606,3 +614,53 @@ def test_the_same_job_again_takes_its_new_resources(tmp_path: Path) -> None:
     assert seconds_after(4.0) == 4.0
     run.result_file.write_text("{}")
     assert seconds_after(3.0) == 4.0
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, np.ndarray]]:
+    """A run with two checkpoints in its second epoch, and the arrays of the newest."""
+    root = tmp_path_factory.mktemp("saved")
+    run = run_of(job(train__checkpoint_seconds=0.0), dataset(root), root / "runs")
+    train(run, StopsAt(25))
+    return run, files.read_arrays(max(run.checkpoints_folder.iterdir()))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"step": "9"},
+        {"step": -1},
+        {"step": 10**18},
+        {"step": 24},
+        {"epoch_step": 10**6},
+        {"history": 5},
+        {"history": [{}]},
+        {"history": []},
+        {"best_epoch": 99},
+        {"surprise": 1},
+        {"best_accuracy": None},
+        {"header": np.arange(3)},
+        {"header": np.array("{")},
+        {"header": np.array("[" * 9999)},
+        {"header": np.array('{"format": 1}')},
+        {"losses": np.zeros(99)},
+        {"hits": np.zeros(0)},
+        {"weights/conv1/weights": np.zeros(3, np.float32)},
+        {"best/conv1/weights": np.full((3, 3, 1, 4), np.nan, np.float32)},
+    ],
+)
+def test_a_checkpoint_of_other_content_with_a_fitting_checksum_is_damaged(saved: Any, facts: dict[str, Any]) -> None:
+    run, arrays = saved
+    older, newest = sorted(run.checkpoints_folder.glob("step-*.npz"))
+    shapes = {name: array.shape for name, array in arrays.items() if "/" in name}
+    head = json.loads(str(arrays["header"]))
+    head["progress"] |= {name: fact for name, fact in facts.items() if not isinstance(fact, np.ndarray)}
+    others = {name: fact for name, fact in facts.items() if isinstance(fact, np.ndarray)}
+    files.write_arrays(newest, {**arrays, "header": np.array(json.dumps(head)), **others})
+    found, [warning] = checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.Contents(shapes, 20))
+    damaged = newest.with_name(f"{newest.name}.damaged")
+    assert (found and found.progress.step, warning.startswith(f"{newest}: damaged, ")) == (24, True), warning
+    damaged.unlink()
+    files.write_arrays(newest, arrays)
+    assert checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.Contents(shapes, 20))[1] == []
+    assert older.exists()

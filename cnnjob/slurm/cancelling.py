@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cnnjob import files
 from cnnjob.errors import SchedulerError
 from cnnjob.processes import is_alive, now
-from cnnjob.runs import Run
+from cnnjob.runs import UNRECORDED, Run
 from cnnjob.slurm import scheduler, words
 from cnnjob.slurm.decisions import cancel_record
 from cnnjob.slurm.looks import Look
@@ -55,6 +55,7 @@ def cancel(runs: Sequence[Run]) -> list[Cancelled]:
 
 
 def _write_record(seen: Look, job_ids: Sequence[str]) -> None:
+    seen.run.require_no_links()
     seen.run.slurm_folder.mkdir(exist_ok=True)
     record = {"by": getpass.getuser(), "jobs": job_ids, "attempt": seen.lives, "time": now()}
     files.write_json(cancel_record(seen.run), record | seen.run.identity())
@@ -81,6 +82,8 @@ def _of_process(one: Status) -> str:
     seen = one.look
     if seen.state != "running":
         return f"nothing to cancel, it is {one.state}"
+    if seen.run.unrecorded_seconds() is not None:
+        return f"not cancelled, {UNRECORDED}"
     holder = seen.attempt
     if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
         return _of_step(seen) if holder.get("job_step") else _command_of(seen)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cnnjob import files
 from cnnjob.errors import BusyError, CnnjobError, DataError, SchedulerError
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS
 from cnnjob.runs import Run
 from cnnjob.slurm.batches import SWEEPS, Batch
 from cnnjob.slurm.frozen import CODE, code_folder
@@ -97,13 +98,26 @@ def _itself(run: Run) -> Run:
 
 def _require_idle(one: Status, remark: str) -> None:
     where = one.look.run.path
-    if one.job or one.state == "running":
+    if one.job or (one.state == "running" and one.node):
         holder = f"job {one.job_id} carries it" if one.job else f"it is running on {one.node}"
         raise BusyError(f"{where}: not removed, {holder}; `cnnjob cancel {where}` first")
+    if one.state == "running" or (one.state == "damaged" and _may_be_written(one.look.run)):
+        raise BusyError(
+            f"{where}: not removed, a process that cannot be named may write it; stop it, or try again "
+            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s after its last sign of life"
+        )
     if remark and one.look.job_ids and one.state not in {"finished", "damaged"}:
         raise SchedulerError(
             f"{where}: not removed, its job may be in the queue ({remark.partition(';')[0]}); try again"
         )
+
+
+def _may_be_written(run: Run) -> bool:
+    """Return whether a process may still write a run of which a file is damaged."""
+    try:
+        return run.state() == "running"
+    except DataError:  # the record of its last attempt
+        return any(_age(path) < HEARTBEAT_LIMIT_SECONDS for path in run.attempt_files()[-1:])
 
 
 def _leftover(path: Path, why: str) -> Leftover:

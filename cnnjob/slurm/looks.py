@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from cnnjob import files, schemas
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import FORMAT
-from cnnjob.runs import UNSEALED, Run, format_of, looks_like_a_run
+from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of, looks_like_a_run
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
@@ -31,7 +32,7 @@ class Look:
     trouble: str = ""
     """What is damaged."""
     note: str = ""
-    """What must be known of its job file."""
+    """What must be known beside its state."""
     lives: int = 0
     attempt: dict[str, Any] = field(default_factory=dict)
     """The record of the last life; empty before the first."""
@@ -147,13 +148,21 @@ def look(run: Run) -> Look:
     return Look(
         run,
         job=frozen.get("job", {}),
-        note=UNSEALED if frozen and schemas.SEAL not in frozen else "",
+        note="; ".join(_notes(run, frozen, facts)),
         history=_last_records(run.history_file),
         users=_users_of(run),
         is_older=format_of(frozen) != FORMAT,
         **facts,
         **_records(run, attempt),
     )
+
+
+def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+    """Return what must be known of a run beside its state."""
+    if frozen and schemas.SEAL not in frozen:
+        yield UNSEALED
+    if facts["state"] == "running" and run.unrecorded_seconds() is not None:
+        yield UNRECORDED
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -153,6 +153,8 @@ def _submit(
     batch: Batch, request: Request, code: Path, parallel: int | None = None, *, is_successor: bool = False
 ) -> tuple[str, dict[Path, str]]:
     """Submit a batch; return its job, and the earlier jobs of those of its runs that another submission has."""
+    for run in batch.runs:
+        run.require_no_links()
     batch.write()
     asked = request.model_dump(mode="json")
     for run in batch.runs:
