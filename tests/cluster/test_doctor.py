@@ -23,4 +23,4 @@ def test_doctor_and_a_job_with_its_profile(cluster: Start, user_python: Path, re
     assert rows["stopping"]["found"].startswith("5 s from SIGTERM")
     place.cnnjob("doctor", "--write-profile", "found", "--partition", "gpu")
     said = place.cnnjob("submit", "toy.toml", "--profile", "found", "--wait").stdout
-    assert re.search(r"1 node, 1 task, 1 GPU, 2 cores, 3 G, 2 h 0 min on gpu\n.*: finished, test accuracy", said), said
+    assert re.search(r"1 node, 1 task, 2 cores, 3 G, 2 h 0 min on gpu\n.*: finished, test accuracy", said), said
