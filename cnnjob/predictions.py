@@ -2,6 +2,7 @@
 
 import math
 import re
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from cnnjob.runs import Run
 WRONG_IMAGES = 24
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
 _TRAIN_AGAIN = "train again with a lower train.learning_rate or other initial weights"
+_UNREADABLE = (EOFError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError,
+               tokenize.TokenError)  # fmt: skip
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
@@ -175,15 +178,35 @@ def _number(address: str, said: str) -> int:
 
 def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
     """The images of a file."""
+    from cnnjob import images  # noqa: PLC0415 - Pillow, which a training does not need
+
     if not path.exists():
         raise DataError(f"{path}: no such file; name one, or an image of the run's data as test:0")
-    if path.suffix != ".npy":
-        pixels, size = _picture(path, shape)
-        yield _Image(str(path), pixels, scaled_from=None if size == shape[:2] else size)
+    if path.suffix == ".npy":
+        for number, image in enumerate(array_of(path, shape)):
+            yield _Image(f"{path}[{number}]", image)
         return
+    pixels, header = images.pixels(path, shape)
+    size = header.height, header.width
+    yield _Image(str(path), pixels, scaled_from=None if size == shape[:2] else size)
+
+
+def array_of(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """Open an ``.npy`` file of images.
+
+    Args:
+        path: the file.
+        shape: (H, W, C) of each image.
+
+    Returns:
+        uint8 (N, H, W, C), of which nothing is read yet.
+
+    Raises:
+        DataError: it is damaged, or its array is another.
+    """
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _UNREADABLE as error:
         raise DataError(f"{path}: not readable as an array, {error}") from error
     if not isinstance(array, np.ndarray):
         array.close()
@@ -192,22 +215,7 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
     if array.dtype != np.uint8 or array.shape not in ways or not array.size:
         many = f"(N, {', '.join(map(str, shape))})"
         raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or {many}; convert it")
-    for number, image in enumerate(array.reshape(-1, *shape)):
-        yield _Image(f"{path}[{number}]", image)
-
-
-def _picture(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
-    """An image file, scaled to the network's size, and its own height and width."""
-    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415
-
-    height, width, channels = shape
-    try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise DataError(f"{path}: not readable as an image, {error}") from error
-    return np.asarray(fitted, np.uint8).reshape(shape), upright.size[::-1]
+    return array.reshape(-1, *shape)
 
 
 def record(

@@ -6,10 +6,12 @@ import io
 import struct
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -123,3 +125,100 @@ def served(answers: dict[str, tuple[int, bytes]]) -> Iterator[tuple[str, list[st
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def png16(channels: int, size: tuple[int, int] = (6, 5)) -> bytes:
+    """A PNG of (width, height) ``size`` with 16 bits per channel; Pillow writes only grey ones."""
+    width, height = size
+    rows = b"".join(b"\0" + bytes(range(2 * channels)) * width for _ in range(height))
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    parts = {
+        b"IHDR": struct.pack(">2I5B", width, height, 16, kind, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    chunks = (struct.pack(">I", len(part)) + name + part + crc(name + part) for name, part in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def crc(content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(content))
+
+
+def encoded(image: Image.Image, kind: str, **how: Any) -> bytes:
+    """An image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def turned_exif() -> Image.Exif:
+    """An orientation that is turned by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def usable_images() -> dict[str, bytes]:
+    """Image files of 6 by 5 pixels of every kind that is read."""
+    colour, grey = Image.fromarray(random_bytes((5, 6, 3), 0)), Image.fromarray(random_bytes((5, 6), 1))
+    clear = Image.fromarray(random_bytes((5, 6, 4), 2))
+    more = {"save_all": True, "append_images": [grey.convert("RGB"), colour]}
+    return {
+        "colour.png": encoded(colour, "png"),
+        "grey.png": encoded(grey, "png"),
+        "clear.png": encoded(clear, "png"),
+        "palette.png": encoded(colour.quantize(4), "png", transparency=1),
+        "bit.png": encoded(grey.convert("1"), "png"),
+        "turned.png": encoded(colour, "png", exif=turned_exif()),
+        "colour.jpg": encoded(colour, "jpeg"),
+        "progressive.jpg": encoded(colour, "jpeg", progressive=True, exif=turned_exif()),
+        "ink.jpg": encoded(colour.convert("CMYK"), "jpeg"),
+        "moving.gif": encoded(colour, "gif", **more),
+        "pages.tiff": encoded(colour, "tiff", **more),
+        "packed.tiff": encoded(colour, "tiff", compression="tiff_lzw"),
+        "colour.bmp": encoded(colour, "bmp"),
+        "moving.webp": encoded(colour, "webp", **more),
+        "clear.webp": encoded(clear, "webp", lossless=True),
+        "colour.ppm": encoded(colour, "ppm"),
+        "plain.pgm": b"P2 6 5 255\n" + b"7 " * 30,
+    }
+
+
+def unusable_images() -> dict[str, tuple[str, bytes]]:
+    """Image files that are not read, each with what is said of it."""
+    colour = Image.fromarray(random_bytes((5, 6, 3), 0))
+    deep = Image.fromarray(random_bytes((5, 6), 0).astype(np.uint16))
+    wide, unknown = "not of 8 bits per channel", "not an image of a known format"
+    bomb = encoded(Image.new("1", (20_000, 10_000)), "png")
+    return {
+        "deep.png": (wide, encoded(deep, "png")),
+        "deep.tiff": (wide, encoded(deep, "tiff")),
+        "deep colour.png": (wide, png16(3)),
+        "deep and clear.png": (wide, png16(4)),
+        "deep.ppm": (wide, b"P6 6 5 65535\n" + bytes(180)),
+        "plain and deep.ppm": (wide, b"P3 6 5 65535\n" + b"9 " * 90),
+        "float.tiff": (wide, encoded(Image.fromarray(np.zeros((5, 6), np.float32)), "tiff")),
+        "program.eps": (unknown, encoded(colour, "eps")),
+        "program.png": (unknown, encoded(colour, "eps")),
+        "icon.ico": (unknown, encoded(colour, "ico")),
+        "page.pdf": (unknown, encoded(colour, "pdf")),
+        "text.png": (unknown, b"a, b"),
+        "empty.png": (unknown, b""),
+        "cut.png": ("not a usable image", encoded(colour, "png")[:-40]),
+        "cut.jpg": ("not a usable image", encoded(colour, "jpeg")[:-40]),
+        "cut.gif": ("not a usable image", encoded(colour, "gif")[:-20]),
+        "large.png": ("8000 x 4001 pixels and the most is", encoded(Image.new("1", (8_000, 4_001)), "png")),
+        "bomb.png": ("not a usable image", bomb),
+        "strips.tiff": ("30,000 strips or tiles and the most is", tiff_of_strips(30_000)),
+    }
+
+
+def tiff_of_strips(count: int) -> bytes:
+    """A TIFF of one column, each pixel a strip of its own: a small file that takes gigabytes to open."""
+    tags = [(256, 4, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (262, 3, 1, 1), (278, 4, 1, 1)]
+    tags += [(273, 4, count, 500), (279, 4, count, 500)]
+    tags.sort()
+    entries = b"".join(struct.pack("<2H2I", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(500, b"\0") + struct.pack("<I", 1) * count

@@ -35,7 +35,7 @@ FLOORS = (
         "verdicts",
     },
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
-    {"claims", "curves", "datasets", "listeners", "nn", "runs", "tiles"},
+    {"claims", "curves", "datasets", "images", "listeners", "nn", "runs", "tiles"},
     {"sweeps", "jobs", "older", "assignments", "models", "sections"}
     | {"schemas", "files", "hdf5", "npz", "processes", "shelves", "errors"},
 )

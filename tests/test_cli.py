@@ -194,8 +194,8 @@ def test_predict_of_a_dataset_that_has_changed(here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no image", "not readable as an image"),
-        (b"", "not readable as an image"),
+        (b"no image", "not an image of a known format"),
+        (b"", "not an image of a known format"),
         (None, "no such file"),
     ],
 )

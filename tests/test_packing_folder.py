@@ -4,22 +4,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from io import BytesIO
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
+from cnnjob.images import header, pixels
 from cnnjob.packing import pack
 from cnnjob.packing.folder import contents
-from cnnjob.packing.images import header, pixels
-from tests.packing_sources import random_bytes, write_images
+from tests.packing_sources import random_bytes, turned_exif, write_images
 
 
 @pytest.fixture
@@ -116,19 +113,17 @@ def test_images_are_scaled_to_cover_and_cropped(root: Path, out: Path) -> None:
     wide[:, 40:80] = 200  # the middle square
     Image.fromarray(wide).save(root / "cat" / "0000.png")
     packed(root, out, size=(8, 8), test_fraction=0.1)
-    image = pixels(root / "cat" / "0000.png", (8, 8, 3))
+    image, _ = pixels(root / "cat" / "0000.png", (8, 8, 3))
     assert image.shape == (8, 8, 3)
     assert image[:, 1:-1].min() > 190
 
 
 def test_images_stand_upright(tmp_path: Path) -> None:
     image = Image.fromarray(random_bytes((5, 6, 3), 0))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
     path = tmp_path / "turned.png"
-    image.save(path, exif=exif)
+    image.save(path, exif=turned_exif())
     assert header(path) == (6, 5, False)
-    np.testing.assert_array_equal(pixels(path, (6, 5, 3)), np.rot90(np.asarray(image), -1))
+    np.testing.assert_array_equal(pixels(path, (6, 5, 3))[0], np.rot90(np.asarray(image), -1))
 
 
 def test_options_and_pixels_decide_what_is_up_to_date(root: Path, out: Path) -> None:
@@ -201,33 +196,8 @@ def another_size(root: Path) -> None:
     write_images(root / "dog", 1, size=(5, 5))
 
 
-def text(root: Path) -> None:
-    (root / "dog" / "list.txt").write_text("a, b")
-
-
-def a_cut_image(root: Path) -> None:
-    path = root / "dog" / "0003.png"
-    path.write_bytes(path.read_bytes()[:-40])
-
-
 def a_dangling_link(root: Path) -> None:
     (root / "dog" / "0100.png").symlink_to("nowhere")
-
-
-def sixteen_bits(root: Path) -> None:
-    Image.fromarray(random_bytes((5, 6), 0).astype(np.uint16)).save(root / "dog" / "0000.png")
-
-
-def too_many_pixels(root: Path) -> None:
-    Image.new("1", (8_000, 4_001)).save(root / "dog" / "0000.png")
-
-
-def a_bomb(root: Path) -> None:
-    Image.new("1", (20_000, 10_000)).save(root / "dog" / "0000.png")
-
-
-def a_program(root: Path) -> None:
-    Image.new("RGB", (6, 5)).save(root / "dog" / "0000.eps")
 
 
 def only_a_test_folder(root: Path) -> None:
@@ -249,13 +219,7 @@ def no_classes(root: Path) -> None:
         (DataError, "bird: too few images, found 0", an_empty_class),
         (DataError, "bird: too few images, found 1", a_class_of_one),
         (JobError, "several sizes, found 5x6 .* and 5x5 .*; give --size HxW", another_size),
-        (DataError, "list.txt: not a usable image", text),
-        (DataError, "0003.png: not a usable image", a_cut_image),
         (DataError, "cannot be read.*0100.png", a_dangling_link),
-        (DataError, "0000.png: .* not of 8 bits", sixteen_bits),
-        (DataError, "0000.png: .* 8000 x 4001 pixels and the most is", too_many_pixels),
-        (DataError, "0000.png: not a usable image", a_bomb),
-        (DataError, "0000.eps: .* another program", a_program),
         (DataError, "no train folder", only_a_test_folder),
         (DataError, "only in one of them bird", other_classes),
         (DataError, "0 classes", no_classes),
@@ -318,17 +282,3 @@ def test_two_thousand_images_take_little_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) < 70  # MiB; the images have 146
-
-
-@given(st.sampled_from(["png", "jpeg", "gif", "tiff", "bmp", "webp"]), st.integers(0, 200), st.binary(max_size=20))
-def test_no_damaged_image_gives_more_than_a_data_error(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, start: int, patch: bytes
-) -> None:
-    buffer = BytesIO()
-    Image.fromarray(random_bytes((5, 6, 3), 0)).save(buffer, kind)
-    content = buffer.getvalue()
-    path = tmp_path_factory.getbasetemp() / f"image.{kind}"
-    path.write_bytes(content[:start] + patch + content[start + len(patch) :])
-    with suppress(DataError):
-        assert len(header(path)) == 3
-        assert pixels(path, (4, 4, 3)).shape == (4, 4, 3)

@@ -17,7 +17,7 @@ import numpy as np
 
 from cnnjob.datasets import BLOCK_BYTES, SPLITS
 from cnnjob.errors import DataError, JobError
-from cnnjob.packing.images import header, pixels
+from cnnjob.images import header, pixels
 from cnnjob.packing.splitting import cut
 from cnnjob.packing.writer import Block, Contents
 
@@ -115,10 +115,10 @@ def _survey(
     grey = True
     for path, _ in (image for part in parts for image in _labelled(part, names)):
         digest.update(f"{_file_digest(path)}  {path.relative_to(root)}\n".encode(errors="surrogateescape"))
-        height, width, is_grey = header(path)
-        grey = grey and is_grey
+        found = header(path)
+        grey = grey and found.is_grey
         if size is None:
-            sizes.setdefault((height, width), path)
+            sizes.setdefault((found.height, found.width), path)
             _require_one_size(root, sizes)
     height, width = next(iter(sizes))
     return digest.hexdigest(), (height, width, 1 if grey else 3)
@@ -142,7 +142,7 @@ def _blocks(parts: Sequence[_Part], names: Sequence[str], shape: tuple[int, int,
     for part in parts:
         start, images = 0, _labelled(part, names)
         while some := list(islice(images, rows)):
-            stack = np.stack([pixels(path, shape) for path, _ in some])  # (N, H, W, C)
+            stack = np.stack([pixels(path, shape)[0] for path, _ in some])  # (N, H, W, C)
             yield Block(str(part.folder), part.split, start, stack, np.array([label for _, label in some]))
             start += len(some)
 

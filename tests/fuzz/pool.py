@@ -156,5 +156,5 @@ def _wanted_memory(error: BaseException | None) -> bool:
     while error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False

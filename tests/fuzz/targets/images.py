@@ -1,0 +1,26 @@
+"""Image files and arrays of images."""
+
+from pathlib import Path
+
+from cnnjob.images import header, pixels
+from tests.fuzz.targets import Target
+from tests.packing_sources import tiff_of_strips, unusable_images, usable_images
+
+
+def _seeds() -> list[bytes]:
+    small = [content for _, content in unusable_images().values() if len(content) < 50_000]
+    return [*usable_images().values(), *small, tiff_of_strips(50)]
+
+
+def _read(content: bytes, folder: Path) -> None:
+    path = folder / "image"
+    path.write_bytes(content)
+    found = header(path)
+    assert found.height > 0
+    assert found.width > 0
+    image, same = pixels(path, (4, 4, 3))
+    assert same == found
+    assert image.shape == (4, 4, 3)
+
+
+TARGET = Target(_seeds, _read)
