@@ -6,7 +6,6 @@ locks for the time of one call, so a handle never crosses a fork.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import numpy as np
 
 from cnnjob import hdf5
 from cnnjob.errors import DataError, JobError
-from cnnjob.files import canonical_json, sha256_of
+from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -256,7 +255,7 @@ def is_damaged(path: Path) -> bool:
         False for a file of another kind, and for an HDF5 file that another program wrote.
     """
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:
             if path.suffix != ".h5" or raw.read(len(_SIGNATURE)) != _SIGNATURE:
                 return False
         with h5py.File(path, "r", locking=False) as file:
@@ -338,7 +337,7 @@ def _description(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[st
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
     """A list of such items, or a dict of them."""
-    value = json.loads(hdf5.text(file, name))
+    value = parse_json(hdf5.text(file, name))
     values = value.values() if isinstance(value, dict) else value
     if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):
         raise TypeError(f"the attribute {name} is not a {kind.__name__} of {items.__name__}")

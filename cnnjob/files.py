@@ -20,8 +20,9 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,7 @@ def write_json(path: Path, value: Any, *, fence: Callable[[], None] = _always) -
     write_whole(path, readable_json(value).encode(), fence=fence)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; nothing else can block or act when it is opened.
 
     Args:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from cnnjob import files
 from cnnjob.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -95,7 +96,7 @@ def _header(image: Image.Image) -> Header:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image whose header has been looked at; whatever Pillow finds wrong in it is a DataError."""
     try:
-        with warnings.catch_warnings(), _memory_bounded(), path.open("rb") as file:
+        with warnings.catch_warnings(), _memory_bounded(), files.open_regular(path) as file:
             warnings.simplefilter("ignore")  # of a corrupt EXIF block and the like
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             _require_few_parts(file)

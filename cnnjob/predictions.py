@@ -14,6 +14,7 @@ from cnnjob import nn
 from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, held_out_of, network_of, optimiser_of, pixels_of
 from cnnjob.datasets import SPLITS, Dataset
 from cnnjob.errors import DataError, JobError
+from cnnjob.files import open_regular
 from cnnjob.runs import Run
 
 WRONG_IMAGES = 24
@@ -204,6 +205,7 @@ def array_of(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     Raises:
         DataError: it is damaged, or its array is another.
     """
+    open_regular(path).close()  # a pipe would hang NumPy
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _UNREADABLE as error:

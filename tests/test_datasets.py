@@ -272,7 +272,7 @@ HOSTILE = {
     "no mean": ("do not fit", attribute("mean", [np.nan, 0.5, 0.5])),
     "means of bytes": ("do not fit", attribute("mean", [127.5, 127.5, 127.5])),
     "deep JSON": ("not readable", attribute("options", np.bytes_(b"[" * 20_000))),
-    "half a character": ("do not fit", attribute("class_names", np.bytes_(rb'["cat", "\ud800"]'))),
+    "half a character": ("not readable", attribute("class_names", np.bytes_(rb'["cat", "\ud800"]'))),
     "classes of numbers": ("not a list of str", attribute("class_names", np.bytes_(b"[1, 2]"))),
     "a digest too few": ("do not fit", attribute("array_sha256", np.bytes_(b'{"train/images": "00"}'))),
 }  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 
 from cnnjob.datasets import BLOCK_BYTES, SPLITS
 from cnnjob.errors import DataError, JobError
+from cnnjob.files import open_regular
 from cnnjob.images import header, pixels
 from cnnjob.packing.splitting import cut
 from cnnjob.packing.writer import Block, Contents
@@ -99,6 +100,9 @@ def _common_classes(parts: Sequence[_Part]) -> list[str]:
     names = parts[0].class_names()
     if not 0 < len(names) <= _MAX_CLASSES:
         raise DataError(f"{parts[0].folder}: {len(names)} classes, found no folders that fit; make one a class")
+    for name in names:
+        if name != name.encode(errors="replace").decode():  # half a surrogate pair stands for a byte that is not UTF-8
+            raise DataError(f"{parts[0].folder}: a class whose name is not UTF-8 (found {name!a}). Rename its folder")
     for part in parts:
         if different := set(names) ^ set(part.class_names()):
             raise DataError(f"{part.folder}: not the classes of {parts[0].folder}, found only in one of them"
@@ -133,7 +137,7 @@ def _require_one_size(root: Path, sizes: dict[tuple[int, int], Path]) -> None:
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from cnnjob.datasets import BLOCK_BYTES
 from cnnjob.errors import DataError
+from cnnjob.files import open_regular
 from cnnjob.packing.writer import Block
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -83,7 +84,7 @@ def _read_split(split: str, images_path: Path, labels_path: Path) -> Iterator[Bl
 @contextmanager
 def _open(path: Path, dimensions: int) -> Iterator[_Idx]:
     """An IDX file behind its header."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         file.seek(0)
         stream: BufferedIOBase = gzip.GzipFile(fileobj=file) if zipped else file

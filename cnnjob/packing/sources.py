@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from cnnjob.errors import DataError, JobError
-from cnnjob.files import sha256_of
+from cnnjob.files import open_regular, sha256_of
 from cnnjob.packing.catalogue import Entry
 from cnnjob.packing.download import cache_folder, first_accepted
 
@@ -108,7 +108,7 @@ def _sums(path: Path) -> tuple[str, str]:
     """MD5 and SHA-256 of a file, in one pass."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_HASH_BYTES):
                 md5.update(block)
                 sha256.update(block)
@@ -118,7 +118,7 @@ def _sums(path: Path) -> tuple[str, str]:
 
 
 def _refuse_web_page(path: Path) -> None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(_WEB_PAGE_BYTES)
     if start.lstrip().lower().startswith(_WEB_PAGE):
         raise DataError(f"{path}: not data but a web page (HTML), found {start[:40]!r}; try another address")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,16 @@ def test_many_mutated_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_the_seeds_are_read(name: str, tmp_path: Path) -> None:
-    chosen = target(name)
-    for number, content in enumerate(chosen.seeds()):
+def test_half_of_the_seeds_are_read(name: str, tmp_path: Path) -> None:
+    chosen, read = target(name), 0
+    seeds = chosen.seeds()
+    for number, content in enumerate(seeds):
         folder = tmp_path / str(number)
         folder.mkdir()
-        chosen.read(chosen.finish(content), folder)
+        with suppress(*chosen.errors):
+            chosen.read(chosen.finish(content), folder)
+            read += 1
+    assert read >= len(seeds) / 2
 
 
 def hang(_: bytes) -> None:
