@@ -201,7 +201,7 @@ def a_dangling_link(root: Path) -> None:
 
 
 def a_name_of_other_bytes(root: Path) -> None:
-    write_images(root / os.fsdecode(b"caf\xe9"), 2)
+    write_images(root / os.fsdecode(b"owl\xe9"), 2)
 
 
 def only_a_test_folder(root: Path) -> None:
@@ -224,7 +224,7 @@ def no_classes(root: Path) -> None:
         (DataError, "bird: too few images, found 1", a_class_of_one),
         (JobError, "several sizes, found 5x6 .* and 5x5 .*; give --size HxW", another_size),
         (DataError, "0100.png: no such file", a_dangling_link),
-        (DataError, "not UTF-8 .found 'caf.*. Rename its folder", a_name_of_other_bytes),
+        (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
         (DataError, "no train folder", only_a_test_folder),
         (DataError, "only in one of them bird", other_classes),
         (DataError, "0 classes", no_classes),
