@@ -101,7 +101,7 @@ def cancel(job_ids: Sequence[str]) -> list[str]:
     try:
         return tell(["scancel", *job_ids]).splitlines()
     except SchedulerError as error:
-        lines = str(error).splitlines()
+        lines = str(error).partition(": refused, ")[2].splitlines()
         if not any("Kill job error" in line for line in lines):
             raise
         return lines

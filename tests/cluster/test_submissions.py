@@ -5,6 +5,7 @@
 submits the same sweep from two shells so many times, with locks and without.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -69,9 +70,9 @@ def submit_from_two_shells(place: Place, runs: str, seeds: tuple[str, str], vari
     shells = [start(place, *options, "--seeds", count, **variables) for count in seeds]
     said = [shell.communicate(timeout=120) for shell in shells]
     assert [shell.returncode for shell in shells] == [0, 0], said
-    told = [re.findall(r": (?:submitted|queued) as (?:job )?([\d_]+)", out) for out, _ in said]
+    told = [re.findall(r": (?:running|(?:submitted|queued) as (?:job )?([\d_]+))", out) for out, _ in said]
     assert sorted(map(len, told)) == sorted(map(int, seeds)), said
-    carriers = {job for jobs in told for job in jobs}
+    carriers = {job for jobs in told for job in jobs if job}
     assert len(carriers) == 3, said
     if seeds == ("3", "3"):
         assert len({job.partition("_")[0] for job in carriers}) == 1, said
@@ -81,3 +82,75 @@ def submit_from_two_shells(place: Place, runs: str, seeds: tuple[str, str], vari
     lab.until(lambda: not place.cluster.admin("squeue", "--noheader"), 60, "an empty queue")
     states = {run.state() for run in Run.all(place.folder / runs)}
     assert states <= {"pending", "stopped"}, states
+
+
+# --- jobs of the user's own
+
+
+def test_a_job_that_cnnjob_did_not_submit_is_never_cancelled(cluster: Start, user_python: Path) -> None:
+    """A script of the user's trains in the background and in a step; cancelling the runs leaves the script running."""
+    place = Place.make(cluster(*SMALL, "--host-names"), user_python, "own-script", LONG)
+    train = f"{place.python} -m cnnjob train toy.toml"
+    script = f"cd {place.folder}; {train} --runs one & srun --overlap --ntasks=1 {train} --runs two & sleep 300"
+    job = place.cluster.submit("--cpus-per-task=2", "--mem=1000", "--wrap", script)
+    one, two = (place.folder / name for name in ("one", "two"))
+    lab.until(lambda: all(any(path.glob("*/history.jsonl")) for path in (one, two)), 90, "both trainings")
+    [first], [second] = Run.all(one), Run.all(two)
+    assert place.cnnjob("status", "one").stdout.splitlines()[2].split()[1] == "running"
+    said = place.cnnjob("cancel", "one", "two").stdout.splitlines()
+    assert f"inside job {job}, which is not cnnjob's. To let it save and stop:" in said[0]
+    assert said[1] == f"  ssh n1 kill -TERM {first.attempts()[-1]['pid']}"
+    assert said[2].endswith(f": asked step {job}.0 to save and stop; its job goes on"), said
+    lab.until(lambda: second.state() == "stopped", 30, "the stop")
+    assert first.attempts()[-1]["ended"] is None
+    assert place.cluster.state(job) == "RUNNING"
+    assert json.loads(place.cnnjob("status", "two", "--json").stdout)[0]["state"] == "cancelled"
+
+
+# --- several users
+
+
+def as_another(place: Place, *words: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command of cnnjob as another user, whose files others may write."""
+    user = ("setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups", "--", "sh", "-c", 'umask 0; "$@"', "sh")
+    known = {"PATH": os.environ["PATH"], "SLURM_CONF": str(place.cluster.folder / "etc" / "slurm.conf"), "HOME": "/tmp"}
+    command = [*user, place.python, "-m", "cnnjob", *words]
+    return subprocess.run(
+        [str(word) for word in command], cwd=place.folder, env=known, capture_output=True, text=True, check=False
+    )
+
+
+def shared(place: Place) -> str:
+    """Let a run be made by its user, and be submitted by another; the job's id."""
+    place.cluster.run("mkdir", "-m", "777", place.folder / "runs")
+    options = (*REQUEST, "--sbatch", "begin=now+1hour")
+    words = ("-m", "cnnjob", "submit", "toy.toml", *options)
+    place.cluster.run("sh", "-c", 'umask 0; "$@"', "sh", place.python, *words, cwd=place.folder)
+    assert "cancelled job" in place.cnnjob("cancel", "runs").stdout
+    submitted = as_another(place, "submit", "toy.toml", *options)
+    found = re.search(r": submitted as job (\d+)", submitted.stdout)
+    assert found, submitted
+    return found[1]
+
+
+def test_a_folder_of_several_users(place: Place) -> None:
+    job = shared(place)
+    [told] = json.loads(place.cnnjob("status", "--json").stdout)
+    assert (told["state"], told["job_id"]) == ("pending", job)
+    assert place.cnnjob("submit", "toy.toml", *REQUEST).stdout.endswith(f": queued as {job}, nothing submitted\n")
+    assert f": job {job} was not cancelled: scancel: error: " in place.cnnjob("cancel", "runs").stdout
+    assert f": cancelled job {job}, which waited\n" in as_another(place, "cancel", "runs").stdout
+    assert not place.cluster.admin("squeue", "--noheader")
+
+
+def test_a_site_that_hides_the_jobs_of_others(cluster: Start, user_python: Path) -> None:
+    place = Place.make(cluster(*SMALL, "--set", "PrivateData=jobs"), user_python, "hidden", LONG)
+    job = shared(place)
+    told = place.cnnjob("status", "--json")
+    assert [(one["state"], one["job_id"]) for one in json.loads(told.stdout)] == [("pending", job)]
+    assert "this site shows nobody the jobs of others" in told.stderr
+    again = place.cnnjob("submit", "toy.toml", *REQUEST, check=False)
+    assert again.returncode == 5
+    assert f"job {job} of another user may carry it, and this site shows nobody the jobs of others" in again.stderr
+    as_another(place, "cancel", "runs")
+    assert not place.cluster.admin("squeue", "--noheader")

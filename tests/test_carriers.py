@@ -1,0 +1,189 @@
+"""Which jobs carry which runs: several for one, others' jobs, copied and moved runs. Without a SLURM."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cnnjob import files, processes
+from cnnjob.claims import claim
+from cnnjob.errors import BusyError
+from cnnjob.runs import Run
+from cnnjob.slurm import status, submission
+from cnnjob.slurm.batches import Batch
+from cnnjob.slurm.requests import Request
+from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
+from tests.test_status import (
+    UID,
+    Make,
+    asked,
+    cancelled_by_script,
+    crash_loop,
+    elsewhere,
+    failed,
+    lost_in_job,
+    one,
+    row,
+    says,
+    submitted,
+    waits,
+)
+from tests.test_status import site as site  # noqa: PLC0414 - a fixture
+from tests.test_submit import ANSWERS, Site, cnnjob
+
+SUBMITS = ("srun", "sbatch", "scontrol")
+ALLOCATION = row("RUNNING", node="n1", job="44", comment="my own work")
+
+
+def test_a_training_inside_a_job_of_the_user_is_stopped_and_the_job_is_not(site: Site) -> None:
+    """As ``cnnjob train`` in an ``salloc``, on this host."""
+    run = running_run(Path("runs"))
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        started = processes._start_of(child.pid)
+        change_json(run.attempt_files()[-1], pid=child.pid, pid_started=started, job_id="44")
+        says(site, ALLOCATION)
+        assert (one(run).state, one(run).job_id) == ("running", "44")
+        assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: asked process {child.pid} to save and stop\n"
+    assert not [line for line in asked(site) if "scancel" in line]
+    change_json(run.attempt_files()[-1], ended=processes.now(), why="stopped: SIGTERM", step=150)
+    assert one(run).state == "cancelled"
+
+
+def test_a_training_inside_a_job_of_the_user_on_another_host(site: Site) -> None:
+    run = elsewhere(running_run(Path("runs")), 20, "44")
+    says(site, ALLOCATION)
+    said = cnnjob("cancel", str(run.path)).stdout
+    assert said.startswith(
+        f"{run.path}: not cancelled, process {os.getpid()} on n1 trains it, inside job 44, which is "
+    )
+    assert said.endswith(f"\n  ssh n1 kill -TERM {os.getpid()}\n")
+    change_json(run.attempt_files()[-1], job_step="3")
+    assert "asked step 44.3 to save and stop; its job goes on" in cnnjob("cancel", str(run.path)).stdout
+    assert [line for line in asked(site) if "scancel" in line] == ["scancel --signal=TERM 44.3"]
+    site.says(scancel='echo "scancel: error: Invalid job id 44.3" >&2; exit 1')
+    assert "step 44.3 was not asked to stop: scancel" in cnnjob("cancel", str(run.path)).stdout
+    assert one(run).state == "running"
+
+
+def test_a_job_with_the_number_of_ours_and_another_comment_is_not_cancelled(site: Site) -> None:
+    """The number of a job on another cluster, where the same folders are."""
+    submitted(pending_run(Path("runs")), shown=f"cnnjob {Path('runs').resolve()}/x 1")
+    for comment in ("", "my own work", "cnnjob /another/folder 1"):
+        says(site, row("RUNNING", comment=comment))
+        assert "cancelled job" not in cnnjob("cancel", "runs").stdout
+    assert not [line for line in asked(site) if "scancel" in line]
+
+
+def test_every_job_of_a_run_is_cancelled_and_told(site: Site) -> None:
+    """Two arrays carry the same runs, after two submissions of which one was killed."""
+    runs = [pending_run(Path("runs"), seed=seed) for seed in range(2)]
+    sweep = Batch.of(runs)
+    sweep.write()
+    lines = [row("RUNNING", job=f"17_{n}", comment=sweep.comment) for n in range(2)]
+    says(site, "".join(lines) + row("PENDING", job="18_[0-1]", comment=sweep.comment))
+    assert [one.detail for one in status.statuses(runs).statuses] == [
+        "its job starts; job 18_0 is for it too", "its job starts; job 18_1 is for it too",
+    ]  # fmt: skip
+    said = cnnjob("cancel", "runs").stdout
+    assert said.count("its work is saved as it ends") == 2
+    assert asked(site)[-1] == "scancel 17_0 17_1 18_0 18_1"
+
+
+def test_what_of_several_jobs_is_refused_is_said(site: Site) -> None:
+    run = submitted(pending_run(Path("runs")))
+    denied = "scancel: error: Kill job error on job id 18: Access/permission denied"
+    theirs = row("PENDING", job="18", comment=f"cnnjob {run.path.resolve()} 1")
+    says(site, row("PENDING") + theirs, scancel=f'echo "{denied}" >&2')
+    said = cnnjob("cancel", str(run.path)).stdout
+    assert said == f"{run.path}: cancelled job 17, which waited; job 18 was not cancelled: {denied}\n"
+    assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["17"]
+
+
+@pytest.mark.parametrize(
+    "make", [finished_run, failed, cancelled_by_script, crash_loop, stopped_run, lost_in_job, pending_run, waits]
+)
+def test_cancel_names_the_state_that_status_names(make: Make) -> None:
+    run = make(Path("runs"))
+    [told] = json.loads(cnnjob("status", str(run.path), "--json").stdout)
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is {told['state']}\n"
+
+
+# --- copies and moves
+
+
+def copied(run: Run) -> Run:
+    shutil.copytree(run.path, "copy")
+    return Run(Path("copy"))
+
+
+def in_job(root: Path) -> Run:
+    """A run of this host in job 17, whose records name its folder."""
+    run = running_run(root)
+    change_json(run.attempt_files()[-1], job_id="17")
+    return submitted(run, **run.identity())
+
+
+def test_a_copy_owns_no_job_and_no_process(site: Site) -> None:
+    run = in_job(Path("runs"))
+    says(site, row("RUNNING", node="n1", comment=f"cnnjob {run.path.resolve()} 1"))
+    copy = copied(run)
+    assert (one(run).state, one(copy).state) == ("running", "lost")
+    assert (one(copy).job_id, one(copy).node) == (None, processes.process_identity()["host"])
+    assert one(copy).detail == f"a copy of {run.path.resolve()}, whose jobs are not its own"
+    assert cnnjob("cancel", "copy").stdout == "copy: nothing to cancel, it is lost\n"
+    assert not [line for line in asked(site) if "scancel" in line]
+    assert claim(copy).number == 2
+    assert run.state() == "running"
+
+
+def test_a_copy_of_a_cancelled_run_is_not_cancelled(site: Site) -> None:
+    run = submitted(pending_run(Path("runs")), **Run(Path("runs")).identity())
+    change_json(run.submission_file, **run.identity())
+    says(site, row("PENDING", comment=f"cnnjob {run.path.resolve()} 1"))
+    assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
+    says(site)
+    assert (one(run).state, one(copied(run)).state) == ("cancelled", "pending")
+
+
+def test_a_run_that_was_moved_while_its_job_waits(site: Site) -> None:
+    run = pending_run(Path("runs"))
+    old = run.path.resolve()
+    submitted(run, **run.identity())
+    says(site, row("PENDING", "Priority", comment=f"cnnjob {old} 1"), **{name: ANSWERS[name] for name in SUBMITS})
+    moved = Run(run.path.rename("elsewhere"))
+    assert (one(moved).state, one(moved).job_id) == ("pending", "17")
+    assert (
+        one(moved).detail == f"jobs of higher priority go first; job 17 is for {old}, from where this folder was moved"
+    )
+    with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, .*\n  cnnjob cancel elsewhere"):
+        submission.submit([moved], Request())
+    assert "cancelled job 17" in cnnjob("cancel", "elsewhere").stdout
+
+
+def test_a_copy_is_submitted_as_a_run_of_its_own(site: Site) -> None:
+    run = pending_run(Path("runs"))
+    submitted(run, **run.identity())
+    waiting = row("PENDING", comment=f"cnnjob {run.path.resolve()} 1")
+    answers = {name: ANSWERS[name] for name in SUBMITS}
+    says(site, waiting, **(answers | {"sbatch": 'echo "Submitted batch job 18"'}))
+    [done] = submission.submit([copied(run)], Request())
+    assert done.job_id == "18"
+    says(site, waiting + row("PENDING", job="18", comment=f"cnnjob {Path('copy').resolve()} 1"))
+    assert [one(each).job_id for each in (run, Run(Path("copy")))] == ["17", "18"]
+
+
+# --- runs of several users
+
+
+def test_jobs_of_everybody_where_others_may_write(site: Site) -> None:
+    run = pending_run(Path("runs"))
+    site.says(
+        squeue=f'echo "$*" >> ../asked; echo "{row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()}"'
+    )
+    assert one(run).state == "pending"
+    Path("runs").chmod(0o775)
+    assert one(run).job_id == "17"
+    assert [f"--user={UID}" in line for line in asked(site)] == [True, False]
