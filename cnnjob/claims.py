@@ -1,13 +1,14 @@
 """Who may write a run: one process at a time, and none that was taken for dead."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnjob import files, schemas
 from cnnjob.errors import BusyError, DataError
-from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, now, process_identity
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, ahead_seconds, now, process_identity
 from cnnjob.runs import HasEnded, Run, is_held
 
 _IDENTITY = ("pid", "pid_started", "started")
@@ -80,7 +81,8 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
         The claim; it is this process's until :meth:`Claim.end` or its death.
 
     Raises:
-        BusyError: another process is writing the run; nothing was changed.
+        BusyError: another process is writing the run; nothing was changed, but that a sign of life from the future
+            counts from now on.
         DataError: a record is damaged, or a link leads out of the run folder.
     """
     run.require_no_links()
@@ -89,11 +91,12 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
         raise BusyError(
             f"{run.path}: a process that has no record in attempts/ wrote here {seconds:.0f} s ago; the record of a "
             f"training was removed while it runs. Stop it, or wait until {HEARTBEAT_LIMIT_SECONDS:.0f} s have passed"
+            f"{_from_the_future(run.checkpoints_folder)}"
         )
     if held:
         last = schemas.read(held[-1], schemas.Attempt)
         if last["ended"] is None and is_held(last, held[-1], has_ended):
-            raise BusyError(_busy(run, last))
+            raise BusyError(f"{_busy(run, last)}{_from_the_future(held[-1], run.checkpoints_folder)}")
     for folder in (run.attempts_folder, run.checkpoints_folder):
         folder.mkdir(parents=True, exist_ok=True)
     number = int(held[-1].stem) + 1 if held else 1
@@ -117,6 +120,21 @@ def _busy(run: Run, holder: dict[str, Any]) -> str:
     return (
         f"{run.path}: another process is writing this run, process {holder['pid']} on {holder['host']} "
         f"since {holder['started']}; wait for it, or stop it"
+    )
+
+
+def _from_the_future(*signs: Path) -> str:
+    """Let a sign of life from the future count from now on, and say so; a dead owner's would hold the run for long."""
+    ahead = max(ahead_seconds(sign) for sign in signs)
+    if not ahead:
+        return ""
+    for sign in signs:
+        with suppress(OSError):
+            os.utime(sign)
+    minutes, limit = f"{ahead / 60:,.0f} min", f"{HEARTBEAT_LIMIT_SECONDS / 60:.0f} min"
+    return (
+        f". Its last sign of life is {minutes} in the future: the clock of that machine or of this one is wrong. "
+        f"If that process is dead, run the same command again in {limit}"
     )
 
 

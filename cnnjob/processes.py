@@ -11,6 +11,8 @@ from cnnjob.errors import CnnjobError
 
 NO_PROC = "/proc is not readable"
 MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
+SKEW_SECONDS = 60.0
+"""Clocks that differ by more are said to."""
 HEARTBEAT_LIMIT_SECONDS = 300.0
 """A holder on another host that has not been heard of for so long is taken for dead."""
 
@@ -73,9 +75,20 @@ def is_alive(holder: dict[str, Any], record: Path) -> bool:
     record's age does.
     """
     if holder["host"] != socket.gethostname():
-        return time.time() - record.stat().st_mtime < HEARTBEAT_LIMIT_SECONDS
+        return silent_seconds(record) < HEARTBEAT_LIMIT_SECONDS
     started = _start_of(holder["pid"])
     return holder["boot"] == _boot_id() and started is not None and started == holder["pid_started"]
+
+
+def silent_seconds(record: Path) -> float:
+    """Return how long an attempt has given no sign of life; one from the future, by another clock, counts as now."""
+    return max(0.0, time.time() - record.stat().st_mtime)
+
+
+def ahead_seconds(record: Path) -> float:
+    """Return how far an attempt's last sign of life is in the future; 0 for what clocks usually differ by, or none."""
+    ahead = record.stat().st_mtime - time.time() if record.exists() else 0.0
+    return ahead if ahead > SKEW_SECONDS else 0.0
 
 
 def _boot_id() -> str:

@@ -43,6 +43,32 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_sign_of_life_from_the_future_counts_from_when_it_is_seen(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    held = claim(run)
+    files.write_json(held.path, {**held.record, "host": "elsewhere"})
+    (run.checkpoints_folder / "step-000000005.npz").touch()
+    for sign in (held.path, run.checkpoints_folder):
+        os.utime(sign, (time.time() + 7200,) * 2)
+    with pytest.raises(BusyError, match=r"Its last sign of life is 120 min in the future: .* again in 5 min$"):
+        claim(run)
+    with pytest.raises(BusyError, match=r"wait for it, or stop it$"):
+        claim(run)
+    os.utime(held.path, (held.path.stat().st_mtime - HEARTBEAT_LIMIT_SECONDS,) * 2)
+    os.utime(run.checkpoints_folder, (held.path.stat().st_mtime,) * 2)
+    assert claim(run).number == 2
+
+
+def test_a_checkpoint_from_the_future_of_no_recorded_attempt_counts_from_when_it_is_seen(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    claim(run).end("stopped: SIGTERM", 5)
+    (run.checkpoints_folder / "step-000000005.npz").touch()
+    os.utime(run.checkpoints_folder, (time.time() + 7200,) * 2)
+    with pytest.raises(BusyError, match=r"no record in attempts/ .* 120 min in the future: .* again in 5 min$"):
+        claim(run)
+    assert run.checkpoints_folder.stat().st_mtime <= time.time()
+
+
 def test_states_follow_the_folder(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     assert run.state() == "pending"

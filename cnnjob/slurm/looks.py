@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cnnjob import files, schemas
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import FORMAT
+from cnnjob.processes import SKEW_SECONDS, ahead_seconds, silent_seconds
 from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of, looks_like_a_run
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
@@ -37,7 +39,9 @@ class Look:
     attempt: dict[str, Any] = field(default_factory=dict)
     """The record of the last life; empty before the first."""
     heard_seconds: float = 0.0
-    """How long ago the last life gave a sign of itself."""
+    """Since the last sign of life; one from the future counts as now."""
+    ahead_seconds: float = 0.0
+    """How far the last sign of life, or the last attempt's start, is in the future."""
     job: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     """The last epochs."""
@@ -57,7 +61,10 @@ class Look:
     def job_id(self) -> str | None:
         """The newest job: of the submission, unless a later life was of another or of none."""
         submitted, lived = self.submission.get("job_id"), self.attempt.get("job_id")
+        number = self.submission.get("attempt")
         later = str(self.submission.get("submitted", "~")) > str(self.attempt.get("started", ""))
+        if isinstance(number, int):  # clocks of several machines may differ
+            later = self.lives < number
         newest = submitted if submitted and (later or not self.attempt) else lived if self.attempt else submitted
         return None if newest is None else str(newest)
 
@@ -171,10 +178,20 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
     if attempts:
         attempt = schemas.read(attempts[-1], schemas.Attempt)
-        facts["heard_seconds"] = time.time() - attempts[-1].stat().st_mtime
+        facts["heard_seconds"] = silent_seconds(attempts[-1])
+        facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(attempt))
     if facts["state"] == "finished":
         run.result()
     return facts, attempt
+
+
+def _ahead(attempt: dict[str, Any]) -> float:
+    """How far an attempt's start is in the future; 0 for less than clocks usually differ by."""
+    try:
+        ahead = datetime.fromisoformat(attempt["started"]).timestamp() - time.time()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+    return ahead if ahead > SKEW_SECONDS else 0.0
 
 
 def _records(run: Run, attempt: dict[str, Any]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _is_unclear(seen: Look, thorough: bool) -> bool:  # noqa: FBT001 - private
     if thorough:
         return seen.state != "running" or not seen.is_here
     if seen.state == "running":
-        return not seen.is_here and seen.heard_seconds >= HEARD_SECONDS
+        return not seen.is_here and _is_quiet(seen)
     return not is_settled(seen) and not seen.was_cancelled_here
 
 
@@ -199,9 +199,8 @@ def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], *, gone: 
     else:
         state, detail = _without_a_job(seen, fate, gone=gone)
         detail = "its job is ending" if job else detail
-    if seen.is_older and not job and state in ENDED_EARLY:
-        detail = f"{detail}{'; ' * bool(detail)}begun by another version, not resumed"
-    return Status(seen, state, detail, job, fate)
+    older = "begun by another version, not resumed" if seen.is_older and not job and state in ENDED_EARLY else ""
+    return Status(seen, state, "; ".join(filter(None, (detail, older, skew(seen)))), job, fate)
 
 
 def _left_queue(seen: Look) -> bool:
@@ -282,6 +281,19 @@ def is_settled(seen: Look) -> bool:
     return seen.state != "running" and (seen.decided.get("ended_by") == "cancelled" or bool(_given_up(seen)))
 
 
+def _is_quiet(seen: Look) -> bool:
+    """Return whether no sign of life contradicts a scheduler that does not know the job; none from the future does."""
+    return seen.heard_seconds >= HEARD_SECONDS or seen.ahead_seconds > 0
+
+
+def skew(seen: Look) -> str:
+    """Return what is wrong with the clocks; empty where nothing is."""
+    if not seen.ahead_seconds:
+        return ""
+    ahead, host = span(seen.ahead_seconds), seen.attempt.get("host") or "its machine"
+    return f"its last sign of life is {ahead} in the future, so the clock of {host} or of this machine is wrong"
+
+
 def _given_up(seen: Look) -> str:
     """Why its batch script does not bring it back, where that is for good; empty otherwise."""
     said = str(seen.decided.get("said", ""))
@@ -294,8 +306,9 @@ def _alive_or_lost(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, s
         return "running", ""
     if fate and fate.state in words.ENDED:
         return ("cancelled" if fate.state == "CANCELLED" else "lost"), f"job {fate.job_id} {fate.said}"
-    if gone and seen.heard_seconds >= HEARD_SECONDS:
-        return "lost", f"job {seen.job_id} is gone, no sign of life for {span(seen.heard_seconds)}"
+    if gone and _is_quiet(seen):
+        heard = "" if seen.ahead_seconds else f", no sign of life for {span(seen.heard_seconds)}"
+        return "lost", f"job {seen.job_id} is gone{heard}"
     return "running", ""
 
 
