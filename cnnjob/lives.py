@@ -75,9 +75,10 @@ def _life(
 
 
 def _decision(job_id: Any, requeued: Any, restarts: Sequence[dict[str, Any]]) -> str:
-    """What was said after this life: the job's decisions stand in the order of its lives."""
-    said = [str(one.get("said", "")) for one in restarts if job_id and one.get("job_id") == job_id]
-    return said[requeued] if requeued in range(len(said)) else ""
+    """Return what was decided after this attempt; a decision without a number is that of its place among the job's."""
+    of_job = [one for one in restarts if job_id and one.get("job_id") == job_id]
+    said = {one.get("job_restarts", place): str(one.get("said", "")) for place, one in enumerate(of_job)}
+    return said.get(requeued, "")
 
 
 def _submission(run: Run) -> dict[str, Any]:

@@ -213,6 +213,7 @@ class Restart(_Fields):
 
     step: Count
     job_id: str | None = None
+    job_restarts: Count | None = None
     ended_by: str | None = None
     code: int | None = None
     restarted: str | None = None

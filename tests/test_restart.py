@@ -526,6 +526,21 @@ def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
     assert Path("asked").read_text().splitlines().count("requeue 17") == 2
 
 
+@pytest.mark.usefixtures("site")
+def test_a_python_that_was_deleted_is_named_by_status() -> None:
+    python = Path("venv/python").absolute()
+    python.parent.mkdir()
+    cnnjob("submit", "toy.toml")
+    run = run_folder()
+    script = run.slurm_folder / "17_submission.sh"
+    script.write_text(script.read_text().replace(sys.executable, str(python)))
+    done = batch_script(run)
+    assert (done.returncode, restarts_of(run)) == (127, [])
+    (run.slurm_folder / "17_0_log.out").write_text(done.stdout)
+    shown = cnnjob("status", str(run.path)).stdout
+    assert f"cause:     its job had no Python: {python} is missing or cannot be executed, so it was not" in shown
+
+
 TRAPPED = [*range(1, 9), *range(10, 17), *range(20, 32), *range(34, 65)]
 HELD = 'echo $$ > task; while [ ! -e go ]; do /bin/sleep 0.05; done; shift 4; exec "$@"'
 

@@ -144,6 +144,18 @@ def lost_in_job(root: Path) -> Run:
     return run
 
 
+REQUEUED = "job 17 is requeued"
+REQUEUED_LINE = f"cnnjob: /runs/x: {REQUEUED}\n"
+NO_PYTHON = "cnnjob: /runs/x: /gone/bin/python cannot decide about a restart, exit code"
+
+
+def requeued_then_ended(root: Path) -> Run:
+    """Restarted once; then its batch script was killed, and its process asked to stop."""
+    run = decided(stopped_in_job(root), job_restarts=0, said=REQUEUED)
+    change_json(run.attempt_files()[-1], job_restarts=1)
+    return log(run, REQUEUED_LINE + BANNER)
+
+
 def failed(root: Path, why: str = "failed: KeyError: 'x'") -> Run:
     run = stopped_in_job(root)
     change_json(run.attempt_files()[-1], why=why)
@@ -690,6 +702,19 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
          "its job failed without a word in the run's folder", "sacct: job 17 FAILED, exit code 1:0", "cnnjob logs .*"),
         (stopped_in_job, "", "", r"somebody asked it to end \(SIGTERM\), so it saved and stopped at step 150",
          "attempts/0001.json: stopped: SIGTERM", "cnnjob submit .*"),
+        (requeued_then_ended, "", "17|FAILED|0:9|n1|\n",
+         r"somebody asked it to end \(SIGTERM\), so it saved and stopped at step 150",
+         "attempts/0001.json: stopped: SIGTERM; its batch script was ended before it decided", "cnnjob submit .*"),
+        (lambda root: log(stopped_in_job(root), f"{REQUEUED_LINE}srun: error\n{NO_PYTHON} 127\n"), "", "",
+         "its job had no Python: /gone/bin/python is missing or cannot be executed, so it was not restarted",
+         "17_0_log.out: srun: error", "cnnjob submit .*"),
+        (lambda root: log(waits(root), f"{TRACE}{NO_PYTHON} 1\n"), "", "",
+         "its job had no Python: /gone/bin/python cannot run cnnjob, so it was not restarted",
+         "17_0_log.out: KeyError: 'x' at ", "cnnjob submit .*"),
+        (lambda root: decided(lost_in_job(root), code=254, said="3 restarts without progress"), "", "",
+         "3 restarts without progress, each time not started by srun", "slurm/restarts.json", "cnnjob logs .*"),
+        (lambda root: decided(lost_in_job(root), code=142, said=REQUEUED), "", "",
+         "it was ended because it did not stop before its job's end", "code 142", "cnnjob submit .*"),
         (stopped_run, "", "", "somebody asked it to end .*", "attempts/0001.json", "cnnjob train tiny.toml"),
         (lost_run, "", "", "its process is gone without a word",
          "attempts/0001.json: no sign of life for ", "cnnjob train tiny.toml"),

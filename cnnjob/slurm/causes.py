@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cnnjob.checkpoints import newest_step
 from cnnjob.slurm import commands, words
+from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
 from cnnjob.slurm.logs import capped, last_error, last_life, last_words, line_with, log_of, own_message
 from cnnjob.slurm.status import ENDED_EARLY, Status, left, span
 
@@ -27,6 +28,7 @@ _MEMORY = re.compile(
 _DEVICE = re.compile(r"cupy\S{0,100}OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|not enough space", re.IGNORECASE)
 _NUMBER = re.compile(r"the (?:\w+ )?loss is (?:nan|-?inf)\b")
+_UNDECIDED = re.compile(rf": (?P<python>/.*) {UNDECIDED} (?P<code>\d+)$")
 _DEAD = 128
 _ENDS = {
     "TIMEOUT": "its job reached the time limit",
@@ -86,7 +88,7 @@ def _cause_of(status: Status) -> Cause:
         return _left_queue(status)
     text = last_life(status.look.run)
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
-        _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop,
+        _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop,
         _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
     )  # fmt: skip
     return next((cause for step in steps if (cause := step(status, text))), None) or _silent(status)
@@ -160,6 +162,19 @@ def _why(status: Status) -> str:
 
 def _attempt_file(status: Status) -> str:
     return f"attempts/{status.look.lives:04d}.json"
+
+
+def _no_interpreter(status: Status, text: str) -> Cause | None:
+    """Return what the batch script wrote where its Python, or what that needs, is missing."""
+    undecided = _UNDECIDED.search(own_message(text))
+    if not undecided:
+        return None
+    what = f"{undecided['python']} cannot run cnnjob"
+    if int(undecided["code"]) in {126, 127}:  # of a shell: not executable, not found
+        what = f"{undecided['python']} is missing or cannot be executed"
+    run, error = status.look.run, last_error(text)
+    evidence = f"{log_of(run)}: {error or last_words(text)}"
+    return Cause(f"its job had no Python: {what}, so it was not restarted", evidence, commands.again(run))
 
 
 def _own_error(status: Status, text: str) -> Cause | None:
@@ -240,9 +255,11 @@ def _asked_to_stop(status: Status, _: str) -> Cause | None:
         return None
     step = f" at step {status.look.attempt.get('step')}"
     sentence = _ASKED.get(why, why.removeprefix("stopped: ") or "it stopped") + step
-    said = str(status.look.decided.get("said", ""))
-    evidence = f"{_attempt_file(status)}: {why}{f'; slurm/restarts.json: {said}' * bool(said)}"
-    return Cause(sentence, evidence, commands.again(status.look.run))
+    seen, said = status.look, str(status.look.decided.get("said", ""))
+    after = f"; slurm/restarts.json: {said}" * bool(said)
+    if not seen.decided and not status.job and seen.attempt.get("job_id") == seen.submission.get("job_id", ""):
+        after = "; its batch script was ended before it decided about a restart"
+    return Cause(sentence, f"{_attempt_file(status)}: {why}{after}", commands.again(seen.run))
 
 
 def _python_error(status: Status, text: str) -> Cause | None:
@@ -259,6 +276,10 @@ def _killed(status: Status, _: str) -> Cause | None:
 
 
 def _death(code: int) -> str:
+    if code == NO_STEP:
+        return "not started by srun"
+    if code == _DEAD + signal.SIGALRM:
+        return "ended because it did not stop before its job's end"
     try:
         return f"killed by signal {code - _DEAD} ({signal.Signals(code - _DEAD).name})"
     except ValueError:

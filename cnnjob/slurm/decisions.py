@@ -16,8 +16,8 @@ UNDECIDED = "cannot decide about a restart, exit code"
 def restarts_of(run: Run) -> list[dict[str, Any]]:
     """What was decided after each life, oldest first.
 
-    Each says ``job_id``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``, whether it was
-    ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
+    Each says ``job_id`` and ``job_restarts``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``,
+    whether it was ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
     """
     path = restart_record(run)
     try:

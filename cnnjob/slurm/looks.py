@@ -1,5 +1,6 @@
 """What a run folder tells at a glance: little is read of each, for there may be thousands."""
 
+import math
 import os
 import socket
 import time
@@ -87,13 +88,19 @@ class Look:
 
     @property
     def decided(self) -> dict[str, Any]:
-        """The same, where it is of the newest job."""
-        return self.decision if self.job_id and str(self.decision.get("job_id")) == self.job_id else {}
+        """The same, where it is of the newest job, and not of an attempt before its last."""
+        if not self.job_id or str(self.decision.get("job_id")) != self.job_id:
+            return {}
+        attempted = self.attempt.get("job_restarts") if str(self.attempt.get("job_id")) == self.job_id else None
+        return {} if self.decision.get("job_restarts", math.inf) < (attempted or 0) else self.decision
 
     @property
     def has_begun(self) -> bool:
         """Whether its newest job has left anything in the folder."""
-        return str(self.attempt.get("job_id")) == self.job_id or bool(self.decided)
+        if str(self.attempt.get("job_id")) == self.job_id or self.decided:
+            return True
+        log = self.submission.get("log") if str(self.submission.get("job_id")) == self.job_id else None
+        return bool(log) and Path(str(log)).exists()
 
     @property
     def is_here(self) -> bool:

@@ -9,7 +9,6 @@ bad job, a bug, a loss that is no number) is never restarted, and what somebody 
 
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -114,7 +113,7 @@ def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
                 if not scheduler.is_silent(error):
                     raise
                 _say(run, f"{error}; asking again in {pause} s")
-                time.sleep(pause)
+                _wait(pause)
     return _go_on(run, code, before)
 
 
@@ -134,6 +133,15 @@ def _sigterm_asks_again() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _wait(seconds: float) -> None:
+    """Wait, at most until SIGTERM: one that came right before a sleep would not end it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        signal.sigtimedwait({signal.SIGTERM}, seconds)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:

@@ -269,7 +269,7 @@ def _without_a_job(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, s
     if given_up := _given_up(seen):
         return "failed", given_up
     if seen.state == "pending":
-        return _never_began(seen, fate)
+        return _never_began(seen, fate, gone=gone)
     said = str(seen.decided.get("said", ""))
     return seen.state, said if said.startswith("not restarted") else ""
 
@@ -321,7 +321,7 @@ def _cancelled(seen: Look, fate: Fate | None) -> str:
     return f"job {seen.job_id}" if seen.decided.get("ended_by") == "cancelled" else ""
 
 
-def _never_began(seen: Look, fate: Fate | None) -> tuple[str, str]:
+def _never_began(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str]:
     """The state of a run without a life, whose job is not in the queue."""
     if not seen.job_id:
         return "pending", "not submitted"
@@ -329,7 +329,7 @@ def _never_began(seen: Look, fate: Fate | None) -> tuple[str, str]:
         return "failed", f"job {fate.job_id} {fate.said} before the run began"
     if fate:
         return "lost", f"job {fate.job_id} {fate.said} before the run began"
-    return "pending", f"job {seen.job_id}"
+    return ("lost", f"job {seen.job_id} ended before the run began") if gone else ("pending", f"job {seen.job_id}")
 
 
 def span(seconds: float) -> str:

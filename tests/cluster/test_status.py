@@ -41,6 +41,22 @@ def until(place: Place, state: str, is_so: Callable[[dict[str, Any]], bool] = bo
 
 
 @pytest.mark.slurm
+def test_a_batch_script_that_was_killed_after_a_requeue(place: Place) -> None:
+    job = place.submit()
+    place.until_saved()
+    place.kill()
+    place.until_saved(lives=2)
+    assert place.said() == [f"job {job} is requeued"]
+    place.cluster.run("scancel", "--batch", job)
+    place.until_ended(job, "FAILED")
+    found = until(place, "stopped")
+    assert found["cause"].startswith("somebody asked it to end (SIGTERM), so it saved and stopped at step ")
+    undecided = "attempts/0002.json: stopped: SIGTERM; its batch script was ended before it decided about a restart"
+    assert found["evidence"] == undecided
+    assert place.said() == [f"job {job} is requeued"]
+
+
+@pytest.mark.slurm
 @pytest.mark.parametrize("place", [(), ("--accounting",)], indirect=True, ids=["no accounts", "accounts"])
 def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest) -> None:
     job = place.submit("--sbatch", "begin=now+1hour")
