@@ -7,6 +7,7 @@ from typing import Any
 
 from cnnjob import files, schemas
 from cnnjob.errors import DataError
+from cnnjob.escapes import printable, printable_lines
 from cnnjob.runs import Run
 
 LOG_LINES = 20
@@ -61,16 +62,16 @@ def _life(
     job_id = attempt.get("job_id")
     return Life(
         number=int(attempt["attempt"]),
-        host=str(attempt.get("host", "")),
-        job_id=str(job_id) if job_id else None,
+        host=printable(str(attempt.get("host", ""))),
+        job_id=printable(str(job_id)) if job_id else None,
         waited_from=waited if waited is None or waited <= started else None,
         started=started,
         ended=_time(attempt.get("ended")),
         resumed_at=attempt.get("resumed_at_step"),
         reached=reached,
         lost_steps=None if reached is None or later is None else max(reached - (resumed or 0), 0),
-        why=str(attempt.get("why") or ("" if later is None else "ended without a word")),
-        decision=_decision(job_id, attempt.get("job_restarts") or 0, restarts),
+        why=printable_lines(str(attempt.get("why") or ("" if later is None else "ended without a word"))),
+        decision=printable_lines(_decision(job_id, attempt.get("job_restarts") or 0, restarts)),
     )
 
 

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unicodedata import category
 
 import numpy as np
 
 from cnnjob import metrics, older, plots, schemas
 from cnnjob.curves import Curve
 from cnnjob.errors import CnnjobError, DataError
+from cnnjob.escapes import printable
 from cnnjob.figures import Drawing
 from cnnjob.jobs import FORMAT, KINDS
 from cnnjob.lives import Life, lives_of, tail_of_log
@@ -44,8 +44,6 @@ _TOLERANCE = 1e-6
 _OF_LAST = {"epochs": "epoch", "steps": "step"}
 """Of the result, and the column of the history whose last value it is."""
 _LARGEST = np.finfo(np.float32).max
-_NO_LETTERS = {"Cc", "Cn", "Cs"}
-"""Unicode's categories of controls, of what is unassigned, and of halves of letters: SVG may hold none of them."""
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
 
 
@@ -132,6 +130,7 @@ def read(run: Run, name: str, *, pictures: bool = True) -> Record:
             record.mistakes = []
         _try(_check_result, run, record)
     record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
+    record.remarks = list(map(printable, record.remarks))
     record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
     record.row = {column: _cell(value) for column, value in record.row.items()}
     return record
@@ -151,7 +150,7 @@ def _try(step: Callable[[Run, Record], None], run: Run, record: Record) -> bool:
 
 def _in_the_run(reason: str, run: Run) -> str:
     """A reason in one line, its file named from the run folder on: the row names the run."""
-    return " ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split())
+    return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
 
 
 def _cell(value: Any) -> str | int | float | None:
@@ -159,11 +158,6 @@ def _cell(value: Any) -> str | int | float | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, int | float) else printable(str(value))
-
-
-def printable(text: str) -> str:
-    """Text that can be written in a line: a folder's name, or a word in JSON, may hold what is no letter."""
-    return "".join(repr(letter)[1:-1] if category(letter) in _NO_LETTERS else letter for letter in text)
 
 
 def _check_kind(run: Run, _: Record) -> None:

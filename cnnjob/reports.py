@@ -23,9 +23,10 @@ from typing import Any
 
 from cnnjob import figures, files, groups, metrics, pages, plots, tables
 from cnnjob.errors import DataError, JobError
+from cnnjob.escapes import printable
 from cnnjob.figures import Drawing
 from cnnjob.groups import Group
-from cnnjob.records import COLUMNS, Record, printable, read
+from cnnjob.records import COLUMNS, Record, read
 from cnnjob.runs import Run, looks_like_a_run
 
 

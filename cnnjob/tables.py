@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from cnnjob.escapes import spreadsheet_cell
 from cnnjob.groups import Group, shown
 from cnnjob.records import COLUMNS, DIGEST_LETTERS, Record
 
@@ -30,7 +31,7 @@ _LATEX = {
 
 
 def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> bytes:
-    """A table for machines: full precision, an empty cell where a value is not known.
+    """A table for machines: full precision, an empty cell where a value is not known, no formula for a spreadsheet.
 
     Args:
         rows: a dict a row.
@@ -41,9 +42,9 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
     """
     text = io.StringIO()
     names = columns or list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv_format.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv_format.writer(text, lineterminator="\n")
+    for cells in (names, *([row.get(name) for name in names] for row in rows)):
+        writer.writerow(map(spreadsheet_cell, cells))
     return text.getvalue().encode()
 
 

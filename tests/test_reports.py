@@ -228,10 +228,6 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "best epoch": ({"best_epoch": 4}, ["best_epoch is 4, but history.jsonl gives 3"]),
     "selected on": ({"selected_on": "last"}, ["selected_on is last, but job.json gives validation"]),
     "views": ({"test_time_augmentation": "flip"}, ["test_time_augmentation is flip, but job.json gives none"]),
-    "of another kind": (
-        {"epochs": ["\u001b[2J"], "best_epoch": None},
-        ["epochs is ['\\x1b[2J'], but", "best_epoch is None"],
-    ),
 }
 """What a result may say of the run, and what is then remarked."""
 

@@ -82,7 +82,7 @@ def test_what_latex_would_obey_is_printed(records: list[Record]) -> None:
     row = tables.runs_as_latex(records).splitlines()[5]
     assert row.startswith(
         "a\\_b \\& 100\\% \\$x\\$ \\#1 \\{y\\} \\textbackslash{}end\\{document\\} "
-        "\\textasciitilde{}\\textasciicircum{} & 0 & "
+        f"\\textasciitilde{{}}\\textasciicircum{{}} & {records[0].row['seed']} & "
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from typer.completion import completion_init, install_callback, show_callback  # type: ignore[attr-defined]
 
 from cnnjob import __version__
+from cnnjob.cli.screen import printable_streams
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
 
 COMMANDS = {
@@ -90,6 +91,10 @@ class Commands(_Light, typer.core.TyperGroup):
         Raises:
             typer.Exit: with the exit code of what went wrong.
         """
+        with printable_streams():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except CnnjobError as error:

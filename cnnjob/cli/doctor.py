@@ -7,6 +7,7 @@ import typer
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import console, print_json
 from cnnjob.cli.train import RUNS_FOLDER
+from cnnjob.escapes import printable, printable_lines
 
 if TYPE_CHECKING:
     from cnnjob.doctor import Finding
@@ -55,7 +56,9 @@ def _printed(one: "Finding") -> "Finding":
 
     screen, indent = console(), " " * INDENT
     width = max(screen.width - INDENT, NARROWEST) if screen.is_terminal else LONGEST
-    lines = [line for text in (one.found, one.advice and f"→ {one.advice}") for line in wrap(text, width)]
-    head = (f"{one.verdict:<6}", COLOURS[one.verdict]), f"{one.what:<{INDENT - 6}}"
+    lines = [
+        line for text in (one.found, one.advice and f"→ {one.advice}") for line in wrap(printable_lines(text), width)
+    ]
+    head = (f"{one.verdict:<6}", COLOURS[one.verdict]), f"{printable(one.what):<{INDENT - 6}}"
     screen.print(Text.assemble(*head, f"\n{indent}".join(lines)), soft_wrap=True)
     return one

@@ -1,13 +1,17 @@
 """What the commands share: options, tables, and how a training shows itself."""
 
+import io
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import typer
 
+from cnnjob.escapes import printable, printable_json, printable_lines
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -22,6 +26,54 @@ LAST_WIDTH = 16
 """So much at least is kept of a last column that is folded."""
 
 
+class Printable(io.TextIOBase):
+    """A stream in whose text nothing is obeyed by a terminal, whatever folders, classes or logs are called.
+
+    What rich prints goes past it (:func:`console`), since rich's own control sequences are meant.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to this stream."""
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text with its control characters escaped."""
+        self.stream.write(printable_lines(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Leave the stream open: it belongs to the caller."""
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the stream's file descriptor."""
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's encoding."""
+        return self.stream.encoding
+
+
+@contextmanager
+def printable_streams() -> "Iterator[None]":
+    """Escape control characters in what is printed to stdout and stderr."""
+    with redirect_stdout(Printable(sys.stdout)), redirect_stderr(Printable(sys.stderr)):
+        yield
+
+
+def terminal(stream: TextIO) -> TextIO:
+    """Return the stream beneath a :class:`Printable`."""
+    return stream.stream if isinstance(stream, Printable) else stream
+
+
 def print_table(
     header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, spare: "Sequence[str] | None" = None
 ) -> None:
@@ -32,6 +84,7 @@ def print_table(
         rows: their cells.
         spare: columns that a small screen goes without, the first to go first; the last column is then folded.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
     if spare is not None:
         header, rows = fitting(header, rows, spare, sys.maxsize if is_long else console().width)
@@ -45,7 +98,7 @@ def print_json(content: Any) -> None:
     """Print facts as JSON, in place of a table; a number that is not finite becomes null."""
     from cnnjob.files import readable_json
 
-    typer.echo(readable_json(_without_nan(content)), nl=False)
+    typer.echo(printable_json(readable_json(_without_nan(content))), nl=False)
 
 
 def _without_nan(value: Any) -> Any:
@@ -77,7 +130,7 @@ def console() -> "Console":
     """Where tables go: stdout, which on no terminal is wide."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    return Console(file=terminal(sys.stdout), width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
 def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
@@ -161,7 +214,7 @@ class Screen:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(file=terminal(sys.stderr)), transient=True)
             self._task = self._bar.add_task("epoch", total=steps)
             self._bar.start()
 
@@ -173,6 +226,6 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line to stderr, above the bar if there is one."""
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(printable_lines(text), markup=False, highlight=False)
         else:
             typer.echo(text, err=True)

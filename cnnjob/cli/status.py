@@ -13,6 +13,7 @@ from cnnjob.cli import options as opt
 from cnnjob.cli.screen import console, fitting, print_json, print_table, table_of
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
+from cnnjob.escapes import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ def _row(one: "Status") -> list[str]:
     facts = one.as_json()
     numbers = (facts["job_id"] or "", facts["node"] or "", str(facts["restarts"] or ""))
     detail = facts["detail"] if one.state != "damaged" else _reason(one)
+    detail = " ".join(detail.split())
     return [facts["run"], one.state, _epoch(facts), _loss(facts), _accuracy(facts), _time_left(one), *numbers, detail]
 
 
@@ -159,7 +161,8 @@ def _watch(places: "Sequence[Path] | None") -> None:
     def now() -> "RenderableType":
         answer = _ask(_runs(places))
         shown = sorted(answer.statuses, key=lambda one: one.state not in LIVELY)  # a low terminal cuts the others
-        table = table_of(*fitting(HEADER, [_row(one) for one in shown], SPARE, screen.width), narrow=True)
+        rows = [list(map(printable, _row(one))) for one in shown]
+        table = table_of(*fitting(HEADER, rows, SPARE, screen.width), narrow=True)
         return Group(Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"), table)
 
     try:
@@ -224,7 +227,7 @@ def logs(
 
 def _write(text: str) -> None:
     if text:
-        sys.stdout.write(text)
+        sys.stdout.write(text.replace("\r\n", "\n").replace("\r", "\n"))  # a progress bar's states as lines
         sys.stdout.flush()
 
 

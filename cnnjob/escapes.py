@@ -1,0 +1,41 @@
+"""Text from outside (names, labels, log lines), written so that no terminal, page or spreadsheet obeys it."""
+
+import json
+from collections.abc import Callable
+from unicodedata import bidirectional, category
+
+_INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
+"""Unicode's categories of controls, unassigned characters, halves of surrogate pairs, and separators of lines."""
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Unicode's controls that change the direction of what follows."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, with each control character as Python writes it between quotes."""
+    return _escaped(text, "", lambda letter: letter.encode("unicode_escape").decode())
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines as :func:`printable` does each of them; tabs stay."""
+    return _escaped(text, "\n\t", lambda letter: letter.encode("unicode_escape").decode())
+
+
+def printable_json(text: str) -> str:
+    """Return JSON with its control characters as JSON's own escape sequences."""
+    return _escaped(text, "\n", lambda letter: json.dumps(letter)[1:-1])
+
+
+def _escaped(text: str, kept: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(escape(letter) if _is_hidden(letter) and letter not in kept else letter for letter in text)
+
+
+def _is_hidden(letter: str) -> bool:
+    return category(letter) in _INVISIBLE or bidirectional(letter) in _TURNING
+
+
+def spreadsheet_cell(value: object) -> object:
+    """Return a cell of a CSV table: text that a spreadsheet takes for a formula has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
