@@ -87,7 +87,7 @@ class Lookahead(Section):
     """Steps between two times; after the last step it acts as well, by the steps since. At most the steps of the
     training."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """The slow weights' share is decay^every · (step / steps)^power."""
+    """The slow weights' share is decay^n · (step / steps)^power, with n steps since the time before."""
     power: Annotated[float, Field(ge=0, le=10)] = 3.0
     """See ``decay``."""
 

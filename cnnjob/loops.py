@@ -285,7 +285,10 @@ class Loop:
         }
         open_epoch = {"losses": self.losses[:count], "hits": self.backend.host(self.feed.hits)[:count]}
         checkpoint = Checkpoint(self.progress, {**arrays, **open_epoch}, header)
-        checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
+        try:
+            checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
+        except TrainingError as error:
+            raise TrainingError(f"{self.run.path}: {error}; {self._remedy}") from error
 
     def _save_in_time(self) -> None:
         """Save when it is time and the data are checked; a full disk is said, and the training goes on."""

@@ -87,7 +87,7 @@ class Conv(Section):
     stride: Annotated[int, Field(ge=1, le=64)] = 1
     """Step of the kernel, in pixels."""
     pad: Annotated[int, Field(ge=0, le=64)] | None = None
-    """Zeros around the image, in pixels; the default, kernel // 2, keeps the size of odd kernels."""
+    """Zeros around the image, in pixels, less than ``kernel``; kernel // 2, the default, keeps the size of odd ones."""
     pool: Annotated[int, Field(ge=1, le=64)] = 1
     """Side and step of the max-pooling; 1 is none."""
     batch_norm: Annotated[BatchNorm | None, OrFalse] = None

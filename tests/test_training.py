@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -254,14 +255,27 @@ def test_a_last_update_after_which_the_outputs_overflow_fails_the_run(tmp_path: 
     assert math.isfinite(run.history()[0]["train_loss"])
 
 
-def test_running_statistics_that_overflow_fail_the_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint_seconds", "said"),
+    [
+        (60.0, r"the largest value of conv23/variance is (inf|nan) at step 27 .*; lower train.learning_rate or change"),
+        (0.0, r"weights/conv23/variance: not finite at step 1; nothing was saved; lower train.learning_rate or change"),
+    ],
+)
+def test_running_statistics_that_overflow_fail_the_epoch(checkpoint_seconds: float, said: str, tmp_path: Path) -> None:
     """Training itself goes by the batch's statistics, and never sees the running ones."""
-    conv = {"conv": 2, "init": 10.0, "batch_norm": True}
     huge = {"conv": 2, "init": 10.0, "kernel": 1, "pad": 0, "bias": True, "bias_init": 10.0, "activation": "none"}
-    blocks = [*[huge] * 22, conv]
-    run = run_of(job(model__blocks=blocks, data__validation_fraction=0.0, train__select_on="last"),
-                 dataset(tmp_path), tmp_path / "runs")  # fmt: skip
-    with pytest.raises(TrainingError, match=r"the largest value of conv23/variance is (inf|nan) at step 27 "):
+    run = run_of(
+        job(
+            model__blocks=[*[huge] * 22, {"conv": 2, "init": 10.0, "batch_norm": True}],
+            data__validation_fraction=0.0,
+            train__select_on="last",
+            train__checkpoint_seconds=checkpoint_seconds,
+        ),
+        dataset(tmp_path),
+        tmp_path / "runs",
+    )
+    with pytest.raises(TrainingError, match=rf"{re.escape(str(run.path))}: {said}"):
         train(run)
     assert [path.name for path in run.checkpoints_folder.glob("*.npz")] == ["step-000000000.npz"]
     assert not run.history()

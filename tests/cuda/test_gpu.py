@@ -42,8 +42,9 @@ MNIST = Work(
 
 
 SANITIZED = [
-    *("residual", "maxima", "augmented", "bright", "pool 17", "adamw, lookahead", "no activation, no pooling"),
+    *("residual", "residual of a window", "maxima", "augmented", "bright", "pool 17", "adamw, lookahead"),
     *("norm, activation and pool in every order", "first block 3, 2, 3", "first block 5, 1, 1", "first block 5, 2, 1"),
+    "no activation, no pooling",
 ]
 """Of the works; they run every kernel that all of them run."""
 
