@@ -195,7 +195,7 @@ def test_a_batch_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     for name, content in cifar10_members().items():
         files[name].write_bytes(content)
     os.truncate(files["data_batch_3"], (256 << 20) + 1)
-    with pytest.raises(DataError, match="data_batch_3: too large for a batch"):
+    with pytest.raises(DataError, match="data_batch_3: too large"):
         list(cifar.read(CIFAR10, files))
 
 
@@ -246,7 +246,7 @@ def test_arrays_of_another_kind_are_refused(array: np.ndarray, protocol: int) ->
 
 
 def test_a_memo_that_would_fill_the_memory_is_refused() -> None:
-    with pytest.raises(DataError, match="larger than the file"):
+    with pytest.raises(DataError, match="larger than its contents"):
         pickles.load(b"\x80\x02]r\xff\xff\xff\x0f.", "x")
 
 

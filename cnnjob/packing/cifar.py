@@ -6,19 +6,16 @@ References:
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
 """
 
-import io
-import lzma
-import shutil
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnjob.datasets import BLOCK_BYTES
 from cnnjob.errors import DataError
+from cnnjob.files import read_bytes
+from cnnjob.packing.archives import MOST_MEMBER_BYTES, members
 from cnnjob.packing.catalogue import Entry
 from cnnjob.packing.pickles import PickledArray, load
 from cnnjob.packing.writer import Block
@@ -26,9 +23,6 @@ from cnnjob.packing.writer import Block
 _CHANNELS, _SIDE = 3, 32
 _IMAGE_BYTES = _CHANNELS * _SIDE * _SIDE
 _LABELS = ("fine_labels", "labels")
-_MEMBER_BYTES = 256 << 20  # CIFAR-100's training batch has 155 MB
-_TAR_BYTES = 1 << 20
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, tarfile.TarError, zlib.error)
 _AGAIN = "copy or download it again"
 
 
@@ -110,38 +104,17 @@ def _places(entry: Entry) -> dict[str, tuple[str, int]]:
 
 def _loose(files: Mapping[str, Path], wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
     for name in wanted:
-        where = str(files[name])
-        _require_batch_size(where, files[name].stat().st_size)
-        yield name, where, files[name].read_bytes()
+        yield name, str(files[name]), read_bytes(files[name], MOST_MEMBER_BYTES)
 
 
 def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
     """Name, place and content of the wanted members, in the archive's order."""
     missing = list(wanted)
-    try:
-        with tarfile.open(archive, "r|*", bufsize=_TAR_BYTES) as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                if member.isfile() and name in missing:
-                    missing.remove(name)
-                    yield name, f"{archive}: {name}", _content(tar, member, f"{archive}: {name}")
-    except _DAMAGED as error:
-        raise DataError(f"{archive}: damaged, or no tar archive, {error}; {_AGAIN}") from error
+    for name, content in members(archive, wanted):
+        missing.remove(name)
+        yield name, f"{archive}: {name}", content
     if missing:
         raise DataError(f"{archive}: incomplete, it lacks {', '.join(missing)}; {_AGAIN}")
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
-    _require_batch_size(where, member.size)
-    content = io.BytesIO()
-    if stream := tar.extractfile(member):
-        shutil.copyfileobj(stream, content, _TAR_BYTES)  # stream.read() would take the memory three times
-    return content.getvalue()
-
-
-def _require_batch_size(where: str, size: int) -> None:
-    if size > _MEMBER_BYTES:
-        raise DataError(f"{where}: too large for a batch, {size:,} bytes; {_AGAIN}")
 
 
 def _blocks(where: str, split: str, place: int, images: np.ndarray, labels: np.ndarray) -> Iterator[Block]:

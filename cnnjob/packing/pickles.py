@@ -15,6 +15,10 @@ from cnnjob.errors import DataError
 _MALFORMED = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError, RecursionError,
               TypeError, ValueError, pickle.UnpicklingError)  # fmt: skip
 _MUCH = 1 << 20
+_MOST_BYTES = 380_000_000  # CIFAR-100's training batch, of 155 MB, takes 360 MB
+_OBJECT_BYTES = 256  # of an opcode: an empty set has 216
+_MOST_CHARACTER_BYTES = 4
+_MOST_TUPLES = 1000  # an array has five; the hash of tuples nested without end would overflow the stack
 
 
 class PickledArray:
@@ -104,6 +108,10 @@ class _Skimmed(io.BytesIO):
         self.seek(start + unread.length)
         return unread
 
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read a line, and of a long one only the start, which pickletools refuses."""
+        return super().readline(_MUCH if size is None or size < 0 else size)
+
 
 def load(content: bytes, where: str) -> Any:
     """Read a pickle of plain values and arrays.
@@ -129,13 +137,18 @@ def load(content: bytes, where: str) -> Any:
 
 
 def _look_through(content: bytes, where: str) -> None:
-    """Look at every opcode before any runs, for imports and for a memo larger than the pickle."""
-    # The memo is an array as long as its largest index, which a few damaged bytes make larger than any memory.
-    for opcode, argument, _ in pickletools.genops(_Skimmed(content)):
+    """Look at every opcode before any runs: for imports, and for how much memory all of them can take."""
+    taken, start, width, tuples = len(content), 0, 1, 0
+    for number, (opcode, argument, position) in enumerate(pickletools.genops(_Skimmed(content))):
+        taken += _OBJECT_BYTES + ((position or 0) - start) * width
+        start, width = position or 0, _MOST_CHARACTER_BYTES if "UNICODE" in opcode.name else 1
+        tuples += opcode.name.startswith("TUPLE")
         if opcode.name in {"GLOBAL", "INST"} and tuple(str(argument).split(" ", 1)) not in _PARTS:
             _refuse(where, str(argument))
-        if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= len(content):
-            raise ValueError("its memo is larger than the file")
+        if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:
+            raise ValueError("its memo is larger than its contents")  # an array as long as its largest index
+        if taken > _MOST_BYTES or tuples > _MOST_TUPLES:
+            raise ValueError(f"it takes more than {_MOST_BYTES:,} bytes, or is nested")
 
 
 def _refuse(where: str, what: str) -> NoReturn:

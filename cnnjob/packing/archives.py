@@ -1,0 +1,224 @@
+"""The members of a tar archive, plain or compressed, in little memory whatever the archive says of itself.
+
+Python's tarfile keeps every header and reads as much of one as it claims, so headers are read here.
+
+References:
+    POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cnnjob.errors import DataError
+from cnnjob.files import open_regular
+
+MOST_MEMBER_BYTES = 160 << 20  # CIFAR-100's training batch has 155 MB
+_MOST_BYTES = 1 << 30  # of a whole archive unpacked; CIFAR's have 186 MB
+_MOST_HEADERS = 10_000
+_MOST_HEADER_BYTES = 64 << 10
+_MOST_DECODER_BYTES = 100 << 20  # `xz -9` takes 65 MB
+_BLOCK = 512
+_READ_BYTES = 1 << 20
+_DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
+_CHECKSUM = slice(148, 156)
+_FILES = b"0\0" + b"7"
+_WITHOUT_CONTENT = b"123456"
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
+
+
+def members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Read members of an archive, each once, in the archive's order.
+
+    Args:
+        archive: a tar archive, plain or of gzip, bzip2 or xz.
+        wanted: file names without folders.
+
+    Yields:
+        Name and content of those that are there.
+
+    Raises:
+        DataError: the archive is damaged, or larger in some way than the datasets it is meant for.
+    """
+    missing = set(wanted)
+    try:
+        with open_regular(archive) as file:
+            unpacked = _Unpacked(_decoder(file))
+            for member in _headers(unpacked):
+                name = PurePosixPath(member.name).name
+                if member.is_file and name in missing:
+                    missing.remove(name)
+                    yield name, unpacked.content(member.size)
+                else:
+                    unpacked.skip(member.size)
+    except _DAMAGED as error:
+        raise DataError(f"{archive}: damaged, or no tar archive ({error}). Copy or download it again") from error
+
+
+def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
+    kind = _MAGIC.get(file.peek(2)[:2])
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=file)
+    if kind == "bzip2":
+        return bz2.BZ2File(file)
+    return io.BufferedReader(_Xz(file), _READ_BYTES) if kind == "xz" else file
+
+
+class _Xz(io.RawIOBase):
+    """An xz file unpacked with a limit of memory, which Python's LZMAFile does not have."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._decoder = file, lzma.LZMADecompressor(memlimit=_MOST_DECODER_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override] # it is one
+        content, packed = b"", b""
+        while not content:
+            if self._decoder.eof:  # another stream may follow, after zeros
+                packed = self._decoder.unused_data.lstrip(b"\0") or self._after_zeros()
+                if not packed:
+                    return 0
+                self._decoder = lzma.LZMADecompressor(memlimit=_MOST_DECODER_BYTES)
+            elif self._decoder.needs_input:
+                packed = self._file.read(_READ_BYTES)
+                if not packed:
+                    raise EOFError("it ends within an xz stream")
+            content = self._decoder.decompress(packed, len(buffer))
+            packed = b""
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _after_zeros(self) -> bytes:
+        while packed := self._file.read(_READ_BYTES):
+            if packed := packed.lstrip(b"\0"):
+                break
+        return packed
+
+
+class _Unpacked:
+    """The bytes of an archive, of which there may be only so many."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream, self._left = stream, _MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Read so many bytes; fewer at the end."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+        return content
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Read so many bytes and those that fill their last block."""
+        filled = size + -size % _BLOCK
+        for start in range(0, filled, _READ_BYTES):
+            piece = self.read(min(_READ_BYTES, filled - start))
+            if len(piece) < min(_READ_BYTES, filled - start):
+                raise EOFError("it ends within a member")
+            yield piece[: max(0, size - start)]
+
+    def content(self, size: int) -> bytes:
+        """Read a member."""
+        if size > MOST_MEMBER_BYTES:
+            raise ValueError(f"a member of {size:,} bytes, the most is {MOST_MEMBER_BYTES:,}")
+        content = io.BytesIO()
+        for piece in self.pieces(size):
+            content.write(piece)
+        return content.getvalue()
+
+    def skip(self, size: int) -> None:
+        """Read a member for nothing."""
+        for _ in self.pieces(size):
+            pass
+
+    def drain(self) -> None:
+        """Read to the end, where compressed files have their checksums."""
+        while self.read(_READ_BYTES):
+            pass
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What a header says of what follows it."""
+
+    name: str
+    kind: bytes
+    size: int
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind in _FILES
+
+
+def _headers(unpacked: _Unpacked) -> Iterator[_Member]:
+    """The members; whoever takes one reads its content or skips it before the next."""
+    extended: dict[str, str] = {}
+    for _ in range(_MOST_HEADERS):
+        head = unpacked.read(_BLOCK)
+        if not head.strip(b"\0"):
+            unpacked.drain()
+            return
+        member = _parsed(head)
+        if member.kind in b"xgLK":
+            if member.size > _MOST_HEADER_BYTES:
+                raise ValueError(f"a header of {member.size:,} bytes, the most is {_MOST_HEADER_BYTES:,}")
+            extended |= _extension(member.kind, unpacked.content(member.size))
+            continue
+        if member.kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
+            raise ValueError("a sparse member")
+        size = 0 if member.kind in _WITHOUT_CONTENT else int(extended.get("size", member.size))
+        yield _Member(extended.get("path", member.name), member.kind, size)
+        extended = {}
+    raise ValueError(f"more than {_MOST_HEADERS:,} headers")
+
+
+def _parsed(head: bytes) -> _Member:
+    """Read a header of 512 bytes."""
+    if len(head) < _BLOCK:
+        raise EOFError("it ends within a header")
+    blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]
+    if _number(head[_CHECKSUM]) != sum(blanked):
+        raise ValueError("a header whose checksum does not fit")
+    name, kind, size = _text(head[:100]), head[156:157], _number(head[124:136])
+    prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
+    return _Member(f"{prefix}/{name}" if prefix else name, kind, size)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode(errors="surrogateescape")
+
+
+def _number(field: bytes) -> int:
+    """An octal number, or one of GNU's in base 256."""
+    if field[0] == 0x80:  # noqa: PLR2004 - the mark of a base-256 number
+        return int.from_bytes(field[1:])
+    digits = field.strip(b" \0")
+    if not digits.isdigit():
+        raise ValueError(f"a header whose number is {field[:12]!r}")
+    return int(digits, 8)
+
+
+def _extension(kind: bytes, content: bytes) -> dict[str, str]:
+    """The keywords of a pax header, or GNU's long name as one; those of all members say nothing of one."""
+    if kind == b"L":
+        return {"path": _text(content)}
+    keywords = {}
+    while kind == b"x" and content:
+        length = content.split(b" ", 1)[0]
+        if not length.isdigit() or not len(length) + 1 < int(length[:9]) <= len(content):
+            raise ValueError("a pax header whose lengths do not fit")
+        record, content = content[len(length) + 1 : int(length)], content[int(length) :]
+        key, _, value = record.rstrip(b"\n").decode(errors="surrogateescape").partition("=")
+        keywords[key] = value
+    size = keywords.get("size", "0")
+    if not size.isascii() or not size.isdigit() or len(size) > len(str(1 << 64)):
+        raise ValueError(f"a pax header of the size {size[:20]!r}")
+    return keywords
