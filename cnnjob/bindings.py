@@ -315,7 +315,8 @@ def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
 
 def begun_anew(run: Run) -> str:
     """Return a sentence on the unfinished run of another version that a new run takes the place of; mostly empty."""
-    older = unfinished_older_runs(run.path.parent, run.job().name).get(run.frozen()["digest"])
+    frozen = run.frozen()
+    older = unfinished_older_runs(run.path.parent, frozen["job"]["name"]).get(frozen["digest"])
     if older is None:
         return ""
     return (

@@ -10,12 +10,13 @@ settings are all off, a dropout of 0 that no other dropout follows, the order of
 """
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cnnjob import assignments, older, schemas
 from cnnjob.errors import JobError
@@ -26,6 +27,7 @@ from cnnjob.sections import (
     OneOf,
     OrFalse,
     Section,
+    as_typed,
     in_one_line,
     is_older,
     near,
@@ -37,6 +39,8 @@ FORMAT = 3
 """Of what a digest is taken of, and of a run's ``job.json``; to be raised when a default or a meaning changes.
 
 An unfinished run of an older format is not resumed; :mod:`cnnjob.older` reads its job."""
+_NAME = re.compile(r"\w[\w .+-]{0,99}")
+_COUNT = re.compile(r"[0-9]{1,6}")
 FROZEN = "job.json"
 """Where a run's folder holds its job."""
 KINDS = ("train.optimiser", "train.schedule")
@@ -238,10 +242,19 @@ class Resources(Section):
     """``auto`` takes a GPU where there is one."""
 
 
+def _require_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "input should begin with a letter, a digit or _, and go on with at most 99 of these, spaces and .+-, "
+            f"found {as_typed(name)}"
+        )
+    return name
+
+
 class Job(Section):
     """One training, wholly described."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w .+-]{0,99}$")]
+    name: Annotated[str, AfterValidator(_require_name)]
     """The stem of the job file's name; it names the run's folder."""
     dataset: Annotated[str, Field(min_length=1)]
     """A prepared dataset's name, or the path of its HDF5 file."""
@@ -407,8 +420,8 @@ def _apply(content: dict[str, Any], key: tuple[str, ...], value: Any, override: 
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):
         table = _child(table, name, key[number], override)
-    if isinstance(table, list) and key[-1].isdecimal() and int(key[-1]) < len(table):
-        table[int(key[-1])] = value
+    if (index := _index(table, key[-1])) is not None:
+        table[index] = value
     elif isinstance(table, dict):
         table[key[-1]] = value
     else:
@@ -417,15 +430,23 @@ def _apply(content: dict[str, Any], key: tuple[str, ...], value: Any, override: 
 
 def _child(table: Any, name: str, following: str, override: str) -> Any:
     """Return the table of a name; one that is said in short, as ``true`` or by its kind's name, is written out."""
-    is_list = isinstance(table, list) and name.isdecimal() and int(name) < len(table)
-    if not is_list and not isinstance(table, dict):
+    index: Any = _index(table, name)
+    if index is None and not isinstance(table, dict):
         raise _leads_nowhere(override, name)
-    index: Any = int(name) if is_list else name
-    if not is_list and (name not in table or isinstance(table[name], bool)):
-        table[name] = {}
+    if index is None:
+        index = name
+        table.setdefault(name, {})
+    if isinstance(table[index], bool):
+        table[index] = {}
     elif table[index] == following:
         table[index] = {following: {}}
     return table[index]
+
+
+def _index(table: Any, name: str) -> int | None:
+    """Return the place that a name counts in a list; None where it is none."""
+    found = int(name) if isinstance(table, list) and _COUNT.fullmatch(name) else math.inf
+    return int(found) if isinstance(table, list) and found < len(table) else None
 
 
 def _leads_nowhere(override: str, name: str) -> JobError:

@@ -183,7 +183,8 @@ def _kind_of(block: Any) -> str | None:
     """Tell a block's kind by the key that only it has."""
     if isinstance(block, Section):
         return next((kind for kind, section in _KINDS.items() if isinstance(block, section)), None)
-    return next((kind for kind in _KINDS if isinstance(block, dict) and kind in block), None)
+    kinds = [kind for kind in _KINDS if isinstance(block, dict) and kind in block]
+    return kinds[0] if len(kinds) == 1 else None
 
 
 _BY_KIND = Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no such block")

@@ -28,6 +28,7 @@ _EXPECTED = {
     "int_from_float": "an integer",
     "int_type": "an integer",
     "model_type": "a table of its settings",
+    "string_too_short": "a string that is not empty",
     "string_type": "a string",
     "tuple_type": "an array",
 }
@@ -136,7 +137,8 @@ def problems_of(error: ValidationError, root: type[BaseModel], content: Any = No
     problems = error.errors()
     for problem in problems[:_SHOWN_PROBLEMS]:
         loc = problem["loc"]
-        place = [part for number, part in enumerate(loc) if not _is_kind(loc, number) or number == len(loc) - 1]
+        last = len(loc) if problem["type"] == "value_error" else len(loc) - 1
+        place = [part for number, part in enumerate(loc) if not _is_kind(loc, number) or number == last]
         where = in_one_line(".".join(str(part) for part in place))
         what = _explain(problem, root, content)
         yield f"{where}: {what}" if where else what
@@ -160,10 +162,14 @@ def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
             return _unknown_block(loc, found, root)
         case "value_error":
             return str(problem["ctx"]["error"])
-    if kind in _EXPECTED:
-        return f"input should be {_EXPECTED[kind]}, found {as_typed(found)}"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{message}, found {as_typed(found)}"
+    return f"{_expected(kind, problem['msg'], found)}, found {as_typed(found)}"
+
+
+def _expected(kind: str, message: str, found: Any) -> str:
+    """Return what should stand there, as a job file calls it."""
+    if kind == "float_type" and isinstance(found, int) and not isinstance(found, bool):
+        return "input should be a number below 1e308"
+    return f"input should be {_EXPECTED[kind]}" if kind in _EXPECTED else message[0].lower() + message[1:]
 
 
 def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any) -> str:
@@ -186,6 +192,8 @@ def _table_at(loc: tuple[int | str, ...], content: Any) -> dict[str, Any]:
 def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]) -> str:
     kinds = [next(iter(section.model_fields)) for section in _sections_at(loc, root)]
     keys = list(found) if isinstance(found, dict) else []
+    if len(several := [key for key in keys if key in kinds]) > 1:
+        return f"several blocks in one, found {' and '.join(several)}; give each its own table"
     meant = next((meant for key in keys if (meant := near(key, kinds))), "")
     return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
 

@@ -42,6 +42,11 @@ CLASS_NAMES = np.array(["ant", "bee", "cat", "dog"])
 def pending_run(root: Path, *, seed: int = 0, name: str = "tiny", **train: Any) -> Run:
     """A run that was submitted and has not started."""
     job = Job.checked({**JOB, "name": name, "seed": seed, "train": JOB["train"] | train}, "a test")
+    return frozen_run(root, job)
+
+
+def frozen_run(root: Path, job: Job) -> Run:
+    """The folder of a job that has not started."""
     run = Run.of(job, DATA_DIGEST, root)
     run.path.mkdir(parents=True)
     data = {"path": "data/tiny.h5", "digest": DATA_DIGEST, "name": "tiny"}

@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from cnnjob import files, processes
 from cnnjob.cli import status as screen
 from cnnjob.cli.screen import fitting
 from cnnjob.doctor.cluster import Nodes
+from cnnjob.jobs import Job
 from cnnjob.runs import Run
 from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, submission, words
 from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
@@ -26,10 +28,12 @@ from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import main as restart
 from cnnjob.slurm.site import look as look_at_site
 from tests.run_folders import (
+    DATA_DIGEST,
     JOB_FILE,
     change_job,
     change_json,
     finished_run,
+    frozen_run,
     lost_run,
     pending_run,
     running_run,
@@ -38,6 +42,22 @@ from tests.run_folders import (
 from tests.test_submit import ANSWERS, Site, cnnjob
 
 UID = os.getuid()
+FULL = """
+dataset = "tiny"
+[data]
+augment = { translate = 2 }
+[model]
+blocks = [{ conv = 5, batch_norm = { momentum = 0.4 } }, { dense = 8 }]
+[train]
+epochs = 9
+batch_size = 10
+learning_rate = 0.05
+schedule = { cosine = { end_factor = 0.1 } }
+optimiser = { sgd = { momentum = 0.8, nesterov = true } }
+lookahead = { every = 2 }
+early_stopping = { patience = 3 }
+"""
+"""A job with a table wherever there may be one."""
 ME = pwd.getpwuid(UID).pw_name
 LATER = "2999-01-01T00:00:00+00:00"
 Make = Callable[[Path], Run]
@@ -766,6 +786,53 @@ def test_the_next_command_makes_this_very_run() -> None:
         "'model.blocks=[{ conv = 5, pad = 1, bias = true }, { dense = 8, activation = \"none\" }]'"
         in commands.again(other)
     )
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        (),
+        ("seed=3",),
+        ("train.optimiser=adamw",),
+        ("train.optimiser={ adamw = { beta2 = 0.99 } }", "train.weight_decay=0.1"),
+        ("train.optimiser={ sgd = { momentum = 0.0 } }",),
+        ("train.optimiser=sgd",),
+        ("train.optimiser.sgd.momentum=0.5",),
+        ("train.schedule=constant",),
+        ("train.schedule=cosine", "train.schedule.cosine.warmup=0.1"),
+        ("train.schedule={ triangular = { end_factor = 0.5 } }",),
+        ("train.lookahead=false",),
+        ("train.lookahead=true",),
+        ("train.lookahead.every=3",),
+        ("train.early_stopping=false",),
+        ("train.early_stopping={ patience = 1 }",),
+        ("train.early_stopping=false", "train.select_on=last"),
+        ("train.epochs=2",),
+        ("data.augment=false",),
+        ("data.augment={ flip = 'random' }", "data.pixels=unit", "data.validation_fraction=0.5"),
+        (
+            "model.blocks=[{ residual = [{ conv = 1, batch_norm = true }] }, { dropout = 0.5 }]",
+            "model.classifier.bias=false",
+        ),
+        ("model.blocks.0.batch_norm=false", "model.blocks.0.activation=gelu", "model.blocks.0.init=0.5"),
+        ("model.blocks=[]", "model.classifier.init=0.1", "model.classifier.output_scale=0.5"),
+        ("resources.backend=numpy", "train.checkpoint_seconds=1"),
+        ("train.precision=tf32", "train.label_smoothing=0.1", "train.test_time_augmentation=flip"),
+        ("name=of my own",),
+        ("dataset=elsewhere/other.h5",),
+    ],
+    ids=" ".join,
+)
+def test_the_next_command_of_any_change_makes_this_very_run(sets: tuple[str, ...]) -> None:
+    Path("full.toml").write_text(FULL)
+    job = Job.load("full.toml", sets)
+    run = frozen_run(Path("runs"), job)
+    command, verb, name, *options = shlex.split(commands.again(run))
+    assert (command, verb, set(options[::2]) <= {"--set"}) == ("cnnjob", "train", True)
+    again = Job.load(name, options[1::2])
+    assert (again.digest(DATA_DIGEST), again.resources, again.dataset) == (
+        job.digest(DATA_DIGEST), job.resources, job.dataset,
+    )  # fmt: skip
 
 
 def test_the_next_command_says_where_the_data_lies() -> None:

@@ -23,8 +23,9 @@ from cnnjob.bindings import check, dataset_of, run_of, split
 from cnnjob.claims import claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
-from cnnjob.jobs import Job
+from cnnjob.jobs import Augment, Constant, EarlyStopping, Fall, Job, Schedule
 from cnnjob.listeners import Silent
+from cnnjob.models import Dropout
 from cnnjob.packing.writer import Contents, write
 from cnnjob.runs import Run
 from cnnjob.training import train
@@ -678,3 +679,36 @@ def test_a_checkpoint_of_other_content_with_a_fitting_checksum_is_damaged(saved:
     files.write_arrays(newest, arrays)
     assert checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.Contents(shapes, 20))[1] == []
     assert older.exists()
+
+
+def replaced(one: Any, path: str, value: Any) -> Any:
+    """A frozen table with one value replaced, unchecked."""
+    name, _, rest = path.partition(".")
+    if isinstance(one, tuple):
+        return tuple(replaced(part, rest, value) if str(place) == name else part for place, part in enumerate(one))
+    return one.model_copy(update={name: replaced(getattr(one, name), rest, value) if rest else value})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.blocks.0.order", ("pool", "activation", "norm")),
+        ("model.blocks.1.order", ("activation", "pool", "norm")),
+        ("model.blocks", None),
+        ("train.early_stopping", EarlyStopping(patience=1)),
+        ("train.schedule", Schedule.model_construct(constant=Constant.model_construct(warmup=0.5, start_factor=1.0))),
+        ("train.schedule", Schedule.model_construct(cosine=Fall.model_construct(end_factor=1.0))),
+        ("data.augment", Augment()),
+        ("train.optimiser.sgd.decoupled_weight_decay", True),
+        ("train.precision", "tf32"),
+    ],
+)
+def test_what_a_job_leaves_out_or_refuses_has_no_influence_on_the_bits(tmp_path: Path, path: str, value: Any) -> None:
+    blocks = [{"conv": 3, "pool": 2}, {"conv": 3, "activation": "gelu"}, {"dropout": 0.2}, {"dense": 4}]
+    plain, packed = job(train__epochs=2, model__blocks=blocks), dataset(tmp_path)
+    idle = (Dropout(dropout=0.0), *plain.model.blocks[3:])
+    other = replaced(plain, path, value or (*plain.model.blocks[:3], *idle))
+    assert other != plain
+    runs = [run_of(one, packed, tmp_path / str(number)) for number, one in enumerate((plain, other))]
+    first, second = (outcome_of(train(run, job=one).run) for run, one in zip(runs, (plain, other), strict=True))
+    assert first == second
