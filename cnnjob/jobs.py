@@ -48,22 +48,23 @@ KINDS = ("train.optimiser", "train.schedule")
 
 
 class Augment(Section):
-    """How training images are changed anew in each epoch; what comes in at an edge is mirrored at it."""
+    """How training images are changed anew in each epoch; moved images are mirrored at their edges."""
 
     flip: Literal["none", "random", "alternating"] = "none"
-    """Left to right: by chance, or every other epoch, which of them by chance."""
+    """Mirroring left to right: ``random`` draws it for each image and epoch, ``alternating`` is every other epoch."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
-    """Moved by so many pixels at most, down or up and right or left."""
+    """Pixels by which an image is moved at most, along each axis, uniformly drawn."""
 
 
 class Data(Section):
     """What the network sees of the dataset."""
 
     pixels: Literal["standardised", "unit"] = "standardised"
-    """``unit`` divides by 255; ``standardised`` then takes the training images' mean and
-    standard deviation of each channel away."""
+    """``unit`` divides by 255; ``standardised`` then subtracts the training images' mean and divides by their standard
+    deviation, per channel."""
     validation_fraction: Fraction = 0.1
-    """Share of the training images held out, unless the dataset has a validation split of its own."""
+    """Share of each class's training images that is held out for validation, the same for every seed; a dataset's own
+    validation split goes before it."""
     augment: Annotated[Augment | None, OrFalse] = None
     """How training images are changed anew in each epoch: a table of its settings; ``false`` is none."""
 
@@ -81,7 +82,7 @@ class EarlyStopping(Section):
     """Stop when the selected split's accuracy has not risen for a while."""
 
     patience: Annotated[int, Field(ge=1)]
-    """Epochs without a new best before stopping."""
+    """Epochs without a higher accuracy on the split of ``select_on`` after which the training stops."""
 
 
 class Lookahead(Section):
@@ -93,7 +94,7 @@ class Lookahead(Section):
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """The slow weights' share is decay^n · (step / steps)^power, with n steps since the time before."""
     power: Annotated[float, Field(ge=0, le=10)] = 3.0
-    """See ``decay``."""
+    """Exponent of step / steps in the slow weights' share."""
 
 
 class Sgd(Section):
@@ -137,9 +138,9 @@ class Constant(Section):
     """The highest learning rate to the end."""
 
     warmup: Fraction = 0.0
-    """Share of all steps over which the learning rate first rises in a straight line to the highest."""
+    """Share of all steps (not epochs) over which the learning rate first rises in a straight line to the highest."""
     start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of the highest learning rate, where the warm-up starts."""
+    """Share of the highest learning rate at which the warm-up starts, in the first step."""
 
     @model_validator(mode="after")
     def _starts_below(self, info: ValidationInfo) -> Self:
@@ -159,7 +160,7 @@ class Fall(Constant):
     """A learning rate that falls from the highest, by step, to its end after the last step."""
 
     end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of the highest learning rate, where the schedule ends."""
+    """Share of the highest learning rate that is reached one step after the last step of the last epoch."""
 
     @model_validator(mode="after")
     def _falls(self, info: ValidationInfo) -> Self:
@@ -180,37 +181,40 @@ class Schedule(OneOf):
 
 
 class Train(Section):
-    """The training."""
+    """How the network is trained.
+
+    The ``train_loss`` of an epoch is the mean over its batches while the weights change, with dropout, augmentation and
+    label smoothing, without weight decay; other losses are of the weights after the epoch, without these.
+    """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Passes over the training images, at most."""
+    """Passes over the training images, at most; each in another order."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Images per step; the last partial batch of an epoch is dropped."""
+    """Images per step; the last partial batch of an epoch is dropped, other images in each epoch."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
-    """The highest learning rate; the first step's where there is no warm-up."""
+    """The highest learning rate, per step, of the batch's mean loss."""
     schedule: Schedule = Schedule(constant=Constant())
     """How the learning rate goes, by step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one."""
     optimiser: Optimiser = Optimiser(sgd=Sgd())
     """How a step changes the weights: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Coefficient of the L2 penalty on weights; biases and normalisations are not decayed."""
+    """Factor λ of the decay of weights, ½λw² in the loss of SGD; biases and normalisations are not decayed."""
     lookahead: Annotated[Lookahead | None, OrFalse] = None
     """A slow copy of the weights: ``true`` or a table of its settings; ``false`` is none."""
     label_smoothing: Fraction = 0.0
-    """Share of each label that is spread over all classes (Szegedy et al. 2016)."""
+    """Share of each label that is spread evenly over all classes, in the training's loss alone."""
     precision: Literal["float32", "tf32", "float16"] = "float32"
-    """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, for the tensor cores;
-    ``float16`` has those of convolutions in float16 too, in half the memory, and a number above 65504 ends the
-    training. Weights, sums and all else are float32. NumPy computes in float32."""
+    """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, ``float16`` also computes
+    convolutions in float16, where a number above 65504 ends the training; all else is float32, as on a CPU."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
     test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"
-    """Whether an evaluation takes the mean of the outputs for an image and its mirror image, or those and both moved
-    by a pixel up and down a diagonal."""
+    """Evaluate the mean output of an image and its mirror image, or also of both moved one pixel up and down a
+    diagonal."""
     early_stopping: Annotated[EarlyStopping | None, OrFalse] = None
-    """When to stop before the last epoch; ``false`` is never."""
+    """Stop before the last epoch, when the accuracy no longer rises: a table of its settings; ``false`` is never."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between two checkpoints; they have no influence on the result."""
+    """Seconds between two checkpoints, which have no influence on the result."""
 
     @classmethod
     def place_now(cls, key: str, table: Mapping[str, Any]) -> str:
@@ -239,7 +243,7 @@ class Resources(Section):
     """Where and with what the job runs; none of it has an influence on its name."""
 
     backend: Literal["auto", "numpy", "cuda"] = "auto"
-    """``auto`` takes a GPU where there is one."""
+    """``auto`` takes a GPU where there is one; a run keeps the backend of its first start."""
 
 
 def _require_name(name: str) -> str:
@@ -255,15 +259,19 @@ class Job(Section):
     """One training, wholly described."""
 
     name: Annotated[str, AfterValidator(_require_name)]
-    """The stem of the job file's name; it names the run's folder."""
+    """Names the run's folder, with a digest; the stem of the job file's name by default."""
     dataset: Annotated[str, Field(min_length=1)]
     """A prepared dataset's name, or the path of its HDF5 file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Every random number is a function of it, its purpose and its place."""
+    """Of every random number of the training: initial weights, order, augmentation, dropout."""
     data: Data = Data()
+    """What the network sees of the dataset."""
     model: Model
+    """The network."""
     train: Train
+    """The training."""
     resources: Resources = Resources()
+    """Where the job runs."""
 
     @model_validator(mode="after")
     def _computes_as_asked(self, info: ValidationInfo) -> Self:

@@ -64,9 +64,9 @@ class BatchNorm(Section):
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the batch's statistics in the new running ones, as torch's; Keras's is one minus it."""
     eps: Annotated[float, Field(ge=0, le=1)] = 1e-5
-    """Added to the variance."""
+    """Added to the variance, before the root."""
     scale: bool = True
-    """Whether it has a scale that learns."""
+    """Whether it has a trainable scale; its shift is always trainable."""
     learning_rate_factor: Factor = 1.0
     """Factor on the learning rate of its scale and shift, beside the block's; 0 keeps the shift at 0."""
 
@@ -93,19 +93,20 @@ class Conv(Section):
     batch_norm: Annotated[BatchNorm | None, OrFalse] = None
     """``true`` or a table of its settings."""
     activation: Activation = "relu"
-    """What follows."""
+    """What follows, before or after normalisation and pooling as ``order`` says; ``gelu`` is the one with erf."""
     order: Annotated[tuple[Part, ...], Field(strict=False)] = _ORDER
-    """What follows the convolution and its bias, in this order."""
+    """The order of what follows the convolution and its bias."""
     init: ConvInitialiser = "he"
-    """Initial weights."""
+    """Initial weights: ``he`` is normal of variance 2 / fan-in, a number up to 10 is a standard deviation, ``dirac``
+    hands channels on, ``whitening`` (first block alone) decorrelates the patches of training images."""
     bias: bool | None = None
-    """Whether it has a bias; the default is: unless it is normalised."""
+    """Whether it has a bias; by default where it is not normalised."""
     bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
     """Initial bias."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of this block."""
+    """Factor on the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
-    """Whether its weights stay as they start; bias and normalisation learn all the same."""
+    """Whether its weights stay as they start; bias and normalisation are trained all the same."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,15 +148,15 @@ class Dense(Section):
     dense: Annotated[int, Field(ge=1, le=1_000_000)]
     """Number of units."""
     activation: Activation = "relu"
-    """What follows."""
+    """What follows; ``gelu`` is the one with erf."""
     init: Initialiser = "he"
-    """Initial weights."""
+    """Initial weights: ``he`` is normal of variance 2 / fan-in, a number up to 10 is a standard deviation."""
     bias: bool = True
     """Whether it has a bias."""
     bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
     """Initial bias."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of this block."""
+    """Factor on the learning rate of the block's weights and bias."""
     frozen: bool = False
     """Whether its weights stay as they start; a bias is trained all the same."""
 
@@ -169,14 +170,14 @@ class Dropout(Section):
     """Sets a share of the values to zero while training (Srivastava et al. 2014)."""
 
     dropout: Fraction
-    """Probability of setting a value to zero."""
+    """Probability of setting a value to zero while training; the others are divided by 1 minus it."""
 
 
 class GlobalPool(Section):
     """One number a channel: the mean or the maximum over all pixels (Lin et al. 2014)."""
 
     global_pool: Literal["mean", "max"]
-    """Which."""
+    """The mean or the maximum of each channel over all pixels."""
 
 
 def _kind_of(block: Any) -> str | None:
@@ -204,12 +205,12 @@ def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Residual(Section):
-    """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where shapes differ it projects."""
+    """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where their shapes differ, the shortcut projects to the body's."""
 
     residual: Annotated[tuple[BodyBlock, ...], Field(strict=False)]
-    """The body: ``conv`` and ``dropout`` blocks, the last ``conv`` best without activation."""
+    """Its body: ``conv`` and ``dropout`` blocks; the last ``conv`` best without activation."""
     activation: Activation = "relu"
-    """Of the sum."""
+    """What follows the sum of body and shortcut."""
 
     _keeps_what_drops = field_validator("residual", mode="after")(_without_idle_dropouts)
 
@@ -218,13 +219,13 @@ class Classifier(Section):
     """The implied last layer: one unit a class, no activation."""
 
     init: Initialiser = "he"
-    """Initial weights."""
+    """Initial weights: ``he`` is normal of variance 2 / fan-in, a number up to 10 is a standard deviation."""
     bias: bool = True
     """Whether it has a bias."""
     bias_init: Annotated[float, Field(ge=-10, le=10)] = 0.0
     """Initial bias."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of this layer."""
+    """Factor on the learning rate of the layer's weights and bias."""
     frozen: bool = False
     """Whether its weights stay as they start; a bias is trained all the same."""
     output_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -258,9 +259,9 @@ class Model(Section):
     """The network: its blocks in order; the classifier layer is implied."""
 
     blocks: Annotated[tuple[Block, ...], Field(strict=False)] = ()
-    """From the image on."""
+    """Blocks in order, from the image on; the classifier follows the last."""
     classifier: Classifier = Classifier()
-    """How the last layer starts and learns."""
+    """How the implied last layer starts and is trained: a table of its settings."""
 
     _keeps_what_drops = field_validator("blocks", mode="after")(_without_idle_dropouts)
 

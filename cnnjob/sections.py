@@ -213,12 +213,13 @@ def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[type
             found = [section for section in found if next(iter(section.model_fields)) == part]
         elif isinstance(part, str):
             fields = [section.model_fields[part] for section in found if part in section.model_fields]
-            found = [section for field in fields for section in _sections_in(field.annotation)]
+            found = [section for field in fields for section in sections_in(field.annotation)]
     return found
 
 
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the kinds of tables that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _sections_in(inner)
+        yield from sections_in(inner)

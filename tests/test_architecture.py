@@ -36,7 +36,7 @@ FLOORS = (
     },
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "curves", "datasets", "images", "listeners", "nn", "runs", "tiles"},
-    {"sweeps", "jobs", "older", "assignments", "models", "sections"}
+    {"reference", "sweeps", "jobs", "older", "assignments", "models", "sections"}
     | {"schemas", "files", "hdf5", "npz", "processes", "shelves", "escapes", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")

@@ -1,20 +1,17 @@
 """The documents say what is so: their commands exist with these options, and those of the demo run as written."""
 
+import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 import cnnjob
-from cnnjob import jobs
+from cnnjob import jobs, reference
 from cnnjob.cli import app
-from cnnjob.sections import _sections_in
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -80,27 +77,31 @@ def test_the_readme_test_command_is_what_ci_runs() -> None:
     assert found == ["    python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest", ""]
 
 
-def sections_of(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A table of the job file and all tables below it."""
-    yield section
-    for info in section.model_fields.values():
-        for inner in _sections_in(info.annotation):
-            yield from sections_of(inner)
+def test_the_reference_of_a_job_file_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "job-file.md").read_text() == reference.markdown()
 
 
-def test_the_readme_names_every_key_of_a_job_file_and_no_other() -> None:
-    text = (ROOT / "README.md").read_text().partition("## A job file")[2].partition("\n## ")[0]
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    quoted = " ".join(re.findall(r"`([^`]+)`", "\n".join(rows)))
-    keys = {key for section in sections_of(jobs.Job) for key in section.model_fields}
-    assert keys - set(re.findall(r"\w+", quoted)) == set()
-    words = {value for one in sections_of(jobs.Job) for info in one.model_fields.values() for value in said_of(info)}
-    assert set(re.findall(r"[a-z]\w+", quoted)) - keys - words == {"true"}
-
-
-def said_of(info: FieldInfo) -> Iterator[str]:
-    """The words that a key may be set to."""
-    yield from re.findall(r"'(\w+)'", str(info.annotation))
+def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
+    found = CliRunner().invoke(app, ["show", "--keys"]).stdout.splitlines()
+    assert len(found) == len(reference.keys()) == len(set(found))
+    for line in found:
+        assert re.fullmatch(r"[\w.{} =…]+ \(.+\): [^\n]{8,}\.", line), line
+    text = "\n".join(found)
+    for said in (
+        "{ conv = … }.batch_norm.momentum (number above 0 to 1; default 0.1): Share of the batch's statistics in the ",
+        "new running ones, as torch's; Keras's is one minus it.",
+        "biases and normalisations are not decayed",
+        "Share of all steps (not epochs)",
+        "one step after the last step of the last epoch",
+        "the last partial batch of an epoch is dropped",
+        "train.epochs (integer from 1 to 1,000,000; required): ",
+    ):
+        assert said in text
+    some = CliRunner().invoke(app, ["show", "--keys", "train.optimiser", "--json"])
+    assert {one["table"] for one in json.loads(some.stdout)} == {
+        "train.optimiser", "train.optimiser.sgd", "train.optimiser.adamw",
+    }  # fmt: skip
+    assert CliRunner().invoke(app, ["show", "--keys", "trian"]).exit_code != 0
 
 
 def test_the_pictures_are_small() -> None:

@@ -155,6 +155,7 @@ def show(
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain every key of a job file, a line each.")] = False,
     data: Annotated[Path, typer.Option(help="Folder of the packed datasets.")] = DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:
@@ -162,7 +163,9 @@ def show(
 
     Example: cnnjob show mnist-baseline --set train.batch_size=256
     """
-    if what is None:
+    if keys:
+        _explain_keys(what, as_json=as_json)
+    elif what is None:
         _list(data, as_json=as_json)
     elif what.endswith((".h5", ".hdf5")):
         _verify(Path(what), as_json=as_json)
@@ -179,6 +182,24 @@ def show(
             show_job(run.job(), data, run.name)
         else:
             show_job(Job.load(what, overrides or ()), data)
+
+
+def _explain_keys(what: str | None, *, as_json: bool) -> None:
+    """Print every key of a job file, or those of a table, as ``train`` or ``train.optimiser``."""
+    from dataclasses import asdict
+
+    from cnnjob.reference import keys
+
+    found = [one for one in keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
+    if not found:
+        raise JobError(f"show --keys {what}: no such table; leave it out, or name one, as train or train.optimiser")
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    for one in found:
+        default = one.default if one.default in {"required", "–"} else f"default {one.default}"
+        line = f"{f'{one.table}.{one.name}'.strip('.')} ({one.takes}; {default}): {one.meaning}"
+        typer.echo(line.replace("`", "").replace("; –)", ")"))
 
 
 def _list(data: Path, *, as_json: bool) -> None:
