@@ -205,7 +205,7 @@ def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Residual(Section):
-    """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where their shapes differ, the shortcut projects to the body's."""
+    """A body of blocks, the shortcut beside it, and their sum (He et al. 2016); where shapes differ it projects."""
 
     residual: Annotated[tuple[BodyBlock, ...], Field(strict=False)]
     """Its body: ``conv`` and ``dropout`` blocks; the last ``conv`` best without activation."""

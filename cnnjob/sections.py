@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from cnnjob.escapes import printable
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 _SHOWN_LETTERS = 80
@@ -104,7 +106,7 @@ def near(name: str, names: Iterable[str]) -> str:
 
 def in_one_line(text: str) -> str:
     """Return a user's text with control characters escaped, and cut where it is long."""
-    line = text if text.isprintable() else repr(text)[1:-1]
+    line = printable(text[: _SHOWN_LETTERS + 1])
     return line if len(line) <= _SHOWN_LETTERS else f"{line[:_SHOWN_LETTERS]}…"
 
 

@@ -101,7 +101,7 @@ def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
     assert {one["table"] for one in json.loads(some.stdout)} == {
         "train.optimiser", "train.optimiser.sgd", "train.optimiser.adamw",
     }  # fmt: skip
-    assert CliRunner().invoke(app, ["show", "--keys", "trian"]).exit_code != 0
+    assert CliRunner().invoke(app, ["show", "--keys", "nothing"]).exit_code != 0
 
 
 def test_the_pictures_are_small() -> None:
