@@ -179,6 +179,11 @@ def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
             f"{found.path}: not the data that {run.path} was made with "
             f"({found.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
         )
+    if [[*found.mean], [*found.std]] != [[*data["mean"]], [*data["std"]]]:
+        raise DataError(
+            f"{found.path}: damaged, mean and std are not those that {run.path} was made with (found {found.mean}, "
+            f"{found.std}). Prepare the same sources again"
+        )
     return found
 
 

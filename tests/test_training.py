@@ -466,6 +466,14 @@ def test_no_step_on_changed_data_is_ever_saved(tmp_path: Path, name: str, at_onc
     assert outcome_of(run) == outcome_of(trained(tmp_path / "unchanged").run)
 
 
+def test_another_mean_is_refused(tmp_path: Path) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    with h5py.File(tmp_path / "toy.h5", "r+") as file:
+        file.attrs["mean"] = file.attrs["mean"] + 0.01
+    with pytest.raises(DataError, match=r"toy\.h5: damaged, mean and std are not those"):
+        train(run)
+
+
 def test_data_that_are_checked_in_a_thread_give_the_same_bits_after_a_stop(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     assert train(run, StopsAt(1), checked_at_once_bytes=0).state == "stopped"

@@ -44,7 +44,8 @@ _STORED: tuple[dict[str, Any], ...] = (
 )
 _VALUES: tuple[Any, ...] = (
     0, 1, 2**40, -1.5, float("nan"), [0.5], [[1]], "text", b"bytes", b"[" * 9000, b"{}", b"[]", b'["a","b"]',
-    b'{"a":1}', b'["a","b","c"]', np.bytes_(b"\xff"), np.zeros(70_000, "u1"), [b"a", b"b"], b"9" * 5000, b'["\\ud800","\\n"]',
+    b'{"a":1}', b'["a","b","c"]', np.bytes_(b"\xff"), np.zeros(70_000, "u1"),
+    [b"a", b"b"], b"9" * 5000, b'["\\ud800","\\n"]',
 )  # fmt: skip
 
 
