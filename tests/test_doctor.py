@@ -16,7 +16,7 @@ from cnnjob.doctor import places
 from cnnjob.slurm import profiles
 from tests.cuda.test_training import libraries  # noqa: F401 - a fixture
 from tests.cuda.test_training import places as places_of_stand_ins
-from tests.durability.faults import NO_COMPILER, Mode, compile_shim, compiler
+from tests.durability.faults import NO_COMPILER, Mode, compile_no_locks, compile_shim, compiler
 from tests.test_submit import Site, cnnjob
 
 PARTITIONS = """case "$*" in
@@ -88,7 +88,7 @@ def test_a_good_site() -> None:
     assert rows["accounts"]["found"] == "yours: course, us"
     assert rows["requeueing"]["found"].startswith("off unless asked for")
     assert rows["stopping"]["found"].startswith("45 s from SIGTERM to SIGKILL")
-    for what in ("Python", "packages", "processor", "rename", "exclusive create", "clock"):
+    for what in ("Python", "packages", "processor", "rename", "exclusive create", "locks", "clock"):
         assert rows[what]["verdict"] == "ok", rows[what]
     assert list(Path().iterdir()) == []
 
@@ -237,6 +237,32 @@ def test_a_file_system_that_refuses_is_found(tmp_path: Path, at: int) -> None:
     bad = [row for row in rows.values() if row["verdict"] == "bad"]
     assert bad
     assert all("No space left on device" in row["found"] for row in bad), bad
+
+
+@pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+def test_a_file_system_without_locks(tmp_path: Path) -> None:
+    row = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(compile_no_locks(tmp_path)))["locks"]
+    assert (row["verdict"], row["found"]) == ("note", "refused, No locks available")
+    assert row["advice"].startswith("submissions at the same time find each other in SLURM's queue only")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("nfs4", "rw,vers=4.2,local_lock=none", "between nodes too"),
+        ("nfs", "rw,vers=3,nolock,local_lock=all", "not between nodes"),
+        ("nfs", "rw,local_lock=posix", "not between nodes"),
+        ("nfs", "rw,local_lock=flock", "between nodes too"),
+        ("lustre", "rw,flock", "between nodes too"),
+        ("lustre", "rw,localflock", "not between nodes"),
+        ("gpfs", "rw", "between nodes too"),
+        ("ceph", "rw", "between nodes too"),
+        ("beegfs", "rw", "not known"),
+        ("ext4", "rw", "this machine"),
+    ],
+)
+def test_how_far_locks_hold(kind: str, options: str, said: str) -> None:
+    assert said in places._reach(kind, options.split(","))
 
 
 QUOTAS = """Disk quotas for user me (uid 1000):

@@ -1,14 +1,16 @@
 """The folder of the runs: what its file system really does, and how much room there is."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from getpass import getuser
@@ -29,6 +31,11 @@ NEARLY, QUITE = 0.85, 0.97
 BLOCK = "block device"
 LOCAL = {BLOCK, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel writes spaces, tabs, newlines and backslashes
+COHERENT = {"ceph", "gpfs", "lustre"}
+HERE_ONLY = "on this machine only, not between nodes"
+UNKNOWN = "here; whether they do between nodes is not known"
+LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+LOCK_SECONDS = 20
 ELSEWHERE = "put the runs on another file system, with --runs FOLDER"
 
 
@@ -48,6 +55,7 @@ def findings(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
     try:
         with tempfile.TemporaryDirectory(prefix=".cnnjob-doctor-", dir=folder) as place:
             yield from (check(Path(place)) for check in (_rename, _flush, _exclusive, _clock))
+            yield _locks(Path(place), kind, _options(folder))
     except OSError as error:
         yield Finding("writing", "bad", f"{folder} cannot be written, {error.strerror or error}", ELSEWHERE)
     yield _room(folder)
@@ -108,6 +116,32 @@ def _exclusive(place: Path) -> Finding:
     return found[0]
 
 
+def _locks(place: Path, kind: str, options: Sequence[str]) -> Finding:
+    """A file that one process has locked cannot be locked by another: so one submission waits for the other."""
+    alone = "submissions at the same time find each other in SLURM's queue only, which is asked after each"
+    with (place / "lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return Finding("locks", "note", f"refused, {error.strerror or error}", alone)
+        command = [sys.executable, "-P", "-c", LOCK, file.name]
+        others = subprocess.run(command, capture_output=True, timeout=LOCK_SECONDS, check=False)  # noqa: S603
+    if not others.returncode:
+        return Finding("locks", "note", "two processes locked the same file", alone)
+    reach = _reach(kind, options)
+    said = f"they hold {reach}"
+    return Finding("locks", "note", said, alone) if reach == HERE_ONLY else Finding("locks", "ok", said)
+
+
+def _reach(kind: str, options: Sequence[str]) -> str:
+    """Return between which processes locks hold, as far as the mount's type and options say."""
+    if kind in LOCAL:
+        return "between processes of this machine"
+    if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:
+        return HERE_ONLY
+    return "between nodes too" if kind.startswith("nfs") or kind in COHERENT else UNKNOWN
+
+
 def _clock(place: Path) -> Finding:
     """The file server's clock says how long ago a run was heard of."""
     path = place / "clock"
@@ -133,7 +167,7 @@ def _mount(folder: Path) -> tuple[str, str]:
     A process in a chroot is not told the mount that its root lies on; sysfs knows a disk by its number.
     """
     best = ("", "", "")
-    for device, point, kind in _mounts():
+    for device, point, kind, _ in _mounts():
         if folder.is_relative_to(point) and len(point) >= len(best[1]):
             best = (device, point, kind)
     if best[1]:
@@ -142,16 +176,22 @@ def _mount(folder: Path) -> tuple[str, str]:
     return device, BLOCK if device else "unknown file system"
 
 
-def _mounts() -> Iterator[tuple[str, str, str]]:
-    """Yield device, mount point and type of every mount that this process is told."""
+def _options(folder: Path) -> list[str]:
+    """Return the options that a folder's file system is mounted with, as far as this process is told."""
+    points = [(len(point), options) for _, point, _, options in _mounts() if folder.is_relative_to(point)]
+    return max(points, default=(0, ""))[1].split(",")
+
+
+def _mounts() -> Iterator[tuple[str, str, str, str]]:
+    """Yield device, mount point, type and options of every mount that this process is told."""
     try:
         table = Path("/proc/self/mounts").read_bytes()
     except OSError:  # no /proc
         return
     for line in table.split(b"\n"):
         fields = [os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field)) for field in line.split(b" ")]
-        if len(fields) > 2:  # noqa: PLR2004
-            yield fields[0], fields[1], fields[2]
+        if len(fields) > 3:  # noqa: PLR2004
+            yield fields[0], fields[1], fields[2], fields[3]
 
 
 def _block_device(number: int) -> str:

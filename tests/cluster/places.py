@@ -47,16 +47,20 @@ class Place:
         (folder / "toy.toml").write_text(toml(epochs))
         return cls(cluster, python, folder)
 
-    def cnnjob(self, *words: object, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def cnnjob(
+        self, *words: object, check: bool = True, timeout: float = 60, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command here."""
-        return self.cluster.run(self.python, "-m", "cnnjob", *words, cwd=self.folder, check=check, timeout=timeout)
+        command = (self.python, "-m", "cnnjob", *words)
+        return self.cluster.run(*command, cwd=self.folder, check=check, timeout=timeout, **variables)
 
-    def submit(self, *options: object, setup: str = "", **profile: object) -> str:
-        """Submit the toy, with a line of setup and other values of a profile; the job's id."""
+    def submit(self, *options: object, setup: str = "", path: str = "", **profile: object) -> str:
+        """Submit the toy, with a line of setup, other values of a profile and a PATH; the job's id."""
         lines = [f"{key} = {value}" for key, value in profile.items()]
         lines += [f"setup = ['''{setup}''']"] * bool(setup)
         (self.folder / "site.toml").write_text("\n".join(lines))
-        said = self.cnnjob("submit", "toy.toml", *REQUEST, "--profile", "site.toml", *options).stdout
+        words = ("submit", "toy.toml", *REQUEST, "--profile", "site.toml", *options)
+        said = self.cnnjob(*words, PATH=path or os.environ["PATH"]).stdout
         found = re.search(r": submitted as job (\d+)", said)
         assert found, said
         return found[1]

@@ -229,6 +229,31 @@ def test_killed(
     survive(fleet(*options), table(scenario), whole, strike, plainly)
 
 
+WRAPPER = """#!/bin/sh
+echo "Jobs here run at most as (max. job 48 hours)"
+echo "your job 8 is still running"
+/usr/bin/sbatch "$@" || exit
+echo "job 9 was yours as well"
+"""
+
+
+def test_an_sbatch_that_talks(fleet: Callable[..., Fleet], table: Begin, whole: Outcome) -> None:
+    """A site's wrapper names other jobs, at the submission and when a successor is submitted."""
+
+    def strike(place: Place, job: str) -> None:
+        place.until_saved()
+        assert files.read_json(place.run.submission_file)["job_id"] == job
+        place.kill()
+
+    def submit(place: Place) -> str:
+        wrapper = place.folder / "sbatch"
+        wrapper.write_text(WRAPPER)
+        wrapper.chmod(0o755)
+        return place.submit(path=f"{place.folder}:{os.environ['PATH']}")
+
+    survive(fleet(*FORBIDDING), table("sbatch's wrapper talks of other jobs"), whole, strike, submit)
+
+
 @pytest.mark.parametrize("name", ["USR2", "TERM"])
 def test_a_signal_before_the_handlers(fleet: Callable[..., Fleet], table: Begin, whole: Outcome, name: str) -> None:
     def strike(place: Place, job: str) -> None:  # noqa: ARG001

@@ -18,7 +18,7 @@ from cnnjob.runs import Run
 from tests.cluster import lab
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, Place
-from tests.durability.faults import NO_COMPILER, compiler
+from tests.durability.faults import NO_COMPILER, compile_no_locks, compiler
 
 pytestmark = pytest.mark.slurm
 
@@ -33,10 +33,7 @@ def no_locks() -> Iterator[dict[str, str]]:
     if not compiler():
         pytest.skip(NO_COMPILER)
     with lab.folder() as folder:
-        library = folder / "nolocks.so"
-        source = Path(__file__).with_name("nolocks.c")
-        subprocess.run([str(compiler()), "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        yield {"LD_PRELOAD": str(library)}
+        yield {"LD_PRELOAD": str(compile_no_locks(folder))}
 
 
 @pytest.fixture

@@ -45,8 +45,17 @@ def compiler() -> str | None:
 
 def compile_shim(folder: Path) -> Path:
     """Compile the shim into a folder."""
-    library = folder / "faults.so"
-    command = [compiler() or "cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, SOURCE, "-ldl"]
+    return _compiled(SOURCE, folder)
+
+
+def compile_no_locks(folder: Path) -> Path:
+    """Compile into a folder what takes the file locks away."""
+    return _compiled(SOURCE.with_name("nolocks.c"), folder)
+
+
+def _compiled(source: Path, folder: Path) -> Path:
+    library = folder / f"{source.stem}.so"
+    command = [compiler() or "cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"]
     subprocess.run([str(part) for part in command], check=True)
     return library
 
