@@ -144,6 +144,7 @@ def test_tab_offers_what_is_there(shell: str) -> None:
 def test_what_tab_offers_where() -> None:
     [other] = map(str, Path("other").glob("more-*"))
     Path("tea.png").touch()
+    Path("other", "\x1b[2Jmore").mkdir()
     for line, names in {
         "cnnjob ": list(COMMANDS),
         "cnnjob prepare m": ["mnist"],

@@ -224,47 +224,32 @@ class Residual:
         after = self.body(shape)[-1].output_shape
         if shape == after:
             return None
-        last = self._convs[-1]
-        conv = Conv(
-            filters=after[-1],
-            kernel=1,
-            pad=0,
-            stride=self._stride(shape),
-            norm=last.norm,
-            bias=last.norm is None,
-            activation="none",
-        )
-        window = self.window(shape)
-        seen = *(side.stop - side.start for side in window), shape[-1]
+        stride, window = self._reach(shape, after)
         if any(side.stop > pixels for side, pixels in zip(window, shape, strict=False)):
             raise ValueError(
                 f"its body leads from {_by(shape)} to {_by(after)}, for which no shortcut has enough pixels"
             )
+        norm = self._convs[-1].norm
+        conv = Conv(filters=after[-1], kernel=1, pad=0, stride=stride, norm=norm, bias=norm is None, activation="none")
+        seen = *(side.stop - side.start for side in window), shape[-1]
         return Layer("projection", conv, seen, after)
 
     def window(self, shape: Shape) -> tuple[slice, slice]:
         """Return the rows and columns of the input (H, W, C) that the shortcut reads."""
-        after = self.body(shape)[-1].output_shape
-        if self._strides_alone(shape):
-            return slice(0, shape[0]), slice(0, shape[1])
-        first, jump = 0, 1
-        for block in self._convs:
-            first += jump * ((block.kernel - 1) // 2 - block.pad)
-            jump *= block.stride * block.pool
-        first = max(0, first)
-        rows, columns = (slice(first, first + (outputs - 1) * jump + 1) for outputs in after[:2])
-        return rows, columns
+        return self._reach(shape, self.body(shape)[-1].output_shape)[1]
 
-    def _stride(self, shape: Shape) -> int:
-        if self._strides_alone(shape):
-            return -(-shape[0] // self.body(shape)[-1].output_shape[0])
-        return prod(block.stride * block.pool for block in self._convs)
-
-    def _strides_alone(self, shape: Shape) -> bool:
-        """Return whether one stride over the whole image gives the body's height and width."""
-        after = self.body(shape)[-1].output_shape
+    def _reach(self, shape: Shape, after: Shape) -> tuple[int, tuple[slice, slice]]:
+        """Return the shortcut's stride, and the rows and columns that it reads."""
         stride = -(-shape[0] // after[0])
-        return all(-(-side // stride) == outputs for side, outputs in zip(shape[:2], after[:2], strict=True))
+        if all(-(-pixels // stride) == outputs for pixels, outputs in zip(shape[:2], after[:2], strict=True)):
+            return stride, (slice(0, shape[0]), slice(0, shape[1]))
+        first, stride = 0, 1
+        for block in self._convs:
+            first += stride * ((block.kernel - 1) // 2 - block.pad)
+            stride *= block.stride * block.pool
+        first = max(0, first)
+        rows, columns = (slice(first, first + (outputs - 1) * stride + 1) for outputs in after[:2])
+        return stride, (rows, columns)
 
     @property
     def _convs(self) -> "list[Conv]":
