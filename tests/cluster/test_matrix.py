@@ -132,8 +132,10 @@ def table(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int], Told]
 Begin = Callable[[str], Told]
 
 
-def survive(fleet: Fleet, told: Told, whole: Outcome, strike: Strike, submit: Callable[[Place], str]) -> None:
-    """Submit in all places, strike, and wait for the end, which is that of the unbroken run."""
+def survive(
+    fleet: Fleet, told: Told, whole: Outcome, strike: Strike, submit: Callable[[Place], str], at_least: int = 2
+) -> None:
+    """Submit in all places, strike, and wait for the end, which is that of the unbroken run, after so many lives."""
 
     def live(place: Place) -> None:
         first = submit(place)
@@ -142,7 +144,7 @@ def survive(fleet: Fleet, told: Told, whole: Outcome, strike: Strike, submit: Ca
         place.cluster.wait(place.jobs(first)[-1], "COMPLETED", "COMPLETING", seconds=60)
         lab.until(lambda: restarts_of(place.run)[-1]["said"] == "finished", 30, "the last decision")
         lives = place.lives(first)
-        assert lives > (strike is not nothing)
+        assert lives >= at_least
         told.lives[lives] += 1
         told.who.update(place.restarted_by(first))
         assert outcome_of(place.run) == whole
@@ -174,7 +176,7 @@ def nothing(place: Place, job: str) -> None:
 
 
 def test_finish(fleet: Callable[..., Fleet], table: Begin, whole: Outcome) -> None:
-    survive(fleet(*PLAIN), table("finish"), whole, nothing, plainly)
+    survive(fleet(*PLAIN), table("finish"), whole, nothing, plainly, at_least=1)
 
 
 def test_requeued(fleet: Callable[..., Fleet], table: Begin, whole: Outcome) -> None:
@@ -268,6 +270,30 @@ def test_a_signal_before_the_handlers(fleet: Callable[..., Fleet], table: Begin,
     survive(fleet(*PLAIN), table(f"SIG{name} before the handlers"), whole, strike, submit)
 
 
+@pytest.mark.parametrize("name", ["USR1", "HUP"])
+def test_a_signal_to_the_batch_script(fleet: Callable[..., Fleet], table: Begin, whole: Outcome, name: str) -> None:
+    def strike(place: Place, job: str) -> None:
+        place.until_saved()
+        place.cluster.run("scancel", "--batch", f"--signal={name}", job)
+        place.until_saved()  # by the same process
+
+    survive(fleet(*PLAIN), table(f"SIG{name} to the batch script"), whole, strike, plainly, at_least=1)
+
+
+@pytest.mark.parametrize(("export", "options"), [("NONE", PLAIN), ("NIL", FORBIDDING)], ids=["requeued", "successor"])
+def test_an_environment_that_is_not_exported(
+    fleet: Callable[..., Fleet], table: Begin, whole: Outcome, export: str, options: tuple[object, ...]
+) -> None:
+    def strike(place: Place, job: str) -> None:  # noqa: ARG001
+        place.until_saved()
+        place.kill()
+
+    def submit(place: Place) -> str:
+        return place.submit("--sbatch", f"export={export}")
+
+    survive(fleet(*options), table(f"kill -9 with export={export}"), whole, strike, submit)
+
+
 # --- the time limit
 
 
@@ -322,6 +348,47 @@ def test_the_time_limit_without_a_word(fleet: Callable[..., Fleet], table: Begin
         return place.submit("--time", "1m", setup=f"export PATH={place.folder}:$PATH; {NO_SIGNAL}")
 
     survive(fleet(*PLAIN), table("time limit without a signal: SIGTERM only"), whole, strike, submit)
+
+
+def test_suspended_past_its_end(fleet: Callable[..., Fleet], table: Begin, whole: Outcome) -> None:
+    def strike(place: Place, job: str) -> None:
+        place.until_saved()
+        place.cluster.admin("scontrol", "suspend", job)
+        time.sleep(65)
+        place.cluster.admin("scontrol", "resume", job)
+        place.until_saved()  # by the same process
+
+    def submit(place: Place) -> str:
+        return place.submit("--time", "1m", signal_seconds=25)
+
+    survive(fleet(*PLAIN), table("suspended past its end, resumed"), whole, strike, submit, at_least=1)
+
+
+def test_the_time_limit_is_extended(fleet: Callable[..., Fleet], table: Begin, whole: Outcome) -> None:
+    def strike(place: Place, job: str) -> None:
+        place.until_saved()
+        place.cluster.admin("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+        place.hold(65)
+        place.kill(signal.SIGCONT)
+        place.until_saved()  # by the same process
+
+    def submit(place: Place) -> str:
+        return place.submit("--time", "1m", signal_seconds=25)
+
+    survive(fleet(*PLAIN), table("time limit extended"), whole, strike, submit, at_least=1)
+
+
+def test_the_time_limit_is_shortened(fleet: Callable[..., Fleet], table: Begin, whole: Outcome) -> None:
+    def strike(place: Place, job: str) -> None:
+        place.until_saved()
+        place.cluster.admin("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        place.kill(signal.SIGSTOP)  # until SLURM's signal comes, which lets it go on
+        lab.until(lambda: place.run.attempts()[0]["why"] == "stopped: SIGUSR2", 90, "the stop")
+
+    def submit(place: Place) -> str:
+        return place.submit("--time", "10m", signal_seconds=25)
+
+    survive(fleet(*PLAIN), table("time limit shortened"), whole, strike, submit)
 
 
 HANG = """
@@ -540,6 +607,6 @@ def test_scancel_stays_and_submitting_again_goes_on(
 
     told = table(f"scancel {where} stays; submit again")
     places = fleet(*PLAIN)
-    survive(places, told, whole, nothing, submit)
+    survive(places, told, whole, nothing, submit, at_least=1)
     told.who = Counter({"a person": REPETITIONS})
     told.lives = Counter(len(place.run.attempt_files()) for place in places.places)
