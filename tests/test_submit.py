@@ -160,6 +160,15 @@ def test_the_script() -> None:
     assert f"srun {output} {sys.executable} -P -u -m submitit.core._submit '{place}/runs/{name}/slurm'" in found
 
 
+@pytest.mark.usefixtures("site")
+def test_without_an_exported_environment_the_script_finds_the_commands() -> None:
+    cnnjob("submit", "toy.toml", "--sbatch", "export=NIL", "--set", "train.epochs=1")
+    known = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_EXPORT_ENV": "NIL"}
+    words = ["/bin/bash", str(run_folder().slurm_folder / "17_submission.sh")]
+    done = subprocess.run(words, capture_output=True, text=True, env=known, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.usefixtures("nowhere")
 def test_without_a_time_the_site_decides() -> None:
     assert not [line for line in lines() if "--time" in line]

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -236,12 +237,21 @@ def _check_name(path: Path) -> None:
         raise JobError(f"--runs {path.parent}: SLURM reads the % as a pattern; give a folder without it")
 
 
+def _path(request: Request) -> list[str]:
+    """Return the line that finds SLURM's commands where sbatch is told which environment to export."""
+    srun = shutil.which("srun")
+    if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
+        return []
+    return [f"export PATH={shlex.quote(str(Path(srun).parent))}:$PATH"]
+
+
 def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
     """The request as submitit takes it, and what surrounds the job in its script."""
     code_path = f"PYTHONPATH={shlex.quote(str(code))}"
     again = f"{executors.python()} -m cnnjob.slurm.restart {shlex.quote(str(batch.folder))} $1"
     undecided = shlex.quote(f"cnnjob: {batch.folder}: {sys.executable} {UNDECIDED}")
     whatever = [
+        *_path(request),
         "restart() {",
         f"    trap '' {SIGNALS}",
         f"    {code_path} {again} || echo {undecided} $?",
