@@ -19,6 +19,8 @@ from tests.fuzz.targets import Target
 
 _ADDRESS_SPACE_BYTES = 1 << 30
 """What may be reserved beyond what the process has: more than the limit of memory, too little to harm the machine."""
+_USUAL_MEGABYTES = 100
+"""Of a process that reads nothing; what its parent, as the one that runs all tests, has beyond that does not count."""
 _NO_MEMORY = ("memory allocation failed", "Cannot allocate memory")
 
 Verdict = tuple[str, str]
@@ -75,7 +77,7 @@ def _reader(
 ) -> Iterator[Iterator[Verdict]]:
     """The verdicts of a process of its own on inputs, until it ends."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     process = multiprocessing.get_context("fork").Process(
         target=_read_all, args=(target, content_of, numbers, limits, folder, theirs), daemon=True
     )
@@ -90,7 +92,7 @@ def _reader(
         process.kill()
         process.join()
         ours.close()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verdicts(
@@ -126,15 +128,20 @@ def _read_all(
     warnings.simplefilter("error")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _ADDRESS_SPACE_BYTES,) * 2)
+    before = max(0.0, _megabytes() - _USUAL_MEGABYTES)
     for number in numbers:
         kind, text = _read(target, content_of(number), folder)
-        megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        megabytes = _megabytes() - before
         if megabytes > limits.megabytes:
             kind, text = "memory", f"took {megabytes:,.0f} MB. {text}"
         connection.send((kind, text))
         if kind == "memory":
             break
     connection.send(None)
+
+
+def _megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def _read(target: Target, content: bytes, folder: Path) -> Verdict:

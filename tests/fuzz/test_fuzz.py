@@ -36,16 +36,15 @@ def test_many_mutated_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_half_of_the_seeds_are_read(name: str, tmp_path: Path) -> None:
+def test_a_seed_is_read(name: str, tmp_path: Path) -> None:
     chosen, read = target(name), 0
-    seeds = chosen.seeds()
-    for number, content in enumerate(seeds):
+    for number, content in enumerate(chosen.seeds()):
         folder = tmp_path / str(number)
         folder.mkdir()
         with suppress(*chosen.errors):
             chosen.read(chosen.finish(content), folder)
             read += 1
-    assert read >= len(seeds) / 2
+    assert read
 
 
 def hang(_: bytes) -> None:
@@ -82,7 +81,7 @@ def declared(_: bytes) -> None:
 @pytest.mark.parametrize(
     ("does", "kind", "text"),
     [
-        (hang, "time", "not done after 1 s, twice"),
+        (hang, "time", "not done after 0.5 s, twice"),
         (crash, "crash", f"the process ended with -{int(signal.SIGSEGV)}"),
         (swell, "memory", "took"),
         (swallow, "memory", "asked for more"),
@@ -96,7 +95,8 @@ def test_a_fault_is_found_and_the_next_inputs_are_read(does: Callable[[bytes], N
         (does if content == b"2" else declared)(content)
 
     contents = [str(number).encode() for number in range(5)]
-    found = list(faults(Target(lambda: contents, read), contents.__getitem__, 5, Limits(seconds=1)))
+    limits = Limits(seconds=0.5 if kind == "time" else 60)
+    found = list(faults(Target(lambda: contents, read), contents.__getitem__, 5, limits))
     assert [(fault.number, fault.kind, fault.content) for fault in found] == [(2, kind, b"2")]
     assert text in found[0].text
 
