@@ -11,15 +11,14 @@ settings are all off, a dropout of 0 that no other dropout follows, the order of
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from cnnjob import assignments, older, schemas
-from cnnjob.errors import JobError
+from cnnjob import assignments, files, older, schemas
+from cnnjob.errors import DataError, JobError
 from cnnjob.files import canonical_json, sha256_of
 from cnnjob.models import Model
 from cnnjob.sections import (
@@ -382,9 +381,9 @@ def _read_frozen(path: Path) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits, tables a thousand deep
-        raise JobError(f"{path}: not readable as TOML, {error}") from error
+        return files.read_toml(path)
+    except DataError as error:
+        raise JobError(str(error)) from error
 
 
 def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Two runs of one job: what each made, the first places where they differ, and what the one of them went through."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -92,8 +93,8 @@ def digests(run: Run) -> dict[str, str]:
     """
     read = {"history": _history(run), "result": _result(run)}
     return {
-        "weights": files.sha256_of(run.weights_file.read_bytes()),
-        "predictions": files.sha256_of(run.predictions_file.read_bytes()),
+        "weights": files.sha256_of(files.read_bytes(run.weights_file, sys.maxsize)),
+        "predictions": files.sha256_of(files.read_bytes(run.predictions_file, sys.maxsize)),
         **{what: files.sha256_of(files.canonical_json(values).encode()) for what, values in read.items()},
     }
 

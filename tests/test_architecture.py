@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -147,3 +148,31 @@ def test_every_module_can_be_imported_alone() -> None:
         name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         if not name.endswith("__main__"):
             importlib.import_module(name.removesuffix(".__init__"))
+
+
+READS_ITSELF = {
+    "files.py",  # here is open_regular
+    *("processes.py", "environments.py", "images.py", "places.py"),  # of /proc, and what they wrote a moment ago
+    *("sources.py", "frozen.py"),  # the package's own code
+    "verification.py",  # what its own child writes
+    "reports.py",  # what it is about to replace
+}
+
+
+def test_every_file_of_others_is_opened_as_a_regular_file() -> None:
+    """A pipe or a device must hang no command: modules open files by cnnjob.files."""
+    ways = (
+        r"\.read_text\(",
+        r"\.read_bytes\(",
+        r"\.open\([\"']r",
+        r"(?<![\w.])(?<!def )open\(",
+        r"json\.load",
+        r"tomllib\.load\(",
+    )
+    opens = re.compile("|".join(ways))
+    found = set()
+    for room, path in modules():
+        text = re.sub(r"\bfiles\.read_(?:text|bytes)\(", "", path.read_text(encoding="utf-8"))
+        if room != "benchmarks" and opens.search(text):
+            found.add(path.name)
+    assert found <= READS_ITSELF, found - READS_ITSELF

@@ -194,7 +194,4 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return files.read_tail(path, files.TEXT_BYTES)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cnnjob.files import read_tail
+from cnnjob.errors import DataError
+from cnnjob.files import open_regular, read_tail
 from cnnjob.runs import Run
 from cnnjob.slurm.looks import submission_of
 
@@ -140,11 +141,11 @@ def _size(path: Path) -> int:
 def _rest(path: Path, position: int) -> tuple[str, int]:
     """What stands after a position, from the start where the file has become shorter; whole lines of much."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             start = file.seek(position if position <= size else 0)
             content = file.read(_MOST_BYTES)
-    except OSError:
+    except (DataError, OSError):
         return "", position
     if len(content) == _MOST_BYTES:
         content = content[: content.rfind(b"\n") + 1 or None]

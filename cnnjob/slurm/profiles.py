@@ -1,7 +1,6 @@
 """What a site, a user and a command line want of a job, over each other."""
 
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cnnjob.errors import JobError
+from cnnjob import files
+from cnnjob.errors import DataError, JobError
 from cnnjob.sections import as_typed, problems_of
 from cnnjob.shelves import shelf
 from cnnjob.slurm.requests import Request
@@ -101,8 +101,6 @@ def _read(name: str) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JobError(f"{path}: not readable as TOML, {error}") from error
-    except RecursionError as error:
-        raise JobError(f"{path}: not readable as TOML, its tables or lists are nested too deep") from error
+        return files.read_toml(path)
+    except DataError as error:
+        raise JobError(str(error)) from error

@@ -147,12 +147,13 @@ def _edit_lines(content: bytearray, random: Random, seeds: Sequence[bytes]) -> N
     lines = bytes(content).splitlines(keepends=True) or [b""]
     first, second = random.randrange(len(lines)), random.randrange(len(lines))
     other = random.choice(random.choice(seeds).splitlines(keepends=True) or [b""])
+    times = random.choice((2, 100, 10_000))
     edits: tuple[Callable[[], object], ...] = (
         lambda: lines.pop(first),
         lambda: lines.insert(second, lines[first]),
         lambda: lines.insert(second, other),
         lambda: lines.insert(first, lines.pop(second)),
-        lambda: lines.insert(first, lines[first].rstrip() * random.choice((2, 100, 10_000))),
+        lambda: lines.insert(first, lines[first].rstrip()[: LARGEST // times] * times),
     )
     random.choice(edits)()
     content[:] = b"".join(lines)
