@@ -230,8 +230,9 @@ def test_when_nothing_can_be_done_the_last_word_is_what_to_type(site: Site, lost
     site.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
     main(str(lost.path), "137")
     [told] = restarts_of(lost)
-    refused = f"not restarted, {lost.name}: sbatch: refused, sbatch: error: QOSMaxSubmitJobPerUserLimit"
-    assert told["said"].startswith(f"{refused}; to go on: cnnjob submit tiny")
+    refused = f"not restarted, {lost.name}: refused by SLURM (QOSMaxSubmitJobPerUserLimit): your QOS allows you"
+    assert told["said"].startswith(refused)
+    assert "; to go on: cnnjob submit runs/tiny" in told["said"]
     assert "--partition gpu" in told["said"]
     assert told["restarted"] == ""
 
@@ -271,7 +272,7 @@ def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPa
     main(str(lost.path), "137")
     [told] = restarts_of(lost)
     assert told["said"].startswith("not restarted, scontrol show job --oneliner 17: refused, slurm_load_jobs error: ")
-    assert "; to go on: cnnjob submit tiny" in told["said"]
+    assert "; to go on: cnnjob submit runs/tiny" in told["said"]
 
 
 @pytest.mark.parametrize(("make", "code", "said"), [(finished_run, 0, "finished"), (pending_run, 127, LEFT)])

@@ -4,7 +4,9 @@ Where commands of SLURM are called they are small shell scripts that answer as o
 """
 
 import os
+import pwd
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -512,6 +514,57 @@ def test_the_accounts_of_the_user_are_said_when_one_is_refused(site: Site) -> No
     assert "SLURM knows no account of yours, ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
     site.says(sacctmgr="exit 1")
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}\n")
+
+
+SACCTMGR = """case "$*" in
+*format=account|*format=qos) echo us;;
+*associations*maxsubmit*) echo "us||"; echo "us|ME|2"; echo "us|other|7";;
+*associations*grpsubmit*) echo "us||9"; echo "us|ME|";;
+*qos*maxsubmitpu*) echo "us|4"; echo "theirs|1";;
+*qos*maxwall*) echo "us|01:00:00";;
+*) exit 1;;
+esac"""
+POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size)"
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "AssocMaxSubmitJobLimit",
+            "your account allows you at most 2 jobs in the queue; one that is ending still counts",
+        ),
+        ("AssocGrpSubmitJobsLimit", "your account allows all its users together at most 9 jobs in the queue"),
+        ("QOSMaxSubmitJobPerUserLimit", "your QOS allows you at most 4 jobs in the queue"),
+        ("QOSGrpSubmitJobsLimit", "your QOS allows all its users together a limited number of jobs in the queue"),
+        ("MaxSubmitJobsPerAccount", "your QOS allows your account a limited number of jobs in the queue"),
+        (
+            "QOSMaxWallDurationPerJobLimit",
+            "it asks for more time than your QOS allows a job (01:00:00). Ask for another",
+        ),
+        ("AssocMaxWallDurationPerJobLimit", "it asks for more time than your account allows a job. Ask for another"),
+        ("QOSMaxGRESPerUser", "it asks for more GPUs than your QOS allows you. Ask for another amount with --gpus"),
+        ("QOSMinCpuNotSatisfied", "it asks for less cores than your QOS demands. Ask for another amount"),
+    ],
+)
+def test_a_limit_is_said_in_a_sentence(site: Site, word: str, said: str) -> None:
+    site.says(sbatch=f'echo "sbatch: error: {word}" >&2; echo "{POLICY}" >&2; exit 1')
+    site.says(sacctmgr=SACCTMGR.replace("ME", pwd.getpwuid(os.getuid()).pw_name))
+    found = cnnjob("submit", "toy.toml")
+    assert (found.exit_code, found.stderr.count("\n")) == (4, 1)
+    assert f"refused by SLURM ({word}): {said}" in found.stderr
+    sweep = cnnjob("submit", "toy.toml", "--seeds", "3", "--parallel", "1").stderr
+    counts = "each of these 3 array tasks counts, so --parallel does not help. Submit fewer values or seeds at once"
+    assert (counts in sweep) == ("Submit" in word)
+    if counts in sweep:
+        command = shlex.split(sweep.splitlines()[-1])
+        site.says(sbatch='echo "Submitted batch job 17"')
+        assert ": submitted as job 17" in cnnjob(*command[1:]).stdout
+    site.says(sacctmgr="exit 1", sbatch=f'echo "{POLICY}" >&2; exit 1')
+    found = cnnjob("submit", "toy.toml", "--set", "seed=7")
+    assert "A limit of your account or QOS is reached; ask the site for them" in found.stderr
 
 
 def test_garbage_in_the_queue_is_no_job_of_ours(site: Site) -> None:

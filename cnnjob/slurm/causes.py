@@ -41,6 +41,7 @@ _ENDS = {
     "RECONFIG_FAIL": "the node of its job could not be configured",
     "COMPLETED": "its job ended with success, the run did not",
     "FAILED": "its job failed",
+    "ENDED": "its job ended",
 }
 _BY = {"time limit": "TIMEOUT", "preempted": "PREEMPTED"}
 _ASKED = {
@@ -88,7 +89,7 @@ def _cause_of(status: Status) -> Cause:
         return _left_queue(status)
     text = last_life(status.look.run)
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
-        _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop,
+        _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop, _not_restarted,
         _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
     )  # fmt: skip
     return next((cause for step in steps if (cause := step(status, text))), None) or _silent(status)
@@ -232,6 +233,17 @@ def _crash_loop(status: Status, text: str) -> Cause | None:
     last = last_error(text) or last_words(text)
     evidence = f"slurm/restarts.json{f'; {last}' * bool(last)}"
     return Cause(f"{decided['said']}{how}", evidence, commands.logs(status.look.run))
+
+
+def _not_restarted(status: Status, _: str) -> Cause | None:
+    """Return why a batch script could not bring a run back: SLURM refused a requeue and a successor."""
+    said = str(status.look.decided.get("said", ""))
+    if not said.startswith("not restarted, "):
+        return None
+    run = status.look.run
+    ended = _ENDS[_BY.get(str(status.look.decided.get("ended_by")), "ENDED")]
+    why = said.removeprefix("not restarted, ").partition("; to go on: ")[0].removeprefix(f"{run.name}: ")
+    return Cause(f"{ended} and was not restarted: {why}", "slurm/restarts.json", commands.again(run))
 
 
 def _ended_by_scheduler(status: Status, _: str) -> Cause | None:

@@ -11,7 +11,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from cnnjob import files
 from cnnjob.errors import SchedulerError
-from cnnjob.slurm import sbatch, site
+from cnnjob.slurm import commands, sbatch, site
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.life import Life
 
@@ -62,8 +62,8 @@ def submit(batch: Batch, parameters: dict[str, Any]) -> str:
         job = Executor(batch, parameters, folder).submit(Life(str(batch.folder), MARGIN_SECONDS))
         _publish(batch, str(job.job_id), job.paths.submitted_pickle, folder / SCRIPT)
     except SchedulerError as error:
-        said = _last_line(str(error))
-        raise SchedulerError(f"{batch.name}: {said}{site.advice(said)}") from error
+        said = site.explained(_last_line(str(error)), len(batch.runs), commands.again(batch.runs[0]))
+        raise SchedulerError(f"{batch.name}: {said}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return str(job.job_id)

@@ -10,6 +10,7 @@ from typing import Self
 from cnnjob.errors import SchedulerError
 from cnnjob.slurm.requests import Request, duration, minutes
 from cnnjob.slurm.scheduler import ask, number, words
+from cnnjob.slurm.words import Limit, limit_of
 
 CLOSED = {"DRAIN", "INACTIVE"}
 """States of a partition to which sbatch refuses jobs."""
@@ -132,7 +133,70 @@ def hides_jobs() -> bool:
     return "jobs" in said.split(",")
 
 
-def advice(refusal: str) -> str:
+def explained(refusal: str, tasks: int = 1, alone: str = "") -> str:
+    """Return a refusal of sbatch's with what this user can do: the limit, or what may be chosen instead.
+
+    Args:
+        refusal: the line in which sbatch says why.
+        tasks: how many tasks the job has.
+        alone: the command that submits one of several tasks alone.
+    """
+    if limit := limit_of(refusal):
+        return f"refused by SLURM ({limit.word}): {_beyond(limit, tasks, alone)}"
+    if "accounting/QOS policy" in refusal:
+        return f"{refusal}. A limit of your account or QOS is reached; ask the site for them"
+    return f"{refusal}{_choices(refusal)}"
+
+
+def _beyond(limit: Limit, tasks: int, alone: str) -> str:
+    """Say the limit, and what to do."""
+    value = _value_of(limit)
+    if limit.option:
+        said = limit.words.format(value) if value else limit.words.replace(" ({})", "")
+        return f"{said}. Ask for another amount with {limit.option}"
+    said = limit.words.format(f"at most {value} job{'s' * (value != '1')}" if value else "a limited number of jobs")
+    if tasks == 1:
+        return f"{said}; one that is ending still counts. Wait until one has ended, then run the same command"
+    return (
+        f"{said}, and each of these {tasks} array tasks counts, so --parallel does not help. Submit fewer values or "
+        f"seeds at once, or one run alone:\n  {alone}"
+    )
+
+
+def _value_of(limit: Limit) -> str:
+    """A limit's value, by account or QOS where this user has several; empty where SLURM does not tell."""
+    try:
+        values = _of_accounts(limit.field) if limit.table == "associations" else _of_qos(limit.field)
+    except SchedulerError:
+        return ""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} ({name})" for name, value in sorted(values.items()))
+
+
+def _of_accounts(field: str) -> dict[str, str]:
+    """What this user's associations, and those of the accounts as a whole, say in a column."""
+    accounts = f"account={','.join(yours('account'))}"
+    rows = _table("associations", accounts, f"format=account,user,{field}")
+    return {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in {"", _me()} and row[2]}  # noqa: PLR2004
+
+
+def _of_qos(field: str) -> dict[str, str]:
+    """What this user's QOS say in a column."""
+    mine = yours("qos")
+    return {row[0]: row[1] for row in _table("qos", f"format=name,{field}") if row[0] in mine and row[1:] > [""]}
+
+
+def _table(*words: str) -> list[list[str]]:
+    """The rows that sacctmgr shows."""
+    return [line.split("|") for line in ask(["sacctmgr", "--noheader", "--parsable2", "show", *words]).splitlines()]
+
+
+def _me() -> str:
+    return getpwuid(os.getuid()).pw_name
+
+
+def _choices(refusal: str) -> str:
     """What this user may choose, where sbatch refused an account or a quality of service; else nothing."""
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
     if key is None:
@@ -150,9 +214,8 @@ def yours(key: str) -> list[str]:
     Raises:
         SchedulerError: it keeps none, or did not answer.
     """
-    user = getpwuid(os.getuid()).pw_name
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}", f"format={key}"]
-    return sorted({name for name in re.split(r"[\s,]+", ask(command)) if name})
+    rows = _table("associations", f"user={_me()}", f"format={key}")
+    return sorted({name for row in rows for name in re.split(r"[\s,]+", row[0]) if name})
 
 
 def _refusal(partition: Partition, request: Request) -> str:

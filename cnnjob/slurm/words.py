@@ -121,12 +121,65 @@ def _limit(word: str) -> Wait | None:
     found = _LIMITED.fullmatch(word)
     if not found or not (found[1] or (found[2] and "PerAccount" in word)):
         return None
-    owner = "its account" if found[1] != "QOS" or "PerAccount" in word else "its QOS"
-    names = (pair for key, pair in _THINGS.items() if key in found[3].lower())
-    thing, option = next(names, ("resources", ""))
+    owner, thing, option = _owner(word), *_thing(word)
     if found[2] == "Min":
         return Wait(f"it asks for less {thing} than {owner} demands", never=True, option=option)
     if "PerJob" in word or "PerNode" in word:
         return Wait(f"it asks for more {thing} than {owner} allows a job", never=True, option=option)
     whom = " a user" if "PerUser" in word else ""
     return Wait(f"the {thing} that {owner} allows{whom} are in use")
+
+
+def _owner(word: str) -> str:
+    """Whose limit a word of SLURM's names."""
+    return "its QOS" if word.startswith("QOS") and "PerAccount" not in word else "its account"
+
+
+def _thing(word: str) -> tuple[str, str]:
+    """What a word of SLURM's limits, and the option that asks for it."""
+    return next((pair for key, pair in _THINGS.items() if key in word.lower()), ("resources", ""))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit at which sbatch refuses a job."""
+
+    word: str
+    """SLURM's."""
+    words: str
+    """The same in a sentence, with ``{}`` in the place of its value."""
+    table: str
+    """The table of sacctmgr's that has the value."""
+    field: str
+    """Its column."""
+    option: str = ""
+    """What asks for less; empty where jobs in the queue are counted."""
+
+
+_OF_REFUSALS = re.compile(r"error: ((?:QOS|Assoc|MaxSubmit)[A-Za-z]+)$")
+_COUNTED = {
+    "AssocMaxSubmit": ("your account allows you {} in the queue", "associations", "maxsubmit"),
+    "AssocGrpSubmit": ("your account allows all its users together {} in the queue", "associations", "grpsubmit"),
+    "QOSGrpSubmit": ("your QOS allows all its users together {} in the queue", "qos", "grpsubmit"),
+    "PerAccount": ("your QOS allows your account {} in the queue", "qos", "maxsubmitpa"),
+    "PerUser": ("your QOS allows you {} in the queue", "qos", "maxsubmitpu"),
+}
+"""Limits of the number of jobs, by what their word contains."""
+
+
+def limit_of(refusal: str) -> Limit | None:
+    """Return the limit that a line of sbatch's names, ``sbatch: error: QOSMaxWallDurationPerJobLimit``."""
+    found = _OF_REFUSALS.search(refusal.strip())
+    if not found:
+        return None
+    word = found[1]
+    if "Submit" in word:
+        counted = next((known for key, known in _COUNTED.items() if key in word), None)
+        return counted and Limit(word, *counted)
+    table, prefix = ("qos", "your QOS") if word.startswith("QOS") else ("associations", "your account")
+    thing, option = _thing(word)
+    if "Min" in word:
+        return Limit(word, f"it asks for less {thing} than {prefix} demands ({{}})", table, "mintres", option)
+    whom = "you" if "PerUser" in word else "a job" if "PerJob" in word or thing == "time" else "its users"
+    field = "maxwall" if thing == "time" else {"you": "maxtrespu", "a job": "maxtres"}.get(whom, "grptres")
+    return Limit(word, f"it asks for more {thing} than {prefix} allows {whom} ({{}})", table, field, option)

@@ -1,6 +1,8 @@
 """``cnnjob submit`` on a real SLURM: whatever ends a life, the run ends with the bits of the unbroken one."""
 
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -92,6 +94,29 @@ def test_what_sbatch_refuses_is_one_message(place: Place) -> None:
     found = place.cnnjob("submit", "toy.toml", "--mem", "9000G", check=False)
     assert found.returncode == 4
     assert re.fullmatch(r"cnnjob: toy-\w{8}: sbatch: refused, sbatch: error: .*\n", found.stderr)
+
+
+@pytest.mark.slurm
+def test_the_limit_of_submitted_jobs_is_said_also_of_a_successor(
+    cluster: Start, user_python: Path, request: pytest.FixtureRequest
+) -> None:
+    enforced = ("--accounting", "--set", "AccountingStorageEnforce=limits")
+    place = Place.make(cluster(*SMALL, *enforced), user_python, request.node.name, 20_000)
+    place.cluster.admin("sacctmgr", "-i", "modify", "user", "nobody", "set", "MaxSubmitJobs=1")
+    limit = "refused by SLURM (AssocMaxSubmitJobLimit): your account allows you at most 1 job in the queue"
+    found = place.cnnjob("submit", "toy.toml", *REQUEST, "--seeds", "3", check=False)
+    assert found.returncode == 4
+    assert f"{limit}, and each of these 3 array tasks counts, so --parallel does not help" in found.stderr
+    shutil.rmtree(place.folder / "runs")
+    job = place.submit("--no-requeue")
+    place.until_saved()
+    place.kill()
+    place.cluster.wait(job, "FAILED")
+    assert place.said()[0].startswith(f"not restarted, {place.run.name}: {limit}")
+    said = place.cnnjob("status", place.run.path).stdout
+    assert f"its job ended and was not restarted: {limit}; one that is ending still counts." in said
+    [command] = re.findall(r"^next: +cnnjob (submit .*)$", said, re.MULTILINE)
+    assert ": submitted as job" in place.cnnjob(*shlex.split(command)).stdout
 
 
 @pytest.mark.slurm
