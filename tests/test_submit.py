@@ -162,15 +162,6 @@ def test_the_script() -> None:
     assert f"srun {output} {sys.executable} -P -u -m submitit.core._submit '{place}/runs/{name}/slurm'" in found
 
 
-@pytest.mark.usefixtures("site")
-def test_without_an_exported_environment_the_script_finds_the_commands() -> None:
-    cnnjob("submit", "toy.toml", "--sbatch", "export=NIL", "--set", "train.epochs=1")
-    known = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_EXPORT_ENV": "NIL"}
-    words = ["/bin/bash", str(run_folder().slurm_folder / "17_submission.sh")]
-    done = subprocess.run(words, capture_output=True, text=True, env=known, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.usefixtures("nowhere")
 def test_without_a_time_the_site_decides() -> None:
     assert not [line for line in lines() if "--time" in line]
@@ -300,15 +291,18 @@ def other_code(*names: str) -> None:
 
 @pytest.mark.usefixtures("site")
 def test_the_code_that_was_submitted_runs_whatever_becomes_of_the_clone() -> None:
-    """The clone is the current folder: of the command that submits, and of the job."""
+    """The clone is the current folder of the command that submits and of the job; no environment is exported."""
     shutil.copytree(Path(submission.__file__).parents[1], "cnnjob", ignore=shutil.ignore_patterns("__pycache__"))
     Path("cnnjob/clone.py").touch()
-    subprocess.run([sys.executable, "-m", "cnnjob", "submit", "toy.toml"], capture_output=True, check=True)
+    words = [sys.executable, "-m", "cnnjob", "submit", "toy.toml", "--sbatch", "export=NIL"]
+    subprocess.run(words, capture_output=True, check=True)
     [code] = Path("runs/.code").iterdir()
     assert (code / "cnnjob/clone.py").exists()
     other_code("cnnjob/__init__.py", "cnnjob/slurm/life.py", "submitit.py", "numpy.py", "json.py")
-    done = batch_script(run_folder())
-    assert done.returncode == 0, done.stdout
+    known = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_EXPORT_ENV": "NIL"}
+    script = ["/bin/bash", str(run_folder().slurm_folder / "17_submission.sh")]
+    done = subprocess.run(script, capture_output=True, text=True, env=known, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert run_folder().state() == "finished"
 
 
