@@ -4,15 +4,17 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cnnjob import files, processes
+from cnnjob.bindings import run_of
 from cnnjob.claims import claim
-from cnnjob.errors import BusyError
+from cnnjob.errors import BusyError, SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import status, submission
+from cnnjob.slurm import life, locks, scheduler, status, submission
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.requests import Request
 from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
@@ -33,6 +35,7 @@ from tests.test_status import (
 )
 from tests.test_status import site as site  # noqa: PLC0414 - a fixture
 from tests.test_submit import ANSWERS, Site, cnnjob
+from tests.toys import dataset, job
 
 SUBMITS = ("srun", "sbatch", "scontrol")
 ALLOCATION = row("RUNNING", node="n1", job="44", comment="my own work")
@@ -187,3 +190,79 @@ def test_jobs_of_everybody_where_others_may_write(site: Site) -> None:
     Path("runs").chmod(0o775)
     assert one(run).job_id == "17"
     assert [f"--user={UID}" in line for line in asked(site)] == [True, False]
+
+
+def test_a_hidden_job_is_not_taken_for_one_that_has_ended(site: Site) -> None:
+    unknown = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
+    for private, ended in (("none", True), ("jobs,usage", False)):
+        config = f'echo "PrivateData             = {private}"'
+        site.says(scontrol=f'case "$*" in *config*) {config};; *) {unknown};; esac')
+        assert scheduler.has_ended("17") == ended
+
+
+# --- two jobs for one run
+
+HOLD = """
+import sys
+from pathlib import Path
+from cnnjob.slurm import locks
+with locks.submitting(Path(sys.argv[1])) as held:
+    print(held, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_submission_waits_for_another(tmp_path: Path) -> None:
+    known = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=known) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with (tmp_path / locks.LOCK).open("r+") as file:
+            assert not locks.take(file.fileno(), 0)
+            other.stdin.write("\n")
+            other.stdin.flush()
+            assert locks.take(file.fileno(), 60)
+    with locks.submitting(tmp_path / "nowhere") as held:
+        assert not held
+
+
+@pytest.mark.parametrize(("holder", "waits_for_it"), [("21_0", True), ("19", False)])
+def test_an_earlier_job_waits_until_a_later_one_is_cancelled(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, holder: str, *, waits_for_it: bool
+) -> None:
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    claim(run).note(host="elsewhere", job_id=holder)
+    monkeypatch.setattr(life, "POLL_SECONDS", 0.01)
+    monkeypatch.setenv("SLURM_JOB_ID", "20")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
+    site.says(scontrol='[ -e asked ] && echo "JobState=CANCELLED" || echo "JobState=RUNNING"; : > asked')
+    if waits_for_it:
+        assert life.Life(str(run.path), 30)._live() == 0
+        assert run.state() == "finished"
+    else:
+        with pytest.raises(BusyError):
+            life.Life(str(run.path), 30)._live()
+
+
+def test_of_two_jobs_the_later_one_is_cancelled_by_its_submission(site: Site) -> None:
+    """The other submission came between the look at the queue and this one's sbatch."""
+    runs = [pending_run(Path("runs"), seed=seed) for seed in range(3)]
+    (theirs := Batch.of(runs[:2])).write()
+    lines = row("RUNNING", job="16_0", comment=theirs.comment) + row("PENDING", job="16_1", comment=theirs.comment)
+    answers = {name: ANSWERS[name] for name in SUBMITS}
+    others = 'printf "%s" "$(cat ../others)"; echo'
+    (site.folder.parent / "others").write_text(lines.strip())
+    says(site, **answers, cat='exec /bin/cat "$@"')
+    site.says(squeue=f"[ -e submitted ] && {others}", sbatch=': > submitted; echo "Submitted batch job 17"')
+    done = submission.submit(runs, Request())
+    assert [(one.job_id, one.why) for one in done] == [
+        (None, "queued as 16_0"), (None, "queued as 16_1"), ("17_2", "submitted"),
+    ]  # fmt: skip
+    assert asked(site) == ["scancel 17_0 17_1"]
+    assert [run.submission_file.exists() for run in runs] == [False, False, True]
+    Path("submitted").unlink()
+    site.says(scancel='echo "scancel: error: Kill job error on job id 17: Access/permission denied" >&2')
+    with pytest.raises(SchedulerError, match=r"job 16_0, 16_1 was submitted at the same time, .*\n  scancel 17"):
+        submission.submit(runs[:2], Request())

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cnnjob import files
@@ -56,9 +57,15 @@ def cancel(runs: Sequence[Run]) -> list[Cancelled]:
 
 def _write_record(seen: Look, job_ids: Sequence[str]) -> None:
     seen.run.require_no_links()
-    seen.run.slurm_folder.mkdir(exist_ok=True)
     record = {"by": getpass.getuser(), "jobs": job_ids, "attempt": seen.lives, "time": now()}
-    files.write_json(cancel_record(seen.run), record | seen.run.identity())
+    with suppress(PermissionError):  # in another user's folder; SLURM then decides who may cancel
+        seen.run.slurm_folder.mkdir(exist_ok=True)
+        files.write_json(cancel_record(seen.run), record | seen.run.identity())
+
+
+def _remove_record(seen: Look) -> None:
+    with suppress(PermissionError):
+        cancel_record(seen.run).unlink(missing_ok=True)
 
 
 def _of_jobs(one: Status, said: Sequence[str]) -> str:
@@ -73,7 +80,7 @@ def _of_jobs(one: Status, said: Sequence[str]) -> str:
     if refused and gone:
         _write_record(one.look, [job.job_id for job in gone])
     elif refused:
-        cancel_record(one.look.run).unlink(missing_ok=True)
+        _remove_record(one.look)
     return "; ".join(told)
 
 
@@ -92,7 +99,7 @@ def _of_process(one: Status) -> str:
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError:
-        cancel_record(seen.run).unlink(missing_ok=True)
+        _remove_record(seen)
         return f"process {pid} is another user's, not cancelled"
     except ProcessLookupError:
         return "nothing to cancel, its process has just ended"
@@ -113,7 +120,7 @@ def _of_step(seen: Look) -> str:
     except SchedulerError as error:
         refused = str(error)
     if refused:
-        cancel_record(seen.run).unlink(missing_ok=True)
+        _remove_record(seen)
         return f"step {step} was not asked to stop: {refused}"
     return f"asked step {step} to save and stop; its job goes on"
 

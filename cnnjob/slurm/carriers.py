@@ -4,8 +4,10 @@ A job is cnnjob's own where its comment says so. A run may also be trained insid
 ``cnnjob train`` in an ``salloc`` is; that one is the user's, and is only looked at.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cnnjob.slurm import batches, words
@@ -18,9 +20,17 @@ OTHERS_WRITE = 0o022
 def users_of(looks: Sequence[Look]) -> set[int] | None:
     """Return whose jobs may carry some runs, by number; None is everybody's, where others may write into a folder."""
     folders = {place for one in looks for place in (one.run.path, one.run.path.resolve().parent)}
-    if any(folder.stat().st_mode & OTHERS_WRITE for folder in folders if folder.exists()):
+    if any(map(_others_write, folders)):
         return None
-    return {user for one in looks for user in one.users}
+    known = {user for one in looks for user in (one.owner, one.submitter)}
+    return {os.getuid(), *(user for user in known if user is not None)}
+
+
+def _others_write(folder: Path) -> bool:
+    try:
+        return bool(folder.stat().st_mode & OTHERS_WRITE)
+    except OSError:
+        return False
 
 
 class Carriers:

@@ -23,7 +23,8 @@ from cnnjob.slurm.carriers import number_of
 from cnnjob.stopping import Deadline
 from cnnjob.training import Outcome, train
 
-LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 1.0
+LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
+"""How long a job waits for a later one that has its run, and between two looks."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,10 @@ class Look:
     """What ``cnnjob cancel`` left."""
     original: str = ""
     """The folder that this one is a copy of, whose jobs and process are not its own."""
-    users: frozenset[int] = frozenset()
-    """By number: those whose jobs may carry it, as far as its files tell."""
+    owner: int | None = None
+    """The number of the folder's user."""
+    submitter: int | None = None
+    """The number of the user who submitted it last."""
     is_older: bool = False
     """Whether another version began it, so that it is not resumed."""
 
@@ -74,6 +76,11 @@ class Look:
         """Every job that may still carry it."""
         ids = {self.submission.get("job_id"), self.attempt.get("job_id")}
         return {str(one) for one in ids if one}
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether another user submitted it last; root sees the jobs of all."""
+        return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
     @property
     def moved_from(self) -> str:
@@ -164,7 +171,8 @@ def look(run: Run) -> Look:
         job=frozen.get("job", {}),
         note="; ".join(_notes(run, frozen, facts)),
         history=_last_records(run.history_file),
-        users=_users_of(run),
+        owner=_user_of(run.path),
+        submitter=_user_of(run.submission_file),
         is_older=format_of(frozen) != FORMAT,
         **facts,
         **_records(run, attempt),
@@ -216,13 +224,10 @@ def _records(run: Run, attempt: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _users_of(run: Run) -> frozenset[int]:
-    """This user, the owner of the folder, and who submitted it last."""
-    found = {os.getuid()}
-    for path in (run.path, run.submission_file):
-        with suppress(OSError):
-            found.add(path.stat().st_uid)
-    return frozenset(found)
+def _user_of(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_uid
+    return None
 
 
 def submission_of(run: Run) -> dict[str, Any]:

@@ -142,7 +142,16 @@ def has_ended(job_id: str) -> bool:
     try:
         return job(job_id).get("JobState") in ENDED
     except SchedulerError as error:
-        return bool(_UNKNOWN.search(str(error)))
+        return bool(_UNKNOWN.search(str(error))) and not hides_jobs()
+
+
+def hides_jobs() -> bool:
+    """Return whether each user sees no jobs but their own here (``PrivateData``), as far as SLURM says."""
+    try:
+        said = words(ask(["scontrol", "show", "config"])).get("PrivateData", "")
+    except SchedulerError:
+        return False
+    return "jobs" in said.split(",")
 
 
 def ended_by(job: Mapping[str, str], restarts: int) -> str:

@@ -124,15 +124,6 @@ def look() -> Site:
     )
 
 
-def hides_jobs() -> bool:
-    """Return whether each user sees no jobs but their own here, as far as SLURM says."""
-    try:
-        said = words(ask(["scontrol", "show", "config"])).get("PrivateData", "")
-    except SchedulerError:
-        return False
-    return "jobs" in said.split(",")
-
-
 def explained(refusal: str, tasks: int = 1, alone: str = "") -> str:
     """Return a refusal of sbatch's with what this user can do: the limit, or what may be chosen instead.
 

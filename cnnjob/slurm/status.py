@@ -3,7 +3,6 @@
 A scheduler that does not answer, or says what cannot be read, changes no state: the folders then tell alone.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from cnnjob.errors import SchedulerError
 from cnnjob.runs import HEARTBEAT_SECONDS, Run
-from cnnjob.slurm import accounting, queue, site, words
+from cnnjob.slurm import accounting, queue, scheduler, words
 from cnnjob.slurm.accounting import Fate
 from cnnjob.slurm.carriers import Carriers, users_of
 from cnnjob.slurm.looks import Look, look
@@ -130,9 +129,8 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
 
 def _hidden(looks: Sequence[Look], found: Sequence[QueuedJob | None]) -> set[Run]:
     """Return the runs whose job may be in the queue though it was not shown, as it is another user's."""
-    me = os.getuid()
-    others = {one.run for one, job in zip(looks, found, strict=True) if one.job_id and not job and one.users - {me}}
-    return others if others and me and site.hides_jobs() else set()
+    others = {one.run for one, job in zip(looks, found, strict=True) if one.is_anothers and not job}
+    return others if others and scheduler.hides_jobs() else set()
 
 
 def of_folder(run: Run, error: str = "") -> Status:

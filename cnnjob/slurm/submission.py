@@ -1,6 +1,5 @@
 """Submitting runs through submitit: what is left of them, the exact script, the frozen code, the job's id."""
 
-import os
 import shlex
 import shutil
 import sys
@@ -115,8 +114,7 @@ def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
             f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
             f"  {commands.cancel(seen.run)}"
         )
-    others = seen.users - {os.getuid()}
-    if not jobs and seen.submission and others and os.getuid() and _may_wait(seen) and site.hides_jobs():
+    if not jobs and seen.is_anothers and _may_wait(seen) and scheduler.hides_jobs():
         raise BusyError(
             f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"

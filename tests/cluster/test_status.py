@@ -77,7 +77,7 @@ def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest)
         found = until(place, "cancelled", lambda one: "user" in one["cause"])
         assert found["cause"] == f"its job {job} was cancelled by nobody (user 65534)"
         assert found["evidence"] == "sacct: CANCELLED by 65534"
-    assert place.cnnjob("cancel", "runs").stdout.endswith(": nothing to cancel, it is stopped\n")
+    assert place.cnnjob("cancel", "runs").stdout.endswith(": nothing to cancel, it is cancelled\n")
 
 
 @pytest.mark.slurm
