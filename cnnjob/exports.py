@@ -11,6 +11,7 @@ import numpy as np
 from cnnjob import __version__, files, nn
 from cnnjob.bindings import pixels_of
 from cnnjob.errors import CnnjobError, JobError
+from cnnjob.escapes import printable, printable_json
 from cnnjob.nn.blocks import Activation, Dense, Layer, Residual, Shape
 from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation, operations_of
 from cnnjob.predictions import classifier_of
@@ -63,7 +64,10 @@ def export(run: Run, path: Path) -> Exported:
         classifier.network,
         classifier.state.weights,
         pixels_of(job.data, tuple(data["mean"]), tuple(data["std"])),
-        {"run": run.name, "class_names": json.dumps(data["class_names"], ensure_ascii=False)},
+        {
+            "run": printable(run.name),
+            "class_names": printable_json(json.dumps(data["class_names"], ensure_ascii=False)),
+        },
     )
     try:
         files.write_whole(path, content)

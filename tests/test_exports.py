@@ -133,6 +133,14 @@ def test_a_run_is_exported_as_it_was_chosen(finished: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(found, run.predictions()["probabilities"], atol=1e-4)
 
 
+def test_names_from_outside_are_in_the_file_as_text(tmp_path: Path) -> None:
+    run = trained(tmp_path).run
+    moved = run.path.rename(run.path.with_name("a\x1b\udcffb"))
+    export(Run(moved), tmp_path / "net.onnx")
+    properties = {one.key: one.value for one in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert properties["run"] == r"a\x1b\udcffb"
+
+
 def test_what_cannot_be_exported_is_said(finished: Path, tmp_path: Path) -> None:
     nothing = cnnjob("export", tmp_path / "nothing")
     assert (nothing.exit_code, "no such run" in nothing.stderr) == (3, True)
