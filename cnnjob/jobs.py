@@ -355,7 +355,7 @@ def find(name: str) -> Path:
     Raises:
         JobError: there is none; near names are said.
     """
-    if (path := Path(name)).suffix == ".toml" and path.is_file():
+    if (path := Path(name)).suffix == ".toml" and path.exists():
         return path
     if (path / FROZEN).is_file():
         return path / FROZEN

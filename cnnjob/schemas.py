@@ -320,7 +320,10 @@ def checked(content: Any, kind: Any, where: str) -> Any:
     try:
         _adapter(kind).validate_python(content)
     except ValidationError as error:
-        raise DataError(f"{where}: damaged, {_explain(error.errors()[0])}. Restore it, or remove its run") from error
+        what = _explain(error.errors()[0])
+        raise DataError(
+            f"{where}: damaged, {what}. Restore it, or remove the file if nothing trains the run"
+        ) from error
     return content
 
 

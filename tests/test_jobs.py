@@ -1,5 +1,6 @@
 """Job files: every problem at once, near matches, overrides, and a name that depends on what matters."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -251,6 +252,15 @@ def test_what_is_no_toml_is_said(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(JobError, match=r"not readable as TOML|not UTF-8 text"):
         Job.load(str(path))
+
+
+def test_a_job_file_that_is_none_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "job.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "large.toml").write_bytes(b"#" * 2**21)
+    for name, why in (("job", "found a pipe"), ("folder", "found a folder"), ("large", "at most 1,048,576 are read")):
+        with pytest.raises(JobError, match=why):
+            Job.load(str(tmp_path / f"{name}.toml"))
 
 
 @given(st.text(max_size=200))

@@ -241,7 +241,7 @@ def test_damaged_and_foreign_folders_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run.frozen()
     files.write_json(run.job_file, {"a": 1})
-    with pytest.raises(DataError, match=r"damaged, job is missing\. Restore it, or remove its run"):
+    with pytest.raises(DataError, match=r"damaged, job is missing\. Restore it, or remove the file if"):
         run.frozen()
     assert run.history() == []
     assert run.environment() == {}

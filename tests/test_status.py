@@ -1140,3 +1140,12 @@ def test_a_small_screen_goes_without_what_is_spare() -> None:
     whole, small = (fitting(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
     assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
     assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]
+
+
+@pytest.mark.parametrize("name", ["job.json", "restarts.json", "cancelled.json"])
+def test_a_damaged_record_of_jobs_is_said_of_one_run(name: str) -> None:
+    run = decided(submitted(stopped_run(Path("runs"))))
+    assert "note:" not in cnnjob("status", str(run.path)).stdout
+    (run.slurm_folder / name).write_text("[3")
+    said = cnnjob("status", str(run.path))
+    assert (said.exit_code, f"note:      {run.slurm_folder / name}: not readable as JSON" in said.stdout) == (0, True)
