@@ -2,10 +2,13 @@
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnjob.errors import DataError
 from cnnjob.images import header, pixels
@@ -63,6 +66,30 @@ def test_no_program_is_started(tmp_path: Path, run: Run, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match="known format"):
         predict(run, [str(tmp_path / "x.png")])
     assert not trace.exists()
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from cnnjob.errors import DataError
+from cnnjob.images import header, pixels
+
+in_use = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_DATA, (in_use + 20_000_000, resource.RLIM_INFINITY))
+print(header(Path(sys.argv[1])))
+try:
+    pixels(Path(sys.argv[1]), (4, 4, 3))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_an_image_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 2000)).save(tmp_path / "large.png")
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "large.png")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "width=4000" in said
+    assert "large.png: takes more than 400 MB of memory to decode. Convert or remove it" in said
 
 
 def test_the_limit_of_memory_is_taken_back(tmp_path: Path) -> None:

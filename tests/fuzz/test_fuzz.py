@@ -26,7 +26,7 @@ def shown(name: str, seed: int, count: int) -> list[str]:
 
 @pytest.mark.parametrize("name", names())
 def test_some_mutated_inputs(name: str) -> None:
-    assert shown(name, seed=0, count=200) == []
+    assert shown(name, seed=0, count=100) == []
 
 
 @pytest.mark.fuzz
@@ -103,10 +103,10 @@ def test_a_fault_is_found_and_the_next_inputs_are_read(does: Callable[[bytes], N
 
 def test_mutations_are_the_same_for_the_same_seed_differ_and_are_bounded() -> None:
     seeds = [b'{"a": [1, 2.5], "b": "c"}\n', bytes(range(256))]
-    inputs, again, others = ([mutated(seeds, seed, number, text=True) for number in range(200)] for seed in (3, 3, 4))
+    inputs, again, others = ([mutated(seeds, seed, number, text=True) for number in range(80)] for seed in (3, 3, 4))
     assert inputs == again
     assert inputs != others
-    assert len(set(inputs)) > 150
+    assert len(set(inputs)) > 60
     assert max(map(len, inputs)) <= LARGEST
 
 
