@@ -72,11 +72,10 @@ SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from cnnjob.errors import DataError
-from cnnjob.images import header, pixels
+from cnnjob.images import pixels
 
 in_use = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_DATA, (in_use + 20_000_000, resource.RLIM_INFINITY))
-print(header(Path(sys.argv[1])))
 try:
     pixels(Path(sys.argv[1]), (4, 4, 3))
 except DataError as error:
@@ -88,7 +87,6 @@ def test_an_image_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 2000)).save(tmp_path / "large.png")
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "large.png")]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "width=4000" in said
     assert "large.png: takes more than 400 MB of memory to decode. Convert or remove it" in said
 
 
