@@ -190,6 +190,17 @@ def test_the_life_says_what_was_waited_for_and_lost(tmp_path: Path) -> None:
     assert "waited 2 h 0 min for life 2" in Reader(page_of(run)).text
 
 
+def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:
+    """The batch script of the first was killed before it decided."""
+    run = folders.finished_run(tmp_path)
+    for restarts, path in enumerate(run.attempt_files()):
+        folders.change_json(path, job_id="17", job_restarts=restarts)
+    run.slurm_folder.mkdir()
+    decision = {"job_id": "17", "job_restarts": 1, "step": 10, "said": "finished"}
+    files.write_json(run.slurm_folder / "restarts.json", [decision])
+    assert [life.decision for life in lives_of(run)] == ["", "finished"]
+
+
 def test_equal_runs_give_equal_bytes(mixed: Path) -> None:
     assert page_of(*Run.all(mixed)) == page_of(*Run.all(mixed))
 

@@ -354,12 +354,12 @@ def test_suspended_past_its_end(fleet: Callable[..., Fleet], table: Begin, whole
     def strike(place: Place, job: str) -> None:
         place.until_saved()
         place.cluster.admin("scontrol", "suspend", job)
-        time.sleep(65)
+        time.sleep(125)
         place.cluster.admin("scontrol", "resume", job)
         place.until_saved()  # by the same process
 
     def submit(place: Place) -> str:
-        return place.submit("--time", "1m", signal_seconds=25)
+        return place.submit("--time", "2m", signal_seconds=25)
 
     survive(fleet(*PLAIN), table("suspended past its end, resumed"), whole, strike, submit, at_least=1)
 
@@ -368,12 +368,12 @@ def test_the_time_limit_is_extended(fleet: Callable[..., Fleet], table: Begin, w
     def strike(place: Place, job: str) -> None:
         place.until_saved()
         place.cluster.admin("scontrol", "update", f"JobId={job}", "TimeLimit=10")
-        place.hold(65)
+        place.hold(125)
         place.kill(signal.SIGCONT)
         place.until_saved()  # by the same process
 
     def submit(place: Place) -> str:
-        return place.submit("--time", "1m", signal_seconds=25)
+        return place.submit("--time", "2m", signal_seconds=25)
 
     survive(fleet(*PLAIN), table("time limit extended"), whole, strike, submit, at_least=1)
 
