@@ -1,6 +1,5 @@
 """What a run folder tells at a glance: little is read of each, for there may be thousands."""
 
-import math
 import os
 import socket
 import time
@@ -98,8 +97,9 @@ class Look:
         """The same, where it is of the newest job, and not of an attempt before its last."""
         if not self.job_id or str(self.decision.get("job_id")) != self.job_id:
             return {}
-        attempted = self.attempt.get("job_restarts") if str(self.attempt.get("job_id")) == self.job_id else None
-        return {} if self.decision.get("job_restarts", math.inf) < (attempted or 0) else self.decision
+        decided, attempted = self.decision.get("job_restarts"), self.attempt.get("job_restarts") or 0
+        is_earlier = decided is not None and str(self.attempt.get("job_id")) == self.job_id and decided < attempted
+        return {} if is_earlier else self.decision
 
     @property
     def has_begun(self) -> bool:
