@@ -166,6 +166,18 @@ def test_a_run_that_was_moved_while_its_job_waits(site: Site) -> None:
     assert "cancelled job 17" in cnnjob("cancel", "elsewhere").stdout
 
 
+def test_a_run_that_was_moved_to_another_disk_while_its_job_waits(site: Site) -> None:
+    """Moved so, it is a copy of a folder that is gone."""
+    run = pending_run(Path("runs"))
+    old = run.path.resolve()
+    submitted(run, **run.identity())
+    copy = copied(run)
+    shutil.rmtree(old)
+    says(site, row("PENDING", comment=f"cnnjob {old} 1"), **{name: ANSWERS[name] for name in SUBMITS})
+    with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, which is not there .*\n  scancel 17"):
+        submission.submit([copy], Request())
+
+
 def test_a_copy_is_submitted_as_a_run_of_its_own(site: Site) -> None:
     run = pending_run(Path("runs"))
     submitted(run, **run.identity())

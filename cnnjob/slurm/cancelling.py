@@ -116,7 +116,8 @@ def _of_step(seen: Look) -> str:
     step = f"{seen.attempt['job_id']}.{seen.attempt['job_step']}"
     _write_record(seen, _allocation(seen))
     try:
-        refused = scheduler.tell(["scancel", "--signal=TERM", step])
+        said = scheduler.tell(["scancel", "--signal=TERM", step])
+        refused = said if "error" in said else ""
     except SchedulerError as error:
         refused = str(error)
     if refused:

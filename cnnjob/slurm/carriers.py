@@ -44,11 +44,15 @@ class Carriers:
 
     def own(self, seen: Look) -> list[QueuedJob]:
         """Return every job that cnnjob submitted for a run, the oldest first."""
-        found = {job.job_id: job for job in self._by_run.get(seen.run.path.resolve(), ())}
+        found = {job.job_id: job for job in self.for_folder(seen.run.path.resolve())}
         recorded = self._by_id.get(str(seen.submission.get("job_id")))
         if recorded and _is_of(seen.submission, recorded):
             found[recorded.job_id] = recorded
         return sorted(found.values(), key=lambda job: number_of(job.job_id))
+
+    def for_folder(self, path: Path) -> list[QueuedJob]:
+        """Return the jobs that were submitted for the run in a folder, by their comments."""
+        return self._by_run.get(path, [])
 
     def of(self, seen: Look) -> QueuedJob | None:
         """Return the job that carries a run, the one that runs before one that waits, its own before an allocation."""

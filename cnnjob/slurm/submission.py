@@ -99,6 +99,7 @@ def _queued(runs: Sequence[Run]) -> dict[Run, str]:
     jobs = {seen.run: (seen, find.own(seen)) for seen in looks}
     for seen, found in jobs.values():
         _require_here(seen, found)
+        _require_no_original(seen, find)
     return {run: found[0].job_id for run, (_, found) in jobs.items() if found}
 
 
@@ -118,6 +119,20 @@ def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
         raise BusyError(
             f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
+        )
+
+
+def _require_no_original(seen: Look, find: Carriers) -> None:
+    """Find a run that was moved to another file system while its job waits: a copy of a folder that is gone.
+
+    Raises:
+        BusyError: so it is.
+    """
+    waiting = find.for_folder(Path(seen.original)) if seen.original and not Path(seen.original).exists() else []
+    if waiting:
+        raise BusyError(
+            f"{seen.run.path}: job {waiting[0].job_id} is in the queue for {seen.original}, which is not there any "
+            f"more. Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
         )
 
 
@@ -156,10 +171,10 @@ def _submit(
         run.require_no_links()
     batch.write()
     asked = request.model_dump(mode="json")
-    for run in batch.runs:
+    before = [run for run in batch.runs if (run.slurm_folder / REQUEST).exists()]
+    for run in set(batch.runs).difference(before):
         run.slurm_folder.mkdir(parents=True, exist_ok=True)
-        if not (run.slurm_folder / REQUEST).exists():
-            files.write_json(run.slurm_folder / REQUEST, asked)
+        files.write_json(run.slurm_folder / REQUEST, asked)
     parameters = _parameters(batch, request, code, parallel)
     job_id = executors.submit(batch, parameters)
     jobs = _jobs_of(batch)
@@ -167,7 +182,8 @@ def _submit(
     comments = {job.job_id: job.comment for found in jobs.values() for job in found}
     for run, element in _elements(batch, job_id):
         if run.path not in earlier:
-            files.write_json(run.slurm_folder / REQUEST, asked)
+            if run in before:
+                files.write_json(run.slurm_folder / REQUEST, asked)
             comment = {"comment": parameters["comment"], "shown": comments.get(element)}
             _record(batch, run, element, comment)
     return job_id, earlier
