@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import checkpoints, environments, files, nn, predictions, schemas
+from cnnjob import checkpoints, environments, files, nn, predictions
 from cnnjob.bindings import (
     begun_anew,
     evaluation_batch,
@@ -35,7 +35,6 @@ from cnnjob.listeners import Listener, line_of
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.predictions import Classifier
 from cnnjob.processes import now
-from cnnjob.runs import UNSEALED
 from cnnjob.stopping import StopRequest
 
 Array = np.ndarray[Any, Any]
@@ -56,8 +55,7 @@ class Loop:
         """Read the data, plan the network, and go to where the last life left off."""
         self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
         self.backend = backend
-        frozen = self.run.frozen()
-        self.digest, self.is_sealed = frozen["digest"], schemas.SEAL in frozen
+        self.digest = self.run.frozen()["digest"]
         self.environment = environments.describe(backend)
         network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
         optimiser = optimiser_of(job.train)
@@ -99,8 +97,6 @@ class Loop:
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} is for a GPU, NumPy computes in float32")
-        if not self.is_sealed:
-            self.say(f"warning: {UNSEALED}")
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
         if found is None:

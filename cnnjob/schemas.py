@@ -89,7 +89,7 @@ class Frozen(_Fields):
     digest: Sha256
     format: Count | None = None
     sha256: Sha256 | None = None
-    """None in a file that was made before records were sealed."""
+    """Missing in a file that was made before records were sealed, and before their format was written down."""
 
 
 class Environment(_Fields):
@@ -352,6 +352,11 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
         DataError: it is missing, damaged or edited.
     """
     content = read(path, kind)
+    if content.get(SEAL) is None and "format" in content:
+        raise DataError(
+            f"{path}: damaged or edited, it lacks its SHA-256. Restore it, or train the changed job in a run folder of "
+            "its own"
+        )
     if content.get(SEAL) not in {None, seal_of(content)}:
         raise DataError(
             f"{path}: damaged or edited, its SHA-256 does not fit its other content. Restore it, or train the changed "

@@ -328,7 +328,7 @@ def test_a_flipped_bit_of_a_job_file_is_found(tmp_path: Path) -> None:
     assert refused >= len(bits) - 1
 
 
-def test_an_edited_job_is_neither_trained_nor_used_and_an_older_one_is_said(tmp_path: Path) -> None:
+def test_an_edited_job_is_neither_trained_nor_used_and_an_unsealed_one_is_said(tmp_path: Path) -> None:
     finished = trained(tmp_path).run
     content = finished.job_file.read_text()
     mean = str(finished.data()["mean"][0])
@@ -343,8 +343,10 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_older_one_is_said(tmp_
     unsealed = files.parse_json(content)
     del unsealed["sha256"]
     files.write_json(finished.job_file, unsealed)
-    assert train(finished).state == "finished"
-    assert UNSEALED in finished.log_file.read_text()
+    with pytest.raises(DataError, match=r"job\.json: damaged or edited, it lacks its SHA-256"):
+        finished.job()
+    del unsealed["format"]
+    files.write_json(finished.job_file, unsealed)
     assert UNSEALED in read(finished, "old").remarks
     assert look(finished).note == UNSEALED
 
