@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cnnjob.slurm import words
-from cnnjob.slurm.queue import ids_in
+from cnnjob.slurm.queue import ids_of_all
 from cnnjob.slurm.scheduler import ask
 
 FIELDS = ("JobID", "State", "ExitCode", "NodeList", "End")
@@ -13,7 +13,7 @@ MOST_JOBS = 5000
 """So many ids fit into one argument of a command."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fate:
     """How a job stands or ended, and which command said so."""
 
@@ -55,22 +55,21 @@ def fates(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, Fat
     answer = ask(["sacct", "--noheader", "--parsable2", f"--jobs={wanted}", f"--format={','.join(FIELDS)}"], seconds)
     found: dict[str, Fate] = {}
     steps: set[str] = set()
-    for line in answer.splitlines():
-        row = [cell.strip() for cell in line.split("|")]
-        if len(row) >= len(FIELDS) and words.state_of(row[1]) in words.STATES:
-            _take(row, found, steps)
+    table = [[cell.strip() for cell in line.split("|")] for line in answer.splitlines()]
+    rows = [row for row in table if len(row) >= len(FIELDS) and words.state_of(row[1]) in words.STATES]
+    for row, ids in zip(rows, ids_of_all(row[0].partition(".")[0] for row in rows), strict=True):
+        _take(row, ids, found, steps)
     return {
         job: replace(fate, state="OUT_OF_MEMORY", said=f"{fate.said}, a step OUT_OF_MEMORY") if job in steps else fate
         for job, fate in found.items()
     }
 
 
-def _take(row: list[str], found: dict[str, Fate], out_of_memory: set[str]) -> None:
+def _take(row: list[str], ids: list[str], found: dict[str, Fate], out_of_memory: set[str]) -> None:
     """Take up a row: a job, several elements of an array, or a step."""
-    job, dot, _ = row[0].partition(".")
     state = words.state_of(row[1])
-    for job_id in ids_in(job):
-        if not dot:
+    for job_id in ids:
+        if "." not in row[0]:
             found[job_id] = Fate(job_id, state, row[1], "sacct", *row[2 : len(FIELDS)])
         elif state == "OUT_OF_MEMORY":
             out_of_memory.add(job_id)

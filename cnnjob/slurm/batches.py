@@ -43,7 +43,7 @@ class Batch:
             DataError: the sweep's list of runs is damaged.
         """
         path = folder / "runs.json"
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - Path's raises at a name that is too long or closed
             return cls((Run(folder),))
         return cls(tuple(Run(Path(run)) for run in schemas.read_list(path, str, at_least=2)))
 

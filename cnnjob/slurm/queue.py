@@ -13,10 +13,11 @@ FORMAT = "%i|%T|%r|%N|%S|%e|%k"
 """The comment is last: it may hold the separator."""
 _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
-_MOST_ELEMENTS = 1_000_000
+_MOST_ELEMENTS = 200_000
+"""Of the elements that stand together in one answer: squeue lists those of an array one by one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class QueuedJob:
     """A line of ``squeue``; each element of a job array is one."""
 
@@ -69,21 +70,30 @@ def listing(users: Iterable[int] | None, *, ended: bool = False, seconds: float 
     lines = [line for line in ask(command, seconds).splitlines() if line.strip()]
     rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in lines]
     tables = [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
-    jobs = [list(_jobs(row)) for row in tables]
+    jobs = [list(_jobs(row, ids)) for row, ids in zip(tables, ids_of_all(row[0] for row in tables), strict=True)]
     said_nothing = bool(lines) and not tables
     return Listing([job for found in jobs for job in found], all(jobs) and not said_nothing)
 
 
-def _jobs(row: list[str]) -> Iterator[QueuedJob]:
+def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:
     """The job of a row, or those of the elements of an array that are still together; none if it is no job."""
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
         return
     job = replace(QueuedJob(*row), state=state_of(row[1]))
-    yield from (replace(job, job_id=job_id) for job_id in ids_in(row[0]))
+    yield from (replace(job, job_id=job_id) for job_id in ids)
 
 
-def ids_in(text: str) -> list[str]:
-    """The jobs that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none where it is cut short."""
+def ids_of_all(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield what each of several texts stands for, as :func:`ids_in`, as far as it is no unlikely number in all."""
+    left = _MOST_ELEMENTS
+    for text in texts:
+        ids = ids_in(text, left)
+        left -= len(ids) if len(ids) > 1 else 0
+        yield ids
+
+
+def ids_in(text: str, most: int = _MOST_ELEMENTS) -> list[str]:
+    """Return the jobs that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none of a text cut short."""
     found = _ID.fullmatch(text)
     if not found:
         return []
@@ -94,6 +104,6 @@ def ids_in(text: str) -> list[str]:
     if not all(ranges):
         return []
     numbers = [range(int(r[1]), int(r[2] or r[1]) + 1, int(r[3] or 1) or 1) for r in ranges if r]
-    if sum(map(len, numbers)) > _MOST_ELEMENTS:
+    if sum(map(len, numbers)) > most:
         return []
     return [f"{job}_{number}" for some in numbers for number in some]

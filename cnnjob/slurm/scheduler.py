@@ -74,6 +74,8 @@ def tell(command: Sequence[str], seconds: float | None = None) -> str:
 
 def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
     patience = ANSWER_SECONDS if seconds is None else seconds
+    if any("\0" in word for word in command):  # of a name from outside
+        raise SchedulerError(f"{command[0]}: cannot be asked about a name with a NUL (found {command[-1][:80]!r})")
     try:
         return subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, errors="replace", timeout=patience, check=True,

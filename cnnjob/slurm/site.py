@@ -12,6 +12,8 @@ from cnnjob.slurm.requests import Request, duration, minutes
 from cnnjob.slurm.scheduler import ask, number, words
 from cnnjob.slurm.words import Limit, limit_of
 
+MOST_ROWS = 1000
+"""Of an answer of sacctmgr."""
 CLOSED = {"DRAIN", "INACTIVE"}
 """States of a partition to which sbatch refuses jobs."""
 
@@ -167,9 +169,9 @@ def _value_of(limit: Limit) -> str:
 
 def _of_accounts(field: str) -> dict[str, str]:
     """What this user's associations, and those of the accounts as a whole, say in a column."""
-    accounts = f"account={','.join(yours('account'))}"
+    accounts, users = f"account={','.join(yours('account'))}", {"", _me()}
     rows = _table("associations", accounts, f"format=account,user,{field}")
-    return {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in {"", _me()} and row[2]}  # noqa: PLR2004
+    return {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
 
 
 def _of_qos(field: str) -> dict[str, str]:
@@ -179,8 +181,9 @@ def _of_qos(field: str) -> dict[str, str]:
 
 
 def _table(*words: str) -> list[list[str]]:
-    """The rows that sacctmgr shows."""
-    return [line.split("|") for line in ask(["sacctmgr", "--noheader", "--parsable2", "show", *words]).splitlines()]
+    """The rows that sacctmgr shows, as far as they can be those of one user."""
+    lines = ask(["sacctmgr", "--noheader", "--parsable2", "show", *words]).splitlines()
+    return [line.split("|") for line in lines[:MOST_ROWS]]
 
 
 def _me() -> str:
