@@ -122,7 +122,7 @@ class StopsAt(Silent):
 def made(folder: Path) -> Run:
     folder.mkdir()
     blocks = [{"conv": 4, "pool": 2}, {"dropout": 0.2}, {"dense": 8}]
-    changes: dict[str, Any] = {"resources__backend": "cuda", "model__blocks": blocks, "train__momentum": 0.9}
+    changes: dict[str, Any] = {"resources__backend": "cuda", "model__blocks": blocks}
     return run_of(job(**changes), dataset(folder), folder / "runs")
 
 

@@ -37,8 +37,7 @@ RESNET = FEW_STEPS | {
         {"global_pool": "max"},
     ],
     "data__augment": {"flip": "alternating", "translate": 2},
-    "train__nesterov": True,
-    "train__decoupled_weight_decay": True,
+    "train__optimiser": {"sgd": {"nesterov": True, "decoupled_weight_decay": True}},
     "train__weight_decay": 0.01,
     "train__lookahead": {"every": 3},
     "train__label_smoothing": 0.1,
@@ -104,7 +103,7 @@ def said_by(script: str, environment: dict[str, str]) -> str:
 
 
 def made(folder: Path, **changes: Any) -> Run:
-    settings = {"resources__backend": "cuda", "model__blocks": BLOCKS, "train__epochs": 3, "train__momentum": 0.9}
+    settings = {"resources__backend": "cuda", "model__blocks": BLOCKS, "train__epochs": 3}
     folder.mkdir(exist_ok=True)
     return run_of(job(**{**settings, "train__checkpoint_seconds": 0.0, **changes}), dataset(folder), folder / "runs")
 
@@ -217,7 +216,7 @@ def test_every_kind_of_network_is_numpys_and_goes_on_with_the_same_bits(
 
 def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Path, tmp_path: Path) -> None:
     linear = [{"dense": 8, "activation": "none"}]
-    wild = {"model__blocks": linear, "train__learning_rate": 900.0, "train__momentum": 0.99}
+    wild = {"model__blocks": linear, "train__learning_rate": 900.0, "train__optimiser": {"sgd": {"momentum": 0.99}}}
     run = made(tmp_path, train__checkpoint_seconds=60.0, **wild)
     said = trained(run, libraries).splitlines()[-1]
     with pytest.raises(TrainingError) as by_numpy:
