@@ -2,7 +2,6 @@
 
 import math
 import re
-import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from cnnjob import nn
 from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, held_out_of, network_of, optimiser_of, pixels_of
 from cnnjob.datasets import SPLITS, Dataset
 from cnnjob.errors import DataError, JobError
-from cnnjob.files import open_regular
+from cnnjob.files import read_bytes
+from cnnjob.npz import array_from_bytes
 from cnnjob.runs import Run
 
 WRONG_IMAGES = 24
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
 _TRAIN_AGAIN = "train again with a lower train.learning_rate or other initial weights"
-_UNREADABLE = (EOFError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError,
-               tokenize.TokenError)  # fmt: skip
+_MOST_ARRAY_BYTES = 1 << 30
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
@@ -193,26 +192,22 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
 
 
 def array_of(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
-    """Open an ``.npy`` file of images.
+    """Read an ``.npy`` file of images.
 
     Args:
         path: the file.
         shape: (H, W, C) of each image.
 
     Returns:
-        uint8 (N, H, W, C), of which nothing is read yet.
+        uint8 (N, H, W, C).
 
     Raises:
         DataError: it is damaged, or its array is another.
     """
-    open_regular(path).close()  # a pipe would hang NumPy
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: not readable as an array, {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path}: several arrays, found an .npz; give one .npy")
+        array = array_from_bytes(memoryview(read_bytes(path, _MOST_ARRAY_BYTES)))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as an array ({error}). Save uint8 images with numpy.save") from error
     ways = {(*shape[:2],) * (shape[2] == 1), shape, (len(array) if array.ndim else 0, *shape)}
     if array.dtype != np.uint8 or array.shape not in ways or not array.size:
         many = f"(N, {', '.join(map(str, shape))})"

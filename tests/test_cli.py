@@ -241,7 +241,7 @@ def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
     np.savez(here / "z.npz", a=np.eye(2))
     (here / "z.npz").rename(here / "z.npy")
     found = cnnjob("predict", str(run_folder()), "z.npy")
-    assert (found.exit_code, "several arrays" in found.stderr) == (3, True)
+    assert (found.exit_code, "not readable as an array" in found.stderr) == (3, True)
 
 
 def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
