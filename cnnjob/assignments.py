@@ -2,10 +2,10 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable
 from typing import Any
 
+from cnnjob import toml
 from cnnjob.errors import JobError
 from cnnjob.sections import in_one_line
 
@@ -51,8 +51,8 @@ def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
     if not match or not match[2].strip():
         raise JobError(f"{option} {in_one_line(text)}: not of the form {form}")
     try:
-        table: Any = tomllib.loads(f"{match[1]} = 0")
-    except (ValueError, RecursionError) as error:
+        table: Any = toml.parse(f"{match[1]} = 0")
+    except ValueError as error:
         raise JobError(f"{option} {in_one_line(text)}: its key is not TOML, {error}") from error
     names: list[str] = []
     while isinstance(table, dict):
@@ -102,8 +102,8 @@ def _end_of_value(text: str, start: int) -> int:
 def _value(text: str, assignment: str) -> Any:
     """Read a value: as the only member of an array, so that no comment and no second assignment can follow it."""
     try:
-        parsed = tomllib.loads(f"value = [{text},]")
-    except (ValueError, RecursionError) as error:
+        parsed = toml.parse(f"value = [{text},]")
+    except ValueError as error:
         reason = str(error)
     else:
         if parsed.keys() == {"value"} and len(parsed["value"]) == 1:

@@ -18,7 +18,6 @@ import re
 import secrets
 import socket
 import stat
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -33,7 +32,6 @@ from cnnjob.errors import DataError
 TEMPORARY_SUFFIX = ".tmp"
 TEXT_BYTES = 16 * 2**20
 """Of a file of text or JSON, at most."""
-TOML_BYTES = 2**20
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -284,23 +282,6 @@ def read_json(path: Path) -> Any:
         return parse_json(read_bytes(path))
     except ValueError as error:
         raise DataError(f"{path}: not readable as JSON ({error})") from error
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file that somebody may have typed.
-
-    Raises:
-        DataError: the file is missing, is no regular file, is not TOML, or has more than a megabyte or 64 levels.
-    """
-    text = read_text(path, TOML_BYTES)
-    try:
-        content = tomllib.loads(text)
-        _require_shallow(content, _LEVELS)
-    except RecursionError as error:
-        raise DataError(f"{path}: not readable as TOML, its tables or lists are nested too deep") from error
-    except ValueError as error:  # a number of 5,000 digits is one too
-        raise DataError(f"{path}: not readable as TOML, {error}") from error
-    return content
 
 
 def parse_json(content: bytes | str) -> Any:

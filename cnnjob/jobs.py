@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from cnnjob import assignments, files, older, schemas
-from cnnjob.errors import DataError, JobError
+from cnnjob import assignments, older, schemas, toml
+from cnnjob.errors import JobError
 from cnnjob.files import canonical_json, sha256_of
 from cnnjob.models import Model
 from cnnjob.sections import (
@@ -297,7 +297,7 @@ class Job(Section):
             JobError: there is no such job, or it is not valid; every problem is named at once.
         """
         path = find(name)
-        content = _read_frozen(path) if path.name == FROZEN else _read_toml(path)
+        content = _read_frozen(path) if path.name == FROZEN else toml.read(path)
         done: dict[tuple[str, ...], str] = {}
         for override in overrides:
             key, value = assignments.parse(override)
@@ -377,13 +377,6 @@ def _read_frozen(path: Path) -> dict[str, Any]:
         )
     job: dict[str, Any] = frozen["job"]
     return job
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return files.read_toml(path)
-    except DataError as error:
-        raise JobError(str(error)) from error
 
 
 def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -245,12 +245,23 @@ def test_a_job_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"= 3", b"[train", b'dataset = "a', b"a=" + b"9" * 5000, b"a=" + b"[" * 9000]
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "not UTF-8 text"),
+        (b"= 3", "not readable as TOML"),
+        (b"[train", "not readable as TOML"),
+        (b'dataset = "a', "not readable as TOML"),
+        (b"a=" + b"9" * 5000, "not readable as TOML"),
+        (b"a=" + b"[" * 9000, "not readable as TOML, its tables or lists are nested too deep"),
+        (b"a" + b".a" * 64 + b"=3", "not readable as TOML, a name has more than 64 parts between dots"),
+        (b"a" + b" . a" * 64 + b"=3", "not readable as TOML, a name has more than 64 parts between dots"),
+        (b"#" * 300_000, "too large (found 300,000 bytes"),
+    ],
 )
-def test_what_is_no_toml_is_said(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_toml_is_said(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "job.toml"
     path.write_bytes(content)
-    with pytest.raises(JobError, match=r"not readable as TOML|not UTF-8 text"):
+    with pytest.raises(JobError, match=re.escape(message)):
         Job.load(str(path))
 
 

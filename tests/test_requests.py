@@ -266,12 +266,7 @@ NESTED = "[sbatch]\n" + ".".join("a" * 3000) + " = 1\n"
         ("[sbatch.nice]\nx = 1\n", "sbatch.nice"),
         ("[[sbatch]]\nx = 1\n", "sbatch: no table of options"),
         ("[partition]\nx = 1\n", "partition: input should be a string"),
-        (NESTED, "sbatch.a"),
-        (
-            NESTED.replace("sbatch", "partition"),
-            "partition: input should be a string, found a value too large",
-        ),
-        (NESTED.replace("sbatch", "other"), "other: no such key"),
+        (NESTED, "not readable as TOML, a name has more than 64 parts between dots"),
         (f"partition = {'[' * 3000}{']' * 3000}\n", "its tables or lists are nested too deep"),
         (f"partition = {'{a=' * 3000}1{'}' * 3000}\n", "its tables or lists are nested too deep"),
         (f"cpus_per_task = {'9' * 5000}\n", "not readable as TOML"),
@@ -306,7 +301,7 @@ def test_a_profile_of_any_content_is_one_message(
     assert len(str(error.value)) < 7000
 
 
-@pytest.mark.parametrize("value", ["3", "[1]", ".".join("a" * 3000) + " = 1"])
+@pytest.mark.parametrize("value", ["3", "[1]", ".".join("a" * 30) + " = 1"])
 def test_a_configuration_whose_profile_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "cnnjob").mkdir()

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cnnjob import files
-from cnnjob.errors import DataError, JobError
+from cnnjob import toml
+from cnnjob.errors import JobError
 from cnnjob.sections import as_typed, problems_of
 from cnnjob.shelves import shelf
 from cnnjob.slurm.requests import Request
@@ -41,7 +41,7 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
     Raises:
         JobError: the profile is missing or not valid, or options contradict each other.
     """
-    users = _read_file(config_file()) if config_file().is_file() else {}
+    users = toml.read(config_file()) if config_file().is_file() else {}
     usual = users.pop("profile", None)
     if not isinstance(usual, str | None):
         raise JobError(f'{config_file()}: profile is no name (found {as_typed(usual)}). Write profile = "NAME"')
@@ -96,11 +96,4 @@ def _read(name: str) -> dict[str, Any]:
         near = get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise JobError(f"--profile {name}: no such profile; {hint}")
-    return _read_file(path)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        return files.read_toml(path)
-    except DataError as error:
-        raise JobError(str(error)) from error
+    return toml.read(path)
