@@ -54,7 +54,10 @@ class Claim:
 
     def beat(self) -> None:
         """Tell other hosts that this process is alive, also where its record was removed."""
-        os.utime(self.run.checkpoints_folder, follow_symlinks=False)
+        try:
+            os.utime(self.run.heartbeat_file, follow_symlinks=False)
+        except FileNotFoundError:
+            files.append_text(self.run.heartbeat_file, "")
         os.utime(self.path, follow_symlinks=False)
 
     def note(self, **facts: Any) -> None:
@@ -91,12 +94,12 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
         raise BusyError(
             f"{run.path}: a process that has no record in attempts/ wrote here {seconds:.0f} s ago; the record of a "
             f"training was removed while it runs. Stop it, or wait until {HEARTBEAT_LIMIT_SECONDS:.0f} s have passed"
-            f"{_from_the_future(run.checkpoints_folder)}"
+            f"{_from_the_future(run.heartbeat_file)}"
         )
     if held:
         last = schemas.read(held[-1], schemas.Attempt)
         if last["ended"] is None and is_held(last, held[-1], has_ended):
-            raise BusyError(f"{_busy(run, last)}{_from_the_future(held[-1], run.checkpoints_folder)}")
+            raise BusyError(f"{_busy(run, last)}{_from_the_future(held[-1], run.heartbeat_file)}")
     for folder in (run.attempts_folder, run.checkpoints_folder):
         folder.mkdir(parents=True, exist_ok=True)
     number = int(held[-1].stem) + 1 if held else 1
@@ -113,7 +116,10 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
         raise BusyError(_busy(run, schemas.read(_attempt_file(run, number), schemas.Attempt)))
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
         files.remove_leftovers(folder)
-    return Claim(run, number, record)
+    held_now = Claim(run, number, record)
+    with suppress(OSError):  # a disk may be full; training says so
+        held_now.beat()
+    return held_now
 
 
 def _busy(run: Run, holder: dict[str, Any]) -> str:

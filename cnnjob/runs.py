@@ -9,6 +9,7 @@ checkpoints/        the newest two
 predictions.npz     of the test images, by the chosen weights
 weights.npz         the chosen weights
 result.json         its presence *is* "finished"
+heartbeat           empty; touched while a process trains, so that one whose record was removed is noticed
 log.txt             appended over attempts
 slurm/              submitit's files, the request, the newest job, what was decided after each life
 """
@@ -95,6 +96,11 @@ class Run:
     def attempts_folder(self) -> Path:
         """One file a life."""
         return self.path / "attempts"
+
+    @property
+    def heartbeat_file(self) -> Path:
+        """An empty file; its time is when a process that trains the run was last alive."""
+        return self.path / "heartbeat"
 
     @property
     def checkpoints_folder(self) -> Path:
@@ -253,12 +259,13 @@ class Run:
     def unrecorded_seconds(self) -> float | None:
         """Return how long ago a process wrote to the run that has no record in ``attempts/``; None where none did.
 
-        A process whose record was removed while it trains cannot be named, but touches the folder of its checkpoints
-        with each sign of life.
+        A process whose record was removed while it trains cannot be named, but its heartbeat goes on.
         """
-        if not any(self.checkpoints_folder.glob("step-*.npz")):
+        try:
+            written = self.heartbeat_file.stat().st_mtime
+        except OSError:
             return None
-        paths, written = self.attempt_files(), self.checkpoints_folder.stat().st_mtime
+        paths = self.attempt_files()
         recorded = paths[-1].stat().st_mtime if paths else -math.inf
         age = max(time.time() - written, 0.0)
         return age if age < HEARTBEAT_LIMIT_SECONDS and written > recorded + 2 * HEARTBEAT_SECONDS else None
@@ -269,7 +276,10 @@ class Run:
         Raises:
             DataError: what is written to is a link.
         """
-        for path in (self.attempts_folder, self.checkpoints_folder, self.slurm_folder, self.log_file):
+        for path in (
+            *(self.attempts_folder, self.checkpoints_folder, self.slurm_folder),
+            *(self.log_file, self.heartbeat_file),
+        ):
             if path.is_symlink():
                 raise DataError(
                     f"{path}: a link (found one to {path.readlink()}), and nothing is written through links inside a "

@@ -47,26 +47,24 @@ def test_a_sign_of_life_from_the_future_counts_from_when_it_is_seen(tmp_path: Pa
     run = Run(tmp_path / "a")
     held = claim(run)
     files.write_json(held.path, {**held.record, "host": "elsewhere"})
-    (run.checkpoints_folder / "step-000000005.npz").touch()
-    for sign in (held.path, run.checkpoints_folder):
+    for sign in (held.path, run.heartbeat_file):
         os.utime(sign, (time.time() + 7200,) * 2)
     with pytest.raises(BusyError, match=r"Its last sign of life is 120 min in the future: .* again in 5 min$"):
         claim(run)
     with pytest.raises(BusyError, match=r"wait for it, or stop it$"):
         claim(run)
     os.utime(held.path, (held.path.stat().st_mtime - HEARTBEAT_LIMIT_SECONDS,) * 2)
-    os.utime(run.checkpoints_folder, (held.path.stat().st_mtime,) * 2)
+    os.utime(run.heartbeat_file, (held.path.stat().st_mtime,) * 2)
     assert claim(run).number == 2
 
 
-def test_a_checkpoint_from_the_future_of_no_recorded_attempt_counts_from_when_it_is_seen(tmp_path: Path) -> None:
+def test_a_heartbeat_from_the_future_of_no_recorded_attempt_counts_from_when_it_is_seen(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     claim(run).end("stopped: SIGTERM", 5)
-    (run.checkpoints_folder / "step-000000005.npz").touch()
-    os.utime(run.checkpoints_folder, (time.time() + 7200,) * 2)
+    os.utime(run.heartbeat_file, (time.time() + 7200,) * 2)
     with pytest.raises(BusyError, match=r"no record in attempts/ .* 120 min in the future: .* again in 5 min$"):
         claim(run)
-    assert run.checkpoints_folder.stat().st_mtime <= time.time()
+    assert run.heartbeat_file.stat().st_mtime <= time.time()
 
 
 def test_states_follow_the_folder(tmp_path: Path) -> None:
@@ -212,7 +210,8 @@ def test_nobody_is_asked_about_a_holder_that_is_gone(tmp_path: Path) -> None:
     run = Run(tmp_path)
     record = held_by(run, job_id="17")
     old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
-    os.utime(record, (old, old))
+    for path in (record, run.heartbeat_file):
+        os.utime(path, (old, old))
     claim(run, has_ended).note(**{**dead_process(), "job_id": "17"})
     claim(run, has_ended).end("stopped: SIGTERM", 3)
     assert claim(run, has_ended).number == 4
@@ -355,10 +354,9 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_unsealed_one_is_said(t
 
 
 def live(root: Path, seconds: float = 3600) -> Claim:
-    """A training of this process, whose claim is so old, with a checkpoint."""
+    """A training of this process, whose claim is so old."""
     held = claim(Run(root) if root.exists() else pending_run(root))
-    (held.run.checkpoints_folder / "step-000000001.npz").touch()
-    for path in (held.path, held.run.checkpoints_folder):
+    for path in (held.path, held.run.heartbeat_file):
         os.utime(path, (time.time() - seconds,) * 2)
     held.beat()
     return held
@@ -385,7 +383,7 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
     with pytest.raises(BusyError, match="not removed, a process that cannot be named may write it"):
         leftovers.named([held.run])
     old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
-    os.utime(held.run.checkpoints_folder, (old, old))
+    os.utime(held.run.heartbeat_file, (old, old))
     claim(held.run).note(**dead_process())
     with pytest.raises(BusyError, match="was replaced by that of process"):
         held.check()
@@ -393,7 +391,8 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
 
 def test_the_removed_record_of_the_newest_attempt_is_missed(tmp_path: Path) -> None:
     claim(Run(tmp_path / "run")).end("stopped: SIGTERM", 0)
-    os.utime(tmp_path / "run" / "attempts" / "0001.json", (time.time() - 3600,) * 2)
+    for path in (tmp_path / "run" / "attempts" / "0001.json", tmp_path / "run" / "heartbeat"):
+        os.utime(path, (time.time() - 3600,) * 2)
     held = live(tmp_path / "run")
     assert held.number == 2
     held.path.unlink()
@@ -418,7 +417,7 @@ def test_a_training_stops_at_its_next_save_when_its_records_are_removed(tmp_path
     assert not run.result_file.exists()
 
 
-@pytest.mark.parametrize("name", ["attempts", "checkpoints", "slurm", "log.txt"])
+@pytest.mark.parametrize("name", ["attempts", "checkpoints", "slurm", "log.txt", "heartbeat"])
 def test_nothing_is_written_through_a_link_in_a_run_folder(tmp_path: Path, name: str) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     outside = tmp_path / "outside"

@@ -105,7 +105,8 @@ def elsewhere(run: Run, age_seconds: float, job_id: str = "17") -> Run:
     """Move the last life to another host, where it was heard of some time ago."""
     [*_, last] = run.attempt_files()
     change_json(last, host="n1", job_id=job_id)
-    os.utime(last, (time.time() - age_seconds,) * 2)
+    for path in (last, run.heartbeat_file):
+        os.utime(path, (time.time() - age_seconds,) * 2)
     return run
 
 

@@ -47,7 +47,8 @@ def forget_holder(run: Run) -> None:
     path = run.attempt_files()[-1]
     files.write_json(path, files.read_json(path) | {"host": "elsewhere"})
     long_ago = path.stat().st_mtime - A_DAY
-    os.utime(path, (long_ago, long_ago))
+    for sign in (path, path.parents[1] / "heartbeat"):
+        os.utime(sign, (long_ago, long_ago))
 
 
 def superseded_training(folder: Path, successor: Callable[[Run], Any]) -> None:
