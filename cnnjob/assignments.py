@@ -11,7 +11,9 @@ from cnnjob.sections import in_one_line
 
 _NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
 _ASSIGNMENT = re.compile(rf"\s*({_NAME}(?:[ \t]*\.[ \t]*{_NAME})*)[ \t]*=(.*)", re.DOTALL)
-_TOKEN = re.compile(r"""\"{3}(?:[^\\]|\\.)*?\"{3}|"(?:[^"\\\n]|\\.)*"|'{3}.*?'{3}|'[^'\n]*'|[^"']""", re.DOTALL)
+_TOKEN = re.compile(
+    r"""\"{3}(?:[^\\]|\\.)*?\"{3}|"(?:[^"\\\n]|\\.)*"|'{3}.*?'{3}|'[^'\n]*'|[^"'\[\]{},]+|[\[\]{},]""", re.DOTALL
+)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SPACE = re.compile(r"\s*")
 _OPENING = ("[", "{", '"', "'")
@@ -47,6 +49,8 @@ def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
     Raises:
         JobError: there is no key, no equals sign or nothing behind it.
     """
+    if len(text) > toml.LARGEST_BYTES:
+        raise JobError(f"{option} {in_one_line(text)}: too long (found {len(text):,} characters). Use a job file")
     match = _ASSIGNMENT.fullmatch(text)
     if not match or not match[2].strip():
         raise JobError(f"{option} {in_one_line(text)}: not of the form {form}")
