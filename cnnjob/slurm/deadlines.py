@@ -36,15 +36,15 @@ def first_end() -> float:
     known = os.environ.get("SLURM_JOB_END_TIME", "")
     if known.isdecimal():
         return float(known)
-    end = end_now()
+    end = end_now(scheduler.ANSWER_SECONDS)
     return inf if end is None else end
 
 
-def end_now() -> float | None:
-    """Ask SLURM when this job will end, as :func:`first_end`; None where it does not answer."""
+def end_now(seconds: float = ANSWER_SECONDS) -> float | None:
+    """Ask SLURM when this job will end, as :func:`first_end`; None where it does not answer in so many seconds."""
     own = job_id()
     try:
-        answer = scheduler.job(own, ANSWER_SECONDS).get("EndTime") if own else None
+        answer = scheduler.job(own, seconds).get("EndTime") if own else None
     except SchedulerError:
         return None
     try:
