@@ -630,9 +630,17 @@ def test_a_comment_may_hold_the_separator(site: Site) -> None:
         ("DependencyNeverSatisfied", "the job that it depends on failed", True),
         # a class repository's fixture of DAS-5's squeue, February 2021
         ("ReqNodeNotAvail, UnavailableNodes:node[028,054,074]",
-         "nodes that it asks for are down, drained or reserved", False),
+         "nodes that it asks for are down or drained (node[028,054,074])", False),
         ("(Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions)",
-         "nodes that it asks for are down, drained or reserved", False),
+         "nodes that it asks for are down, drained, or kept for jobs of partitions of higher priority", False),
+        # 22.05, observed of reservations with and without the flag MAINT; 24.11, observed
+        ("ReqNodeNotAvail, Reserved for maintenance",
+         "its nodes are reserved, for maintenance or for others, before it could end", False),
+        ("ReqNodeNotAvail, May be reserved for other job", "nodes that it asks for may be reserved for another job",
+         False),
+        ("ReqNodeNotAvail, UnavailableNodes:", "nodes that it asks for are not available", False),
+        ("ReqNodeNotAvail", "nodes that it asks for are not available", False),
+        ("Reservation", "its reservation has not begun", False),
         ("job_requeued_in_held_state", "it was requeued held", False),  # up to 23.02
         ("launch failed requeued held", "it was requeued held", False),
         ("Never, heard", "Never, heard", False),

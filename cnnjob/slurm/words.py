@@ -78,13 +78,22 @@ _KNOWN = {
     "InvalidQOS": Wait("there is no such QOS", never=True, option="--qos"),
     "QOSNotAllowed": Wait("its QOS may not be used in its partition", never=True, option="--qos"),
     "MaxMemPerLimit": Wait("it asks for more memory than its partition allows", never=True, option="--mem"),
-    "ReqNodeNotAvail": Wait("nodes that it asks for are down, drained or reserved"),
+    "ReqNodeNotAvail": Wait("nodes that it asks for are not available"),
     "NodeDown": Wait("a node that it asks for is down"),
 }
 _PHRASES = (
     (re.compile(r"requeued[ _]in[ _]held|requeued[ _]held", re.IGNORECASE), Wait("it was requeued held", release=True)),
-    (re.compile(r"Nodes required for job are"), _KNOWN["ReqNodeNotAvail"]),
+    (
+        re.compile(r"Reserved for maintenance"),  # said of any reservation
+        Wait("its nodes are reserved, for maintenance or for others, before it could end"),
+    ),
+    (re.compile(r"May be reserved for other job"), Wait("nodes that it asks for may be reserved for another job")),
+    (
+        re.compile(r"Nodes required for job are"),
+        Wait("nodes that it asks for are down, drained, or kept for jobs of partitions of higher priority"),
+    ),
 )
+_UNAVAILABLE = re.compile(r"UnavailableNodes:([^\s,(][^\s]{0,200})")
 _LIMITED = re.compile(r"(QOS|Assoc(?:iation)?)?(Grp|Max|Min)?(.*)")
 _THINGS = {
     "wall": ("time", "--time"),
@@ -109,6 +118,8 @@ def waits_for(reason: str) -> Wait:
     text = reason.strip().removeprefix("(").removesuffix(")")
     word = re.split(r"[,\s(]", text, maxsplit=1)[0]
     phrase = next((known for pattern, known in _PHRASES if pattern.search(text)), None)
+    if nodes := _UNAVAILABLE.search(text):
+        phrase = Wait(f"nodes that it asks for are down or drained ({nodes[1]})")
     return phrase or _KNOWN.get(word) or _limit(word) or Wait(text or "SLURM does not say why")
 
 

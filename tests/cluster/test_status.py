@@ -106,3 +106,16 @@ def test_following_over_a_requeue(place: Place) -> None:
     assert facts(place)["restarts"] == 1
     place.cnnjob("cancel", "runs")
     assert child.wait(60) == 0
+
+
+@pytest.mark.slurm
+def test_a_job_that_waits_for_the_end_of_a_reservation(place: Place) -> None:
+    words = ("ReservationName=kept", "StartTime=now+5minutes", "Duration=60", "Users=root", "Nodes=ALL")
+    place.cluster.admin("scontrol", "create", "reservation", *words)
+    try:
+        place.submit()  # of ten minutes
+        found = until(place, "pending", lambda one: one["slurm_reason"] != "None")
+    finally:
+        place.cluster.clear()
+        place.cluster.admin("scontrol", "delete", "ReservationName=kept")
+    assert "its nodes are reserved, for maintenance or for others, before it could end" in found["cause"]
