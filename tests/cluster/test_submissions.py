@@ -78,7 +78,7 @@ def submit_from_two_shells(place: Place, runs: str, seeds: tuple[str, str], vari
     assert found.count("cancelled job ") == 3, found
     lab.until(lambda: not place.cluster.admin("squeue", "--noheader"), 60, "an empty queue")
     states = {run.state() for run in Run.all(place.folder / runs)}
-    assert states <= {"pending", "stopped"}, states
+    assert states <= {"pending", "stopped", "lost"}, states  # lost: ended before its handlers were set
 
 
 # --- jobs of the user's own
