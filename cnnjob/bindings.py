@@ -318,16 +318,28 @@ def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
     return older
 
 
-def begun_anew(run: Run) -> str:
-    """Return a sentence on the unfinished run of another version that a new run takes the place of; mostly empty."""
-    frozen = run.frozen()
-    older = unfinished_older_runs(run.path.parent, frozen["job"]["name"]).get(frozen["digest"])
-    if older is None:
-        return ""
-    return (
-        f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images were "
-        f"chosen otherwise, so it is not resumed; the run begins anew in {run.path}"
-    )
+def begun_anew(runs: Iterable[Run]) -> Iterator[str]:
+    """Yield a sentence on each unfinished run of another version in whose place a new run begins.
+
+    Args:
+        runs: made by :func:`run_of`; only those that have not begun are looked at.
+
+    Yields:
+        What to tell the user.
+    """
+    places: dict[tuple[Path, str], dict[str, Run]] = {}
+    for run in runs:
+        if run.state() != "pending":
+            continue
+        frozen = run.frozen()
+        place = run.path.parent, frozen["job"]["name"]
+        if place not in places:
+            places[place] = unfinished_older_runs(*place)
+        if older := places[place].get(frozen["digest"]):
+            yield (
+                f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images "
+                f"were chosen otherwise, so it is not resumed; the run begins anew in {run.path}"
+            )
 
 
 def check(job: jobs.Job, dataset: Dataset) -> None:

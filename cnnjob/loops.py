@@ -15,16 +15,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob import checkpoints, environments, files, nn, predictions
-from cnnjob.bindings import (
-    begun_anew,
-    evaluation_batch,
-    lesson_of,
-    network_of,
-    optimiser_of,
-    pixels_of,
-    schedule_of,
-    split,
-)
+from cnnjob.bindings import evaluation_batch, lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
 from cnnjob.checkpoints import Checkpoint, Progress
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
@@ -102,8 +93,6 @@ class Loop:
         if found is None:
             if any(attempt.get("step") for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint is left of the attempts before, starting anew")
-            if anew := begun_anew(self.run):
-                self.say(anew)
             self._initialise()
         else:
             self._take_up(found)

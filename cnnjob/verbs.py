@@ -4,12 +4,13 @@ They are what the commands of these names do, without what those print. Everythi
 datasets in ``data/``, runs in ``runs/``, the report in ``report/``.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnnjob import packing, reports, training
-from cnnjob.bindings import dataset_of, run_of
+from cnnjob.bindings import begun_anew, dataset_of, run_of
 from cnnjob.datasets import Dataset
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener
@@ -47,6 +48,7 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, listener: Lis
         The run: ``finished``, or ``stopped`` where it was asked to; then the same call goes on.
     """
     job, dataset, run = _made(job, data, runs)
+    _warn_of_older([run])
     training.train(run, listener, job=job, dataset=dataset, has_ended=has_ended)
     return run
 
@@ -72,6 +74,7 @@ def submit(
 
     request = profiles.load(profile, asked)
     made = [_made(job, data, runs) for job in jobs]
+    _warn_of_older(run for *_, run in made)
     request = request.with_gpus(made[0][0].resources.backend, asked=profiles.ask_for_gpus(asked))
     submission.submit([run for *_, run in made], request, parallel)
     return [run for *_, run in made]
@@ -95,3 +98,8 @@ def _made(job: Job | str, data: Path, runs: Path) -> tuple[Job, Dataset, Run]:
     job = Job.load(job) if isinstance(job, str) else job
     dataset = dataset_of(job, data)
     return job, dataset, run_of(job, dataset, runs)
+
+
+def _warn_of_older(runs: Iterable[Run]) -> None:
+    for anew in begun_anew(runs):
+        warnings.warn(anew, stacklevel=3)

@@ -1,5 +1,6 @@
 """Runs to groups, means, intervals and differences: against scipy, numbers by hand, and common sense."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import stats
 
 from cnnjob.groups import Group, differences, differing, grouped, interval, short_names
 from cnnjob.records import BLOCKS, COLUMNS, Record
+from tests.run_folders import finished_run
 
 DATA = "mnist 12345678"
 
@@ -66,6 +68,21 @@ def test_what_does_not_decide_the_result_does_not_part_runs() -> None:
     records = [record(0.5, 0), record(0.6, 1, **indifferent)]
     assert len(grouped(records)) == 1
     assert len(grouped([record(0.5), record(0.6, dataset="mnist 87654321")])) == 2
+
+
+def test_other_optimisers_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    from cnnjob import records
+
+    kinds: tuple[Any, ...] = ("sgd", "adamw", {"sgd": {"momentum": 0.5}}, {"sgd": {"nesterov": True}})
+    runs = [finished_run(tmp_path, optimiser=kind) for kind in kinds]
+    found = [records.read(run, run.name, pictures=False) for run in runs]
+    assert {one.label for one in grouped(found[:2])} == {"optimiser sgd", "optimiser adamw"}
+    assert {one.label for one in grouped([found[0], found[2]])} == {"sgd.momentum 0.9", "sgd.momentum 0.5"}
+    labels = {one.label for one in grouped(found)}
+    assert labels == {
+        "optimiser sgd, sgd.momentum 0.9, sgd.nesterov false", "optimiser sgd, sgd.momentum 0.5, sgd.nesterov false",
+        "optimiser sgd, sgd.momentum 0.9, sgd.nesterov true", "optimiser adamw, sgd.momentum –, sgd.nesterov –",
+    }  # fmt: skip
 
 
 def test_a_copy_of_a_run_is_no_second_measurement() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cnnjob import files, groups, records
+from cnnjob import files, groups, records, verbs
 from cnnjob.bindings import held_out_of, split
 from cnnjob.datasets import Dataset
 from cnnjob.errors import DataError, JobError
@@ -148,12 +148,13 @@ def test_a_finished_run_stays_readable(toys: Dataset) -> None:
     run = as_older(Run.all(Path("runs"))[0], PLAIN)
     for command in (
         ["show", str(run.path)], ["status", str(run.path)], ["predict", str(run.path), "test:0", "val:3"],
-        ["export", str(run.path)], ["report", "runs"],
+        ["export", str(run.path)],
     ):  # fmt: skip
         done = cnnjob(*command)
         assert done.exit_code == 0, done.output
     assert "run: toy-0123abcd" in cnnjob("show", str(run.path)).stdout
-    assert records.read(run, run.name).settings["train.optimiser.sgd.momentum"] == 0.9
+    read = records.read(run, run.name)
+    assert (read.row["state"], read.reasons, read.settings["train.optimiser.sgd.momentum"]) == ("finished", [], 0.9)
     assert len(held_out_of(run, toys)) == 54
     assert list(held_out_of(run, toys)) != list(split(run.job(), toys)[1])
 
@@ -191,9 +192,21 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     said = "runs/toy-0123abcd: another version of cnnjob began this run and did not finish it. "
     assert said in " ".join(begun.output.split())
     [new] = [run for run in Run.all(Path("runs")) if run.path != older.path]
-    assert (new.state(), new.frozen()["format"], said in new.log_file.read_text()) == ("finished", FORMAT, True)
+    assert (new.state(), new.frozen()["format"]) == ("finished", FORMAT)
+    assert said not in cnnjob("train", "toy.toml").output
     assert {path: path.read_bytes() for path in older.path.rglob("*") if path.is_file()} == before
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_submission_names_the_run_that_it_begins_anew(toys: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    from cnnjob.bindings import run_of
+    from cnnjob.cli.submit import _runs_of
+
+    older = as_older(run_of(job(), toys, Path("runs")), PLAIN)
+    for expected in (True, False):
+        made = _runs_of([(job(), toys), (job(seed=1), toys)], Path("runs"))
+        assert (f"{older.path}: another version of cnnjob began this run" in capsys.readouterr().err) == expected
+        train(next(iter(made.values()))[0])
 
 
 def test_a_run_of_another_job_or_other_data_is_not_named(toys: Dataset) -> None:
@@ -201,12 +214,14 @@ def test_a_run_of_another_job_or_other_data_is_not_named(toys: Dataset) -> None:
 
     other = as_older(run_of(job(), toys, Path("runs")), PLAIN.replace('"epochs": 2', '"epochs": 3'))
     mine = run_of(job(), toys, Path("runs"))
-    assert not begun_anew(mine)
+    assert not list(begun_anew([mine]))
     frozen = files.read_json(other.job_file)
     other.job_file.write_text(json.dumps(frozen | {"job": json.loads(PLAIN)}))
-    assert str(other.path) in begun_anew(mine)
+    assert str(other.path) in next(begun_anew([mine]))
+    with pytest.warns(UserWarning, match="so it is not resumed; the run begins anew in"):
+        verbs.train(job())
     other.job_file.write_text("{")
-    assert not begun_anew(mine)
+    assert not list(begun_anew([run_of(job(seed=5), toys, Path("runs"))]))
 
 
 def test_a_run_without_a_job_of_its_name_is_named_by_its_folder(toys: Dataset) -> None:

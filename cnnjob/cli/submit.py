@@ -130,9 +130,8 @@ def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, 
     from cnnjob.sweeps import differences
 
     made = [run_of(job, dataset, runs) for job, dataset in bound]
-    for run in made:
-        if run.state() == "pending" and (anew := begun_anew(run)):
-            typer.echo(anew, err=True)
+    for anew in begun_anew(made):
+        typer.echo(anew, err=True)
     told = differences([job for job, _ in bound])
     return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
 

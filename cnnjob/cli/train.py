@@ -27,7 +27,7 @@ def train(
 
     Example: cnnjob train mnist --set train.epochs=3
     """
-    from cnnjob.bindings import dataset_of, run_of
+    from cnnjob.bindings import begun_anew, dataset_of, run_of
     from cnnjob.jobs import Job
     from cnnjob.slurm import scheduler
     from cnnjob.training import train as train_run
@@ -35,6 +35,8 @@ def train(
     wanted = Job.load(job, overrides or ())
     dataset = dataset_of(wanted, data)
     run = run_of(wanted, dataset, runs)
+    for anew in begun_anew([run]):
+        typer.echo(anew, err=True)
     with Screen() as screen:
         outcome = train_run(run, screen, job=wanted, dataset=dataset, has_ended=scheduler.has_ended)
     if outcome.state == "stopped":
