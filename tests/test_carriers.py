@@ -278,3 +278,17 @@ def test_of_two_jobs_the_later_one_is_cancelled_by_its_submission(site: Site) ->
     site.says(scancel='echo "scancel: error: Kill job error on job id 17: Access/permission denied" >&2')
     with pytest.raises(SchedulerError, match=r"job 16_0, 16_1 was submitted at the same time, .*\n  scancel 17"):
         submission.submit(runs[:2], Request())
+
+
+def test_a_job_that_is_kept_for_a_twin_has_what_it_runs(site: Site) -> None:
+    """An sbatch that names no job: of the two with this comment the newer is taken, cancelled, and the older kept."""
+    run = pending_run(Path("runs"))
+    comment = f"cnnjob {run.path.resolve()} 1"
+    says(site, row("PENDING", job="16", comment=comment) + row("PENDING", job="18", comment=comment))
+    queue = (site.folder / "squeue").read_text().partition("\n")[2]
+    site.says(**{name: ANSWERS[name] for name in SUBMITS})
+    site.says(squeue=f"[ -e taken ] || exit 0; {queue}", sbatch=": > taken; echo welcome")
+    [done] = submission.submit([run], Request())
+    assert (done.job_id, done.why) == (None, "queued as 16")
+    assert asked(site)[-1] == "scancel 18"
+    assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl"}

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,27 @@ def submit(batch: Batch, parameters: dict[str, Any]) -> str:
 
 def _publish(batch: Batch, job_id: str, pickle: Path, script: Path) -> None:
     """Move the files of a job to where it looks for them."""
-    elements = [f"{job_id}_{element}" for element in range(len(batch.runs))] if batch.is_array else []
-    for name in (job_id, *elements):
-        linked = pickle.with_name(f"{name}.pkl")
+    for place in _pickles(batch, job_id):
+        linked = pickle.with_name(f"{place.name}.new")
         linked.hardlink_to(pickle)
-        linked.replace(batch.files_folder / f"{name}_submitted.pkl")
+        linked.replace(place)
     script.replace(batch.files_folder / f"{job_id}_submission.sh")
+
+
+def lend(batch: Batch, job_id: str, other: str) -> None:
+    """Give another job of the same batch what it runs, where its own submission has not done so.
+
+    A submission that is not told its job's id finds one by the comment, which may be that of the other.
+    """
+    for ours, theirs in zip(_pickles(batch, job_id), _pickles(batch, other), strict=True):
+        with suppress(FileExistsError):
+            theirs.hardlink_to(ours)
+
+
+def _pickles(batch: Batch, job_id: str) -> list[Path]:
+    """Return where submitit looks for what a job runs."""
+    elements = [f"{job_id}_{element}" for element in range(len(batch.runs))] if batch.is_array else []
+    return [batch.files_folder / f"{name}_submitted.pkl" for name in (job_id, *elements)]
 
 
 def _last_line(text: str) -> str:

@@ -178,7 +178,7 @@ def _submit(
     parameters = _parameters(batch, request, code, parallel)
     job_id = executors.submit(batch, parameters)
     jobs = _jobs_of(batch)
-    earlier = {} if is_successor else _withdraw(batch, job_id, jobs)
+    earlier = {} if is_successor else _withdraw(batch, job_id, parameters["comment"], jobs)
     comments = {job.job_id: job.comment for found in jobs.values() for job in found}
     for run, element in _elements(batch, job_id):
         if run.path not in earlier:
@@ -206,13 +206,16 @@ def _jobs_of(batch: Batch) -> dict[Path, list[QueuedJob]]:
     return {seen.run.path: find.own(seen) for seen in looks}
 
 
-def _withdraw(batch: Batch, job_id: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
+def _withdraw(batch: Batch, job_id: str, comment: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
     """Cancel a job, as far as earlier ones carry its runs; return those by run.
 
     Raises:
         SchedulerError: it could not be cancelled.
     """
-    earlier = {path: one[0].job_id for path, one in jobs.items() if one and number_of(one[0].job_id) < int(job_id)}
+    first = {path: one[0] for path, one in jobs.items() if one and number_of(one[0].job_id) < int(job_id)}
+    for twin in {job.job_id.partition("_")[0] for job in first.values() if job.comment == comment}:
+        executors.lend(batch, job_id, twin)
+    earlier = {path: job.job_id for path, job in first.items()}
     ours = [element for run, element in _elements(batch, job_id) if run.path in earlier]
     ours = [job_id] if len(ours) == len(batch.runs) else ours
     try:
