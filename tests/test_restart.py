@@ -36,6 +36,14 @@ from tests.test_submit import Site, batch_script, cnnjob, nowhere, run_folder, s
 from tests.toys import trained
 
 
+@pytest.fixture(autouse=True)
+def _sigterm_as_before() -> Iterator[None]:
+    """The process that decides about a restart ignores SIGTERM; what other tests start must not inherit that."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("facts", "restarts", "expected"),
     [
