@@ -1,5 +1,6 @@
 """Whoever wants to hear how a training goes."""
 
+from contextlib import suppress
 from typing import Any, Protocol
 
 from cnnjob.jobs import Job
@@ -31,6 +32,29 @@ class Silent:
 
     def step(self, epoch: int, step: int) -> None:
         """Nothing."""
+
+
+class Tolerant:
+    """Passes events on; a closed pipe, a lost terminal or a full disk stops no training."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Pass them on to this one."""
+        self._listener = listener
+
+    def say(self, text: str) -> None:
+        """Pass on a line of the log."""
+        with suppress(OSError):
+            self._listener.say(text)
+
+    def start(self, job: Job, steps: int) -> None:
+        """Pass on how many steps an epoch has."""
+        with suppress(OSError):
+            self._listener.start(job, steps)
+
+    def step(self, epoch: int, step: int) -> None:
+        """Pass on that a step of an epoch is done."""
+        with suppress(OSError):
+            self._listener.step(epoch, step)
 
 
 def loss_in_words(loss: float) -> str:

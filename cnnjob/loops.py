@@ -22,7 +22,7 @@ from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, TrainingError
 from cnnjob.evaluations import CHECKED_AT_ONCE_BYTES, DigestCheck, Split, load, watched_splits, whole_split
 from cnnjob.jobs import Job
-from cnnjob.listeners import Listener, line_of
+from cnnjob.listeners import Listener, Tolerant, line_of
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.predictions import Classifier
 from cnnjob.processes import now
@@ -44,7 +44,7 @@ class Loop:
         checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
     ) -> None:
         """Read the data, plan the network, and go to where the last life left off."""
-        self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, listener
+        self.run, self.claim, self.job, self.dataset, self.listener = claim.run, claim, job, dataset, Tolerant(listener)
         self.backend = backend
         self.digest = self.run.frozen()["digest"]
         self.environment = environments.describe(backend)
@@ -296,7 +296,7 @@ class Loop:
 
     def _stop(self, asked_by: str) -> bool:
         self._save_or_fail()
-        self.say(f"stopped by {asked_by} at step {self.progress.step}; the same command goes on from there")
+        self.say(f"stopped by {asked_by} at step {self.progress.step}; run the same command to resume")
         return False
 
     def _write_history(self) -> None:

@@ -318,11 +318,27 @@ def test_a_signal_stops_with_75_and_the_same_command_goes_on(number: signal.Sign
         child.send_signal(number)
         stdout, stderr = child.communicate()
     assert child.returncode == 75
-    assert f"stopped: {number.name}; the same command goes on" in stdout
+    assert f"stopped: {number.name}; run the same command to resume" in stdout
     assert f"stopped by {number.name} at step" in stderr
     run = Run(run_folder())
     assert run.state() == "stopped"
     assert run.attempts()[0]["step"] > 0
+
+
+@pytest.mark.parametrize("output", ["a full disk", "a closed pipe", "a lost terminal"])
+def test_output_that_cannot_be_written_ends_no_training(here: Path, output: str) -> None:
+    reader, writer = pty.openpty() if output == "a lost terminal" else os.pipe()
+    if output == "a full disk":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm"}
+    command = [sys.executable, "-m", "cnnjob", "train", "toy.toml"]
+    ended = subprocess.run(command, stdout=writer, stderr=writer, env=environment, cwd=here, check=False)
+    os.close(writer)
+    run = Run(run_folder())
+    assert (ended.returncode, run.state()) == (0, "finished")
+    assert "finished: test accuracy" in run.log_file.read_text()
 
 
 def test_a_terminal_shows_a_bar_and_a_pipe_does_not(here: Path) -> None:

@@ -2,8 +2,9 @@
 
 import io
 import math
+import os
 import sys
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import typer
@@ -72,6 +73,17 @@ def printable_streams() -> "Iterator[None]":
 def terminal(stream: TextIO) -> TextIO:
     """Return the stream beneath a :class:`Printable`."""
     return stream.stream if isinstance(stream, Printable) else stream
+
+
+def print_last(text: str) -> None:
+    """Print the line after a training, whose exit code stays what it is when the reader is gone."""
+    with suppress(OSError):
+        typer.echo(text)
+    for stream in (terminal(sys.stdout), terminal(sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # what is left in its buffer would end the interpreter with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_table(
@@ -202,9 +214,10 @@ class Screen:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
+        """Take the bar away, also from a terminal that is gone."""
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
     def start(self, job: "Job", steps: int) -> None:
         """Show a bar on a terminal."""

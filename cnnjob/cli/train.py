@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
-from cnnjob.cli.screen import Screen, print_json, print_table
+from cnnjob.cli.screen import Screen, print_json, print_last, print_table
 from cnnjob.errors import EXIT_STOPPED
 
 RUNS_FOLDER = Path("runs")
@@ -23,7 +23,7 @@ def train(
 ) -> None:
     """Train a job here, or go on where it was stopped.
 
-    Ctrl-C stops it at the next step with all its work saved; the same command goes on.
+    Ctrl-C stops it at the next step with all its work saved; run the same command to resume.
 
     Example: cnnjob train mnist --set train.epochs=3
     """
@@ -40,7 +40,7 @@ def train(
     with Screen() as screen:
         outcome = train_run(run, screen, job=wanted, dataset=dataset, has_ended=scheduler.has_ended)
     if outcome.state == "stopped":
-        typer.echo(f"{run.path}: {outcome.why}; the same command goes on")
+        print_last(f"{run.path}: {outcome.why}; run the same command to resume")
         raise typer.Exit(EXIT_STOPPED)
     result = run.result()
     epochs, best = result.get("epochs", math.inf), result.get("best_epoch")
@@ -48,7 +48,7 @@ def train(
     said = f"{outcome.state}, test accuracy {100 * result.get('test_accuracy', math.nan):.2f} %"
     views = result.get("test_time_augmentation", "none")
     seen = "" if views == "none" else f" (test-time augmentation: {views})"
-    typer.echo(f"{run.path}: {said}{seen}{early if epochs < wanted.train.epochs else ''}")
+    print_last(f"{run.path}: {said}{seen}{early if epochs < wanted.train.epochs else ''}")
 
 
 def predict(

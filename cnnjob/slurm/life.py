@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -50,12 +51,15 @@ class Life:
         try:
             code = self._live()
         except CnnjobError as error:
-            print(f"cnnjob: {error}", file=sys.stderr)  # noqa: T201 - the job's own log
             code = error.exit_code
+            with suppress(OSError):
+                print(f"cnnjob: {error}", file=sys.stderr)  # noqa: T201 - the job's own log
         except BaseException:  # noqa: BLE001 - whatever it is, the batch script must learn of it
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
+            with suppress(OSError):
+                traceback.print_exc()
+        with suppress(OSError):  # a log on a full disk changes no exit code
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)  # submitit has nothing to do after this: the run's folder tells
 
     def _live(self) -> int:
@@ -64,7 +68,8 @@ class Life:
         end = inf if self.minutes else deadlines.first_end()
         with deadlines.ended_in_time(end):
             outcome = self._train(run, self._deadline(end))
-        print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
+        with suppress(OSError):
+            print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
     def _train(self, run: Run, deadline: Deadline) -> Outcome:
