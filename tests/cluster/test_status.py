@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster import lab
 from tests.cluster.conftest import Start
-from tests.cluster.places import SMALL, Place
+from tests.cluster.places import REQUEST, SMALL, Place
 
 LONG = 20_000
 SHORT = ("--set", "train.epochs=2")
@@ -119,3 +119,18 @@ def test_a_job_that_waits_for_the_end_of_a_reservation(place: Place) -> None:
         place.cluster.clear()
         place.cluster.admin("scontrol", "delete", "ReservationName=kept")
     assert "its nodes are reserved, for maintenance or for others, before it could end" in found["cause"]
+
+
+@pytest.mark.slurm
+def test_a_task_of_an_array_that_is_cancelled_while_it_waits(place: Place) -> None:
+    """Without accounts SLURM has no record of it."""
+    place.cnnjob("submit", "toy.toml", *REQUEST, "--seeds", "3", "--sbatch", "begin=now+1hour")
+    before = json.loads(place.cnnjob("status", "--json").stdout)
+    assert [one["state"] for one in before] == ["pending"] * 3
+    place.cluster.run("scancel", before[1]["job_id"])
+    now = json.loads(place.cnnjob("status", "--json").stdout)
+    assert [one["state"] for one in now if one["run"] != before[1]["run"]] == ["pending"] * 2
+    [gone] = [one for one in now if one["run"] == before[1]["run"]]
+    job = before[1]["job_id"]
+    assert gone["cause"] == f"job {job} left the queue before it started (cancelled or purged)"
+    assert gone["command"].startswith("cnnjob submit")
