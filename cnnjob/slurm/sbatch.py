@@ -12,9 +12,11 @@ from cnnjob.slurm import queue
 from cnnjob.slurm.scheduler import ask, is_silent
 
 TRIES = 2
+MOST_LETTERS = 200
+"""Of an answer in a message."""
 SETTLE_SECONDS = 5.0
 """What was on its way to the scheduler is in its queue by then."""
-_SUBMITTED = re.compile(r"^\s*Submitted batch job (\d+)(?: on cluster \S+)?\s*$", re.MULTILINE)
+_SUBMITTED = re.compile(r"^[ \t]*Submitted batch job ([0-9]{1,18})(?: on cluster \S+)?[ \t\r]*$", re.MULTILINE)
 
 
 def submit(comment: str, script: str, tries: int = TRIES) -> str:
@@ -35,7 +37,7 @@ def submit(comment: str, script: str, tries: int = TRIES) -> str:
         if tries == 1:
             raise SchedulerError(said) from error
         return submit(comment, script, tries - 1)
-    strange = f"sbatch: gave no job's id, {answer.strip()!r}"
+    strange = f"sbatch: gave no job's id, {answer.strip()[:MOST_LETTERS]!r}"
     if job_id := id_in(answer) or _known(comment, strange):
         return job_id
     raise SchedulerError(f"{strange}, and no such job is in the queue; submit again")
