@@ -97,6 +97,8 @@ def test_a_long_value_takes_no_longer_than_its_length() -> None:
         assert "".join(values(text)).count("1") == text.count("1")
         with pytest.raises(JobError):
             Job.load("mnist", [f"train.epochs={text}"])
+    with pytest.raises(JobError, match=r"too long \(found 300,002 characters\)\. Use a job file"):
+        parse(f"a={'1' * 300_000}")
 
 
 @given(st.text(), st.text())

@@ -58,6 +58,13 @@ def test_what_tells_one_from_another(toml: str) -> None:
         (["seed="], None, "--sweep seed=: not of the form KEY=A,B"),
         (["seed=1", "seed=2"], None, "seed: swept twice"),
         (["seed=1,2"], 3, "seed: swept twice"),
+        (
+            ["train.epochs=1,2"],
+            10**9,
+            "--sweep, --seeds: they ask for 2,000,000,000 runs, at most 10,000 at once are made",
+        ),
+        (["train.epochs=1,2\ntrain.batch_size=7"], None, "epochs=2\\ntrain.batch_size=7: not one assignment of TOML, "),
+        (["'train'.epochs = 1,2", "train.epochs=3"], None, "train.epochs: swept twice"),
         (["train.epoch=1,2"], None, "train.epoch: no such key, did you mean 'epochs'?"),
         (["train.epochs=1,none"], None, "train.epochs: input should be an integer, found 'none'"),
         (["model.blocks=[{dense=4},"], None, "model.blocks=[{dense=4},: not one assignment of TOML, "),
