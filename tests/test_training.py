@@ -456,7 +456,7 @@ def test_no_step_on_changed_data_is_ever_saved(tmp_path: Path, name: str, at_onc
     with pytest.raises(DataError, match=rf"toy\.h5: damaged, {name} has sha256"):
         train(run, checked_at_once_bytes=at_once_bytes)
     assert {path.name for path in run.path.rglob("*") if path.is_file()} <= {
-        *("job.json", "environment.json", "0001.json", "history.jsonl", "log.txt", "0001.heartbeat"),
+        *("job.json", "environment.json", "0001.json", "history.jsonl", "log.txt", "heartbeat"),
     }
     assert run.history() == []
     assert run.attempts()[0]["why"].startswith("failed: ")
