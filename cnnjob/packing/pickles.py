@@ -18,6 +18,7 @@ _MUCH = 1 << 20
 _MOST_BYTES = 380_000_000  # CIFAR-100's training batch, of 155 MB, takes 360 MB
 _OBJECT_BYTES = 256  # of an opcode: an empty set has 216
 _MOST_CHARACTER_BYTES = 4
+_MOST_OPCODES = 500_000  # CIFAR-100's has 200,000
 _MOST_TUPLES = 1000  # an array has five; the hash of tuples nested without end would overflow the stack
 
 
@@ -147,7 +148,7 @@ def _look_through(content: bytes, where: str) -> None:
             _refuse(where, str(argument))
         if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:
             raise ValueError("its memo is larger than its contents")  # an array as long as its largest index
-        if taken > _MOST_BYTES or tuples > _MOST_TUPLES:
+        if taken > _MOST_BYTES or tuples > _MOST_TUPLES or number > _MOST_OPCODES:
             raise ValueError(f"it takes more than {_MOST_BYTES:,} bytes, or is nested")
 
 

@@ -26,7 +26,7 @@ def shown(name: str, seed: int, count: int) -> list[str]:
 
 @pytest.mark.parametrize("name", names())
 def test_some_mutated_inputs(name: str) -> None:
-    assert shown(name, seed=0, count=100) == []
+    assert shown(name, seed=0, count=60) == []
 
 
 @pytest.mark.fuzz
@@ -121,4 +121,3 @@ def test_the_command_counts_and_reads_a_kept_input_again(tmp_path: Path) -> None
     assert "idx: 20 inputs of seed 5, 0 faults" in done.stdout
     assert not (tmp_path / "kept").exists()
     assert command("idx", "--input", __file__).returncode == 0
-    assert "no such target: nonsense" in command("nonsense").stderr
