@@ -41,7 +41,7 @@ def _parts(head: bytes) -> dict[str, bytes]:
         count = json.loads(head)["progress"]["epoch_step"]
     except (ValueError, LookupError, TypeError, RecursionError):
         count = 0
-    count = count if isinstance(count, int) and 0 <= count < 10 else 0
+    count = count if type(count) is int and 0 <= count < 10 else 0
     arrays = {name: np.arange(6, dtype=np.float32).reshape(shape) for name, shape in _SHAPES.items()}
     open_epoch = {"losses": np.ones(count), "hits": np.ones(count, np.int64)}
     text = np.array(head.decode(errors="replace").rstrip("\0") or " ")
