@@ -65,6 +65,7 @@ PARSED = {
     r"python3 -m venv .*|pip install .*|apt install .*": "the network; .ci/run installs and tests so",
     r"(CNNJOB_FAULTS_EVERY=1 )?pytest.*|pre-commit .*|\.ci/run": "to be outside the tests: it runs them",
     r"python -m tests\.fuzz .*": "minutes; tests/fuzz/test_fuzz.py runs it with few inputs",
+    r"python -m tests\.durability\.corrupted": "minutes; tests/durability/test_corrupted.py tries each twelfth",
     r"python -m cnnjob\.reference .*": "the file of the clone itself; tests/test_docs.py compares the two",
     r"slurm/cluster install": "root and the network; `pytest -m slurm` then uses it",
     r"slurm/root .*": "root, debootstrap and a quarter of an hour",

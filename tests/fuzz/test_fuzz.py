@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_many_mutated_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
+@mock.patch.dict(os.environ)  # restores it: a target changes it, elsewhere in a process of its own
 def test_a_seed_is_read(name: str, tmp_path: Path) -> None:
     chosen, read = target(name), 0
     for number, content in enumerate(chosen.seeds()):
