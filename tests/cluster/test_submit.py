@@ -49,7 +49,7 @@ def test_it_finishes_and_is_submitted_once(place: Place, whole: Outcome) -> None
     assert f"\n{(place.run.path / 'slurm' / f'{job}_submission.sh').read_text()}\nnothing was submitted\n" in shown
     queued = place.cnnjob(*options).stdout
     assert re.search(rf": (queued as {job}|running), nothing submitted\n$", queued)
-    place.until_saved()
+    lab.until(lambda: bool(place.run.attempt_files()), 60, "an attempt")
     place.kill(signal.SIGSTOP)  # or it may have finished before the command looks
     assert place.cnnjob(*options).stdout.endswith(": running, nothing submitted\n")
     place.kill(signal.SIGCONT)
