@@ -14,7 +14,7 @@ from cnnjob.bindings import run_of
 from cnnjob.claims import claim
 from cnnjob.errors import BusyError, SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import life, locks, scheduler, status, submission
+from cnnjob.slurm import life, locks, scheduler, status, submission, waiting
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.requests import Request
 from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
@@ -24,12 +24,14 @@ from tests.test_status import (
     asked,
     cancelled_by_script,
     crash_loop,
+    decided,
     elsewhere,
     failed,
     lost_in_job,
     one,
     row,
     says,
+    stopped_in_job,
     submitted,
     waits,
 )
@@ -67,8 +69,67 @@ def test_a_training_inside_a_job_of_the_user_on_another_host(site: Site) -> None
     assert "asked step 44.3 to save and stop; its job goes on" in cnnjob("cancel", str(run.path)).stdout
     assert [line for line in asked(site) if "scancel" in line] == ["scancel --signal=TERM 44.3"]
     site.says(scancel='echo "scancel: error: Invalid job id 44.3" >&2; exit 1')
-    assert "step 44.3 was not asked to stop: scancel" in cnnjob("cancel", str(run.path)).stdout
+    refused = cnnjob("cancel", str(run.path))
+    assert (refused.exit_code, "step 44.3 was not asked to stop: scancel" in refused.stdout) == (4, True)
     assert one(run).state == "running"
+
+
+def test_a_waiting_job_and_a_training_outside_of_it_both_end(site: Site) -> None:
+    run = submitted(running_run(Path("runs")), "18")
+    says(site, row("PENDING", job="18"))
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        change_json(run.attempt_files()[-1], pid=child.pid, pid_started=processes._start_of(child.pid))
+        said = f"cancelled job 18, which waited; asked process {child.pid} to save and stop"
+        assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: {said}\n"
+    assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["18"]
+
+
+def test_a_waiting_job_ends_though_the_step_outside_of_it_does_not(site: Site) -> None:
+    run = submitted(elsewhere(running_run(Path("runs")), 20, "44"), "18")
+    change_json(run.attempt_files()[-1], job_step="3")
+    denied = 'case "$*" in *44.3*) echo "scancel: error: Invalid job id 44.3" >&2; exit 1;; esac'
+    says(site, row("PENDING", job="18"), scancel=denied)
+    found = cnnjob("cancel", str(run.path))
+    assert found.exit_code == 4
+    assert "cancelled job 18, which waited; step 44.3 was not asked to stop" in found.stdout
+    assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["18"]
+
+
+def test_a_job_that_has_submitted_its_successor_trains_no_more(site: Site) -> None:
+    """Its process was killed, so its record has no end."""
+    run = decided(submitted(elsewhere(running_run(Path("runs")), 20), "18"), restarted="successor")
+    says(site, row("PENDING", job="18"))
+    found = cnnjob("cancel", str(run.path))
+    assert (found.exit_code, found.stdout) == (0, f"{run.path}: cancelled job 18, which waited\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "restarted", "said"),
+    [
+        (stopped_in_job, "", "job 17 is ending. Run the same command in a moment"),
+        (stopped_in_job, "requeued", ""),
+    ],
+)
+def test_a_job_that_ends_and_does_not_bring_its_run_back_is_not_waited_for(
+    site: Site, make: Make, restarted: str, said: str
+) -> None:
+    run = decided(make(Path("runs")), restarted=restarted)
+    says(site, row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
+    if said:
+        with pytest.raises(BusyError, match=said):
+            submission.submit([run], Request())
+    else:
+        assert [done.why for done in submission.submit([run], Request())] == ["queued as 17"]
+
+
+def test_a_cancelled_job_that_is_ending_is_not_what_a_run_waits_for(site: Site) -> None:
+    run = stopped_in_job(Path("runs"))
+    says(site, row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
+    assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
+    with pytest.raises(BusyError, match="job 17 is ending"):
+        submission.submit([run], Request())
+    says(site)
+    assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
 
 
 def test_a_job_with_the_number_of_ours_and_another_comment_is_not_cancelled(site: Site) -> None:
@@ -212,6 +273,36 @@ def test_a_hidden_job_is_not_taken_for_one_that_has_ended(site: Site) -> None:
         assert scheduler.has_ended("17") == ended
 
 
+def hidden_and_mine(site: Site, monkeypatch: pytest.MonkeyPatch, queue: str) -> tuple[Run, Run]:
+    """Two runs at a site that shows nobody the jobs of others: one that another user submitted, one of this user."""
+    theirs, mine = waits(Path("runs")), pending_run(Path("runs"), seed=1)
+    monkeypatch.setattr(os, "getuid", lambda: UID + 1)
+    monkeypatch.setenv("LOGNAME", "me")
+    comment = f"cnnjob {mine.path.resolve()} 1"
+    says(site, row(queue, job="18", comment=comment) if queue else "", scontrol='echo "PrivateData = jobs"')
+    return theirs, mine
+
+
+def test_a_hidden_job_keeps_nobody_from_cancelling_another(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, mine = hidden_and_mine(site, monkeypatch, "PENDING")
+    found = cnnjob("cancel", str(theirs.path), str(mine.path))
+    told = found.stdout.splitlines()
+    assert told[0].startswith(f"{theirs.path}: not cancelled, job 17 of another user may carry it, and this site")
+    assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which waited")
+    assert asked(site)[-1] == "scancel 18"
+
+
+def test_a_hidden_job_keeps_nobody_from_waiting_for_another(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, mine = hidden_and_mine(site, monkeypatch, "")
+    monkeypatch.setattr(waiting, "SILENT_SECONDS", 0.0)
+    over: list[Path] = []
+    with pytest.raises(SchedulerError, match="nobody the jobs of others"):
+        over.extend(one.look.run.path for one in waiting.watch([theirs, mine]))
+    assert over == [mine.path]
+    decided(theirs, said="the job's own error is not restarted")
+    assert [one.state for one in waiting.watch([theirs, mine])] == ["failed", "pending"]
+
+
 # --- two jobs for one run
 
 HOLD = """
@@ -256,6 +347,13 @@ def test_an_earlier_job_waits_until_a_later_one_is_cancelled(
     else:
         with pytest.raises(BusyError):
             life.Life(str(run.path), 30)._live()
+
+
+def test_a_run_without_an_attempt_has_no_later_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = pending_run(Path("runs"))
+    run.attempts_folder.mkdir(exist_ok=True)
+    monkeypatch.setenv("SLURM_JOB_ID", "20")
+    assert not life._has_later_job(run)
 
 
 def test_of_two_jobs_the_later_one_is_cancelled_by_its_submission(site: Site) -> None:

@@ -23,6 +23,7 @@ from cnnjob.doctor.cluster import Nodes
 from cnnjob.jobs import Job
 from cnnjob.runs import Run
 from cnnjob.slurm import accounting, causes, commands, looks, queue, scheduler, status, submission, words
+from cnnjob.slurm.decisions import cancel_of, cancel_record
 from cnnjob.slurm.logs import last_error, last_life, last_lines, log_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import main as restart
@@ -247,6 +248,8 @@ def row(state: str, reason: str = "None", node: str = "", job: str = "17", comme
         (failed, "", "17|COMPLETED|0:0||\n", "failed", ""),
         # what the batch script said
         (cancelled_by_script, "", "", "cancelled", "job 17"),
+        (cancelled_by_script, row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
+        (cancelled_by_script, row("DEADLINE"), "", "stopped", ""),
         (crash_loop, "", "", "failed", "3 restarts without progress"),
         (lambda root: decided(waits(root), said="the job's own error is not restarted"), "", "", "failed", None),
         (lambda root: decided(stopped_in_job(root), said="not restarted, sbatch: no"), "", "", "stopped", None),
@@ -1089,7 +1092,7 @@ def test_what_scancel_refuses_is_said(site: Site) -> None:
     denied = "scancel: error: Kill job error on job id 17: Access/permission denied"
     says(site, row("PENDING"), scancel=f'echo "{denied}" >&2')
     found = cnnjob("cancel", str(run.path))
-    assert found.stdout == f"{run.path}: job 17 was not cancelled: {denied}\n"
+    assert (found.exit_code, found.stdout) == (4, f"{run.path}: job 17 was not cancelled: {denied}\n")
     assert one(run).state == "pending"
     gone = "scancel: error: Kill job error on job id 17: Job/step already completing or completed"
     site.says(scancel=f'echo "{gone}" >&2; exit 1')
@@ -1105,6 +1108,50 @@ def test_a_scheduler_that_cannot_cancel_is_exit_4(site: Site, answers: dict[str,
     assert (found.exit_code, found.stdout, found.stderr.count("\n")) == (4, "", 1)
 
 
+@pytest.mark.parametrize("before", [{}, {"by": "me", "jobs": ["9"], "attempt": 0}])
+def test_a_cancellation_that_fails_leaves_the_records_as_they_were(site: Site, before: dict[str, Any]) -> None:
+    runs = [submitted(pending_run(Path("runs"), seed=seed), str(17 + seed)) for seed in range(2)]
+    record = cancel_record(runs[1])
+    if before:
+        files.write_json(record, before | runs[1].identity())
+    says(site, row("PENDING") + row("RUNNING", job="18"), scancel="exit 1")
+    assert cnnjob("cancel", "runs").exit_code == 4
+    assert not cancel_record(runs[0]).exists()
+    assert record.exists() == bool(before)
+    assert {key: cancel_of(runs[1]).get(key) for key in before} == before
+
+
+def test_a_run_with_a_link_does_not_keep_the_others_from_their_end(site: Site) -> None:
+    runs = [submitted(pending_run(Path("runs"), seed=seed), str(17 + seed)) for seed in range(2)]
+    runs[0].slurm_folder.rename("moved")
+    runs[0].slurm_folder.symlink_to(Path("moved").resolve())
+    says(site, row("PENDING") + row("PENDING", job="18"))
+    found = cnnjob("cancel", *(str(run.path) for run in runs))
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith(f"{runs[0].path}: not cancelled, {runs[0].slurm_folder}: a link")
+    assert (found.exit_code, lines[1]) == (3, f"{runs[1].path}: cancelled job 18, which waited")
+    assert asked(site)[-1] == "scancel 18"
+    assert [cancel_record(run).exists() for run in runs] == [False, True]
+
+
+def test_a_finished_run_is_not_cancelled_while_its_job_ends(site: Site) -> None:
+    over, other = submitted(finished_run(Path("runs"))), pending_run(Path("runs"), seed=1)
+    says(site, row("COMPLETING"))
+    assert cnnjob("cancel", str(over.path), str(other.path)).stdout.splitlines() == [
+        f"{over.path}: nothing to cancel, it is finished", f"{other.path}: nothing to cancel, it is pending",
+    ]  # fmt: skip
+    assert not cancel_record(over).exists()
+    assert asked(site) == ["squeue"]
+
+
+def test_a_job_that_ends_before_its_run_began_does_not_wait(site: Site) -> None:
+    run = waits(Path("runs"))
+    says(site, row("COMPLETING", "NonZeroExitCode"))
+    told = cause(run)
+    assert told.sentence == "its job is ending, and the run has not begun"
+    assert told.evidence == "squeue: job 17 COMPLETING, NonZeroExitCode"
+
+
 def test_a_process_of_this_machine_is_asked_to_stop(site: Site) -> None:
     site.says(squeue=None)
     run = running_run(Path("runs"))
@@ -1114,7 +1161,8 @@ def test_a_process_of_this_machine_is_asked_to_stop(site: Site) -> None:
     assert found.stdout == f"{run.path}: asked process {child.pid} to save and stop\n"
     assert child.wait(20) == -signal.SIGTERM
     change_json(run.attempt_files()[-1], ended=processes.now(), why="stopped: SIGTERM", step=150)
-    assert one(run).state == "cancelled"
+    assert one(run).state == status.of_folder(run).state == "cancelled"
+    assert status.of_folder(run, "no memory").state == "failed"
     assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is cancelled\n"
 
 
@@ -1122,7 +1170,8 @@ def test_a_process_of_another_machine_is_left_alone() -> None:
     run = running_run(Path("runs"))
     change_json(run.attempt_files()[-1], host="n1")
     said = f"process {os.getpid()} on n1 trains it. To let it save and stop:\n  ssh n1 kill -TERM {os.getpid()}\n"
-    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: not cancelled, {said}"
+    found = cnnjob("cancel", str(run.path))
+    assert (found.exit_code, found.stdout) == (5, f"{run.path}: not cancelled, {said}")
 
 
 def test_patience_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

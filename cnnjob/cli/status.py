@@ -278,5 +278,8 @@ def cancel(
     """
     from cnnjob.slurm.cancelling import cancel as cancel_runs
 
-    for done in cancel_runs(_runs(runs)):
+    told = cancel_runs(_runs(runs))
+    for done in told:
         typer.echo(f"{done.run.path}: {done.said}")
+    if code := max((done.exit_code for done in told), default=0):
+        raise typer.Exit(code)

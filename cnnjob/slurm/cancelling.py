@@ -8,17 +8,18 @@ import getpass
 import os
 import shlex
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
 from cnnjob import files
-from cnnjob.errors import SchedulerError
+from cnnjob.errors import BusyError, DataError, SchedulerError
 from cnnjob.processes import is_alive, now
 from cnnjob.runs import UNRECORDED, Run
 from cnnjob.slurm import scheduler, words
 from cnnjob.slurm.decisions import cancel_record
 from cnnjob.slurm.looks import Look
+from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.status import Status, statuses
 
 
@@ -29,6 +30,8 @@ class Cancelled:
     run: Run
     said: str
     """``cancelled job 17``, ``nothing to cancel, it is finished``."""
+    exit_code: int = 0
+    """That of the error which left something of it to go on; 0 where nothing is left."""
 
 
 def cancel(runs: Sequence[Run]) -> list[Cancelled]:
@@ -40,37 +43,89 @@ def cancel(runs: Sequence[Run]) -> list[Cancelled]:
         runs: any number; one scancel for all, and the questions of :func:`cnnjob.slurm.status.statuses`.
 
     Returns:
-        What became of each, in their order.
+        What became of each, in their order. One that cannot be cancelled does not keep the others from it.
 
     Raises:
-        SchedulerError: the queue could not be read though a run may be in it, or scancel failed.
+        SchedulerError: the queue could not be read though a run may be in it, or scancel failed; each record of a
+            cancellation is then as it was before.
     """
     answer = statuses(runs)
-    if answer.remark and any(one.look.job_id for one in answer.statuses if one.state not in {"finished", "damaged"}):
+    if answer.silent and any(one.look.job_id for one in answer.statuses if one.state not in {"finished", "damaged"}):
         raise SchedulerError(f"{answer.remark.partition(';')[0]}; nothing was cancelled, try again")
-    for one in answer.statuses:
-        if one.own:
-            _write_record(one.look, [job.job_id for job in one.own])
-    said = scheduler.cancel(sorted({job.job_id for one in answer.statuses for job in one.own}))
-    return [Cancelled(one.look.run, _of_jobs(one, said) if one.own else _of_process(one)) for one in answer.statuses]
+    found = [replace(one, own=_left_of(one)) for one in answer.statuses]
+    linked = {one.look.run: error for one in found if (error := _link_of(one))}
+    with_jobs = [one for one in found if one.own and one.look.run not in linked]
+    with _records(with_jobs):
+        said = scheduler.cancel(sorted({job.job_id for one in with_jobs for job in one.own}))
+    return [linked.get(one.look.run) or _told(one, said) for one in found]
+
+
+def _left_of(one: Status) -> tuple[QueuedJob, ...]:
+    """Return the jobs of a run that do not end by themselves: of a finished run only those that wait."""
+    return tuple(job for job in one.own if one.state != "finished" or job.state in words.WAITING)
+
+
+def _link_of(one: Status) -> Cancelled | None:
+    """Return why nothing is written into a run that there is something to cancel of; None where all is well."""
+    if not one.own and one.look.state != "running":
+        return None
+    try:
+        one.look.run.require_no_links()
+    except DataError as error:
+        return Cancelled(one.look.run, f"not cancelled, {error}", error.exit_code)
+    return None
+
+
+@contextmanager
+def _records(cancelled: Sequence[Status]) -> Iterator[None]:
+    """Write a record into each run while its jobs are cancelled; where that fails, each is as it was before."""
+    try:
+        for one in cancelled:
+            _write_record(one.look, _ids(one))
+        yield
+    except BaseException:
+        for one in cancelled:
+            _restore_record(one.look)
+        raise
 
 
 def _write_record(seen: Look, job_ids: Sequence[str]) -> None:
-    seen.run.require_no_links()
     record = {"by": getpass.getuser(), "jobs": job_ids, "attempt": seen.lives, "time": now()}
     with suppress(PermissionError):  # in another user's folder; SLURM then decides who may cancel
         seen.run.slurm_folder.mkdir(exist_ok=True)
         files.write_json(cancel_record(seen.run), record | seen.run.identity())
 
 
-def _remove_record(seen: Look) -> None:
-    with suppress(PermissionError):
-        cancel_record(seen.run).unlink(missing_ok=True)
+def _restore_record(seen: Look) -> None:
+    """Leave the record of an earlier cancellation, or none."""
+    with suppress(OSError):
+        if seen.cancelled:
+            files.write_json(cancel_record(seen.run), seen.cancelled)
+        else:
+            cancel_record(seen.run).unlink(missing_ok=True)
 
 
-def _of_jobs(one: Status, said: Sequence[str]) -> str:
+def _told(one: Status, said: Sequence[str]) -> Cancelled:
+    """Return what became of a run: of its jobs, and of a process that trains it outside of them."""
+    if not one.own:
+        return _of_process(one)
+    refused = scheduler.refusals(_ids(one), said)
+    jobs = _of_jobs(one, refused)
+    if not _is_outside(one):
+        return jobs
+    process = _of_process(replace(one, own=tuple(job for job in one.own if job.job_id not in refused)))
+    return Cancelled(jobs.run, f"{jobs.said}; {process.said}", max(jobs.exit_code, process.exit_code))
+
+
+def _is_outside(one: Status) -> bool:
+    """Return whether a run with jobs is trained outside of them, and not by a job that has ended and resubmitted it."""
+    job_id = one.look.attempt.get("job_id")
+    ended = {one.look.decision.get("job_id"), *(job.job_id for job in one.own)}
+    return one.look.state == "running" and (job_id is None or job_id not in ended)
+
+
+def _of_jobs(one: Status, refused: Mapping[str, str]) -> Cancelled:
     """Return what became of the jobs of a run."""
-    refused = scheduler.refusals([job.job_id for job in one.own], said)
     gone = [job for job in one.own if job.job_id not in refused]
     told = [f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items()]
     if gone:
@@ -80,30 +135,54 @@ def _of_jobs(one: Status, said: Sequence[str]) -> str:
     if refused and gone:
         _write_record(one.look, [job.job_id for job in gone])
     elif refused:
-        _remove_record(one.look)
-    return "; ".join(told)
+        _restore_record(one.look)
+    return Cancelled(one.look.run, "; ".join(told), SchedulerError.exit_code if refused else 0)
 
 
-def _of_process(one: Status) -> str:
+def _of_process(one: Status) -> Cancelled:
     """Stop the process that trains a run outside of the jobs of cnnjob; it saves and stops."""
     seen = one.look
     if seen.state != "running":
-        return f"nothing to cancel, it is {one.state}"
+        return _without_a_process(one)
     if seen.run.unrecorded_seconds() is not None:
-        return f"not cancelled, {UNRECORDED}"
+        return _not_cancelled(seen, f"not cancelled, {UNRECORDED}")
     holder = seen.attempt
     if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
-        return _of_step(seen) if holder.get("job_step") else _command_of(seen)
+        return _of_step(one) if holder.get("job_step") else _not_cancelled(seen, _command_of(seen))
     pid = int(holder["pid"])
-    _write_record(seen, _allocation(seen))
+    _write_record(seen, [*_ids(one), *_allocation(seen)])
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError:
-        _remove_record(seen)
-        return f"process {pid} is another user's, not cancelled"
+        _take_back(one)
+        return _not_cancelled(seen, f"process {pid} is another user's, not cancelled")
     except ProcessLookupError:
-        return "nothing to cancel, its process has just ended"
-    return f"asked process {pid} to save and stop"
+        return Cancelled(seen.run, "nothing to cancel, its process has just ended")
+    return Cancelled(seen.run, f"asked process {pid} to save and stop")
+
+
+def _without_a_process(one: Status) -> Cancelled:
+    """Return that there is nothing to cancel, unless another user's job may be hidden."""
+    if one.is_hidden and one.state not in {"failed", "cancelled"}:
+        hidden = f"not cancelled, job {one.job_id} of another user may carry it, and this site shows nobody the jobs of"
+        return _not_cancelled(one.look, f"{hidden} others. Ask that user")
+    return Cancelled(one.look.run, f"nothing to cancel, it is {one.state}")
+
+
+def _ids(one: Status) -> list[str]:
+    return [job.job_id for job in one.own]
+
+
+def _take_back(one: Status) -> None:
+    """Leave a record of the jobs alone, as the process was not asked to stop."""
+    if one.own:
+        _write_record(one.look, _ids(one))
+    else:
+        _restore_record(one.look)
+
+
+def _not_cancelled(seen: Look, why: str) -> Cancelled:
+    return Cancelled(seen.run, why, BusyError.exit_code)
 
 
 def _allocation(seen: Look) -> list[str]:
@@ -111,19 +190,20 @@ def _allocation(seen: Look) -> list[str]:
     return [str(seen.attempt["job_id"])] if seen.attempt.get("job_id") else []
 
 
-def _of_step(seen: Look) -> str:
+def _of_step(one: Status) -> Cancelled:
     """Stop a training that is all there is in its step of a job that cnnjob did not submit."""
+    seen = one.look
     step = f"{seen.attempt['job_id']}.{seen.attempt['job_step']}"
-    _write_record(seen, _allocation(seen))
+    _write_record(seen, [*_ids(one), *_allocation(seen)])
     try:
         said = scheduler.tell(["scancel", "--signal=TERM", step])
         refused = said if "error" in said else ""
     except SchedulerError as error:
         refused = str(error)
     if refused:
-        _remove_record(seen)
-        return f"step {step} was not asked to stop: {refused}"
-    return f"asked step {step} to save and stop; its job goes on"
+        _take_back(one)
+        return Cancelled(seen.run, f"step {step} was not asked to stop: {refused}", SchedulerError.exit_code)
+    return Cancelled(seen.run, f"asked step {step} to save and stop; its job goes on")
 
 
 def _command_of(seen: Look) -> str:

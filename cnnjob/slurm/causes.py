@@ -112,8 +112,11 @@ def _pending(status: Status) -> Cause:
     if job is None:
         told = "it was never submitted" if not seen.job_id else f"it waits for job {seen.job_id}"
         return Cause(told + step, status.detail, commands.again(seen.run) if not seen.job_id else "")
-    wait = words.waits_for(job.reason)
     evidence = f"squeue: job {job.job_id} {job.state}, {job.reason}"
+    if job.state not in words.WAITING:
+        ends = "is ending" if job.state == words.ENDING else f"is {job.state}"
+        return Cause(f"its job {ends}, and the run has not begun", evidence, commands.logs(seen.run))
+    wait = words.waits_for(job.reason)
     expected = f", expected to start at {job.start}" if re.match(r"\d{4}-", job.start) and not wait.never else ""
     if wait.never:
         again = commands.again(seen.run, change=wait.option)

@@ -97,7 +97,8 @@ class Life:
 
 def _has_later_job(run: Run) -> bool:
     """Return whether the job of a run's last attempt was submitted after this one."""
-    holder, own = str(run.attempts()[-1].get("job_id")), job_id()
+    attempts, own = run.attempts(), job_id()
+    holder = str(attempts[-1].get("job_id")) if attempts else ""
     return bool(own) and number_of(holder) > number_of(str(own))
 
 

@@ -41,6 +41,8 @@ class Status:
     """Every job in the queue that cnnjob submitted for it."""
     error: str = ""
     """Why a process ended before it could claim the run, where that is known from elsewhere."""
+    is_hidden: bool = False
+    """Whether its job may be in the queue though it was not shown, as it is another user's."""
     left_queue: bool = False
     """Whether its newest job is gone from the queue, never started, and nobody knows how it ended."""
 
@@ -93,6 +95,8 @@ class Answer:
 
     statuses: list[Status]
     remark: str = ""
+    silent: bool = False
+    """Whether the queue was not read, or not all of it."""
 
 
 def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
@@ -111,7 +115,7 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     jobs = asked.jobs if asked else []
     find = Carriers(jobs)
     found = [find.of(one) for one in looks]
-    hidden = _hidden(looks, found) if asked else set[Run]()
+    hidden, silent = _hidden(looks, found) if asked else set[Run](), bool(remark)
     if hidden and not remark:
         remark = "squeue: this site shows nobody the jobs of others; what became of those is not known here"
     known = {one.job_id: _fate_of(one) for one in jobs if one.state in words.ENDED}
@@ -124,18 +128,22 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
         _status(one, job, known, gone=bool(asked and asked.whole and not job and one.run not in hidden))
         for one, job in zip(looks, found, strict=True)
     ]
-    return Answer([_with_remarks(one, find.own(one.look)) for one in told], remark)
+    told = [replace(one, is_hidden=one.look.run in hidden) for one in told]
+    return Answer([_with_remarks(one, find.own(one.look)) for one in told], remark, silent)
 
 
 def _hidden(looks: Sequence[Look], found: Sequence[QueuedJob | None]) -> set[Run]:
     """Return the runs whose job may be in the queue though it was not shown, as it is another user's."""
-    others = {one.run for one, job in zip(looks, found, strict=True) if one.is_anothers and not job}
+    unshown = (one for one, job in zip(looks, found, strict=True) if not job)
+    others = {one.run for one in unshown if one.is_anothers and one.state not in {"finished", "damaged"}}
     return others if others and scheduler.hides_jobs() else set()
 
 
 def of_folder(run: Run, error: str = "") -> Status:
     """Return how a run stands by its folder alone; one whose process ended with an error before its claim failed."""
     seen = look(run)
+    if not error and seen.state in {"pending", "stopped", "lost"} and (cancelled := _cancelled(seen, None)):
+        return Status(seen, "cancelled", cancelled)
     return Status(seen, "failed" if error else seen.state, seen.trouble, error=error)
 
 
@@ -316,6 +324,8 @@ def _cancelled(seen: Look, fate: Fate | None) -> str:
         return f"job {fate.job_id} {fate.said}"
     if seen.was_cancelled_here:
         return f"by {seen.cancelled.get('by')}"
+    if fate and fate.state in words.ENDED:  # a deadline looks like a cancellation until the job has ended
+        return ""
     return f"job {seen.job_id}" if seen.decided.get("ended_by") == "cancelled" else ""
 
 

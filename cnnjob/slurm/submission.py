@@ -13,7 +13,7 @@ from cnnjob import files, schemas
 from cnnjob.errors import BusyError, JobError, SchedulerError
 from cnnjob.processes import now
 from cnnjob.runs import Run
-from cnnjob.slurm import batches, commands, executors, frozen, locks, queue, scheduler, site
+from cnnjob.slurm import batches, commands, executors, frozen, locks, queue, scheduler, site, words
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.carriers import Carriers, number_of, users_of
 from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
@@ -100,6 +100,7 @@ def _queued(runs: Sequence[Run]) -> dict[Run, str]:
     for seen, found in jobs.values():
         _require_here(seen, found)
         _require_no_original(seen, find)
+        _require_not_ending(seen, found)
     return {run: found[0].job_id for run, (_, found) in jobs.items() if found}
 
 
@@ -120,6 +121,17 @@ def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
             f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
         )
+
+
+def _require_not_ending(seen: Look, jobs: Sequence[QueuedJob]) -> None:
+    """Find a run whose only job is ending and does not bring it back: it was cancelled, or its batch script left it.
+
+    Raises:
+        BusyError: so it is.
+    """
+    left = {*(seen.cancelled.get("jobs") or []), *([seen.job_id] if seen.decided.get("restarted") == "" else [])}
+    if jobs and all(job.state == words.ENDING and job.job_id in left for job in jobs):
+        raise BusyError(f"{seen.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment")
 
 
 def _require_no_original(seen: Look, find: Carriers) -> None:

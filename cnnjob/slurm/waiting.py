@@ -19,15 +19,15 @@ def watch(runs: Sequence[Run]) -> Iterator[Status]:
     The scheduler is asked less and less often while nothing ends.
 
     Raises:
-        SchedulerError: SLURM has not answered for half an hour; the jobs do not depend on it.
+        SchedulerError: nothing was heard of what is left for half an hour; the jobs do not depend on it.
     """
     left, stuck, pause, heard = list(runs), set[str](), FIRST_SECONDS, time.monotonic()
     while left:
         answer = statuses(left, thorough=True)
-        heard = _heard(answer, heard)
         over = [one for one in answer.statuses if _has_ended(one, answer)]
         held = [one for one in answer.statuses if _is_stuck(one) and one.job_id not in stuck]
         yield from (*over, *held)
+        heard = _heard(answer, heard)
         stuck |= {str(one.job_id) for one in held}
         done = {one.look.run.path for one in over}
         left = [run for run in left if run.path not in done]
@@ -37,13 +37,14 @@ def watch(runs: Sequence[Run]) -> Iterator[Status]:
 
 
 def _heard(answer: Answer, before: float) -> float:
-    """Return when the scheduler last answered.
+    """Return when something was last heard of the runs that are left.
 
     Raises:
         SchedulerError: that is too long ago.
     """
-    now = time.monotonic()
-    if not answer.remark:
+    now, left = time.monotonic(), [one for one in answer.statuses if not _has_ended(one, answer)]
+    hidden = bool(left) and all(one.is_hidden and one.state != "running" for one in left)
+    if not (answer.silent or hidden):
         return now
     if now - before > SILENT_SECONDS:
         raise SchedulerError(f"{answer.remark}; no longer waiting, the jobs are not affected")
@@ -54,11 +55,13 @@ def _has_ended(one: Status, answer: Answer) -> bool:
     """Return whether no job carries a run any more; a queue that was not read changes nothing."""
     if one.state in {"finished", "damaged"}:
         return True
-    return not answer.remark and one.job is None and one.state != "running"
+    if one.is_hidden:  # then its folder alone tells
+        return one.state in {"failed", "cancelled"}
+    return not answer.silent and one.job is None and one.state != "running"
 
 
 def _is_stuck(one: Status) -> bool:
     """Return whether a run waits for a job that is held or never starts."""
-    if one.job is None or one.state != "pending":
+    if one.job is None or one.job.state not in words.WAITING or one.state != "pending":
         return False
     return not words.waits_for(one.job.reason).starts_by_itself

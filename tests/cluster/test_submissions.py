@@ -94,7 +94,9 @@ def test_a_job_that_cnnjob_did_not_submit_is_never_cancelled(cluster: Start, use
     lab.until(lambda: all(any(path.glob("*/history.jsonl")) for path in (one, two)), 90, "both trainings")
     [first], [second] = Run.all(one), Run.all(two)
     assert place.cnnjob("status", "one").stdout.splitlines()[2].split()[1] == "running"
-    said = place.cnnjob("cancel", "one", "two").stdout.splitlines()
+    cancelled = place.cnnjob("cancel", "one", "two", check=False)
+    assert cancelled.returncode == 5, cancelled
+    said = cancelled.stdout.splitlines()
     assert f"inside job {job}, which is not cnnjob's. To let it save and stop:" in said[0]
     assert said[1] == f"  ssh n1 kill -TERM {first.attempts()[-1]['pid']}"
     assert said[2].endswith(f": asked step {job}.0 to save and stop; its job goes on"), said
@@ -135,7 +137,9 @@ def test_a_folder_of_several_users(place: Place) -> None:
     [told] = json.loads(place.cnnjob("status", "--json").stdout)
     assert (told["state"], told["job_id"]) == ("pending", job)
     assert place.cnnjob("submit", "toy.toml", *REQUEST).stdout.endswith(f": queued as {job}, nothing submitted\n")
-    assert f": job {job} was not cancelled: scancel: error: " in place.cnnjob("cancel", "runs").stdout
+    refused = place.cnnjob("cancel", "runs", check=False)
+    assert refused.returncode == 4, refused
+    assert f": job {job} was not cancelled: scancel: error: " in refused.stdout
     assert f": cancelled job {job}, which waited\n" in as_another(place, "cancel", "runs").stdout
     assert not place.cluster.admin("squeue", "--noheader")
 
