@@ -28,6 +28,7 @@ from cnnjob.slurm import deadlines, decisions, executors, life, restart, schedul
 from cnnjob.slurm.decisions import NO_STEP, restarts_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import decide, main, restarts_without_progress
+from cnnjob.slurm.status import statuses
 from cnnjob.stopping import Deadline
 from cnnjob.training import train
 from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
@@ -321,6 +322,29 @@ def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, l
     files.write_json(decisions.cancel_record(lost), {"by": "me", "jobs": ["17"]})
     main(str(lost.path), "143")
     assert [told["said"] for told in restarts_of(lost)] == [CANCELLED]
+
+
+def test_a_cancellation_while_the_successor_is_submitted_ends_both(site: Site, lost: Run) -> None:
+    record = decisions.cancel_record(lost)
+    files.write_json(Path("record"), {"by": "me", "jobs": ["17"], "attempt": 1, **lost.identity()})
+    cancels = f'while read -r l; do echo "$l"; done < record > "{record}"'
+    site.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel='echo "$*" >> cancelled')
+    main(str(lost.path), "143")
+    assert Path("cancelled").read_text() == "18\n"
+    [told] = restarts_of(lost)
+    assert (told["restarted"], told["said"]) == ("", f"{CANCELLED}, and with it its successor 18")
+    site.says(squeue="exit 0", sacct="exit 1")
+    [found] = statuses([lost]).statuses
+    assert (found.state, found.job_id, found.is_resumable) == ("cancelled", "18", False)
+
+
+def test_a_successor_that_cannot_be_cancelled_is_said(site: Site, lost: Run) -> None:
+    record = decisions.cancel_record(lost)
+    denied = "scancel: error: Kill job error on job id 18: Access/permission denied"
+    cancels = f"""echo '{{"by": "me", "jobs": ["17"]}}' > "{record}\""""
+    site.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
+    main(str(lost.path), "143")
+    assert f"cancelled, but its successor 18 is not: {denied}" in restarts_of(lost)[0]["said"]
 
 
 def test_a_life_that_found_the_run_taken_changes_nothing(

@@ -21,13 +21,14 @@ from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
 from cnnjob.slurm.batches import Batch
-from cnnjob.slurm.decisions import cancel_of, restart_record, restarts_of
+from cnnjob.slurm.decisions import cancel_of, cancel_record, restart_record, restarts_of
 
 RESTARTS_WITHOUT_PROGRESS = 3
 GONE = 128
 """Exit codes from here on are of a process that a signal ended."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
 """Between the questions to a scheduler that does not answer: half an hour in all."""
+CANCELLED = "cancelled; submit the job again to go on"
 GOES_ON = "to be restarted"
 """Said until it is known how."""
 
@@ -46,7 +47,7 @@ def decide(run: Run, code: int, ended_by: str) -> str:
     if run.result_file.exists():
         return "finished"
     if ended_by == "cancelled":
-        return "cancelled; submit the job again to go on"
+        return CANCELLED
     if ended_by == "requeued":
         return "SLURM has put the job back into its queue"
     if _is_own_error(run, code):
@@ -169,11 +170,10 @@ def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
     """Who ended this job, and the error of a scheduler that does not answer now."""
-    own = _own_job()
-    if own in (cancel_of(run).get("jobs") or []):
+    if _was_cancelled(run):
         return "cancelled", None
     try:
-        return scheduler.ended_by(scheduler.job(own), processes.job_restarts()), None
+        return scheduler.ended_by(scheduler.job(_own_job()), processes.job_restarts()), None
     except SchedulerError as error:
         return "unknown", error if scheduler.is_silent(error) else None
 
@@ -201,8 +201,30 @@ def _restart(run: Run) -> tuple[str, str]:
     except SchedulerError as refused:
         if scheduler.is_silent(refused):
             raise
-        return "successor", f"job {resubmit(run)} goes on ({refused})"
+        job_id = resubmit(run)
+        if _was_cancelled(run):  # while sbatch ran: the queue did not show the successor to be cancelled
+            return "", _withdrawn(run, job_id)
+        return "successor", f"job {job_id} goes on ({refused})"
     return _requeued()
+
+
+def _was_cancelled(run: Run) -> bool:
+    """Return whether ``cnnjob cancel`` cancelled this job."""
+    return _own_job() in (cancel_of(run).get("jobs") or [])
+
+
+def _withdrawn(run: Run, job_id: str) -> str:
+    """Cancel a successor, which the record of the cancellation then names too; say so.
+
+    Raises:
+        SchedulerError: it could not be cancelled.
+    """
+    record = cancel_of(run)
+    refused = scheduler.refusals([job_id], scheduler.cancel([job_id]))
+    if refused:
+        raise SchedulerError(f"cancelled, but its successor {job_id} is not: {refused[job_id]}")
+    files.write_json(cancel_record(run), {**record, "jobs": [*record["jobs"], job_id]})
+    return f"{CANCELLED}, and with it its successor {job_id}"
 
 
 def _requeued() -> tuple[str, str]:
