@@ -40,9 +40,18 @@ class DataError(CnnjobError):
 
 
 class SchedulerError(CnnjobError):
-    """SLURM refused, or is not there."""
+    """SLURM refused, or is not there.
+
+    Attributes:
+        silent: whether SLURM did not answer, so that it may have done what it was asked, or may do it in a while.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        """Make one with its message."""
+        super().__init__(message)
+        self.silent = silent
 
 
 class BusyError(CnnjobError):

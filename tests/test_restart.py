@@ -24,7 +24,7 @@ from cnnjob import files, processes
 from cnnjob.claims import claim
 from cnnjob.errors import JobError, SchedulerError
 from cnnjob.runs import Run
-from cnnjob.slurm import deadlines, decisions, executors, life, restart, scheduler, submission
+from cnnjob.slurm import deadlines, decisions, executors, life, restart, sbatch, scheduler, submission
 from cnnjob.slurm.decisions import NO_STEP, restarts_of
 from cnnjob.slurm.requests import Request
 from cnnjob.slurm.restart import decide, main, restarts_without_progress
@@ -275,6 +275,25 @@ def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch
     assert [(told["restarted"], told["said"]) for told in restarts_of(lost)] == [("requeued", "job 17 is requeued")]
 
 
+def test_a_successor_that_was_taken_in_silence_is_not_submitted_again(
+    site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(sbatch, "SETTLE_SECONDS", 0.01)
+    site.says(
+        scontrol=f'{SHOWN} echo "is disabled" >&2; exit 1;; esac',
+        sbatch=f'echo x >> tried; /bin/cp "$1" taken.sh; {NO_ANSWER}',
+        squeue=f"""[ -e taken.sh ] || exit 0; [ -e looked ] || {{ : > looked; {NO_ANSWER}; }}
+comment=$(/bin/grep -o "cnnjob /[^']*[0-9]'" taken.sh); echo "18|PENDING|Priority||N/A|N/A|${{comment%\\'}}" """,
+    )
+    main(str(lost.path), "137")
+    assert Path("tried").read_text() == "x\n"
+    [told] = restarts_of(lost)
+    assert (told["restarted"], told["said"][:15]) == ("successor", "job 18 goes on ")
+    assert files.read_json(lost.submission_file)["job_id"] == "18"
+    assert (lost.slurm_folder / "18_submitted.pkl").exists()
+
+
 def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
     site.says(scontrol=NO_ANSWER)
@@ -418,19 +437,26 @@ def test_whether_a_job_has_ended(site: Site, answer: str | None, *, ended: bool)
 
 
 @pytest.mark.parametrize(
-    ("said", "silent"),
+    ("answer", "silent"),
     [
-        ("scontrol: no answer in 60 s; try again", True),
-        ("refused, Unable to contact slurm controller (connect failure)", True),
-        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
-        ("scontrol requeue 17: refused, exit code -15", True),
-        ("scontrol requeue 17: refused, Requested operation is presently disabled", False),
-        ("scontrol requeue 17: refused, exit code 1", False),
-        ("scontrol: not found; this machine has no SLURM, log in to one that has", False),
+        (NO_ANSWER, True),
+        (
+            'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1',
+            True,
+        ),
+        ("kill -15 $$", True),
+        ('echo "Requested operation is presently disabled" >&2; exit 1', False),
+        ("exit 1", False),
+        (None, False),
+        ('echo "sbatch: error: Unable to open file $1" >&2; exit 1', False),
     ],
 )
-def test_silent_or_refused(said: str, *, silent: bool) -> None:
-    assert scheduler.is_silent(SchedulerError(said)) is silent
+def test_silent_or_refused(site: Site, answer: str | None, *, silent: bool) -> None:
+    """A folder or a run may have any name."""
+    site.says(sbatch=answer)
+    with pytest.raises(SchedulerError) as error:
+        scheduler.ask(["sbatch", "/data/communication-lab/timed out/x.sh"])
+    assert scheduler.is_silent(error.value) is silent
 
 
 def test_a_run_is_taken_over_from_a_job_that_has_ended(site: Site, tmp_path: Path) -> None:

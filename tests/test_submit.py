@@ -6,6 +6,7 @@ Where commands of SLURM are called they are small shell scripts that answer as o
 import os
 import pwd
 import re
+import select
 import shlex
 import shutil
 import subprocess
@@ -571,6 +572,19 @@ def test_no_answer_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.says(squeue="exec /bin/sleep 60")
     with pytest.raises(SchedulerError, match=r"squeue: no answer in 0\.1 s; try again"):
         queue.mine()
+
+
+def test_what_a_command_started_ends_with_it(site: Site) -> None:
+    """A site's sbatch may be a wrapper, whose real one would submit the job later."""
+    os.mkfifo("held")
+    held = os.open("held", os.O_RDONLY | os.O_NONBLOCK)
+    site.says(sbatch="/bin/sleep 60 > held & echo waits for the controller >&2; wait")
+    with pytest.raises(SchedulerError, match=r"sbatch: no answer in 1 s \(it said: waits for the controller\); try"):
+        scheduler.ask(["sbatch", "x.sh"], 1)
+    poll = select.poll()
+    poll.register(held)
+    assert poll.poll(20_000) == [(held, select.POLLHUP)]
+    os.close(held)
 
 
 def test_whether_there_is_a_slurm(nowhere: Site) -> None:

@@ -25,6 +25,7 @@ from cnnjob.slurm import batches, local, sbatch, site, submission, waiting
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.forecasts import at_preemption, at_the_time_limit
 from cnnjob.slurm.frozen import freeze
+from cnnjob.slurm.life import Life
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
 from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
@@ -32,6 +33,7 @@ from tests.test_status import (
     cancelled_by_script,
     crash_loop,
     decided,
+    elsewhere,
     failed,
     log,
     lost_in_job,
@@ -153,6 +155,45 @@ def test_the_parts_of_a_split_array_do_not_add_up(here: Site) -> None:
     cnnjob("submit", "toy.toml", "--seeds", "7", "--parallel", "2")
     waits = [Path(f"{number}.sh").read_text().partition("--dependency=")[2].split("\n")[0] for number in (17, 18, 19)]
     assert waits == ["", "afterany:17", "afterany:17,afterany:18"]
+    for run in Run.all(Path("runs")):  # what the user asked for
+        assert files.read_json(run.slurm_folder / "request.json")["dependency"] is None
+
+
+def test_arrays_that_were_accepted_before_a_refusal_are_named(here: Site) -> None:
+    config = 'case "$*" in *config*) echo "MaxArraySize = 3";; *) echo PartitionName=gpu;; esac'
+    taken = (here.folder / "sbatch").read_text().partition("\n")[2]
+    here.says(scontrol=config, sbatch=f'[ ! -e 17.sh ] || {{ echo "sbatch: error: too many" >&2; exit 1; }}; {taken}')
+    found = cnnjob("submit", "toy.toml", "--seeds", "5")
+    assert (found.exit_code, "too many" in found.stderr) == (4, True)
+    assert [f": submitted as job 17_{n}: " in found.stdout for n in range(3)] == [True] * 3
+    assert found.stdout.count("\n") == 3
+
+
+@pytest.mark.parametrize("shown", ["(null)", "N/A", "the site wrote this"])
+def test_a_job_whose_comment_the_site_changes_is_known(here: Site, shown: str) -> None:
+    here.says(squeue=f'[ ! -e 17.sh ] || echo "17{LINE}{shown}"')
+    assert ": submitted as job 17: " in cnnjob("submit", "toy.toml").stdout
+    assert cnnjob("submit", "toy.toml").stdout.endswith(": queued as 17, nothing submitted\n")
+    assert json.loads(cnnjob("status", "--json").stdout)[0]["state"] == "pending"
+
+
+@pytest.mark.parametrize("answer", ['echo "17|???"', "echo '17|PENDING|Priority||'", "echo 'slurm_load_jobs: odd'"])
+def test_nothing_is_submitted_where_the_queue_is_not_understood(here: Site, answer: str) -> None:
+    here.says(squeue=answer)
+    found = cnnjob("submit", "toy.toml")
+    assert (found.exit_code, "its answer was not understood" in found.stderr) == (4, True), found.output
+    assert not list(Path().glob("*.sh"))
+
+
+def test_few_questions_about_runs_whose_jobs_are_in_the_queue(here: Site) -> None:
+    runs = [elsewhere(running_run(Path("runs"), seed=seed), 20, str(40 + seed)) for seed in range(4)]
+    lines = "".join(f'echo "{number}|RUNNING|None|n1|N/A|N/A|x";' for number in range(40, 43))
+    here.says(squeue=lines, scontrol='echo "$*" >> asked; echo JobState=RUNNING')
+    assert {done.why for done in submission.submit(runs, Request())} == {"running"}
+    assert Path("asked").read_text().splitlines() == ["show job --oneliner 43"]
+    here.says(squeue="exit 1")
+    assert {done.why for done in submission.submit(runs, Request())} == {"running"}
+    assert len(Path("asked").read_text().splitlines()) == 1
 
 
 @pytest.mark.usefixtures("here")
@@ -442,6 +483,47 @@ def test_a_job_that_was_found_in_the_queue_has_its_pickle(here: Site) -> None:
     assert Path("taken").read_text().startswith(comment)
     [run] = Run.all(Path("runs"))
     assert {path.name for path in run.slurm_folder.glob("23_*")} == {"23_submission.sh", "23_submitted.pkl"}
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_job_that_was_taken_in_silence_is_completed_by_the_next_submission(here: Site, seeds: int) -> None:
+    from submitit.core.utils import DelayedSubmission
+
+    taken = (here.folder / "sbatch").read_text().partition("\n")[2].rpartition("; echo")[0]
+    silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
+    here.says(sbatch=f"{taken}; {silent}", squeue=f"[ ! -e 17.sh ] || {{ {silent}; }}")
+    words = ("submit", "toy.toml", "--seeds", str(seeds))
+    found = cnnjob(*words)
+    assert (found.exit_code, "submitting again looks first" in found.stderr) == (4, True), found.output
+    [comment] = re.findall("cnnjob /[^']*[0-9](?=')", Path("17.sh").read_text())
+    tasks = ["17"] if seeds == 1 else ["17_0", "17_1"]
+    here.says(squeue="".join(f'echo "{task}{LINE}{comment}";' for task in tasks))
+    again = cnnjob(*words)
+    assert [f": queued as {task}, nothing submitted" in again.stdout for task in tasks] == [True] * seeds
+    for run, task in zip(Run.all(Path("runs")), tasks, strict=True):
+        log = Path(files.read_json(run.submission_file)["log"])
+        assert log.name == f"{task}_0_log.out"
+        pickle = log.with_name(f"{task}_submitted.pkl")
+        assert isinstance(DelayedSubmission.load(pickle).function, Life)
+    assert not Path("18.sh").exists()
+
+
+def test_a_job_whose_files_cannot_be_written_is_cancelled(here: Site) -> None:
+    """It would find nothing to run."""
+    taken = "for folder in runs/*/slurm; do /bin/mkdir -p $folder/17_submission.sh; done"
+    here.says(sbatch=f'{taken}; echo "Submitted batch job 17"', scancel='echo "$*" >> cancelled')
+    assert cnnjob("submit", "toy.toml").exit_code != 0
+    assert Path("cancelled").read_text() == "17\n"
+
+
+@pytest.mark.usefixtures("settled")
+def test_no_second_try_where_the_queue_is_not_understood(here: Site) -> None:
+    silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
+    here.says(sbatch=f"echo x >> tried; {silent}", squeue='echo "17|???"')
+    with pytest.raises(SchedulerError, match="whether it has the job is not known"):
+        sbatch.submit("cnnjob /runs/a 1", "x.sh")
+    assert Path("tried").read_text() == "x\n"
 
 
 def test_a_refused_job_leaves_no_pickle(here: Site) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
     from cnnjob.slurm.status import Status
+    from cnnjob.slurm.submission import Submitted
 
 JOBS = Annotated[
     opt.Words,
@@ -137,9 +138,17 @@ def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, 
 
 
 def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int | None) -> None:
+    from cnnjob.slurm.submission import PartlySubmittedError
     from cnnjob.slurm.submission import submit as submit_runs
 
-    submitted = submit_runs([run for run, _ in runs.values()], request, parallel)
+    try:
+        _print_submitted(submit_runs([run for run, _ in runs.values()], request, parallel), runs, request)
+    except PartlySubmittedError as error:
+        _print_submitted(error.done, runs, request)
+        raise
+
+
+def _print_submitted(submitted: "Sequence[Submitted]", runs: "dict[Path, tuple[Run, str]]", request: "Request") -> None:
     for warning in sorted({done.warning for done in submitted if done.warning}):
         typer.echo(f"cnnjob: warning: {warning}", err=True)
     for done in submitted:

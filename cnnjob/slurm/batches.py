@@ -22,6 +22,7 @@ from cnnjob.slurm.decisions import restarts_of
 from cnnjob.slurm.queue import QueuedJob
 
 SWEEPS = ".sweeps"
+_NAMED = re.compile(r"cnnjob (.*) \d+")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ def attempt_of(run: Run) -> int:
     return len(run.attempt_files()) + 1
 
 
+def batch_of(job: QueuedJob) -> Batch | None:
+    """Return the batch that a job names in its comment; None where it names none that can be read."""
+    named = _NAMED.fullmatch(job.comment)
+    try:
+        return Batch.read(Path(named[1])) if named else None
+    except DataError:
+        return None
+
+
 def queued(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
     """Which run is carried by which of the jobs, as far as their comments tell: ``17``, or ``17_3`` of an array."""
     return {path: found[-1].job_id for path, found in carried(jobs).items()}
@@ -117,7 +127,7 @@ def carried(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
     read = lru_cache(None)(Batch.read)  # an array's elements share one list of runs
     found: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
-        if named := re.fullmatch(r"cnnjob (.*) \d+", job.comment):
+        if named := _NAMED.fullmatch(job.comment):
             try:
                 run = read(Path(named[1])).run_of(job.job_id.partition("_")[2])
             except DataError:

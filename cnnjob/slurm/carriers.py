@@ -68,8 +68,8 @@ def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
 
     Where the job was seen in the queue after its submission, its comment is known, be it that the site took it away.
     """
-    known = submission.get("shown")
-    return job.comment == known or (known is None and job.comment in {"", submission.get("comment")})
+    known, asked = submission.get("shown"), submission.get("comment")
+    return job.comment == known or (known is None and (not job.comment or bool(asked and asked in job.comment)))
 
 
 def number_of(job_id: str) -> int:

@@ -1,5 +1,6 @@
 """submitit's executors, as they are used here. Imported only where something is submitted."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -8,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import _make_sbatch_string
 
 from cnnjob import files
 from cnnjob.errors import SchedulerError
-from cnnjob.slurm import commands, sbatch, site
+from cnnjob.slurm import commands, sbatch, scheduler, site
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.life import Life
 
 MARGIN_SECONDS = 30.0
 """The job stops itself so long before its end, should no signal have come."""
 SCRIPT = "submission.sh"
+SUBMITITS_MINUTES, SUBMITITS_TIMEOUTS = 5, 3
+"""What submitit writes into a pickle by default; a job that stops itself in time uses neither."""
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
@@ -29,11 +33,14 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no
         super().__init__(folder=folder, python=python())
         self._comment = parameters["comment"]
         self._script = script(batch, parameters)
+        self.accepted = ""
+        """The job that SLURM has taken."""
 
     def _submit_command(self, command: str) -> Any:  # noqa: ARG002 - submitit's form
         path = self.folder / SCRIPT
         path.write_text(self._script, encoding="utf-8")
-        return submitit.SlurmJob(self.folder, sbatch.submit(self._comment, str(path)), [0])
+        self.accepted = sbatch.submit(self._comment, str(path))
+        return submitit.SlurmJob(self.folder, self.accepted, [0])
 
 
 def python() -> str:
@@ -59,15 +66,44 @@ def submit(batch: Batch, parameters: dict[str, Any]) -> str:
             raise SchedulerError(f"{program}: not found; this machine has no SLURM, log in to one that has")
     folder = files.temporary_name(batch.files_folder / "submission")
     folder.mkdir()
+    executor = Executor(batch, parameters, folder)
     try:
-        job = Executor(batch, parameters, folder).submit(Life(str(batch.folder), MARGIN_SECONDS))
+        job = executor.submit(_life(batch))
         _publish(batch, str(job.job_id), job.paths.submitted_pickle, folder / SCRIPT)
     except SchedulerError as error:
         said = site.explained(_last_line(str(error)), len(batch.runs), commands.again(batch.runs[0]))
         raise SchedulerError(f"{batch.name}: {said}") from error
+    except BaseException:  # the job would find nothing to run
+        with suppress(SchedulerError):
+            scheduler.cancel([executor.accepted] * bool(executor.accepted))
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return str(job.job_id)
+
+
+def _life(batch: Batch) -> Life:
+    return Life(str(batch.folder), MARGIN_SECONDS)
+
+
+def lacks(batch: Batch, job_id: str) -> bool:
+    """Return whether a job of a batch, or an array task, has not got what it runs.
+
+    Where the folder of another user is closed, nobody can know, nor change it.
+    """
+    folder = batch.files_folder
+    return os.access(folder, os.W_OK) and not (folder / f"{job_id}_submitted.pkl").exists()
+
+
+def supply(batch: Batch, job_id: str) -> None:
+    """Give a job of a batch what it runs, where its own submission was ended before it did so."""
+    delayed = DelayedSubmission(_life(batch))
+    delayed.set_timeout(SUBMITITS_MINUTES, SUBMITITS_TIMEOUTS)
+    for place in _pickles(batch, job_id):
+        if not place.exists():
+            written = files.temporary_name(place)
+            delayed.dump(written)
+            written.replace(place)
 
 
 def _publish(batch: Batch, job_id: str, pickle: Path, script: Path) -> None:

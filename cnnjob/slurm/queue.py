@@ -5,12 +5,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from cnnjob.errors import SchedulerError
 from cnnjob.slurm.scheduler import ask
 from cnnjob.slurm.words import state_of
 
 FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
 FORMAT = "%i|%T|%r|%N|%S|%e|%k"
 """The comment is last: it may hold the separator."""
+NO_COMMENT = {"(null)", "N/A"}
+"""What squeue prints of a job without one."""
 _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _MOST_ELEMENTS = 200_000
@@ -40,6 +43,19 @@ class Listing:
     jobs: list[QueuedJob]
     whole: bool
     """Whether every line of it was understood: only then is a job that is not there gone."""
+
+    def require_whole(self) -> None:
+        """Require an answer by which a job that is not there is gone.
+
+        Raises:
+            SchedulerError: some of it was not understood.
+        """
+        if not self.whole:
+            raise SchedulerError(
+                "squeue: its answer was not understood, or not all, so whether a job is in the queue is not known. "
+                "Look at what squeue prints, and run the same command again",
+                silent=True,
+            )
 
 
 def mine() -> list[QueuedJob]:
@@ -79,7 +95,8 @@ def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:
     """The job of a row, or those of the elements of an array that are still together; none if it is no job."""
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
         return
-    job = replace(QueuedJob(*row), state=state_of(row[1]))
+    comment = "" if row[-1] in NO_COMMENT else row[-1]
+    job = replace(QueuedJob(*row), state=state_of(row[1]), comment=comment)
     yield from (replace(job, job_id=job_id) for job_id in ids)
 
 

@@ -4,6 +4,7 @@ A scheduler that did not answer may have taken the job all the same. So before a
 it, the queue is searched for the comment, which names run and attempt.
 """
 
+import os
 import re
 import time
 
@@ -59,8 +60,11 @@ def _known(comment: str, said: str) -> str:
         SchedulerError: the queue is not to be seen.
     """
     try:
-        jobs = queue.mine()
+        listing = queue.listing([os.getuid()])
+        ids = [int(job.job_id.partition("_")[0]) for job in listing.jobs if job.comment == comment]
+        if not ids:
+            listing.require_whole()
     except SchedulerError as error:
-        raise SchedulerError(f"{said}; whether it has the job is not known, submitting again looks first") from error
-    ids = (int(job.job_id.partition("_")[0]) for job in jobs if job.comment == comment)
+        text = f"{said}; whether it has the job is not known, submitting again looks first"
+        raise SchedulerError(text, silent=True) from error
     return str(max(ids, default=""))

@@ -3,8 +3,11 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 
 from cnnjob.errors import SchedulerError
 
@@ -14,8 +17,8 @@ ENDED = {
 }  # fmt: skip
 """States of a job that is over; while anything of it may still run SLURM says ``COMPLETING``."""
 _SILENT = re.compile(
-    r"no answer in|timed out|unable to contact|zero bytes|connection|connect failure|try again|exit code -"
-    r"|temporarily|not responding|communication",
+    r"timed out|unable to contact|zero bytes|connection|connect failure|try again|temporarily|not responding"
+    r"|communication",
     re.IGNORECASE,
 )
 _ABSENT = re.compile(r"not found; this machine|configuration source")
@@ -77,19 +80,48 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
     if any("\0" in word for word in command):  # of a name from outside
         raise SchedulerError(f"{command[0]}: cannot be asked about a name with a NUL (found {command[-1][:80]!r})")
     try:
-        return subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, errors="replace", timeout=patience, check=True,
-            env=clean(os.environ),
-        )  # fmt: skip
+        done = _finished(command, patience)
     except FileNotFoundError as error:
         raise SchedulerError(f"{command[0]}: not found; this machine has no SLURM, log in to one that has") from error
     except OSError as error:
         raise SchedulerError(f"{command[0]}: cannot be run, {error.strerror}; see to its installation") from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerError(f"{command[0]}: no answer in {patience:g} s; try again") from error
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip() or f"exit code {error.returncode}"
-        raise SchedulerError(f"{' '.join(command)}: refused, {said}") from error
+        lines = (error.stderr or b"").decode(errors="replace").split("\n")
+        last = next((f" (it said: {line.strip()[:200]})" for line in reversed(lines) if line.strip()), "")
+        raise SchedulerError(f"{command[0]}: no answer in {patience:g} s{last}; try again", silent=True) from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        silent = done.returncode < 0 or _is_silence(command, done.stderr)
+        raise SchedulerError(f"{' '.join(command)}: refused, {said}", silent=silent)
+    return done
+
+
+def _finished(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; whatever ends it sooner ends also what it started, as a wrapper's real sbatch.
+
+    Raises:
+        OSError: it cannot be run.
+        TimeoutExpired: it did not end in time.
+    """
+    with subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        env=clean(os.environ), start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _is_silence(command: Sequence[str], said: str) -> bool:
+    """Return whether what a command said tells that SLURM did not answer, paths left out that it was given."""
+    for word in command[1:]:
+        said = said.replace(word, "") if "/" in word else said
+    return bool(_SILENT.search(said))
 
 
 def cancel(job_ids: Sequence[str]) -> list[str]:
@@ -129,9 +161,12 @@ def job(job_id: str, seconds: float | None = None) -> dict[str, str]:
     return words(ask(["scontrol", "show", "job", "--oneliner", job_id], seconds))
 
 
-def is_silent(error: SchedulerError) -> bool:
-    """Whether a scheduler did not answer, rather than refuse: it may answer, or even have done it, in a while."""
-    return bool(_SILENT.search(str(error)))
+def is_silent(error: BaseException | None) -> bool:
+    """Whether a scheduler did not answer, rather than refuse: it may answer, or even have done it, in a while.
+
+    An error that was raised from another one is as silent as that.
+    """
+    return isinstance(error, SchedulerError) and (error.silent or is_silent(error.__cause__))
 
 
 def is_absent(error: SchedulerError) -> bool:
@@ -141,10 +176,35 @@ def is_absent(error: SchedulerError) -> bool:
 
 def has_ended(job_id: str) -> bool:
     """Whether SLURM says that a job is over, or does not know it any more; no answer is a no."""
+    return _is_over(job_id, hides_jobs)
+
+
+def _is_over(job_id: str, hides: Callable[[], bool]) -> bool:
     try:
         return job(job_id).get("JobState") in ENDED
     except SchedulerError as error:
-        return bool(_UNKNOWN.search(str(error))) and not hides_jobs()
+        return bool(_UNKNOWN.search(str(error))) and not hides()
+
+
+def ended_among(queued: Callable[[], Container[str]]) -> Callable[[str], bool]:
+    """Return :func:`has_ended` for many jobs: it asks about none of those that are queued.
+
+    Args:
+        queued: the ids of jobs that have not ended. Asked once, and not for no job; where it gets no answer, no job
+            has ended.
+    """
+    known, hides = cache(queued), cache(hides_jobs)
+    silent = False
+
+    def ended(job_id: str) -> bool:
+        nonlocal silent
+        try:
+            return not silent and job_id not in known() and _is_over(job_id, hides)
+        except SchedulerError:
+            silent = True
+            return False
+
+    return ended
 
 
 def hides_jobs() -> bool:

@@ -1,5 +1,6 @@
 """Submitting runs through submitit: what is left of them, the exact script, the frozen code, the job's id."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from cnnjob import files, schemas
+from cnnjob import files, processes, schemas
 from cnnjob.errors import BusyError, JobError, SchedulerError
 from cnnjob.processes import now
 from cnnjob.runs import Run
@@ -42,6 +43,15 @@ class Submitted:
     """Why its job will wait, where that is known."""
 
 
+class PartlySubmittedError(SchedulerError):
+    """SLURM refused a job after it had accepted others of the same submission."""
+
+    def __init__(self, message: str, done: Sequence[Submitted]) -> None:
+        """Make one, with what became of the runs before it."""
+        super().__init__(message)
+        self.done = done
+
+
 def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -> list[Submitted]:
     """Submit runs as one job, or as one job array; those that are finished, running or waiting are left alone.
 
@@ -68,7 +78,8 @@ def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -
 
 def _submit_left(runs: Sequence[Run], request: Request, parallel: int | None) -> list[Submitted]:
     """Submit the runs that nothing has."""
-    states = {run.path: run.state(scheduler.has_ended) for run in runs}
+    has_ended = scheduler.ended_among(lambda: {job.job_id for job in queue.mine()})
+    states = {run.path: run.state(has_ended) for run in runs}
     done = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
     if len(done) < len(runs):
         here = site.look()
@@ -77,13 +88,20 @@ def _submit_left(runs: Sequence[Run], request: Request, parallel: int | None) ->
             done[run.path] = Submitted(run, None, f"queued as {job_id}")
         code = frozen.freeze(runs[0])
         by_path = {run.path.resolve(): run for run in runs}
+        job_ids: list[str] = []
         for batch in in_batches([run for run in runs if run.path not in done], here.max_array_size):
-            job_id, earlier = _submit(batch, request, code, parallel)
+            try:  # the next array may not add to this one
+                job_id, earlier = _submit(batch, request, code, parallel, after=job_ids if parallel else ())
+            except SchedulerError as error:
+                if not job_ids:
+                    raise
+                accepted = [done[run.path] for run in runs if run.path in done]
+                raise PartlySubmittedError(str(error), accepted) from error
             for resolved, element in _elements(batch, job_id):
                 run, job = by_path[resolved.path], earlier.get(resolved.path)
                 kept = Submitted(run, element, "submitted", here.waits(request))
                 done[run.path] = Submitted(run, None, f"queued as {job}") if job else kept
-            request = _after(request, job_id) if parallel else request  # the next array may not add to this one
+            job_ids.append(job_id)
     return [done[run.path] for run in runs]
 
 
@@ -95,13 +113,25 @@ def _queued(runs: Sequence[Run]) -> dict[Run, str]:
         SchedulerError: the queue could not be read.
     """
     looks = [look(run) for run in runs]
-    find = Carriers(queue.listing(users_of(looks)).jobs)
+    listing = queue.listing(users_of(looks))
+    listing.require_whole()
+    find = Carriers(listing.jobs)
     jobs = {seen.run: (seen, find.own(seen)) for seen in looks}
     for seen, found in jobs.values():
         _require_here(seen, found)
         _require_no_original(seen, find)
         _require_not_ending(seen, found)
+    _complete({seen.run: found for seen, found in jobs.values()})
     return {run: found[0].job_id for run, (_, found) in jobs.items() if found}
+
+
+def _complete(carried: Mapping[Run, Sequence[QueuedJob]]) -> None:
+    """Supply and record the jobs whose submissions were ended before they did so, or were not told the id."""
+    jobs = [(run, job, batches.batch_of(job)) for run, found in carried.items() for job in found]
+    incomplete = [(run, job, batch) for run, job, batch in jobs if batch and executors.lacks(batch, job.job_id)]
+    for run, job, batch in incomplete:
+        executors.supply(batch, job.job_id.partition("_")[0])
+        _record(batch, run, job.job_id, {"comment": job.comment, "shown": job.comment})
 
 
 def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
@@ -162,7 +192,29 @@ def resubmit(run: Run) -> str:
     request = Request.model_validate(schemas.read(run.slurm_folder / REQUEST, Request))
     sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
     again = request.model_copy(update={"dependency": None, "sbatch": sbatch})
-    return _submit(Batch.of([run]), again, Path(__file__).parents[2], is_successor=True)[0]
+    batch = Batch.of([run])
+    if known := _taken(batch):
+        _complete({run: [known]})
+        return known.job_id
+    return _submit(batch, again, Path(__file__).parents[2], is_successor=True)[0]
+
+
+def _taken(batch: Batch) -> QueuedJob | None:
+    """Return the job that an earlier try has submitted without having been told so.
+
+    Raises:
+        SchedulerError: the queue did not answer.
+    """
+    try:
+        listing = queue.listing([os.getuid()])
+        found = [job for job in listing.jobs if job.comment == batch.comment and job.job_id != processes.job_id()]
+        if not found:
+            listing.require_whole()
+    except SchedulerError as error:
+        if scheduler.is_silent(error):
+            raise
+        return None  # a queue that shows nothing forbids no successor
+    return found[0] if found else None
 
 
 def script(batch: Batch, request: Request, parallel: int | None = None) -> str:
@@ -176,8 +228,9 @@ def in_batches(runs: Sequence[Run], size: int) -> list[Batch]:
 
 
 def _submit(
-    batch: Batch, request: Request, code: Path, parallel: int | None = None, *, is_successor: bool = False
-) -> tuple[str, dict[Path, str]]:
+    batch: Batch, request: Request, code: Path, parallel: int | None = None, *, after: Sequence[str] = (),
+    is_successor: bool = False,
+) -> tuple[str, dict[Path, str]]:  # fmt: skip
     """Submit a batch; return its job, and the earlier jobs of those of its runs that another submission has."""
     for run in batch.runs:
         run.require_no_links()
@@ -187,11 +240,10 @@ def _submit(
     for run in set(batch.runs).difference(before):
         run.slurm_folder.mkdir(parents=True, exist_ok=True)
         files.write_json(run.slurm_folder / REQUEST, asked)
-    parameters = _parameters(batch, request, code, parallel)
+    parameters = _parameters(batch, _after(request, after), code, parallel)
     job_id = executors.submit(batch, parameters)
-    jobs = _jobs_of(batch)
+    jobs, comments = _jobs_of(batch)
     earlier = {} if is_successor else _withdraw(batch, job_id, parameters["comment"], jobs)
-    comments = {job.job_id: job.comment for found in jobs.values() for job in found}
     for run, element in _elements(batch, job_id):
         if run.path not in earlier:
             if run in before:
@@ -208,14 +260,18 @@ def _record(batch: Batch, run: Run, element: str, comment: Mapping[str, str | No
     files.write_json(run.submission_file, {**said, **run.identity(), "submitted": now()})
 
 
-def _jobs_of(batch: Batch) -> dict[Path, list[QueuedJob]]:
-    """Return all jobs that carry the runs of a batch, the oldest first; none where the queue cannot be read now."""
+def _jobs_of(batch: Batch) -> tuple[dict[Path, list[QueuedJob]], dict[str, str]]:
+    """Return all jobs that carry the runs of a batch, the oldest first, and the comment of every job by its id.
+
+    Where the queue cannot be read now, there are none.
+    """
     looks = [look(run) for run in batch.runs]
     try:
-        find = Carriers(queue.listing(users_of(looks)).jobs)
+        jobs = queue.listing(users_of(looks)).jobs
     except SchedulerError:
-        return {}
-    return {seen.run.path: find.own(seen) for seen in looks}
+        return {}, {}
+    find = Carriers(jobs)
+    return {seen.run.path: find.own(seen) for seen in looks}, {job.job_id: job.comment for job in jobs}
 
 
 def _withdraw(batch: Batch, job_id: str, comment: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
@@ -247,9 +303,9 @@ def _elements(batch: Batch, job_id: str) -> list[tuple[Run, str]]:
     return [(run, f"{job_id}_{element}" if batch.is_array else job_id) for element, run in enumerate(batch.runs)]
 
 
-def _after(request: Request, job_id: str) -> Request:
-    waits = [*([request.dependency] if request.dependency else []), f"afterany:{job_id}"]
-    return request.model_copy(update={"dependency": ",".join(waits)})
+def _after(request: Request, job_ids: Sequence[str]) -> Request:
+    waits = [*([request.dependency] if request.dependency else []), *(f"afterany:{job_id}" for job_id in job_ids)]
+    return request.model_copy(update={"dependency": ",".join(waits) or None})
 
 
 def _check_name(path: Path) -> None:
