@@ -81,6 +81,9 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
             raise TrainingError(f"{name}: not finite at step {checkpoint.progress.step}; nothing was saved")
     head = {"format": FORMAT, **checkpoint.header, "progress": asdict(checkpoint.progress)}
     path = folder / f"step-{checkpoint.progress.step:09d}.npz"
+    if not folder.is_dir():
+        fence()
+        folder.mkdir()  # somebody removed it; what is in memory is worth more
     files.write_arrays(path, {"header": np.array(files.canonical_json(head)), **checkpoint.arrays}, fence=fence)
     older = sorted(old for old in folder.glob("step-*.npz") if old.name < path.name)
     for stale in {*folder.glob("step-*.npz")} - {path, *older[1 - KEPT :]}:

@@ -30,6 +30,7 @@ _MOST_BYTES = 400_000_000
 _GREY = frozenset({"1", "L", "LA", "La"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
+_BITS = 8
 _WIDE = re.compile(r";(16|32)[BLN]")  # by byte order; BGR;16 are 16 bits of all three
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
@@ -87,7 +88,9 @@ def pixels(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any
 
 
 def _header(image: Image.Image) -> Header:
-    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    turned = (
+        image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    )  # Pillow has turned a TIFF's size
     height, width = (image.width, image.height) if turned else (image.height, image.width)
     return Header(height, width, image.mode in _GREY)
 
@@ -153,7 +156,12 @@ def _require_usable(image: ImageFile) -> None:
 
 
 def _is_wide(image: ImageFile) -> bool:
-    """Return whether Pillow would quietly take the upper half of each 16-bit value."""
+    """Return whether Pillow would quietly take a part of each value, or a signed value for an unsigned one."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        kinds = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+        if max(bits) > _BITS or set(kinds) != {1}:
+            return True
     codec, arguments = next(((tile.codec_name, tile.args) for tile in image.tile), ("", None))
     most = arguments[1] if codec.startswith("ppm") and isinstance(arguments, tuple) else 0
     return most > _MOST_BYTE or bool(_WIDE.search(_raw_mode(image)))

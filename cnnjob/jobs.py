@@ -302,7 +302,7 @@ class Job(Section):
         for override in overrides:
             key, value = assignments.parse(override)
             _require_kept(done, key, override)
-            _apply(content, key, value, override)
+            _apply(content, key, value, override, done)
             done[key] = override
         content.setdefault("name", path.stem)
         return cls.checked(content, f"{path}{' with what was set' * bool(done)}")
@@ -413,12 +413,23 @@ def _require_kept(done: Mapping[tuple[str, ...], str], key: tuple[str, ...], ove
                 f"--set {in_one_line(text)}: {in_one_line(override)} comes after it and sets the whole of "
                 f"{assignments.written(key)}; give it behind that, or within its value"
             )
+        table, kind, earlier = key[:2], key[2:3], before[2:3]
+        if before[:2] == table and ".".join(table) in KINDS and kind and earlier and kind != earlier:
+            raise JobError(
+                f"--set {in_one_line(text)}: {in_one_line(override)} comes after it and makes "
+                f"{assignments.written(table)} another kind; give one of the two"
+            )
 
 
-def _apply(content: dict[str, Any], key: tuple[str, ...], value: Any, override: str) -> None:
-    """Set one key in the content of a job file."""
+def _apply(
+    content: dict[str, Any], key: tuple[str, ...], value: Any, override: str, done: Mapping[tuple[str, ...], str]
+) -> None:
+    """Set one key in the content of a job file; a key of another optimiser or schedule than the file's chooses that."""
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):
+        is_kind = ".".join(key[:number]) in KINDS and key[:number] not in done
+        if is_kind and isinstance(table, dict) and not _has(table.get(name), key[number]):
+            table[name] = key[number]
         table = _child(table, name, key[number], override)
     if (index := _index(table, key[-1])) is not None:
         table[index] = value
@@ -441,6 +452,11 @@ def _child(table: Any, name: str, following: str, override: str) -> Any:
     elif table[index] == following:
         table[index] = {following: {}}
     return table[index]
+
+
+def _has(kind: Any, name: str) -> bool:
+    """Return whether an optimiser or schedule is of this kind."""
+    return kind == name or (isinstance(kind, dict) and name in kind)
 
 
 def _index(table: Any, name: str) -> int | None:

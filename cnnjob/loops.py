@@ -16,7 +16,7 @@ import numpy as np
 
 from cnnjob import checkpoints, environments, files, nn, predictions
 from cnnjob.bindings import evaluation_batch, lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
-from cnnjob.checkpoints import Checkpoint, Progress
+from cnnjob.checkpoints import Checkpoint, Progress, newest_step
 from cnnjob.claims import Claim
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, TrainingError
@@ -282,7 +282,7 @@ class Loop:
         try:
             self._save()
         except OSError as error:
-            self.say(f"warning: no checkpoint at step {self.progress.step}, {error}; the one before it is kept")
+            self.say(f"warning: could not save the checkpoint at step {self.progress.step} ({error}); {self._kept}")
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
 
     def _save_or_fail(self) -> None:
@@ -290,9 +290,14 @@ class Loop:
             self._save()
         except OSError as error:
             raise CnnjobError(
-                f"{self.run.checkpoints_folder}: the checkpoint at step {self.progress.step} is not sure, {error}; "
-                "the one before it is kept, see to the disk and run the same command again"
+                f"{self.run.checkpoints_folder}: could not save the checkpoint at step {self.progress.step} ({error}); "
+                f"{self._kept}. Free disk space and run the same command to resume"
             ) from error
+
+    @property
+    def _kept(self) -> str:
+        step = newest_step(self.run.checkpoints_folder)
+        return f"the one at step {step} is intact" if step else "there is none with a step"
 
     def _stop(self, asked_by: str) -> bool:
         self._save_or_fail()

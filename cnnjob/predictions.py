@@ -114,6 +114,8 @@ def classifier_of(run: Run) -> Classifier:
     state = nn.State(network, optimiser_of(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
+    if any(array.dtype != np.float32 for array in weights.values()):
+        raise DataError(f"{run.weights_file}: damaged, some weights are not float32. Restore it, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise DataError(f"{run.weights_file}: some weights are not finite; {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")

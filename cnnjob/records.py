@@ -41,6 +41,7 @@ _OF_HISTORY = (
     *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
 )
 _TOLERANCE = 1e-6
+_SUM_TOLERANCE = 1e-3
 _OF_LAST = {"epochs": "epoch", "steps": "step"}
 """Of the result, and the column of the history whose last value it is."""
 _LARGEST = np.finfo(np.float32).max
@@ -74,6 +75,8 @@ class Record:
     """What a reader of the numbers must know."""
     contradictions: list[str] = field(default_factory=list)
     """Remarks on figures of the result that other files of the run do not give."""
+    n_classes: int | None = None
+    """Of the dataset, as the job says."""
     class_names: tuple[str, ...] = ()
     classes: metrics.PerClass | None = None
     counts: np.ndarray | None = None
@@ -173,6 +176,7 @@ def _read_job(run: Run, record: Record) -> None:
         record.settings["format"] = written_as
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]
+    record.n_classes = len(data["class_names"]) if data.get("class_names") else None
     if schemas.SEAL not in frozen:
         record.remarks.append(UNSEALED)
     named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
@@ -277,7 +281,7 @@ def _read_predictions(run: Run, record: Record) -> None:
         return
     arrays = run.predictions()
     probabilities, labels, names = (arrays[name] for name in ("probabilities", "labels", "class_names"))
-    if not _are_predictions(probabilities, labels, names):
+    if not _are_predictions(probabilities, labels, names, record.n_classes):
         raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
     counts = record.counts = metrics.confusion(probabilities, labels)
     classes = record.classes = metrics.per_class_of(counts)
@@ -340,16 +344,20 @@ def _are_images(images: np.ndarray, indices: np.ndarray, N: int) -> bool:
     return bool(fits and numbers and images.size and indices.min() >= 0 and indices.max() < N)
 
 
-def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.ndarray) -> bool:
+def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.ndarray, n_classes: int | None) -> bool:
+    if probabilities.ndim != len("NK"):
+        return False
     N, K = probabilities.shape
     return (
         N > 0
+        and n_classes in {None, K}
         and labels.shape == (N,)
         and names.shape == (K,)
         and labels.dtype.kind in "iu"
         and probabilities.dtype.kind == "f"
         and 0 <= labels.min() <= labels.max() < K
-        and bool(np.isfinite(probabilities).all())
+        and bool((probabilities >= 0).all())  # NaN is not
+        and bool((np.abs(probabilities.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
     )
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,7 +140,26 @@ def test_a_key_of_a_table_that_is_said_in_short_can_be_set(override: str) -> Non
         assert loaded != Job.load("mnist-cnn", ["train.select_on=validation"])
 
 
+@pytest.mark.parametrize(
+    "override", ["train.schedule.cosine.warmup=0.1", "train.schedule.triangular.end_factor=0.5",
+                 "train.optimiser.adamw.beta2=0.9", "train.optimiser.sgd.momentum=0.5"],
+)  # fmt: skip
+def test_a_key_of_another_kind_than_the_files_chooses_that_kind(tmp_path: Path, override: str) -> None:
+    key, _, value = override.partition("=")
+    _, table, kind, name = key.split(".")
+    for schedule, optimiser in (("'constant'", "'sgd'"), ("{ constant = { warmup = 0.2 } }", "'adamw'")):
+        (tmp_path / "a.toml").write_text(
+            "dataset = 'digits'\nmodel.blocks = []\n[train]\nepochs = 1\nbatch_size = 8\nlearning_rate = 0.1\n"
+            f"schedule = {schedule}\noptimiser = {optimiser}\n"
+        )
+        chosen = getattr(Job.load(str(tmp_path / "a.toml"), [override]).train, table).model_dump()
+        assert chosen[kind][name] == float(value)
+        assert [other for other, settings in chosen.items() if settings is not None] == [kind]
+
+
 def test_a_key_of_another_kind_is_refused() -> None:
+    with pytest.raises(JobError, match=r"makes train\.optimiser another kind"):
+        Job.load("mnist", ["train.optimiser.adamw.beta2=0.9", "train.optimiser.sgd.momentum=0.5"])
     with pytest.raises(JobError, match="'sgd' leads nowhere"):
         Job.load("mnist", ["train.optimiser=adamw", "train.optimiser.sgd.momentum=0.5"])
     with pytest.raises(JobError, match="leads nowhere"):

@@ -158,6 +158,16 @@ def test_damaged_weights_are_not_exported(tmp_path: Path) -> None:
     assert (damaged.exit_code, (tmp_path / "net.onnx").exists()) == (3, False)
 
 
+@pytest.mark.parametrize("kind", ["S4", np.int32, np.float64])
+def test_weights_of_another_kind_are_not_used(tmp_path: Path, kind: Any) -> None:
+    run = trained(tmp_path).run
+    arrays = files.read_arrays(run.weights_file)
+    arrays["classifier/bias"] = arrays["classifier/bias"].astype(kind)
+    files.write_arrays(run.weights_file, arrays)
+    for found in (cnnjob("export", run.path, "-o", tmp_path / "net.onnx"), cnnjob("predict", run.path, "test:0")):
+        assert (found.exit_code, "weights.npz: damaged" in found.stderr) == (3, True)
+
+
 def of_the_past(run: Run, changes: str) -> None:
     """Make of a finished run one that was finished although its last update overflowed."""
     if changes == "weights":

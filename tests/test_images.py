@@ -2,9 +2,11 @@
 
 import os
 import resource
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +56,60 @@ def test_both_read_a_usable_file(tmp_path: Path, run: Run, name: str) -> None:
     assert (image.dtype, image.shape) == (np.uint8, (found.height, found.width, 3))
     (guess,) = predict(run, [str(path)])
     assert guess.scaled_from == (found.height, found.width)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "tiff deflated"])
+def test_every_orientation_is_read_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    stored = np.kron(np.array([[0, 60, 120], [180, 210, 250]], np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"compression": "tiff_adobe_deflate"} if kind == "tiff deflated" else {}
+    options |= {"lossless": True} if kind == "webp" else {}
+    path = tmp_path / f"a.{kind.partition(' ')[0]}"
+    Image.fromarray(stored).save(path, exif=exif, **options)
+    # EXIF 2.3, 4.6.4: which side of what is seen the stored first row and first column are
+    upright = [
+        stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1],
+        stored.T, stored.T[:, ::-1], stored.T[::-1, ::-1], stored.T[::-1],
+    ][orientation - 1]  # fmt: skip
+    found = header(path)
+    assert (found.height, found.width) == upright.shape
+    image, _ = pixels(path, (*upright.shape, 1))
+    assert np.abs(image[..., 0].astype(int) - upright).max() <= (6 if kind == "jpeg" else 1)
+
+
+def tiff(bits: int, planar: int, sample_format: int = 1) -> bytes:
+    """An uncompressed RGB TIFF of 4 × 4 pixels, in one strip or in one per channel."""
+    size = 16 * bits // 8
+    strips = 3 if planar == 2 else 1
+    tags = [
+        (256, 3, [4]), (257, 3, [4]), (258, 3, [bits] * 3), (259, 3, [1]), (262, 3, [2]), (273, 4, [0] * strips),
+        (277, 3, [3]), (278, 3, [4]), (279, 4, [3 * size // strips] * strips), (284, 3, [planar]),
+        (339, 3, [sample_format] * 3),
+    ]  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    later, entries = b"", b""
+    sizes = sum(len(values) * (2 if kind == 3 else 4) for _, kind, values in tags if len(values) > 1)
+    for tag, kind, told in tags:
+        values = [start + sizes + number * 3 * size // strips for number in range(strips)] if tag == 273 else told
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            packed, later = struct.pack("<I", start + len(later)), later + packed
+        entries += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + entries + bytes(4) + later + bytes(range(3 * size))
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize(("bits", "sample_format"), [(16, 1), (8, 2)])
+def test_wide_or_signed_planes_are_refused(tmp_path: Path, planar: int, bits: int, sample_format: int) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(8, planar))
+    assert pixels(path, (4, 4, 3))[0].shape == (4, 4, 3)
+    path.write_bytes(tiff(bits, planar, sample_format))
+    with pytest.raises(DataError, match=r"not of 8 bits per channel|not an image of a known format"):
+        header(path)
 
 
 def test_no_program_is_started(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,7 +345,12 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "flat predictions": (
         arrays("predictions.npz", probabilities=np.ones(3)),
         "finished",
-        "not readable as a run, ValueError",
+        "predictions.npz: not the predictions of a run",
+    ),
+    "no probabilities": (
+        arrays("predictions.npz", probabilities=np.full((10, 3), -1e30, np.float32)),
+        "finished",
+        "predictions.npz: not the predictions of a run",
     ),
     "predictions of another run": (
         arrays("predictions.npz", labels=np.zeros(10, np.int64)),

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -565,6 +566,19 @@ def test_a_dataset_is_found_by_name_or_path(tmp_path: Path) -> None:
     assert dataset_of(job(dataset=str(packed.path)), Path("nowhere")).digest == packed.digest
 
 
+def test_checkpoints_that_are_removed_while_it_trains_are_saved_again(tmp_path: Path) -> None:
+    class Removes(StopsAt):
+        def step(self, epoch: int, step: int) -> None:
+            if self.left == 3:
+                shutil.rmtree(run.checkpoints_folder)
+            super().step(epoch, step)
+
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    assert train(run, Removes(6)).state == "stopped"
+    assert [path.name for path in run.checkpoints_folder.iterdir()] == ["step-000000006.npz"]
+    assert train(run).state == "finished"
+
+
 def test_a_full_disk_at_the_start_is_met_before_the_work(tmp_path: Path) -> None:
     class Fills(Silent):
         def start(self, job: Job, steps: int) -> None:
@@ -572,7 +586,7 @@ def test_a_full_disk_at_the_start_is_met_before_the_work(tmp_path: Path) -> None
 
     run, before = run_of(job(), dataset(tmp_path), tmp_path / "runs"), resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(CnnjobError, match=r"the checkpoint at step 0 is not sure, .*File too large"):
+        with pytest.raises(CnnjobError, match=r"could not save the checkpoint at step 0 \(.*File too large"):
             train(run, Fills())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
