@@ -93,12 +93,12 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint must hold to be restored."""
+    """The arrays that a checkpoint must hold to be restored."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Of every array of floating numbers, by its name."""
+    """The shape of each floating-point array, by its name."""
     steps: int
-    """Of an epoch."""
+    """Steps of an epoch."""
 
     def require(self, checkpoint: Checkpoint) -> None:
         """Check what the arrays are.

@@ -203,8 +203,8 @@ class Train(Section):
     label_smoothing: Fraction = 0.0
     """Share of each label that is spread evenly over all classes, in the training's loss alone."""
     precision: Literal["float32", "tf32", "float16"] = "float32"
-    """Of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, ``float16`` also computes
-    convolutions in float16, where a number above 65504 ends the training; all else is float32, as on a CPU."""
+    """Precision of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, ``float16`` also
+    computes convolutions in float16, where a number above 65504 ends the training; all else is float32, as on a CPU."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
     test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"
@@ -262,7 +262,7 @@ class Job(Section):
     dataset: Annotated[str, Field(min_length=1)]
     """A prepared dataset's name, or the path of its HDF5 file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of every random number of the training: initial weights, order, augmentation, dropout."""
+    """Seed of every random number of the training: initial weights, order, augmentation, dropout."""
     data: Data = Data()
     """What the network sees of the dataset."""
     model: Model
@@ -428,7 +428,7 @@ def _apply(
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):
         is_kind = ".".join(key[:number]) in KINDS and key[:number] not in done
-        if is_kind and isinstance(table, dict) and not _has(table.get(name), key[number]):
+        if is_kind and isinstance(table, dict) and not _is_of_kind(table.get(name), key[number]):
             table[name] = key[number]
         table = _child(table, name, key[number], override)
     if (index := _index(table, key[-1])) is not None:
@@ -454,9 +454,9 @@ def _child(table: Any, name: str, following: str, override: str) -> Any:
     return table[index]
 
 
-def _has(kind: Any, name: str) -> bool:
+def _is_of_kind(setting: Any, name: str) -> bool:
     """Return whether an optimiser or schedule is of this kind."""
-    return kind == name or (isinstance(kind, dict) and name in kind)
+    return setting == name or (isinstance(setting, dict) and name in setting)
 
 
 def _index(table: Any, name: str) -> int | None:

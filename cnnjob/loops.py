@@ -297,7 +297,7 @@ class Loop:
     @property
     def _kept(self) -> str:
         step = newest_step(self.run.checkpoints_folder)
-        return f"the one at step {step} is intact" if step else "there is none with a step"
+        return f"the one at step {step} is intact" if step else "nothing was saved before it"
 
     def _stop(self, asked_by: str) -> bool:
         self._save_or_fail()
