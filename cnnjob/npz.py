@@ -37,8 +37,8 @@ _HEADER = re.compile(
 _ODD = (ValueError, LookupError, OverflowError, OSError, NotImplementedError, struct.error, zipfile.BadZipFile)
 """What :mod:`zipfile` and the checks here raise for an odd archive."""
 _LAST_CODE_POINT = 0x10FFFF
-_LIMIT_32 = 2**31 - 1
-"""Where a member starts beyond it, its place is written in 64 bits."""
+_IN_64_BITS = 2**32 - 1
+"""What stands in the place of a size that 64 bits follow for."""
 
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> memoryview:
@@ -47,11 +47,19 @@ def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> memoryview:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = _LABEL + b"0" * _DIGITS
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w") as entry:
+            is_large = _size_of(np.asarray(array)) > zipfile.ZIP64_LIMIT  # only those: a small file's bytes stay
+            with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=is_large) as entry:
                 np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
     content = buffer.getbuffer()  # filled in place: a large network's checkpoint is held once, not twice
     content[-_DIGITS:] = hashlib.sha256(content[:-_DIGITS]).hexdigest().encode()
     return content
+
+
+def _size_of(array: np.ndarray) -> int:
+    """Return the bytes that an array takes in NumPy's format."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.tell() + array.nbytes
 
 
 def require_digest(file: BinaryIO, where: str) -> None:
@@ -103,22 +111,27 @@ def _members(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
 
 def _start_of(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
     """Return where a member's bytes start, when both of its headers say what is written here."""
-    header = _LOCAL.unpack_from(content, position)
-    signature, _, flags, method, time, date, crc, packed, size, name_length, extra_length = header
-    start: int = position + _LOCAL.size + name_length
-    name = bytes(content[position + _LOCAL.size : start])
-    is_plain = (signature, flags, method, time, date, extra_length) == (b"PK\3\4", 0, zipfile.ZIP_STORED, 0, _DATE, 0)
+    header = _local_header(info)
+    start, size = position + len(header), info.file_size
     told = (info.header_offset, info.flag_bits, info.compress_type, info.date_time)
     is_told_so = told == (position, 0, zipfile.ZIP_STORED, _EPOCH) and not info.comment
-    has_one_size = (name, packed, size, crc) == (info.filename.encode(), size, info.file_size, info.CRC)
-    has_extra = bool(info.extra) and position <= _LIMIT_32
-    if not (is_plain and is_told_so and has_one_size) or has_extra or not _NAME.fullmatch(info.filename):
+    has_extra = bool(info.extra) and max(position, size) <= zipfile.ZIP64_LIMIT
+    if content[position:start] != header or not is_told_so or has_extra or not _NAME.fullmatch(info.filename):
         raise ValueError(f"no plain array, {info.filename[:_SHOWN]!r}")
     if info.compress_size != size or start + size > len(content):
         raise ValueError(f"{info.filename}: its size does not fit the file")
-    if zlib.crc32(content[start : start + size]) != crc:
+    if zlib.crc32(content[start : start + size]) != info.CRC:
         raise ValueError(f"{info.filename}: its checksum does not fit")
     return start
+
+
+def _local_header(info: zipfile.ZipInfo) -> bytes:
+    """Return what stands before a member's bytes; sizes from 2 GiB on are written in 64 bits behind its name."""
+    size, name = info.file_size, info.filename.encode()
+    is_large = size > zipfile.ZIP64_LIMIT
+    version, shown, extra = (45, _IN_64_BITS, struct.pack("<2H2Q", 1, 16, size, size)) if is_large else (20, size, b"")
+    head = (b"PK\3\4", version, 0, zipfile.ZIP_STORED, 0, _DATE, info.CRC, shown, shown, len(name), len(extra))
+    return _LOCAL.pack(*head) + name + extra
 
 
 def array_from_bytes(content: memoryview) -> np.ndarray:

@@ -294,3 +294,27 @@ def test_what_lies_before_between_and_after_the_arrays_is_found() -> None:
     for changed in (content.replace(b"a.npy", b"c.npy", 1), content.replace(b"\0\0\x21\0", b"\1\0\x21\0", 1)):
         with pytest.raises(DataError, match="not as cnnjob writes it"):
             npz.arrays_from_bytes(fitting(changed), "here")
+
+
+def test_arrays_beyond_the_size_that_32_bits_hold_are_saved_and_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)  # a real one needs 2 GiB per array
+    arrays: dict[str, np.ndarray] = {
+        "a": np.eye(20),
+        "at/the/limit": np.zeros(872, np.uint8),
+        "above": np.zeros(873, np.uint8),
+    }
+    arrays["last"] = np.arange(3)  # its place is beyond the limit, its size is not
+    files.write_arrays(tmp_path / "a.npz", arrays)
+    content = (tmp_path / "a.npz").read_bytes()
+    found = npz.arrays_from_bytes(content, "here")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as plain:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(plain[name], array)
+    for place in range(content.index(npy(arrays["a"]))):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        with pytest.raises(DataError, match="here: damaged, its checksum fits but"):
+            npz.arrays_from_bytes(fitting(bytes(damaged)), "here")
