@@ -1,6 +1,7 @@
 """The lives of a run: when it waited, when it ran, where it went on, and what work was lost."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,6 +11,8 @@ from cnnjob.errors import DataError
 from cnnjob.escapes import printable, printable_lines
 from cnnjob.runs import Run
 
+_RECORDS = {"job.json": schemas.Submission, "restarts.json": list[schemas.Restart], "cancelled.json": schemas.Cancelled}
+"""Of ``slurm/``: records without which a run is shown all the same."""
 LOG_LINES = 20
 _LOG_BYTES = 8192
 
@@ -80,6 +83,16 @@ def _decision(job_id: Any, requeued: Any, restarts: Sequence[dict[str, Any]]) ->
     of_job = [one for one in restarts if job_id and one.get("job_id") == job_id]
     said = {one.get("job_restarts", place): str(one.get("said", "")) for place, one in enumerate(of_job)}
     return said.get(requeued, "")
+
+
+def damages(run: Run) -> Iterator[str]:
+    """Yield what is wrong with the records that a run is shown without."""
+    for path in (run.slurm_folder / name for name in _RECORDS):
+        if os.path.lexists(path):
+            try:
+                schemas.checked(files.read_json(path), _RECORDS[path.name], str(path))
+            except DataError as error:
+                yield str(error)
 
 
 def _submission(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cnnjob.errors import CnnjobError, DataError
 from cnnjob.escapes import printable
 from cnnjob.figures import Drawing
 from cnnjob.jobs import FORMAT, KINDS
-from cnnjob.lives import Life, lives_of, tail_of_log
+from cnnjob.lives import Life, damages, lives_of, tail_of_log
 from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of
 
 COLUMNS = (
@@ -265,6 +265,7 @@ def _read_history(run: Run, record: Record) -> None:
 
 def _read_lives(run: Run, record: Record) -> None:
     record.log_tail = "\n".join(map(printable, tail_of_log(run).expandtabs().splitlines()))
+    record.remarks += (_in_the_run(damage, run) for damage in damages(run))
     record.lives = lives_of(run)
 
 

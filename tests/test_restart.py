@@ -343,6 +343,54 @@ def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, l
     assert [told["said"] for told in restarts_of(lost)] == [CANCELLED]
 
 
+DAMAGED = ["", "[3", "{}", '[{"step": "many"}]', '{"jobs": "17"}', None]
+"""Content of a record of decisions; None is a folder in its place."""
+
+
+def damage(path: Path, content: str | None) -> None:
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+
+
+@pytest.mark.parametrize("content", [text for text in DAMAGED if text != "{}"])
+def test_what_may_have_been_cancelled_is_left_to_its_user(site: Site, lost: Run, content: str | None) -> None:
+    site.says(scontrol=f'echo "$1" >> asked; {SHOWN};; esac')
+    damage(decisions.cancel_record(lost), content)
+    main(str(lost.path), "143")
+    [told] = restarts_of(lost)
+    assert told["said"].startswith(f"not restarted, it may have been cancelled: {decisions.cancel_record(lost)}: ")
+    assert "; to go on: cnnjob submit runs/tiny" in told["said"]
+    assert told["restarted"] == ""
+    assert not Path("asked").exists()
+    site.says(squeue="exit 0", sacct="exit 1")
+    [found] = statuses([lost]).statuses
+    assert (found.state, str(decisions.cancel_record(lost)) in found.look.note) == ("lost", True)
+    os.utime(lost.submission_file, (time.time() + 9,) * 2)  # submitted again
+    main(str(lost.path), "143")
+    assert restarts_of(lost)[-1]["said"] == "job 17 is requeued"
+
+
+@pytest.mark.parametrize("content", [text for text in DAMAGED if text is not None])
+def test_a_damaged_record_of_restarts_allows_none_without_progress(
+    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    site.says(scontrol=f"{SHOWN};; esac")
+    record = decisions.restart_record(lost)
+    damage(record, content)
+    main(str(lost.path), "137")
+    [told] = restarts_of(lost)
+    assert told["said"].startswith("not restarted, it made no progress, and how often it was restarted is not known: ")
+    change_json(lost.attempt_files()[-1], job_id="17", job_restarts=0, resumed_at_step=50)
+    (lost.checkpoints_folder / "step-000000100.npz").touch()
+    damage(record, content)
+    main(str(lost.path), "137")
+    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"]
+    assert f"cnnjob: {lost.path}: {record}: " in capsys.readouterr().out
+
+
 def test_a_cancellation_while_the_successor_is_submitted_ends_both(site: Site, lost: Run) -> None:
     record = decisions.cancel_record(lost)
     files.write_json(Path("record"), {"by": "me", "jobs": ["17"], "attempt": 1, **lost.identity()})

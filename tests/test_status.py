@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cnnjob import files, processes
+from cnnjob import files, processes, records
 from cnnjob.cli import status as screen
 from cnnjob.cli.screen import fitting
 from cnnjob.doctor.cluster import Nodes
@@ -1207,3 +1207,4 @@ def test_a_damaged_record_of_jobs_is_said_of_one_run(name: str) -> None:
     (run.slurm_folder / name).write_text("[3")
     said = cnnjob("status", str(run.path))
     assert (said.exit_code, f"note:      {run.slurm_folder / name}: not readable as JSON" in said.stdout) == (0, True)
+    assert f"slurm/{name}: not readable as JSON" in records.read(run, run.name).remarks[0]

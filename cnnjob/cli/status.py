@@ -135,7 +135,6 @@ def _print_json(runs: "Sequence[Run]") -> None:
 def _print_one(run: "Run") -> None:
     """The facts of one run, then its cause."""
     from cnnjob.slurm.causes import cause_of
-    from cnnjob.slurm.looks import damages
     from cnnjob.slurm.status import skew
 
     [one] = _ask([run], thorough=True).statuses
@@ -145,7 +144,7 @@ def _print_one(run: "Run") -> None:
             whose = f" on the {one.look.split} images" if name in {"loss", "accuracy"} else ""
             typer.echo(f"{name + ':':<11}{value}{whose}")
     typer.echo(f"{'cause:':<11}{cause.sentence}\n{'says:':<11}{cause.evidence}")
-    for note in filter(None, (one.look.note, skew(one.look), *damages(run))):
+    for note in filter(None, (one.look.note, skew(one.look))):
         typer.echo(f"{'note:':<11}{note}")
     if cause.command:
         typer.echo(f"{'next:':<11}{cause.command}")

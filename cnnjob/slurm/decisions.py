@@ -1,5 +1,6 @@
 """What was decided about a run outside of its lives: after each of them, and by ``cnnjob cancel``."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
     Each says ``job_id`` and ``job_restarts``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``,
     whether it was ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
     """
-    path = restart_record(run)
     try:
-        return schemas.read_list(path, schemas.Restart) if path.exists() else []
-    except (DataError, OSError):
-        return []  # a damaged record of restarts is no reason to give up a run
+        return read_restarts(run)
+    except DataError:
+        return []
+
+
+def read_restarts(run: Run) -> list[dict[str, Any]]:
+    """Return the same, or raise where it cannot be known.
+
+    Raises:
+        DataError: the record is damaged or cannot be read.
+    """
+    path = restart_record(run)
+    return schemas.read_list(path, schemas.Restart) if os.path.lexists(path) else []
 
 
 def restart_record(run: Run) -> Path:
@@ -39,6 +49,16 @@ def cancel_record(run: Run) -> Path:
 def cancel_of(run: Run) -> dict[str, Any]:
     """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
     try:
-        return schemas.read(cancel_record(run), schemas.Cancelled) if cancel_record(run).exists() else {}
-    except (DataError, OSError):
+        return read_cancel(run)
+    except DataError:
         return {}
+
+
+def read_cancel(run: Run) -> dict[str, Any]:
+    """Return the same, or raise where it cannot be known.
+
+    Raises:
+        DataError: the record is damaged or cannot be read.
+    """
+    path = cancel_record(run)
+    return schemas.read(path, schemas.Cancelled) if os.path.lexists(path) else {}

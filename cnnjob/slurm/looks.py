@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob import files, schemas
-from cnnjob.errors import CnnjobError, DataError
+from cnnjob.errors import CnnjobError
 from cnnjob.jobs import FORMAT
+from cnnjob.lives import damages
 from cnnjob.processes import SKEW_SECONDS, ahead_seconds, silent_seconds
 from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of, looks_like_a_run
-from cnnjob.slurm.decisions import cancel_of, cancel_record, restart_record, restarts_of
+from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
 """Whose loss and accuracy are shown: the first that there is."""
@@ -185,6 +186,7 @@ def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[
         yield UNSEALED
     if facts["state"] == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
+    yield from damages(run)
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -228,20 +230,6 @@ def _user_of(path: Path) -> int | None:
     with suppress(OSError):
         return path.stat().st_uid
     return None
-
-
-def damages(run: Run) -> Iterator[str]:
-    """Yield what is wrong with the records that a run is looked at without."""
-    kinds = {
-        run.submission_file: schemas.Submission, restart_record(run): list[schemas.Restart],
-        cancel_record(run): schemas.Cancelled,
-    }  # fmt: skip
-    for path, kind in kinds.items():
-        if os.path.lexists(path):
-            try:
-                schemas.checked(files.read_json(path), kind, str(path))
-            except DataError as error:
-                yield str(error)
 
 
 def submission_of(run: Run) -> dict[str, Any]:

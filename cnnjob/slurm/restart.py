@@ -5,6 +5,7 @@
 FOLDER is a run's, or a sweep's, whose element this job is. Requeues this very job where the site allows
 it, else submits a successor. Only restarts without progress are counted. What the job did to itself (a
 bad job, a bug, a loss that is no number) is never restarted, and what somebody cancelled stays cancelled.
+Where a damaged record hides either, the run is left to its user.
 """
 
 import signal
@@ -17,11 +18,11 @@ from typing import Any, NoReturn
 
 from cnnjob import files, processes
 from cnnjob.checkpoints import newest_step
-from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, DataError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
 from cnnjob.slurm.batches import Batch
-from cnnjob.slurm.decisions import cancel_of, cancel_record, restart_record, restarts_of
+from cnnjob.slurm.decisions import cancel_of, cancel_record, read_cancel, read_restarts, restart_record, restarts_of
 
 RESTARTS_WITHOUT_PROGRESS = 3
 GONE = 128
@@ -43,6 +44,9 @@ def decide(run: Run, code: int, ended_by: str) -> str:
 
     Returns:
         The reason to leave it, or ``""``.
+
+    Raises:
+        DataError: a record of the run that decides is damaged.
     """
     if run.result_file.exists():
         return "finished"
@@ -52,9 +56,28 @@ def decide(run: Run, code: int, ended_by: str) -> str:
         return "SLURM has put the job back into its queue"
     if _is_own_error(run, code):
         return "the job's own error is not restarted"
-    if restarts_without_progress(restarts_of(run), newest_step(run.checkpoints_folder)) >= RESTARTS_WITHOUT_PROGRESS:
+    if _restarts_in_vain(run) >= RESTARTS_WITHOUT_PROGRESS:
         return f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
     return ""
+
+
+def _has_progressed(run: Run) -> bool:
+    """Return whether this life of this job left a newer checkpoint than the one it resumed from."""
+    return _has_begun(run) and newest_step(run.checkpoints_folder) > (run.attempts()[-1].get("resumed_at_step") or 0)
+
+
+def _restarts_in_vain(run: Run) -> int:
+    """Count the restarts without progress up to now.
+
+    Raises:
+        DataError: the record of them is damaged, and this life of the job made no progress.
+    """
+    try:
+        return restarts_without_progress(read_restarts(run), newest_step(run.checkpoints_folder))
+    except DataError as error:
+        if _has_progressed(run):
+            return 0
+        raise DataError(f"it made no progress, and how often it was restarted is not known: {error}") from error
 
 
 def _is_own_error(run: Run, code: int) -> bool:
@@ -88,7 +111,7 @@ def main(folder: str, code: str) -> None:
     if int(code) == BusyError.exit_code:
         _say(run, "left to the process that has it")  # nothing is written: the run is another's
         return
-    before = restarts_of(run)
+    before = _restarts_before(run)
     try:
         said = _with_patience(run, int(code), before)
     except (CnnjobError, OSError) as error:
@@ -98,6 +121,15 @@ def main(folder: str, code: str) -> None:
         with suppress(OSError):
             files.write_json(restart_record(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
     _say(run, said)
+
+
+def _restarts_before(run: Run) -> list[dict[str, Any]]:
+    """Return what was decided so far; of a damaged record nothing, and say so, as it is written anew."""
+    try:
+        return read_restarts(run)
+    except DataError as error:
+        _say(run, str(error))
+        return []
 
 
 def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
@@ -170,7 +202,7 @@ def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
     """Who ended this job, and the error of a scheduler that does not answer now."""
-    if _was_cancelled(run):
+    if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
         return scheduler.ended_by(scheduler.job(_own_job()), processes.job_restarts()), None
@@ -209,8 +241,24 @@ def _restart(run: Run) -> tuple[str, str]:
 
 
 def _was_cancelled(run: Run) -> bool:
-    """Return whether ``cnnjob cancel`` cancelled this job."""
-    return _own_job() in (cancel_of(run).get("jobs") or [])
+    """Return whether ``cnnjob cancel`` cancelled this job.
+
+    Raises:
+        DataError: the record of it is damaged, and nothing was submitted since it was written.
+    """
+    try:
+        return _own_job() in (read_cancel(run).get("jobs") or [])
+    except DataError as error:
+        if _submitted_after(run, cancel_record(run)):
+            return False
+        raise DataError(f"it may have been cancelled: {error}") from error
+
+
+def _submitted_after(run: Run, record: Path) -> bool:
+    """Return whether the newest submission is younger than a record."""
+    with suppress(OSError):
+        return run.submission_file.lstat().st_mtime > record.lstat().st_mtime
+    return False
 
 
 def _withdrawn(run: Run, job_id: str) -> str:
@@ -223,7 +271,7 @@ def _withdrawn(run: Run, job_id: str) -> str:
     refused = scheduler.refusals([job_id], scheduler.cancel([job_id]))
     if refused:
         raise SchedulerError(f"cancelled, but its successor {job_id} is not: {refused[job_id]}")
-    files.write_json(cancel_record(run), {**record, "jobs": [*record["jobs"], job_id]})
+    files.write_json(cancel_record(run), {**record, "jobs": [*record.get("jobs", []), job_id]})
     return f"{CANCELLED}, and with it its successor {job_id}"
 
 
