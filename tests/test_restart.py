@@ -263,7 +263,7 @@ def test_a_scheduler_that_is_away_is_waited_for(
     said = capsys.readouterr().out.splitlines()
     assert [line.rpartition("; ")[2] for line in said[:2]] == ["asking again in 0.1 s", "asking again in 0.2 s"]
     assert said[2:] == [f"cnnjob: {lost.path}: job 17 is requeued"]
-    assert Path("asked").read_text().splitlines() == ["show job --oneliner 17", "requeue 17"]
+    assert Path("asked").read_text().splitlines() == ["show job 17", "requeue 17"]
 
 
 def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPa
     site.says(scontrol=NO_ANSWER)
     main(str(lost.path), "137")
     [told] = restarts_of(lost)
-    assert told["said"].startswith("not restarted, scontrol show job --oneliner 17: refused, slurm_load_jobs error: ")
+    assert told["said"].startswith("not restarted, scontrol show job 17: refused, slurm_load_jobs error: ")
     assert "; to go on: cnnjob submit runs/tiny" in told["said"]
 
 
@@ -436,7 +436,7 @@ def test_an_element_of_a_sweep_restarts_its_own_run(site: Site, monkeypatch: pyt
         monkeypatch.setenv(name, value)
     change_json(found[1].attempt_files()[-1], job_id=processes.job_id())
     main(str(sweep), "137")
-    assert Path("asked").read_text().splitlines() == ["show job --oneliner 17_1", "requeue 17_1"]
+    assert Path("asked").read_text().splitlines() == ["show job 17_1", "requeue 17_1"]
     assert restarts_of(found[0]) == []
     assert [told["said"] for told in restarts_of(found[1])] == ["job 17_1 is requeued"]
 

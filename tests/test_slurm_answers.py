@@ -22,16 +22,32 @@ SACCT = r"""printf '%s\n' \
 "2_[5-6%2]|PENDING|0:0|None assigned|Unknown" \
 "3|FAILED|3:0|n1|2026-11-29T18:51:43" \
 "8|RUNNING|0:0|n2|Unknown" """
-JOB = (
-    "JobId=10 JobName=wrap UserId=nobody(65534) Priority=42 Account=lab QOS=normal JobState={state} Reason=None "
-    "Dependency=(null) Requeue=1 Restarts={restarts} BatchFlag=1 ExitCode=0:0 RunTime={ran} TimeLimit=00:01:00 "
-    "TimeMin=N/A StartTime=2026-11-29T18:51:50 EndTime=2026-11-29T18:56:50 Deadline=N/A "
-    "PreemptEligibleTime=2026-11-29T18:51:50 PreemptTime={preempted} SuspendTime=None SecsPreSuspend=0 "
-    "LastSchedEval=2026-11-29T18:51:44 Scheduler=Backfill Partition=debug AllocNode:Sid=localhost:0 NodeList=n1 "
-    "NumCPUs=1 NumTasks=1 CPUs/Task=1 ReqB:S:C:T=0:0:*:* ReqTRES=cpu=1,mem=100M,node=1,billing=1,gres/gpu=1 "
-    "AllocTRES=cpu=1,mem=100M,node=1,billing=1,gres/gpu=1 Socks/Node=* Command=(null) Comment=cnnjob a|b c  "
-    "StdErr=/home/me/slurm-10.out StdIn=/dev/null StdOut=/home/me/slurm-10.out TresPerNode=gres/gpu:1 "
-)
+JOB = r"""JobId=10 JobName={name}
+   UserId=nobody(65534) GroupId=nogroup(65534) MCS_label=N/A
+   Priority=42 Nice=0 Account=lab QOS=normal WCKey=*
+   JobState={state} Reason=None Dependency=(null)
+   Requeue=1 Restarts={restarts} BatchFlag=1 Reboot=0 ExitCode=0:0
+   RunTime={ran} TimeLimit=00:01:00 TimeMin=N/A
+   SubmitTime=2026-11-29T18:51:50 EligibleTime=2026-11-29T18:51:50
+   AccrueTime=2026-11-29T18:51:50
+   StartTime=2026-11-29T18:51:50 EndTime=2026-11-29T18:56:50 Deadline=N/A
+   PreemptEligibleTime=2026-11-29T18:51:50 PreemptTime={preempted}
+   SuspendTime=None SecsPreSuspend=0 LastSchedEval=2026-11-29T18:51:44 Scheduler=Backfill
+   Partition=debug AllocNode:Sid=localhost:0
+   NodeList=n1
+   NumNodes=1 NumCPUs=1 NumTasks=1 CPUs/Task=1 ReqB:S:C:T=0:0:*:*
+   ReqTRES=cpu=1,mem=100M,node=1,billing=1,gres/gpu=1
+   Features=(null) DelayBoot=00:00:00
+   OverSubscribe=OK Contiguous=0 Licenses=(null) Network=(null)
+   Command={text}
+   WorkDir={text}
+   Comment={text}
+   StdErr={text}
+   StdIn=/dev/null
+   StdOut={text}
+   TresPerNode=gres/gpu:1
+"""
+MISLEADING = "/a JobState=FAILED Restarts=9 PreemptTime=2027-01-01T00:00:00 EndTime=Unknown Requeue=0"
 SCONTROL = r"""case "$*" in
 *"show partition"*) printf '%s\n' \
 "PartitionName=debug AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A \
@@ -90,10 +106,21 @@ def test_sacct() -> None:
     ],
 )
 def test_a_job(here: Site, state: str, restarts: int, ran: str, preempted: str, ended_by: str) -> None:
-    here.says(scontrol=f"echo '{JOB.format(state=state, restarts=restarts, ran=ran, preempted=preempted)}'")
-    job = scheduler.job("10")
-    assert (job["JobState"], job["EndTime"], job["Requeue"]) == (state, "2026-11-29T18:56:50", "1")
-    assert scheduler.ended_by(job, 0) == ended_by
+    texts = (("wrap", "(null)"), (MISLEADING, MISLEADING), ("a b", MISLEADING.replace(" ", "\n   ")))
+    for name, text in texts:
+        said = JOB.format(name=name, text=text, state=state, restarts=restarts, ran=ran, preempted=preempted)
+        here.says(scontrol=f"echo '{said}'")
+        job = scheduler.job("10")
+        assert (job["JobState"], job["EndTime"], job["Requeue"]) == (state, "2026-11-29T18:56:50", "1")
+        assert scheduler.ended_by(job, 0) == ended_by
+
+
+def test_a_job_whose_name_says_that_it_has_ended(here: Site) -> None:
+    facts = {"text": "(null)", "restarts": 0, "ran": "00:00:06", "preempted": "None"}
+    for name, state, ended in (("a\n   JobState=FAILED", "RUNNING", False), ("a", "FAILED", True)):
+        said = JOB.format(name=name, state=state, **facts)
+        here.says(scontrol=f"echo '{said}'")
+        assert scheduler.has_ended("10") is ended
 
 
 @pytest.mark.usefixtures("here")

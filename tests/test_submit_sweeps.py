@@ -190,7 +190,7 @@ def test_few_questions_about_runs_whose_jobs_are_in_the_queue(here: Site) -> Non
     lines = "".join(f'echo "{number}|RUNNING|None|n1|N/A|N/A|x";' for number in range(40, 43))
     here.says(squeue=lines, scontrol='echo "$*" >> asked; echo JobState=RUNNING')
     assert {done.why for done in submission.submit(runs, Request())} == {"running"}
-    assert Path("asked").read_text().splitlines() == ["show job --oneliner 43"]
+    assert Path("asked").read_text().splitlines() == ["show job 43"]
     here.says(squeue="exit 1")
     assert {done.why for done in submission.submit(runs, Request())} == {"running"}
     assert len(Path("asked").read_text().splitlines()) == 1

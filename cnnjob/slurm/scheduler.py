@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -31,6 +31,11 @@ _OF_SLURM = re.compile(
 )
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 """Variables that select the cluster and the user."""
+_FREE_TEXT = re.compile(
+    r"\b(?:JobName|Account|QOS|WCKey|Reason|Features|Reservation|Licenses|Network|Container|Command|WorkDir|Comment"
+    r"|AdminComment|SystemComment|Extra|StdErr|StdIn|StdOut|BatchScript|MailUser)="
+)
+"""What ``scontrol show job`` writes before a text that somebody chose."""
 MOST_DIGITS = 18
 """A longer number in an answer is no number: Python refuses to convert some, and ranges of others do not fit."""
 
@@ -153,12 +158,26 @@ def words(text: str) -> dict[str, str]:
 
 
 def job(job_id: str, seconds: float | None = None) -> dict[str, str]:
-    """What SLURM knows of a job: ``JobState``, ``EndTime``, ``Requeue``, ….
+    """Return what SLURM knows of a job: ``JobState``, ``EndTime``, ``Requeue``, ….
 
     Raises:
         SchedulerError: as :func:`ask`; also when SLURM has forgotten the job.
     """
-    return words(ask(["scontrol", "show", "job", "--oneliner", job_id], seconds))
+    facts: dict[str, str] = {}
+    for name, value in _facts(ask(["scontrol", "show", "job", job_id], seconds)):
+        facts.setdefault(name, value)
+    return facts
+
+
+def _facts(answer: str) -> Iterator[tuple[str, str]]:
+    """Yield the ``Name=value`` words of a job, without those in text that its user chose.
+
+    A name, comment or path may hold words of the same form, and line ends. So nothing is read of a line after such a
+    text; those that may hold a line end come last, but for the name.
+    """
+    for line in answer.splitlines():
+        read = _FREE_TEXT.split(line, maxsplit=1)[0]
+        yield from words(read).items()
 
 
 def is_silent(error: BaseException | None) -> bool:
@@ -181,7 +200,9 @@ def has_ended(job_id: str) -> bool:
 
 def _is_over(job_id: str, hides: Callable[[], bool]) -> bool:
     try:
-        return job(job_id).get("JobState") in ENDED
+        facts = _facts(ask(["scontrol", "show", "job", job_id]))
+        states = {value for name, value in facts if name == "JobState"}  # several: one is of a text with a line end
+        return bool(states) and states <= ENDED
     except SchedulerError as error:
         return bool(_UNKNOWN.search(str(error))) and not hides()
 

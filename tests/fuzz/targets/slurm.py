@@ -25,9 +25,10 @@ ANSWERS = (
     "2_[5-6%2]|PENDING|0:0|None assigned|Unknown\n"
     "17|FAILED|137:0|n1|x\n17.0|OUT_OF_ME+|0:125|n1|x\n",
     "job\n"
-    "JobId=10 ArrayJobId=10 ArrayTaskId=3 JobName=wrap UserId=nobody(65534) JobState=COMPLETING Reason=None Requeue=1 "
-    "Restarts=1 ExitCode=0:0 RunTime=1-00:01:15 TimeLimit=00:01:00 StartTime=2026-11-29T18:51:50 "
-    "EndTime=2026-11-29T18:56:50 PreemptTime=2026-11-29T18:51:59 NodeList=n1 Command=(null) Comment=cnnjob a|b c \n",
+    "JobId=10 ArrayJobId=10 ArrayTaskId=3 JobName=wrap\n   UserId=nobody(65534)\n   JobState=COMPLETING Reason=None\n"
+    "   Requeue=1 Restarts=1 ExitCode=0:0\n   RunTime=1-00:01:15 TimeLimit=00:01:00\n"
+    "   StartTime=2026-11-29T18:51:50 EndTime=2026-11-29T18:56:50\n   PreemptTime=2026-11-29T18:51:59\n   NodeList=n1\n"
+    "   Command=(null)\n   Comment=cnnjob a|b c \n",
     "site\n"
     "PartitionName=debug AllowAccounts=ALL Default=YES DefaultTime=00:05:00 GraceTime=0 MaxTime=01:00:00 "
     "PreemptMode=OFF State=UP TRES=cpu=8,mem=16000M,node=2,billing=8,gres/gpu=4\n"
