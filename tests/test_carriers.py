@@ -254,15 +254,26 @@ def test_a_copy_is_submitted_as_a_run_of_its_own(site: Site) -> None:
 # --- runs of several users
 
 
-def test_jobs_of_everybody_where_others_may_write(site: Site) -> None:
+def test_only_jobs_of_users_who_have_to_do_with_a_run_are_asked_for(site: Site) -> None:
     run = pending_run(Path("runs"))
+    Path("runs").chmod(0o777)
+    comment = f"cnnjob {run.path.resolve()} 1"
     site.says(
-        squeue=f'echo "$*" >> ../asked; echo "{row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()}"'
+        squeue=f'echo "$*" >> ../asked; case "$*" in *4321*) echo "{row("PENDING", comment=comment).strip()}";; esac'
     )
-    assert one(run).state == "pending"
-    Path("runs").chmod(0o775)
+    assert one(run).detail == "not submitted"
+    Path("runs/.submitter-4321").touch()
+    Path("runs/.submitter-x").touch()
     assert one(run).job_id == "17"
-    assert [f"--user={UID}" in line for line in asked(site)] == [True, False]
+    assert ["--user=" in line for line in asked(site)] == [True, True]
+    assert f"--user={','.join(map(str, sorted([UID, 4321])))} " in asked(site)[-1]
+
+
+def test_who_submits_leaves_a_file_before_the_job_is_there(site: Site) -> None:
+    run = pending_run(Path("runs"))
+    answers = {name: ANSWERS[name] for name in SUBMITS}
+    says(site, **(answers | {"sbatch": f'[ -e runs/.submitter-{UID} ] && echo "Submitted batch job 18"'}))
+    assert [done.job_id for done in submission.submit([run], Request())] == ["18"]
 
 
 def test_a_hidden_job_is_not_taken_for_one_that_has_ended(site: Site) -> None:

@@ -566,14 +566,28 @@ def test_accounts_of_arrays(site: Site) -> None:
         ("17+0|RUNNING|None|n1|x|y|z", ["17"], True),
         ("17_[1-4,7...|PENDING|None||N/A|N/A|", [], False),
         ("17_[1-999999999]|PENDING|None||N/A|N/A|", [], False),
+        ("17|PENDING", [], False),
+        ("18_[1-4,7...|PENDING|None||N/A|N/A|cnnjob /a 1", [], False),
+        # of others: nothing that is looked for
+        ("18_[1-4,7...|PENDING|None||N/A|N/A|(null)\n17|RUNNING|None|n1|x|y|z", ["17"], True),
+        ("18_[1-4,7...|???|None||N/A|N/A|a job of mine", [], True),
         ("squeue: warning: something", [], False),
         ("", [], True),
     ],
 )
 def test_queues(site: Site, answer: str, jobs: list[str], whole: bool) -> None:  # noqa: FBT001
     says(site, f"{answer}\n" if answer else "")
-    found = queue.listing([0])
+    found = queue.listing([0], ["17"])
     assert ([job.job_id for job in found.jobs], found.whole) == (jobs, whole)
+
+
+def test_a_comment_of_several_lines_is_no_other_job(site: Site) -> None:
+    """Whatever it says; squeue writes it as it is."""
+    lines = ("18|RUNNING|None|n1|x|y|a", "17|RUNNING|None|n1|x|y|cnnjob /a 1", "1|2", "b\u2028c|d")
+    begin = 'for mark; do :; done; printf "%s|" "${mark%%|*}"'
+    site.says(squeue=f"{begin}; printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
+    found = queue.listing([0])
+    assert ([job.job_id for job in found.jobs], found.whole) == (["18"], True)
 
 
 LONG = "9" * 5000

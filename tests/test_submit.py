@@ -404,7 +404,7 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ),
         (
             {"squeue": "exit 1"},
-            f"squeue --noheader --array --user={os.getuid()} --format {queue.FORMAT}: refused, exit code 1",
+            f"|{queue.FORMAT}: refused, exit code 1",
         ),
         ({"squeue": None}, "squeue: not found; this machine has no SLURM"),
         ({"srun": None}, "srun: not found; this machine has no SLURM"),
@@ -594,6 +594,7 @@ def test_whether_there_is_a_slurm(nowhere: Site) -> None:
 
 
 def test_the_facts_of_a_job(site: Site) -> None:
-    site.says(scontrol='echo "JobId=7 JobName=a b PreemptTime=None TRES=cpu=2,mem=1G Nodes= NtasksPerN:B:S:C=0:0:*:*"')
+    facts = "PreemptTime=None TRES=cpu=2,mem=1G Nodes= NtasksPerN:B:S:C=0:0:*:*"
+    site.says(scontrol=f'printf "%s\\n" "JobId=7 JobName=a b" "   {facts}"')
     found = scheduler.job("7")
     assert (found["JobId"], found["PreemptTime"], found["TRES"], found["Nodes"]) == ("7", "None", "cpu=2,mem=1G", "")

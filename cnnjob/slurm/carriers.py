@@ -2,35 +2,50 @@
 
 A job is cnnjob's own where its comment says so. A run may also be trained inside a job that somebody else made, as
 ``cnnjob train`` in an ``salloc`` is; that one is the user's, and is only looked at.
+
+Nobody's jobs are listed but those of users who have to do with the runs. Each who submits into a folder of runs leaves
+a file there beforehand, ``.submitter-UID``, by which others know whose jobs to ask for.
 """
 
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cnnjob import files
+from cnnjob.processes import now
 from cnnjob.slurm import batches, words
 from cnnjob.slurm.looks import Look
 from cnnjob.slurm.queue import QueuedJob
 
-OTHERS_WRITE = 0o022
+_SUBMITTER = re.compile(r"\.submitter-([0-9]{1,10})", re.ASCII)
 
 
-def users_of(looks: Sequence[Look]) -> set[int] | None:
-    """Return whose jobs may carry some runs, by number; None is everybody's, where others may write into a folder."""
-    folders = {place for one in looks for place in (one.run.path, one.run.path.resolve().parent)}
-    if any(map(_others_write, folders)):
-        return None
-    known = {user for one in looks for user in (one.owner, one.submitter)}
-    return {os.getuid(), *(user for user in known if user is not None)}
+def users_of(looks: Sequence[Look]) -> set[int]:
+    """Return whose jobs may carry some runs, by number: who owns, submitted or trained one, or submitted next to it."""
+    folders = {one.run.path.resolve().parent for one in looks}
+    known = {user for one in looks for user in (one.owner, one.submitter, one.trainer)}
+    return {os.getuid(), *(user for user in known if user is not None), *chain.from_iterable(map(_submitters, folders))}
 
 
-def _others_write(folder: Path) -> bool:
+def add_submitter(runs: Path) -> None:
+    """Let others know that this user submits into a folder of runs, as far as it may be written to.
+
+    The file is made anew each time: after a change of a folder also NFS reads all of it again.
+    """
+    with suppress(OSError):
+        files.write_json(runs / f".submitter-{os.getuid()}", {"since": now()})
+
+
+def _submitters(runs: Path) -> list[int]:
     try:
-        return bool(folder.stat().st_mode & OTHERS_WRITE)
+        names = [path.name for path in runs.iterdir()]
     except OSError:
-        return False
+        return []
+    return [int(found[1]) for name in names if (found := _SUBMITTER.fullmatch(name))]
 
 
 class Carriers:

@@ -57,6 +57,8 @@ class Look:
     """The number of the folder's user."""
     submitter: int | None = None
     """The number of the user who submitted it last."""
+    trainer: int | None = None
+    """The number of the user whose process the last attempt is."""
     is_older: bool = False
     """Whether another version began it, so that it is not resumed."""
 
@@ -195,6 +197,7 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
     if attempts:
         attempt = schemas.read(attempts[-1], schemas.Attempt)
+        facts["trainer"] = _user_of(attempts[-1])
         facts["heard_seconds"] = silent_seconds(attempts[-1])
         facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(attempt))
     if facts["state"] == "finished":

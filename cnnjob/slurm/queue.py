@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from cnnjob.errors import SchedulerError
@@ -67,11 +68,15 @@ def mine() -> list[QueuedJob]:
     return listing([os.getuid()]).jobs
 
 
-def listing(users: Iterable[int] | None, *, ended: bool = False, seconds: float | None = None) -> Listing:
-    """What squeue shows of some users.
+def listing(
+    users: Iterable[int], ids: Collection[str] = (), *, ended: bool = False, seconds: float | None = None
+) -> Listing:
+    """Return what squeue shows of some users.
 
     Args:
-        users: by number; None is everybody.
+        users: by number.
+        ids: jobs that are looked for, besides those of cnnjob; only a line that may be of one of these must be
+            understood.
         ended: show also the jobs that ended in the last minutes, which SLURM forgets later (``MinJobAge``).
         seconds: how long to wait for the answer.
 
@@ -81,14 +86,31 @@ def listing(users: Iterable[int] | None, *, ended: bool = False, seconds: float 
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
     """
-    names = [] if users is None else [f"--user={','.join(map(str, sorted(users)))}"]
-    command = ["squeue", "--noheader", "--array", *names, *["--states=all"] * ended, "--format", FORMAT]
-    lines = [line for line in ask(command, seconds).splitlines() if line.strip()]
-    rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in lines]
-    tables = [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
-    jobs = [list(_jobs(row, ids)) for row, ids in zip(tables, ids_of_all(row[0] for row in tables), strict=True)]
-    said_nothing = bool(lines) and not tables
-    return Listing([job for found in jobs for job in found], all(jobs) and not said_nothing)
+    mark = secrets.token_hex(4)  # no comment can imitate a line that begins with it
+    command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
+    answer = ask([*command, *["--states=all"] * ended, "--format", f"{mark}|{FORMAT}"], seconds)
+    rows = _rows(answer, mark)
+    jobs = [list(_jobs(row, row_ids)) for row, row_ids in zip(rows, ids_of_all(row[0] for row in rows), strict=True)]
+    numbers = {job_id.partition("_")[0] for job_id in ids}
+    strange = [row for row, found in zip(rows, jobs, strict=True) if not found and _may_be_sought(row, numbers)]
+    said_nothing = bool(answer.strip()) and not rows
+    return Listing([job for found in jobs for job in found], not strange and not said_nothing)
+
+
+def _rows(answer: str, mark: str) -> list[list[str]]:
+    """Return the cells of each line that is of a job, and not of a site's wrapper or in the middle of a comment."""
+    lines = answer.split("\n")  # splitlines would also split a comment at other letters
+    marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]
+    rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in marked or lines]
+    return [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
+
+
+def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
+    """Return whether a line that was not understood may be of a job of cnnjob, or of one of some numbers."""
+    number = re.match(r"[0-9]+(?![0-9])", row[0])
+    if not number or len(row) != len(FIELDS):
+        return True
+    return number[0] in numbers or "cnnjob" in row[-1]
 
 
 def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:

@@ -153,7 +153,8 @@ def queue_of(looks: Sequence[Look]) -> tuple[Listing | None, str]:
     if not left:
         return None, ""
     try:
-        asked = queue.listing(users_of(left), ended=True, seconds=0.6 * ANSWER_SECONDS)
+        ids = {job_id for one in left for job_id in one.job_ids}
+        asked = queue.listing(users_of(left), ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
         no_slurm = "not found" in str(error) and not any(one.job_id for one in looks)
         return None, "" if no_slurm else f"squeue: {_short(error)}; this is what the run folders tell"

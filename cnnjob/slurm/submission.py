@@ -16,7 +16,7 @@ from cnnjob.processes import now
 from cnnjob.runs import Run
 from cnnjob.slurm import batches, commands, executors, frozen, locks, queue, scheduler, site, words
 from cnnjob.slurm.batches import Batch
-from cnnjob.slurm.carriers import Carriers, number_of, users_of
+from cnnjob.slurm.carriers import Carriers, add_submitter, number_of, users_of
 from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
 from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import QueuedJob
@@ -113,7 +113,7 @@ def _queued(runs: Sequence[Run]) -> dict[Run, str]:
         SchedulerError: the queue could not be read.
     """
     looks = [look(run) for run in runs]
-    listing = queue.listing(users_of(looks))
+    listing = queue.listing(users_of(looks), {job_id for one in looks for job_id in one.job_ids})
     listing.require_whole()
     find = Carriers(listing.jobs)
     jobs = {seen.run: (seen, find.own(seen)) for seen in looks}
@@ -234,6 +234,7 @@ def _submit(
     """Submit a batch; return its job, and the earlier jobs of those of its runs that another submission has."""
     for run in batch.runs:
         run.require_no_links()
+    add_submitter(batch.runs[0].path.parent)
     batch.write()
     asked = request.model_dump(mode="json")
     before = [run for run in batch.runs if (run.slurm_folder / REQUEST).exists()]
