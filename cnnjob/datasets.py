@@ -6,10 +6,13 @@ locks for the time of one call, so a handle never crosses a fork.
 """
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +27,13 @@ from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 FORMAT = 1
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
+TRAINING_IMAGES = "train/images"
+SEAL = "sha256"
+"""The attribute that has the SHA-256 of all others and of the arrays' shapes; older files have none."""
+ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options")
 BLOCK_BYTES = 8 << 20  # what is read or written at a time
+_SUMMED_BYTES = 256 << 10  # what fits a processor's cache
+_SUMMED_ROWS = 1 << 16  # 255² times as many fit 32 bits
 _IMAGES_NDIM = 4
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of every HDF5 file
 
@@ -48,6 +57,7 @@ class Dataset:
         array_sha256: for every array, as ``train/images``, the SHA-256 of its bytes.
         source_sha256: for every source file the SHA-256 of its bytes.
         options: how the source was packed: size, test_fraction.
+        is_sealed: whether the file has a checksum of its attributes, which this one then fits.
     """
 
     path: Path
@@ -59,6 +69,7 @@ class Dataset:
     array_sha256: dict[str, str]
     source_sha256: dict[str, str]
     options: dict[str, Any]
+    is_sealed: bool = True
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -71,13 +82,17 @@ class Dataset:
             The dataset.
 
         Raises:
-            DataError: the file is missing, incomplete, cut short, or no packed dataset.
+            DataError: the file is missing, incomplete, cut short, edited, or no packed dataset.
         """
         with _reading(path) as file:
             _require_complete(path, file)
             arrays = _arrays(file)
-            dataset = cls(path=path, **_description(file, arrays))
+            hdf5.require_attributes(file.id, "/", (*ATTRIBUTES, SEAL))
+            description = _description(file, arrays)
+            dataset = cls(path=path, is_sealed=SEAL in file.attrs, **description)
             dataset._require_sound()
+            if dataset.is_sealed:
+                _require_seal(hdf5.text(file, SEAL), description)
             for name in dataset.splits:
                 _require_labels(f"{name}/labels", arrays[f"{name}/labels"], len(dataset.class_names))
         return dataset
@@ -123,8 +138,8 @@ class Dataset:
             (check or self.require_digest)(f"{split}/{name}", array)
         return images, labels.astype(np.int64)
 
-    def require_digest(self, name: str, array: np.ndarray) -> None:
-        """Compare an array with its digest.
+    def require_digest(self, name: str, array: np.ndarray | h5py.Dataset) -> None:
+        """Compare an array with its digest, and the training images with the mean and std that are stated.
 
         Args:
             name: of the array, as ``train/images``.
@@ -133,7 +148,23 @@ class Dataset:
         Raises:
             DataError: it is another.
         """
-        self._compare(name, sha256_of(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data))
+        moments = Moments() if name == TRAINING_IMAGES else None
+        digest = digest_of(array, moments)
+        if digest != self.array_sha256[name]:
+            raise DataError(
+                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}; {_AGAIN}"
+            )
+        if moments:
+            self._require_moments(*moments.mean_and_std())
+
+    def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Refuse other values than those of the training images: equal ones, as all sums are of integers."""
+        for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
+            if found != expected:
+                raise DataError(
+                    f"{self.path}: the attribute {name} is not that of the training images (found {_said(found)}; "
+                    f"expected {_said(expected)}). Prepare the dataset again with --force"
+                )
 
     def labels(self, split: str) -> np.ndarray:
         """Read the labels of one split.
@@ -192,7 +223,7 @@ class Dataset:
             return tuple(np.bincount(labels[...], minlength=len(self.class_names)).tolist())
 
     def verify(self, *splits: str) -> None:
-        """Compare arrays with their digests, a block at a time.
+        """Compare arrays with their digests, and the training images with mean and std, a block at a time.
 
         Args:
             *splits: whose arrays; those of all splits by default.
@@ -204,13 +235,7 @@ class Dataset:
         for split in splits or self.splits:
             with self._arrays_of(split) as arrays:
                 for name, array in zip(ARRAYS, arrays, strict=True):
-                    self._compare(f"{split}/{name}", digest_of(array))
-
-    def _compare(self, name: str, digest: str) -> None:
-        if digest != self.array_sha256[name]:
-            raise DataError(
-                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}; {_AGAIN}"
-            )
+                    self.require_digest(f"{split}/{name}", array)
 
     @contextmanager
     def _arrays_of(self, split: str) -> Iterator[tuple[h5py.Dataset, h5py.Dataset]]:
@@ -224,20 +249,44 @@ class Dataset:
 
     def _require_sound(self) -> None:
         """Refuse attributes that do not fit the arrays or each other."""
-        channels = {shape[3] for shape in self.shapes.values()} | {len(self.mean), len(self.std)}
-        sizes = {shape[1:] for shape in self.shapes.values()}
-        digests = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
-        sound = (
-            {"train", "test"} <= self.shapes.keys()
-            and len(channels) == len(sizes) == 1
-            and all(0 <= value <= 1 for value in (*self.mean, *self.std))
-            and self.array_sha256.keys() == digests
-            and all(map(_SHA256.fullmatch, self.array_sha256.values()))
-            and bool(self.class_names)
-            and all(map(_is_unicode, (self.name, *self.class_names)))
-        )
-        if not sound:
-            raise DataError(f"{self.path}: damaged, its arrays and attributes do not fit; {_AGAIN}")
+        shapes = {shape[1:] for shape in self.shapes.values()}
+        arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
+        if not {"train", "test"} <= self.shapes.keys():
+            raise ValueError(f"no train or no test images (found {', '.join(self.splits) or 'none'})")
+        if len(shapes) > 1:
+            raise ValueError(f"splits whose images differ in shape (found {self.shapes})")
+        if {len(self.mean), len(self.std)} != {self.image_shape[2]}:
+            found = f"{len(self.mean)} and {len(self.std)} for {self.image_shape[2]} channels"
+            raise ValueError(f"mean and std that do not fit the images (found {found})")
+        if self.array_sha256.keys() != arrays:
+            raise ValueError("checksums of other arrays than there are (found in the attribute array_sha256)")
+        if not all(map(_SHA256.fullmatch, (*self.array_sha256.values(), *self.source_sha256.values()))):
+            raise ValueError("a checksum that is no SHA-256 (found in array_sha256 or source_sha256)")
+        if not all(map(_is_unicode, (self.name, *self.class_names))):
+            raise ValueError("a name of half a character (found in name or class_names)")
+        require_class_names(self.class_names)
+
+
+def require_class_names(names: Sequence[str]) -> None:
+    """Refuse names that do not tell the classes apart.
+
+    Args:
+        names: one per class.
+
+    Raises:
+        ValueError: there is none, or one is empty or given twice.
+    """
+    if not names:
+        raise ValueError("no class (found no name in class_names)")
+    if empty := [number for number, name in enumerate(names) if not name.strip()]:
+        raise ValueError(f"a class without a name (found {names[empty[0]]!r} for class {empty[0]})")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"two classes of one name (found {twice!r})")
+
+
+def _said(values: tuple[float, ...]) -> str:
+    return ", ".join(map(repr, values))
 
 
 def _is_unicode(text: str) -> bool:
@@ -264,20 +313,71 @@ def is_damaged(path: Path) -> bool:
         return True
 
 
-def blocks(array: h5py.Dataset) -> Iterator[np.ndarray]:
-    """The rows of an array in the file, in order, a few MiB at a time."""
-    row_bytes = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:])))
-    step = max(1, BLOCK_BYTES // row_bytes // array.chunks[0]) * array.chunks[0]
+def blocks(array: h5py.Dataset | np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of an array in the file or in memory, in order, a few MiB at a time."""
+    row_bytes = max(1, array.dtype.itemsize * prod(array.shape[1:]))
+    chunk = array.chunks[0] if isinstance(array, h5py.Dataset) else 1
+    step = max(1, BLOCK_BYTES // row_bytes // chunk) * chunk
     for start in range(0, len(array), step):
         yield array[start : start + step]
 
 
-def digest_of(array: h5py.Dataset) -> str:
-    """SHA-256 of an array's bytes, in C order and little-endian."""
+class Moments:
+    """Mean and standard deviation per channel of images, in units of 255, from exact sums over all pixels.
+
+    They are the same on every machine: the sums are integers, and the rest are a few IEEE 754 operations.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no image."""
+        self._n, self._totals, self._squares = 0, [0], [0]
+
+    def add(self, images: np.ndarray) -> None:
+        """Add images (N, H, W, C) uint8."""
+        _, _, width, channels = images.shape
+        rows = images.reshape(-1, width * channels)
+        step = min(_SUMMED_ROWS, max(1, _SUMMED_BYTES // rows.shape[1]))
+        totals, squares = np.zeros((2, channels), np.uint64)
+        for start in range(0, len(rows), step):
+            values = rows[start : start + step]
+            totals += _by_channel(values, channels)
+            squares += _by_channel(np.multiply(values, values, dtype=np.uint16), channels)
+        self._n += len(rows) * width
+        self._totals = [a + b for a, b in zip_longest(self._totals, totals.tolist(), fillvalue=0)]
+        self._squares = [a + b for a, b in zip_longest(self._squares, squares.tolist(), fillvalue=0)]
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return both, one number per channel."""
+        n, both = self._n, list(zip(self._totals, self._squares, strict=True))
+        return (
+            tuple(total / (255 * n) for total, _ in both),
+            tuple(math.sqrt(n * squares - total * total) / (255 * n) for total, squares in both),
+        )
+
+
+def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
+    """Sum rows of pixels."""
+    summed: np.ndarray = values.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
+    return summed
+
+
+def digest_of(array: h5py.Dataset | np.ndarray, moments: Moments | None = None) -> str:
+    """SHA-256 of an array's bytes, in C order and little-endian; images are added to their moments meanwhile."""
     digest = hashlib.sha256()
     for block in blocks(array):
         digest.update(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
+        if moments:
+            moments.add(block)
     return digest.hexdigest()
+
+
+def seal_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 of what a file says about itself.
+
+    Args:
+        description: name, class_names, mean, std, shapes, array_sha256, source_sha256 and options.
+    """
+    return sha256_of(canonical_json(description).encode())
 
 
 _AGAIN = "pack it again with `cnnjob prepare --force`"
@@ -326,13 +426,27 @@ def _description(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[st
     return {
         "name": hdf5.text(file, "name"),
         "class_names": tuple(_json(file, "class_names", list, str)),
-        "mean": tuple(hdf5.number(file, "mean").astype(np.float64).tolist()),
-        "std": tuple(hdf5.number(file, "std").astype(np.float64).tolist()),
+        "mean": _per_channel(file, "mean"),
+        "std": _per_channel(file, "std"),
         "shapes": _shapes(arrays),
         "array_sha256": _json(file, "array_sha256", dict, str),
         "source_sha256": _json(file, "source_sha256", dict, str),
         "options": _json(file, "options", dict, object),
     }
+
+
+def _per_channel(file: h5py.File, name: str) -> tuple[float, ...]:
+    values = hdf5.number(file, name)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        shown = f"{values.ravel()[:4].tolist()} of shape {values.shape}"
+        raise ValueError(f"an attribute that is not one number from 0 to 1 per channel (found {shown} in {name})")
+    return tuple(values.astype(np.float64).tolist())
+
+
+def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
+    expected = seal_of(description)
+    if seal != expected:
+        raise ValueError(f"attributes that were changed (found sha256 {seal!r:.80}, expected {expected})")
 
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:

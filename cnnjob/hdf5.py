@@ -52,6 +52,25 @@ def _target(link: Any) -> str:
     return f"{getattr(link, 'filename', '')}:{link.path}"
 
 
+def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> None:
+    """Refuse attributes that are not part of a dataset.
+
+    Args:
+        owner: h5py's identifier of the file, a group or an array.
+        where: its name.
+        allowed: the names that there may be.
+
+    Raises:
+        ValueError: there is another name.
+    """
+    allowed = tuple(allowed)
+    for index in range(h5py.h5a.get_num_attrs(owner)):
+        name = h5py.h5a.open(owner, index=index).name
+        if name not in {one.encode() for one in allowed}:
+            shown = name[:80].decode(errors="backslashreplace")
+            raise ValueError(f"an attribute that is not part of a dataset (found {shown!r} in {where})")
+
+
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
     """Return a group inside a group, whose members were checked.
 
@@ -60,7 +79,9 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
     """
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_GROUP:
         raise ValueError(f"an array or a type where a group belongs (found {name} in {group.name})")
-    return group[name]
+    found = group[name]
+    require_attributes(found.id, found.name)
+    return found
 
 
 def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
@@ -90,6 +111,7 @@ def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
     if not any(found.get_type() == h5py.h5t.py_create(np.dtype(dtype)) for dtype in dtypes):
         raise ValueError(f"an array of another type (found {found.dtype} in {where})")
     _require_stored(found, plan.get_chunk(), where)
+    require_attributes(found, where)
     return h5py.Dataset(found)
 
 
@@ -111,8 +133,7 @@ def number(file: h5py.File, name: str) -> np.ndarray:
     """Return a number, or a list of them, among a file's attributes.
 
     Raises:
-        KeyError: there is no such attribute.
-        ValueError: it is something else.
+        ValueError: there is no such attribute, or it is something else.
     """
     attribute = _attribute(file, name)
     if attribute.get_type().get_class() not in _NUMBERS:
@@ -124,19 +145,25 @@ def text(file: h5py.File, name: str) -> str:
     """Return a text among a file's attributes.
 
     Raises:
-        KeyError: there is no such attribute.
-        ValueError: it is something else.
+        ValueError: there is no such attribute, or it is something else.
     """
     attribute = _attribute(file, name)
     kind = attribute.get_type()
-    if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape:
+    if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape != ():
         raise ValueError(f"no text of a fixed length (found another type in the attribute {name})")
-    return bytes(file.attrs[name]).decode()
+    try:
+        return bytes(file.attrs[name]).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"no text in UTF-8 (found other bytes in the attribute {name})") from None
 
 
 def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
     """Open an attribute without reading it."""
+    if not h5py.h5a.exists(file.id, name.encode()):
+        raise ValueError(f"an attribute is missing (found no {name})")
     attribute = h5py.h5a.open(file.id, name.encode())
+    if attribute.shape is None:
+        raise ValueError(f"an attribute without a value (found nothing in {name})")
     if attribute.get_storage_size() > min(_MOST_ATTRIBUTE_BYTES, file.id.get_filesize()):
         raise ValueError(f"an attribute larger than any (found {attribute.get_storage_size():,} bytes in {name})")
     return attribute

@@ -95,6 +95,10 @@ def test_prepare_and_show(here: Path) -> None:
     assert (again.exit_code, "already there and up to date" in again.stdout) == (0, True)
     shown = cnnjob("show", "d.h5")
     assert (shown.exit_code, "every checksum holds" in shown.stdout) == (0, True)
+    assert "no checksum" not in shown.stdout
+    with h5py.File(here / "d.h5", "r+") as file:
+        file.attrs.pop("sha256")
+    assert "its attributes have no checksum, as it is of an older version" in cnnjob("show", "d.h5").stdout
     corrupt(here / "d.h5", 60_000)
     damaged = cnnjob("show", "d.h5")
     assert damaged.exit_code == 3

@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from operator import itemgetter, setitem
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cnnjob.datasets import BLOCK_BYTES, Dataset, blocks, digest_of
+from cnnjob.datasets import BLOCK_BYTES, Dataset, Moments, blocks, digest_of
 from cnnjob.errors import DataError, JobError
 from cnnjob.packing.writer import Block, Contents, write
 from tests.packing_sources import random_bytes
@@ -124,8 +126,11 @@ def emptied(path: Path) -> None:
 
 
 def edited(change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    """An edit of a file whose attributes have no checksum, as those of older versions."""
+
     def edit(path: Path) -> None:
         with h5py.File(path, "r+") as file:
+            file.attrs.pop("sha256")
             change(file)
 
     return edit
@@ -151,12 +156,21 @@ SPOILED = {
     "incomplete": ("incomplete", edited(lambda file: file.attrs.pop("complete"))),
     "no name": ("not readable", edited(lambda file: file.attrs.pop("name"))),
     "a number for a name": ("not readable", attribute("name", 3.5)),
+    "no mean": ("found no mean", edited(lambda file: file.attrs.pop("mean"))),
+    "no std": ("found no std", edited(lambda file: file.attrs.pop("std"))),
+    "no classes": ("found no class_names", edited(lambda file: file.attrs.pop("class_names"))),
+    "no checksums": ("found no array_sha256", edited(lambda file: file.attrs.pop("array_sha256"))),
+    "no checksums of sources": ("found no source_sha256", edited(lambda file: file.attrs.pop("source_sha256"))),
+    "no options": ("found no options", edited(lambda file: file.attrs.pop("options"))),
     "no JSON": ("not readable", attribute("array_sha256", np.bytes_(b"{"))),
     "other JSON": ("not a dict", attribute("array_sha256", np.bytes_(b"[]"))),
     "a word for the means": ("not readable", attribute("mean", np.bytes_(b"x"))),
-    "another channel": ("do not fit", attribute("mean", [0.5])),
-    "no class": ("do not fit", attribute("class_names", np.bytes_(b"[]"))),
-    "no test": ("do not fit", edited(lambda file: file.pop("test"))),
+    "another channel": (
+        "mean and std that do not fit the images .found 1 and 3 for 3 channels",
+        attribute("mean", [0.5]),
+    ),
+    "no class": ("no class ", attribute("class_names", np.bytes_(b"[]"))),
+    "no test": ("no train or no test images .found train", edited(lambda file: file.pop("test"))),
     "no labels": ("not readable", edited(lambda file: file["test"].pop("labels"))),
     "fewer labels": ("labels that do not fit", edited(lambda file: file["test/labels"].resize(39, axis=0))),
     "an array for a group": ("not readable", edited(an_array_for_a_group)),
@@ -225,6 +239,10 @@ def with_label(label: int, names: str = '["cat","dog"]') -> Callable[[Path], Non
     return edited(label_one)
 
 
+def named(*names: str) -> np.bytes_:
+    return np.bytes_(json.dumps(names).encode())
+
+
 def of_references(file: h5py.File) -> None:
     file.attrs.create("mean", [file["train"].ref] * 3, dtype=h5py.ref_dtype)
 
@@ -269,12 +287,25 @@ HOSTILE = {
     "many rows never written": ("not whole", never_written(1 << 40)),
     "a text of any length": ("no text of a fixed length", attribute("name", "pets")),
     "references": ("no number", edited(of_references)),
-    "no mean": ("do not fit", attribute("mean", [np.nan, 0.5, 0.5])),
-    "means of bytes": ("do not fit", attribute("mean", [127.5, 127.5, 127.5])),
+    "no number": ("one number from 0 to 1 per channel .found .nan, 0.5", attribute("mean", [np.nan, 0.5, 0.5])),
+    "means of bytes": ("found .127.5, 127.5, 127.5. of shape .3,. in mean", attribute("mean", [127.5] * 3)),
+    "a negative std": ("one number from 0 to 1 per channel", attribute("std", [-0.1, 0.5, 0.5])),
+    "an infinite std": ("one number from 0 to 1 per channel", attribute("std", [np.inf, 0.5, 0.5])),
+    "means of rows": ("found .0.5, 0.5, 0.5. of shape .1, 3. in mean", attribute("mean", [[0.5, 0.5, 0.5]])),
+    "one mean for all": ("of shape .. in mean", attribute("mean", 0.5)),
+    "no value": ("without a value .found nothing in mean", attribute("mean", h5py.Empty("f8"))),
+    "no text": ("found nothing in options", attribute("options", h5py.Empty("S8"))),
+    "other bytes": ("no text in UTF-8", attribute("name", np.bytes_(b"\xff"))),
+    "two classes of one name": ("two classes of one name .found 'cat'", attribute("class_names", named("cat", "cat"))),
+    "a class without a name": ("without a name .found '' for class 1", attribute("class_names", named("cat", ""))),
+    "another attribute": ("not part of a dataset .found 'flip' in /", attribute("flip", 1)),
+    "an attribute of a split": ("found 'more' in /test", edited(lambda file: file["test"].attrs.create("more", 1))),
+    "an attribute of images": ("in /val/images", edited(lambda file: file["val/images"].attrs.create("more", 1))),
+    "a source of no checksum": ("no SHA-256", attribute("source_sha256", np.bytes_(b'{"source": "0"}'))),
     "deep JSON": ("not readable", attribute("options", np.bytes_(b"[" * 20_000))),
     "half a character": ("not readable", attribute("class_names", np.bytes_(rb'["cat", "\ud800"]'))),
     "classes of numbers": ("not a list of str", attribute("class_names", np.bytes_(b"[1, 2]"))),
-    "a digest too few": ("do not fit", attribute("array_sha256", np.bytes_(b'{"train/images": "00"}'))),
+    "a digest too few": ("checksums of other arrays", attribute("array_sha256", np.bytes_(b'{"train/images": "00"}'))),
 }  # fmt: skip
 
 
@@ -285,6 +316,79 @@ def test_what_the_writer_does_not_make_is_refused(path: Path, message: str, spoi
     with pytest.raises(DataError, match=message) as error:
         Dataset.open(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+ARRAYS = ("train/images", "train/labels", "test/images", "test/labels")
+CHANGED = {
+    "name": np.bytes_(b"cats"),
+    "class_names": np.bytes_(b'["dog","cat"]'),
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.0, 0.5, 0.5],
+    "array_sha256": np.bytes_(json.dumps(dict.fromkeys(ARRAYS, "0" * 64))),
+    "source_sha256": np.bytes_(b"{}"),
+    "options": np.bytes_(b'{"size":[4,5]}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_changed_attribute_is_refused_before_any_image_is_read(path: Path, name: str) -> None:
+    make(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = CHANGED[name]
+    with pytest.raises(DataError, match=r"attributes that were changed .found sha256 '[0-9a-f]{64}', expected"):
+        Dataset.open(path)
+
+
+def test_images_of_another_shape_with_the_same_bytes_are_refused(path: Path) -> None:
+    make(path)
+    with h5py.File(path, "r+") as file:
+        for split in ("train", "test"):
+            images = file[split]["images"][...].reshape(40, 5, 4, 3)
+            del file[split]["images"]
+            file[split].create_dataset("images", data=images, chunks=(20, 5, 4, 3), fletcher32=True)
+    with pytest.raises(DataError, match="attributes that were changed"):
+        Dataset.open(path)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("change", [lambda value: np.nextafter(value, 0), np.zeros_like, np.flip], ids=range(3))
+def test_statistics_are_those_of_the_training_images(path: Path, name: str, change: Callable[[Any], Any]) -> None:
+    expected = make(path)
+    edited(lambda file: file.attrs.create(name, change(file.attrs[name])))(path)
+    changed = Dataset.open(path)
+    assert not changed.is_sealed
+    for read in (changed.verify, lambda: changed.verify("train"), lambda: changed.load("train")):
+        with pytest.raises(
+            DataError, match=rf"pets.h5: the attribute {name} is not that of the training images"
+        ) as error:
+            read()
+        assert f"expected {', '.join(map(repr, getattr(expected, name)))}). Prepare" in str(error.value)
+    changed.verify("test")
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (70_000, 1, 1, 3), (2, 700, 700, 1), (150, 30, 3, 4)])
+def test_statistics_are_exact(shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).choice(np.array([0, 1, 254, 255], np.uint8), shape, p=[0.1, 0.1, 0.1, 0.7])
+    moments = Moments()
+    for part in np.array_split(images, 3):
+        moments.add(part)
+    means, deviations = moments.mean_and_std()
+    for channel, (mean, std) in enumerate(zip(means, deviations, strict=True)):
+        values = [int(value) for value in images[..., channel].ravel()]
+        n, total, squares = len(values), sum(values), sum(value * value for value in values)
+        assert mean == total / (255 * n)
+        assert std == pytest.approx(float(np.std(values)) / 255, rel=1e-9)
+        assert std == math.sqrt(n * squares - total * total) / (255 * n)
+
+
+def test_a_file_of_an_older_version_is_read(path: Path) -> None:
+    dataset = make(path)
+    assert dataset.is_sealed
+    edited(lambda _: None)(path)
+    older = Dataset.open(path)
+    assert not older.is_sealed
+    assert older.digest == dataset.digest
+    older.verify()
 
 
 def test_what_replaced_the_file_since_is_refused(path: Path) -> None:

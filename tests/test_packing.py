@@ -246,7 +246,7 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
     names = tuple(f"class number {label} " + "x" * 100 for label in range(2000))
     images = random_bytes((2, 2, 2, 3), 0)
     blocks = iter([Block("test", split, 0, images, np.array([0, 1999])) for split in ("train", "test")])
-    write(out, "many", Contents(names, {"x": ""}, blocks), {})
+    write(out, "many", Contents(names, {"x": "0" * 64}, blocks), {})
     dataset = Dataset.open(out)
     assert dataset.class_names == names
     assert dataset.load("train")[1].tolist() == [0, 1999]

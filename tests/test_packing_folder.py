@@ -204,6 +204,15 @@ def a_name_of_other_bytes(root: Path) -> None:
     write_images(root / os.fsdecode(b"owl\xe9"), 2)
 
 
+def a_name_of_a_space(root: Path) -> None:
+    write_images(root / " ", 2)
+
+
+def two_names_that_look_the_same(root: Path) -> None:
+    for name in ("\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"):
+        write_images(root / name, 2)
+
+
 def only_a_test_folder(root: Path) -> None:
     (root / "dog").rename(root / "test")
 
@@ -225,6 +234,8 @@ def no_classes(root: Path) -> None:
         (JobError, "several sizes, found 5x6 .* and 5x5 .*; give --size HxW", another_size),
         (DataError, "0100.png: no such file", a_dangling_link),
         (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
+        (DataError, "a class without a name .found ' '.. Rename", a_name_of_a_space),
+        (DataError, "two classes of one name .*u0301' and '.*xe9'", two_names_that_look_the_same),
         (DataError, "no train folder", only_a_test_folder),
         (DataError, "only in one of them bird", other_classes),
         (DataError, "0 classes", no_classes),

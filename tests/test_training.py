@@ -466,10 +466,30 @@ def test_no_step_on_changed_data_is_ever_saved(tmp_path: Path, name: str, at_onc
     assert outcome_of(run) == outcome_of(trained(tmp_path / "unchanged").run)
 
 
+def with_another(path: Path, name: str) -> Dataset:
+    """A dataset of an older version, whose attributes have no checksum, with another mean or std."""
+    with h5py.File(path, "r+") as file:
+        file.attrs.pop("sha256")
+        file.attrs[name] = file.attrs[name] + 0.01
+    return Dataset.open(path)
+
+
+@pytest.mark.parametrize("at_once_bytes", [10**9, 0], ids=["before the first step", "in a thread"])
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_that_were_changed_before_there_was_a_run_are_refused(
+    tmp_path: Path, name: str, at_once_bytes: int
+) -> None:
+    dataset(tmp_path)
+    run = run_of(job(), with_another(tmp_path / "toy.h5", name), tmp_path / "runs")
+    with pytest.raises(DataError, match=rf"toy\.h5: the attribute {name} is not that of the training images"):
+        train(run, checked_at_once_bytes=at_once_bytes)
+    assert run.history() == []
+    assert not list(run.path.rglob("*.npz"))
+
+
 def test_another_mean_is_refused(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    with h5py.File(tmp_path / "toy.h5", "r+") as file:
-        file.attrs["mean"] = file.attrs["mean"] + 0.01
+    with_another(tmp_path / "toy.h5", "mean")
     with pytest.raises(DataError, match=r"toy\.h5: damaged, mean and std are not those"):
         train(run)
 

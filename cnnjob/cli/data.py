@@ -240,7 +240,9 @@ def _verify(path: Path, *, as_json: bool) -> None:
     _print_dataset(dataset)
     for name, digest in {**dataset.source_sha256, **dataset.array_sha256}.items():
         typer.echo(f"{digest}  {name}")
-    typer.echo(f"{path}: {dataset.name}, every checksum holds")
+    typer.echo(f"{path}: {dataset.name}, every checksum holds, and mean and std are those of the training images")
+    if not dataset.is_sealed:
+        typer.echo("its attributes have no checksum, as it is of an older version; prepare it again with --force")
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:

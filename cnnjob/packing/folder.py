@@ -7,6 +7,7 @@ pixels. No more than one class's names and one block of pixels are in memory.
 import hashlib
 import math
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -103,11 +104,22 @@ def _common_classes(parts: Sequence[_Part]) -> list[str]:
     for name in names:
         if name != name.encode(errors="replace").decode():  # half a surrogate pair stands for a byte that is not UTF-8
             raise DataError(f"{parts[0].folder}: a class whose name is not UTF-8 (found {name!a}). Rename its folder")
+        if not name.strip():
+            raise DataError(f"{parts[0].folder}: a class without a name (found {name!r}). Rename its folder")
+    _require_different(parts[0].folder, names)
     for part in parts:
         if different := set(names) ^ set(part.class_names()):
             raise DataError(f"{part.folder}: not the classes of {parts[0].folder}, found only in one of them"
                             f" {', '.join(sorted(different)[:5])}; every class needs a folder in both")  # fmt: skip
     return names
+
+
+def _require_different(folder: Path, names: Sequence[str]) -> None:
+    """Refuse two names that look the same: an accent can be a character of its own or not."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise DataError(f"{folder}: two classes of one name (found {other!a} and {name!a}). Rename a folder")
 
 
 def _survey(

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cnnjob.datasets import ARRAYS, FORMAT, SPLITS, blocks, digest_of
+from cnnjob.datasets import ARRAYS, FORMAT, SEAL, SPLITS, TRAINING_IMAGES, Moments, digest_of, seal_of
 from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, whole
 from cnnjob.packing.places import target_of
@@ -172,21 +172,24 @@ def _create_arrays(group: h5py.Group, block: Block, classes: int) -> None:
 def _describe(file: h5py.File, name: str, contents: Contents, options: dict[str, Any]) -> None:
     """Write the attributes, taken from what the file now holds."""
     _require_splits(file, contents)
-    digests = {
-        f"{split}/{array}": digest_of(file[split][array]) for split in SPLITS if split in file for array in ARRAYS
-    }
-    mean, std = _mean_and_std(file["train"]["images"])
-    file.attrs["format"] = FORMAT
-    file.attrs["name"] = np.bytes_(name.encode())
-    file.attrs["mean"] = mean
-    file.attrs["std"] = std
-    for key, value in {
+    arrays = {f"{split}/{array}": file[split][array] for split in SPLITS if split in file for array in ARRAYS}
+    moments = Moments()
+    digests = {key: digest_of(array, moments if key == TRAINING_IMAGES else None) for key, array in arrays.items()}
+    mean, std = moments.mean_and_std()
+    described = {
+        "name": name,
         "class_names": contents.class_names,
-        "source_sha256": contents.sha256,
+        "mean": mean,
+        "std": std,
+        "shapes": {split: file[split]["images"].shape for split in file},
         "array_sha256": digests,
+        "source_sha256": contents.sha256,
         "options": options,
-    }.items():
-        file.attrs[key] = np.bytes_(canonical_json(value).encode())
+    }
+    texts = {key: canonical_json(described[key]) for key in ("class_names", "array_sha256", "source_sha256", "options")}
+    for key, text in {"name": name, **texts, SEAL: seal_of(described)}.items():
+        file.attrs[key] = np.bytes_(text.encode())
+    file.attrs.update(format=FORMAT, mean=mean, std=std)
 
 
 def _require_splits(file: h5py.File, contents: Contents) -> None:
@@ -197,21 +200,3 @@ def _require_splits(file: h5py.File, contents: Contents) -> None:
     shapes = {split: file[split]["images"].shape[1:] for split in file}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{where}: the splits' images differ in shape, found {shapes}")
-
-
-def _mean_and_std(images: h5py.Dataset) -> tuple[list[float], list[float]]:
-    """Per channel, from exact integer sums over all pixels, in units of 255."""
-    channels = images.shape[3]
-    histogram = np.zeros((channels, 256), np.int64)
-    for block in blocks(images):
-        for channel in range(channels):
-            histogram[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
-    return zip(*(_moments(counts.tolist()) for counts in histogram), strict=True)  # type: ignore[return-value]
-
-
-def _moments(counts: list[int]) -> tuple[float, float]:
-    """Mean and standard deviation of the bytes of which ``counts[v]`` are ``v``, divided by 255."""
-    n = sum(counts)
-    total = sum(value * count for value, count in enumerate(counts))
-    squares = sum(value * value * count for value, count in enumerate(counts))
-    return total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)

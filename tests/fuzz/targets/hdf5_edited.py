@@ -15,7 +15,8 @@ from tests.fuzz.targets import Target
 from tests.fuzz.targets.hdf5 import TARGET as HDF5
 
 _NAMES = tuple(f"{split}/{array}" for split in ("train", "test", "val", "more") for array in ("images", "labels", ""))
-_ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options")
+_ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options",
+               "sha256", "more")  # fmt: skip
 _FEW = 5000
 _SHAPES = (
     (3, 2, 2, 1),
