@@ -5,12 +5,16 @@ Where commands of SLURM are called they are small shell scripts that answer as o
 
 import os
 import pwd
+import py_compile
 import re
 import select
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from cnnjob.errors import SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import queue, scheduler, submission
 from cnnjob.slurm.decisions import restarts_of
+from cnnjob.slurm.frozen import code_folder, freeze
 from cnnjob.slurm.requests import Request
 from tests.run_folders import finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.test_cli import JOB
@@ -153,12 +158,14 @@ def test_the_script() -> None:
         "mem-per-cpu=2G", "no-requeue", "nodelist=n1", "nodes=1", "open-mode=append",
         f"output='{place}/runs/{name}/slurm/%j_0_log.out'", "partition=gpu", "qos=high", "signal=USR2@90", "time=90",
     ]  # fmt: skip
-    [code] = [line.removeprefix("export ") for line in found if line.startswith("export PYTHONPATH=")]
-    assert re.fullmatch(rf"PYTHONPATH='{place}/runs/\.code/[0-9a-f]{{8}}'", code)
-    restart = f"{code} {sys.executable} -P -m cnnjob.slurm.restart '{place}/runs/{name}' $1 || "
     start = found.index("# setup")
-    assert (found[start + 1], found[start + 3].startswith(f"    {restart}")) == ("restart() {", True)
-    assert found[start + 6].startswith("trap 'restart $?' EXIT")
+    assert found[start + 1] == "own_code() {"
+    code = rf"    export PYTHONPATH='{place}/runs/\.code/[0-9a-f]{{8}}' PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1"
+    assert re.fullmatch(code, found[start + 3])
+    restart = f"    own_code; {sys.executable} -P -m cnnjob.slurm.restart '{place}/runs/{name}' $1 || "
+    assert (found[start + 5], found[start + 7].startswith(restart)) == ("restart() {", True)
+    assert found[start + 10].startswith("trap 'restart $?' EXIT")
+    assert "own_code" in found[start + 11 :]
     output = f"--unbuffered --output '{place}/runs/{name}/slurm/%j_%t_log.out' --export=ALL"
     assert f"srun {output} {sys.executable} -P -u -m submitit.core._submit '{place}/runs/{name}/slurm'" in found
 
@@ -330,6 +337,124 @@ def test_a_damaged_copy_of_the_code_is_refused_and_repaired() -> None:
     for name in ("pages/__init__.py", "pages/charts.py"):
         assert (code / "cnnjob" / name).read_bytes() == (package / name).read_bytes()
     assert batch_script(run_folder()).returncode == 0
+
+
+def compiled(source: Path, text: str) -> Path:
+    """Write other byte code for a module where Python looks for it; it fits the module's time and size."""
+    state = source.stat()
+    other = source.with_name("other.py")
+    other.write_text(text)
+    cache = Path(cache_from_source(str(source)))
+    py_compile.compile(str(other), cfile=str(cache), doraise=True)
+    other.unlink()
+    head = cache.read_bytes()[:8] + struct.pack("<II", int(state.st_mtime), state.st_size)
+    cache.write_bytes(head + cache.read_bytes()[16:])
+    return cache
+
+
+def linked_folder(code: Path) -> None:
+    """Have a folder of the package be a link to another one with the same files."""
+    (code / "cnnjob/pages").rename(code.parent.parent / "pages")
+    (code / "cnnjob/pages").symlink_to(code.parent.parent / "pages")
+
+
+def linked_file(code: Path) -> None:
+    (code / "cnnjob/files.py").rename(code.parent.parent / "files.py")
+    (code / "cnnjob/files.py").symlink_to(code.parent.parent / "files.py")
+
+
+def folder_for_a_file(code: Path) -> None:
+    (code / "cnnjob/plots.py").unlink()
+    (code / "cnnjob/plots.py").mkdir()
+
+
+ODDITIES: dict[str, Callable[[Path], object]] = {
+    "byte code": lambda code: compiled(code / "cnnjob/loops.py", "raise SystemExit('other byte code')\n"),
+    "sourceless": lambda code: (code / "sitecustomize.pyc").touch(),
+    "shared object": lambda code: (code / "cnnjob/nn.so").touch(),
+    "hidden": lambda code: (code / "cnnjob/.hidden").mkdir(),
+    "link to nowhere": lambda code: (code / "usercustomize").symlink_to("/nonexistent"),
+    "linked folder": linked_folder,
+    "linked file": linked_file,
+    "folder for a file": folder_for_a_file,
+    "pipe": lambda code: os.mkfifo(code / "cnnjob/pipe.py"),
+}
+
+
+CHECK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from cnnjob.errors import DataError
+from cnnjob.slurm.frozen import check
+for _ in sys.stdin:
+    try:
+        check()
+        print("whole", flush=True)
+    except DataError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.usefixtures("site")
+def test_nothing_that_the_package_has_not_is_run_from_a_copy() -> None:
+    cnnjob("submit", "toy.toml")
+    run = run_folder()
+    [code] = Path("runs/.code").resolve().iterdir()
+    whole = {path.relative_to(code) for path in code.rglob("*")}
+    with subprocess.Popen(
+        [sys.executable, "-c", CHECK, code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for name, add in ODDITIES.items():
+            add(code)
+            process.stdin.write("\n")
+            assert f"{code}: not the code that was submitted (found digest " in process.stdout.readline(), name
+            freeze(run)
+            assert {path.relative_to(code) for path in code.rglob("*")} == whole, name
+            process.stdin.write("\n")
+            assert process.stdout.readline() == "whole\n"
+    assert not any(path.is_symlink() for path in code.rglob("*"))
+    assert (code.parent.parent / "pages/__init__.py").exists()  # what a link led to is not removed
+    assert [path.name for path in code.parent.iterdir()] == [code.name]
+
+
+def test_a_link_in_the_place_of_a_copy_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "any")
+    code = code_folder(run)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "mine").touch()
+    code.parent.mkdir(parents=True)
+    code.symlink_to(tmp_path / "clone")
+    assert freeze(run) == code
+    assert (code.is_symlink(), [path.name for path in (tmp_path / "clone").iterdir()]) == (False, ["mine"])
+
+
+@pytest.mark.usefixtures("site")
+def test_no_variable_of_python_changes_what_a_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the node's nor of the setup lines'; and no byte code comes to lie in the copy."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    Path("site.toml").write_text("setup = ['export PYTHONHOME=/nonexistent PYTHONPATH=/nonexistent PYTHONINSPECT=1']\n")
+    cnnjob("submit", "toy.toml", "--profile", "site.toml")
+    [code] = Path("runs/.code").resolve().iterdir()
+    cache = compiled(code / "cnnjob/loops.py", "raise SystemExit('other byte code')\n")
+    elsewhere = Path.cwd() / "cache" / str(cache.parents[1])[1:] / cache.name
+    elsewhere.parent.mkdir(parents=True)
+    cache.rename(elsewhere)
+    cache.parent.rmdir()
+    other = {"PYTHONPYCACHEPREFIX": str(Path.cwd() / "cache"), "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2"}
+    done = batch_script(run_folder(), **other)
+    assert (done.returncode, run_folder().state()) == (0, "finished"), done.stdout
+    assert not list(code.rglob("__pycache__"))
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_runs_here_leave_no_byte_code_in_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    assert cnnjob("submit", "toy.toml", "--local").exit_code == 0
+    assert os.environ["PYTHONWARNINGS"] == "error"
+    assert not list(Path("runs/.code").rglob("__pycache__"))
 
 
 @pytest.mark.usefixtures("site")

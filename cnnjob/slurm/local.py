@@ -93,14 +93,14 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 @contextmanager
 def _for_children(code: Path) -> Iterator[None]:
     """Let what is started now run this code, import nothing from its folder, and survive the terminal's Ctrl-C."""
-    ours = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
-    known = {name: os.environ[name] for name in ours if name in os.environ}
+    ours = frozen.environment(code)
+    known = {name: os.environ.pop(name) for name in ours if name in os.environ}
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(ours)
+    os.environ.update({name: value for name, value in ours.items() if value is not None})
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
         for name in ours:
-            del os.environ[name]
+            os.environ.pop(name, None)
         os.environ.update(known)

@@ -331,16 +331,24 @@ def _path(request: Request) -> list[str]:
     return [f"export PATH={shlex.quote(str(Path(srun).parent))}:$PATH"]
 
 
+def _own_code(code: Path) -> list[str]:
+    """Return the shell function after which Python runs a copy of the code, whatever a node or setup lines set."""
+    variables = frozen.environment(code)
+    values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
+    unset = [name for name, value in variables.items() if value is None]
+    return ["own_code() {", f"    unset {' '.join(unset)}", f"    export {' '.join(values)}", "}"]
+
+
 def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
     """The request as submitit takes it, and what surrounds the job in its script."""
-    code_path = f"PYTHONPATH={shlex.quote(str(code))}"
     again = f"{executors.python()} -m cnnjob.slurm.restart {shlex.quote(str(batch.folder))} $1"
     undecided = shlex.quote(f"cnnjob: {batch.folder}: {sys.executable} {UNDECIDED}")
     whatever = [
         *_path(request),
+        *_own_code(code),
         "restart() {",
         f"    trap '' {SIGNALS}",
-        f"    {code_path} {again} || echo {undecided} $?",
+        f"    own_code; {again} || echo {undecided} $?",
         "    exit $1",
         "}",
         "trap 'restart $?' EXIT  # whatever ends the job, and however early",
@@ -348,7 +356,7 @@ def _parameters(batch: Batch, request: Request, code: Path, parallel: int | None
     ]
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
     lines = [
-        f"export {code_path}",
+        "own_code",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
         f"export SLURM_EXIT_ERROR={NO_STEP}  # srun's own exit code where it could not run the step",
     ]
