@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+WRONG_IMAGES = 24
 SMALLEST_PROBABILITY = 2.0**-149
 """The smallest positive float32; a probability of zero costs its logarithm, 103.3 nats, not infinity."""
 
@@ -54,6 +55,22 @@ def predicted(probabilities: np.ndarray) -> np.ndarray:
         (N,) int64 in 0..K-1.
     """
     return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
+
+
+def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the images that are most confidently wrong.
+
+    Args:
+        probabilities: (N, K) floating.
+        labels: (N,) integer in 0..K-1.
+
+    Returns:
+        int64 (24,) or fewer, places in 0..N-1, the most confident first.
+    """
+    is_right = predicted(probabilities) == labels
+    confidence = np.where(is_right, -1.0, probabilities.max(axis=1))
+    worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
+    return np.asarray(worst[~is_right[worst]])
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:

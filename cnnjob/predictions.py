@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnjob import nn
+from cnnjob import metrics, nn
 from cnnjob.bindings import EVALUATION_BATCH, dataset_of_run, held_out_of, network_of, optimiser_of, pixels_of
 from cnnjob.datasets import SPLITS, Dataset
 from cnnjob.errors import DataError, JobError
@@ -17,7 +17,6 @@ from cnnjob.files import read_bytes
 from cnnjob.npz import array_from_bytes
 from cnnjob.runs import Run
 
-WRONG_IMAGES = 24
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
 _TRAIN_AGAIN = "train again with a lower train.learning_rate or other initial weights"
 _MOST_ARRAY_BYTES = 1 << 30
@@ -234,10 +233,7 @@ def record(
     Returns:
         Those but the images, and of the images the 24 most confidently wrong, worst first.
     """
-    guesses = probabilities.argmax(axis=1)
-    confidence = np.where(guesses == labels, -1.0, probabilities.max(axis=1))
-    worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
-    worst = worst[guesses[worst] != labels[worst]]
+    worst = metrics.most_confident_errors(probabilities, labels)
     return {
         "probabilities": probabilities,
         "labels": labels,

@@ -4,20 +4,20 @@ A folder may be unfinished, damaged or foreign. Whatever cannot be read is said 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from cnnjob import metrics, older, plots, schemas
+from cnnjob import crosschecks, metrics, older, plots
 from cnnjob.curves import Curve
 from cnnjob.errors import CnnjobError, DataError
 from cnnjob.escapes import printable
 from cnnjob.figures import Drawing
 from cnnjob.jobs import FORMAT, KINDS
 from cnnjob.lives import Life, damages, lives_of, tail_of_log
-from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of
+from cnnjob.runs import UNRECORDED, Run, format_of, notes_on
 
 COLUMNS = (
     *("run", "job", "group", "seed", "state"),
@@ -37,13 +37,12 @@ _SPLITS = ("train", "validation", "test")
 _OF_HISTORY = (
     "epoch",
     "step",
+    "learning_rate",
     "seconds",
+    "images_per_second",
     *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
 )
-_TOLERANCE = 1e-6
 _SUM_TOLERANCE = 1e-3
-_OF_LAST = {"epochs": "epoch", "steps": "step"}
-"""Of the result, and the column of the history whose last value it is."""
 _LARGEST = np.finfo(np.float32).max
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
 
@@ -177,8 +176,7 @@ def _read_job(run: Run, record: Record) -> None:
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
-    if schemas.SEAL not in frozen:
-        record.remarks.append(UNSEALED)
+    record.remarks += notes_on(frozen)
     named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
     record.settings |= {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):
@@ -256,7 +254,7 @@ def _read_history(run: Run, record: Record) -> None:
     table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
     table[~(np.abs(table) <= _LARGEST)] = math.nan
     history = dict(zip(_OF_HISTORY, table.T, strict=True))
-    if not (np.diff(history["epoch"], prepend=0) > 0).all():
+    if not (np.diff(history["epoch"], prepend=0) == 1).all():
         raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
     best = record.row["best_epoch"]
     record.curve = Curve(record.name, history, best if isinstance(best, int) else None)
@@ -290,40 +288,31 @@ def _read_predictions(run: Run, record: Record) -> None:
     record.row |= summary._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
     record.mistakes = _mistakes(arrays, record.class_names)
+    data = run.frozen()["data"]
+    _remark(record, crosschecks.of_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
 
 
-def _check_result(_: Run, record: Record) -> None:
-    """Remark on what the result says and the predictions, the history or the job contradict."""
-    for name, (source, found) in _recomputed(record).items():
-        said = record.result.get(name, found)
-        close = isinstance(found, float) and isinstance(said, float) and abs(said - found) <= _TOLERANCE
-        if said != found and not close:
-            record.contradictions.append(printable(f"result.json: {name} is {said}, but {source} gives {found}"))
-    record.remarks += record.contradictions
+def _check_result(run: Run, record: Record) -> None:
+    """Remark on what the files of a finished run contradict each other in."""
+    if not record.result:
+        return
+    result, checks = record.result, [*crosschecks.of_result(record.result, record.settings, record.environment)]
+    if record.counts is not None:
+        figures = {name: record.row[name] for name in ("test_accuracy", "test_loss")}
+        checks += crosschecks.of_figures(result, figures)
+    checks += crosschecks.of_attempts(result, run.attempts())
+    if record.curve:
+        checks += crosschecks.of_history(result, record.curve.history, str(record.settings.get("train.select_on")))
+    if record.curve and not run.is_older():
+        checks += crosschecks.of_epochs(record.curve.history, run.job())
+    _remark(record, checks)
 
 
-def _recomputed(record: Record) -> dict[str, tuple[str, Any]]:
-    """Return what other files give for figures of the result: the file, and the value."""
-    found: dict[str, tuple[str, Any]] = {}
-    if record.result and record.counts is not None:
-        found |= {name: ("predictions.npz", record.row[name]) for name in ("test_accuracy", "test_loss")}
-    for name, key in {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}.items():
-        if record.result and f"train.{key}" in record.settings:
-            found[name] = "job.json", record.settings[f"train.{key}"]
-    if record.result and record.curve:
-        history = {name: values.tolist() for name, values in record.curve.history.items()}
-        last = {name: history[column][-1] for name, column in _OF_LAST.items() if not _lack(history, column)}
-        found |= {name: ("history.jsonl", int(value)) for name, value in last.items()}
-        score = {"last": "epoch"}.get(on := str(record.settings.get("train.select_on")), f"{on}_accuracy")
-        if not _lack(history, score):
-            best = int(np.argmax(history[score]))  # the first of equals
-            found["best_epoch"] = "history.jsonl", int(history["epoch"][best])
-    return found
-
-
-def _lack(history: dict[str, list[float]], column: str) -> bool:
-    """Return whether a column is not there, or has a gap."""
-    return not np.isfinite(history.get(column, [math.nan])).all()
+def _remark(record: Record, checks: Iterable[crosschecks.Check]) -> None:
+    """Remark on the figures that another file gives otherwise."""
+    found = [printable(str(check)) for check in checks if not check.agrees]
+    record.contradictions += found
+    record.remarks += found
 
 
 def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
@@ -365,9 +354,9 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
 def _read_filters(run: Run, record: Record) -> None:
     if not run.result_file.exists():
         return
-    kernels = (
-        array for name, array in run.weights().items() if name.endswith("/weights") and array.ndim == len("KKCF")
-    )
+    weights = run.weights()
+    _remark(record, crosschecks.of_weights(record.result, weights))
+    kernels = (array for name, array in weights.items() if name.endswith("/weights") and array.ndim == len("KKCF"))
     first = next(kernels, None)  # a network without convolutions has none
     if first is not None and not _are_filters(first):
         raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")

@@ -18,7 +18,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -315,6 +315,18 @@ def format_of(frozen: dict[str, Any]) -> int:
     """Return the format that a job was frozen in; up to format 2 it was not written down."""
     written_as = frozen.get("format", OLDEST_FORMAT)
     return written_as if isinstance(written_as, int) else OLDEST_FORMAT
+
+
+def notes_on(frozen: dict[str, Any]) -> Iterator[str]:
+    """Yield what must be known of a run whose job an older version wrote.
+
+    Args:
+        frozen: what ``job.json`` holds.
+    """
+    if schemas.SEAL not in frozen:
+        yield UNSEALED
+    if (written_as := format_of(frozen)) != FORMAT:
+        yield f"job.json has format {written_as}, now {FORMAT}: its settings are read as what they mean now"
 
 
 def looks_like_a_run(path: Path) -> bool:

@@ -23,6 +23,7 @@ FLOORS = (
     {"packing", "training", "reports", "benchmarks"},
     {
         "backends",
+        "crosschecks",
         "estimates",
         "evaluations",
         "exports",

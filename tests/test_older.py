@@ -12,7 +12,7 @@ from cnnjob.bindings import held_out_of, split
 from cnnjob.datasets import Dataset
 from cnnjob.errors import DataError, JobError
 from cnnjob.jobs import FORMAT, Job
-from cnnjob.runs import Run
+from cnnjob.runs import UNSEALED, Run
 from cnnjob.slurm import causes, commands, status
 from cnnjob.training import train
 from tests.test_cli import JOB, cnnjob
@@ -152,6 +152,12 @@ def test_a_finished_run_stays_readable(toys: Dataset) -> None:
     ):  # fmt: skip
         done = cnnjob(*command)
         assert done.exit_code == 0, done.output
+        said = done.stdout if command[0] == "status" else done.stderr
+        assert UNSEALED in said
+        assert "job.json has format 2, now 3: its settings" in said
+    remarks = records.read(run, run.name).remarks
+    assert UNSEALED in remarks
+    assert any("job.json has format 2, now 3" in remark for remark in remarks)
     assert "run: toy-0123abcd" in cnnjob("show", str(run.path)).stdout
     read = records.read(run, run.name)
     assert (read.row["state"], read.reasons, read.settings["train.optimiser.sgd.momentum"]) == ("finished", [], 0.9)

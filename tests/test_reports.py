@@ -60,7 +60,7 @@ def test_a_finished_run_has_a_whole_row(tmp_path: Path) -> None:
         "epochs": 4,
         "best_epoch": 3,
         "train_seconds": 12.5,
-        "parameters": 1234,
+        "parameters": 114,
         "device": "cpu: test",
         "commit": folders.COMMIT,
         "data_sha256": folders.DATA_DIGEST,
@@ -230,6 +230,14 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "views": ({"test_time_augmentation": "flip"}, ["test_time_augmentation is flip, but job.json gives none"]),
 }
 """What a result may say of the run, and what is then remarked."""
+CONTRADICTIONS |= {
+    "parameters": ({"parameters": 113}, ["parameters is 113, but weights.npz gives 114"]),
+    "attempts": ({"attempts": 3}, ["attempts is 3, but attempts/ gives 2"]),
+    "device": ({"device": "gpu: x"}, ["device is gpu: x, but attempts/ gives cpu: test"]),
+    "backend": ({"backend": "cuda"}, ["backend is cuda, but environment.json gives numpy"]),
+    "precision": ({"precision": "tf32"}, ["precision is tf32, but environment.json gives float32"]),
+    "hours": ({"gpu_hours": 1.0}, ["gpu_hours is 1.0, but result.json gives 0.0"]),
+}
 
 
 @pytest.mark.parametrize("what", CONTRADICTIONS)
@@ -237,8 +245,11 @@ def test_a_result_that_other_files_contradict_is_remarked(what: str, tmp_path: P
     said, expected = CONTRADICTIONS[what]
     run = folders.finished_run(tmp_path / "runs")
     assert read(run, run.name).contradictions == []
+    if {"backend", "precision", "device"} & said.keys():
+        folders.change_json(run.environment_file, backend="numpy", precision="float32")
+        folders.change_json(run.attempt_files()[-1], device="cpu: test")
     folders.change_json(run.result_file, **said)
-    record = read(run, run.name, pictures=False)
+    record = read(run, run.name)
     assert len(record.contradictions) == len(expected)
     for remark, beginning in zip(record.contradictions, expected, strict=True):
         assert remark.startswith(f"result.json: {beginning}")
@@ -249,6 +260,56 @@ def test_a_result_that_other_files_contradict_is_remarked(what: str, tmp_path: P
     assert expected[0][:20] in (tmp_path / "report" / "metrics.md").read_text()
 
 
+ODD_EPOCHS: dict[str, tuple[dict[str, Any], str]] = {
+    "step": ({"step": 301}, "step of epoch 3 is 301.0, but its first line gives 300.0"),
+    "rate": ({"learning_rate": 0.04}, "learning_rate of epoch 3 is 0.04, but job.json gives 0.05"),
+    "speed": ({"images_per_second": 900.0}, "images_per_second of epoch 3 is 900.0, but its time gives 1000.0"),
+}
+
+
+@pytest.mark.parametrize("what", ODD_EPOCHS)
+def test_an_epoch_that_contradicts_the_others_or_the_job_is_remarked(what: str, tmp_path: Path) -> None:
+    said, remark = ODD_EPOCHS[what]
+    run = folders.finished_run(tmp_path)
+    epochs = run.history()
+    epochs[2] |= said
+    run.history_file.write_text("".join(f"{files.canonical_json(epoch)}\n" for epoch in epochs))
+    assert read(run, run.name).contradictions == [f"history.jsonl: {remark}"]
+    run.history_file.write_text("".join(f"{files.canonical_json(epoch)}\n" for epoch in epochs[1:]))
+    assert "history.jsonl: damaged, its epochs are not 1, 2, 3" in str(read(run, run.name).row["reason"])
+
+
+@pytest.mark.parametrize(
+    ("train", "epochs"),
+    [({"epochs": 5}, 5), ({"epochs": 9, "early_stopping": {"patience": 2}}, 5), ({"epochs": 3}, 3)],
+    ids=["none", "patience", "fewer"],
+)
+def test_a_history_of_another_length_than_the_jobs_is_remarked(
+    train: dict[str, Any], epochs: int, tmp_path: Path
+) -> None:
+    run = folders.finished_run(tmp_path)
+    frozen = run.frozen()["job"]
+    folders.change_job(run, job=frozen | {"train": frozen["train"] | train})
+    where = "history.jsonl: the number of epochs is"
+    last = 9 if "early_stopping" in train else epochs  # the third of four is the best
+    assert read(run, run.name).contradictions == [f"{where} 4, but job.json gives {last}"]
+    folders.write_history(run, 6, "validation")
+    folders.change_json(run.result_file, epochs=6, steps=600)
+    assert read(run, run.name).contradictions == [f"{where} 6, but job.json gives {epochs}"]
+
+
+def test_predictions_that_contradict_themselves_or_the_job_are_remarked(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    data = files.read_json(run.job_file)["data"] | {"class_names": ["ant", "bee", "cat", "eel"]}
+    data |= {"image_shape": [5, 6, 1], "mean": [0.5], "std": [0.5]}
+    folders.change_job(run, data=data)
+    folders.change_arrays(run.predictions_file, lambda arrays: arrays.update(wrong_indices=np.array([9, 2])))
+    remarks = read(run, run.name).contradictions
+    assert [remark.partition(" is ")[0] for remark in remarks] == [
+        "predictions.npz: class_names", "predictions.npz: wrong_indices", "predictions.npz: the shape of wrong_images",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("select_on", ["last", "test"])
 def test_the_best_epoch_is_that_of_the_split_that_selects(select_on: str, tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path, split="test", select_on=select_on)
@@ -257,6 +318,9 @@ def test_the_best_epoch_is_that_of_the_split_that_selects(select_on: str, tmp_pa
     assert read(run, run.name).contradictions == []
     folders.change_json(run.result_file, best_epoch=2)
     assert read(run, run.name).contradictions == [f"result.json: best_epoch is 2, but history.jsonl gives {best}"]
+    folders.change_json(run.result_file, best_epoch=best, test_accuracy=0.9)
+    found = {remark.partition(", but ")[2] for remark in read(run, run.name).contradictions}
+    assert found == {"predictions.npz gives 0.8", *(["history.jsonl gives 0.8"] if select_on == "test" else [])}
 
 
 @pytest.mark.parametrize(
@@ -355,7 +419,7 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "predictions of another run": (
         arrays("predictions.npz", labels=np.zeros(10, np.int64)),
         "finished",
-        "result.json: test_accuracy is 0.8, but predictions.npz gives 0.3",
+        "predictions.npz: wrong_indices is [2, 9], but the order of its probabilities gives [2, 3, 4, 5, 6, 7, 8]",
     ),
     "cut weights": (cut("weights.npz"), "finished", "weights.npz: damaged, its checksum"),
     "weights without a number": (
@@ -452,6 +516,7 @@ def test_a_run_without_a_history_or_convolutions_has_no_such_figures(tmp_path: P
     run = folders.finished_run(tmp_path)
     run.history_file.unlink()
     folders.change_arrays(run.weights_file, lambda arrays: arrays.pop("conv1/weights"))
+    folders.change_json(run.result_file, parameters=69)
     made = report([run], tmp_path / "report")
     assert made.skipped == [(run.name, "history.jsonl: missing or empty, so there are no learning curves")]
     assert {path.stem for path in made.files if path.suffix == ".svg"} == {"confusion"}

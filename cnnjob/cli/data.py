@@ -12,7 +12,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_table
+from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
 from cnnjob.errors import DataError, JobError
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def show(
         show_job = _print_job_as_json if as_json else _show_job
         if is_run:
             show_job(run.job(), data, run.name)
+            print_notes(run)
         else:
             show_job(Job.load(what, overrides or ()), data)
 

@@ -7,7 +7,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import print_json
+from cnnjob.cli.screen import print_json, print_notes
 
 
 def export(
@@ -31,6 +31,7 @@ def export(
     from cnnjob.runs import Run
 
     written = export_run(Run(run), output or Path(f"{run.resolve().name}.onnx"))
+    print_notes(Run(run))
     taken, given = ["N", *written.image_shape], ["N", len(written.class_names)]
     if as_json:
         print_json({

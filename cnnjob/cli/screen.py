@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cnnjob.jobs import Job
+    from cnnjob.runs import Run
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
@@ -104,6 +105,14 @@ def print_table(
         typer.echo(_plain(header, rows))
     else:
         console().print(table_of(header, rows, narrow=spare is not None))
+
+
+def print_notes(run: "Run") -> None:
+    """Say on standard error what must be known of a run whose job an older version wrote."""
+    from cnnjob.runs import notes_on
+
+    for note in notes_on(run.frozen()):
+        typer.echo(f"cnnjob: {run.path}: {note}", err=True)
 
 
 def print_json(content: Any) -> None:

@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
-from cnnjob.cli.screen import Screen, print_json, print_last, print_table
+from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table
 from cnnjob.errors import EXIT_STOPPED
 
 RUNS_FOLDER = Path("runs")
@@ -79,6 +79,7 @@ def predict(
     from cnnjob.runs import Run
 
     guesses = predict_images(Run(run), images, data)
+    print_notes(Run(run))
     for size in sorted({g.scaled_from for g in guesses if g.scaled_from}):
         typer.echo(
             f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network knows only images like its own", err=True

@@ -15,7 +15,7 @@ from cnnjob.errors import CnnjobError
 from cnnjob.jobs import FORMAT
 from cnnjob.lives import damages
 from cnnjob.processes import SKEW_SECONDS, ahead_seconds, silent_seconds
-from cnnjob.runs import UNRECORDED, UNSEALED, Run, format_of, looks_like_a_run
+from cnnjob.runs import UNRECORDED, Run, format_of, looks_like_a_run, notes_on
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
 SPLITS = ("validation", "test", "train")
@@ -184,8 +184,8 @@ def look(run: Run) -> Look:
 
 def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
     """Return what must be known of a run beside its state."""
-    if frozen and schemas.SEAL not in frozen:
-        yield UNSEALED
+    if frozen:
+        yield from notes_on(frozen)
     if facts["state"] == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
     yield from damages(run)
