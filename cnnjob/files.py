@@ -28,6 +28,7 @@ import numpy as np
 
 from cnnjob import npz
 from cnnjob.errors import DataError
+from cnnjob.processes import is_gone, process_table
 
 TEMPORARY_SUFFIX = ".tmp"
 TEXT_BYTES = 16 * 2**20
@@ -49,8 +50,8 @@ _SURROGATE = re.compile(r"\\u[dD]")
 
 
 def temporary_name(path: Path) -> Path:
-    """A new name in the same folder that says whose it is: ``.NAME.HOST-PID-RANDOM.tmp``."""
-    owner = f"{socket.gethostname()}-{os.getpid()}"
+    """A new name in the same folder that says whose it is: ``.NAME.HOST-TABLE-PID-RANDOM.tmp``."""
+    owner = f"{socket.gethostname()}-{process_table()}-{os.getpid()}"
     return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
@@ -63,9 +64,12 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def writer_is_gone(path: Path) -> bool | None:
-    """Whether the process is gone that wrote to a temporary name; None where it was of another host."""
-    found = re.fullmatch(rf"\..+\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{TEMPORARY_SUFFIX}", path.name)
-    return not Path("/proc", found[1]).exists() if found else None
+    """Return whether the process is gone that wrote to a temporary name; None where it cannot be looked up here."""
+    owner = rf"\..+\.{re.escape(socket.gethostname())}(?:-([0-9a-f]{{8}}))?-(\d{{1,9}})-[0-9a-f]+{TEMPORARY_SUFFIX}"
+    found = re.fullmatch(owner, path.name)
+    if not found or found[1] not in {None, process_table()}:  # an older version's has no table
+        return None
+    return is_gone(int(found[2]))
 
 
 def _always() -> None:

@@ -1,18 +1,23 @@
 """Who a process is, for ever and on every host, and whether it lives."""
 
+import hashlib
 import os
 import socket
 import time
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cnnjob import clocks
+from cnnjob.clocks import SKEW_SECONDS
 from cnnjob.errors import CnnjobError
 
 NO_PROC = "/proc is not readable"
 MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
-SKEW_SECONDS = 60.0
-"""Clocks that differ by more are said to."""
+HEARTBEAT_SECONDS = 30.0
+HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
+"""A process that was heard of since then is alive, whatever a scheduler says of its job's number."""
 HEARTBEAT_LIMIT_SECONDS = 300.0
 """A holder on another host that has not been heard of for so long is taken for dead."""
 
@@ -25,6 +30,7 @@ def process_identity() -> dict[str, Any]:
         "boot": _boot_id(),
         "pid": pid,
         "pid_started": _start_of(pid),
+        "pid_namespace": pid_namespace(),
         "job_id": job_id(),
         "job_restarts": job_restarts(),
         "job_step": own_step(),
@@ -69,26 +75,76 @@ def is_earlier_life(holder: dict[str, Any]) -> bool:
 
 
 def is_alive(holder: dict[str, Any], record: Path) -> bool:
-    """Whether the process of an attempt still lives.
+    """Return whether the process of an attempt still lives.
 
-    On its own host the process table answers, at once after a ``kill -9``; from elsewhere the
-    record's age does.
+    Where its number is one of this process's table, that answers, at once after a ``kill -9``; from elsewhere the
+    record's age does. So it does for another machine of the same name, which cannot be told from this one before it
+    was booted again: what was heard of since this boot is the other.
     """
-    if holder["host"] != socket.gethostname():
-        return silent_seconds(record) < HEARTBEAT_LIMIT_SECONDS
-    started = _start_of(holder["pid"])
-    return holder["boot"] == _boot_id() and started is not None and started == holder["pid_started"]
+    if shares_processes(holder):
+        started = _start_of(holder["pid"])
+        if started != _HIDDEN:
+            return started is not None and started == holder["pid_started"]
+    limit = HEARTBEAT_LIMIT_SECONDS
+    if holder["host"] == socket.gethostname() and holder["boot"] != _boot_id():
+        limit = min(limit, max(HEARD_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)))
+    return silent_seconds(record) < limit
+
+
+def shares_processes(holder: dict[str, Any]) -> bool:
+    """Return whether this process can look an attempt's process up by its number, and send it signals.
+
+    Containers of one machine may have one host name, and each its own numbers.
+    """
+    mine = pid_namespace()
+    same_machine = holder["host"] == socket.gethostname() and holder["boot"] == _boot_id()
+    return same_machine and mine is not None and holder.get("pid_namespace", mine) == mine
+
+
+def pid_namespace() -> str | None:
+    """Return the name space of this process's number; None where ``/proc`` shows the processes of another one."""
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - a number
+            return None
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path
+    except OSError:
+        return ""  # a system without name spaces
+
+
+@cache
+def process_table() -> str:
+    """Return eight letters that name this machine's boot and the name space of this process's number."""
+    try:
+        known = f"{_boot_id()} {pid_namespace()}"
+    except CnnjobError:  # no /proc
+        known = ""
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether no process of this table has a number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def silent_seconds(record: Path) -> float:
     """Return how long an attempt has given no sign of life; one from the future, by another clock, counts as now."""
-    return max(0.0, time.time() - record.stat().st_mtime)
+    return max(0.0, _age_seconds(record))
 
 
 def ahead_seconds(record: Path) -> float:
     """Return how far an attempt's last sign of life is in the future; 0 for what clocks usually differ by, or none."""
-    ahead = record.stat().st_mtime - time.time() if record.exists() else 0.0
+    ahead = -_age_seconds(record) if record.exists() else 0.0
     return ahead if ahead > SKEW_SECONDS else 0.0
+
+
+def _age_seconds(record: Path) -> float:
+    return clocks.age_seconds(record, *[*record.parents][2:0:-1])  # the folder of all runs first: it is read once
 
 
 def _boot_id() -> str:
@@ -98,12 +154,18 @@ def _boot_id() -> str:
         raise CnnjobError(f"{NO_PROC}; without it no run's owner can be known (found {error}). {MOUNT_PROC}") from error
 
 
+_HIDDEN = ""
+"""The start of a process that is there and shown to its own user alone (``hidepid``)."""
+
+
 def _start_of(pid: int) -> str | None:
-    """When a process started, in clock ticks since the boot; None if it is gone or a zombie."""
+    """Return when a process started, in clock ticks since the boot; None if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except PermissionError:
+        return _HIDDEN
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return None if is_gone(pid) else _HIDDEN
     return None if fields[0] in "ZX" else fields[19]
 
 

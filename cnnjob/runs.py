@@ -17,7 +17,6 @@ slurm/              submitit's files, the request, the newest job, what was deci
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from cnnjob import files, schemas
+from cnnjob import clocks, files, schemas
 from cnnjob.errors import DataError
 from cnnjob.jobs import FORMAT, Job
-from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, is_alive, is_earlier_life
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, HEARTBEAT_SECONDS, is_alive, is_earlier_life
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
 
-HEARTBEAT_SECONDS = 30.0
 UNRECORDED = "a process that has no record in attempts/ writes here; it stops at its next checkpoint"
 UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote it), so damage or an edit is not noticed"
 DIGEST_DIGITS = 8
@@ -267,8 +265,10 @@ class Run:
             return None
         paths = self.attempt_files()
         recorded = paths[-1].stat().st_mtime if paths else -math.inf
-        age = max(time.time() - written, 0.0)
-        return age if age < HEARTBEAT_LIMIT_SECONDS and written > recorded + 2 * HEARTBEAT_SECONDS else None
+        if written <= recorded + 2 * HEARTBEAT_SECONDS:
+            return None
+        age = max(clocks.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)
+        return age if age < HEARTBEAT_LIMIT_SECONDS else None
 
     def require_no_links(self) -> None:
         """Refuse to write through a link inside the run folder; the folder itself may be one.

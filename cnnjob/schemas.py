@@ -112,6 +112,7 @@ class Attempt(_Fields):
     boot: str
     pid: Count
     pid_started: str | None
+    pid_namespace: str | None = None
     started: Time
     ended: Time | None
     why: str | None

@@ -20,7 +20,8 @@ from cnnjob.evaluations import CHECKED_AT_ONCE_BYTES
 from cnnjob.jobs import Job
 from cnnjob.listeners import Listener, Silent
 from cnnjob.loops import Loop
-from cnnjob.runs import HEARTBEAT_SECONDS, HasEnded, Run
+from cnnjob.processes import HEARTBEAT_SECONDS
+from cnnjob.runs import HasEnded, Run
 from cnnjob.stopping import Deadline, StopRequest
 
 

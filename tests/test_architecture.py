@@ -39,7 +39,7 @@ FLOORS = (
     {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
     {"claims", "curves", "datasets", "images", "listeners", "nn", "runs", "tiles"},
     {"reference", "sweeps", "jobs", "older", "assignments", "models", "sections"}
-    | {"schemas", "toml", "files", "hdf5", "npz", "processes", "shelves", "escapes", "errors"},
+    | {"schemas", "toml", "clocks", "files", "hdf5", "npz", "processes", "shelves", "escapes", "errors"},
 )
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_sign_of_life_from_the_future_counts_from_when_it_is_seen(tmp_path: Pa
         claim(run)
     with pytest.raises(BusyError, match=r"wait for it, or stop it$"):
         claim(run)
-    os.utime(held.path, (held.path.stat().st_mtime - HEARTBEAT_LIMIT_SECONDS,) * 2)
+    os.utime(held.path, (held.path.stat().st_mtime - HEARTBEAT_LIMIT_SECONDS - 1,) * 2)
     os.utime(run.heartbeat_file, (held.path.stat().st_mtime,) * 2)
     assert claim(run).number == 2
 
@@ -221,7 +222,37 @@ def test_a_process_is_told_from_a_later_one_of_the_same_number(tmp_path: Path) -
     mine = process_identity()
     assert is_alive(mine, tmp_path)
     assert not is_alive({**mine, "pid_started": "1"}, tmp_path)
+    silent(tmp_path, HEARTBEAT_LIMIT_SECONDS + 1)
+    assert is_alive(mine, tmp_path)
     assert not is_alive({**mine, "boot": "another"}, tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"boot": "another"}, {"pid_namespace": "pid:[1]"}, {"pid_namespace": None}])
+def test_a_process_of_another_table_is_known_by_its_heartbeat(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Another container's, or another machine's of the same name: the same number is another process here."""
+    for facts in ({}, {"pid": 1}, {"pid": 2**22 + 1, "pid_started": "1"}):
+        run = Run(tmp_path / str(len(facts)))
+        record = held_by(run, **{**process_identity(), **facts, **other})
+        assert run.state() == "running"
+        with pytest.raises(BusyError):
+            claim(run)
+        silent(record, HEARTBEAT_LIMIT_SECONDS + 1)
+        silent(run.heartbeat_file, HEARTBEAT_LIMIT_SECONDS + 1)
+        assert run.state() == "lost"
+        assert claim(run).number == 2
+
+
+def test_a_machine_that_was_booted_again_frees_its_runs_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    record = held_by(run, host=process_identity()["host"], boot="another")
+    for sign in (record, run.heartbeat_file):
+        silent(sign, min(time.clock_gettime(time.CLOCK_BOOTTIME) + 91, HEARTBEAT_LIMIT_SECONDS + 1))
+    assert run.state() == "lost"
+
+
+def silent(path: Path, seconds: float) -> None:
+    """Let a sign of life be so old."""
+    os.utime(path, (time.time() - seconds,) * 2)
 
 
 def test_runs_are_found_in_folders_and_by_name(tmp_path: Path) -> None:

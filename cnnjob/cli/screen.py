@@ -28,6 +28,15 @@ LAST_WIDTH = 16
 """So much at least is kept of a last column that is folded."""
 
 
+def warn_of_clocks(runs: "Iterable[Run]") -> None:
+    """Say where the clock of this machine is not that of the file system of some runs."""
+    from cnnjob import clocks
+
+    for folder in sorted({run.path.parent for run in runs}):
+        if wrong := clocks.skew(folder):
+            typer.echo(f"cnnjob: {wrong}", err=True)
+
+
 class Printable(io.TextIOBase):
     """A stream in whose text nothing is obeyed by a terminal, whatever folders, classes or logs are called.
 

@@ -10,7 +10,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import console, fitting, print_json, print_table, table_of
+from cnnjob.cli.screen import console, fitting, print_json, print_table, table_of, warn_of_clocks
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError
 from cnnjob.escapes import printable
@@ -78,6 +78,7 @@ def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     answer = statuses(runs, thorough=thorough)
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
+    warn_of_clocks(one.look.run for one in answer.statuses if one.state not in {"finished", "damaged"})
     return answer
 
 

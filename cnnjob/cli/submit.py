@@ -8,6 +8,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, as_toml, ending_as_interrupted, memory_line
+from cnnjob.cli.screen import warn_of_clocks
 from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError
 
@@ -141,6 +142,7 @@ def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: i
     from cnnjob.slurm.submission import PartlySubmittedError
     from cnnjob.slurm.submission import submit as submit_runs
 
+    warn_of_clocks(run for run, _ in runs.values())
     try:
         _print_submitted(submit_runs([run for run, _ in runs.values()], request, parallel), runs, request)
     except PartlySubmittedError as error:

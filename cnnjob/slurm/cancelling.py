@@ -8,6 +8,7 @@ import getpass
 import os
 import shlex
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -210,5 +211,11 @@ def _command_of(seen: Look) -> str:
     """Return the command that stops a process on another host, which cannot be done from here."""
     pid, host, job = (seen.attempt.get(key) for key in ("pid", "host", "job_id"))
     inside = f", inside job {job}, which is not cnnjob's" if job and job != seen.submission.get("job_id") else ""
-    command = f"ssh {shlex.quote(str(host))} kill -TERM {pid}"
+    stop = f"kill -TERM {pid}"
+    if host == socket.gethostname():  # in another container, or on another machine of this name
+        return (
+            f"not cancelled, process {pid} on {host} trains it{inside}, in another container or on another machine of "
+            f"this name. To let it save and stop, there:\n  {stop}"
+        )
+    command = f"ssh {shlex.quote(str(host))} {stop}"
     return f"not cancelled, process {pid} on {host} trains it{inside}. To let it save and stop:\n  {command}"

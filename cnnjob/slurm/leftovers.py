@@ -6,12 +6,11 @@ A run that nobody names is never one of them, whatever its state: it may be want
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnjob import files
+from cnnjob import clocks, files
 from cnnjob.errors import BusyError, CnnjobError, DataError, SchedulerError
 from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS
 from cnnjob.runs import Run
@@ -152,7 +151,7 @@ def _is_abandoned(path: Path) -> bool:
 def _age(path: Path) -> float:
     """Seconds since a path was last changed; 0 if it is gone meanwhile."""
     try:
-        return time.time() - path.lstat().st_mtime
+        return clocks.age_seconds(path, *[*path.parents][2::-1])
     except OSError:
         return 0.0
 

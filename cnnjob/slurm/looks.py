@@ -1,8 +1,6 @@
 """What a run folder tells at a glance: little is read of each, for there may be thousands."""
 
 import os
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cnnjob import files, schemas
+from cnnjob import clocks, files, schemas
+from cnnjob.clocks import SKEW_SECONDS
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import FORMAT
 from cnnjob.lives import damages
-from cnnjob.processes import SKEW_SECONDS, ahead_seconds, silent_seconds
+from cnnjob.processes import ahead_seconds, shares_processes, silent_seconds
 from cnnjob.runs import UNRECORDED, Run, format_of, looks_like_a_run, notes_on
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
@@ -114,8 +113,8 @@ class Look:
 
     @property
     def is_here(self) -> bool:
-        """Whether the last life was on this host, where the process table answers for it."""
-        return self.attempt.get("host") == socket.gethostname()
+        """Whether the last life was where the process table answers for it."""
+        return bool(self.attempt) and shares_processes(self.attempt)
 
     @property
     def was_cancelled_here(self) -> bool:
@@ -188,6 +187,8 @@ def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[
         yield from notes_on(frozen)
     if facts["state"] == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
+    if facts["state"] in {"running", "lost"} and not clocks.is_known(run.path.resolve(), run.path.parent, run.path):
+        yield "the last sign of life is dated by this machine's clock, as the file system's is not known here"
     yield from damages(run)
 
 
@@ -198,19 +199,18 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     if attempts:
         attempt = schemas.read(attempts[-1], schemas.Attempt)
         facts["trainer"] = _user_of(attempts[-1])
-        facts["heard_seconds"] = silent_seconds(attempts[-1])
-        facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(attempt))
     if facts["state"] == "finished":
         run.result()
+    elif attempts:
+        facts["heard_seconds"] = silent_seconds(attempts[-1])
+        facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(run, attempt))
     return facts, attempt
 
 
-def _ahead(attempt: dict[str, Any]) -> float:
+def _ahead(run: Run, attempt: dict[str, Any]) -> float:
     """How far an attempt's start is in the future; 0 for less than clocks usually differ by."""
-    try:
-        ahead = datetime.fromisoformat(attempt["started"]).timestamp() - time.time()
-    except (ValueError, OverflowError, OSError):
-        return 0.0
+    now = clocks.now_of(run.path.resolve(), run.path.parent, run.path)
+    ahead = datetime.fromisoformat(attempt["started"]).timestamp() - now
     return ahead if ahead > SKEW_SECONDS else 0.0
 
 

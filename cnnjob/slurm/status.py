@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnjob.errors import SchedulerError
-from cnnjob.runs import HEARTBEAT_SECONDS, Run
+from cnnjob.processes import HEARD_SECONDS
+from cnnjob.runs import Run
 from cnnjob.slurm import accounting, queue, scheduler, words
 from cnnjob.slurm.accounting import Fate
 from cnnjob.slurm.carriers import Carriers, users_of
@@ -18,8 +19,6 @@ from cnnjob.slurm.queue import Listing, QueuedJob
 
 ANSWER_SECONDS = 10.0
 """For all questions to the scheduler together."""
-HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
-"""Whoever gave a sign of life since then lives, whatever the queue says; it may be another cluster's."""
 ENDED_EARLY = {"pending", "stopped", "failed", "cancelled", "lost"}
 STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "lost", "damaged")
 
