@@ -2,6 +2,22 @@
 
 A handler runs between any two bytecodes, in the middle of an update too. So it sets a flag, and the
 training looks at the flag after each step, where everything that must be saved is whole.
+
+What a signal does to a training is decided by who sends it:
+
+    SIGINT              Ctrl-C at a terminal                             saves and stops; a second one ends it at once
+    SIGQUIT             a terminal, or a manager of services             saves and stops
+    SIGHUP              the terminal or session is closed                saves and stops
+    SIGTERM             kill, scancel, a scheduler's end or preemption   saves and stops
+    SIGUSR1, SIGUSR2    a scheduler before the end of a job              saves and stops
+    SIGXCPU             the processor time reached its soft limit        saves and stops
+    SIGPWR              the power fails, or a container is shut down     saves and stops
+    SIGALRM             cnnjob.slurm.deadlines: no reaction at the end   ends it
+    SIGPIPE, SIGXFSZ    output without a reader, a file at its limit     ignored by Python: the write fails
+    others              timers, terminals, faults                        as the system has it
+
+One that was ignored when the process started, as nohup does with SIGHUP, stays ignored, save SIGINT, which a shell
+ignores for every job in the background.
 """
 
 import math
@@ -12,7 +28,16 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM),
+    *(signal.SIGXCPU, signal.SIGPWR),
+)
+"""Those that ask a training to save and stop."""
+
+
+def heeded() -> list[signal.Signals]:
+    """Return those of the signals that are not to stay ignored in this process."""
+    return [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 @dataclass
@@ -44,7 +69,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Take over the signals."""
-        self._kept = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        self._kept = {number: signal.signal(number, self._ask) for number in heeded()}
         return self
 
     def __exit__(

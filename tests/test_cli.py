@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_is_exit_1() -> None:
     assert (found.exit_code, "the loss is" in found.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 @pytest.mark.usefixtures("here")
 def test_a_signal_stops_with_75_and_the_same_command_goes_on(number: signal.Signals) -> None:
     """A real process, a real signal, at whatever step it is."""

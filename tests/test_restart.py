@@ -457,10 +457,10 @@ def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
     assert deadlines.first_end() == math.inf  # no job, no end
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert 1.7e9 < deadlines.first_end() < 1.8e9
+    assert 1.7e9 < (deadlines.first_end() or 0) < 1.8e9
     for answer, end in (('echo "EndTime=Unknown"', math.inf), ("echo garbage", None), ("exit 1", None), (None, None)):
         site.says(scontrol=answer)
-        assert deadlines.first_end() == math.inf
+        assert deadlines.first_end() == end
         assert deadlines.end_now() == end
 
 
@@ -537,6 +537,39 @@ def test_a_deadline_that_was_moved_stops_nobody() -> None:
     deadline.time = time.time() - 1
     assert deadline.is_over()
     assert Deadline(time.time() - 1, lambda: None).is_over()
+
+
+def test_an_end_that_slurm_did_not_tell_at_the_start_is_asked_for_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less and less often, until it answers; then an end is confirmed as any other."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    site.says(scontrol="echo x >> asked; exit 1")
+    assert deadlines.first_end() is None
+    one = deadlines.deadline(None, 30.0)
+    pauses = []
+    for _ in range(6):
+        pauses.append(one.time - time.time())
+        assert not one.is_over()  # asks nobody
+        one.time = 0.0
+        assert not one.is_over()  # as the first pause is over, SLURM is asked
+    assert [round(pause, -1) for pause in pauses] == [60, 120, 240, 480, 960, 960]
+    assert len(Path("asked").read_text().split()) == 7
+    one.time = 0.0
+    site.says(scontrol=f"echo EndTime={at(1000)}")
+    assert not one.is_over()
+    assert 960 < one.time - time.time() <= 970
+    one.time = 0.0
+    site.says(scontrol="exit 1")
+    assert one.is_over()
+
+
+def test_a_guard_that_knows_no_end_asks_for_it(site: Site) -> None:
+    site.says(scontrol=f"echo EndTime={at(5)}")
+    code = "from cnnjob.slurm.deadlines import *\nwith ended_in_time(None): time.sleep(60)"
+    environment = {**os.environ, "SLURM_JOB_ID": "17"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=30, check=False)
+    assert done.returncode == -signal.SIGALRM
 
 
 def test_a_process_that_does_not_react_is_ended_once_slurm_confirms_its_end(site: Site) -> None:

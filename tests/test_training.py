@@ -29,6 +29,7 @@ from cnnjob.listeners import Silent
 from cnnjob.models import Dropout
 from cnnjob.packing.writer import Contents, write
 from cnnjob.runs import Run
+from cnnjob.stopping import SIGNALS, StopRequest
 from cnnjob.training import train
 from tests.toys import CLASSES, blots, corrupt, dataset, job, outcome_of, trained
 
@@ -159,7 +160,7 @@ def test_stopped_again_and_again_it_is_the_unbroken_run(unbroken: Any) -> None:
     root, changes, expected = unbroken
     run = run_of(job(**changes), dataset(root), root / "often")
     often = 4 if expected[2][-1]["step"] == 15 else 12
-    signals = ((signal.SIGINT, signal.SIGTERM, signal.SIGUSR2) * 4)[:often]
+    signals = ((signal.SIGINT, signal.SIGTERM, *SIGNALS) * 2)[:often]
     states = [train(run, StopsAt(3, number)).state for number in signals]
     assert states == ["stopped"] * often
     assert train(run).state == "finished"
@@ -625,6 +626,31 @@ def test_the_same_bits_on_one_core_as_on_all(tmp_path: Path) -> None:
     assert run.attempts()[0]["step"] == 11
     assert train(run).state == "finished"
     assert outcome_of(run) == expected
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_stop_signal_asks_and_nothing_else_is_left_of_it(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        found = [stop.asked_by]
+        signal.raise_signal(number)
+        found.append(stop.asked_by)
+    assert found == [None, number.name]
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            found = [stop.asked_by]
+            signal.raise_signal(signal.SIGXCPU)
+            found.append(stop.asked_by)
+        assert found == [None, "SIGXCPU"]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_stops_at_once_and_loses_only_the_work_since(tmp_path: Path) -> None:

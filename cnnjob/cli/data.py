@@ -14,6 +14,7 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
 from cnnjob.errors import DataError, JobError
+from cnnjob.stopping import heeded
 
 if TYPE_CHECKING:
     from cnnjob.datasets import Dataset
@@ -80,12 +81,13 @@ def prepare(
 
 @contextmanager
 def ending_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends this as Ctrl-C does: what is half written is removed.
+    """End this at every stop signal as at Ctrl-C: what is half written is removed.
 
     The exception can fall into a place where Python ignores exceptions, as the callback of a weak reference; then it
     comes again a moment later.
     """
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGALRM)}
+    numbers = (*(number for number in heeded() if number != signal.SIGINT), signal.SIGALRM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     kept, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield

@@ -34,8 +34,9 @@ LOOK_SECONDS = 200e-6
 """So long a process looks for a message before it sleeps: to be woken takes about as long as a small task."""
 MOST_BYTES = 1 << 16
 """Of a message."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What a terminal or a scheduler sends to all processes of a job; only the caller heeds them."""
+FAULTS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
+"""Signals of what a process does itself. All others reach the caller alone, which decides about them: terminals and
+schedulers send them to all processes of a job."""
 
 
 def available_cores() -> int:
@@ -166,7 +167,7 @@ class _Worker:
         """Fork it: it knows these lists, by their numbers."""
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.cpu_seconds = 0.0
-        with _stop_signals_blocked(), warnings.catch_warnings():  # for good in the new process, which never leaves
+        with _signals_blocked(), warnings.catch_warnings():  # for good in the new process, which never leaves
             warnings.simplefilter("ignore", DeprecationWarning)  # of locks that threads hold: _serve takes none
             self._pid = os.fork()
             if not self._pid:
@@ -207,8 +208,8 @@ class _Worker:
 
 
 @contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
     try:
         yield
     finally:

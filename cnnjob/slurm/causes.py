@@ -49,7 +49,11 @@ _ASKED = {
     "stopped: SIGUSR2": "the scheduler announced the end of its time or a preemption, so it saved and stopped",
     "stopped: SIGTERM": "somebody asked it to end (SIGTERM), so it saved and stopped",
     "stopped: SIGINT": "somebody pressed Ctrl-C, so it saved and stopped",
+    "stopped: SIGQUIT": "somebody asked it to stop (SIGQUIT), so it saved and stopped",
     "stopped: SIGUSR1": "somebody asked it to stop (SIGUSR1), so it saved and stopped",
+    "stopped: SIGHUP": "its terminal or session was closed (SIGHUP), so it saved and stopped",
+    "stopped: SIGXCPU": "its processor time reached the limit (SIGXCPU), so it saved and stopped",
+    "stopped: SIGPWR": "its machine is being shut down (SIGPWR), so it saved and stopped",
 }
 
 

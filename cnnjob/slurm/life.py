@@ -44,10 +44,8 @@ class Life:
     def __call__(self) -> NoReturn:
         """Train, and leave with the code of what happened; unfinished is never 0."""
         code = 1
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's own handler would requeue or raise by its own count
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL
-        )  # and this one it ignores; nothing is lost until training takes it
+        for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's handlers would requeue by its own count, or ignore
+            signal.signal(number, signal.SIG_DFL)  # nothing is lost until the training takes them over
         try:
             code = self._live()
         except CnnjobError as error:
@@ -66,8 +64,11 @@ class Life:
         frozen.check()
         run = Batch.read(Path(self.folder)).own_run()
         end = inf if self.minutes else deadlines.first_end()
+        deadline = deadlines.deadline(end, self.margin_seconds)
+        if self.minutes:  # where there is no SLURM
+            deadline = Deadline(time.time() + 60 * self.minutes)
         with deadlines.ended_in_time(end):
-            outcome = self._train(run, self._deadline(end))
+            outcome = self._train(run, deadline)
         with suppress(OSError):
             print(f"{run.path}: {outcome.state}", flush=True)  # noqa: T201
         return EXIT_STOPPED if outcome.state == "stopped" else 0
@@ -82,17 +83,6 @@ class Life:
                 if not _has_later_job(run) or time.monotonic() > end:
                     raise
             time.sleep(POLL_SECONDS)
-
-    def _deadline(self, end: float) -> Deadline:
-        """Return when to save and stop: the margin before the job's end, which may be moved, or after the minutes."""
-        if self.minutes:
-            return Deadline(time.time() + 60 * self.minutes)
-
-        def time_now() -> float | None:
-            now = deadlines.end_now()
-            return None if now is None else now - self.margin_seconds
-
-        return Deadline(end - self.margin_seconds, time_now)
 
 
 def _has_later_job(run: Run) -> bool:

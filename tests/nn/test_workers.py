@@ -21,7 +21,7 @@ from cnnjob.nn import Workers, available_cores
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.memory import Array, HostMemory
 from cnnjob.nn.signals import Task
-from cnnjob.nn.workers import SHARDS, SMALL_WORK, shares
+from cnnjob.nn.workers import FAULTS, SHARDS, SMALL_WORK, shares
 from tests.nn.bench import rig
 
 
@@ -173,10 +173,10 @@ def test_where_no_process_can_be_forked_the_caller_does_it_all() -> None:
     assert "1 processes instead of 4, slower: [Errno 24] Too many open files" in done.stderr
 
 
-def test_stop_signals_are_the_callers() -> None:
+def test_signals_are_the_callers() -> None:
     workers, found, adding = marks(2, 4)
     add, other = workers.share(adding, SMALL_WORK), who_runs(workers, 2)[1]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in signal.valid_signals() - FAULTS - {signal.SIGKILL, signal.SIGSTOP}:
         os.kill(other, number)
     add()
     assert found.tolist() == [1] * 4
