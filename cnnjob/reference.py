@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, pairwise
 from typing import Any, Literal, get_args, get_origin
 
@@ -66,6 +67,7 @@ def _tables(section: type[BaseModel], name: str) -> Iterator[tuple[str, type[Bas
             yield from _tables(inner, own if get_origin(field.annotation) is tuple else f"{name}.{key}".strip("."))
 
 
+@cache
 def _docstrings(section: type[BaseModel]) -> dict[str, str]:
     """Return the docstring behind each field of a class and of its bases."""
     found: dict[str, str] = {}

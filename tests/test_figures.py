@@ -1,6 +1,7 @@
 """A report's figures: drawn where something has changed, and only there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,22 @@ def drawn(out: Path, drawings: dict[str, Drawing]) -> set[str]:
     return {name for name, content in found.items() if content is not None} - {NOTES}
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """A report that others put a picture of their own into, and say so."""
-    assert drawn(tmp_path, CURVES) == ALL
-    (tmp_path / "curves.png").write_bytes(b"no figure")
-    notes = json.loads((tmp_path / NOTES).read_text())
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which a picture was replaced, and noted."""
+    folder = tmp_path_factory.mktemp("report")
+    assert drawn(folder, CURVES) == ALL
+    (folder / "curves.png").write_bytes(b"no figure")
+    notes = json.loads((folder / NOTES).read_text())
     notes["curves"]["png"] = sha256_of(b"no figure")
-    (tmp_path / NOTES).write_text(json.dumps(notes))
-    return tmp_path
+    (folder / NOTES).write_text(json.dumps(notes))
+    return folder
+
+
+@pytest.fixture
+def out(changed: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(changed, tmp_path / "out")
 
 
 def test_what_is_as_noted_is_not_drawn(out: Path) -> None:

@@ -67,7 +67,9 @@ def shim() -> Path:
     header = Path(gettempdir()) / f"cnnjob-shim-{digest}.h"
     ready = header.with_suffix(".h.gch")
     if not ready.exists():
-        shutil.copy(SHIM, header)
+        mine = header.with_suffix(f".{os.getpid()}.h")
+        shutil.copy(SHIM, mine)
+        mine.rename(header)  # another process may be reading it
         mine = header.with_suffix(f".{os.getpid()}.gch")
         subprocess.run(["g++", *flags(), "-x", "c++-header", str(header), "-o", str(mine)], check=True)
         mine.rename(ready)
