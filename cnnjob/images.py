@@ -1,12 +1,14 @@
-"""One image file -> pixels, the same for `prepare` and `predict`, in bounded memory and with one error.
+"""One image file -> pixels, the same for `prepare` and `predict`, in bounded memory and time and with one error.
 
 Common formats only: others would start programs (EPS: Ghostscript) or load what no one needs. Of an animation or of
 several pages the first counts; transparency is dropped; an EXIF orientation is applied.
 """
 
+import io
 import re
 import resource
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,9 +26,16 @@ from cnnjob.errors import DataError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_PIXELS = 32_000_000  # 128 MB in Pillow, and twice that while it is turned or converted
 _BIG_TIFF = b"+"
+_RAW = 1
+"""The compression of a TIFF that has none."""
 _MOST_PARTS = 20_000
 _MOST_BYTES = 400_000_000
 """What decoding may take: a file of a few MB can ask for gigabytes without many pixels."""
+MOST_SECONDS = 30.0
+"""Of a processor's time, which decoding may take; most images of 32 million pixels take under a second."""
+_READ_BYTES = 64 << 10
+_SCAN_BYTES = 1 << 10
+"""Of a progressive JPEG, read at a time: a hundred scans, each of which goes through all pixels."""
 _GREY = frozenset({"1", "L", "LA", "La"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
@@ -47,11 +56,33 @@ class Header(NamedTuple):
     is_grey: bool
 
 
-def header(path: Path) -> Header:
+class _TooLongError(Exception):
+    """Decoding takes too long."""
+
+
+class _TimedReader(io.BufferedReader):
+    """A file that can be read as long as its image may take: Pillow reads most formats a little at a time."""
+
+    def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
+        super().__init__(raw)
+        self.most_bytes: int | None = None
+        self._end = time.thread_time() + most_seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read so many bytes, or as many as may be read at a time."""
+        if time.thread_time() > self._end:
+            raise _TooLongError
+        if self.most_bytes is not None and size is not None:
+            size = self.most_bytes if size < 0 else min(size, self.most_bytes)
+        return super().read(size)
+
+
+def header(path: Path, *, most_seconds: float = MOST_SECONDS) -> Header:
     """Read what an image file says about itself, not its pixels.
 
     Args:
         path: the file.
+        most_seconds: what it may take of a processor's time.
 
     Returns:
         Its size and whether it is grey.
@@ -59,16 +90,19 @@ def header(path: Path) -> Header:
     Raises:
         DataError: no image, or one that cannot be used.
     """
-    with _opened(path) as image:
+    with _opened(path, most_seconds) as image:
         return _header(image)
 
 
-def pixels(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any], Header]:
+def pixels(
+    path: Path, shape: tuple[int, int, int], *, most_seconds: float = MOST_SECONDS
+) -> tuple[np.ndarray[Any, Any], Header]:
     """Read the pixels of an image file, upright, scaled to cover the shape and cropped to its middle.
 
     Args:
         path: the file.
         shape: (H, W, C), C being 1 or 3.
+        most_seconds: what it may take of a processor's time.
 
     Returns:
         (H, W, C) uint8, and what the file says about itself.
@@ -78,7 +112,7 @@ def pixels(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any
     """
     height, width, channels = shape
     mode = "L" if channels == 1 else "RGB"
-    with _opened(path) as opened:
+    with _opened(path, most_seconds) as opened:
         found = _header(opened)
         ImageOps.exif_transpose(opened, in_place=True)
         image = opened if opened.mode == mode else opened.convert(mode)
@@ -96,25 +130,40 @@ def _header(image: Image.Image) -> Header:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, most_seconds: float) -> Iterator[Image.Image]:
     """An image whose header has been looked at; whatever Pillow finds wrong in it is a DataError."""
     try:
-        with warnings.catch_warnings(), _memory_bounded(), files.open_regular(path) as file:
+        with warnings.catch_warnings(), _memory_bounded(), _opened_file(path, most_seconds) as file:
             warnings.simplefilter("ignore")  # of a corrupt EXIF block and the like
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _require_few_parts(file)
+            _require_bounded_parts(file)
             with Image.open(file, formats=FORMATS) as image:
                 _require_usable(image)
+                _read_in_small_parts(image, file)
                 yield image
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise DataError(f"{path}: not an image of a known format (known are {known}). Convert or remove it") from error
+    except _TooLongError:
+        raise DataError(f"{path}: takes more than {most_seconds:g} s to decode. Convert or remove it") from None
     except MemoryError:
         raise DataError(
             f"{path}: takes more than {_MOST_BYTES // 10**6} MB of memory to decode. Convert or remove it"
         ) from None
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
+
+
+def _opened_file(path: Path, most_seconds: float) -> _TimedReader:
+    return _TimedReader(files.open_regular(path).detach(), most_seconds)
+
+
+def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
+    """Let no single part of a file take long: of a progressive JPEG, and of a PPM, which Pillow decodes in Python."""
+    if "progressive" in image.info:
+        image.decodermaxblock = _SCAN_BYTES
+    if image.format == "PPM":
+        file.most_bytes = _READ_BYTES
 
 
 @contextmanager
@@ -132,8 +181,8 @@ def _memory_bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _require_few_parts(file: BinaryIO) -> None:
-    """Refuse a TIFF of very many strips or tiles: Pillow makes objects of each, whatever the number of pixels."""
+def _require_bounded_parts(file: BinaryIO) -> None:
+    """Refuse a TIFF of very many strips or tiles, or of such that overlap: each of them is decoded, pixels or not."""
     head = file.read(8)
     head += file.read(8) if head[2:3] == _BIG_TIFF else b""
     file.seek(0)
@@ -146,6 +195,23 @@ def _require_few_parts(file: BinaryIO) -> None:
             parts = directory.get(tag, ())
             if isinstance(parts, tuple | bytes | str) and len(parts) > _MOST_PARTS:
                 raise ValueError(f"it has {len(parts):,} strips or tiles and the most is {_MOST_PARTS:,}")
+        if directory.get(TiffImagePlugin.COMPRESSION, _RAW) != _RAW:
+            _require_apart(directory, file.seek(0, io.SEEK_END))
+            file.seek(0)
+
+
+def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
+    """Refuse strips or tiles that have more bytes than the file: they would be decoded again and again."""
+    sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
+    counts = [size for size in sizes if size is not None]
+    if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
+        raise ValueError("it does not say how many bytes its strips or tiles have")
+    if (most := max(map(sum, counts))) > file_bytes:
+        raise ValueError(f"its strips or tiles overlap, with {most:,} bytes in a file of {file_bytes:,}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _require_usable(image: ImageFile) -> None:

@@ -210,8 +210,39 @@ def unusable_images() -> dict[str, tuple[str, bytes]]:
         "cut.gif": ("not a usable image", encoded(colour, "gif")[:-20]),
         "large.png": ("8000 x 4001 pixels and the most is", encoded(Image.new("1", (8_000, 4_001)), "png")),
         "bomb.png": ("not a usable image", bomb),
+        "same strip.tiff": ("strips or tiles overlap, with 101,100 bytes in a file of 1,931", tiff_of_one_strip(100)),
         "strips.tiff": ("30,000 strips or tiles and the most is", tiff_of_strips(30_000)),
     }
+
+
+def tiff_of_one_strip(count: int) -> bytes:
+    """A TIFF of one column, each pixel a strip that lies where all others do: small, and slow to decode."""
+    strip = zlib.compress(bytes(1000), 0)
+    tags = [(256, 3, 1, 1), (257, 3, 1, count), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (278, 3, 1, 1)]
+    tags += [(273, 4, count, 120), (279, 4, count, 120 + 4 * count)]
+    tags.sort()
+    entries = b"".join(struct.pack("<2H2I", *tag) for tag in tags)
+    head = (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(120, b"\0")
+    place = 120 + 8 * count
+    return head + struct.pack("<I", place) * count + struct.pack("<I", len(strip)) * count + strip
+
+
+def jpeg_of_scans(count: int, side: int = 2000) -> bytes:
+    """A progressive JPEG whose scans say nothing new of any pixel."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">2BH", 0xFF, marker, len(content) + 2) + content
+
+    tables = segment(0xDB, b"\0" + bytes([1] * 64)) + segment(0xC2, struct.pack(">B2H4B", 8, side, side, 1, 1, 17, 0))
+    tables += segment(0xC4, b"\0\1" + bytes(16)) + segment(0xC4, b"\x10\1" + bytes(15) + b"\xe0")
+    first = segment(0xDA, b"\1\1" + bytes(4)) + bytes(side * side // 512 + 1)
+    return b"\xff\xd8" + tables + first + segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) * count + b"\xff\xd9"
+
+
+def png_of_chunks(count: int) -> bytes:
+    """A PNG with so many parts that are no pixels."""
+    content = encoded(Image.new("L", (4, 4)), "png")
+    return content[:33] + (bytes(4) + b"IDAT" + crc(b"IDAT")) * count + content[33:]
 
 
 def tiff_of_strips(count: int) -> bytes:

@@ -17,7 +17,7 @@ from cnnjob.images import header, pixels
 from cnnjob.packing import pack
 from cnnjob.predictions import predict
 from cnnjob.runs import Run
-from tests.packing_sources import unusable_images, usable_images, write_images
+from tests.packing_sources import jpeg_of_scans, png_of_chunks, unusable_images, usable_images, write_images
 from tests.toys import trained
 
 UNUSABLE = unusable_images()
@@ -144,6 +144,29 @@ def test_an_image_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "large.png")]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "large.png: takes more than 400 MB of memory to decode. Convert or remove it" in said
+
+
+LONG = {
+    "scans.jpg": jpeg_of_scans(3000),
+    "chunks.png": png_of_chunks(200_000),
+    "comments.ppm": b"P3 4 4 255\n" + b"#\n" * 500_000 + b"7 " * 48,
+    "numbers.pgm": b"P2 1000 400 255\n" + b"7 " * 400_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_image_that_takes_too_long_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(LONG[name])
+    with pytest.raises(DataError, match=rf"{name}: takes more than 0\.02 s to decode\. Convert or remove it"):
+        pixels(path, (4, 4, 1), most_seconds=0.02)
+
+
+@pytest.mark.parametrize("name", ["scans.jpg", "numbers.pgm"])
+def test_what_takes_a_second_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(jpeg_of_scans(30) if name == "scans.jpg" else LONG[name])
+    assert pixels(path, (4, 4, 1))[0].shape == (4, 4, 1)
 
 
 def test_the_limit_of_memory_is_taken_back(tmp_path: Path) -> None:
