@@ -31,6 +31,8 @@ def process_identity() -> dict[str, Any]:
         "pid": pid,
         "pid_started": _start_of(pid),
         "pid_namespace": pid_namespace(),
+        "uid": os.getuid(),
+        "cluster": cluster(),
         "job_id": job_id(),
         "job_restarts": job_restarts(),
         "job_step": own_step(),
@@ -44,6 +46,17 @@ def job_id() -> str | None:
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
+
+
+def cluster() -> str | None:
+    """Return the name of the cluster whose SLURM job this process is part of; None outside of one."""
+    name = os.environ.get("SLURM_CLUSTER_NAME", "").lower()
+    return name if name and job_id() else None
+
+
+def may_be_one(cluster: str | None, other: str | None) -> bool:
+    """Return whether two names may be those of one cluster; an older version wrote none down."""
+    return not cluster or not other or cluster == other
 
 
 def own_step() -> str | None:
@@ -62,7 +75,12 @@ def job_restarts() -> int:
 
 def is_this_life(holder: dict[str, Any]) -> bool:
     """Whether a process is, or was, of this very life of this very SLURM job."""
-    return holder.get("job_id") == job_id() and holder.get("job_restarts", 0) == job_restarts()
+    return _is_of_this_job(holder) and holder.get("job_restarts", 0) == job_restarts()
+
+
+def _is_of_this_job(holder: dict[str, Any]) -> bool:
+    """Return whether a process is, or was, of this SLURM job, and not of one with its number on another cluster."""
+    return holder.get("job_id") == job_id() and holder.get("cluster") == cluster()
 
 
 def is_earlier_life(holder: dict[str, Any]) -> bool:
@@ -70,8 +88,7 @@ def is_earlier_life(holder: dict[str, Any]) -> bool:
 
     It may still be alive, on a node that was taken for dead.
     """
-    mine = job_id()
-    return mine is not None and holder.get("job_id") == mine and holder.get("job_restarts", 0) < job_restarts()
+    return job_id() is not None and _is_of_this_job(holder) and holder.get("job_restarts", 0) < job_restarts()
 
 
 def is_alive(holder: dict[str, Any], record: Path) -> bool:

@@ -17,7 +17,7 @@ slurm/              submitit's files, the request, the newest job, what was deci
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,7 +27,7 @@ import numpy as np
 from cnnjob import clocks, files, schemas
 from cnnjob.errors import DataError
 from cnnjob.jobs import FORMAT, Job
-from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, HEARTBEAT_SECONDS, is_alive, is_earlier_life
+from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, HEARTBEAT_SECONDS, is_alive, is_earlier_life, silent_seconds
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
@@ -42,8 +42,8 @@ HISTORY_BYTES = 2**28
 """Of ``history.jsonl``, at most: a million epochs."""
 _ATTEMPT_FILE = re.compile(r"\d{4,9}\.json", re.ASCII)
 
-HasEnded = Callable[[str], bool]
-"""Whether a scheduler says that the job of this id is over."""
+HasEnded = Callable[[Mapping[str, Any], float], bool]
+"""Whether a scheduler says that an attempt's job is over; of its record, and the seconds since its last heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -383,5 +383,4 @@ def is_held(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) ->
         return False
     if is_earlier_life(holder) or not is_alive(holder, record):
         return False
-    job_id = holder.get("job_id")
-    return not (job_id and has_ended and has_ended(job_id))
+    return not (holder.get("job_id") and has_ended and has_ended(holder, silent_seconds(record)))

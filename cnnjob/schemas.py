@@ -113,6 +113,8 @@ class Attempt(_Fields):
     pid: Count
     pid_started: str | None
     pid_namespace: str | None = None
+    uid: Count | None = None
+    cluster: str | None = None
     started: Time
     ended: Time | None
     why: str | None
@@ -199,6 +201,7 @@ class Result(_Fields):
 class Submission(_Fields):
     """``slurm/job.json``: the newest submission."""
 
+    cluster: str | None = None
     job_id: str | None = None
     log: str | None = None
     comment: str | None = None
@@ -213,6 +216,7 @@ class Restart(_Fields):
     """What was decided after an attempt; a list of them is ``slurm/restarts.json``."""
 
     step: Count
+    cluster: str | None = None
     job_id: str | None = None
     job_restarts: Count | None = None
     ended_by: str | None = None
@@ -225,6 +229,7 @@ class Cancelled(_Fields):
     """``slurm/cancelled.json``."""
 
     by: str | None = None
+    cluster: str | None = None
     jobs: list[str] = Field(default_factory=list)
     attempt: Count | None = None
     folder: str | None = None

@@ -80,6 +80,11 @@ def lost_run(root: Path, **what: Any) -> Run:
     return run
 
 
+def holder(job_id: str = "17", **facts: Any) -> dict[str, Any]:
+    """The record of an attempt that has just begun in a job of the cluster lab."""
+    return {**processes.process_identity(), "cluster": "lab", "job_id": job_id, "started": processes.now(), **facts}
+
+
 def finished_run(root: Path, *, split: str | None = "validation", channels: int = 1, **job: Any) -> Run:
     """A run of four epochs in two lives: accuracy 0.8, the third epoch was the best."""
     run = stopped_run(root, epochs=4, split=split, **job)

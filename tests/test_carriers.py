@@ -17,7 +17,7 @@ from cnnjob.runs import Run
 from cnnjob.slurm import life, locks, scheduler, status, submission, waiting
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.requests import Request
-from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
+from tests.run_folders import change_json, finished_run, holder, pending_run, running_run, stopped_run
 from tests.test_status import (
     UID,
     Make,
@@ -279,9 +279,9 @@ def test_who_submits_leaves_a_file_before_the_job_is_there(site: Site) -> None:
 def test_a_hidden_job_is_not_taken_for_one_that_has_ended(site: Site) -> None:
     unknown = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
     for private, ended in (("none", True), ("jobs,usage", False)):
-        config = f'echo "PrivateData             = {private}"'
+        config = f'echo "PrivateData             = {private}"; echo "ClusterName             = LAB"'
         site.says(scontrol=f'case "$*" in *config*) {config};; *) {unknown};; esac')
-        assert scheduler.has_ended("17") == ended
+        assert scheduler.has_ended(holder(cluster="lab"), 100) == ended
 
 
 def hidden_and_mine(site: Site, monkeypatch: pytest.MonkeyPatch, queue: str) -> tuple[Run, Run]:
@@ -347,7 +347,8 @@ def test_an_earlier_job_waits_until_a_later_one_is_cancelled(
     tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, holder: str, *, waits_for_it: bool
 ) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    claim(run).note(host="elsewhere", job_id=holder)
+    claim(run).note(host="elsewhere", job_id=holder, cluster="lab")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     monkeypatch.setattr(life, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("SLURM_JOB_ID", "20")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")

@@ -31,7 +31,7 @@ from cnnjob.slurm.restart import decide, main, restarts_without_progress
 from cnnjob.slurm.status import statuses
 from cnnjob.stopping import Deadline
 from cnnjob.training import train
-from tests.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
+from tests.run_folders import change_json, finished_run, holder, lost_run, pending_run, running_run, stopped_run
 from tests.test_runs import life as life_of_job
 from tests.test_submit import Site, batch_script, cnnjob, nowhere, run_folder, site, tree  # noqa: F401 - two are fixtures
 from tests.toys import trained
@@ -221,7 +221,8 @@ def test_after_a_life(
     [told] = restarts_of(lost)
     how = "requeued" if "is requeued" in said else "successor" if "18" in said else "by SLURM" if "back" in said else ""
     assert told == {
-        "job_id": "17", "job_restarts": 0, "ended_by": ended_by, "code": 137, "step": 0, "restarted": how, "said": said,
+        "cluster": None, "job_id": "17", "job_restarts": 0, "ended_by": ended_by, "code": 137, "step": 0,
+        "restarted": how, "said": said,
     }  # fmt: skip
     assert (lost.path / "slurm" / "18_submission.sh").exists() == ("18" in said)
 
@@ -479,9 +480,12 @@ def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         (None, False),
     ],
 )
-def test_whether_a_job_has_ended(site: Site, answer: str | None, *, ended: bool) -> None:
+def test_whether_a_job_has_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch, answer: str | None, *, ended: bool
+) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     site.says(scontrol=answer)
-    assert scheduler.has_ended("17") is ended
+    assert scheduler.has_ended(holder(), 100) is ended
 
 
 @pytest.mark.parametrize(
@@ -507,10 +511,13 @@ def test_silent_or_refused(site: Site, answer: str | None, *, silent: bool) -> N
     assert scheduler.is_silent(error.value) is silent
 
 
-def test_a_run_is_taken_over_from_a_job_that_has_ended(site: Site, tmp_path: Path) -> None:
+def test_a_run_is_taken_over_from_a_job_that_has_ended(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     whole = trained(tmp_path / "whole").run
     whole.result_file.unlink()
-    claim(whole).note(host="elsewhere", job_id="16")
+    claim(whole).note(host="elsewhere", job_id="16", cluster="lab")
     site.says(scontrol='case "$*" in *16) echo JobState=NODE_FAIL;; esac')
     assert life.Life(str(whole.path), 30)._live() == 0
     assert [attempt["ended"] is None for attempt in whole.attempts()] == [False, True, False]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -187,15 +188,16 @@ def test_the_scheduler_may_know_that_a_holder_has_ended(
 ) -> None:
     run, questions = Run(tmp_path), list[str]()
 
-    def has_ended(job: str) -> bool:
-        questions.append(job)
+    def has_ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+        assert silent_seconds < HEARTBEAT_LIMIT_SECONDS
+        questions.append(holder["job_id"])
         return over
 
     held_by(run, job_id=job_id)
     before = tree(tmp_path)
     assert run.state() == "running"
     if over and job_id:
-        assert run.state(lambda job: over) == "lost"  # noqa: ARG005
+        assert run.state(lambda *_: over) == "lost"
         assert claim(run, has_ended).number == 2
     else:
         with pytest.raises(BusyError):
@@ -205,8 +207,8 @@ def test_the_scheduler_may_know_that_a_holder_has_ended(
 
 
 def test_nobody_is_asked_about_a_holder_that_is_gone(tmp_path: Path) -> None:
-    def has_ended(job: str) -> bool:
-        raise AssertionError(job)
+    def has_ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+        raise AssertionError(holder, silent_seconds)
 
     run = Run(tmp_path)
     record = held_by(run, job_id="17")

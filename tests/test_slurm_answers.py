@@ -1,11 +1,13 @@
 """What SLURM 24.11.5 (Debian 13) printed, cut short, is read as it was meant."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from cnnjob.doctor.cluster import Nodes
 from cnnjob.slurm import accounting, forecasts, queue, scheduler, site, words
+from tests.run_folders import holder
 from tests.test_submit import Site
 
 SQUEUE = r"""printf '%s\n' \
@@ -115,12 +117,14 @@ def test_a_job(here: Site, state: str, restarts: int, ran: str, preempted: str, 
         assert scheduler.ended_by(job, 0) == ended_by
 
 
-def test_a_job_whose_name_says_that_it_has_ended(here: Site) -> None:
+def test_a_job_whose_name_says_that_it_has_ended(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     facts = {"text": "(null)", "restarts": 0, "ran": "00:00:06", "preempted": "None"}
     for name, state, ended in (("a\n   JobState=FAILED", "RUNNING", False), ("a", "FAILED", True)):
         said = JOB.format(name=name, state=state, **facts)
         here.says(scontrol=f"echo '{said}'")
-        assert scheduler.has_ended("10") is ended
+        begun = datetime.fromisoformat("2026-11-29T18:51:50").astimezone().isoformat()
+        assert scheduler.has_ended(holder("10", uid=None, started=begun), 0) is ended
 
 
 @pytest.mark.usefixtures("here")
@@ -147,9 +151,12 @@ def test_the_site() -> None:
         ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", False),
     ],
 )
-def test_a_job_that_is_not_known_has_ended(here: Site, refusal: str, *, ended: bool) -> None:
+def test_a_job_that_is_not_known_has_ended(
+    here: Site, monkeypatch: pytest.MonkeyPatch, refusal: str, *, ended: bool
+) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     here.says(scontrol=f"echo '{refusal}' >&2; exit 1")
-    assert scheduler.has_ended("4_0") is ended
+    assert scheduler.has_ended(holder("4_0"), 100) is ended
 
 
 def test_what_sbatch_would_do(here: Site) -> None:

@@ -91,7 +91,13 @@ def _records(cancelled: Sequence[Status]) -> Iterator[None]:
 
 
 def _write_record(seen: Look, job_ids: Sequence[str]) -> None:
-    record = {"by": getpass.getuser(), "jobs": job_ids, "attempt": seen.lives, "time": now()}
+    record = {
+        "by": getpass.getuser(),
+        "cluster": seen.here or None,
+        "jobs": job_ids,
+        "attempt": seen.lives,
+        "time": now(),
+    }
     with suppress(PermissionError):  # in another user's folder; SLURM then decides who may cancel
         seen.run.slurm_folder.mkdir(exist_ok=True)
         files.write_json(cancel_record(seen.run), record | seen.run.identity())
@@ -149,7 +155,7 @@ def _of_process(one: Status) -> Cancelled:
         return _not_cancelled(seen, f"not cancelled, {UNRECORDED}")
     holder = seen.attempt
     if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
-        return _of_step(one) if holder.get("job_step") else _not_cancelled(seen, _command_of(seen))
+        return _from_afar(one)
     pid = int(holder["pid"])
     _write_record(seen, [*_ids(one), *_allocation(seen)])
     try:
@@ -162,12 +168,33 @@ def _of_process(one: Status) -> Cancelled:
     return Cancelled(seen.run, f"asked process {pid} to save and stop")
 
 
+def _from_afar(one: Status) -> Cancelled:
+    """Stop a process that is not of this process table, or return the command that does."""
+    seen = one.look
+    if one.is_elsewhere:
+        return _not_cancelled(seen, _of_another_cluster(seen))
+    return _of_step(one) if seen.attempt.get("job_step") else _not_cancelled(seen, _command_of(seen))
+
+
 def _without_a_process(one: Status) -> Cancelled:
-    """Return that there is nothing to cancel, unless another user's job may be hidden."""
+    """Return that there is nothing to cancel, unless another cluster's job or a hidden one of another user may be."""
+    if one.is_elsewhere:
+        return _not_cancelled(one.look, _of_another_cluster(one.look))
     if one.is_hidden and one.state not in {"failed", "cancelled"}:
         hidden = f"not cancelled, job {one.job_id} of another user may carry it, and this site shows nobody the jobs of"
         return _not_cancelled(one.look, f"{hidden} others. Ask that user")
     return Cancelled(one.look.run, f"nothing to cancel, it is {one.state}")
+
+
+def _of_another_cluster(seen: Look) -> str:
+    """Return the command that cancels a job of another cluster, or asks a training inside of one to stop."""
+    what = f"not cancelled, job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}"
+    there = f"scancel -M {shlex.quote(seen.elsewhere)}"
+    if seen.job_id == str(seen.submission.get("job_id")):
+        return f"{what}. To cancel it:\n  {there} {seen.job_id}"
+    if step := seen.attempt.get("job_step"):
+        return f"{what}. To let it save and stop:\n  {there} --signal=TERM {seen.job_id}.{step}"
+    return _command_of(seen)
 
 
 def _ids(one: Status) -> list[str]:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cnnjob.processes import now
 from cnnjob.slurm import batches, words
 from cnnjob.slurm.looks import Look
 from cnnjob.slurm.queue import QueuedJob
+from cnnjob.slurm.scheduler import CLOCKS_SECONDS
 
 _SUBMITTER = re.compile(r"\.submitter-([0-9]{1,10})", re.ASCII)
 
@@ -61,7 +63,7 @@ class Carriers:
         """Return every job that cnnjob submitted for a run, the oldest first."""
         found = {job.job_id: job for job in self.for_folder(seen.run.path.resolve())}
         recorded = self._by_id.get(str(seen.submission.get("job_id")))
-        if recorded and _is_of(seen.submission, recorded):
+        if recorded and not seen.elsewhere and _is_of(seen.submission, recorded):
             found[recorded.job_id] = recorded
         return sorted(found.values(), key=lambda job: number_of(job.job_id))
 
@@ -75,7 +77,10 @@ class Carriers:
             return None
         if own := self.own(seen):
             return min(own, key=lambda job: job.state in words.WAITING)
-        return self._by_id.get(str(seen.attempt.get("job_id"))) if seen.state == "running" else None
+        if seen.state != "running" or seen.elsewhere:
+            return None
+        inside = self._by_id.get(str(seen.attempt.get("job_id")))
+        return inside if inside and _may_hold(inside, seen.attempt) else None
 
 
 def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
@@ -85,6 +90,14 @@ def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
     """
     known, asked = submission.get("shown"), submission.get("comment")
     return job.comment == known or (known is None and (not job.comment or bool(asked and asked in job.comment)))
+
+
+def _may_hold(job: QueuedJob, attempt: dict[str, Any]) -> bool:
+    """Return whether an attempt may have begun in a job with its number, which did not start long after it."""
+    with suppress(ValueError, OverflowError):
+        started = datetime.fromisoformat(attempt["started"]).timestamp()
+        return datetime.fromisoformat(job.start).timestamp() <= started + CLOCKS_SECONDS
+    return True
 
 
 def number_of(job_id: str) -> int:

@@ -115,7 +115,8 @@ def _pending(status: Status) -> Cause:
     step = f"; it goes on at step {seen.decision.get('step') or seen.attempt.get('step')}" if seen.lives else ""
     if job is None:
         told = "it was never submitted" if not seen.job_id else f"it waits for job {seen.job_id}"
-        return Cause(told + step, status.detail, commands.again(seen.run) if not seen.job_id else "")
+        there = f"squeue -M {shlex.quote(seen.elsewhere)} -j {seen.job_id}" if seen.elsewhere else ""
+        return Cause(told + step, status.detail, there if seen.job_id else commands.again(seen.run))
     evidence = f"squeue: job {job.job_id} {job.state}, {job.reason}"
     if job.state not in words.WAITING:
         ends = "is ending" if job.state == words.ENDING else f"is {job.state}"

@@ -5,6 +5,7 @@ A run that nobody names is never one of them, whatever its state: it may be want
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,12 @@ def _require_idle(one: Status, remark: str) -> None:
         raise BusyError(
             f"{where}: not removed, a process that cannot be named may write it; stop it, or try again "
             f"{HEARTBEAT_LIMIT_SECONDS:.0f} s after its last sign of life"
+        )
+    if one.is_elsewhere:
+        raise BusyError(
+            f"{where}: not removed, job {one.look.job_id} of cluster {one.look.elsewhere} may carry it, and this one "
+            f"is {one.look.here}. Cancel it, then wait until it has ended:\n"
+            f"  scancel -M {shlex.quote(one.look.elsewhere)} {one.look.job_id}"
         )
     if remark and one.look.job_ids and one.state not in {"finished", "damaged"}:
         raise SchedulerError(

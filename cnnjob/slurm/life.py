@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError
 from cnnjob.jobs import Job
-from cnnjob.processes import job_id
+from cnnjob.processes import cluster, job_id
 from cnnjob.runs import Run
 from cnnjob.slurm import deadlines, frozen, scheduler
 from cnnjob.slurm.batches import Batch
@@ -62,6 +62,8 @@ class Life:
 
     def _live(self) -> int:
         frozen.check()
+        if job_id() and not cluster() and (name := scheduler.cluster()):
+            os.environ["SLURM_CLUSTER_NAME"] = name  # SLURM sets it since long
         run = Batch.read(Path(self.folder)).own_run()
         end = inf if self.minutes else deadlines.first_end()
         deadline = deadlines.deadline(end, self.margin_seconds)
@@ -89,7 +91,8 @@ def _has_later_job(run: Run) -> bool:
     """Return whether the job of a run's last attempt was submitted after this one."""
     attempts, own = run.attempts(), job_id()
     holder = str(attempts[-1].get("job_id")) if attempts else ""
-    return bool(own) and number_of(holder) > number_of(str(own))
+    is_of_this_cluster = bool(attempts) and attempts[-1].get("cluster") == cluster()
+    return bool(own) and is_of_this_cluster and number_of(holder) > number_of(str(own))
 
 
 class Lines:

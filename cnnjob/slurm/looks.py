@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cnnjob.clocks import SKEW_SECONDS
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import FORMAT
 from cnnjob.lives import damages
-from cnnjob.processes import ahead_seconds, shares_processes, silent_seconds
+from cnnjob.processes import ahead_seconds, may_be_one, shares_processes, silent_seconds
 from cnnjob.runs import UNRECORDED, Run, format_of, looks_like_a_run, notes_on
 from cnnjob.slurm.decisions import cancel_of, restarts_of
 
@@ -58,6 +58,8 @@ class Look:
     """The number of the user who submitted it last."""
     trainer: int | None = None
     """The number of the user whose process the last attempt is."""
+    here: str = ""
+    """The cluster whose queue is read, where that is known (:meth:`on`)."""
     is_older: bool = False
     """Whether another version began it, so that it is not resumed."""
 
@@ -71,6 +73,29 @@ class Look:
             later = self.lives < number
         newest = submitted if submitted and (later or not self.attempt) else lived if self.attempt else submitted
         return None if newest is None else str(newest)
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster of the newest job; None where it was not written down."""
+        is_submitted = self.job_id is not None and str(self.submission.get("job_id")) == self.job_id
+        name = (self.submission if is_submitted else self.attempt).get("cluster")
+        return None if name is None else str(name)
+
+    @property
+    def elsewhere(self) -> str:
+        """The cluster of the newest job, where its number is another job's here; else empty."""
+        return str(self.cluster) if self.job_id and not may_be_one(self.cluster, self.here) else ""
+
+    def on(self, here: str) -> "Look":
+        """Return what this look is on a cluster, where older jobs of other clusters are none."""
+        seen = replace(self, here=here)
+        if seen.elsewhere:
+            return seen
+        is_foreign = {
+            name: not may_be_one(getattr(self, name).get("cluster"), here) for name in ("attempt", "submission")
+        }
+        attempt = {**self.attempt, "job_id": None} if is_foreign["attempt"] else self.attempt
+        return replace(seen, attempt=attempt, submission={} if is_foreign["submission"] else self.submission)
 
     @property
     def job_ids(self) -> set[str]:
@@ -97,7 +122,8 @@ class Look:
     @property
     def decided(self) -> dict[str, Any]:
         """The same, where it is of the newest job, and not of an attempt before its last."""
-        if not self.job_id or str(self.decision.get("job_id")) != self.job_id:
+        is_newest = may_be_one(self.decision.get("cluster"), self.cluster)
+        if not self.job_id or str(self.decision.get("job_id")) != self.job_id or not is_newest:
             return {}
         decided, attempted = self.decision.get("job_restarts"), self.attempt.get("job_restarts") or 0
         is_earlier = decided is not None and str(self.attempt.get("job_id")) == self.job_id and decided < attempted
@@ -122,7 +148,9 @@ class Look:
         if not self.cancelled:
             return False
         jobs = self.cancelled.get("jobs") or []
-        return self.job_id in jobs if self.job_id else not jobs and self.cancelled.get("attempt") == self.lives
+        if self.job_id:
+            return self.job_id in jobs and may_be_one(self.cancelled.get("cluster"), self.cluster)
+        return not jobs and self.cancelled.get("attempt") == self.lives
 
     @property
     def epochs(self) -> int | None:

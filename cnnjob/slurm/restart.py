@@ -212,7 +212,7 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
 
 def _facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
     step = newest_step(run.checkpoints_folder)
-    own = {"job_id": _own_job(), "job_restarts": processes.job_restarts()}
+    own = {"cluster": processes.cluster(), "job_id": _own_job(), "job_restarts": processes.job_restarts()}
     return {**own, "ended_by": ended_by, "code": code, "step": step, "restarted": ""}
 
 
@@ -247,7 +247,9 @@ def _was_cancelled(run: Run) -> bool:
         DataError: the record of it is damaged, and nothing was submitted since it was written.
     """
     try:
-        return _own_job() in (read_cancel(run).get("jobs") or [])
+        record = read_cancel(run)
+        is_here = processes.may_be_one(record.get("cluster"), processes.cluster())
+        return is_here and _own_job() in (record.get("jobs") or [])
     except DataError as error:
         if _submitted_after(run, cancel_record(run)):
             return False

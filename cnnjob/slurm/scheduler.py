@@ -7,11 +7,16 @@ import signal
 import subprocess
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
+from typing import Any
 
 from cnnjob.errors import SchedulerError
+from cnnjob.processes import HEARD_SECONDS
 
 ANSWER_SECONDS = 60
+CLOCKS_SECONDS = 300.0
+"""So much at most differ the clocks of a cluster's machines: SLURM's messages are refused beyond it."""
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 }  # fmt: skip
@@ -193,34 +198,75 @@ def is_absent(error: SchedulerError) -> bool:
     return bool(_ABSENT.search(str(error)))
 
 
-def has_ended(job_id: str) -> bool:
-    """Whether SLURM says that a job is over, or does not know it any more; no answer is a no."""
-    return _is_over(job_id, hides_jobs)
+def has_ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+    """Return whether SLURM says that an attempt's job is over; no answer is a no.
+
+    Args:
+        holder: the attempt's record.
+        silent_seconds: since its last heartbeat.
+
+    Returns:
+        False for a job of another cluster, of which this one knows at most another job with its number. Where SLURM
+        does not know the number, or knows it of another job, a job of this cluster is over that has missed three
+        heartbeats. A record without a cluster may be of any: then a job is over only with both.
+    """
+    return _is_over(holder, silent_seconds, cache(config))
 
 
-def _is_over(job_id: str, hides: Callable[[], bool]) -> bool:
+def _is_over(holder: Mapping[str, Any], silent_seconds: float, ask_config: Callable[[], Mapping[str, str]]) -> bool:
+    recorded, is_quiet = holder.get("cluster"), silent_seconds >= HEARD_SECONDS
+    if recorded and recorded != cluster(ask_config):
+        return False
     try:
-        facts = _facts(ask(["scontrol", "show", "job", job_id]))
-        states = {value for name, value in facts if name == "JobState"}  # several: one is of a text with a line end
-        return bool(states) and states <= ENDED
+        facts = list(_facts(ask(["scontrol", "show", "job", str(holder["job_id"])])))
     except SchedulerError as error:
-        return bool(_UNKNOWN.search(str(error))) and not hides()
+        is_unknown = bool(_UNKNOWN.search(str(error)))
+        return is_unknown and bool(recorded) and is_quiet and not hides_jobs(ask_config)
+    states = {value for name, value in facts if name == "JobState"}  # several: one is of a text with a line end
+    if not _is_job_of(holder, dict(reversed(facts))):
+        return bool(recorded) and is_quiet
+    return bool(states) and states <= ENDED and (bool(recorded) or is_quiet)
 
 
-def ended_among(queued: Callable[[], Container[str]]) -> Callable[[str], bool]:
+def _is_job_of(holder: Mapping[str, Any], job: Mapping[str, str]) -> bool:
+    """Return whether an attempt may have been in a job with its number, which SLURM may use again.
+
+    Its user is another's, it was submitted after the attempt's start and not requeued since then, or it had ended
+    before it.
+    """
+    user = re.search(r"\(([0-9]{1,10})\)$", job.get("UserId", ""))
+    if user and holder.get("uid") not in {None, int(user[1])}:
+        return False
+    started = datetime.fromisoformat(holder["started"]).timestamp()
+    is_later_life = number(job.get("Restarts", "")) > (holder.get("job_restarts") or 0)
+    submitted, ended = (_timestamp(job.get(name, "")) for name in ("SubmitTime", "EndTime"))
+    if submitted and submitted > started + CLOCKS_SECONDS and not is_later_life:
+        return False
+    return not (ended and job.get("JobState") in ENDED and ended < started - CLOCKS_SECONDS)
+
+
+def _timestamp(clock: str) -> float | None:
+    """Return a time of SLURM's as ``time.time()`` counts; None for a word such as ``Unknown``."""
+    try:
+        return datetime.fromisoformat(clock).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def ended_among(queued: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
     """Return :func:`has_ended` for many jobs: it asks about none of those that are queued.
 
     Args:
         queued: the ids of jobs that have not ended. Asked once, and not for no job; where it gets no answer, no job
             has ended.
     """
-    known, hides = cache(queued), cache(hides_jobs)
+    known, ask_config = cache(queued), cache(config)
     silent = False
 
-    def ended(job_id: str) -> bool:
+    def ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
         nonlocal silent
         try:
-            return not silent and job_id not in known() and _is_over(job_id, hides)
+            return not silent and holder["job_id"] not in known() and _is_over(holder, silent_seconds, ask_config)
         except SchedulerError:
             silent = True
             return False
@@ -228,13 +274,24 @@ def ended_among(queued: Callable[[], Container[str]]) -> Callable[[str], bool]:
     return ended
 
 
-def hides_jobs() -> bool:
-    """Return whether each user sees no jobs but their own here (``PrivateData``), as far as SLURM says."""
+def config(seconds: float | None = None) -> dict[str, str]:
+    """Return SLURM's configuration; empty where it does not answer."""
     try:
-        said = words(ask(["scontrol", "show", "config"])).get("PrivateData", "")
+        return words(ask(["scontrol", "show", "config"], seconds))
     except SchedulerError:
-        return False
-    return "jobs" in said.split(",")
+        return {}
+
+
+def cluster(ask_config: Callable[[], Mapping[str, str]] = config) -> str:
+    """Return the name of the cluster whose SLURM answers here; empty where that is not known, or several do."""
+    chosen = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SLURM_CLUSTER_NAME")
+    name = chosen or ask_config().get("ClusterName", "")
+    return "" if "," in name or name == "all" else name.lower()
+
+
+def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = config) -> bool:
+    """Return whether each user sees no jobs but their own here (``PrivateData``), as far as SLURM says."""
+    return "jobs" in ask_config().get("PrivateData", "").split(",")
 
 
 def ended_by(job: Mapping[str, str], restarts: int) -> str:

@@ -4,8 +4,9 @@ A scheduler that does not answer, or says what cannot be read, changes no state:
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from cnnjob.errors import SchedulerError
@@ -41,9 +42,14 @@ class Status:
     error: str = ""
     """Why a process ended before it could claim the run, where that is known from elsewhere."""
     is_hidden: bool = False
-    """Whether its job may be in the queue though it was not shown, as it is another user's."""
+    """Whether its job may be in a queue though it was not shown, as it is another user's or another cluster's."""
     left_queue: bool = False
     """Whether its newest job is gone from the queue, never started, and nobody knows how it ended."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a job of another cluster may carry it."""
+        return self.is_hidden and bool(self.look.elsewhere)
 
     @property
     def is_resumable(self) -> bool:
@@ -106,17 +112,19 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
         thorough: ask the accounts also where the state is clear and only its cause is not.
 
     Returns:
-        One status each, in their order. At most two questions are put to the scheduler.
+        One status each, in their order. At most three questions are put to the scheduler: ``scontrol show config``
+        where a run's cluster was written down or a job may be hidden, ``squeue``, and ``sacct`` of at most
+        :data:`cnnjob.slurm.accounting.MOST_JOBS` jobs.
     """
     end = time.monotonic() + ANSWER_SECONDS
-    looks = [look(run) for run in runs]
+    ask_config = cache(lambda: scheduler.config(0.2 * ANSWER_SECONDS))
+    looks = _on_this_cluster([look(run) for run in runs], ask_config)
     asked, remark = queue_of(looks)
     jobs = asked.jobs if asked else []
     find = Carriers(jobs)
     found = [find.of(one) for one in looks]
-    hidden, silent = _hidden(looks, found) if asked else set[Run](), bool(remark)
-    if hidden and not remark:
-        remark = "squeue: this site shows nobody the jobs of others; what became of those is not known here"
+    hidden, silent = _hidden(looks, found, ask_config) if asked else dict[Run, str](), bool(remark)
+    remark = remark or "; ".join(sorted({why for why in hidden.values() if why}))
     known = {one.job_id: _fate_of(one) for one in jobs if one.state in words.ENDED}
     if asked:
         unclear = [one for one, job in zip(looks, found, strict=True) if not job and _is_unclear(one, thorough)]
@@ -131,11 +139,37 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     return Answer([_with_remarks(one, find.own(one.look)) for one in told], remark, silent)
 
 
-def _hidden(looks: Sequence[Look], found: Sequence[QueuedJob | None]) -> set[Run]:
-    """Return the runs whose job may be in the queue though it was not shown, as it is another user's."""
-    unshown = (one for one, job in zip(looks, found, strict=True) if not job)
-    others = {one.run for one in unshown if one.is_anothers and one.state not in {"finished", "damaged"}}
-    return others if others and scheduler.hides_jobs() else set()
+def _on_this_cluster(looks: Sequence[Look], ask_config: Callable[[], Mapping[str, str]]) -> list[Look]:
+    """Return what the looks are on this cluster, whose name is asked for only where one was written down."""
+    left = [one for one in looks if one.state not in {"finished", "damaged"}]
+    recorded = any(record.get("cluster") for one in left for record in (one.attempt, one.submission))
+    here = scheduler.cluster(ask_config) if recorded else ""
+    return [one.on(here) for one in looks]
+
+
+def _hidden(
+    looks: Sequence[Look], found: Sequence[QueuedJob | None], ask_config: Callable[[], Mapping[str, str]]
+) -> dict[Run, str]:
+    """Return the runs whose job may be in a queue that was not shown, and what to say of it."""
+    unshown = [
+        one for one, job in zip(looks, found, strict=True) if not job and one.state not in {"finished", "damaged"}
+    ]
+    hidden = {
+        one.run: f"squeue: jobs of cluster {one.elsewhere} are not known on this one, {one.here}"
+        for one in unshown if one.elsewhere and may_go_on(one)
+    }  # fmt: skip
+    others = [one.run for one in unshown if one.is_anothers and one.run not in hidden]
+    if others and scheduler.hides_jobs(ask_config):
+        said = "squeue: this site shows nobody the jobs of others; what became of those is not known here"
+        hidden |= dict.fromkeys(others, said)
+    return hidden
+
+
+def may_go_on(seen: Look) -> bool:
+    """Return whether nothing in its folder says that its newest job has ended and does not bring it back."""
+    is_submitted = str(seen.submission.get("job_id")) == str(seen.job_id)
+    is_left = seen.state != "running" and (seen.decided.get("restarted") == "" or not is_submitted)
+    return not (is_settled(seen) or seen.was_cancelled_here or is_left)
 
 
 def of_folder(run: Run, error: str = "") -> Status:
@@ -173,7 +207,7 @@ def _fate_of(job: QueuedJob) -> Fate:
 
 def _is_unclear(seen: Look, thorough: bool) -> bool:  # noqa: FBT001 - private
     """Whether the accounts are to be asked for a run whose job is not in the queue."""
-    if seen.state in {"finished", "damaged"} or not seen.job_id:
+    if seen.state in {"finished", "damaged"} or not seen.job_id or seen.elsewhere:
         return False
     if thorough:
         return seen.state != "running" or not seen.is_here
@@ -193,7 +227,7 @@ def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
 
 
 def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], *, gone: bool) -> Status:
-    fate = None if job or not seen.job_id else fates.get(seen.job_id)
+    fate = None if job or not seen.job_id or seen.elsewhere else fates.get(seen.job_id)
     if seen.state in {"finished", "damaged"}:
         return Status(seen, seen.state, seen.trouble)
     if gone and not fate and _left_queue(seen):
@@ -226,6 +260,8 @@ def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
         detail.append(f"job {own[0].job_id} is for {seen.moved_from}, from where this folder was moved")
     elif seen.original and not own and status.state != "finished":
         detail.append(f"a copy of {seen.original}, whose jobs are not its own")
+    if seen.elsewhere and status.state != "finished":
+        detail.append(f"job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}")
     others = [job.job_id for job in own if status.job and job.job_id != status.job.job_id]
     if others:
         detail.append(f"job {', '.join(others)} is for it too")
@@ -233,7 +269,7 @@ def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
 
 
 def _waiting(seen: Look, job: QueuedJob) -> tuple[str, str]:
-    if seen.state == "running" and str(seen.attempt.get("job_id")) != job.job_id:
+    if seen.state == "running" and (seen.elsewhere or str(seen.attempt.get("job_id")) != job.job_id):
         return "running", f"job {job.job_id} waits too"
     wait = words.waits_for(job.reason)
     never = ", it never starts so" if wait.never else ""
@@ -242,7 +278,7 @@ def _waiting(seen: Look, job: QueuedJob) -> tuple[str, str]:
 
 def _in_a_job(seen: Look, job: QueuedJob) -> tuple[str, str]:
     """The state while its job runs."""
-    same = str(seen.attempt.get("job_id")) == job.job_id
+    same = not seen.elsewhere and str(seen.attempt.get("job_id")) == job.job_id
     if seen.state == "failed" and same:
         return "failed", "its job is ending"
     if job.state not in words.RUNNING:
@@ -337,7 +373,8 @@ def _never_began(seen: Look, fate: Fate | None, *, gone: bool) -> tuple[str, str
         return "failed", f"job {fate.job_id} {fate.said} before the run began"
     if fate:
         return "lost", f"job {fate.job_id} {fate.said} before the run began"
-    return ("lost", f"job {seen.job_id} ended before the run began") if gone else ("pending", f"job {seen.job_id}")
+    unknown = "" if seen.elsewhere else f"job {seen.job_id}"
+    return ("lost", f"job {seen.job_id} ended before the run began") if gone else ("pending", unknown)
 
 
 def span(seconds: float) -> str:

@@ -21,7 +21,7 @@ from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
 from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
-from cnnjob.slurm.status import is_settled
+from cnnjob.slurm.status import may_go_on
 
 SIGNALS = "{1..16} {20..31} {34..64}"
 """All that a shell can trap, but SIGCHLD, by which it learns of its children's ends, and SIGCONT."""
@@ -112,7 +112,8 @@ def _queued(runs: Sequence[Run]) -> dict[Run, str]:
         BusyError: whether a job of another user or another folder carries one cannot be known from here.
         SchedulerError: the queue could not be read.
     """
-    looks = [look(run) for run in runs]
+    here = scheduler.cluster()
+    looks = [look(run).on(here) for run in runs]
     listing = queue.listing(users_of(looks), {job_id for one in looks for job_id in one.job_ids})
     listing.require_whole()
     find = Carriers(listing.jobs)
@@ -146,7 +147,13 @@ def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
             f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
             f"  {commands.cancel(seen.run)}"
         )
-    if not jobs and seen.is_anothers and _may_wait(seen) and scheduler.hides_jobs():
+    if not jobs and seen.elsewhere and may_go_on(seen):
+        raise BusyError(
+            f"{seen.run.path}: job {seen.job_id} of cluster {seen.elsewhere} may carry it, and this one is "
+            f"{seen.here}. Look for it there:\n  squeue -M {shlex.quote(seen.elsewhere)} -j {seen.job_id}\n"
+            f"If it has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
+        )
+    if not jobs and seen.is_anothers and may_go_on(seen) and scheduler.hides_jobs():
         raise BusyError(
             f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
@@ -176,11 +183,6 @@ def _require_no_original(seen: Look, find: Carriers) -> None:
             f"{seen.run.path}: job {waiting[0].job_id} is in the queue for {seen.original}, which is not there any "
             f"more. Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
         )
-
-
-def _may_wait(seen: Look) -> bool:
-    """Return whether nothing in its folder says that its newest job has ended for good."""
-    return not is_settled(seen) and not seen.was_cancelled_here
 
 
 def resubmit(run: Run) -> str:
@@ -257,7 +259,13 @@ def _submit(
 def _record(batch: Batch, run: Run, element: str, comment: Mapping[str, str | None]) -> None:
     """Write down which job carries a run, with its comment as it was asked for and as the queue shows it."""
     log = batch.files_folder / f"{element}_0_log.out"
-    said = {"job_id": element, **comment, "log": str(log), "attempt": batches.attempt_of(run)}
+    said = {
+        "cluster": scheduler.cluster() or None,
+        "job_id": element,
+        **comment,
+        "log": str(log),
+        "attempt": batches.attempt_of(run),
+    }
     files.write_json(run.submission_file, {**said, **run.identity(), "submitted": now()})
 
 

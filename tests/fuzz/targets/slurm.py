@@ -62,7 +62,8 @@ def _fates() -> None:
 
 def _job() -> None:
     assert scheduler.ended_by(scheduler.job("10"), 1) in {"requeued", "preempted", "time limit", "cancelled", "itself"}
-    scheduler.has_ended("10")
+    attempt = {"cluster": None, "job_id": "10", "job_restarts": 0, "uid": 0, "started": "2026-11-29T18:52:00+00:00"}
+    scheduler.has_ended(attempt, 100)
     deadlines.end_now()
 
 
