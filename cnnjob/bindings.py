@@ -16,6 +16,7 @@ import numpy as np
 from cnnjob import environments, files, jobs, models, nn, schemas
 from cnnjob.datasets import Dataset
 from cnnjob.errors import CnnjobError, DataError, JobError
+from cnnjob.idle import require_acting
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.runs import OLDEST_FORMAT, Run, format_of
 
@@ -367,6 +368,7 @@ def check(job: jobs.Job, dataset: Dataset) -> None:
             f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} steps of the training, so it "
             "would not act; lower it, or leave out train.lookahead"
         )
+    require_acting(job, dataset, network, schedule_of(job.train), steps)
 
 
 def counts_of(job: jobs.Job, dataset: Dataset) -> tuple[int, int]:

@@ -6,7 +6,8 @@ result to the last bit and enters :meth:`Job.digest`, which names the run's fold
 Two spellings of one training are one job, as far as the job alone tells. A key that cannot act where it stands is
 refused, with what to write instead. What only happens not to act beside another value is left out when the job is
 read, so that such values can be swept over: an early stopping that so few epochs never reach, an augmentation whose
-settings are all off, a dropout of 0 that no other dropout follows, the order of what a convolution does not have.
+settings are all off, a dropout of 0 that no other dropout follows, the order of what a convolution does not have, flips
+that alternate over one epoch. What cannot act on a dataset is refused with it (:mod:`cnnjob.idle`).
 """
 
 import math
@@ -15,7 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cnnjob import assignments, older, schemas, toml
 from cnnjob.errors import JobError
@@ -50,7 +59,8 @@ class Augment(Section):
     """How training images are changed anew in each epoch; moved images are mirrored at their edges."""
 
     flip: Literal["none", "random", "alternating"] = "none"
-    """Mirroring left to right: ``random`` draws it for each image and epoch, ``alternating`` is every other epoch."""
+    """Mirroring left to right: ``random`` draws it for each image and epoch, ``alternating`` is every other epoch; over
+    one epoch they are the same."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
     """Pixels by which an image is moved at most, along each axis, uniformly drawn."""
 
@@ -62,8 +72,8 @@ class Data(Section):
     """``unit`` divides by 255; ``standardised`` then subtracts the training images' mean and divides by their standard
     deviation, per channel."""
     validation_fraction: Fraction = 0.1
-    """Share of each class's training images that is held out for validation, the same for every seed; a dataset's own
-    validation split goes before it."""
+    """Share of each class's training images that is held out for validation, the same for every seed; only of a dataset
+    without a validation split of its own."""
     augment: Annotated[Augment | None, OrFalse] = None
     """How training images are changed anew in each epoch: a table of its settings; ``false`` is none."""
 
@@ -279,7 +289,21 @@ class Job(Section):
                 f"train.precision: '{self.train.precision}' is for a GPU, found with resources.backend 'numpy', which "
                 "computes in float32; set train.precision to 'float32'"
             )
+        if self.train.precision == "float16" and not is_older(info) and not self.model.has_convolutions:
+            raise ValueError(
+                "train.precision: 'float16' is that of convolutions, found none among model.blocks; set 'tf32'"
+            )
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _alternates(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take flips that alternate between epochs for random ones where there is one epoch: they are the same."""
+        job = handler(values)
+        if job.train.epochs > 1 or not job.data.augment or job.data.augment.flip != "alternating":
+            return job
+        augment = job.data.augment.model_copy(update={"flip": "random"})
+        return job.model_copy(update={"data": job.data.model_copy(update={"augment": augment})})
 
     @classmethod
     def load(cls, name: str, overrides: Iterable[str] = ()) -> Self:

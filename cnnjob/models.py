@@ -123,7 +123,7 @@ class Conv(Section):
     @field_validator("order", mode="after")
     @classmethod
     def _orders_what_is_there(cls, order: tuple[Part, ...], info: ValidationInfo) -> tuple[Part, ...]:
-        """Bring what is not there into its usual order; without normalisation, ReLU and pooling are one operation."""
+        """Bring what is not there, and a ReLU beside its pooling where the bits are the same, into the usual order."""
         if sorted(order) != sorted(_ORDER):
             raise ValueError(f"not 'norm', 'activation' and 'pool', each once, found {list(order)}")
         normalised, pools = bool(info.data.get("batch_norm")), info.data.get("pool", 1) > 1
@@ -132,6 +132,8 @@ class Conv(Section):
             return _ORDER
         there = {"norm": normalised, "activation": activation != "none", "pool": pools}
         acting = [part for part in order if there[part]]
+        if activation == "relu" and acting == ["norm", "pool", "activation"]:
+            return _ORDER
         if acting == [part for part in _ORDER if there[part]]:
             return _ORDER
         return (*acting, *(part for part in _ORDER if not there[part]))
@@ -177,7 +179,7 @@ class GlobalPool(Section):
     """One number a channel: the mean or the maximum over all pixels (Lin et al. 2014)."""
 
     global_pool: Literal["mean", "max"]
-    """The mean or the maximum of each channel over all pixels."""
+    """The mean or the maximum of each channel over all pixels, of which there must be more than one."""
 
 
 def _kind_of(block: Any) -> str | None:
@@ -264,6 +266,11 @@ class Model(Section):
     """How the implied last layer starts and is trained: a table of its settings."""
 
     _keeps_what_drops = field_validator("blocks", mode="after")(_without_idle_dropouts)
+
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether a block, or one of a residual's body, is a convolution."""
+        return any(isinstance(block, Conv | Residual) for block in self.blocks)
 
     @model_validator(mode="after")
     def _whitens_images(self) -> "Model":

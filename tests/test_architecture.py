@@ -36,7 +36,7 @@ FLOORS = (
         "tables",
         "verdicts",
     },
-    {"bindings", "checkpoints", "environments", "lives", "metrics", "plots", "stopping"},
+    {"bindings", "checkpoints", "environments", "idle", "lives", "metrics", "plots", "stopping"},
     {"claims", "curves", "datasets", "images", "listeners", "nn", "runs", "tiles"},
     {"reference", "sweeps", "jobs", "older", "assignments", "models", "sections"}
     | {"schemas", "toml", "clocks", "files", "hdf5", "npz", "processes", "shelves", "escapes", "errors"},

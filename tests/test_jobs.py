@@ -374,6 +374,10 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
         ({"train__optimiser": {"sgd": {"decoupled_weight_decay": True}}}, "train: optimiser.sgd.decoupled_weight_dec"),
         ({"data__augment": True}, "data.augment: it changes nothing; name what it changes, as { flip = 'random' }, or"),
         ({"train__precision": "tf32"}, "train.precision: 'tf32' is for a GPU, found with resources.backend 'numpy'"),
+        (
+            {"train__precision": "float16", "resources__backend": "auto", "model__blocks": [{"dense": 3}]},
+            "train.precision: 'float16' is that of convolutions, found none among model.blocks; set 'tf32'",
+        ),
         ({"model__blocks": [CONV | {"bias": False, "bias_init": 1.0}]}, "model.blocks.0: bias_init: there is no bias"),
         ({"model__blocks": [CONV | {"batch_norm": True, "bias_init": 1.0}]}, "model.blocks.0: bias_init: there is no "),
         ({"model__blocks": [{"dense": 3, "learning_rate_factor": 0.0}]}, "model.blocks.0: learning_rate_factor: at 0 "),
@@ -398,6 +402,10 @@ def test_what_cannot_act_is_refused(changes: dict[str, Any], message: str) -> No
         ({"train__schedule": "constant"}, {"train__schedule": {"constant": {"warmup": 0}}}),
         ({"data__augment": False}, {"data__augment": {"flip": "none", "translate": 0}}),
         ({"train__early_stopping": False}, {"train__early_stopping": {"patience": 1}}),
+        (
+            {"train__epochs": 1, "data__augment": {"flip": "random"}},
+            {"train__epochs": 1, "data__augment": {"flip": "alternating"}},
+        ),
         ({"data__validation_fraction": 0.0}, {"data__validation_fraction": -0.0}),
         ({"train__optimiser": {"sgd": {"momentum": 0}}}, {"train__optimiser": {"sgd": {"momentum": -0.0}}}),
         ({"model__blocks": [{"dense": 4, "init": 0}]}, {"model__blocks": [{"dense": 4, "init": -0.0}]}),
@@ -405,6 +413,10 @@ def test_what_cannot_act_is_refused(changes: dict[str, Any], message: str) -> No
         (
             {"model__blocks": [CONV | {"pool": 2, "activation": "gelu", "order": ["pool", "activation", "norm"]}]},
             {"model__blocks": [CONV | {"pool": 2, "activation": "gelu", "order": ["pool", "norm", "activation"]}]},
+        ),
+        (
+            {"model__blocks": [CONV | {"pool": 2, "batch_norm": True}]},
+            {"model__blocks": [CONV | {"pool": 2, "batch_norm": True, "order": ["norm", "pool", "activation"]}]},
         ),
         (
             {"model__blocks": [{"dropout": 0.2}, CONV]},
@@ -428,6 +440,11 @@ def test_two_spellings_of_one_training_are_one_job(one: dict[str, Any], other: d
             {"model__blocks": [CONV | {"pool": 2, "activation": "gelu", "order": ["norm", "pool", "activation"]}]},
         ),
         ({"train__schedule": "cosine"}, {"train__schedule": {"cosine": {"warmup": 0.1, "start_factor": 1.0}}}),
+        ({"data__augment": {"flip": "random"}}, {"data__augment": {"flip": "alternating"}}),
+        (
+            {"model__blocks": [CONV | {"pool": 2, "batch_norm": True, "order": ["activation", "pool", "norm"]}]},
+            {"model__blocks": [CONV | {"pool": 2, "batch_norm": True, "order": ["pool", "activation", "norm"]}]},
+        ),
     ],
 )
 def test_what_may_act_makes_another_run(one: dict[str, Any], other: dict[str, Any]) -> None:

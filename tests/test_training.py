@@ -198,7 +198,7 @@ def test_a_dataset_may_bring_its_own_validation_images(tmp_path: Path) -> None:
     write(tmp_path / "toy.h5", "toy", contents, {})
     packed = Dataset.open(tmp_path / "toy.h5")
     assert [len(part) for part in split(job(), packed)] == [80, 0]
-    outcome = train(run_of(job(), packed, tmp_path / "runs"))
+    outcome = train(run_of(job(data__validation_fraction=0.1), packed, tmp_path / "runs"))
     assert outcome.run.history()[0]["step"] == 10
     assert "validation_accuracy" in outcome.run.history()[0]
 
