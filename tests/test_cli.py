@@ -115,6 +115,11 @@ def test_prepare_folder(here: Path) -> None:
         made = cnnjob("prepare", *arguments, "--size", "8x8")
         assert made.exit_code == 0, made.output
     assert "data/pets.h5" in made.stdout
+    assert made.stderr == ""
+    (here / "pets" / "valid").mkdir()
+    assert (
+        "cnnjob: warning: pets: some files or folders are left out" in cnnjob("prepare", "pets", "--size", "8x8").stderr
+    )
     assert "train: 6 images, 8×8×3" in made.stdout
 
 

@@ -14,6 +14,7 @@ from cnnjob.packing import cifar
 from cnnjob.packing.archives import members
 from cnnjob.packing.catalogue import CIFAR10
 from tests.hostile_archives import hostile_archives, usual_archives
+from tests.packing_sources import write_tar
 
 HOSTILE = {name: (message, content) for name, message, content in hostile_archives()}
 
@@ -32,6 +33,13 @@ def test_members_are_read_in_every_form(tmp_path: Path, number: int) -> None:
     path.write_bytes(usual_archives()[number])
     assert dict(members(path, ["b", "a", "c"])) == {"a": b"a" * 700, "b": b"b" * 700}
     assert dict(members(path, ["b"])) == {"b": b"b" * 700}
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"one/a": b"1", "a": b"2", "b": b"3"}, "w")
+    assert dict(members(path, ["b"])) == {"b": b"3"}
+    with pytest.raises(DataError, match="a is in it twice"):
+        list(members(path, ["a", "b"]))
 
 
 def test_streams_of_xz_follow_each_other_after_zeros(tmp_path: Path) -> None:

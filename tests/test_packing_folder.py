@@ -75,6 +75,25 @@ def test_given_splits_are_kept(tmp_path: Path, out: Path, splits: tuple[str, ...
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_what_lies_beside_the_splits_is_said(tmp_path: Path, out: Path) -> None:
+    root = trees(tmp_path / "root", "train", "test", "valid")
+    assert pack("folder", tmp_path / "a.h5", source=trees(tmp_path / "whole", "train", "test")).warnings == ()
+    write_images(root / "train", 1)
+    done = pack("folder", out, source=root)
+    assert done.dataset.splits == ("train", "test")
+    assert done.warnings[0].endswith("(found valid, train/0000.png)")
+    assert not pack("folder", out, source=root).created
+    assert pack("folder", out, source=root).warnings == done.warnings
+
+
+def test_a_link_is_followed_but_never_in_a_circle(root: Path, out: Path) -> None:
+    (root / "cow").symlink_to(write_images(root.parent / "elsewhere", 3))
+    (root / "dog" / "0100.png").symlink_to(root / "cat" / "0000.png")
+    dataset = packed(root, out, test_fraction=0.2)
+    assert dataset.class_names == ("cat", "cow", "dog")
+    assert [sum(pair) for pair in zip(dataset.counts("train"), dataset.counts("test"), strict=True)] == [10, 3, 11]
+
+
 def test_a_test_split_is_cut_from_train_and_val_stays(tmp_path: Path, out: Path) -> None:
     dataset = packed(trees(tmp_path / "root", "train", "val"), out, test_fraction=0.4)
     assert {split: dataset.counts(split) for split in dataset.splits} == {
@@ -90,7 +109,12 @@ def test_hidden_files_and_clutter_are_not_looked_at(root: Path, out: Path) -> No
     for name in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "README.txt"):
         (root / name).write_text("no image")
     write_images(root / "dog" / "more", 5)
-    dataset = packed(root, out, test_fraction=0.2)
+    done = pack("folder", out, source=root, test_fraction=0.2)
+    dataset = done.dataset
+    assert done.warnings == (
+        f"{root}: some files or folders are left out, as hidden or in no class's folder "
+        "(found .DS_Store, .ipynb_checkpoints, README.txt and 3 more)",
+    )
     assert dataset.class_names == ("cat", "dog")
     assert [sum(pair) for pair in zip(dataset.counts("train"), dataset.counts("test"), strict=True)] == [10, 15]
 
@@ -200,6 +224,15 @@ def a_dangling_link(root: Path) -> None:
     (root / "dog" / "0100.png").symlink_to("nowhere")
 
 
+def a_linked_folder(root: Path) -> None:
+    (root / "dog" / "more").symlink_to(write_images(root.parent / "more", 2))
+
+
+def a_circle(root: Path) -> None:
+    write_images(root / "dog" / "more", 2)
+    (root / "dog" / "more" / "again").symlink_to(root)
+
+
 def a_name_of_other_bytes(root: Path) -> None:
     write_images(root / os.fsdecode(b"owl\xe9"), 2)
 
@@ -233,6 +266,8 @@ def no_classes(root: Path) -> None:
         (DataError, "bird: too few images, found 1", a_class_of_one),
         (JobError, "several sizes, found 5x6 .* and 5x5 .*; give --size HxW", another_size),
         (DataError, "0100.png: no such file", a_dangling_link),
+        (DataError, "dog/more: a link to a folder within a class. Copy the folder", a_linked_folder),
+        (DataError, "dog/more/again: a link to a folder within a class", a_circle),
         (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
         (DataError, "a class without a name .found ' '.. Rename", a_name_of_a_space),
         (DataError, "two classes of one name .*u0301' and '.*xe9'", two_names_that_look_the_same),

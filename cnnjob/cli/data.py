@@ -73,6 +73,8 @@ def prepare(
             force=force,
             progress=True,
         )
+    for warning in packed.warnings:
+        typer.echo(f"cnnjob: warning: {warning}", err=True)
     if as_json:
         print_json({**_described(packed.dataset), "packed_now": packed.created})
     else:

@@ -35,12 +35,14 @@ class Packed:
         created: whether it was packed now; otherwise a complete file of the same source was there.
         seconds: how long it took.
         bytes: the size of the dataset's images.
+        warnings: what a user should know of the source, each a line.
     """
 
     dataset: Dataset
     created: bool
     seconds: float
     bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def pack(
@@ -80,14 +82,16 @@ def pack(
     places.require_writable(out)
     published = request.published()
     there = None if force else places.found_at(out, title, published, request.options)
+    warnings: tuple[str, ...] = ()
     if there is None or published is None:
         contents = request.contents(progress=progress)
+        warnings = contents.warnings
         there = None if force else places.found_at(out, title, contents.sha256, request.options)
         if there is None:
             write(out, title, counted(contents, title) if progress else contents, request.options)
     dataset = there or Dataset.open(out)
     n_bytes = sum(math.prod(shape) for shape in dataset.shapes.values())
-    return Packed(dataset, there is None, time.perf_counter() - started, n_bytes)
+    return Packed(dataset, there is None, time.perf_counter() - started, n_bytes, warnings)
 
 
 @dataclass(frozen=True)

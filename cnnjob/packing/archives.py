@@ -45,19 +45,24 @@ def members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
     Raises:
         DataError: the archive is damaged, or larger in some way than the datasets it is meant for.
     """
-    missing = set(wanted)
     try:
         with open_regular(archive) as file:
-            unpacked = _Unpacked(_decoder(file))
-            for member in _headers(unpacked):
-                name = PurePosixPath(member.name).name
-                if member.is_file and name in missing:
-                    missing.remove(name)
-                    yield name, unpacked.content(member.size)
-                else:
-                    unpacked.skip(member.size)
+            yield from _wanted_of(_Unpacked(_decoder(file)), wanted)
     except _DAMAGED as error:
         raise DataError(f"{archive}: damaged, or no tar archive ({error}). Copy or download it again") from error
+
+
+def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, bytes]]:
+    read: set[str] = set()
+    for member in _headers(unpacked):
+        name = PurePosixPath(member.name).name
+        if not member.is_file or name not in wanted:
+            unpacked.skip(member.size)
+            continue
+        if name in read:
+            raise ValueError(f"{name} is in it twice")
+        read.add(name)
+        yield name, unpacked.content(member.size)
 
 
 def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:

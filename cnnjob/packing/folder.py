@@ -24,6 +24,7 @@ from cnnjob.packing.splitting import cut
 from cnnjob.packing.writer import Block, Contents
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+_SHOWN = 3
 _MAX_CLASSES = 1 << 16  # labels have 16 bits
 MAX_PIXELS = 2_000_000  # of a packed image; a block of one in colour has 6 MB
 
@@ -74,9 +75,10 @@ def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | No
         parts = _parts(root, test_fraction)
         names = _common_classes(parts)
         digest, shape = _survey(root, parts, names, size)
+        warnings = tuple(_warnings(root, parts))
     except OSError as error:
         raise DataError(f"{root}: cannot be read, {error}; see to its permissions") from error
-    return Contents(tuple(names), {"folder": digest}, _blocks(parts, names, shape))
+    return Contents(tuple(names), {"folder": digest}, _blocks(parts, names, shape), warnings)
 
 
 def _parts(root: Path, test_fraction: float | None) -> list[_Part]:
@@ -170,10 +172,41 @@ def _labelled(part: _Part, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
             yield path, label
 
 
+def _warnings(root: Path, parts: Sequence[_Part]) -> Iterator[str]:
+    left_out = _left_out(root, parts)
+    shown = ", ".join(str(path.relative_to(root)) for path in islice(left_out, _SHOWN))
+    more = sum(1 for _ in left_out)
+    if shown:
+        others = f" and {more:,} more" if more else ""
+        yield f"{root}: some files or folders are left out, as hidden or in no class's folder (found {shown}{others})"
+
+
+def _left_out(root: Path, parts: Sequence[_Part]) -> Iterator[Path]:
+    """What is not read: what lies beside the splits' or the classes' folders, and what is hidden in these."""
+    splits = dict.fromkeys(part.folder for part in parts)
+    for folder in dict.fromkeys((root, *splits)):
+        for path in sorted(folder.iterdir()):
+            if folder in splits and path.is_dir() and _is_visible(path.name):
+                yield from _hidden_in(path)
+            elif path not in splits:
+                yield path
+
+
+def _hidden_in(folder: Path) -> Iterator[Path]:
+    for inside, folders, files in os.walk(folder, onerror=_refuse):
+        yield from (Path(inside, name) for name in sorted((*folders, *files)) if not _is_visible(name))
+        folders[:] = filter(_is_visible, folders)
+
+
 def _files_in(folder: Path) -> Iterator[Path]:
     """Every visible file in a folder and in those inside it; a folder that cannot be read is never left out."""
     for inside, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = filter(_is_visible, folders)  # the others are not walked through
+        for name in folders:
+            if Path(inside, name).is_symlink():  # it could lead back here
+                raise DataError(
+                    f"{Path(inside, name)}: a link to a folder within a class. Copy the folder, or remove it"
+                )
         yield from (Path(inside, name) for name in files if _is_visible(name))
 
 

@@ -55,11 +55,13 @@ class Contents:
         class_names: one name a class.
         sha256: the SHA-256 of every source file, by name.
         blocks: the images; nothing is parsed before the first block is asked for.
+        warnings: what a user should know of the source, each a line.
     """
 
     class_names: tuple[str, ...]
     sha256: dict[str, str]
     blocks: Iterator[Block]
+    warnings: tuple[str, ...] = ()
 
 
 def write(path: Path, name: str, contents: Contents, options: dict[str, Any]) -> None:
