@@ -171,6 +171,18 @@ REQUEUED_LINE = f"cnnjob: /runs/x: {REQUEUED}\n"
 NO_PYTHON = "cnnjob: /runs/x: /gone/bin/python cannot decide about a restart, exit code"
 
 
+BATCH_SCRIPT_LOST = (
+    "its batch script was killed or lost before it restarted the run, which saved and stopped at step 150"
+)
+
+
+def moved_while_it_ran(root: Path) -> Run:
+    run = lost_in_job(root)
+    change_json(run.submission_file, **run.identity())
+    log(run, f"{BANNER}cnnjob: /tiny/attempts/0001.json: the record of this training was removed (found no record)\n")
+    return Run(run.path.rename(run.path.with_name("renamed")))
+
+
 def requeued_then_ended(root: Path) -> Run:
     """Restarted once; then its batch script was killed, and its process asked to stop."""
     run = decided(stopped_in_job(root), job_restarts=0, said=REQUEUED)
@@ -749,11 +761,14 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
          "it ran out of memory", "slurmstepd", ".*"),
         (lambda root: log(lost_in_job(root), OOM + BANNER + "epoch 1\n"), "", "17|FAILED|1:0|n1|\n",
          "its job failed without a word in the run's folder", "sacct: job 17 FAILED, exit code 1:0", "cnnjob logs .*"),
-        (stopped_in_job, "", "", r"somebody asked it to end \(SIGTERM\), so it saved and stopped at step 150",
-         "attempts/0001.json: stopped: SIGTERM", "cnnjob submit .*"),
+        (stopped_in_job, "", "", BATCH_SCRIPT_LOST,
+         "attempts/0001.json: stopped: SIGTERM; its batch script decided nothing about a restart", "cnnjob submit .*"),
+        (moved_while_it_ran, "", "", r"its folder was moved from /\S+/tiny-\w+ during its training, which stopped",
+         "17_0_log.out: /tiny/attempts/0001.json: the record of this training was removed",
+         r"mv runs/renamed runs/tiny-\w+ && cnnjob submit tiny.*"),
         (requeued_then_ended, "", "17|FAILED|0:9|n1|\n",
-         r"somebody asked it to end \(SIGTERM\), so it saved and stopped at step 150",
-         "attempts/0001.json: stopped: SIGTERM; its batch script was ended before it decided", "cnnjob submit .*"),
+         BATCH_SCRIPT_LOST,
+         "attempts/0001.json: stopped: SIGTERM; its batch script decided nothing about a restart", "cnnjob submit .*"),
         (lambda root: log(stopped_in_job(root), f"{REQUEUED_LINE}srun: error\n{NO_PYTHON} 127\n"), "", "",
          "its job had no Python: /gone/bin/python is missing or cannot be executed, so it was not restarted",
          "17_0_log.out: srun: error", "cnnjob submit .*"),

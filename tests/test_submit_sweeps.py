@@ -363,12 +363,15 @@ def test_wait_says_how_each_run_ended(here: Site) -> None:
     assert cnnjob("submit", "toy.toml", "--wait").exit_code == 0
 
 
+SCRIPT_LOST = "its batch script was killed or lost before it restarted the run, which saved and stopped at step 150"
+
+
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("make", "sacct", "code", "said"),
     [
         (finished_run, "", 0, "finished, test accuracy 80.00 %"),
-        (stopped_in_job, "", 75, "stopped, somebody asked it to end (SIGTERM), so it saved and stopped at step 150"),
+        (stopped_in_job, "", 75, f"stopped, {SCRIPT_LOST}"),
         (lost_in_job, "17|NODE_FAIL|0:0|n7|x", 75, "lost, the node of its job failed (n7)"),
         (failed, "", 1, "failed, KeyError: 'x'"),
         (crash_loop, "", 1, "failed, 3 restarts without progress, each time killed by signal 9 (SIGKILL)"),

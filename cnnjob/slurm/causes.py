@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnjob.checkpoints import newest_step
@@ -94,7 +95,7 @@ def _cause_of(status: Status) -> Cause:
     text = last_life(status.look.run)
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
         _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop, _not_restarted,
-        _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
+        _moved, _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
     )  # fmt: skip
     return next((cause for step in steps if (cause := step(status, text))), None) or _silent(status)
 
@@ -278,8 +279,20 @@ def _asked_to_stop(status: Status, _: str) -> Cause | None:
     seen, said = status.look, str(status.look.decided.get("said", ""))
     after = f"; slurm/restarts.json: {said}" * bool(said)
     if not seen.decided and not status.job and seen.attempt.get("job_id") == seen.submission.get("job_id", ""):
-        after = "; its batch script was ended before it decided about a restart"
+        sentence = f"its batch script was killed or lost before it restarted the run, which saved and stopped{step}"
+        after = "; its batch script decided nothing about a restart"
     return Cause(sentence, f"{_attempt_file(status)}: {why}{after}", commands.again(seen.run))
+
+
+def _moved(status: Status, text: str) -> Cause | None:
+    """Return that a folder was moved while it was written; what its training said is in the log that moved with it."""
+    run, before = status.look.run, status.look.moved_from
+    if not (before and status.look.lives and status.look.state == "lost"):
+        return None
+    named = run.path.with_name(Path(before).name)
+    back = f"mv {commands.path(run)} {shlex.quote(str(named))} && " if named.name != run.path.name else ""
+    sentence = f"its folder was moved from {before} during its training, which stopped"
+    return Cause(sentence, f"{log_of(run)}: {own_message(text)}", back + commands.again(run))
 
 
 def _python_error(status: Status, text: str) -> Cause | None:

@@ -50,8 +50,9 @@ def test_a_batch_script_that_was_killed_after_a_requeue(place: Place) -> None:
     place.cluster.run("scancel", "--batch", job)
     place.until_ended(job, "FAILED")
     found = until(place, "stopped")
-    assert found["cause"].startswith("somebody asked it to end (SIGTERM), so it saved and stopped at step ")
-    undecided = "attempts/0002.json: stopped: SIGTERM; its batch script was ended before it decided about a restart"
+    killed = "its batch script was killed or lost before it restarted the run, which saved and stopped at step "
+    assert found["cause"].startswith(killed)
+    undecided = "attempts/0002.json: stopped: SIGTERM; its batch script decided nothing about a restart"
     assert found["evidence"] == undecided
     assert place.said() == [f"job {job} is requeued"]
 
