@@ -28,12 +28,7 @@ def backend_name(job: Job, run: Run) -> str:
     Raises:
         JobError: the run was started with the other; or a GPU is asked for or held, and none can be used.
     """
-    asked, first = job.resources.backend, run.environment().get("backend")
-    if first and asked not in {"auto", first}:
-        raise JobError(
-            f"resources.backend: {asked!r}, but {run.path} was started with {first!r} and other bits would come out; "
-            f"leave it at {first!r}, or move the run away"
-        )
+    asked, first = job.resources.backend, first_backend(job, run)
     held = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
     wanted = first or asked
     lacking = f"{run.path} was started on the CPU" if wanted == "numpy" else lack()
@@ -46,6 +41,21 @@ def backend_name(job: Job, run: Run) -> str:
     )
     wish = ", and ".join([f"resources.backend: {asked!r}", *reasons])
     raise JobError(f"{wish}, but {lacking}; or submit it with --gpus 0, or set it to 'numpy'")
+
+
+def first_backend(job: Job, run: Run) -> str | None:
+    """Return what a run was started with, ``numpy`` or ``cuda``; None where it was not.
+
+    Raises:
+        JobError: its job now asks for the other.
+    """
+    asked, first = job.resources.backend, run.environment().get("backend")
+    if first and asked not in {"auto", first}:
+        raise JobError(
+            f"resources.backend: {asked!r}, but {run.path} was started with {first!r} and other bits would come out; "
+            f"leave it at {first!r}, or move the run away"
+        )
+    return first
 
 
 def backend_of(name: str, workers: nn.Workers, job: Job, dataset: Dataset) -> nn.Backend:

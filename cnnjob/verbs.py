@@ -75,8 +75,9 @@ def submit(
     request = profiles.load(profile, asked)
     made = [_made(job, data, runs) for job in jobs]
     _warn_of_older(run for *_, run in made)
-    request = request.with_gpus(made[0][0].resources.backend, asked=profiles.ask_for_gpus(asked))
-    submission.submit([run for *_, run in made], request, parallel)
+    pairs = [(job, run) for job, _, run in made]
+    for part in submission.in_parts(pairs, request, asked=profiles.ask_for_gpus(asked)):
+        submission.submit(part.runs, part.request, parallel)
     return [run for *_, run in made]
 
 

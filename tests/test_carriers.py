@@ -110,9 +110,10 @@ def test_a_job_that_has_submitted_its_successor_trains_no_more(site: Site) -> No
         (stopped_in_job, "requeued", ""),
     ],
 )
-def test_a_job_that_ends_and_does_not_bring_its_run_back_is_not_waited_for(
-    site: Site, make: Make, restarted: str, said: str
+def test_a_job_that_ends_and_does_not_bring_its_run_back_is_not_waited_for_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch, make: Make, restarted: str, said: str
 ) -> None:
+    monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
     run = decided(make(Path("runs")), restarted=restarted)
     says(site, row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
     if said:
@@ -122,7 +123,35 @@ def test_a_job_that_ends_and_does_not_bring_its_run_back_is_not_waited_for(
         assert [done.why for done in submission.submit([run], Request())] == ["queued as 17"]
 
 
-def test_a_cancelled_job_that_is_ending_is_not_what_a_run_waits_for(site: Site) -> None:
+def test_the_other_runs_of_a_sweep_are_submitted_while_a_job_of_one_is_ending(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
+    ending, other = decided(stopped_in_job(Path("runs")), restarted=""), pending_run(Path("runs"), seed=1)
+    answers = {name: ANSWERS[name] for name in SUBMITS} | {"sbatch": 'echo "Submitted batch job 18"'}
+    says(site, row("COMPLETING"), **answers)
+    with pytest.raises(submission.PartlyBusyError, match=f"^{ending.path}: job 17 is ending") as error:
+        submission.submit([ending, other], Request())
+    assert [(done.run, done.job_id) for done in error.value.done] == [(other, "18")]
+
+
+def test_a_job_that_is_ending_is_waited_for(site: Site) -> None:
+    run, said = decided(stopped_in_job(Path("runs")), restarted=""), list[str]()
+    answers = {name: ANSWERS[name] for name in SUBMITS} | {"sbatch": 'echo "Submitted batch job 18"'}
+    says(site, row("COMPLETING"), **answers)
+
+    def say(text: str) -> None:
+        said.append(text)
+        (site.folder.parent / "squeue.txt").write_text("")
+
+    assert [done.job_id for done in submission.submit([run], Request(), None, say)] == ["18"]
+    assert said == ["1 of 1 runs have a job that is ending, waiting for up to 15 s"]
+
+
+def test_a_cancelled_job_that_is_ending_is_not_what_a_run_waits_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
     run = stopped_in_job(Path("runs"))
     says(site, row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
     assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
@@ -153,7 +182,7 @@ def test_every_job_of_a_run_is_cancelled_and_told(site: Site) -> None:
     ]  # fmt: skip
     said = cnnjob("cancel", "runs").stdout
     assert said.count("its work is saved as it ends") == 2
-    assert asked(site)[-1] == "scancel 17_0 17_1 18_0 18_1"
+    assert [line for line in asked(site) if "scancel" in line] == ["scancel 17_0 17_1 18_0 18_1"]
 
 
 def test_what_of_several_jobs_is_refused_is_said(site: Site) -> None:
@@ -173,6 +202,38 @@ def test_cancel_names_the_state_that_status_names(make: Make) -> None:
     run = make(Path("runs"))
     [told] = json.loads(cnnjob("status", str(run.path), "--json").stdout)
     assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is {told['state']}\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "ids"),
+    [
+        (row("RUNNING"), row("COMPLETING") + row("PENDING", job="18"), ["18"]),  # a successor
+        (row("RUNNING"), row("PENDING", "BeginTime"), ["17"]),  # requeued
+        (row("COMPLETING"), row("RUNNING", job="18", node="n1"), ["18"]),
+        (row("PENDING") + row("RUNNING", job="18"), row("PENDING") + row("COMPLETING", job="18"), []),
+    ],
+)
+def test_what_resumes_a_run_while_it_is_cancelled_is_cancelled_too(
+    site: Site, first: str, then: str, ids: list[str]
+) -> None:
+    run = submitted(stopped_in_job(Path("runs")))
+    comment = f"cnnjob {run.path.resolve()} 1"
+    for name, rows in (("first", first), ("then", then)):
+        (site.folder.parent / name).write_text(rows.replace("|\n", f"|{comment}\n"))
+    read = 'f=../first; [ -e ../asked ] && f=../then; while read -r l; do echo "$l"; done < $f'
+    site.says(squeue=read, sacct="exit 1", scancel='echo "$*" >> ../asked')
+    found = cnnjob("cancel", str(run.path))
+    assert (found.exit_code, "which came meanwhile" in found.stdout) == (0, bool(ids))
+    assert asked(site)[1:] == ids
+    assert set(ids) <= set(files.read_json(run.slurm_folder / "cancelled.json")["jobs"])
+
+
+def test_a_queue_that_is_silent_after_a_cancellation_is_said(site: Site) -> None:
+    run = submitted(pending_run(Path("runs")))
+    rows = row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()
+    site.says(squeue=f'[ -e ../asked ] && exit 1; echo "{rows}"', scancel='echo "$*" >> ../asked')
+    found = cnnjob("cancel", str(run.path))
+    assert (found.exit_code, found.stdout.count("cancelled job 17, which waited; whether a successor was")) == (4, 1)
 
 
 # --- copies and moves
@@ -300,7 +361,7 @@ def test_a_hidden_job_keeps_nobody_from_cancelling_another(site: Site, monkeypat
     told = found.stdout.splitlines()
     assert told[0].startswith(f"{theirs.path}: not cancelled, job 17 of another user may carry it, and this site")
     assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which waited")
-    assert asked(site)[-1] == "scancel 18"
+    assert [line for line in asked(site) if "scancel" in line] == ["scancel 18"]
 
 
 def test_a_hidden_job_keeps_nobody_from_waiting_for_another(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +399,21 @@ def test_a_submission_waits_for_another(tmp_path: Path) -> None:
             other.stdin.write("\n")
             other.stdin.flush()
             assert locks.take(file.fileno(), 60)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=known) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        owner, said, answer = other.pid, list[str](), other.stdin
+
+        def say(text: str) -> None:
+            said.append(text)
+            answer.write("\n")
+            answer.flush()
+
+        with locks.submitting(tmp_path, say) as held:
+            assert held
+    [sentence] = said
+    assert f"another submission is under way (process {owner} of " in sentence
     with locks.submitting(tmp_path / "nowhere") as held:
         assert not held
 
@@ -400,5 +476,5 @@ def test_a_job_that_is_kept_for_a_twin_has_what_it_runs(site: Site) -> None:
     site.says(squeue=f"[ -e taken ] || exit 0; {queue}", sbatch=": > taken; echo welcome")
     [done] = submission.submit([run], Request())
     assert (done.job_id, done.why) == (None, "queued as 16")
-    assert asked(site)[-1] == "scancel 18"
+    assert [line for line in asked(site) if "scancel" in line] == ["scancel 18"]
     assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl"}

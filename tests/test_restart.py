@@ -232,7 +232,8 @@ def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> Non
     main(str(lost.path), "137")
     first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
     # the code is here the tests' own, not a copy of it; the comment is another, as both may be in the queue at once
-    code = re.compile(r"PYTHONPATH=(/[^' \n]*|'[^']*')|--comment=.*")
+    code = re.compile(rf"PYTHONPATH=(/[^' \n]*|'[^']*')|--comment=.*|export {decisions.PREDECESSOR}=17\n")
+    assert (decisions.PREDECESSOR in first, decisions.PREDECESSOR in second) == (False, True)
     assert code.sub("", first) == code.sub("", second)
 
 
@@ -404,6 +405,20 @@ def test_a_cancellation_while_the_successor_is_submitted_ends_both(site: Site, l
     site.says(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
     assert (found.state, found.job_id, found.is_resumable) == ("cancelled", "18", False)
+
+
+@pytest.mark.parametrize("cancelled", [["17"], ["16"]])
+def test_a_successor_ends_where_the_job_that_submitted_it_was_cancelled(
+    lost: Run, monkeypatch: pytest.MonkeyPatch, cancelled: list[str]
+) -> None:
+    """As where that was before it could be found in the queue, and ``cnnjob cancel`` was ended."""
+    record = decisions.cancel_record(lost)
+    files.write_json(record, {"by": "me", "jobs": cancelled, "attempt": 1, **lost.identity()})
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    monkeypatch.setenv(decisions.PREDECESSOR, "17")
+    ended = cancelled == ["17"]
+    assert life._is_cancelled(lost) is ended
+    assert decisions.cancel_of(lost)["jobs"] == [*cancelled, *["18"] * ended]
 
 
 def test_a_successor_that_cannot_be_cancelled_is_said(site: Site, lost: Run) -> None:

@@ -195,6 +195,39 @@ def test_one_gpu_unless_the_backend_is_numpy() -> None:
     assert not asked_of_gpus("--set", "resources.backend=auto", "--gpus", "0")
 
 
+@pytest.mark.parametrize(("first", "asked"), [("numpy", []), ("cuda", ["#SBATCH --gpus-per-node=1"])])
+def test_a_resumed_run_asks_for_the_gpus_of_the_backend_that_it_began_with(
+    site: Site, first: str, asked: list[str]
+) -> None:
+    words = ("--set", "resources.backend=auto")
+    cnnjob("submit", "toy.toml", *words)
+    files.write_json(run_folder().environment_file, {"backend": first})
+    assert asked_of_gpus(*words) == asked
+    site.says(sbatch='while read -r l; do echo "$l" >> script; done < "$1"; echo "Submitted batch job 18"')
+    assert "submitted as job 18" in cnnjob("submit", "toy.toml", *words).stdout
+    assert [line for line in Path("script").read_text().splitlines() if line.startswith("#SBATCH --g")] == asked
+    assert asked_of_gpus(*words, "--gpus", "2") == ["#SBATCH --gpus-per-node=2"]
+    other = {"numpy": "cuda", "cuda": "numpy"}[first]
+    refused = cnnjob("submit", "toy.toml", "--set", f"resources.backend={other}")
+    assert (refused.exit_code, f"was started with {first!r}" in refused.stderr) == (2, True), refused.output
+
+
+def test_a_sweep_of_runs_that_began_with_different_backends_is_several_jobs(site: Site) -> None:
+    words = ("submit", "toy.toml", "--set", "resources.backend=auto", "--seeds", "3")
+    cnnjob(*words)
+    first = Run.all(Path("runs"))[0]
+    files.write_json(first.environment_file, {"backend": "numpy"})
+    shown = cnnjob(*words, "--dry-run", "--no-rehearsal").stdout
+    assert "\nrequest: 1 node, 1 task, 2 cores, " in shown
+    assert ", 1 of 3 runs\n" in shown
+    assert ", 1 GPU, 2 cores, " in shown
+    site.says(sbatch='[ -e jobs ] && n=19 || n=18; : > jobs; echo "Submitted batch job $n"')
+    said = cnnjob(*words).stdout
+    assert [said.count(f"submitted as job {number}") for number in ("18", "19", "18_", "19_")] in (
+        [1, 2, 0, 2], [2, 1, 2, 0],
+    )  # fmt: skip
+
+
 @pytest.mark.usefixtures("nowhere")
 def test_the_command_line_goes_before_the_backend_of_a_profile() -> None:
     Path("site.toml").write_text('backend = "auto"\n')

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cnnjob.runs import Run
     from cnnjob.slurm.requests import Request
     from cnnjob.slurm.status import Status
-    from cnnjob.slurm.submission import Submitted
+    from cnnjob.slurm.submission import Part, Submitted
 
 JOBS = Annotated[
     opt.Words,
@@ -85,24 +85,27 @@ def submit(
     grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
     if dry_run:
         for grid in grids:
-            _dry_run(grid, _with_gpus(request, grid, asked=asks), runs, parallel, rehearsal=rehearsal)
+            _dry_run(grid, request, runs, parallel, asked=asks, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
     made = [_runs_of(grid, runs) for grid in grids]
     if local:
         _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
     else:
-        requests = [_with_gpus(request, grid, asked=asks) for grid in grids]
-        _submit_all(made, requests, parallel, wait=wait)
+        parts = [part for grid in grids for part in _parts(grid, runs, request, asked=asks)]
+        _submit_all(parts, {path: what for one in made for path, (_, what) in one.items()}, parallel, wait=wait)
 
 
-def _with_gpus(request: "Request", grid: "Sequence[tuple[Job, Dataset]]", *, asked: bool) -> "Request":
-    """The request with the GPUs that the jobs use; what they would not use is said."""
-    backend = grid[0][0].resources.backend
-    request = request.with_gpus(backend, asked=asked)
-    if idle := request.idle_gpus(backend):
+def _parts(grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool) -> "list[Part]":
+    """Split the runs of a grid by the GPUs that they use; what they would hold and not use is said."""
+    from cnnjob.runs import Run
+    from cnnjob.slurm.submission import in_parts
+
+    runs = [(job, Run.of(job, dataset.digest, root)) for job, dataset in grid]
+    parts = in_parts(list({run.path: (job, run) for job, run in runs}.values()), request, asked=asked)
+    for idle in {idle: None for part in parts if (idle := part.request.idle_gpus(part.backend))}:
         typer.echo(f"cnnjob: warning: {idle}", err=True)
-    return request
+    return parts
 
 
 def _only_job(data: Path) -> str:
@@ -138,41 +141,48 @@ def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, 
     return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
 
 
-def _submit(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int | None) -> None:
-    from cnnjob.slurm.submission import PartlySubmittedError
+def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> None:
+    from cnnjob.slurm.submission import PartlyBusyError, PartlySubmittedError
     from cnnjob.slurm.submission import submit as submit_runs
 
-    warn_of_clocks(run for run, _ in runs.values())
+    warn_of_clocks(part.runs)
     try:
-        _print_submitted(submit_runs([run for run, _ in runs.values()], request, parallel), runs, request)
-    except PartlySubmittedError as error:
-        _print_submitted(error.done, runs, request)
+        _print_submitted(submit_runs(part.runs, part.request, parallel, _say), names, part.request)
+    except (PartlyBusyError, PartlySubmittedError) as error:
+        _print_submitted(error.done, names, part.request)
         raise
 
 
-def _print_submitted(submitted: "Sequence[Submitted]", runs: "dict[Path, tuple[Run, str]]", request: "Request") -> None:
+def _say(text: str) -> None:
+    typer.echo(f"cnnjob: {text}", err=True)
+
+
+def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]", request: "Request") -> None:
     for warning in sorted({done.warning for done in submitted if done.warning}):
         typer.echo(f"cnnjob: warning: {warning}", err=True)
     for done in submitted:
         said = f"submitted as job {done.job_id}" if done.job_id else f"{done.why}, nothing submitted"
         asked = f": {request.sentence()}" if done.job_id else ""
-        typer.echo(f"{done.run.path}{runs[done.run.path][1]}: {said}{asked}")
+        typer.echo(f"{done.run.path}{names[done.run.path]}: {said}{asked}")
 
 
-def _submit_all(
-    made: "Sequence[dict[Path, tuple[Run, str]]]", requests: "Sequence[Request]", parallel: int | None, *, wait: bool
-) -> None:
+def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int | None, *, wait: bool) -> None:
     from cnnjob.slurm.scheduler import is_absent
 
-    try:
-        for runs, request in zip(made, requests, strict=True):
-            _submit(runs, request, parallel)
-    except SchedulerError as error:
-        if is_absent(error):
-            raise SchedulerError(f"{error}; without SLURM, `cnnjob submit --local` trains here") from error
-        raise
+    refusals: list[str] = []
+    for part in parts:
+        try:
+            _submit(part, names, parallel)
+        except BusyError as error:  # keeps nobody from the others
+            refusals.append(str(error))
+        except SchedulerError as error:
+            if is_absent(error):
+                raise SchedulerError(f"{error}; without SLURM, `cnnjob submit --local` trains here") from error
+            raise
+    if refusals:
+        raise BusyError("\n".join(refusals))
     if wait:
-        _wait_for([run for runs in made for run, _ in runs.values()])
+        _wait_for([run for part in parts for run in part.runs])
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
@@ -238,8 +248,9 @@ def _exit_as(ended: "Sequence[Status]") -> None:
 
 
 def _dry_run(
-    bound: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *, rehearsal: bool
-) -> None:
+    bound: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *,
+    asked: bool, rehearsal: bool,
+) -> None:  # fmt: skip
     """Say all that would happen, and try it in small."""
     from cnnjob.estimates import sentence
     from cnnjob.runs import Run
@@ -247,18 +258,29 @@ def _dry_run(
 
     job, dataset = bound[0]
     runs = [Run.of(job, dataset.digest, root) for job, dataset in bound]
+    parts = _parts(bound, root, request, asked=asked)
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
     for run, what in zip(runs, differences([job for job, _ in bound]), strict=True):
         typer.echo(f"run: {run.path}{what and f' ({what})'}, {run.state()}")
-    typer.echo(f"request: {request.sentence()}{' each' * (len(runs) > 1)}")
+    for part in parts:
+        typer.echo(f"request: {_request_of(part, len(runs))}")
     typer.echo(memory_line(job, dataset))
     typer.echo(f"time: {sentence(job, dataset, root)}")
-    _forecast([run for run in runs if run.state() not in {"finished", "running"}], request, parallel)
+    for part in parts:
+        left = [run for run in part.runs if run.state() not in {"finished", "running"}]
+        _forecast(left, part.request, parallel)
     if rehearsal:
         from cnnjob.rehearsals import rehearse
 
         for line in rehearse(job, dataset):
             typer.echo(f"rehearsal: {line}")
+
+
+def _request_of(part: "Part", total: int) -> str:
+    """Return what is asked for, and for which runs where it is not for all."""
+    each = " each" * (len(part.runs) > 1)
+    some = f", {len(part.runs)} of {total} runs" * (len(part.runs) < total)
+    return f"{part.request.sentence()}{each}{some}"
 
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:

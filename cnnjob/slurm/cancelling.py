@@ -18,10 +18,11 @@ from cnnjob.errors import BusyError, DataError, SchedulerError
 from cnnjob.processes import is_alive, now
 from cnnjob.runs import UNRECORDED, Run
 from cnnjob.slurm import scheduler, words
-from cnnjob.slurm.decisions import cancel_record
-from cnnjob.slurm.looks import Look
+from cnnjob.slurm.carriers import Carriers
+from cnnjob.slurm.decisions import cancel_of, cancel_record
+from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import QueuedJob
-from cnnjob.slurm.status import Status, statuses
+from cnnjob.slurm.status import Status, queue_of, statuses
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Cancelled:
 def cancel(runs: Sequence[Run]) -> list[Cancelled]:
     """Cancel every job that carries one of the runs, or stop the process that does; other runs are left as they are.
 
-    Each run first gets a record of it, so that a batch script that is about to bring it back does not.
+    Each run first gets a record of it, so that a batch script that is about to bring it back does not. One that had
+    looked for the record before it was there has put a job into the queue by then, which is looked for afterwards.
 
     Args:
-        runs: any number; one scancel for all, and the questions of :func:`cnnjob.slurm.status.statuses`.
+        runs: any number; one scancel for all, the questions of :func:`cnnjob.slurm.status.statuses`, and a last one.
 
     Returns:
         What became of each, in their order. One that cannot be cancelled does not keep the others from it.
@@ -58,7 +60,9 @@ def cancel(runs: Sequence[Run]) -> list[Cancelled]:
     with_jobs = [one for one in found if one.own and one.look.run not in linked]
     with _records(with_jobs):
         said = scheduler.cancel(sorted({job.job_id for one in with_jobs for job in one.own}))
-    return [linked.get(one.look.run) or _told(one, said) for one in found]
+    told = [linked.get(one.look.run) or _told(one, said) for one in found]
+    later = _cancel_later(with_jobs)
+    return [_and_later(first, later.get(first.run)) for first in told]
 
 
 def _left_of(one: Status) -> tuple[QueuedJob, ...]:
@@ -75,6 +79,49 @@ def _link_of(one: Status) -> Cancelled | None:
     except DataError as error:
         return Cancelled(one.look.run, f"not cancelled, {error}", error.exit_code)
     return None
+
+
+def _cancel_later(cancelled: Sequence[Status]) -> dict[Run, Cancelled]:
+    """Cancel the jobs that were submitted or requeued for runs while their jobs were cancelled; say so by run."""
+    if not cancelled:
+        return {}
+    looks = [look(one.look.run).on(one.look.here) for one in cancelled]
+    asked, remark = queue_of(looks)
+    if remark:
+        unknown = f"whether a successor was submitted meanwhile is not known ({remark.partition(';')[0]})"
+        why = f"{unknown}. Run the same command again"
+        return {seen.run: Cancelled(seen.run, why, SchedulerError.exit_code) for seen in looks}
+    find = Carriers(asked.jobs if asked else [])
+    new = {one.look.run: _new(one, find.own(seen)) for one, seen in zip(cancelled, looks, strict=True)}
+    return {run: _cancelled_later(run, job_ids) for run, job_ids in new.items() if job_ids}
+
+
+def _new(one: Status, jobs: Sequence[QueuedJob]) -> list[str]:
+    """Return the jobs of a run that came after those that were cancelled, or wait again."""
+    known = {job.job_id: job.state in words.WAITING for job in one.own}
+    left = [job for job in jobs if job.state != words.ENDING]
+    again = {job.job_id for job in left if job.state in words.WAITING and known.get(job.job_id) is False}
+    return [job.job_id for job in left if job.job_id not in known or job.job_id in again]
+
+
+def _cancelled_later(run: Run, job_ids: Sequence[str]) -> Cancelled:
+    """Cancel jobs that were not there before, and record it."""
+    record = cancel_of(run)
+    with suppress(OSError):
+        files.write_json(cancel_record(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
+    try:
+        refused = scheduler.refusals(job_ids, scheduler.cancel(job_ids))
+    except SchedulerError as error:
+        refused = dict.fromkeys(job_ids, str(error))
+    told = [f"and job {job_id}, which came meanwhile" for job_id in job_ids if job_id not in refused]
+    told += [f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items()]
+    return Cancelled(run, "; ".join(told), SchedulerError.exit_code if refused else 0)
+
+
+def _and_later(first: Cancelled, later: Cancelled | None) -> Cancelled:
+    if not later:
+        return first
+    return Cancelled(first.run, f"{first.said}; {later.said}", max(first.exit_code, later.exit_code))
 
 
 @contextmanager

@@ -13,6 +13,10 @@ NO_STEP = 254
 UNDECIDED = "cannot decide about a restart, exit code"
 """What a batch script writes into its log when its interpreter or a package of it is missing."""
 
+CANCELLED = "cancelled; submit the job again to go on"
+PREDECESSOR = "CNNJOB_PREDECESSOR"
+"""The variable that names the job whose batch script submitted this one."""
+
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
     """What was decided after each life, oldest first.

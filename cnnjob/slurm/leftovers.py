@@ -17,7 +17,7 @@ from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS
 from cnnjob.runs import Run
 from cnnjob.slurm.batches import SWEEPS, Batch
 from cnnjob.slurm.frozen import CODE, code_folder
-from cnnjob.slurm.status import Status, statuses
+from cnnjob.slurm.status import Answer, Status, statuses
 
 YOUNG_SECONDS = 3600.0
 """What was made since then may still be in use."""
@@ -87,7 +87,7 @@ def named(runs: Sequence[Run]) -> list[Leftover]:
             raise DataError(f"{run.path}: no run, and only runs are removed by name; remove it by hand if it can go")
     answer = statuses(runs, thorough=True)
     for one in answer.statuses:
-        _require_idle(one, answer.remark)
+        _require_idle(one, answer)
     return [_leftover(one.look.run.path, f"named, {one.state}") for one in answer.statuses]
 
 
@@ -96,7 +96,7 @@ def _itself(run: Run) -> Run:
     return run if run.path.name and not run.path.is_symlink() else Run(run.path.resolve())
 
 
-def _require_idle(one: Status, remark: str) -> None:
+def _require_idle(one: Status, answer: Answer) -> None:
     where = one.look.run.path
     if one.job or (one.state == "running" and one.node):
         holder = f"job {one.job_id} carries it" if one.job else f"it is running on {one.node}"
@@ -112,10 +112,16 @@ def _require_idle(one: Status, remark: str) -> None:
             f"is {one.look.here}. Cancel it, then wait until it has ended:\n"
             f"  scancel -M {shlex.quote(one.look.elsewhere)} {one.look.job_id}"
         )
-    if remark and one.look.job_ids and one.state not in {"finished", "damaged"}:
-        raise SchedulerError(
-            f"{where}: not removed, its job may be in the queue ({remark.partition(';')[0]}); try again"
+    if not one.look.job_ids or one.state in {"finished", "damaged"}:
+        return
+    if one.is_hidden:
+        raise BusyError(
+            f"{where}: not removed, job {one.job_id} of another user may carry it, and this site shows nobody the jobs "
+            "of others. Ask that user"
         )
+    if answer.silent:
+        said = answer.remark.partition(";")[0]
+        raise SchedulerError(f"{where}: not removed, its job may be in the queue ({said}). Run the same command again")
 
 
 def _may_be_written(run: Run) -> bool:

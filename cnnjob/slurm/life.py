@@ -14,11 +14,12 @@ from math import inf
 from pathlib import Path
 from typing import NoReturn
 
+from cnnjob import files
 from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError
 from cnnjob.jobs import Job
 from cnnjob.processes import cluster, job_id
 from cnnjob.runs import Run
-from cnnjob.slurm import deadlines, frozen, scheduler
+from cnnjob.slurm import deadlines, decisions, frozen, scheduler
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.carriers import number_of
 from cnnjob.stopping import Deadline
@@ -65,6 +66,9 @@ class Life:
         if job_id() and not cluster() and (name := scheduler.cluster()):
             os.environ["SLURM_CLUSTER_NAME"] = name  # SLURM sets it since long
         run = Batch.read(Path(self.folder)).own_run()
+        if _is_cancelled(run):
+            print(f"{run.path}: {decisions.CANCELLED}", flush=True)  # noqa: T201
+            return EXIT_STOPPED
         end = inf if self.minutes else deadlines.first_end()
         deadline = deadlines.deadline(end, self.margin_seconds)
         if self.minutes:  # where there is no SLURM
@@ -85,6 +89,15 @@ class Life:
                 if not _has_later_job(run) or time.monotonic() > end:
                     raise
             time.sleep(POLL_SECONDS)
+
+
+def _is_cancelled(run: Run) -> bool:
+    """Return whether the job that submitted this one was cancelled in that moment; this one is cancelled with it."""
+    record = decisions.cancel_of(run)
+    if os.environ.get(decisions.PREDECESSOR) not in (record.get("jobs") or []):
+        return False
+    files.write_json(decisions.cancel_record(run), {**record, "jobs": [*record["jobs"], str(job_id())]})
+    return True
 
 
 def _has_later_job(run: Run) -> bool:

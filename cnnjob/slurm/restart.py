@@ -22,14 +22,21 @@ from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, DataError, Sched
 from cnnjob.runs import Run
 from cnnjob.slurm import scheduler
 from cnnjob.slurm.batches import Batch
-from cnnjob.slurm.decisions import cancel_of, cancel_record, read_cancel, read_restarts, restart_record, restarts_of
+from cnnjob.slurm.decisions import (
+    CANCELLED,
+    cancel_of,
+    cancel_record,
+    read_cancel,
+    read_restarts,
+    restart_record,
+    restarts_of,
+)
 
 RESTARTS_WITHOUT_PROGRESS = 3
 GONE = 128
 """Exit codes from here on are of a process that a signal ended."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
 """Between the questions to a scheduler that does not answer: half an hour in all."""
-CANCELLED = "cancelled; submit the job again to go on"
 GOES_ON = "to be restarted"
 """Said until it is known how."""
 

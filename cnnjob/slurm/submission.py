@@ -4,20 +4,24 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
 from cnnjob import files, processes, schemas
-from cnnjob.errors import BusyError, JobError, SchedulerError
+from cnnjob.backends import first_backend
+from cnnjob.errors import BusyError, DataError, JobError, SchedulerError
+from cnnjob.jobs import Job
 from cnnjob.processes import now
 from cnnjob.runs import Run
 from cnnjob.slurm import batches, commands, executors, frozen, locks, queue, scheduler, site, words
 from cnnjob.slurm.batches import Batch
 from cnnjob.slurm.carriers import Carriers, add_submitter, number_of, users_of
-from cnnjob.slurm.decisions import NO_STEP, UNDECIDED
+from cnnjob.slurm.decisions import NO_STEP, PREDECESSOR, UNDECIDED, cancel_record
 from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
@@ -27,6 +31,8 @@ SIGNALS = "{1..16} {20..31} {34..64}"
 """All that a shell can trap, but SIGCHLD, by which it learns of its children's ends, and SIGCONT."""
 LEFT_ALONE = {"finished", "running"}
 REQUEST = "request.json"
+ENDING_SECONDS, POLL_SECONDS = 15.0, 1.0
+"""How long a job that is ending is waited for, and between two looks."""
 ONCE = {"begin", "hold"}
 """What holds for the first job of a run, not for its successors."""
 
@@ -52,7 +58,18 @@ class PartlySubmittedError(SchedulerError):
         self.done = done
 
 
-def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -> list[Submitted]:
+class PartlyBusyError(BusyError):
+    """Some runs could not be submitted, as a job has them or may have them; the others were."""
+
+    def __init__(self, refusals: Sequence[str], done: Sequence[Submitted]) -> None:
+        """Make one, with why some were not, and what became of the others."""
+        super().__init__("\n".join(refusals))
+        self.done = done
+
+
+def submit(
+    runs: Sequence[Run], request: Request, parallel: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> list[Submitted]:
     """Submit runs as one job, or as one job array; those that are finished, running or waiting are left alone.
 
     Another submission into the same folder waits for this one where the file system has locks. Where it has none,
@@ -62,34 +79,41 @@ def submit(runs: Sequence[Run], request: Request, parallel: int | None = None) -
         runs: made by :func:`cnnjob.bindings.run_of`, in one folder.
         request: what each of them needs.
         parallel: at most so many of them at once.
+        say: called with a sentence when another submission, or a job that is ending, is waited for.
 
     Returns:
         What became of each.
 
     Raises:
         JobError: the folder has a name that SLURM would read as something else.
-        BusyError: a job is in the queue, or may be, that another user or another folder has for one of the runs.
+        PartlyBusyError: a job is in the queue, or may be, that another user or another folder has for some of the runs,
+            or that is ending; the others were submitted.
         SchedulerError: SLURM refused, is not there, or did not answer.
     """
     _check_name(runs[0].path.resolve())
-    with locks.submitting(runs[0].path.parent):
-        return _submit_left(runs, request, parallel)
+    with locks.submitting(runs[0].path.parent, say):
+        return _submit_left(runs, request, parallel, say)
 
 
-def _submit_left(runs: Sequence[Run], request: Request, parallel: int | None) -> list[Submitted]:
+def _submit_left(
+    runs: Sequence[Run], request: Request, parallel: int | None, say: Callable[[str], None]
+) -> list[Submitted]:
     """Submit the runs that nothing has."""
     has_ended = scheduler.ended_among(lambda: {job.job_id for job in queue.mine()})
     states = {run.path: run.state(has_ended) for run in runs}
     done = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
+    refusals: dict[Path, str] = {}
     if len(done) < len(runs):
         here = site.look()
         here.check(request)
-        for run, job_id in _queued([run for run in runs if run.path not in done]).items():
+        queued, refusals = _queued([run for run in runs if run.path not in done], say)
+        for run, job_id in queued.items():
             done[run.path] = Submitted(run, None, f"queued as {job_id}")
         code = frozen.freeze(runs[0])
         by_path = {run.path.resolve(): run for run in runs}
         job_ids: list[str] = []
-        for batch in in_batches([run for run in runs if run.path not in done], here.max_array_size):
+        left = [run for run in runs if run.path not in {*done, *refusals}]
+        for batch in in_batches(left, here.max_array_size):
             try:  # the next array may not add to this one
                 job_id, earlier = _submit(batch, request, code, parallel, after=job_ids if parallel else ())
             except SchedulerError as error:
@@ -102,28 +126,51 @@ def _submit_left(runs: Sequence[Run], request: Request, parallel: int | None) ->
                 kept = Submitted(run, element, "submitted", here.waits(request))
                 done[run.path] = Submitted(run, None, f"queued as {job}") if job else kept
             job_ids.append(job_id)
-    return [done[run.path] for run in runs]
+    told = [done[run.path] for run in runs if run.path in done]
+    if refusals:
+        raise PartlyBusyError(list(refusals.values()), told)
+    return told
 
 
-def _queued(runs: Sequence[Run]) -> dict[Run, str]:
-    """Return the job of each run that one carries already.
+def _queued(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[dict[Run, str], dict[Path, str]]:
+    """Return the job of each run that one carries already, and why others cannot be submitted now.
+
+    A job that is ending and does not bring its run back is waited for, for a while.
 
     Raises:
-        BusyError: whether a job of another user or another folder carries one cannot be known from here.
+        SchedulerError: the queue could not be read.
+    """
+    end, is_said = time.monotonic() + ENDING_SECONDS, False
+    while True:
+        looks, find = _carriers_of(runs)
+        jobs = {seen.run: (seen, find.own(seen)) for seen in looks}
+        ending = {run.path: text for run, (seen, found) in jobs.items() if (text := _ending(seen, found))}
+        if not ending or time.monotonic() > end:
+            break
+        if not is_said:
+            is_said = True
+            say(f"{len(ending)} of {len(runs)} runs have a job that is ending, waiting for up to {ENDING_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
+    refusals = {seen.run.path: text for seen, found in jobs.values() if (text := _refusal(seen, found, find))} | ending
+    carried = {run: found for run, (_, found) in jobs.items() if found and run.path not in refusals}
+    _complete(carried)
+    for run in carried:  # it is to be resumed, also where it was cancelled before
+        with suppress(OSError):
+            cancel_record(run).unlink(missing_ok=True)
+    return {run: found[0].job_id for run, found in carried.items()}, refusals
+
+
+def _carriers_of(runs: Sequence[Run]) -> tuple[list[Look], Carriers]:
+    """Look at runs, and find the jobs that carry them.
+
+    Raises:
         SchedulerError: the queue could not be read.
     """
     here = scheduler.cluster()
     looks = [look(run).on(here) for run in runs]
     listing = queue.listing(users_of(looks), {job_id for one in looks for job_id in one.job_ids})
     listing.require_whole()
-    find = Carriers(listing.jobs)
-    jobs = {seen.run: (seen, find.own(seen)) for seen in looks}
-    for seen, found in jobs.values():
-        _require_here(seen, found)
-        _require_no_original(seen, find)
-        _require_not_ending(seen, found)
-    _complete({seen.run: found for seen, found in jobs.values()})
-    return {run: found[0].job_id for run, (_, found) in jobs.items() if found}
+    return looks, Carriers(listing.jobs)
 
 
 def _complete(carried: Mapping[Run, Sequence[QueuedJob]]) -> None:
@@ -135,54 +182,77 @@ def _complete(carried: Mapping[Run, Sequence[QueuedJob]]) -> None:
         _record(batch, run, job.job_id, {"comment": job.comment, "shown": job.comment})
 
 
-def _require_here(seen: Look, jobs: Sequence[QueuedJob]) -> None:
-    """Find a run that was moved while its job waits, or whose job of another user is hidden.
-
-    Raises:
-        BusyError: so it is.
-    """
+def _refusal(seen: Look, jobs: Sequence[QueuedJob], find: Carriers) -> str:
+    """Return why a run cannot be submitted: its job is for another folder, or may be hidden; empty where it can."""
     if jobs and seen.moved_from:
-        raise BusyError(
+        return (
             f"{seen.run.path}: job {jobs[0].job_id} is in the queue for {seen.moved_from}, from where this folder was "
             f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
             f"  {commands.cancel(seen.run)}"
         )
     if not jobs and seen.elsewhere and may_go_on(seen):
-        raise BusyError(
+        return (
             f"{seen.run.path}: job {seen.job_id} of cluster {seen.elsewhere} may carry it, and this one is "
             f"{seen.here}. Look for it there:\n  squeue -M {shlex.quote(seen.elsewhere)} -j {seen.job_id}\n"
             f"If it has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
         )
     if not jobs and seen.is_anothers and may_go_on(seen) and scheduler.hides_jobs():
-        raise BusyError(
+        return (
             f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
         )
-
-
-def _require_not_ending(seen: Look, jobs: Sequence[QueuedJob]) -> None:
-    """Find a run whose only job is ending and does not bring it back: it was cancelled, or its batch script left it.
-
-    Raises:
-        BusyError: so it is.
-    """
-    left = {*(seen.cancelled.get("jobs") or []), *([seen.job_id] if seen.decided.get("restarted") == "" else [])}
-    if jobs and all(job.state == words.ENDING and job.job_id in left for job in jobs):
-        raise BusyError(f"{seen.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment")
-
-
-def _require_no_original(seen: Look, find: Carriers) -> None:
-    """Find a run that was moved to another file system while its job waits: a copy of a folder that is gone.
-
-    Raises:
-        BusyError: so it is.
-    """
     waiting = find.for_folder(Path(seen.original)) if seen.original and not Path(seen.original).exists() else []
-    if waiting:
-        raise BusyError(
+    if waiting:  # moved to another file system: a copy of a folder that is gone
+        return (
             f"{seen.run.path}: job {waiting[0].job_id} is in the queue for {seen.original}, which is not there any "
             f"more. Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
         )
+    return ""
+
+
+def _ending(seen: Look, jobs: Sequence[QueuedJob]) -> str:
+    """Return that a run's only job is ending and does not bring it back, as it was cancelled or left; else empty."""
+    left = {*(seen.cancelled.get("jobs") or []), *([seen.job_id] if seen.decided.get("restarted") == "" else [])}
+    if jobs and all(job.state == words.ENDING and job.job_id in left for job in jobs):
+        return f"{seen.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment"
+    return ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs that ask SLURM for the same."""
+
+    backend: str
+    """What they compute on: ``numpy``, ``cuda``, or ``auto``."""
+    request: Request
+    runs: list[Run]
+
+
+def in_parts(jobs: Sequence[tuple[Job, Run]], request: Request, *, asked: bool) -> list[Part]:
+    """Split runs by what each computes on: the backend that it was started with, else the one in its job.
+
+    Args:
+        jobs: each run with its job, with the resources of this submission.
+        request: what is asked for; GPUs are added or left out.
+        asked: whether GPUs are asked for by hand.
+
+    Returns:
+        The parts, with the runs in their order.
+
+    Raises:
+        JobError: a run was started with another backend than its job asks for.
+    """
+    found: dict[str, list[Run]] = {}
+    for job, run in jobs:
+        found.setdefault(_backend(job, run), []).append(run)
+    return [Part(backend, request.with_gpus(backend, asked=asked), runs) for backend, runs in found.items()]
+
+
+def _backend(job: Job, run: Run) -> str:
+    asked = job.resources.backend
+    with suppress(DataError):  # of a damaged folder, which its job tells
+        return asked if run.state() == "finished" else first_backend(job, run) or asked
+    return asked
 
 
 def resubmit(run: Run) -> str:
@@ -244,6 +314,8 @@ def _submit(
         run.slurm_folder.mkdir(parents=True, exist_ok=True)
         files.write_json(run.slurm_folder / REQUEST, asked)
     parameters = _parameters(batch, _after(request, after), code, parallel)
+    if is_successor:
+        parameters["setup"].append(f"export {PREDECESSOR}={processes.job_id() or ''}")
     job_id = executors.submit(batch, parameters)
     jobs, comments = _jobs_of(batch)
     earlier = {} if is_successor else _withdraw(batch, job_id, parameters["comment"], jobs)

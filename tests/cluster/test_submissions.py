@@ -8,6 +8,8 @@ submits the same sweep from two shells so many times, with locks and without.
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +81,49 @@ def submit_from_two_shells(place: Place, runs: str, seeds: tuple[str, str], vari
     lab.until(lambda: not place.cluster.admin("squeue", "--noheader"), 60, "an empty queue")
     states = {run.state() for run in Run.all(place.folder / runs)}
     assert states <= {"pending", "stopped", "lost"}, states  # lost: ended before its handlers were set
+
+
+# --- cancelling in the moment in which a batch script submits a successor
+
+PAUSE = """#!/bin/sh
+wait_at() {{ [ ! -e {folder}/$1 ] || {{ : > {folder}/reached; while [ ! -e {folder}/go ]; do sleep 0.05; done; }}; }}
+wait_at before-{name}
+{program} "$@"; code=$?
+wait_at after-{name}
+exit $code
+"""
+
+
+@pytest.mark.parametrize("moment", ["after-squeue", "before-sbatch", "after-sbatch"])
+def test_a_successor_is_cancelled_whenever_it_is_submitted(place: Place, moment: str) -> None:
+    """While ``cancel`` has read the queue and not yet cancelled; right before and after the whole of ``cancel``."""
+    paths = {}
+    for name in ("squeue", "sbatch"):  # of the shell that cancels, and of the job
+        program = place.folder / name / name
+        program.parent.mkdir()
+        program.write_text(PAUSE.format(folder=place.folder, name=name, program=shutil.which(name)))
+        program.chmod(0o755)
+        paths[name] = f"{program.parent}:{os.environ['PATH']}"
+    place.folder.chmod(0o777)
+    first = place.submit("--no-requeue", path=paths["sbatch"])
+    place.until_saved()
+    (place.folder / moment).touch()
+    if moment == "after-squeue":
+        shell = start(place, "cancel", "runs", PATH=paths["squeue"])
+        lab.until((place.folder / "reached").exists, 60, "the answer of the queue")
+        place.kill(signal.SIGUSR2)
+        lab.until(lambda: "goes on" in "".join(place.said()), 60, "the successor")
+        (place.folder / "go").touch()
+        out, error = shell.communicate(timeout=60)
+        assert shell.returncode == 0, (out, error)
+        assert re.search(rf"cancelled job {first}, .*; and job \d+, which came meanwhile\n", out), out
+    else:
+        place.kill(signal.SIGUSR2)
+        lab.until((place.folder / "reached").exists, 60, "the successor")
+        assert f"cancelled job {first}" in place.cnnjob("cancel", "runs").stdout
+        (place.folder / "go").touch()
+    lab.until(lambda: not place.cluster.admin("squeue", "--noheader"), 60, "an empty queue")
+    assert json.loads(place.cnnjob("status", "--json").stdout)[0]["state"] == "cancelled"
 
 
 # --- jobs of the user's own
