@@ -225,6 +225,18 @@ class Restart(_Fields):
     said: str | None = None
 
 
+class LocalWait(_Fields):
+    """``slurm/local.json``: the process that is going to train a run without SLURM."""
+
+    host: str
+    boot: str
+    pid: Count
+    pid_started: str | None
+    pid_namespace: str | None = None
+    folder: str | None = None
+    inode: Inode | None = None
+
+
 class Cancelled(_Fields):
     """``slurm/cancelled.json``."""
 

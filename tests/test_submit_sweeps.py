@@ -28,6 +28,7 @@ from cnnjob.slurm.frozen import freeze
 from cnnjob.slurm.life import Life
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.requests import Request
+from cnnjob.slurm.status import statuses
 from tests.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
 from tests.test_status import (
     cancelled_by_script,
@@ -288,6 +289,29 @@ def test_ctrl_c_stops_all_that_trains_here_with_its_work_saved(number: signal.Si
     assert child.returncode == 130
     for run in Run.all(Path("runs")):
         assert run.attempts()[-1]["why"] in {"stopped: SIGINT", "stopped: SIGTERM"}
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_runs_that_wait_their_turn_here_can_be_cancelled() -> None:
+    words = [sys.executable, "-m", "cnnjob", "submit", "toy.toml", "--local", "--seeds", "3"]
+    known = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PATH": "/bin:/usr/bin"}
+    more = ["--set", "train.epochs=100000", "--set", "train.checkpoint_seconds=0.1"]
+    with subprocess.Popen([*words, *more], env=known, stdout=subprocess.PIPE, text=True) as child:
+        until = time.monotonic() + 60
+        while not list(Path("runs").glob("*/history.jsonl")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        told = cnnjob("cancel", "runs")
+        out, _ = child.communicate(timeout=60)
+    assert told.exit_code == 0, told.output
+    assert told.stdout.count(": asked process ") == 1
+    assert told.stdout.count(f": cancelled, it waited for process {child.pid} on ") == 2
+    assert (child.returncode, len(re.findall(r": cancelled, .*cnnjob cancel", out))) == (1, 3), out
+    runs = Run.all(Path("runs"))
+    assert sorted(len(run.attempt_files()) for run in runs) == [0, 0, 1]
+    assert [one.state for one in statuses(runs).statuses] == ["cancelled"] * 3
+    assert not list(Path("runs").glob("*/slurm/local.json"))
+    assert set(re.findall("nothing to cancel, it is (.*)", cnnjob("cancel", "runs").stdout)) == {"cancelled"}
 
 
 @pytest.mark.usefixtures("nowhere")

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cnnjob import files
 from cnnjob.errors import BusyError, DataError, SchedulerError
@@ -19,7 +20,7 @@ from cnnjob.processes import is_alive, now
 from cnnjob.runs import UNRECORDED, Run
 from cnnjob.slurm import scheduler, words
 from cnnjob.slurm.carriers import Carriers
-from cnnjob.slurm.decisions import cancel_of, cancel_record
+from cnnjob.slurm.decisions import cancel_of, cancel_record, local_wait
 from cnnjob.slurm.looks import Look, look
 from cnnjob.slurm.queue import QueuedJob
 from cnnjob.slurm.status import Status, queue_of, statuses
@@ -72,7 +73,7 @@ def _left_of(one: Status) -> tuple[QueuedJob, ...]:
 
 def _link_of(one: Status) -> Cancelled | None:
     """Return why nothing is written into a run that there is something to cancel of; None where all is well."""
-    if not one.own and one.look.state != "running":
+    if not one.own and one.look.state != "running" and not local_wait(one.look.run):
         return None
     try:
         one.look.run.require_no_links()
@@ -230,7 +231,18 @@ def _without_a_process(one: Status) -> Cancelled:
     if one.is_hidden and one.state not in {"failed", "cancelled"}:
         hidden = f"not cancelled, job {one.job_id} of another user may carry it, and this site shows nobody the jobs of"
         return _not_cancelled(one.look, f"{hidden} others. Ask that user")
+    if one.state not in {"finished", "damaged"} and (holder := local_wait(one.look.run)):
+        return _of_local(one, holder)
     return Cancelled(one.look.run, f"nothing to cancel, it is {one.state}")
+
+
+def _of_local(one: Status, holder: Mapping[str, Any]) -> Cancelled:
+    """Keep a ``submit --local`` from a run that waits its turn; one that has begun meanwhile is asked to stop."""
+    _write_record(one.look, [one.look.job_id] if one.look.job_id else [])
+    seen = look(one.look.run).on(one.look.here)
+    if seen.state == "running":
+        return _of_process(replace(one, look=seen))
+    return Cancelled(seen.run, f"cancelled, it waited for process {holder['pid']} on {holder['host']} to train it")
 
 
 def _of_another_cluster(seen: Look) -> str:

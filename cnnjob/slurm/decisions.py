@@ -6,6 +6,7 @@ from typing import Any
 
 from cnnjob import schemas
 from cnnjob.errors import DataError
+from cnnjob.processes import is_alive
 from cnnjob.runs import Run
 
 NO_STEP = 254
@@ -66,3 +67,18 @@ def read_cancel(run: Run) -> dict[str, Any]:
     """
     path = cancel_record(run)
     return schemas.read(path, schemas.Cancelled) if os.path.lexists(path) else {}
+
+
+def local_record(run: Run) -> Path:
+    """Return where ``submit --local`` writes down that it is going to train a run."""
+    return run.slurm_folder / "local.json"
+
+
+def local_wait(run: Run) -> dict[str, Any]:
+    """Return the process of a ``submit --local`` that is going to train a run; empty where none is."""
+    path = local_record(run)
+    try:
+        holder = schemas.read(path, schemas.LocalWait) if os.path.lexists(path) else {}
+        return holder if holder and run.owns(holder) and is_alive(holder, path) else {}
+    except (DataError, OSError):
+        return {}

@@ -5,18 +5,20 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
 
-from cnnjob import schemas
+from cnnjob import files, schemas
 from cnnjob.checkpoints import newest_step
 from cnnjob.files import read_tail
+from cnnjob.processes import HEARTBEAT_SECONDS, process_identity
 from cnnjob.runs import Run
 from cnnjob.slurm import frozen
+from cnnjob.slurm.decisions import cancel_record, local_record
 from cnnjob.slurm.executors import MARGIN_SECONDS
 from cnnjob.slurm.life import Life
 from cnnjob.slurm.logs import last_error, last_words, own_message
@@ -52,20 +54,70 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
     Yields:
         Each run when its process has ended, however it ended.
     """
-    waiting, going = deque(runs), dict[Any, tuple[Run, int]]()
+    waiting, going, turns = deque(runs), dict[Any, tuple[Run, int]](), _Turns(runs)
     try:
         while waiting or going:
             while waiting and len(going) < parallel:
                 run, attempts = waiting[0], len(waiting[0].attempt_files())
+                if turns.is_cancelled(run):
+                    yield Ended(waiting.popleft(), "")
+                    continue
                 going[_start(run, cores, minutes)] = waiting.popleft(), attempts
             for job in [job for job in going if job.done()]:
-                yield _ended(job, *going.pop(job))
+                run, attempts = going.pop(job)
+                yield Ended(run, "") if turns.is_cancelled(run) else _ended(job, run, attempts)
+            for job, (run, attempts) in going.items():
+                if turns.is_cancelled(run) and len(run.attempt_files()) == attempts:
+                    job._process.terminate()  # noqa: SLF001 - it would claim the run; who has claimed it is told by cancel
+            turns.beat()
             time.sleep(POLL_SECONDS)
     finally:
         for job in going:
             job._process.terminate()  # noqa: SLF001 - submitit's cancel would be a Ctrl-C, which a second one kills
         for job in going:
             job._process.wait()  # noqa: SLF001
+        turns.end()
+
+
+class _Turns:
+    """Lets others know which runs this process is going to train, and hears of those that were cancelled."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._cancelled = {run.path: _version(cancel_record(run)) for run in runs}
+        self._records = [local_record(run) for run in runs]
+        self._beaten = time.monotonic()
+        for run in runs:
+            with suppress(OSError):
+                run.slurm_folder.mkdir(exist_ok=True)
+                files.write_json(local_record(run), {**process_identity(), **run.identity()})
+
+    def is_cancelled(self, run: Run) -> bool:
+        """Return whether a run was cancelled since this began."""
+        version = _version(cancel_record(run))
+        return version is not None and version != self._cancelled[run.path]
+
+    def beat(self) -> None:
+        """Show from time to time that this process is alive."""
+        if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
+            self._beaten = time.monotonic()
+            for record in self._records:
+                with suppress(OSError):
+                    os.utime(record)
+
+    def end(self) -> None:
+        """Remove what was written."""
+        for record in self._records:
+            with suppress(OSError):
+                record.unlink(missing_ok=True)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from an earlier one of its name; None where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
 
 
 def _ended(job: Any, run: Run, attempts: int) -> Ended:
