@@ -18,7 +18,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -243,8 +245,13 @@ class Run:
         return sorted(path for path in _listed(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this folder from a copy: its resolved path and its inode, which a move leaves alone."""
-        return {"folder": str(self.path.resolve()), "inode": self.path.stat().st_ino}
+        """Return what tells this folder from a copy, whatever it is called on another host.
+
+        Its resolved path; its inode, which a move leaves alone; and the inodes of the folders above it in its file
+        system, of which a move changes one or a name.
+        """
+        path = self.path.resolve()
+        return {"folder": str(path), "inode": path.stat().st_ino, "parents": _inodes_above(path)}
 
     def owns(self, record: dict[str, Any]) -> bool:
         """Return whether a record with an identity was made in this folder, not in one that this is a copy of.
@@ -253,6 +260,28 @@ class Run:
         """
         folder, inode = record.get("folder"), record.get("inode")
         return folder is None or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
+
+    def is_copied(self, record: dict[str, Any]) -> bool:
+        """Return whether a record was copied from another folder, which is still there.
+
+        Where that is not to be seen, this one may be it, under the name and number that another host gives it.
+        """
+        return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path's raises where it may not look
+
+    def was_moved(self, record: dict[str, Any]) -> bool:
+        """Return whether a record of this folder was made before it, or a folder above it, was moved or renamed.
+
+        Another host, or an automounter, may mount the same file system at another path.
+        """
+        here, there = self.path.resolve(), Path(record.get("folder") or self.path.resolve())
+        if here == there or _is_same(here, there):
+            return False
+        above, before = _inodes_above(here), record.get("parents")
+        if before is None:
+            return True
+        shared = min(len(above), len(before))  # the last of them may be a place to mount on, of any name
+        names, old_names = ([path.name, *(parent.name for parent in path.parents)][:shared] for path in (here, there))
+        return above[:shared] != before[:shared] or names != old_names
 
     def unrecorded_seconds(self) -> float | None:
         """Return how long ago a process wrote to the run that has no record in ``attempts/``; None where none did.
@@ -265,10 +294,16 @@ class Run:
             return None
         paths = self.attempt_files()
         recorded = paths[-1].stat().st_mtime if paths else -math.inf
-        if written <= recorded + 2 * HEARTBEAT_SECONDS:
+        if written <= recorded + 2 * HEARTBEAT_SECONDS or (paths and self._is_copied(paths[-1])):
             return None
         age = max(clocks.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)
         return age if age < HEARTBEAT_LIMIT_SECONDS else None
+
+    def _is_copied(self, record: Path) -> bool:
+        """Return whether an attempt's record, and so the heartbeat, was copied; a slow copy dates it anew."""
+        with suppress(DataError):
+            return self.is_copied(schemas.read(record, schemas.Attempt))
+        return False
 
     def require_no_links(self) -> None:
         """Refuse to write through a link inside the run folder; the folder itself may be one.
@@ -367,6 +402,27 @@ def _unreadable(folder: Path, error: OSError) -> str:
     return f"{folder}: cannot be read ({error.strerror}). Ask its owner to open it to you"
 
 
+def _inodes_above(path: Path) -> list[int]:
+    """Return the inodes of the folders above a resolved path, nearest first, as far as its file system goes."""
+    states, device = map(_state_of, path.parents), path.stat().st_dev
+    return [
+        state.st_ino for state in takewhile(lambda state: state is not None and state.st_dev == device, states) if state
+    ]
+
+
+def _state_of(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):  # ValueError: a damaged record may name anything
+        return None
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one folder."""
+    state, others = _state_of(path), _state_of(other)
+    return state is not None and others is not None and os.path.samestat(state, others)
+
+
 def is_held(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) -> bool:
     """Whether a run is still its holder's.
 
@@ -379,7 +435,7 @@ def is_held(holder: dict[str, Any], record: Path, has_ended: HasEnded | None) ->
         False where the holder is gone from this host, is an earlier life of this very SLURM job, has not been
         heard of for five minutes, or holds the folder that this one is a copy of.
     """
-    if not Run(record.parents[1]).owns(holder):
+    if Run(record.parents[1]).is_copied(holder):
         return False
     if is_earlier_life(holder) or not is_alive(holder, record):
         return False

@@ -124,6 +124,7 @@ class Attempt(_Fields):
     job_step: str | None = None
     folder: str | None = None
     inode: Inode | None = None
+    parents: list[Inode] | None = None
     resumed_at_step: Count | None = None
     device: str | None = None
 
@@ -209,6 +210,7 @@ class Submission(_Fields):
     attempt: Count | None = None
     folder: str | None = None
     inode: Inode | None = None
+    parents: list[Inode] | None = None
     submitted: Time | None = None
 
 
@@ -246,6 +248,7 @@ class Cancelled(_Fields):
     attempt: Count | None = None
     folder: str | None = None
     inode: Inode | None = None
+    parents: list[Inode] | None = None
     time: Time | None = None
 
 

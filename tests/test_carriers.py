@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cnnjob.errors import BusyError, SchedulerError
 from cnnjob.runs import Run
 from cnnjob.slurm import life, locks, scheduler, status, submission, waiting
 from cnnjob.slurm.batches import Batch
+from cnnjob.slurm.causes import cause_of
 from cnnjob.slurm.requests import Request
 from tests.run_folders import change_json, finished_run, holder, pending_run, running_run, stopped_run
 from tests.test_status import (
@@ -286,6 +288,74 @@ def test_a_run_that_was_moved_while_its_job_waits(site: Site) -> None:
     with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, .*\n  cnnjob cancel elsewhere"):
         submission.submit([moved], Request())
     assert "cancelled job 17" in cnnjob("cancel", "elsewhere").stdout
+
+
+@pytest.mark.parametrize(("depth", "names"), [(0, "x"), (1, "mnt/{1}"), (2, "mnt/{0}/{1}"), (9, "mnt/x/{0}/{1}")])
+def test_another_name_of_a_folder_is_no_move(site: Site, depth: int, names: str) -> None:
+    """An automounter or another host mounts so many of the folders above a run at a place of its own."""
+    run = pending_run(Path("runs"))
+    known = run.identity()
+    deep = len(known["parents"])
+    folder = str(run.path.resolve()) if depth > deep else f"/host/{names.format('runs', run.name)}"
+    submitted(run, **(known | {"folder": folder, "parents": known["parents"][:depth]}))
+    says(site, row("PENDING", "Priority"), **{name: ANSWERS[name] for name in SUBMITS})
+    assert (one(run).job_id, one(run).detail) == ("17", "jobs of higher priority go first")
+    assert [done.why for done in submission.submit([run], Request())] == ["queued as 17"]
+
+
+def test_a_link_to_the_folder_above_is_no_move(site: Site) -> None:
+    run = pending_run(Path("runs"))
+    submitted(run, **(run.identity() | {"folder": str(Path("other", run.name).absolute())}))
+    says(site, row("PENDING", "Priority"))
+    assert "was moved" in one(run).detail
+    Path("other").symlink_to("runs")
+    for path in (run.path, Path("other", run.name), Path("runs", "..", "other", run.name)):
+        assert one(Run(path)).detail == "jobs of higher priority go first"
+
+
+@pytest.mark.parametrize("moved", ["old/{}", "runs/x", "deeper/runs/{}"])
+def test_a_folder_above_that_was_moved_is_a_move(site: Site, moved: str) -> None:
+    run = pending_run(Path("runs"))
+    submitted(run, **run.identity())
+    says(site, row("PENDING", "Priority"))
+    place = Path(moved.format(run.name))
+    place.parent.parent.mkdir(exist_ok=True)
+    (run.path if place.name == "x" else Path("runs")).rename(place if place.name == "x" else place.parent)
+    assert "from where this folder was moved" in one(Run(place)).detail
+
+
+def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(site: Site) -> None:
+    """Its heartbeat is copied minutes after the record of the attempt."""
+    run = elsewhere(running_run(Path("runs")), 20)
+    copy = copied(run)
+    os.utime(copy.attempt_files()[-1], (time.time() - 400,) * 2)
+    os.utime(copy.heartbeat_file)
+    says(site)
+    found = one(copy, thorough=True)
+    assert (found.state, found.detail) == ("lost", f"a copy of {run.path.resolve()}, whose jobs are not its own")
+    assert cause_of(found).sentence.startswith(f"it is a copy of {run.path.resolve()}, made while that was trained")
+    assert claim(copy).number == 2
+    assert run.state() == "running"
+
+
+def test_what_may_be_a_run_under_another_name_is_held_by_its_heartbeat(site: Site) -> None:
+    """Some file systems number a folder otherwise on each host."""
+    run = elsewhere(running_run(Path("runs")), 20)
+    change_json(run.attempt_files()[-1], folder="/name/on/n1", inode=1)
+    silent(run, 20)
+    says(site)
+    assert one(run).state == "running"
+    assert one(run).detail == "a copy of /name/on/n1, or that under another name, heard of 20 s ago"
+    with pytest.raises(BusyError):
+        claim(run)
+    silent(run, 301)
+    assert claim(run).number == 2
+
+
+def silent(run: Run, seconds: float) -> None:
+    """Let the last sign of life be so old."""
+    for sign in (run.attempt_files()[-1], run.heartbeat_file):
+        os.utime(sign, (time.time() - seconds,) * 2)
 
 
 def test_a_run_that_was_moved_to_another_disk_while_its_job_waits(site: Site) -> None:

@@ -262,6 +262,13 @@ def row(state: str, reason: str = "None", node: str = "", job: str = "17", comme
         (cancelled_by_script, "", "", "cancelled", "job 17"),
         (cancelled_by_script, row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
         (cancelled_by_script, row("DEADLINE"), "", "stopped", ""),
+        *((cancelled_by_script, "", f"17|{end}|0:0|n1|\n", "stopped", "")
+          for end in ("DEADLINE", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")),
+        (cancelled_by_script, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
+        # another job that had its number
+        (stopped_in_job, "", "17|CANCELLED by 5|0:0|n1|2001-01-01T00:00:00\n", "stopped", ""),
+        (waits, row("CANCELLED", comment="another's"), "", "lost",
+         "job 17 left the queue before it started (cancelled or purged)"),
         (crash_loop, "", "", "failed", "3 restarts without progress"),
         (lambda root: decided(waits(root), said="the job's own error is not restarted"), "", "", "failed", None),
         (lambda root: decided(stopped_in_job(root), said="not restarted, sbatch: no"), "", "", "stopped", None),

@@ -55,7 +55,9 @@ class Carriers:
 
     def __init__(self, jobs: Iterable[QueuedJob]) -> None:
         """Sort the jobs."""
+        jobs = list(jobs)
         live = [job for job in jobs if job.state not in words.ENDED]
+        self._ended = {job.job_id: job for job in jobs if job.state in words.ENDED}
         self._by_id = {job.job_id: job for job in live}
         self._by_run = batches.carried(live)
 
@@ -66,6 +68,12 @@ class Carriers:
         if recorded and not seen.elsewhere and _is_of(seen.submission, recorded):
             found[recorded.job_id] = recorded
         return sorted(found.values(), key=lambda job: number_of(job.job_id))
+
+    def ended(self, seen: Look) -> QueuedJob | None:
+        """Return the newest job of a run where it ended a while ago, and is not another job with its number."""
+        job = self._ended.get(str(seen.job_id))
+        is_submitted = str(seen.submission.get("job_id")) == seen.job_id
+        return job if job and (not is_submitted or _is_of(seen.submission, job)) else None
 
     def for_folder(self, path: Path) -> list[QueuedJob]:
         """Return the jobs that were submitted for the run in a folder, by their comments."""

@@ -94,7 +94,7 @@ def _cause_of(status: Status) -> Cause:
         return _left_queue(status)
     text = last_life(status.look.run)
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
-        _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop, _not_restarted,
+        _copied, _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop, _not_restarted,
         _moved, _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
     )  # fmt: skip
     return next((cause for step in steps if (cause := step(status, text))), None) or _silent(status)
@@ -172,6 +172,15 @@ def _why(status: Status) -> str:
 
 def _attempt_file(status: Status) -> str:
     return f"attempts/{status.look.lives:04d}.json"
+
+
+def _copied(status: Status, _: str) -> Cause | None:
+    """Return what a copy is whose original was trained when it was made."""
+    seen = status.look
+    if not seen.original or status.state != "lost":
+        return None
+    sentence = f"it is a copy of {seen.original}, made while that was trained; no process trains the copy"
+    return Cause(sentence, f"{_attempt_file(status)}: folder {seen.original}", commands.again(seen.run))
 
 
 def _no_interpreter(status: Status, text: str) -> Cause | None:

@@ -111,8 +111,7 @@ class Look:
     @property
     def moved_from(self) -> str:
         """The folder that its newest job was submitted for, where it was moved since then; else empty."""
-        folder = self.submission.get("folder")
-        return folder if isinstance(folder, str) and folder != str(self.run.path.resolve()) else ""
+        return str(self.submission["folder"]) if self.run.was_moved(self.submission) else ""
 
     @property
     def decision(self) -> dict[str, Any]:

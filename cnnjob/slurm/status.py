@@ -5,7 +5,9 @@ A scheduler that does not answer, or says what cannot be read, changes no state:
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -125,14 +127,15 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     found = [find.of(one) for one in looks]
     hidden, silent = _hidden(looks, found, ask_config) if asked else dict[Run, str](), bool(remark)
     remark = remark or "; ".join(sorted({why for why in hidden.values() if why}))
-    known = {one.job_id: _fate_of(one) for one in jobs if one.state in words.ENDED}
+    fates = {one.run: _fate_of(job) for one in looks if (job := find.ended(one))}
     if asked:
         unclear = [one for one, job in zip(looks, found, strict=True) if not job and _is_unclear(one, thorough)]
-        ids = {one.job_id for one in unclear if one.job_id and (thorough or one.job_id not in known)}
-        fates = _fates(sorted(ids), end - time.monotonic())
-        known |= {one: fate for one, fate in fates.items() if fate.state in words.ENDED or not asked.whole}
+        ids = {one.job_id for one in unclear if one.job_id and (thorough or one.run not in fates)}
+        accounts = _fates(sorted(ids), end - time.monotonic())
+        told_of = {one.run: fate for one in looks if (fate := accounts.get(one.job_id or "")) and _may_be_of(fate, one)}
+        fates |= {run: fate for run, fate in told_of.items() if fate.state in words.ENDED or not asked.whole}
     told = [
-        _status(one, job, known, gone=bool(asked and asked.whole and not job and one.run not in hidden))
+        _status(one, job, fates.get(one.run), gone=bool(asked and asked.whole and not job and one.run not in hidden))
         for one, job in zip(looks, found, strict=True)
     ]
     told = [replace(one, is_hidden=one.look.run in hidden) for one in told]
@@ -213,7 +216,17 @@ def _is_unclear(seen: Look, thorough: bool) -> bool:  # noqa: FBT001 - private
         return seen.state != "running" or not seen.is_here
     if seen.state == "running":
         return not seen.is_here and _is_quiet(seen)
-    return not is_settled(seen) and not seen.was_cancelled_here
+    return seen.state != "failed" and not _given_up(seen) and not seen.was_cancelled_here
+
+
+def _may_be_of(fate: Fate, seen: Look) -> bool:
+    """Return whether a job that ended may be a run's newest, and not one that had its number long before."""
+    is_submitted = str(seen.submission.get("job_id")) == seen.job_id
+    since = seen.submission.get("submitted") if is_submitted else seen.attempt.get("started")
+    with suppress(ValueError, OverflowError):
+        ended = datetime.fromisoformat(fate.end).timestamp()
+        return ended >= datetime.fromisoformat(str(since)).timestamp() - scheduler.CLOCKS_SECONDS
+    return True
 
 
 def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
@@ -226,8 +239,8 @@ def _fates(ids: Sequence[str], seconds: float) -> dict[str, Fate]:
         return {}
 
 
-def _status(seen: Look, job: QueuedJob | None, fates: dict[str, Fate], *, gone: bool) -> Status:
-    fate = None if job or not seen.job_id or seen.elsewhere else fates.get(seen.job_id)
+def _status(seen: Look, job: QueuedJob | None, fate: Fate | None, *, gone: bool) -> Status:
+    fate = None if job or seen.elsewhere else fate
     if seen.state in {"finished", "damaged"}:
         return Status(seen, seen.state, seen.trouble)
     if gone and not fate and _left_queue(seen):
@@ -260,6 +273,10 @@ def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
         detail.append(f"job {own[0].job_id} is for {seen.moved_from}, from where this folder was moved")
     elif seen.original and not own and status.state != "finished":
         detail.append(f"a copy of {seen.original}, whose jobs are not its own")
+        if status.state == "running":
+            detail[-1] = (
+                f"a copy of {seen.original}, or that under another name, heard of {span(seen.heard_seconds)} ago"
+            )
     if seen.elsewhere and status.state != "finished":
         detail.append(f"job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}")
     others = [job.job_id for job in own if status.job and job.job_id != status.job.job_id]
