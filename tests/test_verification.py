@@ -232,7 +232,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
         time.sleep(0.02)
     assert lives_below(tmp_path / "tmp")
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said.splitlines()[-1]) == (130, "cnnjob: interrupted")
     assert not lives_below(tmp_path / "tmp")
     assert not list((tmp_path / "tmp").iterdir())
