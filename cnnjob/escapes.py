@@ -1,6 +1,7 @@
 """Text from outside (names, labels, log lines), written so that no terminal, page or spreadsheet obeys it."""
 
 import json
+import re
 from collections.abc import Callable
 from unicodedata import bidirectional, category
 
@@ -9,6 +10,19 @@ _INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Unicode's controls that change the direction of what follows."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_BROKEN: set[str] = set()
+"""Names with a line break or a tab that were met."""
+
+
+def note_names(path: object) -> None:
+    """Remember the names in a path, or in a word of a command, that would break a line.
+
+    A text of several lines does not show which of its breaks are a name's, so :func:`printable_lines` must know.
+    """
+    text = str(path)
+    if "\n" in text or "\t" in text:
+        names = (name for name in re.split("[/=]", text) if "\n" in name or "\t" in name)
+        _BROKEN.update(name for name in names if name.strip())
 
 
 def printable(text: str) -> str:
@@ -17,7 +31,9 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines as :func:`printable` does each of them; tabs stay."""
+    """Return a text of several lines as :func:`printable` does each of them; tabs stay, but those of names."""
+    for name in sorted(_BROKEN, key=len, reverse=True):
+        text = text.replace(name, printable(name))
     return _escaped(text, "\n\t", lambda letter: letter.encode("unicode_escape").decode())
 
 

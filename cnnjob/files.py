@@ -28,6 +28,7 @@ import numpy as np
 
 from cnnjob import npz
 from cnnjob.errors import DataError
+from cnnjob.escapes import note_names
 from cnnjob.processes import is_gone, process_table
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -200,6 +201,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         DataError: it is missing, cannot be read, or is a folder, a pipe, a socket or a device.
     """
+    note_names(path)
     try:
         _require_regular(path, path.stat().st_mode)  # opening a device can act on it
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")

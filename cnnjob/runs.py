@@ -28,6 +28,7 @@ import numpy as np
 
 from cnnjob import clocks, files, schemas
 from cnnjob.errors import DataError
+from cnnjob.escapes import note_names
 from cnnjob.jobs import FORMAT, Job
 from cnnjob.processes import HEARTBEAT_LIMIT_SECONDS, HEARTBEAT_SECONDS, is_alive, is_earlier_life, silent_seconds
 
@@ -53,6 +54,10 @@ class Run:
     """The map of a run folder."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        """Know its name where it is printed."""
+        note_names(self.path)
 
     @classmethod
     def of(cls, job: Job, data_digest: str, root: Path) -> Self:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cnnjob import tables
 from cnnjob.cli import app
 from cnnjob.cli.screen import Printable
-from cnnjob.escapes import printable, printable_json, printable_lines, spreadsheet_cell
+from cnnjob.escapes import note_names, printable, printable_json, printable_lines, spreadsheet_cell
 from cnnjob.records import read
 from cnnjob.reports import report
 from cnnjob.runs import Run
@@ -115,3 +115,41 @@ def test_no_cell_of_a_csv_file_is_a_formula(hostile: Path) -> None:
     assert [spreadsheet_cell(cell) for cell in cells] == [f"'{cell}" for cell in cells[:6]] + cells[6:]
     assert tables.csv([{"=a": "-b", "n": -1.5}]) == b"'=a,n\n'-b,-1.5\n"
     assert read(runs[0], "x").row["state"] in {"finished", "failed"}
+
+
+BROKEN = "line\nbreak\tand tab"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status", BROKEN], ["status", f"{BROKEN}/done"], ["status", f"{BROKEN}/open"], ["logs", f"{BROKEN}/done"],
+        ["train", f"{BROKEN}/done"], ["train", f"{BROKEN}/none.toml"], ["predict", f"{BROKEN}/open", "x.png"],
+        ["predict", f"{BROKEN}/done", f"{BROKEN}.png"], ["export", f"./{BROKEN}/open"], ["show", f"{BROKEN}/none.h5"],
+        ["cancel", f"{BROKEN}/open"], ["report", BROKEN, f"--out={BROKEN}/report"], ["clean", BROKEN],
+        ["submit", f"{BROKEN}/done"], ["prepare", "folder", f"{BROKEN}/none"], ["report", f"{BROKEN}/none"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_line_break_in_a_name_breaks_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, make in (("done", folders.finished_run), ("open", folders.stopped_run)):
+        make(Path("made"), name=name, why=f"failed: {BROKEN}/x is gone").path.rename(name)
+        Path(BROKEN).mkdir(exist_ok=True)
+        Path(name).rename(Path(BROKEN, name))
+    done = CliRunner().invoke(app, command)
+    said = done.stdout + done.stderr
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert not any(line.startswith("break") for line in said.splitlines()), said
+    assert "\t" not in said
+    for path in Path(BROKEN).glob("report/*.[chmt]*"):
+        assert BROKEN not in path.read_text()
+
+
+def test_names_are_escaped_where_they_stand_in_a_text() -> None:
+    note_names("runs/it\nis/--out=a\tb")
+    assert printable_lines("runs/it\nis: gone. See\n  rm it\nis/a\tb") == "runs/it\\nis: gone. See\n  rm it\\nis/a\\tb"
+    note_names("runs/\n/x")
+    assert printable_lines("one/\ntwo") == "one/\ntwo"

@@ -4,7 +4,9 @@ Commands are loaded when they are called, and load what they need then, so that 
 """
 
 import sys
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from typer.completion import completion_init, install_callback, show_callback  #
 from cnnjob import __version__
 from cnnjob.cli.screen import printable_streams
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError
+from cnnjob.escapes import note_names
 
 COMMANDS = {
     "prepare": ("data", "Pack a dataset into one HDF5 file."),
@@ -68,13 +71,17 @@ class Command(_Light, typer.core.TyperCommand):
 class Listed(typer.core.TyperCommand):
     """A command in the list of all; its module is loaded when it is used."""
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
         """Load the command, and let it begin."""
+        with suppress(OSError):  # a working folder that was removed has no name
+            note_names(Path.cwd())
+        for word in args:
+            note_names(word)
         name = str(self.name)
         function = getattr(import_module(f"cnnjob.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         alone.command(name, cls=Command)(function)
-        return typer.main.get_command(alone).make_context(*arguments, **settings)
+        return typer.main.get_command(alone).make_context(info_name, args, parent, **settings)
 
 
 class Commands(_Light, typer.core.TyperGroup):
