@@ -316,6 +316,12 @@ def test_an_option_that_would_contradict_an_own_one(key: str) -> None:
         load(None, {}, [f"{key}=1"])
 
 
+@pytest.mark.parametrize("key", ["arr", "out", "comm", "ntask", "--wra", "depend", "test_onl", "partitio"])
+def test_a_shortened_option_that_sbatch_would_complete(key: str) -> None:
+    with pytest.raises(JobError, match=rf"sbatch: {key.lstrip('-').replace('_', '-')} is short for [a-z-]+\. Write"):
+        load(None, {}, [f"{key}=1"])
+
+
 def test_the_layers_are_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "cnnjob").mkdir()

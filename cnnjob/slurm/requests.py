@@ -39,6 +39,11 @@ OWN = {
     "nodes": "a run is one task on one node",
     "ntasks": "a run is one task on one node",
     "ntasks-per-node": "a run is one task on one node",
+    "tasks-per-node": "a run is one task on one node",
+    "ntasks-per-gpu": "a run is one task on one node",
+    "help": "type sbatch --help",
+    "usage": "type sbatch --usage",
+    "version": "type sbatch --version",
     "wckey": "say it with a profile's setup line: export SBATCH_WCKEY=…",
 }
 """Options of sbatch that ``--sbatch`` cannot give, and why or what instead."""
@@ -241,14 +246,17 @@ def _may_be_given(key: str) -> None:
     """Find an option of sbatch that would contradict one of this program.
 
     Raises:
-        ValueError: it has a name of its own here, or must be as it is.
+        ValueError: it has a name of its own here, must be as it is, or is an abbreviation, which sbatch would complete.
     """
+    own = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
     if key in OWN:
         raise ValueError(f"sbatch: {key} cannot be given, {OWN[key]}")
-    if key.replace("-", "_") in Request.model_fields:
+    if key in own:
         raise ValueError(
             f"sbatch: {key} has an option of its own; give --{key}, or {key.replace('-', '_')} in the profile"
         )
+    if longer := sorted(name for name in own if name.startswith(key)):
+        raise ValueError(f"sbatch: {key} is short for {longer[0]}. Write options in full")
 
 
 def minutes(text: str) -> int:
