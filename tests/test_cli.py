@@ -115,6 +115,8 @@ def test_prepare_folder(here: Path) -> None:
         made = cnnjob("prepare", *arguments, "--size", "8x8")
         assert made.exit_code == 0, made.output
     assert "data/pets.h5" in made.stdout
+    for arguments in (["pets", "pets"], ["folder", "pets", "--source", "pets"], ["pets", "--source", "pets"], [""]):
+        assert cnnjob("prepare", *arguments).exit_code == 2, arguments
     assert made.stderr == ""
     (here / "pets" / "valid").mkdir()
     assert (

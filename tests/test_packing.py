@@ -266,6 +266,8 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
         (JobError, "from 1x1", {"name": "folder", "source": ".", "size": (0, 3)}),
         (JobError, "from 1x1", {"name": "folder", "source": ".", "size": (3000, 3000)}),
         (JobError, "between 0 and 1", {"name": "folder", "source": ".", "test_fraction": 1.0}),
+        (JobError, "no source, found ' '", {"name": "cifar10", "source": " "}),
+        (JobError, "not an address .*. Give http", {"name": "cifar10", "source": "http://[::1"}),
         (DataError, "no such file or folder", {"name": "cifar10", "source": "nowhere"}),
         (DataError, "no such folder", {"name": "folder", "source": "nowhere"}),
     ],

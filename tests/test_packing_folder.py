@@ -296,6 +296,38 @@ def test_neither_a_fraction_nor_a_test_folder(root: Path, out: Path) -> None:
         packed(root, out)
 
 
+@pytest.mark.parametrize(
+    ("splits", "name", "message"),
+    [
+        ((), "cat/pets.h5", "lie among the images of .*root .found in cat"),
+        ((), "data/pets.h5", "lie among the images of .*root .found in data"),
+        (("train", "test"), "test/pets.h5", "lie among the images of .*root .found in test"),
+        ((), os.fsdecode(b"../\xff.h5"), "name is not UTF-8 .found '.udcff'"),
+        ((), "/".join("a" * 1000), "too deep, found [0-9]+ folders"),
+    ],
+)
+def test_where_a_folder_is_not_packed_to(root: Path, splits: tuple[str, ...], name: str, message: str) -> None:
+    trees(root, *splits)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(JobError, match=message):
+        pack("folder", root / name, source=root, test_fraction=None if splits else 0.2, force=True)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_dataset_may_lie_beside_the_splits(tmp_path: Path) -> None:
+    root = trees(tmp_path, "train", "test")
+    for name in ("pets.h5", "data/pets.h5"):
+        assert packed(root, root / name).splits == ("train", "test")
+
+
+def test_a_source_is_never_overwritten(root: Path) -> None:
+    for name, source in (("cifar10", root / "cat" / "0000.png"), ("folder", root / "cat" / "0000.png")):
+        before = source.read_bytes()
+        with pytest.raises(JobError, match=r"0000\.png: it is the source"):
+            pack(name, source, source=source, force=True)
+        assert source.read_bytes() == before
+
+
 def test_large_images_need_a_size(tmp_path: Path, out: Path) -> None:
     for name in ("a", "b"):
         folder = tmp_path / "root" / name

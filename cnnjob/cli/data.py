@@ -55,10 +55,13 @@ def prepare(
     from cnnjob.packing import KNOWN, pack
 
     known = {entry.name for entry in KNOWN}
-    if name not in known and name != "folder" and Path(name).is_dir():
-        name, path = "folder", Path(name)
-    if name != "folder" and path is not None:
+    is_path = bool(name) and name not in known and name != "folder" and Path(name).is_dir()
+    if path is not None and (name != "folder" or source is not None):
         raise JobError(f"prepare {name} {path}: one argument too many; a source is given with --source")
+    if is_path and source is not None:
+        raise JobError(f"prepare {name}: two sources (found --source {source}). Leave one out")
+    if is_path:
+        name, path = "folder", Path(name)
     if name == "folder":
         source = str(path) if path is not None else source
     stem = Path(source).resolve().name if name == "folder" and source else name

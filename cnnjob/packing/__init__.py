@@ -79,7 +79,10 @@ def pack(
     request = _Request(name, None if source is None else str(source), sha256, size, test_fraction)
     request.require_possible()
     title = out.stem if name == FOLDER else name
+    places.require_title(out, title)
     places.require_writable(out)
+    if source is not None:
+        places.require_apart(out, Path(source), of_images=name == FOLDER)
     published = request.published()
     there = None if force else places.found_at(out, title, published, request.options)
     warnings: tuple[str, ...] = ()
@@ -151,6 +154,8 @@ class _Request:
             raise JobError(f"{FOLDER}: no source, found none; name the folder of images")
         if self.name == DIGITS.name and self.source is not None:
             raise JobError(f"{self.name}: it comes with scikit-learn, found source {self.source}; leave it out")
+        if self.source is not None and not self.source.strip():
+            raise JobError(f"{self.name}: no source, found {self.source!r}; name a folder, a file or an address")
         if self.sha256 is not None and self.source is None:
             raise JobError(f"{self.name}: a sha256 of no source, found {self.sha256}; give the source too")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):

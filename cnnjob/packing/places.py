@@ -4,15 +4,51 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cnnjob.datasets import Dataset, is_damaged
+from cnnjob.datasets import SPLITS, Dataset, is_damaged
 from cnnjob.errors import DataError, JobError
 
+_MOST_FOLDERS = 200  # Python makes them one within the other
 _INSTEAD = "give another --out, or overwrite it with --force"
 
 
 def target_of(out: Path) -> Path:
     """The file behind a path's symbolic links: they stay, and it is written."""
     return Path(os.path.realpath(out))
+
+
+def require_title(out: Path, title: str) -> None:
+    """Refuse a dataset's name that cannot be written down.
+
+    Args:
+        out: the file that is going to be written.
+        title: what the dataset is called.
+
+    Raises:
+        JobError: it has bytes that are not UTF-8.
+    """
+    if title != title.encode(errors="replace").decode():
+        raise JobError(f"{out}: the dataset's name is not UTF-8 (found {title!a}). Give --out a name that is")
+
+
+def require_apart(out: Path, source: Path, *, of_images: bool) -> None:
+    """Refuse a file that is its own source, or would be an image or a class the next time.
+
+    Args:
+        out: the file that is going to be written.
+        source: the folder or the file that is read.
+        of_images: whether all that lies in the source's folders is taken for an image.
+
+    Raises:
+        JobError: it is.
+    """
+    target, read = target_of(out), target_of(source)
+    if target == read and not target.is_dir():
+        raise JobError(f"{out}: it is the source (found --source {source}). Give another --out")
+    if of_images and target != read and target.is_relative_to(read):
+        splits = [split for split in SPLITS if (read / split).is_dir()]
+        first, *inside = target.relative_to(read).parts
+        if inside and not first.startswith(".") and (not splits or first in splits):
+            raise JobError(f"{out}: it would lie among the images of {source} (found in {first}). Give another --out")
 
 
 def require_writable(out: Path) -> None:
@@ -32,6 +68,8 @@ def require_writable(out: Path) -> None:
 
 
 def _require_writable(out: Path, target: Path) -> None:
+    if len(target.parts) > _MOST_FOLDERS:
+        raise JobError(f"{out}: too deep, found {len(target.parts)} folders; give another --out")
     if target.is_dir():
         raise JobError(f"{out}: not a file, found a folder; name a file in it, as --out {out / 'NAME.h5'}")
     if os.path.lexists(target) and not target.is_file():

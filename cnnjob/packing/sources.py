@@ -36,8 +36,16 @@ def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool)
     if source is None:
         return _from_mirrors(entry, progress=progress)
     if "://" in source:
+        _require_address(source)
         return _from_url(entry, source, pin, progress=progress)
     return _find(entry, Path(source))
+
+
+def _require_address(url: str) -> None:
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise JobError(f"{url}: not an address ({error}). Give http://…, https://…, a file or a folder") from error
 
 
 def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str, str]:
