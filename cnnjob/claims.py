@@ -39,10 +39,12 @@ class Claim:
             BusyError: another attempt has the run.
             DataError: the record of this one was removed, or a link leads out of the run folder.
         """
-        if _attempt_file(self.run, self.number + 1).exists():
-            raise BusyError(f"{self.run.path}: this process was taken for dead, attempt {self.number + 1} has the run")
+        records, successor = self.run.attempt_files(), self.number + 1
+        newest = successor if _attempt_file(self.run, successor).exists() else max(map(_number_of, records), default=0)
+        if newest > self.number:
+            raise BusyError(f"{self.run.path}: this process was taken for dead, attempt {newest} has the run")
         if not self.path.exists():
-            others = ", ".join(path.name for path in self.run.attempt_files()) or "no record"
+            others = ", ".join(path.name for path in records) or "no record"
             raise DataError(
                 f"{self.path}: the record of this training was removed (found {others}). It stops and writes nothing "
                 "more, since another may start beside it. Run the same command to resume from the newest checkpoint"
@@ -102,7 +104,10 @@ def claim(run: Run, has_ended: HasEnded | None = None) -> Claim:
             raise BusyError(f"{_busy(run, last)}{_from_the_future(held[-1], run.heartbeat_file)}")
     for folder in (run.attempts_folder, run.checkpoints_folder):
         folder.mkdir(parents=True, exist_ok=True)
-    number = int(held[-1].stem) + 1 if held else 1
+    number = _number_of(held[-1]) + 1 if held else 1
+    with suppress(OSError):
+        if run.heartbeat_file.lstat().st_nlink > 1:  # of a copy by hard links: it would be the original's too
+            run.heartbeat_file.unlink()
     record = {
         "attempt": number,
         **process_identity(),
@@ -142,6 +147,10 @@ def _from_the_future(*signs: Path) -> str:
         f". Its last sign of life is {minutes} in the future: the clock of that machine or of this one is wrong. "
         f"If that process is dead, run the same command again in {limit}"
     )
+
+
+def _number_of(record: Path) -> int:
+    return int(record.stem)
 
 
 def _attempt_file(run: Run, number: int) -> Path:

@@ -43,7 +43,7 @@ DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "st
 OLDEST_FORMAT = 2
 HISTORY_BYTES = 2**28
 """Of ``history.jsonl``, at most: a million epochs."""
-_ATTEMPT_FILE = re.compile(r"\d{4,9}\.json", re.ASCII)
+_ATTEMPT_FILE = re.compile(r"\d{4,18}\.json", re.ASCII)
 
 HasEnded = Callable[[Mapping[str, Any], float], bool]
 """Whether a scheduler says that an attempt's job is over; of its record, and the seconds since its last heartbeat."""
@@ -247,7 +247,8 @@ class Run:
         Raises:
             DataError: their folder cannot be read; that is not the same as none.
         """
-        return sorted(path for path in _listed(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
+        records = (path for path in _listed(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
+        return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this folder from a copy, whatever it is called on another host.
@@ -294,11 +295,11 @@ class Run:
         A process whose record was removed while it trains cannot be named, but its heartbeat goes on.
         """
         try:
-            written = self.heartbeat_file.stat().st_mtime
+            written = self.heartbeat_file.lstat().st_mtime
         except OSError:
             return None
         paths = self.attempt_files()
-        recorded = paths[-1].stat().st_mtime if paths else -math.inf
+        recorded = paths[-1].lstat().st_mtime if paths else -math.inf
         if written <= recorded + 2 * HEARTBEAT_SECONDS or (paths and self._is_copied(paths[-1])):
             return None
         age = max(clocks.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -475,3 +476,106 @@ def test_a_log_is_not_appended_through_a_link_or_to_a_pipe(tmp_path: Path) -> No
             files.append_text(tmp_path / name, "x\n")
     files.append_text(tmp_path / "file", "x\udcff\n")
     assert (tmp_path / "file").read_text() == "mine\nx\\udcff\n"
+
+
+# --- odd records of attempts
+
+
+def test_attempts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """As text 10000 is before 9999."""
+    run = Run(tmp_path)
+    claim(run).end("stopped: SIGTERM", 0)
+    shutil.copy(run.attempt_files()[0], run.attempts_folder / "9999.json")
+    held = claim(run)
+    assert (held.number, run.state()) == (10_000, "running")
+    with pytest.raises(BusyError):
+        claim(run)
+    held.end("stopped: SIGTERM", 0)
+    shutil.copy(held.path, run.attempts_folder / "999999999.json")
+    held = claim(run)
+    assert (held.number, run.state()) == (10**9, "running")
+    held.check()
+
+
+def test_an_attempt_is_superseded_by_any_later_one(tmp_path: Path) -> None:
+    """The record between them was removed."""
+    held = claim(Run(tmp_path))
+    shutil.copy(held.path, held.path.with_name("0003.json"))
+    with pytest.raises(BusyError, match="taken for dead, attempt 3 has the run"):
+        held.check()
+
+
+def test_a_copy_by_hard_links_has_a_heartbeat_of_its_own(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    claim(run).end("stopped: SIGTERM", 0)
+    copy = Run(tmp_path / "copy")
+    subprocess.run(["cp", "--archive", "--link", run.path, copy.path], check=True)
+    held = claim(copy)
+    for path in (run.heartbeat_file, *run.attempt_files()):
+        silent(path, 500)
+    held.beat()
+    assert (copy.state(), run.state()) == ("running", "stopped")
+
+
+def linked_nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Path.touch, "not readable as JSON"),
+        (Path.mkdir, "found a folder"),
+        (os.mkfifo, "found a pipe"),
+        (linked_nowhere, "no such file"),
+    ],
+)
+def test_what_is_no_record_of_an_attempt_frees_no_run(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+    run = Run(tmp_path)
+    claim(run).end("stopped: SIGTERM", 0)
+    for path in (run.attempts_folder / "0002.json", run.attempts_folder / "0001.json"):
+        path.unlink(missing_ok=True)
+        make(path)
+        with pytest.raises(DataError, match=rf"{path.name}: .*{said}"):
+            claim(run)
+        assert look(run).state == "damaged"
+        (path.rmdir if said == "found a folder" else path.unlink)()
+
+
+CLAIMS = """
+import json, multiprocessing, sys
+from pathlib import Path
+from cnnjob.claims import claim
+from cnnjob.errors import BusyError
+from cnnjob.runs import Run
+def race(start, answers):
+    for number in range(20):
+        start.wait()
+        try:
+            answers.put((number, claim(Run(Path(sys.argv[1], str(number)))).number))
+        except BusyError:
+            answers.put((number, "busy"))
+forks = multiprocessing.get_context("fork")
+start, answers = forks.Barrier(4), forks.Queue()
+racers = [forks.Process(target=race, args=(start, answers), daemon=True) for _ in range(4)]
+for racer in racers:
+    racer.start()
+print(json.dumps([answers.get(timeout=60) for _ in range(80)]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
+def test_of_several_that_begin_at_once_one_has_the_run(tmp_path: Path, kind: str) -> None:
+    for name in ("runs", "upper", "work", "lower"):
+        (tmp_path / name).mkdir()
+    options = [] if kind == "tmpfs" else ["-o", "lowerdir=lower,upperdir=upper,workdir=work"]
+    if subprocess.run(["mount", "-t", kind, *options, kind, "runs"], cwd=tmp_path, check=False).returncode:
+        pytest.skip(f"no {kind} can be mounted here")
+    try:
+        words = [sys.executable, "-c", CLAIMS, str(tmp_path / "runs")]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        counts = Counter(map(tuple, json.loads(done.stdout)))
+    finally:
+        subprocess.run(["umount", "runs"], cwd=tmp_path, check=True)
+    assert counts == {(number, answer): count for number in range(20) for answer, count in ((1, 1), ("busy", 3))}
