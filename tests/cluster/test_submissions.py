@@ -7,6 +7,7 @@ submits the same sweep from two shells so many times, with locks and without.
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from cnnjob import processes
 from cnnjob.runs import Run
+from cnnjob.slurm import queue, scheduler
 from tests.cluster import lab
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, Place
@@ -149,6 +152,27 @@ def test_a_job_that_cnnjob_did_not_submit_is_never_cancelled(cluster: Start, use
     assert first.attempts()[-1]["ended"] is None
     assert place.cluster.state(job) == "RUNNING"
     assert json.loads(place.cnnjob("status", "two", "--json").stdout)[0]["state"] == "cancelled"
+
+
+def test_what_a_user_writes_is_not_read_as_what_slurm_says(cluster: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the name, comment, paths and folder of a job, in one line and in several."""
+    here = cluster(*SMALL)
+    monkeypatch.setenv("SLURM_CONF", str(here.folder / "etc" / "slurm.conf"))
+    words = "x JobState=FAILED Restarts=9 EndTime=Unknown"
+    lines = "x\n   JobState=FAILED Reason=None Dependency=(null)\n   Requeue=0 Restarts=9\n17|RUNNING|None||N/A|N/A|"
+    for name, text in (("a", words), (words, words), ("a", lines), (lines, lines)):
+        folder = here.home / text.replace("/", "-")
+        here.run("mkdir", "-p", folder)
+        options = (f"--job-name={name}", f"--comment={text}", f"--chdir={folder}", f"--output={folder}/log")
+        job = here.submit("--hold", *options, "--wrap=true")
+        holder = {"job_id": job, "cluster": scheduler.cluster(), "started": processes.now()}
+        assert not scheduler.has_ended(holder, 0)
+        if name != lines:  # ours have no line end in their names
+            facts = scheduler.job(job)
+            assert (facts["JobState"], facts["Restarts"], facts["Requeue"]) == ("PENDING", "0", "1")
+        listing = queue.listing([pwd.getpwnam("nobody").pw_uid])
+        assert (listing.whole, job in {one.job_id for one in listing.jobs}) == (True, True)
+        assert "17" not in {one.job_id for one in listing.jobs}
 
 
 # --- several users
