@@ -256,6 +256,21 @@ def first(times: int, then: str) -> str:
     return f"echo x >> calls; [ $(/usr/bin/wc -l < calls) -gt {times} ] || {{ {NO_ANSWER}; }}; {then}"
 
 
+def test_a_folder_that_cannot_be_written_is_waited_for(
+    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses every new file in /sys, until the folder is back at the second try."""
+    monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.2, 0.3))
+    slurm, kept = lost.slurm_folder, lost.path / "kept"
+    slurm.rename(kept)
+    slurm.symlink_to("/sys/kernel")
+    back = f"[ $(/usr/bin/wc -l < calls) != 2 ] || {{ /bin/rm '{slurm}'; /bin/mv '{kept}' '{slurm}'; }}"
+    site.says(scontrol=f'echo x >> calls; {back}; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    main(str(lost.path), "137")
+    assert capsys.readouterr().out.count("; trying again in 0.1 s\n") == 1
+    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"]
+
+
 def test_a_scheduler_that_is_away_is_waited_for(
     site: Site, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ bad job, a bug, a loss that is no number) is never restarted, and what somebody 
 Where a damaged record hides either, the run is left to its user.
 """
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ GONE = 128
 """Exit codes from here on are of a process that a signal ended."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
 """Between the questions to a scheduler that does not answer: half an hour in all."""
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
+"""Errors of a disk that is full, read-only or away, which may pass."""
 GOES_ON = "to be restarted"
 """Said until it is known how."""
 
@@ -140,10 +143,11 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
 
 
 def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Go on as soon as the scheduler answers.
+    """Go on as soon as the scheduler answers and the run's folder can be written.
 
     Raises:
         SchedulerError: it refused, or did not answer for half an hour.
+        OSError: the folder could not be written for so long, or is not there.
     """
     for pause in PAUSES_SECONDS:
         with suppress(_AskedToEnd), _sigterm_asks_again():
@@ -153,7 +157,11 @@ def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
                 if not scheduler.is_silent(error):
                     raise
                 _say(run, f"{error}; asking again in {pause} s")
-                _wait(pause)
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+                _say(run, f"{error}; trying again in {pause} s")
+            _wait(pause)
     return _go_on(run, code, before)
 
 
@@ -289,7 +297,8 @@ def _requeued() -> tuple[str, str]:
 
 
 def _say(run: Run, text: str) -> None:
-    print(f"cnnjob: {run.path}: {text}", flush=True)  # noqa: T201 - the job's own log
+    with suppress(OSError):  # it may lie on the disk that is full
+        print(f"cnnjob: {run.path}: {text}", flush=True)  # noqa: T201 - the job's own log
 
 
 if __name__ == "__main__":

@@ -270,11 +270,22 @@ def test_a_signal_before_the_handlers(fleet: Callable[..., Fleet], table: Begin,
     survive(fleet(*PLAIN), table(f"SIG{name} before the handlers"), whole, strike, submit)
 
 
-@pytest.mark.parametrize("name", ["USR1", "HUP"])
+@pytest.mark.parametrize("name", ["HUP", "QUIT", "XCPU", "USR2"])
+def test_a_signal_to_the_step(fleet: Callable[..., Fleet], table: Begin, whole: Outcome, name: str) -> None:
+    def strike(place: Place, job: str) -> None:
+        place.until_saved()
+        number = signal.Signals[f"SIG{name}"]
+        place.cluster.run("scancel", f"--signal={int(number)}", f"{job}.0")
+        lab.until(lambda: place.run.attempts()[0]["why"] == f"stopped: {number.name}", 30, "the stop")
+
+    survive(fleet(*PLAIN), table(f"SIG{name} to the step"), whole, strike, plainly)
+
+
+@pytest.mark.parametrize("name", ["USR1", "HUP", "QUIT", "XCPU", "USR2"])
 def test_a_signal_to_the_batch_script(fleet: Callable[..., Fleet], table: Begin, whole: Outcome, name: str) -> None:
     def strike(place: Place, job: str) -> None:
         place.until_saved()
-        place.cluster.run("scancel", "--batch", f"--signal={name}", job)
+        place.cluster.run("scancel", "--batch", f"--signal={int(signal.Signals[f'SIG{name}'])}", job)
         place.until_saved()  # by the same process
 
     survive(fleet(*PLAIN), table(f"SIG{name} to the batch script"), whole, strike, plainly, at_least=1)

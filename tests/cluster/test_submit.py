@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cnnjob.errors import EXIT_STOPPED
 from cnnjob.slurm.decisions import restarts_of
 from tests.cluster import lab
 from tests.cluster.conftest import Start
@@ -57,6 +58,18 @@ def test_it_finishes_and_is_submitted_once(place: Place, whole: Outcome) -> None
     assert place.cnnjob(*options).stdout.endswith(": finished, nothing submitted\n")
     assert place.said() == ["finished"]
     assert len(list((place.run.path / "slurm").glob("*_submission.sh"))) == 1
+
+
+@pytest.mark.slurm
+def test_a_signal_to_the_step_saves_and_its_batch_script_brings_it_back(place: Place, whole: Outcome) -> None:
+    """Of those that by default end a process; all of them in the matrix."""
+    job = place.submit()
+    place.until_saved()
+    place.cluster.run("scancel", "--signal=HUP", f"{job}.0")
+    lab.until(lambda: place.run.attempts()[0]["why"] == "stopped: SIGHUP", 30, "the stop")
+    until_finished(place, job, whole, lives=2)
+    assert restarts_of(place.run)[0]["code"] == EXIT_STOPPED
+    assert not list(place.folder.rglob("runs/.code/**/__pycache__"))
 
 
 @pytest.mark.slurm
