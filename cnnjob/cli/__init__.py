@@ -113,7 +113,7 @@ class Commands(_Light, typer.core.TyperGroup):
             typer.echo(f"cnnjob: {str(error) or 'out of memory'}; see to the file, its disk or the memory", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            typer.echo("cnnjob: interrupted", err=True)
+            typer.echo(f"cnnjob: interrupted{f'; {error}' if error.args else ''}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 

@@ -60,6 +60,7 @@ def submit(batch: Batch, parameters: dict[str, Any]) -> str:
 
     Raises:
         SchedulerError: SLURM refused, is not there, or did not answer.
+        KeyboardInterrupt: with a message where SLURM may have taken the job.
     """
     for program in ("sbatch", "srun"):
         if not shutil.which(program):
@@ -73,7 +74,12 @@ def submit(batch: Batch, parameters: dict[str, Any]) -> str:
     except SchedulerError as error:
         said = site.explained(_last_line(str(error)), len(batch.runs), commands.again(batch.runs[0]))
         raise SchedulerError(f"{batch.name}: {said}") from error
-    except BaseException:  # the job would find nothing to run
+    except BaseException as error:  # the job would find nothing to run
+        if isinstance(error, KeyboardInterrupt) and not executor.accepted:
+            raise KeyboardInterrupt(
+                f"{batch.name}: SLURM may have taken the job. The same command looks for it first; to cancel it:\n"
+                f"  {commands.cancel(batch.runs[0])}"
+            ) from error
         with suppress(SchedulerError):
             scheduler.cancel([executor.accepted] * bool(executor.accepted))
         raise

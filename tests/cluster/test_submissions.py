@@ -22,7 +22,7 @@ from cnnjob.runs import Run
 from cnnjob.slurm import queue, scheduler
 from tests.cluster import lab
 from tests.cluster.conftest import Start
-from tests.cluster.places import REQUEST, Place
+from tests.cluster.places import REQUEST, Place, commands
 from tests.durability.faults import NO_COMPILER, compile_no_locks, compiler
 
 pytestmark = pytest.mark.slurm
@@ -127,6 +127,26 @@ def test_a_successor_is_cancelled_whenever_it_is_submitted(place: Place, moment:
         (place.folder / "go").touch()
     lab.until(lambda: not place.cluster.admin("squeue", "--noheader"), 60, "an empty queue")
     assert json.loads(place.cnnjob("status", "--json").stdout)[0]["state"] == "cancelled"
+
+
+def test_ctrl_c_while_sbatch_runs(place: Place) -> None:
+    """It has submitted the job, and not yet said so."""
+    program = place.folder / "sbatch" / "sbatch"
+    program.parent.mkdir()
+    place.folder.chmod(0o777)
+    program.write_text(PAUSE.format(folder=place.folder, name="sbatch", program=shutil.which("sbatch")))
+    program.chmod(0o755)
+    (place.folder / "after-sbatch").touch()
+    shell = start(place, "submit", "toy.toml", *REQUEST, PATH=f"{program.parent}:{os.environ['PATH']}")
+    lab.until((place.folder / "reached").exists, 60, "the job")
+    [pid] = [pid for pid, line in commands() if line.startswith(f"{place.python} -m cnnjob submit")]
+    os.kill(pid, signal.SIGINT)
+    _, error = shell.communicate(timeout=60)
+    assert shell.returncode == 130, error
+    assert error.startswith(f"cnnjob: interrupted; {place.run.name}: SLURM may have taken the job. "), error
+    job = place.cluster.admin("squeue", "--noheader", "--format=%i").strip()
+    assert place.cnnjob("submit", "toy.toml", *REQUEST).stdout.endswith(f": queued as {job}, nothing submitted\n")
+    place.until_saved()
 
 
 # --- jobs of the user's own
