@@ -31,7 +31,7 @@ _RAW = 1
 _MOST_PARTS = 20_000
 _MOST_BYTES = 400_000_000
 """What decoding may take: a file of a few MB can ask for gigabytes without many pixels."""
-MOST_SECONDS = 30.0
+MOST_SECONDS = 10.0
 """Of a processor's time, which decoding may take; most images of 32 million pixels take under a second."""
 _READ_BYTES = 64 << 10
 _SCAN_BYTES = 1 << 10

@@ -228,6 +228,10 @@ def a_linked_folder(root: Path) -> None:
     (root / "dog" / "more").symlink_to(write_images(root.parent / "more", 2))
 
 
+def a_deep_folder(root: Path) -> None:
+    write_images(root.joinpath("dog", *"abcdefghij" * 6), 2)
+
+
 def a_circle(root: Path) -> None:
     write_images(root / "dog" / "more", 2)
     (root / "dog" / "more" / "again").symlink_to(root)
@@ -267,6 +271,7 @@ def no_classes(root: Path) -> None:
         (JobError, "several sizes, found 5x6 .* and 5x5 .*; give --size HxW", another_size),
         (DataError, "0100.png: no such file", a_dangling_link),
         (DataError, "dog/more: a link to a folder within a class. Copy the folder", a_linked_folder),
+        (DataError, "dog: folders more than 50 deep", a_deep_folder),
         (DataError, "dog/more/again: a link to a folder within a class", a_circle),
         (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
         (DataError, "a class without a name .found ' '.. Rename", a_name_of_a_space),

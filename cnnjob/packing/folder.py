@@ -25,6 +25,7 @@ from cnnjob.packing.writer import Block, Contents
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _SHOWN = 3
+_MOST_DEPTH = 50
 _MAX_CLASSES = 1 << 16  # labels have 16 bits
 MAX_PIXELS = 2_000_000  # of a packed image; a block of one in colour has 6 MB
 
@@ -69,6 +70,8 @@ def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | No
         DataError: the folder is missing, or a class or an image cannot be used.
         JobError: it needs a size or a test fraction, or one that it cannot have.
     """
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root}: not a folder (found a file). Unpack it, and give the folder of the classes' folders")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that has the classes' folders")
     try:
@@ -193,14 +196,14 @@ def _left_out(root: Path, parts: Sequence[_Part]) -> Iterator[Path]:
 
 
 def _hidden_in(folder: Path) -> Iterator[Path]:
-    for inside, folders, files in os.walk(folder, onerror=_refuse):
+    for inside, folders, files in _walk(folder):
         yield from (Path(inside, name) for name in sorted((*folders, *files)) if not _is_visible(name))
         folders[:] = filter(_is_visible, folders)
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
     """Every visible file in a folder and in those inside it; a folder that cannot be read is never left out."""
-    for inside, folders, files in os.walk(folder, onerror=_refuse):
+    for inside, folders, files in _walk(folder):
         folders[:] = filter(_is_visible, folders)  # the others are not walked through
         for name in folders:
             if Path(inside, name).is_symlink():  # it could lead back here
@@ -208,6 +211,16 @@ def _files_in(folder: Path) -> Iterator[Path]:
                     f"{Path(inside, name)}: a link to a folder within a class. Copy the folder, or remove it"
                 )
         yield from (Path(inside, name) for name in files if _is_visible(name))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk through a class's folder as ``os.walk`` does, but not to any depth, which it takes the call stack for."""
+    for inside, folders, files in os.walk(folder, onerror=_refuse):
+        if len(Path(inside).relative_to(folder).parts) > _MOST_DEPTH:
+            raise DataError(
+                f"{folder}: folders more than {_MOST_DEPTH} deep. Move the images up, or remove these folders"
+            )
+        yield inside, folders, files
 
 
 def _refuse(error: OSError) -> NoReturn:
