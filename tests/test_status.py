@@ -1082,10 +1082,11 @@ def test_logs_of_10_mb_of_any_shape_take_no_time() -> None:
         os.link(run.log_file, run.slurm_folder / "17_0_log.out")
     commands_ = [["status", "--json", *(f"runs/{place}" for place in NASTY)]]
     commands_ += [["logs", str(next(Path("runs", place).iterdir()))] for place in NASTY]
-    script = "import sys; from typer.testing import CliRunner; from cnnjob.cli import app\n" + "\n".join(
+    script = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+    script += "from typer.testing import CliRunner; from cnnjob.cli import app\n" + "\n".join(
         f"assert CliRunner().invoke(app, {words_}).exit_code == 0, {words_}" for words_ in commands_
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
 
 
 def test_only_the_last_life_counts() -> None:
