@@ -528,6 +528,17 @@ def test_a_job_that_waits_or_runs_is_left_alone(site: Site) -> None:
     assert [done.why for done in submission.submit([finished_run(Path("another"))], Request())] == ["finished"]
 
 
+def test_a_job_whose_run_folder_was_removed_while_it_waits_gets_its_files_again(site: Site) -> None:
+    cnnjob("submit", "toy.toml")
+    run = run_folder()
+    before = {path.name for path in run.slurm_folder.iterdir()}
+    shutil.rmtree(run.path)
+    site.says(squeue=f'echo "17|PENDING|Resources||N/A|N/A|cnnjob {run.path.resolve()} 1"')
+    again = cnnjob("submit", "toy.toml")
+    assert (again.exit_code, again.stdout) == (0, f"{run.path}: queued as 17, nothing submitted\n")
+    assert {path.name for path in run.slurm_folder.iterdir()} == before - {"17_submission.sh"}
+
+
 @pytest.mark.usefixtures("site")
 def test_a_stopped_or_lost_run_goes_on() -> None:
     for run in (stopped_run(Path("a")), lost_run(Path("b")), pending_run(Path("c"))):

@@ -98,11 +98,14 @@ def lacks(batch: Batch, job_id: str) -> bool:
     Where the folder of another user is closed, nobody can know, nor change it.
     """
     folder = batch.files_folder
+    if not os.path.lexists(folder):  # removed while the job waits, which could not even write its log
+        return os.access(folder.parent, os.W_OK)
     return os.access(folder, os.W_OK) and not (folder / f"{job_id}_submitted.pkl").exists()
 
 
 def supply(batch: Batch, job_id: str) -> None:
-    """Give a job of a batch what it runs, where its own submission was ended before it did so."""
+    """Give a job of a batch what it runs, where that was removed, or its own submission was ended before it did so."""
+    batch.files_folder.mkdir(exist_ok=True)
     delayed = DelayedSubmission(_life(batch))
     delayed.set_timeout(SUBMITITS_MINUTES, SUBMITITS_TIMEOUTS)
     for place in _pickles(batch, job_id):

@@ -106,7 +106,7 @@ def _submit_left(
     if len(done) < len(runs):
         here = site.look()
         here.check(request)
-        queued, refusals = _queued([run for run in runs if run.path not in done], say)
+        queued, refusals = _queued([run for run in runs if run.path not in done], request, say)
         for run, job_id in queued.items():
             done[run.path] = Submitted(run, None, f"queued as {job_id}")
         code = frozen.freeze(runs[0])
@@ -132,7 +132,9 @@ def _submit_left(
     return told
 
 
-def _queued(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[dict[Run, str], dict[Path, str]]:
+def _queued(
+    runs: Sequence[Run], request: Request, say: Callable[[str], None]
+) -> tuple[dict[Run, str], dict[Path, str]]:
     """Return the job of each run that one carries already, and why others cannot be submitted now.
 
     A job that is ending and does not bring its run back is waited for, for a while.
@@ -153,7 +155,7 @@ def _queued(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[dict[Run, 
         time.sleep(POLL_SECONDS)
     refusals = {seen.run.path: text for seen, found in jobs.values() if (text := _refusal(seen, found, find))} | ending
     carried = {run: found for run, (_, found) in jobs.items() if found and run.path not in refusals}
-    _complete(carried)
+    _complete(carried, request)
     for run in carried:  # it is to be resumed, also where it was cancelled before
         with suppress(OSError):
             cancel_record(run).unlink(missing_ok=True)
@@ -173,12 +175,15 @@ def _carriers_of(runs: Sequence[Run]) -> tuple[list[Look], Carriers]:
     return looks, Carriers(listing.jobs)
 
 
-def _complete(carried: Mapping[Run, Sequence[QueuedJob]]) -> None:
-    """Supply and record the jobs whose submissions were ended before they did so, or were not told the id."""
+def _complete(carried: Mapping[Run, Sequence[QueuedJob]], request: Request | None = None) -> None:
+    """Supply and record the jobs whose files were removed, or whose submissions were ended or not told the id."""
     jobs = [(run, job, batches.batch_of(job)) for run, found in carried.items() for job in found]
     incomplete = [(run, job, batch) for run, job, batch in jobs if batch and executors.lacks(batch, job.job_id)]
     for run, job, batch in incomplete:
         executors.supply(batch, job.job_id.partition("_")[0])
+        if request and not os.path.lexists(run.slurm_folder / REQUEST):
+            run.slurm_folder.mkdir(exist_ok=True)
+            files.write_json(run.slurm_folder / REQUEST, request.model_dump(mode="json"))
         _record(batch, run, job.job_id, {"comment": job.comment, "shown": job.comment})
 
 

@@ -149,6 +149,15 @@ def test_ctrl_c_while_sbatch_runs(place: Place) -> None:
     place.until_saved()
 
 
+def test_a_run_folder_that_is_removed_while_its_job_waits(place: Place) -> None:
+    job = place.submit("--sbatch", "hold")
+    shutil.rmtree(place.run.path)
+    assert place.cnnjob("submit", "toy.toml", *REQUEST).stdout.endswith(f": queued as {job}, nothing submitted\n")
+    place.cluster.run("scontrol", "release", job)
+    place.until_saved()
+    assert place.run.attempts()[-1]["job_id"] == job
+
+
 # --- jobs of the user's own
 
 
