@@ -555,6 +555,7 @@ def race(start, answers):
             answers.put((number, claim(Run(Path(sys.argv[1], str(number)))).number))
         except BusyError:
             answers.put((number, "busy"))
+    start.wait()  # a process that has ended has no run any more
 forks = multiprocessing.get_context("fork")
 start, answers = forks.Barrier(4), forks.Queue()
 racers = [forks.Process(target=race, args=(start, answers), daemon=True) for _ in range(4)]
