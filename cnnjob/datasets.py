@@ -386,10 +386,10 @@ _AGAIN = "pack it again with `cnnjob prepare --force`"
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
     """The file opened for reading; whatever HDF5 finds wrong in it is a DataError."""
-    if not path.is_file():
-        elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
-        raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}{elsewhere}`")
     try:
+        if not path.is_file():
+            elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
+            raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}{elsewhere}`")
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except _UNREADABLE as error:

@@ -208,6 +208,24 @@ def test_a_folder_that_cannot_be_read_is_never_left_out(
         assert contents(Path("root"), None, 0.2).class_names == ("cat", "dog")
 
 
+def test_a_source_in_a_folder_that_cannot_be_entered_is_a_data_error(
+    root: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(root, out, test_fraction=0.2).path.rename(root / "pets.h5")
+    monkeypatch.chdir(root.parent)  # nobody may not walk down to it
+    Path().chmod(0o777)
+    root.chmod(0)
+    for name, source in (("folder", root / "inside"), ("cifar10", root / "a.tar"), ("mnist", root / "files")):
+        with as_nobody(), pytest.raises(DataError, match=r"cannot be read, .*Permission denied"):
+            pack(name, Path("out.h5"), source=source.relative_to(root.parent), test_fraction=None)
+    with (
+        as_nobody(),
+        pytest.raises(DataError, match=r"pets\.h5: not readable as a packed dataset, .*Permission denied"),
+    ):
+        Dataset.open(Path("root/pets.h5"))
+    root.chmod(0o755)
+
+
 def an_empty_class(root: Path) -> None:
     (root / "bird").mkdir()
 

@@ -70,11 +70,8 @@ def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | No
         DataError: the folder is missing, or a class or an image cannot be used.
         JobError: it needs a size or a test fraction, or one that it cannot have.
     """
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{root}: not a folder (found a file). Unpack it, and give the folder of the classes' folders")
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder that has the classes' folders")
     try:
+        _require_folder(root)
         parts = _parts(root, test_fraction)
         names = _common_classes(parts)
         digest, shape = _survey(root, parts, names, size)
@@ -82,6 +79,14 @@ def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | No
     except OSError as error:
         raise DataError(f"{root}: cannot be read, {error}; see to its permissions") from error
     return Contents(tuple(names), {"folder": digest}, _blocks(parts, names, shape), warnings)
+
+
+def _require_folder(root: Path) -> None:
+    if root.is_dir():
+        return
+    if root.exists():
+        raise DataError(f"{root}: not a folder (found a file). Unpack it, and give the folder of the classes' folders")
+    raise DataError(f"{root}: no such folder; give the folder that has the classes' folders")
 
 
 def _parts(root: Path, test_fraction: float | None) -> list[_Part]:

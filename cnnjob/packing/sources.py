@@ -38,7 +38,10 @@ def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool)
     if "://" in source:
         _require_address(source)
         return _from_url(entry, source, pin, progress=progress)
-    return _find(entry, Path(source))
+    try:
+        return _find(entry, Path(source))
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read, {error.strerror}; see to its permissions") from error
 
 
 def _require_address(url: str) -> None:
