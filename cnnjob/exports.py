@@ -20,6 +20,8 @@ from cnnjob.runs import Run
 OPSET = 20
 """The first that has ``Gelu``; of ONNX 1.15, 2023."""
 IR_VERSION = 9
+_MOST_BYTES = 2**31 - 2**24
+"""Of weights in a file, which protobuf limits to 2 GiB; the rest is for the graph."""
 INPUT, OUTPUT = "images", "probabilities"
 
 Array = np.ndarray[Any, Any]
@@ -90,7 +92,14 @@ def model_of(network: nn.Network, weights: dict[str, Array], pixels: nn.Pixels, 
     Returns:
         The model: uint8 images (N, H, W, C) to float32 probabilities (N, classes); channels lie first inside, and a
         normalisation takes its running statistics.
+
+    Raises:
+        JobError: the weights are more than such a file holds.
     """
+    if (size := sum(array.nbytes for array in weights.values())) > _MOST_BYTES:
+        raise JobError(
+            f"export: an ONNX file holds less than 2 GiB (found weights of {size / 1e9:.1f} GB); use cnnjob predict"
+        )
     from onnx import TensorProto, checker, helper  # noqa: PLC0415
 
     graph = _Graph(weights)

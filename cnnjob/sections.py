@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,8 +20,18 @@ from pydantic import (
 
 from cnnjob.escapes import printable
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
+def _below_one(share: float) -> float:
+    """Refuse a share that float32 takes for 1."""
+    if share >= 1 - _HALF_STEP:
+        raise ValueError(f"input should be less than 1 in float32 too, at most 0.9999999, found {share}")
+    return share
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
+
+_SMALLEST, _HALF_STEP = 2.0**-126, 2.0**-25
+"""Of float32: the smallest number of full precision, and half of the step below 1."""
 _SHOWN_LETTERS = 80
 _SHOWN_PROBLEMS = 50
 _EXPECTED = {
@@ -45,8 +56,12 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _one_zero(cls, value: Any) -> Any:
-        """Take -0.0 as 0.0: it would give another digest."""
-        return value + 0.0 if isinstance(value, float) else value
+        """Take -0.0 as 0.0, which would give another digest, and refuse what float32 takes for 0."""
+        if not isinstance(value, float):
+            return value
+        if 0 < abs(value) < _SMALLEST:
+            raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest of float32, found {value:g}")
+        return value + 0.0
 
     @classmethod
     def place_now(cls, key: str, table: Mapping[str, Any]) -> str:  # noqa: ARG003 - most have never changed

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cnnjob import files, nn
 from cnnjob.cli import app
+from cnnjob.errors import JobError
 from cnnjob.exports import export, model_of
 from cnnjob.nn.blocks import Block
 from cnnjob.runs import Run
@@ -72,6 +73,13 @@ def test_onnxruntime_agrees(name: str) -> None:
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose(opened.run(None, {"images": images})[0], expected, atol=1e-5)
     np.testing.assert_allclose(opened.run(None, {"images": images[3:4]})[0], expected[3:4], atol=1e-5)
+
+
+def test_weights_beyond_what_a_file_holds_are_refused() -> None:
+    network, state, pixels, _ = made([])
+    large = state.weights | {"classifier/weights": np.broadcast_to(np.float32(0), (2**15, 2**14))}
+    with pytest.raises(JobError, match=r"an ONNX file holds less than 2 GiB .found weights of 2.1 GB.; use cnnjob pre"):
+        model_of(network, large, pixels, {})
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -395,6 +395,23 @@ def test_what_cannot_act_is_refused(changes: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"train__learning_rate": 1e-300}, "train.learning_rate"),
+        ({"train__weight_decay": 1e-40}, "train.weight_decay"),
+        ({"model__classifier": {"output_scale": 1e-39}}, "model.classifier.output_scale"),
+        ({"train__optimiser": {"adamw": {"eps": 5e-324}}}, "train.optimiser.adamw.eps"),
+        ({"train__optimiser": {"sgd": {"momentum": 1 - 2**-53}}}, "train.optimiser.sgd.momentum"),
+        ({"model__blocks": [{"dropout": 0.9999999999}]}, "model.blocks.0.dropout"),
+    ],
+)
+def test_a_number_that_float32_takes_for_another_is_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(JobError, match=rf"{key}: input should be (0, or at least 1.17549e-38|less than 1 in float32)"):
+        job(**changes)
+    job(train__learning_rate=1.2e-38, train__optimiser={"sgd": {"momentum": 0.9999999}})
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ({"train__optimiser": "sgd"}, {"train__optimiser": {"sgd": {"momentum": 0.9, "nesterov": False}}}),

@@ -527,8 +527,12 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
         (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
         (
+            blocks({"residual": [{"conv": 2, "kernel": 1}, {"conv": 2, "kernel": 2, "pad": 1, "stride": 2}]}),
+            "residual1: its body leads from 6×6×1 to 4×4×2, for which no shortcut has enough pixels",
+        ),
+        (
             blocks({"residual": [{"conv": 2, "kernel": 2, "pad": 1}]}),
-            "residual1: its body leads from 6×6×1 to 7×7×2, for which no shortcut has enough pixels",
+            "residual1: its body enlarges the image from 6×6×1 to 7×7×2, which no shortcut does; lower its pads",
         ),
         (
             blocks({"conv": 2, "pad": 64, "pool": 64}),

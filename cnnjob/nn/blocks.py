@@ -224,6 +224,10 @@ class Residual:
         after = self.body(shape)[-1].output_shape
         if shape == after:
             return None
+        if any(outputs > pixels for outputs, pixels in zip(after[:2], shape[:2], strict=True)):
+            raise ValueError(
+                f"its body enlarges the image from {_by(shape)} to {_by(after)}, which no shortcut does; lower its pads"
+            )
         stride, window = self._reach(shape, after)
         if any(side.stop > pixels for side, pixels in zip(window, shape, strict=False)):
             raise ValueError(
