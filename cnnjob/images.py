@@ -169,7 +169,7 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 @contextmanager
 def _memory_bounded() -> Iterator[None]:
     """Let this process grow by no more than an image may take."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    pages = int(Path("/proc/self/statm").read_bytes().split()[5])
     before = resource.getrlimit(resource.RLIMIT_DATA)
     limit = pages * resource.getpagesize() + _MOST_BYTES
     if before[0] in range(limit):  # less than that already; RLIM_INFINITY is negative
