@@ -93,7 +93,7 @@ def fleet(cluster: Start, user_python: Path, request: pytest.FixtureRequest) -> 
     """Make the places of a scenario on a cluster with these options."""
 
     def make(*options: object) -> Fleet:
-        names = [f"{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{number}" for number in range(REPETITIONS)]
+        names = [f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())}-{number}" for number in range(REPETITIONS)]
         one = cluster(*options)
         return Fleet([Place.make(one, user_python, name, EPOCHS) for name in names])
 
