@@ -1,5 +1,5 @@
 """``python -m cnnjob`` is the command ``cnnjob``."""
 
-from cnnjob.cli import main
+from cnnjob.cli.main import main
 
 main()

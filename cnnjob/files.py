@@ -6,7 +6,7 @@ any moment leaves the old file or the new one, and at most a temporary file that
 :func:`remove_leftovers` clears.
 
 Everything is read through :func:`open_regular`, with a limit to its size: a pipe or a
-device in the place of a file can neither block nor act. Arrays are read by :mod:`cnnjob.npz`.
+device in the place of a file can neither block nor act.
 """
 
 import errno
@@ -18,20 +18,20 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cnnjob.errors import CnnjobError, DataError, note_names
 
-from cnnjob import npz
-from cnnjob.errors import DataError
-from cnnjob.escapes import note_names
-from cnnjob.processes import is_gone, process_table
-
+PACKAGE = Path(__file__).parent
+"""The folder of this package."""
 TEMPORARY_SUFFIX = ".tmp"
+NO_PROC = "/proc is not readable"
+MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
 TEXT_BYTES = 16 * 2**20
 """Of a file of text or JSON, at most."""
 _KINDS = {
@@ -73,12 +73,55 @@ def writer_is_gone(path: Path) -> bool | None:
     return is_gone(int(found[2]))
 
 
-def _always() -> None:
+def is_gone(pid: int) -> bool:
+    """Return whether no process of this table has a number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+@cache
+def process_table() -> str:
+    """Return eight letters that name this machine's boot and the name space of this process's number."""
+    try:
+        known = f"{boot_id()} {pid_namespace()}"
+    except CnnjobError:  # no /proc
+        known = ""
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
+def pid_namespace() -> str | None:
+    """Return the name space of this process's number; None where ``/proc`` shows the processes of another one."""
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - a number
+            return None
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path
+    except OSError:
+        return ""  # a system without name spaces
+
+
+def boot_id() -> str:
+    """Return the identifier of this machine's boot.
+
+    Raises:
+        CnnjobError: ``/proc`` cannot be read.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise CnnjobError(f"{NO_PROC}; without it no run's owner can be known (found {error}). {MOUNT_PROC}") from error
+
+
+def no_fence() -> None:
     """Allow every rename: the fence of a file that only one process can write."""
 
 
 @contextmanager
-def whole(path: Path, *, fence: Callable[[], None] = _always) -> Iterator[Path]:
+def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]:
     """Give a temporary path to write to, and publish it under ``path`` on success.
 
     Args:
@@ -103,7 +146,7 @@ def whole(path: Path, *, fence: Callable[[], None] = _always) -> Iterator[Path]:
     flush_folder(path.parent)
 
 
-def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = _always) -> None:
+def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = no_fence) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     with whole(path, fence=fence) as temporary:
         temporary.write_bytes(content)
@@ -184,7 +227,7 @@ def readable_json(value: Any) -> str:
     return text.encode(errors="backslashreplace").decode()  # a file name's undecodable byte, as JSON's \udcff
 
 
-def write_json(path: Path, value: Any, *, fence: Callable[[], None] = _always) -> None:
+def write_json(path: Path, value: Any, *, fence: Callable[[], None] = no_fence) -> None:
     """Write a value as readable JSON, whole or not at all."""
     write_whole(path, readable_json(value).encode(), fence=fence)
 
@@ -208,7 +251,7 @@ def open_regular(path: Path) -> BufferedReader:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name that a damaged record says may hold a NUL
-        raise DataError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
     try:
         _require_regular(path, os.fstat(file.fileno()).st_mode)  # another file may have taken the name
     except DataError:
@@ -223,7 +266,8 @@ def _require_regular(path: Path, mode: int) -> None:
         raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or name another")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what an error of reading says, for a message."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
@@ -247,7 +291,7 @@ def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
                 raise DataError(f"{path}: too large (found {size:,} bytes, at most {at_most:,} are read)")
             return file.read(size)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({_reason(error)})") from error
+            raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def read_text(path: Path, at_most: int = TEXT_BYTES) -> str:
@@ -355,21 +399,16 @@ def sha256_of(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, fence: Callable[[], None] = _always) -> None:
-    """Write named arrays as an ``.npz`` that carries the digest of the whole file."""
-    write_whole(path, npz.arrays_to_bytes(arrays), fence=fence)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read named arrays and verify the digest of the whole file.
+@contextmanager
+def disk_errors_as_cnnjob_error(path: Path) -> Iterator[None]:
+    """Say that the disk is full or failing; what was kept before is whole.
 
     Raises:
-        DataError: the file is missing, cut short, altered, or not as :func:`write_arrays` writes it.
+        CnnjobError: instead of an ``OSError``.
     """
-    with open_regular(path) as file:
-        try:
-            npz.require_digest(file, str(path))  # a file of any size that is none of ours is not read whole
-            content = file.read(os.fstat(file.fileno()).st_size)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({_reason(error)})") from error
-    return npz.arrays_from_bytes(content, str(path))
+    try:
+        yield
+    except OSError as error:
+        raise CnnjobError(
+            f"{path}: cannot be read or written, {error}; see to the disk, and run the same command again"
+        ) from error

@@ -1,7 +1,7 @@
 """What all tests share: hypothesis draws the same examples every time, and never looks at the clock.
 
-``pytest --hypothesis-profile explore`` draws new ones, and many. Ctrl-C is heard, here and in what the tests start,
-also where the tests themselves were started in the background by a shell that has it ignored.
+``pytest --hypothesis-profile explore`` draws new ones, and many. Ctrl-C and SIGQUIT act, here and in what the tests
+start, also where the tests themselves were started in the background by a shell that has both ignored.
 
 The default tests run in one process per core. What ``-m`` or a path selects runs in this process: the heavier tests use
 all cores themselves or share one SLURM, and a few tests end sooner than other processes start.
@@ -17,6 +17,7 @@ settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("same")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

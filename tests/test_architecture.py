@@ -1,13 +1,17 @@
-"""The house: arrows only downward, nn knows nothing above it, imports are light, the public face is as said."""
+"""The structure of the package: packages, layers and imports, light imports, public names, shapes of functions.
+
+python -m tests.test_architecture prints what CONTRIBUTING.md shows of the structure, and the figures.
+"""
 
 import ast
 import importlib
 import json
 import re
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,73 +19,128 @@ import pytest
 import cnnjob
 
 PACKAGE = Path(cnnjob.__file__).parent
-FLOORS = (
-    {"cli"},
-    {"doctor", "verbs"},
-    {"slurm"},
-    {"rehearsals", "verification"},
-    {"packing", "training", "reports", "benchmarks"},
-    {
-        "backends",
-        "crosschecks",
-        "estimates",
-        "evaluations",
-        "exports",
-        "figures",
-        "groups",
-        "loops",
-        "pages",
-        "predictions",
-        "records",
-        "tables",
-        "verdicts",
-    },
-    {"bindings", "checkpoints", "environments", "idle", "lives", "metrics", "plots", "stopping"},
-    {"claims", "curves", "datasets", "images", "listeners", "nn", "runs", "tiles"},
-    {"reference", "sweeps", "jobs", "older", "assignments", "models", "sections"}
-    | {"schemas", "toml", "clocks", "files", "hdf5", "npz", "processes", "shelves", "escapes", "errors"},
-)
+ROOT = PACKAGE.parent
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
+MAX_NODES, MAX_LAYERS, MAX_IMPORTS = 14, 8, 56
+"""Of packages and root modules, and of the pairs of them of which one imports the other."""
+MAX_ROOT_MODULES, MAX_ROOT_PACKAGES = 5, 10
+MAX_SHORT_FUNCTIONS = 152
+"""Functions of at most three lines that one place uses."""
+MAX_MODULES = 15
+"""In one package; a sub-package counts by itself."""
+
+Graph = Mapping[str, set[str]]
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    """Every file of the package with the room it belongs to."""
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name without the package's; a package's ``__init__`` has the package's name."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        yield path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The rooms of the package that a file names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "cnnjob":
-            yield from (alias.name for alias in node.names)
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        yield from (name.split(".")[1] for name in names if name.startswith("cnnjob."))
+    """Yield the modules of the package that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cnnjob":
+            base = node.module.removeprefix("cnnjob").lstrip(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}".lstrip(".")
+                yield full if full in modules() else base
+        elif isinstance(node, ast.Import):
+            yield from (alias.name[7:] for alias in node.names if alias.name.startswith("cnnjob."))
 
 
-def test_arrows_point_downward() -> None:
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    for room, path in modules():
-        if room in {"__init__", "__main__"}:
-            continue
-        for other in imports(path):
-            if other in floor and other != room:
-                assert floor[room] <= floor[other], f"{path.name} ({room}) imports {other}"
+@cache
+def between_nodes() -> Graph:
+    """Return what each package and root module imports of the others; without ``__init__`` and ``__main__``."""
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name, path in modules().items():
+        node = name.split(".")[0]
+        if node not in {"", "__main__"}:
+            graph[node] |= {other for module in imports(path) if (other := module.split(".")[0]) not in {"", node}}
+    return graph
 
 
-def test_every_room_has_its_floor() -> None:
-    rooms = {room for room, _ in modules()} - {"__init__", "__main__"}
-    assert rooms == set.union(*FLOORS)
+def layers(graph: Graph) -> list[list[str]]:
+    """Sort a graph into layers, the lowest first: each node is one above the highest that it imports.
+
+    Raises:
+        AssertionError: a cycle.
+    """
+    height: dict[str, int] = {}
+
+    def height_of(node: str, above: tuple[str, ...] = ()) -> int:
+        assert node not in above, f"a cycle of imports: {' → '.join((*above[above.index(node) :], node))}"
+        if node not in height:
+            height[node] = 1 + max((height_of(other, (*above, node)) for other in graph.get(node, ())), default=-1)
+        return height[node]
+
+    for node in sorted(graph):
+        height_of(node)
+    return [sorted(n for n in height if height[n] == level) for level in range(max(height.values()) + 1)]
+
+
+def picture() -> str:
+    """Return the layers as CONTRIBUTING.md shows them, the highest first."""
+    return "\n".join("    " + " · ".join(layer) for layer in reversed(layers(between_nodes())))
+
+
+def figures() -> str:
+    """Return the figures that are limited here, in one line."""
+    graph = between_nodes()
+    pairs = sum(map(len, graph.values()))
+    return f"{len(graph)} nodes, {len(layers(graph))} layers, {pairs} imports between them"
+
+
+def test_the_package_has_few_parts_and_imports_downward() -> None:
+    graph = between_nodes()
+    assert len(graph) <= MAX_NODES, figures()
+    assert len(layers(graph)) <= MAX_LAYERS, figures()
+    assert sum(map(len, graph.values())) <= MAX_IMPORTS, figures()
+    assert len([*PACKAGE.glob("*.py")]) <= MAX_ROOT_MODULES
+    assert len([*PACKAGE.glob("*/__init__.py")]) <= MAX_ROOT_PACKAGES
+
+
+def test_the_picture_in_the_documentation_is_the_structure() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    assert f"\n{picture()}\n" in text
+    assert figures() in text
+
+
+def folders() -> dict[str, list[str]]:
+    """Return the modules of each package that are directly in it."""
+    found = defaultdict(list)
+    for name, path in modules().items():
+        if path.name != "__init__.py":
+            found[name.rpartition(".")[0]].append(name)
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(folders()))
+def test_a_package_has_few_modules_and_no_cycle(folder: str) -> None:
+    names = folders()[folder]
+    assert len(names) <= MAX_MODULES
+    layers({name: {other for other in imports(modules()[name]) if other in names and other != name} for name in names})
+
+
+def test_no_package_hides_its_classes_in_its_init() -> None:
+    for name, path in modules().items():
+        if path.name == "__init__.py":
+            classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+            assert not classes, f"{name}: {classes[0].name}"
 
 
 def test_nn_can_be_lifted_out() -> None:
-    for path in (PACKAGE / "nn").rglob("*.py"):
-        assert set(imports(path)) <= {"nn"}, path
+    assert not between_nodes()["nn"]
 
 
 def test_reports_need_neither_the_network_nor_a_cluster() -> None:
-    loaded = loaded_by("import cnnjob.reports, cnnjob.plots")
+    loaded = loaded_by("import cnnjob.reporting.report, cnnjob.reporting.plots")
     assert not {"cupy", "submitit", "h5py", "cnnjob.nn"} & loaded
 
 
@@ -95,8 +154,8 @@ def loaded_by(code: str) -> set[str]:
     "code",
     [
         "import cnnjob",
-        "from typer.testing import CliRunner; import cnnjob.cli as c; CliRunner().invoke(c.app, ['--help'])",
-        "from typer.testing import CliRunner; import cnnjob.cli as c\n"
+        "from typer.testing import CliRunner; import cnnjob.cli.main as c; CliRunner().invoke(c.app, ['--help'])",
+        "from typer.testing import CliRunner; import cnnjob.cli.main as c\n"
         "for name in c.COMMANDS: assert 'Example' in CliRunner().invoke(c.app, [name, '--help']).stdout",
     ],
 )
@@ -112,21 +171,54 @@ def test_the_public_names_are_sorted_and_there() -> None:
         cnnjob.nonsense  # noqa: B018
 
 
-def functions() -> Iterator[tuple[str, int]]:
-    """Every function of the package and its length in lines, docstring left out."""
-    for _, path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yield every function of the package with its module's name."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                documented = ast.get_docstring(node) is not None
-                first = node.body[1].lineno if documented and len(node.body) > 1 else node.lineno
-                yield f"{path.name}:{node.name}", (node.end_lineno or 0) - first + 1
+                yield name, node
+
+
+def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the lines of a function's body, its docstring left out."""
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def uses() -> Counter[str]:
+    """Count how often each name is used in the package: called, passed or looked up, not defined or imported."""
+    found: Counter[str] = Counter()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                found[node.id] += 1
+            elif isinstance(node, ast.Attribute):
+                found[node.attr] += 1
+    return found
+
+
+def short_functions_of_one_caller() -> list[str]:
+    """Return the functions of at most three lines that one place uses; without those that a decorator registers."""
+    count = uses()
+    return [
+        f"{module}.{node.name}"
+        for module, node in functions()
+        if body_lines(node) <= 3
+        and count[node.name] == 1
+        and not node.decorator_list
+        and not node.name.startswith("__")
+    ]
 
 
 def test_functions_are_short() -> None:
-    lengths = dict(functions())
-    assert statistics.median(lengths.values()) <= 8
-    assert sum(length <= 25 for length in lengths.values()) >= 0.9 * len(lengths)
+    lengths = {f"{module}.{node.name}": body_lines(node) for module, node in functions()}
     assert max(lengths.values()) <= 60
+    assert sum(length <= 25 for length in lengths.values()) >= 0.9 * len(lengths)
+
+
+def test_few_functions_of_a_line_or_two_have_one_caller() -> None:
+    found = short_functions_of_one_caller()
+    assert len(found) <= MAX_SHORT_FUNCTIONS, "\n".join(found)
 
 
 def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
@@ -139,24 +231,28 @@ def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
 
 
 def test_every_public_name_is_documented() -> None:
-    for _, path in modules():
+    for path in modules().values():
         for node in public(ast.parse(path.read_text()).body):
             assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
 def test_every_module_can_be_imported_alone() -> None:
-    for _, path in modules():
-        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        if not name.endswith("__main__"):
-            importlib.import_module(name.removesuffix(".__init__"))
+    for name in modules():
+        if name != "__main__":
+            importlib.import_module(f"cnnjob.{name}".rstrip("."))
 
 
 READS_ITSELF = {
-    "files.py",  # here is open_regular
-    *("processes.py", "environments.py", "images.py", "places.py"),  # of /proc, and what they wrote a moment ago
-    *("sources.py", "frozen.py"),  # the package's own code
-    "verification.py",  # what its own child writes
-    "reports.py",  # what it is about to replace
+    "files",  # here is open_regular
+    *(
+        "runs.process",
+        "runs.environment",
+        "data.images",
+        "doctor.filesystem",
+    ),  # of /proc, and what they wrote a moment ago
+    *("nn.cuda.sources", "slurm.submit.code_snapshot"),  # the package's own code
+    "checks.resume",  # what its own child writes
+    "reporting.report",  # what it is about to replace
 }
 
 
@@ -172,8 +268,14 @@ def test_every_file_of_others_is_opened_as_a_regular_file() -> None:
     )
     opens = re.compile("|".join(ways))
     found = set()
-    for room, path in modules():
+    for name, path in modules().items():
         text = re.sub(r"\bfiles\.read_(?:text|bytes)\(", "", path.read_text(encoding="utf-8"))
-        if room != "benchmarks" and opens.search(text):
-            found.add(path.name)
+        if not name.startswith("checks.benchmarks") and opens.search(text):
+            found.add(name)
     assert found <= READS_ITSELF, found - READS_ITSELF
+
+
+if __name__ == "__main__":
+    sys.stdout.write(
+        f"{picture()}\n{figures()}\n{len(short_functions_of_one_caller())} short functions of one caller\n"
+    )

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import cnnjob
-from cnnjob import jobs, reference
-from cnnjob.cli import app
+from cnnjob.cli.main import app
+from cnnjob.jobs import job, reference
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -33,7 +33,7 @@ def test_every_command_and_option_of_the_documents_exists(command: str) -> None:
 
 def test_the_names_of_the_notebook_are_public() -> None:
     names = re.findall(r"`(\w+)`", (ROOT / "README.md").read_text().partition("```python")[2].partition("##")[0])
-    assert {*names} & {*cnnjob.__all__} == {"pack", "train", "submit", "report", "Job", "Run", "Dataset", "Network"}
+    assert {*names} & {*cnnjob.__all__} == {"prepare", "train", "submit", "report", "Job", "Run", "Dataset", "Network"}
 
 
 @pytest.mark.documents
@@ -68,7 +68,7 @@ def test_every_link_and_job_that_is_named_exists() -> None:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / target).exists(), f"{path.name}: {target}"
         for name in re.findall(r"cnnjob train ([a-z][\w-]+)", text):
-            assert name in jobs.known(), name
+            assert name in job.known(), name
 
 
 def test_the_readme_test_command_is_what_ci_runs() -> None:

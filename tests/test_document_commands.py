@@ -5,11 +5,11 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from cnnjob.cli import app
-from cnnjob.jobs import Job
-from cnnjob.verbs import train
+from cnnjob.api import train
+from cnnjob.cli.main import app
+from cnnjob.jobs.job import Job
 from tests.cluster.test_document_commands import ON_SLURM
-from tests.documents import Reader, commands
+from tests.helpers.documents import Reader, commands
 
 EPOCH = "--set train.epochs=1"
 SMALL = f"{EPOCH} --set train.batch_size=32"
@@ -61,17 +61,18 @@ HERE = {
 
 PARSED = {
     r"cnnjob bench --device gpu": "a GPU; `pytest -m gpu`",
-    r"cnnjob --install-completion": "the user's own shell; tests/test_shell.py runs its --show-completion in real ones",
+    r"cnnjob --install-completion": "the user's own shell; tests/cli/test_shell.py tries it in real ones",
     r"python3 -m venv .*|pip install .*|apt install .*": "the network; .ci/run installs and tests so",
     r"(CNNJOB_FAULTS_EVERY=1 )?pytest.*|pre-commit .*|\.ci/run": "to be outside the tests: it runs them",
     r"python -m tests\.fuzz .*": "minutes; tests/fuzz/test_fuzz.py runs it with few inputs",
     r"python -m tests\.durability\.corrupted": "minutes; tests/durability/test_corrupted.py tries each twelfth",
-    r"python -m cnnjob\.reference .*": "the file of the clone itself; tests/test_docs.py compares the two",
+    r"python -m cnnjob\.jobs\.reference .*": "the file of the clone itself; tests/test_docs.py compares the two",
+    r"python -m tests\.test_architecture": "nothing: that test compares what it prints with the document",
     r"slurm/cluster install": "root and the network; `pytest -m slurm` then uses it",
     r"slurm/root .*": "root, debootstrap and a quarter of an hour",
     r"python -m tests\.nn\.recipe .*": "torch, real data and a quarter of an hour",
     r'python -c "import typer, rich"': "nothing: it is what another command is measured against",
-    r"chromium .*": "a browser; tests/test_page_in_browser.py opens the page in it",
+    r"chromium .*": "a browser; tests/reporting/test_page_in_browser.py opens the page in it",
 }
 """What is not run as it stands, and what it needs; tests/test_docs.py parses what of it is cnnjob's."""
 

@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cnnjob import files, npz
+from cnnjob import files
 from cnnjob.cli.screen import print_json
 from cnnjob.errors import BusyError, DataError
+from cnnjob.runs import npz
 
 
 def test_what_is_written_is_read_and_nothing_else_stays(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_arrays_come_back_as_they_were(found: dict[str, np.ndarray]) -> None:
 
 
 def test_plain_numpy_opens_them_without_pickles(tmp_path: Path) -> None:
-    files.write_arrays(tmp_path / "a.npz", {"conv1/weights": np.eye(3), "names": np.array(["é", "b"])})
+    npz.write_arrays(tmp_path / "a.npz", {"conv1/weights": np.eye(3), "names": np.array(["é", "b"])})
     with np.load(tmp_path / "a.npz", allow_pickle=False) as plain:
         np.testing.assert_array_equal(plain["conv1/weights"], np.eye(3))
         assert list(plain["names"]) == ["é", "b"]
@@ -50,7 +51,7 @@ def test_plain_numpy_opens_them_without_pickles(tmp_path: Path) -> None:
 
 def test_pickles_are_neither_written_nor_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="allow_pickle"):
-        files.write_arrays(tmp_path / "a.npz", {"a": np.array([object()])})
+        npz.write_arrays(tmp_path / "a.npz", {"a": np.array([object()])})
     assert not list(tmp_path.iterdir())
 
 
@@ -96,7 +97,7 @@ def test_exactly_one_creates(tmp_path: Path) -> None:
 
 def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"{")
-    for read in (files.read_json, files.read_arrays):
+    for read in (files.read_json, npz.read_arrays):
         with pytest.raises(DataError, match="gone: no such file"):
             read(tmp_path / "gone")
         with pytest.raises(DataError, match=f"{tmp_path}: "):
@@ -162,7 +163,7 @@ ODD_FILES = {
 
 
 @pytest.mark.parametrize("kind", ODD_FILES)
-@pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.read_json, files.read_arrays])
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.read_json, npz.read_arrays])
 def test_only_regular_files_are_opened(tmp_path: Path, read: Callable[[Path], Any], kind: str) -> None:
     ODD_FILES[kind](path := tmp_path / "a")
     with pytest.raises(DataError, match=f"a: .*{kind}"):
@@ -188,7 +189,7 @@ def test_a_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None
         with pytest.raises(DataError, match=r"too large .found 1,099,511,627,776 bytes"):
             read(tmp_path / "a")
     with pytest.raises(DataError, match="its checksum does not fit its 1,099,511,627,776 bytes"):
-        files.read_arrays(tmp_path / "a")
+        npz.read_arrays(tmp_path / "a")
 
 
 # --- JSON
@@ -306,7 +307,7 @@ def test_arrays_beyond_the_size_that_32_bits_hold_are_saved_and_restored(
         "above": np.zeros(873, np.uint8),
     }
     arrays["last"] = np.arange(3)  # its place is beyond the limit, its size is not
-    files.write_arrays(tmp_path / "a.npz", arrays)
+    npz.write_arrays(tmp_path / "a.npz", arrays)
     content = (tmp_path / "a.npz").read_bytes()
     found = npz.arrays_from_bytes(content, "here")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as plain:

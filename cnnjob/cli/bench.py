@@ -10,7 +10,7 @@ from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import JobError
 
 if TYPE_CHECKING:
-    from cnnjob.benchmarks import Row
+    from cnnjob.checks.benchmarks.bench import Row
 
 HEADER = (
     "workload",
@@ -49,14 +49,11 @@ def bench(
 
     Example: cnnjob bench mnist-baseline --rounds 50
     """
-    from cnnjob.benchmarks import NAMES, measure
-    from cnnjob.nn.cuda.finding import lack
+    from cnnjob.checks.benchmarks.bench import NAMES, measure
 
     for name in workloads or ():
         if name not in NAMES:
             raise JobError(f"{name}: no such workload; choose from {', '.join(NAMES)}")
-    if device == "gpu" and (lacking := lack()):
-        raise JobError(f"--device gpu: {lacking}")
     rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
     if as_json:
         print_json([row.as_json() for row in rows])

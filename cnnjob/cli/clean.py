@@ -15,7 +15,7 @@ from cnnjob.cli.train import RUNS_FOLDER
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnnjob.slurm.leftovers import Leftover
+    from cnnjob.slurm.cleanup import Leftover
 
 
 def clean(
@@ -40,10 +40,10 @@ def clean(
 
     Example: cnnjob clean runs/mnist-1a2b3c4d --yes
     """
-    from cnnjob.runs import Run
-    from cnnjob.slurm import leftovers
+    from cnnjob.runs.run import Run
+    from cnnjob.slurm import cleanup
 
-    found = leftovers.named([Run(path) for path in named]) if named else leftovers.leftovers(runs, data)
+    found = cleanup.named([Run(path) for path in named]) if named else cleanup.leftovers(runs, data)
     if as_json:
         rows = [{"path": str(one.path), "why": one.why, "bytes": one.size} for one in found]
         print_json(rows)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from cnnjob.shelves import shelf
+from cnnjob.jobs.lookup import named_toml_files
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
 ADDRESSES = ("test:0", "train:0", "val:0")
@@ -27,7 +27,7 @@ def settings(incomplete: str) -> list[str]:
 
 def jobs(incomplete: str) -> list[str]:
     """Names of jobs; a job file where there is none: then the shell offers files."""
-    return _beginning(incomplete, shelf("jobs"))
+    return _beginning(incomplete, named_toml_files("jobs"))
 
 
 def datasets(incomplete: str) -> list[str]:
@@ -55,7 +55,7 @@ def images(incomplete: str) -> list[str]:
 
 def profiles(incomplete: str) -> list[str]:
     """Names of cluster profiles."""
-    return _beginning(incomplete, shelf("slurm"))
+    return _beginning(incomplete, named_toml_files("slurm"))
 
 
 def workloads(incomplete: str) -> list[str]:

@@ -14,12 +14,13 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
 from cnnjob.errors import DataError, JobError
-from cnnjob.stopping import heeded
+from cnnjob.training.stopping import heeded
 
 if TYPE_CHECKING:
-    from cnnjob.datasets import Dataset
-    from cnnjob.jobs import Job
-    from cnnjob.packing import Packed
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.data.prepare.prepare import Prepared
+    from cnnjob.jobs.job import Job
+    from cnnjob.training.setup import TrainingSetup
 
 DATA_FOLDER = Path("data")
 KILOBYTE = 1e3
@@ -52,7 +53,7 @@ def prepare(
 
     Example: cnnjob prepare mnist --source ~/downloads/mnist
     """
-    from cnnjob.packing import KNOWN, pack
+    from cnnjob.data.prepare.prepare import KNOWN, prepare
 
     known = {entry.name for entry in KNOWN}
     is_path = bool(name) and name not in known and name != "folder" and Path(name).is_dir()
@@ -66,7 +67,7 @@ def prepare(
         source = str(path) if path is not None else source
     stem = Path(source).resolve().name if name == "folder" and source else name
     with ending_as_interrupted():
-        packed = pack(
+        packed = prepare(
             name,
             DATA_FOLDER / f"{stem}.h5" if out is None else _named_file(out),
             source=source,
@@ -126,7 +127,7 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _print_packed(packed: "Packed") -> None:
+def _print_packed(packed: "Prepared") -> None:
     _print_dataset(packed.dataset)
     if packed.created:
         speed = _speed(packed.bytes / packed.seconds)
@@ -177,8 +178,8 @@ def show(
     elif what.endswith((".h5", ".hdf5")):
         _verify(Path(what), as_json=as_json)
     else:
-        from cnnjob.jobs import Job
-        from cnnjob.runs import Run
+        from cnnjob.jobs.job import Job
+        from cnnjob.runs.run import Run
 
         run = Run(Path(what))
         is_run = run.job_file.exists()
@@ -196,7 +197,7 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
     """Print every key of a job file, or those of a table, as ``train`` or ``train.optimiser``."""
     from dataclasses import asdict
 
-    from cnnjob.reference import keys
+    from cnnjob.jobs.reference import keys
 
     found = [one for one in keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
     if not found:
@@ -211,8 +212,8 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
 
 
 def _list(data: Path, *, as_json: bool) -> None:
-    from cnnjob import jobs
-    from cnnjob.packing import KNOWN
+    from cnnjob.data.prepare.prepare import KNOWN
+    from cnnjob.jobs import job as jobs
 
     datasets = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
     listed = [_listed(path) for path in jobs.known().values()]
@@ -227,7 +228,7 @@ def _list(data: Path, *, as_json: bool) -> None:
 
 def _listed(path: Path) -> list[str]:
     """A job's line in the list: one that is not valid is there all the same, with the first thing that is wrong."""
-    from cnnjob.jobs import Job
+    from cnnjob.jobs.job import Job
 
     try:
         job = Job.load(str(path))
@@ -238,7 +239,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _verify(path: Path, *, as_json: bool) -> None:
-    from cnnjob.datasets import Dataset
+    from cnnjob.data.dataset import Dataset
 
     dataset = Dataset.open(path)
     dataset.verify()
@@ -272,30 +273,30 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
     """A resolved job, its memory, and its run's name where that can be known."""
     from dataclasses import asdict
 
-    from cnnjob.bindings import memory_of, network_of
+    from cnnjob.training.memory import estimate_memory
+    from cnnjob.training.setup import TrainingSetup
 
     dataset, packed = _dataset_or_catalogue(job, data)
-    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
     run = run or (f"{job.name}-{job.digest(dataset.digest)[:8]}" if packed else None)
-    memory = asdict(memory_of(job, network, dataset))
+    memory = asdict(estimate_memory(TrainingSetup.build(job, dataset)))
     print_json({"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory})
 
 
 def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
-    from cnnjob.bindings import counts_of, network_of
+    from cnnjob.training.setup import TrainingSetup
 
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset, packed = _dataset_or_catalogue(job, data)
-    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
+    setup = TrainingSetup.build(job, dataset)
+    network = setup.network
     counts = [sum(prod(p.shape) for p in layer.parameters.values() if p.counts) for layer in network.layers]
     rows = [
         [layer.name, "×".join(map(str, layer.input_shape)), "×".join(map(str, layer.output_shape)), f"{count:,}"]
         for layer, count in zip(network.layers, counts, strict=True)
     ]
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
-    training, held_out = counts_of(job, dataset)
-    typer.echo(f"images: {training:,} to train on, {held_out:,} held out for validation")
-    typer.echo(memory_line(job, dataset))
+    typer.echo(f"images: {setup.n_training:,} to train on, {setup.n_validation:,} held out for validation")
+    typer.echo(memory_line(setup))
     if run or packed:
         typer.echo(f"run: {run or f'{job.name}-{job.digest(dataset.digest)[:8]}'}")
     else:
@@ -304,12 +305,12 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
     """The dataset of a job and True; or, where it is not packed, what the catalogue knows of it and False."""
-    from cnnjob.bindings import dataset_of
-    from cnnjob.packing import KNOWN
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.data.prepare.prepare import KNOWN
 
     path = data / f"{job.dataset}.h5"
     if path.exists() or Path(job.dataset).suffix in {".h5", ".hdf5"}:
-        return dataset_of(job, data), True
+        return Dataset.find(job.dataset, data), True
     for entry in KNOWN:
         if entry.name == job.dataset:
             return entry.described(path), False
@@ -320,14 +321,11 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
     )
 
 
-def memory_line(job: "Job", dataset: "Dataset") -> str:
+def memory_line(setup: "TrainingSetup") -> str:
     """The exact memory of a training's arrays, in one line."""
-    from cnnjob.bindings import memory_of, network_of
-    from cnnjob.nn import CudaBackend
-    from cnnjob.nn.cuda.launches import HollowDevice
+    from cnnjob.training.memory import estimate_device_memory, estimate_memory
 
-    network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-    memory = memory_of(job, network, dataset)
+    memory = estimate_memory(setup)
     parts = {
         "data": memory.data,
         "parameters": memory.parameters,
@@ -336,8 +334,8 @@ def memory_line(job: "Job", dataset: "Dataset") -> str:
         "checkpoint": memory.checkpoint,
     }
     named = ", ".join(f"{name} {gigabytes(count)}" for name, count in parts.items())
-    on_gpu = gigabytes(memory_of(job, network, dataset, CudaBackend(HollowDevice(job.train.precision))).on_device)
-    elsewhere = "" if job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
+    on_gpu = gigabytes(estimate_device_memory(setup).on_device)
+    elsewhere = "" if setup.job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
     return f"memory of the arrays: {gigabytes(memory.total)}: {named}{elsewhere}"
 
 

@@ -7,10 +7,10 @@ import typer
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import console, print_json
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.escapes import printable, printable_lines
+from cnnjob.errors import printable, printable_lines
 
 if TYPE_CHECKING:
-    from cnnjob.doctor import Finding
+    from cnnjob.doctor.examine import Finding
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 INDENT, NARROWEST, LONGEST = 24, 20, 10_000
@@ -32,7 +32,7 @@ def doctor(
 
     Example: cnnjob doctor --write-profile mysite
     """
-    from cnnjob import doctor as doctors
+    from cnnjob.doctor import examine as doctors
 
     if as_json:
         found = list(doctors.examine(runs))

@@ -26,9 +26,9 @@ def export(
 
     Example: cnnjob export runs/mnist-1a2b3c4d -o mnist.onnx
     """
-    from cnnjob.exports import INPUT, OPSET, OUTPUT
-    from cnnjob.exports import export as export_run
-    from cnnjob.runs import Run
+    from cnnjob.runs.run import Run
+    from cnnjob.training.onnx import INPUT, OPSET, OUTPUT
+    from cnnjob.training.onnx import export as export_run
 
     written = export_run(Run(run), output or Path(f"{run.resolve().name}.onnx"))
     print_notes(Run(run))

@@ -31,9 +31,9 @@ def report(
 
     Example: cnnjob report runs/
     """
-    from cnnjob.reports import report as write_report
-    from cnnjob.runs import Run
-    from cnnjob.tables import GROUP_HEADER, group_cells
+    from cnnjob.reporting.report import report as write_report
+    from cnnjob.reporting.tables import GROUP_HEADER, group_cells
+    from cnnjob.runs.run import Run
 
     for path in runs:
         if not path.exists():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import typer
 
-from cnnjob.escapes import printable, printable_json, printable_lines
+from cnnjob.errors import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from cnnjob.jobs import Job
-    from cnnjob.runs import Run
+    from cnnjob.jobs.job import Job
+    from cnnjob.runs.run import Run
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
@@ -30,10 +30,10 @@ LAST_WIDTH = 16
 
 def warn_of_clocks(runs: "Iterable[Run]") -> None:
     """Say where the clock of this machine is not that of the file system of some runs."""
-    from cnnjob import clocks
+    from cnnjob.runs import clock
 
     for folder in sorted({run.path.parent for run in runs}):
-        if wrong := clocks.skew(folder):
+        if wrong := clock.skew(folder):
             typer.echo(f"cnnjob: {wrong}", err=True)
 
 
@@ -118,9 +118,9 @@ def print_table(
 
 def print_notes(run: "Run") -> None:
     """Say on standard error what must be known of a run whose job an older version wrote."""
-    from cnnjob.runs import notes_on
+    from cnnjob.runs.run import notes_on
 
-    for note in notes_on(run.frozen()):
+    for note in notes_on(run.manifest()):
         typer.echo(f"cnnjob: {run.path}: {note}", err=True)
 
 

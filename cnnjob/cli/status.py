@@ -12,15 +12,14 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import console, fitting, print_json, print_table, table_of, warn_of_clocks
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.errors import JobError
-from cnnjob.escapes import printable
+from cnnjob.errors import JobError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
 
-    from cnnjob.runs import Run
+    from cnnjob.runs.run import Run
     from cnnjob.slurm.status import Answer, Status
 
 WATCH_SECONDS, WATCH_SECONDS_AT_MOST = 30.0, 180.0
@@ -64,7 +63,7 @@ def status(
 
 def _runs(places: "Sequence[Path] | None") -> "list[Run]":
     """The runs at some places; none in the default one is no mistake."""
-    from cnnjob.slurm.looks import runs_at
+    from cnnjob.runs.summary import runs_at
 
     for place in places or []:
         if not runs_at(place):
@@ -78,7 +77,7 @@ def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     answer = statuses(runs, thorough=thorough)
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
-    warn_of_clocks(one.look.run for one in answer.statuses if one.state not in {"finished", "damaged"})
+    warn_of_clocks(one.summary.run for one in answer.statuses if one.state not in {"finished", "damaged"})
     return answer
 
 
@@ -92,7 +91,11 @@ def _row(one: "Status") -> list[str]:
 
 def _reason(one: "Status") -> str:
     """What is damaged, named from the run's folder on, in a few words."""
-    first = one.look.trouble.replace(f"{one.look.run.path}/", "").replace(f"{one.look.run.path}: ", "").splitlines()[:1]
+    first = (
+        one.summary.trouble.replace(f"{one.summary.run.path}/", "")
+        .replace(f"{one.summary.run.path}: ", "")
+        .splitlines()[:1]
+    )
     return "".join(first)[:REASON_LETTERS]
 
 
@@ -101,7 +104,7 @@ def _epoch(facts: dict[str, Any]) -> str:
 
 
 def _loss(facts: dict[str, Any]) -> str:
-    from cnnjob.listeners import loss_in_words
+    from cnnjob.training.progress import loss_in_words
 
     return "" if facts["loss"] is None else loss_in_words(facts["loss"])
 
@@ -126,26 +129,26 @@ def _summary(answer: "Answer") -> str:
 
 
 def _print_json(runs: "Sequence[Run]") -> None:
-    from cnnjob.slurm.causes import cause_of
+    from cnnjob.slurm.diagnosis import diagnose
 
     answer = _ask(runs, thorough=True)
-    rows = [{**one.as_json(), **cause_of(one).as_json()} for one in answer.statuses]
+    rows = [{**one.as_json(), **diagnose(one).as_json()} for one in answer.statuses]
     print_json(rows)
 
 
 def _print_one(run: "Run") -> None:
     """The facts of one run, then its cause."""
-    from cnnjob.slurm.causes import cause_of
+    from cnnjob.slurm.diagnosis import diagnose
     from cnnjob.slurm.status import skew
 
     [one] = _ask([run], thorough=True).statuses
-    cause = cause_of(one)
+    cause = diagnose(one)
     for name, value in zip(HEADER, _row(one), strict=True):
         if name and value:
-            whose = f" on the {one.look.split} images" if name in {"loss", "accuracy"} else ""
+            whose = f" on the {one.summary.split} images" if name in {"loss", "accuracy"} else ""
             typer.echo(f"{name + ':':<11}{value}{whose}")
     typer.echo(f"{'cause:':<11}{cause.sentence}\n{'says:':<11}{cause.evidence}")
-    for note in filter(None, (one.look.note, skew(one.look))):
+    for note in filter(None, (one.summary.note, skew(one.summary))):
         typer.echo(f"{'note:':<11}{note}")
     if cause.command:
         typer.echo(f"{'next:':<11}{cause.command}")
@@ -192,9 +195,9 @@ def next_pause(pause: float, *, changed: bool) -> float:
 
 
 def _fingerprint(places: "Sequence[Path] | None") -> str:
-    from cnnjob.slurm.looks import look
+    from cnnjob.runs.summary import read_summary
 
-    return repr([(one.run.path, one.state, one.epoch) for one in map(look, _runs(places))])
+    return repr([(one.run.path, one.state, one.epoch) for one in map(read_summary, _runs(places))])
 
 
 def logs(
@@ -210,8 +213,8 @@ def logs(
 
     Example: cnnjob logs runs/mnist-1a2b3c4d -f
     """
-    from cnnjob.slurm.logs import follow as follow_log
-    from cnnjob.slurm.logs import last_lines, log_of
+    from cnnjob.runs.logs import follow as follow_log
+    from cnnjob.runs.logs import last_lines, log_of
 
     found = _one_run(run)
     try:
@@ -247,10 +250,10 @@ class _End:
 
     def has_come(self) -> bool:
         """Whether nothing more will be written."""
-        from cnnjob.slurm.looks import look
+        from cnnjob.runs.summary import read_summary
         from cnnjob.slurm.status import is_settled, statuses
 
-        seen = look(self._run)
+        seen = read_summary(self._run)
         if is_settled(seen):
             return True
         if seen.state == "running" or time.monotonic() - self._asked < ASK_SECONDS:
@@ -276,7 +279,7 @@ def cancel(
 
     Example: cnnjob cancel runs/mnist-1a2b3c4d
     """
-    from cnnjob.slurm.cancelling import cancel as cancel_runs
+    from cnnjob.slurm.cancel import cancel as cancel_runs
 
     told = cancel_runs(_runs(runs))
     for done in told:

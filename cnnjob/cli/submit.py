@@ -15,12 +15,12 @@ from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnnjob.datasets import Dataset
-    from cnnjob.jobs import Job
-    from cnnjob.runs import Run
-    from cnnjob.slurm.requests import Request
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.jobs.job import Job
+    from cnnjob.runs.run import Run
     from cnnjob.slurm.status import Status
-    from cnnjob.slurm.submission import Part, Submitted
+    from cnnjob.slurm.submit.request import Request
+    from cnnjob.slurm.submit.submission import Part, Submitted
 
 JOBS = Annotated[
     opt.Words,
@@ -71,8 +71,8 @@ def submit(
 
     Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """
-    from cnnjob.slurm import profiles
-    from cnnjob.sweeps import expand
+    from cnnjob.jobs.sweep import expand
+    from cnnjob.slurm.submit import profiles
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
@@ -98,8 +98,8 @@ def submit(
 
 def _parts(grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool) -> "list[Part]":
     """Split the runs of a grid by the GPUs that they use; what they would hold and not use is said."""
-    from cnnjob.runs import Run
-    from cnnjob.slurm.submission import in_parts
+    from cnnjob.runs.run import Run
+    from cnnjob.slurm.submit.submission import in_parts
 
     runs = [(job, Run.of(job, dataset.digest, root)) for job, dataset in grid]
     parts = in_parts(list({run.path: (job, run) for job, run in runs}.values()), request, asked=asked)
@@ -110,7 +110,7 @@ def _parts(grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request"
 
 def _only_job(data: Path) -> str:
     """The job of the one dataset that is prepared."""
-    from cnnjob.jobs import known
+    from cnnjob.jobs.job import known
 
     prepared = {path.stem for path in data.glob("*.h5")} & set(known())
     if len(prepared) == 1:
@@ -121,29 +121,30 @@ def _only_job(data: Path) -> str:
 
 def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
     """Each job with its dataset; all of them fit."""
-    from cnnjob.bindings import check, dataset_of
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.training.setup import TrainingSetup
 
-    bound = [(job, dataset_of(job, data)) for job in jobs]
+    bound = [(job, Dataset.find(job.dataset, data)) for job in jobs]
     for job, dataset in bound:
-        check(job, dataset)
+        TrainingSetup.checked(job, dataset)
     return bound
 
 
 def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
     """The run of each job, once, with what tells it from the others."""
-    from cnnjob.bindings import begun_anew, run_of
-    from cnnjob.sweeps import differences
+    from cnnjob.jobs.sweep import job_differences
+    from cnnjob.runs.creation import begun_anew, create_run
 
-    made = [run_of(job, dataset, runs) for job, dataset in bound]
+    made = [create_run(job, dataset, runs) for job, dataset in bound]
     for anew in begun_anew(made):
         typer.echo(anew, err=True)
-    told = differences([job for job, _ in bound])
+    told = job_differences([job for job, _ in bound])
     return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
 
 
 def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> None:
-    from cnnjob.slurm.submission import PartlyBusyError, PartlySubmittedError
-    from cnnjob.slurm.submission import submit as submit_runs
+    from cnnjob.slurm.submit.submission import PartlyBusyError, PartlySubmittedError
+    from cnnjob.slurm.submit.submission import submit as submit_runs
 
     warn_of_clocks(part.runs)
     try:
@@ -167,7 +168,7 @@ def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]",
 
 
 def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int | None, *, wait: bool) -> None:
-    from cnnjob.slurm.scheduler import is_absent
+    from cnnjob.slurm.scheduler.client import is_absent
 
     refusals: list[str] = []
     for part in parts:
@@ -187,10 +188,10 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
 
 def _wait_for(runs: "Sequence[Run]") -> None:
     """Print how each run ends, and once which job does not start by itself."""
-    from cnnjob.slurm.waiting import watch
+    from cnnjob.slurm.wait import wait_for_runs
 
     ended = []
-    for one in watch(runs):
+    for one in wait_for_runs(runs):
         if one.job is None:
             ended.append(one)
             _print_end(one)
@@ -200,8 +201,8 @@ def _wait_for(runs: "Sequence[Run]") -> None:
 
 
 def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
-    from cnnjob.slurm.local import run_here
     from cnnjob.slurm.status import of_folder
+    from cnnjob.slurm.submit.local import run_here
 
     left = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
     for run, what in runs.values():
@@ -221,20 +222,20 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
 
 def _print_end(one: "Status") -> None:
     """Print how a run ended: a line, with its cause where it is not finished."""
-    from cnnjob.slurm.causes import cause_of
+    from cnnjob.slurm.diagnosis import diagnose
 
-    run = one.look.run
+    run = one.summary.run
     said = f"test accuracy {100 * run.result()['test_accuracy']:.2f} %" if one.state == "finished" else one.error
-    typer.echo(f"{run.path}: {one.state}, {said or ' '.join(cause_of(one).sentence.split())}")
+    typer.echo(f"{run.path}: {one.state}, {said or ' '.join(diagnose(one).sentence.split())}")
 
 
 def _print_held(one: "Status") -> None:
     """Print why a job does not start by itself, and the command that helps."""
-    from cnnjob.slurm.causes import cause_of
+    from cnnjob.slurm.diagnosis import diagnose
 
-    command = cause_of(one).command
+    command = diagnose(one).command
     advice = f". To change that:\n  {command}" if command else ""
-    typer.echo(f"{one.look.run.path}: job {one.job_id} does not start by itself, {one.detail}{advice}")
+    typer.echo(f"{one.summary.run.path}: job {one.job_id} does not start by itself, {one.detail}{advice}")
 
 
 def _exit_as(ended: "Sequence[Status]") -> None:
@@ -252,25 +253,26 @@ def _dry_run(
     asked: bool, rehearsal: bool,
 ) -> None:  # fmt: skip
     """Say all that would happen, and try it in small."""
-    from cnnjob.estimates import sentence
-    from cnnjob.runs import Run
-    from cnnjob.sweeps import differences
+    from cnnjob.jobs.sweep import job_differences
+    from cnnjob.runs.estimate import sentence
+    from cnnjob.runs.run import Run
+    from cnnjob.training.setup import TrainingSetup
 
     job, dataset = bound[0]
     runs = [Run.of(job, dataset.digest, root) for job, dataset in bound]
     parts = _parts(bound, root, request, asked=asked)
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
-    for run, what in zip(runs, differences([job for job, _ in bound]), strict=True):
+    for run, what in zip(runs, job_differences([job for job, _ in bound]), strict=True):
         typer.echo(f"run: {run.path}{what and f' ({what})'}, {run.state()}")
     for part in parts:
         typer.echo(f"request: {_request_of(part, len(runs))}")
-    typer.echo(memory_line(job, dataset))
+    typer.echo(memory_line(TrainingSetup.build(job, dataset)))
     typer.echo(f"time: {sentence(job, dataset, root)}")
     for part in parts:
         left = [run for run in part.runs if run.state() not in {"finished", "running"}]
         _forecast(left, part.request, parallel)
     if rehearsal:
-        from cnnjob.rehearsals import rehearse
+        from cnnjob.checks.rehearsal import rehearse
 
         for line in rehearse(job, dataset):
             typer.echo(f"rehearsal: {line}")
@@ -285,7 +287,8 @@ def _request_of(part: "Part", total: int) -> str:
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
     """Print what SLURM says of it, what happens when it ends early, and the exact script."""
-    from cnnjob.slurm import forecasts, submission
+    from cnnjob.slurm.submit import dry_run as forecasts
+    from cnnjob.slurm.submit import submission
 
     here, answer = forecasts.ask_site()
     if here:

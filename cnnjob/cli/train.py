@@ -27,18 +27,20 @@ def train(
 
     Example: cnnjob train mnist --set train.epochs=3
     """
-    from cnnjob.bindings import begun_anew, dataset_of, run_of
-    from cnnjob.jobs import Job
-    from cnnjob.slurm import scheduler
-    from cnnjob.training import train as train_run
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.jobs.job import Job
+    from cnnjob.runs.creation import begun_anew
+    from cnnjob.slurm.scheduler import client
+    from cnnjob.training.setup import TrainingSetup
+    from cnnjob.training.train import train as train_run
 
     wanted = Job.load(job, overrides or ())
-    dataset = dataset_of(wanted, data)
-    run = run_of(wanted, dataset, runs)
+    setup = TrainingSetup.checked(wanted, Dataset.find(wanted.dataset, data))
+    run = setup.create_run(runs)
     for anew in begun_anew([run]):
         typer.echo(anew, err=True)
     with Screen() as screen:
-        outcome = train_run(run, screen, job=wanted, dataset=dataset, has_ended=scheduler.has_ended)
+        outcome = train_run(run, screen, setup=setup, has_ended=client.job_is_over)
     if outcome.state == "stopped":
         print_last(f"{run.path}: {outcome.why}; run the same command to resume")
         raise typer.Exit(EXIT_STOPPED)
@@ -75,8 +77,8 @@ def predict(
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
-    from cnnjob.predictions import predict as predict_images
-    from cnnjob.runs import Run
+    from cnnjob.runs.run import Run
+    from cnnjob.training.predict import predict as predict_images
 
     guesses = predict_images(Run(run), images, data)
     print_notes(Run(run))

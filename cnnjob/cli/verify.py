@@ -12,10 +12,10 @@ from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import JobError
 
 if TYPE_CHECKING:
-    from cnnjob.datasets import Dataset
-    from cnnjob.jobs import Job
-    from cnnjob.slurm.requests import Request
-    from cnnjob.verdicts import Difference, Verdict
+    from cnnjob.checks.comparison import RunComparison, RunDifference
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.jobs.job import Job
+    from cnnjob.slurm.submit.request import Request
 
 CLUSTER_FOLDER = Path("verify-resume")
 SHORT_DIGITS = 12
@@ -54,9 +54,9 @@ def verify_resume(
     import shutil
     from random import SystemRandom
 
-    from cnnjob.bindings import dataset_of
-    from cnnjob.jobs import Job
-    from cnnjob.verification import shortened
+    from cnnjob.checks.resume import shorten_job
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.jobs.job import Job
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
@@ -65,9 +65,9 @@ def verify_resume(
     request = _request(profile, given, sbatch) if on_cluster else None
     chosen = [f"resources.backend={request.backend}"] if request and request.backend else []
     whole = Job.load(job, [*chosen, *(overrides or ())])
-    dataset = dataset_of(whole, data)
+    dataset = Dataset.find(whole.dataset, data)
     request = request and request.with_gpus(whole.resources.backend, asked=_asks_for_gpus(given, sbatch))
-    short = shortened(whole, dataset, steps)
+    short = shorten_job(whole, dataset, steps)
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
     folder, passing = _new_folder(keep, short.name if request else None), keep is None
@@ -86,26 +86,26 @@ def verify_resume(
 
 
 def _request(profile: str | None, given: dict[str, Any], sbatch: list[str] | None) -> "Request":
-    from cnnjob.slurm import profiles
+    from cnnjob.slurm.submit import profiles
 
     return profiles.load(profile, given, sbatch or ())
 
 
 def _asks_for_gpus(given: dict[str, Any], sbatch: list[str] | None) -> bool:
-    from cnnjob.slurm import profiles
+    from cnnjob.slurm.submit import profiles
 
     return profiles.ask_for_gpus(given, sbatch or ())
 
 
 def _verify(
     job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
-) -> "Verdict":
+) -> "RunComparison":
     """Here, or on the cluster where something is asked of it."""
     if request is None:
-        from cnnjob.verification import verify
+        from cnnjob.checks.resume import verify_resume
 
-        return verify(job, dataset, folder, kills, seed, _say)
-    from cnnjob.slurm.verification import verify as verify_there
+        return verify_resume(job, dataset, folder, kills, seed, _say)
+    from cnnjob.checks.resume_slurm import verify_resume_on_slurm as verify_there
 
     return verify_there(job, dataset, folder, request, kills, seed, wait_minutes, _say)
 
@@ -115,9 +115,9 @@ def _say(text: str) -> None:
 
 
 def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int) -> str:
-    from cnnjob.verification import steps_an_epoch
+    from cnnjob.checks.resume import steps_per_epoch
 
-    epochs, all_epochs, steps = short.train.epochs, whole.train.epochs, steps_an_epoch(short, dataset)
+    epochs, all_epochs, steps = short.train.epochs, whole.train.epochs, steps_per_epoch(short, dataset)
     part = f"all {epochs}" if epochs == all_epochs else f"{epochs} of {all_epochs}"
     return f"{short.name}: {part} epochs of {steps:,} steps; unbroken, then killed {kills} times, seed {seed}"
 
@@ -137,7 +137,7 @@ def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
     return keep
 
 
-def _print(verdict: "Verdict", kept: Path | None, *, as_json: bool) -> None:
+def _print(verdict: "RunComparison", kept: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json({**verdict.as_json(), "folder": str(kept) if kept else None})
         return
@@ -153,7 +153,7 @@ def _print(verdict: "Verdict", kept: Path | None, *, as_json: bool) -> None:
     typer.echo(f"{verdict.run}: " + ("the bits are the same" if verdict.same else f"the bits differ in {differing}"))
 
 
-def _kills(verdict: "Verdict") -> list[list[str]]:
+def _kills(verdict: "RunComparison") -> list[list[str]]:
     return [
         [str(kill.life), f"{kill.seconds:.2f} s", *map(_known, (kill.step, kill.during, kill.saved_step)),
          _known(kill.resumed_at_step)]
@@ -165,7 +165,7 @@ def _known(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def _digests(verdict: "Verdict") -> list[list[str]]:
+def _digests(verdict: "RunComparison") -> list[list[str]]:
     rows = [
         [what, one[:SHORT_DIGITS], other[:SHORT_DIGITS], "equal" if one == other else "different"]
         for what, (one, other) in verdict.digests.items()
@@ -173,5 +173,5 @@ def _digests(verdict: "Verdict") -> list[list[str]]:
     return [*rows, ["(training time)", *(f"{seconds:.1f} s" for seconds in verdict.train_seconds), ""]]
 
 
-def _difference(found: "Difference") -> str:
+def _difference(found: "RunDifference") -> str:
     return f"{found.what}: {found.where} is {found.unbroken} unbroken, {found.killed} killed"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from cnnjob.doctor.findings import Finding
 from cnnjob.errors import SchedulerError
-from cnnjob.slurm import scheduler, site
-from cnnjob.slurm.requests import duration
-from cnnjob.slurm.site import Partition, Site
+from cnnjob.slurm.scheduler import client, site
+from cnnjob.slurm.scheduler.site import Partition, Site
+from cnnjob.slurm.submit.request import format_minutes
 
 MEGABYTES = 1000
 MANY_PARTITIONS = 8
@@ -72,14 +72,14 @@ class Cluster:
         return partition.state == "UP" and mine
 
 
-def look() -> Cluster:
+def query_cluster() -> Cluster:
     """Ask SLURM.
 
     Raises:
         SchedulerError: it is not there, or does not answer.
     """
-    here = site.look()
-    answer = scheduler.ask(["sinfo", "--noheader", "--format=%R|%D|%c|%m|%G"])
+    here = site.query_site()
+    answer = client.ask(["sinfo", "--noheader", "--format=%R|%D|%c|%m|%G"])
     nodes = tuple(found for found in map(Nodes.of, answer.splitlines()) if found)
     return Cluster(here, nodes, tuple(site.yours("account")) if here.keeps_accounts else ())
 
@@ -109,7 +109,7 @@ def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[F
 
 def _partition(cluster: Cluster, one: Partition) -> Finding:
     nodes = "; ".join(nodes.sentence() for nodes in cluster.nodes_of(one)) or "no nodes"
-    limit = f"at most {duration(one.max_minutes)}" if one.max_minutes else "no time limit"
+    limit = f"at most {format_minutes(one.max_minutes)}" if one.max_minutes else "no time limit"
     preempted = f"preempted ({one.preempt_mode})" if one.preempt_mode not in {"OFF", "GANG"} else "not preempted"
     said = f"{nodes}; {limit}; {preempted}{'; the default' * one.is_default}"
     if one.state != "UP":
@@ -143,13 +143,13 @@ def _stopping(here: Site) -> str:
 
 def reachable() -> tuple[Cluster | None, Finding | None]:
     """The cluster; or None, and why."""
-    if not scheduler.is_there():
+    if not client.is_there():
         return None, Finding(
             "SLURM", "note", "not on this machine", "train with `cnnjob train` or `cnnjob submit --local`, or log in "
             "to a machine that has it",
         )  # fmt: skip
     try:
-        return look(), None
+        return query_cluster(), None
     except SchedulerError as error:
         said = str(error).splitlines()
         reason = " … ".join([said[0], *said[1:][-1:]])

@@ -11,11 +11,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from cnnjob.doctor.findings import Finding
-from cnnjob.environments import available_memory_bytes
+from cnnjob.files import MOUNT_PROC, NO_PROC
 from cnnjob.nn import available_cores
+from cnnjob.nn.cuda.availability import why_unavailable
 from cnnjob.nn.cuda.device import CudaDevice
-from cnnjob.nn.cuda.finding import lack
-from cnnjob.processes import MOUNT_PROC, NO_PROC
+from cnnjob.runs.environment import available_memory_bytes
 
 GIGABYTE = 1e9
 LITTLE_MEMORY_BYTES = 2e9
@@ -68,7 +68,7 @@ def _processor() -> Finding:
 
 def _gpu() -> Finding:
     """What trainings take by themselves where nothing is lacking."""
-    lacking = lack()
+    lacking = why_unavailable()
     if lacking:
         found, _, advice = lacking.partition("; ")
         if names := _shown_by_driver():

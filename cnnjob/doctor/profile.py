@@ -5,9 +5,9 @@ from pathlib import Path
 from cnnjob.doctor.cluster import Cluster, Nodes
 from cnnjob.errors import JobError
 from cnnjob.files import write_whole
-from cnnjob.slurm import profiles
-from cnnjob.slurm.requests import duration
-from cnnjob.slurm.site import Partition
+from cnnjob.slurm.scheduler.site import Partition
+from cnnjob.slurm.submit import profiles
+from cnnjob.slurm.submit.request import format_minutes
 
 MOST_CORES, MOST_GIGABYTES = 4, 16
 """A run needs no more; what is asked for and not used keeps others, and itself, waiting."""
@@ -62,7 +62,7 @@ def best(cluster: Cluster) -> Partition | None:
 def content(name: str, cluster: Cluster, partition: Partition) -> str:
     """The profile's text, every line of it with its reason."""
     nodes = max(cluster.nodes_of(partition), key=lambda one: one.count * (1 + one.gpu_count), default=None)
-    limit = f"at most {duration(partition.max_minutes)}" if partition.max_minutes else "no time limit"
+    limit = f"at most {format_minutes(partition.max_minutes)}" if partition.max_minutes else "no time limit"
     lines = [
         f"# {name}: as `cnnjob doctor --write-profile {name}` found it. Every key: gpu-site.toml.example",
         "#",

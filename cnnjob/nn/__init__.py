@@ -9,13 +9,13 @@ side, **S** stride, **P** pooling side, **U** units. Images are N×H×W×C, kern
 
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import BatchNorm, Block, Conv, Dense, Dropout, GlobalPool, Network, Residual
-from cnnjob.nn.cpu import NumPyBackend
-from cnnjob.nn.cuda import CudaBackend
-from cnnjob.nn.initial import WHITENING_IMAGES
+from cnnjob.nn.cpu.backend import NumPyBackend
+from cnnjob.nn.cuda.backend import CudaBackend
+from cnnjob.nn.initialisers import WHITENING_IMAGES
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
-from cnnjob.nn.pixels import Augmentation, Pixels
-from cnnjob.nn.plan import EvaluationPlan, Lesson, TrainingPlan, training_feed
+from cnnjob.nn.pixels import Augmentation, PixelNormalisation
+from cnnjob.nn.plan import EvaluationPlan, TrainingOptions, TrainingPlan, training_feed
 from cnnjob.nn.schedules import Schedule
 from cnnjob.nn.state import State
 from cnnjob.nn.workers import Workers, available_cores
@@ -37,16 +37,16 @@ __all__ = [
     "Dropout",
     "EvaluationPlan",
     "GlobalPool",
-    "Lesson",
     "Lookahead",
     "Network",
     "NumPyBackend",
     "Optimiser",
-    "Pixels",
+    "PixelNormalisation",
     "Residual",
     "Schedule",
     "Sgd",
     "State",
+    "TrainingOptions",
     "TrainingPlan",
     "Workers",
     "available_cores",

@@ -19,7 +19,7 @@ class Parameter:
 
     shape: Shape
     init: Initialiser
-    """How weights are drawn, see :mod:`cnnjob.nn.initial`; a number is a standard deviation."""
+    """How weights are drawn, see :mod:`cnnjob.nn.initialisers`; a number is a standard deviation."""
     fan_in: int
     """Values that flow into one output."""
     constant: float | None = None
@@ -27,7 +27,7 @@ class Parameter:
     learning_rate_factor: float = 1.0
     decays: bool = True
     """Whether weight decay applies."""
-    learns: bool = True
+    trainable: bool = True
     """Whether the optimiser changes it; not so frozen parameters and running statistics."""
     counts: bool = True
     """Whether it is a parameter of the network; running statistics are not."""
@@ -48,17 +48,23 @@ class BatchNorm:
     learning_rate_factor: float = 1.0
     """Factor on the learning rate of scale and shift, beside the block's."""
 
-    def parameters(self, channels: int, *, factor: float, learns: bool) -> dict[str, Parameter]:
+    def parameters(self, channels: int, *, factor: float, trainable: bool) -> dict[str, Parameter]:
         """Scale, shift, and the running mean and variance, each (C,)."""
         factor *= self.learning_rate_factor
         scale = (
-            {"scale": Parameter((channels,), 0.0, 1, 1.0, factor, decays=False, learns=learns)} if self.scale else {}
+            {"scale": Parameter((channels,), 0.0, 1, 1.0, factor, decays=False, trainable=trainable)}
+            if self.scale
+            else {}
         )
         running = {
-            name: Parameter((channels,), 0.0, 1, start, decays=False, learns=False, counts=False)
+            name: Parameter((channels,), 0.0, 1, start, decays=False, trainable=False, counts=False)
             for name, start in {"mean": 0.0, "variance": 1.0}.items()
         }
-        return {**scale, "shift": Parameter((channels,), 0.0, 1, 0.0, factor, decays=False, learns=learns), **running}
+        return {
+            **scale,
+            "shift": Parameter((channels,), 0.0, 1, 0.0, factor, decays=False, trainable=trainable),
+            **running,
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class _Affine:
 
     def _weights_and_bias(self, shape: Shape) -> dict[str, Parameter]:
         fan_in, factor = prod(shape[:-1]), self.learning_rate_factor
-        weights = Parameter(shape, self.init, fan_in, learning_rate_factor=factor, learns=not self.frozen)
+        weights = Parameter(shape, self.init, fan_in, learning_rate_factor=factor, trainable=not self.frozen)
         bias = {"bias": Parameter(shape[-1:], 0.0, fan_in, self.bias_init, factor, decays=False)} if self.bias else {}
         return {"weights": weights, **bias}
 
@@ -122,7 +128,7 @@ class Conv(_Affine):
         """Weights (K, K, C, F), bias (F,), and those of the normalisation."""
         own = self._weights_and_bias((self.kernel, self.kernel, shape[-1], self.filters))
         factor = self.learning_rate_factor
-        return own | (self.norm.parameters(self.filters, factor=factor, learns=True) if self.norm else {})
+        return own | (self.norm.parameters(self.filters, factor=factor, trainable=True) if self.norm else {})
 
 
 @dataclass(frozen=True)

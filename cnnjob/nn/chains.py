@@ -7,7 +7,7 @@ from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Dropout, Layer, Network, Residual, Shape
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Operation, border_of, operations_of, parameters_of
-from cnnjob.nn.signals import Feed, Signal, Step
+from cnnjob.nn.tensors import ForwardBackward, StepInputs, Tensor
 
 PLACES = 256
 """Of layers within a residual block; a place is part of a random number's address."""
@@ -31,26 +31,26 @@ class Chain:
 
     arena: Arena
     backend: Backend
-    feed: Feed
+    feed: StepInputs
     weights: dict[str, Array]
     """All parameters by name."""
     gradients: dict[str, Array]
     """Of those that learn."""
     batch_size: int
-    learns: bool
+    trainable: bool
     """Whether it is a training."""
 
-    def network(self, network: Network) -> tuple[Signal, Signal, list[Step]]:
+    def network(self, network: Network) -> tuple[Tensor, Tensor, list[ForwardBackward]]:
         """Plan a network: input, outputs, and the steps between them; the images themselves need no gradient."""
         links = self._links(network.layers)
-        x = self._signal(network.image_shape, border_of(links[0].operation), learns=False)
+        x = self._signal(network.image_shape, border_of(links[0].operation), trainable=False)
         y, steps = self._walk(links, x)
         return x, y, steps
 
-    def _signal(self, shape: Shape, border: int = 0, *, learns: bool | None = None) -> Signal:
-        learns = self.learns if learns is None else learns
+    def _signal(self, shape: Shape, border: int = 0, *, trainable: bool | None = None) -> Tensor:
+        trainable = self.trainable if trainable is None else trainable
         size, dtype = (self.batch_size, *shape), self.backend.dtype
-        return Signal.take(self.arena, size, dtype, border=border, learns=learns)
+        return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
     def _links(self, layers: Sequence[Layer], prefix: str = "", first_place: int = 0) -> list[_Link]:
         links: list[_Link] = []
@@ -58,13 +58,15 @@ class Chain:
             shape = layer.input_shape
             for operation in operations_of(layer.block):
                 shape = operation.output_shape(shape)
-                if self.learns or not isinstance(operation, Dropout):
+                if self.trainable or not isinstance(operation, Dropout):
                     links.append(_Link(operation, prefix + layer.name, place, shape, layer))
         return links
 
-    def _walk(self, links: Sequence[_Link], x: Signal, last: Signal | None = None) -> tuple[Signal, list[Step]]:
+    def _walk(
+        self, links: Sequence[_Link], x: Tensor, last: Tensor | None = None
+    ) -> tuple[Tensor, list[ForwardBackward]]:
         """Plan operations from x on; into the last signal, if it is given."""
-        steps: list[Step] = []
+        steps: list[ForwardBackward] = []
         borders = [border_of(link.operation) for link in links[1:]]
         ends = [self._signal(link.output_shape, border) for link, border in zip(links, borders, strict=False)]
         ends.append(last or self._signal(links[-1].output_shape))
@@ -73,7 +75,7 @@ class Chain:
             x = y
         return x, steps
 
-    def _link(self, link: _Link, x: Signal, y: Signal) -> list[Step]:
+    def _link(self, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
         if isinstance(link.operation, Residual):
             return self._residual(link.operation, link, x, y)
         names = [f"{link.name}/{name}" for name in parameters_of(link.operation)]
@@ -82,9 +84,11 @@ class Chain:
             for arrays in (self.weights, self.gradients)
         )
         step = self.backend.block(self.arena, link.operation, x, y, (own, gradients), self.feed, link.place)
-        return [step if x.learns or gradients else Step(step.forward, _nothing)]  # there is no gradient to write to
+        return [
+            step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)
+        ]  # there is no gradient to write to
 
-    def _residual(self, block: Residual, link: _Link, x: Signal, y: Signal) -> list[Step]:
+    def _residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
         """The shortcut, the body, and their sum; backward, x gets the gradients of both."""
         shape, name, place = link.layer.input_shape, f"{link.name}/", PLACES * (link.place + 1)
         body, steps = self._walk(self._links(block.body(shape), name, place), x)
@@ -94,14 +98,14 @@ class Chain:
                 self.arena.take(x.gradient.shape, self.backend.dtype),
                 (slice(None), *block.window(shape)),
             )
-            seen, slope = x.value[window], gradient[window] if x.learns else gradient
-            side = Signal(seen, seen, slope, slope, x.value)
+            seen, slope = x.value[window], gradient[window] if x.trainable else gradient
+            side = Tensor(seen, seen, slope, slope, x.value)
             value = self.arena.take(y.value.shape, self.backend.dtype)
-            end = Signal(value, value, body.gradient, body.gradient)
+            end = Tensor(value, value, body.gradient, body.gradient)
             shortcut, before = self._walk(self._links([projection], name, place + PLACES - 1), side, end)
             steps = [*before, *steps]
-        if x.learns:
-            steps = [Step(_nothing, self.backend.accumulate(self.arena, gradient, x.gradient)), *steps]
+        if x.trainable:
+            steps = [ForwardBackward(_nothing, self.backend.accumulate(self.arena, gradient, x.gradient)), *steps]
         return [*steps, self.backend.join(self.arena, body, shortcut, y, block.activation)]
 
 

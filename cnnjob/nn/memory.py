@@ -32,7 +32,7 @@ def aligned(count: int) -> int:
     return -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-class Memory(Protocol):
+class ArrayStore(Protocol):
     """Where arrays lie: the host's memory, or a device's."""
 
     lanes: int
@@ -88,7 +88,7 @@ class Arena:
 
     def __init__(
         self,
-        owner: Memory | None = None,
+        owner: ArrayStore | None = None,
         memory: Array | None = None,
         scratch_bytes: Mapping[int, int] | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class Arena:
         self._regions = [self._carve(largest) for _ in scratch_bytes or ()]
 
     @classmethod
-    def filled(cls, owner: Memory, build: Callable[[Self], Plan]) -> Plan:
+    def filled(cls, owner: ArrayStore, build: Callable[[Self], Plan]) -> Plan:
         """Build a plan in memory of exactly its size."""
         count = cls()
         build(count)
@@ -166,7 +166,7 @@ def _shared_bytes(size: int) -> Array:
     return array
 
 
-def hollow_array(shape: Shape, dtype: Any) -> Array:
+def shape_only_array(shape: Shape, dtype: Any) -> Array:
     """An array with a shape and no memory, to count and lay out with; it must not be touched."""
     inner_first = tuple(accumulate(shape[:0:-1], mul, initial=np.dtype(dtype).itemsize))
     return as_strided(np.empty(1, dtype), shape, inner_first[::-1] if shape else ())
@@ -175,7 +175,7 @@ def hollow_array(shape: Shape, dtype: Any) -> Array:
 def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
     """See bytes as an array; without memory, a hollow one that must not be touched."""
     if memory is None:
-        return hollow_array(shape, dtype)
+        return shape_only_array(shape, dtype)
     array: Array = memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
     return array
 

@@ -98,5 +98,5 @@ def segments(network: Network, layout: Layout) -> list[Segment]:
     return [
         Segment(layout.slices(name), parameter.learning_rate_factor, parameter.decays)
         for name, parameter in network.parameters.items()
-        if parameter.learns
+        if parameter.trainable
     ]

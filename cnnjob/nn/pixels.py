@@ -12,19 +12,19 @@ Flip = Literal["none", "random", "alternating"]
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelNormalisation:
     """How a pixel 0 … 255 becomes a number: pixel·scale + shift, for each channel."""
 
     scale: Array
     shift: Array
 
     @classmethod
-    def unit(cls, channels: int) -> "Pixels":
+    def unit(cls, channels: int) -> "PixelNormalisation":
         """0 … 1."""
         return cls(np.full(channels, 1 / 255), np.zeros(channels))
 
     @classmethod
-    def standardised(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "Pixels":
+    def standardised(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "PixelNormalisation":
         """Mean 0 and standard deviation 1, given those of the 0 … 1 pixels; a constant channel stays 0."""
         deviation = np.array([value or 1.0 for value in std])
         return cls(1 / (255 * deviation), -np.asarray(mean) / deviation)

@@ -7,15 +7,15 @@ import numpy as np
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network, Shape
 from cnnjob.nn.chains import Chain
-from cnnjob.nn.memory import Arena, Array, HostMemory, Memory
+from cnnjob.nn.memory import Arena, Array, ArrayStore, HostMemory
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import Optimiser, segments
-from cnnjob.nn.pixels import VIEWS, Augmentation, Pixels
-from cnnjob.nn.signals import Feed, Task
+from cnnjob.nn.pixels import VIEWS, Augmentation, PixelNormalisation
 from cnnjob.nn.state import State
+from cnnjob.nn.tensors import StepInputs, Task
 
 
-class Lesson(NamedTuple):
+class TrainingOptions(NamedTuple):
     """What a step teaches beside the images themselves."""
 
     augmentation: Augmentation | None = None
@@ -36,10 +36,10 @@ class TrainingPlan:
         network: Network,
         state: State,
         optimiser: Optimiser,
-        feed: Feed,
-        pixels: Pixels,
+        feed: StepInputs,
+        pixels: PixelNormalisation,
         batch_size: int,
-        lesson: Lesson = Lesson(),  # noqa: B008 - it is a tuple
+        lesson: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
     ) -> None:
         """Plan; nothing runs yet.
 
@@ -61,10 +61,10 @@ class TrainingPlan:
         state: State,
         optimiser: Optimiser,
         batch_size: int,
-        lesson: Lesson = Lesson(),  # noqa: B008 - it is a tuple
+        lesson: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
     ) -> int:
         """The exact memory of the plan's buffers, without taking it."""
-        feed, pixels = empty_feed(network.image_shape), Pixels.unit(network.image_shape[-1])
+        feed, pixels = empty_feed(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
         return Arena.count_bytes(
             lambda arena: _training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson)
         )
@@ -78,7 +78,13 @@ class EvaluationPlan:
     """Class probabilities of images, by the parameters that a state holds when asked."""
 
     def __init__(
-        self, backend: Backend, network: Network, state: State, pixels: Pixels, batch_size: int, views: str = "none"
+        self,
+        backend: Backend,
+        network: Network,
+        state: State,
+        pixels: PixelNormalisation,
+        batch_size: int,
+        views: str = "none",
     ) -> None:
         """Plan; nothing runs yet. The outputs are the mean over some :data:`cnnjob.nn.pixels.VIEWS` of an image."""
         self._backend, self._batch_size = backend, batch_size
@@ -92,7 +98,7 @@ class EvaluationPlan:
     @staticmethod
     def count_bytes(backend: Backend, network: Network, state: State, batch_size: int, views: str = "none") -> int:
         """The exact memory of the plan's buffers, without taking it."""
-        feed, pixels = empty_feed(network.image_shape), Pixels.unit(network.image_shape[-1])
+        feed, pixels = empty_feed(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
         return Arena.count_bytes(
             lambda arena: _evaluation(arena, backend, network, state, feed, pixels, batch_size, views)
         )
@@ -126,7 +132,9 @@ class EvaluationPlan:
         backend.copy(feed.probabilities[: len(order)], found)
 
 
-def training_feed(memory: Memory, images: Array, labels: Array, steps: int, batch_size: int, seed: int) -> Feed:
+def training_feed(
+    memory: ArrayStore, images: Array, labels: Array, steps: int, batch_size: int, seed: int
+) -> StepInputs:
     """A feed for epochs of so many steps; order, learning rates and lookahead are to be copied in at each epoch.
 
     Args:
@@ -140,7 +148,7 @@ def training_feed(memory: Memory, images: Array, labels: Array, steps: int, batc
     Returns:
         The feed, at step 0.
     """
-    return Feed(
+    return StepInputs(
         memory.resident(images),
         memory.resident(labels),
         order=memory.zeros((steps * batch_size,), np.int64),
@@ -154,7 +162,7 @@ def training_feed(memory: Memory, images: Array, labels: Array, steps: int, batc
     )
 
 
-def empty_feed(image_shape: Shape, memory: Memory | None = None) -> Feed:
+def empty_feed(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
     """A feed of no images; without memory, to count with."""
     return training_feed(memory or HostMemory(), np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64), 0, 0, 0)
 
@@ -165,15 +173,15 @@ def _training(
     network: Network,
     state: State,
     optimiser: Optimiser,
-    feed: Feed,
-    pixels: Pixels,
+    feed: StepInputs,
+    pixels: PixelNormalisation,
     batch_size: int,
-    lesson: Lesson,
+    lesson: TrainingOptions,
 ) -> Task:
     """One training step."""
-    learning = {name for name, parameter in network.parameters.items() if parameter.learns}
+    learning = {name for name, parameter in network.parameters.items() if parameter.trainable}
     gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in learning}
-    chain = Chain(arena, backend, feed, state.weights, gradients, batch_size, learns=True)
+    chain = Chain(arena, backend, feed, state.weights, gradients, batch_size, trainable=True)
     x, logits, steps = chain.network(network)
     tasks = [
         backend.gather(arena, feed, x, pixels, lesson.augmentation),
@@ -191,8 +199,8 @@ def _evaluation(
     backend: Backend,
     network: Network,
     state: State,
-    feed: Feed,
-    pixels: Pixels,
+    feed: StepInputs,
+    pixels: PixelNormalisation,
     batch_size: int,
     views: str,
 ) -> Task:
@@ -200,7 +208,7 @@ def _evaluation(
     room = max(1, EVALUATED // batch_size) * batch_size
     feed.order = arena.take((room,), np.int64)
     feed.probabilities = arena.take((room, network.classes), backend.dtype)
-    chain = Chain(arena, backend, feed, state.weights, {}, batch_size, learns=False)
+    chain = Chain(arena, backend, feed, state.weights, {}, batch_size, trainable=False)
     x, logits, steps = chain.network(network)
     tasks: list[Task] = []
     add, last = backend.mean_outputs(arena, feed, logits, list(VIEWS[views].values()))

@@ -6,10 +6,10 @@ import numpy as np
 
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network
-from cnnjob.nn.initial import WHITENING_IMAGES, initial, whitening_filters
-from cnnjob.nn.memory import Array, Layout, hollow_array
+from cnnjob.nn.initialisers import WHITENING_IMAGES, initial, whitening_filters
+from cnnjob.nn.memory import Array, Layout, shape_only_array
 from cnnjob.nn.optimisers import Optimiser
-from cnnjob.nn.pixels import Pixels
+from cnnjob.nn.pixels import PixelNormalisation
 
 
 class State:
@@ -24,7 +24,7 @@ class State:
         self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = Layout.of(shapes, dtype.itemsize)
-        take = hollow_array if hollow else backend.zeros
+        take = shape_only_array if hollow else backend.zeros
         self.parameters: Array = take((self.layout.size,), dtype)
         self.gradients: Array = take((self.layout.size,), dtype)
         self.slots: dict[str, Array] = {name: take((self.layout.size,), dtype) for name in optimiser.slots}
@@ -53,7 +53,7 @@ class State:
         self._backend.copy(self.layout.filled(arrays, flat.dtype), flat)
 
     def initialise(
-        self, network: Network, seed: int, images: Array | None = None, pixels: Pixels | None = None
+        self, network: Network, seed: int, images: Array | None = None, pixels: PixelNormalisation | None = None
     ) -> None:
         """Draw the initial parameters, with NumPy for every backend.
 

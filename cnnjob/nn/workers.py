@@ -24,7 +24,7 @@ from typing import NoReturn, Self
 
 import numpy as np
 
-from cnnjob.nn.signals import Step, Task
+from cnnjob.nn.tensors import ForwardBackward, Task
 
 SHARDS = 8
 """Work over a batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
@@ -44,7 +44,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def shares(count: int, parts: int) -> list[slice]:
+def split_evenly(count: int, parts: int) -> list[slice]:
     """Cut ``count`` things into at most ``parts`` runs of nearly equal length, none empty."""
     parts = min(count, parts)
     bounds = [count * part // parts for part in range(parts + 1)]
@@ -144,10 +144,10 @@ class Workers:
         self._known = next(self._numbers)
 
 
-def shared(workers: Workers, steps: Sequence[Step], work: int) -> Step:
+def shared(workers: Workers, steps: Sequence[ForwardBackward], work: int) -> ForwardBackward:
     """Plan the halves of a block's shards as those of the block."""
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
-    return Step(workers.share(forwards, work), workers.share(backwards, work))
+    return ForwardBackward(workers.share(forwards, work), workers.share(backwards, work))
 
 
 class _Shared:

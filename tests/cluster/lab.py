@@ -168,7 +168,7 @@ def python(cluster: Cluster, path: Path) -> Path:
     (path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     (packages / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     command = path / "bin" / "cnnjob"
-    command.write_text(f"#!{path}/bin/python\nfrom cnnjob.cli import main\nmain()\n")
+    command.write_text(f"#!{path}/bin/python\nfrom cnnjob.cli.main import main\nmain()\n")
     command.chmod(0o755)
     found = cluster.run(path / "bin" / "python", "-c", "import cnnjob", check=False)
     assert found.returncode == 0, (

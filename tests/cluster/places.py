@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnjob.processes import is_alive
-from cnnjob.runs import Run
-from cnnjob.slurm.decisions import restarts_of
-from cnnjob.slurm.restart import GONE
+from cnnjob.runs.process import is_alive
+from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.run import Run
+from cnnjob.slurm.node.restart import GONE
+from tests.cli.test_cli import JOB
 from tests.cluster import lab
-from tests.test_cli import JOB
-from tests.toys import dataset
+from tests.helpers.toy_jobs import dataset
 
 SMALL = ("--nodes", 1, "--kill-wait", 5)
 REQUEST = ("--partition", "low", "--time", "10m", "--cpus-per-task", "1", "--mem", "500M")

@@ -4,7 +4,7 @@ import pytest
 
 from tests.cluster.conftest import Start
 from tests.cluster.places import SMALL
-from tests.documents import Reader
+from tests.helpers.documents import Reader
 
 CPU = "--set resources.backend=numpy --cpus-per-task 1 --mem 1G"
 ON_SLURM = {

@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 
 from cnnjob import files
-from cnnjob.runs import Run
-from cnnjob.slurm.decisions import restarts_of
+from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.run import Run
 from tests.cluster import lab
 from tests.cluster.conftest import ROWS, Start
 from tests.cluster.places import REQUEST, Outcome, Place, commands, toml
-from tests.toys import outcome_of, trained
+from tests.helpers.toy_jobs import outcome_of, trained
 
 pytestmark = pytest.mark.slurm_matrix
 
@@ -353,7 +353,7 @@ def test_the_time_limit_without_a_word(fleet: Callable[..., Fleet], table: Begin
         lab.until(lambda: place.run.attempts()[0]["why"] == "stopped: SIGTERM", 90, "the stop")
 
     def submit(place: Place) -> str:
-        deaf = f'case "$*" in "show job"*) mkdir {place.folder}/asked 2>/dev/null && exit 1;; esac'
+        deaf = 'case "$SLURM_STEP_ID $*" in [0-9]*" show job"*) exit 1;; esac'  # in the step, not in the batch script
         (place.folder / "scontrol").write_text(f'#!/bin/sh\n{deaf}\nexec /usr/bin/scontrol "$@"\n')
         (place.folder / "scontrol").chmod(0o755)
         return place.submit("--time", "1m", setup=f"export PATH={place.folder}:$PATH; {NO_SIGNAL}")
@@ -534,12 +534,12 @@ def test_an_array_of_which_two_are_requeued(fleet: Callable[..., Fleet], table: 
     def live(place: Place) -> None:
         (place.folder / "toy.toml").write_text(toml(SWEEP_EPOCHS))
         place.cnnjob("submit", "toy.toml", *REQUEST, "--seeds", SEEDS)
-        runs = {run.frozen()["job"]["seed"]: run for run in Run.all(place.folder / "runs")}
+        runs = {run.manifest()["job"]["seed"]: run for run in Run.all(place.folder / "runs")}
         assert runs.keys() == wholes.keys()
         for seed in STRUCK:
             requeue(place, runs[seed])
         for seed, run in runs.items():
-            lab.until(run.result_file.exists, 400, f"the result of seed {seed}")
+            lab.until(lambda run=run: has_ended(run), 400, f"the end of seed {seed}")  # type: ignore[misc]
             assert outcome_of(run) == wholes[seed]
             assert len(run.attempts()) == 1 + (seed in STRUCK)
             check_attempts(run, SWEEP_EPOCHS)
@@ -548,6 +548,11 @@ def test_an_array_of_which_two_are_requeued(fleet: Callable[..., Fleet], table: 
         told.equal += 1
 
     places.each(live)
+
+
+def has_ended(run: Run) -> bool:
+    """Return whether a run is finished, and its last attempt has recorded that, which it does after the result."""
+    return run.result_file.exists() and bool(run.attempts()[-1]["why"])
 
 
 def requeue(place: Place, run: Run) -> None:
@@ -563,7 +568,7 @@ def requeue(place: Place, run: Run) -> None:
 
 
 def restart_script(place: Place) -> bool:
-    return any("cnnjob.slurm.restart" in line and str(place.folder) in line for _, line in commands())
+    return any("cnnjob.slurm.node.restart" in line and str(place.folder) in line for _, line in commands())
 
 
 def in_setup(place: Place) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob.runs import Run
+from cnnjob.runs.run import Run
 from tests.cluster.conftest import Start
 from tests.cluster.places import Place
 

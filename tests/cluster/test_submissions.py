@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import processes
-from cnnjob.runs import Run
-from cnnjob.slurm import queue, scheduler
+from cnnjob.runs import process
+from cnnjob.runs.run import Run
+from cnnjob.slurm.scheduler import client, queue
 from tests.cluster import lab
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, Place, commands
@@ -194,10 +194,10 @@ def test_what_a_user_writes_is_not_read_as_what_slurm_says(cluster: Start, monke
         here.run("mkdir", "-p", folder)
         options = (f"--job-name={name}", f"--comment={text}", f"--chdir={folder}", f"--output={folder}/log")
         job = here.submit("--hold", *options, "--wrap=true")
-        holder = {"job_id": job, "cluster": scheduler.cluster(), "started": processes.now()}
-        assert not scheduler.has_ended(holder, 0)
+        holder = {"job_id": job, "cluster": client.cluster(), "started": process.now()}
+        assert not client.job_is_over(holder, 0)
         if name != lines:  # ours have no line end in their names
-            facts = scheduler.job(job)
+            facts = client.job_facts(job)
             assert (facts["JobState"], facts["Restarts"], facts["Requeue"]) == ("PENDING", "0", "1")
         listing = queue.listing([pwd.getpwnam("nobody").pw_uid])
         assert (listing.whole, job in {one.job_id for one in listing.jobs}) == (True, True)

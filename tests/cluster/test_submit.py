@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cnnjob.errors import EXIT_STOPPED
-from cnnjob.slurm.decisions import restarts_of
+from cnnjob.runs.restart_log import restarts_of
 from tests.cluster import lab
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, SMALL, Outcome, Place
-from tests.toys import outcome_of, trained
+from tests.helpers.toy_jobs import outcome_of, trained
 
 EPOCHS = 120
 CHANGES = {"train__epochs": EPOCHS, "train__checkpoint_seconds": 0.2}

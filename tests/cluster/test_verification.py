@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob.runs import Run
+from cnnjob.runs.run import Run
+from tests.cli.test_cli import JOB
 from tests.cluster import lab
 from tests.cluster.conftest import Start
-from tests.test_cli import JOB
-from tests.toys import dataset
+from tests.helpers.toy_jobs import dataset
 
 EPOCHS = 400
 TOML = JOB.replace("epochs = 2", f"epochs = {EPOCHS}\ncheckpoint_seconds = 0.2") + '[resources]\nbackend = "numpy"\n'

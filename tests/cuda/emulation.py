@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cnnjob.nn.cuda.sources import kernel_source
-from cnnjob.nn.signals import Task
+from cnnjob.nn.tensors import Task
 
 Array = np.ndarray[Any, Any]
 

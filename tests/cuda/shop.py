@@ -27,7 +27,7 @@ class Work:
     optimiser: nn.Optimiser = nn.Sgd(0.9)  # noqa: RUF009 - frozen
     images: Array | None = None
     learning_rate: float = 0.1
-    lesson: nn.Lesson = nn.Lesson()  # noqa: RUF009 - a tuple
+    lesson: nn.TrainingOptions = nn.TrainingOptions()  # noqa: RUF009 - a tuple
     views: str = "none"
     """Of the evaluation."""
     start: int = (1 << 33) + 5
@@ -40,7 +40,7 @@ class Work:
         network = nn.Network.build([*self.blocks, head], self.shape)
         state, pixels = (
             nn.State(network, self.optimiser, backend),
-            nn.Pixels.standardised(*(tuple(np.linspace(low, 0.6, self.shape[2])) for low in (0.3, 0.4))),
+            nn.PixelNormalisation.standardised(*(tuple(np.linspace(low, 0.6, self.shape[2])) for low in (0.3, 0.4))),
         )
         state.initialise(network, 2)
         total = (steps + 1) * self.count
@@ -116,7 +116,7 @@ WORKS = {
     ),
     "frozen, nothing learns before it": Work([nn.Conv(filters=4, frozen=True, bias=False), nn.Conv(filters=3)]),
     "output scale": Work([nn.Dense(units=6, output_scale=0.5), nn.Dense(units=5, output_scale=-3.0)]),
-    "label smoothing": Work([nn.Conv(filters=3)], lesson=nn.Lesson(label_smoothing=0.2)),
+    "label smoothing": Work([nn.Conv(filters=3)], lesson=nn.TrainingOptions(label_smoothing=0.2)),
     "norm": Work([normed(3), normed(35, scale=False, momentum=0.3)]),
     "norm of many pixels": Work([normed(3, activation="none")], (17, 16, 1), count=7),
     "norm, activation and pool in every order": Work(
@@ -160,12 +160,12 @@ WORKS = {
         (10, 13, 1),
     ),
     "augmented": Work(
-        [nn.Conv(filters=4)], lesson=nn.Lesson(nn.Augmentation("random", 2)), views="flip_translate", start=6
+        [nn.Conv(filters=4)], lesson=nn.TrainingOptions(nn.Augmentation("random", 2)), views="flip_translate", start=6
     ),
     "flipped by turns": Work(
-        [nn.Conv(filters=4)], lesson=nn.Lesson(nn.Augmentation("alternating")), views="flip", start=8
+        [nn.Conv(filters=4)], lesson=nn.TrainingOptions(nn.Augmentation("alternating")), views="flip", start=8
     ),
-    "moved": Work([], (7, 5, 3), lesson=nn.Lesson(nn.Augmentation(translate=4)), start=2),
+    "moved": Work([], (7, 5, 3), lesson=nn.TrainingOptions(nn.Augmentation(translate=4)), start=2),
     "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
     "no head": Work([nn.Dense(units=1025), nn.Dense(units=4)], count=3, classes=33),
     "head after pixels": Work([nn.Conv(filters=5, stride=2)], (9, 9, 3)),

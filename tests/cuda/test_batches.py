@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
-from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.memory import Arena
 from cnnjob.nn.pixels import VIEWS, View
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
 from tests.nn.test_pixels import published_views
 
@@ -36,10 +36,10 @@ def batch(backend: nn.Backend, change: nn.Augmentation | View | None, epoch: int
     feed = nn.training_feed(backend, images, labels, STEPS, COUNT, seed)
     backend.copy(random.permutation(STEPS * COUNT), feed.order)
     backend.copy(np.array([1, epoch * STEPS + 1]), feed.position)
-    pixels = nn.Pixels.standardised((0.4, 0.5, 0.45), (0.25, 0.3, 0.2))
+    pixels = nn.PixelNormalisation.standardised((0.4, 0.5, 0.45), (0.25, 0.3, 0.2))
 
-    def build(arena: Arena) -> tuple[Signal, Any]:
-        x = Signal.take(arena, (COUNT, 6, 5, 3), backend.dtype, border=1, learns=False)
+    def build(arena: Arena) -> tuple[Tensor, Any]:
+        x = Tensor.take(arena, (COUNT, 6, 5, 3), backend.dtype, border=1, trainable=False)
         return x, backend.whole(arena, feed, [backend.gather(arena, feed, x, pixels, change)])
 
     x, gather = Arena.filled(backend, build)
@@ -70,7 +70,8 @@ def test_the_views_of_flip_translate_are_those_of_airbench() -> None:
     state = nn.State(network, nn.Sgd(), backend)
     state.initialise(network, 4)
     plain, views = (
-        nn.EvaluationPlan(backend, network, state, nn.Pixels.unit(2), 5, name) for name in ("none", "flip_translate")
+        nn.EvaluationPlan(backend, network, state, nn.PixelNormalisation.unit(2), 5, name)
+        for name in ("none", "flip_translate")
     )
     outputs = [share * np.log(plain.probabilities(one.copy(), order)) for share, one in published_views(images)]
     mean = np.exp(np.sum(outputs, axis=0))

@@ -13,24 +13,26 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
-from cnnjob.benchmarks import measure
-from cnnjob.bindings import run_of
-from cnnjob.datasets import Dataset
-from cnnjob.jobs import Job
-from cnnjob.listeners import Silent
-from cnnjob.nn.cuda import CudaBackend
+from cnnjob.checks.benchmarks.bench import measure
+from cnnjob.data.dataset import Dataset
+from cnnjob.jobs.job import Job
+from cnnjob.nn.cuda.availability import why_unavailable
+from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
-from cnnjob.nn.cuda.finding import lack
 from cnnjob.nn.pixels import View
-from cnnjob.runs import Run
-from cnnjob.training import train
+from cnnjob.runs.run import Run
+from cnnjob.training.progress import NoProgress
+from cnnjob.training.train import train
 from tests.cuda.shop import WORKS, Array, Work, reference, require_close
 from tests.cuda.test_batches import CHANGES, batch
-from tests.toys import dataset, job, outcome_of
+from tests.helpers.toy_jobs import dataset, job, outcome_of, run_of
 
 ROOT = Path(__file__).parent.parent.parent
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(lacking := lack()), reason=f"no GPU can be used: {lacking}")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(lacking := why_unavailable()), reason=f"no GPU can be used: {lacking}"),
+]
 
 MNIST = Work(
     [nn.Conv(filters=32, kernel=5, pad=2, pool=2), nn.Conv(filters=64, pool=2), nn.Dense(units=128), nn.Dropout(0.4)],
@@ -109,7 +111,7 @@ def test_fifty_steps_stay_as_near_to_float64_as_numpys_in_float32() -> None:
     assert distance(ours) <= 10 * distance(numpys)
 
 
-class StopsAt(Silent):
+class StopsAt(NoProgress):
     def __init__(self, step: int) -> None:
         self.left = step
 
@@ -142,7 +144,7 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_bits(tmp_path: Path, s
 )
 def test_the_sanitizer_finds_nothing(tool: str) -> None:
     script = f"""
-from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
 from tests.cuda.shop import WORKS
 device = CudaDevice()

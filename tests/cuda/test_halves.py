@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
-from cnnjob.nn.cuda import CudaBackend
-from cnnjob.nn.cuda.launches import HollowDevice, scalars
+from cnnjob.nn.cuda.backend import CudaBackend
+from cnnjob.nn.cuda.device_api import ShapeOnlyDevice, scalars
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
 from tests.cuda.shop import WORKS, Array, Work, reference
 from tests.cuda.test_kernels import GUARD, guarded
@@ -74,10 +74,10 @@ def test_a_plan_is_counted_exactly() -> None:
             taken.append(shape)
             return super().zeros(shape, dtype)
 
-    backend, hollow = CudaBackend(Counting(precision="float16")), CudaBackend(HollowDevice("float16"))
+    backend, hollow = CudaBackend(Counting(precision="float16")), CudaBackend(ShapeOnlyDevice("float16"))
     state = nn.State(network, nn.Sgd(), backend)
     feed = nn.training_feed(backend, np.zeros((6, 8, 8, 2), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
     taken.clear()
-    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.Pixels.unit(2), 6)
+    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.PixelNormalisation.unit(2), 6)
     without = nn.State(network, nn.Sgd(), hollow, hollow=True)
     assert taken == [(nn.TrainingPlan.count_bytes(hollow, network, without, nn.Sgd(), 6),)]

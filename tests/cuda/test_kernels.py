@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnjob.nn.cuda import CudaBackend
-from cnnjob.nn.cuda.launches import column_sums, scalars, sum_parts
+from cnnjob.nn.cuda.backend import CudaBackend
+from cnnjob.nn.cuda.device_api import column_sums, scalars, sum_parts
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
 from tests.cuda.shop import WORKS, Array, reference, require_close
 from tests.nn import oracle

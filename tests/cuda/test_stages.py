@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnjob.nn.cuda.launches import scalars
+from cnnjob.nn.cuda.device_api import scalars
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
 from tests.cuda.shop import Array
 from tests.cuda.test_kernels import GUARD, guarded

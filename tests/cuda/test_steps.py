@@ -7,12 +7,12 @@ import pytest
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
-from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.backend import CudaBackend
+from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
 from cnnjob.nn.cuda.graphs import MOST_AHEAD, Captured
-from cnnjob.nn.cuda.launches import HollowDevice
 from cnnjob.nn.memory import Arena
 from cnnjob.nn.plan import empty_feed
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
 from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, kernels, needs_compiler
 from tests.cuda.shop import WORKS, Array, Work, reference, require_close
 
@@ -99,7 +99,7 @@ def test_an_evaluation_of_other_images_is_recorded_anew() -> None:
     for backend in backends:
         state = nn.State(network, nn.Sgd(), backend)
         state.initialise(network, 0)
-        plan = nn.EvaluationPlan(backend, network, state, nn.Pixels.unit(1), 2)
+        plan = nn.EvaluationPlan(backend, network, state, nn.PixelNormalisation.unit(1), 2)
         orders = [np.arange(len(array))[::-1].copy() for array in images]
         found += [plan.probabilities(images[number], orders[number]) for number in (0, 1, 0, 2)]
     for numpys, ours in zip(found[:4], found[4:], strict=True):
@@ -129,7 +129,7 @@ def test_what_cannot_be_recorded_is_said() -> None:
 
 
 def test_a_block_that_was_not_planned_cannot_be_run() -> None:
-    signal = Signal.take(Arena(), (1, 2), np.float32)
+    signal = Tensor.take(Arena(), (1, 2), np.float32)
     feed = empty_feed((2, 2, 1))
     with pytest.raises(RuntimeError, match="a half of a Loss that was not planned"):
         CudaBackend(EmulatedDevice()).loss(Arena(), feed, signal, 0.0)()
@@ -176,11 +176,11 @@ def test_a_plan_is_counted_exactly_without_a_device() -> None:
     state = nn.State(network, nn.Sgd(), backend)
     feed = nn.training_feed(backend, np.zeros((6, 8, 8, 1), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
     taken.clear()
-    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.Pixels.unit(1), 6)
+    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.PixelNormalisation.unit(1), 6)
     without = nn.State(network, nn.Sgd(), hollow, hollow=True)
     assert taken == [(nn.TrainingPlan.count_bytes(hollow, network, without, nn.Sgd(), 6),)]
     with pytest.raises(RuntimeError, match="zeros of a device that only counts"):
-        HollowDevice().zeros((1,), np.uint8)
+        ShapeOnlyDevice().zeros((1,), np.uint8)
 
 
 def test_arrays_of_other_sizes_are_not_copied() -> None:

@@ -12,22 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnjob import files
-from cnnjob.bindings import run_of
+from cnnjob.checks.rehearsal import rehearse
 from cnnjob.cli.data import memory_line
 from cnnjob.errors import JobError, TrainingError
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
-from cnnjob.rehearsals import rehearse
-from cnnjob.runs import Run
-from cnnjob.training import train
+from cnnjob.runs import npz
+from cnnjob.runs.run import Run
+from cnnjob.training.setup import TrainingSetup
+from cnnjob.training.train import train
 from tests.cuda.emulation import needs_compiler
 from tests.cuda.test_blas import standin
-from tests.test_training import WILD
-from tests.toys import dataset, job, outcome_of
+from tests.helpers.toy_jobs import dataset, job, outcome_of, run_of
+from tests.training.test_train import WILD
 
 ROOT = Path(__file__).parent.parent.parent
 NUMPY = {"resources": job().resources}
-KERNEL_CACHE = "from cnnjob.nn.cuda.finding import lack; print(lack(), __import__('cupy').KERNEL_CACHE)"
+AVAILABLE = "from cnnjob.nn.cuda.availability import why_unavailable; print(why_unavailable())"
+KERNEL_CACHE = (
+    "from cnnjob.nn.cuda.availability import why_unavailable; print(why_unavailable(), __import__('cupy').KERNEL_CACHE)"
+)
 NORM = {"batch_norm": {"momentum": 0.4}}
 FEW_STEPS = {"train__batch_size": 4, "data__validation_fraction": 0.9}
 RESNET = FEW_STEPS | {
@@ -74,11 +77,11 @@ def trained(run: Run, libraries: Path, code: str = "", **environment: str) -> st
 from pathlib import Path
 import sys
 from cnnjob.errors import CnnjobError
-from cnnjob.listeners import Silent
+from cnnjob.training.progress import NoProgress
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
-from cnnjob.runs import Run
-from cnnjob.training import train
-class Said(Silent):
+from cnnjob.runs.run import Run
+from cnnjob.training.train import train
+class Said(NoProgress):
     def say(self, text): print(text)
     def step(self, epoch, step): {code or "pass"}
 try:
@@ -102,6 +105,11 @@ def said_by(script: str, environment: dict[str, str]) -> str:
     return said.stdout
 
 
+def on_numpy(run: Run) -> TrainingSetup:
+    """Return the setup of a run, to be computed with NumPy."""
+    return TrainingSetup.of_run(run, run.job().model_copy(update=NUMPY))
+
+
 def made(folder: Path, **changes: Any) -> Run:
     settings = {"resources__backend": "cuda", "model__blocks": BLOCKS, "train__epochs": 3}
     folder.mkdir(exist_ok=True)
@@ -117,8 +125,8 @@ def unbroken(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_training_is_numpys_but_for_the_rounding(unbroken: Run, tmp_path: Path) -> None:
     run = made(tmp_path)
-    train(run, job=run.job().model_copy(update=NUMPY))
-    ours, numpys = (files.read_arrays(found.weights_file) for found in (unbroken, run))
+    train(run, setup=on_numpy(run))
+    ours, numpys = (npz.read_arrays(found.weights_file) for found in (unbroken, run))
     for name, array in numpys.items():
         np.testing.assert_allclose(ours[name], array, atol=1e-4 * np.abs(array).max(), err_msg=name)
     for record, other in zip(unbroken.history(), run.history(), strict=True):
@@ -140,7 +148,7 @@ def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(librari
     run, other = (made(tmp_path / name, train__precision="tf32") for name in ("gpu", "cpu"))
     assert "train.precision" not in trained(run, libraries)
     assert run.environment()["precision"] == run.result()["precision"] == "tf32"
-    train(other, job=other.job().model_copy(update=NUMPY))
+    train(other, setup=on_numpy(other))
     assert other.result()["precision"] == "float32"
     assert "train.precision: 'tf32' is for a GPU, NumPy computes in float32" in other.log_file.read_text()
 
@@ -150,7 +158,7 @@ def test_a_number_too_large_for_float16_is_said(libraries: Path, tmp_path: Path)
     run, cpu = (made(tmp_path / name, train__precision="float16", model__blocks=blocks) for name in ("gpu", "cpu"))
     assert "change the initial weights, or train.precision: float16 ends at 65504" in trained(run, libraries)
     with pytest.raises(JobError, match=r"'float16' is for a GPU, found resources.backend 'numpy'; change one"):
-        train(cpu, job=cpu.job().model_copy(update=NUMPY))
+        train(cpu, setup=on_numpy(cpu))
     small = made(tmp_path / "small", train__precision="float16", model__blocks=BLOCKS, train__epochs=1)
     assert trained(small, libraries).endswith("finished\n")
     assert small.result()["precision"] == "float16"
@@ -180,7 +188,7 @@ def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_
     said = said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there})
     assert said.startswith(f"None {tmp_path}/cnnjob-kernels-")
     impossible = {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"}
-    said = said_by("from cnnjob.nn.cuda.finding import lack; print(lack())", impossible)
+    said = said_by(AVAILABLE, impossible)
     assert "CuPy cannot keep what it compiles" in said
     assert "set CUPY_CACHE_DIR to a folder that can be written to" in said
 
@@ -208,7 +216,7 @@ def test_every_kind_of_network_is_numpys_and_goes_on_with_the_same_bits(
     assert trained(stopped, libraries, stop).endswith("stopped\n")
     assert trained(stopped, libraries).endswith("finished\n")
     assert outcome_of(stopped) == outcome_of(run)
-    train(numpys, job=numpys.job().model_copy(update=NUMPY))
+    train(numpys, setup=on_numpy(numpys))
     for record, other in zip(run.history(), numpys.history(), strict=True):
         for name in ("train_loss", "validation_loss"):
             assert record[name] == pytest.approx(other[name], rel=1e-3)
@@ -219,8 +227,9 @@ def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Pa
     wild = {"model__blocks": linear, "train__learning_rate": 900.0, "train__optimiser": {"sgd": {"momentum": 0.99}}}
     run = made(tmp_path, train__checkpoint_seconds=60.0, **wild)
     said = trained(run, libraries).splitlines()[-1]
+    cpu = made(tmp_path / "cpu", **wild)
     with pytest.raises(TrainingError) as by_numpy:
-        train(made(tmp_path / "cpu", **wild), job=run.job().model_copy(update=NUMPY))
+        train(cpu, setup=on_numpy(cpu))
     [step] = re.findall(r"the loss is \w+ at (step \d+ \(epoch 1\), the step before it was \S+), learning", said)
     assert step in str(by_numpy.value)
     assert [path.name for path in run.checkpoints_folder.glob("*.npz")] == ["step-000000000.npz"]
@@ -273,7 +282,7 @@ def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path:
     ],
 )
 def test_what_a_gpu_lacks_is_said(libraries: Path, here: dict[str, str], lacking: str) -> None:
-    assert lacking in said_by("from cnnjob.nn.cuda.finding import lack; print(lack())", {**places(libraries), **here})
+    assert lacking in said_by(AVAILABLE, {**places(libraries), **here})
 
 
 def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: Path, tmp_path: Path) -> None:
@@ -290,8 +299,9 @@ def test_a_job_for_a_gpu_is_rehearsed_where_there_is_none(tmp_path: Path) -> Non
 
 
 def test_the_memory_on_a_gpu_is_said_where_none_is(tmp_path: Path) -> None:
-    assert re.search(r"checkpoint [\d.]+ MB; on a GPU [\d.]+ MB$", memory_line(made(tmp_path).job(), dataset(tmp_path)))
-    assert "GPU" not in memory_line(job(), dataset(tmp_path))
+    on_gpu, numpy = (TrainingSetup.build(one, dataset(tmp_path)) for one in (made(tmp_path).job(), job()))
+    assert re.search(r"checkpoint [\d.]+ MB; on a GPU [\d.]+ MB$", memory_line(on_gpu))
+    assert "GPU" not in memory_line(numpy)
 
 
 def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, tmp_path: Path) -> None:
@@ -301,7 +311,7 @@ def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, 
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert f"'auto', and {run.path} was started on a GPU, but there is no NVIDIA driver" in said
     with pytest.raises(JobError, match=r"backend: 'numpy', but .* was started with 'cuda' and other bits would come"):
-        train(run, job=run.job().model_copy(update=NUMPY))
+        train(run, setup=on_numpy(run))
     assert trained(run, libraries).endswith("finished\n")
 
 
@@ -322,7 +332,7 @@ def test_auto_without_a_gpu_takes_the_processor_and_stays_with_it(libraries: Pat
 def test_a_benchmark_of_a_gpu(libraries: Path) -> None:
     script = """
 import json
-from cnnjob.benchmarks import measure
+from cnnjob.checks.benchmarks.bench import measure
 print(json.dumps([row.as_json() for row in measure(["mnist-baseline"], 1, torch=False, on_gpu=True)]))
 """
     rows = {row["engine"]: row for row in json.loads(said_by(script, places(libraries)))}
@@ -348,9 +358,9 @@ except JobError as error:
 def test_two_devices_in_turn_keep_to_their_streams(libraries: Path) -> None:
     """As `bench --device gpu` has them: what the second one brings must not move the first one's work to its stream."""
     script = """
-from cnnjob.nn.cuda import CudaBackend
+from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device import CudaDevice
-from cnnjob.nn.cuda.finding import choose_kernel_cache
+from cnnjob.nn.cuda.availability import choose_kernel_cache
 from tests.cuda.shop import WORKS
 choose_kernel_cache()
 devices = CudaDevice(), CudaDevice("tf32"), CudaDevice()

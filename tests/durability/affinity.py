@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from cnnjob import training
+from cnnjob.training import train
 from tests.durability.children import in_child
 from tests.durability.faults import print_json
 from tests.durability.scenarios import StopAt, wrong_end
@@ -20,7 +20,7 @@ STEPS = 4
 def train_on(cores: set[int], folder: Path, stop_at: int = 0) -> str:
     """Train in a process that may use these cores only."""
     os.sched_setaffinity(0, cores)
-    return training.train(toy_run(folder.parent, runs=folder.name, units=WIDE), StopAt(stop_at)).state
+    return train.train(toy_run(folder.parent, runs=folder.name, units=WIDE), StopAt(stop_at)).state
 
 
 def main(folder: Path) -> None:

@@ -28,11 +28,13 @@ from typing import Any
 import numpy as np
 from typer.testing import CliRunner
 
-from cnnjob import files, schemas
-from cnnjob.cli import app
-from cnnjob.reports import report
-from cnnjob.runs import Run
-from cnnjob.training import train
+from cnnjob import files
+from cnnjob.cli.main import app
+from cnnjob.jobs import json_files
+from cnnjob.reporting.report import report
+from cnnjob.runs import npz
+from cnnjob.runs.run import Run
+from cnnjob.training.train import train
 from tests.durability.scenarios import StopAt
 from tests.durability.toys import toy_run
 
@@ -143,8 +145,8 @@ def odd_values(path: Path, random: Random) -> None:
         path.write_text("\n".join(lines) + "\n")
     elif path.suffix == ".json":
         value = _odd(json.loads(path.read_text()), random)
-        is_sealed = isinstance(value, dict) and schemas.SEAL in value and random.random() < 0.7
-        path.write_text(json.dumps(schemas.sealed(value) if is_sealed else value))
+        is_sealed = isinstance(value, dict) and json_files.SEAL in value and random.random() < 0.7
+        path.write_text(json.dumps(json_files.sealed(value) if is_sealed else value))
     else:
         path.write_bytes(path.read_bytes() + random.choice((b"\x1b[2J", b"\r" * 10**6, b"x" * 10**7, b"\xff" * 99)))
 
@@ -172,7 +174,7 @@ def _odd_once(value: Any, random: Random) -> Any:
 
 
 def _odd_arrays(path: Path, random: Random) -> None:
-    arrays = files.read_arrays(path)
+    arrays = npz.read_arrays(path)
     name = random.choice(sorted(arrays))
     array = arrays.pop(name)
     if name == "header" and random.random() < 0.8:
@@ -182,7 +184,7 @@ def _odd_arrays(path: Path, random: Random) -> None:
         others = (np.array("x"), np.array(["\x1b[2J"] * 3), np.zeros((0, 9)))
         array = random.choice((array[:0], array.reshape(-1), array[None], *likes, *others))
     is_left_out = name != "header" and random.random() < 0.1
-    files.write_arrays(path, arrays if is_left_out else {**arrays, name: array})
+    npz.write_arrays(path, arrays if is_left_out else {**arrays, name: array})
 
 
 def nothing(path: Path, _: Random) -> None:

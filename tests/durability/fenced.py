@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import checkpoints, claims, files, training
-from cnnjob.checkpoints import Checkpoint, Progress
-from cnnjob.claims import Claim
+from cnnjob import files
 from cnnjob.errors import BusyError
-from cnnjob.listeners import Silent
-from cnnjob.runs import Run
+from cnnjob.runs import checkpoints, claims, npz
+from cnnjob.runs.checkpoints import Checkpoint, TrainingProgress
+from cnnjob.runs.claims import Claim
+from cnnjob.runs.run import Run
+from cnnjob.training import train as training
+from cnnjob.training.progress import NoProgress
 from tests.durability.children import Child, in_child
 from tests.durability.faults import print_json
 from tests.durability.scenarios import train
@@ -29,7 +31,7 @@ STEP = 2
 A_DAY = 86_400.0
 
 
-class Pausing(Silent):
+class Pausing(NoProgress):
     """Stands still at a step until it is told to go on, as a process does on a frozen node."""
 
     def __init__(self, here: Connection) -> None:
@@ -75,7 +77,7 @@ def superseded_writes(folder: Path) -> None:
     claim = claims.claim(run)
     forget_holder(run)
     assert not in_child(partial(claimed, run)).error
-    checkpoint = Checkpoint(Progress(step=9), {"weights/a": np.ones(3)}, {"digest": run.frozen()["digest"]})
+    checkpoint = Checkpoint(TrainingProgress(step=9), {"weights/a": np.ones(3)}, {"digest": run.manifest()["digest"]})
     for what, write in writes(run, claim, checkpoint).items():
         before = snapshot(run.path)
         print_json({"what": what, "error": error_of(write), "changed": snapshot(run.path) != before})
@@ -92,7 +94,7 @@ def writes(run: Run, claim: Claim, checkpoint: Checkpoint) -> dict[str, Callable
         "note": partial(claim.note, device="cpu"),
         "end": partial(claim.end, "finished", 9),
         "history": partial(files.write_whole, run.history_file, b"{}\n", fence=claim.check),
-        "weights": partial(files.write_arrays, run.weights_file, checkpoint.arrays, fence=claim.check),
+        "weights": partial(npz.write_arrays, run.weights_file, checkpoint.arrays, fence=claim.check),
         "result": partial(files.write_json, run.result_file, {}, fence=claim.check),
     }
 

@@ -12,9 +12,10 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from cnnjob import claims, files
+from cnnjob import files
 from cnnjob.errors import BusyError
-from cnnjob.runs import Run
+from cnnjob.runs import claims
+from cnnjob.runs.run import Run
 from tests.durability.children import Child, in_child
 from tests.durability.faults import print_json
 from tests.durability.toys import snapshot, toy_run

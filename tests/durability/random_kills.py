@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from cnnjob import training
+from cnnjob.training import train as training
 from tests.durability.children import Child, Ended, in_child
 from tests.durability.faults import print_json
 from tests.durability.scenarios import wrong_end

@@ -11,11 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from cnnjob import checkpoints, packing, training
-from cnnjob.datasets import Dataset
+from cnnjob.data.dataset import Dataset
+from cnnjob.data.prepare import prepare
 from cnnjob.errors import DataError
-from cnnjob.listeners import Silent
-from cnnjob.runs import Run
+from cnnjob.runs import checkpoints
+from cnnjob.runs.run import Run
+from cnnjob.training import train as training
+from cnnjob.training.progress import NoProgress
 from tests.durability.children import Ended, in_child
 from tests.durability.faults import Mode, Operation, Shim
 from tests.durability.toys import fingerprint, pack_toy, temporary_files, toy_run
@@ -93,7 +95,7 @@ def armed(
     return act(folder)
 
 
-class StopAt(Silent):
+class StopAt(NoProgress):
     """Asks the process to stop at a step."""
 
     def __init__(self, at: int) -> None:
@@ -131,7 +133,7 @@ def wrong_run(folder: Path, done: Sequence[Operation], expected: dict[str, Any])
 def wrong_checkpoint(run: Run, step: int) -> Iterator[str]:
     """What is wrong with a run's newest checkpoint, which must be of this step at least."""
     try:
-        found, warnings = checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])
+        found, warnings = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
     except DataError as error:
         yield f"no checkpoint loads: {error}"
         return
@@ -162,7 +164,7 @@ def _images(folder: Path) -> None:
 def pack(folder: Path, *, force: bool = False) -> bool:
     """Pack the images beside a folder into it; say whether they were packed now."""
     source = folder.with_name("images")
-    return packing.pack("folder", folder / PACKED, source=source, test_fraction=0.5, force=force).created
+    return prepare.prepare("folder", folder / PACKED, source=source, test_fraction=0.5, force=force).created
 
 
 def wrong_dataset(folder: Path, done: Sequence[Operation], *, must_exist: bool = False) -> Iterator[str]:

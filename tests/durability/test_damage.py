@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnjob import checkpoints, training
 from cnnjob.errors import DataError
-from cnnjob.listeners import Silent
-from cnnjob.runs import Run
+from cnnjob.runs import checkpoints
+from cnnjob.runs.run import Run
+from cnnjob.training import train
+from cnnjob.training.progress import NoProgress
 from tests.durability import commands
 from tests.durability.scenarios import StopAt
 from tests.durability.toys import fingerprint, toy_job, toy_run
@@ -25,7 +26,7 @@ STEP = 3
 def stopped_run(folder: Path) -> Run:
     """A run that was stopped at a step, with two checkpoints."""
     run = toy_run(folder)
-    assert training.train(run, StopAt(STEP)).state == "stopped"
+    assert train.train(run, StopAt(STEP)).state == "stopped"
     assert len(both(run)) == checkpoints.KEPT
     return run
 
@@ -46,7 +47,7 @@ def require_older(run: Run, content: bytes, what: str) -> None:
     """The newest checkpoint, of this content, is refused, and the older one is taken with a warning."""
     newest = run.checkpoints_folder / f"step-{STEP:09d}.npz"  # the one before this test is set aside by now
     newest.write_bytes(content)
-    found, warnings = checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])
+    found, warnings = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
     assert found is not None, what
     assert found.progress.step == STEP - 1, what
     assert len(warnings) == 1, what
@@ -79,21 +80,21 @@ def test_bytes_behind_the_end_are_found(folder: Path) -> None:
 
 def test_a_training_says_what_was_damaged_and_ends_with_the_same_bytes(folder: Path) -> None:
     unbroken = toy_run(folder, runs="unbroken")
-    training.train(unbroken)
+    train.train(unbroken)
     stopped = stopped_run(folder)
     content = both(stopped)[-1].read_bytes()
     for bit in np.linspace(0, 8 * len(content) - 1, TRAININGS, dtype=int).tolist():
         run = Run(shutil.copytree(stopped.path, folder / f"{bit}" / stopped.name))
         both(run)[-1].write_bytes(flipped(content, bit))
         heard = Heard()
-        assert training.train(run, heard).state == "finished"
+        assert train.train(run, heard).state == "finished"
         warned = [line for line in heard.lines if line.startswith("warning: ") and "damaged" in line]
         assert len(warned) == 1
         assert warned[0] in run.log_file.read_text()
         assert fingerprint(run) == fingerprint(unbroken)
 
 
-class Heard(Silent):
+class Heard(NoProgress):
     """Keeps what was said."""
 
     def __init__(self) -> None:
@@ -109,7 +110,7 @@ def test_both_damaged_is_an_error_that_says_what_to_do(folder: Path) -> None:
         path.write_bytes(flipped(path.read_bytes(), 4000))
     kept = [path.read_bytes() for path in both(run)]
     with pytest.raises(DataError, match="no whole checkpoint is left; see to the disk, or remove"):
-        training.train(run)
+        train.train(run)
     done = commands.run_train(toy_job(folder))
     assert done.returncode == DataError.exit_code
     assert "Traceback" not in done.stderr

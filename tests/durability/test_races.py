@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import claims
 from cnnjob.errors import BusyError
+from cnnjob.runs import claims
 from tests.durability import commands
 from tests.durability.conftest import Say
 from tests.durability.faults import run_script

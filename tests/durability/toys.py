@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob import bindings, checkpoints
-from cnnjob.datasets import Dataset
+from cnnjob.data.dataset import Dataset
+from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from cnnjob.files import canonical_json
-from cnnjob.jobs import Job
-from cnnjob.packing.writer import Block, Contents, write
-from cnnjob.runs import Run
+from cnnjob.jobs.job import Job
+from cnnjob.runs import checkpoints
+from cnnjob.runs.run import Run
+from cnnjob.training.setup import TrainingSetup
 
 CLASSES = ("disc", "ring", "star")
 COUNTS = {"train": 40, "test": 18}
@@ -40,21 +41,21 @@ checkpoint_seconds = {seconds}
 
 def pack_toy(path: Path) -> Dataset:
     """Random images of three classes, 8 × 8."""
-    write(path, "toy", Contents(CLASSES, {"toy": "0" * 64}, _blocks()), {"size": None, "test_fraction": None})
+    write(path, "toy", DatasetContents(CLASSES, {"toy": "0" * 64}, _blocks()), {"size": None, "test_fraction": None})
     return Dataset.open(path)
 
 
-def _blocks() -> Iterator[Block]:
+def _blocks() -> Iterator[Chunk]:
     random = np.random.default_rng(1)
     for split, count in COUNTS.items():
         images = random.integers(0, 256, (count, 8, 8, 1), np.uint8)
-        yield Block("toy", split, 0, images, np.arange(count) % len(CLASSES))
+        yield Chunk("toy", split, 0, images, np.arange(count) % len(CLASSES))
 
 
 def toy_run(folder: Path, *, epochs: int = 2, seconds: float = 0.0, runs: str = "runs", units: int = UNITS) -> Run:
     """The toy run under a folder that has the dataset; it is made where there is none."""
     job = Job.load(str(toy_job(folder, epochs=epochs, seconds=seconds, units=units)))
-    return bindings.run_of(job, bindings.dataset_of(job, folder), folder / runs)
+    return TrainingSetup.checked(job, Dataset.find(job.dataset, folder)).create_run(folder / runs)
 
 
 def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0, units: int = UNITS) -> Path:
@@ -69,7 +70,7 @@ def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0, units: int =
 
 def fingerprint(run: Run) -> dict[str, Any]:
     """What a finished run must have in common, to the byte, with the unbroken one."""
-    last, _ = checkpoints.load(run.checkpoints_folder, run.frozen()["digest"])
+    last, _ = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
     assert last is not None
     return {
         "weights": _sha256(run.weights_file.read_bytes()),

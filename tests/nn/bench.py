@@ -22,7 +22,7 @@ class Rig:
     state: nn.State
     feed: Any
     plan: nn.TrainingPlan
-    pixels: nn.Pixels
+    pixels: nn.PixelNormalisation
     backend: nn.NumPyBackend
 
     @property
@@ -48,7 +48,7 @@ def rig(
     seed: int = 0,
     images: Array | None = None,
     classes: int = CLASSES,
-    lesson: nn.Lesson = nn.Lesson(),  # noqa: B008 - it is a tuple
+    lesson: nn.TrainingOptions = nn.TrainingOptions(),  # noqa: B008 - it is a tuple
     output_scale: float = 1.0,
 ) -> Rig:
     """Build it; with learning rate 0 a step only computes."""
@@ -65,7 +65,7 @@ def rig(
         elif name.endswith("scale"):
             drawn[name] = np.asarray(random.uniform(0.5, 1.5, view.shape))
     pictures = random.integers(0, 256, (count, *shape), np.uint8) if images is None else images
-    pixels = nn.Pixels.unit(shape[-1])
+    pixels = nn.PixelNormalisation.unit(shape[-1])
     state.initialise(network, seed, pictures, pixels)
     for name, values in drawn.items():
         state.weights[name][...] = values
@@ -86,7 +86,7 @@ def check_gradients(bench: Rig, seed: int = 0) -> None:
     (f(w + hd) − f(w − hd)) / 2h for two h: where they differ a kink is near, and another direction is drawn.
     """
     bench.step()
-    learning = {name for name, parameter in bench.network.parameters.items() if parameter.learns}
+    learning = {name for name, parameter in bench.network.parameters.items() if parameter.trainable}
     gradients = {name: array.copy() for name, array in bench.gradients.items() if name in learning}
     largest = max(float(np.linalg.norm(gradient)) for gradient in gradients.values())
     random = np.random.default_rng(seed)

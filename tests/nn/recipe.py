@@ -16,13 +16,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from cnnjob import nn
-from cnnjob.benchmarks.torch_networks import fill, module_of, optimiser_like
-from cnnjob.bindings import lesson_of, network_of, optimiser_of, pixels_of, schedule_of, split
-from cnnjob.datasets import Dataset
-from cnnjob.jobs import Job
+from cnnjob.checks.benchmarks.torch_networks import fill, module_of, optimiser_like
+from cnnjob.data.dataset import Dataset
+from cnnjob.jobs.job import Job
 from cnnjob.nn.memory import Arena
 from cnnjob.nn.random import Purpose, permutation
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
+from cnnjob.training.build import build_network, build_optimiser, build_pixels, build_schedule, build_training_options
+from cnnjob.training.split import split
 
 WINDOWS = 8
 """Parts of an epoch over which losses are averaged."""
@@ -37,15 +38,15 @@ class Recipe:
         chosen, size = split(job, dataset)[0], job.train.batch_size
         whole = len(chosen) // size
         self.steps = min(steps or whole, whole)
-        self.network = network_of(job.model, dataset.image_shape, len(dataset.class_names))
-        self.optimiser, self.backend = optimiser_of(job.train), nn.NumPyBackend(workers)
-        self.pixels, self.lesson = pixels_of(job.data, dataset.mean, dataset.std), lesson_of(job)
+        self.network = build_network(job.model, dataset.image_shape, len(dataset.class_names))
+        self.optimiser, self.backend = build_optimiser(job.train), nn.NumPyBackend(workers)
+        self.pixels, self.lesson = build_pixels(job.data, dataset.mean, dataset.std), build_training_options(job)
         self.state = nn.State(self.network, self.optimiser, self.backend)
         self.state.initialise(self.network, seed, images[chosen[: nn.WHITENING_IMAGES]], self.pixels)
         self.feed = nn.training_feed(self.backend, images, labels, whole, size, seed)
         self.feed.order[:] = chosen[permutation(len(chosen), seed, Purpose.ORDER, 0)[: whole * size]]
         total = whole * job.train.epochs
-        self.feed.learning_rates[:] = schedule_of(job.train).rates(range(whole), total)
+        self.feed.learning_rates[:] = build_schedule(job.train).rates(range(whole), total)
         self.feed.lookahead[:] = (
             self.optimiser.lookahead.shares(range(whole), total) if self.optimiser.lookahead else -1
         )
@@ -79,8 +80,8 @@ class Recipe:
     def batches(self) -> Any:
         """The images as the network sees them, step by step."""
 
-        def build(arena: Arena) -> tuple[Signal, Any]:
-            x = Signal.take(arena, (self.train.batch_size, *self.network.image_shape), np.float32, learns=False)
+        def build(arena: Arena) -> tuple[Tensor, Any]:
+            x = Tensor.take(arena, (self.train.batch_size, *self.network.image_shape), np.float32, trainable=False)
             return x, self.backend.gather(arena, self.feed, x, self.pixels, self.lesson.augmentation)
 
         x, load = Arena.filled(self.backend, build)

@@ -39,7 +39,7 @@ def test_a_dense_network_is_matrix_products(count: int, units: int, side: int, s
 
 def test_the_batch_takes_the_images_that_the_order_names_and_normalises_them() -> None:
     images = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 2) * 9
-    pixels = nn.Pixels.standardised((0.25, 0.5), (0.5, 0.0))  # a channel of one value is only centred
+    pixels = nn.PixelNormalisation.standardised((0.25, 0.5), (0.5, 0.0))  # a channel of one value is only centred
     network = nn.Network.build([nn.Dense(activation="none", units=2)], (2, 2, 2))
     backend = nn.NumPyBackend(nn.Workers(1), np.float64)
     state = nn.State(network, nn.Sgd(), backend)

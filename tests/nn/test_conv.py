@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cnnjob import nn
 from cnnjob.nn.cpu.conv import FEW_CHANNELS, PIECE_BYTES, conv
 from cnnjob.nn.memory import Arena, HostMemory
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle
 from tests.nn.bench import check_gradients, distance, rig
 
@@ -40,8 +40,8 @@ def run_conv(block: nn.Conv, x: Array, w: Array, b: Array, dy: Array | None = No
     shape = block.output_shape(x.shape[1:])
 
     def build(arena: Arena) -> tuple[Any, ...]:
-        into = Signal.take(arena, x.shape, x.dtype, border=block.pad)
-        out = Signal.take(arena, (len(x), *shape), x.dtype)
+        into = Tensor.take(arena, x.shape, x.dtype, border=block.pad)
+        out = Tensor.take(arena, (len(x), *shape), x.dtype)
         dw = {"weights": np.zeros_like(w), "bias": np.zeros_like(b)}
         return into, out, dw, conv(nn.Workers(1), arena, block, into, out, {"weights": w, "bias": b}, dw)
 

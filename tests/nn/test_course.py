@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
-from cnnjob.benchmarks import course
+from cnnjob.checks.benchmarks import course
 from tests.nn import oracle
 from tests.nn.bench import distance
 

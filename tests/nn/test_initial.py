@@ -7,7 +7,7 @@ import pytest
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Parameter
-from cnnjob.nn.initial import WHITENING_EPS, initial, whitening_filters
+from cnnjob.nn.initialisers import WHITENING_EPS, initial, whitening_filters
 from tests.nn import oracle
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +26,7 @@ def textured(count: int = 60, side: int = 9) -> Array:
 def test_whitened_patches_are_uncorrelated_and_of_variance_one(filters: int) -> None:
     """Var = λ/(λ + eps), 1 for all that is more than noise; the second half are the negatives."""
     images = textured()
-    pixels = nn.Pixels.standardised((0.5,) * 3, (0.2,) * 3)
+    pixels = nn.PixelNormalisation.standardised((0.5,) * 3, (0.2,) * 3)
     block = nn.Conv(filters=filters, kernel=2, pad=0, init="whitening", frozen=True, activation="none")
     network = nn.Network.build([block, nn.Dense(units=2, activation="none")], images.shape[1:])
     state = nn.State(network, nn.Sgd(), nn.NumPyBackend(nn.Workers(1), np.float64))

@@ -10,13 +10,13 @@ from hypothesis import Phase, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
-from cnnjob.bindings import network_of, optimiser_of
-from cnnjob.jobs import Job
+from cnnjob.jobs.job import Job
+from cnnjob.training.build import build_network, build_optimiser
 from tests.nn.bench import distance
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
 
-from cnnjob.benchmarks.torch_networks import back, fill, module_of, optimiser_like, tensors  # noqa: E402
+from cnnjob.checks.benchmarks.torch_networks import back, fill, module_of, optimiser_like, tensors  # noqa: E402
 
 STEPS, RATE = 10, 0.002
 COUNT = 8
@@ -47,12 +47,12 @@ class Match:
         images = random.integers(0, 256, (STEPS * count, *shape), np.uint8)
         labels = random.integers(0, network.classes, STEPS * count)
         images[:, : round(dark * shape[0])] = 0
-        backend, self.pixels = nn.NumPyBackend(nn.Workers(2), dtype), nn.Pixels.unit(shape[-1])
+        backend, self.pixels = nn.NumPyBackend(nn.Workers(2), dtype), nn.PixelNormalisation.unit(shape[-1])
         self.state = nn.State(network, optimiser, backend)
         self.state.initialise(network, seed, images, self.pixels)
         self.feed = nn.training_feed(backend, images, labels, STEPS, count, 0)
         self.feed.order[:], self.feed.learning_rates[:] = np.arange(STEPS * count), RATE
-        lesson = nn.Lesson(None, smoothing)
+        lesson = nn.TrainingOptions(None, smoothing)
         self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.feed, self.pixels, count, lesson)
         self.evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, count)
         self.module = module_of(torch, network.layers).to(torch.from_numpy(np.zeros(1, dtype)).dtype)
@@ -105,9 +105,9 @@ BASELINES = [("mnist-baseline", (28, 28, 1), 16), ("cifar10-baseline", (32, 32, 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_networks_of_the_jobs_agree(name: str, shape: tuple[int, int, int], count: int, dtype: Any) -> None:
     job = Job.load(name)
-    layers = network_of(job.model, shape, 10).layers
+    layers = build_network(job.model, shape, 10).layers
     network = nn.Network.build([layer.block for layer in layers if not isinstance(layer.block, nn.Dropout)], shape)
-    match = Match(network, optimiser_of(job.train), dtype, count, dark=1 / 3)  # on MNIST most windows are tied
+    match = Match(network, build_optimiser(job.train), dtype, count, dark=1 / 3)  # on MNIST most windows are tied
     for step in range(3):
         match.step(step)
 

@@ -13,7 +13,7 @@ from cnnjob.nn.blocks import Activation, Part
 from cnnjob.nn.cpu.norm import PIECE_ELEMENTS, norm
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.operations import Norm
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle
 from tests.nn.bench import Rig, check_gradients, distance, rig
 
@@ -26,7 +26,7 @@ def run_norm(block: Norm, x: Array, w: dict[str, Array], dy: Array, workers: int
     """Output, and the gradients of x, scale and shift."""
 
     def build(arena: Arena) -> tuple[Any, ...]:
-        into, out = (Signal.take(arena, x.shape, x.dtype) for _ in range(2))
+        into, out = (Tensor.take(arena, x.shape, x.dtype) for _ in range(2))
         dw: dict[str, Array] = {name: np.zeros_like(w[name]) for name in ("scale", "shift") if name in w}
         return into, out, dw, norm(nn.Workers(workers), arena, block, into, out, w, dw)
 
@@ -159,14 +159,14 @@ def test_one_value_per_channel_is_refused_for_training_alone() -> None:
 
 
 def test_statistics_are_no_parameters_and_nothing_decays_them() -> None:
-    parameters = nn.BatchNorm(learning_rate_factor=4.0).parameters(3, factor=2.0, learns=True)
-    assert {name: (p.learns, p.counts, p.decays) for name, p in parameters.items()} == {
+    parameters = nn.BatchNorm(learning_rate_factor=4.0).parameters(3, factor=2.0, trainable=True)
+    assert {name: (p.trainable, p.counts, p.decays) for name, p in parameters.items()} == {
         "scale": (True, True, False),
         "shift": (True, True, False),
         "mean": (False, False, False),
         "variance": (False, False, False),
     }
     assert parameters["scale"].learning_rate_factor == parameters["shift"].learning_rate_factor == 8.0
-    assert "scale" not in nn.BatchNorm(scale=False).parameters(3, factor=1.0, learns=True)
+    assert "scale" not in nn.BatchNorm(scale=False).parameters(3, factor=1.0, trainable=True)
     counted = [rig([nn.Conv(filters=3, norm=norm)]).network.parameter_count for norm in (None, nn.BatchNorm())]
     assert counted[1] - counted[0] == 6

@@ -10,11 +10,11 @@ from cnnjob import nn
 from cnnjob.nn.memory import Arena
 from cnnjob.nn.pixels import VIEWS, Flip, View, mirrored
 from cnnjob.nn.random import Philox, Purpose
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
 from tests.nn.bench import rig
 
 Array = np.ndarray[Any, Any]
-BYTES = nn.Pixels(np.ones(3), np.zeros(3))
+BYTES = nn.PixelNormalisation(np.ones(3), np.zeros(3))
 EVERYTHING = nn.Augmentation("random", 3)
 COUNT = 24
 
@@ -44,7 +44,7 @@ def seen(
     feed.position[:] = step, epoch * steps + step
 
     def build(arena: Arena) -> Array:
-        x = Signal.take(arena, (size, *images.shape[1:]), np.float64, border=1)
+        x = Tensor.take(arena, (size, *images.shape[1:]), np.float64, border=1)
         task = backend.gather(arena, feed, x, BYTES, change)
         if arena._memory is not None:
             task()
@@ -137,7 +137,7 @@ def test_rows_are_mirrored_as_numpy_pads() -> None:
 
 
 def test_a_training_sees_changed_images_and_an_evaluation_does_not() -> None:
-    lesson = nn.Lesson(nn.Augmentation("alternating", 1))
+    lesson = nn.TrainingOptions(nn.Augmentation("alternating", 1))
     plain, changed = rig([nn.Dense(units=4)]), rig([nn.Dense(units=4)], lesson=lesson)
     losses = []
     for bench in (plain, changed):

@@ -15,7 +15,7 @@ from cnnjob.nn.cpu import stages
 from cnnjob.nn.cpu.activations import normal
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.operations import MaxPool
-from cnnjob.nn.signals import Signal
+from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle
 from tests.nn.bench import check_gradients, rig
 
@@ -27,7 +27,7 @@ def run_stage(plan: Any, block: Any, x: Array, dy: Array) -> tuple[Array, Array]
     """Output and the input's gradient of an operation without parameters."""
 
     def build(arena: Arena) -> tuple[Any, ...]:
-        into, out = Signal.take(arena, x.shape, x.dtype, border=1), Signal.take(arena, dy.shape, x.dtype)
+        into, out = Tensor.take(arena, x.shape, x.dtype, border=1), Tensor.take(arena, dy.shape, x.dtype)
         return into, out, plan(nn.Workers(1), arena, block, into, out)
 
     into, out, step = Arena.filled(HostMemory(), build)
@@ -91,7 +91,7 @@ def test_gradients_of_residual_networks(
     blocks: list[Block] = [nn.Conv(filters=2, activation="gelu"), residual(*sizes, norm, activation)]
     blocks += [nn.GlobalPool(pool)] if pool else [residual(sizes[0], 1, None, "none")]
     bench = rig([*blocks, nn.Dense(units=4, activation="gelu")], (6, 5, 1), count=3, seed=seed,
-                lesson=nn.Lesson(label_smoothing=0.2), output_scale=0.3)  # fmt: skip
+                lesson=nn.TrainingOptions(label_smoothing=0.2), output_scale=0.3)  # fmt: skip
     check_gradients(bench, seed)
 
 
@@ -188,7 +188,7 @@ def test_dropout_in_a_body_has_an_address_of_its_own() -> None:
 
 
 def test_smoothed_labels_are_their_formula() -> None:
-    bench = rig([], count=6, lesson=nn.Lesson(label_smoothing=0.3), output_scale=0.5)
+    bench = rig([], count=6, lesson=nn.TrainingOptions(label_smoothing=0.3), output_scale=0.5)
     loss, w = bench.step(), bench.state.weights
     x = bench.feed.images.reshape(6, -1) / 255
     logits = 0.5 * (x @ w["classifier/weights"] + w["classifier/bias"])
@@ -210,7 +210,7 @@ ALL_BLOCKS: list[Block] = [
     nn.Dense(units=7, activation="gelu"),
     nn.Dropout(0.3),
 ]
-LESSON = nn.Lesson(nn.Augmentation("alternating", 2), 0.2)
+LESSON = nn.TrainingOptions(nn.Augmentation("alternating", 2), 0.2)
 OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),

@@ -78,13 +78,13 @@ def test_each_is_its_formula(optimiser: nn.Optimiser, formula: Callable[..., Arr
         bench.feed.learning_rates[:] = rate
         bench.step()
         for name, parameter in bench.network.parameters.items():
-            if parameter.learns:
+            if parameter.trainable:
                 decay = 0.01 if is_decayed(name) else 0.0
                 wanted = formula(before[name], gradients[name], slots[name], rate * factors[name], decay)
                 np.testing.assert_allclose(bench.state.weights[name], wanted, rtol=1e-10, atol=1e-14, err_msg=name)
     for slot, flat in bench.state.slots.items():
         for name, view in bench.state.layout.views(flat).items():
-            if name in slots and bench.network.parameters[name].learns:
+            if name in slots and bench.network.parameters[name].trainable:
                 np.testing.assert_allclose(view, slots[name][slot], rtol=1e-10, atol=1e-14, err_msg=name)
 
 
@@ -107,7 +107,7 @@ def test_frozen_weights_stay_and_what_is_around_them_learns(optimiser: nn.Optimi
     assert not any(view.any() for name, view in bench.gradients.items() if name == "conv1/weights")
     for flat in bench.state.slots.values():
         assert not bench.state.layout.views(flat)["conv1/weights"].any()
-    learning = {name for name, parameter in bench.network.parameters.items() if parameter.learns}
+    learning = {name for name, parameter in bench.network.parameters.items() if parameter.trainable}
     assert len(segments(bench.network, bench.state.layout)) == len(learning)
     assert not learning & {"conv1/weights", "conv2/mean", "conv2/variance"}
 

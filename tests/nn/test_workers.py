@@ -20,14 +20,14 @@ from cnnjob import nn
 from cnnjob.nn import Workers, available_cores
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.memory import Array, HostMemory
-from cnnjob.nn.signals import Task
-from cnnjob.nn.workers import FAULTS, SHARDS, SMALL_WORK, shares
+from cnnjob.nn.tensors import Task
+from cnnjob.nn.workers import FAULTS, SHARDS, SMALL_WORK, split_evenly
 from tests.nn.bench import rig
 
 
 @given(st.integers(0, 100), st.integers(1, 20))
 def test_shares_cover_everything_once_in_order(count: int, parts: int) -> None:
-    found = shares(count, parts) if count else []
+    found = split_evenly(count, parts) if count else []
     assert [i for part in found for i in range(part.start, part.stop)] == list(range(count))
     assert all(part.stop > part.start for part in found)
 
@@ -240,7 +240,7 @@ def test_other_images_are_seen_by_all_processes() -> None:
             backend = nn.NumPyBackend(workers)
             state = nn.State(network, nn.Sgd(), backend)
             state.initialise(network, 0)
-            plan = nn.EvaluationPlan(backend, network, state, nn.Pixels.unit(3), 800)
+            plan = nn.EvaluationPlan(backend, network, state, nn.PixelNormalisation.unit(3), 800)
             return [plan.probabilities(images, np.arange(800)).tobytes() for images in (*sets, sets[0])]
 
     with threadpool_limits(1):
@@ -264,7 +264,7 @@ def trained(workers: int) -> bytes:
         nn.Dense(units=800),
     ]
     adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2))
-    lesson = nn.Lesson(nn.Augmentation("random", 2), label_smoothing=0.1)
+    lesson = nn.TrainingOptions(nn.Augmentation("random", 2), label_smoothing=0.1)
     with threadpool_limits(1):  # as a training has it
         bench = rig(
             blocks, (32, 32, 3), count=120, dtype="float32", optimiser=adamw, learning_rate=0.01, workers=workers,

@@ -21,7 +21,7 @@ Backward = Callable[[Array, Array], object]
 
 
 def activation(
-    arena: Arena, kind: Activation, out: Array, working: list[Array], *, learns: bool
+    arena: Arena, kind: Activation, out: Array, working: list[Array], *, trainable: bool
 ) -> tuple[Forward, Backward]:
     """Plan an activation.
 
@@ -32,35 +32,35 @@ def activation(
         kind: which.
         out: where the output is put.
         working: as many scratch arrays as :data:`WORKING` says.
-        learns: whether there will be a backward.
+        trainable: whether there will be a backward.
 
     Returns:
         The two halves.
     """
     if kind == "gelu":
-        return _gelu(arena, out, working, learns=learns)
+        return _gelu(arena, out, working, trainable=trainable)
     if kind == "none":
         return (lambda u: np.copyto(out, u)), (lambda dy, g: np.copyto(g, dy))
-    mask = arena.take(out.shape if learns else (0,), bool)
+    mask = arena.take(out.shape if trainable else (0,), bool)
     zeros = arena.take(out.shape[-2:] if out.ndim > 2 else out.shape[-1:], out.dtype)  # noqa: PLR2004 - rows of pixels
 
     def forward(u: Array) -> None:
         np.maximum(u, zeros, out=out)  # NumPy is slow with a scalar
-        if learns:
+        if trainable:
             np.greater(u, zeros, out=mask)
 
     return forward, lambda dy, g: np.multiply(dy, mask, out=g)
 
 
-def _gelu(arena: Arena, out: Array, working: list[Array], *, learns: bool) -> tuple[Forward, Backward]:
+def _gelu(arena: Arena, out: Array, working: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
     """GELU; its slope Φ(u) + u·φ(u), φ the normal density, is kept for the backward."""
     phi, density, other = working
-    slope = arena.take(out.shape if learns else (0,), out.dtype)
+    slope = arena.take(out.shape if trainable else (0,), out.dtype)
 
     def forward(u: Array) -> None:
         normal(u, phi, density, other)
         np.multiply(u, phi, out=out)
-        if learns:
+        if trainable:
             np.multiply(density, u, out=density)
             np.add(phi, density, out=slope)
 

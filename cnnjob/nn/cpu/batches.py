@@ -5,17 +5,22 @@ from collections.abc import Callable
 import numpy as np
 
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.pixels import Augmentation, Pixels, View, mirrored
+from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View, mirrored
 from cnnjob.nn.random import Philox
-from cnnjob.nn.signals import Feed, Signal, Task
-from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, shares
+from cnnjob.nn.tensors import StepInputs, Task, Tensor
+from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, split_evenly
 
 Take = Callable[[Array], object]
 """Takes the images that some indices name."""
 
 
 def gather(
-    workers: Workers, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None
+    workers: Workers,
+    arena: Arena,
+    feed: StepInputs,
+    x: Tensor,
+    pixels: PixelNormalisation,
+    change: Augmentation | View | None,
 ) -> Task:
     """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
     N, *inner = x.value.shape
@@ -38,16 +43,16 @@ def gather(
         return load
 
     work = x.value.size
-    tasks = [shard(*place) for place in enumerate(shares(N, SHARDS if work >= SMALL_WORK else 1))]
+    tasks = [shard(*place) for place in enumerate(split_evenly(N, SHARDS if work >= SMALL_WORK else 1))]
     return workers.share(tasks, work)
 
 
-def _taken(feed: Feed, images: Array) -> Take:
+def _taken(feed: StepInputs, images: Array) -> Take:
     """As they are."""
     return lambda order: np.take(feed.images, order, 0, images, "clip")
 
 
-def _changed(arena: Arena, feed: Feed, change: Augmentation | View, images: Array) -> Take:
+def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images: Array) -> Take:
     """Turned and moved, pixel by pixel through a table of where each comes from."""
     n, H, W, C = images.shape
     reach = change.translate if isinstance(change, Augmentation) else max(abs(move) for move in change[1:])

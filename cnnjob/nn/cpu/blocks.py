@@ -7,8 +7,8 @@ import numpy as np
 from cnnjob.nn.blocks import Dense, Dropout
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose, Uniform
-from cnnjob.nn.signals import Feed, Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, shared, shares
+from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
+from cnnjob.nn.workers import SHARDS, Workers, shared, split_evenly
 
 SMALL_PRODUCT = 1 << 20
 """Multiplications of a matrix product that is not worth sharing."""
@@ -16,7 +16,7 @@ SMALL_PRODUCT = 1 << 20
 Arrays = dict[str, Array]
 
 
-def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
+def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan a dense block: y = activation(output_scale·(x w + b)), the activation ReLU or none.
 
     Args:
@@ -34,8 +34,8 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
     N, U = y.value.shape
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
     slope, find_slope = _slope(arena, block, y)
-    dx = x.gradient.reshape(N, -1) if x.learns else None
-    parts = shares(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
+    dx = x.gradient.reshape(N, -1) if x.trainable else None
+    parts = split_evenly(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
     products = arena.take((len(parts), N, U), dtype)
 
     def product(part: slice, out: Array) -> Task:
@@ -53,7 +53,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
 
         return backward
 
-    steps = [Step(product(part, out), gradients(part)) for part, out in zip(parts, products, strict=True)]
+    steps = [ForwardBackward(product(part, out), gradients(part)) for part, out in zip(parts, products, strict=True)]
     shards = shared(workers, steps, work=N * weights.size // 8)
 
     def forward() -> None:
@@ -71,10 +71,10 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Signal, y: Signal, w:
             np.add.reduce(slope, axis=0, out=dw["bias"])
         shards.backward()
 
-    return Step(forward, backward)
+    return ForwardBackward(forward, backward)
 
 
-def _slope(arena: Arena, block: Dense, y: Signal) -> tuple[Array, Task]:
+def _slope(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
     """The gradient of x w + b (N, U), and the task that finds it."""
     slope, mask = (arena.take(y.gradient.shape, of) for of in (y.value.dtype, bool))
 
@@ -87,7 +87,9 @@ def _slope(arena: Arena, block: Dense, y: Signal) -> tuple[Array, Task]:
     return slope, run
 
 
-def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal, feed: Feed, place: int) -> Step:
+def dropout(
+    workers: Workers, arena: Arena, block: Dropout, x: Tensor, y: Tensor, feed: StepInputs, place: int
+) -> ForwardBackward:
     """Plan a dropout block for training: y = x·m/(1−p), with m by address (seed, place, step, element).
 
     Args:
@@ -105,7 +107,7 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
     factor = x.value.dtype.type(1 / (1 - block.probability))
     values = prod(x.value.shape[1:])
 
-    def shard(part: slice) -> Step:
+    def shard(part: slice) -> ForwardBackward:
         first, count = part.start * values, (part.stop - part.start) * values
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
@@ -120,10 +122,10 @@ def dropout(workers: Workers, arena: Arena, block: Dropout, x: Signal, y: Signal
             np.multiply(x.value[part], keep, out=y.value[part])
 
         def backward() -> None:
-            if x.learns:
+            if x.trainable:
                 np.multiply(y.gradient[part], keep, out=x.gradient[part])
 
-        return Step(forward, backward)
+        return ForwardBackward(forward, backward)
 
-    steps = [shard(part) for part in shares(len(x.value), SHARDS)]
+    steps = [shard(part) for part in split_evenly(len(x.value), SHARDS)]
     return shared(workers, steps, work=x.value.size)

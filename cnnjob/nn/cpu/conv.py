@@ -18,8 +18,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from cnnjob.nn.blocks import Conv, Shape
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, run_all, shared, shares
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
+from cnnjob.nn.workers import SHARDS, Workers, run_all, shared, split_evenly
 
 PIECE_BYTES = 1_200_000
 """Of a piece's patches and phases, which should stay in the caches; smaller ones cost more calls."""
@@ -33,7 +33,7 @@ SMALL_PRODUCT = 1_000_000
 Arrays = dict[str, Array]
 
 
-def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
+def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
 
     Args:
@@ -48,8 +48,8 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
     Returns:
         The two halves.
     """
-    parts = shares(len(y.value), SHARDS)
-    kernel = _Kernel(arena, w, dw, len(parts), turns=x.learns)
+    parts = split_evenly(len(y.value), SHARDS)
+    kernel = _Kernel(arena, w, dw, len(parts), turns=x.trainable)
     steps = [_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
     shards = shared(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
@@ -61,7 +61,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Signal, y: Signal, w: A
         shards.backward()
         kernel.add_up()
 
-    return Step(forward, backward)
+    return ForwardBackward(forward, backward)
 
 
 class _Kernel:
@@ -100,14 +100,16 @@ class _Kernel:
             np.add.reduce(self.sums[:, -1], axis=0, out=self._dw["bias"])
 
 
-def _shard(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, number: int, part: slice) -> Step:
+def _shard(
+    arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
+) -> ForwardBackward:
     """The block on the images of one shard, piece by piece."""
     _, H, W, F = y.value.shape
     image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
     count = part.stop - part.start
     steps = [
         _piece(arena, block, x, y, kernel, number, slice(part.start + piece.start, part.start + piece.stop))
-        for piece in shares(count, min(MOST_PIECES, -(-count * image_bytes // PIECE_BYTES)))
+        for piece in split_evenly(count, min(MOST_PIECES, -(-count * image_bytes // PIECE_BYTES)))
     ]
     backwards = [step.backward for step in steps]
 
@@ -115,15 +117,17 @@ def _shard(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, num
         kernel.sums[number] = 0
         run_all(backwards)
 
-    return Step(partial(run_all, [step.forward for step in steps]), backward)
+    return ForwardBackward(partial(run_all, [step.forward for step in steps]), backward)
 
 
-def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, number: int, part: slice) -> Step:
+def _piece(
+    arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
+) -> ForwardBackward:
     """The block on a few images; ``backward`` adds their share of the kernel's gradient to the shard's."""
     n, H, W, F = shape = y.value[part].shape
     P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
     columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
-    turns = x.learns and block.stride == 1
+    turns = x.trainable and block.stride == 1
     keeps = len(total) > 0 and C < FEW_CHANNELS
     bare = P == 1 and block.activation == "none" and y.value.flags.c_contiguous
     needed: dict[str, Shape] = {
@@ -138,25 +142,25 @@ def _piece(arena: Arena, block: Conv, x: Signal, y: Signal, kernel: _Kernel, num
         memory["columns"] = arena.take(columns, dtype)
     apart = C < FEW_CHANNELS and n * H * W * kernel.matrix.size <= SMALL_PRODUCT
     patches = _Patches(x.padded[part], block, (H, W), memory["columns"], apart=apart)
-    chosen = y.learns and (block.activation == "relu" or P > 1)
+    chosen = y.trainable and (block.activation == "relu" or P > 1)
     masks = arena.take((P * P, *shape) if chosen else (0, *shape), bool)
     if bare:  # the product is the output
         memory["z"] = y.value[part][None]
     forward = _forward(block, patches, memory, kernel.matrix, y.value[part], masks)
-    if not y.learns:
-        return Step(forward, forward)
+    if not y.trainable:
+        return ForwardBackward(forward, forward)
     if bare:
         memory = {**memory, "z": y.gradient[part][None]}
     into_kernel = _into_kernel(patches, memory, kernel, total, y.gradient[part], masks, keeps=keeps)
-    if not x.learns:
-        return Step(forward, into_kernel)
+    if not x.trainable:
+        return ForwardBackward(forward, into_kernel)
     into_input = (_turned if turns else _scattered)(block, x, part, memory, kernel)
 
     def backward() -> None:
         into_kernel()
         into_input()
 
-    return Step(forward, backward)
+    return ForwardBackward(forward, backward)
 
 
 def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
@@ -224,7 +228,7 @@ def _turned_sizes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
     return {"slope": (n, rows, columns, F), "slope_columns": (n * H * W, taps), "dx": (n, H, W, C)}
 
 
-def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
+def _turned(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """The input's gradient where the stride is 1: z's gradient with a border, convolved with the turned kernel."""
     z, slope, dx, pool = memory["z"], memory["slope"], memory["dx"], block.pool
     edge = block.kernel - 1
@@ -246,7 +250,7 @@ def _turned(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel
     return backward
 
 
-def _scattered(block: Conv, x: Signal, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
+def _scattered(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """The input's gradient for any stride: the patches' gradients, which take their place, added up."""
     flat_z = memory["z"].reshape(-1, memory["z"].shape[-1])
     weights = kernel.matrix[: kernel.taps]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.signals import Feed, Signal, Task
+from cnnjob.nn.tensors import StepInputs, Task, Tensor
 
 
 def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
@@ -28,7 +28,7 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
     return p, total, run
 
 
-def mean_outputs(arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]) -> tuple[list[Task], Task]:
+def mean_outputs(arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]) -> tuple[list[Task], Task]:
     """Plan the softmax of the weighted mean of several views' logits (N, K), into the feed; the step is then over.
 
     Returns:
@@ -52,7 +52,7 @@ def mean_outputs(arena: Arena, feed: Feed, logits: Signal, shares: Sequence[floa
     return [added(number, share) for number, share in enumerate(shares)], last
 
 
-def _kept(feed: Feed, p: Array, _: Array, softmax_of: Task) -> Task:
+def _kept(feed: StepInputs, p: Array, _: Array, softmax_of: Task) -> Task:
     """The softmax, as the step's rows of the feed's probabilities."""
 
     def run() -> None:
@@ -64,7 +64,7 @@ def _kept(feed: Feed, p: Array, _: Array, softmax_of: Task) -> Task:
     return run
 
 
-def cross_entropy(arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Task:
+def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
     """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
 
     The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with

@@ -12,8 +12,8 @@ import numpy as np
 from cnnjob.nn.cpu.activations import WORKING, activation
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm
-from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, run_all, shares
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
+from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly
 
 PIECE_ELEMENTS = 1 << 16
 """Of a piece: its few arrays stay in a core's cache."""
@@ -25,7 +25,7 @@ Passes = dict[str, list[Task]]
 """Over the pieces of a shard, by what they are for."""
 
 
-def norm(workers: Workers, arena: Arena, block: Norm, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
+def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan a batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
     Backward, with g the gradient before the activation, M pixels of the batch and x̂ the normalised values:
@@ -44,14 +44,14 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Signal, y: Signal, w: A
         The two halves; a training's forward also moves the running statistics on.
     """
     channels = _Channels(arena, block, x, w, dw)
-    shards = [_shard(arena, block, x, y, channels, *place) for place in enumerate(shares(len(x.value), SHARDS))]
+    shards = [_shard(arena, block, x, y, channels, *place) for place in enumerate(split_evenly(len(x.value), SHARDS))]
     over_all = {
         name: workers.share([partial(run_all, shard[name]) for shard in shards], work=x.value.size)
         for name in shards[0]
     }
 
     def forward() -> None:
-        if y.learns:
+        if y.trainable:
             over_all["add"]()
             channels.find_mean()
             over_all["deviate"]()
@@ -65,13 +65,13 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Signal, y: Signal, w: A
         channels.find_slopes()
         over_all["into_input"]()
 
-    return Step(forward, backward)
+    return ForwardBackward(forward, backward)
 
 
 class _Channels:
     """What holds for each channel, (C,), and the shards' sums that it comes from, (shards, C)."""
 
-    def __init__(self, arena: Arena, block: Norm, x: Signal, w: Arrays, dw: Arrays) -> None:
+    def __init__(self, arena: Arena, block: Norm, x: Tensor, w: Arrays, dw: Arrays) -> None:
         C, dtype = x.value.shape[-1], x.value.dtype
         self._settings, self._w, self._dw = block.settings, w, dw
         self._count = prod(x.value.shape[:-1])
@@ -124,9 +124,9 @@ class _Channels:
             np.divide(array, self._count, out=array)
 
 
-def _shard(arena: Arena, block: Norm, x: Signal, y: Signal, channels: _Channels, number: int, part: slice) -> Passes:
+def _shard(arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, part: slice) -> Passes:
     count, image = part.stop - part.start, prod(x.value.shape[1:])
-    pieces = shares(count, min(MOST_PIECES, -(-count * image // PIECE_ELEMENTS)))
+    pieces = split_evenly(count, min(MOST_PIECES, -(-count * image // PIECE_ELEMENTS)))
     passes: Passes = {"add": [], "deviate": [], "normalise": [], "slope": [], "into_input": []}
     for piece in pieces:
         images = slice(part.start + piece.start, part.start + piece.stop)
@@ -136,14 +136,14 @@ def _shard(arena: Arena, block: Norm, x: Signal, y: Signal, channels: _Channels,
 
 
 def _piece(
-    arena: Arena, block: Norm, x: Signal, y: Signal, channels: _Channels, number: int, part: slice, *, first: bool
+    arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, part: slice, *, first: bool
 ) -> dict[str, Task]:
     """The passes over a few images; sums start anew at the first piece of a shard."""
     z, out, dy, g = x.value[part], y.value[part], y.gradient[part], x.gradient[part]
     n, H, W, C = z.shape
     shapes = [z.shape, (1, n * H * W), (1, C), *[(W, C)] * 3, *[z.shape] * WORKING[block.activation]]
     t, ones, total, mean, factor, offset, *working = arena.scratch(number, *((shape, z.dtype) for shape in shapes))
-    act, slope_of = activation(arena, block.activation, out, working, learns=y.learns)
+    act, slope_of = activation(arena, block.activation, out, working, trainable=y.trainable)
 
     def add_to(sums: Array, values: Array) -> None:
         ones.fill(1)

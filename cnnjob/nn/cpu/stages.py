@@ -8,56 +8,62 @@ from cnnjob.nn.blocks import Activation, GlobalPool
 from cnnjob.nn.cpu.activations import WORKING, activation
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate, MaxPool
-from cnnjob.nn.signals import Signal, Step, Task
-from cnnjob.nn.workers import SHARDS, Workers, shared, shares
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
+from cnnjob.nn.workers import SHARDS, Workers, shared, split_evenly
 
 
-def activate(workers: Workers, arena: Arena, block: Activate, x: Signal, y: Signal) -> Step:
+def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan an activation of (N, …), see :func:`cnnjob.nn.cpu.activations.activation`."""
     kind = block.activation
 
-    def shard(number: int, part: slice) -> Step:
+    def shard(number: int, part: slice) -> ForwardBackward:
         u, dy = x.value[part], y.gradient[part]
         t, *working = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + WORKING[kind]))
-        act, slope_of = activation(arena, kind, y.value[part], working, learns=y.learns)
+        act, slope_of = activation(arena, kind, y.value[part], working, trainable=y.trainable)
 
         def forward() -> None:
             np.copyto(t, u)
             act(t)
 
-        return Step(forward, lambda: slope_of(dy, x.gradient[part]))
+        return ForwardBackward(forward, lambda: slope_of(dy, x.gradient[part]))
 
-    return shared(workers, [shard(*place) for place in enumerate(shares(len(x.value), SHARDS))], work=x.value.size)
+    return shared(
+        workers, [shard(*place) for place in enumerate(split_evenly(len(x.value), SHARDS))], work=x.value.size
+    )
 
 
-def join(workers: Workers, arena: Arena, body: Signal, shortcut: Signal, y: Signal, kind: Activation) -> Step:
+def join(
+    workers: Workers, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, kind: Activation
+) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
     Backward gives the sum's gradient to the body; the shortcut's is the same.
     """
 
-    def shard(number: int, part: slice) -> Step:
+    def shard(number: int, part: slice) -> ForwardBackward:
         u, dy = body.value[part], y.gradient[part]
         t, *working = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + WORKING[kind]))
-        act, slope_of = activation(arena, kind, y.value[part], working, learns=y.learns)
+        act, slope_of = activation(arena, kind, y.value[part], working, trainable=y.trainable)
 
         def forward() -> None:
             np.add(u, shortcut.value[part], out=t)
             act(t)
 
-        return Step(forward, lambda: slope_of(dy, body.gradient[part]))
+        return ForwardBackward(forward, lambda: slope_of(dy, body.gradient[part]))
 
-    return shared(workers, [shard(*place) for place in enumerate(shares(len(y.value), SHARDS))], work=y.value.size)
+    return shared(
+        workers, [shard(*place) for place in enumerate(split_evenly(len(y.value), SHARDS))], work=y.value.size
+    )
 
 
 def accumulate(workers: Workers, source: Array, target: Array) -> Task:
     """Plan target ← target + source, both (N, …)."""
-    parts = [(target[part], source[part]) for part in shares(len(target), SHARDS)]
+    parts = [(target[part], source[part]) for part in split_evenly(len(target), SHARDS)]
     tasks = [partial(np.add, into, values, out=into) for into, values in parts]
     return workers.share(tasks, work=target.size)
 
 
-def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signal) -> Step:
+def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
 
     Of equal maxima the first in row-major order takes the gradient. Rows and columns that fill no window take none.
@@ -69,9 +75,9 @@ def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signa
         inside = array[:, : H * P, : W * P]
         return [inside[:, i::P, j::P] for i in range(P) for j in range(P)]
 
-    def shard(part: slice) -> Step:
+    def shard(part: slice) -> ForwardBackward:
         out, dy, dx = y.value[part], y.gradient[part], x.gradient[part]
-        phases, slopes = windows(x.value[part]), windows(dx) if y.learns else []
+        phases, slopes = windows(x.value[part]), windows(dx) if y.trainable else []
         masks = arena.take((len(slopes), *out.shape), bool)
 
         def forward() -> None:
@@ -94,16 +100,16 @@ def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Signal, y: Signa
             for slope, mask in zip(slopes, masks, strict=True):
                 np.multiply(dy, mask, out=slope)
 
-        return Step(forward, backward)
+        return ForwardBackward(forward, backward)
 
-    return shared(workers, [shard(part) for part in shares(len(x.value), SHARDS)], work=x.value.size)
+    return shared(workers, [shard(part) for part in split_evenly(len(x.value), SHARDS)], work=x.value.size)
 
 
-def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Signal, y: Signal) -> Step:
+def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C); the first of equal maxima counts."""
     N, H, W, C = x.value.shape
 
-    def shard(number: int, part: slice) -> Step:
+    def shard(number: int, part: slice) -> ForwardBackward:
         z, dz, out, dy = x.value[part], x.gradient[part], y.value[part], y.gradient[part]
         (t,) = arena.scratch(number, ((len(z), H * W, C), z.dtype))
         first = arena.take((len(z), 1, C) if block.how == "max" else (0, 1, 1), np.int64)
@@ -125,6 +131,6 @@ def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Signal, y:
                 np.put_along_axis(t, first, dy[:, None], axis=1)
                 np.copyto(dz, t.reshape(dz.shape))
 
-        return Step(forward, backward)
+        return ForwardBackward(forward, backward)
 
-    return shared(workers, [shard(*place) for place in enumerate(shares(N, SHARDS))], work=x.value.size)
+    return shared(workers, [shard(*place) for place in enumerate(split_evenly(N, SHARDS))], work=x.value.size)

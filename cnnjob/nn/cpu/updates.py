@@ -7,7 +7,7 @@ import numpy as np
 
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
-from cnnjob.nn.signals import Feed, Task
+from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
 PIECE_ELEMENTS = 1 << 16
@@ -24,7 +24,7 @@ def update(
     optimiser: Optimiser,
     segments: Sequence[Segment],
     buffers: tuple[Array, Array, dict[str, Array]],
-    feed: Feed,
+    feed: StepInputs,
 ) -> Task:
     """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas)."""
     weights, gradients, slots = buffers
@@ -91,7 +91,7 @@ def _adamw(
     work: list[Array],
     decay: float,
     rate: Rate,
-    feed: Feed,
+    feed: StepInputs,
 ) -> Task:
     change, root = work
     m, v = slots["first_moment"], slots["second_moment"]
@@ -115,7 +115,7 @@ def _adamw(
     return run
 
 
-def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, feed: Feed) -> Task:
+def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, feed: StepInputs) -> Task:
     """After a step that has a share: slow ← slow + (1 − share)(fast − slow), fast ← slow."""
 
     def piece(number: int, start: int) -> Task:

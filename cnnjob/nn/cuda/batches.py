@@ -5,18 +5,23 @@ from math import prod
 
 import numpy as np
 
-from cnnjob.nn.cuda.launches import THREADS, Device, bordered, each, in_order, row_length, scalars
+from cnnjob.nn.cuda.device_api import THREADS, Device, bordered, each, in_order, row_length, scalars
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.pixels import Augmentation, Pixels, View
+from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View
 from cnnjob.nn.random import Purpose
-from cnnjob.nn.signals import Feed, Signal, Step, Task
+from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 FLIPS = {"none": 0, "random": 1, "alternating": 2}
 
 
 def gather(
-    device: Device, arena: Arena, feed: Feed, x: Signal, pixels: Pixels, change: Augmentation | View | None
-) -> Step:
+    device: Device,
+    arena: Arena,
+    feed: StepInputs,
+    x: Tensor,
+    pixels: PixelNormalisation,
+    change: Augmentation | View | None,
+) -> ForwardBackward:
     """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
     N, *inner = x.value.shape
     values = [arena.constant(np.asarray(each_channel, x.value.dtype)) for each_channel in (pixels.scale, pixels.shift)]
@@ -29,7 +34,7 @@ def gather(
         name, source = "gather_views" if change else "gather", (feed.images, feed.order, feed.position)
         each(device, name, N, prod(inner), *source, *views, *target)()
 
-    return Step(run, in_order([]))
+    return ForwardBackward(run, in_order([]))
 
 
 def _views(arena: Arena, change: Augmentation | View, images: int) -> Array:
@@ -39,7 +44,7 @@ def _views(arena: Arena, change: Augmentation | View, images: int) -> Array:
     return arena.constant(np.tile(np.array(change, np.int32), (images, 1)))
 
 
-def _draw(device: Device, change: Augmentation, feed: Feed, views: Array) -> Task:
+def _draw(device: Device, change: Augmentation, feed: StepInputs, views: Array) -> Task:
     """Plan what :meth:`cnnjob.nn.pixels.Augmentation.draw` does."""
     address = np.uint32(feed.seed), np.uint32(Purpose.AUGMENTATION)
     numbers = FLIPS[change.flip], change.translate, len(views)

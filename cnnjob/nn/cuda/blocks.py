@@ -6,19 +6,10 @@ from math import prod
 import numpy as np
 
 from cnnjob.nn.blocks import Dense, Dropout
-from cnnjob.nn.cuda.launches import (
-    THREADS,
-    Device,
-    bordered,
-    each,
-    gemm,
-    in_order,
-    row_length,
-    scalars,
-)
+from cnnjob.nn.cuda.device_api import THREADS, Device, bordered, each, gemm, in_order, row_length, scalars
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose
-from cnnjob.nn.signals import Feed, Signal, Step, Task
+from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 WARP = 32
 WARPS = 4
@@ -29,7 +20,7 @@ ROWS = 8
 Arrays = dict[str, Array]
 
 
-def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
+def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan a dense block: y = activation(output_scale·(x w + b)), the activation ReLU or none.
 
     Args:
@@ -49,8 +40,8 @@ def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: A
     bias = w.get("bias", arena.take((U,), y.value.dtype))  # of zeroes, where it has none
     add = each(device, "add_bias", N, U, y.value, bias, block.output_scale, block.activation == "relu")
     forward = in_order([gemm(device, flat, weights, y.value), add])
-    if not y.learns:
-        return Step(forward, forward)
+    if not y.trainable:
+        return ForwardBackward(forward, forward)
     slopes, unused = arena.scratch(0, ((N, U), y.value.dtype), ((U,), y.value.dtype))
     sums = dw.get("bias", unused)
     arguments = [y.value, y.gradient, slopes, sums, block.output_scale, block.activation == "relu", N, U]
@@ -58,12 +49,12 @@ def dense(device: Device, arena: Arena, block: Dense, x: Signal, y: Signal, w: A
     backward: list[Task] = [partial(device.launch, "dense_slope", grid, threads, scalars(arguments))]
     if "weights" in dw:
         backward.append(gemm(device, flat, slopes, dw["weights"], (True, False)))
-    if x.learns:
+    if x.trainable:
         backward.append(gemm(device, slopes, weights, x.gradient.reshape(N, -1), (False, True)))
-    return Step(forward, in_order(backward))
+    return ForwardBackward(forward, in_order(backward))
 
 
-def dropout(device: Device, block: Dropout, x: Signal, y: Signal, feed: Feed, place: int) -> Step:
+def dropout(device: Device, block: Dropout, x: Tensor, y: Tensor, feed: StepInputs, place: int) -> ForwardBackward:
     """Plan a dropout block for training: y = x·m/(1−p), with m by address (seed, place, step, element).
 
     Args:
@@ -85,11 +76,11 @@ def dropout(device: Device, block: Dropout, x: Signal, y: Signal, feed: Feed, pl
         arrays = *bordered(source), *bordered(target), row_length(source.shape)
         return each(device, "dropout", N, prod(inner), *arrays, *address, *numbers)
 
-    backward = masked(y.gradient, x.gradient) if x.learns else in_order([])
-    return Step(masked(x.value, y.value), backward)
+    backward = masked(y.gradient, x.gradient) if x.trainable else in_order([])
+    return ForwardBackward(masked(x.value, y.value), backward)
 
 
-def softmax(device: Device, arena: Arena, feed: Feed, logits: Array) -> Task:
+def softmax(device: Device, arena: Arena, feed: StepInputs, logits: Array) -> Task:
     """Plan the softmax of (N, K) logits, into the step's rows of the feed's, and the move to the next step."""
     N, K = logits.shape
     ticket = arena.take((1,), np.uint32)
@@ -101,7 +92,9 @@ def softmax(device: Device, arena: Arena, feed: Feed, logits: Array) -> Task:
     return run
 
 
-def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, label_smoothing: float) -> Step:
+def cross_entropy(
+    device: Device, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float
+) -> ForwardBackward:
     """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
 
     The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with
@@ -114,7 +107,7 @@ def cross_entropy(device: Device, arena: Arena, feed: Feed, logits: Signal, labe
     of_step = scalars([losses, hits, feed.position, feed.losses, feed.hits, N])
     loss = partial(device.launch, "cross_entropy", *_warps(N), of_images)
     tally = partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)
-    return Step(in_order([loss, tally]), in_order([]))
+    return ForwardBackward(in_order([loss, tally]), in_order([]))
 
 
 def _warps(images: int) -> tuple[tuple[int, int], tuple[int, int]]:

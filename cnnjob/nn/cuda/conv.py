@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from cnnjob.nn.blocks import Conv
-from cnnjob.nn.cuda.launches import Device, bordered, column_sums, each, gemm, in_order, slope, sum_parts
+from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm, in_order, slope, sum_parts
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.signals import Signal, Step
+from cnnjob.nn.tensors import ForwardBackward, Tensor
 
 COLUMN_BYTES = 16 << 20
 """Of one matrix of patches: it fits the L2 cache of an A100 twice. Fixed, so that the order of every sum is."""
@@ -24,8 +24,8 @@ Arrays = dict[str, Array]
 
 
 def conv(
-    device: Device, arena: Arena, block: Conv, x: Signal, y: Signal, w: Arrays, dw: Arrays, column_bytes: int
-) -> Step:
+    device: Device, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: Arrays, dw: Arrays, column_bytes: int
+) -> ForwardBackward:
     """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
 
     Args:
@@ -48,40 +48,40 @@ def conv(
     n = min(N, max(1, column_bytes // (outputs * taps * factor.itemsize)))  # images at a time
     code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16
     working: list[Any] = [((n * outputs, taps), factor), ((n * outputs, F), dtype)]
-    working.append(((n * outputs if halves and y.learns else 0, F), factor))
-    working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if y.learns else [((N, H, W, F), code)]
+    working.append(((n * outputs if halves and y.trainable else 0, F), factor))
+    working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if y.trainable else [((N, H, W, F), code)]
     columns, z, dz, *others = arena.scratch(0, *working)
-    winner = arena.take((N, H, W, F), code) if y.learns else others[0]
-    slopes = others[0] if y.learns else y.gradient
+    winner = arena.take((N, H, W, F), code) if y.trainable else others[0]
+    slopes = others[0] if y.trainable else y.gradient
     kernel, prepare = w["weights"].reshape(taps, F), in_order([])
     if halves:
         kernel = arena.take((taps, F), factor)
         prepare = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
     w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeroes, where it has none
 
-    def part(first: int) -> Step:
+    def part(first: int) -> ForwardBackward:
         images = slice(first, min(first + n, N))
         return _part(device, block, (x, y), w, dw, (columns, z, dz, slopes[images], winner[images]), images)
 
     steps = [part(first) for first in range(0, N, n)]
     forward = in_order([prepare, *(step.forward for step in steps)])
-    if not y.learns:
-        return Step(forward, forward)
+    if not y.trainable:
+        return ForwardBackward(forward, forward)
     backward = [slope(device, y, block.activation, slopes)]
     if "bias" in dw:
         backward.append(column_sums(device, slopes.reshape(-1, F), others[1], dw["bias"]))
-    return Step(forward, in_order([*backward, *(step.backward for step in steps)]))
+    return ForwardBackward(forward, in_order([*backward, *(step.backward for step in steps)]))
 
 
 def _part(
     device: Device,
     block: Conv,
-    signals: tuple[Signal, Signal],
+    signals: tuple[Tensor, Tensor],
     w: Arrays,
     dw: Arrays,
     buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
-) -> Step:
+) -> ForwardBackward:
     """The block on some images, which add their share to the weights' gradient; the first set it."""
     x, y = signals
     columns, z, dz, slopes, winner = buffers  # (n·H'·P·W'·P, K·K·C), twice (the same, F), twice (n, H', W', F)
@@ -99,8 +99,8 @@ def _part(
         gemm(device, columns, kernel, z),
         each(device, f"pool_{code}", n, H * W * F, z, w["bias"], *pooled, winner, P, W, F, relu),
     ]
-    if not y.learns:
-        return Step(in_order(forward), in_order([]))
+    if not y.trainable:
+        return ForwardBackward(in_order(forward), in_order([]))
     backward = [each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F)]  # z becomes its gradient
     if halved:
         dz = dz[: len(z)]
@@ -110,11 +110,11 @@ def _part(
     if "weights" in dw:
         into, beta = dw["weights"].reshape(taps, F), float(images.start > 0)
         backward += [patches, gemm(device, columns, dz, into, (True, False), alpha=1 / scale, beta=beta)]
-    if x.learns:
+    if x.trainable:
         sizes = K, S, block.pad, C, x.value.shape[2], height, width
         source, target = (columns, 1 / scale), bordered(x.gradient[images])
         backward += [
             gemm(device, dz, kernel, columns, (False, True)),  # columns become their gradient
             each(device, f"col2im{halved}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
         ]
-    return Step(in_order(forward), in_order(backward))
+    return ForwardBackward(in_order(forward), in_order(backward))

@@ -9,14 +9,14 @@ import numpy as np
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas, address
 from cnnjob.nn.cuda.sources import kernel_source
 from cnnjob.nn.memory import Array
-from cnnjob.nn.signals import Task
+from cnnjob.nn.tensors import Task
 
 
 class CudaDevice:
     """The current GPU, its arrays (CuPy's), and one stream on which everything runs in order."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Take it, for GEMMs in a precision, see :attr:`cnnjob.nn.cuda.launches.Device.precision`."""
+        """Take it, for GEMMs in a precision, see :attr:`cnnjob.nn.cuda.device_api.Device.precision`."""
         import cupy
         from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 - comes with CuPy
 

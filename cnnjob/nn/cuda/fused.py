@@ -12,10 +12,10 @@ from typing import Any, Self, TypeGuard
 import numpy as np
 
 from cnnjob.nn.blocks import Activation, Conv, Dense
-from cnnjob.nn.cuda.launches import Device, bordered, gemm, in_order, scalars
-from cnnjob.nn.cuda.parts import Batch, Layer, Loss, Part
+from cnnjob.nn.cuda.deferred import GatherPart, LayerPart, Loss, Part
+from cnnjob.nn.cuda.device_api import Device, bordered, gemm, in_order, scalars
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.signals import Step, Task
+from cnnjob.nn.tensors import ForwardBackward, Task
 
 LANES, WARPS, TILE = 32, 8, 6144
 """Of a block of ``fused.cu``, and the floats of its shared memory."""
@@ -26,10 +26,10 @@ MOST_GROUPS = 128
 MOST_VALUES, MOST_CLASSES, HEAD_THREADS = 1024, 32, 128
 BATCH_SUMS = (LANES, 8)
 
-NOTHING = Step(in_order([]), in_order([]))
+NOTHING = ForwardBackward(in_order([]), in_order([]))
 
 
-def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, Step]:
+def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, ForwardBackward]:
     """Plan the parts that are computed with a neighbour.
 
     Args:
@@ -41,7 +41,7 @@ def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, Ste
         The halves of those parts; the others are to be planned alone.
     """
     first, head = First.of(parts), Head.of(parts)
-    planned: dict[Part, Step] = {}
+    planned: dict[Part, ForwardBackward] = {}
     sums = _Sums(device, arena)
     if first:
         planned |= first.planned(device, arena, sums)
@@ -49,7 +49,7 @@ def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, Ste
         planned |= head.planned(device, arena, sums)
     last = first.layer if first else head and (head.hidden or head.classifier)  # whose backward has all sums at hand
     if last and last.gradients:
-        planned[last] = Step(planned[last].forward, in_order([planned[last].backward, sums.task()]))
+        planned[last] = ForwardBackward(planned[last].forward, in_order([planned[last].backward, sums.task()]))
     return planned
 
 
@@ -57,21 +57,21 @@ def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, Ste
 class First:
     """A batch and the conv block that reads it."""
 
-    batch: Batch
-    layer: Layer
+    batch: GatherPart
+    layer: LayerPart
     block: Conv
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Self | None:
         """The one of a step, if its sizes are among those that there are kernels for."""
-        batch = next((part for part in parts if isinstance(part, Batch)), None)
+        batch = next((part for part in parts if isinstance(part, GatherPart)), None)
         if not batch or batch.changes:
             return None
         readers = [
             part for part in parts
             if part is not batch and any(batch.x.value is read for one in part.reads for read in (one.value, one.whole))
         ]  # fmt: skip
-        if len(readers) != 1 or not isinstance(layer := readers[0], Layer):
+        if len(readers) != 1 or not isinstance(layer := readers[0], LayerPart):
             return None
         block, C = layer.block, batch.x.value.shape[-1]
         if not (isinstance(block, Conv) and block == _known(block) and _learns_all(layer)):
@@ -92,11 +92,11 @@ class First:
         even = int(width + width % 2)
         return even + 2 * (even % 32 == 0)
 
-    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, Step]:
+    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, ForwardBackward]:
         """Plan both: nothing is left of the batch."""
         layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
         (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
-        training, bands = y.learns, -(-height // WARPS)
+        training, bands = y.trainable, -(-height // WARPS)
         name = f"{block.kernel}_{block.pool}_{C}"
         winner = arena.take((N, height, width, F) if training else (1,), np.uint8)
         pixels = [arena.constant(np.asarray(v, np.float32)) for v in (self.batch.pixels.scale, self.batch.pixels.shift)]
@@ -112,24 +112,24 @@ class First:
             device.launch(f"first_forward_{name}", (N * bands, filters), (LANES, WARPS), arguments)
 
         if not training:
-            return {self.batch: NOTHING, layer: Step(forward, forward)}
+            return {self.batch: NOTHING, layer: ForwardBackward(forward, forward)}
         groups, taps = min(N * bands, MOST_GROUPS), block.kernel**2 * C
         parts = arena.take((groups, (taps + 1) * F), np.float32)
         source = feed.images, feed.order, feed.position
         arguments = scalars([*source, *pixels, *bordered(y.gradient), winner, parts, *sizes, N])
         backward = partial(device.launch, f"first_backward_{name}", (groups, filters), (LANES, WARPS), arguments)
         sums.add_filters(parts, taps * F, layer.gradients)
-        return {self.batch: NOTHING, layer: Step(forward, backward)}
+        return {self.batch: NOTHING, layer: ForwardBackward(forward, backward)}
 
 
 @dataclass(frozen=True)
 class Head:
     """The classifier and the loss, and a dense block before them, if there is one."""
 
-    hidden: Layer | None
+    hidden: LayerPart | None
     relu: bool
     """Of the dense block before."""
-    classifier: Layer
+    classifier: LayerPart
     loss: Loss
 
     @classmethod
@@ -148,34 +148,34 @@ class Head:
             return cls(before, relu, classifier, loss)
         return cls(None, False, classifier, loss)  # noqa: FBT003 - no activation
 
-    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, Step]:
+    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, ForwardBackward]:
         """Plan all: the dense block keeps its matrix products, and the rest is one kernel and a share in the sums."""
         classifier, hidden = self.classifier, self.hidden
         (N, classes), x, feed = classifier.y.value.shape, classifier.x, self.loss.feed
         flat, values = x.value.reshape(N, -1), prod(x.value.shape[1:])
         losses, hits, ticket = arena.take((N,), np.float32), arena.take((N,), np.int32), arena.take((1,), np.uint32)
-        w, dz, dx = classifier.weights, classifier.y.gradient, x.gradient if x.learns else losses
+        w, dz, dx = classifier.weights, classifier.y.gradient, x.gradient if x.trainable else losses
         truth = feed.labels, feed.order, feed.position
         before = hidden.weights["bias"] if hidden else w["bias"]
         arrays = flat, before, w["weights"], w["bias"], *truth, dz, dx, losses, hits, feed.losses, feed.hits, ticket
-        flags = self.loss.label_smoothing, bool(hidden), self.relu, x.learns
+        flags = self.loss.label_smoothing, bool(hidden), self.relu, x.trainable
         head = partial(device.launch, "head", (N, 1), (HEAD_THREADS, 1), scalars([*arrays, *flags, values, classes, N]))
         sums.add_head(flat, dz, classifier.gradients)
-        planned: dict[Part, Step] = {self.loss: Step(head, in_order([])), classifier: NOTHING}
+        planned: dict[Part, ForwardBackward] = {self.loss: ForwardBackward(head, in_order([])), classifier: NOTHING}
         if hidden:
             sums.add_hidden(dx, hidden.gradients)
             planned[hidden] = _products(device, hidden)
         return planned
 
 
-def _products(device: Device, layer: Layer) -> Step:
+def _products(device: Device, layer: LayerPart) -> ForwardBackward:
     """A dense block without its bias and activation: z = x w, and both gradients from that of z."""
     x, w, dw, z, dz = layer.x, layer.weights["weights"], layer.gradients["weights"], layer.y.value, layer.y.gradient
     flat = x.value.reshape(len(z), -1)
     backward = [gemm(device, flat, dz, dw, (True, False))]
-    if x.learns:
+    if x.trainable:
         backward.append(gemm(device, dz, w, x.gradient.reshape(flat.shape), (False, True)))
-    return Step(gemm(device, flat, w, z), in_order(backward))
+    return ForwardBackward(gemm(device, flat, w, z), in_order(backward))
 
 
 class _Sums:
@@ -220,15 +220,15 @@ def _known(block: Conv) -> Conv:
     return Conv(**{name: getattr(block, name) for name in names})
 
 
-def _is_dense(part: Part, activation: Activation) -> TypeGuard[Layer]:
+def _is_dense(part: Part, activation: Activation) -> TypeGuard[LayerPart]:
     """Whether it is a dense block, no more than products, bias and this activation, that learns all of it."""
-    if not (isinstance(part, Layer) and isinstance(block := part.block, Dense) and _learns_all(part)):
+    if not (isinstance(part, LayerPart) and isinstance(block := part.block, Dense) and _learns_all(part)):
         return False
     names = "init", "bias_init", "learning_rate_factor", "units"
     return block == Dense(activation=activation, **{name: getattr(block, name) for name in names})
 
 
-def _learns_all(layer: Layer) -> bool:
+def _learns_all(layer: LayerPart) -> bool:
     """Whether both weights and bias are there and have gradients, or it is an evaluation."""
     names = {"weights", "bias"}
     return layer.weights.keys() >= names and (not layer.gradients or layer.gradients.keys() >= names)

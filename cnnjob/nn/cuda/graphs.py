@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from cnnjob.nn.cuda.launches import Device
+from cnnjob.nn.cuda.device_api import Device
 from cnnjob.nn.memory import Array
-from cnnjob.nn.signals import Task
+from cnnjob.nn.tensors import Task
 
 EAGER_RUNS = 2
 """The first compiles and loads kernels, which must not happen while one records; the second is to be sure."""

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.cuda.launches import THREADS, Device, bordered, each, in_order, row_length, scalars
+from cnnjob.nn.cuda.device_api import THREADS, Device, bordered, each, in_order, row_length, scalars
 from cnnjob.nn.cuda.stages import ACTIVATIONS, CHANNELS, LANES
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm
-from cnnjob.nn.signals import Signal, Step, Task
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
 PART_ROWS = 128
 """The fewest pixels that a block adds up."""
@@ -19,7 +19,7 @@ MOST_PARTS = 512
 Arrays = dict[str, Array]
 
 
-def norm(device: Device, arena: Arena, block: Norm, x: Signal, y: Signal, w: Arrays, dw: Arrays) -> Step:
+def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan a batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
     Backward, with g the gradient before the activation, M pixels of the batch and x̂ the normalised values:
@@ -46,10 +46,10 @@ def norm(device: Device, arena: Arena, block: Norm, x: Signal, y: Signal, w: Arr
     channels, running, kind = (mean, inverse, scale, w["shift"]), (w["mean"], w["variance"]), block.activation
     known = row_length(x.value.shape), ACTIVATIONS[kind]
     normalise = each(device, "normalise", N, H * W * C, x.value, *channels, *bordered(y.value), *known, C)
-    if not y.learns:
+    if not y.trainable:
         fixed = scalars([*running, constants[1], mean, inverse, C])
         take = partial(device.launch, "running_statistics", (-(-C // THREADS), 1), (THREADS, 1), fixed)
-        return Step(in_order([take, normalise]), normalise)
+        return ForwardBackward(in_order([take, normalise]), normalise)
     parts = int(-(-rows // part))
     sums = arena.scratch(0, ((parts, C), dtype), ((parts, C), dtype))
     slopes = dw.get("shift", own[0]), dw.get("scale", own[1])
@@ -68,4 +68,4 @@ def norm(device: Device, arena: Arena, block: Norm, x: Signal, y: Signal, w: Arr
         summed("sum_parts", 2, *sums, *slopes, parts, C),
         each(device, "normalise_back", N, H * W * C, *source, *known, *slopes, x.gradient, rows, C),
     ]
-    return Step(in_order(forward), in_order(backward))
+    return ForwardBackward(in_order(forward), in_order(backward))

@@ -8,17 +8,19 @@ import numpy as np
 
 from cnnjob.nn.blocks import Activation, GlobalPool
 from cnnjob.nn.cuda.blocks import softmax
-from cnnjob.nn.cuda.launches import Device, bordered, each, in_order, row_length, scalars
+from cnnjob.nn.cuda.device_api import Device, bordered, each, in_order, row_length, scalars
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate, MaxPool
-from cnnjob.nn.signals import Feed, Signal, Step, Task
+from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 CHANNELS, LANES = 32, 8
 """Of a block of threads that adds channels up."""
 
 
-def stage(device: Device, arena: Arena, block: Activate | MaxPool | GlobalPool, x: Signal, y: Signal) -> Step:
+def stage(
+    device: Device, arena: Arena, block: Activate | MaxPool | GlobalPool, x: Tensor, y: Tensor
+) -> ForwardBackward:
     """Plan an operation without parameters."""
     if isinstance(block, Activate):
         return _activated(device, [x.value], x.gradient, y, block.activation)
@@ -27,7 +29,7 @@ def stage(device: Device, arena: Arena, block: Activate | MaxPool | GlobalPool, 
     return _global_pool(device, arena, block, x, y)
 
 
-def join(device: Device, body: Signal, shortcut: Signal, y: Signal, kind: Activation) -> Step:
+def join(device: Device, body: Tensor, shortcut: Tensor, y: Tensor, kind: Activation) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
     Backward gives the sum's gradient to the body; the shortcut's is the same.
@@ -35,16 +37,16 @@ def join(device: Device, body: Signal, shortcut: Signal, y: Signal, kind: Activa
     return _activated(device, [body.value, shortcut.value], body.gradient, y, kind)
 
 
-def _activated(device: Device, terms: Sequence[Array], slope: Array, y: Signal, kind: Activation) -> Step:
+def _activated(device: Device, terms: Sequence[Array], slope: Array, y: Tensor, kind: Activation) -> ForwardBackward:
     """Plan y = activation(sum of one or two terms), and the sum's gradient."""
     N, *inner = y.value.shape
     source = *bordered(terms[0]), *bordered(terms[-1]), len(terms)
     last = row_length(y.value.shape), ACTIVATIONS[kind]
     forward = each(device, "activate", N, prod(inner), *source, *bordered(y.value), *last)
-    if not y.learns:
-        return Step(forward, forward)
+    if not y.trainable:
+        return ForwardBackward(forward, forward)
     slopes = *bordered(y.gradient), *bordered(slope)
-    return Step(forward, each(device, "activate_back", N, prod(inner), *source, *slopes, *last))
+    return ForwardBackward(forward, each(device, "activate_back", N, prod(inner), *source, *slopes, *last))
 
 
 def accumulate(device: Device, source: Array, target: Array) -> Task:
@@ -54,37 +56,39 @@ def accumulate(device: Device, source: Array, target: Array) -> Task:
     return each(device, "accumulate", N, prod(inner), *arrays)
 
 
-def _max_pool(device: Device, arena: Arena, block: MaxPool, x: Signal, y: Signal) -> Step:
+def _max_pool(device: Device, arena: Arena, block: MaxPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
 
     Of equal maxima the first in row-major order takes the gradient. Rows and columns that fill no window take none.
     """
     N, height, width, C = y.value.shape
     _, H, W, _ = x.value.shape
-    winner = arena.take(y.value.shape, np.uint16) if y.learns else arena.scratch(0, (y.value.shape, np.uint16))[0]
+    winner = arena.take(y.value.shape, np.uint16) if y.trainable else arena.scratch(0, (y.value.shape, np.uint16))[0]
     arrays = *bordered(x.value), *bordered(y.value), winner
     forward = each(device, "max_pool", N, height * width * C, *arrays, block.side, width, C)
-    if not y.learns:
-        return Step(forward, forward)
+    if not y.trainable:
+        return ForwardBackward(forward, forward)
     slopes = *bordered(y.gradient), winner, *bordered(x.gradient)
-    return Step(forward, each(device, "max_pool_back", N, H * W * C, *slopes, block.side, W, C, height, width))
+    return ForwardBackward(
+        forward, each(device, "max_pool_back", N, H * W * C, *slopes, block.side, W, C, height, width)
+    )
 
 
-def _global_pool(device: Device, arena: Arena, block: GlobalPool, x: Signal, y: Signal) -> Step:
+def _global_pool(device: Device, arena: Arena, block: GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C); the first of equal maxima counts."""
     N, H, W, C = x.value.shape
     first = [arena.take((N, C), np.int32)] if block.how == "max" else []
     arguments = scalars([*bordered(x.value), y.value, *first, W, C, H * W])
     grid = N, -(-C // CHANNELS)
     forward = partial(device.launch, f"global_{block.how}", grid, (CHANNELS, LANES), arguments)
-    if not y.learns:
-        return Step(forward, forward)
+    if not y.trainable:
+        return ForwardBackward(forward, forward)
     slopes = y.gradient, *first, *bordered(x.gradient), W * C, C, *([] if first else [H * W])
-    return Step(forward, each(device, f"global_{block.how}_back", N, H * W * C, *slopes))
+    return ForwardBackward(forward, each(device, f"global_{block.how}_back", N, H * W * C, *slopes))
 
 
 def mean_outputs(
-    device: Device, arena: Arena, feed: Feed, logits: Signal, shares: Sequence[float]
+    device: Device, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
 ) -> tuple[list[Task], Task]:
     """Plan the softmax of the weighted mean of several views' logits (N, K), into the feed; the step is then over.
 

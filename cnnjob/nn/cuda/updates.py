@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.cuda.launches import MOST_BLOCKS, THREADS, Device, in_order, scalars
+from cnnjob.nn.cuda.device_api import MOST_BLOCKS, THREADS, Device, in_order, scalars
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.optimisers import AdamW, Optimiser, Segment
-from cnnjob.nn.signals import Feed, Task
+from cnnjob.nn.tensors import StepInputs, Task
 
 PIECE_ELEMENTS = 1024
 """Of one block of threads."""
@@ -21,7 +21,7 @@ def update(
     optimiser: Optimiser,
     segments: Sequence[Segment],
     buffers: tuple[Array, Array, dict[str, Array]],
-    feed: Feed,
+    feed: StepInputs,
 ) -> Task:
     """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas), and the move to the next step."""
     weights, gradients, slots = buffers
@@ -45,7 +45,7 @@ def update(
     return in_order([task, _look_ahead(device, weights, slots["slow"], feed, ends[0])]) if optimiser.lookahead else task
 
 
-def _look_ahead(device: Device, fast: Array, slow: Array, feed: Feed, ticket: Array) -> Task:
+def _look_ahead(device: Device, fast: Array, slow: Array, feed: StepInputs, ticket: Array) -> Task:
     """After a step that has a share: slow ← slow + (1 − share)(fast − slow), fast ← slow."""
     grid = min(-(-fast.size // THREADS), MOST_BLOCKS), 1
     arguments = scalars([fast, slow, feed.lookahead, feed.position, ticket, np.int64(fast.size)])

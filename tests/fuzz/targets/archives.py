@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cnnjob.packing.archives import members
+from cnnjob.data.prepare.archives import members
 from tests.fuzz.targets import Target
-from tests.hostile_archives import fitting, hostile_archives, usual_archives
+from tests.helpers.hostile_archives import fitting, hostile_archives, usual_archives
 
 
 def _seeds() -> list[bytes]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob.predictions import array_of
+from cnnjob.training.predict import array_of
 from tests.fuzz.targets import Target
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob import checkpoints
-from cnnjob.checkpoints import Contents, Progress
+from cnnjob.runs import checkpoints
+from cnnjob.runs.checkpoints import ExpectedArrays, TrainingProgress
 from tests.fuzz.targets import Target
 
 _DIGEST = "0" * 64
@@ -23,10 +23,10 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 def _heads() -> list[bytes]:
     """The headers of the start, of the middle of an epoch and of the end."""
     epochs = [{"epoch": n, "step": 4 * n, "train_loss": 0.5, "train_accuracy": 0.5, "seconds": 1.0} for n in (1, 2)]
-    middle = Progress(epoch=1, epoch_step=2, step=6, best_epoch=1, best_accuracy=0.5, history=epochs[:1])
-    end = Progress(epoch=2, step=8, done=True, best_epoch=2, best_accuracy=0.5, history=epochs)
+    middle = TrainingProgress(epoch=1, epoch_step=2, step=6, best_epoch=1, best_accuracy=0.5, history=epochs[:1])
+    end = TrainingProgress(epoch=2, step=8, done=True, best_epoch=2, best_accuracy=0.5, history=epochs)
     common = {"format": checkpoints.FORMAT, "digest": _DIGEST, "attempt": 1}
-    return [json.dumps({**common, "progress": asdict(one)}).encode() for one in (middle, Progress(), end)]
+    return [json.dumps({**common, "progress": asdict(one)}).encode() for one in (middle, TrainingProgress(), end)]
 
 
 def _seeds() -> list[bytes]:
@@ -96,7 +96,7 @@ def _fitting(content: bytes) -> bytes:
 
 def _read(content: bytes, folder: Path) -> None:
     (folder / "step-000000006.npz").write_bytes(content)
-    found, _ = checkpoints.load(folder, _DIGEST, Contents(_SHAPES, steps=4))
+    found, _ = checkpoints.load(folder, _DIGEST, ExpectedArrays(_SHAPES, steps=4))
     assert found
     assert found.progress.epoch == len(found.progress.history)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob.datasets import Dataset
-from cnnjob.packing.writer import Block, Contents, write
+from cnnjob.data.dataset import Dataset
+from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from tests.fuzz.targets import Target
 
 
@@ -17,8 +17,8 @@ def _seeds() -> list[bytes]:
 
 
 def _packed(path: Path, splits: tuple[str, ...]) -> bytes:
-    blocks = (Block("x", split, 0, np.full((3, 2, 2, 1), 7, np.uint8), np.arange(3) % 2) for split in splits)
-    write(path, "pets", Contents(("cat", "dog"), {"source": "0" * 64}, blocks), {"size": None})
+    blocks = (Chunk("x", split, 0, np.full((3, 2, 2, 1), 7, np.uint8), np.arange(3) % 2) for split in splits)
+    write(path, "pets", DatasetContents(("cat", "dog"), {"source": "0" * 64}, blocks), {"size": None})
     return path.read_bytes()
 
 

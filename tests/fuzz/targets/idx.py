@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob.packing import idx
+from cnnjob.data.prepare import idx
 from tests.fuzz.targets import Target
-from tests.packing_sources import idx as written
+from tests.helpers.image_sources import idx as written
 
 _LABELS = "train-labels-idx1-ubyte"
 _IMAGES = "train-images-idx3-ubyte"

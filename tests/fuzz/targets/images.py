@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cnnjob.images import header, pixels
+from cnnjob.data.images import header, pixels
 from tests.fuzz.targets import Target
-from tests.packing_sources import tiff_of_strips, unusable_images, usable_images
+from tests.helpers.image_sources import tiff_of_strips, unusable_images, usable_images
 
 
 def _seeds() -> list[bytes]:

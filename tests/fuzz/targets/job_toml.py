@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cnnjob.cli.data import as_toml
 from cnnjob.errors import JobError
-from cnnjob.jobs import Job
-from cnnjob.sweeps import differences, expand
+from cnnjob.jobs.job import Job
+from cnnjob.jobs.sweep import expand, job_differences
 from tests.fuzz.targets import Target
 
 _FILES = (
@@ -66,7 +66,7 @@ def _read(content: bytes, folder: Path) -> None:
         found = [Job.load("digits", [text])]
     else:
         found = expand("digits", [], [text])
-        assert len(differences(found)) == len(found)
+        assert len(job_differences(found)) == len(found)
     for job in found:
         assert Job.checked(job.model_dump(mode="json"), "again") == job
         assert Job.checked(tomllib.loads(as_toml(job.model_dump(mode="json", exclude_none=True))), "printed") == job

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob.packing import cifar
+from cnnjob.data.prepare import cifar
 from tests.fuzz.targets import Target
-from tests.packing_sources import python2_batch
+from tests.helpers.image_sources import python2_batch
 
 
 def _seeds() -> list[bytes]:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from cnnjob.doctor import cluster, profile
 from cnnjob.errors import SchedulerError
-from cnnjob.slurm import accounting, batches, causes, deadlines, forecasts, queue, sbatch, scheduler, site, words
-from cnnjob.slurm.carriers import Carriers
-from cnnjob.slurm.requests import Request
+from cnnjob.slurm import diagnosis, job_array
+from cnnjob.slurm.job_index import JobIndex
+from cnnjob.slurm.node import deadlines
+from cnnjob.slurm.scheduler import accounting, client, job_states, queue, sbatch, site
+from cnnjob.slurm.submit import dry_run
+from cnnjob.slurm.submit.request import Request
 from tests.fuzz.targets import Target
 
 COMMANDS = ("squeue", "sacct", "scontrol", "sinfo", "sacctmgr", "sbatch", "scancel")
@@ -50,37 +53,37 @@ ANSWERS = (
 def _jobs() -> None:
     listing = queue.listing([65534], ended=True)
     for job in listing.jobs[:1000]:
-        words.waits_for(job.reason)
-    batches.queued(listing.jobs[:1000])
-    Carriers(listing.jobs)
+        job_states.waits_for(job.reason)
+    job_array.queued(listing.jobs[:1000])
+    JobIndex(listing.jobs)
 
 
 def _fates() -> None:
-    for fate in list(accounting.fates(["1", "2_5"]).values())[:1000]:
-        causes.user_of(fate.cancelled_by)
+    for fate in list(accounting.job_outcomes(["1", "2_5"]).values())[:1000]:
+        diagnosis.user_of(fate.cancelled_by)
 
 
 def _job() -> None:
-    assert scheduler.ended_by(scheduler.job("10"), 1) in {"requeued", "preempted", "time limit", "cancelled", "itself"}
+    assert client.ended_by(client.job_facts("10"), 1) in {"requeued", "preempted", "time limit", "cancelled", "itself"}
     attempt = {"cluster": None, "job_id": "10", "job_restarts": 0, "uid": 0, "started": "2026-11-29T18:52:00+00:00"}
-    scheduler.has_ended(attempt, 100)
+    client.job_is_over(attempt, 100)
     deadlines.end_now()
 
 
 def _site() -> None:
-    found = cluster.look()
+    found = cluster.query_cluster()
     list(cluster.findings(found))
     for one in list(found.site.partitions.values())[:20]:
         profile.content("lab", found, one)
     request = Request(partition="debug", time="2h", account="lab")
-    forecasts.at_the_time_limit(request, found.site)
-    forecasts.at_preemption(request, found.site)
+    dry_run.at_the_time_limit(request, found.site)
+    dry_run.at_preemption(request, found.site)
     found.site.waits(request)
     found.site.check(request)
 
 
 def _submitted() -> None:
-    assert len(sbatch.submit("cnnjob /runs/toy-1a2b3c4d 1", "script.sh")) <= scheduler.MOST_DIGITS
+    assert len(sbatch.submit("cnnjob /runs/toy-1a2b3c4d 1", "script.sh")) <= client.MOST_DIGITS
 
 
 def _limits() -> None:
@@ -96,10 +99,10 @@ def _limits() -> None:
 
 def _refusal(text: str) -> None:
     error = SchedulerError(text)
-    scheduler.is_silent(error)
-    scheduler.is_absent(error)
+    client.is_silent(error)
+    client.is_absent(error)
     for line in text.splitlines()[:20]:
-        words.limit_of(line)
+        job_states.limit_of(line)
 
 
 READERS: dict[str, Callable[[], None]] = {

@@ -1,0 +1,110 @@
+"""The four verbs, as a notebook or a script says them: pack, train, submit, report.
+
+They are what the commands of these names do, without what those print. Everything lies where the commands put it:
+datasets in ``data/``, runs in ``runs/``, the report in ``report/``.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnjob.data.dataset import Dataset
+from cnnjob.data.prepare import prepare as preparation
+from cnnjob.jobs.job import Job
+from cnnjob.reporting import report as reports
+from cnnjob.reporting.report import Report
+from cnnjob.runs.creation import begun_anew
+from cnnjob.runs.run import Run
+from cnnjob.slurm.scheduler.client import job_is_over
+from cnnjob.training import train as training
+from cnnjob.training.progress import ProgressCallback
+from cnnjob.training.setup import TrainingSetup
+
+DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
+
+
+def prepare(name: str, out: Path | None = None, **options: Any) -> Dataset:
+    """Pack a dataset into one verified HDF5 file, unless it is there.
+
+    Args:
+        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or ``folder``, with ``source``.
+        out: the file; ``data/NAME.h5`` by default.
+        options: of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``, ``test_fraction``,
+            ``force``.
+
+    Returns:
+        The dataset.
+    """
+    return preparation.prepare(name, out or DATA / f"{name}.h5", **options).dataset
+
+
+def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, listener: ProgressCallback | None = None) -> Run:
+    """Train a job here, or go on where it was stopped.
+
+    Args:
+        job: it, or its name or file.
+        data: the folder of its dataset.
+        runs: the folder of the runs.
+        listener: hears how it goes.
+
+    Returns:
+        The run: ``finished``, or ``stopped`` where it was asked to; then the same call goes on.
+    """
+    setup, run = _made(job, data, runs)
+    _warn_of_older([run])
+    training.train(run, listener, setup=setup, has_ended=job_is_over)
+    return run
+
+
+def submit(
+    jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path = DATA,
+    runs: Path = RUNS, **asked: Any,
+) -> list[Run]:  # fmt: skip
+    """Submit jobs to SLURM, several as one array; those that are finished, running or waiting are left alone.
+
+    Args:
+        jobs: each of them, or its name or file.
+        profile: the cluster's.
+        parallel: so many at once.
+        data: the folder of their datasets.
+        runs: the folder of the runs.
+        asked: options of sbatch, as ``partition="gpu"``, ``time="2h"``; one GPU where none is said.
+
+    Returns:
+        Their runs, in order; ``cnnjob status`` tells how they stand.
+    """
+    from cnnjob.slurm.submit import profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
+
+    request = profiles.load(profile, asked)
+    made = [_made(job, data, runs) for job in jobs]
+    _warn_of_older(run for _, run in made)
+    pairs = [(setup.job, run) for setup, run in made]
+    for part in submission.in_parts(pairs, request, asked=profiles.ask_for_gpus(asked)):
+        submission.submit(part.runs, part.request, parallel)
+    return [run for _, run in made]
+
+
+def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
+    """Turn runs into one page, tables and figures.
+
+    Args:
+        runs: the folder that holds them, or some of them.
+        out: the folder to write to.
+
+    Returns:
+        The rows of the table, and the files.
+    """
+    return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out)
+
+
+def _made(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
+    """Return a job bound to its dataset, and its run."""
+    job = Job.load(job) if isinstance(job, str) else job
+    setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
+    return setup, setup.create_run(runs)
+
+
+def _warn_of_older(runs: Iterable[Run]) -> None:
+    for anew in begun_anew(runs):
+        warnings.warn(anew, stacklevel=3)

@@ -1,0 +1,1 @@
+"""Commands that check cnnjob itself on the user's machine: exact resume, rehearsals, benchmarks."""

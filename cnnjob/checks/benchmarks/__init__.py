@@ -1,0 +1,1 @@
+"""Measured side by side: cnnjob, torch and the hardware's limits."""

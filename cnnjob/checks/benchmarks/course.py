@@ -1,0 +1,136 @@
+"""The algorithm as a course teaches it: float64, patches by fancy indices, a new array for every result.
+
+Images are (N, C, H, W). It is the mark from which the gain is seen, not a part of the package's training.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.checks.benchmarks.engines import Run
+from cnnjob.checks.benchmarks.workloads import Array, Workload
+from cnnjob.nn.operations import operations_of
+
+NAME = "course float64"
+
+Backward = Callable[[Array], Array]
+"""Gradient of the output → gradient of the input; the parameters learn on the way."""
+
+
+def computes(work: Workload) -> bool:
+    """Whether the course had all of a workload's blocks: a convolution with ReLU and pooling, dense layers, dropout."""
+    return all(
+        isinstance(block, nn.Dropout)
+        or (isinstance(block, nn.Conv | nn.Dense) and block.bias and operations_of(block) == [block])
+        for block in (layer.block for layer in work.layers)
+    )
+
+
+def engine(work: Workload) -> Run:
+    """A step."""
+    random = np.random.default_rng(0)
+    layers = [_layer(layer.block, layer.input_shape, work.learning_rate, random) for layer in work.layers]
+    images = work.images.transpose(0, 3, 1, 2)
+    slope = random.standard_normal((work.batch_size, *np.roll(work.layers[-1].output_shape, 1)))
+
+    def step() -> None:
+        x, backwards = images / 255, []
+        for layer in layers:
+            x, backward = layer(x)
+            backwards.append(backward)
+        gradient = _cross_entropy_gradient(x, work.labels) if work.steps else slope
+        for backward in reversed(backwards):
+            gradient = backward(gradient)
+
+    return step
+
+
+def _layer(block: Any, shape: tuple[int, ...], rate: float, random: np.random.Generator) -> Callable[[Array], Any]:
+    if isinstance(block, nn.Dropout):
+        return lambda x: _dropout(x, block.probability, random)
+    size = block.parameters(shape)["weights"].shape
+    w, b = random.normal(0, np.sqrt(2 / np.prod(size[:-1])), size), np.zeros(size[-1])
+    if isinstance(block, nn.Dense):
+        return lambda x: dense(x, w, b, rate, relu=block.activation == "relu")
+    w = w.transpose(3, 2, 0, 1).reshape(len(b), -1)  # (F, C·K·K)
+    return lambda x: conv(x, w, b, block, rate)
+
+
+def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Array, Array, Array, int, int]:
+    """Channel, row and column of each tap at each position."""
+    C, H, W = shape
+    out_h, out_w = (H - kernel) // stride + 1, (W - kernel) // stride + 1
+    channel, k, m = (index.reshape(-1, 1) for index in np.indices((C, kernel, kernel)))
+    i, j = (stride * index.reshape(1, -1) for index in np.indices((out_h, out_w)))
+    return channel, k + i, m + j, out_h, out_w
+
+
+def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Array, Backward]:
+    """Convolution, activation, max-pooling; weights (F, C·K·K) and bias learn when it goes backward."""
+    pad = block.pad
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    channel, row, column, out_h, out_w = _patch_indices(padded.shape[1:], block.kernel, block.stride)
+    columns = padded[:, channel, row, column]  # (N, C·K·K, positions)
+    z = (w @ columns + b[:, None]).reshape(len(x), -1, out_h, out_w)
+    active = np.maximum(z, 0) if block.activation == "relu" else z
+    y, unpool = max_pool(active, block.pool)
+
+    def backward(dy: Array) -> Array:
+        dz = unpool(dy) * (z > 0) if block.activation == "relu" else unpool(dy)
+        dz = dz.reshape(len(x), len(b), -1)
+        dcolumns = w.T @ dz
+        dpadded = np.zeros(padded.shape)
+        np.add.at(dpadded, np.s_[:, channel, row, column], dcolumns)  # type: ignore[arg-type]
+        w[...] -= rate * (dz @ columns.transpose(0, 2, 1)).sum(axis=0)
+        b[...] -= rate * dz.sum(axis=(0, 2))
+        return dpadded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]]
+
+    return y, backward
+
+
+def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
+    """The largest of each window; rows that fill none are left out."""
+    N, C, H, W = x.shape
+    inside = x[:, :, : H - H % side, : W - W % side]
+    windows = inside.reshape(N, C, H // side, side, W // side, side).transpose(0, 1, 2, 4, 3, 5)
+    windows = windows.reshape(N, C, H // side, W // side, side * side)
+    first = windows.argmax(axis=-1)[..., None]
+
+    def backward(dy: Array) -> Array:
+        dwindows = np.zeros(windows.shape)
+        np.put_along_axis(dwindows, first, dy[..., None], axis=-1)
+        back = dwindows.reshape(N, C, H // side, W // side, side, side).transpose(0, 1, 2, 4, 3, 5)
+        dx = np.zeros(x.shape)
+        dx[:, :, : H - H % side, : W - W % side] = back.reshape(inside.shape)
+        return dx
+
+    return windows.max(axis=-1), backward
+
+
+def dense(x: Array, w: Array, b: Array, rate: float, *, relu: bool) -> tuple[Array, Backward]:
+    """All values of an image to each unit; weights (V, U) and bias learn when it goes backward."""
+    flat = x.reshape(len(x), -1)
+    z = flat @ w + b
+
+    def backward(dy: Array) -> Array:
+        dz = dy * (z > 0) if relu else dy
+        dx = dz @ w.T
+        w[...] -= rate * flat.T @ dz
+        b[...] -= rate * dz.sum(axis=0)
+        return dx.reshape(x.shape)
+
+    return np.maximum(z, 0) if relu else z, backward
+
+
+def _dropout(x: Array, probability: float, random: np.random.Generator) -> tuple[Array, Backward]:
+    kept = (random.random(x.shape) >= probability) / (1 - probability)
+    return x * kept, lambda dy: dy * kept
+
+
+def _cross_entropy_gradient(logits: Array, labels: Array) -> Array:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Array = exponents / exponents.sum(axis=1, keepdims=True)
+    probabilities[np.arange(len(labels)), labels] -= 1
+    return probabilities / len(labels)

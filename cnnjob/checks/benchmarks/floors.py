@@ -1,0 +1,86 @@
+"""What a step cannot be faster than on this machine: its matrix products alone, and its bytes alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.checks.benchmarks.engines import Engine
+from cnnjob.checks.benchmarks.workloads import Array, Workload
+from cnnjob.nn.blocks import Layer
+from cnnjob.nn.tensors import Task
+from cnnjob.nn.workers import SHARDS, SMALL_WORK, split_evenly
+
+PRODUCTS, BYTES = "floor: products", "floor: bytes"
+PARAMETER_PASSES = 6
+"""Weights read forward, backward and by the update, written by it; the gradient written and read."""
+SIGNAL_PASSES = 5
+"""Values written, read by the next block, read backward; the gradient written and read."""
+
+
+@contextmanager
+def engines(work: Workload) -> Iterator[dict[str, Engine]]:
+    """The floors by the name of their rows, on all cores."""
+    with nn.Workers(nn.available_cores()) as workers:
+        products, copies = list(_products(work)), _copies(work)
+        yield {
+            PRODUCTS: Engine(workers.share(products, work=SMALL_WORK), "products"),
+            BYTES: Engine(workers.share(copies, work=SMALL_WORK), "bytes"),
+        }
+
+
+def _products(work: Workload) -> Iterator[Task]:
+    """The matrix products of each block in shards: forward, the weights' gradient, the input's where it is used."""
+    for number, layer in enumerate(work.layers):
+        if not isinstance(layer.block, nn.Conv | nn.Dense):
+            continue
+        trainable = work.learns_input or number > 0
+        for rows, inner, columns in _shards(layer, work.batch_size):
+            x, w, y = (np.ones(shape, np.float32) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+            dx, dw, z = np.empty_like(x), np.empty_like(w), np.empty_like(y)
+            yield _product(x, w, z)
+            yield _product(x.T, y, dw)
+            if trainable:
+                yield _product(y, w.T, dx)
+
+
+def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
+    """(m, k, n) of the product of each shard: a convolution's cut by images, a dense block's by inputs."""
+    weights = layer.block.parameters(layer.input_shape)["weights"].shape
+    inner, columns = prod(weights[:-1]), weights[-1]
+    if isinstance(layer.block, nn.Conv):
+        positions = prod(layer.output_shape[:2]) * layer.block.pool**2
+        yield from (((part.stop - part.start) * positions, inner, columns) for part in split_evenly(count, SHARDS))
+    else:
+        yield from ((count, part.stop - part.start, columns) for part in split_evenly(inner, SHARDS))
+
+
+def _product(a: Array, b: Array, out: Array) -> Task:
+    def run() -> None:
+        np.matmul(a, b, out=out)
+
+    return run
+
+
+def bytes_of(work: Workload) -> int:
+    """As many as a step must read and write, its blocks being computed at once."""
+    shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
+    parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
+    signals = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)
+    return 4 * (PARAMETER_PASSES * parameters + SIGNAL_PASSES * signals) + work.images.nbytes
+
+
+def _copies(work: Workload) -> list[Task]:
+    """Those bytes."""
+    size = bytes_of(work) // 2  # a copy reads and writes
+    source, target = (np.zeros(size, np.uint8) for _ in range(2))
+    return [_copy(source[part], target[part]) for part in split_evenly(size, SHARDS)]
+
+
+def _copy(source: Array, target: Array) -> Task:
+    def run() -> None:
+        np.copyto(target, source)
+
+    return run

@@ -1,0 +1,67 @@
+"""This package's engines on a GPU, and its floors; each step is asked for without waiting for the one before."""
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.checks.benchmarks import floors, ours
+from cnnjob.checks.benchmarks.engines import Engine, Role, Run, nothing
+from cnnjob.checks.benchmarks.workloads import Workload
+from cnnjob.nn.cuda.availability import choose_kernel_cache
+from cnnjob.nn.cuda.device import CudaDevice
+from cnnjob.nn.cuda.device_api import each, gemm, in_order
+from cnnjob.nn.cuda.graphs import Captured
+from cnnjob.nn.tensors import Task
+
+PRECISIONS = ("float32", "tf32")
+GENERAL = "part by part"
+
+
+def engines(work: Workload) -> dict[str, Engine]:
+    """The engines by the names of their rows: eager and graph in each precision, and part by part for comparison."""
+    choose_kernel_cache()
+    found = {}
+    for precision in PRECISIONS:
+        device = CudaDevice(precision)
+        backends = {
+            f"cnnjob {GENERAL}": nn.CudaBackend(device, fuses=False, captures=False),
+            "cnnjob eager": nn.CudaBackend(device, captures=False),
+            "cnnjob graph": nn.CudaBackend(device),
+        }
+        for name, backend in backends.items():
+            begin, step = (ours.training if work.steps else ours.block)(backend, work)
+            found[f"{name} {precision}"] = _engine(device, step, "ours", begin)
+        for name, role, run in _floors(device, work):
+            found[f"{name} {precision}"] = _engine(device, Captured(device, run, tuple), role, nothing)
+    return found
+
+
+def _engine(device: CudaDevice, step: Run, role: Role, begin: Run) -> Engine:
+    return Engine(step, role, f"gpu {device.precision}", begin, device.wait)
+
+
+def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
+    """The matrix products alone, of whole batches; and a copy of as many bytes as a step must move."""
+    yield floors.PRODUCTS, "products", in_order(list(_products(device, work)))
+    size = floors.bytes_of(work) // 8  # floats, read and written
+    source, target = (device.zeros((size,), np.float32) for _ in range(2))
+    arguments = source, source, np.int64(size), 0, size, target, False
+    yield floors.BYTES, "bytes", each(device, "activation_slope", 1, size, *arguments)
+
+
+def _products(device: CudaDevice, work: Workload) -> Iterator[Task]:
+    """Of each block: forward, the weights' gradient, the input's where it is used."""
+    for number, layer in enumerate(work.layers):
+        if not isinstance(layer.block, nn.Conv | nn.Dense):
+            continue
+        weights = layer.block.parameters(layer.input_shape)["weights"].shape
+        inner, columns, rows = prod(weights[:-1]), weights[-1], work.batch_size
+        if isinstance(layer.block, nn.Conv):
+            rows *= prod(layer.block.convolved(layer.input_shape))
+        x, w, y = (device.zeros(shape, np.float32) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+        yield gemm(device, x, w, y)
+        yield gemm(device, x, y, w, (True, False))
+        if work.learns_input or number > 0:
+            yield gemm(device, y, w, x, (False, True))

@@ -1,0 +1,66 @@
+"""The same steps by torch on a GPU: as they are, and as a CUDA graph; in both memory layouts and precisions."""
+
+from functools import partial
+from typing import Any
+
+from cnnjob.checks.benchmarks.engines import Engine, Run
+from cnnjob.checks.benchmarks.rivals import training
+from cnnjob.checks.benchmarks.workloads import Workload
+
+PRECISIONS = ("float32", "tf32")
+WARM_UPS = 3
+"""Steps before a graph is recorded, as torch's guide has it."""
+
+
+def engines(work: Workload) -> dict[str, Engine]:
+    """The engines by the names of their rows; none where torch has no GPU, or for a single block."""
+    try:
+        import torch  # noqa: PLC0415 - slow to load
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available() or not work.steps:
+        return {}
+    torch.backends.cudnn.benchmark = True
+    found = {}
+    for precision in PRECISIONS:
+        choose = partial(_choose, torch, precision)
+        for name, layout in {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items():
+            choose()
+            plain, kept = (training(torch, work, layout, "cuda", partial(_in_few_groups, torch)) for _ in range(2))
+            steps = {"eager": plain, "graph": _recorded(torch, kept)}
+            for how, run in steps.items():
+                label = f"torch {how} {name} {precision}"
+                found[label] = Engine(run, "torch", f"gpu {precision}", choose, torch.cuda.synchronize)
+    return found
+
+
+def _choose(torch: Any, precision: str) -> None:
+    """Of all products from now on."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def _in_few_groups(torch: Any, optimiser: Any) -> Any:
+    """The same, with one kernel for all parameters that learn alike, which is torch's fastest."""
+    if not isinstance(optimiser, torch.optim.SGD):
+        return optimiser
+    alike: dict[tuple[float, float], list[Any]] = {}
+    for group in optimiser.param_groups:
+        alike.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
+    groups = [{"params": tensors, "lr": rate, "weight_decay": decay} for (rate, decay), tensors in alike.items()]
+    settings = {name: optimiser.param_groups[0][name] for name in ("momentum", "nesterov")}
+    return torch.optim.SGD(groups, fused=True, **settings)
+
+
+def _recorded(torch: Any, step: Run) -> Run:
+    """A step as a CUDA graph."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UPS):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    replay: Run = graph.replay
+    return replay

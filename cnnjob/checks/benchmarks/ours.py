@@ -1,0 +1,69 @@
+"""This package's engines on the processor, and what they share with those on a GPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.checks.benchmarks.engines import MOST_STEPS_A_TURN, Engine, Run, nothing
+from cnnjob.checks.benchmarks.workloads import Array, Workload
+from cnnjob.nn.backend import Backend
+from cnnjob.nn.blocks import Shape
+from cnnjob.nn.memory import Arena
+from cnnjob.nn.operations import operations_of
+from cnnjob.nn.plan import empty_feed
+from cnnjob.nn.tensors import Task, Tensor
+
+
+@contextmanager
+def engines(work: Workload) -> Iterator[dict[str, Engine]]:
+    """A step on each backend, by the name of its row; torch keeps its own threads, BLAS is not torch's."""
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
+
+    with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:
+        backend = nn.NumPyBackend(workers)
+        begin, step = (training if work.steps else block)(backend, work)
+        yield {f"cnnjob {backend.name}": Engine(step, "ours", begin=begin)}
+
+
+def training(backend: Backend, work: Workload) -> tuple[Run, Run]:
+    """What begins an epoch, and a training step of it."""
+    network = nn.Network(work.layers)
+    state = nn.State(network, work.optimiser, backend)
+    pixels = nn.PixelNormalisation.unit(work.image_shape[-1])
+    state.initialise(network, 0, work.images, pixels)
+    feed = nn.training_feed(backend, work.images, work.labels, MOST_STEPS_A_TURN, work.batch_size, 0)
+    backend.copy(np.resize(np.arange(work.batch_size), len(feed.order)), feed.order)
+    backend.copy(np.full(MOST_STEPS_A_TURN, work.learning_rate), feed.learning_rates)
+    plan = nn.TrainingPlan(backend, network, state, work.optimiser, feed, pixels, work.batch_size)
+
+    return partial(backend.copy, np.zeros(2, np.int64), feed.position), plan.step
+
+
+def block(backend: Backend, work: Workload) -> tuple[Run, Run]:
+    """Nothing, and the only block forward and backward."""
+    [layer] = work.layers
+    random, count = np.random.default_rng(0), work.batch_size
+    shapes = {name: parameter.shape for name, parameter in layer.block.parameters(layer.input_shape).items()}
+
+    def drawn(shape: Shape) -> Array:
+        return backend.resident(np.asarray(random.standard_normal(shape), backend.dtype))
+
+    weights = {name: drawn(shape) for name, shape in shapes.items()}
+    gradients = {name: backend.zeros(shape, backend.dtype) for name, shape in shapes.items()}
+
+    def build(arena: Arena) -> tuple[Tensor, Tensor, Task]:
+        x = Tensor.take(arena, (count, *layer.input_shape), backend.dtype, border=getattr(layer.block, "pad", 0))
+        y = Tensor.take(arena, (count, *layer.output_shape), backend.dtype)
+        feed = empty_feed(layer.input_shape, backend)
+        [operation] = operations_of(layer.block)
+        assert not isinstance(operation, nn.Residual)  # noqa: S101 - the types
+        step = backend.block(arena, operation, x, y, (weights, gradients), feed, 0)
+        return x, y, backend.whole(arena, feed, [step.forward, step.backward])
+
+    x, y, run = Arena.filled(backend, build)
+    backend.copy(drawn(x.padded.shape), x.padded)
+    backend.copy(drawn(y.gradient.shape), y.gradient)
+    return nothing, run

@@ -1,0 +1,52 @@
+"""The same steps by torch, in both memory layouts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cnnjob.checks.benchmarks.engines import Engine, Run
+from cnnjob.checks.benchmarks.torch_networks import module_of, optimiser_like
+from cnnjob.checks.benchmarks.workloads import Workload
+
+
+def engines(work: Workload) -> dict[str, Engine]:
+    """A step in each memory layout by the name of its row; none where torch is not installed."""
+    try:
+        import torch  # noqa: PLC0415 - slow to load
+    except ImportError:
+        return {}
+    layouts = {"torch NCHW": torch.contiguous_format, "torch NHWC": torch.channels_last}
+    make = training if work.steps else _block
+    return {name: Engine(make(torch, work, layout), "torch") for name, layout in layouts.items()}
+
+
+def training(
+    torch: Any, work: Workload, layout: Any, device: str = "cpu", arranged: Callable[[Any], Any] = lambda it: it
+) -> Run:
+    """A training step; the batch lies on the device as bytes, so torch need not gather it."""
+    network = module_of(torch, work.layers).to(device, memory_format=layout)
+    optimiser = arranged(optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
+    raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
+    answers = torch.from_numpy(work.labels).to(device)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        outputs = network(raw.float() / 255)
+        torch.nn.functional.cross_entropy(outputs, answers).backward()
+        optimiser.step()
+
+    return step
+
+
+def _block(torch: Any, work: Workload, layout: Any) -> Run:
+    """The only block, forward and backward, with the gradient of its input."""
+    network = module_of(torch, work.layers).to(memory_format=layout)
+    H, W, C = work.image_shape
+    x = torch.randn(work.batch_size, C, H, W).contiguous(memory_format=layout).requires_grad_()
+    slope = torch.randn_like(network(x))
+
+    def step() -> None:
+        network.zero_grad()
+        x.grad = None
+        network(x).backward(slope)
+
+    return step

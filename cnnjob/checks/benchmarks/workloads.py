@@ -1,0 +1,69 @@
+"""What is measured: the training steps of jobs, and a single convolution."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cnnjob import nn
+from cnnjob.jobs.job import Job
+from cnnjob.nn.blocks import Layer
+from cnnjob.training.build import build_network, build_optimiser
+
+CLASSES = 10
+CONVOLUTION = "conv-64-128"
+IMAGES = {
+    "mnist-baseline": ((28, 28, 1), 60_000),
+    "cifar10-baseline": ((32, 32, 3), 50_000),
+    "cifar10": ((32, 32, 3), 50_000),
+    "cifar10-small": ((32, 32, 3), 49_000),
+}
+"""Shape and number of the training images."""
+NAMES = (*IMAGES, CONVOLUTION)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network's training step; or one block forward and backward, input gradient included."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    batch_size: int
+    steps: int
+    """Of an epoch; 0 where it is a single block."""
+    optimiser: nn.Optimiser
+    learning_rate: float
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.layers[0].input_shape
+
+    @property
+    def learns_input(self) -> bool:
+        """Whether the gradient of what goes in is computed too."""
+        return not self.steps
+
+    @cached_property
+    def images(self) -> Array:
+        """Made-up images uint8 (N, H, W, C)."""
+        return np.random.default_rng(0).integers(0, 256, (self.batch_size, *self.image_shape), np.uint8)
+
+    @cached_property
+    def labels(self) -> Array:
+        """Made-up labels int64 (N,)."""
+        return np.random.default_rng(1).integers(0, CLASSES, self.batch_size)
+
+
+def workload(name: str) -> Workload:
+    """The workload of that name: ``conv-64-128``, or a job of the same name."""
+    if name == CONVOLUTION:  # 3×3, 64 → 128 filters at 16×16, 64 images
+        block, shape = nn.Conv(filters=128, activation="none"), (16, 16, 64)
+        return Workload(name, (Layer("conv1", block, shape, block.output_shape(shape)),), 64, 0, nn.Sgd(), 0.0)
+    job, (image_shape, images) = Job.load(name), IMAGES[name]
+    layers, train = build_network(job.model, image_shape, CLASSES).layers, job.train
+    steps = images // train.batch_size
+    return Workload(name, layers, train.batch_size, steps, build_optimiser(train), train.learning_rate)

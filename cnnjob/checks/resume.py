@@ -1,0 +1,228 @@
+"""A job run twice, unbroken and killed at random moments, and whether the bits are the same.
+
+Each life is a process of its own:
+
+    python -m cnnjob.checks.resume RUN STEPS
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnjob import files
+from cnnjob.checks.comparison import Kill, RunComparison, compare_runs
+from cnnjob.data.dataset import Dataset
+from cnnjob.errors import EXIT_STOPPED, CnnjobError
+from cnnjob.jobs.job import Job
+from cnnjob.runs.checkpoints import newest_step
+from cnnjob.runs.creation import create_run
+from cnnjob.runs.run import Run
+from cnnjob.training.progress import NoProgress
+from cnnjob.training.setup import TrainingSetup
+from cnnjob.training.train import train
+
+CHECKPOINTS_A_LIFE = 4
+"""How many are saved between two kills, on average."""
+LOOK_SECONDS = 0.005
+STEP_BYTES = 8
+
+
+def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
+    """The job with no more epochs than so many steps take; at least one, never more than it has."""
+    epochs = max(1, -(-steps // max(1, steps_per_epoch(job, dataset))))
+    return _with(job, epochs=min(job.train.epochs, epochs))
+
+
+def steps_per_epoch(job: Job, dataset: Dataset) -> int:
+    """How many steps an epoch of a job has."""
+    return TrainingSetup.build(job, dataset).steps_per_epoch
+
+
+def save_often(job: Job, seconds: float) -> Job:
+    """The job with no more time than that between two checkpoints."""
+    return _with(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
+
+
+def _with(job: Job, **changes: Any) -> Job:
+    return job.model_copy(update={"train": job.train.model_copy(update=changes)})
+
+
+def verify_resume(
+    job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say: Callable[[str], None]
+) -> RunComparison:
+    """Run a job here, unbroken, and again killed at random moments, and compare.
+
+    The moments are drawn over the duration of the unbroken run, from the first step to the end, so that kills fall into
+    training, evaluation and saving alike. Each becomes the step that was done by then and a time after it, which holds
+    on a machine whose speed varies.
+
+    Args:
+        job: as long as it is to be.
+        dataset: its data.
+        folder: for both runs; it must be empty.
+        kills: how many.
+        seed: of their moments.
+        say: hears how it goes.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        CnnjobError: a life ended by itself, and not well.
+    """
+    unbroken = TrainingSetup.checked(job, dataset).create_run(folder / "unbroken")
+    whole = _live(unbroken)
+    say(f"unbroken: finished in {whole.seconds:.1f} s")
+    often = save_often(job, whole.seconds / (kills + 1) / CHECKPOINTS_A_LIFE)
+    killed = create_run(often, dataset, folder / "killed")
+    draw = random.Random(seed)  # noqa: S311 - moments, no secrets
+    done: list[Kill] = []
+    for moment in sorted(draw.uniform(0, whole.seconds) for _ in range(kills)):
+        life = _live(killed, whole.place_of(moment))
+        if not life.killed or killed.result_file.exists():  # what falls after the result breaks nothing
+            break
+        done.append(_kill(killed, life, steps_per_epoch(job, dataset)))
+        say(f"kill {len(done)} of {kills}: life {len(done)}, {life.seconds:.2f} s old, step {life.step}")
+    if not killed.result_file.exists():
+        _live(killed)
+    say(f"killed: finished in {len(killed.attempt_files())} lives")
+    return compare_runs(unbroken, killed, done, kills, seed)
+
+
+@dataclass(frozen=True)
+class _TimedAttempt:
+    """How one ended."""
+
+    seconds: float
+    """From the start of its training on."""
+    steps: list[tuple[float, int]]
+    """When a step was seen to be done, and which."""
+    killed: bool
+
+    @property
+    def step(self) -> int:
+        """The last it had done; 0 if none."""
+        return self.steps[-1][1] if self.steps else 0
+
+    def place_of(self, moment: float) -> tuple[int, float]:
+        """The step that was done by a moment, and the seconds since."""
+        seconds, step = [(0.0, 0), *(seen for seen in self.steps if seen[0] <= moment)][-1]
+        return step, moment - seconds
+
+
+def _live(run: Run, place: tuple[int, float] | None = None) -> _TimedAttempt:
+    """Live one life of a run in a process of its own; kill it so many seconds after a step, if it still lives."""
+    steps_file = run.path.with_name("steps")
+    steps_file.write_bytes(b"")
+    saved = newest_step(run.checkpoints_folder)
+    with _child(run, steps_file) as child:
+        until = None if place is None else place[0] if place[0] > saved else 0  # what is saved is not done again
+        started, steps = _watch(child, steps_file, until)
+        try:
+            child.wait(place[1] if place else None)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        lived, killed = time.monotonic() - started, place is not None and child.returncode == -signal.SIGKILL
+    if child.returncode and not killed:
+        raise CnnjobError(f"{run.path}: a life ended with exit code {child.returncode}, {_last_words(run)}")
+    return _TimedAttempt(lived, [*steps, (lived, int.from_bytes(steps_file.read_bytes()))], killed)
+
+
+def _watch(
+    child: "subprocess.Popen[bytes]", steps_file: Path, until: int | None
+) -> tuple[float, list[tuple[float, int]]]:
+    """Look at a life until a step is done or it ends; when its training started, and when which steps were seen."""
+    started, steps = time.monotonic(), list[tuple[float, int]]()
+    while child.poll() is None and not (steps and until is not None and steps[-1][1] >= until):
+        if content := steps_file.read_bytes():
+            now, step = time.monotonic(), int.from_bytes(content)
+            started = started if steps else now
+            if not steps or steps[-1][1] != step:
+                steps.append((now - started, step))
+        else:
+            started = time.monotonic()
+        time.sleep(LOOK_SECONDS)
+    return started, steps
+
+
+@contextmanager
+def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives one life of a run; Ctrl-C is not for it, and it does not outlive the block."""
+    command = [sys.executable, "-P", "-m", "cnnjob.checks.resume", str(run.path.resolve()), str(steps_file.resolve())]
+    with run.path.with_name("words").open("wb") as words:
+        child = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True,
+            env={**os.environ, **_own_path()},
+        )  # fmt: skip
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.wait()
+
+
+def _own_path() -> dict[str, str]:
+    """Return what leads another interpreter to this package where only the current folder did: ``python -m cnnjob``."""
+    root = str(files.PACKAGE.resolve().parent)
+    if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def _last_words(run: Run) -> str:
+    lines = run.path.with_name("words").read_text(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "without a word")
+
+
+def _kill(run: Run, life: _TimedAttempt, steps: int) -> Kill:
+    """What is known of a kill, right after it."""
+    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):
+        during = "saving"
+    elif not life.step:
+        during = "starting"
+    else:
+        during = "training" if life.step % steps else "evaluation"
+    number = len(run.attempt_files())
+    return Kill(number, round(life.seconds, 3), life.step or None, newest_step(run.checkpoints_folder), during)
+
+
+class _Counter(NoProgress):
+    """Leaves the number of the last step done where another process can read it at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY)
+        self._steps = 0
+
+    def start(self, job: Job, steps: int) -> None:  # noqa: ARG002 - a listener's form
+        """Learn how many steps an epoch has, and show that the training starts."""
+        self._steps = steps
+        self._write(0)
+
+    def step(self, epoch: int, step: int) -> None:
+        """Write the step, counted from the first of all."""
+        self._write((epoch - 1) * self._steps + step)
+
+    def _write(self, step: int) -> None:
+        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)
+
+
+def _main(run: str, steps_file: str) -> None:
+    try:
+        outcome = train(Run(Path(run)), _Counter(Path(steps_file)))
+    except CnnjobError as error:
+        raise SystemExit(str(error)) from error
+    if outcome.state == "stopped":
+        raise SystemExit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:3])

@@ -1,0 +1,1 @@
+"""Datasets: one HDF5 file each, and how it is read."""

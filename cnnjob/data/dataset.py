@@ -1,0 +1,475 @@
+"""Packed datasets: what one HDF5 file holds, read and verified.
+
+The file's layout is written in CONTRIBUTING.md ("Data on disk"); `cnnjob.data.prepare.prepare` makes
+such files, and everything else only reads them. A file is opened read-only and without
+locks for the time of one call, so a handle never crosses a fork.
+"""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from cnnjob.data import hdf5
+from cnnjob.errors import DataError, JobError
+from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+ARRAYS = ("images", "labels")
+TRAINING_IMAGES = "train/images"
+SEAL = "sha256"
+"""The attribute that has the SHA-256 of all others and of the arrays' shapes; older files have none."""
+ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options")
+BLOCK_BYTES = 8 << 20  # what is read or written at a time
+_SUMMED_BYTES = 256 << 10  # what fits a processor's cache
+_SUMMED_ROWS = 1 << 16  # 255² times as many fit 32 bits
+_IMAGES_NDIM = 4
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of every HDF5 file
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What HDF5 and the checks of what it gives raise; RuntimeError includes RecursionError."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a packed file says about itself; the pixels stay in the file until :meth:`load`.
+
+    Attributes:
+        path: the file.
+        name: what the dataset is called.
+        class_names: one name a class; a label is an index into it.
+        mean: per channel, of the training images, in [0, 1].
+        std: likewise the standard deviation; 0 for a channel of one value.
+        shapes: for every split (N, H, W, C).
+        array_sha256: for every array, as ``train/images``, the SHA-256 of its bytes.
+        source_sha256: for every source file the SHA-256 of its bytes.
+        options: how the source was packed: size, test_fraction.
+        is_sealed: whether the file has a checksum of its attributes, which this one then fits.
+    """
+
+    path: Path
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shapes: dict[str, tuple[int, int, int, int]]
+    array_sha256: dict[str, str]
+    source_sha256: dict[str, str]
+    options: dict[str, Any]
+    is_sealed: bool = True
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read what a packed file says about itself.
+
+        Args:
+            path: a file that ``cnnjob prepare`` wrote.
+
+        Returns:
+            The dataset.
+
+        Raises:
+            DataError: the file is missing, incomplete, cut short, edited, or no packed dataset.
+        """
+        with _reading(path) as file:
+            _require_complete(path, file)
+            arrays = _arrays(file)
+            hdf5.require_attributes(file.id, "/", (*ATTRIBUTES, SEAL))
+            description = _description(file, arrays)
+            dataset = cls(path=path, is_sealed=SEAL in file.attrs, **description)
+            dataset._require_sound()
+            if dataset.is_sealed:
+                _require_seal(hdf5.text(file, SEAL), description)
+            for name in dataset.splits:
+                _require_labels(f"{name}/labels", arrays[f"{name}/labels"], len(dataset.class_names))
+        return dataset
+
+    @classmethod
+    def find(cls, name: str, folder: Path) -> Self:
+        """Open the dataset of a name: a file's own, or that of a file in a folder.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        named = Path(name)
+        return cls.open(named if named.suffix in {".h5", ".hdf5"} else folder / f"{name}.h5")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the arrays, their shapes and the class names: the same on every machine."""
+        return sha256_of(canonical_json([self.array_sha256, self.class_names, self.shapes]).encode())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        return self.shapes["train"][1:]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits, in the order train, val, test."""
+        return tuple(split for split in SPLITS if split in self.shapes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all images."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def load(self, split: str, check: Callable[[str, np.ndarray], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Read one split whole.
+
+        Args:
+            split: one of :attr:`splits`.
+            check: called with the name of each array, as ``train/images``, and the array as it is in the file;
+                :meth:`require_digest` by default.
+
+        Returns:
+            images (N, H, W, C) uint8 and labels (N,) int64.
+
+        Raises:
+            DataError: the file is damaged.
+            JobError: there is no such split.
+        """
+        with self._arrays_of(split) as arrays:
+            images, labels = (array[...] for array in arrays)
+        for name, array in zip(ARRAYS, (images, labels), strict=True):
+            (check or self.require_digest)(f"{split}/{name}", array)
+        return images, labels.astype(np.int64)
+
+    def require_digest(self, name: str, array: np.ndarray | h5py.Dataset) -> None:
+        """Compare an array with its digest, and the training images with the mean and std that are stated.
+
+        Args:
+            name: of the array, as ``train/images``.
+            array: as it is in the file.
+
+        Raises:
+            DataError: it is another.
+        """
+        moments = Moments() if name == TRAINING_IMAGES else None
+        digest = digest_of(array, moments)
+        if digest != self.array_sha256[name]:
+            raise DataError(
+                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}; {_AGAIN}"
+            )
+        if moments:
+            self._require_moments(*moments.mean_and_std())
+
+    def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Refuse other values than those of the training images: equal ones, as all sums are of integers."""
+        for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
+            if found != expected:
+                raise DataError(
+                    f"{self.path}: the attribute {name} is not that of the training images (found {_said(found)}; "
+                    f"expected {_said(expected)}). Prepare the dataset again with --force"
+                )
+
+    def labels(self, split: str) -> np.ndarray:
+        """Read the labels of one split.
+
+        Args:
+            split: one of :attr:`splits`.
+
+        Returns:
+            (N,) int64.
+
+        Raises:
+            DataError: the file is damaged.
+            JobError: there is no such split.
+        """
+        with self._arrays_of(split) as (_, stored):
+            labels = stored[...]
+        self.require_digest(f"{split}/labels", labels)
+        return np.asarray(labels, np.int64)
+
+    def example(self, split: str, index: int) -> tuple[np.ndarray, int]:
+        """Read one image and its label.
+
+        Args:
+            split: one of :attr:`splits`.
+            index: of the image, from 0.
+
+        Returns:
+            (H, W, C) uint8 and the label.
+
+        Raises:
+            DataError: the file is damaged.
+            JobError: there is no such split, or no such image in it.
+        """
+        with self._arrays_of(split) as (images, labels):
+            if not 0 <= index < len(labels):
+                raise JobError(
+                    f"{self.path}: no image {split}:{index}, found {len(labels):,}; "
+                    f"name one from {split}:0 to {split}:{len(labels) - 1}"
+                )
+            return images[index], int(labels[index])
+
+    def counts(self, split: str) -> tuple[int, ...]:
+        """The number of images of each class in one split.
+
+        Args:
+            split: one of :attr:`splits`.
+
+        Returns:
+            One count a class.
+
+        Raises:
+            DataError: the file is damaged.
+            JobError: there is no such split.
+        """
+        with self._arrays_of(split) as (_, labels):
+            return tuple(np.bincount(labels[...], minlength=len(self.class_names)).tolist())
+
+    def verify(self, *splits: str) -> None:
+        """Compare arrays with their digests, and the training images with mean and std, a block at a time.
+
+        Args:
+            *splits: whose arrays; those of all splits by default.
+
+        Raises:
+            DataError: the file is damaged; the message names the first array that differs.
+            JobError: there is no such split.
+        """
+        for split in splits or self.splits:
+            with self._arrays_of(split) as arrays:
+                for name, array in zip(ARRAYS, arrays, strict=True):
+                    self.require_digest(f"{split}/{name}", array)
+
+    @contextmanager
+    def _arrays_of(self, split: str) -> Iterator[tuple[h5py.Dataset, h5py.Dataset]]:
+        if split not in self.shapes:
+            raise JobError(f"{self.path}: no split {split!r}, found {', '.join(self.splits)}; name one of these")
+        with _reading(self.path) as file:
+            arrays = _arrays(file)
+            if _shapes(arrays) != self.shapes:
+                raise ValueError("the file was replaced while it was read")
+            yield arrays[f"{split}/images"], arrays[f"{split}/labels"]
+
+    def _require_sound(self) -> None:
+        """Refuse attributes that do not fit the arrays or each other."""
+        shapes = {shape[1:] for shape in self.shapes.values()}
+        arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
+        if not {"train", "test"} <= self.shapes.keys():
+            raise ValueError(f"no train or no test images (found {', '.join(self.splits) or 'none'})")
+        if len(shapes) > 1:
+            raise ValueError(f"splits whose images differ in shape (found {self.shapes})")
+        if {len(self.mean), len(self.std)} != {self.image_shape[2]}:
+            found = f"{len(self.mean)} and {len(self.std)} for {self.image_shape[2]} channels"
+            raise ValueError(f"mean and std that do not fit the images (found {found})")
+        if self.array_sha256.keys() != arrays:
+            raise ValueError("checksums of other arrays than there are (found in the attribute array_sha256)")
+        if not all(map(_SHA256.fullmatch, (*self.array_sha256.values(), *self.source_sha256.values()))):
+            raise ValueError("a checksum that is no SHA-256 (found in array_sha256 or source_sha256)")
+        if not all(map(_is_unicode, (self.name, *self.class_names))):
+            raise ValueError("a name of half a character (found in name or class_names)")
+        require_class_names(self.class_names)
+
+
+def require_class_names(names: Sequence[str]) -> None:
+    """Refuse names that do not tell the classes apart.
+
+    Args:
+        names: one per class.
+
+    Raises:
+        ValueError: there is none, or one is empty or given twice.
+    """
+    if not names:
+        raise ValueError("no class (found no name in class_names)")
+    if empty := [number for number, name in enumerate(names) if not name.strip()]:
+        raise ValueError(f"a class without a name (found {names[empty[0]]!r} for class {empty[0]})")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"two classes of one name (found {twice!r})")
+
+
+def _said(values: tuple[float, ...]) -> str:
+    return ", ".join(map(repr, values))
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written: half a surrogate pair, which JSON allows, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file that does not open as a dataset may have been one: an ``.h5`` of ours, or one that cannot be told.
+
+    Args:
+        path: a file that :meth:`Dataset.open` refused.
+
+    Returns:
+        False for a file of another kind, and for an HDF5 file that another program wrote.
+    """
+    try:
+        with open_regular(path) as raw:
+            if path.suffix != ".h5" or raw.read(len(_SIGNATURE)) != _SIGNATURE:
+                return False
+        with h5py.File(path, "r", locking=False) as file:
+            return "format" in file.attrs and np.array_equal(hdf5.number(file, "format"), FORMAT)
+    except _UNREADABLE:
+        return True
+
+
+def blocks(array: h5py.Dataset | np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of an array in the file or in memory, in order, a few MiB at a time."""
+    row_bytes = max(1, array.dtype.itemsize * prod(array.shape[1:]))
+    chunk = array.chunks[0] if isinstance(array, h5py.Dataset) else 1
+    step = max(1, BLOCK_BYTES // row_bytes // chunk) * chunk
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
+
+
+class Moments:
+    """Mean and standard deviation per channel of images, in units of 255, from exact sums over all pixels.
+
+    They are the same on every machine: the sums are integers, and the rest are a few IEEE 754 operations.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no image."""
+        self._n, self._totals, self._squares = 0, [0], [0]
+
+    def add(self, images: np.ndarray) -> None:
+        """Add images (N, H, W, C) uint8."""
+        _, _, width, channels = images.shape
+        rows = images.reshape(-1, width * channels)
+        step = min(_SUMMED_ROWS, max(1, _SUMMED_BYTES // rows.shape[1]))
+        totals, squares = np.zeros((2, channels), np.uint64)
+        for start in range(0, len(rows), step):
+            values = rows[start : start + step]
+            totals += _by_channel(values, channels)
+            squares += _by_channel(np.multiply(values, values, dtype=np.uint16), channels)
+        self._n += len(rows) * width
+        self._totals = [a + b for a, b in zip_longest(self._totals, totals.tolist(), fillvalue=0)]
+        self._squares = [a + b for a, b in zip_longest(self._squares, squares.tolist(), fillvalue=0)]
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return both, one number per channel."""
+        n, both = self._n, list(zip(self._totals, self._squares, strict=True))
+        return (
+            tuple(total / (255 * n) for total, _ in both),
+            tuple(math.sqrt(n * squares - total * total) / (255 * n) for total, squares in both),
+        )
+
+
+def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
+    """Sum rows of pixels."""
+    summed: np.ndarray = values.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
+    return summed
+
+
+def digest_of(array: h5py.Dataset | np.ndarray, moments: Moments | None = None) -> str:
+    """SHA-256 of an array's bytes, in C order and little-endian; images are added to their moments meanwhile."""
+    digest = hashlib.sha256()
+    for block in blocks(array):
+        digest.update(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
+        if moments:
+            moments.add(block)
+    return digest.hexdigest()
+
+
+def seal_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 of what a file says about itself.
+
+    Args:
+        description: name, class_names, mean, std, shapes, array_sha256, source_sha256 and options.
+    """
+    return sha256_of(canonical_json(description).encode())
+
+
+_AGAIN = "pack it again with `cnnjob prepare --force`"
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """The file opened for reading; whatever HDF5 finds wrong in it is a DataError."""
+    try:
+        if not path.is_file():
+            elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
+            raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}{elsewhere}`")
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: not readable as a packed dataset, {error}; {_AGAIN}") from error
+
+
+def _require_complete(path: Path, file: h5py.File) -> None:
+    found = hdf5.number(file, "format") if "format" in file.attrs else None
+    if found is None or not np.array_equal(found, FORMAT):
+        raise DataError(f"{path}: not a dataset of format {FORMAT}, found format {found}; {_AGAIN}")
+    if "complete" not in file.attrs or not np.array_equal(hdf5.number(file, "complete"), 1):
+        raise DataError(f"{path}: incomplete, its packing did not end; {_AGAIN}")
+
+
+def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """The arrays by name, as ``train/images``, checked but not read."""
+    arrays: dict[str, h5py.Dataset] = {}
+    for split in hdf5.members(file, SPLITS):
+        group = hdf5.subgroup(file, split)
+        hdf5.members(group, ARRAYS)
+        images = hdf5.array(group, "images", (np.uint8,))
+        labels = hdf5.array(group, "labels", (np.uint8, np.dtype("<u2")))
+        if images.ndim != _IMAGES_NDIM or labels.shape != images.shape[:1]:
+            raise ValueError(f"images and labels that do not fit (found {images.shape} and {labels.shape} in {split})")
+        arrays |= {f"{split}/images": images, f"{split}/labels": labels}
+    return arrays
+
+
+def _shapes(arrays: Mapping[str, h5py.Dataset]) -> dict[str, tuple[int, int, int, int]]:
+    return {split: arrays[f"{split}/images"].shape for split in SPLITS if f"{split}/images" in arrays}
+
+
+def _description(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[str, Any]:
+    return {
+        "name": hdf5.text(file, "name"),
+        "class_names": tuple(_json(file, "class_names", list, str)),
+        "mean": _per_channel(file, "mean"),
+        "std": _per_channel(file, "std"),
+        "shapes": _shapes(arrays),
+        "array_sha256": _json(file, "array_sha256", dict, str),
+        "source_sha256": _json(file, "source_sha256", dict, str),
+        "options": _json(file, "options", dict, object),
+    }
+
+
+def _per_channel(file: h5py.File, name: str) -> tuple[float, ...]:
+    values = hdf5.number(file, name)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        shown = f"{values.ravel()[:4].tolist()} of shape {values.shape}"
+        raise ValueError(f"an attribute that is not one number from 0 to 1 per channel (found {shown} in {name})")
+    return tuple(values.astype(np.float64).tolist())
+
+
+def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
+    expected = seal_of(description)
+    if seal != expected:
+        raise ValueError(f"attributes that were changed (found sha256 {seal!r:.80}, expected {expected})")
+
+
+def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
+    """A list of such items, or a dict of them."""
+    value = parse_json(hdf5.text(file, name))
+    values = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):
+        raise TypeError(f"the attribute {name} is not a {kind.__name__} of {items.__name__}")
+    return value
+
+
+def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
+    """Refuse a label that is no index of a class."""
+    for block in blocks(labels):
+        if block.max() >= classes:
+            raise ValueError(f"a label without a class (found {block.max()} of {classes} classes in {name})")

@@ -1,0 +1,1 @@
+"""Source files to one HDF5 file."""

@@ -1,0 +1,124 @@
+"""CIFAR's "python version": pickled batches, loose or in an archive that is read in one pass.
+
+Nothing is extracted: members are read by their names, in whatever order they come.
+
+References:
+    Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjob.data.dataset import BLOCK_BYTES
+from cnnjob.data.prepare.archives import MOST_MEMBER_BYTES, members
+from cnnjob.data.prepare.catalogue import Entry
+from cnnjob.data.prepare.pickles import PickledArray, load
+from cnnjob.data.prepare.writer import Chunk
+from cnnjob.errors import DataError
+from cnnjob.files import read_bytes
+
+_CHANNELS, _SIDE = 3, 32
+_IMAGE_BYTES = _CHANNELS * _SIDE * _SIDE
+_LABELS = ("fine_labels", "labels")
+_AGAIN = "copy or download it again"
+
+
+def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
+    """Read every batch.
+
+    Args:
+        entry: CIFAR-10 or CIFAR-100.
+        files: the archive alone, or the batches by their names.
+
+    Yields:
+        Blocks of images (N, 32, 32, 3), at their places.
+
+    Raises:
+        DataError: the archive or a batch is damaged, or one is missing.
+    """
+    places = _places(entry)
+    loose = places.keys() <= files.keys()
+    batches = _loose(files, list(places)) if loose else _members(next(iter(files.values())), list(places))
+    sizes: dict[str, int] = {}
+    for name, where, content in batches:
+        images, labels = parse(content, where)
+        split, index = places[name]
+        n = sizes.setdefault(split, len(labels))
+        if n != len(labels):
+            raise DataError(f"{where}: {len(labels)} images, found {n} in the batch before; {_AGAIN}")
+        yield from _blocks(where, split, index * n, images, labels)
+
+
+def parse(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read one pickled batch.
+
+    Args:
+        content: the pickle.
+        where: names it in messages.
+
+    Returns:
+        images (N, 3, 32, 32) uint8 and labels (N,) int64.
+
+    Raises:
+        DataError: it is no batch, or an unsafe pickle.
+    """
+    batch = load(content, where)
+    images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
+    if not _is_rows(images):
+        raise DataError(f"{where}: not a CIFAR batch, its data are no rows of {_IMAGE_BYTES:,} bytes; {_AGAIN}")
+    if not isinstance(labels, list) or any(type(label) is not int or label >> 16 for label in labels):
+        raise DataError(f"{where}: not a CIFAR batch, its labels are no list of small whole numbers; {_AGAIN}")
+    if images.shape[0] != len(labels):
+        raise DataError(f"{where}: {len(labels)} labels, found {images.shape[0]} images; {_AGAIN}")
+    pixels = np.frombuffer(images.content, np.uint8).reshape(-1, _CHANNELS, _SIDE, _SIDE)
+    return pixels, np.array(labels, np.int64)
+
+
+def _field(batch: Any, key: str) -> Any:
+    """A field of a batch; Python 2 wrote its names as bytes."""
+    return batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
+
+
+def _is_rows(array: Any) -> bool:
+    """Whether a pickled array is (N, 3072) bytes, as many as its shape says."""
+    if not isinstance(array, PickledArray) or not isinstance(array.content, bytes | bytearray):
+        return False
+    n, rest = divmod(len(array.content), _IMAGE_BYTES)
+    return array.code in {"u1", "|u1"} and array.shape == (n, _IMAGE_BYTES) and n > 0 and rest == 0
+
+
+def _places(entry: Entry) -> dict[str, tuple[str, int]]:
+    """Split and place in it of every batch, by its name."""
+    names = [file.name for file in entry.unpacked]
+    tests = [name for name in names if name.startswith("test")]
+    trains = [name for name in names if name not in tests]
+    return {
+        name: (split, index)
+        for split, batches in (("train", trains), ("test", tests))
+        for index, name in enumerate(batches)
+    }
+
+
+def _loose(files: Mapping[str, Path], wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
+    for name in wanted:
+        yield name, str(files[name]), read_bytes(files[name], MOST_MEMBER_BYTES)
+
+
+def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Name, place and content of the wanted members, in the archive's order."""
+    missing = list(wanted)
+    for name, content in members(archive, wanted):
+        missing.remove(name)
+        yield name, f"{archive}: {name}", content
+    if missing:
+        raise DataError(f"{archive}: incomplete, it lacks {', '.join(missing)}; {_AGAIN}")
+
+
+def _blocks(where: str, split: str, place: int, images: np.ndarray, labels: np.ndarray) -> Iterator[Chunk]:
+    step = BLOCK_BYTES // _IMAGE_BYTES
+    for start in range(0, len(labels), step):
+        rows = slice(start, start + step)
+        yield Chunk(where, split, place + start, images[rows].transpose(0, 2, 3, 1), labels[rows])

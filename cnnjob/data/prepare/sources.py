@@ -1,0 +1,205 @@
+"""Source files: found in a folder, or downloaded; and hashed before anything parses them."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from cnnjob.data.prepare.catalogue import Entry
+from cnnjob.data.prepare.download import cache_folder, first_accepted
+from cnnjob.errors import DataError, JobError
+from cnnjob.files import open_regular, sha256_of
+
+_HASH_BYTES = 1 << 20
+_WEB_PAGE = (b"<!doctype html", b"<html")
+_WEB_PAGE_BYTES = 1024
+
+Files = dict[str, Path]
+
+
+def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool) -> Files:
+    """Give a dataset's source files, downloading what is not here.
+
+    Args:
+        entry: the dataset.
+        source: a folder, a file or a URL; None for the publisher's addresses.
+        pin: the SHA-256 that the user expects; see :func:`pin_of`.
+        progress: whether to show a bar.
+
+    Returns:
+        The path of every file, by name.
+
+    Raises:
+        DataError: a file is missing, or no address gave the right one.
+        JobError: the source is a file and the dataset is several.
+    """
+    if source is None:
+        return _from_mirrors(entry, progress=progress)
+    if "://" in source:
+        _require_address(source)
+        return _from_url(entry, source, pin, progress=progress)
+    try:
+        return _find(entry, Path(source))
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read, {error.strerror}; see to its permissions") from error
+
+
+def _require_address(url: str) -> None:
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise JobError(f"{url}: not an address ({error}). Give http://…, https://…, a file or a folder") from error
+
+
+def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str, str]:
+    """Hash the files and refuse those that are neither pinned nor published.
+
+    Args:
+        entry: the dataset they should be.
+        files: their paths, by name.
+        pin: the SHA-256 that the user expects, or None to accept only published files.
+
+    Returns:
+        The SHA-256 of every file, by name.
+
+    Raises:
+        DataError: a file is not the one that was meant; the message has both sums and what to type.
+    """
+    sums = {name: _sums(path) for name, path in files.items()}
+    sha256 = {name: sha for name, (_, sha) in sums.items()}
+    found = pin_of(sha256)
+    if pin is not None and pin.lower() == found:
+        return sha256
+    for path in files.values():
+        _refuse_web_page(path)
+    if pin is not None:
+        first = next(iter(files.values()))
+        where = first if len(files) == 1 else first.parent
+        raise DataError(f"{where}: not the pinned source, found sha256 {found}, expected {pin}; copy it again")
+    for name, both in sums.items():
+        _require_published(entry, files[name], name, both, found)
+    return sha256
+
+
+def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str], pin: str) -> None:
+    """Refuse a file unless all that is known of the published one fits it."""
+    published = {file.name: file for file in (*entry.files, *entry.unpacked)}
+    expected = published.get(name, entry.files[0])
+    known = {expected.md5, expected.sha256} - {""}
+    if not known or not known <= set(sums):
+        raise DataError(
+            f"{path}: not as published, found {_named(*sums)}, published is {expected.name} with"
+            f" {_named(expected.md5, expected.sha256)}; copy or download it again, or, if you trust all"
+            f" that lies here, add --sha256 {pin}"
+        )
+
+
+def pin_of(sha256: Mapping[str, str]) -> str:
+    """What ``--sha256`` compares: a single file's own sum, or the sum of several files' sums.
+
+    The second is what ``sha256sum * | sha256sum`` gives in a folder of these files.
+
+    Args:
+        sha256: the SHA-256 of every file, by name.
+
+    Returns:
+        64 hexadecimal characters.
+    """
+    if len(sha256) == 1:
+        return next(iter(sha256.values()))
+    return sha256_of("".join(f"{sha256[name]}  {name}\n" for name in sorted(sha256)).encode())
+
+
+def _named(md5: str, sha256: str) -> str:
+    named = {"md5": md5, "sha256": sha256}
+    return " ".join(f"{kind} {value}" for kind, value in named.items() if value) or "no known checksum"
+
+
+def _sums(path: Path) -> tuple[str, str]:
+    """MD5 and SHA-256 of a file, in one pass."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            while block := file.read(_HASH_BYTES):
+                md5.update(block)
+                sha256.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read, {error}; copy it again") from error
+    return md5.hexdigest(), sha256.hexdigest()
+
+
+def _refuse_web_page(path: Path) -> None:
+    with open_regular(path) as file:
+        start = file.read(_WEB_PAGE_BYTES)
+    if start.lstrip().lower().startswith(_WEB_PAGE):
+        raise DataError(f"{path}: not data but a web page (HTML), found {start[:40]!r}; try another address")
+
+
+def _find(entry: Entry, source: Path) -> Files:
+    """The files of the first layout that is complete in a folder, or the one file."""
+    if source.is_file():
+        return {source.name: _single(entry, source)}
+    if not source.is_dir():
+        raise DataError(f"{source}: no such file or folder; give the folder of the downloaded files")
+    layouts = [
+        [folder / name for name in names] for folder in (source, source / entry.folder) for names in entry.layouts
+    ]
+    for paths in layouts:
+        if all(path.is_file() for path in paths):
+            return {path.name: path for path in paths}
+    nearest = max(layouts, key=lambda paths: sum(path.is_file() for path in paths))
+    missing = ", ".join(path.name for path in nearest if not path.is_file())
+    raise DataError(f"{source}: not the files of {entry.name}, missing {missing}; copy them there")
+
+
+def _single(entry: Entry, source: Path) -> Path:
+    if entry.archive is None:
+        names = ", ".join(file.name for file in entry.files)
+        raise JobError(f"{source}: {entry.name} is {len(entry.files)} files; give the folder of {names}")
+    return source
+
+
+def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
+    folder = cache_folder() / entry.name
+
+    def accept(path: Path) -> None:
+        check(entry, {path.name: path}, None)
+
+    return {
+        file.name: first_accepted(
+            [mirror + file.name for mirror in entry.mirrors], folder / file.name, accept, progress=progress
+        )
+        for file in entry.files
+    }
+
+
+def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
+    """One archive, or, of an address that ends in a slash, the published names under it."""
+    folder = cache_folder() / entry.name / sha256_of(url.encode())[:8]
+    if url.endswith("/"):
+        addresses = {file.name: url + file.name for file in entry.files}
+    else:
+        name = unquote(PurePosixPath(urlsplit(url).path).name)
+        addresses = {name: url}
+        _single(entry, Path(name))
+
+    def accept(path: Path) -> None:
+        _refuse_web_page(path)
+        if len(addresses) == 1:
+            check(entry, {path.name: path}, pin)
+
+    files = {
+        name: first_accepted([address], folder / name, accept, progress=progress) for name, address in addresses.items()
+    }
+    _check_or_remove(entry, files, pin)
+    return files
+
+
+def _check_or_remove(entry: Entry, files: Files, pin: str | None) -> None:
+    """Keep no downloads that will never be accepted."""
+    try:
+        check(entry, files, pin)
+    except DataError:
+        for path in files.values():
+            path.unlink()
+        raise

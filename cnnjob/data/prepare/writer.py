@@ -1,0 +1,204 @@
+"""Blocks of images -> one HDF5 file: the only place that knows how the file is laid out.
+
+A format's reader gives :class:`DatasetContents`; its blocks are written as they come, so memory
+is bounded by one block, whatever the dataset's size. Digests, mean and standard deviation
+are then taken from what the file holds, not from what was meant to be written.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cnnjob.data.dataset import ARRAYS, FORMAT, SEAL, SPLITS, TRAINING_IMAGES, Moments, digest_of, seal_of
+from cnnjob.data.prepare.output_path import target_of
+from cnnjob.errors import DataError
+from cnnjob.files import canonical_json, whole
+
+_LIBVER = ("v108", "v110")  # read by HDF5 1.8 of 2008; "earliest" has no room for many class names
+_CHUNK_BYTES = (64 << 10, 512 << 10)  # the least and the most
+_LABELS_A_CHUNK = 64 << 10
+_BYTE_CLASSES = 256
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive images of one split.
+
+    Attributes:
+        where: the file they came from, for messages.
+        split: train, val or test.
+        start: the place of the first of them in the split.
+        images: (N, H, W, C) uint8.
+        labels: (N,) integers.
+    """
+
+    where: str
+    split: str
+    start: int
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class DatasetContents:
+    """What a source holds.
+
+    Attributes:
+        class_names: one name a class.
+        sha256: the SHA-256 of every source file, by name.
+        blocks: the images; nothing is parsed before the first block is asked for.
+        warnings: what a user should know of the source, each a line.
+    """
+
+    class_names: tuple[str, ...]
+    sha256: dict[str, str]
+    blocks: Iterator[Chunk]
+    warnings: tuple[str, ...] = ()
+
+
+def write(path: Path, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
+    """Write a dataset, whole or not at all.
+
+    Args:
+        path: the file; its folder is created, and a symbolic link is followed.
+        name: what the dataset is called.
+        contents: what to write.
+        options: how the source was read; JSON values.
+
+    Raises:
+        DataError: the source is damaged, or the file cannot be written.
+    """
+    try:
+        target = target_of(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole(target) as temporary, _Disk(temporary, "x+") as disk:
+            with _created(disk) as file:
+                for block in contents.blocks:
+                    _put(file, block, len(contents.class_names))
+                    disk.require_written()
+                _describe(file, name, contents, options)
+                file.attrs["complete"] = 1
+            disk.require_written()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written, {error.strerror or error}; free space, or choose another folder"
+        ) from error
+
+
+@contextmanager
+def _created(disk: "_Disk") -> Iterator[h5py.File]:
+    """A new HDF5 file that is closed before its disk is, even if h5py was interrupted while it opened it."""
+    try:
+        with h5py.File(disk, "w", libver=_LIBVER) as file:
+            yield file
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # they would keep the file open until the interpreter ends
+        raise
+
+
+class _Disk(io.FileIO):
+    """A file that keeps a failed write to itself until it is asked.
+
+    HDF5 leaves a full disk with a segmentation fault when it closes the file; so it is told
+    that all went well, and the file is thrown away.
+    """
+
+    trouble: BaseException | None = None
+
+    def write(self, content: Any, /) -> int:
+        """Write all of it, or remember why not."""
+        rest = memoryview(content).cast("B")
+        written = len(rest)
+        with self._keeping_trouble():
+            while rest and not self.trouble:
+                rest = rest[super().write(rest) :]
+        return written
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the length, or remember why not."""
+        with self._keeping_trouble():
+            size = super().truncate(size)
+        return size or 0
+
+    @contextmanager
+    def _keeping_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyboardInterrupt) as error:
+            self.trouble = error
+
+    def require_written(self) -> None:
+        """Raise what went wrong."""
+        if self.trouble:
+            raise self.trouble
+
+
+def _put(file: h5py.File, block: Chunk, classes: int) -> None:
+    """Write a block to its place, after a look at it."""
+    _require_labels(block, classes)
+    group = file.require_group(block.split)
+    if "images" not in group:
+        _create_arrays(group, block, classes)
+    end = block.start + len(block.images)
+    for name, values in zip(ARRAYS, (block.images, block.labels), strict=True):
+        array = group[name]
+        array.resize(max(end, len(array)), axis=0)
+        array[block.start : end] = values
+
+
+def _require_labels(block: Chunk, classes: int) -> None:
+    wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
+    if wrong.size:
+        raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
+
+
+def _create_arrays(group: h5py.Group, block: Chunk, classes: int) -> None:
+    """Two empty arrays that grow; a chunk holds whole images."""
+    image = block.images.shape[1:]
+    few, many = (max(1, size // math.prod(image)) for size in _CHUNK_BYTES)
+    rows = min(max(few, len(block.images)), many)
+    kind = np.uint8 if classes <= _BYTE_CLASSES else np.dtype("<u2")
+    growing = {"fletcher32": True, "track_times": False}
+    group.create_dataset("images", (0, *image), np.uint8, maxshape=(None, *image), chunks=(rows, *image), **growing)
+    group.create_dataset("labels", (0,), kind, maxshape=(None,), chunks=(_LABELS_A_CHUNK,), **growing)
+
+
+def _describe(file: h5py.File, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
+    """Write the attributes, taken from what the file now holds."""
+    _require_splits(file, contents)
+    arrays = {f"{split}/{array}": file[split][array] for split in SPLITS if split in file for array in ARRAYS}
+    moments = Moments()
+    digests = {key: digest_of(array, moments if key == TRAINING_IMAGES else None) for key, array in arrays.items()}
+    mean, std = moments.mean_and_std()
+    described = {
+        "name": name,
+        "class_names": contents.class_names,
+        "mean": mean,
+        "std": std,
+        "shapes": {split: file[split]["images"].shape for split in file},
+        "array_sha256": digests,
+        "source_sha256": contents.sha256,
+        "options": options,
+    }
+    texts = {key: canonical_json(described[key]) for key in ("class_names", "array_sha256", "source_sha256", "options")}
+    for key, text in {"name": name, **texts, SEAL: seal_of(described)}.items():
+        file.attrs[key] = np.bytes_(text.encode())
+    file.attrs.update(format=FORMAT, mean=mean, std=std)
+
+
+def _require_splits(file: h5py.File, contents: DatasetContents) -> None:
+    where = ", ".join(contents.sha256)
+    for split in ("train", "test"):
+        if split not in file or not len(file[split]["images"]):
+            raise DataError(f"{where}: no {split} images, found none; a dataset needs some")
+    shapes = {split: file[split]["images"].shape[1:] for split in file}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{where}: the splits' images differ in shape, found {shapes}")

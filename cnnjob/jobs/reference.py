@@ -1,0 +1,143 @@
+"""Every key of a job file in one line: what it takes, its default and what it means, from the fields' own docstrings.
+
+python -m cnnjob.jobs.reference > docs/job-file.md
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby, pairwise
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cnnjob.jobs.job import Job
+from cnnjob.jobs.schema import OneOf, as_typed, sections_in
+
+_BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+_MADE_BY = "Made by `python -m cnnjob.jobs.reference > docs/job-file.md` from the fields' docstrings."
+_WORDS = {int: "integer", float: "number", bool: "true or false", str: "string"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a job file."""
+
+    table: str
+    """The table that it stands in, as ``train`` or ``{ conv = … }``; empty at the top."""
+    name: str
+    takes: str
+    """The kinds and limits of its values."""
+    default: str
+    """``required`` where there is none."""
+    meaning: str
+
+
+def keys() -> list[Key]:
+    """Return every key of a job file, those of a table after those above it."""
+    return [
+        Key(table, name, _takes(field), _default(field), _one_line(_docstrings(section).get(name, "")))
+        for table, section in dict(_tables(Job, "")).items()
+        for name, field in section.model_fields.items()
+    ]
+
+
+def markdown() -> str:
+    """Return the reference of all keys, a table for each table of a job file."""
+    tables, about = dict(_tables(Job, "")), _one_line(inspect.getdoc(Job) or "")
+    lines = ["# The keys of a job file", "", f"{about} `cnnjob show --keys` prints the same.", "", _MADE_BY]
+    for table, found in groupby(keys(), key=lambda key: key.table):
+        if table:
+            lines += ["", f"## `{table}`", "", _one_line(inspect.getdoc(tables[table]) or "")]
+        lines += ["", "| key | takes | default | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{one.name}` | {one.takes} | {one.default} | {one.meaning} |" for one in found]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(section: type[BaseModel], name: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield a table and all below it; a block is named by its own key."""
+    yield name, section
+    for key, field in section.model_fields.items():
+        for inner in sections_in(field.annotation):
+            own = f"{{ {next(iter(inner.model_fields))} = … }}"
+            yield from _tables(inner, own if get_origin(field.annotation) is tuple else f"{name}.{key}".strip("."))
+
+
+@cache
+def _docstrings(section: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring behind each field of a class and of its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            body = ast.parse(inspect.getsource(base)).body[0]
+            statements = body.body if isinstance(body, ast.ClassDef) else []
+            for statement, following in pairwise(statements):
+                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                    match following:
+                        case ast.Expr(value=ast.Constant(value=str(text))):
+                            found[statement.target.id] = inspect.cleandoc(text)
+    return found
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
+
+
+def _takes(field: FieldInfo) -> str:
+    """Return the kinds and limits of a key's values."""
+    bounds = [
+        _BOUNDS[name].format(f"{getattr(one, name):,}")
+        for one in _metadata(field) for name in _BOUNDS if hasattr(one, name)
+    ]  # fmt: skip
+    kinds = dict.fromkeys(_kinds(field.annotation))
+    return " or ".join(" ".join([kind, *bounds]) if kind in {"integer", "number"} else kind for kind in kinds)
+
+
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """Yield the limits of a field, also of one that may be left out."""
+    within = [one for inner in get_args(field.annotation) for one in getattr(inner, "__metadata__", ())]
+    for part in (*field.metadata, *within):
+        yield from getattr(part, "metadata", [part])
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    """Yield the kinds of values of an annotation, as a job file calls them."""
+    if annotation in _WORDS:
+        yield _WORDS[annotation]
+    elif get_origin(annotation) is Literal:
+        yield from map(_quoted, get_args(annotation))
+    elif get_origin(annotation) is tuple:
+        yield "array"
+    elif isinstance(annotation, type) and issubclass(annotation, OneOf):
+        yield from (*map(_quoted, annotation.model_fields), "table")
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "table"
+    else:
+        for inner in get_args(annotation):
+            yield from _kinds(inner)
+
+
+def _quoted(word: str) -> str:
+    return f'`"{word}"`'
+
+
+def _default(field: FieldInfo) -> str:
+    match field.default:
+        case _ if field.is_required():
+            return "required"
+        case None:
+            return "–"
+        case OneOf() as default:
+            return _quoted(default.kind)
+        case BaseModel():
+            return "its keys' defaults"
+        case default:
+            return f"`{as_typed(default)}`".replace("'", '"')
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

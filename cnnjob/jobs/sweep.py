@@ -1,0 +1,59 @@
+"""A grid over a job: every combination of the values given for its keys, and of its seeds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain, product
+
+from cnnjob.errors import JobError
+from cnnjob.jobs import assignment
+from cnnjob.jobs.job import Job, is_of_its_kind, settings_of
+
+MOST_RUNS = 10_000
+
+
+def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: int | None = None) -> list[Job]:
+    """Load a job once for each point of a grid.
+
+    Args:
+        name: of the job, as :meth:`Job.load` takes it.
+        overrides: ``key=value`` each, the same for every point.
+        sweeps: ``key=value,value,…`` each; the last one varies fastest.
+        seeds: so many seeds from the job's own upwards, faster than all others.
+
+    Returns:
+        The jobs, each once, whatever is repeated among the values.
+
+    Raises:
+        JobError: the job is not valid at some point, a key is swept twice, or a sweep cannot be read.
+    """
+    always, axes = list(overrides), [_axis(text) for text in sweeps]
+    if (count := math.prod(len(values) for _, values in axes) * (seeds or 1)) > MOST_RUNS:
+        raise JobError(
+            f"--sweep, --seeds: they ask for {count:,} runs, at most {MOST_RUNS:,} at once are made; ask for less"
+        )
+    if seeds is not None:
+        first = Job.load(name, always).seed
+        axes.append(("seed", [str(first + count) for count in range(seeds)]))
+    keys = [key for key, _ in axes]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise JobError(f"{twice}: swept twice; give all its values in one --sweep, or --seeds")
+    points = product(*([f"{key}={value}" for value in values] for key, values in axes))
+    return list(
+        {job.model_dump_json(): job for job in (Job.load(name, [*always, *point]) for point in points)}.values()
+    )
+
+
+def job_differences(jobs: Sequence[Job]) -> list[str]:
+    """What tells each job from the others, as ``train.learning_rate=0.1, seed=2``; nothing for a single one."""
+    flat = [dict(settings_of(job.model_dump(mode="json"))) for job in jobs]
+    keys = [
+        key for key in dict.fromkeys(chain(*flat))
+        if len({repr(one.get(key, ...)) for one in flat if is_of_its_kind(key, one)}) > 1
+    ]  # fmt: skip
+    return [", ".join(f"{key}={one[key]}" for key in keys if key in one) for one in flat]
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    """A key and its values, each as ``--set`` takes it."""
+    key, values = assignment.divide(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
+    return assignment.written(key), assignment.values(values)

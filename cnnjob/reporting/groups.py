@@ -1,0 +1,296 @@
+"""Runs that differ by nothing but their seed, and what can be said of them together.
+
+A mean has a 95 % interval by Student's t. Two groups are compared over the seeds that they share: the spread that
+the seeds have in common then cancels. Nothing is claimed of fewer than two values.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from cnnjob.files import canonical_json
+from cnnjob.jobs.job import is_of_its_kind
+from cnnjob.reporting.record import BLOCKS, Record
+
+CONFIDENCE = 0.95
+PAIRS_OF = 5
+"""Groups of the same data up to this many are compared each with each, more of them with the best one."""
+_LABEL_LETTERS = 100
+_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
+"""Of the blocks in words."""
+_INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
+"""Settings that do not decide the result, and the seed."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and how far to trust it."""
+
+    mean: float
+    half_width: float | None
+    """Of the 95 % interval; None for a single value."""
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of equal settings and data, whatever their seed."""
+
+    label: str
+    """What tells it from the others: its job's name, else the settings that differ, else a number."""
+    settings: dict[str, Any]
+    """Those that are not the same in all groups, by the shortest name that is theirs alone."""
+    records: tuple[Record, ...]
+    """In order of seed and name."""
+
+    @property
+    def dataset(self) -> str:
+        """Name and first digits of the data."""
+        return str(self.records[0].settings.get("dataset"))
+
+    @cached_property
+    def by_seed(self) -> dict[Any, Record]:
+        """The first finished run of each seed: a copy of a run is no second measurement."""
+        finished: dict[Any, Record] = {}
+        for record in self.records:
+            if _is_measured(record):
+                finished.setdefault(record.row["seed"], record)
+        return finished
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be known of its accuracy: on what images it was chosen, and measured."""
+        rows = [record.row for record in self.by_seed.values()]
+        views = {row["test_time_augmentation"] for row in rows} - {"none"}
+        optimistic = ["optimistic: chosen on the test images"] * any(row["selected_on"] == "test" for row in rows)
+        return optimistic + [f"test-time augmentation: {view}" for view in sorted(views)]
+
+    def interval(self, column: str) -> Interval | None:
+        """The mean of a column of its finished runs; None where it is known of none of them."""
+        values = [record.row[column] for record in self.by_seed.values()]
+        return interval([value for value in values if isinstance(value, int | float)])
+
+
+@dataclass(frozen=True)
+class GroupDifference:
+    """Two groups, compared over the seeds that they share."""
+
+    better: Group
+    """The one of higher mean accuracy."""
+    other: Group
+    interval: Interval | None
+    """Of the differences of test accuracy, in 0..1; None without a shared seed."""
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the data can tell the two apart."""
+        return self.interval is not None and self.interval.excludes_zero
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        better, other = _quoted(self.better.label), _quoted(self.other.label)
+        names = f"{better} and {other}"
+        if self.interval is None:
+            return f"{names} share no seed: nothing can be said of their difference."
+        mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
+        if half is None:
+            return (
+                f"{names} share one seed, where they differ by {_signed(mean)} points: too little to tell them apart."
+            )
+        if self.tells_apart and mean < 0:  # the means are of all seeds, the difference of the shared ones
+            return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
+        if self.tells_apart:
+            return f"{better} is better than {other} by {_range(mean, 100 * half, n)}."
+        return f"The data cannot tell {names} apart: they differ by {_range(mean, 100 * half, n)}."
+
+
+def _quoted(label: str) -> str:
+    """A label in a sentence: one of several words with commas is held together."""
+    return f"“{label}”" if ", " in label else label
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.2f}".replace("-", "−")
+
+
+def _range(mean: float, half: float, n: int) -> str:
+    difference, low, high = map(_signed, (mean, mean - half, mean + half))
+    return f"{difference} points of test accuracy (95 % interval {low} to {high}, {n} shared seeds)"
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """The mean of some values with its 95 % interval by Student's t; None of no values."""
+    from scipy.special import stdtrit  # noqa: PLC0415 - half a second that no other command pays
+
+    n = len(values)
+    if n < 2:  # noqa: PLR2004 - one value has no spread
+        return Interval(float(values[0]), None, 1) if n else None
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Interval(float(np.mean(values)), float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error, n)
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Sort runs into groups.
+
+    Args:
+        records: in any order; those whose job cannot be read belong to none. Their rows are told the group's label.
+
+    Returns:
+        The groups, the one of highest mean test accuracy first, those without a finished run last.
+    """
+    members: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.settings:
+            members[canonical_json(_deciding(record))].append(record)
+    ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
+               for group in members.values()]  # fmt: skip
+    settings = _with_tables([_deciding(group[0]) for group in ordered])
+    keys = _columns(settings)
+    names = short_names(keys)
+    groups = [
+        Group("", {names[key]: one.get(key) for key in keys}, tuple(group))
+        for one, group in zip(settings, ordered, strict=True)
+    ]
+    labelled = _labelled(sorted(groups, key=_rank))
+    for group in labelled:
+        for record in group.records:
+            record.row["group"] = group.label
+    return labelled
+
+
+def _labelled(groups: list[Group]) -> list[Group]:
+    """Call each group by its job and what tells it from the others of that job; by a number where that is too long."""
+    jobs = [_job(group) for group in groups]
+    peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
+    telling = {job: differing(settings) for job, settings in peers.items()}
+    labels = [_label(group, telling[_job(group)], with_job=len(peers) > 1) for group in groups]
+    return [
+        replace(group, label=label if len(label) <= _LABEL_LETTERS else f"{job} {number}")
+        for number, (group, label, job) in enumerate(zip(groups, labels, jobs, strict=True), start=1)
+    ]
+
+
+def _label(group: Group, keys: Sequence[str], *, with_job: bool) -> str:
+    job = [_job(group)] if with_job or not keys else []
+    return ", ".join([*job, *(f"{key} {shown(group.settings[key])}" for key in keys)])
+
+
+def _job(group: Group) -> str:
+    return str(group.records[0].row["job"])
+
+
+def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that differ; networks of other shapes are compared as a whole, if that tells them apart."""
+    keys = differing(settings)
+    kinds = {tuple(_KINDS.findall(one.get(BLOCKS, ""))) for one in settings}
+    within = [key for key in keys if not key.startswith(f"{BLOCKS}.")]
+    rows = {canonical_json([one.get(key) for key in within]) for one in settings}
+    return within if len(kinds) > 1 and len(rows) == len(settings) else [key for key in keys if key != BLOCKS]
+
+
+def _rank(group: Group) -> tuple[float, str, str]:
+    accuracy = group.interval("test_accuracy")
+    return -accuracy.mean if accuracy else math.inf, str(group.settings), group.records[0].name
+
+
+def _is_measured(record: Record) -> bool:
+    return record.row["state"] == "finished" and isinstance(record.row["test_accuracy"], int | float)
+
+
+def _deciding(record: Record) -> dict[str, Any]:
+    """The settings that decide the result, but for the seed."""
+    return {
+        key: value for key, value in record.settings.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _INDIFFERENT)
+    }  # fmt: skip
+
+
+def _with_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a table that some leave out, ``true`` where it is there, before what it says."""
+    left_out = {key for one in settings for key, value in one.items() if value is None}
+    found: list[dict[str, Any]] = []
+    for one in settings:
+        found.append({})
+        for key, value in one.items():
+            found[-1].update(dict.fromkeys((table for table in _above(key) if table in left_out), True))
+            found[-1][key] = value
+    return found
+
+
+def _above(key: str) -> Iterator[str]:
+    """The tables that a dotted key lies in."""
+    words = key.split(".")
+    yield from (".".join(words[:count]) for count in range(1, len(words)))
+
+
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys whose values are not the same wherever their table is, in the order they come."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({repr(one.get(key)) for one in settings if _applies(key, one)}) > 1]
+
+
+def _applies(key: str, settings: dict[str, Any]) -> bool:
+    return is_of_its_kind(key, settings) and all(settings.get(table, True) is not None for table in _above(key))
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key with as many of its last words as no other key has."""
+    keys = list(keys)
+    return {key: next((name for name in _endings(key) if _is_of_one(name, keys)), key) for key in keys}
+
+
+def _endings(key: str) -> Iterator[str]:
+    """From the shortest on; a table within a section or a block is named with what it says, as ``batch_norm.eps``."""
+    words = key.split(".")
+    least = 2 if len(words) > 2 and not words[-2].isdecimal() else 1  # noqa: PLR2004 - section, table, key
+    yield from (".".join(words[-count:]) for count in range(least, len(words) + 1))
+
+
+def _is_of_one(name: str, keys: Sequence[str]) -> bool:
+    return sum(key == name or key.endswith(f".{name}") for key in keys) == 1
+
+
+def shown(value: Any) -> str:
+    """A setting as it is written; a dash where there is none."""
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
+    """Compare groups of the same data: each with each when they are few, else each with the best.
+
+    Args:
+        groups: as :func:`grouped` orders them.
+
+    Returns:
+        A difference a pair of groups that both have finished runs.
+    """
+    of_data: defaultdict[Any, list[Group]] = defaultdict(list)
+    for group in groups:
+        if group.by_seed:
+            of_data[group.dataset].append(group)
+    return [GroupDifference(*pair, _paired(*pair)) for measured in of_data.values() for pair in _pairs(measured)]
+
+
+def _pairs(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
+    yield from combinations(groups, 2) if len(groups) <= PAIRS_OF else ((groups[0], one) for one in groups[1:])
+
+
+def _paired(one: Group, other: Group) -> Interval | None:
+    shared = [seed for seed in one.by_seed if seed in other.by_seed]
+    accuracy: Callable[[Record], float] = lambda record: record.row["test_accuracy"]  # noqa: E731 - used at once
+    return interval([accuracy(one.by_seed[seed]) - accuracy(other.by_seed[seed]) for seed in shared])

@@ -1,0 +1,279 @@
+"""Learning curves to the coordinates of a small SVG chart.
+
+A chart is 480 wide and 280 high, whatever is drawn in it; its lines are written in whole tenths, and a long line keeps
+only as many points as can be seen.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from cnnjob.reporting.curve import Curve, Measure, Split
+from cnnjob.reporting.groups import Group, interval
+
+WIDTH, HEIGHT = 480, 280
+LEFT, RIGHT, TOP, BOTTOM = 60, 466, 10, 240
+COLOURS = 7
+"""How many groups a chart tells apart by colour; the others are grey."""
+POINTS = 100
+"""Of a line, at most."""
+ALL_POINTS = 20_000
+"""Of all lines of a chart, about."""
+_NARROWEST, _SMALLEST = 1e-9, 1e-200
+_TICKS = 5
+_FACTORS, _WHOLE = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
+"""Of a power of ten: steps between ticks."""
+_CLOSE = 0.3
+"""Of a step: the first epoch has a tick unless the next one is so close."""
+_LOG_RATIO = 30
+_MARGIN = 0.04
+
+Over = Literal["epoch", "time"]
+_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_LEAST = 2
+"""The longest training takes so many of the unit, or the unit is the smallest."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line to draw, in the data's own numbers."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: int | None
+    """None is grey."""
+    style: Literal["thin", "mean", "dashed"]
+    title: str = ""
+    half_width: np.ndarray | None = None
+    """Of the band around it, NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point or a place on the x axis to mark."""
+
+    kind: Literal["best", "restart"]
+    x: float
+    y: float = math.nan
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number beside an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class CurvePath:
+    """What a line has become."""
+
+    d: str
+    colour: int | None
+    style: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the template draws."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    bands: list[CurvePath]
+    lines: list[CurvePath]
+    marks: list[Mark] = field(default_factory=list)
+
+
+def of_groups(groups: Sequence[Group], measure: Measure, over: Over) -> Chart | None:
+    """The groups of a dataset in one chart: means with their intervals, the seeds thin.
+
+    Args:
+        groups: the first ``COLOURS`` of them have a colour each.
+        measure: loss or accuracy, on the split that each run watched.
+        over: epochs, or the time of training in hours, minutes or seconds.
+
+    Returns:
+        The chart; None where there is nothing to draw.
+    """
+    unit, seconds = _unit_of(groups) if over == "time" else ("", 1)
+    lines = [line for place, group in enumerate(groups) for line in _lines_of(group, place, measure, over, seconds)]
+    lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))  # what matters most lies on top
+    what = f"{unit} of training" if unit else "epochs"
+    return chart(f"{measure} of all groups over {what}", over, measure, lines, x_label=what if unit else "epoch")
+
+
+def _unit_of(groups: Sequence[Group]) -> tuple[str, float]:
+    """A unit of time that suits the longest training, and its seconds."""
+    times = (record.curve.history["seconds"] for group in groups for record in group.records if record.curve)
+    longest = max((float(np.nansum(seconds)) for seconds in times), default=0.0)
+    return next(((unit, seconds) for unit, seconds in _UNITS if longest >= _LEAST * seconds), _UNITS[-1])
+
+
+def _lines_of(group: Group, place: int, measure: Measure, over: Over, unit: float) -> Iterator[Line]:
+    curves: dict[Any, Curve] = {}
+    for record in (*group.by_seed.values(), *group.records):  # a copy of a run is no second measurement
+        if record.curve:
+            curves.setdefault(record.row["seed"], record.curve)
+    colour = place if place < COLOURS else None
+    drawn = [(_x_of(curve, over) / unit, curve.values(curve.watched, measure), curve.name) for curve in curves.values()]
+    drawn = [(x, y, name) for x, y, name in drawn if np.isfinite(x).all()]
+    for x, y, name in drawn:
+        yield Line(x, y, colour, "mean" if len(drawn) == 1 else "thin", name)
+    if len(drawn) > 1 and (mean := _mean_line([one[:2] for one in drawn], over)):
+        yield Line(mean[0], mean[1], colour, "mean", f"{group.label}, mean of {len(drawn)}", mean[2])
+
+
+def _x_of(curve: Curve, over: Over) -> np.ndarray:
+    return curve.history["epoch"] if over == "epoch" else np.cumsum(curve.history["seconds"])
+
+
+def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: Over) -> tuple[np.ndarray, ...] | None:
+    """The mean where all lines are, and the half width of its interval; None where they have nothing in common."""
+    start, end = max(np.nanmin(x) for x, _ in lines), min(np.nanmax(x) for x, _ in lines)
+    if start > end:
+        return None
+    longest = max((x for x, _ in lines), key=len)
+    grid = longest[(longest >= start) & (longest <= end)] if over == "epoch" else np.linspace(start, end, POINTS)
+    values = np.array([np.interp(grid, x, y) for x, y in lines])  # (n, points)
+    intervals = [interval(column.tolist()) for column in values.T]
+    widths = [math.nan if one is None or one.half_width is None else one.half_width for one in intervals]
+    return grid, values.mean(axis=0), np.array(widths)
+
+
+def of_run(curve: Curve, measure: Measure) -> Chart | None:
+    """One run's chart: the watched split, and the training images dashed; its best epoch and restarts marked."""
+    splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
+    epochs = curve.history["epoch"]
+    names = {"train": "training images"}
+    lines = [
+        Line(epochs, curve.values(split, measure), place, "mean" if split == curve.watched else "dashed",
+             names.get(split, f"{split} images"))
+        for place, split in reversed(list(enumerate(reversed(splits))))
+    ]  # fmt: skip
+    marks = [Mark("restart", at) for at in curve.restarts]
+    if curve.best_epoch is not None:
+        height = float(np.interp(curve.best_epoch, epochs, curve.values(curve.watched, measure)))
+        marks.append(Mark("best", curve.best_epoch, height))
+    return chart(f"{measure} of {curve.name} over epochs", "epoch", measure, lines, marks)
+
+
+def chart(
+    title: str, over: Over, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = (), x_label: str = "epoch"
+) -> Chart | None:
+    """Scale lines to a chart; None where they hold no finite point."""
+    points = [
+        (line.x[known], line.y[known]) for line in lines if (known := np.isfinite(line.x) & np.isfinite(line.y)).any()
+    ]
+    if not points:
+        return None
+    x, y = (np.concatenate(values) for values in zip(*points, strict=True))
+    logarithmic = measure == "loss" and bool(0 < y.min() * _LOG_RATIO < y.max())
+    across, up = Axis.across(x, zero=over == "time"), Axis.upward(y, logarithmic=logarithmic)
+    limit = max(12, min(POINTS, ALL_POINTS // len(lines)))
+    return Chart(
+        title=title,
+        x_label=x_label,
+        y_label=("loss, nats per image" if measure == "loss" else "accuracy, %") + ", logarithmic" * logarithmic,
+        x_ticks=across.ticks(whole=over == "epoch"),
+        y_ticks=up.ticks(),
+        bands=[path for line in lines if (path := _band(line, across, up, limit))],
+        lines=[CurvePath(_path(line, across, up, limit), line.colour, line.style, line.title) for line in lines],
+        marks=[Mark(mark.kind, float(across.at(mark.x)), float(up.at(mark.y))) for mark in marks
+               if math.isfinite(mark.x) and (mark.kind == "restart" or math.isfinite(mark.y))],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of numbers on a range of the picture."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+    logarithmic: bool = False
+
+    @classmethod
+    def across(cls, values: np.ndarray, *, zero: bool) -> "Axis":
+        """From left to right, as far as the values go; a single value stands in the middle."""
+        return cls(*_apart(0.0 if zero else float(values.min()), float(values.max())), LEFT, RIGHT)
+
+    @classmethod
+    def upward(cls, values: np.ndarray, *, logarithmic: bool) -> "Axis":
+        """From below upwards, a little further than the values go."""
+        low, high = _apart(float(values.min()), float(values.max()))
+        if logarithmic:
+            low = max(low, _SMALLEST)
+            factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # the quotient may be no number
+            return cls(low / factor, high * factor, BOTTOM, TOP, logarithmic=True)
+        margin = _MARGIN * (high - low)
+        return cls(low - margin, high + margin, BOTTOM, TOP)
+
+    def at(self, values: np.ndarray | float) -> np.ndarray:
+        """Where values lie in the picture, inside the axis."""
+        scale = np.log if self.logarithmic else np.asarray
+        inside = scale(np.clip(values, self.low, self.high))
+        low, high = scale(self.low), scale(self.high)
+        return np.asarray(self.first + (inside - low) / (high - low) * (self.last - self.first))
+
+    def ticks(self, *, whole: bool = False) -> list[Tick]:
+        """Some round numbers."""
+        numbers = self._magnitudes() if self.logarithmic else self._steps(whole=whole)
+        return [Tick(round(float(self.at(number)), 1), f"{number:g}") for number in numbers]
+
+    def _steps(self, *, whole: bool) -> list[float]:
+        rough = (self.high - self.low) / _TICKS
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (_WHOLE if whole else _FACTORS) if factor * power >= rough)
+        step = max(step, 1.0) if whole else step
+        counts = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+        numbers = [round(count * step, 12) for count in counts]
+        starts_alone = whole and self.low.is_integer() and numbers[0] - self.low > step * _CLOSE
+        return [self.low, *numbers] if starts_alone else numbers
+
+    def _magnitudes(self) -> list[float]:
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        factors = (1, 2, 5) if len(powers) <= _TICKS else (1,)
+        numbers = [float(f"{factor}e{power}") for power in powers for factor in factors]
+        return [number for number in numbers if self.low <= number <= self.high]
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The same range, or a wider one about it where its ends could not be told apart."""
+    size = max(abs(low), abs(high))
+    if high - low > _NARROWEST * max(size, _SMALLEST):
+        return low, high
+    half = (size if size > _SMALLEST else 1.0) / 2
+    return low - half, high + half
+
+
+def _path(line: Line, across: Axis, up: Axis, limit: int) -> str:
+    return _points(line.x, line.y, across, up, limit)
+
+
+def _band(line: Line, across: Axis, up: Axis, limit: int) -> CurvePath | None:
+    if line.half_width is None or not np.isfinite(line.half_width).any():
+        return None
+    there = _points(line.x, line.y + line.half_width, across, up, limit)
+    back = _points(line.x[::-1], (line.y - line.half_width)[::-1], across, up, limit)
+    return CurvePath(f"{there}L{back[1:]}Z", line.colour, "band") if there and back else None
+
+
+def _points(x: np.ndarray, y: np.ndarray, across: Axis, up: Axis, limit: int) -> str:
+    """``M`` and the known points; a single one is drawn as a stroke of no length, which round ends make a dot."""
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if not len(known):
+        return ""
+    if len(known) > limit:
+        known = known[np.linspace(0, len(known) - 1, limit).round().astype(int)]
+    places = zip(across.at(x[known]).round(1).tolist(), up.at(y[known]).round(1).tolist(), strict=True)
+    joined = "L".join(f"{left:g} {top:g}" for left, top in places)
+    return f"M{joined}" + "h0" * (len(known) == 1)

@@ -1,0 +1,320 @@
+"""Numbers to figures: learning curves, confusion matrices, first-layer filters.
+
+A figure is a ``matplotlib.figure.Figure`` that belongs to its caller: no pyplot and no global state. It looks the
+same whatever the user's ``matplotlibrc`` says, and :func:`to_bytes` of equal figures gives equal bytes. Colours are
+told apart by colour-blind eyes; names are printed as they are, never read as formulas.
+
+This module reads and writes no file; :mod:`cnnjob.reporting.report` does.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cnnjob.reporting.curve import Curve, Measure, Split
+from cnnjob.reporting.filter_grid import ENLARGED, PICTURE_CHANNELS, filter_grids, sheet_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Format = Literal["pdf", "png", "svg"]
+
+LEGEND_LIMIT = 50
+"""More curves than this have no legend: it would be larger than the figure."""
+COUNTS_LIMIT = 20
+"""A confusion matrix of more classes has no counts in its cells: they would not fit."""
+LABELS_LIMIT = 100
+"""A confusion matrix of more classes names only every second, third, … of them."""
+
+_STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.dpi": 150,
+    "figure.titlesize": "medium",
+    "grid.alpha": 0.3,
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,  # letters stay letters
+    "svg.hashsalt": "cnnjob",
+    "text.parse_math": False,
+}
+_METADATA: dict[Format, dict[str, Any]] = {
+    "pdf": {"CreationDate": None},
+    "png": {"Software": None},
+    "svg": {"Date": None},
+}
+_PANELS_WIDTH = 9.0  # inches, without a legend beside them
+_COLOURS = 10
+_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 3)))
+_LEGEND_ROWS = 25
+_NAME_LENGTH = 40
+_LOG_RATIO = 30
+_DOTTED_EPOCHS = 30
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
+        yield
+
+
+@_style()
+def to_bytes(figure: "Figure", kind: Format) -> bytes:
+    """Draw a figure as the content of a file.
+
+    Args:
+        figure: made by this module.
+        kind: ``png`` at 150 dots an inch, ``svg`` or ``pdf``.
+
+    Returns:
+        The same bytes for the same figure: no date, no random names.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # where all lies is found once, not for each format
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+@_style()
+def learning_curve(curve: Curve) -> "Figure":
+    """Loss and accuracy of one run over its epochs, on the training images and on the split that was watched.
+
+    Args:
+        curve: of at least one epoch. Its best epoch is a star, its restarts are dotted lines.
+
+    Returns:
+        A figure of two axes, loss and accuracy.
+    """
+    figure, panels = _panels(_PANELS_WIDTH, curve.name)
+    blue, orange = _palette()[:2]
+    for measure, axes in panels.items():
+        _draw(axes, curve, "train", measure, color=blue, label="training")
+        if curve.watched != "train":
+            _draw(axes, curve, curve.watched, measure, color=orange, label=curve.watched)
+        _mark(axes, curve, measure, [curve.best_epoch], marker="*", color="black", markersize=9, label="best epoch")
+    _scale_loss(panels["loss"])
+    for axes in panels.values():
+        for place, restart in enumerate(curve.restarts):
+            axes.axvline(restart, color="0.4", linestyle=":", label="" if place else "restart")
+    handles, labels = panels["loss"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+@_style()
+def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
+    """Loss and accuracy of several runs over their epochs, each on the split that it watched.
+
+    Ten runs differ by colour, more by their dashes too; more than ``LEGEND_LIMIT`` have no legend, and the title
+    says so. Best epochs are stars, restarts are upright strokes.
+
+    Args:
+        curves: one or more, of at least one epoch each.
+
+    Returns:
+        A figure of two axes, loss and accuracy.
+    """
+    n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
+    n_letters = max(len(_label(curve.name)) for curve in curves)
+    star = 9 if len(curves) <= _COLOURS else 5
+    figure, panels = _panels(_PANELS_WIDTH + n_columns * (0.6 + 0.075 * n_letters), _overlay_title(len(curves)))
+    for measure, axes in panels.items():
+        for place, curve in enumerate(curves):
+            color, dashes = _palette()[place % _COLOURS], _DASHES[place // _COLOURS % len(_DASHES)]
+            _draw(axes, curve, curve.watched, measure, color=color, linestyle=dashes, label=_label(curve.name))
+            _mark(axes, curve, measure, curve.restarts, marker="|", color=color, markersize=12, mew=2)
+            _mark(axes, curve, measure, [curve.best_epoch], marker="*", color=color, markersize=star)
+    _scale_loss(panels["loss"])
+    if n_columns:
+        handles, labels = panels["loss"].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", ncols=n_columns)
+    return figure
+
+
+def _overlay_title(n_curves: int) -> str:
+    runs = "1 run" if n_curves == 1 else f"{n_curves} runs"
+    legend = "; too many for a legend" if n_curves > LEGEND_LIMIT else ""
+    return f"{runs}, each on the split that it watched  (★ best epoch, | restart{legend})"
+
+
+def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    figure.suptitle(_label(title, 100), x=_PANELS_WIDTH / 2 / width)
+    loss.set_ylabel("loss (nats per image)")
+    accuracy.set_ylabel("accuracy (%)")
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure, {"loss": loss, "accuracy": accuracy}
+
+
+def _draw(axes: "Axes", curve: Curve, split: Split, measure: Measure, **line: Any) -> None:
+    epochs = curve.history["epoch"]
+    marker = "." if len(epochs) <= _DOTTED_EPOCHS else ""  # one point would not be seen
+    axes.plot(epochs, curve.values(split, measure), marker=marker, linewidth=1.2, **line)
+
+
+def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float | None], **look: Any) -> None:
+    """Mark places, whole epochs or between, on the curve of the watched split."""
+    places = [epoch for epoch in epochs if epoch is not None]
+    if places:
+        heights = np.interp(places, curve.history["epoch"], curve.values(curve.watched, measure))
+        axes.plot(places, heights, linestyle="", zorder=3, **look)
+
+
+def _scale_loss(axes: "Axes") -> None:
+    """Give losses of several magnitudes a logarithmic axis."""
+    from matplotlib.ticker import LogLocator
+
+    losses = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
+    losses = losses[np.isfinite(losses)]
+    if losses.size and 0 < losses.min() * _LOG_RATIO < losses.max():
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylabel("loss (nats per image, logarithmic)")
+
+
+@_style()
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
+    """How often each class was taken for each: counts in the cells, shares of the true class as colour.
+
+    The colour goes with the square root of the share, so that rare confusions are seen. More classes than
+    ``COUNTS_LIMIT`` have no counts; more than ``LABELS_LIMIT``, only some names.
+
+    Args:
+        counts: (K, K) integer; a row is a true class, a column a predicted one.
+        class_names: K names.
+        title: the run's name.
+
+    Returns:
+        A figure of the matrix and its colour scale.
+    """
+    from matplotlib.figure import Figure
+
+    K = len(counts)
+    side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else np.clip(0.13 * K, 10, 13))  # inches
+    names = [_label(name, 24) for name in class_names]
+    margin = 0.075 * max(len(name) for name in names)
+    figure = Figure(figsize=(side + margin + 2, side + margin + 0.8), layout="constrained")
+    axes = figure.subplots()
+    _heat(axes, counts, size=_count_size(counts, side))
+    _name_classes(axes, names, size=min(9.0, 54 * side / K))
+    axes.set_title(_label(title))
+    return figure
+
+
+def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
+    import seaborn as sns
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import PercentFormatter
+
+    has_counts = len(counts) <= COUNTS_LIMIT
+    sns.heatmap(
+        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
+        ax=axes,
+        annot=counts if has_counts else None,
+        annot_kws={"fontsize": size},
+        fmt=",d",
+        cmap="Blues",
+        norm=PowerNorm(0.5, 0, 1),
+        square=True,
+        cbar_kws={"label": "share of the true class", "format": PercentFormatter(1), "shrink": 0.8},
+        xticklabels=False,
+        yticklabels=False,
+        rasterized=not has_counts,
+    )
+    axes.grid(visible=not has_counts)  # the eye needs a rail from a far cell to its names
+
+
+def _count_size(counts: np.ndarray, side: float) -> float:
+    """The font size, in points, at which the longest count fits its cell of ``side / K`` inches."""
+    n_letters = len(f"{counts.max():,d}")
+    return min(9.0, 72 * side / len(counts) / (0.7 * n_letters))
+
+
+def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
+    step = math.ceil(len(names) / LABELS_LIMIT)
+    ticks = np.arange(0, len(names), step) + 0.5
+    upright = max(len(name) for name in names) > len("10")
+    axes.set_xticks(ticks, names[::step], fontsize=max(size, 6), rotation=90 if upright else 0)
+    axes.set_yticks(ticks, names[::step], fontsize=max(size, 6), rotation=0)
+    axes.set(xlabel="predicted class", ylabel="true class")
+
+
+@_style()
+def filters(weights: np.ndarray, title: str) -> "Figure":
+    """The filters of a first layer as small pictures, see :func:`cnnjob.reporting.filter_grid.filter_grids`.
+
+    What is left out is said in a label.
+
+    Args:
+        weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
+        title: the run's name.
+
+    Returns:
+        A figure of one axes, which holds one image.
+    """
+    from matplotlib.figure import Figure
+
+    tiles = filter_grids(weights)  # (R, Q, K, K, 3)
+    n_rows, n_columns = tiles.shape[:2]
+    side = min(0.6, 12 / max(n_rows, n_columns))  # inches
+    figure = Figure(figsize=(max(4.0, n_columns * side) + 0.6, n_rows * side + 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(sheet_of(tiles), interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    axes.set(title=_label(title), xticks=[], yticks=[])
+    _name_tiles(axes, weights.shape, tiles.shape)
+    return figure
+
+
+def _name_tiles(axes: "Axes", weights: tuple[int, ...], tiles: tuple[int, ...]) -> None:
+    K, _, C, F = weights
+    R, Q = tiles[:2]
+    if C in PICTURE_CHANNELS:
+        axes.set_xlabel(f"{_shown(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
+        return
+    (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if F >= C else -1]
+    for axis, name, n, shown in ((axes.xaxis, across, n_across, Q), (axes.yaxis, down, n_down, R)):
+        places = np.arange(0, shown, math.ceil(shown / 16))
+        pitch = K * ENLARGED + 1
+        axis.set_ticks(places * pitch + pitch / 2, [str(place + 1) for place in places])
+        axis.set_label_text(name if n == shown else _shown(n, shown, name))
+
+
+def _shown(n: int, limit: int, noun: str) -> str:
+    what = noun if n == 1 else f"{noun}s"
+    return f"{n} {what}" if n <= limit else f"the first {limit} of {n} {what}"
+
+
+def _palette() -> list[tuple[float, float, float]]:
+    import seaborn as sns
+
+    return list(sns.color_palette("colorblind", _COLOURS))
+
+
+def _label(name: str, n_letters: int = _NAME_LENGTH) -> str:
+    """A name on one line, its middle left out when it is long; matplotlib hides labels that begin with ``_``."""
+    line = " ".join(name.split())
+    if len(line) > n_letters:
+        line = f"{line[: n_letters * 2 // 3 - 1]}…{line[-n_letters // 3 :]}"
+    return f" {line}" if line.startswith("_") else line

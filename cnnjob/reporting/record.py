@@ -1,0 +1,369 @@
+"""What one run folder tells: read from its files alone, and never further than they can be believed.
+
+A folder may be unfinished, damaged or foreign. Whatever cannot be read is said beside what can.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cnnjob.errors import CnnjobError, DataError, printable
+from cnnjob.jobs import older
+from cnnjob.jobs.job import FORMAT, KINDS
+from cnnjob.reporting import crosscheck, plots
+from cnnjob.reporting.curve import Curve
+from cnnjob.reporting.figures import Drawing
+from cnnjob.runs import metrics
+from cnnjob.runs.attempts import Attempt, damages, summarise_attempts, tail_of_log
+from cnnjob.runs.run import UNRECORDED, Run, format_of, notes_on
+
+COLUMNS = (
+    *("run", "job", "group", "seed", "state"),
+    *("test_accuracy", "test_loss", "precision_macro", "recall_macro", "f1_macro"),
+    *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
+    *("commit", "data_sha256", "selected_on", "test_time_augmentation", "reason"),
+)
+"""Of the metrics tables; a cell is None where it is not known."""
+
+BLOCKS = "model.blocks"
+"""The setting that names all blocks in a line; each block's own are numbered below it."""
+DIGEST_LETTERS = 8
+OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
+
+_OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
+_SPLITS = ("train", "validation", "test")
+_OF_HISTORY = (
+    "epoch",
+    "step",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+    *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
+)
+_SUM_TOLERANCE = 1e-3
+_LARGEST = np.finfo(np.float32).max
+_UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image, and the class it was confidently taken for."""
+
+    image: np.ndarray
+    """uint8 (H, W, C)."""
+    index: int
+    """Among the test images."""
+    true_class: str
+    guessed_class: str
+    probability: float
+    """Of the guessed class, in 0..1."""
+
+
+@dataclass
+class Record:
+    """What one run folder told."""
+
+    name: str
+    row: dict[str, Any]
+    """The cells of the metrics tables, with the keys ``COLUMNS``."""
+    reasons: list[str] = field(default_factory=list)
+    """Why something is missing; empty for a finished, sound run."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader of the numbers must know."""
+    contradictions: list[str] = field(default_factory=list)
+    """Remarks on figures of the result that other files of the run do not give."""
+    n_classes: int | None = None
+    """Of the dataset, as the job says."""
+    class_names: tuple[str, ...] = ()
+    classes: metrics.PerClass | None = None
+    counts: np.ndarray | None = None
+    """(K, K) int64 confusion matrix; a row is a true class."""
+    curve: Curve | None = None
+    filters: np.ndarray | None = None
+    """(K, K, C, F) floating: the weights of the first convolution."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The job's, by dotted key; ``dataset`` is the data's name and digest."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    lives: list[Attempt] = field(default_factory=list)
+    log_tail: str = ""
+    mistakes: list[Mistake] = field(default_factory=list)
+    """The most confident ones first."""
+
+    @property
+    def folder(self) -> str:
+        """Where its own figures go, below the report's folder."""
+        return f"runs/{self.name.strip('/')}"
+
+    def drawings(self) -> dict[str, Drawing]:
+        """Each of its own figures, by the stem of their files."""
+        drawings: dict[str, Drawing] = {}
+        if self.curve is not None:
+            drawings["curves"] = Drawing(plots.learning_curve, (self.curve,))
+        if self.counts is not None:
+            drawings["confusion"] = Drawing(plots.confusion_matrix, (self.counts, self.class_names, self.name))
+        if self.filters is not None:
+            drawings["filters"] = Drawing(plots.filters, (self.filters, self.name))
+        return drawings
+
+
+def read(run: Run, name: str, *, pictures: bool = True) -> Record:
+    """Read of a run folder what can be read.
+
+    Args:
+        run: in any state; nothing in it is changed.
+        name: what to call it.
+        pictures: whether to read what only pictures need: filters and test images.
+
+    Returns:
+        Its numbers, and the reasons why some are missing. Never raises for what the folder holds.
+    """
+    record = Record(name, dict.fromkeys(COLUMNS) | {"run": name, "state": "foreign"})
+    if _try(_check_kind, run, record):
+        vital = [_try(step, run, record) for step in (_read_job, _read_state, _read_result)]
+        if not all(vital):
+            record.row["state"] = "damaged"
+        steps = (_read_environment, _read_history, _read_lives, _read_restarts, _read_predictions)
+        for step in (*steps, _read_filters) if pictures else steps:
+            _try(step, run, record)
+        if not pictures:
+            record.mistakes = []
+        _try(_check_result, run, record)
+    record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
+    record.remarks = list(map(printable, record.remarks))
+    record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
+    record.row = {column: _cell(value) for column, value in record.row.items()}
+    return record
+
+
+def _try(step: Callable[[Run, Record], None], run: Run, record: Record) -> bool:
+    try:
+        step(run, record)
+    except CnnjobError as error:
+        record.reasons.append(str(error))
+    except _UNREADABLE as error:
+        record.reasons.append(f"{run.path}: not readable as a run, {type(error).__name__}: {error}")
+    else:
+        return True
+    return False
+
+
+def _in_the_run(reason: str, run: Run) -> str:
+    """A reason in one line, its file named from the run folder on: the row names the run."""
+    return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
+
+
+def _cell(value: Any) -> str | int | float | None:
+    """A value that CSV and JSON can both hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, int | float) else printable(str(value))
+
+
+def _check_kind(run: Run, _: Record) -> None:
+    if not run.job_file.exists():
+        raise DataError("not a run of cnnjob, it has no job.json")
+
+
+def _read_job(run: Run, record: Record) -> None:
+    frozen = run.manifest()
+    written_as, job = format_of(frozen), frozen["job"]  # not checked: a job of another version has other keys
+    if written_as != FORMAT:
+        job = older.translate(job)
+        record.settings["format"] = written_as
+    record.row |= {"job": job["name"], "seed": job["seed"]}
+    data = frozen["data"]
+    record.n_classes = len(data["class_names"]) if data.get("class_names") else None
+    record.remarks += notes_on(frozen)
+    named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
+    record.settings |= {printable(key): value for key, value in _flat(job)} | named
+    if isinstance(blocks := job["model"]["blocks"], list):
+        record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))
+
+
+def _in_words(block: dict[str, Any]) -> str:
+    """What a block is: ``conv 32``, ``residual (conv 32 + conv 32)``."""
+    (kind, value), *_ = block.items()
+    return f"{kind} ({' + '.join(map(_in_words, value))})" if isinstance(value, list) else f"{kind} {value}"
+
+
+def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
+    """Every setting with its dotted key; the tables of a list are numbered from 1, its words are one value."""
+    members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
+    for key, member in members:
+        if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:
+            yield f"{above}{key}", next(iter(member))
+        if isinstance(member, list) and member and not any(isinstance(one, dict | list) for one in member):
+            yield f"{above}{key}", _cell(" ".join(map(str, member)))
+        elif isinstance(member, dict | list) and member:
+            yield from _flat(member, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", _cell(member)
+
+
+def _read_state(run: Run, record: Record) -> None:
+    state = record.row["state"] = run.state()
+    if state != "finished":
+        record.reasons.append(_why_unfinished(run, state))
+        if format_of(run.manifest()) != FORMAT and state != "running":
+            record.reasons.append("another version of cnnjob began it, so it is not resumed")
+
+
+def _why_unfinished(run: Run, state: str) -> str:
+    if state == "pending":
+        return "pending: not started yet"
+    if state == "running" and run.unrecorded_seconds() is not None:
+        return UNRECORDED
+    last = run.attempts()[-1]
+    if state == "running":
+        return f"running on {last['host']} since {last['started']}"
+    return str(last["why"]) if last["why"] else "lost: its process is gone without a word; the same command goes on"
+
+
+def _read_result(run: Run, record: Record) -> None:
+    if not run.result_file.exists():
+        return
+    result = record.result = run.result()
+    record.row |= {key: result.get(key) for key in (*_OF_RESULT, "device")}
+    if result.get("selected_on") == "test":
+        record.remarks.append(OPTIMISTIC)
+    record.row["test_time_augmentation"] = views = str(result.get("test_time_augmentation", "none"))
+    if views != "none":
+        record.remarks.append(f"test-time augmentation: {views}; its figures are of the mean over changed images")
+    if (step := result.get("bits_may_differ_from_step")) is not None:
+        record.remarks.append(f"bits may differ from step {step}: it went on with other versions or threads")
+
+
+def _read_environment(run: Run, record: Record) -> None:
+    environment = record.environment = run.environment()
+    commit = environment.get("commit")
+    record.row["commit"] = f"{commit}-dirty" if commit and environment.get("dirty") else commit
+    record.row["data_sha256"] = environment.get("data_sha256")
+    record.row["device"] = record.row["device"] or environment.get("device")
+
+
+def _read_history(run: Run, record: Record) -> None:
+    epochs = [dict(epoch) for epoch in run.history()]
+    if not epochs and run.result_file.exists():
+        raise DataError(f"{run.history_file}: missing or empty, so there are no learning curves")
+    if not epochs:
+        return
+    cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
+    table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
+    table[~(np.abs(table) <= _LARGEST)] = math.nan
+    history = dict(zip(_OF_HISTORY, table.T, strict=True))
+    if not (np.diff(history["epoch"], prepend=0) == 1).all():
+        raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
+    best = record.row["best_epoch"]
+    record.curve = Curve(record.name, history, best if isinstance(best, int) else None)
+    record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
+
+
+def _read_lives(run: Run, record: Record) -> None:
+    record.log_tail = "\n".join(map(printable, tail_of_log(run).expandtabs().splitlines()))
+    record.remarks += (_in_the_run(damage, run) for damage in damages(run))
+    record.lives = summarise_attempts(run)
+
+
+def _read_restarts(_: Run, record: Record) -> None:
+    """Where each life but the first went on, in epochs."""
+    steps = [life.resumed_at for life in record.lives[1:]]
+    if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
+        restarts = tuple(step / pace for step in steps if step is not None)
+        record.curve = replace(record.curve, restarts=restarts)
+
+
+def _read_predictions(run: Run, record: Record) -> None:
+    if not run.result_file.exists():
+        return
+    arrays = run.predictions()
+    probabilities, labels, names = (arrays[name] for name in ("probabilities", "labels", "class_names"))
+    if not _are_predictions(probabilities, labels, names, record.n_classes):
+        raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
+    counts = record.counts = metrics.confusion(probabilities, labels)
+    classes = record.classes = metrics.per_class_of(counts)
+    summary = metrics.summary_of(probabilities, labels, classes)
+    record.row |= summary._asdict()
+    record.class_names = tuple(printable(str(name)) for name in names)
+    record.mistakes = _mistakes(arrays, record.class_names)
+    data = run.manifest()["data"]
+    _remark(record, crosscheck.of_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
+
+
+def _check_result(run: Run, record: Record) -> None:
+    """Remark on what the files of a finished run contradict each other in."""
+    if not record.result:
+        return
+    result, checks = record.result, [*crosscheck.of_result(record.result, record.settings, record.environment)]
+    if record.counts is not None:
+        figures = {name: record.row[name] for name in ("test_accuracy", "test_loss")}
+        checks += crosscheck.of_figures(result, figures)
+    checks += crosscheck.of_attempts(result, run.attempts())
+    if record.curve:
+        checks += crosscheck.of_history(result, record.curve.history, str(record.settings.get("train.select_on")))
+    if record.curve and not run.is_older():
+        checks += crosscheck.of_epochs(record.curve.history, run.job())
+    _remark(record, checks)
+
+
+def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:
+    """Remark on the figures that another file gives otherwise."""
+    found = [printable(str(check)) for check in checks if not check.agrees]
+    record.contradictions += found
+    record.remarks += found
+
+
+def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
+    """The wrongly classified test images that are kept; none where they do not fit the predictions."""
+    images, indices = arrays.get("wrong_images"), arrays.get("wrong_indices")
+    probabilities, labels = arrays["probabilities"], arrays["labels"]
+    if images is None or indices is None or not _are_images(images, indices, len(labels)):
+        return []
+    guesses = metrics.predicted(probabilities)
+    return [
+        Mistake(image, int(at), names[labels[at]], names[guesses[at]], float(probabilities[at].max()))
+        for image, at in zip(images, indices, strict=True)
+    ]
+
+
+def _are_images(images: np.ndarray, indices: np.ndarray, N: int) -> bool:
+    fits = images.ndim == len("NHWC") and images.shape[-1] in {1, 3} and indices.shape == images.shape[:1]
+    numbers = images.dtype == np.uint8 and indices.dtype.kind in "iu"
+    return bool(fits and numbers and images.size and indices.min() >= 0 and indices.max() < N)
+
+
+def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.ndarray, n_classes: int | None) -> bool:
+    if probabilities.ndim != len("NK"):
+        return False
+    N, K = probabilities.shape
+    return (
+        N > 0
+        and n_classes in {None, K}
+        and labels.shape == (N,)
+        and names.shape == (K,)
+        and labels.dtype.kind in "iu"
+        and probabilities.dtype.kind == "f"
+        and 0 <= labels.min() <= labels.max() < K
+        and bool((probabilities >= 0).all())  # NaN is not
+        and bool((np.abs(probabilities.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
+    )
+
+
+def _read_filters(run: Run, record: Record) -> None:
+    if not run.result_file.exists():
+        return
+    weights = run.weights()
+    _remark(record, crosscheck.of_weights(record.result, weights))
+    kernels = (array for name, array in weights.items() if name.endswith("/weights") and array.ndim == len("KKCF"))
+    first = next(kernels, None)  # a network without convolutions has none
+    if first is not None and not _are_filters(first):
+        raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
+    record.filters = first
+
+
+def _are_filters(weights: np.ndarray) -> bool:
+    square = weights.size > 0 and weights.shape[0] == weights.shape[1]
+    return square and weights.dtype.kind == "f" and bool((np.abs(weights) <= _LARGEST).all())

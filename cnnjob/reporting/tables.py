@@ -1,0 +1,164 @@
+"""Runs and groups of runs to tables: CSV for machines, Markdown for readers, LaTeX (booktabs) for papers."""
+
+import csv as csv_format
+import html
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from cnnjob.errors import spreadsheet_cell
+from cnnjob.reporting.groups import Group, shown
+from cnnjob.reporting.record import COLUMNS, DIGEST_LETTERS, Record
+
+FIGURES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
+"""A run's own figures by the stems of their files."""
+_UNITS = (
+    "Accuracy, precision, recall and F1 are shares of one, of the test images; `_macro` is the mean over the classes. "
+    "The loss is in nats per image."
+)
+_TOO_MANY = "These are too many runs for figures of each; name some of them to see theirs."
+_OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finished seeds."
+GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
+_IN_PAPERS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
+_PLAIN = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
+_MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": r"\textendash{}", "±": r"$\pm$",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}",
+}  # fmt: skip
+
+
+def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> bytes:
+    """A table for machines: full precision, an empty cell where a value is not known, no formula for a spreadsheet.
+
+    Args:
+        rows: a dict a row.
+        columns: all of them, in order; those of the rows by default.
+
+    Returns:
+        The content of the file.
+    """
+    text = io.StringIO()
+    names = columns or list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv_format.writer(text, lineterminator="\n")
+    for cells in (names, *([row.get(name) for name in names] for row in rows)):
+        writer.writerow(map(spreadsheet_cell, cells))
+    return text.getvalue().encode()
+
+
+def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Of each group its settings, and mean, half width and n of its numbers."""
+    return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
+
+
+def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
+    yield "n", len(group.by_seed)
+    for column in _MEASURES:
+        interval = group.interval(column)
+        yield f"{column}_mean", interval and interval.mean
+        yield f"{column}_half_width", interval and interval.half_width
+    yield "seeds", " ".join(str(seed) for seed in group.by_seed)
+    yield "remarks", "; ".join(group.remarks)
+
+
+def group_cells(group: Group) -> list[str]:
+    """A group in words: its label, mean accuracy in %, its n, mean loss."""
+    accuracy, loss = group.interval("test_accuracy"), group.interval("test_loss")
+    return [group.label, _spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
+
+
+def _group_cells(group: Group) -> list[str]:
+    return [*group_cells(group), *map(shown, group.settings.values()), "; ".join(group.remarks)]
+
+
+def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows; remarks only where there are any."""
+    head = [*GROUP_HEADER, *(groups[0].settings if groups else ()), "remarks"]
+    wide = len(head) if any(group.remarks for group in groups) else len(head) - 1
+    return head[:wide], [_group_cells(group)[:wide] for group in groups]
+
+
+def _spread(interval: Any, factor: float, digits: int) -> str:
+    if interval is None:
+        return "–"
+    half = "" if interval.half_width is None else f" ± {factor * interval.half_width:.{digits}f}"
+    return f"{factor * interval.mean:.{digits}f}{half}"
+
+
+def groups_as_markdown(groups: Sequence[Group]) -> str:
+    """The groups for a reader."""
+    return f"# Groups\n\n{_markdown(*_group_table(groups))}\n\n{_OF_GROUPS}\n"
+
+
+def groups_as_latex(groups: Sequence[Group]) -> str:
+    """The groups for a paper."""
+    head, rows = _group_table(groups)
+    return _latex(head, rows, "lrrr" + "l" * (len(head) - 4))
+
+
+def runs_as_latex(records: Sequence[Record]) -> str:
+    """The runs for a paper: the columns that fit it, and those in which an accuracy is other than a plain one."""
+    odd = [name for name, plain in _PLAIN.items() if any(record.row[name] not in plain for record in records)]
+    columns = [*_IN_PAPERS, *odd]
+    rows = ([_readable(column, record.row[column]) for column in columns] for record in records)
+    return _latex([column.replace("_", " ") for column in columns], rows, "lrlrrrr" + "l" * len(odd))
+
+
+def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> str:
+    """The runs for a reader: rounded, with what they must know beside them.
+
+    Args:
+        records: of all runs.
+        drawn: of those that have figures of their own.
+        overlaid: whether there is a figure of all curves.
+
+    Returns:
+        The content of ``metrics.md``.
+    """
+    table = _markdown(COLUMNS, ([_readable(*cell) for cell in record.row.items()] for record in records))
+    remarks = (f"- {_escaped(record.name)}: {remark}" for record in records for remark in record.remarks)
+    overlay = "![Learning curves of all runs](curves.svg)" if overlaid else ""
+    links = [_links(record) for record in drawn] + [_TOO_MANY] * (len(drawn) < len(records))
+    parts = ["# Runs", table, "\n".join(remarks), _UNITS, overlay, "\n".join(links)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _readable(column: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if column == "train_seconds" else f"{value:.4f}"
+    if column in {"commit", "data_sha256"} and value:
+        digits, *dirty = str(value).split("-")
+        return "-".join([digits[:DIGEST_LETTERS], *dirty])
+    return "" if value is None else str(value)
+
+
+def _links(record: Record) -> str:
+    links = (f"[{FIGURES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
+    return f"- {_escaped(record.name)}: {' · '.join(links) or 'no figures'}"
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (f"| {' | '.join(map(_escaped, row))} |" for row in rows)
+    return "\n".join([f"| {' | '.join(map(_escaped, head))} |", f"|{' --- |' * len(head)}", *lines])
+
+
+def _escaped(text: str) -> str:
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def _latex(head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
+    """A ``tabular`` in the style of booktabs."""
+    lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (head, *rows)]
+    body = "\n".join(lines[1:])
+    return (
+        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; letters beyond Latin ones need LuaLaTeX\n"
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{lines[0]}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def _in_latex(text: str) -> str:
+    """A cell as it is; nothing in it is obeyed, not even by the end of the row above, nor drawn together."""
+    words = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    return "{}" * words.startswith(("[", "*")) + words.replace("--", "-{}-").replace("--", "-{}-")

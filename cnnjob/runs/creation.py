@@ -1,0 +1,124 @@
+"""The folder of a run: made for a job on a dataset, or found where it was made before."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from cnnjob import files
+from cnnjob.data.dataset import Dataset
+from cnnjob.errors import CnnjobError, DataError
+from cnnjob.files import disk_errors_as_cnnjob_error
+from cnnjob.jobs import json_files
+from cnnjob.jobs.job import FORMAT, Job
+from cnnjob.runs.run import Run, format_of
+
+
+def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
+    """Return the run of a job on a dataset; its manifest is written when it is new, or has other resources.
+
+    Args:
+        job: it is known to fit the dataset.
+        dataset: the job's.
+        root: the folder of the runs.
+
+    Returns:
+        The run.
+
+    Raises:
+        DataError: the run's manifest is damaged, or is another job's.
+    """
+    run = Run.of(job, dataset.digest, root)
+    digest = job.digest(dataset.digest)
+    frozen = run.manifest() if run.job_file.exists() else {}
+    if frozen and frozen["digest"] != digest:
+        raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
+    if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
+        return run
+    data = {
+        "path": str(dataset.path.resolve()),
+        "name": dataset.name,
+        "digest": dataset.digest,
+        "image_shape": dataset.image_shape,
+        "class_names": dataset.class_names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+    content = json_files.sealed({"format": FORMAT, "digest": digest, "job": job.model_dump(mode="json"), "data": data})
+    with disk_errors_as_cnnjob_error(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        if frozen:
+            files.write_json(run.job_file, content)
+        else:
+            files.create_exclusive(run.job_file, files.readable_json(content).encode())
+    return run
+
+
+def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
+    """Return the dataset that a run was made with, wherever it lies now.
+
+    Args:
+        run: the run.
+        dataset: where it is said to lie; where it lay when the run was made by default.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: it is missing, damaged or not the same.
+    """
+    data = run.data()
+    found = dataset or Dataset.open(Path(data["path"]))
+    if found.digest != data["digest"]:
+        raise DataError(
+            f"{found.path}: not the data that {run.path} was made with "
+            f"({found.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
+        )
+    if [[*found.mean], [*found.std]] != [[*data["mean"]], [*data["std"]]]:
+        raise DataError(
+            f"{found.path}: damaged, mean and std are not those that {run.path} was made with (found {found.mean}, "
+            f"{found.std}). Prepare the same sources again"
+        )
+    return found
+
+
+def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
+    """Find the runs of a job that another version began and that are not resumed.
+
+    Args:
+        root: the folder of the runs.
+        name: the job's.
+
+    Returns:
+        The runs, by the digest that their job and data would have now.
+    """
+    older: dict[str, Run] = {}
+    for run in map(Run, sorted(root.glob(f"{name}-*"))):
+        with suppress(CnnjobError):
+            frozen = {} if run.result_file.exists() else run.manifest()
+            if frozen and format_of(frozen) != FORMAT:
+                older[run.job().digest(str(run.data()["digest"]))] = run
+    return older
+
+
+def begun_anew(runs: Iterable[Run]) -> Iterator[str]:
+    """Yield a sentence on each unfinished run of another version in whose place a new run begins.
+
+    Args:
+        runs: made by :func:`create_run`; only those that have not begun are looked at.
+
+    Yields:
+        What to tell the user.
+    """
+    places: dict[tuple[Path, str], dict[str, Run]] = {}
+    for run in runs:
+        if run.state() != "pending":
+            continue
+        frozen = run.manifest()
+        place = run.path.parent, frozen["job"]["name"]
+        if place not in places:
+            places[place] = unfinished_older_runs(*place)
+        if older := places[place].get(frozen["digest"]):
+            yield (
+                f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images "
+                f"were chosen otherwise, so it is not resumed; the run begins anew in {run.path}"
+            )

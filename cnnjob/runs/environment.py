@@ -1,0 +1,179 @@
+"""With what a run was made: code, packages, machine; and which of it decides the bits."""
+
+import ctypes
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjob import __version__
+from cnnjob.errors import DataError
+from cnnjob.files import PACKAGE
+from cnnjob.jobs import json_files
+from cnnjob.nn import ARITHMETIC, Backend, CudaBackend, available_cores
+from cnnjob.runs import schemas
+
+PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
+GIT_SECONDS = 10
+COMMIT_FILE = "cnnjob-commit.json"
+
+
+def describe(backend: Backend) -> dict[str, Any]:
+    """What this process computes with.
+
+    Args:
+        backend: NumPy's or CUDA's.
+
+    Returns:
+        Names and values for ``environment.json``; ``bits`` holds what the same bits are promised for.
+    """
+    packages = _packages()
+    return {
+        "command": shlex.join(sys.argv),
+        **commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "host": socket.gethostname(),
+        "device": f"gpu: {backend.device.name}" if isinstance(backend, CudaBackend) else f"cpu: {_processor()}",
+        "cores": available_cores(),
+        "backend": backend.name,
+        "precision": backend.device.precision if isinstance(backend, CudaBackend) else backend.dtype.name,
+        "bits": {
+            "backend": backend.name,
+            "arithmetic": ARITHMETIC,
+            "cnnjob": packages["cnnjob"],
+            "numpy": packages["numpy"],
+            "machine": platform.machine(),
+            **(_gpu(backend.device) if isinstance(backend, CudaBackend) else {"blas": _blas(), "simd": _simd()}),
+        },
+    }
+
+
+def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return in what two environments may compute other bits, a line each."""
+    before, bits = first.get("bits"), now["bits"]
+    if not isinstance(before, dict):
+        return ["what it first ran with is not known"]
+    return [
+        f"{name} {bits.get(name)} instead of {before.get(name, 'an unknown one')}"
+        for name in {**before, **bits}
+        if not _is_the_same(name, before.get(name), bits.get(name))
+    ]
+
+
+def _is_the_same(name: str, before: Any, now: Any) -> bool:
+    """Return whether a value is the frozen one, or in the list of every loaded BLAS that was frozen once."""
+    return before == now or (name == "blas" and str(now) in str(before).split(", "))
+
+
+def available_memory_bytes() -> int:
+    """Return what new processes can take without swapping: the kernel's estimate, else the free pages."""
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _gpu(device: Any) -> dict[str, Any]:
+    """A GPU, its driver and CUDA's libraries."""
+    try:
+        driver = re.search(r"Module +([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+    except OSError:
+        driver = None
+    return {"gpu": device.name, "driver": driver[1] if driver else None, **device.versions}
+
+
+def _processor() -> str:
+    """The processor's model name."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.machine()
+
+
+def _blas() -> str:
+    """Return the version of NumPy's BLAS and the kernels it chose for this processor; SciPy may bring another BLAS."""
+    from threadpoolctl import threadpool_info  # noqa: PLC0415 - it loads every library's description
+
+    library = _numpys_blas()
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    own = [pool for pool in pools if Path(pool["filepath"]).resolve() == library] or pools
+    names = {f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in own}
+    return ", ".join(sorted(names)) or (library.name if library else "")
+
+
+_FUNCTIONS = (
+    *("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_"),
+    *("openblas_get_corename", "bli_info_get_version_str", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"),
+)
+"""Found in NumPy's BLAS. OpenBLAS and BLIS have their own before the common one, which Debian has in another file."""
+
+
+class _Symbol(ctypes.Structure):
+    """What ``dladdr`` tells of an address (``Dl_info`` of dlfcn.h)."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _numpys_blas() -> Path | None:
+    """Return the BLAS library that NumPy is linked with; None where it is not found."""
+    numpy = ctypes.CDLL(sys.modules["numpy._core._multiarray_umath"].__file__)
+    for name in _FUNCTIONS:
+        if hasattr(numpy, name):
+            symbol, address = _Symbol(), ctypes.cast(numpy[name], ctypes.c_void_p)
+            if ctypes.CDLL(None).dladdr(address, ctypes.byref(symbol)):
+                return Path(os.fsdecode(symbol.file)).resolve()
+    return None
+
+
+def _simd() -> str:
+    """The processor features that NumPy's loops use here."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    return " ".join(sorted(found))
+
+
+@cache  # a process goes on with what it has loaded, whatever is installed or committed meanwhile
+def _packages() -> dict[str, str]:
+    """The versions of the packages that compute, read and write."""
+    return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """The commit of the package's own checkout, and whether files differ from it; None outside one.
+
+    A copy of the package has the word of what it was copied from beside it.
+    """
+    with suppress(DataError):
+        return json_files.read(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
+    try:
+        _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py")  # or this is somebody else's checkout
+        return {
+            "commit": _git(PACKAGE, "rev-parse", "HEAD"),
+            "dirty": bool(_git(PACKAGE, "status", "--porcelain", ".")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS)  # noqa: S603
+    return done.stdout.strip()

@@ -1,0 +1,174 @@
+"""What each JSON file of a run folder says, but for its manifest: its fields, their types and their ranges."""
+
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from cnnjob.jobs.json_files import Count, Fields, Inode, Number, Sha256, Share, Time
+
+
+class EnvironmentRecord(Fields):
+    """``environment.json``."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+    data_sha256: str | None = None
+    device: str | None = None
+    backend: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+    bits: dict[str, Any] = Field(default_factory=dict)
+
+
+class AttemptRecord(Fields):
+    """``attempts/NNNN.json``."""
+
+    attempt: Count
+    host: str
+    boot: str
+    pid: Count
+    pid_started: str | None
+    pid_namespace: str | None = None
+    uid: Count | None = None
+    cluster: str | None = None
+    started: Time
+    ended: Time | None
+    why: str | None
+    step: Count | None = None
+    job_id: str | None = None
+    job_restarts: Count | None = None
+    job_step: str | None = None
+    folder: str | None = None
+    inode: Inode | None = None
+    parents: list[Inode] | None = None
+    resumed_at_step: Count | None = None
+    device: str | None = None
+
+
+class ProgressRecord(Fields):
+    """How far a training has come, in a checkpoint's header: :class:`cnnjob.runs.checkpoints.TrainingProgress`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: Count = 0
+    epoch_step: Count = 0
+    step: Count = 0
+    done: bool = False
+    best_epoch: Count = 0
+    best_accuracy: Number = -1.0
+    history: list["EpochRecord"] = Field(default_factory=list)
+    epoch_seconds: Number = 0.0
+    train_seconds: Number = 0.0
+    cpu_seconds: Number = 0.0
+    bits_may_differ_from_step: Count | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(self.history) != self.epoch or self.best_epoch > self.epoch:
+            raise ValueError(f"{len(self.history)} epochs recorded, {self.epoch} done, the best is {self.best_epoch}")
+        return self
+
+
+class CheckpointHeader(Fields):
+    """What a checkpoint says of itself."""
+
+    format: Count
+    digest: Sha256
+    progress: ProgressRecord
+
+
+class EpochRecord(Fields):
+    """One line of ``history.jsonl``."""
+
+    epoch: Count
+    step: Count
+    learning_rate: Number | None = None
+    seconds: Number | None = None
+    images_per_second: Number | None = None
+    train_loss: Number | None = None
+    train_accuracy: Share | None = None
+    validation_loss: Number | None = None
+    validation_accuracy: Share | None = None
+    test_loss: Number | None = None
+    test_accuracy: Share | None = None
+
+
+class ResultRecord(Fields):
+    """``result.json``."""
+
+    test_accuracy: Share
+    test_loss: Number | None = None
+    epochs: Count | None = None
+    best_epoch: Count | None = None
+    steps: Count | None = None
+    train_seconds: Number | None = None
+    cpu_hours: Number | None = None
+    gpu_hours: Number | None = None
+    peak_memory_bytes: Count | None = None
+    parameters: Count | None = None
+    device: str | None = None
+    backend: str | None = None
+    precision: str | None = None
+    selected_on: str | None = None
+    test_time_augmentation: str | None = None
+    attempts: Count | None = None
+    bits_may_differ_from_step: Count | None = None
+
+
+class SubmissionRecord(Fields):
+    """``slurm/job.json``: the newest submission."""
+
+    cluster: str | None = None
+    job_id: str | None = None
+    log: str | None = None
+    comment: str | None = None
+    shown: str | None = None
+    attempt: Count | None = None
+    folder: str | None = None
+    inode: Inode | None = None
+    parents: list[Inode] | None = None
+    submitted: Time | None = None
+
+
+class RestartRecord(Fields):
+    """What was decided after an attempt; a list of them is ``slurm/restarts.json``."""
+
+    step: Count
+    cluster: str | None = None
+    job_id: str | None = None
+    job_restarts: Count | None = None
+    ended_by: str | None = None
+    code: int | None = None
+    restarted: str | None = None
+    said: str | None = None
+
+
+class LocalWait(Fields):
+    """``slurm/local.json``: the process that is going to train a run without SLURM."""
+
+    host: str
+    boot: str
+    pid: Count
+    pid_started: str | None
+    pid_namespace: str | None = None
+    folder: str | None = None
+    inode: Inode | None = None
+
+
+class CancellationRecord(Fields):
+    """``slurm/cancelled.json``."""
+
+    by: str | None = None
+    cluster: str | None = None
+    jobs: list[str] = Field(default_factory=list)
+    attempt: Count | None = None
+    folder: str | None = None
+    inode: Inode | None = None
+    parents: list[Inode] | None = None
+    time: Time | None = None
+
+
+class CommitRecord(Fields):
+    """What lies beside a copy of the package."""
+
+    commit: str | None
+    dirty: bool | None

@@ -1,0 +1,307 @@
+"""Cancelling runs: the jobs that cnnjob submitted for them, or the process that writes them outside of any such job.
+
+A run may be trained inside a job that its user made, as ``cnnjob train`` in an ``salloc`` is. That job is never
+cancelled, as other work may depend on it: only the training is asked to stop.
+"""
+
+import getpass
+import os
+import shlex
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cnnjob import files
+from cnnjob.errors import BusyError, DataError, SchedulerError
+from cnnjob.runs.process import is_alive, now
+from cnnjob.runs.restart_log import cancel_of, cancel_record, local_wait
+from cnnjob.runs.run import UNRECORDED, Run
+from cnnjob.runs.summary import RunSummary, read_summary
+from cnnjob.slurm.job_index import JobIndex
+from cnnjob.slurm.scheduler import client, job_states
+from cnnjob.slurm.scheduler.queue import QueuedJob
+from cnnjob.slurm.status import Status, queue_of, statuses
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """What became of one run."""
+
+    run: Run
+    said: str
+    """``cancelled job 17``, ``nothing to cancel, it is finished``."""
+    exit_code: int = 0
+    """That of the error which left something of it to go on; 0 where nothing is left."""
+
+
+def cancel(runs: Sequence[Run]) -> list[Cancellation]:
+    """Cancel every job that carries one of the runs, or stop the process that does; other runs are left as they are.
+
+    Each run first gets a record of it, so that a batch script that is about to bring it back does not. One that had
+    looked for the record before it was there has put a job into the queue by then, which is looked for afterwards.
+
+    Args:
+        runs: any number; one scancel for all, the questions of :func:`cnnjob.slurm.status.statuses`, and a last one.
+
+    Returns:
+        What became of each, in their order. One that cannot be cancelled does not keep the others from it.
+
+    Raises:
+        SchedulerError: the queue could not be read though a run may be in it, or scancel failed; each record of a
+            cancellation is then as it was before.
+    """
+    answer = statuses(runs)
+    if answer.silent and any(one.summary.job_id for one in answer.statuses if one.state not in {"finished", "damaged"}):
+        raise SchedulerError(f"{answer.remark.partition(';')[0]}; nothing was cancelled, try again")
+    found = [replace(one, own=_left_of(one)) for one in answer.statuses]
+    linked = {one.summary.run: error for one in found if (error := _link_of(one))}
+    with_jobs = [one for one in found if one.own and one.summary.run not in linked]
+    with _records(with_jobs):
+        said = client.cancel(sorted({job.job_id for one in with_jobs for job in one.own}))
+    told = [linked.get(one.summary.run) or _told(one, said) for one in found]
+    later = _cancel_later(with_jobs)
+    return [_and_later(first, later.get(first.run)) for first in told]
+
+
+def _left_of(one: Status) -> tuple[QueuedJob, ...]:
+    """Return the jobs of a run that do not end by themselves: of a finished run only those that wait."""
+    return tuple(job for job in one.own if one.state != "finished" or job.state in job_states.WAITING)
+
+
+def _link_of(one: Status) -> Cancellation | None:
+    """Return why nothing is written into a run that there is something to cancel of; None where all is well."""
+    if not one.own and one.summary.state != "running" and not local_wait(one.summary.run):
+        return None
+    try:
+        one.summary.run.require_no_links()
+    except DataError as error:
+        return Cancellation(one.summary.run, f"not cancelled, {error}", error.exit_code)
+    return None
+
+
+def _cancel_later(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
+    """Cancel the jobs that were submitted or requeued for runs while their jobs were cancelled; say so by run."""
+    if not cancelled:
+        return {}
+    looks = [read_summary(one.summary.run).on(one.summary.here) for one in cancelled]
+    asked, remark = queue_of(looks)
+    if remark:
+        unknown = f"whether a successor was submitted meanwhile is not known ({remark.partition(';')[0]})"
+        why = f"{unknown}. Run the same command again"
+        return {seen.run: Cancellation(seen.run, why, SchedulerError.exit_code) for seen in looks}
+    find = JobIndex(asked.jobs if asked else [])
+    new = {one.summary.run: _new(one, find.own(seen)) for one, seen in zip(cancelled, looks, strict=True)}
+    return {run: _cancelled_later(run, job_ids) for run, job_ids in new.items() if job_ids}
+
+
+def _new(one: Status, jobs: Sequence[QueuedJob]) -> list[str]:
+    """Return the jobs of a run that came after those that were cancelled, or wait again."""
+    known = {job.job_id: job.state in job_states.WAITING for job in one.own}
+    left = [job for job in jobs if job.state != job_states.ENDING]
+    again = {job.job_id for job in left if job.state in job_states.WAITING and known.get(job.job_id) is False}
+    return [job.job_id for job in left if job.job_id not in known or job.job_id in again]
+
+
+def _cancelled_later(run: Run, job_ids: Sequence[str]) -> Cancellation:
+    """Cancel jobs that were not there before, and record it."""
+    record = cancel_of(run)
+    with suppress(OSError):
+        files.write_json(cancel_record(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
+    try:
+        refused = client.refusals(job_ids, client.cancel(job_ids))
+    except SchedulerError as error:
+        refused = dict.fromkeys(job_ids, str(error))
+    told = [f"and job {job_id}, which came meanwhile" for job_id in job_ids if job_id not in refused]
+    told += [f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items()]
+    return Cancellation(run, "; ".join(told), SchedulerError.exit_code if refused else 0)
+
+
+def _and_later(first: Cancellation, later: Cancellation | None) -> Cancellation:
+    if not later:
+        return first
+    return Cancellation(first.run, f"{first.said}; {later.said}", max(first.exit_code, later.exit_code))
+
+
+@contextmanager
+def _records(cancelled: Sequence[Status]) -> Iterator[None]:
+    """Write a record into each run while its jobs are cancelled; where that fails, each is as it was before."""
+    try:
+        for one in cancelled:
+            _write_record(one.summary, _ids(one))
+        yield
+    except BaseException:
+        for one in cancelled:
+            _restore_record(one.summary)
+        raise
+
+
+def _write_record(seen: RunSummary, job_ids: Sequence[str]) -> None:
+    record = {
+        "by": getpass.getuser(),
+        "cluster": seen.here or None,
+        "jobs": job_ids,
+        "attempt": seen.lives,
+        "time": now(),
+    }
+    with suppress(PermissionError):  # in another user's folder; SLURM then decides who may cancel
+        seen.run.slurm_folder.mkdir(exist_ok=True)
+        files.write_json(cancel_record(seen.run), record | seen.run.identity())
+
+
+def _restore_record(seen: RunSummary) -> None:
+    """Leave the record of an earlier cancellation, or none."""
+    with suppress(OSError):
+        if seen.cancelled:
+            files.write_json(cancel_record(seen.run), seen.cancelled)
+        else:
+            cancel_record(seen.run).unlink(missing_ok=True)
+
+
+def _told(one: Status, said: Sequence[str]) -> Cancellation:
+    """Return what became of a run: of its jobs, and of a process that trains it outside of them."""
+    if not one.own:
+        return _of_process(one)
+    refused = client.refusals(_ids(one), said)
+    jobs = _of_jobs(one, refused)
+    if not _is_outside(one):
+        return jobs
+    process = _of_process(replace(one, own=tuple(job for job in one.own if job.job_id not in refused)))
+    return Cancellation(jobs.run, f"{jobs.said}; {process.said}", max(jobs.exit_code, process.exit_code))
+
+
+def _is_outside(one: Status) -> bool:
+    """Return whether a run with jobs is trained outside of them, and not by a job that has ended and resubmitted it."""
+    job_id = one.summary.attempt.get("job_id")
+    ended = {one.summary.decision.get("job_id"), *(job.job_id for job in one.own)}
+    return one.summary.state == "running" and (job_id is None or job_id not in ended)
+
+
+def _of_jobs(one: Status, refused: Mapping[str, str]) -> Cancellation:
+    """Return what became of the jobs of a run."""
+    gone = [job for job in one.own if job.job_id not in refused]
+    told = [f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items()]
+    if gone:
+        waited = all(job.state in job_states.WAITING for job in gone)
+        names = ", ".join(job.job_id for job in gone)
+        told.insert(0, f"cancelled job {names}, {'which waited' if waited else 'its work is saved as it ends'}")
+    if refused and gone:
+        _write_record(one.summary, [job.job_id for job in gone])
+    elif refused:
+        _restore_record(one.summary)
+    return Cancellation(one.summary.run, "; ".join(told), SchedulerError.exit_code if refused else 0)
+
+
+def _of_process(one: Status) -> Cancellation:
+    """Stop the process that trains a run outside of the jobs of cnnjob; it saves and stops."""
+    seen = one.summary
+    if seen.state != "running":
+        return _without_a_process(one)
+    if seen.run.unrecorded_seconds() is not None:
+        return _not_cancelled(seen, f"not cancelled, {UNRECORDED}")
+    holder = seen.attempt
+    if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
+        return _from_afar(one)
+    pid = int(holder["pid"])
+    _write_record(seen, [*_ids(one), *_allocation(seen)])
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError:
+        _take_back(one)
+        return _not_cancelled(seen, f"process {pid} is another user's, not cancelled")
+    except ProcessLookupError:
+        return Cancellation(seen.run, "nothing to cancel, its process has just ended")
+    return Cancellation(seen.run, f"asked process {pid} to save and stop")
+
+
+def _from_afar(one: Status) -> Cancellation:
+    """Stop a process that is not of this process table, or return the command that does."""
+    seen = one.summary
+    if one.is_elsewhere:
+        return _not_cancelled(seen, _of_another_cluster(seen))
+    return _of_step(one) if seen.attempt.get("job_step") else _not_cancelled(seen, _command_of(seen))
+
+
+def _without_a_process(one: Status) -> Cancellation:
+    """Return that there is nothing to cancel, unless another cluster's job or a hidden one of another user may be."""
+    if one.is_elsewhere:
+        return _not_cancelled(one.summary, _of_another_cluster(one.summary))
+    if one.is_hidden and one.state not in {"failed", "cancelled"}:
+        hidden = f"not cancelled, job {one.job_id} of another user may carry it, and this site shows nobody the jobs of"
+        return _not_cancelled(one.summary, f"{hidden} others. Ask that user")
+    if one.state not in {"finished", "damaged"} and (holder := local_wait(one.summary.run)):
+        return _of_local(one, holder)
+    return Cancellation(one.summary.run, f"nothing to cancel, it is {one.state}")
+
+
+def _of_local(one: Status, holder: Mapping[str, Any]) -> Cancellation:
+    """Keep a ``submit --local`` from a run that waits its turn; one that has begun meanwhile is asked to stop."""
+    _write_record(one.summary, [one.summary.job_id] if one.summary.job_id else [])
+    seen = read_summary(one.summary.run).on(one.summary.here)
+    if seen.state == "running":
+        return _of_process(replace(one, summary=seen))
+    return Cancellation(seen.run, f"cancelled, it waited for process {holder['pid']} on {holder['host']} to train it")
+
+
+def _of_another_cluster(seen: RunSummary) -> str:
+    """Return the command that cancels a job of another cluster, or asks a training inside of one to stop."""
+    what = f"not cancelled, job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}"
+    there = f"scancel -M {shlex.quote(seen.elsewhere)}"
+    if seen.job_id == str(seen.submission.get("job_id")):
+        return f"{what}. To cancel it:\n  {there} {seen.job_id}"
+    if step := seen.attempt.get("job_step"):
+        return f"{what}. To let it save and stop:\n  {there} --signal=TERM {seen.job_id}.{step}"
+    return _command_of(seen)
+
+
+def _ids(one: Status) -> list[str]:
+    return [job.job_id for job in one.own]
+
+
+def _take_back(one: Status) -> None:
+    """Leave a record of the jobs alone, as the process was not asked to stop."""
+    if one.own:
+        _write_record(one.summary, _ids(one))
+    else:
+        _restore_record(one.summary)
+
+
+def _not_cancelled(seen: RunSummary, why: str) -> Cancellation:
+    return Cancellation(seen.run, why, BusyError.exit_code)
+
+
+def _allocation(seen: RunSummary) -> list[str]:
+    """Return the id of the job that a process is inside of, if any."""
+    return [str(seen.attempt["job_id"])] if seen.attempt.get("job_id") else []
+
+
+def _of_step(one: Status) -> Cancellation:
+    """Stop a training that is all there is in its step of a job that cnnjob did not submit."""
+    seen = one.summary
+    step = f"{seen.attempt['job_id']}.{seen.attempt['job_step']}"
+    _write_record(seen, [*_ids(one), *_allocation(seen)])
+    try:
+        said = client.tell(["scancel", "--signal=TERM", step])
+        refused = said if "error" in said else ""
+    except SchedulerError as error:
+        refused = str(error)
+    if refused:
+        _take_back(one)
+        return Cancellation(seen.run, f"step {step} was not asked to stop: {refused}", SchedulerError.exit_code)
+    return Cancellation(seen.run, f"asked step {step} to save and stop; its job goes on")
+
+
+def _command_of(seen: RunSummary) -> str:
+    """Return the command that stops a process on another host, which cannot be done from here."""
+    pid, host, job = (seen.attempt.get(key) for key in ("pid", "host", "job_id"))
+    inside = f", inside job {job}, which is not cnnjob's" if job and job != seen.submission.get("job_id") else ""
+    stop = f"kill -TERM {pid}"
+    if host == socket.gethostname():  # in another container, or on another machine of this name
+        return (
+            f"not cancelled, process {pid} on {host} trains it{inside}, in another container or on another machine of "
+            f"this name. To let it save and stop, there:\n  {stop}"
+        )
+    command = f"ssh {shlex.quote(str(host))} {stop}"
+    return f"not cancelled, process {pid} on {host} trains it{inside}. To let it save and stop:\n  {command}"

@@ -1,0 +1,1 @@
+"""SLURM's own commands and what they print."""

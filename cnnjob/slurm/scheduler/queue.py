@@ -1,0 +1,148 @@
+"""The jobs that wait or run: one call, whatever their number."""
+
+import os
+import re
+import secrets
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from cnnjob.errors import SchedulerError
+from cnnjob.slurm.scheduler.client import ask
+from cnnjob.slurm.scheduler.job_states import state_of
+
+FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
+FORMAT = "%i|%T|%r|%N|%S|%e|%k"
+"""The comment is last: it may hold the separator."""
+NO_COMMENT = {"(null)", "N/A"}
+"""What squeue prints of a job without one."""
+_ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
+_MOST_ELEMENTS = 200_000
+"""Of the elements that stand together in one answer: squeue lists those of an array one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A line of ``squeue``; each element of a job array is one."""
+
+    job_id: str
+    """``17``, or ``17_3`` of an array."""
+    state: str
+    """``PENDING``, ``RUNNING``, ``COMPLETING``, …"""
+    reason: str
+    node: str
+    start: str
+    """When it started, or is expected to; ``N/A`` where nobody knows."""
+    end: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class QueueListing:
+    """What squeue answered."""
+
+    jobs: list[QueuedJob]
+    whole: bool
+    """Whether every line of it was understood: only then is a job that is not there gone."""
+
+    def require_whole(self) -> None:
+        """Require an answer by which a job that is not there is gone.
+
+        Raises:
+            SchedulerError: some of it was not understood.
+        """
+        if not self.whole:
+            raise SchedulerError(
+                "squeue: its answer was not understood, or not all, so whether a job is in the queue is not known. "
+                "Look at what squeue prints, and run the same command again",
+                silent=True,
+            )
+
+
+def mine() -> list[QueuedJob]:
+    """All that squeue shows of this user.
+
+    Raises:
+        SchedulerError: SLURM is not there, refused, or did not answer.
+    """
+    return listing([os.getuid()]).jobs
+
+
+def listing(
+    users: Iterable[int], ids: Collection[str] = (), *, ended: bool = False, seconds: float | None = None
+) -> QueueListing:
+    """Return what squeue shows of some users.
+
+    Args:
+        users: by number.
+        ids: jobs that are looked for, besides those of cnnjob; only a line that may be of one of these must be
+            understood.
+        ended: show also the jobs that ended in the last minutes, which SLURM forgets later (``MinJobAge``).
+        seconds: how long to wait for the answer.
+
+    Returns:
+        The jobs. Lines of a site's own around them are left out.
+
+    Raises:
+        SchedulerError: SLURM is not there, refused, or did not answer.
+    """
+    mark = secrets.token_hex(4)  # no comment can imitate a line that begins with it
+    command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
+    answer = ask([*command, *["--states=all"] * ended, "--format", f"{mark}|{FORMAT}"], seconds)
+    rows = _rows(answer, mark)
+    jobs = [list(_jobs(row, row_ids)) for row, row_ids in zip(rows, ids_of_all(row[0] for row in rows), strict=True)]
+    numbers = {job_id.partition("_")[0] for job_id in ids}
+    strange = [row for row, found in zip(rows, jobs, strict=True) if not found and _may_be_sought(row, numbers)]
+    said_nothing = bool(answer.strip()) and not rows
+    return QueueListing([job for found in jobs for job in found], not strange and not said_nothing)
+
+
+def _rows(answer: str, mark: str) -> list[list[str]]:
+    """Return the cells of each line that is of a job, and not of a site's wrapper or in the middle of a comment."""
+    lines = answer.split("\n")  # splitlines would also split a comment at other letters
+    marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]
+    rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in marked or lines]
+    return [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
+
+
+def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
+    """Return whether a line that was not understood may be of a job of cnnjob, or of one of some numbers."""
+    number = re.match(r"[0-9]+(?![0-9])", row[0])
+    if not number or len(row) != len(FIELDS):
+        return True
+    return number[0] in numbers or "cnnjob" in row[-1]
+
+
+def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:
+    """The job of a row, or those of the elements of an array that are still together; none if it is no job."""
+    if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
+        return
+    comment = "" if row[-1] in NO_COMMENT else row[-1]
+    job = replace(QueuedJob(*row), state=state_of(row[1]), comment=comment)
+    yield from (replace(job, job_id=job_id) for job_id in ids)
+
+
+def ids_of_all(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield what each of several texts stands for, as :func:`ids_in`, as far as it is no unlikely number in all."""
+    left = _MOST_ELEMENTS
+    for text in texts:
+        ids = ids_in(text, left)
+        left -= len(ids) if len(ids) > 1 else 0
+        yield ids
+
+
+def ids_in(text: str, most: int = _MOST_ELEMENTS) -> list[str]:
+    """Return the jobs that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none of a text cut short."""
+    found = _ID.fullmatch(text)
+    if not found:
+        return []
+    job, element, elements = found.groups()
+    if elements is None:
+        return [job if element is None else f"{job}_{element}"]
+    ranges = [_RANGE.fullmatch(part) for part in elements.split(",")]
+    if not all(ranges):
+        return []
+    numbers = [range(int(r[1]), int(r[2] or r[1]) + 1, int(r[3] or 1) or 1) for r in ranges if r]
+    if sum(map(len, numbers)) > most:
+        return []
+    return [f"{job}_{number}" for some in numbers for number in some]

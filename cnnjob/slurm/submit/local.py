@@ -1,0 +1,162 @@
+"""The same jobs on this machine, through submitit, without SLURM."""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from cnnjob import files
+from cnnjob.files import read_tail
+from cnnjob.jobs import json_files
+from cnnjob.runs import schemas
+from cnnjob.runs.checkpoints import newest_step
+from cnnjob.runs.logs import last_error, last_words, own_message
+from cnnjob.runs.process import HEARTBEAT_SECONDS, process_identity
+from cnnjob.runs.restart_log import cancel_record, local_record
+from cnnjob.runs.run import Run
+from cnnjob.slurm.node.node_task import NodeTask
+from cnnjob.slurm.node.restart import RESTARTS_WITHOUT_PROGRESS
+from cnnjob.slurm.submit import code_snapshot
+from cnnjob.slurm.submit.executor import MARGIN_SECONDS
+
+POLL_SECONDS = 0.1
+LOG_BYTES = 65536
+NO_PROGRESS = f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
+YEAR_MINUTES = 366 * 24 * 60
+"""submitit wants a time limit; the job has its own."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run whose process has ended."""
+
+    run: Run
+    error: str
+    """Why the same again would end the same: an error before the run was claimed, or no progress; else empty."""
+
+
+def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None = None) -> Iterator[Ended]:
+    """Train runs in processes of this machine.
+
+    When this generator is closed, as Ctrl-C does, the trainings save and stop, and it waits for them.
+
+    Args:
+        runs: made by :func:`cnnjob.runs.creation.create_run`, not finished.
+        parallel: so many at once.
+        cores: of each.
+        minutes: after so long each saves and stops; None is never.
+
+    Yields:
+        Each run when its process has ended, however it ended.
+    """
+    waiting, going, turns = deque(runs), dict[Any, tuple[Run, int]](), _Turns(runs)
+    try:
+        while waiting or going:
+            while waiting and len(going) < parallel:
+                run, attempts = waiting[0], len(waiting[0].attempt_files())
+                if turns.is_cancelled(run):
+                    yield Ended(waiting.popleft(), "")
+                    continue
+                going[_start(run, cores, minutes)] = waiting.popleft(), attempts
+            for job in [job for job in going if job.done()]:
+                run, attempts = going.pop(job)
+                yield Ended(run, "") if turns.is_cancelled(run) else _ended(job, run, attempts)
+            for job, (run, attempts) in going.items():
+                if turns.is_cancelled(run) and len(run.attempt_files()) == attempts:
+                    job._process.terminate()  # noqa: SLF001 - it would claim the run; who has claimed it is told by cancel
+            turns.beat()
+            time.sleep(POLL_SECONDS)
+    finally:
+        for job in going:
+            job._process.terminate()  # noqa: SLF001 - submitit's cancel would be a Ctrl-C, which a second one kills
+        for job in going:
+            job._process.wait()  # noqa: SLF001
+        turns.end()
+
+
+class _Turns:
+    """Lets others know which runs this process is going to train, and hears of those that were cancelled."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._cancelled = {run.path: _version(cancel_record(run)) for run in runs}
+        self._records = [local_record(run) for run in runs]
+        self._beaten = time.monotonic()
+        for run in runs:
+            with suppress(OSError):
+                run.slurm_folder.mkdir(exist_ok=True)
+                files.write_json(local_record(run), {**process_identity(), **run.identity()})
+
+    def is_cancelled(self, run: Run) -> bool:
+        """Return whether a run was cancelled since this began."""
+        version = _version(cancel_record(run))
+        return version is not None and version != self._cancelled[run.path]
+
+    def beat(self) -> None:
+        """Show from time to time that this process is alive."""
+        if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
+            self._beaten = time.monotonic()
+            for record in self._records:
+                with suppress(OSError):
+                    os.utime(record)
+
+    def end(self) -> None:
+        """Remove what was written."""
+        for record in self._records:
+            with suppress(OSError):
+                record.unlink(missing_ok=True)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from an earlier one of its name; None where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
+def _ended(job: Any, run: Run, attempts: int) -> Ended:
+    if len(run.attempt_files()) > attempts or run.result_file.exists():
+        return Ended(run, NO_PROGRESS if _is_crash_loop(run) else "")
+    text = read_tail(job.paths.stdout, LOG_BYTES)
+    return Ended(run, own_message(text) or last_error(text) or last_words(text) or "its process left no message")
+
+
+def _is_crash_loop(run: Run) -> bool:
+    """Return whether the last attempts died one after the other without a new checkpoint."""
+    last = [
+        json_files.read(path, schemas.AttemptRecord) for path in run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
+    ]
+    steps = {newest_step(run.checkpoints_folder), *(one.get("resumed_at_step") or 0 for one in last)}
+    died = all(one.get("ended") is None for one in last)
+    return died and len(last) > RESTARTS_WITHOUT_PROGRESS and len(steps) == 1
+
+
+def _start(run: Run, cores: int, minutes: int | None) -> Any:
+    executor = submitit.LocalExecutor(run.slurm_folder)
+    executor.update_parameters(timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
+    with _for_children(code_snapshot.save_snapshot(run)):
+        return executor.submit(NodeTask(str(run.path.resolve()), MARGIN_SECONDS, cores, minutes))
+
+
+@contextmanager
+def _for_children(code: Path) -> Iterator[None]:
+    """Let what is started now run this code, import nothing from its folder, and survive the terminal's Ctrl-C."""
+    ours = code_snapshot.environment(code)
+    known = {name: os.environ.pop(name) for name in ours if name in os.environ}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update({name: value for name, value in ours.items() if value is not None})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(known)

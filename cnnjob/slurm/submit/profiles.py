@@ -1,0 +1,99 @@
+"""What a site, a user and a command line want of a job, over each other."""
+
+import os
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cnnjob.errors import JobError
+from cnnjob.jobs import toml
+from cnnjob.jobs.lookup import named_toml_files
+from cnnjob.jobs.schema import as_typed, problems_of
+from cnnjob.slurm.submit.request import Request
+
+GPU_OPTIONS = ("gpus", "gpus_per_node", "gres")
+INPUT_VARIABLES = {
+    "SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos", "SBATCH_TIMELIMIT": "time",
+    "SBATCH_MEM_PER_NODE": "mem", "SBATCH_CONSTRAINT": "constraint",
+}  # fmt: skip
+"""sbatch's own variables; they are read here, so that they show in the script, and kept from sbatch."""
+
+
+def profiles() -> dict[str, Path]:
+    """The profiles that can be named, with their files: ``slurm/`` here, then those of the package."""
+    return named_toml_files("slurm")
+
+
+def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
+    """Build a request: built-in values, under the user's, a profile's, sbatch's variables, the command line's.
+
+    Args:
+        profile: a name or a path; None for the one that the user's configuration names, or none.
+        options: of the command line; None is not given.
+        extra: ``KEY=VALUE`` or ``KEY`` each, any other option of sbatch.
+
+    Returns:
+        The request.
+
+    Raises:
+        JobError: the profile is missing or not valid, or options contradict each other.
+    """
+    users = toml.read(config_file()) if config_file().is_file() else {}
+    usual = users.pop("profile", None)
+    if not isinstance(usual, str | None):
+        raise JobError(f'{config_file()}: profile is no name (found {as_typed(usual)}). Write profile = "NAME"')
+    name = profile or usual
+    variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
+    layers = [users, _read(name) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
+    try:
+        content = _over_each_other(layers)
+        content["sbatch"] |= dict(map(_pair, extra))
+        return Request.model_validate(content)
+    except ValidationError as error:
+        where = " and ".join([*[str(config_file())] * bool(users), *[f"profile {name}"] * bool(name)]) or "submit"
+        lines = "\n".join(f"  {line}" for line in problems_of(error, Request))
+        raise JobError(f"{where}: not a valid request:\n{lines}") from error
+
+
+def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
+    """Return whether a command line itself asks for GPUs, rather than a profile."""
+    return any(options.get(key) is not None for key in GPU_OPTIONS) or any("gpu" in text for text in extra)
+
+
+def config_file() -> Path:
+    """The user's own configuration: keys of a profile, and ``profile``, the one to take when none is named."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
+
+
+def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Later layers over earlier ones; one of several options that exclude each other takes the place of the others."""
+    found: dict[str, Any] = {"sbatch": {}}
+    for layer in layers:
+        for group in (("mem", "mem_per_cpu", "mem_per_gpu"), GPU_OPTIONS):
+            if layer.keys() & set(group):
+                found = {key: value for key, value in found.items() if key not in group}
+        options = layer.get("sbatch", {})
+        if not isinstance(options, dict):
+            raise JobError(f"sbatch: no table of options (found {as_typed(options)}). Write [sbatch] above them")
+        found |= {**layer, "sbatch": {**found["sbatch"], **options}}
+    return found
+
+
+def _pair(text: str) -> tuple[str, str | bool]:
+    key, equals, value = text.partition("=")
+    if not key.strip("-"):
+        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE; for example --sbatch reservation=course")
+    return key.lstrip("-"), value if equals else True
+
+
+def _read(name: str) -> dict[str, Any]:
+    known = profiles()
+    path = Path(name) if name.endswith(".toml") else known.get(name)
+    if path is None or not path.is_file():
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+        raise JobError(f"--profile {name}: no such profile; {hint}")
+    return toml.read(path)

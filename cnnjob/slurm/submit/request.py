@@ -1,0 +1,301 @@
+"""What is asked of SLURM: sbatch's own option names, checked before sbatch is called."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+from unicodedata import category
+
+from pydantic import Field, model_validator
+
+from cnnjob.jobs.schema import Settings
+
+MINUTES = {"m": 1, "h": 60, "d": 1440}
+_CLOCK = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<numbers>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
+_MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
+_GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
+_OF_GPUS = re.compile(r"(?:^|-)gpus?(?:-|$)")
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+MOST_CORES = 65_533
+"""As many as SLURM can count on a node."""
+MOST_NUMBER = 10**18
+_GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>[0-9]{1,9}))?(?=,|$)")
+DIRECT = (
+    *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency"),
+    *("mem", "mem_per_cpu", "mem_per_gpu"),
+)
+"""Options that submitit knows by these names."""
+OWN = {
+    "output": "the log lies in the run's folder",
+    "error": "the log lies in the run's folder",
+    "open-mode": "the log is appended, or a requeued job would lose it",
+    "comment": "it names the run in the queue",
+    "array": "use --sweep, --seeds and --parallel",
+    "signal": "set signal_seconds in the profile",
+    "wait": "use --wait",
+    "wrap": "the script is cnnjob's",
+    "parsable": "cnnjob reads sbatch's answer",
+    "quiet": "cnnjob reads sbatch's answer",
+    "test-only": "use --dry-run",
+    "no-requeue": "use --no-requeue",
+    "nodes": "a run is one task on one node",
+    "ntasks": "a run is one task on one node",
+    "ntasks-per-node": "a run is one task on one node",
+    "tasks-per-node": "a run is one task on one node",
+    "ntasks-per-gpu": "a run is one task on one node",
+    "help": "type sbatch --help",
+    "usage": "type sbatch --usage",
+    "version": "type sbatch --version",
+    "wckey": "say it with a profile's setup line: export SBATCH_WCKEY=…",
+}
+"""Options of sbatch that ``--sbatch`` cannot give, and why or what instead."""
+
+
+class Request(Settings):
+    """One job's resources. Names are sbatch's; what is None is left to the site."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    """In SLURM's forms (``90``, ``1:30:00``, ``1-12``) or as ``90m``, ``2h``, ``1d12h``."""
+    cpus_per_task: Annotated[int, Field(ge=1, le=MOST_CORES)] = 2
+    """Cores, all used."""
+    mem: str | None = None
+    """Of the node, as ``4G``; a number alone is MB."""
+    mem_per_cpu: str | None = None
+    mem_per_gpu: str | None = None
+    gpus: int | str | None = None
+    """GPUs, as ``2`` or ``a100:2``, in this site's form; one unless the backend is NumPy, ``0`` for none."""
+    gpus_per_node: int | str | None = None
+    """The same in this form, whatever the site's."""
+    gres: str | None = None
+    """Generic resources, as ``gpu:a100:1``."""
+    gpu_request: Literal["gpus-per-node", "gres", "gpus"] = "gpus-per-node"
+    """How this site wants GPUs asked for."""
+    gpu_type: str | None = None
+    """Which GPU, unless ``gpus`` says."""
+    job_name: str | None = None
+    """In place of the run's."""
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    dependency: str | None = None
+    requeue: bool | None = None
+    signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 90
+    """How long before the time limit SLURM says so."""
+    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Shell lines before the job, as ``module load cuda``, one in each string; one that fails ends the job."""
+    backend: Literal["auto", "numpy", "cuda"] | None = None
+    """Overrides the job's."""
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Any other option of sbatch, by its long name."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Find contradictions before sbatch does.
+
+        Raises:
+            ValueError: two options exclude each other, or one cannot be read.
+        """
+        _require_lines(self)
+        _only_one(self, "mem", "mem_per_cpu", "mem_per_gpu")
+        _only_one(self, "gpus", "gpus_per_node", "gres" if _GRES_GPU.search(self.gres or "") else "")
+        for name in ("mem", "mem_per_cpu", "mem_per_gpu"):
+            if not _MEMORY.fullmatch(getattr(self, name) or "0"):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is no memory; write 4G or 500M")
+        for name in ("gpus", "gpus_per_node"):
+            if not _GPUS.fullmatch(str(getattr(self, name) or 0)):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is no number of GPUs; write 1 or a100:1")
+        if self.time is not None:
+            parse_minutes(self.time)
+        for key in self.sbatch:
+            _may_be_given(key.lstrip("-").replace("_", "-"))
+        return self
+
+    @property
+    def time_minutes(self) -> int | None:
+        """The time limit, or None for the site's."""
+        return None if self.time is None else parse_minutes(self.time)
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether anything is said of GPUs, none too."""
+        return self.gpus is not None or self.gpus_per_node is not None or bool(_GRES_GPU.search(self.gres or ""))
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs are asked for."""
+        return self._gpus()[1]
+
+    def with_gpus(self, backend: str, *, asked: bool = False) -> Self:
+        """Return the request with the GPUs that a backend uses: one unless others are named, and none on NumPy.
+
+        Args:
+            backend: the job's.
+            asked: whether GPUs are asked for by hand, on the command line: they stay, whatever the backend.
+        """
+        if backend == "numpy" and not asked:
+            return self._without_gpus()
+        return self if self.asks_for_gpus else self.model_copy(update={"gpus": int(backend != "numpy")})
+
+    def _without_gpus(self) -> Self:
+        """Return the request without what a profile says of GPUs; their memory becomes the node's."""
+        gres = [part for part in (self.gres or "").split(",") if part and not re.match(r"(gres/)?gpu(?![\w-])", part)]
+        sbatch = {key: value for key, value in self.sbatch.items() if not _is_of_gpus(key, value)}
+        changes = {"gpus": 0, "gpus_per_node": None, "gres": ",".join(gres) or None, "sbatch": sbatch}
+        memory = {"mem": self.mem_per_gpu, "mem_per_gpu": None} if self.mem_per_gpu else {}
+        return self.model_copy(update={**changes, **memory})
+
+    def idle_gpus(self, backend: str) -> str:
+        """Return a sentence on the GPUs that a run would hold and not use; empty where there are none."""
+        used = int(backend != "numpy")
+        if self.gpu_count <= used:
+            return ""
+        what = "a run uses one GPU" if used else "a run on NumPy uses no GPU"
+        idle = f"{self.gpu_count - used} of {self.gpu_count} will be idle" if used else "what it holds will be idle"
+        return f"{what}, {idle}. Ask for --gpus {used}"
+
+    def _gpus(self) -> tuple[str, int]:
+        """Type, or ``""``, and number."""
+        if found := _GRES_GPU.search(self.gres or ""):
+            return found["type"] or "", int(found["count"] or 1)
+        found = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
+        assert found is not None  # noqa: S101 - the validator has seen to it
+        return found["type"] or self.gpu_type or "", int(found["count"])
+
+    def sentence(self) -> str:
+        """The request for people: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h 0 min on gpu``."""
+        time = "the site's time limit" if self.time_minutes is None else format_minutes(self.time_minutes)
+        memory = self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} a core") or self.mem_per_gpu or "default memory"
+        kind, count = self._gpus()
+        graphics = [" ".join([str(count), *[kind] * bool(kind), f"GPU{'s' * (count > 1)}"])] * (count > 0)
+        cores = f"{self.cpus_per_task} core{'s' * (self.cpus_per_task > 1)}"
+        parts = ["1 node", "1 task", *graphics, cores, re.sub(r"(\d)([A-Za-z])", r"\1 \2", memory), time]
+        return f"{', '.join(parts)} on {self.partition or 'the default partition'}"
+
+    def parameters(self) -> dict[str, Any]:
+        """The same for :class:`submitit.SlurmExecutor`."""
+        found = {name: getattr(self, name) for name in DIRECT if getattr(self, name) is not None}
+        extra: dict[str, Any] = {key.lstrip("-").replace("_", "-"): value for key, value in self.sbatch.items()}
+        if self.requeue is not None:
+            extra["requeue" if self.requeue else "no-requeue"] = True
+        return {
+            **found,
+            "time": self.time_minutes,
+            "cpus_per_task": self.cpus_per_task,
+            "signal_delay_s": self.signal_seconds,
+            "additional_parameters": {**extra, **self._gpu_options()},
+        }
+
+    def _gpu_options(self) -> dict[str, str]:
+        if self.gpus_per_node:
+            return {"gpus-per-node": str(self.gpus_per_node), **({"gres": self.gres} if self.gres else {})}
+        kind, count = self._gpus()
+        if self.gres or not count:
+            return {"gres": self.gres} if self.gres else {}
+        wanted = f"{kind}:{count}" if kind else str(count)
+        return {self.gpu_request: f"gpu:{wanted}" if self.gpu_request == "gres" else wanted}
+
+
+def _require_lines(request: Request) -> None:
+    """Find what cannot stand in a line of a batch script.
+
+    Raises:
+        ValueError: a key is no option's name, or a value has a line end or another control character.
+    """
+    for name, value in request:
+        for part in value if isinstance(value, tuple) else () if isinstance(value, dict) else (value,):
+            _require_line(name, part)
+    for key, value in request.sbatch.items():
+        if not _OPTION.fullmatch(key.lstrip("-").replace("_", "-")):
+            raise ValueError(f"sbatch: {key!r} is no name of an option; write letters, digits and -")
+        _require_line(f"sbatch.{key}", value)
+
+
+def _require_line(name: str, value: Any) -> None:
+    """Require a value that fits into a line.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
+        raise ValueError(
+            f"{name}: a line end or control character (found {value[:80]!r}). Write one line in each string"
+        )
+    if isinstance(value, int) and abs(value) >= MOST_NUMBER:
+        raise ValueError(f"{name}: the number is too large. Write at most 18 digits")
+
+
+def _is_of_gpus(key: str, value: str | int | bool) -> bool:  # noqa: FBT001 - a value of TOML
+    """Return whether an option of sbatch asks for GPUs or says how to use them."""
+    name = key.lstrip("-").replace("_", "-")
+    return bool(_OF_GPUS.search(name)) or (name.startswith("tres-") and "gpu" in str(value))
+
+
+def _only_one(request: Request, *names: str) -> None:
+    """Find options that exclude each other.
+
+    Raises:
+        ValueError: more than one is given.
+    """
+    given = [name for name in names if name and getattr(request, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
+
+
+def _may_be_given(key: str) -> None:
+    """Find an option of sbatch that would contradict one of this program.
+
+    Raises:
+        ValueError: it has a name of its own here, must be as it is, or is an abbreviation, which sbatch would complete.
+    """
+    own = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
+    if key in OWN:
+        raise ValueError(f"sbatch: {key} cannot be given, {OWN[key]}")
+    if key in own:
+        raise ValueError(
+            f"sbatch: {key} has an option of its own; give --{key}, or {key.replace('-', '_')} in the profile"
+        )
+    if longer := sorted(name for name in own if name.startswith(key)):
+        raise ValueError(f"sbatch: {key} is short for {longer[0]}. Write options in full")
+
+
+def parse_minutes(text: str) -> int:
+    """A time limit in minutes, rounded up.
+
+    Args:
+        text: SLURM's ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``, or as ``90m``, ``2h``, ``1d12h``.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        ValueError: it is none of these, or zero.
+    """
+    units = re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text)
+    clock = _CLOCK.fullmatch(text)
+    if units:
+        total = 60 * sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", text))
+    elif clock:
+        total = _clock_seconds(clock)
+    else:
+        raise ValueError(f"time: {text!r} is no time; write 90m, 2h, 1d12h, or SLURM's M, H:M:S, D-H")
+    if total == 0:
+        raise ValueError(f"time: {text!r} is no time at all")
+    return -(-total // 60)
+
+
+def _clock_seconds(clock: re.Match[str]) -> int:
+    numbers = [int(number) for number in clock["numbers"].split(":")]
+    if clock["days"] is not None:
+        hours, mins, seconds = (*numbers, 0, 0)[:3]
+        return ((int(clock["days"]) * 24 + hours) * 60 + mins) * 60 + seconds
+    if len(numbers) == 3:  # noqa: PLR2004 - H:M:S
+        return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
+    return numbers[0] * 60 + (numbers[1] if numbers[1:] else 0)
+
+
+def format_minutes(total: int) -> str:
+    """Minutes for people: ``2 h 0 min``, ``1 d 12 h 0 min``."""
+    days, rest = divmod(total, MINUTES["d"])
+    hours, left = divmod(rest, 60)
+    return " ".join([*[f"{days} d"] * (days > 0), *[f"{hours} h"] * (days > 0 or hours > 0), f"{left} min"])

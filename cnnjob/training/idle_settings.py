@@ -1,0 +1,101 @@
+"""Settings that cannot act on a dataset, which would give another run folder with the same bits.
+
+What cannot act on any dataset is refused, or left out, where the job is read (:mod:`cnnjob.jobs.job`). A key's
+default is accepted everywhere. So are the neutral values that a sweep begins with (a dropout, smoothing or decay of
+0, a pool or factor of 1), which are the spelling of "none". So is a precision of a GPU's on a CPU, since the machine
+decides on it: the run says at its start, and records, what it computes in.
+"""
+
+from collections.abc import Iterator
+from math import prod
+
+from cnnjob import nn
+from cnnjob.data.dataset import Dataset
+from cnnjob.errors import JobError
+from cnnjob.jobs.job import AdamWSettings, DataSettings, Job, LookaheadSettings, OptimiserSettings, SgdSettings
+from cnnjob.nn.blocks import Layer
+
+
+def require_acting(job: Job, dataset: Dataset, network: nn.Network, schedule: nn.Schedule, steps: int) -> None:
+    """Refuse a setting that cannot act.
+
+    Args:
+        job: has it.
+        dataset: what the job is trained on.
+        network: the job's.
+        schedule: the job's.
+        steps: of the whole training.
+
+    Raises:
+        JobError: a setting cannot act; the first is named.
+    """
+    for found in (*_of_images(job, dataset), *_of_network(network), *_of_steps(job, schedule, steps)):
+        raise JobError(found)
+
+
+def _of_images(job: Job, dataset: Dataset) -> Iterator[str]:
+    fraction, default, width = job.data.validation_fraction, DataSettings().validation_fraction, dataset.image_shape[1]
+    if "val" in dataset.splits and fraction != default:
+        yield (
+            f"data.validation_fraction: {dataset.path} has a validation split of its own, so nothing is held out "
+            f"(found {fraction:g}); leave it at its default, {default:g}"
+        )
+    flips = {
+        "data.augment.flip": job.data.augment.flip if job.data.augment else "none",
+        "train.test_time_augmentation": job.train.test_time_augmentation,
+    }
+    for key, flip in flips.items():
+        if width == 1 and flip != "none":
+            yield f"{key}: images of one column have no other mirror image (found '{flip}'); leave it out"
+
+
+def _of_network(network: nn.Network) -> Iterator[str]:
+    for layer in network.layers:
+        sides, block = layer.input_shape[:2], layer.block
+        if isinstance(block, nn.GlobalPool) and prod(sides) == 1:
+            yield f"model.blocks: {layer.name}: there is a single pixel (found 1×1) to pool; leave the block out"
+        inner = block.body(layer.input_shape) if isinstance(block, nn.Residual) else (layer,)
+        for one in inner:
+            if isinstance(one.block, nn.Conv) and one.block.stride > 1 and _has_one_place(one):
+                where = layer.name if one is layer else f"{layer.name}/{one.name}"
+                yield (
+                    f"model.blocks: {where}: the kernel has a single place in {one.input_shape[0]}×"
+                    f"{one.input_shape[1]} pixels, so no stride moves it (found {one.block.stride}); leave it out"
+                )
+
+
+def _has_one_place(layer: Layer) -> bool:
+    """Return whether a convolution's kernel fits its input once, whatever its stride."""
+    conv = layer.block
+    return isinstance(conv, nn.Conv) and all(side + 2 * conv.pad == conv.kernel for side in layer.input_shape[:2])
+
+
+def _of_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str]:
+    kind, lookahead = job.train.schedule.kind, job.train.lookahead
+    rising = schedule.warmup * steps
+    if steps == 1 and not schedule.rates(range(steps), steps).any():
+        yield (
+            f"train.schedule.{kind}.warmup: the only step of the training has the learning rate 0; leave it out, or "
+            "set start_factor"
+        )
+    if schedule.shape != "constant" and steps - 1 <= rising:
+        first = f"the {steps:,} steps of the training end" if rising else "the only step of the training comes"
+        yield f"train.schedule: {first} before the learning rate falls (found '{kind}'); write 'constant'"
+    means = _of_earlier_steps(job.train.optimiser) if steps == 1 else {}
+    for key, (share, default) in means.items():
+        if share != default:
+            yield f"train.optimiser.{key}: the only step has none before it (found {share:g}); leave it out"
+    if lookahead and lookahead.every == steps and lookahead.power != LookaheadSettings().power:
+        yield (
+            f"train.lookahead.power: it acts once, after the last of {steps:,} steps, where any power of 1 is 1 "
+            f"(found {lookahead.power:g}); leave it out, or lower train.lookahead.every"
+        )
+
+
+def _of_earlier_steps(optimiser: OptimiserSettings) -> dict[str, tuple[float, float]]:
+    """Return the shares of earlier steps in a step, each with its default."""
+    if optimiser.adamw:
+        own, default = optimiser.adamw, AdamWSettings()
+        return {"adamw.beta1": (own.beta1, default.beta1), "adamw.beta2": (own.beta2, default.beta2)}
+    sgd = optimiser.sgd or SgdSettings()
+    return {} if sgd.nesterov else {"sgd.momentum": (sgd.momentum, SgdSettings().momentum)}

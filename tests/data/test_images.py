@@ -1,0 +1,178 @@
+"""Image files: `prepare` and `predict` say the same of the same file."""
+
+import os
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjob.data.images import header, pixels
+from cnnjob.data.prepare.prepare import prepare
+from cnnjob.errors import DataError
+from cnnjob.runs.run import Run
+from cnnjob.training.predict import predict
+from tests.helpers.image_sources import jpeg_of_scans, png_of_chunks, unusable_images, usable_images, write_images
+from tests.helpers.toy_jobs import trained
+
+UNUSABLE = unusable_images()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("place"), train__epochs=1).run
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_both_refuse_an_unusable_file_in_the_same_words(tmp_path: Path, run: Run, name: str) -> None:
+    message, content = UNUSABLE[name]
+    for label in "ab":
+        write_images(tmp_path / label, 3)
+    path = tmp_path / "b" / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as packing:
+        prepare("folder", tmp_path / "out.h5", source=tmp_path, size=(6, 6), test_fraction=0.5)
+    with pytest.raises(DataError) as predicting:
+        predict(run, [str(path)])
+    assert str(predicting.value) == str(packing.value)
+    assert str(packing.value).startswith(f"{path}: ")
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("name", usable_images())
+def test_both_read_a_usable_file(tmp_path: Path, run: Run, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(usable_images()[name])
+    turned = name in {"turned.png", "progressive.jpg"}
+    found = header(path)
+    assert (found.height, found.width) == ((6, 5) if turned else (5, 6))
+    image, same = pixels(path, (found.height, found.width, 3))
+    assert same == found
+    assert (image.dtype, image.shape) == (np.uint8, (found.height, found.width, 3))
+    (guess,) = predict(run, [str(path)])
+    assert guess.scaled_from == (found.height, found.width)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "tiff deflated"])
+def test_every_orientation_is_read_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    stored = np.kron(np.array([[0, 60, 120], [180, 210, 250]], np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"compression": "tiff_adobe_deflate"} if kind == "tiff deflated" else {}
+    options |= {"lossless": True} if kind == "webp" else {}
+    path = tmp_path / f"a.{kind.partition(' ')[0]}"
+    Image.fromarray(stored).save(path, exif=exif, **options)
+    # EXIF 2.3, 4.6.4: which side of what is seen the stored first row and first column are
+    upright = [
+        stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1],
+        stored.T, stored.T[:, ::-1], stored.T[::-1, ::-1], stored.T[::-1],
+    ][orientation - 1]  # fmt: skip
+    found = header(path)
+    assert (found.height, found.width) == upright.shape
+    image, _ = pixels(path, (*upright.shape, 1))
+    assert np.abs(image[..., 0].astype(int) - upright).max() <= (6 if kind == "jpeg" else 1)
+
+
+def tiff(bits: int, planar: int, sample_format: int = 1) -> bytes:
+    """An uncompressed RGB TIFF of 4 × 4 pixels, in one strip or in one per channel."""
+    size = 16 * bits // 8
+    strips = 3 if planar == 2 else 1
+    tags = [
+        (256, 3, [4]), (257, 3, [4]), (258, 3, [bits] * 3), (259, 3, [1]), (262, 3, [2]), (273, 4, [0] * strips),
+        (277, 3, [3]), (278, 3, [4]), (279, 4, [3 * size // strips] * strips), (284, 3, [planar]),
+        (339, 3, [sample_format] * 3),
+    ]  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    later, entries = b"", b""
+    sizes = sum(len(values) * (2 if kind == 3 else 4) for _, kind, values in tags if len(values) > 1)
+    for tag, kind, told in tags:
+        values = [start + sizes + number * 3 * size // strips for number in range(strips)] if tag == 273 else told
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            packed, later = struct.pack("<I", start + len(later)), later + packed
+        entries += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + entries + bytes(4) + later + bytes(range(3 * size))
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize(("bits", "sample_format"), [(16, 1), (8, 2)])
+def test_wide_or_signed_planes_are_refused(tmp_path: Path, planar: int, bits: int, sample_format: int) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(8, planar))
+    assert pixels(path, (4, 4, 3))[0].shape == (4, 4, 3)
+    path.write_bytes(tiff(bits, planar, sample_format))
+    with pytest.raises(DataError, match=r"not of 8 bits per channel|not an image of a known format"):
+        header(path)
+
+
+def test_no_program_is_started(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tmp_path / "trace"
+    for name in ("gs", "gswin32c", "gs.exe"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {trace}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "x.png").write_bytes(UNUSABLE["program.eps"][1])
+    with pytest.raises(DataError, match="known format"):
+        predict(run, [str(tmp_path / "x.png")])
+    assert not trace.exists()
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from cnnjob.errors import DataError
+from cnnjob.data.images import pixels
+
+in_use = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_DATA, (in_use + 20_000_000, resource.RLIM_INFINITY))
+try:
+    pixels(Path(sys.argv[1]), (4, 4, 3))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_an_image_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 2000)).save(tmp_path / "large.png")
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "large.png")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "large.png: takes more than 400 MB of memory to decode. Convert or remove it" in said
+
+
+LONG = {
+    "scans.jpg": jpeg_of_scans(3000),
+    "chunks.png": png_of_chunks(200_000),
+    "comments.ppm": b"P3 4 4 255\n" + b"#\n" * 500_000 + b"7 " * 48,
+    "numbers.pgm": b"P2 1000 400 255\n" + b"7 " * 400_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_image_that_takes_too_long_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(LONG[name])
+    with pytest.raises(DataError, match=rf"{name}: takes more than 0\.02 s to decode\. Convert or remove it"):
+        pixels(path, (4, 4, 1), most_seconds=0.02)
+
+
+@pytest.mark.parametrize("name", ["scans.jpg", "numbers.pgm"])
+def test_what_takes_a_second_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(jpeg_of_scans(30) if name == "scans.jpg" else LONG[name])
+    assert pixels(path, (4, 4, 1))[0].shape == (4, 4, 1)
+
+
+def test_the_limit_of_memory_is_taken_back(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    path = tmp_path / "strips.tiff"
+    path.write_bytes(UNUSABLE[path.name][1])
+    with pytest.raises(DataError):
+        header(path)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before

@@ -1,0 +1,334 @@
+"""``cnnjob doctor``: what it finds on a good site and on bad ones, and the profile that it writes."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnjob.doctor import examine, filesystem
+from cnnjob.slurm.submit import profiles
+from tests.cuda.test_training import libraries  # noqa: F401 - a fixture
+from tests.cuda.test_training import places as places_of_stand_ins
+from tests.durability.faults import NO_COMPILER, Mode, compile_no_locks, compile_shim, compiler
+from tests.slurm.test_submission import Site, cnnjob
+
+PARTITIONS = """case "$*" in
+*"show partition"*)
+echo "PartitionName=cpu Default=YES MaxTime=2-00:00:00 PreemptMode=OFF State=UP AllowAccounts=ALL"
+echo "PartitionName=gpu Default=NO MaxTime=1-00:00:00 PreemptMode=OFF State=UP AllowAccounts=us,them"
+echo "PartitionName=idle Default=NO MaxTime=UNLIMITED PreemptMode=REQUEUE State=UP AllowAccounts=ALL"
+echo "PartitionName=new Default=NO MaxTime=1:00:00 PreemptMode=OFF State=DOWN AllowAccounts=ALL"
+echo "PartitionName=theirs Default=NO MaxTime=1:00:00 PreemptMode=OFF State=UP AllowAccounts=them";;
+*"show config"*) echo "JobRequeue = 0"; echo "MaxArraySize = 500"; echo "KillWait = 45 sec"
+echo "SLURM_VERSION = 23.11.4"; echo "SelectType = select/cons_tres"
+echo "AccountingStorageType = accounting_storage/slurmdbd";;
+esac"""
+SINFO = """echo "cpu|20|32|128000|(null)"
+echo "gpu|4|64|512000|gpu:a100:4(S:0-1),nvme:1"
+echo "gpu|1|64+|512000+|gpu:a100:2,gpu:v100:2"
+echo "idle|4|64|512000|gpu:a100:4(S:0,1)"
+echo "theirs|4|64|512000|gpu:h100:8"
+echo "a line of the site's own" """
+GOOD = {
+    "sbatch": "exit 0",
+    "scontrol": PARTITIONS,
+    "sinfo": SINFO,
+    "sacctmgr": 'echo "us"; echo "course"',
+    "nvidia-smi": "exit 9",
+}
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """An empty folder on a machine without a SLURM."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    site = Site(tmp_path / "commands")
+    monkeypatch.setenv("PATH", str(site.folder))
+    return site
+
+
+@pytest.fixture
+def site(nowhere: Site) -> Site:
+    """The same, with one."""
+    nowhere.says(**GOOD)
+    return nowhere
+
+
+def found() -> dict[str, dict[str, str]]:
+    """What is found, by what it is about."""
+    said = cnnjob("doctor", "--json")
+    rows = json.loads(said.stdout)
+    assert said.exit_code == any(row["verdict"] == "bad" for row in rows)
+    return {row["what"]: row for row in rows}
+
+
+@pytest.mark.usefixtures("site")
+def test_a_good_site() -> None:
+    rows = found()
+    assert not [row for row in rows.values() if row["verdict"] == "bad"]
+    assert rows["SLURM"]["found"] == "23.11.4 answers, 5 partitions"
+    assert rows["partition gpu"]["found"] == (
+        "4 nodes of 64 cores, 512 GB and 4 a100; 1 node of 64 cores, 512 GB, 2 a100 and 2 v100; "
+        "at most 1 d 0 h 0 min; not preempted"
+    )
+    assert rows["partition cpu"]["found"] == (
+        "20 nodes of 32 cores and 128 GB; at most 2 d 0 h 0 min; not preempted; the default"
+    )
+    assert rows["partition idle"]["found"].endswith("; no time limit; preempted (REQUEUE)")
+    for name, reason in (("new", "; it is DOWN"), ("theirs", "; for them")):
+        assert (rows[f"partition {name}"]["verdict"], reason in rows[f"partition {name}"]["found"]) == ("note", True)
+    assert rows["accounts"]["found"] == "yours: course, us"
+    assert rows["requeueing"]["found"].startswith("off unless asked for")
+    assert rows["stopping"]["found"].startswith("45 s from SIGTERM to SIGKILL")
+    for what in ("Python", "packages", "processor", "rename", "exclusive create", "locks", "clock"):
+        assert rows[what]["verdict"] == "ok", rows[what]
+    assert list(Path().iterdir()) == []
+
+
+def test_the_lines_for_people(site: Site) -> None:
+    said = cnnjob("doctor")
+    assert said.exit_code == 0, said.output
+    assert re.search(r"^ok    partition gpu     4 nodes of 64 cores", said.stdout, re.MULTILINE)
+    assert re.search(r"^note  GPU               none here, .*\n {24}→ ", said.stdout, re.MULTILINE)
+    assert "\x1b" not in said.stdout
+    site.says(scontrol="echo slurm_load_partitions: error >&2; echo and more >&2; exit 1")
+    said = cnnjob("doctor")
+    assert said.exit_code == 1
+    assert re.search(
+        r"^bad   SLURM  +scontrol .*: refused, slurm_load_partitions: error … and more\n", said.stdout, re.MULTILINE
+    )
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_no_slurm() -> None:
+    rows = found()
+    assert (rows["SLURM"]["verdict"], rows["SLURM"]["found"]) == ("note", "not on this machine")
+    refused = cnnjob("doctor", "--write-profile", "mine")
+    assert (refused.exit_code, "scontrol: not found; this machine has no SLURM" in refused.stderr) == (4, True)
+    assert list(Path().iterdir()) == []
+
+
+def test_an_old_and_small_site(site: Site) -> None:
+    site.says(
+        scontrol="""case "$*" in *"show partition"*) echo "PartitionName=all Default=YES";; esac""",
+        sinfo='echo "all|1|1|1|(null)"', sacctmgr=None,
+    )  # fmt: skip
+    rows = found()
+    assert rows["partition all"]["found"] == "1 node of 1 core; no time limit; not preempted; the default"
+    assert rows["GPUs"]["found"] == "no partition has any (all)"
+    assert rows["accounts"]["found"].startswith("none are kept")
+    assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
+    request = profiles.load("old", {})
+    assert request.sentence() == "1 node, 1 task, 1 core, default memory, 2 h 0 min on all"
+    assert request.backend == "numpy"
+
+
+@pytest.mark.usefixtures("site")
+def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
+    written = cnnjob("doctor", "--write-profile", "mysite")
+    assert written.exit_code == 0, written.output
+    assert written.stderr.startswith("slurm/mysite.toml: written; `cnnjob submit JOB --profile mysite --dry-run`")
+    text = Path("slurm/mysite.toml").read_text()
+    request = profiles.load("mysite", {})
+    assert request.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h 0 min on gpu"
+    assert (request.account, request.gpu_request) == ("us", "gpus-per-node")
+    again = cnnjob("doctor", "--write-profile", "mysite")
+    assert (again.exit_code, "there is slurm/mysite.toml already" in again.stderr) == (2, True)
+    assert Path("slurm/mysite.toml").read_text() == text
+    assert cnnjob("doctor", "--write-profile", "cpus", "--partition", "cpu").exit_code == 0
+    assert profiles.load("cpus", {}).sentence() == "1 node, 1 task, 4 cores, 16 G, 2 h 0 min on cpu"
+    assert "# Yours too: us\n" in Path("slurm/cpus.toml").read_text()
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("../x",), 2, "--write-profile ../x: no name of a profile"),
+        (("x", "--partition", "gpuu"), 4, "this site has cpu, gpu, idle, new, theirs; did you mean 'gpu'?"),
+    ],
+)
+def test_a_profile_that_cannot_be(arguments: tuple[str, ...], code: int, message: str) -> None:
+    said = cnnjob("doctor", "--write-profile", *arguments)
+    assert (said.exit_code, message in said.stderr) == (code, True), said.output
+    assert not Path("slurm").exists()
+
+
+def test_a_site_without_the_form_of_newer_ones_is_asked_for_generic_resources(site: Site) -> None:
+    site.says(scontrol=PARTITIONS.replace("select/cons_tres", "select/linear"))
+    assert cnnjob("doctor", "--write-profile", "linear").exit_code == 0
+    assert profiles.load("linear", {}).gpu_request == "gres"
+
+
+def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: Site) -> None:
+    site.says(**{"nvidia-smi": 'echo "NVIDIA A100-SXM4-40GB, 40960 MiB"'})
+    row = found()["GPU"]
+    assert row["verdict"] == "bad"
+    assert row["found"].startswith("NVIDIA A100-SXM4-40GB, 40960 MiB, but CuPy cannot be loaded")
+    assert row["advice"].startswith("pip install ")
+
+
+@pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+@pytest.mark.parametrize(
+    ("here", "verdict", "said"),
+    [
+        ({}, "ok", r"Stand-in GPU, 1\d\.\d GB free; CuPy 14\.2\.0, a driver of CUDA 13\.2"),
+        ({"STANDIN_DRIVER": "12040"}, "note", r"none here, .*: the driver is for CUDA 12\.4, this CuPy for CUDA 13\.2"),
+        ({"STANDIN_BYTES": "10"}, "bad", r"it cannot be taken, Out of memory allocating .*"),
+    ],
+)
+def test_a_gpu(libraries: Path, tmp_path: Path, here: dict[str, str], verdict: str, said: str) -> None:  # noqa: F811
+    row = examined(tmp_path, **places_of_stand_ins(libraries), **here)["GPU"]
+    assert row["verdict"] == verdict, row
+    assert re.fullmatch(said, row["found"]), row
+
+
+def examined(runs: Path, **environment: str) -> dict[str, dict[str, str]]:
+    """What another process finds."""
+    command = [sys.executable, "-m", "cnnjob", "doctor", "--json", "--runs", str(runs)]
+    root = str(Path(__file__).parents[2])
+    known = {**os.environ, "PYTHONPATH": root, **environment}
+    done = subprocess.run(command, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return {row["what"]: row for row in json.loads(done.stdout)}
+
+
+# --- the file system
+
+
+def looked(runs: Path, **options: Any) -> dict[str, examine.Finding]:
+    return {one.what: one for one in filesystem.findings(runs, **{"on_cluster": False, **options})}
+
+
+def test_a_folder_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
+    rows = looked(tmp_path / "new" / "runs")
+    assert {row.verdict for name, row in rows.items() if name not in {"space", "quota"}} == {"ok"}
+    assert rows["runs"].found.startswith(f"{tmp_path}, ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    row = looked(Path("/proc/sys"))["writing"]
+    assert (row.verdict, row.found.startswith("/proc/sys cannot be written, ")) == ("bad", True)
+
+
+def test_a_disk_of_its_own_is_said_where_there_is_a_cluster(tmp_path: Path) -> None:
+    kind = looked(tmp_path)["runs"].found.rpartition(", ")[2]
+    assert looked(tmp_path, on_cluster=True)["runs"].verdict == ("note" if kind in filesystem.LOCAL else "ok")
+
+
+@pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+@pytest.mark.parametrize("at", [1, 40, 90])
+def test_a_file_system_that_refuses_is_found(tmp_path: Path, at: int) -> None:
+    """From some operation on each one fails."""
+    (tmp_path / "runs").mkdir()
+    shim = compile_shim(tmp_path)
+    faults = {"FAULTS_FOLDER": tmp_path / "runs", "FAULTS_AT": at, "FAULTS_MODE": int(Mode.FAIL_ON)}
+    spoilt = {name: str(value) for name, value in {**faults, "FAULTS_ERRNO": errno.ENOSPC}.items()}
+    rows = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(shim), **spoilt)
+    bad = [row for row in rows.values() if row["verdict"] == "bad"]
+    assert bad
+    assert all("No space left on device" in row["found"] for row in bad), bad
+
+
+@pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+def test_a_file_system_without_locks(tmp_path: Path) -> None:
+    row = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(compile_no_locks(tmp_path)))["locks"]
+    assert (row["verdict"], row["found"]) == ("note", "refused, No locks available")
+    assert row["advice"].startswith("submissions at the same time find each other in SLURM's queue only")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("nfs4", "rw,vers=4.2,local_lock=none", "between nodes too"),
+        ("nfs", "rw,vers=3,nolock,local_lock=all", "not between nodes"),
+        ("nfs", "rw,local_lock=posix", "not between nodes"),
+        ("nfs", "rw,local_lock=flock", "between nodes too"),
+        ("lustre", "rw,flock", "between nodes too"),
+        ("lustre", "rw,localflock", "not between nodes"),
+        ("gpfs", "rw", "between nodes too"),
+        ("ceph", "rw", "between nodes too"),
+        ("beegfs", "rw", "not known"),
+        ("ext4", "rw", "this machine"),
+    ],
+)
+def test_how_far_locks_hold(kind: str, options: str, said: str) -> None:
+    assert said in filesystem._reach(kind, options.split(","))
+
+
+QUOTAS = """Disk quotas for user me (uid 1000):
+     Filesystem  blocks   quota   limit   grace   files   quota   limit   grace
+   {name}  {used}* 9000000 10000000  6days    1234       0       0
+   {name}2  1 2 3 0 1 0 0
+   other:/home  1 2 3 0 1 0 0"""
+
+
+def test_quotas(nowhere: Site, tmp_path: Path) -> None:
+    device, _ = filesystem._mount(tmp_path)  # unknown in some containers: then no line can be about it
+    for used, verdict in ((1_000_000, "ok"), (9_000_000, "note"), (9_900_000, "bad")):
+        nowhere.says(quota=f"echo '{QUOTAS.format(name=device or 'elsewhere', used=used)}'")
+        rows = looked(tmp_path)
+        if device:
+            row = rows["quota"]
+            assert (row.verdict, row.found) == (verdict, f"{used * 1024 / 1e9:.1f} of 10.2 GB are used")
+        else:
+            assert "quota" not in rows
+    nowhere.says(quota="echo nonsense; exit 1")
+    assert "quota" not in looked(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/dev/sda1", "server:/home", "/lustre", "tank/home"])
+def test_a_quota_is_that_of_its_own_file_system(name: str) -> None:
+    answer = QUOTAS.format(name=name, used=5)
+    assert list(filesystem._quotas(answer, name)) == [(5 * 1024, 10_000_000 * 1024)]
+    assert len(list(filesystem._quotas(answer, f"{name}/me"))) == 1
+    assert list(filesystem._quotas(answer, f"{name}7")) == []
+    assert list(filesystem._quotas(answer, "")) == []
+
+
+CHROOT = """set -e
+mkdir "$1/runs"
+for path in /*; do
+  [ "$path" != "$3" ] || continue
+  if [ -L "$path" ]; then cp -P "$path" "$1"
+  elif [ -d "$path" ]; then mkdir -p "$1$path" && mount --rbind "$path" "$1$path"
+  fi
+done
+cd "$1"
+exec chroot . "$2" -m cnnjob doctor --json --runs /runs
+"""
+
+
+def chrooted(tmp_path: Path, hidden: str = "") -> dict[str, dict[str, str]]:
+    """What is found in a root that is no mount point itself: everything is beneath it but a folder."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", CHROOT, "sh"]
+    if subprocess.run([*inside[:4], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("new user namespaces are forbidden, by this machine or because it is a chroot")
+    (root := tmp_path / "root").mkdir()
+    known = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*inside, str(root), sys.executable, hidden]
+    done = subprocess.run(command, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return {row["what"]: row for row in json.loads(done.stdout)}
+
+
+def test_a_root_that_no_mount_is_listed_for(tmp_path: Path) -> None:
+    rows = chrooted(tmp_path)
+    number = tmp_path.stat().st_dev
+    is_disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").exists()
+    assert rows["runs"]["found"] == f"/runs, {filesystem.BLOCK if is_disk else 'unknown file system'}"
+    assert {rows[what]["verdict"] for what in ("runs", "rename", "fsync", "exclusive create", "clock")} == {"ok"}
+
+
+def test_no_proc(tmp_path: Path) -> None:
+    rows = chrooted(tmp_path, hidden="/proc")
+    assert rows["processes"]["advice"] == "In a chroot or container: mount -t proc proc /proc"
+    assert {what for what, row in rows.items() if row["verdict"] == "bad"} - {"SLURM"} == {"processes"}

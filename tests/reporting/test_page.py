@@ -1,0 +1,244 @@
+"""From run folders to one page: whole, escaped, the same bytes, small, and true."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnjob import files
+from cnnjob.reporting.groups import grouped
+from cnnjob.reporting.page import page as pages
+from cnnjob.reporting.record import read
+from cnnjob.reporting.report import report
+from cnnjob.runs.attempts import summarise_attempts
+from cnnjob.runs.run import Run
+from tests.helpers import run_folders as folders
+
+VOID = {"meta", "link", "br", "img"}
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element is closed in order, every ``id`` is one element's."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.captions = 0
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        assert not [name for name in facts if name.startswith("on")]
+        self.ids += [facts["id"] or ""] if "id" in facts else []
+        self.links += [facts["href"] or ""] if tag == "a" else []
+        if tag == "img":
+            assert facts["alt"]
+            self.sources.append(facts["src"] or "")
+        if tag == "svg":
+            assert facts.get("aria-label") or facts.get("aria-hidden")
+        self._open_table(tag, facts)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def _open_table(self, tag: str, facts: dict[str, str | None]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in {"td", "th"}:
+            assert tag == "td" or facts["scope"] in {"row", "col"}
+            self.tables[-1][-1].append("")
+        self.captions += tag == "caption"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in {"path", "rect"}
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+
+def page_of(*runs: Run) -> str:
+    records = [read(run, run.name) for run in runs]
+    return pages.render(records, grouped(records))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two groups of three seeds, one of which is stopped, one pending, one foreign."""
+    root = tmp_path_factory.mktemp("mixed")
+    for rate in (0.05, 0.1):
+        for seed in range(3):
+            folders.finished_run(root, seed=seed, learning_rate=rate)
+    folders.stopped_run(root, seed=3)
+    folders.pending_run(root, seed=4, learning_rate=0.2)
+    (root / "foreign").mkdir()
+    return root
+
+
+def test_the_page_is_whole_and_every_link_leads_somewhere(mixed: Path) -> None:
+    page = page_of(*Run.all(mixed))
+    reader = Reader(page)
+    assert page.startswith("<!DOCTYPE html>\n<html lang=")
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
+    assert reader.captions == len(reader.tables)
+    assert all(len({len(row) for row in table}) == 1 for table in reader.tables)
+
+
+def test_nothing_is_fetched(mixed: Path) -> None:
+    page = page_of(*Run.all(mixed))
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|<link (?!rel=\"icon\" href=\"data:,\")", page)
+    assert all(source.startswith("data:image/png;base64,") for source in Reader(page).sources)
+    assert "default-src 'none'" in page
+
+
+def test_only_settings_that_differ_are_in_the_first_table(mixed: Path) -> None:
+    head, *rows = Reader(page_of(*Run.all(mixed))).tables[0]
+    assert head[:4] == ["Group", "Test accuracy, %", "n", "learning_rate"]
+    assert head[4:] == ["Accuracy by seed, %", "Test loss, nats", "Epochs", "Training"]
+    assert [row[0] for row in rows] == ["learning_rate 0.05", "learning_rate 0.1", "learning_rate 0.2"]
+    assert rows[0][1:5] == ["80.00 ± 0.00", "3 of 4", "0.05", "0: 80.00, 1: 80.00, 2: 80.00"]
+    assert rows[2][1:5] == ["", "0 of 1", "0.2", ""]
+
+
+def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
+    for dataset in ("ants", "bees"):
+        for seed in range(2):
+            run = folders.finished_run(tmp_path / dataset, seed=seed, learning_rate=0.1 if dataset == "ants" else 0.2)
+            folders.change_job(run, data={"path": "x", "digest": dataset[0] * 64, "name": dataset})
+    page = Reader(page_of(*Run.all(tmp_path / "ants", tmp_path / "bees")))
+    assert [table[0][:4] for table in page.tables[:2]] == [
+        ["Group", "Test accuracy, %", "n", "Accuracy by seed, %"]
+    ] * 2
+    assert [len(table) for table in page.tables[:2]] == [2, 2]
+    assert page.text.count("accuracy of all groups over epochs") >= 2
+    assert "4 runs of ants, bees" in page.text
+    for run in Run.all(tmp_path / "bees"):
+        folders.change_job(run, data={"path": "x", "digest": "b" * 64, "name": "ants"})
+    assert "4 runs of ants aaaaaaaa, ants bbbbbbbb" in page_of(*Run.all(tmp_path / "ants", tmp_path / "bees"))
+
+
+def test_what_cannot_be_told_apart_is_said(mixed: Path) -> None:
+    sentence = (
+        "The data cannot tell learning_rate 0.05 and learning_rate 0.1 apart: they differ by +0.00 points of test "
+        "accuracy (95 % interval +0.00 to +0.00, 3 shared seeds)."
+    )
+    assert sentence in Reader(page_of(*Run.all(mixed))).text
+
+
+def test_unfinished_and_foreign_runs_are_there_with_their_reason(mixed: Path) -> None:
+    text = Reader(page_of(*Run.all(mixed))).text
+    for reason in ("stopped: SIGTERM", "pending: not started yet", "not a run of cnnjob, it has no job.json"):
+        assert text.count(reason) >= 2  # in the table and in the run's section
+
+
+def test_all_text_from_files_is_escaped(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    plain = page_of(run)
+    names = np.array([HOSTILE, "bee", "cat", "dog"])
+    folders.change_arrays(run.predictions_file, lambda arrays: arrays.update(class_names=names))
+    folders.change_json(run.environment_file, device=HOSTILE, packages={HOSTILE: HOSTILE}, commit=HOSTILE)
+    folders.change_json(run.attempt_files()[0], why=HOSTILE, host=HOSTILE)
+    run.log_file.write_text(HOSTILE)
+    page = page_of(run)
+    assert page.count("<script>") == plain.count("<script>") == page.count("</script>") == 1
+    assert len(Reader(page).sources) == len(Reader(plain).sources)
+    assert Reader(page).text.count(HOSTILE) >= 5
+
+
+def test_a_run_has_its_provenance_and_its_life(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    folders.change_json(run.environment_file, dirty=True, packages={"numpy": "2.4"})
+    folders.change_json(run.result_file, bits_may_differ_from_step=150)
+    text = Reader(page_of(run)).text
+    for fact in (
+        "commit c0ffeec0, with changes that were not committed · data dddddddd · cpu: test · numpy 2.4",
+        "resumed 1 time · model chosen on validation images, epoch 3 of 4 · bits may differ from step 150",
+        "Most often confused: ant taken for bee (1, 33.3 %); dog taken for ant (1, 50.0 %).",
+        "ant, taken for bee with 70.0 %, test:2",
+    ):
+        assert fact in text
+
+
+def test_the_life_says_what_was_waited_for_and_lost(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path)
+    first, second = run.attempt_files()
+    folders.change_json(first, started="2026-01-01T10:00:00+00:00", ended="2026-01-01T11:00:00+00:00", step=150)
+    folders.change_json(second, started="2026-01-01T13:00:00+00:00", resumed_at_step=120)
+    run.slurm_folder.mkdir()
+    files.write_json(run.submission_file, {"attempt": 1, "submitted": "2026-01-01T09:50:00+00:00"})
+    lives = summarise_attempts(run)
+    waits = [life.started - life.waited_from for life in lives if life.waited_from]
+    assert [wait.total_seconds() for wait in waits] == [600, 7200]
+    assert [life.lost_steps for life in lives] == [30, None]
+    assert "waited 2 h 0 min for life 2" in Reader(page_of(run)).text
+
+
+def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:
+    """The batch script of the first was killed before it decided."""
+    run = folders.finished_run(tmp_path)
+    for restarts, path in enumerate(run.attempt_files()):
+        folders.change_json(path, job_id="17", job_restarts=restarts)
+    run.slurm_folder.mkdir()
+    decision = {"job_id": "17", "job_restarts": 1, "step": 10, "said": "finished"}
+    files.write_json(run.slurm_folder / "restarts.json", [decision])
+    assert [life.decision for life in summarise_attempts(run)] == ["", "finished"]
+
+
+def test_equal_runs_give_equal_bytes(mixed: Path) -> None:
+    assert page_of(*Run.all(mixed)) == page_of(*Run.all(mixed))
+
+
+@pytest.mark.parametrize(("n_runs", "side"), [(100, 32), (100, 224), (20, 224), (5, 224)])
+def test_a_hundred_runs_fit_a_mail(n_runs: int, side: int, tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path, channels=3)
+    noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
+    K, N = 10, 200
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(K), N).astype(np.float32)
+    wrong = np.arange(24)
+    content = {
+        "probabilities": probabilities,
+        "labels": (probabilities.argmax(1) + 1) % K,
+        "class_names": np.array([f"class {k}" for k in range(K)]),
+        "wrong_images": noise[wrong % 2],
+        "wrong_indices": wrong,
+    }
+    folders.change_arrays(run.predictions_file, lambda arrays: arrays.update(content))
+    folders.write_history(run, 200, "validation")
+    run.log_file.write_text("epoch 1: a line of the log, as long as they are\n" * 100)
+    record = read(run, run.name)
+    records = [record] * n_runs
+    page = pages.render(records, grouped(records))
+    assert len(page.encode()) < 5_000_000
+
+
+def test_more_runs_than_can_be_sent_have_no_pictures(tmp_path: Path) -> None:
+    record = read(folders.finished_run(tmp_path), "run")
+    records = [record] * (pages.PICTURED_RUNS + 1)
+    page = pages.render(records, grouped(records))
+    assert not Reader(page).sources
+    assert "more than 100 runs" in page
+
+
+def test_the_report_has_the_page(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path / "runs")
+    made = report([run], tmp_path / "report")
+    assert (tmp_path / "report" / "index.html").read_text() == page_of(run)
+    assert made.files[0].name == "index.html"

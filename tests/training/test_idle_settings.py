@@ -1,0 +1,109 @@
+"""Settings that cannot act on a dataset are refused; the same job with its neighbours' values is not."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnjob.data.dataset import Dataset
+from cnnjob.data.prepare.writer import DatasetContents, write
+from cnnjob.errors import JobError
+from cnnjob.jobs.job import Job
+from cnnjob.training.setup import TrainingSetup
+from tests.helpers.toy_jobs import CLASSES, blots, dataset, job
+
+ONE_STEP = {"train__epochs": 1, "train__batch_size": 162}
+TO_ONE_PIXEL = {"conv": 4, "kernel": 6, "pad": 0}
+
+
+def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"model__blocks": list(blocks)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "acting", "message"),
+    [
+        (
+            blocks(TO_ONE_PIXEL, {"global_pool": "max"}),
+            blocks(TO_ONE_PIXEL | {"kernel": 5}, {"global_pool": "max"}),
+            "model.blocks: global_pool1: there is a single pixel .found 1×1. to pool; leave the block out",
+        ),
+        (
+            blocks(TO_ONE_PIXEL | {"stride": 2}),
+            blocks(TO_ONE_PIXEL | {"stride": 2, "kernel": 4}),
+            "model.blocks: conv1: the kernel has a single place in 6×6 pixels, so no stride moves it .found 2.; leave",
+        ),
+        (
+            blocks(TO_ONE_PIXEL, {"residual": [{"conv": 3}, {"conv": 3, "stride": 3}]}),
+            blocks(TO_ONE_PIXEL, {"residual": [{"conv": 3}, {"conv": 3}]}),
+            "model.blocks: residual1/conv2: the kernel has a single place in 1×1 pixels",
+        ),
+        (
+            ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5}}},
+            ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5, "start_factor": 0.5}}},
+            "train.schedule.constant.warmup: the only step of the training has the learning rate 0; leave it out, or",
+        ),
+        (
+            ONE_STEP | {"train__schedule": "cosine"},
+            {"train__epochs": 2, "train__batch_size": 162, "train__schedule": "cosine"},
+            "train.schedule: the only step of the training comes before the learning rate falls .found 'cosine'.; wri",
+        ),
+        (
+            {"train__schedule": {"triangular": {"warmup": 0.975}}},
+            {"train__schedule": {"triangular": {"warmup": 0.97}}},
+            "train.schedule: the 40 steps of the training end before the learning rate falls .found 'triangular'.",
+        ),
+        (
+            ONE_STEP | {"train__optimiser": {"sgd": {"momentum": 0.5}}},
+            ONE_STEP | {"train__optimiser": {"sgd": {"momentum": 0.5, "nesterov": True}}},
+            "train.optimiser.sgd.momentum: the only step has none before it .found 0.5.; leave it out",
+        ),
+        (
+            ONE_STEP | {"train__optimiser": {"adamw": {"beta1": 0.5}}},
+            ONE_STEP | {"train__optimiser": {"adamw": {"eps": 1e-7}}},
+            "train.optimiser.adamw.beta1: the only step has none before it",
+        ),
+        (
+            {"train__lookahead": {"every": 40, "power": 2.0}},
+            {"train__lookahead": {"every": 39, "power": 2.0}},
+            "train.lookahead.power: it acts once, after the last of 40 steps, where any power of 1 is 1 .found 2.",
+        ),
+    ],
+)
+def test_what_cannot_act_on_a_dataset_is_refused(
+    tmp_path: Path, changes: dict[str, Any], acting: dict[str, Any], message: str
+) -> None:
+    TrainingSetup.checked(job(**acting), dataset(tmp_path))
+    with pytest.raises(JobError, match=message):
+        TrainingSetup.checked(job(**changes), dataset(tmp_path))
+
+
+def test_a_validation_fraction_beside_a_validation_split_is_refused(tmp_path: Path) -> None:
+    contents = DatasetContents(CLASSES, {"toy": "0" * 64}, blots({"train": 80, "val": 30, "test": 30}))
+    write(tmp_path / "toy.h5", "toy", contents, {})
+    packed = Dataset.open(tmp_path / "toy.h5")
+    TrainingSetup.checked(job(data__validation_fraction=0.1), packed)
+    message = (
+        r"toy.h5 has a validation split of its own, so nothing is held out .found 0.25.; leave it at its default, 0.1"
+    )
+    with pytest.raises(JobError, match=f"data.validation_fraction: .*{message}"):
+        TrainingSetup.checked(job(), packed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data__augment", {"flip": "random"}), ("train__test_time_augmentation", "flip")]
+)
+def test_images_of_one_column_have_no_mirror_image(tmp_path: Path, key: str, value: Any) -> None:
+    columns = [replace(block, images=block.images[:, :, :1]) for block in blots({"train": 80, "test": 30})]
+    write(tmp_path / "toy.h5", "toy", DatasetContents(CLASSES, {"toy": "0" * 64}, iter(columns)), {})
+    packed = Dataset.open(tmp_path / "toy.h5")
+    TrainingSetup.checked(job(model__blocks=[{"dense": 3}]), packed)
+    name = "data.augment.flip" if "augment" in key and "data" in key else key.replace("__", ".")
+    with pytest.raises(JobError, match=f"{name}: images of one column have no other mirror image"):
+        TrainingSetup.checked(job(model__blocks=[{"dense": 3}], **{key: value}), packed)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist-cnn", "cifar10-fast", "cifar10-resnet"])
+def test_a_shipped_job_of_one_epoch_is_accepted(name: str) -> None:
+    assert Job.load(name, ["train.epochs=1"]).train.epochs == 1
