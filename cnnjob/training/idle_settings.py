@@ -3,7 +3,8 @@
 What cannot act on any dataset is refused, or left out, where the job is read (:mod:`cnnjob.jobs.job`). A key's
 default is accepted everywhere. So are the neutral values that a sweep begins with (a dropout, smoothing or decay of
 0, a pool or factor of 1), which are the spelling of "none". So is a precision of a GPU's on a CPU, since the machine
-decides on it: the run says at its start, and records, what it computes in.
+decides on it: the run says at its start, and records, what it computes in. A training of one step is a trial of a job
+that is made for more of them: its schedule and its optimiser are accepted, unless the step has the learning rate 0.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from math import prod
 from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import JobError
-from cnnjob.jobs.job import AdamWSettings, DataSettings, Job, LookaheadSettings, OptimiserSettings, SgdSettings
+from cnnjob.jobs.job import DataSettings, Job, LookaheadSettings
 from cnnjob.nn.blocks import Layer
 
 
@@ -78,24 +79,13 @@ def _of_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str]:
             f"train.schedule.{kind}.warmup: the only step of the training has the learning rate 0; leave it out, or "
             "set start_factor"
         )
-    if schedule.shape != "constant" and steps - 1 <= rising:
-        first = f"the {steps:,} steps of the training end" if rising else "the only step of the training comes"
-        yield f"train.schedule: {first} before the learning rate falls (found '{kind}'); write 'constant'"
-    means = _of_earlier_steps(job.train.optimiser) if steps == 1 else {}
-    for key, (share, default) in means.items():
-        if share != default:
-            yield f"train.optimiser.{key}: the only step has none before it (found {share:g}); leave it out"
+    if schedule.shape != "constant" and 1 < steps <= rising + 1:
+        yield (
+            f"train.schedule: the {steps:,} steps of the training end before the learning rate falls (found "
+            f"'{kind}'); write 'constant'"
+        )
     if lookahead and lookahead.every == steps and lookahead.power != LookaheadSettings().power:
         yield (
             f"train.lookahead.power: it acts once, after the last of {steps:,} steps, where any power of 1 is 1 "
             f"(found {lookahead.power:g}); leave it out, or lower train.lookahead.every"
         )
-
-
-def _of_earlier_steps(optimiser: OptimiserSettings) -> dict[str, tuple[float, float]]:
-    """Return the shares of earlier steps in a step, each with its default."""
-    if optimiser.adamw:
-        own, default = optimiser.adamw, AdamWSettings()
-        return {"adamw.beta1": (own.beta1, default.beta1), "adamw.beta2": (own.beta2, default.beta2)}
-    sgd = optimiser.sgd or SgdSettings()
-    return {} if sgd.nesterov else {"sgd.momentum": (sgd.momentum, SgdSettings().momentum)}
