@@ -353,10 +353,11 @@ def test_the_time_limit_without_a_word(fleet: Callable[..., Fleet], table: Begin
         lab.until(lambda: place.run.attempts()[0]["why"] == "stopped: SIGTERM", 90, "the stop")
 
     def submit(place: Place) -> str:
-        deaf = 'case "$SLURM_STEP_ID $*" in [0-9]*" show job"*) exit 1;; esac'  # in the step, not in the batch script
+        deaf = 'case "$IN_STEP $*" in "1 show job"*) exit 1;; esac'
+        step = NO_SIGNAL.replace("=USR2", "=USR2 IN_STEP=1")  # the batch script is answered
         (place.folder / "scontrol").write_text(f'#!/bin/sh\n{deaf}\nexec /usr/bin/scontrol "$@"\n')
         (place.folder / "scontrol").chmod(0o755)
-        return place.submit("--time", "1m", setup=f"export PATH={place.folder}:$PATH; {NO_SIGNAL}")
+        return place.submit("--time", "1m", setup=f"export PATH={place.folder}:$PATH; {step}")
 
     survive(fleet(*PLAIN), table("time limit without a signal: SIGTERM only"), whole, strike, submit)
 
