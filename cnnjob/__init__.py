@@ -1,6 +1,6 @@
-"""Batch jobs for cluster GPUs: pack images, train a CNN written from scratch, report.
+"""Batch jobs for cluster GPUs: prepare images, train a CNN written from scratch, report.
 
-The public names are loaded when first used, so that ``import cnnjob`` stays light.
+The public names are imported on first use, so that ``import cnnjob`` stays fast.
 """
 
 from importlib import import_module
@@ -31,12 +31,12 @@ __all__ = [  # noqa: PLE0604 - computed from the table above, which is sorted
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from the module it lives in."""
+    """Import a public name from its module, on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'cnnjob' has no attribute {name!r}")
     return getattr(import_module(f"cnnjob.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """Return the public names."""
     return sorted(_HOMES)

@@ -1,7 +1,7 @@
-"""The four verbs, as a notebook or a script says them: pack, train, submit, report.
+"""The public functions for notebooks and scripts: prepare, train, submit, report.
 
-They are what the commands of these names do, without what those print. Everything lies where the commands put it:
-datasets in ``data/``, runs in ``runs/``, the report in ``report/``.
+They do what the commands of the same names do, without printing. Files go where the commands put them: datasets in
+``data/``, runs in ``runs/``, the report in ``report/``.
 """
 
 import warnings
@@ -25,13 +25,13 @@ DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
 
 
 def prepare(name: str, out: Path | None = None, **options: Any) -> Dataset:
-    """Pack a dataset into one verified HDF5 file, unless it is there.
+    """Write a dataset as one verified HDF5 file, unless the file exists.
 
     Args:
         name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or ``folder``, with ``source``.
-        out: the file; ``data/NAME.h5`` by default.
-        options: of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``, ``test_fraction``,
-            ``force``.
+        out: the file to write; ``data/NAME.h5`` by default.
+        options: keyword arguments of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``,
+            ``test_fraction``, ``force``.
 
     Returns:
         The dataset.
@@ -40,16 +40,16 @@ def prepare(name: str, out: Path | None = None, **options: Any) -> Dataset:
 
 
 def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, listener: ProgressCallback | None = None) -> Run:
-    """Train a job here, or go on where it was stopped.
+    """Train a job on this machine, or resume it where it stopped.
 
     Args:
-        job: it, or its name or file.
+        job: the job, its name, or its file.
         data: the folder of its dataset.
         runs: the folder of the runs.
-        listener: hears how it goes.
+        listener: receives progress events.
 
     Returns:
-        The run: ``finished``, or ``stopped`` where it was asked to; then the same call goes on.
+        The run, whose state is ``finished``, or ``stopped`` if it was asked to stop; the same call resumes it.
     """
     setup, run = _made(job, data, runs)
     _warn_of_older([run])
@@ -61,18 +61,18 @@ def submit(
     jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path = DATA,
     runs: Path = RUNS, **asked: Any,
 ) -> list[Run]:  # fmt: skip
-    """Submit jobs to SLURM, several as one array; those that are finished, running or waiting are left alone.
+    """Submit jobs to SLURM, several as one job array; jobs that are finished, running or waiting are left alone.
 
     Args:
-        jobs: each of them, or its name or file.
-        profile: the cluster's.
-        parallel: so many at once.
+        jobs: each a job, its name, or its file.
+        profile: name of the cluster's profile.
+        parallel: maximum number of array tasks that run at once.
         data: the folder of their datasets.
         runs: the folder of the runs.
-        asked: options of sbatch, as ``partition="gpu"``, ``time="2h"``; one GPU where none is said.
+        asked: options of sbatch, as ``partition="gpu"``, ``time="2h"``; one GPU unless stated.
 
     Returns:
-        Their runs, in order; ``cnnjob status`` tells how they stand.
+        One run per job, in order; ``cnnjob status`` shows their states.
     """
     from cnnjob.slurm.submit import profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
 
@@ -86,20 +86,20 @@ def submit(
 
 
 def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
-    """Turn runs into one page, tables and figures.
+    """Write one HTML page, tables and figures about runs.
 
     Args:
-        runs: the folder that holds them, or some of them.
+        runs: the folder of the runs, or a list of runs.
         out: the folder to write to.
 
     Returns:
-        The rows of the table, and the files.
+        The rows of the table, and the files written.
     """
     return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out)
 
 
 def _made(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
-    """Return a job bound to its dataset, and its run."""
+    """Return the checked setup of a job on its dataset, and its run."""
     job = Job.load(job) if isinstance(job, str) else job
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
     return setup, setup.create_run(runs)

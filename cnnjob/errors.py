@@ -1,20 +1,20 @@
-"""Errors that a user can act on, with their exit codes; and text from outside made safe to print in them.
+"""Errors that a user can act on, with their exit codes; and untrusted text made safe to print.
 
     CnnjobError            one message on stderr, no traceback                          1
     ├── JobError           a job file, an option or an argument asks for something
-    │                      that cannot be                                               2
+    │                      impossible                                                   2
     ├── DataError          a source, a dataset, a checkpoint or a run folder is
-    │                      missing, damaged, or not the one that was meant              3
+    │                      missing, damaged, or not the expected one                    3
     ├── SchedulerError     SLURM refused, or is not there                               4
     ├── BusyError          another process is writing this run                          5
-    └── TrainingError      the job itself failed: the loss is no longer a number        1
+    └── TrainingError      the training itself failed: the loss is no longer finite     1
 
 A message says where, what is wrong, what was found, and what to do:
-``<where>: <what is wrong>, <what was found>; <what to do>``. Anything that is not a
-``CnnjobError`` is a bug and keeps its traceback.
+``<where>: <what is wrong> (found <value>). <What to do>``. Anything that is not a ``CnnjobError`` is a bug and keeps
+its traceback.
 
-Two more exit codes belong to no error: 75, stopped on purpose before the end (run the
-same command again), and 130, interrupted.
+Two more exit codes belong to no error: 75, stopped on purpose before the end (run the same command to resume), and
+130, interrupted.
 """
 
 import json
@@ -25,28 +25,29 @@ from unicodedata import bidirectional, category
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 _INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
-"""Unicode's categories of controls, unassigned characters, halves of surrogate pairs, and separators of lines."""
+"""Unicode's general categories of control characters, unassigned characters, surrogates, and line separators."""
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-"""Unicode's controls that change the direction of what follows."""
+"""Unicode's bidirectional controls: they change the direction of the text that follows."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""First characters for which a spreadsheet takes a CSV cell for a formula."""
 _BROKEN: set[str] = set()
-"""Names with a line break or a tab that were met."""
+"""The names with a line break or a tab that :func:`note_names` has met."""
 
 
 class CnnjobError(Exception):
-    """A mistake or a misfortune that the user can act on."""
+    """A mistake or a failure that the user can act on."""
 
     exit_code = 1
 
 
 class JobError(CnnjobError):
-    """A job file, an option or an argument asks for something that cannot be."""
+    """A job file, an option or an argument asks for something impossible."""
 
     exit_code = 2
 
 
 class DataError(CnnjobError):
-    """A source, dataset, checkpoint or run folder is missing, damaged or not the one meant."""
+    """A source, dataset, checkpoint or run folder is missing, damaged or not the expected one."""
 
     exit_code = 3
 
@@ -55,13 +56,13 @@ class SchedulerError(CnnjobError):
     """SLURM refused, or is not there.
 
     Attributes:
-        silent: whether SLURM did not answer, so that it may have done what it was asked, or may do it in a while.
+        silent: whether SLURM did not answer, in which case it may have done what it was asked, or may yet do it.
     """
 
     exit_code = 4
 
     def __init__(self, message: str, *, silent: bool = False) -> None:
-        """Make one with its message."""
+        """Create the error with its message."""
         super().__init__(message)
         self.silent = silent
 
@@ -73,13 +74,14 @@ class BusyError(CnnjobError):
 
 
 class TrainingError(CnnjobError):
-    """The job itself failed: its loss is no longer a number."""
+    """The training itself failed: its loss is no longer finite."""
 
 
 def note_names(path: object) -> None:
-    """Remember the names in a path, or in a word of a command, that would break a line.
+    """Remember the names in a path, or in an argument of a command, that contain a line break or a tab.
 
-    A text of several lines does not show which of its breaks are a name's, so :func:`printable_lines` must know.
+    In a text of several lines nothing distinguishes a line break inside a name from the end of a line, so
+    :func:`printable_lines` needs to know the names.
     """
     text = str(path)
     if "\n" in text or "\t" in text:
@@ -88,19 +90,19 @@ def note_names(path: object) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with each control character as Python writes it between quotes."""
+    """Return a text on one line, with each control character as the escape sequence of a Python string."""
     return _escaped(text, "", lambda letter: letter.encode("unicode_escape").decode())
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines as :func:`printable` does each of them; tabs stay, but those of names."""
-    for name in sorted(_BROKEN, key=len, reverse=True):
+    """Apply :func:`printable` to each line of a text; tabs stay, except those in names."""
+    for name in sorted(_BROKEN, key=len, reverse=True):  # longest first: one name may be part of another
         text = text.replace(name, printable(name))
     return _escaped(text, "\n\t", lambda letter: letter.encode("unicode_escape").decode())
 
 
 def printable_json(text: str) -> str:
-    """Return JSON with its control characters as JSON's own escape sequences."""
+    """Return a JSON text with its control characters replaced by JSON's own escape sequences."""
     return _escaped(text, "\n", lambda letter: json.dumps(letter)[1:-1])
 
 
@@ -115,5 +117,5 @@ def _is_hidden(letter: str) -> bool:
 
 
 def spreadsheet_cell(value: object) -> object:
-    """Return a cell of a CSV table: text that a spreadsheet takes for a formula has an apostrophe before it."""
+    """Return the value for a CSV cell, with an apostrophe before text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

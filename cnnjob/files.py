@@ -1,12 +1,11 @@
-"""The one durable writer, and its verified reader.
+"""Durable writing and guarded reading of files.
 
-A file is either whole or absent: it is written under a temporary name in the same
-folder, flushed to the disk, renamed, and its folder is flushed too. A process killed at
-any moment leaves the old file or the new one, and at most a temporary file that
-:func:`remove_leftovers` clears.
+A file is either whole or absent: it is written under a temporary name in the same folder, flushed to disk and
+renamed, and then the folder is flushed too. A process killed at any moment leaves the old file or the new one, and at
+most a temporary file, which :func:`remove_leftovers` clears.
 
-Everything is read through :func:`open_regular`, with a limit to its size: a pipe or a
-device in the place of a file can neither block nor act.
+Every file is read through :func:`open_regular`, up to a maximum size, so a pipe or a device found in place of a file
+can neither block the process nor have side effects.
 """
 
 import errno
@@ -33,7 +32,7 @@ TEMPORARY_SUFFIX = ".tmp"
 NO_PROC = "/proc is not readable"
 MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
 TEXT_BYTES = 16 * 2**20
-"""Of a file of text or JSON, at most."""
+"""Maximum size of a text or JSON file, in bytes."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -42,22 +41,23 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _LEVELS = 64
-"""Of tables in JSON, at most."""
+"""Maximum nesting depth of JSON."""
 _DIGITS = 20
-"""Of an integer of 64 bits with its sign."""
+"""Maximum length of a 64-bit integer in decimal, sign included."""
 _SHOWN = 40
-"""Characters of something odd that a message quotes."""
+"""Maximum length of an invalid value quoted in a message, in characters."""
 _SURROGATE = re.compile(r"\\u[dD]")
 
 
 def temporary_name(path: Path) -> Path:
-    """A new name in the same folder that says whose it is: ``.NAME.HOST-TABLE-PID-RANDOM.tmp``."""
+    """Return a new name in the same folder that identifies its writer: ``.NAME.HOST-TABLE-PID-RANDOM.tmp``."""
     owner = f"{socket.gethostname()}-{process_table()}-{os.getpid()}"
     return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of a path whose processes were killed on this host."""
+    """Remove the temporary files of a path whose writers were killed on this host."""
+    # No glob: a name may contain the characters that a pattern gives a meaning to.
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(f".{path.name}.{socket.gethostname()}-") and writer_is_gone(leftover):
             with suppress(OSError):
@@ -65,28 +65,29 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def writer_is_gone(path: Path) -> bool | None:
-    """Return whether the process is gone that wrote to a temporary name; None where it cannot be looked up here."""
+    """Return whether the process that wrote a temporary file is gone; None if it cannot be looked up from here."""
     owner = rf"\..+\.{re.escape(socket.gethostname())}(?:-([0-9a-f]{{8}}))?-(\d{{1,9}})-[0-9a-f]+{TEMPORARY_SUFFIX}"
     found = re.fullmatch(owner, path.name)
-    if not found or found[1] not in {None, process_table()}:  # an older version's has no table
+    if not found or found[1] not in {None, process_table()}:  # an older version's name has no table
+        # The same pid in another container, or before the last boot, is another process.
         return None
     return is_gone(int(found[2]))
 
 
 def is_gone(pid: int) -> bool:
-    """Return whether no process of this table has a number."""
+    """Return whether no process has this pid, in this process's pid namespace."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        pass
+        pass  # it exists and is another user's
     return False
 
 
 @cache
 def process_table() -> str:
-    """Return eight letters that name this machine's boot and the name space of this process's number."""
+    """Return eight hexadecimal digits that identify this boot of this machine and this process's pid namespace."""
     try:
         known = f"{boot_id()} {pid_namespace()}"
     except CnnjobError:  # no /proc
@@ -95,17 +96,21 @@ def process_table() -> str:
 
 
 def pid_namespace() -> str | None:
-    """Return the name space of this process's number; None where ``/proc`` shows the processes of another one."""
+    """Return this process's pid namespace, as ``pid:[N]``; None if ``/proc`` shows the processes of another one.
+
+    On a system without namespaces it is empty.
+    """
     try:
+        # A container may have the host's /proc mounted. Pids looked up in it would then be other processes.
         if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - a number
             return None
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path
     except OSError:
-        return ""  # a system without name spaces
+        return ""  # a system without namespaces
 
 
 def boot_id() -> str:
-    """Return the identifier of this machine's boot.
+    """Return the random UUID that the kernel gave this boot of the machine.
 
     Raises:
         CnnjobError: ``/proc`` cannot be read.
@@ -117,16 +122,16 @@ def boot_id() -> str:
 
 
 def no_fence() -> None:
-    """Allow every rename: the fence of a file that only one process can write."""
+    """Allow every rename: the fence for files that only one process can write."""
 
 
 @contextmanager
 def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]:
-    """Give a temporary path to write to, and publish it under ``path`` on success.
+    """Yield a temporary path to write to, and rename it to ``path`` on success.
 
     Args:
         path: the final name; its folder must exist.
-        fence: called first and again just before the rename; it may raise to forbid it.
+        fence: called at the start and again just before the rename; it raises an error to forbid the rename.
 
     Yields:
         A path in the same folder that does not exist yet.
@@ -136,14 +141,16 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]
     temporary = temporary_name(path)
     try:
         yield temporary
+        # Content before name: a rename that reached the disk first would show an empty file after a power cut.
         flush_file(temporary)
+        # Writing a large checkpoint takes time, in which another attempt may have claimed the run.
         fence()
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)
+    flush_folder(path.parent)  # the rename itself is durable only now
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = no_fence) -> None:
@@ -153,11 +160,12 @@ def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], 
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a regular file, which is made where there is none; a link is not followed.
+    """Append to a regular file, creating it if it is missing; a symbolic link is not followed.
 
     Raises:
-        OSError: it cannot be written, or is a link or no regular file.
+        OSError: it cannot be written, or is a symbolic link or not a regular file.
     """
+    # O_NONBLOCK: opening a pipe that nobody reads would wait for a reader. O_NOCTTY: a terminal does not become ours.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -166,17 +174,18 @@ def append_text(path: Path, text: str) -> None:
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:
-    """Create ``path`` with ``content``, whole, unless it exists; say whether this call did.
+    """Create ``path`` with ``content``, whole, unless it exists; return whether this call created it.
 
-    The file appears under its name by a hard link, which exactly one of several racing
-    processes can make, on network file systems too.
+    The name appears by making a hard link, which exactly one of several racing processes can do, on network file
+    systems too.
     """
+    # Opening with O_EXCL would also let one process win, but the others could then read a file that is still empty.
     temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
         flush_file(temporary)
         path.hardlink_to(temporary)
-    except (FileExistsError, FileNotFoundError):  # the second: the winner has swept our temporary file away
+    except (FileExistsError, FileNotFoundError):  # the latter: the winner has already removed our temporary file
         return False
     finally:
         with suppress(OSError):
@@ -186,7 +195,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
 
 
 def flush_file(path: Path) -> None:
-    """Flush a file's content to the disk."""
+    """Flush a file's content to disk."""
     handle = os.open(path, os.O_RDWR)
     try:
         os.fsync(handle)
@@ -195,7 +204,7 @@ def flush_file(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk, where its file system can."""
+    """Flush a folder's entries to disk, if its file system supports that."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -207,24 +216,25 @@ def flush_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder."""
+    """Remove every temporary file in a folder, whichever process wrote it; the caller must own the run."""
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def readable_json(value: Any) -> str:
-    """Return JSON with one value per line and a newline at its end.
+    """Return JSON with one value per line and a newline at the end.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have.
+        ValueError: a number is NaN or infinite, which JSON cannot express.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode(errors="backslashreplace").decode()  # a file name's undecodable byte, as JSON's \udcff
+    # Python holds an undecodable byte of a file name as a lone surrogate; it becomes the JSON escape \udcff.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_json(path: Path, value: Any, *, fence: Callable[[], None] = no_fence) -> None:
@@ -233,7 +243,7 @@ def write_json(path: Path, value: Any, *, fence: Callable[[], None] = no_fence) 
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; nothing else can block or act when it is opened.
+    """Open a regular file for reading; refuse anything else before opening it can block or have side effects.
 
     Args:
         path: a file, or a link to one.
@@ -246,14 +256,15 @@ def open_regular(path: Path) -> BufferedReader:
     """
     note_names(path)
     try:
-        _require_regular(path, path.stat().st_mode)  # opening a device can act on it
+        _require_regular(path, path.stat().st_mode)  # before opening: that alone can have an effect on a device
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a name that a damaged record says may hold a NUL
+    except (OSError, ValueError) as error:  # ValueError: a path read from a damaged record may contain a NUL
         raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
     try:
-        _require_regular(path, os.fstat(file.fileno()).st_mode)  # another file may have taken the name
+        # Between stat and open, something else may have been renamed to this path.
+        _require_regular(path, os.fstat(file.fileno()).st_mode)
     except DataError:
         file.close()
         raise
@@ -267,38 +278,38 @@ def _require_regular(path: Path, mode: int) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error of reading says, for a message."""
+    """Return the text of an error without its number and path, for a message that names the path itself."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
-    """Read a regular file that must not be larger than expected.
+    """Read a regular file, up to a maximum size.
 
     Args:
         path: a file, or a link to one.
-        at_most: how many bytes it may have.
+        at_most: maximum size in bytes.
 
     Returns:
         Its content.
 
     Raises:
-        DataError: it cannot be read, is no regular file, or is larger.
+        DataError: it cannot be read, is not a regular file, or is larger.
     """
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             if size > at_most:
                 raise DataError(f"{path}: too large (found {size:,} bytes, at most {at_most:,} are read)")
-            return file.read(size)
+            return file.read(size)  # not read(): a file that grows meanwhile must not exceed the limit
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def read_text(path: Path, at_most: int = TEXT_BYTES) -> str:
-    """Read a regular file of UTF-8 text, as :func:`read_bytes`; a byte order mark is left out.
+    """Read UTF-8 text as :func:`read_bytes` does; drop a byte order mark and turn CRLF line ends into LF.
 
     Raises:
-        DataError: it cannot be read, is no regular file, is larger, or is not UTF-8.
+        DataError: it cannot be read, is not a regular file, is larger, or is not UTF-8.
     """
     try:
         return read_bytes(path, at_most).decode("utf-8-sig").replace("\r\n", "\n")
@@ -307,14 +318,14 @@ def read_text(path: Path, at_most: int = TEXT_BYTES) -> str:
 
 
 def read_tail(path: Path, count: int) -> str:
-    """Return the last bytes of a file as text, and nothing of one that cannot be read.
+    """Return the end of a file as text; empty if the file cannot be read.
 
     Args:
         path: a regular file, or a link to one.
-        count: how many bytes.
+        count: how many bytes, at most.
 
     Returns:
-        The text; what is not UTF-8 is replaced.
+        The text; bytes that are not UTF-8 are replaced by U+FFFD.
     """
     with suppress(DataError, OSError), open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - count))
@@ -323,10 +334,10 @@ def read_tail(path: Path, count: int) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
-        DataError: the file is missing, is no regular file, or is not JSON as :func:`parse_json` accepts it.
+        DataError: the file is missing, is not a regular file, or is not JSON as :func:`parse_json` accepts it.
     """
     try:
         return parse_json(read_bytes(path))
@@ -335,39 +346,42 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Parse JSON that Python, SLURM's tools and other readers understand in the same way.
+    """Parse JSON strictly: accept only what Python, SLURM's tools and other parsers all read the same way.
 
     Args:
-        content: UTF-8.
+        content: text, or bytes in UTF-8.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: it is not JSON, or has a NaN, a number of more than 64 bits, a key twice, half a surrogate pair or
-            more than 64 levels.
+        ValueError: it is not JSON, or contains NaN or infinity, an integer of more than 64 bits, a duplicate key, half
+            a surrogate pair or more than 64 levels.
     """
     text = content.decode() if isinstance(content, bytes) else content
     try:
         value = _JSON.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    # Counting brackets, those in strings too, gives a quick upper bound of the depth.
     if text.count("[") + text.count("{") > _LEVELS:
         _require_shallow(value, _LEVELS)
     if _SURROGATE.search(text):
-        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # a file name's undecodable byte may be
+        # Encoding raises at half a pair, but passes U+DC80 to U+DCFF: Python's form of a file name's undecodable byte.
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     return value
 
 
 def _finite(text: str) -> float:
-    number = float(text)
+    number = float(text)  # 1e999 is valid JSON, and infinity in Python
     if not math.isfinite(number):
         raise ValueError(f"{text[:_SHOWN]} is no finite number")
     return number
 
 
 def _integer(text: str) -> int:
-    if len(text) > _DIGITS or not -(2**63) <= (number := int(text)) < 2**63:
+    # Length first: beyond 4300 digits int() raises an error that says how to raise Python's limit.
+    if len(text) > _DIGITS or not -(2**63) <= (number := int(text)) < 2**64:
         raise ValueError(f"an integer of more than 64 bits, {text[:_SHOWN]}")
     return number
 
@@ -392,7 +406,7 @@ _JSON = json.JSONDecoder(parse_float=_finite, parse_int=_integer, parse_constant
 
 
 def sha256_of(*parts: bytes | memoryview) -> str:
-    """SHA-256 of the parts, one after the other, in hexadecimal."""
+    """Return the SHA-256 of the concatenated parts, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -401,10 +415,10 @@ def sha256_of(*parts: bytes | memoryview) -> str:
 
 @contextmanager
 def disk_errors_as_cnnjob_error(path: Path) -> Iterator[None]:
-    """Say that the disk is full or failing; what was kept before is whole.
+    """Turn an OSError, as of a full or failing disk, into a CnnjobError; files written before are intact.
 
     Raises:
-        CnnjobError: instead of an ``OSError``.
+        CnnjobError: in place of an ``OSError``.
     """
     try:
         yield

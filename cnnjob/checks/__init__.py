@@ -1,1 +1,1 @@
-"""Commands that check cnnjob itself on the user's machine: exact resume, rehearsals, benchmarks."""
+"""Checks of cnnjob itself on the user's machine: exact resume, rehearsals, benchmarks."""

@@ -1,4 +1,4 @@
-"""Two runs of one job: what each made, the first places where they differ, and what the one of them went through."""
+"""Compare two runs of one job bit for bit: an unbroken one, and one that was killed and resumed."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,87 +12,89 @@ from cnnjob.runs import environment
 from cnnjob.runs.run import Run
 
 COMPARED = ("weights", "predictions", "history", "result")
+"""What is compared of each run."""
 OF_THE_CLOCK = {"seconds", "images_per_second"}
-"""What a record of the history holds that no two runs share."""
+"""Keys of a history record that depend on time, so that they differ between any two runs."""
 OF_THE_COST = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}
-"""Likewise of the result."""
+"""Keys of the result that depend on time, memory and the number of attempts."""
 OF_THE_PLACE = {"device", "bits_may_differ_from_step"}
-"""What the result says of the machine; :func:`remarks` tells whether it decides the bits."""
+"""Keys of the result that depend on the machine; :func:`remarks` says whether that may have changed the bits."""
 
 
 @dataclass(frozen=True)
 class RunDifference:
-    """The first place where two runs differ."""
+    """The first difference between two runs, in one of the things compared."""
 
     what: str
     """One of :data:`COMPARED`."""
     where: str
-    """``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
+    """Where it is: ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
     unbroken: str
     killed: str
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A life that was ended by ``SIGKILL``."""
+    """An attempt that was ended by ``SIGKILL``."""
 
     life: int
-    """From 1 on."""
+    """Number of the attempt, from 1."""
     seconds: float
-    """How long it had trained; on a cluster, how long after a checkpoint was seen."""
+    """Seconds since its training started; on a cluster, since a checkpoint was seen."""
     step: int | None
-    """The last step it had done; None where that is not known."""
+    """Last step that it had done; None if that is not known."""
     saved_step: int
-    """That of its newest checkpoint."""
+    """Step of the newest checkpoint."""
     during: str
-    """``starting``, ``training``, ``evaluation``, ``saving``; empty where that is not known."""
+    """``starting``, ``training``, ``evaluation`` or ``saving``; empty if that is not known."""
     resumed_at_step: int | None = None
-    """Where the next life went on; None when that was killed before it did."""
+    """Step from which the next attempt resumed; None if that was killed before it did."""
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What came of both runs."""
+    """The comparison of an unbroken and a killed run."""
 
     run: str
-    """Its name, the same for both."""
+    """Name of the run, the same for both."""
     steps: int
     seed: int
-    """What the moments of the kills were drawn with."""
+    """Seed with which the moments of the kills were drawn."""
     kills: list[Kill]
     lives: int
-    """Of the killed run."""
+    """Number of attempts of the killed run."""
     train_seconds: tuple[float, float]
-    """Unbroken, and killed without the work that was lost."""
+    """Training time of the unbroken run, and of the killed one without the work that was lost."""
     digests: dict[str, tuple[str, str]]
-    """SHA-256 of each of :data:`COMPARED`, unbroken and killed."""
+    """SHA-256 of each of :data:`COMPARED`, of the unbroken and the killed run."""
     differences: list[RunDifference]
     remarks: list[str]
-    """Why the bits may differ, or why there were fewer kills."""
+    """Why the bits may differ, and why there were fewer kills than wanted."""
 
     @property
     def same(self) -> bool:
-        """Whether no bit differs."""
+        """Return whether no bit differs."""
         return not self.differences
 
     def as_json(self) -> dict[str, Any]:
-        """All of it for machines."""
+        """Return the comparison as a dict for JSON."""
         return {"same": self.same, **asdict(self)}
 
 
 def digests(run: Run) -> dict[str, str]:
-    """SHA-256 of what a finished run made, without what the clock and the machine put in.
+    """Return the SHA-256 of each output of a finished run, without values that depend on time and the machine.
 
     Args:
-        run: finished.
+        run: a finished run.
 
     Returns:
-        Those of the two files, of the history and of the result, by their names in :data:`COMPARED`.
+        The digests of weights file, predictions file, history and result, by their names in :data:`COMPARED`.
 
     Raises:
         DataError: the run is not finished, or damaged.
     """
     read = {"history": _history(run), "result": _result(run)}
+    # Arrays may be larger than the limit that read_bytes has for text.
     return {
         "weights": files.sha256_of(files.read_bytes(run.weights_file, sys.maxsize)),
         "predictions": files.sha256_of(files.read_bytes(run.predictions_file, sys.maxsize)),
@@ -104,14 +106,14 @@ def compare(unbroken: Run, killed: Run) -> list[RunDifference]:
     """Find the first difference of each kind between two finished runs.
 
     Args:
-        unbroken: the one.
-        killed: the other.
+        unbroken: the run that was not interrupted.
+        killed: the run that was killed and resumed.
 
     Returns:
-        At most one for each of :data:`COMPARED`; none when all bits are the same.
+        At most one difference for each of :data:`COMPARED`; none if all bits are the same.
 
     Raises:
-        DataError: one of them is not finished, or damaged.
+        DataError: a run is not finished, or damaged.
     """
     readers: dict[str, Callable[[Run], dict[str, Any]]] = {
         "weights": Run.weights, "predictions": Run.predictions, "history": _history, "result": _result,
@@ -121,13 +123,14 @@ def compare(unbroken: Run, killed: Run) -> list[RunDifference]:
     for what in COMPARED:
         first, second = readers[what](unbroken), readers[what](killed)
         if before[what] != after[what]:
+            # Files with equal arrays can still differ, in the order of the arrays or the bytes around them.
             whole = RunDifference(what, "the file", before[what], after[what])
             found.append(next(_differences(what, first, second), whole))
     return found
 
 
 def _history(run: Run) -> dict[str, Any]:
-    """What a run recorded, but for the clock, under names that tell the place."""
+    """Return a run's history, without timings, as values by names such as ``epoch 3, train_loss``."""
     return {
         f"epoch {record.get('epoch', number)}, {key}": value
         for number, record in enumerate(run.history(), start=1)
@@ -152,8 +155,12 @@ def _differences(what: str, first: dict[str, Any], second: dict[str, Any]) -> It
 
 
 def _first_index(one: np.ndarray, other: np.ndarray) -> tuple[int, ...] | None:
-    """Where the bytes of two arrays of one kind first differ: so −0.0 is not 0.0, and a NaN can equal itself."""
+    """Return the first index where two arrays of equal dtype and shape differ; None if they are equal.
+
+    Bytes are compared, not numbers: −0.0 differs from 0.0, and a NaN equals a NaN with the same bits.
+    """
     size = one.dtype.itemsize
+    # (elements, bytes per element) each
     bytes_of = (np.frombuffer(array.tobytes(), np.uint8).reshape(-1, size) for array in (one, other))
     places = np.flatnonzero(np.not_equal(*bytes_of).any(1))
     return tuple(map(int, np.unravel_index(places[0], one.shape))) if len(places) else None
@@ -168,7 +175,7 @@ def _shown(value: Any) -> str:
 
 
 def remarks(unbroken: Run, killed: Run) -> list[str]:
-    """Why the bits of two runs may differ although nothing is wrong: they, or their lives, had other environments."""
+    """Return why the bits of two runs may differ although nothing is wrong: environments that differ."""
     said = []
     if differing := environment.environment_differences(unbroken.environment(), killed.environment()):
         said.append(f"bits may differ, the killed run has {'; '.join(differing)}")
@@ -179,20 +186,20 @@ def remarks(unbroken: Run, killed: Run) -> list[str]:
 
 
 def compare_runs(unbroken: Run, killed: Run, kills: list[Kill], wanted: int, seed: int) -> RunComparison:
-    """Compare both runs when they are finished, and say where each kill was made good.
+    """Compare both runs once they are finished, and record the step from which each killed attempt was resumed.
 
     Args:
-        unbroken: the one.
-        killed: the other.
-        kills: what it went through.
+        unbroken: the run that was not interrupted.
+        killed: the run that was killed and resumed.
+        kills: the kills, in order.
         wanted: how many kills there should have been.
-        seed: what their moments were drawn with.
+        seed: the seed with which their moments were drawn.
 
     Returns:
-        The verdict.
+        The comparison.
 
     Raises:
-        DataError: one of them is not finished, or damaged.
+        DataError: a run is not finished, or damaged.
     """
     said, attempts, results = remarks(unbroken, killed), killed.attempts(), (unbroken.result(), killed.result())
     if len(kills) < wanted:

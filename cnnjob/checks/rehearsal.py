@@ -1,4 +1,4 @@
-"""A job rehearsed here, in seconds: the real code on the real data, stopped, resumed and reported."""
+"""Rehearse a job on this machine in seconds: the real code on the real data, stopped, resumed and reported."""
 
 import os
 import signal
@@ -15,39 +15,39 @@ from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 
 STEPS = 2
-"""Of each of the two lives."""
+"""Steps of each of the two attempts."""
 
 
 class _Stops(NoProgress):
-    """Asks a training to stop after some steps, as a cluster would."""
+    """A progress callback that stops the training after some steps, as a cluster would: with a signal."""
 
     def __init__(self) -> None:
         self._left = STEPS
 
-    def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - a listener's form
-        """Count down, then send the signal."""
+    def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - the signature of a progress callback
+        """Count down, and send the signal at zero."""
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
-    """Run four steps of a job in a temporary folder, on one core; nothing of it stays.
+    """Run four steps of a job on one core, in a temporary folder that is removed afterwards.
 
     Args:
         job: the job.
-        dataset: its data.
+        dataset: its dataset.
 
     Yields:
-        What went well, a line each.
+        One line about each part that succeeded.
 
     Raises:
-        CnnjobError: something did not; the same would have happened on the cluster.
+        CnnjobError: a part failed, as it would have on the cluster.
     """
     anywhere = (
         job.resources if job.resources.backend == "numpy" else job.resources.model_copy(update={"backend": "auto"})
     )
-    job = job.model_copy(update={"resources": anywhere})  # here there may be no GPU
+    job = job.model_copy(update={"resources": anywhere})  # a login node may have no GPU
     with TemporaryDirectory(prefix="cnnjob-") as folder:
         setup = TrainingSetup.checked(job, dataset)
         run = setup.create_run(Path(folder) / "runs")

@@ -1,6 +1,6 @@
-"""A job run twice, unbroken and killed at random moments, and whether the bits are the same.
+"""Run a job twice on this machine, unbroken and killed at random moments, and compare the bits.
 
-Each life is a process of its own:
+Each attempt is a process of its own, which keeps the number of its last step in the file STEPS:
 
     python -m cnnjob.checks.resume RUN STEPS
 """
@@ -30,24 +30,26 @@ from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 
 CHECKPOINTS_A_LIFE = 4
-"""How many are saved between two kills, on average."""
+"""Checkpoints saved between two kills, on average."""
 LOOK_SECONDS = 0.005
+"""Between two reads of the file of steps."""
 STEP_BYTES = 8
+"""Size of the file of steps: one unsigned integer, big-endian."""
 
 
 def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
-    """The job with no more epochs than so many steps take; at least one, never more than it has."""
+    """Return the job with only the epochs that hold ``steps`` steps: at least one, at most all of its epochs."""
     epochs = max(1, -(-steps // max(1, steps_per_epoch(job, dataset))))
     return _with(job, epochs=min(job.train.epochs, epochs))
 
 
 def steps_per_epoch(job: Job, dataset: Dataset) -> int:
-    """How many steps an epoch of a job has."""
+    """Return the number of steps per epoch of a job."""
     return TrainingSetup.build(job, dataset).steps_per_epoch
 
 
 def save_often(job: Job, seconds: float) -> Job:
-    """The job with no more time than that between two checkpoints."""
+    """Return the job with at most ``seconds`` between two checkpoints."""
     return _with(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
 
 
@@ -58,73 +60,75 @@ def _with(job: Job, **changes: Any) -> Job:
 def verify_resume(
     job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say: Callable[[str], None]
 ) -> RunComparison:
-    """Run a job here, unbroken, and again killed at random moments, and compare.
+    """Run a job on this machine, unbroken and then killed at random moments, and compare the two runs.
 
-    The moments are drawn over the duration of the unbroken run, from the first step to the end, so that kills fall into
-    training, evaluation and saving alike. Each becomes the step that was done by then and a time after it, which holds
-    on a machine whose speed varies.
+    The moments are drawn uniformly over the duration of the unbroken run, from the first step to the end, so that kills
+    fall into training, evaluation and saving alike. Each is expressed as the step that was done by then plus a delay,
+    so that it falls into the same phase even if the machine's speed varies.
 
     Args:
-        job: as long as it is to be.
-        dataset: its data.
-        folder: for both runs; it must be empty.
-        kills: how many.
-        seed: of their moments.
-        say: hears how it goes.
+        job: the job, shortened already if it is to be.
+        dataset: its dataset.
+        folder: an empty folder for both runs.
+        kills: number of kills.
+        seed: seed of their moments.
+        say: called with each line about the progress.
 
     Returns:
-        The verdict.
+        The comparison.
 
     Raises:
-        CnnjobError: a life ended by itself, and not well.
+        CnnjobError: an attempt failed without being killed.
     """
     unbroken = TrainingSetup.checked(job, dataset).create_run(folder / "unbroken")
     whole = _live(unbroken)
     say(f"unbroken: finished in {whole.seconds:.1f} s")
+    # The time between checkpoints is not part of a job's digest: both runs are of the same job.
     often = save_often(job, whole.seconds / (kills + 1) / CHECKPOINTS_A_LIFE)
     killed = create_run(often, dataset, folder / "killed")
     draw = random.Random(seed)  # noqa: S311 - moments, no secrets
     done: list[Kill] = []
     for moment in sorted(draw.uniform(0, whole.seconds) for _ in range(kills)):
         life = _live(killed, whole.place_of(moment))
-        if not life.killed or killed.result_file.exists():  # what falls after the result breaks nothing
+        if not life.killed or killed.result_file.exists():  # after the result a kill interrupts nothing
             break
         done.append(_kill(killed, life, steps_per_epoch(job, dataset)))
         say(f"kill {len(done)} of {kills}: life {len(done)}, {life.seconds:.2f} s old, step {life.step}")
     if not killed.result_file.exists():
-        _live(killed)
+        _live(killed)  # the last attempt runs to the end
     say(f"killed: finished in {len(killed.attempt_files())} lives")
     return compare_runs(unbroken, killed, done, kills, seed)
 
 
 @dataclass(frozen=True)
 class _TimedAttempt:
-    """How one ended."""
+    """The timing of one attempt."""
 
     seconds: float
-    """From the start of its training on."""
+    """Duration, from the start of its training."""
     steps: list[tuple[float, int]]
-    """When a step was seen to be done, and which."""
+    """Seconds at which a step was first seen to be done, and that step; the end of the attempt last."""
     killed: bool
 
     @property
     def step(self) -> int:
-        """The last it had done; 0 if none."""
+        """The last step that it had done; 0 if none."""
         return self.steps[-1][1] if self.steps else 0
 
     def place_of(self, moment: float) -> tuple[int, float]:
-        """The step that was done by a moment, and the seconds since."""
+        """Return the last step that was done by a moment, and the seconds from then to the moment."""
         seconds, step = [(0.0, 0), *(seen for seen in self.steps if seen[0] <= moment)][-1]
         return step, moment - seconds
 
 
 def _live(run: Run, place: tuple[int, float] | None = None) -> _TimedAttempt:
-    """Live one life of a run in a process of its own; kill it so many seconds after a step, if it still lives."""
+    """Run one attempt in a process of its own; kill it at a place, a step and seconds after it, unless it has ended."""
     steps_file = run.path.with_name("steps")
     steps_file.write_bytes(b"")
     saved = newest_step(run.checkpoints_folder)
     with _child(run, steps_file) as child:
-        until = None if place is None else place[0] if place[0] > saved else 0  # what is saved is not done again
+        # A step that a checkpoint already holds will not be done again: then the delay counts from the start.
+        until = None if place is None else place[0] if place[0] > saved else 0
         started, steps = _watch(child, steps_file, until)
         try:
             child.wait(place[1] if place else None)
@@ -140,7 +144,12 @@ def _live(run: Run, place: tuple[int, float] | None = None) -> _TimedAttempt:
 def _watch(
     child: "subprocess.Popen[bytes]", steps_file: Path, until: int | None
 ) -> tuple[float, list[tuple[float, int]]]:
-    """Look at a life until a step is done or it ends; when its training started, and when which steps were seen."""
+    """Watch an attempt until it has done the step ``until`` or has ended.
+
+    Returns:
+        When its training started, by the monotonic clock; and the seconds since then at which each step was first seen.
+    """
+    # The file is empty until the training starts: imports and reading the data do not count.
     started, steps = time.monotonic(), list[tuple[float, int]]()
     while child.poll() is None and not (steps and until is not None and steps[-1][1] >= until):
         if content := steps_file.read_bytes():
@@ -156,7 +165,10 @@ def _watch(
 
 @contextmanager
 def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that lives one life of a run; Ctrl-C is not for it, and it does not outlive the block."""
+    """Start a process that makes one attempt at a run; it is killed at the end of the block.
+
+    It has a session of its own, so that Ctrl-C in the terminal does not reach it.
+    """
     command = [sys.executable, "-P", "-m", "cnnjob.checks.resume", str(run.path.resolve()), str(steps_file.resolve())]
     with run.path.with_name("words").open("wb") as words:
         child = subprocess.Popen(  # noqa: S603
@@ -171,7 +183,11 @@ def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _own_path() -> dict[str, str]:
-    """Return what leads another interpreter to this package where only the current folder did: ``python -m cnnjob``."""
+    """Return PYTHONPATH for a child process if this package was found only through the current folder.
+
+    That is so with ``python -m cnnjob`` in a source folder that is not installed: the child runs with ``-P``, which
+    leaves the current folder out of ``sys.path``.
+    """
     root = str(files.PACKAGE.resolve().parent)
     if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:
         return {}
@@ -184,35 +200,35 @@ def _last_words(run: Run) -> str:
 
 
 def _kill(run: Run, life: _TimedAttempt, steps: int) -> Kill:
-    """What is known of a kill, right after it."""
-    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):
+    """Describe a kill, right after it, from what the attempt left in the run folder."""
+    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):  # a checkpoint that was not renamed yet
         during = "saving"
     elif not life.step:
         during = "starting"
     else:
-        during = "training" if life.step % steps else "evaluation"
+        during = "training" if life.step % steps else "evaluation"  # evaluation follows the last step of an epoch
     number = len(run.attempt_files())
     return Kill(number, round(life.seconds, 3), life.step or None, newest_step(run.checkpoints_folder), during)
 
 
 class _Counter(NoProgress):
-    """Leaves the number of the last step done where another process can read it at any moment."""
+    """A progress callback that keeps the number of the last step in a file, where another process can read it."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY)
         self._steps = 0
 
-    def start(self, job: Job, steps: int) -> None:  # noqa: ARG002 - a listener's form
-        """Learn how many steps an epoch has, and show that the training starts."""
+    def start(self, job: Job, steps: int) -> None:  # noqa: ARG002 - the signature of a progress callback
+        """Store the number of steps per epoch, and write 0 to show that the training starts."""
         self._steps = steps
         self._write(0)
 
     def step(self, epoch: int, step: int) -> None:
-        """Write the step, counted from the first of all."""
+        """Write the step, counted over all epochs."""
         self._write((epoch - 1) * self._steps + step)
 
     def _write(self, step: int) -> None:
-        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)
+        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)  # one write: a reader sees the old number or the new
 
 
 def _main(run: str, steps_file: str) -> None:

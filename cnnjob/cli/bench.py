@@ -1,4 +1,4 @@
-"""``cnnjob bench``."""
+"""The command ``cnnjob bench``."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""``cnnjob clean``."""
+"""The command ``cnnjob clean``."""
 
 import sys
 from pathlib import Path
@@ -49,6 +49,7 @@ def clean(
         print_json(rows)
     elif found:
         print_table(["what", "why", "size"], [[str(one.path), one.why, gigabytes(one.size)] for one in found])
+    # With --json only JSON goes to stdout.
     if not found:
         typer.echo("nothing is left over", err=as_json)
     elif yes or (not as_json and _agreed(found)):
@@ -60,7 +61,7 @@ def clean(
 
 
 def _agreed(found: "Sequence[Leftover]") -> bool:
-    """Ask on a terminal; elsewhere nobody answers."""
+    """Ask for confirmation; return False without asking if stdin is not a terminal."""
     return sys.stdin.isatty() and typer.confirm(f"remove {_told(found)}?")
 
 

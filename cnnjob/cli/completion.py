@@ -1,10 +1,11 @@
-"""What the shell offers at TAB: jobs, datasets, runs, profiles. Folders are listed, nothing is opened or loaded."""
+"""Shell completion of jobs, datasets, runs and profiles: it lists folders, but opens no file and loads no library."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from cnnjob.jobs.lookup import named_toml_files
 
+# Written out here, because importing the catalogue, the benchmarks or the job's schema takes too long for TAB.
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
 ADDRESSES = ("test:0", "train:0", "val:0")
 WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128")
@@ -17,51 +18,52 @@ SETTINGS = (
     *("train.precision", "train.select_on", "train.test_time_augmentation", "train.early_stopping"),
     *("train.checkpoint_seconds", "resources.backend"),
 )
-"""Keys of a job file; those of its classifier are seldom set."""
+"""Keys of a job file for ``--set``, without those of its classifier, which are seldom set."""
 
 
 def settings(incomplete: str) -> list[str]:
-    """Keys of a job file; the value is the user's."""
+    """Return the keys of a job file; their values are not completed."""
     return _beginning(incomplete, SETTINGS)
 
 
 def jobs(incomplete: str) -> list[str]:
-    """Names of jobs; a job file where there is none: then the shell offers files."""
+    """Return the names of jobs; without a match the shell offers files, such as job files."""
     return _beginning(incomplete, named_toml_files("jobs"))
 
 
 def datasets(incomplete: str) -> list[str]:
-    """Datasets that can be prepared by name."""
+    """Return the datasets that can be prepared by name."""
     return _beginning(incomplete, (*DATASETS, "folder"))
 
 
 def shown(incomplete: str) -> list[str]:
-    """Packed files and jobs."""
+    """Return prepared datasets and jobs."""
     return [*_beginning(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
 
 
 def runs(incomplete: str) -> list[str]:
-    """Run folders: those below the folder that is being typed, or below ``runs/``."""
+    """Return the run folders in the folder that has been typed, or in ``runs/``."""
     place = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
     found = place.iterdir() if place.is_dir() else ()
     return _beginning(incomplete, sorted(str(path) for path in found if path.is_dir() and path.name[0] != "."))
 
 
 def images(incomplete: str) -> list[str]:
-    """Addresses in a run's dataset, and files beside those that begin alike; else the shell offers files."""
+    """Return matching addresses in a run's dataset with matching files; without an address the shell offers files."""
     addresses = _beginning(incomplete, ADDRESSES) if incomplete else []
     return addresses and addresses + _beginning(incomplete, sorted(map(str, Path().iterdir())))
 
 
 def profiles(incomplete: str) -> list[str]:
-    """Names of cluster profiles."""
+    """Return the names of cluster profiles."""
     return _beginning(incomplete, named_toml_files("slurm"))
 
 
 def workloads(incomplete: str) -> list[str]:
-    """What ``bench`` measures."""
+    """Return the workloads of ``cnnjob bench``."""
     return _beginning(incomplete, WORKLOADS)
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    # The shell would put an unprintable file name on the command line as it is, control characters included.
     return [name for name in names if name.startswith(incomplete) and name.isprintable()]

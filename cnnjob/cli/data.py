@@ -1,4 +1,4 @@
-"""``cnnjob prepare`` and ``cnnjob show``."""
+"""The commands ``cnnjob prepare`` and ``cnnjob show``."""
 
 import signal
 import sys
@@ -87,11 +87,12 @@ def prepare(
 
 @contextmanager
 def ending_as_interrupted() -> Iterator[None]:
-    """End this at every stop signal as at Ctrl-C: what is half written is removed.
+    """Raise KeyboardInterrupt in the block on every stop signal, as on Ctrl-C, so that unfinished files are removed.
 
-    The exception can fall into a place where Python ignores exceptions, as the callback of a weak reference; then it
-    comes again a moment later.
+    Python ignores an exception in some places, such as the callback of a weak reference. If the KeyboardInterrupt is
+    raised in one of them, it is raised again a moment later.
     """
+    # SIGALRM is the timer of _interrupt_again; SIGINT has this handler already.
     numbers = (*(number for number in heeded() if number != signal.SIGINT), signal.SIGALRM)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     kept, sys.unraisablehook = sys.unraisablehook, _interrupt_again
@@ -99,7 +100,7 @@ def ending_as_interrupted() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = kept
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm after the handlers are restored would end the process
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -112,7 +113,7 @@ def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
 
 
 def _named_file(out: str) -> Path:
-    """The path of ``--out``, which must have a file's name at its end."""
+    """Return the path of ``--out``, which must name a file."""
     if not out or out.endswith("/"):
         raise JobError(f"--out {out or repr(out)}: no name of a file, found none; for example --out data/mnist.h5")
     return Path(out)
@@ -137,7 +138,7 @@ def _print_packed(packed: "Prepared") -> None:
 
 
 def _speed(rate: float) -> str:
-    """Bytes a second for people."""
+    """Format a number of bytes per second."""
     return f"{rate / MEGABYTE:.0f} MB/s" if rate >= MEGABYTE else f"{rate / KILOBYTE:.0f} KB/s"
 
 
@@ -194,7 +195,7 @@ def show(
 
 
 def _explain_keys(what: str | None, *, as_json: bool) -> None:
-    """Print every key of a job file, or those of a table, as ``train`` or ``train.optimiser``."""
+    """Print every key of a job file, or those of one table such as ``train`` or ``train.optimiser``."""
     from dataclasses import asdict
 
     from cnnjob.jobs.reference import keys
@@ -227,7 +228,7 @@ def _list(data: Path, *, as_json: bool) -> None:
 
 
 def _listed(path: Path) -> list[str]:
-    """A job's line in the list: one that is not valid is there all the same, with the first thing that is wrong."""
+    """Return a job's row in the list; an invalid job is listed too, with its first error."""
     from cnnjob.jobs.job import Job
 
     try:
@@ -255,7 +256,7 @@ def _verify(path: Path, *, as_json: bool) -> None:
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:
-    """A packed dataset's facts, under names that stay."""
+    """Return a prepared dataset's properties; the keys are part of the public JSON output."""
     return {
         "path": str(dataset.path),
         "name": dataset.name,
@@ -270,7 +271,7 @@ def _described(dataset: "Dataset") -> dict[str, Any]:
 
 
 def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
-    """A resolved job, its memory, and its run's name where that can be known."""
+    """Print a resolved job, its memory, and the name of its run, which needs the dataset's digest."""
     from dataclasses import asdict
 
     from cnnjob.training.memory import estimate_memory
@@ -304,7 +305,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
-    """The dataset of a job and True; or, where it is not packed, what the catalogue knows of it and False."""
+    """Return a job's dataset and True; or, if it is not prepared, the catalogue's description of it and False."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.data.prepare.prepare import KNOWN
 
@@ -322,7 +323,7 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
 
 
 def memory_line(setup: "TrainingSetup") -> str:
-    """The exact memory of a training's arrays, in one line."""
+    """Return the exact memory of a training's arrays, in one line."""
     from cnnjob.training.memory import estimate_device_memory, estimate_memory
 
     memory = estimate_memory(setup)
@@ -340,7 +341,7 @@ def memory_line(setup: "TrainingSetup") -> str:
 
 
 def as_toml(content: dict[str, object]) -> str:
-    """A resolved job as its file would say it."""
+    """Format a resolved job as TOML."""
     from json import dumps
 
     lines = [f"{key} = {dumps(value)}" for key, value in content.items() if not isinstance(value, dict)]
@@ -351,7 +352,7 @@ def as_toml(content: dict[str, object]) -> str:
 
 
 def _inline(value: object, indent: str = "") -> str:
-    """A value; of a list of tables, each on a line."""
+    """Format a TOML value; a list of tables has one table per line."""
     from json import dumps
 
     if isinstance(value, dict):

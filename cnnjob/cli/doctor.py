@@ -1,4 +1,4 @@
-"""``cnnjob doctor``."""
+"""The command ``cnnjob doctor``."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 INDENT, NARROWEST, LONGEST = 24, 20, 10_000
+"""Column of the text; its least width on a terminal; its width elsewhere, where lines are not wrapped."""
 
 
 def doctor(
@@ -49,7 +50,7 @@ def doctor(
 
 
 def _printed(one: "Finding") -> "Finding":
-    """Print a finding, and beneath it what to do; on a terminal as wide as that."""
+    """Print a finding and its advice, wrapped to the width of a terminal, and return the finding."""
     from textwrap import wrap
 
     from rich.text import Text

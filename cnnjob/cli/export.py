@@ -1,4 +1,4 @@
-"""``cnnjob export``."""
+"""The command ``cnnjob export``."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,6 +1,7 @@
-"""The command line: parse, call one function, print. The only place that prints or exits.
+"""The command line: parse, call one function, print. Only ``cnnjob.cli`` prints or exits.
 
-Commands are loaded when they are called, and load what they need then, so that ``--help`` and completion stay light.
+The module of a command is imported when the command is called, and imports what it needs only then, so that ``--help``
+and completion stay fast.
 """
 
 import sys
@@ -33,20 +34,20 @@ COMMANDS = {
     "clean": ("clean", "List what no run needs any more, and remove it."),
     "demo": ("train", "Prepare, train and report a small dataset in seconds."),
 }
-"""Every command, in the order of the help: the module of its function, and the first line of its docstring."""
+"""All commands in the order of the help: the module of the function, and the first line of its docstring."""
 
 
 class _Light:
-    """Part of a command: what would load pydantic or rich for nothing is left out."""
+    """Mix-in of commands that avoids imports of pydantic and rich where they are not needed."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """``--help``, which is False where it is not given: typer's is None, and converted by pydantic."""
+        """Return ``--help`` with the default False: typer's default None would be converted by pydantic."""
         option = super().get_help_option(ctx)  # type: ignore[misc]
         option.default = False
         return option
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What TAB offers, without the explanations that rich would write."""
+        """Return the completions without their help texts, which rich would render."""
         offered = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
         for item in offered:
             item.help = None
@@ -54,10 +55,10 @@ class _Light:
 
 
 class Command(_Light, typer.core.TyperCommand):
-    """A command; at TAB its words are told apart and not converted, for which most of the time would be needed."""
+    """A command whose arguments are split but not converted during completion, as converting takes most of the time."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Tell the words apart."""
+        """Parse the arguments; during completion without converting them."""
         if not ctx.resilient_parsing:
             return super().parse_args(ctx, args)
         given, ctx.args, _ = self.make_parser(ctx).parse_args(args=args)
@@ -68,12 +69,13 @@ class Command(_Light, typer.core.TyperCommand):
 
 
 class Listed(typer.core.TyperCommand):
-    """A command in the list of all; its module is loaded when it is used."""
+    """A command in the list of commands, whose module is imported when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
-        """Load the command, and let it begin."""
-        with suppress(OSError):  # a working folder that was removed has no name
+        """Import the command and create its context."""
+        with suppress(OSError):  # a working folder that has been removed has no path
             note_names(Path.cwd())
+        # A message has several lines: only names known beforehand to contain a line break can be escaped in it.
         for word in args:
             note_names(word)
         name = str(self.name)
@@ -84,10 +86,10 @@ class Listed(typer.core.TyperCommand):
 
 
 class Commands(_Light, typer.core.TyperGroup):
-    """The commands; a user's mistake is one message and an exit code, a bug keeps its traceback."""
+    """The group of all commands: a user's mistake becomes one message and an exit code, a bug keeps its traceback."""
 
     def __init__(self, **settings: Any) -> None:
-        """List them."""
+        """Add all commands, not imported yet."""
         super().__init__(**settings)
         self.commands.update({name: Listed(name, help=about) for name, (_, about) in COMMANDS.items()})
 
@@ -95,7 +97,7 @@ class Commands(_Light, typer.core.TyperGroup):
         """Run a command.
 
         Raises:
-            typer.Exit: with the exit code of what went wrong.
+            typer.Exit: with the exit code of the error.
         """
         with printable_streams():
             return self._invoke(ctx)
@@ -108,7 +110,7 @@ class Commands(_Light, typer.core.TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except (OSError, MemoryError) as error:
             if isinstance(error, BrokenPipeError):
-                raise  # typer ends quietly when the reader has gone
+                raise  # the reader of a pipe has closed it: typer exits quietly
             typer.echo(f"cnnjob: {str(error) or 'out of memory'}; see to the file, its disk or the memory", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
@@ -151,8 +153,9 @@ def _options(
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line: the console script ``cnnjob``."""
     completion_init()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a class name may not fit LANG=C
+        # With LANG=C a class name in another script cannot be encoded: it is printed with question marks.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     app()

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Arguments and options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +35,7 @@ DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same, and more of it, as JSON.")]
 
-# What is asked of SLURM
+# Requests to SLURM, with sbatch's names
 PROFILE = Annotated[
     Text, typer.Option(autocompletion=completion.profiles, help="Cluster profile: a name in slurm/, or a file.")
 ]

@@ -1,4 +1,4 @@
-"""``cnnjob report``."""
+"""The command ``cnnjob report``."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the commands share: options, tables, and how a training shows itself."""
+"""Output that the commands share: tables, JSON, notes, and the progress of a training."""
 
 import io
 import math
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
-"""A table of more rows is plain text: rich takes more than a second for a thousand rows."""
+"""A table with more rows is printed as plain text: rich takes more than a second for a thousand rows."""
 LAST_WIDTH = 16
-"""So much at least is kept of a last column that is folded."""
+"""Smallest width of a last column that is folded, in characters."""
 
 
 def warn_of_clocks(runs: "Iterable[Run]") -> None:
-    """Say where the clock of this machine is not that of the file system of some runs."""
+    """Warn on stderr if this machine's clock differs from that of the file system of some runs."""
     from cnnjob.runs import clock
 
     for folder in sorted({run.path.parent for run in runs}):
@@ -38,17 +38,17 @@ def warn_of_clocks(runs: "Iterable[Run]") -> None:
 
 
 class Printable(io.TextIOBase):
-    """A stream in whose text nothing is obeyed by a terminal, whatever folders, classes or logs are called.
+    """A stream that escapes control characters, so that no folder name, class name or log can control the terminal.
 
-    What rich prints goes past it (:func:`console`), since rich's own control sequences are meant.
+    Rich prints past it (:func:`console`), since its control sequences are intended.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """Write to this stream."""
+        """Wrap a stream."""
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text with its control characters escaped."""
+        """Write text with its control characters escaped; return the number of characters given."""
         self.stream.write(printable_lines(text))
         return len(text)
 
@@ -57,7 +57,7 @@ class Printable(io.TextIOBase):
         self.stream.flush()
 
     def close(self) -> None:
-        """Leave the stream open: it belongs to the caller."""
+        """Leave the wrapped stream open, as it belongs to the caller."""
 
     def isatty(self) -> bool:
         """Return whether the stream is a terminal."""
@@ -69,42 +69,44 @@ class Printable(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's encoding."""
+        """Encoding of the wrapped stream."""
         return self.stream.encoding
 
 
 @contextmanager
 def printable_streams() -> "Iterator[None]":
-    """Escape control characters in what is printed to stdout and stderr."""
+    """Escape control characters in everything that is printed to stdout and stderr within the block."""
     with redirect_stdout(Printable(sys.stdout)), redirect_stderr(Printable(sys.stderr)):
         yield
 
 
 def terminal(stream: TextIO) -> TextIO:
-    """Return the stream beneath a :class:`Printable`."""
+    """Return the stream that a :class:`Printable` wraps, or the stream itself."""
     return stream.stream if isinstance(stream, Printable) else stream
 
 
 def print_last(text: str) -> None:
-    """Print the line after a training, whose exit code stays what it is when the reader is gone."""
+    """Print the line after a training; a closed pipe does not change the exit code of the training."""
     with suppress(OSError):
         typer.echo(text)
     for stream in (terminal(sys.stdout), terminal(sys.stderr)):
         try:
             stream.flush()
-        except OSError:  # what is left in its buffer would end the interpreter with a code of its own
+        except OSError:
+            # At exit the interpreter flushes what is left in the buffer; a failure there is exit code 120.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_table(
     header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, spare: "Sequence[str] | None" = None
 ) -> None:
-    """Print a table to stdout; on no terminal it is as wide as it needs.
+    """Print a table to stdout.
 
     Args:
-        header: a title a column.
-        rows: their cells.
-        spare: columns that a small screen goes without, the first to go first; the last column is then folded.
+        header: one title per column.
+        rows: the cells of each row.
+        spare: titles of the columns to leave out on a narrow terminal, the first to go first; the last column is folded
+            then. None prints all columns.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
@@ -117,7 +119,7 @@ def print_table(
 
 
 def print_notes(run: "Run") -> None:
-    """Say on standard error what must be known of a run whose job an older version wrote."""
+    """Print notes on stderr about a run whose job was written by an older version."""
     from cnnjob.runs.run import notes_on
 
     for note in notes_on(run.manifest()):
@@ -125,14 +127,14 @@ def print_notes(run: "Run") -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print facts as JSON, in place of a table; a number that is not finite becomes null."""
+    """Print a value as JSON; numbers that are not finite become null."""
     from cnnjob.files import readable_json
 
     typer.echo(printable_json(readable_json(_without_nan(content))), nl=False)
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace each NaN and infinity, which JSON does not have, by None."""
+    """Replace NaN and infinities, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
@@ -141,7 +143,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _plain(header: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:
-    """The same table without rich."""
+    """Format a table without rich."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     sides = [str.rjust if _are_numbers(column[1:]) else str.ljust for column in columns]
@@ -157,22 +159,22 @@ def _are_numbers(cells: "Iterable[str]") -> bool:
 
 
 def console() -> "Console":
-    """Where tables go: stdout, which on no terminal is wide."""
+    """Return a rich console on stdout, 160 characters wide if that is not a terminal."""
     from rich.console import Console
 
     return Console(file=terminal(sys.stdout), width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
 def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
-    """A table; columns of numbers are aligned to the right.
+    """Build a rich table; columns of numbers are aligned to the right.
 
     Args:
-        header: a title a column.
-        rows: their cells.
-        narrow: leave less space between the columns, and fold none but the last.
+        header: one title per column.
+        rows: the cells of each row.
+        narrow: leave less space between the columns, and fold only the last.
 
     Returns:
-        It, for rich to print.
+        The table, for rich to print.
     """
     from rich import box
     from rich.table import Table
@@ -192,16 +194,16 @@ def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow
 def fitting(
     header: "Sequence[str]", rows: "Sequence[Sequence[str]]", spare: "Iterable[str]", width: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Leave out of a table the columns that are empty, and on a small screen those that are spare.
+    """Drop the empty columns of a table and, as far as the width requires, its spare columns.
 
     Args:
-        header: a title a column; the last column may be folded.
-        rows: their cells.
-        spare: titles, the first to go without first.
-        width: of the screen, in letters.
+        header: one title per column; the last column may be folded.
+        rows: the cells of each row.
+        spare: titles of columns that may be dropped, the first to go first.
+        width: width of the terminal, in characters.
 
     Returns:
-        The header and the rows of what is left.
+        The remaining header and rows.
     """
     needs = {title: max(len(row[column]) for row in (header, *rows)) for column, title in enumerate(header)}
     needs = {title: need for column, (title, need) in enumerate(needs.items()) if any(row[column] for row in rows)}
@@ -214,31 +216,31 @@ def fitting(
 
 
 def gigabytes(count: float) -> str:
-    """Bytes for people: ``1.2 GB``, ``340.0 MB``."""
+    """Format a number of bytes: ``1.20 GB``, ``340.0 MB``."""
     return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
 
 
 class Screen:
-    """How a training shows itself: a bar on a terminal, one line an epoch in a log."""
+    """The progress callback of the command line: a progress bar on a terminal, and one line per epoch."""
 
     def __init__(self) -> None:
-        """Nothing is shown yet."""
+        """Show nothing yet."""
         self._epochs = 0
         self._bar: Progress | None = None
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        """Nothing to do before the training starts."""
+        """Return itself; the bar appears when the training starts."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bar away, also from a terminal that is gone."""
+        """Remove the bar, even if the terminal has been closed."""
         if self._bar:
             with suppress(OSError):
                 self._bar.stop()
 
     def start(self, job: "Job", steps: int) -> None:
-        """Show a bar on a terminal."""
+        """Show the bar, if stderr is a terminal."""
         self._epochs = job.train.epochs
         if sys.stderr.isatty():
             from rich.console import Console
@@ -250,7 +252,7 @@ class Screen:
             self._bar.start()
 
     def step(self, epoch: int, step: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self._bar:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch}")
 

@@ -1,4 +1,4 @@
-"""``cnnjob status``, ``logs`` and ``cancel``."""
+"""The commands ``cnnjob status``, ``logs`` and ``cancel``."""
 
 import sys
 import time
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS, WATCH_SECONDS_AT_MOST = 30.0, 180.0
 ASK_SECONDS = 30.0
-"""Between two questions to the scheduler about a run whose log is followed."""
+"""Between two questions to SLURM about a run whose log is followed."""
 REASON_LETTERS = 100
 LIVELY = ("pending", "running")
 HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
 SPARE = ("loss", "restarts", "node", "accuracy", "time left")
-"""What a small screen goes without, first to last."""
+"""Columns to leave out on a narrow terminal, the first to go first."""
 
 
 def status(
@@ -62,7 +62,7 @@ def status(
 
 
 def _runs(places: "Sequence[Path] | None") -> "list[Run]":
-    """The runs at some places; none in the default one is no mistake."""
+    """Return the runs at some places; only the default place may have none."""
     from cnnjob.runs.summary import runs_at
 
     for place in places or []:
@@ -90,7 +90,7 @@ def _row(one: "Status") -> list[str]:
 
 
 def _reason(one: "Status") -> str:
-    """What is damaged, named from the run's folder on, in a few words."""
+    """Return the first line of what is damaged, with paths relative to the run folder, cut to fit a table."""
     first = (
         one.summary.trouble.replace(f"{one.summary.run.path}/", "")
         .replace(f"{one.summary.run.path}: ", "")
@@ -137,7 +137,7 @@ def _print_json(runs: "Sequence[Run]") -> None:
 
 
 def _print_one(run: "Run") -> None:
-    """The facts of one run, then its cause."""
+    """Print the state of one run, then its cause and the next command."""
     from cnnjob.slurm.diagnosis import diagnose
     from cnnjob.slurm.status import skew
 
@@ -155,7 +155,7 @@ def _print_one(run: "Run") -> None:
 
 
 def _watch(places: "Sequence[Path] | None") -> None:
-    """Show the table again and again, less often while nothing changes; on a pipe a table a time."""
+    """Show the table repeatedly, less often while nothing changes; on a pipe print one table after the other."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -164,7 +164,8 @@ def _watch(places: "Sequence[Path] | None") -> None:
 
     def now() -> "RenderableType":
         answer = _ask(_runs(places))
-        shown = sorted(answer.statuses, key=lambda one: one.state not in LIVELY)  # a low terminal cuts the others
+        # A terminal with too few lines cuts off the end of the table: pending and running runs come first.
+        shown = sorted(answer.statuses, key=lambda one: one.state not in LIVELY)
         rows = [list(map(printable, _row(one))) for one in shown]
         table = table_of(*fitting(HEADER, rows, SPARE, screen.width), narrow=True)
         return Group(Text(f"{_summary(answer)}, {time.strftime('%T')}; Ctrl-C ends it"), table)
@@ -183,14 +184,14 @@ def _repeat(places: "Sequence[Path] | None", show: "Callable[[], None]") -> None
     pause, before = WATCH_SECONDS, ""
     while True:
         show()
-        sys.stdout.flush()
+        sys.stdout.flush()  # on a pipe the reader would wait for a full buffer
         seen = _fingerprint(places)
         pause, before = next_pause(pause, changed=seen != before), seen
         time.sleep(pause)
 
 
 def next_pause(pause: float, *, changed: bool) -> float:
-    """How long to wait after a pause: longer and longer, until something changes."""
+    """Return the seconds to wait after a pause: twice as long up to a limit, or the shortest after a change."""
     return WATCH_SECONDS if changed else min(2 * pause, WATCH_SECONDS_AT_MOST)
 
 
@@ -231,7 +232,8 @@ def logs(
 
 def _write(text: str) -> None:
     if text:
-        sys.stdout.write(text.replace("\r\n", "\n").replace("\r", "\n"))  # a progress bar's states as lines
+        # A progress bar redraws its line with \r: print each of its states on a line, as \r would be escaped.
+        sys.stdout.write(text.replace("\r\n", "\n").replace("\r", "\n"))
         sys.stdout.flush()
 
 
@@ -243,19 +245,20 @@ def _one_run(path: Path) -> "Run":
 
 
 class _End:
-    """Whether a followed run is over: its folder is looked at often, the scheduler seldom."""
+    """Watches whether a run whose log is followed is over: reads its folder often, asks SLURM rarely."""
 
     def __init__(self, run: "Run") -> None:
-        self._run, self._asked = run, -ASK_SECONDS
+        self._run, self._asked = run, -ASK_SECONDS  # the first question is asked at once
 
     def has_come(self) -> bool:
-        """Whether nothing more will be written."""
+        """Return whether nothing more will be written to the log."""
         from cnnjob.runs.summary import read_summary
         from cnnjob.slurm.status import is_settled, statuses
 
         seen = read_summary(self._run)
         if is_settled(seen):
             return True
+        # SLURM is asked only about a run whose folder does not settle it: one that waits, or may have been lost.
         if seen.state == "running" or time.monotonic() - self._asked < ASK_SECONDS:
             return False
         self._asked = time.monotonic()

@@ -1,4 +1,4 @@
-"""``cnnjob submit``."""
+"""The command ``cnnjob submit``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,6 +81,7 @@ def submit(
         "dependency": dependency, "job_name": job_name, "requeue": requeue}  # fmt: skip
     request = profiles.load(profile, given, sbatch or ())
     asks = profiles.ask_for_gpus(given, sbatch or ())
+    # The user's overrides come last: --set resources.backend=… wins over the profile.
     chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
     grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
     if dry_run:
@@ -88,6 +89,7 @@ def submit(
             _dry_run(grid, request, runs, parallel, asked=asks, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
+    # All jobs have been checked by now: a mistake in the last one creates no run of the others.
     made = [_runs_of(grid, runs) for grid in grids]
     if local:
         _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
@@ -97,19 +99,19 @@ def submit(
 
 
 def _parts(grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool) -> "list[Part]":
-    """Split the runs of a grid by the GPUs that they use; what they would hold and not use is said."""
+    """Split the runs of a grid by the GPUs that they use, and warn of GPUs that are requested but not used."""
     from cnnjob.runs.run import Run
     from cnnjob.slurm.submit.submission import in_parts
 
     runs = [(job, Run.of(job, dataset.digest, root)) for job, dataset in grid]
     parts = in_parts(list({run.path: (job, run) for job, run in runs}.values()), request, asked=asked)
-    for idle in {idle: None for part in parts if (idle := part.request.idle_gpus(part.backend))}:
+    for idle in {idle: None for part in parts if (idle := part.request.idle_gpus(part.backend))}:  # each warning once
         typer.echo(f"cnnjob: warning: {idle}", err=True)
     return parts
 
 
 def _only_job(data: Path) -> str:
-    """The job of the one dataset that is prepared."""
+    """Return the name of the only job whose dataset is prepared."""
     from cnnjob.jobs.job import known
 
     prepared = {path.stem for path in data.glob("*.h5")} & set(known())
@@ -120,7 +122,7 @@ def _only_job(data: Path) -> str:
 
 
 def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
-    """Each job with its dataset; all of them fit."""
+    """Return each job with its dataset; check that they fit before anything is created or submitted."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.training.setup import TrainingSetup
 
@@ -131,7 +133,7 @@ def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
 
 
 def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
-    """The run of each job, once, with what tells it from the others."""
+    """Create the run of each job, and return it, once per folder, with the settings that distinguish it."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import begun_anew, create_run
 
@@ -174,7 +176,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
     for part in parts:
         try:
             _submit(part, names, parallel)
-        except BusyError as error:  # keeps nobody from the others
+        except BusyError as error:  # the other parts are submitted all the same
             refusals.append(str(error))
         except SchedulerError as error:
             if is_absent(error):
@@ -187,7 +189,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Print how each run ends, and once which job does not start by itself."""
+    """Print how each run ends, and once for each job that SLURM will not start by itself; then exit."""
     from cnnjob.slurm.wait import wait_for_runs
 
     ended = []
@@ -221,7 +223,7 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
 
 
 def _print_end(one: "Status") -> None:
-    """Print how a run ended: a line, with its cause where it is not finished."""
+    """Print in one line how a run ended, with the cause if it is not finished."""
     from cnnjob.slurm.diagnosis import diagnose
 
     run = one.summary.run
@@ -239,7 +241,10 @@ def _print_held(one: "Status") -> None:
 
 
 def _exit_as(ended: "Sequence[Status]") -> None:
-    """Leave with 1 when a run failed or was cancelled, else 75 when the same command resumes some, else 5 or 0."""
+    """Exit with 1 if a run failed or was cancelled, else 75 if the same command resumes one, else 5 if one still runs.
+
+    If all runs have finished, return.
+    """
     left = [one for one in ended if one.state != "finished"]
     if not left:
         return
@@ -252,7 +257,7 @@ def _dry_run(
     bound: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *,
     asked: bool, rehearsal: bool,
 ) -> None:  # fmt: skip
-    """Say all that would happen, and try it in small."""
+    """Print what would happen, and rehearse the first job."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.estimate import sentence
     from cnnjob.runs.run import Run
@@ -279,14 +284,14 @@ def _dry_run(
 
 
 def _request_of(part: "Part", total: int) -> str:
-    """Return what is asked for, and for which runs where it is not for all."""
+    """Return what is requested, and for how many of the runs if not for all."""
     each = " each" * (len(part.runs) > 1)
     some = f", {len(part.runs)} of {total} runs" * (len(part.runs) < total)
     return f"{part.request.sentence()}{each}{some}"
 
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
-    """Print what SLURM says of it, what happens when it ends early, and the exact script."""
+    """Print what SLURM says about a request, what happens if the job ends early, and the exact batch script."""
     from cnnjob.slurm.submit import dry_run as forecasts
     from cnnjob.slurm.submit import submission
 

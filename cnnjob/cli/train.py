@@ -1,4 +1,4 @@
-"""``cnnjob train``, ``predict`` and ``demo``."""
+"""The commands ``cnnjob train``, ``predict`` and ``demo``."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``cnnjob verify-resume``."""
+"""The command ``cnnjob verify-resume``."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +70,7 @@ def verify_resume(
     short = shorten_job(whole, dataset, steps)
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
+    # `passing`: the folder is removed at the end, even after Ctrl-C or an error, unless --keep is given or bits differ.
     folder, passing = _new_folder(keep, short.name if request else None), keep is None
     try:
         with ending_as_interrupted():
@@ -78,7 +79,7 @@ def verify_resume(
     finally:
         if passing:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another verification is in it
+            with suppress(OSError):  # the folder of another verification is in it
                 CLUSTER_FOLDER.rmdir()
     _print(verdict, None if passing else folder, as_json=as_json)
     if not verdict.same:
@@ -100,7 +101,7 @@ def _asks_for_gpus(given: dict[str, Any], sbatch: list[str] | None) -> bool:
 def _verify(
     job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
 ) -> "RunComparison":
-    """Here, or on the cluster where something is asked of it."""
+    """Verify on the cluster if there is a request, otherwise on this machine."""
     if request is None:
         from cnnjob.checks.resume import verify_resume
 
@@ -123,7 +124,11 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
 
 
 def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
-    """Where both runs lie: that to keep, or a temporary one; for a job of this name on a cluster, one all nodes see."""
+    """Create the folder of both runs.
+
+    It is ``keep`` if given. Otherwise it is a temporary folder, on a cluster under ``verify-resume/`` in the current
+    folder, named after the job: the nodes do not see this machine's ``/tmp``.
+    """
     import tempfile
 
     if keep is None and on_cluster:

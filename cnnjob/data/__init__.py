@@ -1,1 +1,1 @@
-"""Datasets: one HDF5 file each, and how it is read."""
+"""Datasets, one HDF5 file each: reading, checking and preparing them."""

@@ -1,8 +1,8 @@
-"""Packed datasets: what one HDF5 file holds, read and verified.
+"""Read and verify prepared datasets, one HDF5 file each.
 
-The file's layout is written in CONTRIBUTING.md ("Data on disk"); `cnnjob.data.prepare.prepare` makes
-such files, and everything else only reads them. A file is opened read-only and without
-locks for the time of one call, so a handle never crosses a fork.
+CONTRIBUTING.md ("Data on disk") describes the layout; :mod:`cnnjob.data.prepare.writer` writes such files, and all
+other code only reads them. A file is open, read-only and without locks, only for the duration of one call, so that no
+handle crosses a fork.
 """
 
 import hashlib
@@ -25,39 +25,40 @@ from cnnjob.errors import DataError, JobError
 from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 
 FORMAT = 1
+"""Version of the layout of a dataset file."""
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 TRAINING_IMAGES = "train/images"
 SEAL = "sha256"
-"""The attribute that has the SHA-256 of all others and of the arrays' shapes; older files have none."""
+"""Attribute with the SHA-256 of all other attributes and of the arrays' shapes; older files have none."""
 ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options")
-BLOCK_BYTES = 8 << 20  # what is read or written at a time
-_SUMMED_BYTES = 256 << 10  # what fits a processor's cache
-_SUMMED_ROWS = 1 << 16  # 255² times as many fit 32 bits
+BLOCK_BYTES = 8 << 20  # read or written at a time
+_SUMMED_BYTES = 256 << 10  # fits a processor's cache
+_SUMMED_ROWS = 1 << 16  # the sum of so many squares, each up to 255², fits in 32 bits
 _IMAGES_NDIM = 4
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of every HDF5 file
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
-"""What HDF5 and the checks of what it gives raise; RuntimeError includes RecursionError."""
+"""Errors that h5py and the checks in this module raise on a damaged file; RuntimeError includes RecursionError."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a packed file says about itself; the pixels stay in the file until :meth:`load`.
+    """The description of a prepared dataset; the pixels stay in the file until :meth:`load`.
 
     Attributes:
-        path: the file.
-        name: what the dataset is called.
-        class_names: one name a class; a label is an index into it.
-        mean: per channel, of the training images, in [0, 1].
-        std: likewise the standard deviation; 0 for a channel of one value.
-        shapes: for every split (N, H, W, C).
-        array_sha256: for every array, as ``train/images``, the SHA-256 of its bytes.
-        source_sha256: for every source file the SHA-256 of its bytes.
-        options: how the source was packed: size, test_fraction.
-        is_sealed: whether the file has a checksum of its attributes, which this one then fits.
+        path: the HDF5 file.
+        name: name of the dataset.
+        class_names: one name per class; a label is an index into it.
+        mean: mean of the training images' pixels / 255, per channel, in [0, 1].
+        std: their standard deviation, likewise; 0 for a channel with a single value.
+        shapes: shape (N, H, W, C) of the images of each split.
+        array_sha256: SHA-256 of the bytes of each array, keyed by names such as ``train/images``.
+        source_sha256: SHA-256 of each source file.
+        options: how the source was read: size, test_fraction.
+        is_sealed: whether the file carries a checksum of its attributes, which was then compared.
     """
 
     path: Path
@@ -73,19 +74,19 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read what a packed file says about itself.
+        """Read and check a dataset's description and labels; no pixels are read.
 
         Args:
-            path: a file that ``cnnjob prepare`` wrote.
+            path: a file written by ``cnnjob prepare``.
 
         Returns:
             The dataset.
 
         Raises:
-            DataError: the file is missing, incomplete, cut short, edited, or no packed dataset.
+            DataError: the file is missing, incomplete, truncated, edited, or not a prepared dataset.
         """
         with _reading(path) as file:
-            _require_complete(path, file)
+            _require_complete(path, file)  # first: in an unfinished file nothing else needs to hold
             arrays = _arrays(file)
             hdf5.require_attributes(file.id, "/", (*ATTRIBUTES, SEAL))
             description = _description(file, arrays)
@@ -99,44 +100,45 @@ class Dataset:
 
     @classmethod
     def find(cls, name: str, folder: Path) -> Self:
-        """Open the dataset of a name: a file's own, or that of a file in a folder.
+        """Open a dataset by the path of its ``.h5`` or ``.hdf5`` file, or by its name in a folder.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the dataset is missing or damaged.
         """
         named = Path(name)
         return cls.open(named if named.suffix in {".h5", ".hdf5"} else folder / f"{name}.h5")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the arrays, their shapes and the class names: the same on every machine."""
+        """SHA-256 of the arrays, their shapes and the class names; the same on every machine."""
+        # Without names and sources: equal arrays from elsewhere give an equal training; mean and std follow from them.
         return sha256_of(canonical_json([self.array_sha256, self.class_names, self.shapes]).encode())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
+        """Shape (H, W, C) of every image."""
         return self.shapes["train"][1:]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits, in the order train, val, test."""
+        """Names of the splits, in the order train, val, test."""
         return tuple(split for split in SPLITS if split in self.shapes)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all images."""
+        """Size of all images of all splits, in bytes."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     def load(self, split: str, check: Callable[[str, np.ndarray], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Read one split whole.
+        """Read one split into memory.
 
         Args:
             split: one of :attr:`splits`.
-            check: called with the name of each array, as ``train/images``, and the array as it is in the file;
+            check: called with the name of each array, such as ``train/images``, and the array as stored in the file;
                 :meth:`require_digest` by default.
 
         Returns:
-            images (N, H, W, C) uint8 and labels (N,) int64.
+            Images (N, H, W, C) uint8 and labels (N,) int64.
 
         Raises:
             DataError: the file is damaged.
@@ -149,14 +151,14 @@ class Dataset:
         return images, labels.astype(np.int64)
 
     def require_digest(self, name: str, array: np.ndarray | h5py.Dataset) -> None:
-        """Compare an array with its digest, and the training images with the mean and std that are stated.
+        """Compare an array with its digest, and the training images also with the dataset's mean and std.
 
         Args:
-            name: of the array, as ``train/images``.
-            array: as it is in the file.
+            name: name of the array, such as ``train/images``.
+            array: the array as stored in the file.
 
         Raises:
-            DataError: it is another.
+            DataError: the digest, the mean or the std differs.
         """
         moments = Moments() if name == TRAINING_IMAGES else None
         digest = digest_of(array, moments)
@@ -168,7 +170,7 @@ class Dataset:
             self._require_moments(*moments.mean_and_std())
 
     def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Refuse other values than those of the training images: equal ones, as all sums are of integers."""
+        """Refuse values other than these. They are compared for equality, since :class:`Moments` is exact."""
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
@@ -177,13 +179,13 @@ class Dataset:
                 )
 
     def labels(self, split: str) -> np.ndarray:
-        """Read the labels of one split.
+        """Read the labels of one split and compare them with their digest.
 
         Args:
             split: one of :attr:`splits`.
 
         Returns:
-            (N,) int64.
+            Labels (N,) int64.
 
         Raises:
             DataError: the file is damaged.
@@ -195,20 +197,20 @@ class Dataset:
         return np.asarray(labels, np.int64)
 
     def example(self, split: str, index: int) -> tuple[np.ndarray, int]:
-        """Read one image and its label.
+        """Read one image and its label, without comparing digests.
 
         Args:
             split: one of :attr:`splits`.
-            index: of the image, from 0.
+            index: index of the image in the split, from 0.
 
         Returns:
-            (H, W, C) uint8 and the label.
+            The image (H, W, C) uint8 and its label.
 
         Raises:
             DataError: the file is damaged.
             JobError: there is no such split, or no such image in it.
         """
-        with self._arrays_of(split) as (images, labels):
+        with self._arrays_of(split) as (images, labels):  # HDF5 still verifies the checksum of the chunk that it reads
             if not 0 <= index < len(labels):
                 raise JobError(
                     f"{self.path}: no image {split}:{index}, found {len(labels):,}; "
@@ -217,13 +219,13 @@ class Dataset:
             return images[index], int(labels[index])
 
     def counts(self, split: str) -> tuple[int, ...]:
-        """The number of images of each class in one split.
+        """Count the images of each class in one split, without comparing digests.
 
         Args:
             split: one of :attr:`splits`.
 
         Returns:
-            One count a class.
+            One count per class.
 
         Raises:
             DataError: the file is damaged.
@@ -233,10 +235,10 @@ class Dataset:
             return tuple(np.bincount(labels[...], minlength=len(self.class_names)).tolist())
 
     def verify(self, *splits: str) -> None:
-        """Compare arrays with their digests, and the training images with mean and std, a block at a time.
+        """Compare arrays with their digests, and the training images with mean and std, block by block.
 
         Args:
-            *splits: whose arrays; those of all splits by default.
+            *splits: the splits to verify; all by default.
 
         Raises:
             DataError: the file is damaged; the message names the first array that differs.
@@ -253,12 +255,13 @@ class Dataset:
             raise JobError(f"{self.path}: no split {split!r}, found {', '.join(self.splits)}; name one of these")
         with _reading(self.path) as file:
             arrays = _arrays(file)
+            # Each call opens the file anew, so `prepare --force` may have replaced it in between.
             if _shapes(arrays) != self.shapes:
                 raise ValueError("the file was replaced while it was read")
             yield arrays[f"{split}/images"], arrays[f"{split}/labels"]
 
     def _require_sound(self) -> None:
-        """Refuse attributes that do not fit the arrays or each other."""
+        """Refuse attributes that contradict the arrays or each other."""
         shapes = {shape[1:] for shape in self.shapes.values()}
         arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
         if not {"train", "test"} <= self.shapes.keys():
@@ -278,13 +281,13 @@ class Dataset:
 
 
 def require_class_names(names: Sequence[str]) -> None:
-    """Refuse names that do not tell the classes apart.
+    """Refuse class names that do not distinguish the classes.
 
     Args:
-        names: one per class.
+        names: one name per class.
 
     Raises:
-        ValueError: there is none, or one is empty or given twice.
+        ValueError: there are no names, or a name is empty or occurs twice.
     """
     if not names:
         raise ValueError("no class (found no name in class_names)")
@@ -300,21 +303,22 @@ def _said(values: tuple[float, ...]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a text can be written: half a surrogate pair, which JSON allows, cannot."""
+    """Return whether a text can be encoded; a lone surrogate, which an escape in JSON can give, cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a file that does not open as a dataset may have been one: an ``.h5`` of ours, or one that cannot be told.
+    """Return whether a file that does not open as a dataset may be a damaged or unfinished one.
 
     Args:
         path: a file that :meth:`Dataset.open` refused.
 
     Returns:
-        False for a file of another kind, and for an HDF5 file that another program wrote.
+        True for an ``.h5`` file of this format and for one too damaged to tell; False for a file of another kind, and
+        for an HDF5 file that another program wrote.
     """
     try:
-        with open_regular(path) as raw:
+        with open_regular(path) as raw:  # h5py would block on a pipe
             if path.suffix != ".h5" or raw.read(len(_SIGNATURE)) != _SIGNATURE:
                 return False
         with h5py.File(path, "r", locking=False) as file:
@@ -324,55 +328,58 @@ def is_damaged(path: Path) -> bool:
 
 
 def blocks(array: h5py.Dataset | np.ndarray) -> Iterator[np.ndarray]:
-    """The rows of an array in the file or in memory, in order, a few MiB at a time."""
+    """Yield the rows of an array, in the file or in memory, in order and in blocks of about 8 MiB."""
     row_bytes = max(1, array.dtype.itemsize * prod(array.shape[1:]))
     chunk = array.chunks[0] if isinstance(array, h5py.Dataset) else 1
+    # Blocks of whole chunks, so that none is read and checked for two blocks.
     step = max(1, BLOCK_BYTES // row_bytes // chunk) * chunk
     for start in range(0, len(array), step):
         yield array[start : start + step]
 
 
 class Moments:
-    """Mean and standard deviation per channel of images, in units of 255, from exact sums over all pixels.
+    """Mean and standard deviation per channel of images' pixels / 255, accumulated in exact sums.
 
-    They are the same on every machine: the sums are integers, and the rest are a few IEEE 754 operations.
+    The results are the same on every machine: the sums are integers, and only a few IEEE 754 operations follow.
     """
 
     def __init__(self) -> None:
-        """Begin with no image."""
+        """Start without any images."""
         self._n, self._totals, self._squares = 0, [0], [0]
 
     def add(self, images: np.ndarray) -> None:
         """Add images (N, H, W, C) uint8."""
         _, _, width, channels = images.shape
+        # (N·H, W·C): NumPy adds long rows about a hundred times as fast as rows of C values.
         rows = images.reshape(-1, width * channels)
         step = min(_SUMMED_ROWS, max(1, _SUMMED_BYTES // rows.shape[1]))
-        totals, squares = np.zeros((2, channels), np.uint64)
+        totals, squares = np.zeros((2, channels), np.uint64)  # of one call; Python's integers below cannot overflow
         for start in range(0, len(rows), step):
             values = rows[start : start + step]
             totals += _by_channel(values, channels)
-            squares += _by_channel(np.multiply(values, values, dtype=np.uint16), channels)
+            squares += _by_channel(np.multiply(values, values, dtype=np.uint16), channels)  # 255² fits in 16 bits
         self._n += len(rows) * width
         self._totals = [a + b for a, b in zip_longest(self._totals, totals.tolist(), fillvalue=0)]
         self._squares = [a + b for a, b in zip_longest(self._squares, squares.tolist(), fillvalue=0)]
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return both, one number per channel."""
+        """Return the mean and the standard deviation, one number per channel each."""
         n, both = self._n, list(zip(self._totals, self._squares, strict=True))
         return (
             tuple(total / (255 * n) for total, _ in both),
+            # n·Σx² − (Σx)² is an exact integer: floats would cancel for a nearly constant channel.
             tuple(math.sqrt(n * squares - total * total) / (255 * n) for total, squares in both),
         )
 
 
 def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
-    """Sum rows of pixels."""
+    """Sum rows (n, W·C) of pixels per channel, (C,) uint64; n is at most ``_SUMMED_ROWS``."""
     summed: np.ndarray = values.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
     return summed
 
 
 def digest_of(array: h5py.Dataset | np.ndarray, moments: Moments | None = None) -> str:
-    """SHA-256 of an array's bytes, in C order and little-endian; images are added to their moments meanwhile."""
+    """Return the SHA-256 of an array's bytes, in C order and little-endian; also add its images to ``moments``."""
     digest = hashlib.sha256()
     for block in blocks(array):
         digest.update(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
@@ -382,7 +389,7 @@ def digest_of(array: h5py.Dataset | np.ndarray, moments: Moments | None = None) 
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
-    """SHA-256 of what a file says about itself.
+    """Return the SHA-256 of a dataset's description.
 
     Args:
         description: name, class_names, mean, std, shapes, array_sha256, source_sha256 and options.
@@ -395,11 +402,12 @@ _AGAIN = "pack it again with `cnnjob prepare --force`"
 
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
-    """The file opened for reading; whatever HDF5 finds wrong in it is a DataError."""
+    """Open a file for reading; errors of h5py and of the checks inside the block become a DataError."""
     try:
         if not path.is_file():
             elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
             raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}{elsewhere}`")
+        # Datasets are replaced, never changed in place; and HDF5's locks fail on some network file systems.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except _UNREADABLE as error:
@@ -415,7 +423,7 @@ def _require_complete(path: Path, file: h5py.File) -> None:
 
 
 def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """The arrays by name, as ``train/images``, checked but not read."""
+    """Return the arrays by name, such as ``train/images``, checked but not read."""
     arrays: dict[str, h5py.Dataset] = {}
     for split in hdf5.members(file, SPLITS):
         group = hdf5.subgroup(file, split)
@@ -447,6 +455,7 @@ def _description(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[st
 
 def _per_channel(file: h5py.File, name: str) -> tuple[float, ...]:
     values = hdf5.number(file, name)
+    # NaN fails both comparisons.
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         shown = f"{values.ravel()[:4].tolist()} of shape {values.shape}"
         raise ValueError(f"an attribute that is not one number from 0 to 1 per channel (found {shown} in {name})")
@@ -460,7 +469,7 @@ def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
 
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
-    """A list of such items, or a dict of them."""
+    """Parse a JSON attribute that is a list or a dict of items of one type."""
     value = parse_json(hdf5.text(file, name))
     values = value.values() if isinstance(value, dict) else value
     if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):
@@ -469,7 +478,7 @@ def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
 
 
 def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
-    """Refuse a label that is no index of a class."""
+    """Refuse a label that is not the index of a class."""
     for block in blocks(labels):
         if block.max() >= classes:
             raise ValueError(f"a label without a class (found {block.max()} of {classes} classes in {name})")

@@ -1,7 +1,7 @@
-"""The parts of an HDF5 file, each checked before it is read: nothing leads out of the file or grows in memory.
+"""Access the parts of an HDF5 file, each checked first: nothing leads out of it or takes more memory than its size.
 
-HDF5 follows links to other files, external storage and virtual datasets, loads plugins for filters, and fills what was
-never written. `cnnjob.data.prepare.writer` makes none of these, so all of them are refused.
+HDF5 follows links to other files, external storage and virtual datasets, loads plugins for filters, and fills in values
+that were never written. :mod:`cnnjob.data.prepare.writer` uses none of these, so all of them are refused.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 MOST_CHUNK_BYTES = 8 << 20
-"""Bytes of a chunk: at most one image, or half a MB of them."""
+"""Maximum size of a chunk, in bytes; the writer makes chunks of one image or of at most half a MB."""
 _MOST_ATTRIBUTE_BYTES = 64 << 20
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 _FILTERS = [h5py.h5z.FILTER_FLETCHER32]
@@ -29,18 +29,19 @@ def members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
     """Return the names in a group.
 
     Args:
-        group: the file or a group of it.
-        allowed: the names that there may be.
+        group: the file or one of its groups.
+        allowed: the names it may contain.
 
     Raises:
-        ValueError: there is another name, or one that is a link to elsewhere.
+        ValueError: there is another name, a link to elsewhere, or an object that has several names.
     """
+    # One name more than allowed is enough to refuse a group, which may hold millions.
     allowed = tuple(allowed)
     names = list(islice(group, len(allowed) + 1))
     for name in names:
         if name not in allowed:
             raise ValueError(f"a member that is not part of a dataset (found {name!r} in {group.name})")
-        link = group.get(name, getlink=True)
+        link = group.get(name, getlink=True)  # the link itself: nothing is followed
         if not isinstance(link, h5py.HardLink):
             raise ValueError(f"a link to elsewhere (found {_target(link)!r} for {name} in {group.name})")  # noqa: TRY004
         if h5py.h5o.get_info(group.id, name.encode()).rc != 1:
@@ -56,26 +57,27 @@ def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> N
     """Refuse attributes that are not part of a dataset.
 
     Args:
-        owner: h5py's identifier of the file, a group or an array.
-        where: its name.
-        allowed: the names that there may be.
+        owner: low-level h5py identifier of the file, a group or an array.
+        where: its name, for the message.
+        allowed: the attributes it may have.
 
     Raises:
-        ValueError: there is another name.
+        ValueError: there is another attribute.
     """
     allowed = tuple(allowed)
     for index in range(h5py.h5a.get_num_attrs(owner)):
         name = h5py.h5a.open(owner, index=index).name
+        # Compared as bytes: a name in the file need not be UTF-8.
         if name not in {one.encode() for one in allowed}:
             shown = name[:80].decode(errors="backslashreplace")
             raise ValueError(f"an attribute that is not part of a dataset (found {shown!r} in {where})")
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
-    """Return a group inside a group, whose members were checked.
+    """Return a group inside a group whose members were checked.
 
     Raises:
-        ValueError: it is no group.
+        ValueError: the member is not a group, or has attributes.
     """
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_GROUP:
         raise ValueError(f"an array or a type where a group belongs (found {name} in {group.name})")
@@ -88,15 +90,15 @@ def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
     """Return an array of a group whose members were checked.
 
     Args:
-        group: of the file.
-        name: of the array.
-        dtypes: those that it may have.
+        group: a group of the file.
+        name: name of the array.
+        dtypes: the types it may have.
 
     Returns:
-        The array, whose rows are all there: reading it takes no more memory than the file has bytes.
+        The array, with all rows stored: reading it takes no more memory than the file has bytes.
 
     Raises:
-        ValueError: it is stored in another way than the writer's.
+        ValueError: the array is not stored the way the writer stores arrays.
     """
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
@@ -108,6 +110,7 @@ def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
         raise ValueError(f"an array that is not stored in chunks (found {_LAYOUTS.get(layout, layout)} {where})")
     if filters != _FILTERS:
         raise ValueError(f"an array with other filters than a checksum (found filters {filters} in {where})")
+    # Compared as HDF5 types, which also distinguish byte orders.
     if not any(found.get_type() == h5py.h5t.py_create(np.dtype(dtype)) for dtype in dtypes):
         raise ValueError(f"an array of another type (found {found.dtype} in {where})")
     _require_stored(found, plan.get_chunk(), where)
@@ -116,11 +119,12 @@ def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
 
 
 def _require_stored(found: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: str) -> None:
-    """Refuse an array of which a part was never written, or is said to lie where the file has ended."""
+    """Refuse an array with chunks that were never written, or that would lie beyond the end of the file."""
     shape, size = found.shape, found.dtype.itemsize
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
         raise ValueError(f"an array that is empty or cut in other chunks (found {shape} in {chunk} of {where})")
+    # HDF5 allocates chunks on their first write and reads missing ones as zeros: a tiny file can claim a huge array.
     chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(found).get_filesize()
     stored = found.get_storage_size()
     if stored < chunks * chunk_bytes or stored > file_bytes:
@@ -130,10 +134,10 @@ def _require_stored(found: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: st
 
 
 def number(file: h5py.File, name: str) -> np.ndarray:
-    """Return a number, or a list of them, among a file's attributes.
+    """Return a file's attribute that is a number or an array of numbers.
 
     Raises:
-        ValueError: there is no such attribute, or it is something else.
+        ValueError: the attribute is missing, has another type, or is too large.
     """
     attribute = _attribute(file, name)
     if attribute.get_type().get_class() not in _NUMBERS:
@@ -142,13 +146,14 @@ def number(file: h5py.File, name: str) -> np.ndarray:
 
 
 def text(file: h5py.File, name: str) -> str:
-    """Return a text among a file's attributes.
+    """Return a file's attribute that is a string.
 
     Raises:
-        ValueError: there is no such attribute, or it is something else.
+        ValueError: the attribute is missing, has another type, is too large, or is not UTF-8.
     """
     attribute = _attribute(file, name)
     kind = attribute.get_type()
+    # A string of variable length lies in the global heap, whose size is not that of the attribute.
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape != ():
         raise ValueError(f"no text of a fixed length (found another type in the attribute {name})")
     try:
@@ -158,7 +163,7 @@ def text(file: h5py.File, name: str) -> str:
 
 
 def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
-    """Open an attribute without reading it."""
+    """Open an attribute and check its size, without reading it."""
     if not h5py.h5a.exists(file.id, name.encode()):
         raise ValueError(f"an attribute is missing (found no {name})")
     attribute = h5py.h5a.open(file.id, name.encode())

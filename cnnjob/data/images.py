@@ -1,7 +1,7 @@
-"""One image file -> pixels, the same for `prepare` and `predict`, in bounded memory and time and with one error.
+"""Read the pixels of an image file, in bounded memory and time; `prepare` and `predict` share this code.
 
-Common formats only: others would start programs (EPS: Ghostscript) or load what no one needs. Of an animation or of
-several pages the first counts; transparency is dropped; an EXIF orientation is applied.
+Only common formats are read: Pillow starts programs for others (EPS: Ghostscript) or loads rarely used code. Of an
+animation or a file of several pages the first image is read; transparency is dropped; the EXIF orientation is applied.
 """
 
 import io
@@ -24,23 +24,25 @@ from cnnjob import files
 from cnnjob.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_MOST_PIXELS = 32_000_000  # 128 MB in Pillow, and twice that while it is turned or converted
-_BIG_TIFF = b"+"
+_MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while it is turned or converted
+_BIG_TIFF = b"+"  # at byte 2, where Pillow looks for it too: the header then has 16 bytes instead of 8
 _RAW = 1
-"""The compression of a TIFF that has none."""
+"""Value of the TIFF tag Compression for uncompressed pixels."""
 _MOST_PARTS = 20_000
+"""Maximum number of strips or tiles in a TIFF."""
 _MOST_BYTES = 400_000_000
-"""What decoding may take: a file of a few MB can ask for gigabytes without many pixels."""
+"""Maximum memory for decoding: a file of a few MB can ask for gigabytes without having many pixels."""
 MOST_SECONDS = 10.0
-"""Of a processor's time, which decoding may take; most images of 32 million pixels take under a second."""
+"""Maximum processor time for decoding; most images of 32 million pixels take less than a second."""
 _READ_BYTES = 64 << 10
+"""Bytes of a PPM that are read at a time."""
 _SCAN_BYTES = 1 << 10
-"""Of a progressive JPEG, read at a time: a hundred scans, each of which goes through all pixels."""
+"""Bytes of a progressive JPEG read at a time: up to a hundred scans, each of which passes over all pixels."""
 _GREY = frozenset({"1", "L", "LA", "La"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
 _BITS = 8
-_WIDE = re.compile(r";(16|32)[BLN]")  # by byte order; BGR;16 are 16 bits of all three
+_WIDE = re.compile(r";(16|32)[BLN]")  # with a byte order; plain BGR;16 has 16 bits for all three channels
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
                SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
@@ -48,28 +50,31 @@ _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSEr
 
 
 class Header(NamedTuple):
-    """What an image file says about itself."""
+    """Size and kind of an image, read from its header."""
 
     height: int
-    """As one looks at it."""
+    """Height of the upright image, in pixels, after the EXIF orientation."""
     width: int
+    """Width of the upright image, in pixels."""
     is_grey: bool
+    """True for images without colour channels."""
 
 
 class _TooLongError(Exception):
-    """Decoding takes too long."""
+    """Decoding takes longer than allowed."""
 
 
 class _TimedReader(io.BufferedReader):
-    """A file that can be read as long as its image may take: Pillow reads most formats a little at a time."""
+    """A file that refuses reads after a time limit, which works because Pillow reads most formats in small parts."""
 
     def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
         super().__init__(raw)
         self.most_bytes: int | None = None
+        # Processor time: a slow file system or a busy machine makes no image unusable.
         self._end = time.thread_time() + most_seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read so many bytes, or as many as may be read at a time."""
+        """Read up to ``size`` bytes, or up to ``most_bytes`` if that is less."""
         if time.thread_time() > self._end:
             raise _TooLongError
         if self.most_bytes is not None and size is not None:
@@ -78,17 +83,17 @@ class _TimedReader(io.BufferedReader):
 
 
 def header(path: Path, *, most_seconds: float = MOST_SECONDS) -> Header:
-    """Read what an image file says about itself, not its pixels.
+    """Read an image's header, without its pixels.
 
     Args:
         path: the file.
-        most_seconds: what it may take of a processor's time.
+        most_seconds: maximum processor time, in seconds.
 
     Returns:
-        Its size and whether it is grey.
+        The image's size and whether it is grey.
 
     Raises:
-        DataError: no image, or one that cannot be used.
+        DataError: the file is not an image, or not a usable one.
     """
     with _opened(path, most_seconds) as image:
         return _header(image)
@@ -97,18 +102,18 @@ def header(path: Path, *, most_seconds: float = MOST_SECONDS) -> Header:
 def pixels(
     path: Path, shape: tuple[int, int, int], *, most_seconds: float = MOST_SECONDS
 ) -> tuple[np.ndarray[Any, Any], Header]:
-    """Read the pixels of an image file, upright, scaled to cover the shape and cropped to its middle.
+    """Read an image's pixels: upright, scaled to cover the shape, and cropped around the centre.
 
     Args:
         path: the file.
-        shape: (H, W, C), C being 1 or 3.
-        most_seconds: what it may take of a processor's time.
+        shape: (H, W, C) of the result; C is 1 or 3.
+        most_seconds: maximum processor time, in seconds.
 
     Returns:
-        (H, W, C) uint8, and what the file says about itself.
+        The pixels (H, W, C) uint8, and the image's header.
 
     Raises:
-        DataError: no image, or one that cannot be used or does not decode.
+        DataError: the file is not an image, not a usable one, or cannot be decoded.
     """
     height, width, channels = shape
     mode = "L" if channels == 1 else "RGB"
@@ -131,12 +136,12 @@ def _header(image: Image.Image) -> Header:
 
 @contextmanager
 def _opened(path: Path, most_seconds: float) -> Iterator[Image.Image]:
-    """An image whose header has been looked at; whatever Pillow finds wrong in it is a DataError."""
+    """Open an image with limits on memory and time, and check its header; errors of Pillow become a DataError."""
     try:
         with warnings.catch_warnings(), _memory_bounded(), _opened_file(path, most_seconds) as file:
-            warnings.simplefilter("ignore")  # of a corrupt EXIF block and the like
+            warnings.simplefilter("ignore")  # such as those of a corrupt EXIF block
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _require_bounded_parts(file)
+            _require_bounded_parts(file)  # before Pillow: opening a TIFF already lists all of its strips
             with Image.open(file, formats=FORMATS) as image:
                 _require_usable(image)
                 _read_in_small_parts(image, file)
@@ -159,7 +164,10 @@ def _opened_file(path: Path, most_seconds: float) -> _TimedReader:
 
 
 def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
-    """Let no single part of a file take long: of a progressive JPEG, and of a PPM, which Pillow decodes in Python."""
+    """Make Pillow read little at a time where much time passes between reads, so that the time limit is noticed.
+
+    That is a progressive JPEG, whose every scan passes over all pixels, and a PPM, which Pillow decodes in Python.
+    """
     if "progressive" in image.info:
         image.decodermaxblock = _SCAN_BYTES
     if image.format == "PPM":
@@ -168,11 +176,12 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 
 @contextmanager
 def _memory_bounded() -> Iterator[None]:
-    """Let this process grow by no more than an image may take."""
+    """Limit the growth of this process to the memory that an image may take."""
+    # Field 5 is data and stack in pages. RLIMIT_DATA also covers malloc's private mappings since Linux 4.7.
     pages = int(Path("/proc/self/statm").read_bytes().split()[5])
     before = resource.getrlimit(resource.RLIMIT_DATA)
     limit = pages * resource.getpagesize() + _MOST_BYTES
-    if before[0] in range(limit):  # less than that already; RLIM_INFINITY is negative
+    if before[0] in range(limit):  # a lower limit is in force; RLIM_INFINITY is negative
         limit = before[0]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
@@ -182,7 +191,8 @@ def _memory_bounded() -> Iterator[None]:
 
 
 def _require_bounded_parts(file: BinaryIO) -> None:
-    """Refuse a TIFF of very many strips or tiles, or of such that overlap: each of them is decoded, pixels or not."""
+    """Refuse a TIFF with very many or overlapping strips or tiles: each one is decoded, however few its pixels."""
+    # Reads the first directory only, by Pillow's own parser, which does not list the strips.
     head = file.read(8)
     head += file.read(8) if head[2:3] == _BIG_TIFF else b""
     file.seek(0)
@@ -201,7 +211,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
 
 
 def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse strips or tiles that have more bytes than the file: they would be decoded again and again."""
+    """Refuse strips or tiles with more bytes than the file: the same bytes would be decoded many times."""
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
@@ -217,22 +227,24 @@ def _is_count(value: object) -> bool:
 def _require_usable(image: ImageFile) -> None:
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels and the most is {_MOST_PIXELS:,}")
+    # Pillow would clip 16-bit samples, or keep only their upper bytes, without a warning.
     if image.mode not in _GREY | _COLOUR or _is_wide(image):
         raise ValueError(f"its pixels are not of 8 bits per channel (found {_raw_mode(image) or image.mode})")
 
 
 def _is_wide(image: ImageFile) -> bool:
-    """Return whether Pillow would quietly take a part of each value, or a signed value for an unsigned one."""
+    """Return whether Pillow would silently truncate samples, or read signed samples as unsigned."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
         kinds = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
         if max(bits) > _BITS or set(kinds) != {1}:
             return True
+    # A PPM states its largest value, which Pillow scales to 8 bits; other formats name 16 bits in the raw mode.
     codec, arguments = next(((tile.codec_name, tile.args) for tile in image.tile), ("", None))
     most = arguments[1] if codec.startswith("ppm") and isinstance(arguments, tuple) else 0
     return most > _MOST_BYTE or bool(_WIDE.search(_raw_mode(image)))
 
 
 def _raw_mode(image: ImageFile) -> str:
-    """How Pillow names the pixels as the file has them, as ``RGB;16B``."""
+    """Return Pillow's name for the pixel format of the file, such as ``RGB;16B``."""
     return str(image.tile[0].args) if image.tile else ""

@@ -1,1 +1,1 @@
-"""cnnjob doctor: what this machine and this cluster can do."""
+"""``cnnjob doctor``: checks of this machine, the runs' file system and the cluster."""

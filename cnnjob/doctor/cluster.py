@@ -1,4 +1,4 @@
-"""The cluster, as SLURM tells it: partitions with GPUs, their limits, accounts, what becomes of a job that ends."""
+"""Checks of the cluster through SLURM: partitions, GPUs, limits, accounts, requeueing and stopping of jobs."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,27 @@ from cnnjob.slurm.submit.request import format_minutes
 
 MEGABYTES = 1000
 MANY_PARTITIONS = 8
+# sinfo appends + to a number where the nodes of a line differ: it is the smallest of them then. The digits are limited,
+# as int() refuses a text of thousands of them.
 _NODES = re.compile(r"([^|]+)\|([0-9]{1,9})\|([0-9]{1,9})\+?\|([0-9]{1,18})\+?\|(.*)")
+# Matches each GPU type of a GRES column, such as gpu:a100:4(S:0-1),gpu:2.
 _GPUS = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>[0-9]{1,9})(?![0-9])")
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Equal nodes of a partition."""
+    """Nodes of a partition that have equal hardware."""
 
     partition: str
     count: int
     cores: int
     megabytes: int
     gpus: tuple[tuple[str, int], ...]
-    """Type, or ``""``, and number, of each node."""
+    """GPU type (``""`` if untyped) and number, per node."""
 
     @classmethod
     def of(cls, line: str) -> "Nodes | None":
-        """From a line of sinfo; None where it is none."""
+        """Parse a line of ``sinfo``; return None if it has another form."""
         if not (found := _NODES.fullmatch(line.strip())):
             return None
         gpus = tuple((gpu["type"] or "", int(gpu["count"])) for gpu in _GPUS.finditer(found[5]))
@@ -37,13 +40,13 @@ class Nodes:
 
     @property
     def gpu_count(self) -> int:
-        """Of one node."""
+        """Number of GPUs of one node."""
         return sum(count for _, count in self.gpus)
 
     def sentence(self) -> str:
-        """For people: ``2 nodes of 4 cores, 8 GB and 2 a100``."""
+        """Describe the nodes: ``2 nodes of 4 cores, 8 GB and 2 a100``."""
         gpus = [f"{count} {kind or 'GPU' + 's' * (count > 1)}" for kind, count in self.gpus]
-        memory = [f"{self.megabytes / MEGABYTES:.0f} GB"] * (self.megabytes > 1)
+        memory = [f"{self.megabytes / MEGABYTES:.0f} GB"] * (self.megabytes > 1)  # 1 is SLURM's default: not configured
         *most, last = [f"{self.cores} core{'s' * (self.cores > 1)}", *memory, *gpus]
         parts = f"{', '.join(most)} and {last}" if most else last
         return f"{self.count} node{'s' * (self.count > 1)} of {parts}"
@@ -51,32 +54,32 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What one look at SLURM told."""
+    """The cluster as SLURM describes it."""
 
     site: Site
     nodes: tuple[Nodes, ...] = ()
     accounts: tuple[str, ...] = field(default=())
-    """Those of this user; empty where SLURM keeps none."""
+    """This user's accounts; empty if SLURM keeps no accounts."""
 
     def nodes_of(self, partition: Partition) -> list[Nodes]:
-        """The nodes of a partition."""
+        """Return the nodes of a partition."""
         return [nodes for nodes in self.nodes if nodes.partition == partition.name]
 
     def gpu_count(self, partition: Partition) -> int:
-        """All GPUs of a partition."""
+        """Return the number of GPUs of a partition."""
         return sum(nodes.count * nodes.gpu_count for nodes in self.nodes_of(partition))
 
     def may_use(self, partition: Partition) -> bool:
-        """Whether it starts jobs, and of this user."""
+        """Return whether a partition is up and open to one of this user's accounts."""
         mine = not self.accounts or partition.accounts == ("ALL",) or bool({*partition.accounts} & {*self.accounts})
         return partition.state == "UP" and mine
 
 
 def query_cluster() -> Cluster:
-    """Ask SLURM.
+    """Ask SLURM about the cluster.
 
     Raises:
-        SchedulerError: it is not there, or does not answer.
+        SchedulerError: SLURM is not installed, or does not answer.
     """
     here = site.query_site()
     answer = client.ask(["sinfo", "--noheader", "--format=%R|%D|%c|%m|%G"])
@@ -85,7 +88,7 @@ def query_cluster() -> Cluster:
 
 
 def findings(cluster: Cluster) -> Iterator[Finding]:
-    """What a look told, a line each."""
+    """Yield one finding per fact about the cluster."""
     here = cluster.site
     count = len(here.partitions)
     yield Finding("SLURM", "ok", f"{here.version or 'it'} answers, {count} partition{'s' * (count != 1)}")
@@ -97,7 +100,7 @@ def findings(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
-    """Those with GPUs, and the others where they are few."""
+    """Yield a finding per partition: of those with GPUs, and if there are few partitions, of all."""
     with_gpus = [one for one in partitions if cluster.gpu_count(one)]
     for one in partitions if len(partitions) <= MANY_PARTITIONS else with_gpus:
         yield _partition(cluster, one)
@@ -142,7 +145,7 @@ def _stopping(here: Site) -> str:
 
 
 def reachable() -> tuple[Cluster | None, Finding | None]:
-    """The cluster; or None, and why."""
+    """Return the cluster; or None, and a finding that says why it cannot be asked."""
     if not client.is_there():
         return None, Finding(
             "SLURM", "note", "not on this machine", "train with `cnnjob train` or `cnnjob submit --local`, or log in "

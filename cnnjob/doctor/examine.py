@@ -1,6 +1,6 @@
-"""Whether everything is as cnnjob needs it: this machine, the folder of the runs, the cluster.
+"""Check everything that cnnjob needs: this machine, the folder of runs, the cluster.
 
-Nothing is changed; what is tried is tried in a temporary folder.
+Nothing is changed; file operations are tried in a temporary folder.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ __all__ = ["Finding", "examine", "write_profile"]
 
 
 def examine(runs: Path) -> Iterator[Finding]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        runs: the folder of the runs.
+        runs: the folder of runs.
 
     Yields:
-        A finding each, as soon as it is known.
+        One finding per check, as soon as it is known.
     """
     yield from machine.findings()
     there, why = cluster.reachable()
@@ -29,17 +29,17 @@ def examine(runs: Path) -> Iterator[Finding]:
 
 
 def write_profile(name: str, partition: str | None = None) -> Path:
-    """Write ``slurm/NAME.toml`` from what the cluster tells.
+    """Write ``slurm/NAME.toml`` from what SLURM says about the cluster.
 
     Args:
-        name: the profile's.
-        partition: which of the cluster's; the one that suits a training best by default.
+        name: the profile's name.
+        partition: a partition of the cluster; by default the one that suits a training best.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        SchedulerError: SLURM is not there, or there is no such partition.
-        JobError: there is such a profile already.
+        SchedulerError: SLURM is not available, or there is no such partition.
+        JobError: the profile exists already, or the name is not valid.
     """
     return write(name, cluster.query_cluster(), partition)

@@ -1,4 +1,4 @@
-"""The folder of the runs: what its file system really does, and how much room there is."""
+"""Checks of the folder of runs: what its file system does in practice, and how much space is free."""
 
 import errno
 import fcntl
@@ -26,12 +26,16 @@ FEW_FILES = 10_000
 SLOW_SECONDS = 0.5
 CLOCK_SECONDS = 5.0
 WRITES, RACES, RACERS = 5, 20, 8
+"""Timed writes; races to create one file; threads in each race."""
 QUOTA_SECONDS = 20
 NEARLY, QUITE = 0.85, 0.97
+"""Shares of a quota above which its use is a note, and bad."""
 BLOCK = "block device"
 LOCAL = {BLOCK, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
+"""Types of file systems that belong to one machine."""
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel writes spaces, tabs, newlines and backslashes
 COHERENT = {"ceph", "gpfs", "lustre"}
+"""Types of cluster file systems whose locks hold between nodes, unless a mount option says otherwise."""
 HERE_ONLY = "on this machine only, not between nodes"
 UNKNOWN = "here; whether they do between nodes is not known"
 LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
@@ -40,14 +44,14 @@ ELSEWHERE = "put the runs on another file system, with --runs FOLDER"
 
 
 def findings(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
-    """Look at the folder of the runs, or at the one that it would be made in; nothing is left there.
+    """Check the folder of runs, or its nearest existing parent; nothing is left behind in it.
 
     Args:
-        runs: it need not exist yet.
-        on_cluster: whether nodes of a cluster must see it too.
+        runs: the folder of runs, which need not exist yet.
+        on_cluster: whether the nodes of a cluster must see it too.
 
     Yields:
-        A finding each.
+        One finding per check.
     """
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.is_dir())
     device, kind = _mount(folder)
@@ -64,7 +68,7 @@ def findings(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
 
 @contextmanager
 def _caught(what: str, found: list[Finding]) -> Iterator[None]:
-    """A refusal of the file system is a finding."""
+    """Turn an OSError of the block into a finding."""
     try:
         yield
     except OSError as error:
@@ -72,7 +76,7 @@ def _caught(what: str, found: list[Finding]) -> Iterator[None]:
 
 
 def _rename(place: Path) -> Finding:
-    """A file is written beside its name and renamed over the old one: then it is the new one, whole."""
+    """Check that a file can be replaced atomically, by writing a temporary one and renaming it; time it, with fsync."""
     path, seconds, found = place / "whole", [], list[Finding]()
     with _caught("rename", found):
         for number in range(WRITES):
@@ -89,11 +93,12 @@ def _rename(place: Path) -> Finding:
 
 
 def _flush(place: Path) -> Finding:
-    """The folder itself can be flushed, so that a rename outlives a power cut."""
+    """Check that a folder can be flushed: without that a rename may be lost in a power cut."""
     handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
+        # EINVAL: the file system has no fsync of folders. Anything else is a failure of one that has.
         verdict: Verdict = "note" if error.errno == errno.EINVAL else "bad"
         said = f"a folder cannot be flushed, {error.strerror}"
         return Finding("fsync", verdict, said, "after a power cut the newest checkpoint may be the one before")
@@ -103,7 +108,7 @@ def _flush(place: Path) -> Finding:
 
 
 def _exclusive(place: Path) -> Finding:
-    """Of several that create one file at once, one does: so a run has one writer."""
+    """Check that if several threads create one file at once, exactly one succeeds: the claim of a run relies on it."""
     found: list[Finding] = []
     with _caught("exclusive create", found), ThreadPoolExecutor(RACERS) as racers:
         for race in range(RACES):
@@ -117,13 +122,14 @@ def _exclusive(place: Path) -> Finding:
 
 
 def _locks(place: Path, kind: str, options: Sequence[str]) -> Finding:
-    """A file that one process has locked cannot be locked by another: so one submission waits for the other."""
+    """Check that a file locked by one process cannot be locked by another: submissions wait for each other that way."""
     alone = "submissions at the same time find each other in SLURM's queue only, which is asked after each"
     with (place / "lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             return Finding("locks", "note", f"refused, {error.strerror or error}", alone)
+        # POSIX locks belong to a process, which can always lock its own file again: another process has to try.
         command = [sys.executable, "-P", "-c", LOCK, file.name]
         others = subprocess.run(command, capture_output=True, timeout=LOCK_SECONDS, check=False)  # noqa: S603
     if not others.returncode:
@@ -134,7 +140,7 @@ def _locks(place: Path, kind: str, options: Sequence[str]) -> Finding:
 
 
 def _reach(kind: str, options: Sequence[str]) -> str:
-    """Return between which processes locks hold, as far as the mount's type and options say."""
+    """Return between which processes locks hold, judged by the mount's type and options."""
     if kind in LOCAL:
         return "between processes of this machine"
     if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:
@@ -143,9 +149,9 @@ def _reach(kind: str, options: Sequence[str]) -> str:
 
 
 def _clock(place: Path) -> Finding:
-    """The file server's clock says how long ago a run was heard of."""
+    """Compare the file system's clock, by which the age of a heartbeat is measured, with this machine's."""
     path = place / "clock"
-    path.touch()
+    path.touch()  # the time is set by the file server, not by this machine
     apart = abs(path.stat().st_mtime - time.time())
     if apart < CLOCK_SECONDS:
         return Finding("clock", "ok", "of the file system and of this machine agree")
@@ -164,11 +170,11 @@ def _kind(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
 def _mount(folder: Path) -> tuple[str, str]:
     """Return the device and the type of a folder's file system.
 
-    A process in a chroot is not told the mount that its root lies on; sysfs knows a disk by its number.
+    In a chroot ``/proc/self/mounts`` does not list the mount of the root; sysfs names the disk by its device number.
     """
     best = ("", "", "")
     for device, point, kind, _ in _mounts():
-        if folder.is_relative_to(point) and len(point) >= len(best[1]):
+        if folder.is_relative_to(point) and len(point) >= len(best[1]):  # a later mount on a point hides an earlier one
             best = (device, point, kind)
     if best[1]:
         return best[0], best[2]
@@ -177,13 +183,13 @@ def _mount(folder: Path) -> tuple[str, str]:
 
 
 def _options(folder: Path) -> list[str]:
-    """Return the options that a folder's file system is mounted with, as far as this process is told."""
+    """Return the mount options of a folder's file system; a list of one empty word if its mount is not listed."""
     points = [(len(point), options) for _, point, _, options in _mounts() if folder.is_relative_to(point)]
     return max(points, default=(0, ""))[1].split(",")
 
 
 def _mounts() -> Iterator[tuple[str, str, str, str]]:
-    """Yield device, mount point, type and options of every mount that this process is told."""
+    """Yield device, mount point, type and options of every mount in ``/proc/self/mounts``; none without ``/proc``."""
     try:
         table = Path("/proc/self/mounts").read_bytes()
     except OSError:  # no /proc
@@ -195,7 +201,7 @@ def _mounts() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _block_device(number: int) -> str:
-    """Return the path of a block device; empty where the number is none's."""
+    """Return the path of the block device with a device number; empty if there is none."""
     try:
         said = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
     except OSError:
@@ -212,13 +218,13 @@ def _room(folder: Path) -> Finding:
         return Finding("space", "bad", said, "make room; `cnnjob clean` lists what no run needs")
     if free < LITTLE_ROOM_BYTES:
         return Finding("space", "note", said, "enough for small networks; `cnnjob clean` lists what no run needs")
-    if state.f_files and inodes < FEW_FILES:
+    if state.f_files and inodes < FEW_FILES:  # 0 where inodes are not limited, as on btrfs
         return Finding("space", "note", f"{said}, but room for {inodes:,} files only", "a run has about 20 files")
     return Finding("space", "ok", said)
 
 
 def _quota(folder: Path, device: str, kind: str) -> Iterator[Finding]:
-    """How much of this user's quota is used, where the site's tool tells."""
+    """Check this user's quota with ``quota``, or ``lfs quota`` on Lustre, if that is installed."""
     command = ["lfs", "quota", "-u", getuser(), str(folder)] if kind == "lustre" else ["quota", "-w", "-p"]
     if not shutil.which(command[0]):
         return
@@ -238,7 +244,8 @@ def _quota(folder: Path, device: str, kind: str) -> Iterator[Finding]:
 
 
 def _quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
-    """Yield bytes used and allowed, from the lines of ``quota`` or ``lfs quota`` that are about a file system."""
+    """Yield bytes used and allowed, from the lines of ``quota`` or ``lfs quota`` about one file system."""
+    # Both print KiB, mark a figure over its limit with *, and print 0 for no limit.
     for where, used, soft, hard in re.findall(r"^\s*(\S+)\s+(\d+)\*?\s+(\d+)\s+(\d+)\b", answer, re.MULTILINE):
         if f"{name}/".startswith(f"{where.rstrip('/')}/") and (limit := int(hard) or int(soft)):
             yield KIBIBYTE * int(used), KIBIBYTE * limit

@@ -1,22 +1,22 @@
-"""What an examination finds, a line each."""
+"""Findings of ``cnnjob doctor``, one line each."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 Verdict = Literal["ok", "note", "bad"]
-"""``note``: it works, with less. ``bad``: something will fail."""
+"""``ok``: good. ``note``: works, with limits. ``bad``: something will fail."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     verdict: Verdict
     found: str
     advice: str = ""
-    """What to do; empty where it is good."""
+    """What to do about it; empty if all is well."""
 
     def as_json(self) -> dict[str, str]:
-        """The same as names and values."""
+        """Return the finding as a dict for JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""This machine: Python, packages, processor, GPU."""
+"""Checks of this machine: Python, packages, processor, GPU."""
 
 import platform
 import shutil
@@ -24,7 +24,7 @@ _TROUBLE = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
 
 
 def findings() -> Iterator[Finding]:
-    """Look at this machine."""
+    """Check this machine; yield one finding per check."""
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
     if not Path("/proc/self").exists():
         yield Finding("processes", "bad", f"{NO_PROC}: no run can be trained", MOUNT_PROC)
@@ -34,11 +34,12 @@ def findings() -> Iterator[Finding]:
 
 
 def _packages() -> Finding:
-    """Whether all that cnnjob depends on is there, and new enough."""
+    """Check that the packages that cnnjob requires are installed in versions that it supports."""
     try:
         wanted = [Requirement(text) for text in metadata.requires("cnnjob") or ()]
     except metadata.PackageNotFoundError:
         return Finding("packages", "note", "cnnjob runs from a folder, it is not installed", "pip install -e .")
+    # With an empty extra, requirements of optional extras are left out.
     wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     lacking = [f"{one.name}{one.specifier} ({_version(one.name)})" for one in wanted if not _fits(one)]
     if lacking:
@@ -67,11 +68,11 @@ def _processor() -> Finding:
 
 
 def _gpu() -> Finding:
-    """What trainings take by themselves where nothing is lacking."""
+    """Check the GPU, which a training uses by default if it can."""
     lacking = why_unavailable()
     if lacking:
         found, _, advice = lacking.partition("; ")
-        if names := _shown_by_driver():
+        if names := _shown_by_driver():  # a GPU that CuPy cannot use is a fault of the installation, not a missing one
             return Finding("GPU", "bad", f"{names}, but {found}", advice)
         return Finding("GPU", "note", f"none here, trainings take the processor: {found}", advice)
     try:
@@ -84,7 +85,7 @@ def _gpu() -> Finding:
 
 
 def _shown_by_driver() -> str:
-    """The GPUs that the driver's own tool lists; empty where there is none."""
+    """Return the GPUs that ``nvidia-smi`` lists; empty if there are none or it is not installed."""
     if not shutil.which("nvidia-smi"):
         return ""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]

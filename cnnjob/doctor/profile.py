@@ -1,4 +1,4 @@
-"""What a cluster told, as a profile to submit with."""
+"""A cluster profile, written from what SLURM says about the cluster."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from cnnjob.slurm.submit import profiles
 from cnnjob.slurm.submit.request import format_minutes
 
 MOST_CORES, MOST_GIGABYTES = 4, 16
-"""A run needs no more; what is asked for and not used keeps others, and itself, waiting."""
+"""Most cores and GB to request: a run needs no more, and unused resources make every job wait longer, its own too."""
 MINUTES = 120
-"""A short limit starts early, and a run that needs longer goes on in its next life."""
+"""Time limit of a profile: a short one starts earlier, and a run that needs longer resumes in its next attempt."""
 SHARED_OUT, SBATCH_GIGABYTE = 0.95, 1024
-"""Of a node's memory; and what sbatch takes a G for, in MB."""
+"""Share of a node's memory to request; and megabytes (MiB) in sbatch's ``G``."""
 FOLDER = Path("slurm")
 
 
@@ -22,15 +22,15 @@ def write(name: str, cluster: Cluster, partition: str | None = None) -> Path:
     """Write ``slurm/NAME.toml``.
 
     Args:
-        name: the profile's.
-        cluster: what it is for.
-        partition: which of its partitions; the one that suits best by default.
+        name: the profile's name: letters, digits, ``-`` and ``_``.
+        cluster: the cluster that it is for.
+        partition: one of its partitions; by default the one that suits a training best.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        JobError: there is such a profile, or the name is none.
+        JobError: the profile exists already, or the name is not valid.
         SchedulerError: there is no such partition.
     """
     path = FOLDER / f"{name}.toml"
@@ -49,18 +49,19 @@ def write(name: str, cluster: Cluster, partition: str | None = None) -> Path:
 
 
 def best(cluster: Cluster) -> Partition | None:
-    """The partition for a training: with GPUs, not preempted, the default; then the one with most GPUs."""
+    """Return the best partition for a training: one with GPUs, not preempted, the default, with the most GPUs."""
     usable = [one for one in cluster.site.partitions.values() if cluster.may_use(one)]
 
     def merit(one: Partition) -> tuple[bool, bool, bool, int]:
         gpus = cluster.gpu_count(one)
+        # GANG only suspends jobs in turns (time slicing): no job is ended by it.
         return gpus > 0, one.preempt_mode in {"OFF", "GANG"}, one.is_default, gpus
 
     return max(usable, key=merit, default=None)
 
 
 def content(name: str, cluster: Cluster, partition: Partition) -> str:
-    """The profile's text, every line of it with its reason."""
+    """Return the profile's text, in which comments give the reason of each choice."""
     nodes = max(cluster.nodes_of(partition), key=lambda one: one.count * (1 + one.gpu_count), default=None)
     limit = f"at most {format_minutes(partition.max_minutes)}" if partition.max_minutes else "no time limit"
     lines = [
@@ -88,7 +89,7 @@ def _minutes(partition: Partition) -> int:
 
 
 def _resources(cluster: Cluster, nodes: Nodes) -> list[str]:
-    """A share of a node: that of one of its GPUs, but no more than a run needs."""
+    """Return the lines that request one GPU and its share of a node's cores and memory, at most what a run needs."""
     shares = max(nodes.gpu_count, 1)
     cores = max(1, min(nodes.cores // shares, MOST_CORES))
     gigabytes = min(int(SHARED_OUT * nodes.megabytes / SBATCH_GIGABYTE / shares), MOST_GIGABYTES)

@@ -1,1 +1,1 @@
-"""Job files: what they may say, where they are looked up, and how they are varied."""
+"""Job files: schema, lookup by name, overrides and sweeps; the manifest in a run's folder."""

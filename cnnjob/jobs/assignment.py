@@ -1,4 +1,4 @@
-"""``KEY=VALUE`` on the command line: one assignment of TOML, read whole or refused."""
+"""``KEY=VALUE`` on the command line: exactly one assignment in TOML, read whole or refused."""
 
 import json
 import re
@@ -10,7 +10,9 @@ from cnnjob.jobs import toml
 from cnnjob.jobs.schema import in_one_line
 
 _NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+# DOTALL: a value may span lines, as an array in TOML may.
 _ASSIGNMENT = re.compile(rf"\s*({_NAME}(?:[ \t]*\.[ \t]*{_NAME})*)[ \t]*=(.*)", re.DOTALL)
+# TOML's four forms of strings come before brackets and commas, so that none inside a string is counted.
 _TOKEN = re.compile(
     r"""\"{3}(?:[^\\]|\\.)*?\"{3}|"(?:[^"\\\n]|\\.)*"|'{3}.*?'{3}|'[^'\n]*'|[^"'\[\]{},]+|[\[\]{},]""", re.DOTALL
 )
@@ -20,40 +22,42 @@ _OPENING = ("[", "{", '"', "'")
 
 
 def parse(text: str) -> tuple[tuple[str, ...], Any]:
-    """Read one ``KEY=VALUE`` as TOML does; a value that is not TOML is a string, if it is a bare word.
+    """Parse one ``KEY=VALUE`` as TOML; a value that is not TOML is a string, unless it opens a quote or a bracket.
 
     Args:
-        text: the assignment, as ``train.epochs = 3`` or ``train.schedule=cosine``.
+        text: the assignment, such as ``train.epochs = 3`` or ``train.schedule=cosine``.
 
     Returns:
-        The names of the dotted key, and the value.
+        The parts of the dotted key, and the value.
 
     Raises:
-        JobError: it is not one assignment, or its value cannot be read.
+        JobError: the text is not exactly one assignment, or its value cannot be parsed.
     """
     key, value = divide(text, "--set", "KEY=VALUE; for example --set train.epochs=3")
     return key, _value(value, text)
 
 
 def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
-    """Cut an assignment behind its key.
+    """Split an assignment at its equals sign.
 
     Args:
         text: the assignment.
-        option: the command's option that it was given with, for the message.
+        option: the command-line option it was given with, for the message.
         form: what it should look like, for the message.
 
     Returns:
-        The names of the dotted key, and the text behind the equals sign.
+        The parts of the dotted key, and the text after the equals sign.
 
     Raises:
-        JobError: there is no key, no equals sign or nothing behind it.
+        JobError: the key or the equals sign is missing, nothing follows it, or the text is too long.
     """
+    # Checked before the regular expressions run over the text.
     if len(text) > toml.LARGEST_BYTES:
         raise JobError(f"{option} {in_one_line(text)}: too long (found {len(text):,} characters). Use a job file")
     match = _ASSIGNMENT.fullmatch(text)
     if not match or not match[2].strip():
         raise JobError(f"{option} {in_one_line(text)}: not of the form {form}")
+    # The TOML parser resolves quotes and escapes in the key; the nested tables it returns hold one name each.
     try:
         table: Any = toml.parse(f"{match[1]} = 0")
     except ValueError as error:
@@ -66,18 +70,18 @@ def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
 
 
 def written(names: Iterable[str]) -> str:
-    """Return a dotted key as TOML writes it."""
+    """Return a dotted key in TOML; names that are not bare keys are quoted."""
     return ".".join(name if _BARE.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names)
 
 
 def values(text: str) -> list[str]:
-    """Cut a list of values at the commas that are outside of brackets, braces and quotes.
+    """Split a list of values at the commas outside brackets, braces and quotes.
 
     Args:
-        text: ``A,B,…``; quotes and brackets count where a value begins with one.
+        text: ``A,B,…``; quotes and brackets count only in a value that begins with one.
 
     Returns:
-        The text of each value.
+        The text of each value, without surrounding space.
     """
     found, start = list[str](), 0
     while start <= len(text):
@@ -88,14 +92,14 @@ def values(text: str) -> list[str]:
 
 
 def _end_of_value(text: str, start: int) -> int:
-    """Return where the comma behind a value stands, or the end of the text."""
+    """Return the index of the comma after the value at ``start``, or the length of the text."""
     first = _SPACE.match(text, start)
     place = first.end() if first else start
     if text.startswith(_OPENING, place):
         depth = 0
         while place < len(text) and (depth or text[place] != ","):
             token = _TOKEN.match(text, place)
-            if token is None:  # a quote that is not closed
+            if token is None:  # an unclosed quote; the TOML parser reports it
                 return len(text)
             depth += (token[0] in "[{") - (token[0] in "]}")
             place = token.end()
@@ -104,7 +108,7 @@ def _end_of_value(text: str, start: int) -> int:
 
 
 def _value(text: str, assignment: str) -> Any:
-    """Read a value: as the only member of an array, so that no comment and no second assignment can follow it."""
+    """Parse a value as the only member of an array, so that neither a comment nor a second assignment can follow it."""
     try:
         parsed = toml.parse(f"value = [{text},]")
     except ValueError as error:

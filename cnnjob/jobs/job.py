@@ -1,13 +1,14 @@
-"""What a job file may say: load it, check it, override it, name it.
+"""The job schema: load a job file, check it, apply overrides, and compute the job's digest.
 
-A job is data. Everything in it but ``resources`` and the checkpoint cadence decides the
-result to the last bit and enters :meth:`Job.digest`, which names the run's folder.
+A job is data. Everything in it except its name, ``resources`` and the checkpoint cadence decides the result to the last
+bit and enters :meth:`Job.digest`, which names the run's folder; the dataset enters by its content, not by its path.
 
-Two spellings of one training are one job, as far as the job alone tells. A key that cannot act where it stands is
-refused, with what to write instead. What only happens not to act beside another value is left out when the job is
-read, so that such values can be swept over: an early stopping that so few epochs never reach, an augmentation whose
-settings are all off, a dropout of 0 that no other dropout follows, the order of what a convolution does not have, flips
-that alternate over one epoch. What cannot act on a dataset is refused with it (:mod:`cnnjob.training.idle_settings`).
+Two spellings of one training are one job, as far as the job file alone can tell. A key that can have no effect where
+it stands is refused, with what to write instead. A key that has no effect only because of the value of another is
+dropped when the job is read, so that the other can be swept over: early stopping whose patience the epochs cannot
+exhaust, augmentation with all settings off, a dropout of 0 that no other dropout follows, the order of operations that
+a convolution does not have, flips that alternate over a single epoch. A setting that can have no effect on the dataset
+is refused once the dataset is known (:mod:`cnnjob.training.idle_settings`).
 """
 
 import math
@@ -34,77 +35,80 @@ from cnnjob.jobs.model import Model
 from cnnjob.jobs.schema import Fraction, OneOf, OrFalse, Settings, as_typed, in_one_line, is_older, near, problems_of
 
 FORMAT = 3
-"""Of what a digest is taken of, and of a run's ``job.json``; to be raised when a default or a meaning changes.
+"""Version of the job's meaning, in its digest and in a run's ``job.json``; raise it when a default or meaning changes.
 
-An unfinished run of an older format is not resumed; :mod:`cnnjob.jobs.older` reads its job."""
+An unfinished run of an older format is not resumed; :mod:`cnnjob.jobs.older` translates its job."""
+# The name becomes part of a folder's name: no slash, and no dot or dash at its start.
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
-_COUNT = re.compile(r"[0-9]{1,6}")
+_COUNT = re.compile(r"[0-9]{1,6}")  # short: int() refuses thousands of digits
 FROZEN = "job.json"
-"""Where a run's folder holds its job."""
+"""Name of the file that holds the job in a run's folder."""
 KINDS = ("train.optimiser", "train.schedule")
-"""Tables with exactly one of their keys; as a setting, each has its key as its value."""
+"""Tables that have exactly one of their keys; listed as a setting, the value of such a table is that key."""
 
 
 class AugmentSettings(Settings):
-    """How training images are changed anew in each epoch; moved images are mirrored at their edges."""
+    """Random changes of the training images in each epoch; a shifted image is padded by reflection."""
 
     flip: Literal["none", "random", "alternating"] = "none"
-    """Mirroring left to right: ``random`` draws it for each image and epoch, ``alternating`` is every other epoch; over
-    one epoch they are the same."""
+    """Mirror images left to right: ``random`` draws for each image and epoch; ``alternating`` draws once per image and
+    mirrors it in every other epoch. Over a single epoch both are the same."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
-    """Pixels by which an image is moved at most, along each axis, uniformly drawn."""
+    """Largest shift along each axis, in pixels; drawn uniformly for each image and epoch."""
 
 
 class DataSettings(Settings):
-    """What the network sees of the dataset."""
+    """Preprocessing and augmentation of the images, and the validation split."""
 
     pixels: Literal["standardised", "unit"] = "standardised"
-    """``unit`` divides by 255; ``standardised`` then subtracts the training images' mean and divides by their standard
-    deviation, per channel."""
+    """``unit`` divides pixels by 255; ``standardised`` then subtracts the training images' mean and divides by their
+    standard deviation, per channel."""
     validation_fraction: Fraction = 0.1
-    """Share of each class's training images that is held out for validation, the same for every seed; only of a dataset
-    without a validation split of its own."""
+    """Fraction of each class's training images held out for validation, the same images for every seed. Leave it at its
+    default if the dataset has a validation split of its own."""
     augment: Annotated[AugmentSettings | None, OrFalse] = None
-    """How training images are changed anew in each epoch: a table of its settings; ``false`` is none."""
+    """Augmentation of the training images: a table of its settings; ``false`` is none."""
 
     @field_validator("augment", mode="after")
     @classmethod
     def _changes_something(cls, augment: AugmentSettings | None, info: ValidationInfo) -> AugmentSettings | None:
         if augment is None or augment != AugmentSettings():
             return augment
+        # An empty table is a mistake; one whose settings are spelt out as off may be a point of a sweep.
         if not augment.model_fields_set and not is_older(info):
             raise ValueError("it changes nothing; name what it changes, as { flip = 'random' }, or leave it out")
         return None
 
 
 class EarlyStoppingSettings(Settings):
-    """Stop when the selected split's accuracy has not risen for a while."""
+    """Stop the training when the accuracy on the split of ``select_on`` no longer rises."""
 
     patience: Annotated[int, Field(ge=1)]
-    """Epochs without a higher accuracy on the split of ``select_on`` after which the training stops."""
+    """Number of epochs without a higher accuracy on the split of ``select_on`` after which the training stops."""
 
 
 class LookaheadSettings(Settings):
-    """A slow copy of the weights, which the fast ones go back to (Zhang et al. 2019)."""
+    """Lookahead: slow weights that follow the trained ones, and to which these are reset (Zhang et al. 2019)."""
 
     every: Annotated[int, Field(ge=1)] = 5
-    """Steps between two times; after the last step it acts as well, by the steps since. At most the steps of the
-    training."""
+    """Steps between two updates of the slow weights, at most the steps of the training; the last step is followed by an
+    update as well."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """The slow weights' share is decay^n · (step / steps)^power, with n steps since the time before."""
+    """The slow weights keep the share decay^n · (step / steps)^power in an update, n steps after the previous one."""
     power: Annotated[float, Field(ge=0, le=10)] = 3.0
-    """Exponent of step / steps in the slow weights' share."""
+    """Exponent of step / steps in the share that the slow weights keep."""
 
 
 class SgdSettings(Settings):
-    """Stochastic gradient descent (Sutskever et al. 2013, in torch's form)."""
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013, as PyTorch computes it)."""
 
     momentum: Fraction = 0.9
-    """Share of the last step's velocity in the next; 0 is none."""
+    """Fraction of the velocity that each step keeps; 0 is no momentum."""
     nesterov: bool = False
-    """Whether the momentum is Nesterov's; it needs one."""
+    """Use Nesterov's form of momentum; needs ``momentum`` above 0."""
     decoupled_weight_decay: bool = False
-    """Whether weights shrink by learning_rate · weight_decay beside the gradient's step, as AdamW's always do."""
+    """Shrink weights by the fraction learning_rate · weight_decay instead of adding λw to the gradient, as AdamW always
+    does."""
 
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
@@ -117,29 +121,29 @@ class AdamWSettings(Settings):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     beta1: Fraction = 0.9
-    """Share of the last mean of gradients in the next."""
+    """Decay rate of the running mean of gradients."""
     beta2: Fraction = 0.999
-    """Share of the last mean of squared gradients in the next."""
+    """Decay rate of the running mean of squared gradients."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """Added to the root of the mean of squared gradients."""
+    """Added to the square root of the mean of squared gradients."""
 
 
 class OptimiserSettings(OneOf):
-    """How a step changes the weights: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
+    """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
 
     sgd: Annotated[SgdSettings | None, OrFalse] = None
-    """Stochastic gradient descent."""
+    """Stochastic gradient descent: ``true`` or a table of its settings."""
     adamw: Annotated[AdamWSettings | None, OrFalse] = None
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay: ``true`` or a table of its settings."""
 
 
 class ConstantSettings(Settings):
-    """The highest learning rate to the end."""
+    """A learning rate that stays at its peak after the warm-up."""
 
     warmup: Fraction = 0.0
-    """Share of all steps (not epochs) over which the learning rate first rises in a straight line to the highest."""
+    """Share of all steps (not epochs) over which the learning rate first rises linearly to its peak."""
     start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the highest learning rate at which the warm-up starts, in the first step."""
+    """Learning rate of the first step of a warm-up, as a fraction of the peak."""
 
     @model_validator(mode="after")
     def _starts_below(self, info: ValidationInfo) -> Self:
@@ -150,16 +154,17 @@ class ConstantSettings(Settings):
                 f"start_factor: it is where a warm-up starts, found {self.start_factor:g} without one; set warmup, or "
                 "leave it out"
             )
+        # In a decaying schedule it does act: the peak then lasts through the warm-up.
         if self.start_factor == 1 and type(self) is ConstantSettings:
             raise ValueError("start_factor: a warm-up from 1 changes nothing; set a smaller one, or leave out both")
         return self
 
 
 class DecaySettings(ConstantSettings):
-    """A learning rate that falls from the highest, by step, to its end after the last step."""
+    """A learning rate that falls with every step from its peak to its end, just after the last step."""
 
     end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the highest learning rate that is reached one step after the last step of the last epoch."""
+    """Learning rate that is reached one step after the last step of the last epoch, as a fraction of the peak."""
 
     @model_validator(mode="after")
     def _falls(self, info: ValidationInfo) -> Self:
@@ -169,61 +174,63 @@ class DecaySettings(ConstantSettings):
 
 
 class ScheduleSettings(OneOf):
-    """How the learning rate goes, by step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one."""
+    """Learning rate per step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one of these keys."""
 
     constant: Annotated[ConstantSettings | None, OrFalse] = None
-    """It stays at the highest after the warm-up."""
+    """Stays at the peak after the warm-up."""
     cosine: Annotated[DecaySettings | None, OrFalse] = None
-    """It falls as half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+    """Falls along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
     triangular: Annotated[DecaySettings | None, OrFalse] = None
-    """It falls in a straight line."""
+    """Falls linearly after the warm-up."""
 
 
 class TrainSettings(Settings):
     """How the network is trained.
 
     The ``train_loss`` of an epoch is the mean over its batches while the weights change, with dropout, augmentation and
-    label smoothing, without weight decay; other losses are of the weights after the epoch, without these.
+    label smoothing but without weight decay; all other losses are computed with the weights after the epoch, without
+    any of these.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Passes over the training images, at most; each in another order."""
+    """Maximum number of passes over the training images, each in a different order."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Images per step; the last partial batch of an epoch is dropped, other images in each epoch."""
+    """Images per step; the last partial batch of an epoch is dropped, which leaves out different images each time."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
-    """The highest learning rate, per step, of the batch's mean loss."""
+    """Peak learning rate, for the gradient of the batch's mean loss."""
     schedule: ScheduleSettings = ScheduleSettings(constant=ConstantSettings())
-    """How the learning rate goes, by step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one."""
+    """Learning rate per step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one of these keys."""
     optimiser: OptimiserSettings = OptimiserSettings(sgd=SgdSettings())
-    """How a step changes the weights: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
+    """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Factor λ of the decay of weights, ½λw² in the loss of SGD; biases and normalisations are not decayed."""
+    """Coefficient λ of weight decay, ½λw² in the loss of SGD; biases and normalisations are not decayed."""
     lookahead: Annotated[LookaheadSettings | None, OrFalse] = None
-    """A slow copy of the weights: ``true`` or a table of its settings; ``false`` is none."""
+    """Lookahead around the optimiser: ``true`` or a table of its settings; ``false`` is none."""
     label_smoothing: Fraction = 0.0
-    """Share of each label that is spread evenly over all classes, in the training's loss alone."""
+    """Fraction of each label that is spread evenly over all classes, in the training loss only."""
     precision: Literal["float32", "tf32", "float16"] = "float32"
-    """Precision of a GPU's matrix products: ``tf32`` rounds their factors to 10 bits of mantissa, ``float16`` also
-    computes convolutions in float16, where a number above 65504 ends the training; all else is float32, as on a CPU."""
+    """Precision of matrix products on a GPU: ``tf32`` rounds their factors to 10 bits of mantissa, ``float16`` also
+    computes convolutions in float16, where a value above 65504 ends the training. All else is float32, as on a CPU."""
     select_on: Literal["validation", "test", "last"] = "validation"
-    """The split whose accuracy chooses the epoch whose weights are kept; ``last`` keeps the last."""
+    """Split whose accuracy selects the epoch whose weights are kept; ``last`` keeps those of the last epoch."""
     test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"
-    """Evaluate the mean output of an image and its mirror image, or also of both moved one pixel up and down a
-    diagonal."""
+    """Average the outputs for an image and its mirror image (``flip``), or also for both shifted by one pixel along a
+    diagonal, either way (``flip_translate``)."""
     early_stopping: Annotated[EarlyStoppingSettings | None, OrFalse] = None
-    """Stop before the last epoch, when the accuracy no longer rises: a table of its settings; ``false`` is never."""
+    """Stop before the last epoch when the accuracy no longer rises: a table of its settings; ``false`` is never."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between two checkpoints, which have no influence on the result."""
+    """Seconds between two checkpoints; no influence on the result."""
 
     @classmethod
     def place_now(cls, key: str, table: Mapping[str, Any]) -> str:
-        """Return where a key stands now that lay flat up to format 2."""
+        """Return where a key that lay flat in ``train`` up to format 2 is now."""
         return older.place_now(key, table)
 
     @field_validator("early_stopping", mode="after")
     @classmethod
     def _can_stop(cls, stopping: EarlyStoppingSettings | None, info: ValidationInfo) -> EarlyStoppingSettings | None:
-        """Leave out what so few epochs never reach: the first may be the best, and the last ends by itself."""
+        """Drop a patience that cannot run out: the first epoch may be best, and the last one ends training anyway."""
+        # pydantic leaves epochs out of info.data if it was not valid itself.
         return stopping if stopping and stopping.patience <= info.data.get("epochs", math.inf) - 2 else None
 
     @model_validator(mode="after")
@@ -239,10 +246,10 @@ class TrainSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """Where and with what the job runs; none of it has an influence on its name."""
+    """Where the job runs; no part of the run's name."""
 
     backend: Literal["auto", "numpy", "cuda"] = "auto"
-    """``auto`` takes a GPU where there is one; a run keeps the backend of its first start."""
+    """``auto`` uses a GPU if there is one; a run keeps the backend of its first attempt."""
 
 
 def _require_name(name: str) -> str:
@@ -255,22 +262,22 @@ def _require_name(name: str) -> str:
 
 
 class Job(Settings):
-    """One training, wholly described."""
+    """A complete description of one training."""
 
     name: Annotated[str, AfterValidator(_require_name)]
-    """Names the run's folder, with a digest; the stem of the job file's name by default."""
+    """First part of the run folder's name, before the digest; by default the job file's name without its suffix."""
     dataset: Annotated[str, Field(min_length=1)]
-    """A prepared dataset's name, or the path of its HDF5 file."""
+    """Name of a prepared dataset, or the path of its HDF5 file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of every random number of the training: initial weights, order, augmentation, dropout."""
+    """Seed of all random numbers of the training: initial weights, order of the images, augmentation, dropout."""
     data: DataSettings = DataSettings()
-    """What the network sees of the dataset."""
+    """Preprocessing and augmentation of the images, and the validation split."""
     model: Model
-    """The network."""
+    """The network: its blocks and the classifier."""
     train: TrainSettings
-    """The training."""
+    """Length, optimiser and evaluation of the training."""
     resources: ResourceSettings = ResourceSettings()
-    """Where the job runs."""
+    """Where the job runs; no part of the run's name."""
 
     @model_validator(mode="after")
     def _computes_as_asked(self, info: ValidationInfo) -> Self:
@@ -288,8 +295,9 @@ class Job(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _alternates(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Take flips that alternate between epochs for random ones where there is one epoch: they are the same."""
+        """Replace alternating flips by random ones if there is a single epoch: both give the same images."""
         job = handler(values)
+        # Settings are frozen: the change is made on copies.
         if job.train.epochs > 1 or not job.data.augment or job.data.augment.flip != "alternating":
             return job
         augment = job.data.augment.model_copy(update={"flip": "random"})
@@ -297,18 +305,18 @@ class Job(Settings):
 
     @classmethod
     def load(cls, name: str, overrides: Iterable[str] = ()) -> Self:
-        """Read a job file and check all of it.
+        """Read a job file, apply the overrides and check the result.
 
         Args:
-            name: a path, or the name of a job in ``jobs/`` here or of those that come with the package; or the folder
-                of a run, whose job it is then.
-            overrides: ``key=value`` each, the key dotted, the value as in TOML (or a bare word).
+            name: the path of a job file; the name of a job in ``./jobs/`` or of one that comes with the package; or a
+                run's folder, for the run's own job.
+            overrides: one ``key=value`` each, with a dotted key and a value in TOML (or a bare word).
 
         Returns:
-            The job, every default filled in.
+            The job, with all defaults filled in.
 
         Raises:
-            JobError: there is no such job, or it is not valid; every problem is named at once.
+            JobError: there is no such job, or it is not valid; the message lists all problems.
         """
         path = find(name)
         content = _read_frozen(path) if path.name == FROZEN else toml.read(path)
@@ -323,15 +331,15 @@ class Job(Settings):
 
     @classmethod
     def checked(cls, content: Any, where: str, written_as: int = FORMAT) -> Self:
-        """Check a job's content, as read from a file.
+        """Check the content of a job file.
 
         Args:
-            content: the file's.
-            where: the file, for the message.
-            written_as: the format it was written in; a key of an older one is read as what it means now.
+            content: the parsed file.
+            where: the file's path, for the message.
+            written_as: the format that the content was written in; keys of an older one are translated.
 
         Raises:
-            JobError: it is not valid; every problem is named at once.
+            JobError: the job is not valid; the message lists all problems.
         """
         is_of_now = written_as == FORMAT
         content = content if is_of_now or not isinstance(content, dict) else older.translate(content)
@@ -342,36 +350,40 @@ class Job(Settings):
             raise JobError(f"{where}: not a valid job:\n{problems}") from error
 
     def digest(self, data_digest: str) -> str:
-        """SHA-256 of all that decides the result: the job and the data it reads.
+        """Return the SHA-256 of everything that decides the result: the job and the data it reads.
 
         Args:
-            data_digest: :attr:`cnnjob.data.dataset.Dataset.digest` of its dataset.
+            data_digest: :attr:`cnnjob.data.dataset.Dataset.digest` of the job's dataset.
 
         Returns:
             64 hexadecimal digits, the same on every machine.
         """
+        # The backend is left out although it decides the last bits: a run keeps the one that its first attempt chose.
         says = self.model_dump(
             mode="json",
             exclude={"name": True, "dataset": True, "resources": True, "train": {"checkpoint_seconds"}},
-            exclude_defaults=True,  # so that a key which is added later renames no run
+            exclude_defaults=True,  # so that adding a key to the schema later renames no run
         )
         return sha256_of(canonical_json({"format": FORMAT, "job": says, "data": data_digest}).encode())
 
 
 def known() -> dict[str, Path]:
-    """Every job that can be named, with its file: those in ``jobs/`` here, over those of the package."""
+    """Return every job that has a name, with its file; jobs in ``./jobs/`` take precedence over the package's."""
     return named_toml_files("jobs")
 
 
 def find(name: str) -> Path:
-    """The file of a job, given its path, its name, or the folder of a run.
+    """Return the file of a job, given its path, its name, or the folder of a run.
 
     Raises:
-        JobError: there is none; near names are said.
+        JobError: there is no such job; the message suggests a similar name.
     """
+    # exists() and not is_file(): for a pipe or a folder the reader has the better message.
     if (path := Path(name)).suffix == ".toml" and path.exists():
         return path
-    if (path / FROZEN).is_file():
+    if path.name == FROZEN and path.is_file():
+        return path
+    if (path / FROZEN).is_file():  # before the names: a folder in the working directory may have one
         return path / FROZEN
     if path.suffix or "/" in name:
         raise JobError(f"{name}: no such file; a job is a .toml file, or one of the names that `cnnjob show` lists")
@@ -382,7 +394,7 @@ def find(name: str) -> Path:
 
 
 def _read_frozen(path: Path) -> dict[str, Any]:
-    """Read the job of a run folder."""
+    """Read the job of a run's folder; one of an older format is refused."""
     frozen = json_files.read_sealed(path, manifest.Manifest)
     if frozen.get("format") != FORMAT:
         raise JobError(
@@ -397,11 +409,12 @@ def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str
     """Yield every setting of a job with its dotted key.
 
     Args:
-        table: the job, as :meth:`Job.model_dump` gives it.
-        above: what stands before the keys.
+        table: the job, as returned by :meth:`Job.model_dump`.
+        above: prefix of the keys, ending in a dot.
 
     Yields:
-        Keys and values; a list is one value. Of ``KINDS`` the kind first, as ``train.optimiser`` and ``"sgd"``.
+        Keys and values; a list is one value. A table of :data:`KINDS` is preceded by its kind, such as
+        ``train.optimiser`` and ``"sgd"``.
     """
     for key, value in table.items():
         name = above + key
@@ -414,13 +427,13 @@ def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str
 
 
 def is_of_its_kind(key: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether a dotted key is one of the kind that some settings have, as ``sgd.momentum`` is not of AdamW."""
+    """Return whether a key belongs to the optimiser or schedule in use; ``sgd.momentum`` does not with AdamW."""
     kinds = (f"{table}.{settings[table]}." for table in KINDS if table in settings and key.startswith(f"{table}."))
     return all(key.startswith(kind) or key == kind[:-1] for kind in kinds)
 
 
 def _require_kept(done: Mapping[tuple[str, ...], str], key: tuple[str, ...], override: str) -> None:
-    """Refuse an assignment that would undo one before it, of which it sets the whole table."""
+    """Refuse an assignment that would undo an earlier one, because it replaces the table that the other changed."""
     for before, text in done.items():
         if len(before) > len(key) and before[: len(key)] == key:
             raise JobError(
@@ -438,9 +451,10 @@ def _require_kept(done: Mapping[tuple[str, ...], str], key: tuple[str, ...], ove
 def _apply(
     content: dict[str, Any], key: tuple[str, ...], value: Any, override: str, done: Mapping[tuple[str, ...], str]
 ) -> None:
-    """Set one key in the content of a job file; a key of another optimiser or schedule than the file's chooses that."""
+    """Set one key in a job file's content; a key of another optimiser or schedule than the file's also selects that."""
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):
+        # A kind that an earlier assignment chose is kept, and a key of another kind is refused.
         is_kind = ".".join(key[:number]) in KINDS and key[:number] not in done
         if is_kind and isinstance(table, dict) and not _is_of_kind(table.get(name), key[number]):
             table[name] = key[number]
@@ -454,7 +468,7 @@ def _apply(
 
 
 def _child(table: Any, name: str, following: str, override: str) -> Any:
-    """Return the table of a name; one that is said in short, as ``true`` or by its kind's name, is written out."""
+    """Return the table of a name; a shorthand for one (``true``, or the name of a kind) is expanded first."""
     index: Any = _index(table, name)
     if index is None and not isinstance(table, dict):
         raise _leads_nowhere(override, name)
@@ -469,12 +483,12 @@ def _child(table: Any, name: str, following: str, override: str) -> Any:
 
 
 def _is_of_kind(setting: Any, name: str) -> bool:
-    """Return whether an optimiser or schedule is of this kind."""
+    """Return whether the setting of an optimiser or schedule selects this kind."""
     return setting == name or (isinstance(setting, dict) and name in setting)
 
 
 def _index(table: Any, name: str) -> int | None:
-    """Return the place that a name counts in a list; None where it is none."""
+    """Return the list index that a name stands for; None if the table is no list or has no such index."""
     found = int(name) if isinstance(table, list) and _COUNT.fullmatch(name) else math.inf
     return int(found) if isinstance(table, list) and found < len(table) else None
 

@@ -1,7 +1,7 @@
-"""JSON files with a known content: their fields are checked when they are read, and a seal tells an edited one.
+"""Read JSON files of a known schema: fields are checked on reading, and a seal (a SHA-256) reveals an edited file.
 
-A file may be damaged, edited or of another version: a field that is not described is left alone, one that is
-described has the type that the code relies on.
+A file may be damaged, edited or written by another version. Fields outside the schema are ignored; a field of the
+schema has the type that the code relies on.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from cnnjob import files
 from cnnjob.errors import DataError
 
 SEAL = "sha256"
-"""The key of a record's SHA-256 of all its other content."""
+"""Key of the SHA-256 of all other content of a file."""
 _SHOWN = 60
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
-"""Of a time that can be moved to any zone, and compared with any other."""
+"""Range of years in which a time can be converted to any zone and compared with any other."""
 
 
 def _time(text: str) -> str:
@@ -29,6 +29,7 @@ def _time(text: str) -> str:
     return text
 
 
+# 2**53: the integers that every JSON reader represents exactly; inode numbers have up to 64 bits.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Inode = Annotated[int, Field(ge=0, lt=2**64)]
 Number = float
@@ -38,46 +39,47 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Fields(BaseModel):
-    """Strict about the types of what is described; other fields may stand beside it."""
+    """Base class of the schemas: the types of fields are strict, and unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+# Building an adapter costs far more than a validation.
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def read(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    """Read a JSON file of a known kind.
+    """Read a JSON file of one object.
 
     Args:
         path: the file.
-        kind: one of this module's, or a table of a job or a profile.
+        kind: its schema.
 
     Returns:
-        What the file says, with fields that are not described.
+        The file's content, including fields outside the schema.
 
     Raises:
-        DataError: it is missing or is no regular file; or damaged, and which field it is.
+        DataError: the file is missing, is not a regular file, or is damaged; the message names the field.
     """
     content: dict[str, Any] = checked(files.read_json(path), kind, str(path))
     return content
 
 
 def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
-    """Read a JSON file of a list.
+    """Read a JSON file of one list.
 
     Args:
         path: the file.
-        kind: of each member.
-        at_least: how many members it must have.
+        kind: type or schema of each member.
+        at_least: minimum number of members.
 
     Returns:
-        What the file says.
+        The members.
 
     Raises:
-        DataError: it is missing or is no regular file; or damaged, and which member it is.
+        DataError: the file is missing, is not a regular file, or is damaged; the message names the member.
     """
     members: list[Any] = checked(files.read_json(path), list[kind], str(path))
     if len(members) < at_least:
@@ -90,24 +92,25 @@ def read_lines(path: Path, kind: Any, at_most: int) -> list[Any]:
 
     Args:
         path: the file.
-        kind: of each line.
-        at_most: bytes.
+        kind: type or schema of each line.
+        at_most: maximum size of the file, in bytes.
 
     Returns:
-        What the lines say.
+        The content of each line that is not empty.
 
     Raises:
-        DataError: it is missing, is no regular file or is larger; or damaged, and which line it is.
+        DataError: the file is missing, is not a regular file, is larger, or is damaged; the message names the line.
     """
+    # Not splitlines(), which also splits at characters such as U+2028 that JSON allows inside a string.
     lines = files.read_text(path, at_most).split("\n")
     return [parse(line, kind, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
 
 def parse(text: str, kind: Any, where: str) -> Any:
-    """Parse JSON of a known kind; ``where`` names it.
+    """Parse JSON of a known schema; ``where`` names it in messages.
 
     Raises:
-        DataError: it is not JSON, or not of this kind.
+        DataError: the text is not JSON, or does not fit the schema.
     """
     try:
         content = files.parse_json(text)
@@ -117,11 +120,12 @@ def parse(text: str, kind: Any, where: str) -> Any:
 
 
 def checked(content: Any, kind: Any, where: str) -> Any:
-    """Return content that is of a known kind; ``where`` names it.
+    """Return the content unchanged if it fits a schema; ``where`` names it in messages.
 
     Raises:
-        DataError: it is not; the first field that is wrong is named.
+        DataError: it does not fit; the message names the first wrong field.
     """
+    # The validated model is discarded: it has only the fields of the schema.
     try:
         _adapter(kind).validate_python(content)
     except ValidationError as error:
@@ -133,7 +137,7 @@ def checked(content: Any, kind: Any, where: str) -> Any:
 
 
 def _explain(problem: Any) -> str:
-    """Return what is wrong with a field: ``data.mean is missing``."""
+    """Return what is wrong with a field, such as ``data.mean is missing``."""
     field = ".".join(map(str, problem["loc"])) or "it"
     if problem["type"] == "missing":
         return f"{field} is missing"
@@ -144,19 +148,20 @@ def _explain(problem: Any) -> str:
 
 
 def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    """Read a JSON file that carries a SHA-256 of its other content; one of an older version may lack it.
+    """Read a JSON file that carries the SHA-256 of its other content; one of an older version may lack it.
 
     Args:
         path: the file.
-        kind: one of this module's.
+        kind: its schema.
 
     Returns:
-        What the file says.
+        The file's content.
 
     Raises:
-        DataError: it is missing, damaged or edited.
+        DataError: the file is missing, damaged or edited.
     """
     content = read(path, kind)
+    # Every version that wrote a format also wrote a seal: a file with a format alone has lost its seal.
     if content.get(SEAL) is None and "format" in content:
         raise DataError(
             f"{path}: damaged or edited, it lacks its SHA-256. Restore it, or train the changed job in a run folder of "
@@ -171,11 +176,11 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def seal_of(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of all of a record's content but its seal."""
+    """Return the SHA-256 of a file's content without its seal."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     return files.sha256_of(files.canonical_json(rest).encode())
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record's content with its seal."""
+    """Return the content with its seal added."""
     return {**content, SEAL: seal_of(content)}

@@ -1,20 +1,21 @@
-"""Files that can be named without their folder: those of a folder here, over those that come with the package.
+"""Look up jobs and profiles by name, in the working directory and in the package.
 
-Nothing else is loaded: the shell asks for these names at every press of TAB.
+This module imports nothing heavy: shell completion asks for these names at every press of TAB.
 """
 
 from pathlib import Path
 
 
 def named_toml_files(name: str) -> dict[str, Path]:
-    """The TOML files of ``jobs`` or ``slurm``.
+    """Return the TOML files of ``jobs`` or ``slurm``.
 
     Args:
-        name: of the folder.
+        name: name of the folder.
 
     Returns:
-        Each file by its stem, in order of name.
+        The file of each stem, sorted by stem; a file in the working directory takes precedence.
     """
+    # An installed package has the files under share/; in a checkout they lie beside the package.
     package = Path(__file__).parents[1]
     found: dict[str, Path] = {}
     for folder in (Path(name), package / "share" / name, package.parent / name):

@@ -1,4 +1,4 @@
-"""``job.json``: the resolved job of a run and the data that it was made for."""
+"""Schema of ``job.json``: the resolved job of a run and the dataset that it was created for."""
 
 from typing import Annotated, Any, Self
 
@@ -8,11 +8,14 @@ from cnnjob.jobs.json_files import Count, Fields, Number, Sha256
 
 
 class ManifestData(Fields):
-    """What ``job.json`` says of the dataset."""
+    """The dataset in ``job.json``."""
 
     path: str
+    """Absolute path of the HDF5 file, with links resolved."""
     name: str
+    """Name of the dataset."""
     digest: Sha256
+    """:attr:`cnnjob.data.dataset.Dataset.digest`."""
     image_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)] | None = None
     class_names: Annotated[list[str], Field(min_length=1)] | None = None
     mean: list[Number] | None = None
@@ -35,7 +38,7 @@ class _Train(Fields):
 
 
 class _Job(Fields):
-    """What is read of a job of any version."""
+    """The fields that are read of a job of any version."""
 
     name: str
     seed: Count
@@ -44,13 +47,14 @@ class _Job(Fields):
 
 
 class Manifest(Fields):
-    """``job.json``: the resolved job and its data; nothing else may stand there, so that its seal cannot be renamed."""
+    """Content of ``job.json``; unknown fields are refused, so that a seal renamed to another key is noticed."""
 
     model_config = ConfigDict(extra="forbid")
 
     job: _Job
     data: ManifestData
     digest: Sha256
+    """:meth:`cnnjob.jobs.job.Job.digest`, whose first digits are in the folder's name."""
     format: Count | None = None
     sha256: Sha256 | None = None
-    """Missing in a file that was made before records were sealed, and before their format was written down."""
+    """The seal; missing in a file that a version without seals wrote."""

@@ -1,7 +1,7 @@
-"""Jobs as older versions wrote them: where each key of an older layout stands now.
+"""Translate jobs of older formats: where each key of the old layout is now.
 
-Up to format 2 the optimiser's and the schedule's keys lay flat in ``train``. They now lie in the table of the kind
-that they act with, as ``optimiser = { sgd = { momentum = 0.9 } }``.
+Up to format 2 the keys of the optimiser and the schedule lay flat in ``train``. They are now in the table of the
+optimiser or schedule that uses them, as in ``optimiser = { sgd = { momentum = 0.9 } }``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,17 +18,17 @@ _PLACES: dict[str, dict[str, dict[str, str]]] = {
     },
     "schedule": {"constant": _WARMUP, "cosine": _FALL, "triangular": _FALL},
 }
-"""For each table of ``train`` and each kind, the default first: the flat keys that act with it, and their new names."""
+"""Old flat keys and their new names, by table of ``train`` and by kind; the default kind comes first."""
 
 
 def translate(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a job file of format 1 or 2 in today's layout.
+    """Translate a job of format 1 or 2 into the current layout.
 
     Args:
-        job: what ``job.json`` held under ``job``.
+        job: the content of ``job.json`` under ``job``.
 
     Returns:
-        The same job; keys that could not act with their optimiser or schedule are left out.
+        The same job; keys that had no effect with its optimiser or schedule are left out.
     """
     train = job.get("train")
     if not isinstance(train, dict):
@@ -36,6 +36,7 @@ def translate(job: Mapping[str, Any]) -> dict[str, Any]:
     flat = {old for kinds in _PLACES.values() for names in kinds.values() for old in names}
     new = {key: value for key, value in train.items() if key not in flat}
     for table, kinds in _PLACES.items():
+        # A misspelt kind has no keys here; the schema then reports it.
         names = kinds.get(kind := _kind_of(table, train), {})
         settings = {new_name: train[old] for old, new_name in names.items() if old in train}
         if settings and not isinstance(train.get(table), dict):
@@ -44,14 +45,15 @@ def translate(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place_now(key: str, train: Mapping[str, Any]) -> str:
-    """Return where a key that lay flat in ``train`` stands now.
+    """Return where a key that used to lie flat in ``train`` is now.
 
     Args:
         key: the old key.
-        train: the table that it was found in, which says the optimiser and the schedule.
+        train: the table it was found in, which also selects the optimiser and the schedule.
 
     Returns:
-        A sentence with the new spelling, of all that moves to the same table; empty for a key that never lay flat.
+        A sentence with the new spelling of this key and of all others that move to the same table; empty for a key
+        that never lay flat.
     """
     for table, kinds in _PLACES.items():
         homes = [kind for kind, names in kinds.items() if key in names]
@@ -68,13 +70,13 @@ def place_now(key: str, train: Mapping[str, Any]) -> str:
 
 
 def _spelling(table: str, kind: str, keys: Iterable[str], train: Mapping[str, Any]) -> str:
-    """Return the table of a kind with some keys, as a job file writes it now."""
+    """Return the table of a kind with some of the old keys, in the current spelling."""
     settings = ", ".join(f"{_PLACES[table][kind][key]} = {as_typed(train[key])}" for key in keys)
     return f"{table} = {{ {kind} = {{ {settings} }} }}"
 
 
 def _kind_of(table: str, train: Mapping[str, Any]) -> str:
-    """Return which optimiser or schedule a ``train`` table asks for, in the old layout or today's."""
+    """Return the optimiser or schedule that a ``train`` table selects, in the old layout or the current one."""
     said = train.get(table)
     kinds = _PLACES[table]
     if isinstance(said, dict):

@@ -1,6 +1,6 @@
-"""Every key of a job file in one line: what it takes, its default and what it means, from the fields' own docstrings.
+"""Reference of the keys of a job file, one line per key, generated from the docstrings of the schema's fields.
 
-python -m cnnjob.jobs.reference > docs/job-file.md
+``python -m cnnjob.jobs.reference > docs/job-file.md`` writes the page.
 """
 
 import ast
@@ -28,17 +28,19 @@ class Key:
     """A key of a job file."""
 
     table: str
-    """The table that it stands in, as ``train`` or ``{ conv = … }``; empty at the top."""
+    """Dotted name of its table, or the block's key as ``{ conv = … }``; empty at the top level."""
     name: str
     takes: str
-    """The kinds and limits of its values."""
+    """Types and limits of its values, in words."""
     default: str
-    """``required`` where there is none."""
+    """The default as TOML; ``required`` for a key without one."""
     meaning: str
+    """The field's docstring, in one line."""
 
 
 def keys() -> list[Key]:
-    """Return every key of a job file, those of a table after those above it."""
+    """Return every key of a job file, table by table, outer tables first."""
+    # dict(): conv and dropout are met twice, as blocks of the network and inside a residual.
     return [
         Key(table, name, _takes(field), _default(field), _one_line(_docstrings(section).get(name, "")))
         for table, section in dict(_tables(Job, "")).items()
@@ -47,7 +49,7 @@ def keys() -> list[Key]:
 
 
 def markdown() -> str:
-    """Return the reference of all keys, a table for each table of a job file."""
+    """Return the reference as Markdown, with one table per table of a job file."""
     tables, about = dict(_tables(Job, "")), _one_line(inspect.getdoc(Job) or "")
     lines = ["# The keys of a job file", "", f"{about} `cnnjob show --keys` prints the same.", "", _MADE_BY]
     for table, found in groupby(keys(), key=lambda key: key.table):
@@ -59,7 +61,7 @@ def markdown() -> str:
 
 
 def _tables(section: type[BaseModel], name: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield a table and all below it; a block is named by its own key."""
+    """Yield a table and all tables below it by dotted name; a block is named after its own key."""
     yield name, section
     for key, field in section.model_fields.items():
         for inner in sections_in(field.annotation):
@@ -69,7 +71,8 @@ def _tables(section: type[BaseModel], name: str) -> Iterator[tuple[str, type[Bas
 
 @cache
 def _docstrings(section: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring behind each field of a class and of its bases."""
+    """Return the docstring below each field of a class and of its bases."""
+    # Python keeps no docstrings of attributes, so they are read from the source, bases first to be overridden.
     found: dict[str, str] = {}
     for base in reversed(section.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
@@ -88,7 +91,7 @@ def _one_line(text: str) -> str:
 
 
 def _takes(field: FieldInfo) -> str:
-    """Return the kinds and limits of a key's values."""
+    """Return the types and limits of a key's values."""
     bounds = [
         _BOUNDS[name].format(f"{getattr(one, name):,}")
         for one in _metadata(field) for name in _BOUNDS if hasattr(one, name)
@@ -98,14 +101,15 @@ def _takes(field: FieldInfo) -> str:
 
 
 def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """Yield the limits of a field, also of one that may be left out."""
+    """Yield the limits of a field, also those inside a union such as ``Annotated[…] | None``."""
+    # pydantic moves the limits of a plain annotation to the field, but leaves those inside a union where they are.
     within = [one for inner in get_args(field.annotation) for one in getattr(inner, "__metadata__", ())]
     for part in (*field.metadata, *within):
         yield from getattr(part, "metadata", [part])
 
 
 def _kinds(annotation: Any) -> Iterator[str]:
-    """Yield the kinds of values of an annotation, as a job file calls them."""
+    """Yield the types of an annotation in the words of the reference."""
     if annotation in _WORDS:
         yield _WORDS[annotation]
     elif get_origin(annotation) is Literal:

@@ -1,4 +1,4 @@
-"""Tables of a job file or a profile: strict about names and types, and plain about what is wrong."""
+"""Base classes for the tables of a job file or a profile, and error messages in the terms of those files."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -22,7 +22,7 @@ from cnnjob.errors import printable
 
 
 def _below_one(share: float) -> float:
-    """Refuse a share that float32 takes for 1."""
+    """Refuse a fraction that rounds to 1 in float32."""
     if share >= 1 - _HALF_STEP:
         raise ValueError(f"input should be less than 1 in float32 too, at most 0.9999999, found {share}")
     return share
@@ -30,8 +30,9 @@ def _below_one(share: float) -> float:
 
 Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
 
+# In float32 a dropout rate that rounds to 1 divides by zero, and a learning rate of 1e-300 trains nothing.
 _SMALLEST, _HALF_STEP = 2.0**-126, 2.0**-25
-"""Of float32: the smallest number of full precision, and half of the step below 1."""
+"""Of float32: the smallest normal number, and half the spacing of numbers just below 1."""
 _SHOWN_LETTERS = 80
 _SHOWN_PROBLEMS = 50
 _EXPECTED = {
@@ -45,32 +46,32 @@ _EXPECTED = {
     "string_type": "a string",
     "tuple_type": "an array",
 }
-"""What a job file calls the kinds of values, by pydantic's names of its errors."""
+"""Names of the expected values in messages, by pydantic's error type."""
 
 
 class Settings(BaseModel):
-    """A table of the job file: frozen, and strict about names and types."""
+    """A table of a job file or a profile: frozen, and strict about names and types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
     def _one_zero(cls, value: Any) -> Any:
-        """Take -0.0 as 0.0, which would give another digest, and refuse what float32 takes for 0."""
+        """Replace -0.0, which would give another digest, by 0.0; refuse other numbers below float32's normal range."""
         if not isinstance(value, float):
             return value
         if 0 < abs(value) < _SMALLEST:
             raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest of float32, found {value:g}")
-        return value + 0.0
+        return value + 0.0  # -0.0 + 0.0 is 0.0
 
     @classmethod
     def place_now(cls, key: str, table: Mapping[str, Any]) -> str:  # noqa: ARG003 - most have never changed
-        """Return a sentence on where a key of an older layout stands now; empty where it is none."""
+        """Return a sentence on where a key of an older layout is now; empty for any other key."""
         return ""
 
 
 class OneOf(Settings):
-    """A table with exactly one of its keys, itself a table; the key's name alone stands for one of defaults."""
+    """A table with exactly one of its keys, itself a table; the bare name of a key selects it with its defaults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,48 +86,49 @@ class OneOf(Settings):
 
     @property
     def kind(self) -> str:
-        """The key that is there."""
+        """Name of the key that is set."""
         return next(key for key in type(self).model_fields if getattr(self, key) is not None)
 
     @model_serializer(mode="wrap")
     def _only_what_is_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without the None of the other kinds a dump can be written as TOML and read back.
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
 def _has_one(table: dict[str, Any], kinds: Iterable[str]) -> bool:
-    """Return whether a table names one kind, or is to be checked for a key that is misspelt."""
+    """Return whether a table has one kind, or only unknown keys, which pydantic then reports with a near match."""
     known = [kind for kind in kinds if table.get(kind) is not None and table[kind] is not False]
     return len(known) == 1 or (not known and any(key not in kinds for key in table))
 
 
 def is_older(info: ValidationInfo) -> bool:
-    """Return whether a job of an older format is read, which might say what cannot act."""
+    """Return whether a job of an older format is being read; it may hold settings without effect, refused today."""
     return bool(info.context and info.context.get("older"))
 
 
 def _unless_false(value: Any) -> Any:
-    """TOML has no null, so false says that there is none; and true, that there is one with its defaults."""
+    """Map ``false`` to None and ``true`` to a table of defaults, since TOML has no null."""
     return {} if value is True else None if value is False else value
 
 
 OrFalse = BeforeValidator(_unless_false)
-"""Of a table that may be left out: ``false`` is none, ``true`` one of defaults."""
+"""Validator of an optional table: ``false`` is none, ``true`` is a table of defaults."""
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Suggest the name that was probably meant."""
+    """Return a suggestion of the name that was probably meant, to be appended to a message; empty if none is close."""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
 def in_one_line(text: str) -> str:
-    """Return a user's text with control characters escaped, and cut where it is long."""
-    line = printable(text[: _SHOWN_LETTERS + 1])
+    """Return a user's text with control characters escaped, truncated if it is long."""
+    line = printable(text[: _SHOWN_LETTERS + 1])  # cut first: the text may be megabytes
     return line if len(line) <= _SHOWN_LETTERS else f"{line[:_SHOWN_LETTERS]}…"
 
 
 def as_typed(value: Any) -> str:
-    """Return a value as TOML writes it, in one short line."""
+    """Return a value in TOML, in one short line."""
     try:
         return in_one_line(_as_toml(value))
     except (RecursionError, ValueError):  # tables thousands deep, a number of thousands of digits
@@ -144,16 +146,17 @@ def _as_toml(value: Any) -> str:
 
 
 def problems_of(error: ValidationError, root: type[BaseModel], content: Any = None) -> Iterator[str]:
-    """One line a problem of a table of the given kind: its dotted name, what is wrong, what was found.
+    """Yield one line per problem: the key's dotted name, what is wrong, and what was found.
 
     Args:
-        error: what pydantic found.
-        root: the kind of the table.
-        content: the table that was checked, for hints that depend on what stands beside a key.
+        error: pydantic's error.
+        root: class of the table that was checked.
+        content: its content, for hints that depend on neighbouring keys.
     """
     problems = error.errors()
     for problem in problems[:_SHOWN_PROBLEMS]:
         loc = problem["loc"]
+        # pydantic inserts a block's kind after its index, as in blocks.0.conv.kernel; the file has no such level.
         last = len(loc) if problem["type"] == "value_error" else len(loc) - 1
         place = [part for number, part in enumerate(loc) if not _is_kind(loc, number) or number == last]
         where = in_one_line(".".join(str(part) for part in place))
@@ -164,7 +167,7 @@ def problems_of(error: ValidationError, root: type[BaseModel], content: Any = No
 
 
 def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
-    """Whether a part of a place names which of several kinds of tables stands there, as pydantic puts it."""
+    """Return whether a part of a location is the tag by which pydantic names a block's kind, after its index."""
     return number > 0 and isinstance(loc[number], str) and isinstance(loc[number - 1], int)
 
 
@@ -183,7 +186,8 @@ def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
 
 
 def _expected(kind: str, message: str, found: Any) -> str:
-    """Return what should stand there, as a job file calls it."""
+    """Return what was expected, in the terms of a job file."""
+    # pydantic refuses an integer that no float can hold with the same error as a string.
     if kind == "float_type" and isinstance(found, int) and not isinstance(found, bool):
         return "input should be a number below 1e308"
     return f"input should be {_EXPECTED[kind]}" if kind in _EXPECTED else message[0].lower() + message[1:]
@@ -200,7 +204,7 @@ def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any
 
 
 def _table_at(loc: tuple[int | str, ...], content: Any) -> dict[str, Any]:
-    """Return the table at a place of a job; an empty one where there is none."""
+    """Return the table at a location of a job; an empty one if there is none."""
     for part in loc:
         content = content.get(part) if isinstance(content, dict) else None
     return content if isinstance(content, dict) else {}
@@ -216,14 +220,14 @@ def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]
 
 
 def _elsewhere(key: str, root: type[BaseModel]) -> str:
-    """Where a key would be right: in another table of the job."""
+    """Suggest another table of the job that has such a key."""
     tables = {name: _sections_at((name,), root) for name in root.model_fields}
     found = [name for name, sections in tables.items() if any(key in one.model_fields for one in sections)]
     return f", did you mean '{found[0]}.{key}'?" if found else ""
 
 
 def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[type[BaseModel]]:
-    """The kinds of tables that may stand at a place."""
+    """Return the classes of tables that are allowed at a location."""
     found = [root]
     for number, part in enumerate(loc):
         if _is_kind(loc, number):
@@ -235,7 +239,7 @@ def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[type
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the kinds of tables that an annotation names."""
+    """Yield the classes of tables in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

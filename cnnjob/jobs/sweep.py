@@ -1,4 +1,4 @@
-"""A grid over a job: every combination of the values given for its keys, and of its seeds."""
+"""Expand a sweep: one job per combination of the values given for its keys, and of its seeds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,22 +9,24 @@ from cnnjob.jobs import assignment
 from cnnjob.jobs.job import Job, is_of_its_kind, settings_of
 
 MOST_RUNS = 10_000
+"""Maximum number of runs in one sweep."""
 
 
 def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: int | None = None) -> list[Job]:
-    """Load a job once for each point of a grid.
+    """Load a job once per point of a grid.
 
     Args:
-        name: of the job, as :meth:`Job.load` takes it.
-        overrides: ``key=value`` each, the same for every point.
-        sweeps: ``key=value,value,…`` each; the last one varies fastest.
-        seeds: so many seeds from the job's own upwards, faster than all others.
+        name: the job, as in :meth:`cnnjob.jobs.job.Job.load`.
+        overrides: one ``key=value`` each, the same for every point.
+        sweeps: one ``key=value,value,…`` each; the last one varies fastest.
+        seeds: number of seeds, counted up from the job's own; they vary faster than all sweeps.
 
     Returns:
-        The jobs, each once, whatever is repeated among the values.
+        The jobs without duplicates, in the order of the grid.
 
     Raises:
-        JobError: the job is not valid at some point, a key is swept twice, or a sweep cannot be read.
+        JobError: the job is not valid at some point, a key is swept twice, there are too many points, or a sweep
+            cannot be parsed.
     """
     always, axes = list(overrides), [_axis(text) for text in sweeps]
     if (count := math.prod(len(values) for _, values in axes) * (seeds or 1)) > MOST_RUNS:
@@ -44,8 +46,9 @@ def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: in
 
 
 def job_differences(jobs: Sequence[Job]) -> list[str]:
-    """What tells each job from the others, as ``train.learning_rate=0.1, seed=2``; nothing for a single one."""
+    """Return the settings in which each job differs, such as ``train.learning_rate=0.1, seed=2``; empty for one job."""
     flat = [dict(settings_of(job.model_dump(mode="json"))) for job in jobs]
+    # A setting of another kind (beta2 beside SGD) is no difference of its own; ``...`` stands for a missing key.
     keys = [
         key for key in dict.fromkeys(chain(*flat))
         if len({repr(one.get(key, ...)) for one in flat if is_of_its_kind(key, one)}) > 1
@@ -54,6 +57,6 @@ def job_differences(jobs: Sequence[Job]) -> list[str]:
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """A key and its values, each as ``--set`` takes it."""
+    """Parse a sweep into its key and its values, each still as text for ``--set``."""
     key, values = assignment.divide(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
     return assignment.written(key), assignment.values(values)

@@ -1,4 +1,4 @@
-"""TOML as people write it: job files, profiles and assignments, read in little time and memory whatever they hold."""
+"""Read TOML from users (job files, profiles, assignments) in bounded time and memory, whatever it contains."""
 
 import re
 import tomllib
@@ -9,9 +9,9 @@ from cnnjob import files
 from cnnjob.errors import DataError, JobError
 
 LARGEST_BYTES = 1 << 18
-"""Of a file or an assignment; the largest job file that comes with the package has 3 KB."""
+"""Maximum size of a file or an assignment, in bytes; the largest job file of the package has 3 KB."""
 DEEPEST = 64
-"""Names in one dotted key, at most: time and memory of Python's parser grow with their square."""
+"""Maximum number of parts of a dotted key: time and memory of Python's parser grow with its square."""
 _BETWEEN_KEYS = re.compile(r"[\n,=\[\]{}#]")
 
 
@@ -19,7 +19,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        JobError: it is no regular file, cannot be read, is too large, or is not TOML.
+        JobError: the file is missing, not a regular file, unreadable, too large, or not TOML.
     """
     try:
         return parse(files.read_text(path, LARGEST_BYTES))
@@ -33,10 +33,11 @@ def parse(text: str) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        ValueError: it is not TOML, or larger or deeper than any that is meant.
+        ValueError: the text is not TOML, or exceeds the limits on its size and depth.
     """
     if len(text) > LARGEST_BYTES:
         raise ValueError(f"it has {len(text):,} characters, at most {LARGEST_BYTES:,} are read")
+    # A scan before the parser runs. It also counts dots inside strings, which is stricter than necessary.
     keys = _BETWEEN_KEYS.split(text.replace(" ", "").replace("\t", ""))
     if any(key.count(".") >= DEEPEST for key in keys):
         raise ValueError(f"a name has more than {DEEPEST} parts between dots")

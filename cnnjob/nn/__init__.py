@@ -1,10 +1,13 @@
-"""The network: arrays in, arrays out. It knows no file, no SLURM, no command line, no global.
+"""Networks on plain arrays: blocks, plans, optimisers and the NumPy and CUDA backends.
 
-A network is planned once for a batch size and then run: every block takes its buffers at planning
-and gives back two argument-free functions, ``forward()`` and ``backward()``, that allocate nothing.
+This package imports nothing else of cnnjob. It knows nothing about files of a run, SLURM or the command line, and
+keeps no global state.
 
-Shape letters, everywhere: **N** images, **H W** pixels, **C** channels, **F** filters, **K** kernel
-side, **S** stride, **P** pooling side, **U** units. Images are N×H×W×C, kernels K×K×C×F.
+A network is planned once for a batch size and then run: while planning, every block takes its buffers and returns two
+functions without arguments, ``forward()`` and ``backward()``, which allocate nothing.
+
+Shape letters used throughout: **N** images, **H W** pixels, **C** channels, **F** filters, **K** kernel side,
+**S** stride, **P** pooling side, **U** units. Images are N×H×W×C, kernels K×K×C×F.
 """
 
 from cnnjob.nn.backend import Backend
@@ -21,7 +24,10 @@ from cnnjob.nn.state import State
 from cnnjob.nn.workers import Workers, available_cores
 
 ARITHMETIC = 1
-"""Raised with every change to the code after which a training may give other bits; frozen in a run's environment."""
+"""Version of the arithmetic: incremented with every change to the code that may change the bits of a training.
+
+It is frozen in a run's environment.
+"""
 
 __all__ = [
     "ARITHMETIC",

@@ -1,4 +1,4 @@
-"""What a plan asks of the arrays' library: memory, and a task for each part of a step."""
+"""Interface between plans and array libraries: memory, and a task for each part of a step."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -14,21 +14,23 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 
 class Backend(ArrayStore, Protocol):
-    """NumPy, or a device."""
+    """An array library that plans the parts of a step: NumPy, or CUDA on a device."""
 
     name: str
+    """Short name, as in run folders and reports."""
     dtype: np.dtype[np.floating]
+    """Type of activations, parameters and gradients."""
     synchronous: bool
-    """Whether what a task computes is there when it returns."""
+    """True if the results of a task are complete when it returns."""
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time that was used so far."""
+        """Return the CPU time used so far, in seconds."""
 
     def gather(
         self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
     ) -> Task:
-        """The batch, changed and normalised."""
+        """Plan the loading of a batch into x: its images, augmented or as a view, and normalised."""
 
     def block(
         self,
@@ -40,23 +42,45 @@ class Backend(ArrayStore, Protocol):
         feed: StepInputs,
         place: int,
     ) -> ForwardBackward:
-        """One operation; its parameters, and the gradients of those that learn. It trains where y learns."""
+        """Plan one operation from x to y; it is a training if y is trainable.
+
+        Args:
+            arena: memory for the buffers.
+            block: the operation.
+            x: input.
+            y: output.
+            parameters: the operation's parameters by short name, and the gradients of the trainable ones.
+            feed: inputs of the steps.
+            place: index of the layer in the network, part of the address of its random numbers.
+
+        Returns:
+            The two tasks.
+        """
 
     def join(self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation) -> ForwardBackward:
-        """Plan y = activation(body + shortcut); backward gives the sum's gradient to the body."""
+        """Plan y = activation(body + shortcut); backward writes the gradient of the sum to that of the body."""
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
         """Plan target ← target + source, both (N, H, W, C)."""
 
     def loss(self, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
-        """Loss, hits, and the logits' gradient."""
+        """Plan the loss, the number of right predictions, and the gradient of the logits."""
 
     def mean_outputs(
         self, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """The softmax of a weighted mean of several views' logits: a task after each view, and the last.
+        """Plan the softmax of the weighted mean of the logits of several views.
 
-        It becomes the step's rows of ``feed.probabilities``, and the position moves on by a step.
+        The last task writes it to the rows of the step in ``feed.probabilities`` and advances the position by a step.
+
+        Args:
+            arena: memory for the buffers.
+            feed: inputs of the steps.
+            logits: outputs of the network for the current view, (N, classes).
+            shares: weight of each view in the mean.
+
+        Returns:
+            One task to run after each view, and the last task.
         """
 
     def update(
@@ -67,7 +91,21 @@ class Backend(ArrayStore, Protocol):
         buffers: tuple[Array, Array, dict[str, Array]],
         feed: StepInputs,
     ) -> Task:
-        """Parameters, gradients and slots, as the optimiser says; and the position moves on by a step."""
+        """Plan the update of the parameters, and the advance of the position by a step.
+
+        Args:
+            arena: memory for the buffers.
+            optimiser: the rule.
+            segments: the trainable stretches of the flat buffers.
+            buffers: flat parameters, flat gradients, and the optimiser's slots by name.
+            feed: inputs of the steps.
+
+        Returns:
+            The task.
+        """
 
     def whole(self, arena: Arena, feed: StepInputs, tasks: Iterable[Task]) -> Task:
-        """One task of all those of a step, in order; what a backend gave before may be planned only here."""
+        """Return one task that runs all tasks of a step in order.
+
+        A backend may postpone the planning of its tasks until here, where it knows them all.
+        """

@@ -1,4 +1,4 @@
-"""What a network is made of: blocks, their shapes and their parameters. No arithmetic here."""
+"""Building blocks of a network as data: their settings, shapes and parameters. The arithmetic is in the backends."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from math import prod
 from typing import Literal
 
 Shape = tuple[int, ...]
-"""Of one image's values: (H, W, C), or (U,) after a dense block."""
+"""Shape of the values of one image: (H, W, C), or (U,) after a dense block; also that of a parameter."""
 
 Initialiser = Literal["he", "dirac", "whitening"] | float
 Activation = Literal["relu", "gelu", "none"]
@@ -15,41 +15,44 @@ Part = Literal["norm", "activation", "pool"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that learns, or is learnt from the data that pass."""
+    """Array that the optimiser updates, or a running statistic of the activations."""
 
     shape: Shape
     init: Initialiser
-    """How weights are drawn, see :mod:`cnnjob.nn.initialisers`; a number is a standard deviation."""
+    """Distribution of the initial values, see :mod:`cnnjob.nn.initialisers`; a number is a standard deviation."""
     fan_in: int
-    """Values that flow into one output."""
+    """Number of inputs of one output."""
     constant: float | None = None
-    """The initial value, where it is not drawn (biases, running statistics)."""
+    """Initial value where it is not drawn (biases, scales, running statistics)."""
     learning_rate_factor: float = 1.0
+    """Factor on the learning rate of the step."""
     decays: bool = True
-    """Whether weight decay applies."""
+    """True if weight decay applies."""
     trainable: bool = True
-    """Whether the optimiser changes it; not so frozen parameters and running statistics."""
+    """True if the optimiser updates it; False for frozen weights and running statistics."""
     counts: bool = True
-    """Whether it is a parameter of the network; running statistics are not."""
+    """True if it counts as a parameter of the network; False for running statistics."""
 
 
 @dataclass(frozen=True)
 class BatchNorm:
     """Batch normalisation: y = scale·(x − mean)/√(variance + eps) + shift (Ioffe & Szegedy 2015, alg. 1).
 
-    Mean and biased variance of each channel are the batch's while training. An evaluation takes the running ones,
-    r ← (1 − momentum)·r + momentum·batch's, of which the variance is the unbiased one.
+    A training step uses mean and biased variance of each channel over the batch. An evaluation uses the running
+    statistics r ← (1 − momentum)·r + momentum·(statistic of the batch), with the unbiased variance.
     """
 
     momentum: float = 0.1
+    """Weight of the current batch in the running statistics."""
     eps: float = 1e-5
+    """Added to the variance."""
     scale: bool = True
-    """Whether it has a scale that learns; 1 otherwise."""
+    """True if it has a trainable scale; otherwise the scale is 1."""
     learning_rate_factor: float = 1.0
-    """Factor on the learning rate of scale and shift, beside the block's."""
+    """Factor on the learning rate of scale and shift, in addition to that of the block."""
 
     def parameters(self, channels: int, *, factor: float, trainable: bool) -> dict[str, Parameter]:
-        """Scale, shift, and the running mean and variance, each (C,)."""
+        """Return scale, shift, and the running mean and variance, each (C,)."""
         factor *= self.learning_rate_factor
         scale = (
             {"scale": Parameter((channels,), 0.0, 1, 1.0, factor, decays=False, trainable=trainable)}
@@ -69,15 +72,19 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class _Affine:
-    """What the blocks with weights and biases have in common."""
+    """Fields shared by the blocks with weights and biases."""
 
     init: Initialiser = "he"
+    """Distribution of the initial weights."""
     bias: bool = True
+    """True if it has a bias."""
     bias_init: float = 0.0
+    """Initial value of the bias."""
     learning_rate_factor: float = 1.0
+    """Factor on the learning rate of all its parameters."""
     activation: Activation = "relu"
     frozen: bool = False
-    """Whether the weights stay as they were drawn; bias and normalisation learn all the same."""
+    """True if the weights keep their initial values; bias and normalisation are trained nevertheless."""
 
     def _weights_and_bias(self, shape: Shape) -> dict[str, Parameter]:
         fan_in, factor = prod(shape[:-1]), self.learning_rate_factor
@@ -91,25 +98,32 @@ class Conv(_Affine):
     """Convolution, bias, then normalisation, activation and max-pooling in any order."""
 
     filters: int = 1
+    """F: channels of the output."""
     kernel: int = 3
+    """K: side of the kernel, in pixels."""
     stride: int = 1
+    """S: pixels from one output to the next."""
     pad: int = 1
+    """Pixels of zeros around the input."""
     pool: int = 1
+    """P: side of a pooling window, in outputs of the convolution; 1 for no pooling."""
     norm: BatchNorm | None = None
     order: tuple[Part, Part, Part] = ("norm", "activation", "pool")
+    """Order of what follows the convolution; absent parts are skipped."""
 
     kind = "conv"
 
     def convolved(self, shape: Shape) -> tuple[int, int]:
-        """Height and width after the convolution, before the pooling."""
+        """Return height and width after the convolution, before the pooling."""
         H, W = ((side + 2 * self.pad - self.kernel) // self.stride + 1 for side in shape[:2])
         return H, W
 
     def output_shape(self, shape: Shape) -> Shape:
-        """(H, W, C) → (H', W', F); rows and columns that fill no pooling window are left out.
+        """Return (H', W', F) for (H, W, C); rows and columns that do not fill a pooling window are dropped.
 
         Raises:
-            ValueError: the input has no pixels, or too few for the kernel or the pooling.
+            ValueError: the input is not an image, or too small for the kernel or the pooling; or the number of
+                whitening filters is odd or too large.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
             raise ValueError("a conv block needs an image, found a vector; put it before the dense blocks")
@@ -125,7 +139,7 @@ class Conv(_Affine):
         return H // self.pool, W // self.pool, self.filters
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Weights (K, K, C, F), bias (F,), and those of the normalisation."""
+        """Return weights (K, K, C, F), bias (F,), and the parameters of the normalisation."""
         own = self._weights_and_bias((self.kernel, self.kernel, shape[-1], self.filters))
         factor = self.learning_rate_factor
         return own | (self.norm.parameters(self.filters, factor=factor, trainable=True) if self.norm else {})
@@ -136,37 +150,40 @@ class Dense(_Affine):
     """Fully connected layer on all values of an image: y = activation(output_scale·(x w + b))."""
 
     units: int = 1
+    """U: number of outputs."""
     output_scale: float = 1.0
+    """Constant factor before the activation."""
 
     kind = "dense"
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: ARG002 - any shape will do
-        """Any shape → (U,)."""
+        """Return (U,), for any input shape."""
         return (self.units,)
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Weights (values of an image, U) and bias (U,)."""
+        """Return weights (values per image, U) and bias (U,)."""
         return self._weights_and_bias((prod(shape), self.units))
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """What the blocks that learn nothing and keep the shape have in common."""
+    """Methods shared by the blocks without parameters; by default they keep the shape."""
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The same."""
+        """Return the input's shape."""
         return shape
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:  # noqa: ARG002 - it has none
-        """None."""
+        """Return no parameters."""
         return {}
 
 
 @dataclass(frozen=True)
 class Dropout(_Plain):
-    """Inverted dropout: y = x·m/(1−p), m ∈ {0, 1} drawn anew each step (Srivastava et al. 2014, §4)."""
+    """Inverted dropout: y = x·m/(1−p), m ∈ {0, 1} drawn anew in each step (Srivastava et al. 2014, §4)."""
 
     probability: float
+    """p: probability of m = 0, in [0, 1)."""
 
     kind = "dropout"
 
@@ -180,10 +197,10 @@ class GlobalPool(_Plain):
     kind = "global_pool"
 
     def output_shape(self, shape: Shape) -> Shape:
-        """(H, W, C) → (C,).
+        """Return (C,) for (H, W, C).
 
         Raises:
-            ValueError: the input is no image.
+            ValueError: the input is not an image.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
             raise ValueError("a global_pool block needs an image, found a vector; put it before the dense blocks")
@@ -192,11 +209,11 @@ class GlobalPool(_Plain):
 
 @dataclass(frozen=True)
 class Residual:
-    """y = activation(body(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2).
+    """Residual block: y = activation(body(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2).
 
-    The shortcut is the identity, or where the shapes differ a convolution 1×1, normalised as the body's last one is.
-    It has the stride that makes the shapes equal. Where there is none it has the body's own stride and reads a window
-    of the image, from the pixel on which the body's first output is centred to that of the last.
+    The shortcut is the identity; where the shapes differ it is a 1×1 convolution with the normalisation of the body's
+    last convolution. Its stride is the one that makes the shapes equal. Where no stride does, it has the stride of the
+    body and reads a window of the image, from the pixel at the centre of the body's first output to that of the last.
     """
 
     blocks: tuple["Conv | Dropout", ...]
@@ -205,10 +222,11 @@ class Residual:
     kind = "residual"
 
     def output_shape(self, shape: Shape) -> Shape:
-        """That of the body.
+        """Return the output shape of the body.
 
         Raises:
-            ValueError: there is no convolution, a block of the body does not fit, or no shortcut leads to its output.
+            ValueError: the body has no convolution, one of its blocks does not fit, or no shortcut has the shape of its
+                output.
         """
         if not self._convs:
             raise ValueError("a residual block needs a conv block in its body")
@@ -218,14 +236,14 @@ class Residual:
         return after
 
     def body(self, shape: Shape) -> "tuple[Layer, ...]":
-        """The body's layers on an input (H, W, C)."""
+        """Return the layers of the body for an input (H, W, C)."""
         return layers_of(self.blocks, list(_names(self.blocks)), shape)
 
     def projection(self, shape: Shape) -> "Layer | None":
-        """Return the shortcut's layer, whose input is :meth:`window`; None where it is the identity.
+        """Return the layer of the shortcut, whose input is :meth:`window`; None if the shortcut is the identity.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no shortcut has the shape of the body's output.
         """
         after = self.body(shape)[-1].output_shape
         if shape == after:
@@ -240,6 +258,7 @@ class Residual:
                 f"its body leads from {_by(shape)} to {_by(after)}, for which no shortcut has enough pixels"
             )
         norm = self._convs[-1].norm
+        # A bias before a normalisation has no effect: the mean that is subtracted contains it.
         conv = Conv(filters=after[-1], kernel=1, pad=0, stride=stride, norm=norm, bias=norm is None, activation="none")
         seen = *(side.stop - side.start for side in window), shape[-1]
         return Layer("projection", conv, seen, after)
@@ -249,10 +268,12 @@ class Residual:
         return self._reach(shape, self.body(shape)[-1].output_shape)[1]
 
     def _reach(self, shape: Shape, after: Shape) -> tuple[int, tuple[slice, slice]]:
-        """Return the shortcut's stride, and the rows and columns that it reads."""
+        """Return the stride of the shortcut, and the rows and columns that it reads."""
         stride = -(-shape[0] // after[0])
         if all(-(-pixels // stride) == outputs for pixels, outputs in zip(shape[:2], after[:2], strict=True)):
             return stride, (slice(0, shape[0]), slice(0, shape[1]))
+        # In pixels of the body's input: `stride` is the distance between two inputs of the current convolution, whose
+        # first output is centred on its input number (K − 1) // 2 − pad.
         first, stride = 0, 1
         for block in self._convs:
             first += stride * ((block.kernel - 1) // 2 - block.pad)
@@ -266,12 +287,12 @@ class Residual:
         return [block for block in self.blocks if isinstance(block, Conv)]
 
     def layers(self, shape: Shape) -> "tuple[Layer, ...]":
-        """The body's layers, and the projection if there is one."""
+        """Return the layers of the body, and the projection if there is one."""
         projection = self.projection(shape)
         return self.body(shape) + ((projection,) if projection else ())
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Those of the body's blocks, as ``conv1/weights``, and of the projection."""
+        """Return the parameters of the body's blocks, named like ``conv1/weights``, and of the projection."""
         return {name: parameter for layer in self.layers(shape) for name, parameter in layer.parameters.items()}
 
 
@@ -280,68 +301,68 @@ Block = Conv | Dense | Dropout | GlobalPool | Residual
 
 @dataclass(frozen=True)
 class Layer:
-    """A block at its place in a network."""
+    """Block at its place in a network, with its shapes."""
 
     name: str
-    """Kind and number within its kind, as ``conv1``; the last is ``classifier``."""
+    """Kind and number within its kind, like ``conv1``; the last layer is ``classifier``."""
     block: Block
     input_shape: Shape
     output_shape: Shape
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """Its parameters by full name, as ``conv1/weights``."""
+        """Return its parameters by full name, like ``conv1/weights``."""
         return {f"{self.name}/{name}": p for name, p in self.block.parameters(self.input_shape).items()}
 
 
 @dataclass(frozen=True)
 class Network:
-    """Blocks in order, with every shape known."""
+    """Layers in order, with all shapes known."""
 
     layers: tuple[Layer, ...]
 
     @classmethod
     def build(cls, blocks: Sequence[Block], image_shape: Shape) -> "Network":
-        """Put blocks on an image.
+        """Build a network from blocks.
 
         Args:
-            blocks: in order; the last is the classifier, a :class:`Dense` without activation.
-            image_shape: (H, W, C).
+            blocks: blocks in order; the last is the classifier, a :class:`Dense` without activation.
+            image_shape: (H, W, C) of an input image.
 
         Returns:
             The network.
 
         Raises:
-            ValueError: a block does not fit where it stands; it is named.
+            ValueError: a block does not fit its input; the message names the block.
         """
         return cls(layers_of(blocks, [*_names(blocks[:-1]), "classifier"], image_shape))
 
     @property
     def image_shape(self) -> Shape:
-        """(H, W, C) of an input image."""
+        """Return (H, W, C) of an input image."""
         return self.layers[0].input_shape
 
     @property
     def classes(self) -> int:
-        """Number of outputs."""
+        """Return the number of outputs."""
         return self.layers[-1].output_shape[0]
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """All parameters by name, in order, running statistics among them."""
+        """Return all parameters by name, in order, running statistics included."""
         return {name: parameter for layer in self.layers for name, parameter in layer.parameters.items()}
 
     @property
     def parameter_count(self) -> int:
-        """Number of values that are learnt by the optimiser, or drawn once."""
+        """Return the number of values of all parameters, frozen ones included, without running statistics."""
         return sum(prod(parameter.shape) for parameter in self.parameters.values() if parameter.counts)
 
 
 def layers_of(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tuple[Layer, ...]:
-    """Blocks one after the other on an input.
+    """Return the layers of blocks that follow each other, on an input of the given shape.
 
     Raises:
-        ValueError: a block does not fit where it stands; it is named.
+        ValueError: a block does not fit its input; the message names the block.
     """
     layers: list[Layer] = []
     for name, block in zip(names, blocks, strict=True):
@@ -354,7 +375,7 @@ def layers_of(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tu
 
 
 def _names(blocks: Sequence[Block]) -> Iterator[str]:
-    """``conv1``, ``conv2``, ``dense1``, …."""
+    """Yield the names of blocks: ``conv1``, ``conv2``, ``dense1``, …."""
     seen: dict[str, int] = {}
     for block in blocks:
         seen[block.kind] = seen.get(block.kind, 0) + 1

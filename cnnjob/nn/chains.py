@@ -1,4 +1,4 @@
-"""A network's operations, one after the other, with the signals between them."""
+"""Chains: a network's operations in order, with the tensors between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ from cnnjob.nn.operations import Operation, border_of, operations_of, parameters
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Tensor
 
 PLACES = 256
-"""Of layers within a residual block; a place is part of a random number's address."""
+"""Number of places reserved for the layers within a residual block.
+
+A layer's place is part of the address of its random numbers.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,16 @@ class _Link:
 
     operation: Operation | Residual
     name: str
-    """Of its layer, which its parameters' names start with."""
+    """Name of its layer, the prefix of the names of its parameters."""
     place: int
+    """Place of its layer, part of the address of its random numbers."""
     output_shape: Shape
     layer: Layer
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Plans operations on an arena."""
+    """Planner of operations that follow each other, with buffers from one arena."""
 
     arena: Arena
     backend: Backend
@@ -35,24 +39,30 @@ class Chain:
     weights: dict[str, Array]
     """All parameters by name."""
     gradients: dict[str, Array]
-    """Of those that learn."""
+    """Gradients of the trainable ones, by name; empty in an evaluation."""
     batch_size: int
     trainable: bool
-    """Whether it is a training."""
+    """True for a training, False for an evaluation."""
 
     def network(self, network: Network) -> tuple[Tensor, Tensor, list[ForwardBackward]]:
-        """Plan a network: input, outputs, and the steps between them; the images themselves need no gradient."""
+        """Plan a network; the images themselves get no gradient.
+
+        Returns:
+            Input tensor, output tensor, and the two tasks of each operation between them, in forward order.
+        """
         links = self._links(network.layers)
         x = self._signal(network.image_shape, border_of(links[0].operation), trainable=False)
         y, steps = self._walk(links, x)
         return x, y, steps
 
     def _signal(self, shape: Shape, border: int = 0, *, trainable: bool | None = None) -> Tensor:
+        """Take a tensor for a batch of values of this shape, trainable in a training unless told otherwise."""
         trainable = self.trainable if trainable is None else trainable
         size, dtype = (self.batch_size, *shape), self.backend.dtype
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
     def _links(self, layers: Sequence[Layer], prefix: str = "", first_place: int = 0) -> list[_Link]:
+        """Return the operations of layers in order; an evaluation leaves dropout out."""
         links: list[_Link] = []
         for place, layer in enumerate(layers, start=first_place):
             shape = layer.input_shape
@@ -65,9 +75,10 @@ class Chain:
     def _walk(
         self, links: Sequence[_Link], x: Tensor, last: Tensor | None = None
     ) -> tuple[Tensor, list[ForwardBackward]]:
-        """Plan operations from x on; into the last signal, if it is given."""
+        """Plan operations that start from x and end in ``last``, or in a new tensor."""
         steps: list[ForwardBackward] = []
         borders = [border_of(link.operation) for link in links[1:]]
+        # Each output has the border that the next operation needs, so a convolution never copies its input to pad it.
         ends = [self._signal(link.output_shape, border) for link, border in zip(links, borders, strict=False)]
         ends.append(last or self._signal(links[-1].output_shape))
         for link, y in zip(links, ends, strict=True):
@@ -76,6 +87,7 @@ class Chain:
         return x, steps
 
     def _link(self, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
+        """Plan one operation from x to y."""
         if isinstance(link.operation, Residual):
             return self._residual(link.operation, link, x, y)
         names = [f"{link.name}/{name}" for name in parameters_of(link.operation)]
@@ -83,13 +95,14 @@ class Chain:
             {name.rpartition("/")[2]: arrays[name] for name in names if name in arrays}
             for arrays in (self.weights, self.gradients)
         )
+        # A first layer that is frozen or has no parameters would write a gradient that its input has no memory for.
         step = self.backend.block(self.arena, link.operation, x, y, (own, gradients), self.feed, link.place)
-        return [
-            step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)
-        ]  # there is no gradient to write to
+        return [step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)]
 
     def _residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
-        """The shortcut, the body, and their sum; backward, x gets the gradients of both."""
+        """Plan the shortcut, the body and their sum; backward, the gradients of both are added up in that of x."""
+        # The gradient of a sum is that of both terms, so the shortcut shares the array of the body's output. No
+        # operation writes to the gradient of its own output: the array is still intact after the body's backward.
         shape, name, place = link.layer.input_shape, f"{link.name}/", PLACES * (link.place + 1)
         body, steps = self._walk(self._links(block.body(shape), name, place), x)
         gradient, shortcut = body.gradient, x
@@ -98,16 +111,19 @@ class Chain:
                 self.arena.take(x.gradient.shape, self.backend.dtype),
                 (slice(None), *block.window(shape)),
             )
+            # Only the window is ever written: pixels outside it keep the gradient 0 of the fresh arena.
             seen, slope = x.value[window], gradient[window] if x.trainable else gradient
             side = Tensor(seen, seen, slope, slope, x.value)
             value = self.arena.take(y.value.shape, self.backend.dtype)
             end = Tensor(value, value, body.gradient, body.gradient)
+            # PLACES − 1 is the last place of the block: it does not move with the length of the body.
             shortcut, before = self._walk(self._links([projection], name, place + PLACES - 1), side, end)
             steps = [*before, *steps]
+        # Backward runs from the end of the list: the sum into x.gradient stands first, so the body has written it.
         if x.trainable:
             steps = [ForwardBackward(_nothing, self.backend.accumulate(self.arena, gradient, x.gradient)), *steps]
         return [*steps, self.backend.join(self.arena, body, shortcut, y, block.activation)]
 
 
 def _nothing() -> None:
-    """The half of what only goes the other way."""
+    """Do nothing: the task of an operation that runs in one direction only."""

@@ -1,4 +1,4 @@
-"""The first values of the parameters, drawn by NumPy for every backend."""
+"""Initial values of the parameters, drawn by NumPy for every backend."""
 
 from math import sqrt
 
@@ -9,25 +9,26 @@ from cnnjob.nn.memory import Array
 from cnnjob.nn.random import Purpose, generator
 
 WHITENING_IMAGES = 5000
-"""Training images, at most, whose patches are looked at."""
+"""Maximum number of training images whose patches determine the whitening filters."""
 WHITENING_EPS = 5e-4
+"""Added to every eigenvalue of the patches' covariance."""
 
 
 def initial(parameter: Parameter, seed: int, place: int, whitening: Array) -> Array:
-    """A parameter's first values, float64.
+    """Return the initial values of a parameter.
 
-    ``he``: normal, of variance 2 / fan_in (He et al. 2015, eq. 10). A number: normal, of that deviation. ``dirac``:
-    each of the first filters hands one channel through; the others are normal, of variance 1 / (3 fan_in)
-    (Jordan 2024, §3.2). ``whitening``: what is given (ibid., §3.3).
+    ``he``: normal with variance 2 / fan_in (He et al. 2015, eq. 10). A number: normal with that standard deviation.
+    ``dirac``: each of the first min(C, F) filters passes one channel through unchanged; the others are normal with
+    variance 1 / (3 fan_in) (Jordan 2024, §3.2). ``whitening``: the given filters (ibid., §3.3).
 
     Args:
-        parameter: its shape, and how it starts.
-        seed: the job's.
-        place: its number in the network.
-        whitening: the filters (K, K, C, F) of the first convolution, of no size where none asks for them.
+        parameter: its shape and its initialiser.
+        seed: seed of the job.
+        place: index of the parameter in the network.
+        whitening: filters (K, K, C, F) of the first convolution; of size 0 if the network has none of this kind.
 
     Returns:
-        Its values.
+        The values, float64, in the shape of the parameter.
     """
     if parameter.constant is not None:
         return np.full(parameter.shape, parameter.constant)
@@ -47,23 +48,26 @@ def initial(parameter: Parameter, seed: int, place: int, whitening: Array) -> Ar
 
 
 def whitening_filters(images: Array, shape: Shape) -> Array:
-    """Filters whose outputs are uncorrelated and of variance 1 on the patches of images (Jordan 2024, §3.3).
+    """Return filters whose outputs on image patches are uncorrelated and have variance 1 (Jordan 2024, §3.3).
 
-    The patches' covariance has eigenvalues λ and eigenvectors v; the filters are v/√(λ + eps), largest λ first, and
-    then their negatives.
+    With λ the eigenvalues and v the eigenvectors of the patches' covariance, the filters are v/√(λ + eps), largest λ
+    first, followed by their negatives.
 
     Args:
-        images: float (N, H, W, C), as the network sees them.
-        shape: (K, K, C, F), F even and at most 2·K²·C.
+        images: normalised images, float (N, H, W, C).
+        shape: (K, K, C, F), with F even and at most 2·K²·C.
 
     Returns:
-        The filters, float64 of that shape.
+        The filters, float64 (K, K, C, F).
     """
     kernel, _, C, F = shape
     windows = np.lib.stride_tricks.sliding_window_view(images, (kernel, kernel), axis=(1, 2))  # (N, H', W', C, K, K)
-    patches = np.moveaxis(windows, 3, -1).reshape(-1, kernel * kernel * C).astype(np.float64)
+    patches = np.moveaxis(windows, 3, -1).reshape(-1, kernel * kernel * C).astype(np.float64)  # (N·H'·W', K·K·C)
+    # np.cov of a single variable is 0-dimensional; eigh needs a matrix.
     values, vectors = np.linalg.eigh(np.cov(patches.T).reshape(patches.shape[1], -1))
-    vectors = vectors[:, ::-1][:, : F // 2] / np.sqrt(values[::-1][: F // 2] + WHITENING_EPS)
+    # eigh sorts the eigenvalues in ascending order.
+    vectors = vectors[:, ::-1][:, : F // 2] / np.sqrt(values[::-1][: F // 2] + WHITENING_EPS)  # (K·K·C, F / 2)
     rows = np.abs(vectors).argmax(axis=0)
-    vectors *= np.sign(vectors[rows, range(F // 2)])  # an eigenvector's sign is anybody's choice
+    # The sign of an eigenvector is arbitrary, so LAPACK versions may differ: make the largest component positive.
+    vectors *= np.sign(vectors[rows, range(F // 2)])
     return np.concatenate([vectors, -vectors], axis=1).reshape(shape)

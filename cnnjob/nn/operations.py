@@ -1,4 +1,4 @@
-"""What a backend computes: the blocks, taken apart where it does not compute them at once."""
+"""Operations that a backend computes: blocks, split where the backend does not compute them as a whole."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,41 +28,42 @@ class Norm:
     activation: Activation = "none"
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The same."""
+        """Return the input's shape."""
         return shape
 
 
 @dataclass(frozen=True)
 class Activate:
-    """An activation."""
+    """Activation as an operation of its own."""
 
     activation: Activation
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The same."""
+        """Return the input's shape."""
         return shape
 
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling; equal maxima count as the first in row-major order."""
+    """Max-pooling; of equal maxima the first in row-major order receives the gradient."""
 
     side: int
+    """P: rows and columns of a window, and its stride."""
 
     def output_shape(self, shape: Shape) -> Shape:
-        """(H, W, C) → (H // P, W // P, C)."""
+        """Return (H // P, W // P, C) for (H, W, C)."""
         return shape[0] // self.side, shape[1] // self.side, shape[2]
 
 
 Operation = Conv | Dense | Dropout | GlobalPool | Norm | Activate | MaxPool
-"""A :class:`Conv` among these has no normalisation, and ReLU or none."""
+"""One operation of a backend; a :class:`Conv` here has no normalisation, and ReLU or no activation."""
 
 
 def operations_of(block: Block) -> list[Operation | Residual]:
-    """A block as operations, one after the other.
+    """Split a block into operations that follow each other.
 
-    ReLU and max-pooling commute, so a convolution with nothing else after it is computed at once; and so is one
-    with the pooling that comes first.
+    ReLU and max-pooling commute, so a convolution followed by nothing else is one operation. A pooling that comes
+    right after a convolution is always part of its operation.
     """
     if not isinstance(block, Conv):
         if isinstance(block, Dense) and block.activation == "gelu":
@@ -78,7 +79,7 @@ def operations_of(block: Block) -> list[Operation | Residual]:
 
 
 def _after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
-    """What follows the convolution, the activation together with a normalisation right before it."""
+    """Return the operations after the convolution, an activation merged with the normalisation right before it."""
     found: list[Operation] = []
     for part in parts:
         if part == "norm" and block.norm:
@@ -93,11 +94,12 @@ def _after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
 
 
 def require_trainable(network: Network, batch_size: int) -> None:
-    """Refuse blocks that cannot learn from their input.
+    """Reject blocks that cannot learn from their input.
 
     Raises:
-        ValueError: a batch normalisation would have one value per channel, which leaves nothing but its shift; or the
-            padding of a convolution is as wide as its kernel, so that outputs see nothing else. The block is named.
+        ValueError: a batch normalisation has one value per channel, so that its output is its shift alone; or the
+            padding of a convolution is as wide as its kernel, so that outputs at the edges see only padding. The
+            message names the block.
     """
     for name, operation, shape in _operations(network.layers):
         if isinstance(operation, Norm) and batch_size * prod(shape[:-1]) == 1:
@@ -111,7 +113,7 @@ def require_trainable(network: Network, batch_size: int) -> None:
 
 
 def _operations(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Operation, Shape]]:
-    """Return the layer's name, each operation and its output's shape, those within residual blocks too."""
+    """Yield layer name, operation and output shape of every operation, including those within residual blocks."""
     for layer in layers:
         shape = layer.input_shape
         for operation in operations_of(layer.block):
@@ -123,14 +125,15 @@ def _operations(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str
 
 
 def parameters_of(operation: Operation) -> tuple[str, ...]:
-    """The names of the parameters that an operation may have."""
+    """Return the names of the parameters that an operation may have."""
     if isinstance(operation, Norm):
         return "scale", "shift", "mean", "variance"
     return ("weights", "bias") if isinstance(operation, Conv | Dense) else ()
 
 
 def border_of(operation: Operation | Residual) -> int:
-    """The zeros that an operation wants around its input, in pixels."""
+    """Return the width of the border of zeros that an operation needs around its input, in pixels."""
+    # An evaluation leaves dropout out: even behind one, the first convolution then reads the block's input itself.
     if isinstance(operation, Residual):
         return next((block.pad for block in operation.blocks if isinstance(block, Conv)), 0)
     return operation.pad if isinstance(operation, Conv) else 0

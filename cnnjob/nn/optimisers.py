@@ -1,4 +1,7 @@
-"""What an optimiser is told: its constants, and which stretch of the parameters learns how."""
+"""Optimisers as data: their constants, and the stretches of the flat parameter buffer that they update.
+
+The arithmetic is in the backends: :mod:`cnnjob.nn.cpu.updates` and :mod:`cnnjob.nn.cuda.updates`.
+"""
 
 from dataclasses import dataclass
 
@@ -10,22 +13,29 @@ from cnnjob.nn.memory import Array, Layout
 
 @dataclass(frozen=True)
 class Lookahead:
-    """A slow copy of the weights, which the fast ones go back to (Zhang et al. 2019, alg. 1).
+    """Slow copy of the weights to which the fast ones are reset at intervals (Zhang et al. 2019, alg. 1).
 
-    Every so many steps, and after the last, slow ← α·slow + (1 − α)·fast and fast ← slow, with
-    α = decay^n · (t / T)^power after t of T steps, n of them since the time before (Jordan 2024, §3.4, whose last steps
-    are lost unless ``every`` divides T).
+    Every ``every`` steps, and after the last one, slow ← α·slow + (1 − α)·fast and fast ← slow, with
+    α = decay^n · (t / T)^power after t of T steps, n of them since the last reset (Jordan 2024, §3.4, where the last
+    steps are lost unless ``every`` divides T).
     """
 
     every: int = 5
+    """Steps between two resets."""
     decay: float = 0.95
+    """Base of α, per step."""
     power: float = 3.0
+    """Exponent of the finished fraction of the training."""
 
     def shares(self, steps: range, total: int) -> Array:
-        """α after each of some steps, counted from the start of the training; −1 where nothing is done.
+        """Return α after each of some steps, or −1 after steps without a reset.
+
+        Args:
+            steps: the steps, counted from the start of the training.
+            total: number of steps of the whole training.
 
         Returns:
-            float64 (len(steps),).
+            α, float64 (len(steps),).
         """
         done = np.asarray(steps) + 1
         since = np.where(done % self.every, done % self.every, self.every)
@@ -35,7 +45,7 @@ class Lookahead:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What the optimisers have in common."""
+    """Fields shared by all optimisers."""
 
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -43,7 +53,7 @@ class _Rule:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The arrays it keeps beside the parameters, each of their shape."""
+        """Return the names of the flat buffers it keeps besides the parameters, each of the same size."""
         return (*self._own_slots, *(("slow",) if self.lookahead else ()))
 
     @property
@@ -53,11 +63,11 @@ class _Rule:
 
 @dataclass(frozen=True)
 class Sgd(_Rule):
-    """Stochastic gradient descent with momentum (Sutskever et al. 2013, eq. 1 and 3, in torch's form).
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013, eq. 1 and 3, in PyTorch's form).
 
     g ← g + λw,  v ← μv + g,  w ← w − ηv, with η the learning rate, μ ``momentum`` and λ ``weight_decay``.
-    Nesterov's form takes w ← w − η(g + μv). Decoupled decay leaves g alone and takes w ← w − ηλw first
-    (Loshchilov & Hutter 2019, alg. 1).
+    With Nesterov momentum the last step is w ← w − η(g + μv). Decoupled decay leaves g unchanged and starts with
+    w ← w − ηλw (Loshchilov & Hutter 2019, alg. 1).
     """
 
     nesterov: bool = False
@@ -66,7 +76,7 @@ class Sgd(_Rule):
 
 @dataclass(frozen=True)
 class AdamW(_Rule):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2, in torch's form).
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2, in PyTorch's form).
 
     w ← w − ηλw,  m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  w ← w − η·m̂/(√v̂ + eps), with m̂ = m/(1 − β₁ᵗ) and
     v̂ = v/(1 − β₂ᵗ) at the t-th step; β₁ is ``momentum``.
@@ -86,15 +96,18 @@ Optimiser = Sgd | AdamW
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the flat parameter buffer that learns in one way."""
+    """Stretch of the flat parameter buffer with one learning rate factor and one kind of decay."""
 
     place: slice
+    """Its elements."""
     learning_rate_factor: float
+    """Factor on the learning rate of the step."""
     decays: bool
+    """True if weight decay applies."""
 
 
 def segments(network: Network, layout: Layout) -> list[Segment]:
-    """One segment a parameter that the optimiser changes."""
+    """Return one segment per trainable parameter."""
     return [
         Segment(layout.slices(name), parameter.learning_rate_factor, parameter.decays)
         for name, parameter in network.parameters.items()

@@ -1,4 +1,4 @@
-"""From bytes to what the network sees: the pixels' scale, and how an image is turned into another of its kind."""
+"""Preparation of images for the network: normalisation of the pixels, augmentation, and views for test time."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,54 +13,62 @@ Flip = Literal["none", "random", "alternating"]
 
 @dataclass(frozen=True)
 class PixelNormalisation:
-    """How a pixel 0 … 255 becomes a number: pixel·scale + shift, for each channel."""
+    """Map from pixels 0 … 255 to inputs of the network: pixel·scale + shift, per channel."""
 
     scale: Array
+    """Factor per channel, float64 (C,)."""
     shift: Array
+    """Summand per channel, float64 (C,)."""
 
     @classmethod
     def unit(cls, channels: int) -> "PixelNormalisation":
-        """0 … 1."""
+        """Return the map to 0 … 1."""
         return cls(np.full(channels, 1 / 255), np.zeros(channels))
 
     @classmethod
     def standardised(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "PixelNormalisation":
-        """Mean 0 and standard deviation 1, given those of the 0 … 1 pixels; a constant channel stays 0."""
+        """Return the map to mean 0 and standard deviation 1, given those of the pixels scaled to 0 … 1.
+
+        A constant channel, whose standard deviation is 0, becomes 0.
+        """
         deviation = np.array([value or 1.0 for value in std])
         return cls(1 / (255 * deviation), -np.asarray(mean) / deviation)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How an image is changed anew in each epoch: by address (seed, epoch, image), so the same on every machine.
+    """Random flips and translations, drawn anew in each epoch by the address (seed, epoch, image).
 
-    The four words of the Philox block with counter (image, epoch, 0, 0) and key (seed, purpose) decide: the highest bit
-    of word 0 whether to flip, (2k + 1)·word // 2³² − k of words 1 and 2 by how many pixels the image moves down and to
-    the right. What comes in at an edge is mirrored at it, as in ``numpy.pad``'s ``reflect``.
+    The same image is therefore augmented alike on every machine. The Philox block with counter (image, epoch, 0, 0) and
+    key (seed, purpose) decides: the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for words 1 and 2
+    are the pixels by which the image moves down and to the right. Pixels that enter at an edge are mirrored there, as
+    by ``numpy.pad`` in mode ``reflect``.
     """
 
     flip: Flip = "none"
-    """Left to right: by chance, or every other epoch, which of them by chance (Jordan 2024, §3.6)."""
+    """Left-right flip: at random, or in every other epoch, with a random first one per image (Jordan 2024, §3.6)."""
     translate: int = 0
-    """k, pixels at most."""
+    """k: largest translation in each direction, in pixels."""
 
     def draw(self, words: Philox, images: Array, epoch: int, seed: int, views: Array) -> None:
-        """Decide for some images.
+        """Draw the changes of some images.
 
         Args:
-            words: memory for as many.
-            images: int64 (n,), their numbers.
-            epoch: from 0 on.
-            seed: the job's.
-            views: int64 (3, n): flipped (0 or 1), and pixels down and to the right; overwritten.
+            words: memory for n blocks of words.
+            images: indices of the images, int64 (n,).
+            epoch: the epoch, counted from 0.
+            seed: seed of the job.
+            views: int64 (3, n), receives the flip (0 or 1) and the pixels down and to the right.
         """
         alternating = self.flip == "alternating"
+        # An alternating flip needs a word that is the same in all epochs: that of epoch 0, xored with the parity below.
         words.draw(seed, Purpose.AUGMENTATION, images, 0 if alternating else epoch)
         np.right_shift(words.words[0], np.uint64(31), out=views[0], casting="unsafe")
         if alternating:
             np.bitwise_xor(views[0], epoch & 1, out=views[0])
             words.draw(seed, Purpose.AUGMENTATION, images, epoch)
         for word, moved in zip(words.words[1:3], views[1:], strict=True):
+            # No overflow: the words have 32 bits in 64, and the factor is small.
             np.multiply(word, np.uint64(2 * self.translate + 1), out=word)
             np.right_shift(word, np.uint64(32), out=moved, casting="unsafe")
             np.subtract(moved, self.translate, out=moved)
@@ -69,7 +77,7 @@ class Augmentation:
 
 
 View = tuple[int, int, int]
-"""A change of all images alike: flipped (0 or 1), and then moved so many pixels down and to the right."""
+"""Change applied to all images alike: the flip (0 or 1), then the pixels by which they move down and to the right."""
 
 VIEWS: dict[str, dict[View, float]] = {
     "none": {(0, 0, 0): 1.0},
@@ -80,18 +88,22 @@ VIEWS: dict[str, dict[View, float]] = {
         for flipped in (0, 1)
     },
 }
-"""Of a test-time augmentation, each view's share in the mean of the outputs.
+"""Views of each test-time augmentation, with their weights in the mean of the logits.
 
-``flip_translate`` (Jordan 2024, §3.5) moves an image along a diagonal and then flips it. That is flipped first here, so
-it moves the other way across.
+``flip_translate`` (Jordan 2024, §3.5) moves an image along a diagonal and then flips it. A :data:`View` flips first, so
+flipped images move in the opposite horizontal direction.
 """
 
 
 def mirrored(size: int, reach: int) -> Array:
-    """Where a row of so many pixels, moved by −reach … reach, takes its pixels from; mirrored at the edges.
+    """Return the source of each pixel of a row that moves by −reach … reach pixels and is mirrored at its edges.
+
+    Args:
+        size: pixels of the row.
+        reach: largest move, in pixels; less than ``size``.
 
     Returns:
-        int64 (2·reach + 1, size).
+        Indices of the source pixels, int64 (2·reach + 1, size), one row per move.
     """
     moved = np.arange(size) - np.arange(-reach, reach + 1)[:, None]
     inside = np.abs(moved)

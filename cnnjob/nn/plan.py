@@ -1,4 +1,4 @@
-"""Plan, then run: a network walked once for a batch size, as lists of argument-free functions."""
+"""Training and evaluation plans: a network laid out once for a batch size, then run step by step."""
 
 from typing import NamedTuple
 
@@ -16,19 +16,19 @@ from cnnjob.nn.tensors import StepInputs, Task
 
 
 class TrainingOptions(NamedTuple):
-    """What a step teaches beside the images themselves."""
+    """Settings of a training step that depend on neither the network nor the optimiser."""
 
     augmentation: Augmentation | None = None
     label_smoothing: float = 0.0
-    """ε: the share of each label that is spread over all classes (Szegedy et al. 2016, §7)."""
+    """ε: share of each target that is spread over all classes (Szegedy et al. 2016, §7)."""
 
 
 EVALUATED = 1 << 14
-"""Images whose probabilities are kept where they are computed, and read at once."""
+"""Number of images whose probabilities are collected in the backend's memory before they are copied to the host."""
 
 
 class TrainingPlan:
-    """Training steps of one network on one batch size."""
+    """Training steps of one network at one batch size."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class TrainingPlan:
         batch_size: int,
         lesson: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
     ) -> None:
-        """Plan; nothing runs yet.
+        """Plan the step and allocate its buffers; nothing runs yet.
 
         Raises:
             ValueError: a block cannot learn, see :func:`cnnjob.nn.operations.require_trainable`.
@@ -63,19 +63,19 @@ class TrainingPlan:
         batch_size: int,
         lesson: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
     ) -> int:
-        """The exact memory of the plan's buffers, without taking it."""
+        """Return the exact size of the plan's buffers in bytes, without allocating them."""
         feed, pixels = empty_feed(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
         return Arena.count_bytes(
             lambda arena: _training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson)
         )
 
     def step(self) -> None:
-        """One step: forward, loss, backward, update; the position moves on."""
+        """Run one step: forward, loss, backward, update; the position advances by one."""
         self._step()
 
 
 class EvaluationPlan:
-    """Class probabilities of images, by the parameters that a state holds when asked."""
+    """Class probabilities of images, computed with the current parameters of a state."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class EvaluationPlan:
         batch_size: int,
         views: str = "none",
     ) -> None:
-        """Plan; nothing runs yet. The outputs are the mean over some :data:`cnnjob.nn.pixels.VIEWS` of an image."""
+        """Plan a batch; nothing runs yet. The logits are averaged over these :data:`cnnjob.nn.pixels.VIEWS`."""
         self._backend, self._batch_size = backend, batch_size
         self._classes, self._feed = network.classes, empty_feed(network.image_shape, backend)
 
@@ -97,21 +97,21 @@ class EvaluationPlan:
 
     @staticmethod
     def count_bytes(backend: Backend, network: Network, state: State, batch_size: int, views: str = "none") -> int:
-        """The exact memory of the plan's buffers, without taking it."""
+        """Return the exact size of the plan's buffers in bytes, without allocating them."""
         feed, pixels = empty_feed(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
         return Arena.count_bytes(
             lambda arena: _evaluation(arena, backend, network, state, feed, pixels, batch_size, views)
         )
 
     def probabilities(self, images: Array, order: Array) -> Array:
-        """The softmax of the outputs for the images that ``order`` names.
+        """Return the softmax outputs for the images with the indices ``order``.
 
         Args:
-            images: uint8 (N, H, W, C), of the backend or of NumPy.
-            order: int64, indices of images.
+            images: uint8 (N, H, W, C), in the backend's memory or NumPy's.
+            order: indices of images, int64 (n,).
 
         Returns:
-            (len(order), classes), float32 or float64.
+            Probabilities, NumPy array (n, classes) of the backend's dtype, float32 or float64.
         """
         self._feed.images = self._backend.resident(images)
         found = np.empty((len(order), self._classes), self._backend.dtype)
@@ -121,9 +121,10 @@ class EvaluationPlan:
         return found
 
     def _fill(self, order: Array, found: Array) -> None:
-        """As many images as there is room for; the results are read once."""
+        """Evaluate as many images as fit into the feed, and copy their probabilities to ``found`` at once."""
         backend, feed = self._backend, self._feed
         steps = -(-len(order) // self._batch_size)
+        # np.resize repeats the indices until the last batch is full; the rows of the repeated ones are not copied.
         chosen = np.resize(order, steps * self._batch_size)
         backend.copy(chosen, feed.order[: len(chosen)])
         backend.copy(np.zeros(2, np.int64), feed.position)
@@ -135,18 +136,20 @@ class EvaluationPlan:
 def training_feed(
     memory: ArrayStore, images: Array, labels: Array, steps: int, batch_size: int, seed: int
 ) -> StepInputs:
-    """A feed for epochs of so many steps; order, learning rates and lookahead are to be copied in at each epoch.
+    """Return the inputs for epochs of ``steps`` steps; the caller fills in order and rates before each epoch.
+
+    These are ``order``, ``learning_rates`` and ``lookahead``, which are zeros at first.
 
     Args:
-        memory: where it is to lie.
-        images: uint8 (images, H, W, C), there or in NumPy's.
+        memory: the memory to allocate them in.
+        images: uint8 (images, H, W, C), in that memory or NumPy's.
         labels: int64 (images,), likewise.
-        steps: of an epoch.
-        batch_size: images of a step.
-        seed: the job's.
+        steps: steps per epoch.
+        batch_size: images per step.
+        seed: seed of the job.
 
     Returns:
-        The feed, at step 0.
+        The inputs, at step 0.
     """
     return StepInputs(
         memory.resident(images),
@@ -163,7 +166,7 @@ def training_feed(
 
 
 def empty_feed(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
-    """A feed of no images; without memory, to count with."""
+    """Return inputs without images; without ``memory`` in NumPy's, to count with."""
     return training_feed(memory or HostMemory(), np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64), 0, 0, 0)
 
 
@@ -178,11 +181,12 @@ def _training(
     batch_size: int,
     lesson: TrainingOptions,
 ) -> Task:
-    """One training step."""
+    """Plan one training step."""
     learning = {name for name, parameter in network.parameters.items() if parameter.trainable}
     gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in learning}
     chain = Chain(arena, backend, feed, state.weights, gradients, batch_size, trainable=True)
     x, logits, steps = chain.network(network)
+    # Planned in the order in which they run: a backend that fuses neighbours recognises them by it.
     tasks = [
         backend.gather(arena, feed, x, pixels, lesson.augmentation),
         *(step.forward for step in steps),
@@ -204,7 +208,8 @@ def _evaluation(
     batch_size: int,
     views: str,
 ) -> Task:
-    """The probabilities of a batch, into the feed."""
+    """Plan the probabilities of a batch, which go to the feed."""
+    # Whole batches, so that the padded last one has its rows too.
     room = max(1, EVALUATED // batch_size) * batch_size
     feed.order = arena.take((room,), np.int64)
     feed.probabilities = arena.take((room, network.classes), backend.dtype)
@@ -213,6 +218,6 @@ def _evaluation(
     tasks: list[Task] = []
     add, last = backend.mean_outputs(arena, feed, logits, list(VIEWS[views].values()))
     for view, added in zip(VIEWS[views], add, strict=True):
-        change = view if any(view) else None
+        change = view if any(view) else None  # the identity needs no table of source pixels
         tasks += [backend.gather(arena, feed, x, pixels, change), *(step.forward for step in steps), added]
     return backend.whole(arena, feed, [*tasks, last])

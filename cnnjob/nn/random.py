@@ -1,7 +1,6 @@
-"""Randomness is addressed, not consumed.
+"""Counter-based random numbers: each is a function of its address (seed, purpose, place).
 
-Every random number is a function of (seed, purpose, place), so a resumed run draws what the
-unbroken one would have drawn and no generator's state is kept.
+A resumed run therefore draws the numbers of an uninterrupted one, and no checkpoint holds a generator's state.
 """
 
 from enum import IntEnum
@@ -17,7 +16,7 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """What a random number is for; part of its address."""
+    """Use of a random number, part of its address."""
 
     INIT = 1
     ORDER = 2
@@ -25,20 +24,21 @@ class Purpose(IntEnum):
     SPLIT = 4
     AUGMENTATION = 5
     DROPOUT = 1 << 16
-    """Plus the layer's place in the network."""
+    """The place of the layer in the network is added."""
 
 
 def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
-    """A generator that starts where its address says (Philox4x64-10, Salmon et al. 2011).
+    """Return a generator that starts at an address (Philox4x64-10, Salmon et al. 2011).
 
     Args:
-        seed: the job's.
-        purpose: what the numbers are for.
-        place: up to two numbers, such as the epoch.
+        seed: seed of the job.
+        purpose: use of the numbers.
+        place: up to two more numbers of the address, such as the epoch.
 
     Returns:
-        A generator, to be used at once and dropped.
+        A generator to be used at once and then dropped.
     """
+    # NumPy counts up from the lowest word: with the place in the high words, two places never share a block.
     high = [0, 0, *place, 0, 0][:4]
     return np.random.Generator(np.random.Philox(key=_words(seed, purpose), counter=_words(*high)))
 
@@ -48,34 +48,39 @@ def _words(*values: int) -> Array:
 
 
 def permutation(count: int, seed: int, purpose: int, *place: int) -> Array:
-    """The numbers 0 … count−1 in random order, int64 (count,)."""
+    """Return the numbers 0 … count−1 in random order, int64 (count,)."""
     return generator(seed, purpose, *place).permutation(count)
 
 
 class Philox:
-    """Random words of 32 bits by counter and key, on fixed memory: Philox4x32-10 (Salmon et al. 2011, §3.2)."""
+    """Random 32-bit words by counter and key, in preallocated memory: Philox4x32-10 (Salmon et al. 2011, §3.2).
+
+    NumPy's own Philox is the 64-bit variant; the CUDA kernels compute the words of this one.
+    """
 
     def __init__(self, memory: Array) -> None:
-        """Take the memory: uint64 (6, n), for n blocks of four words."""
+        """Use this memory, uint64 (6, n), for n blocks of four words."""
+        # 64 bits per word, because the product of two 32-bit words must fit.
         self._high, self._low = memory[:2]
         self.words: Array = memory[2:]
-        """uint64 (4, n): the counters, and once :meth:`rounds` is done the words."""
+        """The counters, uint64 (4, n) with values below 2³²; :meth:`rounds` turns them into the random words."""
 
     def draw(self, seed: int, purpose: int, *place: Array | int) -> None:
-        """Draw the words whose counters are a place of up to four words, and whose key is (seed, purpose)."""
+        """Draw the words with key (seed, purpose) and a counter that consists of up to four words."""
         for word, value in zip(self.words, [*place, 0, 0, 0, 0], strict=False):
             np.copyto(word, value, casting="unsafe")
         self.rounds(seed, purpose)
 
     def rounds(self, key0: int, key1: int) -> None:
-        """Turn the counters into random words, in place."""
+        """Turn the counters into random words in place, given the two words of the key."""
         for number in range(_ROUNDS):
             keys = [(key + number * weyl) & 0xFFFFFFFF for key, weyl in zip((key0, key1), _WEYL, strict=True)]
             self._round(*(np.uint64(key) for key in keys))
 
     def _round(self, key0: np.uint64, key1: np.uint64) -> None:
-        """(c0, c1, c2, c3) → (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""
+        """Compute (c0, c1, c2, c3) ← (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""
         c0, c1, c2, c3 = self.words
+        # Both products come first: the outputs overwrite the words that they are made of.
         np.multiply(c0, _MULTIPLIERS[0], out=self._low)
         np.multiply(c2, _MULTIPLIERS[1], out=self._high)
         np.right_shift(self._high, np.uint64(32), out=c0)
@@ -89,27 +94,28 @@ class Philox:
 
 
 class Uniform:
-    """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), on fixed memory.
+    """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), in preallocated memory.
 
     Element i of step t is word i mod 4 of the :class:`Philox` block with counter (i div 4, t, t div 2³², 0) and key
-    (seed, purpose). 24 bits make a number.
+    (seed, purpose). A number is made of the 24 highest bits of a word, which a float32 holds exactly.
     """
 
     def __init__(self, memory: Array, values: Array, first: int = 0) -> None:
-        """Take the memory.
+        """Use this memory for n numbers.
 
         Args:
             memory: uint64 (6, ⌈n/4⌉), overwritten.
-            values: float32 (⌈n/4⌉, 4), where the numbers are put.
-            first: the block (element div 4) of the first number.
+            values: float32 (⌈n/4⌉, 4), receives the numbers.
+            first: block of the first number (its element div 4).
         """
         self._philox = Philox(memory)
         self.values = values
         self._first = first
 
     def draw(self, seed: int, purpose: int, step: int) -> None:
-        """Put the numbers of a step into ``values``."""
+        """Write the numbers of a step to ``values``."""
         words = self._philox.words
+        # Block numbers first, first + 1, … as a running sum of ones, since np.arange would allocate.
         words[0], words[0, 0] = 1, self._first
         np.cumsum(words[0], out=words[0])
         self._philox.draw(seed, purpose, words[0], step & 0xFFFFFFFF, step >> 32)

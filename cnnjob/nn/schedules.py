@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a function of the step alone."""
+"""Learning rate schedules: the rate of a step as a function of the step alone."""
 
 from dataclasses import dataclass
 from math import pi
@@ -11,32 +11,35 @@ from cnnjob.nn.memory import Array
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate goes: up over the warm-up, and then along a shape to the end.
+    """Learning rate over a training: a linear warm-up to the peak, then a decay of the given shape.
 
-    With p from 0 to 1 over what follows the warm-up: ``constant`` stays at the peak; ``cosine`` is
+    With p from 0 to 1 over the steps after the warm-up: ``constant`` stays at the peak; ``cosine`` is
     end + (peak − end)(1 + cos πp)/2 (Loshchilov & Hutter 2017, eq. 5, without restarts); ``triangular`` is the straight
     line from peak to end (Smith 2017).
     """
 
     peak: float
+    """Highest learning rate."""
     shape: Literal["constant", "cosine", "triangular"] = "constant"
+    """Shape of the decay after the warm-up."""
     warmup: float = 0.0
-    """Share of all steps over which the rate rises in a straight line."""
+    """Length of the warm-up as a fraction of all steps."""
     start_factor: float = 0.0
-    """Of the peak, the rate of step 0 where there is a warm-up."""
+    """Rate of step 0 as a fraction of the peak, if there is a warm-up."""
     end_factor: float = 0.0
-    """Of the peak, the rate that the shape leads to."""
+    """Rate at the end of the decay as a fraction of the peak."""
 
     def rates(self, steps: range, total: int) -> Array:
-        """The rates of some steps of a training.
+        """Return the learning rates of some steps.
 
         Args:
-            steps: which, counted from the start of the training.
-            total: steps of the whole training.
+            steps: the steps, counted from the start of the training.
+            total: number of steps of the whole training.
 
         Returns:
-            float64 (len(steps),).
+            The rates, float64 (len(steps),).
         """
+        # Computed from the step number alone, so a resumed run gets the rates of an uninterrupted one.
         at, rising = np.asarray(steps, np.float64), self.warmup * total
         p = (at - rising) / (total - rising)
         fall = {"constant": np.zeros_like(p), "cosine": (1 - np.cos(pi * p)) / 2, "triangular": p}[self.shape]

@@ -1,4 +1,4 @@
-"""What learns: flat buffers of parameters, gradients and the optimiser's slots, with named views."""
+"""State of a training: flat buffers of parameters, gradients and the optimiser's slots, with named views."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,14 @@ from cnnjob.nn.pixels import PixelNormalisation
 
 
 class State:
-    """Everything of a network that changes while it learns.
+    """Parameters, gradients and optimiser slots of a network.
 
-    The running statistics of batch normalisations lie among the parameters: they are kept, copied and
-    chosen with them, and only the optimiser leaves them alone.
+    The running statistics of batch normalisations lie among the parameters: they are saved, copied and selected
+    together with them. Only the optimiser skips them.
     """
 
     def __init__(self, network: Network, optimiser: Optimiser, backend: Backend, *, hollow: bool = False) -> None:
-        """Zeroes everywhere, see :meth:`initialise`; or no memory at all, to count with."""
+        """Allocate buffers of zeros, see :meth:`initialise`; with ``hollow`` only their shapes, to count memory."""
         self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = Layout.of(shapes, dtype.itemsize)
@@ -31,25 +31,25 @@ class State:
 
     @property
     def weights(self) -> dict[str, Array]:
-        """Parameters by name."""
+        """Return the parameters by name, as views."""
         return self.layout.views(self.parameters)
 
     @property
     def kept(self) -> dict[str, Array]:
-        """The flat buffers that a training goes on from, by name."""
+        """Return the flat buffers that a checkpoint saves, by name."""
         return {"weights": self.parameters, **self.slots}
 
     @property
     def size_bytes(self) -> int:
-        """Memory of all buffers."""
+        """Return the memory of all buffers, in bytes."""
         return self.gradients.nbytes + sum(flat.nbytes for flat in self.kept.values())
 
     def read(self, flat: Array) -> dict[str, Array]:
-        """The named arrays of one of the buffers, where NumPy can read them."""
+        """Return the named arrays of one of the buffers, as NumPy arrays."""
         return self.layout.views(self._backend.host(flat))
 
     def write(self, arrays: Mapping[str, Array], flat: Array) -> None:
-        """Fill one of the buffers with named arrays of NumPy."""
+        """Fill one of the buffers with named NumPy arrays."""
         self._backend.copy(self.layout.filled(arrays, flat.dtype), flat)
 
     def initialise(
@@ -57,13 +57,14 @@ class State:
     ) -> None:
         """Draw the initial parameters, with NumPy for every backend.
 
-        Each parameter's numbers depend on the seed and its place in the network only; those of a whitening on the data.
+        The values of a parameter depend only on the seed and its index in the network; whitening filters only on the
+        images.
 
         Args:
-            network: what the state is of.
-            seed: the job's.
-            images: uint8 (N, H, W, C) of NumPy, to train on; looked at by a whitening alone.
-            pixels: how the network sees them.
+            network: the network of this state.
+            seed: seed of the job.
+            images: training images, a NumPy array uint8 (N, H, W, C); only a whitening initialiser needs them.
+            pixels: normalisation of the images.
         """
         first = next(iter(network.parameters.values()))
         whitening = np.zeros(0)
@@ -75,5 +76,6 @@ class State:
             for place, (name, parameter) in enumerate(network.parameters.items())
         }
         self.write(drawn, self.parameters)
+        # Lookahead's slow weights start as a copy of the fast ones (Zhang et al. 2019, alg. 1).
         if "slow" in self.slots:
             self.write(drawn, self.slots["slow"])

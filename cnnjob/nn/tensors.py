@@ -1,4 +1,4 @@
-"""What a plan's parts hand each other: signals between blocks, the feed of a step, a block's halves."""
+"""Values that the parts of a plan share: tensors between blocks, the inputs of a step, a block's two tasks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,73 +8,80 @@ from cnnjob.nn.blocks import Shape
 from cnnjob.nn.memory import Arena, Array
 
 Task = Callable[[], object]
-"""Argument-free; allocates nothing, and what it returns says nothing."""
+"""A function without arguments that allocates nothing; its return value is ignored."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Values that flow one way between two blocks, and the loss's gradient that flows the other.
+    """Activations passed from one block to the next, and the gradient of the loss with respect to them.
 
-    The arrays lie inside larger ones whose border of zeros is the next convolution's padding.
+    Both arrays are windows of larger ones, whose border of zeros is the padding of the next convolution.
     """
 
     value: Array
-    """(N, …)."""
+    """The activations, (N, …)."""
     padded: Array
     """``value`` with its border."""
     gradient: Array
-    """(N, …); of no size where nobody needs it."""
+    """The gradient, (N, …); of size 0 where nothing needs it."""
     padded_gradient: Array
-    """``gradient`` with its border, which holds what flows out of the image."""
+    """``gradient`` with its border, which receives the gradient of the padding."""
     whole: Array | None = None
-    """The ``value`` of another signal, where this one is a window of it."""
+    """The ``value`` of another tensor, if this one is a window of it."""
 
     @classmethod
     def take(cls, arena: Arena, shape: Shape, dtype: Any, *, border: int = 0, trainable: bool = True) -> "Tensor":
-        """Take the arrays of shape (N, …) from an arena, with a border of zeros of so many pixels."""
+        """Take the arrays of a tensor of shape (N, …) from an arena, with ``border`` pixels of zeros around them."""
         if border:
             around = (shape[0], *(side + 2 * border for side in shape[1:3]), *shape[3:])
             inside: tuple[slice, ...] = (slice(None), slice(border, -border), slice(border, -border))
         else:
             around, inside = shape, ()
         value = arena.take(around, dtype)
+        # An absent gradient keeps its number of dimensions: blocks slice it like any other.
         gradient = arena.take(around if trainable else (0,) * len(around), dtype)
         return cls(value[inside], value, gradient[inside], gradient)
 
     @property
     def trainable(self) -> bool:
-        """Whether the gradient is wanted."""
+        """Return whether the gradient is needed."""
         return self.gradient.size > 0
 
 
 @dataclass
 class StepInputs:
-    """All that varies from step to step, in the backend's memory; plans read it then and are told nothing else."""
+    """Inputs and results that vary from step to step, in the backend's memory.
+
+    Tasks take no arguments: this is the only thing they read besides the parameters and the buffers of their plan.
+    """
 
     images: Array
-    """uint8 (images, H, W, C)."""
+    """All images of the dataset, uint8 (images, H, W, C)."""
     labels: Array
-    """int64 (images,)."""
+    """Their labels, int64 (images,)."""
     order: Array
-    """int64 (steps × N,): which images the steps take."""
+    """Indices of the images of each step, int64 (steps × N,)."""
     learning_rates: Array
-    """float64 (steps,)."""
+    """Learning rate of each step, float64 (steps,)."""
     lookahead: Array
-    """float64 (steps,): the slow weights' share after each step, see :class:`cnnjob.nn.optimisers.Lookahead`."""
+    """Share of the slow weights after each step, float64 (steps,), see :class:`cnnjob.nn.optimisers.Lookahead`."""
     losses: Array
-    """float64 (steps,): mean loss of each step, in nats an image."""
+    """Mean loss of each step in nats per image, float64 (steps,); written by the steps."""
     hits: Array
-    """int64 (steps,): images of each step whose largest output is their label's."""
+    """Number of right predictions of each step, int64 (steps,); written by the steps."""
     probabilities: Array
-    """(steps × N, classes), of an evaluation."""
+    """Softmax outputs of an evaluation, (steps × N, classes); written by the steps."""
     position: Array
-    """int64 (2,): step within the epoch, and steps since the start of the training."""
+    """Step within the epoch, and steps since the start of the training, int64 (2,)."""
     seed: int
+    """Seed of the job, which addresses all random numbers."""
 
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """A block's two halves."""
+    """The two tasks of a block."""
 
     forward: Task
+    """Computes the output from the input."""
     backward: Task
+    """Computes the gradients of the input and of the parameters from the gradient of the output."""

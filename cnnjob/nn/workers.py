@@ -1,8 +1,8 @@
-"""The cores: tasks of fixed number and content, shared over however many processes there are.
+"""Parallel execution on CPU cores: a fixed list of tasks, distributed over any number of processes.
 
-What is computed never depends on the number of processes, only when: so a run gives the same bits
-on one core as on many. They are processes because threads would wait for each other: every call of
-NumPy's gives the interpreter back and asks for it again, and a small network's step has hundreds.
+The number of processes decides when a task runs, never what it computes, so a run gives the same bits on one core as on
+many. They are processes because threads would contend for the interpreter lock: every NumPy call releases and takes it,
+and a step of a small network makes hundreds of calls.
 """
 
 import gc
@@ -27,55 +27,60 @@ import numpy as np
 from cnnjob.nn.tensors import ForwardBackward, Task
 
 SHARDS = 8
-"""Work over a batch is cut into so many parts, whatever the cores: the order of every sum is fixed."""
+"""Number of shards of a batch, independent of the number of cores, so that the order of every sum is fixed."""
 SMALL_WORK = 1 << 17
-"""Values that are computed sooner than others could be asked for them."""
+"""Number of values below which the caller computes a list alone, since messages would take longer."""
 LOOK_SECONDS = 200e-6
-"""So long a process looks for a message before it sleeps: to be woken takes about as long as a small task."""
+"""Time a process polls for a message before it sleeps: waking up takes about as long as a small task."""
 MOST_BYTES = 1 << 16
-"""Of a message."""
+"""Maximum size of a message."""
 FAULTS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
-"""Signals of what a process does itself. All others reach the caller alone, which decides about them: terminals and
-schedulers send them to all processes of a job."""
+"""Signals that a process causes itself. Workers block all others, which terminals and schedulers send to every process
+of a job: only the caller receives them and decides what to do."""
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
+    # Not os.cpu_count(): SLURM and containers restrict a job to some of a node's cores.
     return len(os.sched_getaffinity(0))
 
 
 def split_evenly(count: int, parts: int) -> list[slice]:
-    """Cut ``count`` things into at most ``parts`` runs of nearly equal length, none empty."""
+    """Split ``count`` items into at most ``parts`` consecutive slices of nearly equal length, none of them empty."""
     parts = min(count, parts)
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def run_all(tasks: Sequence[Task]) -> None:
-    """Run tasks one after the other; an overflow shows in the loss, which is looked at, so it is not warned of."""
+    """Run tasks in order, without NumPy's warnings: an overflow shows in the loss, which the trainer checks."""
     with np.errstate(all="ignore"):
         for task in tasks:
             task()
 
 
 class Workers:
-    """The caller, and processes that are forked from it when they are first needed.
+    """The caller and processes forked from it, which run lists of tasks together.
 
-    They see the caller's objects as they were then, and share the arrays of a :class:`cnnjob.nn.memory.HostMemory`:
-    whatever a task writes, or reads after it changed, must lie in one. They end with the caller, however it ends.
+    The processes are forked when they are first needed. They see the caller's objects as of that moment, and share the
+    arrays of a :class:`cnnjob.nn.memory.HostMemory`: whatever a task writes, or reads after a change, must lie in such
+    memory. They end with the caller, however it ends.
     """
 
     def __init__(self, cores: int) -> None:
-        """Workers on so many cores, though no more than there are shards."""
+        """Use this many cores, but no more than there are shards."""
         self.count = min(cores, SHARDS)
+        # Lists are numbered as they are planned; workers know those with a number below `_known`. Weak references,
+        # so that the lists of a plan that no longer exists are not passed on to the next workers.
         self._numbers, self._known = count(), 0
         self._lists: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
         self._crew: list[_Worker] = []
         self._seconds_before = 0.0
+        # The finaliser holds the list, not `self`, which it would keep alive.
         weakref.finalize(self, _dismiss, self._crew)
 
     def __enter__(self) -> Self:
-        """The workers, until they are no longer needed."""
+        """Return the workers, which end with the ``with`` block."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -84,19 +89,22 @@ class Workers:
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time of the caller and of the others."""
+        """Return the CPU time of the caller and of all workers so far, in seconds."""
         return time.process_time() + self._seconds_before + sum(worker.cpu_seconds for worker in self._crew)
 
     def share(self, tasks: Sequence[Task], work: int) -> Task:
-        """Plan a list of independent tasks: a task that runs them all and waits for them.
+        """Return a task that runs a list of independent tasks on all cores and waits for them.
 
-        It raises what one of them raised; where a process was killed, the caller dies of the same signal.
+        It raises an exception that one of them raised. If a worker was killed by a signal, the caller kills itself with
+        the same signal.
 
         Args:
-            tasks: no two of them write to one array.
-            work: about how many values they compute, or eighths of a product's multiplications; the caller does
-                small work alone.
+            tasks: the tasks; no two of them write to the same array.
+            work: rough number of values that they compute, or an eighth of the multiplications of a matrix product;
+                the caller runs small work alone.
         """
+        # Task n goes to lane n mod count: the rule by which Arena.scratch gives out memory, so that no two tasks that
+        # run at once share any.
         if self.count == 1 or len(tasks) == 1 or work < SMALL_WORK:
             return partial(run_all, tasks)
         shared = _Shared(self, next(self._numbers), [tasks[lane :: self.count] for lane in range(self.count)])
@@ -104,30 +112,32 @@ class Workers:
         return shared
 
     def renew(self) -> None:
-        """Objects of tasks were changed, not only arrays: fork anew when there is a list to run."""
+        """End the workers, since objects that tasks use have changed; the next list to run forks new ones."""
         self._seconds_before += sum(worker.cpu_seconds for worker in self._crew)
         self._known = 0
         _dismiss(self._crew)
 
     def run(self, shared: "_Shared") -> None:
-        """Run a list."""
+        """Run a list of tasks on the caller and the workers; used by the tasks that :meth:`share` returns."""
+        # A list that was planned after the last fork is unknown to the workers.
         if shared.number >= self._known:
             self._fork()
         called = [worker for worker, lane in zip(self._crew, shared.lanes[1:], strict=False) if lane]
         try:
             failures = self._run(shared, called)
         except BaseException:
-            self.renew()  # who was not heard out would answer the next list with this one's end
+            self.renew()  # a worker whose answer was not received would answer the next list with it
             raise
         if failures:
             self.renew()
             raise failures[0]
 
     def _run(self, shared: "_Shared", called: "Sequence[_Worker]") -> list[BaseException]:
-        """Run a list; what went wrong elsewhere."""
+        """Run a list and return the exceptions of the workers."""
         for worker in called:
             worker.begin(shared.number)
         try:
+            # Fewer workers than lanes, where not all could be forked: the caller runs the lanes that are left.
             for lane in (shared.lanes[0], *shared.lanes[1 + len(self._crew) :]):
                 run_all(lane)
         finally:
@@ -135,23 +145,24 @@ class Workers:
         return [failure for failure in ends if failure is not None]
 
     def _fork(self) -> None:
+        """Fork a worker for each lane but the caller's, or as many as possible; they know all lists planned so far."""
         self.renew()
         try:
             for lane in range(1, self.count):
                 self._crew.append(_Worker({number: shared.lanes[lane] for number, shared in self._lists.items()}))
-        except OSError as error:  # as many as are allowed; the caller runs what is left
+        except OSError as error:  # a limit on processes or open files; the caller runs the remaining lanes
             warnings.warn(f"{1 + len(self._crew)} processes instead of {self.count}, slower: {error}", stacklevel=2)
         self._known = next(self._numbers)
 
 
 def shared(workers: Workers, steps: Sequence[ForwardBackward], work: int) -> ForwardBackward:
-    """Plan the halves of a block's shards as those of the block."""
+    """Return the two tasks of a block, which run those of its shards on all cores."""
     forwards, backwards = [step.forward for step in steps], [step.backward for step in steps]
     return ForwardBackward(workers.share(forwards, work), workers.share(backwards, work))
 
 
 class _Shared:
-    """A list of tasks: which of them each process runs."""
+    """List of tasks, divided into the lanes that each process runs."""
 
     def __init__(self, workers: Workers, number: int, lanes: Sequence[Sequence[Task]]) -> None:
         self._workers, self.number, self.lanes = workers, number, lanes
@@ -161,27 +172,32 @@ class _Shared:
 
 
 class _Worker:
-    """A process as its caller sees it."""
+    """Worker process, as seen by the caller."""
 
     def __init__(self, lists: Mapping[int, Sequence[Task]]) -> None:
-        """Fork it: it knows these lists, by their numbers."""
+        """Fork a process that knows these lists by their numbers."""
+        # A sequenced-packet socket keeps the bounds of messages and reports the end of either process.
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.cpu_seconds = 0.0
-        with _signals_blocked(), warnings.catch_warnings():  # for good in the new process, which never leaves
-            warnings.simplefilter("ignore", DeprecationWarning)  # of locks that threads hold: _serve takes none
+        # Blocked before the fork, so that no signal reaches a handler of the caller in the new process; there they stay
+        # blocked, since _serve never returns. Python warns (3.12 on) that a thread may hold a lock at the fork, which
+        # the new process would wait for forever; _serve takes none.
+        with _signals_blocked(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
             if not self._pid:
                 _serve(theirs, lists)
+        # The caller must not hold the worker's end, or it would not see end of file when the worker dies.
         theirs.close()
         self._line.settimeout(0)
 
     def begin(self, number: int) -> None:
-        """Ask for a list's tasks."""
-        with suppress(ConnectionError):  # it is gone, as end() will say
+        """Tell the worker to run its tasks of a list."""
+        with suppress(ConnectionError):  # it has died, which end() will report
             self._line.send(number.to_bytes(8))
 
     def end(self) -> BaseException | None:
-        """Wait until they are done; what went wrong."""
+        """Wait until the tasks are done; return the exception of one that failed."""
         message = _receive(self._line)
         if not message:
             return self._gone()
@@ -190,25 +206,31 @@ class _Worker:
         return failure
 
     def _gone(self) -> RuntimeError:
-        """It has ended: who kills one of the processes, for its memory or at a node's end, has killed them all."""
+        """Return the error of a worker that ended, or kill this process with the signal that killed the worker.
+
+        Whatever kills a worker, such as the out-of-memory killer, has then killed the run as a whole, which is resumed
+        as a whole.
+        """
         code = None
-        with suppress(ChildProcessError):  # where nobody keeps how children end
+        with suppress(ChildProcessError):  # no exit status where SIGCHLD is ignored
             code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         if code is not None and code < 0:
+            # A handler of the caller must not catch it; SIGKILL has none, and signal.signal refuses it.
             if -code != signal.SIGKILL:
                 signal.signal(-code, signal.SIG_DFL)
             os.kill(os.getpid(), -code)
         return RuntimeError(f"process {self._pid}, which shared the work, has ended with {code}")
 
     def dismiss(self) -> None:
-        """Let it end, and see that it did."""
+        """End the worker and wait for its end."""
         self._line.close()
-        with suppress(ChildProcessError):  # it was found gone, or is another's
+        with suppress(ChildProcessError):  # already waited for, or not a child of this process
             os.waitpid(self._pid, 0)
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
+    """Block all signals but those that a process causes itself."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
     try:
         yield
@@ -217,55 +239,60 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _dismiss(crew: list[_Worker]) -> None:
+    """End all workers and empty the list."""
     while crew:
         crew.pop().dismiss()
 
 
 def _serve(line: socket.socket, lists: Mapping[int, Sequence[Task]]) -> NoReturn:
-    """A process's life: it holds no file but its line, and ends when that is cut."""
+    """Run the lists that the caller asks for, and exit when the caller closes the socket or ends."""
     try:
         gc.disable()
+        # Close all inherited files. Among them are the caller's sockets to earlier workers: with a copy here, those
+        # workers would not see end of file when the caller dies.
         for held in Path("/proc/self/fd").iterdir():
             if int(held.name) != line.fileno():
-                with suppress(OSError):  # the listing's own is closed by now
+                with suppress(OSError):  # the descriptor of the listing itself, closed by now
                     os.close(int(held.name))
         line.settimeout(0)
         while order := _receive(line):
             failure = _failure_of(lists[int.from_bytes(order)])
             line.send(struct.pack("d", time.process_time()) + failure)
     finally:
+        # Not sys.exit(), which would run the caller's exception handlers and atexit functions, and flush its buffers.
         os._exit(0)
 
 
 def _failure_of(tasks: Sequence[Task]) -> bytes:
-    """Run tasks: nothing, or the pickled exception, with its traceback as a note."""
+    """Run tasks; return nothing, or the pickled exception of one with its traceback as a note."""
     try:
         run_all(tasks)
-    except BaseException as error:  # noqa: BLE001 - it is raised again where the tasks came from
-        error.add_note(traceback.format_exc())
+    except BaseException as error:  # noqa: BLE001 - raised again in the caller
+        error.add_note(traceback.format_exc())  # pickle drops the traceback
         return _sent(error) or _sent(RuntimeError(traceback.format_exc()[-MOST_BYTES // 16 :]))
     return b""
 
 
 def _sent(error: BaseException) -> bytes:
-    """The pickled exception; nothing where it cannot be sent."""
+    """Return the pickled exception, or nothing if it cannot be sent."""
     try:
         sent = pickle.dumps(error)
+        # Exceptions with arguments of their own can often be pickled but not unpickled.
         pickle.loads(sent)  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - whatever its class does
+    except Exception:  # noqa: BLE001 - its class may raise anything
         return b""
     return sent if len(sent) < MOST_BYTES // 2 else b""
 
 
 def _receive(line: socket.socket) -> bytes:
-    """The next message; nothing where the other side is gone."""
+    """Return the next message, or nothing if the other process has ended."""
     until = time.perf_counter() + LOOK_SECONDS
     try:
         while time.perf_counter() < until:
             try:
                 return line.recv(MOST_BYTES)
             except BlockingIOError:
-                os.sched_yield()
+                os.sched_yield()  # to the other process, if both share a core
         line.settimeout(None)
         message = line.recv(MOST_BYTES)
         line.settimeout(0)

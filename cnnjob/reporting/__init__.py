@@ -1,1 +1,1 @@
-"""Finished and unfinished runs as tables, figures and one HTML page."""
+"""Reports on finished and unfinished runs: tables, figures and one HTML page."""

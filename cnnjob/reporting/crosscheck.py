@@ -1,9 +1,9 @@
-"""What the files of a finished run say twice: the figures of one that another one gives.
+"""Cross-checks of a finished run: values that two of its files record are compared.
 
-No other file gives the rest. Of the result: ``train_seconds``, ``cpu_hours``, ``peak_memory_bytes`` and
-``bits_may_differ_from_step``, which only the process knew. Of the history: ``seconds``, and the losses and accuracies,
-which need the images and each epoch's weights; but those of the test images by the chosen weights are compared. Of the
-predictions: probabilities, labels and pixels, which need the dataset.
+Some values are recorded only once and cannot be checked. In the result: ``train_seconds``, ``cpu_hours``,
+``peak_memory_bytes`` and ``bits_may_differ_from_step``, which only the process knew. In the history: ``seconds``, and
+the losses and accuracies, which need the images and each epoch's weights (test loss and accuracy of the chosen weights
+are checked). In the predictions: probabilities, labels and pixels, which need the dataset.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +16,22 @@ from cnnjob.jobs.schema import in_one_line
 from cnnjob.runs import metrics
 
 _TOLERANCE = 1e-6
-"""Of a figure, and of its relative size."""
+"""Largest difference between two values that agree: absolute below 1, relative above."""
 _RUNNING = ("/mean", "/variance")
-"""Ends of names of weights that count as no parameters."""
+"""Endings of the names of running statistics, which are stored with the weights but are not parameters."""
 _SECONDS, _RATE = 0.0005, 0.05
-"""By which the history rounds an epoch's seconds and its images per second, at most."""
+"""Largest rounding errors of ``seconds`` and ``images_per_second`` in the history."""
 _LAST = {"epochs": "epoch", "steps": "step"}
-"""Of the result, and the column of the history whose last value it is."""
+"""Key of the result → column of the history whose last value it repeats."""
 _OF_JOB = {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}
-"""Of the result, and the key of ``train`` that it repeats."""
+"""Key of the result → key of the job's ``train`` table that it repeats."""
 
 Table = Mapping[str, np.ndarray]
-"""The history's columns, float64 (E,), NaN where unknown."""
+"""Columns of the history by name: each (E,) float64 for E epochs, NaN where unknown."""
 
 
 class Check(NamedTuple):
-    """A figure of one file, and what another one gives."""
+    """A value in one file and the value that another file implies for it."""
 
     file: str
     name: str
@@ -41,13 +41,13 @@ class Check(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Return whether both are the same, as far as they were rounded."""
+        """Return whether both values are equal; floats, within the tolerance."""
         if isinstance(self.given, float) and isinstance(self.said, int | float):
             return abs(self.said - self.given) <= _TOLERANCE * max(1.0, abs(self.given))
         return bool(self.said == self.given)
 
     def __str__(self) -> str:
-        """Say both."""
+        """Return both values in one sentence."""
         said, given = (in_one_line(str(value)) for value in (self.said, self.given))
         return f"{self.file}: {self.name} is {said}, but {self.source} gives {given}"
 
@@ -55,12 +55,12 @@ class Check(NamedTuple):
 def of_result(
     result: Mapping[str, Any], settings: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> Iterator[Check]:
-    """Yield what the result repeats of the job, its environment and itself; a field that is missing is not compared.
+    """Check the result against the job, the environment and itself; a missing field is not compared.
 
     Args:
-        result: ``result.json``.
-        settings: the job's, by dotted key.
-        environment: ``environment.json``.
+        result: content of ``result.json``.
+        settings: the job's settings by dotted key.
+        environment: content of ``environment.json``.
     """
     given = [(name, "job.json", settings.get(f"train.{key}")) for name, key in _OF_JOB.items()]
     given += [(name, "environment.json", environment.get(name)) for name in ("backend", "precision")]
@@ -72,18 +72,18 @@ def of_result(
 
 
 def of_figures(result: Mapping[str, Any], figures: Mapping[str, float]) -> Iterator[Check]:
-    """Yield the accuracy and the loss of the predictions."""
+    """Check the result's test accuracy and loss against those computed from the predictions."""
     yield from _of_result(result, [(name, "predictions.npz", value) for name, value in figures.items()])
 
 
 def of_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[Check]:
-    """Yield the number of parameters; running statistics are none."""
+    """Check the result's number of parameters; running statistics do not count."""
     count = sum(array.size for name, array in weights.items() if not name.endswith(_RUNNING))
     yield from _of_result(result, [("parameters", "weights.npz", count)])
 
 
 def of_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Yield what the result repeats of the attempt that finished the run, the last one where none says so."""
+    """Check the result against the attempt that finished the run, or the last one if none records that it did."""
     finished = (one for one in attempts if one["why"] == "finished")
     if attempt := next(finished, attempts[-1] if attempts else None):
         given = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]
@@ -91,19 +91,19 @@ def of_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
 
 
 def of_history(result: Mapping[str, Any], table: Table, select_on: str) -> Iterator[Check]:
-    """Yield what the result repeats of the history.
+    """Check the result against the history.
 
     Args:
-        result: ``result.json``.
+        result: content of ``result.json``.
         table: the history.
-        select_on: the job's key.
+        select_on: the job's ``train.select_on``.
     """
     given: list[tuple[str, Any]] = [
         (name, int(table[column][-1])) for name, column in _LAST.items() if _is_whole(table, column)
     ]
     score = "epoch" if select_on == "last" else f"{select_on}_accuracy"
     if _is_whole(table, score):
-        best = int(np.argmax(table[score]))  # the first of equals
+        best = int(np.argmax(table[score]))  # the first of equals, as the trainer chooses
         given.append(("best_epoch", int(table["epoch"][best])))
         measures = ("test_accuracy", "test_loss") if select_on == "test" else ()
         given += [(name, float(table[name][best])) for name in measures if _is_whole(table, name)]
@@ -111,11 +111,11 @@ def of_history(result: Mapping[str, Any], table: Table, select_on: str) -> Itera
 
 
 def of_epochs(table: Table, job: Job) -> Iterator[Check]:
-    """Yield what the history of a finished run repeats of its job and of itself.
+    """Check the history of a finished run against its job and itself.
 
     Args:
         table: the history, of epochs 1, 2, 3, …
-        job: of today's format.
+        job: the job, in the current format.
     """
     if not _is_whole(table, "step") or table["step"][0] < 1:
         return
@@ -124,6 +124,7 @@ def of_epochs(table: Table, job: Job) -> Iterator[Check]:
     epochs, steps = len(table["epoch"]), int(table["step"][0])
     yield Check("history.jsonl", "the number of epochs", epochs, "job.json", _last_epoch(table, job))
     total = job.train.epochs * steps
+    # The history records the rate of each epoch's last step; steps count from 0 here.
     rates = build_schedule(job.train).rates(range(steps - 1, epochs * steps, steps), total)
     for row in range(epochs):
         cells = {name: float(values[row]) for name, values in table.items()}
@@ -135,6 +136,7 @@ def of_epochs(table: Table, job: Job) -> Iterator[Check]:
             )
         seconds, rate = cells["seconds"], cells["images_per_second"]
         images = steps * job.train.batch_size
+        # Both were rounded on their own, so the rate may lie anywhere in the interval that the rounding allows.
         if (
             seconds > _SECONDS
             and not images / (seconds + _SECONDS) - _RATE <= rate <= images / (seconds - _SECONDS) + _RATE
@@ -143,11 +145,12 @@ def of_epochs(table: Table, job: Job) -> Iterator[Check]:
 
 
 def _last_epoch(table: Table, job: Job) -> int:
-    """Return the epoch after which the training ends by the accuracies of its history."""
+    """Return the epoch after which the training must have ended, given the accuracies of its history."""
     stopping, score = job.train.early_stopping, f"{job.train.select_on}_accuracy"
     if stopping and _is_whole(table, score):
         best = np.maximum.accumulate(table[score])
-        waited = np.arange(len(best)) - np.searchsorted(best, best)  # since the first of the highest
+        # `best` never decreases, so searchsorted finds the epoch that first reached each maximum.
+        waited = np.arange(len(best)) - np.searchsorted(best, best)
         if (waited >= stopping.patience).any():
             return int((waited >= stopping.patience).argmax()) + 1
     return job.train.epochs
@@ -156,12 +159,12 @@ def _last_epoch(table: Table, job: Job) -> int:
 def of_predictions(
     arrays: Mapping[str, np.ndarray], class_names: Sequence[str], shape: Sequence[int]
 ) -> Iterator[Check]:
-    """Yield what the predictions repeat of the job's data and of themselves.
+    """Check the predictions against the job's data and themselves.
 
     Args:
-        arrays: ``predictions.npz``.
-        class_names: those of ``job.json``; empty where it says none.
-        shape: (H, W, C), likewise.
+        arrays: arrays of ``predictions.npz``.
+        class_names: class names in ``job.json``; empty if it has none.
+        shape: image shape (H, W, C) in ``job.json``; empty if it has none.
     """
     said = [str(name) for name in arrays["class_names"]]
     if class_names:
@@ -183,12 +186,12 @@ def of_predictions(
 
 
 def _of_result(result: Mapping[str, Any], given: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
-    """Yield a check per name, source and value; what either does not say is not compared."""
+    """Yield one check per name, source and value; a value that is missing on either side is not compared."""
     for name, source, value in given:
         if value is not None and result.get(name) is not None:
             yield Check("result.json", name, result[name], source, value)
 
 
 def _is_whole(table: Table, column: str) -> bool:
-    """Return whether a column is there without a gap."""
+    """Return whether the table has the column, finite in every epoch."""
     return column in table and bool(np.isfinite(table[column]).all())

@@ -1,7 +1,7 @@
-"""Figures as files: what would be drawn as before is not drawn again.
+"""Figures as files; a figure that would not change is not drawn again.
 
-Beside them lies a note of what each was drawn from, and of its files. A figure is drawn anew when its numbers, its
-names, the way it is drawn or one of its files is not as noted.
+A notes file beside the figures records, for each one, digests of its inputs and of its files. A figure is redrawn when
+its numbers, its labels, the drawing code or one of its files does not match the notes.
 """
 
 import inspect
@@ -29,23 +29,23 @@ Notes = dict[str, dict[str, str]]
 
 
 class Drawing(NamedTuple):
-    """A figure that can be drawn."""
+    """A figure that has not been drawn yet."""
 
     draw: "Callable[..., Figure]"
-    """Of :mod:`cnnjob.reporting.plots`."""
+    """A function of :mod:`cnnjob.reporting.plots`."""
     arguments: tuple[Any, ...]
-    """Arrays, dataclasses, and what JSON can say."""
+    """Its arguments: arrays, dataclasses and JSON values."""
 
 
 def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, bytes | None]]:
-    """Draw what has changed.
+    """Draw the figures that have changed.
 
     Args:
-        out: the folder of the files.
-        drawings: by the stems of their files, ``curves`` or ``runs/NAME/curves``.
+        out: folder of the files.
+        drawings: figures by the stem of their files, such as ``curves`` or ``runs/NAME/curves``.
 
     Yields:
-        Every file's name with its content, None where it is there as it would be; the note after each that is drawn.
+        The name and content of each file, None as the content of an unchanged one; the notes after each drawn figure.
     """
     notes, way, drawn_anew = _notes(out), _way(), False
     for stem, drawing in drawings.items():
@@ -59,13 +59,14 @@ def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, 
             note = {"source": source} | {kind: files.sha256_of(content) for kind, content in drawn.items()}
             yield from ((f"{stem}.{kind}", content) for kind, content in drawn.items())
             notes[stem], drawn_anew = note, True
+            # After the figure's own files and before the next figure: an interrupted report keeps what it drew.
             yield NOTES, files.canonical_json(notes).encode()
     if notes and not drawn_anew:
         yield NOTES, files.canonical_json(notes).encode()
 
 
 def _is_there(stem: Path, note: Mapping[str, str]) -> bool:
-    """Whether all files of a figure are as they were written."""
+    """Return whether all files of a figure exist with the content that the notes record."""
     try:
         contents = ((kind, files.read_bytes(Path(f"{stem}.{kind}"))) for kind in FORMATS)
         return all(files.sha256_of(content) == note.get(kind) for kind, content in contents)
@@ -74,7 +75,7 @@ def _is_there(stem: Path, note: Mapping[str, str]) -> bool:
 
 
 def _notes(out: Path) -> Notes:
-    """What earlier reports noted of figures that are there; nothing where it cannot be read."""
+    """Return the notes of earlier reports on figures that still exist; empty if they cannot be read."""
     try:
         notes = files.read_json(out / NOTES)
     except DataError:
@@ -84,14 +85,15 @@ def _notes(out: Path) -> Notes:
 
 
 def _way() -> bytes:
-    """How figures are drawn: what else their bytes depend on."""
+    """Return a digest of the drawing code: library versions and the source of this package's plotting modules."""
     sources = [inspect.getsource(module).encode() for module in _DRAWN_WITH]
     return files.sha256_of(*(version(name).encode() for name in _DRAWN_BY), *sources).encode()
 
 
 def _parts(value: Any) -> Iterator[bytes]:
-    """A value as bytes, each part with what tells it from others of the same bytes."""
+    """Yield a value as bytes to hash, with types, shapes and lengths so that different values never read the same."""
     if isinstance(value, np.ndarray):
+        # dtype.str names the byte order, and tobytes() of a contiguous copy does not depend on the strides.
         yield from (f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
         yield from _parts(asdict(value))

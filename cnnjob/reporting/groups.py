@@ -1,7 +1,7 @@
-"""Runs that differ by nothing but their seed, and what can be said of them together.
+"""Groups of runs that differ only in their seed, and the statistics of a group and of two groups.
 
-A mean has a 95 % interval by Student's t. Two groups are compared over the seeds that they share: the spread that
-the seeds have in common then cancels. Nothing is claimed of fewer than two values.
+Means have 95 % intervals by Student's t. Two groups are compared over the seeds that they share (a paired comparison):
+variation that a seed causes in both cancels. Nothing is claimed from fewer than two values.
 """
 
 import math
@@ -21,48 +21,48 @@ from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95
 PAIRS_OF = 5
-"""Groups of the same data up to this many are compared each with each, more of them with the best one."""
+"""Up to this many groups of one dataset are compared pairwise; more than this, each with the best one."""
 _LABEL_LETTERS = 100
 _KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
-"""Of the blocks in words."""
+"""Matches the kind of each block in the setting ``model.blocks``, such as ``conv`` in ``conv 32``."""
 _INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
-"""Settings that do not decide the result, and the seed."""
+"""Settings that do not change the result, and the seed."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and how far to trust it."""
+    """A mean with its confidence interval."""
 
     mean: float
     half_width: float | None
-    """Of the 95 % interval; None for a single value."""
+    """Half the width of the 95 % interval; None for a single value."""
     n: int
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
+        """Return whether the whole interval lies on one side of zero."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of equal settings and data, whatever their seed."""
+    """Runs with equal settings and data, and any seeds."""
 
     label: str
-    """What tells it from the others: its job's name, else the settings that differ, else a number."""
+    """A unique name: the job's name, the settings that differ, or a number."""
     settings: dict[str, Any]
-    """Those that are not the same in all groups, by the shortest name that is theirs alone."""
+    """Settings that are not the same in all groups, by their shortest unambiguous name."""
     records: tuple[Record, ...]
-    """In order of seed and name."""
+    """Its runs, ordered by seed and name."""
 
     @property
     def dataset(self) -> str:
-        """Name and first digits of the data."""
+        """The dataset's name and the first digits of its digest."""
         return str(self.records[0].settings.get("dataset"))
 
     @cached_property
     def by_seed(self) -> dict[Any, Record]:
-        """The first finished run of each seed: a copy of a run is no second measurement."""
+        """The first finished run of each seed, since a copy of a run is not a second measurement."""
         finished: dict[Any, Record] = {}
         for record in self.records:
             if _is_measured(record):
@@ -71,36 +71,36 @@ class Group:
 
     @property
     def remarks(self) -> list[str]:
-        """What must be known of its accuracy: on what images it was chosen, and measured."""
+        """Caveats about its accuracy: a model chosen on the test images, or test-time augmentation."""
         rows = [record.row for record in self.by_seed.values()]
         views = {row["test_time_augmentation"] for row in rows} - {"none"}
         optimistic = ["optimistic: chosen on the test images"] * any(row["selected_on"] == "test" for row in rows)
         return optimistic + [f"test-time augmentation: {view}" for view in sorted(views)]
 
     def interval(self, column: str) -> Interval | None:
-        """The mean of a column of its finished runs; None where it is known of none of them."""
+        """Return the mean of a column over the finished runs, one per seed; None if none of them has a value."""
         values = [record.row[column] for record in self.by_seed.values()]
         return interval([value for value in values if isinstance(value, int | float)])
 
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """Two groups, compared over the seeds that they share."""
+    """The comparison of two groups over the seeds that they share."""
 
     better: Group
-    """The one of higher mean accuracy."""
+    """The group with the higher mean test accuracy over all its own seeds."""
     other: Group
     interval: Interval | None
-    """Of the differences of test accuracy, in 0..1; None without a shared seed."""
+    """Mean of ``better`` minus ``other`` per shared seed, in test accuracy (0..1); None without a shared seed."""
 
     @property
     def tells_apart(self) -> bool:
-        """Whether the data can tell the two apart."""
+        """Return whether the groups are significantly different: the 95 % interval excludes zero."""
         return self.interval is not None and self.interval.excludes_zero
 
     @property
     def sentence(self) -> str:
-        """The same in words."""
+        """The comparison as a sentence, in percentage points of test accuracy."""
         better, other = _quoted(self.better.label), _quoted(self.other.label)
         names = f"{better} and {other}"
         if self.interval is None:
@@ -110,7 +110,9 @@ class GroupDifference:
             return (
                 f"{names} share one seed, where they differ by {_signed(mean)} points: too little to tell them apart."
             )
-        if self.tells_apart and mean < 0:  # the means are of all seeds, the difference of the shared ones
+        # `better` has the higher mean over all of its seeds, but the paired difference is over the shared seeds only,
+        # so it can have the other sign.
+        if self.tells_apart and mean < 0:
             return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
         if self.tells_apart:
             return f"{better} is better than {other} by {_range(mean, 100 * half, n)}."
@@ -118,7 +120,7 @@ class GroupDifference:
 
 
 def _quoted(label: str) -> str:
-    """A label in a sentence: one of several words with commas is held together."""
+    """Return a label for use in a sentence, in quotation marks if it contains a comma."""
     return f"“{label}”" if ", " in label else label
 
 
@@ -132,13 +134,13 @@ def _range(mean: float, half: float, n: int) -> str:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """The mean of some values with its 95 % interval by Student's t; None of no values."""
+    """Return the mean of some values with its 95 % interval by Student's t; None if there are no values."""
     from scipy.special import stdtrit  # noqa: PLC0415 - half a second that no other command pays
 
     n = len(values)
     if n < 2:  # noqa: PLR2004 - one value has no spread
         return Interval(float(values[0]), None, 1) if n else None
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)  # standard error of the mean
     return Interval(float(np.mean(values)), float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error, n)
 
 
@@ -146,15 +148,17 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Sort runs into groups.
 
     Args:
-        records: in any order; those whose job cannot be read belong to none. Their rows are told the group's label.
+        records: runs in any order; one whose job cannot be read belongs to no group. The ``group`` cell of each run's
+            row is set to the label of its group.
 
     Returns:
-        The groups, the one of highest mean test accuracy first, those without a finished run last.
+        The groups by descending mean test accuracy, those without a finished run last.
     """
     members: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.settings:
             members[canonical_json(_deciding(record))].append(record)
+    # The job in a manifest is not validated here, so its seed may be anything: padded text always compares.
     ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
                for group in members.values()]  # fmt: skip
     settings = _with_tables([_deciding(group[0]) for group in ordered])
@@ -172,7 +176,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
-    """Call each group by its job and what tells it from the others of that job; by a number where that is too long."""
+    """Label each group by its job and the settings that distinguish it; by a number if that is too long."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     telling = {job: differing(settings) for job, settings in peers.items()}
@@ -193,7 +197,11 @@ def _job(group: Group) -> str:
 
 
 def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that differ; networks of other shapes are compared as a whole, if that tells them apart."""
+    """Return the keys that differ between groups.
+
+    If the networks have different kinds of blocks, the settings of single blocks are not comparable: then the one-line
+    description of all blocks stands for them, provided that it is enough to tell the groups apart.
+    """
     keys = differing(settings)
     kinds = {tuple(_KINDS.findall(one.get(BLOCKS, ""))) for one in settings}
     within = [key for key in keys if not key.startswith(f"{BLOCKS}.")]
@@ -202,6 +210,7 @@ def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _rank(group: Group) -> tuple[float, str, str]:
+    # Settings and name break ties, so that the order does not depend on that of the folders.
     accuracy = group.interval("test_accuracy")
     return -accuracy.mean if accuracy else math.inf, str(group.settings), group.records[0].name
 
@@ -211,7 +220,7 @@ def _is_measured(record: Record) -> bool:
 
 
 def _deciding(record: Record) -> dict[str, Any]:
-    """The settings that decide the result, but for the seed."""
+    """Return the settings that determine the result, without the seed."""
     return {
         key: value for key, value in record.settings.items()
         if not any(key == name or key.startswith(f"{name}.") for name in _INDIFFERENT)
@@ -219,7 +228,7 @@ def _deciding(record: Record) -> dict[str, Any]:
 
 
 def _with_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a table that some leave out, ``true`` where it is there, before what it says."""
+    """Insert ``True`` for each table that a group has and others leave out, before that table's own keys."""
     left_out = {key for one in settings for key, value in one.items() if value is None}
     found: list[dict[str, Any]] = []
     for one in settings:
@@ -231,14 +240,15 @@ def _with_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _above(key: str) -> Iterator[str]:
-    """The tables that a dotted key lies in."""
+    """Yield the dotted names of the tables that contain a key, outermost first."""
     words = key.split(".")
     yield from (".".join(words[:count]) for count in range(1, len(words)))
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys whose values are not the same wherever their table is, in the order they come."""
+    """Return the keys whose values differ among the jobs that have their table, in order of first appearance."""
     keys = dict.fromkeys(key for one in settings for key in one)
+    # repr, because 1, 1.0 and True are equal.
     return [key for key in keys if len({repr(one.get(key)) for one in settings if _applies(key, one)}) > 1]
 
 
@@ -247,13 +257,13 @@ def _applies(key: str, settings: dict[str, Any]) -> bool:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key with as many of its last words as no other key has."""
+    """Return each dotted key with its shortest unambiguous name: as few of its last words as no other key ends in."""
     keys = list(keys)
     return {key: next((name for name in _endings(key) if _is_of_one(name, keys)), key) for key in keys}
 
 
 def _endings(key: str) -> Iterator[str]:
-    """From the shortest on; a table within a section or a block is named with what it says, as ``batch_norm.eps``."""
+    """Yield the endings of a key, shortest first; one in a nested table keeps its table's name: ``batch_norm.eps``."""
     words = key.split(".")
     least = 2 if len(words) > 2 and not words[-2].isdecimal() else 1  # noqa: PLR2004 - section, table, key
     yield from (".".join(words[-count:]) for count in range(least, len(words) + 1))
@@ -264,20 +274,20 @@ def _is_of_one(name: str, keys: Sequence[str]) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A setting as it is written; a dash where there is none."""
+    """Return a setting as a job file writes it, or a dash if there is none."""
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """Compare groups of the same data: each with each when they are few, else each with the best.
+    """Compare the groups of each dataset: pairwise if there are few, otherwise each with the best.
 
     Args:
-        groups: as :func:`grouped` orders them.
+        groups: groups in the order of :func:`grouped`, best first.
 
     Returns:
-        A difference a pair of groups that both have finished runs.
+        One difference per pair of groups that both have finished runs.
     """
     of_data: defaultdict[Any, list[Group]] = defaultdict(list)
     for group in groups:

@@ -1,10 +1,10 @@
-"""Numbers to figures: learning curves, confusion matrices, first-layer filters.
+"""Matplotlib figures: learning curves, confusion matrices, first-layer filters.
 
-A figure is a ``matplotlib.figure.Figure`` that belongs to its caller: no pyplot and no global state. It looks the
-same whatever the user's ``matplotlibrc`` says, and :func:`to_bytes` of equal figures gives equal bytes. Colours are
-told apart by colour-blind eyes; names are printed as they are, never read as formulas.
+Each figure is a ``matplotlib.figure.Figure`` that belongs to its caller: there is no pyplot and no global state. It
+does not depend on the user's ``matplotlibrc``, and :func:`to_bytes` returns equal bytes for equal figures. The palette
+is safe for colour-blind readers; names are printed literally, never parsed as formulas.
 
-This module reads and writes no file; :mod:`cnnjob.reporting.report` does.
+This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
 """
 
 import io
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 Format = Literal["pdf", "png", "svg"]
 
 LEGEND_LIMIT = 50
-"""More curves than this have no legend: it would be larger than the figure."""
+"""With more curves than this there is no legend: it would be larger than the figure."""
 COUNTS_LIMIT = 20
-"""A confusion matrix of more classes has no counts in its cells: they would not fit."""
+"""With more classes than this a confusion matrix has no counts in its cells: they would not fit."""
 LABELS_LIMIT = 100
-"""A confusion matrix of more classes names only every second, third, … of them."""
+"""With more classes than this a confusion matrix names only every second, third, … class."""
 
 _STYLE = {
     "axes.grid": True,
@@ -43,9 +43,9 @@ _STYLE = {
     "legend.fontsize": "small",
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "pdf.fonttype": 42,  # letters stay letters
-    "svg.hashsalt": "cnnjob",
-    "text.parse_math": False,
+    "pdf.fonttype": 42,  # TrueType, not Type 3: letters stay letters
+    "svg.hashsalt": "cnnjob",  # without it the ids in an SVG are random
+    "text.parse_math": False,  # a class name may contain $
 }
 _METADATA: dict[Format, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
@@ -58,7 +58,9 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 3)))
 _LEGEND_ROWS = 25
 _NAME_LENGTH = 40
 _LOG_RATIO = 30
+"""The axis of losses is logarithmic if the largest is more than this many times the smallest."""
 _DOTTED_EPOCHS = 30
+"""Up to this many epochs, each is marked with a dot."""
 
 
 @contextmanager
@@ -66,23 +68,24 @@ def _style() -> Iterator[None]:
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
+        # A class name may use any script; matplotlib draws a box for a character that its font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 @_style()
 def to_bytes(figure: "Figure", kind: Format) -> bytes:
-    """Draw a figure as the content of a file.
+    """Render a figure as the content of a file.
 
     Args:
-        figure: made by this module.
-        kind: ``png`` at 150 dots an inch, ``svg`` or ``pdf``.
+        figure: a figure of this module.
+        kind: ``png`` at 150 dots per inch, ``svg`` or ``pdf``.
 
     Returns:
-        The same bytes for the same figure: no date, no random names.
+        The content, the same bytes for the same figure: no date, no random ids.
     """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # where all lies is found once, not for each format
+    figure.set_layout_engine("none")  # the layout is solved once, not again for each format
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
     return buffer.getvalue()
@@ -90,13 +93,13 @@ def to_bytes(figure: "Figure", kind: Format) -> bytes:
 
 @_style()
 def learning_curve(curve: Curve) -> "Figure":
-    """Loss and accuracy of one run over its epochs, on the training images and on the split that was watched.
+    """Draw loss and accuracy of one run over its epochs, on the training images and the watched split.
 
     Args:
-        curve: of at least one epoch. Its best epoch is a star, its restarts are dotted lines.
+        curve: a curve of at least one epoch. Its best epoch is a star, its restarts are dotted lines.
 
     Returns:
-        A figure of two axes, loss and accuracy.
+        A figure with two axes, loss and accuracy.
     """
     figure, panels = _panels(_PANELS_WIDTH, curve.name)
     blue, orange = _palette()[:2]
@@ -116,16 +119,16 @@ def learning_curve(curve: Curve) -> "Figure":
 
 @_style()
 def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
-    """Loss and accuracy of several runs over their epochs, each on the split that it watched.
+    """Draw loss and accuracy of several runs over their epochs, each on its watched split.
 
-    Ten runs differ by colour, more by their dashes too; more than ``LEGEND_LIMIT`` have no legend, and the title
-    says so. Best epochs are stars, restarts are upright strokes.
+    Up to ten runs differ in colour, more of them also in dashes. With more than ``LEGEND_LIMIT`` runs there is no
+    legend, and the title says so. Best epochs are stars, restarts are vertical strokes.
 
     Args:
-        curves: one or more, of at least one epoch each.
+        curves: one or more curves of at least one epoch each.
 
     Returns:
-        A figure of two axes, loss and accuracy.
+        A figure with two axes, loss and accuracy.
     """
     n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
     n_letters = max(len(_label(curve.name)) for curve in curves)
@@ -156,7 +159,7 @@ def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
 
     figure = Figure(figsize=(width, 4.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    figure.suptitle(_label(title, 100), x=_PANELS_WIDTH / 2 / width)
+    figure.suptitle(_label(title, 100), x=_PANELS_WIDTH / 2 / width)  # centred over the panels, not over the legend
     loss.set_ylabel("loss (nats per image)")
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
@@ -167,12 +170,12 @@ def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
 
 def _draw(axes: "Axes", curve: Curve, split: Split, measure: Measure, **line: Any) -> None:
     epochs = curve.history["epoch"]
-    marker = "." if len(epochs) <= _DOTTED_EPOCHS else ""  # one point would not be seen
+    marker = "." if len(epochs) <= _DOTTED_EPOCHS else ""  # a line of a single epoch would be invisible
     axes.plot(epochs, curve.values(split, measure), marker=marker, linewidth=1.2, **line)
 
 
 def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float | None], **look: Any) -> None:
-    """Mark places, whole epochs or between, on the curve of the watched split."""
+    """Mark epochs, whole or fractional, on the curve of the watched split."""
     places = [epoch for epoch in epochs if epoch is not None]
     if places:
         heights = np.interp(places, curve.history["epoch"], curve.values(curve.watched, measure))
@@ -180,7 +183,7 @@ def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float |
 
 
 def _scale_loss(axes: "Axes") -> None:
-    """Give losses of several magnitudes a logarithmic axis."""
+    """Make the loss axis logarithmic if the losses span several magnitudes."""
     from matplotlib.ticker import LogLocator
 
     losses = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
@@ -194,10 +197,10 @@ def _scale_loss(axes: "Axes") -> None:
 
 @_style()
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
-    """How often each class was taken for each: counts in the cells, shares of the true class as colour.
+    """Draw a confusion matrix: counts in the cells, shares of the true class as colour.
 
-    The colour goes with the square root of the share, so that rare confusions are seen. More classes than
-    ``COUNTS_LIMIT`` have no counts; more than ``LABELS_LIMIT``, only some names.
+    The colour follows the square root of the share, so that rare confusions are visible. With more classes than
+    ``COUNTS_LIMIT`` there are no counts; with more than ``LABELS_LIMIT``, only some names.
 
     Args:
         counts: (K, K) integer; a row is a true class, a column a predicted one.
@@ -228,7 +231,7 @@ def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
 
     has_counts = len(counts) <= COUNTS_LIMIT
     sns.heatmap(
-        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
+        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),  # a class without images has a row of zeros
         ax=axes,
         annot=counts if has_counts else None,
         annot_kws={"fontsize": size},
@@ -241,11 +244,11 @@ def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
         yticklabels=False,
         rasterized=not has_counts,
     )
-    axes.grid(visible=not has_counts)  # the eye needs a rail from a far cell to its names
+    axes.grid(visible=not has_counts)  # in a large matrix the grid leads from a cell to its class names
 
 
 def _count_size(counts: np.ndarray, side: float) -> float:
-    """The font size, in points, at which the longest count fits its cell of ``side / K`` inches."""
+    """Return the font size, in points, at which the longest count fits a cell of ``side / K`` inches."""
     n_letters = len(f"{counts.max():,d}")
     return min(9.0, 72 * side / len(counts) / (0.7 * n_letters))
 
@@ -261,16 +264,16 @@ def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
 
 @_style()
 def filters(weights: np.ndarray, title: str) -> "Figure":
-    """The filters of a first layer as small pictures, see :func:`cnnjob.reporting.filter_grid.filter_grids`.
+    """Draw the filters of a first layer as small images, see :func:`cnnjob.reporting.filter_grid.filter_grids`.
 
-    What is left out is said in a label.
+    An axis label states how many filters or channels are not shown.
 
     Args:
         weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
         title: the run's name.
 
     Returns:
-        A figure of one axes, which holds one image.
+        A figure with one axes that holds one image.
     """
     from matplotlib.figure import Figure
 
@@ -313,7 +316,10 @@ def _palette() -> list[tuple[float, float, float]]:
 
 
 def _label(name: str, n_letters: int = _NAME_LENGTH) -> str:
-    """A name on one line, its middle left out when it is long; matplotlib hides labels that begin with ``_``."""
+    """Return a name on one line, with its middle left out if it is long.
+
+    Matplotlib leaves labels that begin with ``_`` out of a legend, so such a name gets a leading space.
+    """
     line = " ".join(name.split())
     if len(line) > n_letters:
         line = f"{line[: n_letters * 2 // 3 - 1]}…{line[-n_letters // 3 :]}"

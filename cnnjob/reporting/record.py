@@ -1,6 +1,6 @@
-"""What one run folder tells: read from its files alone, and never further than they can be believed.
+"""The record of one run folder: read from its files alone, each of which is checked before it is used.
 
-A folder may be unfinished, damaged or foreign. Whatever cannot be read is said beside what can.
+A folder may be unfinished, damaged or not a run at all. The reason why something cannot be read is part of the record.
 """
 
 import math
@@ -26,10 +26,10 @@ COLUMNS = (
     *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
     *("commit", "data_sha256", "selected_on", "test_time_augmentation", "reason"),
 )
-"""Of the metrics tables; a cell is None where it is not known."""
+"""Columns of the metrics tables; a cell is None where its value is not known."""
 
 BLOCKS = "model.blocks"
-"""The setting that names all blocks in a line; each block's own are numbered below it."""
+"""Key of the setting that describes all blocks in one line; the settings of single blocks are numbered below it."""
 DIGEST_LETTERS = 8
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
@@ -44,62 +44,64 @@ _OF_HISTORY = (
     *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
 )
 _SUM_TOLERANCE = 1e-3
+"""Largest deviation from 1 of the sum of an image's probabilities."""
 _LARGEST = np.finfo(np.float32).max
+"""Largest number in a history or in weights that is plausible."""
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image, and the class it was confidently taken for."""
+    """A misclassified test image."""
 
     image: np.ndarray
-    """uint8 (H, W, C)."""
+    """Pixels, uint8 (H, W, C)."""
     index: int
-    """Among the test images."""
+    """Its position among the test images, from 0."""
     true_class: str
     guessed_class: str
     probability: float
-    """Of the guessed class, in 0..1."""
+    """Probability of the predicted class, in 0..1."""
 
 
 @dataclass
 class Record:
-    """What one run folder told."""
+    """What could be read of one run folder."""
 
     name: str
     row: dict[str, Any]
-    """The cells of the metrics tables, with the keys ``COLUMNS``."""
+    """Its row in the metrics tables, with the keys ``COLUMNS``."""
     reasons: list[str] = field(default_factory=list)
-    """Why something is missing; empty for a finished, sound run."""
+    """Why something is missing; empty for a finished, undamaged run."""
     remarks: list[str] = field(default_factory=list)
-    """What a reader of the numbers must know."""
+    """Caveats that a reader of the numbers must know."""
     contradictions: list[str] = field(default_factory=list)
-    """Remarks on figures of the result that other files of the run do not give."""
+    """Remarks on values that two files of the run record differently."""
     n_classes: int | None = None
-    """Of the dataset, as the job says."""
+    """Number of classes of the dataset, from the manifest; None if it does not give their names."""
     class_names: tuple[str, ...] = ()
     classes: metrics.PerClass | None = None
     counts: np.ndarray | None = None
-    """(K, K) int64 confusion matrix; a row is a true class."""
+    """Confusion matrix, (K, K) int64; a row is a true class, a column a predicted one."""
     curve: Curve | None = None
     filters: np.ndarray | None = None
-    """(K, K, C, F) floating: the weights of the first convolution."""
+    """Weights of the first convolution, (K, K, C, F) floating."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The job's, by dotted key; ``dataset`` is the data's name and digest."""
+    """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     lives: list[Attempt] = field(default_factory=list)
     log_tail: str = ""
     mistakes: list[Mistake] = field(default_factory=list)
-    """The most confident ones first."""
+    """Misclassified test images, the most confident first."""
 
     @property
     def folder(self) -> str:
-        """Where its own figures go, below the report's folder."""
+        """Path of the folder of its own figures, relative to the report's folder."""
         return f"runs/{self.name.strip('/')}"
 
     def drawings(self) -> dict[str, Drawing]:
-        """Each of its own figures, by the stem of their files."""
+        """Return its own figures by the stem of their files."""
         drawings: dict[str, Drawing] = {}
         if self.curve is not None:
             drawings["curves"] = Drawing(plots.learning_curve, (self.curve,))
@@ -111,27 +113,29 @@ class Record:
 
 
 def read(run: Run, name: str, *, pictures: bool = True) -> Record:
-    """Read of a run folder what can be read.
+    """Read as much of a run folder as can be read; nothing that it contains raises an exception.
 
     Args:
-        run: in any state; nothing in it is changed.
-        name: what to call it.
-        pictures: whether to read what only pictures need: filters and test images.
+        run: a run in any state; nothing in it is changed.
+        name: the name to report it by.
+        pictures: whether to read what only images need: filters and misclassified test images.
 
     Returns:
-        Its numbers, and the reasons why some are missing. Never raises for what the folder holds.
+        Its numbers, and the reasons why some are missing.
     """
     record = Record(name, dict.fromkeys(COLUMNS) | {"run": name, "state": "foreign"})
     if _try(_check_kind, run, record):
+        # A list, not a generator for all(): each step is tried even if the one before it failed.
         vital = [_try(step, run, record) for step in (_read_job, _read_state, _read_result)]
         if not all(vital):
             record.row["state"] = "damaged"
+        # _read_restarts needs the history and the attempts.
         steps = (_read_environment, _read_history, _read_lives, _read_restarts, _read_predictions)
         for step in (*steps, _read_filters) if pictures else steps:
             _try(step, run, record)
         if not pictures:
             record.mistakes = []
-        _try(_check_result, run, record)
+        _try(_check_result, run, record)  # last: it compares what the other steps have read
     record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
     record.remarks = list(map(printable, record.remarks))
     record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
@@ -152,12 +156,12 @@ def _try(step: Callable[[Run, Record], None], run: Run, record: Record) -> bool:
 
 
 def _in_the_run(reason: str, run: Run) -> str:
-    """A reason in one line, its file named from the run folder on: the row names the run."""
+    """Return a reason on one line with paths relative to the run folder, as the row names the run already."""
     return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
 
 
 def _cell(value: Any) -> str | int | float | None:
-    """A value that CSV and JSON can both hold."""
+    """Return a value that both CSV and JSON can represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, int | float) else printable(str(value))
@@ -185,13 +189,13 @@ def _read_job(run: Run, record: Record) -> None:
 
 
 def _in_words(block: dict[str, Any]) -> str:
-    """What a block is: ``conv 32``, ``residual (conv 32 + conv 32)``."""
+    """Describe a block: ``conv 32``, ``residual (conv 32 + conv 32)``."""
     (kind, value), *_ = block.items()
     return f"{kind} ({' + '.join(map(_in_words, value))})" if isinstance(value, list) else f"{kind} {value}"
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
-    """Every setting with its dotted key; the tables of a list are numbered from 1, its words are one value."""
+    """Yield every setting with its dotted key; tables in a list are numbered from 1, a list of scalars is one value."""
     members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
     for key, member in members:
         if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:
@@ -253,7 +257,7 @@ def _read_history(run: Run, record: Record) -> None:
         return
     cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
     table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
-    table[~(np.abs(table) <= _LARGEST)] = math.nan
+    table[~(np.abs(table) <= _LARGEST)] = math.nan  # absurd numbers would break the scales of the figures
     history = dict(zip(_OF_HISTORY, table.T, strict=True))
     if not (np.diff(history["epoch"], prepend=0) == 1).all():
         raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
@@ -269,7 +273,7 @@ def _read_lives(run: Run, record: Record) -> None:
 
 
 def _read_restarts(_: Run, record: Record) -> None:
-    """Where each life but the first went on, in epochs."""
+    """Mark on the curve where each attempt but the first resumed, in epochs."""
     steps = [life.resumed_at for life in record.lives[1:]]
     if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
         restarts = tuple(step / pace for step in steps if step is not None)
@@ -294,7 +298,7 @@ def _read_predictions(run: Run, record: Record) -> None:
 
 
 def _check_result(run: Run, record: Record) -> None:
-    """Remark on what the files of a finished run contradict each other in."""
+    """Remark on contradictions between the files of a finished run."""
     if not record.result:
         return
     result, checks = record.result, [*crosscheck.of_result(record.result, record.settings, record.environment)]
@@ -310,14 +314,14 @@ def _check_result(run: Run, record: Record) -> None:
 
 
 def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:
-    """Remark on the figures that another file gives otherwise."""
+    """Add a remark for each check that fails."""
     found = [printable(str(check)) for check in checks if not check.agrees]
     record.contradictions += found
     record.remarks += found
 
 
 def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
-    """The wrongly classified test images that are kept; none where they do not fit the predictions."""
+    """Return the misclassified test images that the run stored; none if they do not match the predictions."""
     images, indices = arrays.get("wrong_images"), arrays.get("wrong_indices")
     probabilities, labels = arrays["probabilities"], arrays["labels"]
     if images is None or indices is None or not _are_images(images, indices, len(labels)):
@@ -366,4 +370,4 @@ def _read_filters(run: Run, record: Record) -> None:
 
 def _are_filters(weights: np.ndarray) -> bool:
     square = weights.size > 0 and weights.shape[0] == weights.shape[1]
-    return square and weights.dtype.kind == "f" and bool((np.abs(weights) <= _LARGEST).all())
+    return square and weights.dtype.kind == "f" and bool((np.abs(weights) <= _LARGEST).all())  # false for NaN too

@@ -1,18 +1,19 @@
-"""Runs to a folder of tables and figures.
+"""Reports: a folder of tables and figures on some runs.
 
 report/
-index.html                    one page of all, for people
-groups.csv · .md · .tex       a row a group of runs that differ by their seed alone
-metrics.csv · .md · .tex · .json  a row a run, whatever state it is in
-classes.csv                   a row a run and class
-curves.png · .svg · .pdf             the learning curves of all runs
+index.html                           one page with everything
+groups.csv · .md · .tex              one row per group of runs that differ only in their seed
+metrics.csv · .md · .tex · .json     one row per run, in whatever state
+classes.csv                          one row per run and class
+curves.png · .svg · .pdf             learning curves of all runs
 runs/NAME/curves.png · .svg · .pdf   of one run: learning curves,
-          confusion.…         confusion matrix,
-          filters.…           filters of the first convolution
-.figures.json                 what the figures were drawn from
+          confusion.…                confusion matrix,
+          filters.…                  filters of the first convolution
+.figures.json                        what the figures were drawn from
 
-Run folders are only read, and nothing but them: a copy on a laptop is enough. Whatever cannot be read is said beside
-what can. Equal runs give equal bytes; a file that would not change is not touched, and a figure not drawn again.
+Nothing but the run folders is read, and nothing in them is changed: a copy on a laptop is enough. What cannot be read
+is listed with the reason. Equal runs give equal bytes; a file that would not change is not written, and an unchanged
+figure is not drawn again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,40 +35,41 @@ from cnnjob.runs.run import Run, looks_like_a_run
 
 @dataclass(frozen=True)
 class Report:
-    """What was reported, and where."""
+    """A report that has been written."""
 
     rows: list[dict[str, Any]]
-    """Of the metrics tables, a dict a run in order of name, with the keys ``COLUMNS``."""
+    """Rows of the metrics tables: one dict per run, in order of name, with the keys ``COLUMNS``."""
     files: list[Path]
     """Every file of the report."""
     written: list[Path]
-    """Those of them that are new or have changed."""
+    """Those files that are new or have changed."""
     skipped: list[tuple[str, str]]
-    """Runs that are not reported in full, and why."""
+    """Runs that are not reported in full, each with the reason."""
     without_figures: list[str]
-    """Runs that have no figures of their own, because there are more of them than the limit."""
+    """Runs without figures of their own because there are more runs than the limit."""
     groups: list[Group]
-    """Runs that differ by nothing but their seed, the best group first; ``group`` in a row is the label of its own."""
+    """Groups of runs that differ only in their seed, best first; a row's ``group`` is the label of its group."""
 
 
 def report(
     runs: Iterable[Run], out: Path = Path("report"), *, named: Iterable[Run] = (), figures_limit: int = 50
 ) -> Report:
-    """Report runs as a page, tables and figures.
+    """Write a report on runs: a page, tables and figures.
 
-    An unfinished, damaged or foreign run is listed with its reason and what can be read of it.
+    An unfinished or damaged run, or a folder that is not a run, is listed with the reason and what can be read of it.
 
     Args:
-        runs: in any order; the same folder counts once, and a report's folder is none of them.
-        out: the folder to write to; made where there is none. Other files in it are left alone.
-        named: those of the runs that get figures of their own however many runs there are.
-        figures_limit: of more runs than this, no others get figures of their own, nor are all curves overlaid in one.
+        runs: the runs in any order; a folder given twice counts once, and the folder of a report is ignored.
+        out: the folder to write to, created if missing. Other files in it are left alone.
+        named: runs that get figures of their own however many runs there are.
+        figures_limit: with more runs than this, only ``named`` get figures of their own, and there is no figure with
+            the curves of all runs.
 
     Returns:
         The rows, the files, and what was left out.
 
     Raises:
-        DataError: there is no run.
+        DataError: there are no runs.
         JobError: ``out`` cannot be written, or its files would lie in a run's folder.
     """
     folders = _named(runs, out)
@@ -80,6 +82,7 @@ def report(
     sets = groups.grouped(records)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))
+    # Generators: each file is written as soon as it is drawn, so that an interrupted report keeps what it has.
     contents = [_texts(records, sets, pictured, overlaid="curves" in drawings), figures.contents(out, drawings)]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
     _remove_stale(out, records, changed)
@@ -94,7 +97,7 @@ def report(
 
 
 def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
-    """Each folder once, by its name, or by its path where several share the name; in order of name."""
+    """Return each run folder once, by its name or, if several share it, by its path; ordered by that."""
     folders = {path: run for run in runs if not _is_of_a_report(path := run.path.resolve(), out.resolve())}
     if inside := [path for path in folders if _is_written_to(path, out.resolve())]:
         raise JobError(f"{out}: its files would lie in {inside[0]}, and no run is written to; give another folder")
@@ -104,7 +107,7 @@ def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
 
 
 def _is_of_a_report(path: Path, out: Path) -> bool:
-    """Whether a folder is no run but this report, another, or where one has the figures of runs."""
+    """Return whether a folder is not a run but a report (this one or another), or a report's ``runs/``."""
     report = path.parent if path.name == "runs" else path
     return not looks_like_a_run(path) and (path == out or (report / "metrics.json").is_file())
 
@@ -116,7 +119,7 @@ def _is_written_to(path: Path, out: Path) -> bool:
 def _texts(
     records: Sequence[Record], sets: Sequence[Group], drawn: Sequence[Record], *, overlaid: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Every file but the figures: its name and its content."""
+    """Yield the name and content of every file except the figures."""
     yield "index.html", page.render(records, sets).encode()
     yield "groups.csv", tables.csv(tables.group_rows(sets))
     yield "groups.md", tables.groups_as_markdown(sets).encode()
@@ -129,7 +132,7 @@ def _texts(
 
 
 def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, Drawing]]:
-    """The figure of some runs' curves, and each run's own, by the stems of their files."""
+    """Yield the overlay of some runs' curves, then each run's own figures, each with the stem of its files."""
     if curves := [record.curve for record in overlaid if record.curve]:
         yield "curves", Drawing(plots.overlaid_curves, (curves,))
     for record in drawn:
@@ -146,7 +149,7 @@ def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _update(path: Path, content: bytes | None) -> bool:
-    """Write a file if it would change; say whether it did. None is what is there already."""
+    """Write a file if its content has changed, and return whether it has; None stands for unchanged content."""
     if content is None:
         return False
     try:
@@ -160,7 +163,8 @@ def _update(path: Path, content: bytes | None) -> bool:
 
 
 def _remove_stale(out: Path, records: Sequence[Record], kept: Iterable[Path]) -> None:
-    """Remove the figures that an earlier report of these runs had and this one has not."""
+    """Remove the figures of these runs that an earlier report wrote and this one does not have."""
+    # Only names that a report gives its figures: any other file in the folder belongs to the user.
     stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURES)]
     for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(kept):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Runs and groups of runs to tables: CSV for machines, Markdown for readers, LaTeX (booktabs) for papers."""
+"""Tables of runs and groups: CSV for programs, Markdown for readers, LaTeX (booktabs) for papers."""
 
 import csv as csv_format
 import html
@@ -12,7 +12,7 @@ from cnnjob.reporting.groups import Group, shown
 from cnnjob.reporting.record import COLUMNS, DIGEST_LETTERS, Record
 
 FIGURES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
-"""A run's own figures by the stems of their files."""
+"""Titles of a run's own figures by the stem of their files."""
 _UNITS = (
     "Accuracy, precision, recall and F1 are shares of one, of the test images; `_macro` is the mean over the classes. "
     "The loss is in nats per image."
@@ -22,6 +22,7 @@ _OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finishe
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _IN_PAPERS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
 _PLAIN = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
+"""Columns that qualify an accuracy, each with the values that need no mention in a paper."""
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -31,25 +32,25 @@ _LATEX = {
 
 
 def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> bytes:
-    """A table for machines: full precision, an empty cell where a value is not known, no formula for a spreadsheet.
+    """Format rows as CSV: full precision, empty cells for unknown values, no cell that a spreadsheet runs as a formula.
 
     Args:
-        rows: a dict a row.
-        columns: all of them, in order; those of the rows by default.
+        rows: one dict per row.
+        columns: all columns in order; by default those of the rows, in order of first appearance.
 
     Returns:
         The content of the file.
     """
     text = io.StringIO()
     names = columns or list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv_format.writer(text, lineterminator="\n")
+    writer = csv_format.writer(text, lineterminator="\n")  # the default is \r\n
     for cells in (names, *([row.get(name) for name in names] for row in rows)):
         writer.writerow(map(spreadsheet_cell, cells))
     return text.getvalue().encode()
 
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Of each group its settings, and mean, half width and n of its numbers."""
+    """Return one row per group: its settings, n, and mean and half width of each of its numbers."""
     return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
 
 
@@ -64,7 +65,7 @@ def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
 
 
 def group_cells(group: Group) -> list[str]:
-    """A group in words: its label, mean accuracy in %, its n, mean loss."""
+    """Return a group's cells for a reader: label, mean accuracy in %, n, mean loss."""
     accuracy, loss = group.interval("test_accuracy"), group.interval("test_loss")
     return [group.label, _spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
 
@@ -74,7 +75,7 @@ def _group_cells(group: Group) -> list[str]:
 
 
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows; remarks only where there are any."""
+    """Return header and rows; the column of remarks only if there are any."""
     head = [*GROUP_HEADER, *(groups[0].settings if groups else ()), "remarks"]
     wide = len(head) if any(group.remarks for group in groups) else len(head) - 1
     return head[:wide], [_group_cells(group)[:wide] for group in groups]
@@ -88,18 +89,21 @@ def _spread(interval: Any, factor: float, digits: int) -> str:
 
 
 def groups_as_markdown(groups: Sequence[Group]) -> str:
-    """The groups for a reader."""
+    """Return the content of ``groups.md``."""
     return f"# Groups\n\n{_markdown(*_group_table(groups))}\n\n{_OF_GROUPS}\n"
 
 
 def groups_as_latex(groups: Sequence[Group]) -> str:
-    """The groups for a paper."""
+    """Return the content of ``groups.tex``."""
     head, rows = _group_table(groups)
     return _latex(head, rows, "lrrr" + "l" * (len(head) - 4))
 
 
 def runs_as_latex(records: Sequence[Record]) -> str:
-    """The runs for a paper: the columns that fit it, and those in which an accuracy is other than a plain one."""
+    """Return the content of ``metrics.tex``: the columns that fit a page, and those that qualify an accuracy.
+
+    ``selected_on`` and ``test_time_augmentation`` appear only if some run's accuracy is not a plain one.
+    """
     odd = [name for name, plain in _PLAIN.items() if any(record.row[name] not in plain for record in records)]
     columns = [*_IN_PAPERS, *odd]
     rows = ([_readable(column, record.row[column]) for column in columns] for record in records)
@@ -107,12 +111,12 @@ def runs_as_latex(records: Sequence[Record]) -> str:
 
 
 def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> str:
-    """The runs for a reader: rounded, with what they must know beside them.
+    """Format the runs for a reader: rounded numbers, remarks, links to the figures.
 
     Args:
-        records: of all runs.
-        drawn: of those that have figures of their own.
-        overlaid: whether there is a figure of all curves.
+        records: records of all runs.
+        drawn: records of the runs that have figures of their own.
+        overlaid: whether there is a figure with the curves of all runs.
 
     Returns:
         The content of ``metrics.md``.
@@ -145,11 +149,12 @@ def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
+    # Markdown passes HTML through, and a | would begin a new cell.
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _latex(head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
-    """A ``tabular`` in the style of booktabs."""
+    """Return a ``tabular`` in the style of booktabs."""
     lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (head, *rows)]
     body = "\n".join(lines[1:])
     return (
@@ -159,6 +164,11 @@ def _latex(head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> 
 
 
 def _in_latex(text: str) -> str:
-    """A cell as it is; nothing in it is obeyed, not even by the end of the row above, nor drawn together."""
+    """Escape a cell, so that LaTeX prints its text literally.
+
+    A cell that begins with ``[`` or ``*`` would be read as an argument of the row end (two backslashes) before it, and
+    ``--`` would become a dash.
+    """
     words = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    # Replaced twice: the first pass over --- takes one pair and leaves another.
     return "{}" * words.startswith(("[", "*")) + words.replace("--", "-{}-").replace("--", "-{}-")

@@ -1,1 +1,1 @@
-"""The folder of a run: its files, its owner and its state. Nothing here asks SLURM."""
+"""The folder of a run: its files, its owner and its state. Nothing here queries SLURM."""

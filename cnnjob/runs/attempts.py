@@ -1,4 +1,4 @@
-"""The lives of a run: when it waited, when it ran, where it went on, and what work was lost."""
+"""The attempts at a run: when each waited and ran, where it resumed, and how much work was lost."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,10 @@ _RECORDS = {
     "restarts.json": list[schemas.RestartRecord],
     "cancelled.json": schemas.CancellationRecord,
 }
-"""Of ``slurm/``: records without which a run is shown all the same."""
+"""Records in ``slurm/``, by file name, that a run can be shown without."""
 LOG_LINES = 20
 _LOG_BYTES = 8192
+"""How much of the end of a log is read, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +31,27 @@ class Attempt:
     host: str
     job_id: str | None
     waited_from: datetime | None
-    """When it was submitted, or when the life before it ended."""
+    """When it was submitted, or when the previous attempt ended."""
     started: datetime
     ended: datetime | None
-    """None where it was killed, or still runs."""
+    """None if it was killed, or is still running."""
     resumed_at: int | None
-    """The step it went on from; None for a start from nothing."""
+    """The step of the checkpoint that it resumed from; None if it started from scratch."""
     reached: int | None
     """The last step that it is known to have done."""
     lost_steps: int | None
-    """What it had done and the next life had to do again; None where that is not known, or there is no next life."""
+    """Steps that it had done and the next attempt had to repeat; None if unknown, or if there is no next attempt."""
     why: str
+    """Why it ended; empty if it has not ended."""
     decision: str
-    """What SLURM's batch script decided after it."""
+    """What the batch script decided after it, as text; empty without one."""
 
 
 def summarise_attempts(run: Run) -> list[Attempt]:
-    """The lives of a run, oldest first.
+    """Return the attempts at a run, oldest first.
 
     Raises:
-        DataError: a record of them is damaged.
+        DataError: the record of an attempt is damaged.
     """
     attempts = run.attempts()
     submitted, restarts = _submission(run), _restarts(run)
@@ -57,6 +59,7 @@ def summarise_attempts(run: Run) -> list[Attempt]:
     for place, attempt in enumerate(attempts):
         later = attempts[place + 1] if place + 1 < len(attempts) else None
         before = lives[-1].ended if lives else None
+        # The submission record is of the newest job only. It tells when an attempt began to wait if it names that one.
         waited = before or (_time(submitted.get("submitted")) if submitted.get("attempt") == place + 1 else None)
         lives.append(_life(attempt, later, waited, restarts))
     return lives
@@ -72,7 +75,7 @@ def _life(
         number=int(attempt["attempt"]),
         host=printable(str(attempt.get("host", ""))),
         job_id=printable(str(job_id)) if job_id else None,
-        waited_from=waited if waited is None or waited <= started else None,
+        waited_from=waited if waited is None or waited <= started else None,  # the two machines' clocks may differ
         started=started,
         ended=_time(attempt.get("ended")),
         resumed_at=attempt.get("resumed_at_step"),
@@ -84,16 +87,20 @@ def _life(
 
 
 def _decision(job_id: Any, requeued: Any, restarts: Sequence[dict[str, Any]]) -> str:
-    """Return what was decided after this attempt; a decision without a number is that of its place among the job's."""
+    """Return the text of the decision made after an attempt; empty without one.
+
+    A job that SLURM requeues keeps its id, so a decision belongs to the attempt with the same restart count. A record
+    without that count, as older versions wrote it, is taken by its position among the job's decisions.
+    """
     of_job = [one for one in restarts if job_id and one.get("job_id") == job_id]
     said = {one.get("job_restarts", place): str(one.get("said", "")) for place, one in enumerate(of_job)}
     return said.get(requeued, "")
 
 
 def damages(run: Run) -> Iterator[str]:
-    """Yield what is wrong with the records that a run is shown without."""
+    """Yield one message per damaged record among those that a run can be shown without."""
     for path in (run.slurm_folder / name for name in _RECORDS):
-        if os.path.lexists(path):
+        if os.path.lexists(path):  # not exists(): a dangling link is damage too
             try:
                 json_files.checked(files.read_json(path), _RECORDS[path.name], str(path))
             except DataError as error:
@@ -104,7 +111,7 @@ def _submission(run: Run) -> dict[str, Any]:
     try:
         return json_files.read(run.submission_file, schemas.SubmissionRecord)
     except DataError:
-        return {}  # a run that was not submitted has none; a damaged one costs the waiting, not the run
+        return {}  # a run that was not submitted has none; if it is damaged, only the waiting time is unknown
 
 
 def _restarts(run: Run) -> list[dict[str, Any]]:
@@ -119,5 +126,5 @@ def _time(text: str | None) -> datetime | None:
 
 
 def tail_of_log(run: Run) -> str:
-    """The last lines of the log; empty where there is none."""
+    """Return the last lines of ``log.txt``; empty if there is none."""
     return "\n".join(files.read_tail(run.log_file, _LOG_BYTES).splitlines()[-LOG_LINES:])

@@ -1,7 +1,8 @@
-"""What a checkpoint holds, and how it is kept: whole, verified, the newest two.
+"""Checkpoints: what they hold, and how they are saved and restored. The newest two are kept.
 
-A checkpoint is the one truth of a run: weights, optimiser, best weights, position, history and the
-losses of the open epoch. It is written only with finite numbers in it, and read only by its own job.
+A checkpoint is a run's single source of truth: weights, optimiser slots, best weights, position, history and the
+losses of the current epoch. It is written only if all its numbers are finite, and restored only by the same job on
+the same data.
 """
 
 import re
@@ -19,6 +20,7 @@ from cnnjob.runs import npz, schemas
 
 FORMAT = 1
 KEPT = 2
+"""Checkpoints per run: if the newest turns out to be damaged, the one before it is restored."""
 _NAME = re.compile(r"step-(\d{1,15})\.npz", re.ASCII)
 
 Arrays = dict[str, np.ndarray]
@@ -26,51 +28,51 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class TrainingProgress:
-    """How far a training has come; all of it survives."""
+    """How far a training has come; every checkpoint holds it."""
 
     epoch: int = 0
-    """Epochs wholly done."""
+    """Complete epochs."""
     epoch_step: int = 0
-    """Steps done in the open epoch."""
+    """Steps done in the current epoch."""
     step: int = 0
     """Steps done since the start."""
     done: bool = False
     """Whether no step is left to do."""
     best_epoch: int = 0
-    """The epoch whose weights are kept; 0 before the first."""
+    """The epoch with the best weights so far, from 1; 0 before the first evaluation."""
     best_accuracy: float = -1.0
-    """Its accuracy on the selecting split."""
+    """Its accuracy on the split that the weights are chosen on, in 0..1; the epoch itself if the last one is chosen."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One record an epoch."""
+    """One record per complete epoch."""
     epoch_seconds: float = 0.0
-    """Time spent on the open epoch so far."""
+    """Wall time spent on the current epoch so far."""
     train_seconds: float = 0.0
-    """Time spent since the start, evaluation included, lost work not."""
+    """Wall time since the start, with evaluation, without work that was lost."""
     cpu_seconds: float = 0.0
-    """Processor time since the start, lost work not."""
+    """Processor time since the start, without work that was lost."""
     bits_may_differ_from_step: int | None = None
-    """From where on the run may differ from an unbroken one, and None if nowhere."""
+    """The step from which the bits may differ from those of an uninterrupted run; None if they do not."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a training goes on from."""
+    """Everything that a training needs to resume."""
 
     progress: TrainingProgress
     arrays: Arrays
-    """``weights/…``, ``best/…`` and the optimiser's slots, as ``velocity/…``, by parameter; ``losses`` and ``hits`` of
-    the open epoch."""
+    """``weights/…``, ``best/…`` and the optimiser's slots, as ``velocity/…``, by parameter name; and of the current
+    epoch ``losses`` and ``hits`` (right predictions), both (epoch_step,)."""
     header: dict[str, Any]
-    """Whose it is: job digest, data digest, attempt, backend, versions, cores."""
+    """Where it comes from: digests of job and data, attempt, and environment (backend, versions, cores)."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
-    """Write a checkpoint, and drop all but it and the one before it.
+    """Write a checkpoint, and remove all others but the previous one.
 
     Args:
-        folder: of the run's checkpoints.
-        checkpoint: what to keep.
-        fence: called before the rename; it raises when the run is no longer this process's.
+        folder: the run's ``checkpoints/``.
+        checkpoint: what to save.
+        fence: called before the rename; it raises an error if this process no longer owns the run.
 
     Returns:
         The file.
@@ -78,6 +80,7 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     Raises:
         TrainingError: a number in it is not finite; nothing was written.
     """
+    # Saved twice, a NaN would have replaced both good checkpoints, and nothing would be left to resume from.
     for name, array in checkpoint.arrays.items():
         if not np.isfinite(array).all():
             raise TrainingError(f"{name}: not finite at step {checkpoint.progress.step}; nothing was saved")
@@ -85,9 +88,12 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     path = folder / f"step-{checkpoint.progress.step:09d}.npz"
     if not folder.is_dir():
         fence()
-        folder.mkdir()  # somebody removed it; what is in memory is worth more
+        folder.mkdir()  # somebody removed it; the work in memory must not be lost too
+    # The header is a 0-d array of text, since an .npz file without pickles holds nothing but arrays.
     npz.write_arrays(path, {"header": np.array(files.canonical_json(head)), **checkpoint.arrays}, fence=fence)
-    older = sorted(old for old in folder.glob("step-*.npz") if old.name < path.name)
+    # A file of a higher step, which this attempt has not written, is removed too: the next start would restore it
+    # instead of this one.
+    older = [old for old in _by_step(folder) if _step_of(old) < checkpoint.progress.step]
     for stale in {*folder.glob("step-*.npz")} - {path, *older[1 - KEPT :]}:
         stale.unlink(missing_ok=True)
     return path
@@ -98,15 +104,15 @@ class ExpectedArrays:
     """The arrays that a checkpoint must hold to be restored."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """The shape of each floating-point array, by its name."""
+    """Shape of each floating-point array, by name."""
     steps: int
-    """Steps of an epoch."""
+    """Steps per epoch."""
 
     def require(self, checkpoint: Checkpoint) -> None:
-        """Check what the arrays are.
+        """Check that a checkpoint has these arrays and that they match its progress.
 
         Raises:
-            ValueError: one is missing or of another shape or kind, or does not fit the progress.
+            ValueError: an array is missing, has another shape or kind, or does not match the progress.
         """
         progress, arrays = checkpoint.progress, checkpoint.arrays
         if progress.step != progress.epoch * self.steps + progress.epoch_step or progress.epoch_step > self.steps:
@@ -121,20 +127,20 @@ class ExpectedArrays:
 
 
 def load(folder: Path, digest: str, contents: ExpectedArrays | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest checkpoint that is whole; damaged ones before it are set aside as ``….damaged``.
+    """Read the newest intact checkpoint; newer ones that are damaged are renamed to ``….damaged``.
 
     Args:
-        folder: of the run's checkpoints.
-        digest: of the job and its data; a checkpoint of another is refused.
-        contents: what it must hold; not checked by default.
+        folder: the run's ``checkpoints/``.
+        digest: the digest of the job and its data; a checkpoint with another one is refused.
+        contents: the arrays that it must hold; not checked by default.
 
     Returns:
-        The checkpoint, or None where there is none yet; and a warning for each damaged one.
+        The checkpoint, or None if there is none yet; and one warning per damaged checkpoint.
 
     Raises:
         DataError: all of them are damaged, or the newest is of another job or format.
     """
-    paths = sorted(folder.glob("step-*.npz"), reverse=True)
+    paths = _by_step(folder)[::-1]
     warnings: list[str] = []
     for number, path in enumerate(paths):
         try:
@@ -142,6 +148,7 @@ def load(folder: Path, digest: str, contents: ExpectedArrays | None = None) -> t
         except _DamagedError as error:
             warnings.append(str(error))
             continue
+        # Only once an intact one is found: if all of them seem damaged, the disk may be at fault, so none is touched.
         for damaged in paths[:number]:
             damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
         return found, warnings
@@ -154,17 +161,27 @@ def load(folder: Path, digest: str, contents: ExpectedArrays | None = None) -> t
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint of a folder, by its name; 0 where there is none."""
-    names = (_NAME.fullmatch(path.name) for path in folder.glob("step-*.npz"))
-    return max((int(name[1]) for name in names if name), default=0)
+    """Return the step of the newest checkpoint in a folder, by file name; 0 if there is none."""
+    return max([0, *map(_step_of, folder.glob("step-*.npz"))])
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the oldest first; from step 10⁹ on the order of names is another."""
+    return sorted(folder.glob("step-*.npz"), key=lambda path: (_step_of(path), path.name))
+
+
+def _step_of(path: Path) -> int:
+    """Return the step of a checkpoint by its name; -1 if it has none."""
+    named = _NAME.fullmatch(path.name)
+    return int(named[1]) if named else -1
 
 
 class _OtherFormatError(DataError):
-    """A checkpoint of another version; an older one is of it too."""
+    """The checkpoint has another format; so has the one before it, so there is nothing to fall back on."""
 
 
 class _DamagedError(DataError):
-    """A checkpoint that cannot be read; an older one may."""
+    """The checkpoint cannot be read; the one before it may be intact."""
 
 
 def _read(path: Path, digest: str, contents: ExpectedArrays | None) -> Checkpoint:

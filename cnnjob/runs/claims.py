@@ -1,4 +1,4 @@
-"""Who may write a run: one process at a time, and none that was taken for dead."""
+"""Claims: the exclusive right to write a run, which a process loses when it is presumed dead."""
 
 import os
 from contextlib import suppress
@@ -14,33 +14,37 @@ from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS, ahead_seconds, now, pro
 from cnnjob.runs.run import JobIsOver, Run, owner_is_alive
 
 _IDENTITY = ("pid", "pid_started", "started")
-"""What tells the record of one process from that of another."""
+"""Fields that distinguish the records of two processes."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to write a run, from an attempt's start to its end.
+    """The exclusive right to write a run, from an attempt's start to its end.
 
-    Attempt N+1 is created exclusively: it is claim, restart counter and fence in one. Whoever
-    holds attempt N learns from its presence, before each rename, that the run is no longer theirs.
+    The record of attempt N+1 is created exclusively: it is claim, restart counter and fence in one. The owner of
+    attempt N learns from its existence, before each rename, that it no longer owns the run.
     """
 
     run: Run
     number: int
+    """The attempt's number, from 1."""
     record: dict[str, Any]
+    """What the attempt's record says, as :class:`cnnjob.runs.schemas.AttemptRecord`."""
 
     @property
     def path(self) -> Path:
-        """The record of this life."""
+        """The record of this attempt."""
         return _attempt_file(self.run, self.number)
 
     def check(self) -> None:
-        """Forbid a write when the run has passed to another attempt, or nobody can see any more that it has an owner.
+        """Forbid a write if another attempt owns the run, or if this attempt's record was removed.
 
         Raises:
-            BusyError: another attempt has the run.
-            DataError: the record of this one was removed, or a link leads out of the run folder.
+            BusyError: another attempt owns the run.
+            DataError: the record of this attempt was removed, or there is a link inside the run folder.
         """
+        # Usually the next number; a higher one if the record in between was removed. The next number is looked up
+        # after the listing, so a successor that appears during it is noticed too.
         records, successor = self.run.attempt_files(), self.number + 1
         newest = successor if _attempt_file(self.run, successor).exists() else max(map(_number_of, records), default=0)
         if newest > self.number:
@@ -57,40 +61,41 @@ class Claim:
         self.run.require_no_links()
 
     def beat(self) -> None:
-        """Tell other hosts that this process is alive, also where its record was removed."""
+        """Show other hosts that this process is alive, even if its record was removed."""
         try:
+            # utime without a time: a file server then dates the file by its own clock, by which ages are measured.
             os.utime(self.run.heartbeat_file, follow_symlinks=False)
         except FileNotFoundError:
             files.append_text(self.run.heartbeat_file, "")
         os.utime(self.path, follow_symlinks=False)
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the record of this life."""
+        """Add facts to the record of this attempt."""
         files.write_json(self.path, {**self.record, **facts}, fence=self.check)
         self.record.update(facts)
 
     def end(self, why: str, step: int) -> None:
-        """Say why and at which step this life ended; the run is free from here on."""
+        """Record why and at which step this attempt ended; from now on the run can be claimed."""
         self.note(ended=now(), why=why, step=step)
 
 
 def claim(run: Run, has_ended: JobIsOver | None = None) -> Claim:
-    """Take a run for this process, or learn that another has it.
+    """Claim a run for this process.
 
-    It is free when its holder is gone from this host, is an earlier life of this very SLURM job, or has not
-    been heard of for five minutes. A holder that still lives then cannot write any more.
+    A run is free if its owner is gone from this host, is an earlier start of the same SLURM job, or has had no
+    heartbeat for five minutes. An owner that is still alive then can no longer write.
 
     Args:
-        run: its folder is made when there is none.
-        has_ended: asked, once, about the holder's job before the run is left to it.
+        run: the run; missing folders are created.
+        has_ended: called at most once, about the owner's SLURM job, before the claim is refused.
 
     Returns:
-        The claim; it is this process's until :meth:`Claim.end` or its death.
+        The claim, valid until :meth:`Claim.end` or the death of this process.
 
     Raises:
-        BusyError: another process is writing the run; nothing was changed, but that a sign of life from the future
-            counts from now on.
-        DataError: a record is damaged, or a link leads out of the run folder.
+        BusyError: another process is writing the run; nothing was changed, except that a heartbeat dated in the
+            future is set to now.
+        DataError: a record is damaged, or there is a link inside the run folder.
     """
     run.require_no_links()
     held = run.attempt_files()
@@ -108,7 +113,7 @@ def claim(run: Run, has_ended: JobIsOver | None = None) -> Claim:
         folder.mkdir(parents=True, exist_ok=True)
     number = _number_of(held[-1]) + 1 if held else 1
     with suppress(OSError):
-        if run.heartbeat_file.lstat().st_nlink > 1:  # of a copy by hard links: it would be the original's too
+        if run.heartbeat_file.lstat().st_nlink > 1:  # in a copy by hard links, touching it would touch the original's
             run.heartbeat_file.unlink()
     record = {
         "attempt": number,
@@ -119,12 +124,13 @@ def claim(run: Run, has_ended: JobIsOver | None = None) -> Claim:
         "why": None,
         "step": None,
     }
+    # Any number of processes may have got this far; one of them creates the record, and the others are refused.
     if not files.create_exclusive(_attempt_file(run, number), files.readable_json(record).encode()):
         raise BusyError(_busy(run, json_files.read(_attempt_file(run, number), schemas.AttemptRecord)))
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
-        files.remove_leftovers(folder)
+        files.remove_leftovers(folder)  # not before the claim: an owner that is alive could still be writing one
     held_now = Claim(run, number, record)
-    with suppress(OSError):  # a disk may be full; training says so
+    with suppress(OSError):  # the disk may be full; training reports that
         held_now.beat()
     return held_now
 
@@ -137,7 +143,10 @@ def _busy(run: Run, holder: dict[str, Any]) -> str:
 
 
 def _from_the_future(*signs: Path) -> str:
-    """Let a sign of life from the future count from now on, and say so; a dead owner's would hold the run for long."""
+    """Set heartbeats dated in the future to now, and return a sentence about it; empty without one.
+
+    A dead owner's heartbeat from the future would otherwise hold the run until that time plus the limit.
+    """
     ahead = max(ahead_seconds(sign) for sign in signs)
     if not ahead:
         return ""

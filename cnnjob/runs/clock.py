@@ -1,7 +1,7 @@
-"""The time as a file system tells it: the age of a file is never taken from this machine's clock.
+"""File systems' clocks: the age of a file is measured by the clock that dated it, not by this machine's.
 
-A file server has a clock of its own, and two machines that share it may differ by hours. What was touched just now
-shows the server's time; where nothing can be written, this machine's clock must do.
+A file server has its own clock, and two machines that mount it may differ by hours. A file touched just now shows the
+server's time; where nothing can be written, this machine's clock is used instead.
 """
 
 import os
@@ -12,33 +12,34 @@ from functools import lru_cache
 from pathlib import Path
 
 SKEW_SECONDS = 60.0
-"""Clocks that differ by more are said to."""
+"""Differences between clocks up to this are ignored."""
 _PERIOD_SECONDS = 60.0
-"""A clock is read once per folder and period; in between, the time since the boot is added, which nobody sets."""
+"""A clock is read once per folder and period; in between, it is extrapolated by the time since boot, which cannot be
+set."""
 
 
 def age_seconds(path: Path, *folders: Path) -> float:
-    """Return how long ago a path was changed, by its file system's clock; negative for a time in the future.
+    """Return the seconds since a path was modified, by its file system's clock; negative for a time in the future.
 
     Args:
-        path: what is there.
-        folders: where the clock may be read, as :func:`now_of`.
+        path: an existing path; a link is not followed.
+        folders: where the clock may be read, as in :func:`now_of`.
 
     Raises:
-        OSError: the path cannot be looked at.
+        OSError: the path's status cannot be read.
     """
     return now_of(path, *folders) - path.lstat().st_mtime
 
 
 def now_of(path: Path, *folders: Path) -> float:
-    """Return the time of a path's file system, as ``time.time()`` counts it; this machine's where it cannot be read.
+    """Return the time by a path's file system, in seconds since the epoch; by this machine if that cannot be read.
 
     Args:
-        path: what is there.
-        folders: where the clock may be read, in this order; those on other file systems are left out.
+        path: an existing path.
+        folders: where a file may be created to read the clock, tried in order; those on other file systems are skipped.
 
     Raises:
-        OSError: the path cannot be looked at.
+        OSError: the path's status cannot be read.
     """
     since_boot = _difference(path, *folders)
     return time.time() if since_boot is None else time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
@@ -48,22 +49,23 @@ def is_known(path: Path, *folders: Path) -> bool:
     """Return whether the clock of a path's file system can be read.
 
     Raises:
-        OSError: the path cannot be looked at.
+        OSError: the path's status cannot be read.
     """
     return _difference(path, *folders) is not None
 
 
 def _difference(path: Path, *folders: Path) -> float | None:
-    """Return the time of a path's file system less the seconds since the boot; None where it cannot be read."""
+    """Return the time of a path's file system minus the seconds since boot; None if it cannot be read."""
+    # CLOCK_BOOTTIME, since CLOCK_MONOTONIC stands still while the machine is suspended.
     device, period = path.lstat().st_dev, int(time.clock_gettime(time.CLOCK_BOOTTIME) // _PERIOD_SECONDS)
     readings = (_read(folder.absolute(), device, period) for folder in folders)
     return next((reading for reading in readings if reading is not None), None)
 
 
 def skew_seconds(folder: Path) -> float:
-    """Return how far this machine's clock is ahead of a folder's file system, negative for behind.
+    """Return how far this machine's clock is ahead of a folder's file system; negative if it is behind.
 
-    0 for what clocks usually differ by, and where it cannot be known.
+    0 for differences up to ``SKEW_SECONDS``, and if the file system's clock cannot be read.
     """
     with suppress(OSError):
         ahead = time.time() - now_of(folder.resolve(), folder)
@@ -72,7 +74,7 @@ def skew_seconds(folder: Path) -> float:
 
 
 def skew(folder: Path) -> str:
-    """Return what is wrong with this machine's clock beside a folder's file system; empty where nothing is."""
+    """Return a message if this machine's clock differs from a folder's file system's; else empty."""
     seconds = skew_seconds(folder)
     if not seconds:
         return ""
@@ -85,7 +87,13 @@ def skew(folder: Path) -> str:
 
 @lru_cache(maxsize=2**14)
 def _read(folder: Path, device: int, _period: int) -> float | None:
-    """Touch a new file in a folder, and return its time less the seconds since the boot; None where that fails."""
+    """Touch a new file in a folder, and return its time minus the seconds since boot; None if that fails.
+
+    Args:
+        folder: where the file is created, and removed again.
+        device: the file system's ``st_dev``; a folder on another one is skipped.
+        _period: the current period's number, so that the cache forgets a reading when the period is over.
+    """
     try:
         if folder.stat().st_dev != device:
             return None
@@ -93,7 +101,7 @@ def _read(folder: Path, device: int, _period: int) -> float | None:
     except OSError:
         return None
     try:
-        os.utime(handle)  # as a heartbeat: by the server's clock, where a creation may have the client's
+        os.utime(handle)  # as a heartbeat does: dated by the server, where creating a file may use the client's clock
         return os.fstat(handle).st_mtime - time.clock_gettime(time.CLOCK_BOOTTIME)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""The folder of a run: made for a job on a dataset, or found where it was made before."""
+"""Creation of run folders, and what belongs to one: its dataset, and unfinished runs of older versions."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,11 +14,11 @@ from cnnjob.runs.run import Run, format_of
 
 
 def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
-    """Return the run of a job on a dataset; its manifest is written when it is new, or has other resources.
+    """Return the run of a job on a dataset; write its manifest if the run is new or the job has other resources.
 
     Args:
-        job: it is known to fit the dataset.
-        dataset: the job's.
+        job: a job that has been checked against the dataset.
+        dataset: the job's dataset.
         root: the folder of the runs.
 
     Returns:
@@ -30,7 +30,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
     run = Run.of(job, dataset.digest, root)
     digest = job.digest(dataset.digest)
     frozen = run.manifest() if run.job_file.exists() else {}
-    if frozen and frozen["digest"] != digest:
+    if frozen and frozen["digest"] != digest:  # the folder's name holds only the first 8 digits
         raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
     if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
         return run
@@ -48,20 +48,20 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         run.path.mkdir(parents=True, exist_ok=True)
         if frozen:
             files.write_json(run.job_file, content)
-        else:
+        else:  # two processes may create the run at once; the manifest of the first stays
             files.create_exclusive(run.job_file, files.readable_json(content).encode())
     return run
 
 
 def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
-    """Return the dataset that a run was made with, wherever it lies now.
+    """Return the dataset that a run was created with, wherever it is now.
 
     Args:
         run: the run.
-        dataset: where it is said to lie; where it lay when the run was made by default.
+        dataset: the dataset to use; by default the file named in the run's manifest.
 
     Returns:
-        The dataset.
+        The dataset, with the same digest.
 
     Raises:
         DataError: it is missing, damaged or not the same.
@@ -73,6 +73,7 @@ def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
             f"{found.path}: not the data that {run.path} was made with "
             f"({found.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
         )
+    # The digest covers images and labels only, but standardised pixels depend on these two as well.
     if [[*found.mean], [*found.std]] != [[*data["mean"]], [*data["std"]]]:
         raise DataError(
             f"{found.path}: damaged, mean and std are not those that {run.path} was made with (found {found.mean}, "
@@ -82,11 +83,11 @@ def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
 
 
 def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
-    """Find the runs of a job that another version began and that are not resumed.
+    """Return the unfinished runs of a job that another version began, which this version does not resume.
 
     Args:
         root: the folder of the runs.
-        name: the job's.
+        name: the job's name.
 
     Returns:
         The runs, by the digest that their job and data would have now.
@@ -101,13 +102,13 @@ def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
 
 
 def begun_anew(runs: Iterable[Run]) -> Iterator[str]:
-    """Yield a sentence on each unfinished run of another version in whose place a new run begins.
+    """Yield a message for each new run that replaces an unfinished run of another version.
 
     Args:
-        runs: made by :func:`create_run`; only those that have not begun are looked at.
+        runs: runs from :func:`create_run`; only those that have not begun are considered.
 
     Yields:
-        What to tell the user.
+        A message for the user.
     """
     places: dict[tuple[Path, str], dict[str, Run]] = {}
     for run in runs:

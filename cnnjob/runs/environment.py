@@ -1,4 +1,4 @@
-"""With what a run was made: code, packages, machine; and which of it decides the bits."""
+"""The environment of a run: code, packages and machine, and which of these decide the bits of its results."""
 
 import ctypes
 import os
@@ -29,13 +29,13 @@ COMMIT_FILE = "cnnjob-commit.json"
 
 
 def describe(backend: Backend) -> dict[str, Any]:
-    """What this process computes with.
+    """Describe what this process computes with.
 
     Args:
-        backend: NumPy's or CUDA's.
+        backend: the NumPy or the CUDA backend.
 
     Returns:
-        Names and values for ``environment.json``; ``bits`` holds what the same bits are promised for.
+        The content of ``environment.json``; equal ``bits`` promise equal results, bit for bit.
     """
     packages = _packages()
     return {
@@ -54,13 +54,14 @@ def describe(backend: Backend) -> dict[str, Any]:
             "cnnjob": packages["cnnjob"],
             "numpy": packages["numpy"],
             "machine": platform.machine(),
+            # BLAS and NumPy choose kernels by the processor's features, and these add up in different orders.
             **(_gpu(backend.device) if isinstance(backend, CudaBackend) else {"blas": _blas(), "simd": _simd()}),
         },
     }
 
 
 def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return in what two environments may compute other bits, a line each."""
+    """Return one line per difference between two environments that may change the bits of a result."""
     before, bits = first.get("bits"), now["bits"]
     if not isinstance(before, dict):
         return ["what it first ran with is not known"]
@@ -72,12 +73,15 @@ def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[
 
 
 def _is_the_same(name: str, before: Any, now: Any) -> bool:
-    """Return whether a value is the frozen one, or in the list of every loaded BLAS that was frozen once."""
+    """Return whether a value equals the frozen one.
+
+    Older versions froze the names of all BLAS libraries that were loaded; there, one of them must be NumPy's.
+    """
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
 
 def available_memory_bytes() -> int:
-    """Return what new processes can take without swapping: the kernel's estimate, else the free pages."""
+    """Return the memory that new processes can use without swapping: the kernel's estimate, else the free pages."""
     with suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
         if found:
@@ -86,7 +90,7 @@ def available_memory_bytes() -> int:
 
 
 def _gpu(device: Any) -> dict[str, Any]:
-    """A GPU, its driver and CUDA's libraries."""
+    """Return the GPU's name, its driver's version and the versions of CUDA's libraries."""
     try:
         driver = re.search(r"Module +([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
     except OSError:
@@ -95,7 +99,7 @@ def _gpu(device: Any) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model name."""
+    """Return the processor's model name; the machine type, as ``x86_64``, where Linux does not give one."""
     with suppress(OSError):
         found = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         if found:
@@ -104,7 +108,10 @@ def _processor() -> str:
 
 
 def _blas() -> str:
-    """Return the version of NumPy's BLAS and the kernels it chose for this processor; SciPy may bring another BLAS."""
+    """Return the version of NumPy's BLAS and the kernels that it chose for this processor.
+
+    SciPy and scikit-learn may load a BLAS of their own, which does not compute trainings.
+    """
     from threadpoolctl import threadpool_info  # noqa: PLC0415 - it loads every library's description
 
     library = _numpys_blas()
@@ -118,11 +125,14 @@ _FUNCTIONS = (
     *("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_"),
     *("openblas_get_corename", "bli_info_get_version_str", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"),
 )
-"""Found in NumPy's BLAS. OpenBLAS and BLIS have their own before the common one, which Debian has in another file."""
+"""Symbols that NumPy's BLAS may export, in the order to look for them.
+
+Those of OpenBLAS and BLIS come before the common ``cblas_sgemm``, which Debian's packages have in another file.
+"""
 
 
 class _Symbol(ctypes.Structure):
-    """What ``dladdr`` tells of an address (``Dl_info`` of dlfcn.h)."""
+    """What ``dladdr`` reports about an address (``Dl_info`` in ``dlfcn.h``)."""
 
     _fields_ = (
         ("file", ctypes.c_char_p),
@@ -133,7 +143,9 @@ class _Symbol(ctypes.Structure):
 
 
 def _numpys_blas() -> Path | None:
-    """Return the BLAS library that NumPy is linked with; None where it is not found."""
+    """Return the BLAS library that NumPy is linked with; None if it is not found."""
+    # dlsym on NumPy's own extension module searches that module and what it is linked with, but no other BLAS that is
+    # loaded into the process.
     numpy = ctypes.CDLL(sys.modules["numpy._core._multiarray_umath"].__file__)
     for name in _FUNCTIONS:
         if hasattr(numpy, name):
@@ -144,27 +156,28 @@ def _numpys_blas() -> Path | None:
 
 
 def _simd() -> str:
-    """The processor features that NumPy's loops use here."""
+    """Return the SIMD extensions of this processor that NumPy's loops use."""
     found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     return " ".join(sorted(found))
 
 
-@cache  # a process goes on with what it has loaded, whatever is installed or committed meanwhile
+@cache  # a process keeps what it has imported, whatever is installed or committed meanwhile
 def _packages() -> dict[str, str]:
-    """The versions of the packages that compute, read and write."""
+    """Return the versions of the packages that compute, read and write."""
     return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 @cache
 def commit() -> dict[str, Any]:
-    """The commit of the package's own checkout, and whether files differ from it; None outside one.
+    """Return the commit of the package's own checkout and whether files differ from it; None outside one.
 
-    A copy of the package has the word of what it was copied from beside it.
+    Beside a copy of the package, as a submitted job runs it, lies a record of the commit that was copied.
     """
     with suppress(DataError):
         return json_files.read(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
     try:
-        _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py")  # or this is somebody else's checkout
+        # A virtual environment may lie inside another project's checkout, whose commit says nothing of this package.
+        _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py")
         return {
             "commit": _git(PACKAGE, "rev-parse", "HEAD"),
             "dirty": bool(_git(PACKAGE, "status", "--porcelain", ".")),
@@ -174,6 +187,7 @@ def commit() -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    # By default, `git status` takes the index lock to refresh it, and the user's own git command could fail meanwhile.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS)  # noqa: S603
     return done.stdout.strip()

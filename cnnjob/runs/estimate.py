@@ -1,4 +1,4 @@
-"""How long a training will take: what finished runs of the same shape took, and nothing else."""
+"""Estimates of training time, from finished runs with the same data, blocks and batch size, and from nothing else."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,15 +12,15 @@ from cnnjob.runs.run import Run
 
 
 def training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[float]]:
-    """What the epochs of a job would take, judged by each finished run with equal data, blocks and batch.
+    """Estimate how long a job would train, by the time per epoch of each comparable finished run.
 
     Args:
         job: the job.
         dataset: its data.
-        root: the folder of the runs that are looked at.
+        root: the folder of the runs to compare with.
 
     Returns:
-        Seconds by device, a value a run; empty where there is no such run.
+        Seconds by device name, one value per run; empty if there is no such run.
     """
     found: defaultdict[str, list[float]] = defaultdict(list)
     for run in Run.all(root):
@@ -29,12 +29,12 @@ def training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[f
                 result = run.result()
                 found[str(result["device"])].append(result["train_seconds"] / result["epochs"] * job.train.epochs)
         except (DataError, OSError, LookupError, TypeError, ZeroDivisionError):
-            continue  # an old or damaged run tells nothing
+            continue  # a run that is damaged, or too old to have these fields, gives no estimate
     return dict(found)
 
 
 def sentence(job: Job, dataset: Dataset, root: Path) -> str:
-    """The same for people: the median of each device, or that it is not known."""
+    """Return the estimate as text: the median for each device, or that it is unknown."""
     found = training_seconds(job, dataset, root)
     return "; ".join(_of_device(device, seconds) for device, seconds in found.items()) or (
         f"unknown, no run of this shape has finished in {root}"
@@ -52,7 +52,16 @@ def _shape_of(job: Job, dataset: Dataset) -> Any:
 
 
 def _shape(frozen: dict[str, Any]) -> Any:
-    """What a step's time depends on."""
+    """Return what the time of a step depends on: data, blocks and batch size."""
     job = frozen["job"]
-    blocks = [{key: value for key, value in block.items() if "init" not in key} for block in job["model"]["blocks"]]
-    return frozen["data"]["digest"], blocks, job["train"]["batch_size"]
+    # Initialisers act before the first step only.
+    return frozen["data"]["digest"], _without_initialisers(job["model"]["blocks"]), job["train"]["batch_size"]
+
+
+def _without_initialisers(value: Any) -> Any:
+    """Return blocks, also those inside of residual blocks, without the keys of their initialisers."""
+    if isinstance(value, list):
+        return [_without_initialisers(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_initialisers(one) for key, one in value.items() if "init" not in key}
+    return value

@@ -1,8 +1,9 @@
-"""What a run's jobs have written: the log of its newest job, and how to follow it from life to life."""
+"""The logs of a run: which one is the newest, what its last attempt wrote, and how to follow it across restarts."""
 
 import os
 import re
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,14 +13,14 @@ from cnnjob.runs.run import Run
 from cnnjob.runs.summary import submission_of
 
 LOOK_SECONDS = 0.5
-"""Between two looks at a log that is followed."""
+"""Polling interval when following a log."""
 _APART_SECONDS = 60.0
-"""A ``log.txt`` so much newer than the newest job's log was written without a job."""
+"""A ``log.txt`` newer than the newest job's log by more than this was written by a training outside of any job."""
 _TAIL_BYTES = 65536
 _MOST_BYTES = 64 * _TAIL_BYTES
-"""Of a log without line ends, so much is shown, and so much read at once."""
+"""How much is read at once, and how much is shown of a log without line ends."""
 _MOST_LETTERS = 1000
-"""A longer line is cut: a pattern may look at each letter of a line once for each other."""
+"""Longer lines are cut, in characters: matching a pattern may take quadratic time in the length of a line."""
 _LIFE = re.compile(r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|goes on).*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)$', re.MULTILINE)
 _OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
@@ -27,8 +28,12 @@ _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 
 
 def log_of(run: Run) -> Path:
-    """The log of the run's newest job, which has what ``log.txt`` has and what ended it; else ``log.txt``."""
+    """Return the log of the run's newest job, else ``log.txt``.
+
+    A job's log has all that ``log.txt`` has, and what the batch script, SLURM and a crash wrote.
+    """
     said = submission_of(run).get("log")
+    # The recorded log first: a job that waits has no log yet, and then the last one written is the newest.
     written = sorted(filter(_is_file, run.slurm_folder.glob("*_log.out")), key=_changed)
     candidates = [*([Path(str(said))] if said else []), *reversed(written)]
     newest = next(filter(_is_file, candidates), run.log_file)
@@ -36,7 +41,7 @@ def log_of(run: Run) -> Path:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a path is a regular file; one that cannot be looked at is none."""
+    """Return whether a path is a regular file; False if its status cannot be read."""
     return os.path.isfile(path)  # noqa: PTH113 - Path's raises
 
 
@@ -48,26 +53,29 @@ def _changed(path: Path) -> float:
 
 
 def last_life(run: Run) -> str:
-    """What was written in the last life that wrote anything, as far as the end of its log tells."""
+    """Return what the last attempt wrote that wrote anything, as far as the end of the log reaches back."""
     text = capped(read_tail(log_of(run), _TAIL_BYTES))
     lives = [part for part in _LIFE.split(text) if part.strip()]
     return lives[-1] if lives else ""
 
 
 def capped(text: str) -> str:
-    """Return a text with a line feed after each line, also of a progress bar, and with the ends alone of long lines."""
+    """Return a text with line feeds between lines and long lines shortened to their two ends.
+
+    The carriage returns of a progress bar also end lines.
+    """
     half = _MOST_LETTERS // 2
     lines = text.splitlines()
     return "\n".join(line if len(line) <= _MOST_LETTERS else f"{line[:half]} … {line[-half:]}" for line in lines)
 
 
 def line_with(pattern: re.Pattern[str], text: str) -> str:
-    """Return the first line in which a pattern occurs; empty without one."""
+    """Return the first line in which a pattern occurs; empty if there is none."""
     return next((line.strip() for line in text.splitlines() if pattern.search(line)), "")
 
 
 def last_error(text: str) -> str:
-    """The last traceback of a text in one line: ``KeyError: 'x' at train.py:12 in step``; empty without one."""
+    """Return the last traceback of a text on one line, as ``KeyError: 'x' at train.py:12 in step``; else empty."""
     _, found, trace = text.rpartition("Traceback (most recent call last):\n")
     frames = list(_FRAME.finditer(trace)) if found else []
     if not frames:
@@ -78,19 +86,19 @@ def last_error(text: str) -> str:
 
 
 def own_message(text: str, decision: str = "") -> str:
-    """Return cnnjob's last message in a text, which is not the batch script's decision; empty without one."""
+    """Return cnnjob's last message in a text, except the batch script's decision; empty if there is none."""
     messages = [message for message in _OWN.findall(text) if not decision or not message.endswith(decision)]
     return str(messages[-1]) if messages else ""
 
 
 def last_words(text: str) -> str:
-    """The last line of a text that is not of cnnjob's own batch script; empty without one."""
+    """Return the last line of a text that cnnjob's batch script did not write; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
     return lines[-1] if lines else ""
 
 
 def last_lines(path: Path, count: int) -> str:
-    """The last lines of a file."""
+    """Return the last lines of a file, at most ``count`` of them."""
     size = _TAIL_BYTES
     while True:
         text = read_tail(path, size)
@@ -101,15 +109,15 @@ def last_lines(path: Path, count: int) -> str:
 
 
 def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
-    """What is written from now on, over requeues and successors, after the last lines of before.
+    """Yield the last lines of a run's log, then what is appended, across requeues and successor jobs.
 
     Args:
-        run: its newest job's log is followed, wherever that goes on.
-        count: how many lines of before to begin with.
-        is_over: whether nothing more will come.
+        run: the run; whenever it has a newer job, that job's log is followed.
+        count: how many existing lines to begin with.
+        is_over: returns whether nothing more will be written.
 
     Yields:
-        Text as it comes, whole lines or not.
+        Text as it is read, which may end within a line, and may be empty.
     """
     path = log_of(run)
     position = _size(path)
@@ -122,12 +130,12 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
             continue  # there may be more
         newest = log_of(run)
         if newest != path:
-            yield _rest(path, position)[0]
+            yield _rest(path, position)[0]  # what the old job wrote between the read above and its end
             path, position = newest, 0
         elif over:
             return
         else:
-            over = is_over()  # what was written before it was over is read once more
+            over = is_over()  # if so, read once more: something may have been written since the read above
             time.sleep(LOOK_SECONDS)
 
 
@@ -139,7 +147,10 @@ def _size(path: Path) -> int:
 
 
 def _rest(path: Path, position: int) -> tuple[str, int]:
-    """What stands after a position, from the start where the file has become shorter; whole lines of much."""
+    """Return what follows a position in a file, and the new position; all of the file if it has become shorter.
+
+    If more than ``_MOST_BYTES`` follow, the text ends with a whole line.
+    """
     try:
         with open_regular(path) as file:
             size = file.seek(0, 2)
@@ -149,4 +160,6 @@ def _rest(path: Path, position: int) -> tuple[str, int]:
         return "", position
     if len(content) == _MOST_BYTES:
         content = content[: content.rfind(b"\n") + 1 or None]
-    return content.decode(errors="replace"), start + len(content)
+    decoder, n_bytes = getincrementaldecoder("utf-8")(errors="replace"), len(content)
+    text = decoder.decode(content)
+    return text, start + n_bytes - len(decoder.getstate()[0])  # a character that is written in part is read again

@@ -1,11 +1,11 @@
-"""Predictions to numbers: how good a classifier is, overall and class by class.
+"""Metrics of a classifier from its predictions, overall and per class.
 
-The predicted class is the most probable one, the first of equals. A precision, recall or F1 whose
-denominator is zero (a class never predicted, a class without images) is zero, and every class has
-its row and its part in a macro mean, whether or not it has images.
+The predicted class is the most probable one; of several equally probable ones, the first. A precision, recall or F1
+whose denominator is zero (a class that is never predicted, or that has no images) is zero. Every class counts in a
+macro mean, whether or not it has images.
 
-Shapes: N images, K classes. ``probabilities`` is (N, K), floating, in 0..1; ``labels`` is (N,),
-integer, in 0..K-1; N and K are at least 1.
+Shapes: N images, K classes. ``probabilities`` is (N, K), floating point, in 0..1; ``labels`` is (N,), integer, in
+0..K-1; N and K are at least 1.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 WRONG_IMAGES = 24
+"""How many of the most confident errors are kept."""
 SMALLEST_PROBABILITY = 2.0**-149
-"""The smallest positive float32; a probability of zero costs its logarithm, 103.3 nats, not infinity."""
+"""The smallest positive float32: a probability of zero costs -log of this, 103.3 nats, instead of infinity."""
 
 
 class Summary(NamedTuple):
-    """A classifier in five numbers."""
+    """A classifier's overall metrics."""
 
     test_accuracy: float
-    """Share of the images whose most probable class is the right one, in 0..1."""
+    """Fraction of the images whose most probable class is the right one, in 0..1."""
     test_loss: float
     """Cross-entropy, in nats per image."""
     precision_macro: float
@@ -33,23 +34,23 @@ class Summary(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """A classifier's quality class by class."""
+    """A classifier's metrics per class."""
 
     precision: np.ndarray
-    """(K,) float64 in 0..1: share of the images given this class that are of it."""
+    """(K,) float64 in 0..1: fraction of the images predicted as this class that belong to it."""
     recall: np.ndarray
-    """(K,) float64 in 0..1: share of the images of this class that are given it."""
+    """(K,) float64 in 0..1: fraction of the images of this class that are predicted as it."""
     f1: np.ndarray
-    """(K,) float64 in 0..1: harmonic mean of the two."""
+    """(K,) float64 in 0..1: harmonic mean of precision and recall."""
     support: np.ndarray
-    """(K,) int64: images of this class."""
+    """(K,) int64: number of images of this class."""
 
 
 def predicted(probabilities: np.ndarray) -> np.ndarray:
-    """The most probable class of each image.
+    """Return the most probable class of each image.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
 
     Returns:
         (N,) int64 in 0..K-1.
@@ -58,26 +59,27 @@ def predicted(probabilities: np.ndarray) -> np.ndarray:
 
 
 def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the images that are most confidently wrong.
+    """Return the indices of the wrong predictions with the highest probabilities.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        int64 (24,) or fewer, places in 0..N-1, the most confident first.
+        int64 (24,) or fewer, indices in 0..N-1, the most confident first.
     """
-    is_right = predicted(probabilities) == labels
-    confidence = np.where(is_right, -1.0, probabilities.max(axis=1))
+    is_right = predicted(probabilities) == labels  # (N,)
+    confidence = np.where(is_right, -1.0, probabilities.max(axis=1))  # (N,); below every probability where right
+    # Stable: where the default sort puts equally confident errors depends on the processor's SIMD extensions.
     worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
     return np.asarray(worst[~is_right[worst]])
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the images whose most probable class is the right one.
+    """Return the fraction of the images whose most probable class is the right one.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
@@ -87,10 +89,10 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of -log of the right class's probability, summed in float64.
+    """Return the mean of -log of the right class's probability, computed in float64.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
@@ -101,10 +103,10 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def per_class(probabilities: np.ndarray, labels: np.ndarray) -> PerClass:
-    """Precision, recall, F1 and support of each class.
+    """Return precision, recall, F1 and support of each class.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
@@ -114,15 +116,16 @@ def per_class(probabilities: np.ndarray, labels: np.ndarray) -> PerClass:
 
 
 def per_class_of(counts: np.ndarray) -> PerClass:
-    """The same of a confusion matrix.
+    """Return precision, recall, F1 and support of each class from a confusion matrix.
 
     Args:
-        counts: (K, K) integer; a row is a true class.
+        counts: (K, K) integer; one row per true class, one column per predicted class.
 
     Returns:
         Four arrays (K,).
     """
-    right, given, support = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    right, given, support = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)  # (K,) each
+    # F1 = 2PR / (P + R) = 2 right / (given + support); this form has no intermediate 0 / 0.
     precision, recall, f1 = _share(right, given), _share(right, support), _share(2 * right, given + support)
     return PerClass(precision, recall, f1, support)
 
@@ -132,10 +135,10 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def summary(probabilities: np.ndarray, labels: np.ndarray) -> Summary:
-    """Accuracy, loss, and the macro means of precision, recall and F1.
+    """Return accuracy, loss, and the macro means of precision, recall and F1.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
@@ -145,21 +148,22 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> Summary:
 
 
 def summary_of(probabilities: np.ndarray, labels: np.ndarray, classes: PerClass) -> Summary:
-    """The same where the classes are known already."""
+    """Return the same as :func:`summary`, given the metrics per class."""
     means = (float(values.mean()) for values in (classes.precision, classes.recall, classes.f1))
     return Summary(accuracy(probabilities, labels), cross_entropy(probabilities, labels), *means)
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How often each class was taken for each.
+    """Return the confusion matrix.
 
     Args:
-        probabilities: (N, K) floating.
+        probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        (K, K) int64: images of the row's class that were given the column's.
+        (K, K) int64: number of images of the row's class that are predicted as the column's.
     """
     K = probabilities.shape[1]
-    cells = np.asarray(labels, np.int64) * K + predicted(probabilities)  # (N,)
+    # As int64, since labels of a narrow type, as uint8, would overflow in the product.
+    cells = np.asarray(labels, np.int64) * K + predicted(probabilities)  # (N,), in 0..K²-1
     return np.bincount(cells, minlength=K * K).reshape(K, K).astype(np.int64, copy=False)

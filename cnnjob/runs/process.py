@@ -1,4 +1,4 @@
-"""Who a process is, for ever and on every host, and whether it lives."""
+"""The identity of a process, unique across hosts and reboots, and whether it is alive."""
 
 import os
 import socket
@@ -13,13 +13,17 @@ from cnnjob.runs.clock import SKEW_SECONDS
 
 HEARTBEAT_SECONDS = 30.0
 HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
-"""A process that was heard of since then is alive, whatever a scheduler says of its job's number."""
+"""A process whose last heartbeat is more recent than this is alive, whatever SLURM says about its job id."""
 HEARTBEAT_LIMIT_SECONDS = 300.0
-"""A holder on another host that has not been heard of for so long is taken for dead."""
+"""An owner on another host without a heartbeat for this long is presumed dead."""
 
 
 def process_identity() -> dict[str, Any]:
-    """What tells this process from every other, on this host and any other, for ever."""
+    """Return what distinguishes this process from every other, on any host and at any time.
+
+    Pids are reused, so host, boot, pid namespace and start time are recorded with it; a SLURM job's id is recorded with
+    its cluster and restart count.
+    """
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -36,28 +40,29 @@ def process_identity() -> dict[str, Any]:
 
 
 def job_id() -> str | None:
-    """The SLURM job that this process is part of: ``17``, or ``17_3`` of an array; None outside of one.
+    """Return the id of the SLURM job that this process is part of, as ``17`` or ``17_3``; None outside of one.
 
-    An array's element is named by both numbers: the number of its own can be that of the whole array.
+    An array task is named by both numbers: the job id that one task has of its own is also that of the whole array.
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
 
 
 def cluster() -> str | None:
-    """Return the name of the cluster whose SLURM job this process is part of; None outside of one."""
+    """Return the name of the SLURM cluster whose job this process is part of, in lower case; None outside of one."""
     name = os.environ.get("SLURM_CLUSTER_NAME", "").lower()
     return name if name and job_id() else None
 
 
 def may_be_one(cluster: str | None, other: str | None) -> bool:
-    """Return whether two names may be those of one cluster; an older version wrote none down."""
+    """Return whether two names may be those of one cluster; older versions did not record the name."""
     return not cluster or not other or cluster == other
 
 
 def own_step() -> str | None:
-    """Return the step of the SLURM job that this process is the only task of; None where others may be in it too."""
+    """Return the job step whose only task this process is; None if others may be in it too."""
     step, tasks = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_STEP_NUM_TASKS")
+    # A child process inherits these variables, but only the task itself has slurmstepd as its parent.
     started_by = Path(f"/proc/{os.getppid()}/comm")
     if not step.isdecimal() or tasks != "1" or not started_by.exists():
         return None
@@ -65,49 +70,54 @@ def own_step() -> str | None:
 
 
 def job_restarts() -> int:
-    """How often SLURM has started this job again; 0 outside of one."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    """Return how often SLURM has restarted this job; 0 outside of one."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)  # SLURM sets it from the first restart on
 
 
 def is_same_job_start(holder: dict[str, Any]) -> bool:
-    """Whether a process is, or was, of this very life of this very SLURM job."""
+    """Return whether a process belongs, or belonged, to this SLURM job since its last restart."""
     return _is_of_this_job(holder) and holder.get("job_restarts", 0) == job_restarts()
 
 
 def _is_of_this_job(holder: dict[str, Any]) -> bool:
-    """Return whether a process is, or was, of this SLURM job, and not of one with its number on another cluster."""
+    """Return whether a process belongs, or belonged, to this SLURM job, not to one with its id on another cluster."""
     return holder.get("job_id") == job_id() and holder.get("cluster") == cluster()
 
 
 def is_earlier_job_start(holder: dict[str, Any]) -> bool:
-    """Whether a process is of this very SLURM job, from before SLURM started it again.
+    """Return whether a process belongs to this SLURM job, from before its last restart.
 
-    It may still be alive, on a node that was taken for dead.
+    It may still be alive, on a node that SLURM presumed dead.
     """
     return job_id() is not None and _is_of_this_job(holder) and holder.get("job_restarts", 0) < job_restarts()
 
 
 def is_alive(holder: dict[str, Any], record: Path) -> bool:
-    """Return whether the process of an attempt still lives.
+    """Return whether the process of an attempt is still alive.
 
-    Where its number is one of this process's table, that answers, at once after a ``kill -9``; from elsewhere the
-    record's age does. So it does for another machine of the same name, which cannot be told from this one before it
-    was booted again: what was heard of since this boot is the other.
+    In this process's pid namespace its pid answers that, right after a ``kill -9`` too. Elsewhere the age of its last
+    heartbeat does.
+
+    Args:
+        holder: the attempt's record.
+        record: the file of that record, whose modification time is the last heartbeat.
     """
     if shares_processes(holder):
         started = _start_of(holder["pid"])
         if started != _HIDDEN:
             return started is not None and started == holder["pid_started"]
     limit = HEARTBEAT_LIMIT_SECONDS
+    # A record of this host name and another boot: either this machine was rebooted, and the process is dead, or it is
+    # another machine of the same name. A heartbeat since this machine's boot can only be that other machine's.
     if holder["host"] == socket.gethostname() and holder["boot"] != boot_id():
         limit = min(limit, max(HEARD_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)))
     return silent_seconds(record) < limit
 
 
 def shares_processes(holder: dict[str, Any]) -> bool:
-    """Return whether this process can look an attempt's process up by its number, and send it signals.
+    """Return whether this process can look up an attempt's process by its pid, and send it signals.
 
-    Containers of one machine may have one host name, and each its own numbers.
+    Containers on one machine may share a host name and a boot, but each has pids of its own.
     """
     mine = pid_namespace()
     same_machine = holder["host"] == socket.gethostname() and holder["boot"] == boot_id()
@@ -115,35 +125,45 @@ def shares_processes(holder: dict[str, Any]) -> bool:
 
 
 def silent_seconds(record: Path) -> float:
-    """Return how long an attempt has given no sign of life; one from the future, by another clock, counts as now."""
+    """Return the seconds since an attempt's last heartbeat; one dated in the future, by another clock, counts as now.
+
+    Args:
+        record: the file of the attempt's record.
+    """
     return max(0.0, _age_seconds(record))
 
 
 def ahead_seconds(record: Path) -> float:
-    """Return how far an attempt's last sign of life is in the future; 0 for what clocks usually differ by, or none."""
+    """Return how far an attempt's last heartbeat is in the future; 0 if within ``SKEW_SECONDS``, or without one.
+
+    Args:
+        record: the file of the attempt's record.
+    """
     ahead = -_age_seconds(record) if record.exists() else 0.0
     return ahead if ahead > SKEW_SECONDS else 0.0
 
 
 def _age_seconds(record: Path) -> float:
-    return clock.age_seconds(record, *[*record.parents][2:0:-1])  # the folder of all runs first: it is read once
+    # The clock is read in the folder of all runs first, so that it is read once for all of them; else in the run's.
+    return clock.age_seconds(record, *[*record.parents][2:0:-1])
 
 
 _HIDDEN = ""
-"""The start of a process that is there and shown to its own user alone (``hidepid``)."""
+"""Stands for the start of a process that exists but is visible to its own user only (``hidepid`` of ``/proc``)."""
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since the boot; None if it is gone or a zombie."""
+    """Return when a process started, in clock ticks since boot; None if it is gone or a zombie."""
     try:
+        # pid (comm) state ppid …: comm may contain spaces and parentheses, so fields are counted from the last one.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except PermissionError:
         return _HIDDEN
     except (FileNotFoundError, ProcessLookupError):
         return None if is_gone(pid) else _HIDDEN
-    return None if fields[0] in "ZX" else fields[19]
+    return None if fields[0] in "ZX" else fields[19]  # state (3) and starttime (22) of proc_pid_stat(5)
 
 
 def now() -> str:
-    """The time, in UTC, to the second."""
+    """Return the current time in UTC, in ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What was decided about a run outside of its lives: after each of them, and by ``cnnjob cancel``."""
+"""Records of what was decided about a run outside of its attempts: after each of them, and by ``cnnjob cancel``."""
 
 import os
 from pathlib import Path
@@ -11,20 +11,21 @@ from cnnjob.runs.process import is_alive
 from cnnjob.runs.run import Run
 
 NO_STEP = 254
-"""The batch script's exit code where srun could not run its step."""
+"""The batch script's exit code if srun could not start the step."""
 UNDECIDED = "cannot decide about a restart, exit code"
-"""What a batch script writes into its log when its interpreter or a package of it is missing."""
+"""What a batch script writes to its log if its Python interpreter, or a package that it needs, is missing."""
 
 CANCELLED = "cancelled; submit the job again to go on"
 PREDECESSOR = "CNNJOB_PREDECESSOR"
-"""The variable that names the job whose batch script submitted this one."""
+"""The environment variable with the id of the job whose batch script submitted this one."""
 
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
-    """What was decided after each life, oldest first.
+    """Return the restart log, one dict per decision, oldest first; empty if it cannot be read.
 
-    Each says ``job_id`` and ``job_restarts``, ``ended_by``, the life's ``code``, the newest checkpoint's ``step``,
-    whether it was ``restarted`` (``requeued``, ``successor``, ``by SLURM``, or not: empty), and what was ``said``.
+    Each has ``job_id`` and ``job_restarts``, ``ended_by``, the attempt's exit ``code``, the ``step`` of the newest
+    checkpoint, how it was ``restarted`` (``requeued``, ``successor``, ``by SLURM``; empty if it was not), and ``said``,
+    the decision as text.
     """
     try:
         return read_restarts(run)
@@ -33,27 +34,28 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
 
 
 def read_restarts(run: Run) -> list[dict[str, Any]]:
-    """Return the same, or raise where it cannot be known.
+    """Return the restart log as :func:`restarts_of` does, but raise an error if it cannot be read.
 
     Raises:
         DataError: the record is damaged or cannot be read.
     """
     path = restart_record(run)
+    # Before the first decision there is no record. A dangling link is not that: reading it raises.
     return json_files.read_list(path, schemas.RestartRecord) if os.path.lexists(path) else []
 
 
 def restart_record(run: Run) -> Path:
-    """Where the batch scripts write it down."""
+    """Return the path of the restart log, which the batch scripts write."""
     return run.slurm_folder / "restarts.json"
 
 
 def cancel_record(run: Run) -> Path:
-    """What ``cnnjob cancel`` leaves: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
+    """Return the path of ``cnnjob cancel``'s record: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
     return run.slurm_folder / "cancelled.json"
 
 
 def cancel_of(run: Run) -> dict[str, Any]:
-    """What ``cnnjob cancel`` left; empty where it left nothing that can be read."""
+    """Return the record of the last ``cnnjob cancel``; empty if there is none that can be read."""
     try:
         return read_cancel(run)
     except DataError:
@@ -61,7 +63,7 @@ def cancel_of(run: Run) -> dict[str, Any]:
 
 
 def read_cancel(run: Run) -> dict[str, Any]:
-    """Return the same, or raise where it cannot be known.
+    """Return the same as :func:`cancel_of`, but raise an error if the record cannot be read.
 
     Raises:
         DataError: the record is damaged or cannot be read.
@@ -71,12 +73,12 @@ def read_cancel(run: Run) -> dict[str, Any]:
 
 
 def local_record(run: Run) -> Path:
-    """Return where ``submit --local`` writes down that it is going to train a run."""
+    """Return the path of the record by which ``submit --local`` announces that it will train a run."""
     return run.slurm_folder / "local.json"
 
 
 def local_wait(run: Run) -> dict[str, Any]:
-    """Return the process of a ``submit --local`` that is going to train a run; empty where none is."""
+    """Return the process of a ``submit --local`` that will train a run; empty if there is none alive."""
     path = local_record(run)
     try:
         holder = json_files.read(path, schemas.LocalWait) if os.path.lexists(path) else {}

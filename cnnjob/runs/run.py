@@ -1,17 +1,17 @@
-"""A run is its folder: where its files lie, and what state it is in.
+"""A run is its folder: the files in it, and the state that they show.
 
 runs/NAME-<digest8>/
-job.json            the resolved job and the data it reads, frozen
-environment.json    what it first started with
-attempts/0001.json  one file a life: claim, restart counter and fence in one
-history.jsonl       one line an epoch (derived from the checkpoint)
+job.json            the resolved job and a description of its dataset, frozen
+environment.json    the environment of the first attempt
+attempts/0001.json  one file per attempt: claim, restart counter and fence in one
+history.jsonl       one line per epoch (derived from the checkpoint)
 checkpoints/        the newest two
-predictions.npz     of the test images, by the chosen weights
+predictions.npz     predictions for the test images, with the chosen weights
 weights.npz         the chosen weights
 result.json         its presence *is* "finished"
-heartbeat           empty; touched while a process trains, so that one whose record was removed is noticed
-log.txt             appended over attempts
-slurm/              submitit's files, the request, the newest job, what was decided after each life
+heartbeat           empty; touched during training, so that a process whose attempt record was removed is noticed
+log.txt             appended to by all attempts
+slurm/              submitit's files, the request, the newest job, the restart log
 """
 
 import math
@@ -39,47 +39,52 @@ from cnnjob.runs.process import (
 )
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
-"""``stopped``: on purpose, resumable. ``lost``: its process is gone without a word, resumable."""
+"""``stopped``: on purpose, resumable. ``lost``: the process died without recording why; resumable."""
 
 UNRECORDED = "a process that has no record in attempts/ writes here; it stops at its next checkpoint"
 UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote it), so damage or an edit is not noticed"
 DIGEST_DIGITS = 8
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
-"""What ``job.json`` says of the dataset."""
+"""The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
+"""The format of a manifest that does not record one."""
 HISTORY_BYTES = 2**28
-"""Of ``history.jsonl``, at most: a million epochs."""
+"""Maximum size of ``history.jsonl``: enough for a million epochs."""
 _ATTEMPT_FILE = re.compile(r"\d{4,18}\.json", re.ASCII)
 
 JobIsOver = Callable[[Mapping[str, Any], float], bool]
-"""Whether a scheduler says that an attempt's job is over; of its record, and the seconds since its last heartbeat."""
+"""Returns whether the scheduler says that an attempt's job is over.
+
+Called with the attempt's record and the seconds since its last heartbeat.
+"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The map of a run folder."""
+    """The paths of a run folder, and readers of its files."""
 
     path: Path
 
     def __post_init__(self) -> None:
-        """Know its name where it is printed."""
+        """Note the path, so that a line break in its name is escaped when it is printed."""
         note_names(self.path)
 
     @classmethod
     def of(cls, job: Job, data_digest: str, root: Path) -> Self:
-        """The run of a job on a dataset: always the same folder."""
+        """Return the run of a job on a dataset; the same job and data always give the same folder."""
         return cls(root / f"{job.name}-{job.digest(data_digest)[:DIGEST_DIGITS]}")
 
     @classmethod
     def all(cls, *places: Path) -> list[Self]:
-        """Every run folder at or right below the places, in order of name.
+        """Return the run folders at the given paths or directly below them, sorted by name within each.
 
-        Hidden folders are left out; a folder that is no run is not, nor one that cannot be read.
+        Hidden folders are skipped. A folder that is not a run is included, and so is one that cannot be read, so that
+        the caller can report it.
 
         Raises:
-            DataError: a place cannot be listed.
+            DataError: one of the paths cannot be listed.
         """
-        found: dict[Path, None] = {}
+        found: dict[Path, None] = {}  # an ordered set: a run that is named twice is listed once
         for place in places:
             if looks_like_a_run(place):
                 found[place] = None
@@ -95,37 +100,37 @@ class Run:
 
     @property
     def job_file(self) -> Path:
-        """The resolved job and its data."""
+        """The resolved job and the description of its dataset."""
         return self.path / "job.json"
 
     @property
     def environment_file(self) -> Path:
-        """What the run first started with."""
+        """The environment of the first attempt."""
         return self.path / "environment.json"
 
     @property
     def attempts_folder(self) -> Path:
-        """One file a life."""
+        """The folder of the attempts' records, one file per attempt."""
         return self.path / "attempts"
 
     @property
     def heartbeat_file(self) -> Path:
-        """An empty file; its time is when a process that trains the run was last alive."""
+        """An empty file, whose modification time is when a process training the run was last alive."""
         return self.path / "heartbeat"
 
     @property
     def checkpoints_folder(self) -> Path:
-        """The newest checkpoints."""
+        """The folder of the newest checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def history_file(self) -> Path:
-        """One line an epoch."""
+        """The history, one line of JSON per epoch."""
         return self.path / "history.jsonl"
 
     @property
     def predictions_file(self) -> Path:
-        """Test probabilities, labels, class names and the most confidently wrong images."""
+        """Probabilities and labels of the test images, class names, and the most confidently wrong images."""
         return self.path / "predictions.npz"
 
     @property
@@ -135,34 +140,34 @@ class Run:
 
     @property
     def result_file(self) -> Path:
-        """The end's numbers."""
+        """The final metrics and costs of a finished run."""
         return self.path / "result.json"
 
     @property
     def slurm_folder(self) -> Path:
-        """What submitit wrote, the request, what was decided after each life."""
+        """The folder of submitit's files, the request, and the restart log."""
         return self.path / "slurm"
 
     @property
     def submission_file(self) -> Path:
-        """The newest submission: ``job_id`` (``17``, ``17_3`` of an array), ``log``, ``comment``, ``submitted``."""
+        """The newest submission: ``job_id`` (``17``; an array task's ``17_3``), ``log``, ``comment``, ``submitted``."""
         return self.slurm_folder / "job.json"
 
     @property
     def log_file(self) -> Path:
-        """What was said, over all attempts."""
+        """The log of all attempts."""
         return self.path / "log.txt"
 
     def manifest(self) -> dict[str, Any]:
-        """What ``job.json`` holds: ``job``, ``data`` and the full ``digest``.
+        """Return the content of ``job.json``: ``job``, ``data`` and the full ``digest``.
 
         Raises:
-            DataError: it is missing, damaged or edited, or this is no run of cnnjob.
+            DataError: it is missing, damaged or edited, or this is not a run of cnnjob.
         """
         return json_files.read_sealed(self.job_file, manifest.Manifest)
 
     def data(self) -> dict[str, Any]:
-        """What ``job.json`` says of the dataset: where it lay, and what predicting needs of it.
+        """Return the description of the dataset in ``job.json``: its path, and what prediction needs to know.
 
         Raises:
             DataError: it is missing or damaged.
@@ -173,7 +178,7 @@ class Run:
         return data
 
     def job(self) -> Job:
-        """The job, as it was frozen; one of an older format is read as what it means now.
+        """Return the job as it was frozen; one of an older format is converted to what it means now.
 
         Raises:
             DataError: it is missing or damaged.
@@ -182,7 +187,7 @@ class Run:
         return Job.checked(frozen["job"], str(self.job_file), format_of(frozen))
 
     def is_older(self) -> bool:
-        """Return whether another version began the run, whose job does not mean the same now.
+        """Return whether another version began the run, so that its job no longer means the same.
 
         Raises:
             DataError: its job is missing or damaged.
@@ -190,10 +195,10 @@ class Run:
         return format_of(self.manifest()) != FORMAT
 
     def require_current(self) -> None:
-        """Refuse to go on with a run of another format.
+        """Refuse to resume a run of another format.
 
         Raises:
-            DataError: its job would not mean the same any more.
+            DataError: the run's job has another format, and no longer means the same.
         """
         if self.is_older():
             raise DataError(
@@ -203,13 +208,13 @@ class Run:
             )
 
     def environment(self) -> dict[str, Any]:
-        """What the run first started with; empty before that."""
+        """Return the environment of the first attempt; empty before it."""
         return (
             json_files.read(self.environment_file, schemas.EnvironmentRecord) if self.environment_file.exists() else {}
         )
 
     def result(self) -> dict[str, Any]:
-        """The end's numbers; ``test_accuracy`` is one.
+        """Return the content of ``result.json``, as :class:`cnnjob.runs.schemas.ResultRecord` describes it.
 
         Raises:
             DataError: the run is not finished, or the file is damaged.
@@ -217,7 +222,7 @@ class Run:
         return json_files.read(self.result_file, schemas.ResultRecord)
 
     def history(self) -> list[dict[str, Any]]:
-        """One record an epoch, oldest first.
+        """Return one record per epoch, oldest first; empty before the first.
 
         Raises:
             DataError: the file is damaged.
@@ -226,7 +231,7 @@ class Run:
         return json_files.read_lines(self.history_file, schemas.EpochRecord, HISTORY_BYTES) if there else []
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The chosen weights by name, verified.
+        """Return the chosen weights by name, after verifying the file's checksum.
 
         Raises:
             DataError: they are missing or damaged.
@@ -234,7 +239,7 @@ class Run:
         return npz.read_arrays(self.weights_file)
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """The content of ``predictions.npz``, verified.
+        """Return the content of ``predictions.npz``, after verifying its checksum.
 
         Raises:
             DataError: it is missing or damaged.
@@ -242,7 +247,7 @@ class Run:
         return npz.read_arrays(self.predictions_file)
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The lives of the run, oldest first.
+        """Return the records of the attempts, oldest first.
 
         Raises:
             DataError: a record is damaged.
@@ -250,19 +255,19 @@ class Run:
         return [json_files.read(path, schemas.AttemptRecord) for path in self.attempt_files()]
 
     def attempt_files(self) -> list[Path]:
-        """The records of the lives, oldest first.
+        """Return the files of the attempts' records, oldest first.
 
         Raises:
-            DataError: their folder cannot be read; that is not the same as none.
+            DataError: their folder cannot be read, which does not mean that there are none.
         """
         records = (path for path in _listed(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this folder from a copy, whatever it is called on another host.
+        """Return what distinguishes this folder from a copy of it, whatever its path on another host.
 
-        Its resolved path; its inode, which a move leaves alone; and the inodes of the folders above it in its file
-        system, of which a move changes one or a name.
+        The resolved path; the inode, which a move within a file system keeps; and the inodes of the folders above it
+        in its file system: a move changes one of these or a name.
         """
         path = self.path.resolve()
         return {"folder": str(path), "inode": path.stat().st_ino, "parents": _inodes_above(path)}
@@ -270,37 +275,40 @@ class Run:
     def owns(self, record: dict[str, Any]) -> bool:
         """Return whether a record with an identity was made in this folder, not in one that this is a copy of.
 
-        A record without one, made by an older version, is taken for its own.
+        A record without an identity, as older versions wrote it, counts as the folder's own.
         """
         folder, inode = record.get("folder"), record.get("inode")
         return folder is None or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
 
     def is_copied(self, record: dict[str, Any]) -> bool:
-        """Return whether a record was copied from another folder, which is still there.
+        """Return whether a record was copied from another folder that still exists.
 
-        Where that is not to be seen, this one may be it, under the name and number that another host gives it.
+        If that folder cannot be seen, it may be this very one, with the path and the inode that another host sees.
         """
         return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path's raises where it may not look
 
     def was_moved(self, record: dict[str, Any]) -> bool:
-        """Return whether a record of this folder was made before it, or a folder above it, was moved or renamed.
+        """Return whether this folder, or a folder above it, was moved or renamed after a record was made.
 
-        Another host, or an automounter, may mount the same file system at another path.
+        A different path alone does not prove that: another host, or an automounter, may mount the same file system
+        elsewhere.
         """
         here, there = self.path.resolve(), Path(record.get("folder") or self.path.resolve())
         if here == there or _is_same(here, there):
             return False
         above, before = _inodes_above(here), record.get("parents")
-        if before is None:
+        if before is None:  # a record of an older version: only the path can be compared
             return True
-        shared = min(len(above), len(before))  # the last of them may be a place to mount on, of any name
+        # Compare names only as far up as both mounts reach: the topmost folder may be a mount point, of any name.
+        shared = min(len(above), len(before))
         names, old_names = ([path.name, *(parent.name for parent in path.parents)][:shared] for path in (here, there))
         return above[:shared] != before[:shared] or names != old_names
 
     def unrecorded_seconds(self) -> float | None:
-        """Return how long ago a process wrote to the run that has no record in ``attempts/``; None where none did.
+        """Return the seconds since the last heartbeat of a process that has no record in ``attempts/``; None if none.
 
-        A process whose record was removed while it trains cannot be named, but its heartbeat goes on.
+        A process whose record was removed during training can no longer be identified, but it keeps touching the
+        heartbeat file.
         """
         try:
             written = self.heartbeat_file.lstat().st_mtime
@@ -308,22 +316,26 @@ class Run:
             return None
         paths = self.attempt_files()
         recorded = paths[-1].lstat().st_mtime if paths else -math.inf
+        # An attempt touches the heartbeat file and then its record, so a kill in between leaves them an interval apart.
         if written <= recorded + 2 * HEARTBEAT_SECONDS or (paths and self._is_copied(paths[-1])):
             return None
         age = max(clock.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)
         return age if age < HEARTBEAT_LIMIT_SECONDS else None
 
     def _is_copied(self, record: Path) -> bool:
-        """Return whether an attempt's record, and so the heartbeat, was copied; a slow copy dates it anew."""
+        """Return whether an attempt's record was copied from another run's folder, and so the heartbeat too.
+
+        A slow copy gives the two files times far apart, as if a process without a record had written one of them.
+        """
         with suppress(DataError):
             return self.is_copied(json_files.read(record, schemas.AttemptRecord))
         return False
 
     def require_no_links(self) -> None:
-        """Refuse to write through a link inside the run folder; the folder itself may be one.
+        """Refuse to write through symbolic links inside the run folder; the run folder itself may be one.
 
         Raises:
-            DataError: what is written to is a link.
+            DataError: a folder or file that is written to is a link.
         """
         for path in (
             *(self.attempts_folder, self.checkpoints_folder, self.slurm_folder),
@@ -336,18 +348,18 @@ class Run:
                 )
 
     def state(self, has_ended: JobIsOver | None = None) -> State:
-        """What state the run is in, by its folder alone.
+        """Return the state of the run, judged by its folder.
 
         Args:
-            has_ended: asked about the job of a process that seems to live, which makes it ``lost``.
+            has_ended: called about the job of a process that seems alive; if the job is over, the run is ``lost``.
 
         Returns:
             The state.
 
         Raises:
-            DataError: the record of its last life is damaged, or the folder cannot be read.
+            DataError: the record of the last attempt is damaged, or the folder cannot be read.
         """
-        if _exists(self.result_file):
+        if _exists(self.result_file):  # before all else: it is written last, and its process may still be alive
             return "finished"
         if self.unrecorded_seconds() is not None:
             return "running"
@@ -361,16 +373,16 @@ class Run:
 
 
 def format_of(frozen: dict[str, Any]) -> int:
-    """Return the format that a job was frozen in; up to format 2 it was not written down."""
+    """Return the format that a job was frozen in; up to format 2 it was not recorded."""
     written_as = frozen.get("format", OLDEST_FORMAT)
     return written_as if isinstance(written_as, int) else OLDEST_FORMAT
 
 
 def notes_on(frozen: dict[str, Any]) -> Iterator[str]:
-    """Yield what must be known of a run whose job an older version wrote.
+    """Yield remarks on a run whose ``job.json`` was written by an older version.
 
     Args:
-        frozen: what ``job.json`` holds.
+        frozen: the content of ``job.json``.
     """
     if json_files.SEAL not in frozen:
         yield UNSEALED
@@ -379,7 +391,7 @@ def notes_on(frozen: dict[str, Any]) -> Iterator[str]:
 
 
 def looks_like_a_run(path: Path) -> bool:
-    """Return whether a folder holds any of what only a run's does; one that cannot be read may be a run."""
+    """Return whether a folder contains anything that only a run's does; True if it cannot be read."""
     try:
         return any(_exists(path / name) for name in ("job.json", "attempts", "result.json"))
     except DataError:
@@ -387,10 +399,10 @@ def looks_like_a_run(path: Path) -> bool:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a file is there.
+    """Return whether a file exists.
 
     Raises:
-        DataError: that cannot be known.
+        DataError: its folder cannot be searched, so that it is unknown.
     """
     try:
         return path.exists()
@@ -399,7 +411,7 @@ def _exists(path: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Return what lies in a folder; nothing where there is none.
+    """Return the entries of a folder; none if it does not exist.
 
     Raises:
         DataError: it cannot be read.
@@ -417,7 +429,7 @@ def _unreadable(folder: Path, error: OSError) -> str:
 
 
 def _inodes_above(path: Path) -> list[int]:
-    """Return the inodes of the folders above a resolved path, nearest first, as far as its file system goes."""
+    """Return the inodes of the folders above a resolved path within its file system, nearest first."""
     states, device = map(_state_of, path.parents), path.stat().st_dev
     return [
         state.st_ino for state in takewhile(lambda state: state is not None and state.st_dev == device, states) if state
@@ -427,30 +439,31 @@ def _inodes_above(path: Path) -> list[int]:
 def _state_of(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except (OSError, ValueError):  # ValueError: a damaged record may name anything
+    except (OSError, ValueError):  # ValueError: a path from a damaged record may contain a NUL
         return None
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one folder."""
+    """Return whether two paths lead to the same folder."""
     state, others = _state_of(path), _state_of(other)
     return state is not None and others is not None and os.path.samestat(state, others)
 
 
 def owner_is_alive(holder: dict[str, Any], record: Path, has_ended: JobIsOver | None) -> bool:
-    """Whether a run is still its holder's.
+    """Return whether the owner of a run still owns it.
 
     Args:
-        holder: what the record of its last attempt says.
-        record: that file.
-        has_ended: asked, once, about the holder's job before the run is left to it.
+        holder: the record of the run's last attempt.
+        record: the file of that record.
+        has_ended: called at most once, about the owner's SLURM job, if the owner seems alive.
 
     Returns:
-        False where the holder is gone from this host, is an earlier life of this very SLURM job, has not been
-        heard of for five minutes, or holds the folder that this one is a copy of.
+        False if the owner is gone from this host, is an earlier start of this process's SLURM job, has had no
+        heartbeat for five minutes, or owns the folder that this one is a copy of.
     """
     if Run(record.parents[1]).is_copied(holder):
         return False
     if is_earlier_job_start(holder) or not is_alive(holder, record):
         return False
+    # The scheduler is asked last: that runs a command, and nothing else has shown that the owner is dead.
     return not (holder.get("job_id") and has_ended and has_ended(holder, silent_seconds(record)))

@@ -1,4 +1,4 @@
-"""What each JSON file of a run folder says, but for its manifest: its fields, their types and their ranges."""
+"""Schemas of the JSON files in a run folder; :mod:`cnnjob.jobs.manifest` has that of ``job.json``."""
 
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from cnnjob.jobs.json_files import Count, Fields, Inode, Number, Sha256, Share, 
 
 
 class EnvironmentRecord(Fields):
-    """``environment.json``."""
+    """``environment.json``: what the first attempt computed with, from :func:`cnnjob.runs.environment.describe`."""
 
     commit: str | None = None
     dirty: bool | None = None
@@ -20,7 +20,11 @@ class EnvironmentRecord(Fields):
 
 
 class AttemptRecord(Fields):
-    """``attempts/NNNN.json``."""
+    """``attempts/NNNN.json``: the process of one attempt, and how the attempt ended.
+
+    Process and folder are identified as by :func:`cnnjob.runs.process.process_identity` and
+    :meth:`cnnjob.runs.run.Run.identity`.
+    """
 
     attempt: Count
     host: str
@@ -45,9 +49,9 @@ class AttemptRecord(Fields):
 
 
 class ProgressRecord(Fields):
-    """How far a training has come, in a checkpoint's header: :class:`cnnjob.runs.checkpoints.TrainingProgress`."""
+    """:class:`cnnjob.runs.checkpoints.TrainingProgress` in a checkpoint's header."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid")  # every field becomes an argument of TrainingProgress
 
     epoch: Count = 0
     epoch_step: Count = 0
@@ -69,7 +73,7 @@ class ProgressRecord(Fields):
 
 
 class CheckpointHeader(Fields):
-    """What a checkpoint says of itself."""
+    """The header of a checkpoint, which is stored as JSON in one of its arrays."""
 
     format: Count
     digest: Sha256
@@ -93,7 +97,7 @@ class EpochRecord(Fields):
 
 
 class ResultRecord(Fields):
-    """``result.json``."""
+    """``result.json``: the metrics and costs of a finished run."""
 
     test_accuracy: Share
     test_loss: Number | None = None
@@ -130,7 +134,7 @@ class SubmissionRecord(Fields):
 
 
 class RestartRecord(Fields):
-    """What was decided after an attempt; a list of them is ``slurm/restarts.json``."""
+    """One entry of the restart log, ``slurm/restarts.json``: what was decided after an attempt."""
 
     step: Count
     cluster: str | None = None
@@ -143,7 +147,7 @@ class RestartRecord(Fields):
 
 
 class LocalWait(Fields):
-    """``slurm/local.json``: the process that is going to train a run without SLURM."""
+    """``slurm/local.json``: the process that will train a run without SLURM."""
 
     host: str
     boot: str
@@ -155,7 +159,7 @@ class LocalWait(Fields):
 
 
 class CancellationRecord(Fields):
-    """``slurm/cancelled.json``."""
+    """``slurm/cancelled.json``: the last ``cnnjob cancel``."""
 
     by: str | None = None
     cluster: str | None = None
@@ -168,7 +172,7 @@ class CancellationRecord(Fields):
 
 
 class CommitRecord(Fields):
-    """What lies beside a copy of the package."""
+    """The commit that a copy of the package was made from; the file lies beside the copy."""
 
     commit: str | None
     dirty: bool | None

@@ -1,4 +1,4 @@
-"""What a run folder tells at a glance: little is read of each, for there may be thousands."""
+"""Summaries of run folders: what ``status`` shows. Little is read per run, since there may be thousands."""
 
 import os
 from collections.abc import Iterator
@@ -20,76 +20,83 @@ from cnnjob.runs.restart_log import cancel_of, restarts_of
 from cnnjob.runs.run import UNRECORDED, Run, format_of, looks_like_a_run, notes_on
 
 SPLITS = ("validation", "test", "train")
-"""Whose loss and accuracy are shown: the first that there is."""
+"""Splits whose loss and accuracy are shown: the first one that the history has."""
 _TAIL_BYTES = 4096
+"""How much of the end of ``history.jsonl`` is read, in bytes."""
 _PACE_EPOCHS = 5
-_UNREADABLE = (CnnjobError, OSError, LookupError, TypeError, ValueError)  # a file may say anything
+"""The remaining time is estimated from this many last epochs."""
+_UNREADABLE = (CnnjobError, OSError, LookupError, TypeError, ValueError)  # a damaged file may contain anything
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What one folder told."""
+    """What one run folder says about its run."""
 
     run: Run
     state: str
     """As :meth:`cnnjob.runs.run.Run.state`, or ``damaged``."""
     trouble: str = ""
-    """What is damaged."""
+    """What is damaged; empty if nothing is."""
     note: str = ""
-    """What must be known beside its state."""
+    """Remarks besides the state."""
     lives: int = 0
+    """Number of attempts."""
     attempt: dict[str, Any] = field(default_factory=dict)
-    """The record of the last life; empty before the first."""
+    """The record of the last attempt; empty before the first."""
     heard_seconds: float = 0.0
-    """Since the last sign of life; one from the future counts as now."""
+    """Seconds since the last heartbeat; one dated in the future counts as now."""
     ahead_seconds: float = 0.0
-    """How far the last sign of life, or the last attempt's start, is in the future."""
+    """How far the last heartbeat, or the last attempt's start, is in the future."""
     job: dict[str, Any] = field(default_factory=dict)
+    """The frozen job; empty if its file is damaged."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """The last epochs."""
+    """Records of the last epochs, oldest first."""
     submission: dict[str, Any] = field(default_factory=dict)
+    """The record of the newest submission; empty without one."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
-    """What was decided after each life in a job."""
+    """The restart log: what was decided after each attempt in a job, oldest first."""
     cancelled: dict[str, Any] = field(default_factory=dict)
-    """What ``cnnjob cancel`` left."""
+    """The record of ``cnnjob cancel``; empty without one."""
     original: str = ""
-    """The folder that this one is a copy of, whose jobs and process are not its own."""
+    """The folder that this one is a copy of; its jobs and its process do not belong to the copy."""
     owner: int | None = None
-    """The number of the folder's user."""
+    """The uid of the folder's owner."""
     submitter: int | None = None
-    """The number of the user who submitted it last."""
+    """The uid of the user who last submitted the run."""
     trainer: int | None = None
-    """The number of the user whose process the last attempt is."""
+    """The uid of the last attempt's process."""
     here: str = ""
-    """The cluster whose queue is read, where that is known (:meth:`on`)."""
+    """The cluster whose queue is read, if it is known (see :meth:`on`)."""
     is_older: bool = False
-    """Whether another version began it, so that it is not resumed."""
+    """Whether another version began the run, so that it is not resumed."""
 
     @property
     def job_id(self) -> str | None:
-        """The newest job: of the submission, unless a later life was of another or of none."""
+        """The id of the newest job: the submitted one, unless a later attempt ran in another job or in none."""
         submitted, lived = self.submission.get("job_id"), self.attempt.get("job_id")
         number = self.submission.get("attempt")
+        # Times in ISO 8601 and UTC sort as text, and "~" sorts after all of them.
         later = str(self.submission.get("submitted", "~")) > str(self.attempt.get("started", ""))
-        if isinstance(number, int):  # clocks of several machines may differ
+        if isinstance(number, int):  # better than times: the clocks of several machines may differ
             later = self.lives < number
         newest = submitted if submitted and (later or not self.attempt) else lived if self.attempt else submitted
         return None if newest is None else str(newest)
 
     @property
     def cluster(self) -> str | None:
-        """The cluster of the newest job; None where it was not written down."""
+        """The cluster of the newest job; None if it was not recorded."""
         is_submitted = self.job_id is not None and str(self.submission.get("job_id")) == self.job_id
         name = (self.submission if is_submitted else self.attempt).get("cluster")
         return None if name is None else str(name)
 
     @property
     def elsewhere(self) -> str:
-        """The cluster of the newest job, where its number is another job's here; else empty."""
+        """The cluster of the newest job if that is another cluster, where its id means another job; else empty."""
         return str(self.cluster) if self.job_id and not may_be_one(self.cluster, self.here) else ""
 
     def on(self, here: str) -> "RunSummary":
-        """Return what this look is on a cluster, where older jobs of other clusters are none."""
+        """Return this summary as seen from a cluster: without the records of older jobs of other clusters."""
+        # SLURM numbers jobs per cluster, so an id of another cluster must not be looked up in this one's queue.
         seen = replace(self, here=here)
         if seen.elsewhere:
             return seen
@@ -101,28 +108,28 @@ class RunSummary:
 
     @property
     def job_ids(self) -> set[str]:
-        """Every job that may still carry it."""
+        """The ids of all jobs that may still train the run."""
         ids = {self.submission.get("job_id"), self.attempt.get("job_id")}
         return {str(one) for one in ids if one}
 
     @property
     def is_anothers(self) -> bool:
-        """Whether another user submitted it last; root sees the jobs of all."""
+        """Whether another user last submitted the run; False for root, who can see everybody's jobs."""
         return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
     @property
     def moved_from(self) -> str:
-        """The folder that its newest job was submitted for, where it was moved since then; else empty."""
+        """The folder that the newest job was submitted for, if the run was moved since; else empty."""
         return str(self.submission["folder"]) if self.run.was_moved(self.submission) else ""
 
     @property
     def decision(self) -> dict[str, Any]:
-        """What was decided last; empty where nothing was."""
+        """The last decision; empty without one."""
         return self.decisions[-1] if self.decisions else {}
 
     @property
     def decided(self) -> dict[str, Any]:
-        """The same, where it is of the newest job, and not of an attempt before its last."""
+        """The last decision if it was made after the last attempt of the newest job; else empty."""
         is_newest = may_be_one(self.decision.get("cluster"), self.cluster)
         if not self.job_id or str(self.decision.get("job_id")) != self.job_id or not is_newest:
             return {}
@@ -132,7 +139,7 @@ class RunSummary:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its newest job has left anything in the folder."""
+        """Whether the newest job has left any trace: an attempt, a decision or a log."""
         if str(self.attempt.get("job_id")) == self.job_id or self.decided:
             return True
         log = self.submission.get("log") if str(self.submission.get("job_id")) == self.job_id else None
@@ -140,12 +147,12 @@ class RunSummary:
 
     @property
     def is_here(self) -> bool:
-        """Whether the last life was where the process table answers for it."""
+        """Whether the last attempt's process can be looked up by its pid from here."""
         return bool(self.attempt) and shares_processes(self.attempt)
 
     @property
     def was_cancelled_here(self) -> bool:
-        """Whether ``cnnjob cancel`` ended its newest job, or its last life where that had none."""
+        """Whether ``cnnjob cancel`` ended the newest job, or the last attempt if that ran in no job."""
         if not self.cancelled:
             return False
         jobs = self.cancelled.get("jobs") or []
@@ -155,42 +162,42 @@ class RunSummary:
 
     @property
     def epochs(self) -> int | None:
-        """How many epochs the job asks for, at most."""
+        """The job's number of epochs, which early stopping may cut short; None if unknown."""
         epochs = (self.job.get("train") or {}).get("epochs") if isinstance(self.job.get("train"), dict) else None
         return epochs if isinstance(epochs, int) else None
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """The number of complete epochs."""
         done = self.history[-1].get("epoch") if self.history else 0
         return done if isinstance(done, int) else 0
 
     @property
     def split(self) -> str | None:
-        """Whose loss and accuracy are told."""
+        """The split whose loss and accuracy are shown; None before the first epoch."""
         last = self.history[-1] if self.history else {}
         return next((split for split in SPLITS if f"{split}_loss" in last), None)
 
     def score(self, what: str) -> float | None:
-        """The last epoch's ``loss`` or ``accuracy``."""
+        """Return the last epoch's ``loss`` or ``accuracy``; None if unknown."""
         value = self.history[-1].get(f"{self.split}_{what}") if self.history else None
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def seconds_left(self) -> float | None:
-        """For the epochs that are left, by the pace of the last ones; early stopping may end it sooner."""
+        """Estimated time for the remaining epochs, by the pace of the last ones; early stopping may end it sooner."""
         paces = [record.get("seconds") for record in self.history[-_PACE_EPOCHS:]]
         known = [float(pace) for pace in paces if isinstance(pace, int | float)]
         return (self.epochs - self.epoch) * sum(known) / len(known) if known and self.epochs else None
 
 
 def runs_at(*places: Path) -> list[Run]:
-    """The runs at or right below the places, in order of name; folders that are none are left out."""
+    """Return the runs at the given paths or directly below them, sorted by name; skip other folders."""
     return [run for run in Run.all(*places) if looks_like_a_run(run.path)]
 
 
 def read_summary(run: Run) -> RunSummary:
-    """Look at a run folder; whatever it holds, nothing is raised."""
+    """Summarise a run folder; whatever it contains, no error is raised."""
     frozen, attempt = dict[str, Any](), dict[str, Any]()
     try:
         frozen = run.manifest()
@@ -211,7 +218,7 @@ def read_summary(run: Run) -> RunSummary:
 
 
 def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
-    """Return what must be known of a run beside its state."""
+    """Yield the remarks on a run besides its state."""
     if frozen:
         yield from notes_on(frozen)
     if facts["state"] == "running" and run.unrecorded_seconds() is not None:
@@ -222,14 +229,14 @@ def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a run's attempts and its result say, and the last attempt's record."""
+    """Return the summary's fields that the attempts and the result decide, and the last attempt's record."""
     attempts, attempt = run.attempt_files(), dict[str, Any]()
     facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
     if attempts:
         attempt = json_files.read(attempts[-1], schemas.AttemptRecord)
         facts["trainer"] = _user_of(attempts[-1])
     if facts["state"] == "finished":
-        run.result()
+        run.result()  # raises if it is damaged
     elif attempts:
         facts["heard_seconds"] = silent_seconds(attempts[-1])
         facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(run, attempt))
@@ -237,14 +244,14 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _ahead(run: Run, attempt: dict[str, Any]) -> float:
-    """How far an attempt's start is in the future; 0 for less than clocks usually differ by."""
+    """Return how far an attempt's start is in the future; 0 if within ``SKEW_SECONDS``."""
     now = clock.now_of(run.path.resolve(), run.path.parent, run.path)
     ahead = datetime.fromisoformat(attempt["started"]).timestamp() - now
     return ahead if ahead > SKEW_SECONDS else 0.0
 
 
 def _records(run: Run, attempt: dict[str, Any]) -> dict[str, Any]:
-    """What was written down of jobs and processes, as far as it is of this folder and not of one it is a copy of."""
+    """Return the records of jobs and processes that belong to this folder, not to one that it is a copy of."""
     submission, cancelled = submission_of(run), cancel_of(run)
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]
@@ -265,16 +272,16 @@ def _user_of(path: Path) -> int | None:
 
 
 def submission_of(run: Run) -> dict[str, Any]:
-    """Return what a run's newest submission says; nothing where there is none, or it is damaged."""
+    """Return the record of a run's newest submission; empty if there is none, or if it is damaged."""
     with suppress(CnnjobError):
         return json_files.read(run.submission_file, schemas.SubmissionRecord)
     return {}
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
-    """Return the last whole lines of a history."""
+    """Return the last records of a history, oldest first."""
     records = []
     for line in files.read_tail(path, _TAIL_BYTES).split("\n"):
-        with suppress(CnnjobError):
+        with suppress(CnnjobError):  # the first line may be cut, and the last one is empty
             records.append(json_files.parse(line, schemas.EpochRecord, str(path)))
     return records

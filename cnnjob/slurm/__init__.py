@@ -1,1 +1,1 @@
-"""The cluster: what is asked of SLURM, how a run is submitted, lives on a node and comes back."""
+"""SLURM: requesting resources, submitting runs, running them on a node, restarting and cancelling them."""

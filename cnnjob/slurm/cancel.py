@@ -1,7 +1,7 @@
-"""Cancelling runs: the jobs that cnnjob submitted for them, or the process that writes them outside of any such job.
+"""Cancelling runs: the jobs that cnnjob submitted for them, or the process that trains them outside of any such job.
 
-A run may be trained inside a job that its user made, as ``cnnjob train`` in an ``salloc`` is. That job is never
-cancelled, as other work may depend on it: only the training is asked to stop.
+A run may be trained inside a job that cnnjob did not submit, as with ``cnnjob train`` in an ``salloc``. Such a job is
+never cancelled, as other work may depend on it: only the training is asked to stop.
 """
 
 import getpass
@@ -28,30 +28,33 @@ from cnnjob.slurm.status import Status, queue_of, statuses
 
 @dataclass(frozen=True)
 class Cancellation:
-    """What became of one run."""
+    """The result of cancelling one run."""
 
     run: Run
     said: str
-    """``cancelled job 17``, ``nothing to cancel, it is finished``."""
+    """The result in words: ``cancelled job 17``, ``nothing to cancel, it is finished``."""
     exit_code: int = 0
-    """That of the error which left something of it to go on; 0 where nothing is left."""
+    """Exit code of the error that kept a job or process of the run alive; 0 if nothing is left."""
 
 
 def cancel(runs: Sequence[Run]) -> list[Cancellation]:
-    """Cancel every job that carries one of the runs, or stop the process that does; other runs are left as they are.
+    """Cancel every job that carries one of the runs, or stop the process that trains it.
 
-    Each run first gets a record of it, so that a batch script that is about to bring it back does not. One that had
-    looked for the record before it was there has put a job into the queue by then, which is looked for afterwards.
+    Each run first gets a record of the cancellation, so that a batch script that is about to restart it does not. One
+    that looked for the record before it was there has put a job into the queue by then, which is looked for at the end.
+
+    SLURM is asked the questions of :func:`cnnjob.slurm.status.statuses`, then once more for the queue. There is one
+    scancel for all jobs, and another for each run that has got a new job meanwhile.
 
     Args:
-        runs: any number; one scancel for all, the questions of :func:`cnnjob.slurm.status.statuses`, and a last one.
+        runs: any number of runs; those with nothing to cancel are left as they are.
 
     Returns:
-        What became of each, in their order. One that cannot be cancelled does not keep the others from it.
+        One result per run, in their order. A run that cannot be cancelled does not keep the rest from being cancelled.
 
     Raises:
-        SchedulerError: the queue could not be read though a run may be in it, or scancel failed; each record of a
-            cancellation is then as it was before.
+        SchedulerError: the queue could not be read though a run may be in it, or scancel failed; all records of
+            cancellations are then as they were before.
     """
     answer = statuses(runs)
     if answer.silent and any(one.summary.job_id for one in answer.statuses if one.state not in {"finished", "damaged"}):
@@ -62,17 +65,20 @@ def cancel(runs: Sequence[Run]) -> list[Cancellation]:
     with _records(with_jobs):
         said = client.cancel(sorted({job.job_id for one in with_jobs for job in one.own}))
     told = [linked.get(one.summary.run) or _told(one, said) for one in found]
-    later = _cancel_later(with_jobs)
+    later = _cancel_later(with_jobs)  # last: a batch script that saw no record has its successor in the queue by now
     return [_and_later(first, later.get(first.run)) for first in told]
 
 
 def _left_of(one: Status) -> tuple[QueuedJob, ...]:
-    """Return the jobs of a run that do not end by themselves: of a finished run only those that wait."""
+    """Return the jobs of a run that are to be cancelled; of a finished run only those that wait.
+
+    A running job of a finished run is about to end by itself.
+    """
     return tuple(job for job in one.own if one.state != "finished" or job.state in job_states.WAITING)
 
 
 def _link_of(one: Status) -> Cancellation | None:
-    """Return why nothing is written into a run that there is something to cancel of; None where all is well."""
+    """Return a result for a run that is not cancelled because its folder contains links; None for other runs."""
     if not one.own and one.summary.state != "running" and not local_wait(one.summary.run):
         return None
     try:
@@ -83,7 +89,7 @@ def _link_of(one: Status) -> Cancellation | None:
 
 
 def _cancel_later(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
-    """Cancel the jobs that were submitted or requeued for runs while their jobs were cancelled; say so by run."""
+    """Cancel the jobs that were submitted or requeued while the runs were being cancelled; return results by run."""
     if not cancelled:
         return {}
     looks = [read_summary(one.summary.run).on(one.summary.here) for one in cancelled]
@@ -98,7 +104,7 @@ def _cancel_later(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
 
 
 def _new(one: Status, jobs: Sequence[QueuedJob]) -> list[str]:
-    """Return the jobs of a run that came after those that were cancelled, or wait again."""
+    """Return the jobs of a run that are new in the queue since the cancellation, or were requeued."""
     known = {job.job_id: job.state in job_states.WAITING for job in one.own}
     left = [job for job in jobs if job.state != job_states.ENDING]
     again = {job.job_id for job in left if job.state in job_states.WAITING and known.get(job.job_id) is False}
@@ -106,7 +112,7 @@ def _new(one: Status, jobs: Sequence[QueuedJob]) -> list[str]:
 
 
 def _cancelled_later(run: Run, job_ids: Sequence[str]) -> Cancellation:
-    """Cancel jobs that were not there before, and record it."""
+    """Cancel jobs that were not in the queue before, and add them to the record."""
     record = cancel_of(run)
     with suppress(OSError):
         files.write_json(cancel_record(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
@@ -127,12 +133,12 @@ def _and_later(first: Cancellation, later: Cancellation | None) -> Cancellation:
 
 @contextmanager
 def _records(cancelled: Sequence[Status]) -> Iterator[None]:
-    """Write a record into each run while its jobs are cancelled; where that fails, each is as it was before."""
+    """Write a record of the cancellation into each run; if the block fails, restore the earlier records."""
     try:
         for one in cancelled:
             _write_record(one.summary, _ids(one))
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the record of a cancellation that failed would prevent a restart
         for one in cancelled:
             _restore_record(one.summary)
         raise
@@ -146,13 +152,13 @@ def _write_record(seen: RunSummary, job_ids: Sequence[str]) -> None:
         "attempt": seen.lives,
         "time": now(),
     }
-    with suppress(PermissionError):  # in another user's folder; SLURM then decides who may cancel
+    with suppress(PermissionError):  # another user's folder: SLURM decides whether this user may cancel the job
         seen.run.slurm_folder.mkdir(exist_ok=True)
         files.write_json(cancel_record(seen.run), record | seen.run.identity())
 
 
 def _restore_record(seen: RunSummary) -> None:
-    """Leave the record of an earlier cancellation, or none."""
+    """Restore the record of an earlier cancellation, or remove the record if there was none."""
     with suppress(OSError):
         if seen.cancelled:
             files.write_json(cancel_record(seen.run), seen.cancelled)
@@ -161,7 +167,7 @@ def _restore_record(seen: RunSummary) -> None:
 
 
 def _told(one: Status, said: Sequence[str]) -> Cancellation:
-    """Return what became of a run: of its jobs, and of a process that trains it outside of them."""
+    """Return the result for a run: for its jobs, and for a process that trains it outside of them."""
     if not one.own:
         return _of_process(one)
     refused = client.refusals(_ids(one), said)
@@ -173,14 +179,18 @@ def _told(one: Status, said: Sequence[str]) -> Cancellation:
 
 
 def _is_outside(one: Status) -> bool:
-    """Return whether a run with jobs is trained outside of them, and not by a job that has ended and resubmitted it."""
+    """Return whether a run that has jobs is trained outside of them.
+
+    It is not if the attempt belongs to a job that has ended and submitted its successor, even if that attempt was
+    killed and so has no recorded end.
+    """
     job_id = one.summary.attempt.get("job_id")
     ended = {one.summary.decision.get("job_id"), *(job.job_id for job in one.own)}
     return one.summary.state == "running" and (job_id is None or job_id not in ended)
 
 
 def _of_jobs(one: Status, refused: Mapping[str, str]) -> Cancellation:
-    """Return what became of the jobs of a run."""
+    """Return the result for the jobs of a run, and correct its record if some were not cancelled."""
     gone = [job for job in one.own if job.job_id not in refused]
     told = [f"job {job_id} was not cancelled: {line.strip()}" for job_id, line in refused.items()]
     if gone:
@@ -195,7 +205,7 @@ def _of_jobs(one: Status, refused: Mapping[str, str]) -> Cancellation:
 
 
 def _of_process(one: Status) -> Cancellation:
-    """Stop the process that trains a run outside of the jobs of cnnjob; it saves and stops."""
+    """Ask the process that trains a run outside of any job of cnnjob to save and stop."""
     seen = one.summary
     if seen.state != "running":
         return _without_a_process(one)
@@ -205,6 +215,7 @@ def _of_process(one: Status) -> Cancellation:
     if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
         return _from_afar(one)
     pid = int(holder["pid"])
+    # the record before the signal: what decides after the end of the training must find it
     _write_record(seen, [*_ids(one), *_allocation(seen)])
     try:
         os.kill(pid, signal.SIGTERM)
@@ -217,7 +228,7 @@ def _of_process(one: Status) -> Cancellation:
 
 
 def _from_afar(one: Status) -> Cancellation:
-    """Stop a process that is not of this process table, or return the command that does."""
+    """Ask a process that cannot be signalled from here to stop, or return the command that does so."""
     seen = one.summary
     if one.is_elsewhere:
         return _not_cancelled(seen, _of_another_cluster(seen))
@@ -225,7 +236,7 @@ def _from_afar(one: Status) -> Cancellation:
 
 
 def _without_a_process(one: Status) -> Cancellation:
-    """Return that there is nothing to cancel, unless another cluster's job or a hidden one of another user may be."""
+    """Return the result for a run that no process trains and that has no job in the queue as it was shown."""
     if one.is_elsewhere:
         return _not_cancelled(one.summary, _of_another_cluster(one.summary))
     if one.is_hidden and one.state not in {"failed", "cancelled"}:
@@ -237,7 +248,8 @@ def _without_a_process(one: Status) -> Cancellation:
 
 
 def _of_local(one: Status, holder: Mapping[str, Any]) -> Cancellation:
-    """Keep a ``submit --local`` from a run that waits its turn; one that has begun meanwhile is asked to stop."""
+    """Keep a ``submit --local`` from training a run that waits its turn; if it has begun meanwhile, ask it to stop."""
+    # the record first, then the state: if the run begins between the two, the new state shows it
     _write_record(one.summary, [one.summary.job_id] if one.summary.job_id else [])
     seen = read_summary(one.summary.run).on(one.summary.here)
     if seen.state == "running":
@@ -246,7 +258,7 @@ def _of_local(one: Status, holder: Mapping[str, Any]) -> Cancellation:
 
 
 def _of_another_cluster(seen: RunSummary) -> str:
-    """Return the command that cancels a job of another cluster, or asks a training inside of one to stop."""
+    """Return a message with the command that cancels a job of another cluster or stops a training inside it."""
     what = f"not cancelled, job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}"
     there = f"scancel -M {shlex.quote(seen.elsewhere)}"
     if seen.job_id == str(seen.submission.get("job_id")):
@@ -261,7 +273,7 @@ def _ids(one: Status) -> list[str]:
 
 
 def _take_back(one: Status) -> None:
-    """Leave a record of the jobs alone, as the process was not asked to stop."""
+    """Reduce the record to the jobs of the run, as its process was not asked to stop."""
     if one.own:
         _write_record(one.summary, _ids(one))
     else:
@@ -273,17 +285,17 @@ def _not_cancelled(seen: RunSummary, why: str) -> Cancellation:
 
 
 def _allocation(seen: RunSummary) -> list[str]:
-    """Return the id of the job that a process is inside of, if any."""
+    """Return the id of the job that a training is inside of, or nothing."""
     return [str(seen.attempt["job_id"])] if seen.attempt.get("job_id") else []
 
 
 def _of_step(one: Status) -> Cancellation:
-    """Stop a training that is all there is in its step of a job that cnnjob did not submit."""
+    """Ask a training that is the only task of its step to stop, inside a job that cnnjob did not submit."""
     seen = one.summary
     step = f"{seen.attempt['job_id']}.{seen.attempt['job_step']}"
     _write_record(seen, [*_ids(one), *_allocation(seen)])
     try:
-        said = client.tell(["scancel", "--signal=TERM", step])
+        said = client.tell(["scancel", "--signal=TERM", step])  # only the step: the job itself is its user's
         refused = said if "error" in said else ""
     except SchedulerError as error:
         refused = str(error)
@@ -294,9 +306,9 @@ def _of_step(one: Status) -> Cancellation:
 
 
 def _command_of(seen: RunSummary) -> str:
-    """Return the command that stops a process on another host, which cannot be done from here."""
+    """Return a message with the command that stops a process on another host, which cannot be signalled from here."""
     pid, host, job = (seen.attempt.get(key) for key in ("pid", "host", "job_id"))
-    inside = f", inside job {job}, which is not cnnjob's" if job and job != seen.submission.get("job_id") else ""
+    inside = f", inside job {job}, which is not cnnjob's" if job and job != str(seen.submission.get("job_id")) else ""
     stop = f"kill -TERM {pid}"
     if host == socket.gethostname():  # in another container, or on another machine of this name
         return (

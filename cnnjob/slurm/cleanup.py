@@ -1,6 +1,6 @@
-"""What no run needs any more, and how it is removed: the leftovers of what was killed, and runs that are named.
+"""Finding and removing what is no longer needed: leftovers of killed processes, and runs that the user names.
 
-A run that nobody names is never one of them, whatever its state: it may be wanted, or go on.
+A run that is not named is never removed, whatever its state: somebody may want it, or resume it.
 """
 
 import os
@@ -21,23 +21,26 @@ from cnnjob.slurm.status import Answer, Status, statuses
 from cnnjob.slurm.submit.code_snapshot import CODE, snapshot_folder
 
 YOUNG_SECONDS = 3600.0
-"""What was made since then may still be in use."""
+"""Age below which anything may still be in use."""
 FOREIGN_SECONDS = 86400.0
-"""The same, where only another host could tell whether its process lives."""
+"""The same age for files of processes of another host, which cannot be checked from here."""
 _CODE = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder that can go."""
+    """A file or folder that can be removed."""
 
     path: Path
     why: str
+    """The reason, in a few words."""
     size: int
-    """In bytes, with all that is in it."""
+    """Size in bytes, including everything inside."""
 
     def remove(self) -> None:
-        """Remove it; a folder disappears under its name at once, so that nothing starts in half of it.
+        """Remove the file or folder.
+
+        A folder is renamed before its files are removed, so that nothing can start in half of it.
 
         Raises:
             DataError: it cannot be removed.
@@ -55,15 +58,15 @@ class Leftover:
 
 
 def leftovers(runs: Path, data: Path) -> list[Leftover]:
-    """Find what killed processes and old submissions left.
+    """Find what killed processes and old submissions have left behind.
 
     Args:
         runs: the folder of the runs.
-        data: the folder of the packed datasets.
+        data: the folder of the prepared datasets.
 
     Returns:
-        Temporary files whose process is gone, copies of the code that no unfinished run was submitted with, and
-        folders of sweeps none of whose runs is there; in order of path.
+        Temporary files of processes that are gone, snapshots of the code that no unfinished run was submitted with, and
+        folders of sweeps whose runs have all been removed; sorted by path.
     """
     known = Run.all(runs)
     found = [
@@ -75,12 +78,15 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
 
 
 def named(runs: Sequence[Run]) -> list[Leftover]:
-    """Runs as what can go, finished ones too.
+    """Return named runs as leftovers, after checking that nothing is using them; finished runs too.
+
+    Args:
+        runs: the runs that the user names; the same run may be named more than once.
 
     Raises:
-        DataError: a folder is none of a run.
-        BusyError: a process writes one, or a job carries it.
-        SchedulerError: a job may carry one, and the queue could not be read.
+        DataError: a folder is not that of a run.
+        BusyError: a process writes one of the runs, or a job carries it.
+        SchedulerError: a job may carry one of the runs, and the queue could not be read.
     """
     runs = list({run.path.resolve(): _itself(run) for run in runs}.values())
     for run in runs:
@@ -93,7 +99,7 @@ def named(runs: Sequence[Run]) -> list[Leftover]:
 
 
 def _itself(run: Run) -> Run:
-    """The run that a link or ``.`` names; others as they were named."""
+    """Return the run itself for one named by a link or ``.``; other runs as they were named."""
     return run if run.path.name and not run.path.is_symlink() else Run(run.path.resolve())
 
 
@@ -126,10 +132,10 @@ def _require_idle(one: Status, answer: Answer) -> None:
 
 
 def _may_be_written(run: Run) -> bool:
-    """Return whether a process may still write a run of which a file is damaged."""
+    """Return whether a process may still write a run that has a damaged file."""
     try:
         return run.state() == "running"
-    except DataError:  # the record of its last attempt
+    except DataError:  # the record of the last attempt itself is damaged, so only its age tells
         return any(_age(path) < HEARTBEAT_LIMIT_SECONDS for path in run.attempt_files()[-1:])
 
 
@@ -138,7 +144,7 @@ def _leftover(path: Path, why: str) -> Leftover:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Return the size in bytes of a file, or of all files below a folder."""
     if not path.is_dir():
         return path.lstat().st_size
     inside = (Path(place, name) for place, _, names in os.walk(path) for name in names)
@@ -146,13 +152,14 @@ def _size(path: Path) -> int:
 
 
 def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
-    """Temporary files and folders whose process is gone, or of another host and a day old."""
+    """Yield temporary files and folders of processes that are gone, or of other hosts and a day old."""
     for place in (runs, data):
         for folder, folders, names in os.walk(place):
             for name in (*names, *folders):
                 path = Path(folder, name)
                 if name.endswith(files.TEMPORARY_SUFFIX) and name.startswith(".") and _is_abandoned(path):
                     yield path
+            # in place, so that os.walk skips the snapshots and the insides of temporary folders
             folders[:] = [name for name in folders if name != CODE and not name.endswith(files.TEMPORARY_SUFFIX)]
     yield from (path for path in _folders(runs / CODE) if path.name.startswith(".") and _age(path) > FOREIGN_SECONDS)
 
@@ -163,7 +170,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a path was last changed; 0 if it is gone meanwhile."""
+    """Return the seconds since a path was last changed; 0 if it has been removed meanwhile."""
     try:
         return clock.age_seconds(path, *[*path.parents][2::-1])
     except OSError:
@@ -171,21 +178,22 @@ def _age(path: Path) -> float:
 
 
 def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
-    """Copies of the code that no unfinished run was submitted with."""
+    """Yield the snapshots of the code that no unfinished run was submitted with."""
     copies = [path for path in _folders(runs / CODE) if not path.name.startswith(".") and _age(path) > YOUNG_SECONDS]
     if not copies:
         return
     places = [run.slurm_folder for run in known if _may_go_on(run)]
     places += [sweep for sweep in _sweeps(runs) if any(map(_may_go_on, _runs_of(sweep)))]
     if not all(os.access(place, os.R_OK | os.X_OK) for place in places if os.path.lexists(place)):
-        return  # another user's run may need any of them
+        return  # what another user's run needs is not known
+    # the batch scripts name the snapshot that their job runs
     used = {name for place in places for script in place.glob("*.sh") for name in _CODE.findall(_text(script))}
     used.add(snapshot_folder(Run(runs / "any")).name)  # a submission may be about to use it
     yield from (path for path in copies if path.name not in used)
 
 
 def _may_go_on(run: Run) -> bool:
-    """Whether a job of this run may still need its code; the batch script does for a moment after the end."""
+    """Return whether a job of a run may still need its code, which its batch script does for a while after the end."""
     is_finished = os.path.exists(run.result_file)  # noqa: PTH110 - Path's raises where it may not look
     return run.path.is_dir() and not (is_finished and _age(run.result_file) > YOUNG_SECONDS)
 
@@ -195,7 +203,7 @@ def _sweeps(runs: Path) -> list[Path]:
 
 
 def _runs_of(sweep: Path) -> list[Run]:
-    """The runs of a sweep that are there; one whose list is damaged has its own folder, so that it stays."""
+    """Return the runs of a sweep that still exist; for a damaged list its own folder, so that it is kept."""
     try:
         return [run for run in JobArray.read(sweep).runs if run.path.is_dir()]
     except CnnjobError:

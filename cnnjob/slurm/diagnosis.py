@@ -1,7 +1,7 @@
-"""Why a run stands as it stands: one sentence, the evidence, and the command to type next.
+"""Diagnosis of a run: the cause of its state in one sentence, the evidence, and the command to type next.
 
-The run's folder is believed first, then the scheduler. Nothing is guessed: an exit code of 137 is a signal 9,
-and out of memory only where somebody said so.
+The run's folder has precedence over the scheduler. Nothing is guessed: an exit code of 137 means signal 9, and it means
+out of memory only if a log, a record or SLURM says so.
 """
 
 import pwd
@@ -27,11 +27,13 @@ _MEMORY = re.compile(
     r"|MemoryError|Unable to allocate|std::bad_alloc|Cannot allocate memory",
     re.IGNORECASE,
 )
+"""Messages of SLURM, the kernel, Python, NumPy and C++ about the memory of a job or process."""
 _DEVICE = re.compile(r"cupy\S{0,100}OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
+"""Messages of CuPy and CUDA about the memory of a GPU."""
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|not enough space", re.IGNORECASE)
 _NUMBER = re.compile(r"the (?:\w+ )?loss is (?:nan|-?inf)\b")
 _UNDECIDED = re.compile(rf": (?P<python>/.*) {UNDECIDED} (?P<code>\d+)$")
-_DEAD = 128
+_DEAD = 128  # a shell adds it to the number of the signal that killed a process
 _ENDS = {
     "TIMEOUT": "its job reached the time limit",
     "PREEMPTED": "its job was preempted by one of higher priority",
@@ -45,7 +47,9 @@ _ENDS = {
     "FAILED": "its job failed",
     "ENDED": "its job ended",
 }
+"""Causes by SLURM's final state of a job; ``ENDED`` if the state is not known."""
 _BY = {"time limit": "TIMEOUT", "preempted": "PREEMPTED"}
+"""States by ``ended_by`` of the restart log."""
 _ASKED = {
     "stopped: time limit": "its time was nearly over, so it saved and stopped",
     "stopped: SIGUSR2": "the scheduler announced the end of its time or a preemption, so it saved and stopped",
@@ -57,25 +61,26 @@ _ASKED = {
     "stopped: SIGXCPU": "its processor time reached the limit (SIGXCPU), so it saved and stopped",
     "stopped: SIGPWR": "its machine is being shut down (SIGPWR), so it saved and stopped",
 }
+"""Causes by the reason that an attempt recorded when it saved and stopped."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a run stands as it stands."""
+    """The cause of a run's state."""
 
     sentence: str
     evidence: str
-    """Who said it."""
+    """The file or command that the cause is known from, and what it says."""
     command: str
-    """What to type next; empty where nothing is to be done."""
+    """The command to type next; empty if there is nothing to do."""
 
     def as_json(self) -> dict[str, str]:
-        """All of it, under names that stay."""
+        """Return all fields under names that do not change between versions."""
         return {"cause": self.sentence, "evidence": self.evidence, "command": self.command}
 
 
 def diagnose(status: Status) -> Cause:
-    """Why a run stands as it stands."""
+    """Return the cause of a run's state."""
     cause, seen = _cause_of(status), status.summary
     if not seen.is_older or status.job or status.state not in ENDED_EARLY:
         return cause
@@ -94,6 +99,7 @@ def _cause_of(status: Status) -> Cause:
     if status.left_queue:
         return _left_queue(status)
     text = last_life(status.summary.run)
+    # The first step that finds a cause decides, so specific causes come before general ones.
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
         _copied, _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop, _not_restarted,
         _moved, _ended_by_scheduler, _asked_to_stop, _python_error, _killed,
@@ -166,7 +172,11 @@ def _left_queue(status: Status) -> Cause:
 
 
 def user_of(number: str | None) -> str:
-    """A user's name, with the number."""
+    """Return the name of a user with the id, or the id alone where the name is not known.
+
+    Args:
+        number: the user id as text.
+    """
     try:
         return f"{pwd.getpwuid(int(number or '')).pw_name} (user {number})"
     except (KeyError, ValueError, OverflowError):
@@ -182,7 +192,7 @@ def _attempt_file(status: Status) -> str:
 
 
 def _copied(status: Status, _: str) -> Cause | None:
-    """Return what a copy is whose original was trained when it was made."""
+    """Return the cause of a copy that was made while its original was being trained."""
     seen = status.summary
     if not seen.original or status.state != "lost":
         return None
@@ -191,12 +201,12 @@ def _copied(status: Status, _: str) -> Cause | None:
 
 
 def _no_interpreter(status: Status, text: str) -> Cause | None:
-    """Return what the batch script wrote where its Python, or what that needs, is missing."""
+    """Return the cause if the batch script could not run its Python, or that Python lacks a package."""
     undecided = _UNDECIDED.search(own_message(text))
     if not undecided:
         return None
     what = f"{undecided['python']} cannot run cnnjob"
-    if int(undecided["code"]) in {126, 127}:  # of a shell: not executable, not found
+    if int(undecided["code"]) in {126, 127}:  # a shell's exit codes for not executable and not found
         what = f"{undecided['python']} is missing or cannot be executed"
     run, error = status.summary.run, last_error(text)
     evidence = f"{log_of(run)}: {error or last_words(text)}"
@@ -206,7 +216,7 @@ def _no_interpreter(status: Status, text: str) -> Cause | None:
 
 
 def _own_error(status: Status, text: str) -> Cause | None:
-    """What the run itself wrote down as its failure, unless another cause explains it better."""
+    """Return the failure that the run itself recorded, unless a later step explains it better."""
     seen, why = status.summary, _why(status).removeprefix("failed: ")
     if seen.state != "failed" or _MEMORY.search(why) or _DEVICE.search(why) or _DISK.search(why):
         return None
@@ -221,7 +231,7 @@ def _own_error(status: Status, text: str) -> Cause | None:
 
 
 def _before_it_began(status: Status, text: str) -> Cause | None:
-    """What ended a job before its run began: a dataset, a memory, a line of setup that is wrong."""
+    """Return the error that ended a job before its run began: in the dataset, the memory, or a setup line."""
     seen, decided = status.summary, status.summary.decided
     if seen.state == "failed" or "own error" not in str(decided.get("said")):
         return None
@@ -239,6 +249,7 @@ def _out_of_memory(status: Status, text: str) -> Cause | None:
     more = next_command.continue_command(seen.run, change="--mem")
     if line := line_with(_MEMORY, _why(status)):
         return Cause("it ran out of memory", f"{_attempt_file(status)}: {line}", more)
+    # a training that saved and stopped in order did not die of what its log mentions
     if seen.state != "stopped" and (line := line_with(_MEMORY, text)):
         return Cause("it ran out of memory", f"{log_of(seen.run).name}: {line}", more)
     if fate and fate.state == "OUT_OF_MEMORY":
@@ -263,7 +274,7 @@ def _crash_loop(status: Status, text: str) -> Cause | None:
 
 
 def _not_restarted(status: Status, _: str) -> Cause | None:
-    """Return why a batch script could not bring a run back: SLURM refused a requeue and a successor."""
+    """Return why a batch script could not restart a run: SLURM refused both a requeue and a successor."""
     said = str(status.summary.decided.get("said", ""))
     if not said.startswith("not restarted, "):
         return None
@@ -274,9 +285,10 @@ def _not_restarted(status: Status, _: str) -> Cause | None:
 
 
 def _ended_by_scheduler(status: Status, _: str) -> Cause | None:
-    """What SLURM did: the accounts' word, or what the job's own batch script saw."""
+    """Return how SLURM ended the job, from accounting or from what the job's own batch script recorded."""
     seen, fate = status.summary, status.fate
     again = next_command.continue_command(seen.run)
+    # FAILED and COMPLETED tell no more than the exit code: a later step may know the cause
     if fate and fate.state in _ENDS and fate.state not in {"FAILED", "COMPLETED"}:
         where = f" ({fate.node})" if fate.state in {"NODE_FAIL", "BOOT_FAIL"} and fate.node else ""
         more = (
@@ -300,6 +312,7 @@ def _asked_to_stop(status: Status, _: str) -> Cause | None:
     sentence = _ASKED.get(why, why.removeprefix("stopped: ") or "it stopped") + step
     seen, said = status.summary, str(status.summary.decided.get("said", ""))
     after = f"; slurm/restarts.json: {said}" * bool(said)
+    # a batch script records what it decides: without a record, it ended before it could
     if not seen.decided and not status.job and seen.attempt.get("job_id") == seen.submission.get("job_id", ""):
         sentence = f"its batch script was killed or lost before it restarted the run, which saved and stopped{step}"
         after = "; its batch script decided nothing about a restart"
@@ -307,7 +320,7 @@ def _asked_to_stop(status: Status, _: str) -> Cause | None:
 
 
 def _moved(status: Status, text: str) -> Cause | None:
-    """Return that a folder was moved while it was written; what its training said is in the log that moved with it."""
+    """Return the cause of a run whose folder was moved during its training; the log moved with it."""
     run, before = status.summary.run, status.summary.moved_from
     if not (before and status.summary.lives and status.summary.state == "lost"):
         return None
@@ -344,7 +357,7 @@ def _death(code: int) -> str:
 
 
 def _silent(status: Status) -> Cause:
-    """Nobody said why."""
+    """Return what is known of a run whose end nothing explains."""
     seen, fate = status.summary, status.fate
     heard = f"no sign of life for {span(seen.heard_seconds)}" if seen.lives else "the run has not begun"
     if fate:

@@ -1,10 +1,10 @@
-"""Which runs one job of SLURM carries, where its files lie, and what names it in the queue.
+"""The runs that one SLURM job carries, the folder of its files, and its name and comment in the queue.
 
-A run that is submitted alone keeps them in its own folder; a sweep is one job array with a folder beside the runs:
+The files of a run that is submitted alone are in its own folder. A sweep is one job array, with a folder of its own:
 
-runs/.sweeps/<digest8>/
-runs.json   the run of every element, by its number
-…           submitit's files
+    runs/.sweeps/<digest8>/
+        runs.json   the run of each array task, in the order of their numbers
+        …           submitit's files
 """
 
 import os
@@ -23,23 +23,25 @@ from cnnjob.runs.run import DIGEST_DIGITS, Run
 from cnnjob.slurm.scheduler.queue import QueuedJob
 
 SWEEPS = ".sweeps"
+"""Name of the folder of all sweeps, inside the folder of runs."""
 _NAMED = re.compile(r"cnnjob (.*) \d+")
+"""The comment of a job: folder of the run or sweep, and a number that changes with each attempt."""
 
 
 @dataclass(frozen=True)
 class JobArray:
-    """The runs of one job: one run, or those of an array by element."""
+    """The runs of one SLURM job: a single run, or one per array task."""
 
     runs: tuple[Run, ...]
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Self:
-        """The batch of these runs, wherever this process stands."""
+        """Create a job array of some runs, with absolute paths: the job has another current folder."""
         return cls(tuple(Run(run.path.resolve()) for run in runs))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The batch that a folder names: a run's, or a sweep's.
+        """Read the job array of a folder, which is that of a run or of a sweep.
 
         Raises:
             DataError: the sweep's list of runs is damaged.
@@ -51,12 +53,12 @@ class JobArray:
 
     @property
     def is_array(self) -> bool:
-        """Whether it is a job array."""
+        """True if SLURM runs it as a job array; False if it has a single run."""
         return len(self.runs) > 1
 
     @property
     def folder(self) -> Path:
-        """What names it: always the same for the same runs."""
+        """The folder of the run or of the sweep, which is always the same for the same runs."""
         if not self.is_array:
             return self.runs[0].path
         digest = files.sha256_of(*(f"{run.path}\n".encode() for run in self.runs))
@@ -64,38 +66,45 @@ class JobArray:
 
     @property
     def files_folder(self) -> Path:
-        """Where submitit's files and the logs lie."""
+        """The folder of submitit's files and the logs."""
         return self.folder if self.is_array else self.runs[0].slurm_folder
 
     @property
     def name(self) -> str:
-        """The job's name in the queue: the run's, or that of the runs of a sweep without their digests."""
+        """The job's name in the queue: the run's, or for a sweep the name of its first run without the digest."""
         return self.runs[0].name.rpartition("-")[0] if self.is_array else self.runs[0].name
 
     @property
     def comment(self) -> str:
-        """What finds it in the queue, whatever its name; another one after each life of its runs, begun or not."""
+        """The comment by which the job is found in the queue, whatever its name.
+
+        It changes with each attempt and each restart of one of the runs, so that a job and its successor, which may be
+        in the queue at once, have different comments.
+        """
         return f"cnnjob {self.folder} {sum(attempt_of(run) + len(restarts_of(run)) for run in self.runs)}"
 
     def write(self) -> None:
-        """Make its folder, and write down which element carries which run."""
+        """Create the folder, and for a sweep write the list of runs."""
         self.files_folder.mkdir(parents=True, exist_ok=True)
         if self.is_array:
             files.write_json(self.folder / "runs.json", [str(run.path) for run in self.runs])
 
     def own_run(self) -> Run:
-        """The run of this very process: the one of its element of the array.
+        """Return the run of this process, by ``SLURM_ARRAY_TASK_ID``.
 
         Raises:
-            DataError: there is no such element.
+            DataError: there is no such array task.
         """
         return self.run_of(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
 
     def run_of(self, element: str) -> Run:
-        """The run of an element of the array; of a single job always its run.
+        """Return the run of an array task, or the only run whatever the task.
+
+        Args:
+            element: the number of the array task, as text.
 
         Raises:
-            DataError: there is no such element.
+            DataError: there is no such array task.
         """
         if not self.is_array:
             return self.runs[0]
@@ -105,12 +114,12 @@ class JobArray:
 
 
 def attempt_of(run: Run) -> int:
-    """The number of a run's next life."""
+    """Return the number of a run's next attempt."""
     return len(run.attempt_files()) + 1
 
 
 def batch_of(job: QueuedJob) -> JobArray | None:
-    """Return the batch that a job names in its comment; None where it names none that can be read."""
+    """Return the job array that a job names in its comment; None if it names none or that cannot be read."""
     named = _NAMED.fullmatch(job.comment)
     try:
         return JobArray.read(Path(named[1])) if named else None
@@ -119,19 +128,19 @@ def batch_of(job: QueuedJob) -> JobArray | None:
 
 
 def queued(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
-    """Which run is carried by which of the jobs, as far as their comments tell: ``17``, or ``17_3`` of an array."""
+    """Return the id of the last job that carries each run, by its comment: ``17``, or ``17_3`` for an array task."""
     return {path: found[-1].job_id for path, found in carried(jobs).items()}
 
 
 def carried(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
-    """Return the jobs that carry each run, as far as their comments tell."""
-    read = lru_cache(None)(JobArray.read)  # an array's elements share one list of runs
+    """Return the jobs that carry each run, by their comments."""
+    read = lru_cache(None)(JobArray.read)  # all tasks of an array have the same comment, so its file is read once
     found: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
         if named := _NAMED.fullmatch(job.comment):
             try:
                 run = read(Path(named[1])).run_of(job.job_id.partition("_")[2])
             except DataError:
-                continue  # a job of a sweep that is no more: nothing of ours
+                continue  # the folder of its sweep was removed, so it is no job of a run here
             found.setdefault(run.path, []).append(job)
     return found

@@ -1,10 +1,10 @@
-"""Which jobs carry which runs, whoever submitted them: found by their comments, and by the ids in the runs' folders.
+"""The jobs that carry runs, of any user: found by their comments and by the ids in the runs' folders.
 
-A job is cnnjob's own where its comment says so. A run may also be trained inside a job that somebody else made, as
-``cnnjob train`` in an ``salloc`` is; that one is the user's, and is only looked at.
+A job is cnnjob's own if its comment says so. A run may also be trained inside a job that cnnjob did not submit, as with
+``cnnjob train`` in an ``salloc``; such a job belongs to its user and is only read.
 
-Nobody's jobs are listed but those of users who have to do with the runs. Each who submits into a folder of runs leaves
-a file there beforehand, ``.submitter-UID``, by which others know whose jobs to ask for.
+Only the jobs of users who are involved with the runs are listed. Before submitting into a folder of runs, each user
+leaves a file there, ``.submitter-UID``, by which others know whose jobs to list.
 """
 
 import os
@@ -28,16 +28,19 @@ _SUBMITTER = re.compile(r"\.submitter-([0-9]{1,10})", re.ASCII)
 
 
 def users_of(looks: Sequence[RunSummary]) -> set[int]:
-    """Return whose jobs may carry some runs, by number: who owns, submitted or trained one, or submitted next to it."""
+    """Return the ids of users whose jobs may carry some runs.
+
+    These are this user, and those who own, submitted or trained one of the runs or submitted into their folders.
+    """
     folders = {one.run.path.resolve().parent for one in looks}
     known = {user for one in looks for user in (one.owner, one.submitter, one.trainer)}
     return {os.getuid(), *(user for user in known if user is not None), *chain.from_iterable(map(_submitters, folders))}
 
 
 def add_submitter(runs: Path) -> None:
-    """Let others know that this user submits into a folder of runs, as far as it may be written to.
+    """Announce that this user submits into a folder of runs, if it may be written to.
 
-    The file is made anew each time: after a change of a folder also NFS reads all of it again.
+    The file is replaced each time: NFS caches the list of a folder's files until the folder changes.
     """
     with suppress(OSError):
         files.write_json(runs / f".submitter-{os.getuid()}", {"since": now()})
@@ -52,10 +55,14 @@ def _submitters(runs: Path) -> list[int]:
 
 
 class JobIndex:
-    """Finds the jobs that carry runs, among those that have not ended."""
+    """An index of the jobs in a queue by the runs that they carry."""
 
     def __init__(self, jobs: Iterable[QueuedJob]) -> None:
-        """Sort the jobs."""
+        """Index jobs by id and by run, apart from those that have ended.
+
+        Args:
+            jobs: the jobs of the queue, perhaps with some that ended a short while ago.
+        """
         jobs = list(jobs)
         live = [job for job in jobs if job.state not in job_states.ENDED]
         self._ended = {job.job_id: job for job in jobs if job.state in job_states.ENDED}
@@ -63,25 +70,29 @@ class JobIndex:
         self._by_run = job_array.carried(live)
 
     def own(self, seen: RunSummary) -> list[QueuedJob]:
-        """Return every job that cnnjob submitted for a run, the oldest first."""
+        """Return all jobs in the queue that cnnjob submitted for a run, oldest first."""
         found = {job.job_id: job for job in self.for_folder(seen.run.path.resolve())}
+        # by its recorded id as well: some sites rewrite or drop comments
         recorded = self._by_id.get(str(seen.submission.get("job_id")))
         if recorded and not seen.elsewhere and _is_of(seen.submission, recorded):
             found[recorded.job_id] = recorded
         return sorted(found.values(), key=lambda job: number_of(job.job_id))
 
     def ended(self, seen: RunSummary) -> QueuedJob | None:
-        """Return the newest job of a run where it ended a while ago, and is not another job with its number."""
+        """Return the newest job of a run if it ended a short while ago; None if the number is another job's."""
         job = self._ended.get(str(seen.job_id))
         is_submitted = str(seen.submission.get("job_id")) == seen.job_id
         return job if job and (not is_submitted or _is_of(seen.submission, job)) else None
 
     def for_folder(self, path: Path) -> list[QueuedJob]:
-        """Return the jobs that were submitted for the run in a folder, by their comments."""
+        """Return the jobs in the queue whose comments name the run in a folder."""
         return self._by_run.get(path, [])
 
     def of(self, seen: RunSummary) -> QueuedJob | None:
-        """Return the job that carries a run, the one that runs before one that waits, its own before an allocation."""
+        """Return the job that carries a run, or None.
+
+        A running job goes before a waiting one, and a job of cnnjob before one that the training is merely inside of.
+        """
         if seen.state in {"finished", "damaged"}:
             return None
         if own := self.own(seen):
@@ -93,23 +104,24 @@ class JobIndex:
 
 
 def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
-    """Return whether a job with the right id is the one that was submitted: on another cluster it may be another's.
+    """Return whether a job with the recorded id is the one that was submitted: another cluster uses the same numbers.
 
-    Where the job was seen in the queue after its submission, its comment is known, be it that the site took it away.
+    Their comments are compared, which a site may change or drop. If the queue showed the job after its submission, the
+    comment as shown was recorded; otherwise the job's comment must be empty or contain the requested one.
     """
     known, asked = submission.get("shown"), submission.get("comment")
     return job.comment == known or (known is None and (not job.comment or bool(asked and asked in job.comment)))
 
 
 def _may_hold(job: QueuedJob, attempt: dict[str, Any]) -> bool:
-    """Return whether an attempt may have begun in a job with its number, which did not start long after it."""
+    """Return whether an attempt may have begun in a job with its number: the job did not start long after it."""
     with suppress(ValueError, OverflowError):
         started = datetime.fromisoformat(attempt["started"]).timestamp()
         return datetime.fromisoformat(job.start).timestamp() <= started + CLOCKS_SECONDS
-    return True
+    return True  # no start is known
 
 
 def number_of(job_id: str) -> int:
-    """Return the number of a job, of ``17`` or ``17_3``."""
+    """Return the number of a job or job array, 17 for ``17`` and ``17_3``; 0 if there is none."""
     found = re.match(r"\d+", job_id)
     return int(found[0]) if found else 0

@@ -1,6 +1,6 @@
-"""How runs stand: their folders first, then one look at the queue for all, then one at the accounts.
+"""Status of runs, from their folders first, then from one call of squeue for all, then from one of sacct.
 
-A scheduler that does not answer, or says what cannot be read, changes no state: the folders then tell alone.
+If the scheduler does not answer, or its answer is not understood, the folders alone decide.
 """
 
 import time
@@ -15,67 +15,71 @@ from cnnjob.errors import SchedulerError
 from cnnjob.runs.process import HEARD_SECONDS
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import RunSummary, read_summary
-from cnnjob.slurm.job_index import JobIndex, users_of
+from cnnjob.slurm.job_index import JobIndex, number_of, users_of
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue
 from cnnjob.slurm.scheduler.accounting import JobOutcome
 from cnnjob.slurm.scheduler.queue import QueuedJob, QueueListing
 
 ANSWER_SECONDS = 10.0
-"""For all questions to the scheduler together."""
+"""Time limit of all questions to the scheduler together."""
 ENDED_EARLY = {"pending", "stopped", "failed", "cancelled", "lost"}
+"""States of readable runs that are neither being trained nor finished."""
 STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "lost", "damaged")
 
 
 @dataclass(frozen=True)
 class Status:
-    """How one run stands."""
+    """The status of one run."""
 
     summary: RunSummary
     state: str
     """One of ``STATES``."""
     detail: str = ""
-    """A few words on it."""
+    """A few words on the state."""
     job: QueuedJob | None = None
     """Its job in the queue."""
     fate: JobOutcome | None = None
-    """How its newest job ended."""
+    """Outcome of its newest job."""
     own: tuple[QueuedJob, ...] = ()
-    """Every job in the queue that cnnjob submitted for it."""
+    """All jobs in the queue that cnnjob submitted for it."""
     error: str = ""
-    """Why a process ended before it could claim the run, where that is known from elsewhere."""
+    """Reason why a process ended before it could claim the run, if the caller knows."""
     is_hidden: bool = False
-    """Whether its job may be in a queue though it was not shown, as it is another user's or another cluster's."""
+    """True if its job may be in a queue that was not shown: another user's job or another cluster's."""
     left_queue: bool = False
-    """Whether its newest job is gone from the queue, never started, and nobody knows how it ended."""
+    """True if its newest job has left the queue without having started, and its outcome is not known."""
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether a job of another cluster may carry it."""
+        """True if a job of another cluster may carry the run."""
         return self.is_hidden and bool(self.summary.elsewhere)
 
     @property
     def is_resumable(self) -> bool:
-        """Whether submitting it again resumes it; what somebody ended on purpose, or ended by itself, is not."""
+        """True if the run was interrupted and submitting it again resumes it.
+
+        A run that was cancelled or failed is not, although submitting it resumes it too.
+        """
         return self.state in {"pending", "stopped", "lost"} and not self.left_queue
 
     @property
     def job_id(self) -> str | None:
-        """The job in the queue, or the newest."""
+        """Id of the job in the queue, otherwise of the newest job."""
         return self.job.job_id if self.job else self.summary.job_id
 
     @property
     def node(self) -> str | None:
-        """Where it runs, or ran last."""
+        """Name of the node on which the run is, or was last, trained."""
         node = self.job.node if self.job and self.job.node not in {"", "(null)"} else self.summary.attempt.get("host")
         return str(node) if node else None
 
     @property
     def seconds_left(self) -> float | None:
-        """How long it has still to run, where that is known."""
+        """Estimated time left in the training; None if not known."""
         return self.summary.seconds_left if self.state in {"pending", "running", "stopped"} else None
 
     def as_json(self) -> dict[str, Any]:
-        """All facts, under names that stay."""
+        """Return all facts under names that do not change between versions."""
         seen, seconds = self.summary, self.seconds_left
         return {
             "run": seen.run.name,
@@ -98,25 +102,26 @@ class Status:
 
 @dataclass(frozen=True)
 class Answer:
-    """How some runs stand, and what the scheduler did not tell."""
+    """Statuses of runs, with a remark on what the scheduler did not tell."""
 
     statuses: list[Status]
     remark: str = ""
     silent: bool = False
-    """Whether the queue was not read, or not all of it."""
+    """True if the queue could not be read, or not all of it."""
 
 
 def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
-    """How runs stand.
+    """Return the statuses of runs.
+
+    At most three commands are called: ``scontrol show config``, if the cluster of a run is recorded or a job may be
+    hidden; ``squeue``; and ``sacct``, for at most :data:`cnnjob.slurm.scheduler.accounting.MOST_JOBS` jobs.
 
     Args:
-        runs: any number; nothing in them is changed.
-        thorough: ask the accounts also where the state is clear and only its cause is not.
+        runs: any number of runs, which are only read.
+        thorough: call sacct also for runs whose state is clear and only the cause is not.
 
     Returns:
-        One status each, in their order. At most three questions are put to the scheduler: ``scontrol show config``
-        where a run's cluster was written down or a job may be hidden, ``squeue``, and ``sacct`` of at most
-        :data:`cnnjob.slurm.scheduler.accounting.MOST_JOBS` jobs.
+        One status per run, in their order.
     """
     end = time.monotonic() + ANSWER_SECONDS
     ask_config = cache(lambda: client.config(0.2 * ANSWER_SECONDS))
@@ -127,13 +132,17 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     found = [find.of(one) for one in looks]
     hidden, silent = _hidden(looks, found, ask_config) if asked else dict[Run, str](), bool(remark)
     remark = remark or "; ".join(sorted({why for why in hidden.values() if why}))
+    # squeue still shows jobs that ended minutes ago, which saves the question to sacct
     fates = {one.run: _fate_of(job) for one in looks if (job := find.ended(one))}
     if asked:
         unclear = [one for one, job in zip(looks, found, strict=True) if not job and _is_unclear(one, thorough)]
         ids = {one.job_id for one in unclear if one.job_id and (thorough or one.run not in fates)}
-        accounts = _fates(sorted(ids), end - time.monotonic())
+        # squeue had at most 0.6 of the time and scontrol 0.2: sacct gets what is left, and is skipped if nothing is
+        accounts = _fates(sorted(ids, key=number_of), end - time.monotonic())
         told_of = {one.run: fate for one in looks if (fate := accounts.get(one.job_id or "")) and _may_be_of(fate, one)}
+        # sacct may lag behind the queue by seconds: what it says of a live job counts only if the queue was cut
         fates |= {run: fate for run, fate in told_of.items() if fate.state in job_states.ENDED or not asked.whole}
+    # gone only if every line of squeue was understood: the job may be in one that was not
     told = [
         _status(one, job, fates.get(one.run), gone=bool(asked and asked.whole and not job and one.run not in hidden))
         for one, job in zip(looks, found, strict=True)
@@ -143,7 +152,7 @@ def statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
 
 
 def _on_this_cluster(looks: Sequence[RunSummary], ask_config: Callable[[], Mapping[str, str]]) -> list[RunSummary]:
-    """Return what the looks are on this cluster, whose name is asked for only where one was written down."""
+    """Return the summaries as seen on this cluster, whose name is asked for only if a run's cluster is recorded."""
     left = [one for one in looks if one.state not in {"finished", "damaged"}]
     recorded = any(record.get("cluster") for one in left for record in (one.attempt, one.submission))
     here = client.cluster(ask_config) if recorded else ""
@@ -153,7 +162,13 @@ def _on_this_cluster(looks: Sequence[RunSummary], ask_config: Callable[[], Mappi
 def _hidden(
     looks: Sequence[RunSummary], found: Sequence[QueuedJob | None], ask_config: Callable[[], Mapping[str, str]]
 ) -> dict[Run, str]:
-    """Return the runs whose job may be in a queue that was not shown, and what to say of it."""
+    """Return the runs whose job may be in a queue that was not shown, each with a remark.
+
+    Args:
+        looks: the summaries of all runs.
+        found: the job of each in the queue, in the same order.
+        ask_config: returns SLURM's configuration.
+    """
     unshown = [
         one for one, job in zip(looks, found, strict=True) if not job and one.state not in {"finished", "damaged"}
     ]
@@ -169,14 +184,19 @@ def _hidden(
 
 
 def may_go_on(seen: RunSummary) -> bool:
-    """Return whether nothing in its folder says that its newest job has ended and does not bring it back."""
+    """Return whether the newest job of a run may still be there or restart it, as far as the folder tells."""
     is_submitted = str(seen.submission.get("job_id")) == str(seen.job_id)
     is_left = seen.state != "running" and (seen.decided.get("restarted") == "" or not is_submitted)
     return not (is_settled(seen) or seen.was_cancelled_here or is_left)
 
 
 def of_folder(run: Run, error: str = "") -> Status:
-    """Return how a run stands by its folder alone; one whose process ended with an error before its claim failed."""
+    """Return the status of a run by its folder alone.
+
+    Args:
+        run: the run.
+        error: why a process ended before it could claim the run; then the run has failed.
+    """
     seen = read_summary(run)
     if not error and seen.state in {"pending", "stopped", "lost"} and (cancelled := _cancelled(seen, None)):
         return Status(seen, "cancelled", cancelled)
@@ -184,7 +204,12 @@ def of_folder(run: Run, error: str = "") -> Status:
 
 
 def queue_of(looks: Sequence[RunSummary]) -> tuple[QueueListing | None, str]:
-    """What squeue answers on the jobs of unfinished runs; None, and why, where it does not."""
+    """Ask squeue for the jobs of unfinished runs.
+
+    Returns:
+        The answer, and a remark if it is not whole; None and the reason if there is no answer; None and an empty string
+        if no question was necessary.
+    """
     left = [one for one in looks if one.state not in {"finished", "damaged"}]
     if not left:
         return None, ""
@@ -192,6 +217,7 @@ def queue_of(looks: Sequence[RunSummary]) -> tuple[QueueListing | None, str]:
         ids = {job_id for one in left for job_id in one.job_ids}
         asked = queue.listing(users_of(left), ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
+        # a machine without SLURM, and no run that had a job: nothing is missing
         no_slurm = "not found" in str(error) and not any(one.job_id for one in looks)
         return None, "" if no_slurm else f"squeue: {_short(error)}; this is what the run folders tell"
     strange = "squeue: its answer was not understood, or not all; what is missing there is not taken for gone"
@@ -199,7 +225,7 @@ def queue_of(looks: Sequence[RunSummary]) -> tuple[QueueListing | None, str]:
 
 
 def _short(error: SchedulerError) -> str:
-    """What went wrong, in a few words: the last line of what the command said."""
+    """Return an error in a few words: the last line of what the command printed."""
     said = str(error).splitlines()[-1].partition("; ")[0].rpartition(": ")[2]
     return said or "no answer"
 
@@ -209,18 +235,18 @@ def _fate_of(job: QueuedJob) -> JobOutcome:
 
 
 def _is_unclear(seen: RunSummary, thorough: bool) -> bool:  # noqa: FBT001 - private
-    """Whether the accounts are to be asked for a run whose job is not in the queue."""
+    """Return whether sacct is to be asked about a run whose job is not in the queue."""
     if seen.state in {"finished", "damaged"} or not seen.job_id or seen.elsewhere:
         return False
     if thorough:
         return seen.state != "running" or not seen.is_here
-    if seen.state == "running":
+    if seen.state == "running":  # a process with a recent heartbeat is alive, whatever sacct says of its job's number
         return not seen.is_here and _is_quiet(seen)
     return seen.state != "failed" and not _given_up(seen) and not seen.was_cancelled_here
 
 
 def _may_be_of(fate: JobOutcome, seen: RunSummary) -> bool:
-    """Return whether a job that ended may be a run's newest, and not one that had its number long before."""
+    """Return whether an outcome may be that of a run's newest job, and not of an older job with the same number."""
     is_submitted = str(seen.submission.get("job_id")) == seen.job_id
     since = seen.submission.get("submitted") if is_submitted else seen.attempt.get("started")
     with suppress(ValueError, OverflowError):
@@ -230,7 +256,7 @@ def _may_be_of(fate: JobOutcome, seen: RunSummary) -> bool:
 
 
 def _fates(ids: Sequence[str], seconds: float) -> dict[str, JobOutcome]:
-    """What sacct says of jobs; nothing where there are no accounts, or no time is left."""
+    """Return the outcomes that sacct knows; none if the site keeps no accounting or no time is left."""
     if not ids or seconds <= 0:
         return {}
     try:
@@ -257,17 +283,17 @@ def _status(seen: RunSummary, job: QueuedJob | None, fate: JobOutcome | None, *,
 
 
 def _left_queue(seen: RunSummary) -> bool:
-    """Return whether a job that is gone had not started, as far as the folder tells."""
+    """Return whether a job that is gone never started, as far as the folder tells."""
     return bool(seen.job_id) and seen.state != "running" and not seen.has_begun and not seen.was_cancelled_here
 
 
 def left(seen: RunSummary) -> str:
-    """Return what is known of a job that is gone and never started."""
+    """Return a sentence on a job that is gone and never started."""
     return f"job {seen.job_id} left the queue before it started (cancelled or purged)"
 
 
 def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
-    """Add what is unusual about the jobs of a run: there are several, or they are for another folder."""
+    """Add to the detail what is unusual about a run's jobs: there are several, or they are for another folder."""
     seen, detail = status.summary, [status.detail]
     if own and seen.moved_from:
         detail.append(f"job {own[0].job_id} is for {seen.moved_from}, from where this folder was moved")
@@ -294,7 +320,7 @@ def _waiting(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 
 def _in_a_job(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """The state while its job runs."""
+    """Return the state and a few words on it while the job runs."""
     same = not seen.elsewhere and str(seen.attempt.get("job_id")) == job.job_id
     if seen.state == "failed" and same:
         return "failed", "its job is ending"
@@ -309,17 +335,17 @@ def _in_a_job(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 
 def _without_a_job(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """The state without a job that waits or runs.
+    """Return the state of a run that has no job waiting or running.
 
     Args:
-        seen: its folder.
-        fate: how its newest job ended, where that is known.
-        gone: whether the queue was read, and it is not there.
+        seen: the summary of its folder.
+        fate: the outcome of its newest job, if known.
+        gone: whether the queue was read and the job is not in it.
 
     Returns:
-        The state, and a few words.
+        The state, and a few words on it.
     """
-    if fate and fate.state in job_states.WAITING | job_states.RUNNING:  # the queue's answer was cut
+    if fate and fate.state in job_states.WAITING | job_states.RUNNING:  # its line of the queue was not understood
         return ("pending" if fate.state in job_states.WAITING else "running"), f"{fate.said_by} says {fate.said}"
     if seen.state == "running":
         return _alive_or_lost(seen, fate, gone=gone)
@@ -334,19 +360,22 @@ def _without_a_job(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> 
 
 
 def is_settled(seen: RunSummary) -> bool:
-    """Whether its folder says that nothing will bring it back by itself."""
+    """Return whether a run's folder says that nothing will restart it by itself."""
     if seen.state in {"finished", "failed", "damaged"}:
         return True
     return seen.state != "running" and (seen.decided.get("ended_by") == "cancelled" or bool(_given_up(seen)))
 
 
 def _is_quiet(seen: RunSummary) -> bool:
-    """Return whether no sign of life contradicts a scheduler that does not know the job; none from the future does."""
+    """Return whether no recent heartbeat contradicts a scheduler that does not know the job.
+
+    A heartbeat from the future proves nothing, as one of the clocks is wrong.
+    """
     return seen.heard_seconds >= HEARD_SECONDS or seen.ahead_seconds > 0
 
 
 def skew(seen: RunSummary) -> str:
-    """Return what is wrong with the clocks; empty where nothing is."""
+    """Return a sentence on clocks that differ; empty if none do."""
     if not seen.ahead_seconds:
         return ""
     ahead, host = span(seen.ahead_seconds), seen.attempt.get("host") or "its machine"
@@ -354,14 +383,14 @@ def skew(seen: RunSummary) -> str:
 
 
 def _given_up(seen: RunSummary) -> str:
-    """Why its batch script does not bring it back, where that is for good; empty otherwise."""
+    """Return why its batch script has given the run up; empty if it has not."""
     said = str(seen.decided.get("said", ""))
     return said if "without progress" in said or "own error" in said else ""
 
 
 def _alive_or_lost(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """The state of a life that has not said its end."""
-    if seen.is_here or not seen.job_id:
+    """Return the state of a run whose last attempt has recorded no end and was heard of recently."""
+    if seen.is_here or not seen.job_id:  # the summary has looked its process up, or there is no job to ask about
         return "running", ""
     if fate and fate.state in job_states.ENDED:
         return ("cancelled" if fate.state == "CANCELLED" else "lost"), f"job {fate.job_id} {fate.said}"
@@ -372,18 +401,20 @@ def _alive_or_lost(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> 
 
 
 def _cancelled(seen: RunSummary, fate: JobOutcome | None) -> str:
-    """By whom it was cancelled, as far as is known; empty where it was not."""
+    """Return by whom or with which job a run was cancelled, as far as is known; empty if it was not."""
     if fate and fate.state == "CANCELLED":
         return f"job {fate.job_id} {fate.said}"
     if seen.was_cancelled_here:
         return f"by {seen.cancelled.get('by')}"
-    if fate and fate.state in job_states.ENDED:  # a deadline looks like a cancellation until the job has ended
+    # The batch script cannot tell a deadline from a cancellation, as SLURM says COMPLETING for both until the job has
+    # ended. The outcome can.
+    if fate and fate.state in job_states.ENDED:
         return ""
     return f"job {seen.job_id}" if seen.decided.get("ended_by") == "cancelled" else ""
 
 
 def _never_began(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """The state of a run without a life, whose job is not in the queue."""
+    """Return the state of a run without an attempt whose job is not in the queue."""
     if not seen.job_id:
         return "pending", "not submitted"
     if fate and fate.state in job_states.REFUSED:
@@ -395,9 +426,9 @@ def _never_began(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tu
 
 
 def span(seconds: float) -> str:
-    """Seconds for people: ``40 s``, ``5 min``, ``1 h 5 min``, ``2 d 3 h``."""
+    """Return seconds in words: ``40 s``, ``5 min``, ``1 h 5 min``, ``2 d 3 h``."""
     minutes = round(seconds / 60)
-    if seconds < 100:  # noqa: PLR2004 - as people say it
+    if seconds < 100:  # noqa: PLR2004 - "90 s" says more than "2 min"
         return f"{max(0, round(seconds))} s"
     hours, left = divmod(minutes, 60)
     days, rest = divmod(hours, 24)

@@ -1,4 +1,4 @@
-"""Waiting until runs have ended, whatever jobs carry them."""
+"""Waiting for runs to end, whatever jobs carry them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,17 +9,18 @@ from cnnjob.slurm.scheduler import job_states
 from cnnjob.slurm.status import Answer, Status, statuses
 
 FIRST_SECONDS, LONGEST_SECONDS = 2.0, 60.0
+"""First and longest pause between two queries; the pause doubles while no run ends."""
 SILENT_SECONDS = 1800.0
-"""A scheduler that has not answered for so long ends the waiting."""
+"""Time to wait for a scheduler that does not answer."""
 
 
 def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
-    """Yield the status of each run when it has ended, and once of each whose job does not start by itself.
+    """Yield the status of each run when it has ended, and once for each job that will not start by itself.
 
-    The scheduler is asked less and less often while nothing ends.
+    The scheduler is asked less and less often while no run ends.
 
     Raises:
-        SchedulerError: nothing was heard of what is left for half an hour; the jobs do not depend on it.
+        SchedulerError: nothing was learned about the remaining runs for half an hour; their jobs are not affected.
     """
     left, stuck, pause, heard = list(runs), set[str](), FIRST_SECONDS, time.monotonic()
     while left:
@@ -37,10 +38,14 @@ def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
 
 
 def _heard(answer: Answer, before: float) -> float:
-    """Return when something was last heard of the runs that are left.
+    """Return the monotonic time at which something was last learned about the remaining runs.
+
+    Args:
+        answer: the latest statuses.
+        before: the previous value.
 
     Raises:
-        SchedulerError: that is too long ago.
+        SchedulerError: that is longer ago than ``SILENT_SECONDS``.
     """
     now, left = time.monotonic(), [one for one in answer.statuses if not _has_ended(one, answer)]
     hidden = bool(left) and all(one.is_hidden and one.state != "running" for one in left)
@@ -52,16 +57,16 @@ def _heard(answer: Answer, before: float) -> float:
 
 
 def _has_ended(one: Status, answer: Answer) -> bool:
-    """Return whether no job carries a run any more; a queue that was not read changes nothing."""
+    """Return whether a run has ended and no job will restart it; if the queue was not read, it has not."""
     if one.state in {"finished", "damaged"}:
         return True
-    if one.is_hidden:  # then its folder alone tells
+    if one.is_hidden:  # its job may be in a queue that was not shown, so only the run's folder counts
         return one.state in {"failed", "cancelled"}
     return not answer.silent and one.job is None and one.state != "running"
 
 
 def _is_stuck(one: Status) -> bool:
-    """Return whether a run waits for a job that is held or never starts."""
+    """Return whether a run waits for a job that is held or can never start."""
     if one.job is None or one.job.state not in job_states.WAITING or one.state != "pending":
         return False
     return not job_states.waits_for(one.job.reason).starts_by_itself

@@ -1,4 +1,4 @@
-"""What computes a run: NumPy on the processor or CUDA on a GPU, chosen at its first start and kept."""
+"""Choice of a run's backend: NumPy on the CPU or CUDA on a GPU, decided by the first attempt and then kept."""
 
 import os
 
@@ -13,22 +13,25 @@ from cnnjob.training.setup import TrainingSetup
 
 
 def select_backend(job: Job, run: Run) -> str:
-    """What the run was started with, or what its job asks for; ``auto`` takes a GPU where there is one.
+    """Return the backend that the run was started with, else the one its job asks for; ``auto`` prefers a GPU.
 
     Args:
-        job: the run's, with the resources of this life.
-        run: it may have been started.
+        job: the run's job, with the resources of this attempt.
+        run: the run, new or started before.
 
     Returns:
         ``numpy`` or ``cuda``.
 
     Raises:
-        JobError: the run was started with the other; or a GPU is asked for or held, and none can be used.
+        JobError: the run was started with the other backend; or the job asks for a GPU, or this SLURM job was
+            allocated one, and it cannot be used.
     """
     asked, first = job.resources.backend, first_backend(job, run)
+    # SLURM sets the first in the batch script, the second in a step.
     held = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
     wanted = first or asked
     lacking = f"{run.path} was started on the CPU" if wanted == "numpy" else why_unavailable()
+    # With a GPU allocated, "auto" never falls back to the CPU silently: the GPU would be idle for the whole job.
     if asked == "numpy" or (lacking and wanted != "cuda" and not held):
         return "numpy"
     if not lacking:
@@ -41,10 +44,10 @@ def select_backend(job: Job, run: Run) -> str:
 
 
 def first_backend(job: Job, run: Run) -> str | None:
-    """Return what a run was started with, ``numpy`` or ``cuda``; None where it was not.
+    """Return the backend that a run was started with, ``numpy`` or ``cuda``; None if it was not started.
 
     Raises:
-        JobError: its job now asks for the other.
+        JobError: its job now asks for the other backend.
     """
     asked, first = job.resources.backend, run.environment().get("backend")
     if first and asked not in {"auto", first}:
@@ -56,18 +59,18 @@ def first_backend(job: Job, run: Run) -> str | None:
 
 
 def make_backend(name: str, workers: nn.Workers, setup: TrainingSetup) -> nn.Backend:
-    """Make a backend, with room for a job's training.
+    """Make a backend, after checking that the training fits into the GPU's memory.
 
     Args:
-        name: by :func:`select_backend`.
-        workers: the cores that NumPy uses.
-        setup: what is to be trained.
+        name: ``numpy`` or ``cuda``, from :func:`select_backend`.
+        workers: the cores for NumPy.
+        setup: what to train.
 
     Returns:
         The backend.
 
     Raises:
-        JobError: the GPU has not enough memory; or NumPy is asked for, and for what it cannot.
+        JobError: the GPU has too little memory; or the job asks for NumPy together with float16.
     """
     job = setup.job
     if job.resources.backend == "numpy" and job.train.precision == "float16":

@@ -1,4 +1,4 @@
-"""A job's settings as the objects of :mod:`cnnjob.nn`: network, optimiser, schedule, augmentation and pixels."""
+"""Conversion of a job's settings to objects of :mod:`cnnjob.nn`: network, optimiser, schedule, augmentation, pixels."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from cnnjob.jobs.model import Model
 
 
 def build_network(model: Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
-    """The network of a job on a dataset.
+    """Build the network of a job for a dataset.
 
     Args:
-        model: the job's.
+        model: the job's model.
         image_shape: (H, W, C).
-        classes: outputs of the implied classifier.
+        classes: number of classes, and so of outputs of the classifier, which the job's blocks do not contain.
 
     Returns:
         The network.
 
     Raises:
-        JobError: a block does not fit where it stands.
+        JobError: a block does not fit the output of the block before it.
     """
     classifier = nn.Dense(units=classes, activation="none", **dict(model.classifier))
     try:
@@ -31,7 +31,7 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
 
 
 def _build_block(block: Any) -> Any:
-    """The same block without its key's name."""
+    """Return the :mod:`cnnjob.nn` block for a job's block, whose kind is the key of its main setting, as ``conv``."""
     settings = dict(block)
     match block:
         case blocks.Conv():
@@ -48,7 +48,7 @@ def _build_block(block: Any) -> Any:
 
 
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:
-    """The optimiser that a job asks for."""
+    """Build the optimiser that a job asks for; SGD by default."""
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
     if adamw := train.optimiser.adamw:
         return nn.AdamW(adamw.beta1, train.weight_decay, lookahead, adamw.beta2, adamw.eps)
@@ -57,7 +57,7 @@ def build_optimiser(train: TrainSettings) -> nn.Optimiser:
 
 
 def build_schedule(train: TrainSettings) -> nn.Schedule:
-    """How a job's learning rate goes."""
+    """Build the learning rate schedule of a job; triangular by default."""
     schedule = train.schedule
     if schedule.constant:
         return nn.Schedule(train.learning_rate, "constant", schedule.constant.warmup, schedule.constant.start_factor)
@@ -72,13 +72,22 @@ def build_schedule(train: TrainSettings) -> nn.Schedule:
 
 
 def build_training_options(job: Job) -> nn.TrainingOptions:
-    """What the images of a job are changed by, and its labels."""
+    """Build a job's augmentation of images and smoothing of labels."""
     augmentation = nn.Augmentation(**dict(job.data.augment)) if job.data.augment else None
     return nn.TrainingOptions(augmentation, job.train.label_smoothing)
 
 
 def build_pixels(data: DataSettings, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.PixelNormalisation:
-    """How a job wants a dataset's pixels; mean and std are of each channel's 0 … 1 values."""
+    """Build a job's normalisation of pixels.
+
+    Args:
+        data: the job's settings of the data.
+        mean: per channel, of the training images' pixels scaled to 0..1.
+        std: likewise.
+
+    Returns:
+        To mean 0 and standard deviation 1 per channel, or to 0..1.
+    """
     return (
         nn.PixelNormalisation.standardised(mean, std)
         if data.pixels == "standardised"

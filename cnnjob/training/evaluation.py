@@ -1,4 +1,4 @@
-"""The splits of a dataset that a run is evaluated on, where its backend has them."""
+"""Splits of a dataset for evaluation, in the backend's memory, and the check of their digests."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -15,7 +15,7 @@ from cnnjob.runs import metrics
 from cnnjob.training.predict import Classifier
 
 CHECKED_AT_ONCE_BYTES = 10**9
-"""Images of so many bytes are compared with their digests before the first step: a second or two."""
+"""Datasets up to this size are compared with their digests before the first step, which takes a second or two."""
 
 Array = np.ndarray[Any, Any]
 
@@ -25,41 +25,41 @@ class EvaluationSplit:
     """Images that are evaluated together."""
 
     images: Array
-    """uint8 (N, H, W, C), where the backend has them."""
+    """uint8 (N, H, W, C), in the backend's memory; shared with other splits."""
     order: Array
-    """int64, those of the images that belong to the split."""
+    """int64, indices of the images that belong to the split."""
     labels: Array
-    """int64 (len(order),)."""
+    """int64 (len(order),), labels of these images."""
 
     def scores(self, classifier: Classifier) -> tuple[Array, float, float]:
-        """Probabilities, loss and accuracy by the weights of the moment."""
+        """Return probabilities (len(order), classes), loss in nats per image and accuracy, with the current weights."""
         probabilities = classifier.probabilities(self.images, self.order)
         loss, accuracy = (score(probabilities, self.labels) for score in (metrics.cross_entropy, metrics.accuracy))
         return probabilities, loss, accuracy
 
 
 class DigestCheck:
-    """Compares the images of a training with their digests: at once, or in a thread where that would take long."""
+    """Compares a dataset's arrays with their digests: images as they are loaded or, if that takes long, in a thread."""
 
     def __init__(self, dataset: Dataset, at_once_bytes: int = CHECKED_AT_ONCE_BYTES) -> None:
-        """Check a dataset's images; of one with more bytes than these, in a thread."""
+        """Prepare to check a dataset; if it is larger than ``at_once_bytes``, its images are checked in a thread."""
         self._dataset, self._at_once = dataset, dataset.size_bytes <= at_once_bytes
         self._arrays: list[tuple[str, Array]] = []
         self._end: Future[None] = Future()
 
     def add(self, name: str, array: Array) -> None:
-        """Check an array as it was loaded, or put it down for :meth:`start`.
+        """Check an array that was loaded, or queue it for :meth:`start`.
 
         Raises:
-            DataError: it is another than its digest says.
+            DataError: it does not match its digest.
         """
-        if self._at_once or not name.endswith("images"):
+        if self._at_once or not name.endswith("images"):  # labels are small enough to be checked at once
             self._dataset.require_digest(name, array)
         else:
             self._arrays.append((name, array))
 
     def start(self) -> None:
-        """Check in a thread what was put down; a process that is forked meanwhile has no part in it."""
+        """Start to check the queued arrays in a thread; a process forked meanwhile does not inherit the thread."""
         if self._arrays:
             Thread(target=self._run, daemon=True).start()
         else:
@@ -68,60 +68,61 @@ class DigestCheck:
     def _run(self) -> None:
         try:
             while self._arrays:
+                # Popped, so that an array's memory can be freed once it is checked.
                 self._dataset.require_digest(*self._arrays.pop())
             self._end.set_result(None)
         except BaseException as error:  # noqa: BLE001 - it is raised where the end is asked for
             self._end.set_exception(error)
 
     def passed(self) -> bool:
-        """Return whether all arrays are checked.
+        """Return whether all arrays have been checked.
 
         Raises:
-            DataError: one of them is another than its digest says.
+            DataError: one of them does not match its digest.
         """
         return self._end.done() and self._end.result() is None
 
     def wait(self) -> None:
-        """Wait until all arrays are checked.
+        """Wait until all arrays have been checked.
 
         Raises:
-            DataError: one of them is another than its digest says.
+            DataError: one of them does not match its digest.
         """
         self._end.result()
 
 
 def load(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> tuple[Array, Array]:
-    """Load a split whole.
+    """Load all images and labels of a split.
 
     Args:
-        dataset: has the split.
+        dataset: the dataset.
         name: ``train``, ``val`` or ``test``.
-        backend: computes on it.
-        check: compares it with its digests.
+        backend: the backend that computes on them.
+        check: compares them with their digests.
 
     Returns:
-        Images uint8 (N, H, W, C), where the backend's blocks can read them, and labels int64 (N,).
+        Images uint8 (N, H, W, C) in the backend's memory, and labels int64 (N,) in NumPy's.
     """
     images, labels = dataset.load(name, check.add)
     return backend.resident(images), labels
 
 
 def whole_split(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> EvaluationSplit:
-    """All images of a split, in their order; arguments as :func:`load`."""
+    """Load all images of a split for evaluation, in their order; arguments as for :func:`load`."""
     images, labels = load(dataset, name, backend, check)
     return EvaluationSplit(images, np.arange(len(images)), labels)
 
 
 def watched_splits(job: Job, held_out: EvaluationSplit, test: EvaluationSplit) -> Iterator[tuple[str, EvaluationSplit]]:
-    """The splits that are evaluated after each epoch, by their names in the history.
+    """Yield the splits that are evaluated after each epoch, with their names in the history.
 
     Args:
-        job: says what the weights are chosen on.
-        held_out: images for validation; may be empty.
+        job: its ``train.select_on`` says which split the weights are chosen on.
+        held_out: the validation images; may be empty.
         test: the test images.
 
     Yields:
-        ``validation`` where there is any, and ``test`` where it chooses.
+        ``validation`` if there are such images, and ``test`` if the weights are chosen on it.
     """
     if len(held_out.order):
         yield "validation", held_out

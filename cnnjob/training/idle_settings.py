@@ -1,4 +1,4 @@
-"""Settings that cannot act on a dataset, which would give another run folder with the same bits.
+"""Refusal of settings that have no effect on a given dataset: they would give another run folder with the same bits.
 
 What cannot act on any dataset is refused, or left out, where the job is read (:mod:`cnnjob.jobs.job`). A key's
 default is accepted everywhere. So are the neutral values that a sweep begins with (a dropout, smoothing or decay of
@@ -18,17 +18,17 @@ from cnnjob.nn.blocks import Layer
 
 
 def require_acting(job: Job, dataset: Dataset, network: nn.Network, schedule: nn.Schedule, steps: int) -> None:
-    """Refuse a setting that cannot act.
+    """Refuse a job with a setting that has no effect.
 
     Args:
-        job: has it.
-        dataset: what the job is trained on.
-        network: the job's.
-        schedule: the job's.
-        steps: of the whole training.
+        job: the job.
+        dataset: the dataset that it is trained on.
+        network: the job's network.
+        schedule: the job's learning rate schedule.
+        steps: number of steps of the whole training.
 
     Raises:
-        JobError: a setting cannot act; the first is named.
+        JobError: a setting has no effect; the first one is named.
     """
     for found in (*_of_images(job, dataset), *_of_network(network), *_of_steps(job, schedule, steps)):
         raise JobError(found)
@@ -66,7 +66,7 @@ def _of_network(network: nn.Network) -> Iterator[str]:
 
 
 def _has_one_place(layer: Layer) -> bool:
-    """Return whether a convolution's kernel fits its input once, whatever its stride."""
+    """Return whether a convolution has a single output pixel whatever its stride, as its kernel covers the input."""
     conv = layer.block
     return isinstance(conv, nn.Conv) and all(side + 2 * conv.pad == conv.kernel for side in layer.input_shape[:2])
 

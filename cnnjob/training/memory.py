@@ -1,4 +1,4 @@
-"""The memory of a training: counted to the byte before anything is allocated, and refused where there is less."""
+"""Memory of a training: counted to the byte before anything is allocated; a job that needs too much is refused."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -15,43 +15,45 @@ from cnnjob.training.build import build_optimiser, build_training_options
 from cnnjob.training.setup import TrainingSetup
 
 EVALUATION_BATCH = 256
+"""Maximum number of images per evaluation step."""
 INDEX_BYTES = 8
+"""Size of a label or an index, int64."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The exact bytes of a training's arrays, by what they are for."""
+    """The exact sizes of a training's arrays in bytes, by purpose."""
 
     data: int
-    """Images, labels, and which of them a step takes."""
+    """Images, labels, and the indices of the images of each step."""
     parameters: int
-    """Parameters, gradients and the optimiser's slots; the best parameters beside them."""
+    """Parameters, gradients, the optimiser's slots and the best parameters so far."""
     training: int
     """Buffers of the training steps."""
     evaluation: int
-    """Buffers of the evaluations, and the probabilities they give."""
+    """Buffers of the evaluations, and the probabilities that they compute."""
     checkpoint: int
-    """The one copy that is made to save it."""
+    """The copy that is made when a checkpoint is saved."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of it, in bytes."""
         return self.on_device + self.checkpoint
 
     @property
     def on_device(self) -> int:
-        """What is on the GPU where one is used; a checkpoint is made on the host."""
+        """The bytes on the GPU if one is used; a checkpoint is made in host memory."""
         return self.data + self.parameters + self.training + self.evaluation
 
 
 def estimate_memory(setup: TrainingSetup, backend: nn.Backend | None = None) -> MemoryEstimate:
-    """Count the memory of a training without allocating it; with NumPy by default."""
+    """Count the memory of a training without allocating it; on the NumPy backend by default."""
     job, dataset, network = setup.job, setup.dataset, setup.network
     backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), build_optimiser(job.train)
-    state = nn.State(network, optimiser, backend, hollow=True)
+    state = nn.State(network, optimiser, backend, hollow=True)  # arrays with shapes but without memory
     batch = evaluation_batch([dataset.shapes["test"][0], dataset.shapes.get("val", (setup.n_validation,))[0]])
-    images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
-    chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order, and what is held out or not
+    images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())  # a pixel is one byte
+    chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order; training and validation indices
     best, options = state.parameters.nbytes, build_training_options(job)
     return MemoryEstimate(
         images + chosen,
@@ -63,24 +65,24 @@ def estimate_memory(setup: TrainingSetup, backend: nn.Backend | None = None) -> 
 
 
 def estimate_device_memory(setup: TrainingSetup) -> MemoryEstimate:
-    """Count the memory of a training on a GPU, also where there is none."""
+    """Count the memory of a training on a GPU, which need not exist."""
     return estimate_memory(setup, nn.CudaBackend(ShapeOnlyDevice(setup.job.train.precision)))
 
 
 def evaluation_batch(counts: Iterable[int]) -> int:
-    """Return the images of one evaluation step, given the sizes of the splits that are evaluated."""
+    """Return the number of images per evaluation step, given the sizes of the splits to evaluate."""
     return min(EVALUATION_BATCH, max(counts))
 
 
 def require_memory(setup: TrainingSetup, backend: str = "numpy") -> None:
-    """Refuse a job that this machine's memory cannot hold, before anything is allocated.
+    """Refuse a job that does not fit into this machine's memory, before anything is allocated.
 
     Args:
-        setup: what is to be trained.
-        backend: ``numpy``, or ``cuda``, where only the data and the checkpoint pass through this memory.
+        setup: what to train.
+        backend: ``numpy``; or ``cuda``, for which only data and checkpoints pass through host memory.
 
     Raises:
-        JobError: it needs more than there is; both are said.
+        JobError: the job needs more memory than is available; the message names both sizes.
     """
     memory = estimate_memory(setup)
     needed = memory.total if backend == "numpy" else memory.data + memory.checkpoint
@@ -93,10 +95,10 @@ def require_memory(setup: TrainingSetup, backend: str = "numpy") -> None:
 
 
 def require_device_memory(setup: TrainingSetup, backend: nn.CudaBackend) -> None:
-    """Refuse what the GPU's memory cannot hold, before anything is allocated.
+    """Refuse a job that does not fit into the GPU's memory, before anything is allocated.
 
     Raises:
-        JobError: it needs more than is free; the largest batch that fits is named.
+        JobError: it needs more than is free; the message names the largest batch size that fits.
     """
     job = setup.job
     free, batch = backend.device.free_bytes, job.train.batch_size
@@ -107,6 +109,7 @@ def require_device_memory(setup: TrainingSetup, backend: nn.CudaBackend) -> None
 
     if needed(batch) <= free:
         return
+    # needed() grows with the batch size; counting allocates nothing, so trying some sizes costs little.
     largest = bisect_right(range(1, batch), free, key=needed)
     fits = f"the largest train.batch_size that fits is {largest}" if largest else "not even a batch of one image fits"
     raise JobError(
@@ -120,12 +123,13 @@ def memory_errors_as_job_error(job: Job) -> Iterator[None]:
     """Turn a MemoryError into a JobError.
 
     Raises:
-        JobError: instead of a ``MemoryError``.
+        JobError: in place of a ``MemoryError``.
     """
     try:
         yield
     except MemoryError as error:
-        kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")  # CuPy's tells the GPU's
+        # CuPy's subclass shows that it is the GPU's memory that has run out.
+        kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")
         raise JobError(
             f"{job.name}: no memory for its arrays ({kind}: {error}); "
             "see what else runs here, or lower train.batch_size; what is saved stays"

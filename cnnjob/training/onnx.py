@@ -1,4 +1,4 @@
-"""A finished run as an ONNX file: the same network in a form that other programs run."""
+"""Export of a finished run's network as an ONNX file, which other programs can run."""
 
 import json
 from collections.abc import Sequence
@@ -17,10 +17,11 @@ from cnnjob.training.build import build_pixels
 from cnnjob.training.predict import load_classifier
 
 OPSET = 20
-"""The first that has ``Gelu``; of ONNX 1.15, 2023."""
+"""The first operator set with ``Gelu``, from ONNX 1.15 (2023)."""
 IR_VERSION = 9
+"""The file format version of ONNX 1.15. By default the onnx package writes its newest, which older programs refuse."""
 _MOST_BYTES = 2**31 - 2**24
-"""Of weights in a file, which protobuf limits to 2 GiB; the rest is for the graph."""
+"""Maximum size of the weights: protobuf limits a file to 2 GiB, and 16 MiB are left for the graph."""
 INPUT, OUTPUT = "images", "probabilities"
 
 Array = np.ndarray[Any, Any]
@@ -28,28 +29,29 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A file that was written, and its inputs and outputs."""
 
     path: Path
     bytes: int
     image_shape: Shape
-    """(H, W, C) of the input ``images``, uint8 (N, H, W, C); N is free."""
+    """(H, W, C) of the input ``images``, uint8 (N, H, W, C) for any N."""
     class_names: tuple[str, ...]
-    """Of the output ``probabilities``, float32 (N, classes)."""
+    """Names of the columns of the output ``probabilities``, float32 (N, classes)."""
     parameters: int
+    """Number of the network's parameters."""
     left_out: str
-    """The test-time augmentation that the run was evaluated with, which is no part of the network; or ``none``."""
+    """The test-time augmentation that the run was evaluated with, which is not exported; or ``none``."""
 
 
 def export(run: Run, path: Path) -> Exported:
-    """Write a finished run's network, with its chosen weights and its pixels' normalisation, as ONNX.
+    """Write a finished run's network as ONNX, with the chosen weights and the normalisation of pixels.
 
     Args:
-        run: finished.
-        path: the file; one that is there is written anew.
+        run: a finished run.
+        path: the file; an existing one is replaced.
 
     Returns:
-        What was written.
+        A description of the file.
 
     Raises:
         CnnjobError: the onnx package is not installed.
@@ -82,20 +84,20 @@ def export(run: Run, path: Path) -> Exported:
 def build_onnx_model(
     network: nn.Network, weights: dict[str, Array], pixels: nn.PixelNormalisation, properties: dict[str, str]
 ) -> bytes:
-    """A network as the bytes of an ONNX model.
+    """Return a network as the bytes of an ONNX model.
 
     Args:
-        network: what to write.
-        weights: its parameters by name, running statistics among them.
-        pixels: how it sees an image.
-        properties: what the file says of itself.
+        network: the network to export.
+        weights: its parameters by name, with the running statistics.
+        pixels: the normalisation of pixels.
+        properties: metadata of the file.
 
     Returns:
-        The model: uint8 images (N, H, W, C) to float32 probabilities (N, classes); channels lie first inside, and a
-        normalisation takes its running statistics.
+        The model: from uint8 images (N, H, W, C) to float32 probabilities (N, classes). Inside it, arrays are
+        (N, C, H, W), as ONNX requires, and batch normalisation uses the running statistics.
 
     Raises:
-        JobError: the weights are more than such a file holds.
+        JobError: the weights are larger than an ONNX file may be.
     """
     if (size := sum(array.nbytes for array in weights.values())) > _MOST_BYTES:
         raise JobError(
@@ -117,21 +119,21 @@ def build_onnx_model(
         ir_version=IR_VERSION,
     )
     helper.set_model_props(model, properties)
-    checker.check_model(model, full_check=True)
+    checker.check_model(model, full_check=True)  # full: also infers the shapes of all arrays and compares them
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 
 @dataclass
 class _Graph:
-    """Nodes and constants, as they are added; every node's output is named by the node."""
+    """The nodes and constants of a graph under construction; a node's output has the node's name."""
 
     weights: dict[str, Array]
     nodes: list[Any] = field(default_factory=list)
     constants: list[Any] = field(default_factory=list)
 
     def probabilities(self, network: nn.Network, pixels: nn.PixelNormalisation) -> None:
-        """All of it: from the bytes of images to the probabilities."""
+        """Add the whole network, from the images' bytes to the probabilities."""
         scale, shift = self.constant("pixels/scale", pixels.scale), self.constant("pixels/shift", pixels.shift)
         x = self.add("Cast", "pixels/cast", INPUT, to=1)  # float32
         x = self.add("Mul", "pixels/scaled", x, scale)
@@ -141,15 +143,15 @@ class _Graph:
         self.add("Softmax", OUTPUT, x, axis=-1)
 
     def chain(self, layers: Sequence[Layer], x: str, prefix: str = "") -> str:
-        """Layers one after the other; the name of what comes out."""
+        """Add layers one after the other; return the name of the last output."""
         for layer in layers:
             for number, operation in enumerate(operations_of(layer.block)):
                 x = self.operation(operation, layer, prefix + layer.name, number, x)
         return x
 
     def operation(self, operation: Operation | Residual, layer: Layer, name: str, number: int, x: str) -> str:
-        """One of a layer's operations."""
-        y = x  # of a dropout
+        """Add one of a layer's operations; return the name of its output."""
+        y = x  # dropout does nothing in an evaluation
         match operation:
             case Residual():
                 y = self.residual(operation, layer, name, x)
@@ -169,14 +171,14 @@ class _Graph:
         return y
 
     def residual(self, block: Residual, layer: Layer, name: str, x: str) -> str:
-        """The body's chain, the shortcut's, their sum."""
+        """Add a residual block: its body, its shortcut and their sum; return the name of the output."""
         body = self.chain(block.body(layer.input_shape), x, f"{name}/")
         projection = block.projection(layer.input_shape)
         shortcut = self.chain([projection], self.window(block, layer, name, x), f"{name}/") if projection else x
         return self.activation(block.activation, name, self.add("Add", f"{name}/sum", body, shortcut))
 
     def window(self, block: Residual, layer: Layer, name: str, x: str) -> str:
-        """The rows and columns that the shortcut reads."""
+        """Add a slice of the rows and columns that the shortcut reads, unless it reads all; return its name."""
         sides = block.window(layer.input_shape)
         if [(side.start, side.stop) for side in sides] == [(0, pixels) for pixels in layer.input_shape[:2]]:
             return x
@@ -189,7 +191,8 @@ class _Graph:
         return self.add("Slice", f"{name}/window", x, *inputs)
 
     def conv(self, block: nn.Conv, name: str, x: str) -> str:
-        """Kernels (K, K, C, F) → (F, C, K, K)."""
+        """Add a convolution with its activation and pooling; return the name of the output."""
+        # (K, K, C, F) → (F, C, K, K)
         kernels = self.constant(f"{name}/weights", self.weights[f"{name}/weights"].transpose(3, 2, 0, 1))
         sides, edges = [block.stride] * 2, [block.pad] * 4
         x = self.add("Conv", f"{name}/conv", x, kernels, *self.bias(name), strides=sides, pads=edges)
@@ -197,11 +200,11 @@ class _Graph:
         return self.max_pool(block.pool, name, x) if block.pool > 1 else x
 
     def max_pool(self, side: int, name: str, x: str) -> str:
-        """Rows and columns that fill no window are left out."""
+        """Add a max pooling, which drops the rows and columns that fill no window; return the name of the output."""
         return self.add("MaxPool", f"{name}/pool", x, kernel_shape=[side] * 2, strides=[side] * 2)
 
     def norm(self, block: Norm, name: str, x: str) -> str:
-        """With the running statistics; the scale is 1 where none was learnt."""
+        """Add a batch normalisation by the running statistics; the scale is 1 if none was trained."""
         ones = np.ones_like(self.weights[f"{name}/shift"])
         arrays = [
             self.constant(f"{name}/{part}", self.weights.get(f"{name}/{part}", ones))
@@ -210,33 +213,35 @@ class _Graph:
         return self.add("BatchNormalization", f"{name}/norm", x, *arrays, epsilon=block.settings.eps)
 
     def dense(self, block: Dense, shape: Shape, name: str, x: str) -> str:
-        """Rows of the weights are of pixels (H, W, C); what comes in has its channels first."""
-        weights = self.weights[f"{name}/weights"]
+        """Add a dense layer; return the name of the output."""
+        weights = self.weights[f"{name}/weights"]  # (inputs, units)
         if len(shape) == 3:  # noqa: PLR2004 - H, W, C
+            # The rows are in the order of values (H, W, C); the graph's Flatten gives them as (C, H, W).
             weights = weights.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(weights.shape)
             x = self.add("Flatten", f"{name}/flat", x)
+        # Gemm computes alpha·(x w) + beta·b, so alpha = beta is the block's output_scale.
         matrix, scale = self.constant(f"{name}/weights", weights), block.output_scale
         x = self.add("Gemm", f"{name}/gemm", x, matrix, *self.bias(name), alpha=scale, beta=scale)
         return self.activation(block.activation, name, x)
 
     def bias(self, name: str) -> list[str]:
-        """The bias, if there is one."""
+        """Add a layer's bias, if it has one; return the list of its name, or an empty one."""
         bias = self.weights.get(f"{name}/bias")
         return [] if bias is None else [self.constant(f"{name}/bias", bias)]
 
     def activation(self, kind: Activation, name: str, x: str) -> str:
-        """ReLU, GELU or nothing."""
+        """Add ReLU, GELU or nothing; return the name of the output."""
         return x if kind == "none" else self.add({"relu": "Relu", "gelu": "Gelu"}[kind], f"{name}/{kind}", x)
 
     def add(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; the name of its output."""
+        """Add a node; return the name of its output."""
         from onnx import helper  # noqa: PLC0415
 
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, values: Array, dtype: Any = np.float32) -> str:
-        """Add an array; its name."""
+        """Add a constant array; return its name."""
         from onnx import numpy_helper  # noqa: PLC0415
 
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values, dtype), name))

@@ -1,4 +1,4 @@
-"""What a finished run says of images: new ones, and the test images it got most confidently wrong."""
+"""Prediction with a finished run's network: classes of new images, and the record of the test images' predictions."""
 
 import math
 import re
@@ -29,21 +29,21 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network that tells the classes of images."""
+    """A network with weights, ready to classify images."""
 
     network: nn.Network
     state: nn.State
     plan: nn.EvaluationPlan
 
     def probabilities(self, images: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
-        """The class probabilities of images.
+        """Compute the class probabilities of images.
 
         Args:
             images: uint8 (N, H, W, C).
-            order: int64, which of them; all by default.
+            order: int64, indices of the images to classify; all by default.
 
         Returns:
-            (len(order), classes), each row's sum 1.
+            (len(order), classes); each row sums to 1.
         """
         return self.plan.probabilities(images, np.arange(len(images)) if order is None else order)
 
@@ -53,35 +53,36 @@ class Prediction:
     """The most probable class of one image."""
 
     image: str
-    """The file, and the place in it where it holds several; or its address."""
+    """The file, with an index for an array file; or the address in the dataset."""
     class_name: str
     probability: float
+    """In 0..1."""
     true_class: str | None
-    """None where it is not known."""
+    """None if it is unknown."""
     scaled_from: tuple[int, int] | None = None
-    """Height and width of an image file that was scaled to the network's size."""
+    """Original height and width of an image file that was scaled to the network's input size."""
 
 
 def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[Prediction]:
-    """Tell the classes of images.
+    """Predict the classes of images.
 
     Args:
-        run: finished.
-        images: addresses in the run's own dataset, as ``test:17``; files of images of any size, which are scaled to the
-            network's; or ``.npy`` of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly its size.
-        data: the folder of the dataset; where it lay when the run was made by default.
+        run: a finished run.
+        images: addresses in the run's dataset, as ``test:17``; image files of any size, which are scaled to the
+            network's input size; or ``.npy`` files of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly that size.
+        data: the folder of the dataset; by default where it was when the run was created.
 
     Returns:
-        One guess an image.
+        One prediction per image.
 
     Raises:
-        DataError: the run is not finished or damaged, or its outputs overflow; a file is no image that fits; or the
-            dataset is missing, damaged or another.
+        DataError: the run is not finished or damaged, or the network's outputs overflow; a file is not a usable
+            image; or the dataset is missing, damaged or not the run's.
         JobError: there is no such address.
     """
     classifier, class_names = load_classifier(run), run.data()["class_names"]
     read = list(_read(run, images, data))
-    probabilities = classifier.probabilities(np.stack([one.pixels for one in read]))
+    probabilities = classifier.probabilities(np.stack([one.pixels for one in read]))  # (N, H, W, C) → (N, classes)
     for one, row in zip(read, probabilities, strict=True):
         if not np.isfinite(row).all():
             raise DataError(f"{run.path}: the network's outputs for {one.name} overflow; {_TRAIN_AGAIN}")
@@ -92,16 +93,16 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
 
 
 def load_classifier(run: Run) -> Classifier:
-    """The network of a finished run with its chosen weights.
+    """Load the network of a finished run with its chosen weights, on the NumPy backend.
 
     Args:
-        run: finished.
+        run: a finished run.
 
     Returns:
         The classifier.
 
     Raises:
-        DataError: it is not finished; its weights are missing, damaged, not finite or of another network; or its
+        DataError: the run is not finished; its weights are missing, damaged, not finite or of another network; or its
             test loss is not finite.
     """
     if not run.path.is_dir():
@@ -122,7 +123,7 @@ def load_classifier(run: Run) -> Classifier:
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise DataError(f"{run.weights_file}: some weights are not finite; {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
-    if isinstance(loss, float) and not math.isfinite(loss):  # of a run from before such a training failed
+    if isinstance(loss, float) and not math.isfinite(loss):  # older versions did not fail such a training
         raise DataError(f"{run.result_file}: the test loss is {loss}; {_TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
@@ -131,7 +132,7 @@ def load_classifier(run: Run) -> Classifier:
 
 
 class _Image(NamedTuple):
-    """What is to be classified."""
+    """An image to classify."""
 
     name: str
     pixels: np.ndarray[Any, Any]
@@ -141,9 +142,9 @@ class _Image(NamedTuple):
 
 
 def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
-    """The images."""
+    """Yield the images that files and addresses name, in order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
-    verified: set[str] = set()
+    verified: set[str] = set()  # comparing a split with its digest reads all of it: once is enough
     for image in images:
         if address := _ADDRESS.fullmatch(image):
             dataset = dataset or _dataset(run, data)
@@ -158,12 +159,18 @@ def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image
 
 
 def _dataset(run: Run, folder: Path | None) -> Dataset:
-    """The data that a run was made with."""
+    """Return the dataset that a run was created with, from a folder or from where it was then."""
     return dataset_of_run(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
 
 
 def _place(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
-    """The split and place of an image; ``val`` are those that the run held out where the data has no such split."""
+    """Return the split and index of an image in the dataset's file.
+
+    If the dataset has no split ``val``, its images are those that the run held out of ``train``.
+
+    Raises:
+        JobError: the run held out fewer images.
+    """
     if split != "val" or split in dataset.splits:
         return split, index
     held_out = validation_indices(run, dataset)
@@ -182,7 +189,7 @@ def _number(address: str, said: str) -> int:
 
 
 def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
-    """The images of a file."""
+    """Yield the images of a file: one, or all of an array file."""
     from cnnjob.data import images  # noqa: PLC0415 - Pillow, which a training does not need
 
     if not path.exists():
@@ -200,20 +207,20 @@ def array_of(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """Read an ``.npy`` file of images.
 
     Args:
-        path: the file.
+        path: the file, of at most 1 GiB.
         shape: (H, W, C) of each image.
 
     Returns:
         uint8 (N, H, W, C).
 
     Raises:
-        DataError: it is damaged, or its array is another.
+        DataError: it is damaged, or its array has another type or shape.
     """
     try:
         array = array_from_bytes(memoryview(read_bytes(path, _MOST_ARRAY_BYTES)))
     except ValueError as error:
         raise DataError(f"{path}: not readable as an array ({error}). Save uint8 images with numpy.save") from error
-    ways = {(*shape[:2],) * (shape[2] == 1), shape, (len(array) if array.ndim else 0, *shape)}
+    ways = [shape, (len(array) if array.ndim else 0, *shape), *([shape[:2]] if shape[2] == 1 else [])]
     if array.dtype != np.uint8 or array.shape not in ways or not array.size:
         many = f"(N, {', '.join(map(str, shape))})"
         raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or {many}; convert it")
@@ -226,16 +233,17 @@ def record(
     labels: np.ndarray[Any, Any],
     class_names: tuple[str, ...],
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """What ``predictions.npz`` holds.
+    """Return the arrays of ``predictions.npz``.
 
     Args:
         probabilities: (N, K).
         images: uint8 (N, H, W, C).
         labels: int64 (N,).
-        class_names: one a class.
+        class_names: one name per class.
 
     Returns:
-        Those but the images, and of the images the 24 most confidently wrong, worst first.
+        ``probabilities``, ``labels``, ``class_names``; and of the (at most) 24 most confidently wrong images, worst
+        first, ``wrong_images`` and ``wrong_indices``.
     """
     worst = metrics.most_confident_errors(probabilities, labels)
     return {

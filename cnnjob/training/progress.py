@@ -1,4 +1,4 @@
-"""Whoever wants to hear how a training goes."""
+"""Progress callbacks of a training, and its progress as text."""
 
 from contextlib import suppress
 from typing import Any, Protocol
@@ -9,36 +9,39 @@ _RUN_AWAY = 1e5
 
 
 class ProgressCallback(Protocol):
-    """Whoever wants to hear how a training goes."""
+    """Receives the progress events of a training."""
 
     def say(self, text: str) -> None:
-        """Hear a line of the log."""
+        """Receive a line of the log."""
 
     def start(self, job: Job, steps: int) -> None:
-        """Hear how many steps an epoch has."""
+        """Receive the job and its number of steps per epoch, before the first step of an attempt."""
 
     def step(self, epoch: int, step: int) -> None:
-        """Hear that a step of an epoch is done."""
+        """Receive the numbers of an epoch and of a step in it, both from 1, after the step."""
 
 
 class NoProgress:
-    """Hears everything and says nothing."""
+    """Ignores all progress events."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def start(self, job: Job, steps: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self, epoch: int, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class SafeProgress:
-    """Passes events on; a closed pipe, a lost terminal or a full disk stops no training."""
+    """Passes events on to a callback and ignores its output errors.
+
+    A closed pipe, a lost terminal or a full disk must not end a training.
+    """
 
     def __init__(self, listener: ProgressCallback) -> None:
-        """Pass them on to this one."""
+        """Pass events on to ``listener``."""
         self._listener = listener
 
     def say(self, text: str) -> None:
@@ -47,23 +50,23 @@ class SafeProgress:
             self._listener.say(text)
 
     def start(self, job: Job, steps: int) -> None:
-        """Pass on how many steps an epoch has."""
+        """Pass on the job and its number of steps per epoch."""
         with suppress(OSError):
             self._listener.start(job, steps)
 
     def step(self, epoch: int, step: int) -> None:
-        """Pass on that a step of an epoch is done."""
+        """Pass on that a step is done."""
         with suppress(OSError):
             self._listener.step(epoch, step)
 
 
 def loss_in_words(loss: float) -> str:
-    """Four digits behind the point; of a loss that has run away its magnitude."""
+    """Return a loss with four decimal places, or in scientific notation if it has diverged."""
     return f"{loss:.4f}" if abs(loss) < _RUN_AWAY else f"{loss:.3e}"
 
 
 def line_of(record: dict[str, Any], epochs: int) -> str:
-    """A record of the history as one line for people."""
+    """Return a record of the history as one line of text."""
     splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
     scores = "; ".join(
         f"{name} loss {loss_in_words(record[f'{name}_loss'])}, accuracy {record[f'{name}_accuracy']:.4f}"

@@ -1,4 +1,4 @@
-"""A job on a dataset: its network and its split, built once, and known to fit together before anything is written."""
+"""A job with its dataset, network and split, built once and checked before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,19 @@ from cnnjob.training.split import split, split_counts
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a training needs besides its run folder and its backend."""
+    """Everything that a training needs besides its run folder and its backend."""
 
     job: Job
     dataset: Dataset
     network: nn.Network
     training: np.ndarray
-    """int64 (n_training,), the training images that are trained on, ascending; empty if the dataset is not prepared."""
+    """int64 (n_training,), indices into the training images, ascending; empty if the dataset is not prepared."""
     validation: np.ndarray
-    """int64 (n_validation,), those that are held out, ascending; empty too where the dataset has a validation split."""
+    """int64 (n_validation,), indices of the held-out ones, ascending; also empty if there is a validation split."""
     n_training: int
+    """Number of images to train on; an estimate if the dataset is not prepared."""
     n_validation: int
+    """Number of held-out images; an estimate if the dataset is not prepared."""
 
     @classmethod
     def build(cls, job: Job, dataset: Dataset) -> Self:
@@ -37,13 +39,13 @@ class TrainingSetup:
 
         Args:
             job: any job.
-            dataset: the job's; of one that is not prepared yet, only the shapes are known and used.
+            dataset: the job's dataset; if it is not prepared yet, only its shapes are known and used.
 
         Returns:
-            The setup; :meth:`check` tells whether it can be trained.
+            The setup; :meth:`check` checks that it can be trained.
 
         Raises:
-            JobError: a block does not fit where it stands.
+            JobError: a block does not fit the output of the block before it.
             DataError: the labels cannot be read.
         """
         network = build_network(job.model, dataset.image_shape, len(dataset.class_names))
@@ -55,10 +57,10 @@ class TrainingSetup:
 
     @classmethod
     def checked(cls, job: Job, dataset: Dataset) -> Self:
-        """Build a setup that can be trained.
+        """Build a setup and check that it can be trained.
 
         Raises:
-            JobError: the job and the dataset do not fit together.
+            JobError: the job cannot be trained on the dataset.
             DataError: the labels cannot be read.
         """
         setup = cls.build(job, dataset)
@@ -67,12 +69,12 @@ class TrainingSetup:
 
     @classmethod
     def of_run(cls, run: Run, job: Job | None = None, dataset: Dataset | None = None) -> Self:
-        """Build what a run is trained with.
+        """Build the setup of an existing run.
 
         Args:
-            run: made before.
-            job: the run's job with other resources or another save cadence; as the run's folder has it by default.
-            dataset: the run's, wherever it is now; where it was when the run was made by default.
+            run: a run that has been created.
+            job: the run's job with other resources or another checkpoint interval; as frozen in the run by default.
+            dataset: the run's dataset, wherever it is now; by default where it was when the run was created.
 
         Returns:
             The setup.
@@ -83,16 +85,16 @@ class TrainingSetup:
         return cls.build(job or run.job(), dataset_of_run(run, dataset))
 
     def create_run(self, root: Path) -> Run:
-        """Return the run in a folder of runs, see :func:`cnnjob.runs.creation.create_run`."""
+        """Create or find the run in a folder of runs, see :func:`cnnjob.runs.creation.create_run`."""
         return create_run(self.job, self.dataset, root)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch; the last batch is dropped where it is not full."""
+        """Optimiser steps per epoch; images that do not fill a last batch are left out."""
         return self.n_training // self.job.train.batch_size
 
     def check(self) -> None:
-        """Find what does not fit before anything is written.
+        """Refuse a job that cannot be trained on the dataset, before anything is written.
 
         Raises:
             JobError: the job cannot be trained on the dataset.
@@ -114,7 +116,8 @@ class TrainingSetup:
         require_acting(job, self.dataset, self.network, build_schedule(job.train), steps)
 
     def _check_trainable(self) -> None:
-        """Find a network of which nothing is trained, and a weight decay without weights that are."""
+        """Refuse a network without trainable parameters, and weight decay without trainable weights."""
+        # With a learning rate factor of 0 a parameter is trainable in name only.
         trainable = [one for one in self.network.parameters.values() if one.trainable and one.learning_rate_factor]
         if not trainable:
             raise JobError("model: nothing of it is trained, all of it is frozen; set frozen to false in one block")
@@ -122,7 +125,7 @@ class TrainingSetup:
             raise JobError("train.weight_decay: all weights are frozen, and it acts on nothing else; leave it out")
 
     def _check_translations(self) -> None:
-        """Find a translation by as much as an image is wide: what comes in at an edge is mirrored at it."""
+        """Refuse a translation by the width of an image or more: pixels that enter at an edge are mirrored there."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
         translations = {
@@ -137,7 +140,7 @@ class TrainingSetup:
                 )
 
     def _check_counts(self) -> None:
-        """Find too few images or classes, and name the setting that makes them too few."""
+        """Refuse too few images or classes, and name the setting that is the cause."""
         job, dataset = self.job, self.dataset
         if len(dataset.class_names) == 1:
             raise JobError(

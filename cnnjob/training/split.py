@@ -1,4 +1,4 @@
-"""Which training images are held out for validation: a fixed share of each class, the same for every seed."""
+"""Choice of the validation images: a fixed share of each class of the training images, the same for every seed."""
 
 from fractions import Fraction
 
@@ -16,24 +16,25 @@ def split(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     The choice is the same for every seed, so that seeds are compared on the same images.
 
     Args:
-        job: how large a share is held out.
-        dataset: where it has a validation split of its own, nothing is held out.
+        job: its ``data.validation_fraction`` says how much is held out.
+        dataset: the dataset; if it has a validation split of its own, nothing is held out.
 
     Returns:
         int64 indices of both, ascending.
     """
     count = dataset.shapes["train"][0]
-    order = permutation(count, 0, Purpose.VALIDATION)
+    order = permutation(count, 0, Purpose.VALIDATION)  # seed 0, not the job's
     labels = np.zeros(0, np.int64) if "val" in dataset.splits else dataset.labels("train")[order]
     held_out = held_out_counts(np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction)
+    # The first images of each class, in one random order. With no labels (a validation split), all arrays are empty.
     by_class = np.argsort(labels, kind="stable")  # positions in the order, grouped by class
-    rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class
+    rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class, from 0
     validation = order[by_class[rank < held_out[labels[by_class]]]]
     return np.setdiff1d(np.arange(count), validation), np.sort(validation)
 
 
 def split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
-    """Estimate how many images of an unprepared dataset are trained on and held out, as if its classes were equal."""
+    """Estimate how many images of an unprepared dataset are trained on and held out, assuming equally large classes."""
     count, classes = dataset.shapes["train"][0], len(dataset.class_names)
     equal = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
     validation = int(held_out_counts(equal, job.data.validation_fraction).sum())
@@ -43,16 +44,18 @@ def split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
 def held_out_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
     """Return how many images of each class are held out.
 
-    Of all images together it is their share, given to the classes by the largest remainder; a class of two or more
-    gives at least one and keeps at least one, and a single one is trained on.
+    In total it is the fraction of all images, rounded, and apportioned to the classes by largest remainder. But of a
+    class with two or more images, at least one is held out and at least one is trained on; a single image is trained
+    on.
 
     Args:
-        counts: (K,) images of each class.
-        fraction: the share that is held out; of 0 nothing is.
+        counts: (K,) number of images per class.
+        fraction: the fraction to hold out, in 0..1; for 0 nothing is held out.
 
     Returns:
         (K,) int64.
     """
+    # Exact fractions: in floating point 0.07 · 100 is 7.000000000000001, and such an error would decide a remainder.
     share = Fraction(str(fraction))
     wanted = [share * int(count) for count in counts]
     most = [max(0, int(count) - 1) for count in counts]
@@ -65,7 +68,7 @@ def held_out_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def validation_indices(run: Run, dataset: Dataset) -> np.ndarray:
-    """Return the training images that a run held out, int64 indices; up to format 2 they were not chosen by class."""
+    """Return the indices of the training images that a run held out, int64, ascending; up to format 2 not by class."""
     job = run.job()
     if format_of(run.manifest()) > OLDEST_FORMAT or "val" in dataset.splits:
         return split(job, dataset)[1]

@@ -1,9 +1,9 @@
-"""The job decides when to stop; a signal only asks.
+"""Stop requests by signal or deadline: they set a flag, and the training stops itself at the end of a step.
 
-A handler runs between any two bytecodes, in the middle of an update too. So it sets a flag, and the
-training looks at the flag after each step, where everything that must be saved is whole.
+A signal handler runs between any two bytecodes, also in the middle of an update. So it sets a flag only, and the
+training reads that flag after each step, when everything that must be saved is consistent.
 
-What a signal does to a training is decided by who sends it:
+What each signal does to a training, and who sends it:
 
     SIGINT              Ctrl-C at a terminal                             saves and stops; a second one ends it at once
     SIGQUIT             a terminal, or a manager of services             saves and stops
@@ -16,8 +16,8 @@ What a signal does to a training is decided by who sends it:
     SIGPIPE, SIGXFSZ    output without a reader, a file at its limit     ignored by Python: the write fails
     others              timers, terminals, faults                        as the system has it
 
-One that was ignored when the process started, as nohup does with SIGHUP, stays ignored, save SIGINT, which a shell
-ignores for every job in the background.
+A signal that was ignored when the process started, as nohup does with SIGHUP, stays ignored; except SIGINT, since a
+shell makes every background job ignore it.
 """
 
 import math
@@ -32,25 +32,25 @@ SIGNALS = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM),
     *(signal.SIGXCPU, signal.SIGPWR),
 )
-"""Those that ask a training to save and stop."""
+"""The signals that ask a training to save and stop."""
 
 
 def heeded() -> list[signal.Signals]:
-    """Return those of the signals that are not to stay ignored in this process."""
+    """Return those of ``SIGNALS`` that this process is to handle: SIGINT, and all that are not ignored."""
     return [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 @dataclass
 class Deadline:
-    """When a training must save and stop."""
+    """The time at which a training must save and stop."""
 
     time: float = math.inf
-    """In ``time.time()``'s seconds."""
+    """In seconds since the epoch, as ``time.time()``."""
     time_now: Callable[[], float | None] | None = None
-    """Asked once ``time`` is over: it may have been moved meanwhile. None where that is not known."""
+    """Returns the deadline as it is now, since it may be moved; None if unknown. Called once ``time`` has passed."""
 
     def is_over(self) -> bool:
-        """Return whether the time is over, after asking whether it was moved."""
+        """Return whether the deadline has passed, after asking whether it was moved."""
         if time.time() <= self.time:
             return False
         moved = self.time_now() if self.time_now else None
@@ -59,34 +59,34 @@ class Deadline:
 
 
 class StopRequest:
-    """While it is entered, the stop signals ask instead of killing; a second Ctrl-C kills."""
+    """A context in which the stop signals request a stop instead of killing the process; a second Ctrl-C ends it."""
 
     def __init__(self, deadline: Deadline | None = None) -> None:
-        """Nobody has asked yet; when the deadline is over, the clock does."""
+        """Start without a request; one is made when the deadline passes."""
         self._asked_by: str | None = None
         self._deadline = deadline or Deadline()
         self._kept: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take over the signals."""
+        """Install the signal handlers."""
         self._kept = {number: signal.signal(number, self._ask) for number in heeded()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the handlers that were installed before."""
         for number, handler in self._kept.items():
             signal.signal(number, handler)
 
     @property
     def asked_by(self) -> str | None:
-        """The signal's name, ``time limit``, or None."""
+        """What requested a stop: the name of a signal, or ``time limit``; None if nothing has."""
         if self._asked_by is None and self._deadline.is_over():
             self._asked_by = "time limit"
         return self._asked_by
 
     def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the interpreter's form
         if self._asked_by == "SIGINT" and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # in the middle of a step: the work since the last checkpoint is lost
         self._asked_by = signal.Signals(number).name

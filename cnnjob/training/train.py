@@ -1,6 +1,7 @@
-"""``train``: one life of a run, claimed, lived and told.
+"""``train``: one attempt at a run, from its claim to the record of its end.
 
-What a life is, is in :mod:`cnnjob.training.trainer`; here is who may live it and what is written down at its end.
+The training itself is in :mod:`cnnjob.training.trainer`; this module claims the run, keeps the heartbeat, and records
+why the attempt ended.
 """
 
 from collections.abc import Iterator
@@ -29,11 +30,12 @@ from cnnjob.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of :func:`train` ended."""
+    """The outcome of a call of :func:`train`."""
 
     run: Run
     state: Literal["finished", "stopped", "was finished"]
     why: str
+    """As in the attempt's record: ``finished``, or ``stopped: `` and what requested it."""
 
 
 def train(
@@ -46,30 +48,31 @@ def train(
     has_ended: JobIsOver | None = None,
     checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
 ) -> Outcome:
-    """Train a run from where it stands.
+    """Train a run, from scratch or from its newest checkpoint.
 
     Args:
-        run: made by :meth:`TrainingSetup.create_run`.
-        listener: hears how it goes.
-        setup: what it was made from; as the run's folder has it by default.
-        deadline: when to stop and save; never by default.
-        cores: how many to use; all by default. The bits do not depend on it.
-        has_ended: what a scheduler says of another's job that seems to hold the run, see
+        run: a run from :meth:`TrainingSetup.create_run`.
+        listener: receives progress events.
+        setup: the setup that the run was created with; read from the run's folder by default.
+        deadline: when to save and stop; never by default.
+        cores: number of cores to use; all by default. The bits do not depend on it.
+        has_ended: asks the scheduler about the job of another process that seems to own the run, see
             :func:`cnnjob.runs.claims.claim`.
-        checked_at_once_bytes: images of at most so many bytes are compared with their digests before the first step;
-            more of them in a thread, and nothing is saved before it is done.
+        checked_at_once_bytes: datasets up to this size are compared with their digests before the first step; larger
+            ones in a thread, and nothing is saved before it has ended.
 
     Returns:
-        ``finished``, ``stopped`` (asked to; the same call goes on), or ``was finished``.
+        Its state is ``finished``, ``stopped`` (on request; the same call resumes), or ``was finished``.
 
     Raises:
         BusyError: another process is writing the run; nothing was changed.
-        DataError: the dataset or all checkpoints are damaged, or not those the run was made with.
-        JobError: it needs more memory than there is, or a GPU where none can be used.
-        TrainingError: the loss is no longer a number.
+        DataError: the dataset or all checkpoints are damaged, or not those that the run was created with.
+        JobError: it needs more memory than there is, or a GPU and none can be used.
+        TrainingError: the loss is no longer finite.
     """
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
+    # What can be refused without the GPU is refused before the claim, so that it leaves no attempt behind.
     run.require_current()
     setup = setup or TrainingSetup.of_run(run)
     dataset_of_run(run, setup.dataset)
@@ -77,10 +80,12 @@ def train(
     require_memory(setup, name)
     with disk_errors_as_cnnjob_error(run.path):
         claim = claims.claim(run, has_ended)
-    if run.result_file.exists():  # finished by another process between the look and the claim
-        claim.end("finished", newest_step(run.checkpoints_folder))
+    if run.result_file.exists():  # another process finished it between the check above and the claim
+        with disk_errors_as_cnnjob_error(run.path):
+            claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")
     disk_errors = disk_errors_as_cnnjob_error(run.path)
+    # StopRequest encloses _attempt: a signal while the attempt's end is being recorded only sets the flag.
     with _cores(cores) as workers, StopRequest(deadline) as stop, _attempt(claim) as attempt, disk_errors:
         with memory_errors_as_job_error(setup.job):
             backend = make_backend(name, workers, setup)
@@ -91,7 +96,7 @@ def train(
 
 
 class _Attempt:
-    """What is known at the end of one: how far it came, and why it ended."""
+    """What the record of an attempt's end needs: how far it came, and why it ended."""
 
     loop: Trainer | None = None
     why = ""
@@ -99,13 +104,13 @@ class _Attempt:
 
 @contextmanager
 def _attempt(claim: Claim) -> Iterator[_Attempt]:
-    """Give signs of life, and write down why an attempt ended, whatever ended it."""
+    """Keep the heartbeat during an attempt, and record why it ended, whatever ended it."""
     attempt = _Attempt()
     try:
         with _beating(claim):
             yield attempt
     except BusyError:
-        raise  # the run is another's now, its log too
+        raise  # the run, and so its records and its log, belongs to another process now
     except KeyboardInterrupt:
         attempt.why = "stopped: SIGINT twice, at once"
         raise
@@ -116,7 +121,7 @@ def _attempt(claim: Claim) -> Iterator[_Attempt]:
         raise
     finally:
         if attempt.why:
-            with suppress(OSError, DataError):  # it then counts as lost, which can go on too
+            with suppress(OSError, DataError):  # without a recorded end it counts as lost, which is resumable too
                 claim.end(attempt.why, attempt.loop.progress.step if attempt.loop else 0)
             if attempt.loop and attempt.why.startswith("failed"):
                 attempt.loop.log(attempt.why)
@@ -124,12 +129,12 @@ def _attempt(claim: Claim) -> Iterator[_Attempt]:
 
 @contextmanager
 def _beating(claim: Claim) -> Iterator[None]:
-    """Tell other hosts that this process lives, through long evaluations too."""
+    """Update the heartbeat from a thread, so that other hosts see this process alive during long evaluations too."""
     over = Event()
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):
+            with suppress(OSError):  # a file server may be away for a while; the next heartbeat tries again
                 claim.beat()
 
     Thread(target=beat, daemon=True).start()
@@ -141,7 +146,10 @@ def _beating(claim: Claim) -> Iterator[None]:
 
 @contextmanager
 def _cores(count: int | None) -> Iterator[nn.Workers]:
-    """Workers on so many cores, or on all, and BLAS at one thread: its sums would depend on the number of threads."""
+    """Yield workers on a number of cores, or on all, with BLAS limited to one thread.
+
+    The order in which BLAS sums, and so the bits, would depend on its number of threads.
+    """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
 
     with threadpool_limits(1), nn.Workers(count or nn.available_cores()) as workers:

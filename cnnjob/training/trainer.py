@@ -1,8 +1,8 @@
-"""One life of a run: from where it stands to its end, or to a place from which it can go on.
+"""The training loop of one attempt: from the newest checkpoint, or from scratch, to the end or to a requested stop.
 
 for epoch: for step:  batch(seed, epoch, step) ▸ forward ▸ loss ▸ backward ▸ update
-evaluate ▸ one history record ▸ best weights ▸ checkpoint when it is time
-stop asked?  save at the step boundary ▸ same folder, same bits
+evaluate ▸ one history record ▸ best weights ▸ checkpoint when it is due
+stop requested?  save after the step ▸ resumes in the same folder, with the same bits
 end: predictions, weights, result.json
 """
 
@@ -41,7 +41,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Trainer:
-    """One life of a run."""
+    """The state of a training during one attempt, and its loop."""
 
     def __init__(
         self,
@@ -51,7 +51,15 @@ class Trainer:
         listener: ProgressCallback,
         checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
     ) -> None:
-        """Read the data, plan the network, and go to where the last life left off."""
+        """Load the data, plan the network's steps, and restore the newest checkpoint or initialise the weights.
+
+        Args:
+            claim: of the run to train.
+            setup: the run's job, dataset, network and split.
+            backend: what computes.
+            listener: receives progress events.
+            checked_at_once_bytes: as in :func:`cnnjob.training.train.train`.
+        """
         job, dataset, network = setup.job, setup.dataset, setup.network
         self.run, self.claim, self.job, self.dataset, self.listener = (
             claim.run,
@@ -70,6 +78,7 @@ class Trainer:
         self.digests = DigestCheck(dataset, checked_at_once_bytes)
         images, labels = load(dataset, "train", backend, self.digests)
         self.training_indices = setup.training
+        # Held-out images stay where they are among the training images: one array on the device, two lists of indices.
         validation = EvaluationSplit(images, setup.validation, labels[setup.validation])
         if "val" in dataset.splits:
             validation = whole_split(dataset, "val", backend, self.digests)
@@ -95,13 +104,13 @@ class Trainer:
         self.classifier = Classifier(network, self.state, evaluation)
         self.progress = TrainingProgress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
-        self._looked_at = 0
+        self._looked_at = 0  # steps of this epoch whose losses are known to be finite
         self._clock, self._cpu_clock = time.monotonic(), backend.cpu_seconds
         self._next_save = math.inf
         self._restore()
 
     def _restore(self) -> None:
-        """Take up the newest whole checkpoint, or start."""
+        """Restore the newest intact checkpoint, or start from scratch."""
         names = self.state.layout.shapes
         shapes = {f"{group}/{name}": shape for group in self._buffers() for name, shape in names.items()}
         contents = checkpoints.ExpectedArrays(shapes, self.steps)
@@ -112,6 +121,7 @@ class Trainer:
         for warning in warnings:
             self.say(f"warning: {warning}; the checkpoint before it is taken")
         if found is None:
+            # Attempts that ended before their first step, for example for lack of memory, are no reason to warn.
             if any(attempt.get("step") for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint is left of the attempts before, starting anew")
             self._initialise()
@@ -124,7 +134,7 @@ class Trainer:
         self._write_history()
 
     def _initialise(self) -> None:
-        """Draw the first weights; a whitening looks at the first of the training images."""
+        """Draw the initial weights; whitening filters are computed from the first training images."""
         images = self.backend.host(self.feed.images[: nn.WHITENING_IMAGES])
         seen = self.training_indices[self.training_indices < len(images)]
         self.state.initialise(self.classifier.network, self.job.seed, images[seen], self.pixels)
@@ -133,6 +143,7 @@ class Trainer:
         return {**self.environment, "data_sha256": self.dataset.digest}
 
     def _take_up(self, found: Checkpoint) -> None:
+        """Copy a checkpoint's progress and arrays into this training."""
         self.progress = replace(found.progress)
         for group, flat in self._buffers().items():
             names = self.state.layout.shapes
@@ -144,7 +155,7 @@ class Trainer:
         self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _compare_environment(self) -> None:
-        """Say, and remember, when this machine may compute other bits than the run's first."""
+        """Log, and remember from which step, if this machine may compute other bits than the first attempt's."""
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:
             self.say(f"warning: bits may differ from step {self.progress.step}: {'; '.join(differing)}")
@@ -152,18 +163,18 @@ class Trainer:
                 self.progress.bits_may_differ_from_step = self.progress.step
 
     def _buffers(self) -> dict[str, Array]:
-        """The flat buffers that a checkpoint keeps."""
+        """The flat buffers that a checkpoint holds, by name."""
         return {**self.state.kept, "best": self.best}
 
     def go_on(self, stop: StopRequest) -> bool:
-        """Train to the end, or until asked to stop; say whether the run is finished."""
+        """Train to the end, or until a stop is requested; return whether the run is finished."""
         self.listener.start(self.job, self.steps)
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
-        if self.progress.step == 0:  # a full disk is better met before the work than after it
+        if self.progress.step == 0:  # save at once: a full disk should show before the work, not after it
             if self.digests.passed():
                 self._save_or_fail()
             else:
-                self._next_save = 0  # as soon as they have
+                self._next_save = 0  # save as soon as the data are checked
         while not self.progress.done:
             self._begin_epoch()
             while self.progress.epoch_step < self.steps:
@@ -172,17 +183,24 @@ class Trainer:
                     return self._stop(stop.asked_by)
                 self._save_in_time()
             self._end_epoch()
+            # Asked again, since an evaluation may take long. After the last epoch the results are written anyway.
             if stop.asked_by and not self.progress.done:
                 return self._stop(stop.asked_by)
             self._save_in_time()
+        # Save before the results: if the process dies in between, the next attempt has no step left but to finish.
         self._save_or_fail()
         self._finish()
         return True
 
     def _begin_epoch(self) -> None:
-        """Fill in what varies: the epoch's order and learning rates, by address."""
+        """Fill the feed for an epoch: order, learning rates, lookahead and position.
+
+        All of it is computed from the seed and the epoch's number, so a resumed attempt continues in the middle of an
+        epoch without any saved generator state.
+        """
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
+        # (steps · batch_size,); the images that fill no last batch are others in each epoch.
         self.backend.copy(self.training_indices[shuffled[: len(self.feed.order)]], self.feed.order)
         first, total = epoch * self.steps, train.epochs * self.steps
         steps = range(first, first + self.steps)
@@ -197,15 +215,18 @@ class Trainer:
         self.plan.step()
         self.progress.epoch_step += 1
         self.progress.step += 1
+        # On a GPU, reading a loss would wait for all queued steps, so there it waits for the epoch's end or a save.
         if self.backend.synchronous:
             self._look()
         self.listener.step(self.progress.epoch + 1, self.progress.epoch_step)
 
     def _look(self) -> None:
-        """Look at the losses that have not been looked at; a life ends at the first that is no number."""
+        """Check the losses of the steps since the last check; the attempt fails at the first that is not finite."""
         self.losses = self.backend.host(self.feed.losses)
         new = self.losses[self._looked_at : self.progress.epoch_step]
         if not np.isfinite(new).all():
+            # Later steps have already run. Progress is set back, so that the attempt's record has the last good step
+            # and the message the failing one.
             good = int(np.isfinite(new).argmin())
             self.progress.step -= len(new) - good
             self.progress.epoch_step -= len(new) - good
@@ -213,9 +234,9 @@ class Trainer:
         self._looked_at = self.progress.epoch_step
 
     def _cause(self, loss: float, what: str = "loss") -> str:
-        """Where a loss stopped being a number, and what went before."""
+        """Return the message of a failure: the step at which a value stopped being finite, and what preceded it."""
         done, step, epoch = self.progress.epoch_step, self.progress.step, self.progress.epoch + 1
-        failing = min(done + 1, self.steps)  # after the last step it is an evaluation that found out
+        failing = min(done + 1, self.steps)  # after the epoch's last step it is an evaluation that found it
         before = "it was the epoch's first step" if done == 0 else f"the step before it was {self.losses[done - 1]:.4g}"
         return (
             f"{self.run.path}: the {what} is {loss} at step {step - done + failing} (epoch {epoch}), {before}, "
@@ -229,14 +250,14 @@ class Trainer:
         return f"lower train.learning_rate or change the initial weights{more}"
 
     def _require_finite_weights(self) -> None:
-        """Refuse an epoch whose last update, or whose running statistics, overflowed: the loss does not show it."""
+        """Fail if the epoch's last update, or the running statistics, overflowed: no training loss shows that."""
         for name, array in self.state.read(self.state.parameters).items():
             if not np.isfinite(array).all():
                 raise TrainingError(self._cause(float(np.abs(array).max()), f"largest value of {name}"))
 
     def _end_epoch(self) -> None:
-        """Evaluate, record, keep the best."""
-        self.digests.wait()
+        """Evaluate, add a record to the history, and keep the weights if they are the best so far."""
+        self.digests.wait()  # an epoch on changed data must not be recorded, nor its weights be kept
         self._look()
         self._require_finite_weights()
         progress, train = self.progress, self.job.train
@@ -257,8 +278,9 @@ class Trainer:
         record["images_per_second"] = round(len(self.feed.order) / progress.epoch_seconds, 1)
         progress.history.append(record)
         progress.epoch, progress.epoch_step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+        # With "last" the score is the epoch's number, so that each epoch is better than the one before.
         score = progress.epoch if train.select_on == "last" else record[f"{train.select_on}_accuracy"]
-        if score > progress.best_accuracy:
+        if score > progress.best_accuracy:  # strictly: of equal epochs the first is kept
             progress.best_epoch, progress.best_accuracy = progress.epoch, score
             self.backend.copy(self.state.parameters, self.best)
         patience = train.early_stopping.patience if train.early_stopping else math.inf
@@ -267,6 +289,7 @@ class Trainer:
         self.say(line_of(record, train.epochs))
 
     def _count_time(self) -> None:
+        # Called before each save, so that a checkpoint holds the time of just the work that it holds.
         clock, cpu_clock = time.monotonic(), self.backend.cpu_seconds
         self.progress.epoch_seconds += clock - self._clock
         self.progress.train_seconds += clock - self._clock
@@ -274,7 +297,7 @@ class Trainer:
         self._clock, self._cpu_clock = clock, cpu_clock
 
     def _save(self) -> None:
-        self.digests.wait()
+        self.digests.wait()  # nothing that was computed from damaged data is ever saved
         self._look()
         self._count_time()
         count = self.progress.epoch_step
@@ -297,7 +320,7 @@ class Trainer:
             raise TrainingError(f"{self.run.path}: {error}; {self._remedy}") from error
 
     def _save_in_time(self) -> None:
-        """Save when it is time and the data are checked; a full disk is said, and the training goes on."""
+        """Save if a checkpoint is due and the data are checked; if the disk is full, log that and continue."""
         if not self.digests.passed() or time.monotonic() < self._next_save:
             return
         try:
@@ -326,7 +349,7 @@ class Trainer:
         return False
 
     def _write_history(self) -> None:
-        """Write what people read; it is derived, so a failure loses nothing, and the end writes it again."""
+        """Write ``history.jsonl``; if that fails, nothing is lost: it is derived, and written again at the end."""
         try:
             self._write_history_or_fail()
         except OSError as error:
@@ -338,6 +361,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Evaluate the chosen weights on the test images, once, and write the results."""
+        # result.json is written last: its presence means "finished", so everything else must exist by then.
         self._write_history_or_fail()
         self.backend.copy(self.best, self.state.parameters)
         probabilities, loss, accuracy = self.test.scores(self.classifier)
@@ -362,7 +386,8 @@ class Trainer:
             "train_seconds": round(progress.train_seconds, 3),
             "cpu_hours": round(progress.cpu_seconds / 3600, 6),
             "gpu_hours": round(progress.train_seconds / 3600, 6) if self.backend.name == "cuda" else 0.0,
-            # Of this process; those that share its work have its arrays too, and some 20 MB each of their own.
+            # Of this process only; worker processes share its arrays and take some 20 MB each of their own. Linux
+            # counts ru_maxrss in KiB.
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "parameters": self.classifier.network.parameter_count,
             "device": self.environment["device"],
@@ -375,12 +400,12 @@ class Trainer:
         }
 
     def say(self, text: str) -> None:
-        """Put a line into the log, and tell the listener."""
+        """Append a line to the log, and pass it to the progress callback."""
         self.listener.say(text)
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Put a line into the log; one that cannot be written loses nothing."""
+        """Append a line to the log; if that fails, tell the progress callback and continue."""
         try:
             files.append_text(self.run.log_file, f"{now()} {text}\n")
         except OSError as error:

@@ -127,6 +127,18 @@ def test_an_address_of_ones_own_archive(tmp_path: Path) -> None:
     assert len(asked) == 2
 
 
+def test_a_download_stays_in_the_cache(tmp_path: Path, cache: Path) -> None:
+    """An escaped slash of an address is one in a path too."""
+    archive = write_tar(tmp_path / "own.tar.xz", cifar10_members(), "w:xz")
+    with served({"/a%2F..%2F..%2F..%2Fown.tar.xz": (200, archive.read_bytes())}) as (address, _):
+        url = f"{address}/a%2F..%2F..%2F..%2Fown.tar.xz"
+        assert prepare("cifar10", tmp_path / "out.h5", source=url, sha256=sha256(archive)).created
+    assert [path.name for path in cache.rglob("*.xz")] == ["own.tar.xz"]
+    for nothing in ("http://127.0.0.1:9", "http://127.0.0.1:9/%00"):
+        with pytest.raises(JobError, match="it names no file; give the address of the archive"):
+            prepare("cifar10", tmp_path / "other.h5", source=nothing)
+
+
 def test_an_address_of_a_folder(tmp_path: Path, cache: Path) -> None:
     folder = write_mnist(tmp_path / "source")
     answers = {f"/m/{path.name}": (200, path.read_bytes()) for path in folder.iterdir()}

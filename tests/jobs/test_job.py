@@ -15,6 +15,7 @@ from cnnjob.errors import JobError
 from cnnjob.jobs import job as jobs
 from cnnjob.jobs import model
 from cnnjob.jobs.job import Job
+from tests.helpers.run_folders import pending_run
 from tests.helpers.toy_jobs import job
 
 WRONG = """
@@ -281,6 +282,11 @@ def test_any_text_is_a_job_or_a_job_error(tmp_path_factory: pytest.TempPathFacto
     path.write_text(text, errors="replace")
     with pytest.raises(JobError):
         Job.load(str(path))
+
+
+def test_the_manifest_of_a_run_names_its_job(tmp_path: Path) -> None:
+    run = pending_run(tmp_path)
+    assert Job.load(str(run.job_file)) == Job.load(str(run.path)) == run.job()
 
 
 @pytest.mark.parametrize("name", sorted(jobs.known()))

@@ -15,7 +15,7 @@ from cnnjob.runs import process, restart_log
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node import node_task, restart
-from cnnjob.slurm.scheduler import client
+from cnnjob.slurm.scheduler import client, job_states
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.run_folders import change_json, finished_run, holder, pending_run, running_run, stopped_run
@@ -58,6 +58,7 @@ def knows(**facts: Any) -> str:
         # of another cluster: its heartbeat alone tells
         ({"cluster": "other"}, 200, {"JobState": "FAILED"}, False),
         ({"cluster": "other"}, 200, None, False),
+        *(({}, 20, {"JobState": state}, True) for state in sorted(job_states.ENDED)),
         # of an older version, which wrote down no cluster
         ({"cluster": None}, 20, {"JobState": "FAILED"}, False),
         ({"cluster": None}, 100, {"JobState": "FAILED"}, True),

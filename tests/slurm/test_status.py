@@ -837,6 +837,12 @@ def test_the_next_command_makes_this_very_run() -> None:
         "cnnjob submit tiny.toml --set seed=3 --set train.optimiser.sgd.momentum=0.5 "
         "--set train.early_stopping.patience=2 --partition gpu --time 2h --mem 6G --runs 'my runs'"
     )
+    more = {"mem": None, "mem_per_cpu": "2G", "gres": "lustre:2", "cpus_per_task": 4, "requeue": False}
+    files.write_json(run.slurm_folder / "request.json", {**request, **more, "gpus": 1, "sbatch": {"licenses": "a:1"}})
+    assert next_command.continue_command(run, change="--mem").endswith(
+        "--partition gpu --time 2h --cpus-per-task 4 --mem-per-cpu 4G --gres lustre:2 --no-requeue "
+        "--sbatch licenses=a:1 --runs 'my runs'"
+    )
     sets = ("seed=3", "train.optimiser.sgd.momentum=0.5", "train.early_stopping.patience=2")
     assert Job.load("tiny.toml", sets) == run.job()
     other = pending_run(Path("runs"), seed=7)

@@ -358,6 +358,16 @@ def test_good_checkpoints_outlive_damaged_ones_with_higher_steps(tmp_path: Path)
     assert checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])[1] == []
 
 
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    """A step of ten digits has a name that is before those of nine digits."""
+    for step in (999_999_998, 999_999_999, 1_000_000_000):
+        progress = checkpoints.TrainingProgress(step=step)
+        checkpoints.save(tmp_path, checkpoints.Checkpoint(progress, {"a": np.zeros(1)}, {"digest": "0" * 64}), print)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-999999999.npz", "step-1000000000.npz"}
+    found, _ = checkpoints.load(tmp_path, "0" * 64)
+    assert (found and found.progress.step, checkpoints.newest_step(tmp_path)) == (1_000_000_000, 1_000_000_000)
+
+
 def test_an_infinite_weight_is_never_saved(tmp_path: Path) -> None:
     arrays = {"weights/a": np.array([1.0, np.inf])}
     with pytest.raises(TrainingError, match="weights/a: not finite at step 0; nothing was saved"):

@@ -1,1 +1,1 @@
-"""Measured side by side: cnnjob, torch and the hardware's limits."""
+"""Benchmarks: cnnjob beside torch and the limits of the hardware."""

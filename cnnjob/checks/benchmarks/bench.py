@@ -1,7 +1,7 @@
-"""What this machine does: training steps of named workloads, turn by turn with torch's, the course's, and the floors.
+"""Benchmark training steps of named workloads: cnnjob, torch, the course's algorithm and lower bounds (floors).
 
-All engines take turns in one process, so that a change in the machine's speed meets all of them, and
-ratios are taken turn by turn, of engines on one device in one precision.
+All engines take turns in one process, so that a change in the machine's speed affects all of them. Ratios to torch are
+taken turn by turn, and only between engines on one device in one precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,44 +19,44 @@ from cnnjob.nn.cuda.availability import why_unavailable
 __all__ = ["NAMES", "Row", "measure"]
 
 SLOW_SECONDS = 0.25
-"""A step that takes longer is run once a turn, and in the first turns only."""
+"""An engine whose step takes longer does one step per turn, and only ``SLOW_TURNS`` turns."""
 SLOW_TURNS = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """One engine on one workload; times are of one step."""
+    """The result of one engine on one workload; times are per step."""
 
     workload: str
     engine: str
     batch_size: int
     median_ms: float
-    """Of the turns, each the median of its steps."""
+    """Median over the turns of the median step of each."""
     min_ms: float
     max_ms: float
     epoch_seconds: float | None
-    """The median times the steps of an epoch; none where the workload is a single block."""
+    """Median step time multiplied by the steps per epoch; None if the workload is a single block."""
     speed_against_torch: float | None
-    """Time of torch in its better memory layout over this engine's, turn by turn, the median; above 1 is faster."""
+    """Time of torch in its better memory layout over this engine's: median of the turns' ratios; above 1 is faster."""
     speed_against_torch_at_best: float | None
-    """torch's fastest step, in either layout, over this engine's: least touched by what else the machine does."""
+    """Time of torch's fastest step, in either layout, over this engine's: least affected by other load."""
     speed_against_course: float | None
-    """Median time of the course's algorithm over this engine's; none where the course had no such blocks."""
+    """Median time of the course's algorithm over this engine's; None if the course had no such blocks."""
     share_of_products: float | None
-    """Median time of the matrix products alone over this engine's: 1 is the floor."""
+    """Median time of the matrix products alone over this engine's: 1 is as fast as possible."""
 
     @property
     def steps_per_second(self) -> float:
-        """At the median."""
+        """Steps per second at the median time."""
         return 1000 / self.median_ms
 
     @property
     def images_per_second(self) -> float:
-        """At the median."""
+        """Images per second at the median time."""
         return self.steps_per_second * self.batch_size
 
     def as_json(self) -> dict[str, Any]:
-        """All figures by name."""
+        """Return all figures as a dict for JSON."""
         return {
             **asdict(self),
             "steps_per_second": self.steps_per_second,
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds of a step of one engine: each turn's median, and the fastest and slowest of all."""
+    """Seconds per step of one engine: the median of each turn, and the fastest and slowest step of all."""
 
     turns: list[float]
     least: float
@@ -78,16 +78,16 @@ class _Times:
 
 
 def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = False) -> Iterator[Row]:
-    """Time the training steps of workloads on made-up images.
+    """Time the training steps of workloads on random images.
 
     Args:
-        names: of :data:`NAMES`.
-        on_gpu: on a GPU, which must be there; else on the processor.
-        rounds: how often each engine has its turn; one more goes before and is not counted.
-        torch: whether to measure torch too, where it is installed.
+        names: workloads from :data:`NAMES`.
+        on_gpu: compute on a GPU, which must be usable, instead of the processor.
+        rounds: turns per engine, after a warm-up that is not counted.
+        torch: whether to measure torch too, if it is installed.
 
     Yields:
-        A row for each workload and engine.
+        One row per workload and engine.
 
     Raises:
         JobError: a GPU is asked for, and none can be used.
@@ -112,6 +112,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
 
 
 def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
+    # Seconds per step by engine, from which the number of steps per turn follows.
     warm = {name: engine.warm_up() for name, engine in engines.items()}
     found: dict[str, list[list[float]]] = {name: [] for name in engines}
     for turn in range(rounds):
@@ -147,5 +148,5 @@ def _rows(work: Workload, engines: dict[str, Engine], times: dict[str, _Times]) 
 
 
 def _of(engines: dict[str, Engine], times: dict[str, _Times], role: str, group: str) -> list[_Times]:
-    """The times of a group's engines of one role."""
+    """Return the times of the engines of one role in a group."""
     return [times[name] for name, engine in engines.items() if (engine.role, engine.group) == (role, group)]

@@ -1,6 +1,6 @@
-"""The algorithm as a course teaches it: float64, patches by fancy indices, a new array for every result.
+"""The algorithm as a course teaches it: float64, patches by fancy indexing, a new array for every result.
 
-Images are (N, C, H, W). It is the mark from which the gain is seen, not a part of the package's training.
+Images are (N, C, H, W). It is the baseline of the speed-up; trainings do not use it.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from cnnjob.nn.operations import operations_of
 NAME = "course float64"
 
 Backward = Callable[[Array], Array]
-"""Gradient of the output → gradient of the input; the parameters learn on the way."""
+"""Maps the gradient of the output to the gradient of the input, and updates the parameters in place (SGD)."""
 
 
 def computes(work: Workload) -> bool:
-    """Whether the course had all of a workload's blocks: a convolution with ReLU and pooling, dense layers, dropout."""
+    """Return whether the course had all of a workload's blocks: convolution with ReLU and pooling, dense, dropout."""
     return all(
         isinstance(block, nn.Dropout)
         or (isinstance(block, nn.Conv | nn.Dense) and block.bias and operations_of(block) == [block])
@@ -29,7 +29,7 @@ def computes(work: Workload) -> bool:
 
 
 def engine(work: Workload) -> Run:
-    """A step."""
+    """Return a training step of a workload; of a single block, forward and backward."""
     random = np.random.default_rng(0)
     layers = [_layer(layer.block, layer.input_shape, work.learning_rate, random) for layer in work.layers]
     images = work.images.transpose(0, 3, 1, 2)
@@ -59,7 +59,7 @@ def _layer(block: Any, shape: tuple[int, ...], rate: float, random: np.random.Ge
 
 
 def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Array, Array, Array, int, int]:
-    """Channel, row and column of each tap at each position."""
+    """Return indices of the patches (channel (C·K·K, 1), row and column (C·K·K, positions)) and the output's size."""
     C, H, W = shape
     out_h, out_w = (H - kernel) // stride + 1, (W - kernel) // stride + 1
     channel, k, m = (index.reshape(-1, 1) for index in np.indices((C, kernel, kernel)))
@@ -68,20 +68,21 @@ def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Ar
 
 
 def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Array, Backward]:
-    """Convolution, activation, max-pooling; weights (F, C·K·K) and bias learn when it goes backward."""
+    """Convolve (N, C, H, W), activate and max-pool; the backward pass updates weights (F, C·K·K) and bias."""
     pad = block.pad
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     channel, row, column, out_h, out_w = _patch_indices(padded.shape[1:], block.kernel, block.stride)
     columns = padded[:, channel, row, column]  # (N, C·K·K, positions)
-    z = (w @ columns + b[:, None]).reshape(len(x), -1, out_h, out_w)
+    z = (w @ columns + b[:, None]).reshape(len(x), -1, out_h, out_w)  # (N, F, out_h, out_w)
     active = np.maximum(z, 0) if block.activation == "relu" else z
     y, unpool = max_pool(active, block.pool)
 
     def backward(dy: Array) -> Array:
         dz = unpool(dy) * (z > 0) if block.activation == "relu" else unpool(dy)
-        dz = dz.reshape(len(x), len(b), -1)
-        dcolumns = w.T @ dz
+        dz = dz.reshape(len(x), len(b), -1)  # (N, F, positions)
+        dcolumns = w.T @ dz  # (N, C·K·K, positions), before the update below
         dpadded = np.zeros(padded.shape)
+        # Unbuffered: patches overlap, and dpadded[...] += dcolumns would count each pixel once only.
         np.add.at(dpadded, np.s_[:, channel, row, column], dcolumns)  # type: ignore[arg-type]
         w[...] -= rate * (dz @ columns.transpose(0, 2, 1)).sum(axis=0)
         b[...] -= rate * dz.sum(axis=(0, 2))
@@ -91,12 +92,12 @@ def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Arr
 
 
 def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
-    """The largest of each window; rows that fill none are left out."""
+    """Return the largest value of each window of (N, C, H, W); rows and columns that fill no window are left out."""
     N, C, H, W = x.shape
     inside = x[:, :, : H - H % side, : W - W % side]
     windows = inside.reshape(N, C, H // side, side, W // side, side).transpose(0, 1, 2, 4, 3, 5)
     windows = windows.reshape(N, C, H // side, W // side, side * side)
-    first = windows.argmax(axis=-1)[..., None]
+    first = windows.argmax(axis=-1)[..., None]  # (N, C, H // side, W // side, 1), ties go to the first
 
     def backward(dy: Array) -> Array:
         dwindows = np.zeros(windows.shape)
@@ -110,7 +111,7 @@ def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
 
 
 def dense(x: Array, w: Array, b: Array, rate: float, *, relu: bool) -> tuple[Array, Backward]:
-    """All values of an image to each unit; weights (V, U) and bias learn when it goes backward."""
+    """Connect all V values of an image to U units; the backward pass updates weights (V, U) and bias."""
     flat = x.reshape(len(x), -1)
     z = flat @ w + b
 

@@ -1,4 +1,4 @@
-"""What a step cannot be faster than on this machine: its matrix products alone, and its bytes alone."""
+"""Lower bounds on the time of a step on this machine: its matrix products alone, and its memory traffic alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from cnnjob.nn.workers import SHARDS, SMALL_WORK, split_evenly
 
 PRODUCTS, BYTES = "floor: products", "floor: bytes"
 PARAMETER_PASSES = 6
-"""Weights read forward, backward and by the update, written by it; the gradient written and read."""
+"""Per parameter: read in forward pass, backward pass and update, written by the update; gradient written, read."""
 SIGNAL_PASSES = 5
-"""Values written, read by the next block, read backward; the gradient written and read."""
+"""Per activation: written, read by the next block, read in backward pass; gradient written, read."""
 
 
 @contextmanager
 def engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """The floors by the name of their rows, on all cores."""
+    """Yield the lower bounds as engines by the name of their row, on all cores."""
     with nn.Workers(nn.available_cores()) as workers:
         products, copies = list(_products(work)), _copies(work)
         yield {
@@ -32,7 +32,7 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def _products(work: Workload) -> Iterator[Task]:
-    """The matrix products of each block in shards: forward, the weights' gradient, the input's where it is used."""
+    """Yield the matrix products of each block and shard: forward, gradient of the weights, of the input if used."""
     for number, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
@@ -47,7 +47,7 @@ def _products(work: Workload) -> Iterator[Task]:
 
 
 def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
-    """(m, k, n) of the product of each shard: a convolution's cut by images, a dense block's by inputs."""
+    """Yield (m, k, n) of each shard's product: a convolution is split by images, a dense block by inputs."""
     weights = layer.block.parameters(layer.input_shape)["weights"].shape
     inner, columns = prod(weights[:-1]), weights[-1]
     if isinstance(layer.block, nn.Conv):
@@ -65,7 +65,7 @@ def _product(a: Array, b: Array, out: Array) -> Task:
 
 
 def bytes_of(work: Workload) -> int:
-    """As many as a step must read and write, its blocks being computed at once."""
+    """Return the bytes that a step must at least read and write, if each block passes over its tensors once."""
     shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
     parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
     signals = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)
@@ -73,7 +73,7 @@ def bytes_of(work: Workload) -> int:
 
 
 def _copies(work: Workload) -> list[Task]:
-    """Those bytes."""
+    """Return tasks that copy as many bytes as a step must move."""
     size = bytes_of(work) // 2  # a copy reads and writes
     source, target = (np.zeros(size, np.uint8) for _ in range(2))
     return [_copy(source[part], target[part]) for part in split_evenly(size, SHARDS)]

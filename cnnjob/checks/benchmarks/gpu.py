@@ -1,4 +1,4 @@
-"""This package's engines on a GPU, and its floors; each step is asked for without waiting for the one before."""
+"""cnnjob's engines on a GPU, and lower bounds there; steps are queued without waiting for the one before."""
 
 from collections.abc import Iterator
 from math import prod
@@ -20,7 +20,7 @@ GENERAL = "part by part"
 
 
 def engines(work: Workload) -> dict[str, Engine]:
-    """The engines by the names of their rows: eager and graph in each precision, and part by part for comparison."""
+    """Return the engines by the name of their row: eager, graph and part by part (unfused), in each precision."""
     choose_kernel_cache()
     found = {}
     for precision in PRECISIONS:
@@ -43,7 +43,7 @@ def _engine(device: CudaDevice, step: Run, role: Role, begin: Run) -> Engine:
 
 
 def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
-    """The matrix products alone, of whole batches; and a copy of as many bytes as a step must move."""
+    """Yield the matrix products alone, of whole batches; and a kernel that moves as many bytes as a step must."""
     yield floors.PRODUCTS, "products", in_order(list(_products(device, work)))
     size = floors.bytes_of(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
@@ -52,7 +52,7 @@ def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Tas
 
 
 def _products(device: CudaDevice, work: Workload) -> Iterator[Task]:
-    """Of each block: forward, the weights' gradient, the input's where it is used."""
+    """Yield the matrix products of each block: forward, gradient of the weights, of the input if used."""
     for number, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue

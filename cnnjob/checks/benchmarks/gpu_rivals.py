@@ -1,4 +1,4 @@
-"""The same steps by torch on a GPU: as they are, and as a CUDA graph; in both memory layouts and precisions."""
+"""The same steps with torch on a GPU: eager and as a CUDA graph, in both memory layouts and precisions."""
 
 from functools import partial
 from typing import Any
@@ -9,11 +9,11 @@ from cnnjob.checks.benchmarks.workloads import Workload
 
 PRECISIONS = ("float32", "tf32")
 WARM_UPS = 3
-"""Steps before a graph is recorded, as torch's guide has it."""
+"""Steps before a graph is recorded, as in torch's documentation of CUDA graphs."""
 
 
 def engines(work: Workload) -> dict[str, Engine]:
-    """The engines by the names of their rows; none where torch has no GPU, or for a single block."""
+    """Return the engines by the name of their row; none if torch finds no GPU, or for a single block."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
@@ -25,7 +25,7 @@ def engines(work: Workload) -> dict[str, Engine]:
     for precision in PRECISIONS:
         choose = partial(_choose, torch, precision)
         for name, layout in {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items():
-            choose()
+            choose()  # before the steps are built: recording a graph fixes the precision in it
             plain, kept = (training(torch, work, layout, "cuda", partial(_in_few_groups, torch)) for _ in range(2))
             steps = {"eager": plain, "graph": _recorded(torch, kept)}
             for how, run in steps.items():
@@ -35,12 +35,12 @@ def engines(work: Workload) -> dict[str, Engine]:
 
 
 def _choose(torch: Any, precision: str) -> None:
-    """Of all products from now on."""
+    """Set the precision of all products from now on: torch's switches are global to the process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _in_few_groups(torch: Any, optimiser: Any) -> Any:
-    """The same, with one kernel for all parameters that learn alike, which is torch's fastest."""
+    """Return the SGD with one group per learning rate and decay, fused: torch's fastest form of the update."""
     if not isinstance(optimiser, torch.optim.SGD):
         return optimiser
     alike: dict[tuple[float, float], list[Any]] = {}
@@ -52,8 +52,8 @@ def _in_few_groups(torch: Any, optimiser: Any) -> Any:
 
 
 def _recorded(torch: Any, step: Run) -> Run:
-    """A step as a CUDA graph."""
-    aside = torch.cuda.Stream()
+    """Record a step as a CUDA graph; return what replays it."""
+    aside = torch.cuda.Stream()  # torch's documentation asks for warm-ups on a side stream before the capture
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):

@@ -1,4 +1,4 @@
-"""This package's engines on the processor, and what they share with those on a GPU."""
+"""cnnjob's engine on the processor, and the steps that it shares with those on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from cnnjob.nn.tensors import Task, Tensor
 
 @contextmanager
 def engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """A step on each backend, by the name of its row; torch keeps its own threads, BLAS is not torch's."""
+    """Yield the NumPy backend's step by the name of its row, with BLAS at one thread; torch keeps its own threads."""
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
 
     with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:
@@ -29,11 +29,12 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def training(backend: Backend, work: Workload) -> tuple[Run, Run]:
-    """What begins an epoch, and a training step of it."""
+    """Return a function that rewinds the feed to its first step, and a training step."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
     pixels = nn.PixelNormalisation.unit(work.image_shape[-1])
     state.initialise(network, 0, work.images, pixels)
+    # The feed is as long as the longest turn, and every step of it reads the same batch.
     feed = nn.training_feed(backend, work.images, work.labels, MOST_STEPS_A_TURN, work.batch_size, 0)
     backend.copy(np.resize(np.arange(work.batch_size), len(feed.order)), feed.order)
     backend.copy(np.full(MOST_STEPS_A_TURN, work.learning_rate), feed.learning_rates)
@@ -43,7 +44,7 @@ def training(backend: Backend, work: Workload) -> tuple[Run, Run]:
 
 
 def block(backend: Backend, work: Workload) -> tuple[Run, Run]:
-    """Nothing, and the only block forward and backward."""
+    """Return a function that does nothing, and the forward and backward pass of the only block."""
     [layer] = work.layers
     random, count = np.random.default_rng(0), work.batch_size
     shapes = {name: parameter.shape for name, parameter in layer.block.parameters(layer.input_shape).items()}

@@ -1,4 +1,4 @@
-"""The same steps by torch, in both memory layouts."""
+"""The same steps with torch, in both memory layouts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from cnnjob.checks.benchmarks.workloads import Workload
 
 
 def engines(work: Workload) -> dict[str, Engine]:
-    """A step in each memory layout by the name of its row; none where torch is not installed."""
+    """Return a step in each memory layout by the name of its row; none if torch is not installed."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
@@ -22,7 +22,7 @@ def engines(work: Workload) -> dict[str, Engine]:
 def training(
     torch: Any, work: Workload, layout: Any, device: str = "cpu", arranged: Callable[[Any], Any] = lambda it: it
 ) -> Run:
-    """A training step; the batch lies on the device as bytes, so torch need not gather it."""
+    """Return a training step; its one batch lies on the device as uint8, so torch is spared gathering images."""
     network = module_of(torch, work.layers).to(device, memory_format=layout)
     optimiser = arranged(optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
     raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
@@ -38,7 +38,7 @@ def training(
 
 
 def _block(torch: Any, work: Workload, layout: Any) -> Run:
-    """The only block, forward and backward, with the gradient of its input."""
+    """Return the forward and backward pass of the only block, with the gradient of its input."""
     network = module_of(torch, work.layers).to(memory_format=layout)
     H, W, C = work.image_shape
     x = torch.randn(work.batch_size, C, H, W).contiguous(memory_format=layout).requires_grad_()

@@ -1,4 +1,4 @@
-"""The same network with torch's modules: the rival of a benchmark, and the judge of the tests."""
+"""The same network built of torch modules: the rival in benchmarks and the reference in tests."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,15 +10,15 @@ from cnnjob.nn.memory import Array
 
 
 def module_of(torch: Any, layers: Iterable[Layer]) -> Any:
-    """A module that computes layers one after the other.
+    """Build a torch module that computes a sequence of layers.
 
     Args:
-        torch: the library.
-        layers: of a network.
+        torch: the ``torch`` module.
+        layers: layers of a network.
 
     Returns:
-        A ``torch.nn.Sequential`` of a module a layer, by the layers' names, from (N, C, H, W) on; the parameters are
-        drawn as torch draws them, see :func:`fill`.
+        A ``torch.nn.Sequential`` of one module per layer, by the layers' names, for input (N, C, H, W). Its parameters
+        have torch's default initial values; :func:`fill` sets them.
     """
     return torch.nn.Sequential(OrderedDict((layer.name, _module(torch, layer)) for layer in layers))
 
@@ -79,6 +79,7 @@ def _activation(torch: Any, kind: Activation) -> Iterator[tuple[str, Any]]:
 
 
 def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
+    # The class is defined here, as its base class is known only once torch has been imported.
     class Residual(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -95,7 +96,10 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
 
 
 def tensors(module: Any, layers: Iterable[Layer]) -> Iterator[tuple[str, Any, str]]:
-    """A module's tensors by our names, and how their axes lie: ``conv``, ``dense`` or ``same``."""
+    """Yield cnnjob's name of each tensor of a module, the tensor, and the order of its axes.
+
+    The order is ``conv``, ``dense`` or ``same``, as :func:`_there` and :func:`back` convert it.
+    """
     for layer in layers:
         own, block = getattr(module, layer.name), layer.block
         if isinstance(block, nn.Residual):
@@ -124,7 +128,7 @@ def _tensors(module: Any, block: nn.Conv | nn.Dense) -> Iterator[tuple[str, Any,
 def optimiser_like(
     torch: Any, optimiser: nn.Optimiser, module: Any, layers: Sequence[Layer], learning_rate: float
 ) -> Any:
-    """The optimiser of torch with our constants, a group a parameter; decay is coupled to SGD's gradient."""
+    """Return torch's optimiser with the same settings, one group per parameter; SGD adds the decay to the gradient."""
     parameters = nn.Network(tuple(layers)).parameters
     groups = [
         {
@@ -141,7 +145,7 @@ def optimiser_like(
 
 
 def fill(torch: Any, module: Any, network: nn.Network, weights: Mapping[str, Array]) -> None:
-    """Give a module the weights of a network."""
+    """Copy the weights of a network into a module."""
     shapes = {layer.name: layer.input_shape for layer in network.layers}
     with torch.no_grad():
         for name, tensor, axes in tensors(module, network.layers):
@@ -150,22 +154,22 @@ def fill(torch: Any, module: Any, network: nn.Network, weights: Mapping[str, Arr
 
 
 def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
-    """Our axes as torch's: (K, K, C, F) → (F, C, K, K); (H·W·C, U) → (U, C·H·W)."""
+    """Reorder cnnjob's axes as torch's: (K, K, C, F) → (F, C, K, K); (H·W·C, U) → (U, C·H·W)."""
     if axes == "conv":
         return values.permute(3, 2, 0, 1)
     if axes == "dense":
-        flat = values.reshape(*shape, values.shape[1])
+        flat = values.reshape(*shape, values.shape[1])  # (H, W, C, U), or (V, U) after another dense block
         return (flat.permute(3, 2, 0, 1) if len(shape) == 3 else flat.T).reshape(values.shape[1], -1)  # noqa: PLR2004
     return values
 
 
 def back(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
-    """A tensor of a module, or its gradient, as an array with our axes.
+    """Return a tensor of a module, or its gradient, as an array with cnnjob's axes.
 
     Args:
-        tensor: torch's.
-        axes: as :func:`tensors` says.
-        shape: of one image that goes into the layer.
+        tensor: a torch tensor.
+        axes: the order of its axes, from :func:`tensors`.
+        shape: shape of one image that enters the layer.
 
     Returns:
         The array.
@@ -174,7 +178,7 @@ def back(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
     if axes == "conv":
         values = values.permute(2, 3, 1, 0)
     elif axes == "dense":
-        units = len(values)
+        units = len(values)  # (U, C·H·W) here, (H·W·C, U) below
         rows = values.reshape(units, shape[2], *shape[:2]).permute(2, 3, 1, 0) if len(shape) == 3 else values.T  # noqa: PLR2004
         values = rows.reshape(-1, units)
     array: Array = values.contiguous().numpy()

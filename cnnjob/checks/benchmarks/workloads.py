@@ -1,4 +1,4 @@
-"""What is measured: the training steps of jobs, and a single convolution."""
+"""Workloads of the benchmark: the training steps of some jobs, and a single convolution."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ IMAGES = {
     "cifar10": ((32, 32, 3), 50_000),
     "cifar10-small": ((32, 32, 3), 49_000),
 }
-"""Shape and number of the training images."""
+"""Shape (H, W, C) and number of the training images, by the job's name."""
 NAMES = (*IMAGES, CONVOLUTION)
 
 Array = np.ndarray[Any, Any]
@@ -27,39 +27,39 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Workload:
-    """A network's training step; or one block forward and backward, input gradient included."""
+    """A training step of a network; or the forward and backward pass of one block, with its input's gradient."""
 
     name: str
     layers: tuple[Layer, ...]
     batch_size: int
     steps: int
-    """Of an epoch; 0 where it is a single block."""
+    """Steps per epoch; 0 for a single block."""
     optimiser: nn.Optimiser
     learning_rate: float
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C)."""
+        """Shape (H, W, C) of one image."""
         return self.layers[0].input_shape
 
     @property
     def learns_input(self) -> bool:
-        """Whether the gradient of what goes in is computed too."""
+        """Return whether the gradient of the input is computed too."""
         return not self.steps
 
     @cached_property
     def images(self) -> Array:
-        """Made-up images uint8 (N, H, W, C)."""
+        """Random images, uint8 (N, H, W, C)."""
         return np.random.default_rng(0).integers(0, 256, (self.batch_size, *self.image_shape), np.uint8)
 
     @cached_property
     def labels(self) -> Array:
-        """Made-up labels int64 (N,)."""
+        """Random labels, int64 (N,)."""
         return np.random.default_rng(1).integers(0, CLASSES, self.batch_size)
 
 
 def workload(name: str) -> Workload:
-    """The workload of that name: ``conv-64-128``, or a job of the same name."""
+    """Return the workload of a name: ``conv-64-128``, or a job."""
     if name == CONVOLUTION:  # 3×3, 64 → 128 filters at 16×16, 64 images
         block, shape = nn.Conv(filters=128, activation="none"), (16, 16, 64)
         return Workload(name, (Layer("conv1", block, shape, block.output_shape(shape)),), 64, 0, nn.Sgd(), 0.0)

@@ -1,1 +1,1 @@
-"""Source files to one HDF5 file."""
+"""Convert source files into one HDF5 file."""

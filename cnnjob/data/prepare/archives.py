@@ -1,6 +1,6 @@
-"""The members of a tar archive, plain or compressed, in little memory whatever the archive says of itself.
+"""Read members of a tar archive, plain or compressed, in bounded memory whatever the archive claims.
 
-Python's tarfile keeps every header and reads as much of one as it claims, so headers are read here.
+Python's tarfile keeps every header and reads as much of one as it claims to have, so headers are parsed here.
 
 References:
     POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
@@ -19,7 +19,7 @@ from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
 MOST_MEMBER_BYTES = 160 << 20  # CIFAR-100's training batch has 155 MB
-_MOST_BYTES = 1 << 30  # of a whole archive unpacked; CIFAR's have 186 MB
+_MOST_BYTES = 1 << 30  # a whole archive, unpacked; CIFAR's have 186 MB
 _MOST_HEADERS = 10_000
 _MOST_HEADER_BYTES = 64 << 10
 _MOST_DECODER_BYTES = 100 << 20  # `xz -9` takes 65 MB
@@ -27,23 +27,23 @@ _BLOCK = 512
 _READ_BYTES = 1 << 20
 _DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
 _CHECKSUM = slice(148, 156)
-_FILES = b"0\0" + b"7"
-_WITHOUT_CONTENT = b"123456"
+_FILES = b"0\0" + b"7"  # regular files: of ustar, of the oldest tars, and contiguous ones
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size they state
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
 
 
 def members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Read members of an archive, each once, in the archive's order.
+    """Read members of an archive, each at most once, in the archive's order.
 
     Args:
-        archive: a tar archive, plain or of gzip, bzip2 or xz.
+        archive: a tar archive, plain or compressed by gzip, bzip2 or xz.
         wanted: file names without folders.
 
     Yields:
-        Name and content of those that are there.
+        Name and content of each wanted member in the archive.
 
     Raises:
-        DataError: the archive is damaged, or larger in some way than the datasets it is meant for.
+        DataError: the archive is damaged, or exceeds a limit on its size or structure.
     """
     try:
         with open_regular(archive) as file:
@@ -66,6 +66,7 @@ def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, 
 
 
 def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
+    # By content: the pinned archive of a user may have any name.
     kind = _MAGIC.get(file.peek(2)[:2])
     if kind == "gzip":
         return gzip.GzipFile(fileobj=file)
@@ -75,7 +76,7 @@ def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
 
 
 class _Xz(io.RawIOBase):
-    """An xz file unpacked with a limit of memory, which Python's LZMAFile does not have."""
+    """Decompressor of an xz file with a memory limit, which Python's LZMAFile does not offer."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._decoder = file, lzma.LZMADecompressor(memlimit=_MOST_DECODER_BYTES)
@@ -86,7 +87,7 @@ class _Xz(io.RawIOBase):
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override] # it is one
         content, packed = b"", b""
         while not content:
-            if self._decoder.eof:  # another stream may follow, after zeros
+            if self._decoder.eof:  # another stream may follow after padding of zeros
                 packed = self._decoder.unused_data.lstrip(b"\0") or self._after_zeros()
                 if not packed:
                     return 0
@@ -108,13 +109,13 @@ class _Xz(io.RawIOBase):
 
 
 class _Unpacked:
-    """The bytes of an archive, of which there may be only so many."""
+    """Decompressed bytes of an archive, with a limit on their number."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream, self._left = stream, _MOST_BYTES
 
     def read(self, size: int) -> bytes:
-        """Read so many bytes; fewer at the end."""
+        """Read ``size`` bytes; fewer at the end of the archive."""
         content = self._stream.read(size)
         self._left -= len(content)
         if self._left < 0:
@@ -122,7 +123,7 @@ class _Unpacked:
         return content
 
     def pieces(self, size: int) -> Iterator[bytes]:
-        """Read so many bytes and those that fill their last block."""
+        """Read ``size`` bytes in parts, and the padding of their last block of 512 bytes."""
         filled = size + -size % _BLOCK
         for start in range(0, filled, _READ_BYTES):
             piece = self.read(min(_READ_BYTES, filled - start))
@@ -131,28 +132,28 @@ class _Unpacked:
             yield piece[: max(0, size - start)]
 
     def content(self, size: int) -> bytes:
-        """Read a member."""
+        """Read a member's content."""
         if size > MOST_MEMBER_BYTES:
             raise ValueError(f"a member of {size:,} bytes, the most is {MOST_MEMBER_BYTES:,}")
-        content = io.BytesIO()
+        content = io.BytesIO()  # grows with what is really there, not with the size that a header claims
         for piece in self.pieces(size):
             content.write(piece)
         return content.getvalue()
 
     def skip(self, size: int) -> None:
-        """Read a member for nothing."""
+        """Read past a member's content: a compressed stream cannot seek."""
         for _ in self.pieces(size):
             pass
 
     def drain(self) -> None:
-        """Read to the end, where compressed files have their checksums."""
+        """Read to the end of the stream, so that the checksum of a compressed file is verified."""
         while self.read(_READ_BYTES):
             pass
 
 
 @dataclass(frozen=True)
 class _Member:
-    """What a header says of what follows it."""
+    """Name, type and size of a member, from its header."""
 
     name: str
     kind: bytes
@@ -164,11 +165,11 @@ class _Member:
 
 
 def _headers(unpacked: _Unpacked) -> Iterator[_Member]:
-    """The members; whoever takes one reads its content or skips it before the next."""
+    """Yield the members; the caller must read or skip a member's content before it asks for the next."""
     extended: dict[str, str] = {}
     for _ in range(_MOST_HEADERS):
         head = unpacked.read(_BLOCK)
-        if not head.strip(b"\0"):
+        if not head.strip(b"\0"):  # a block of zeros, or nothing, ends the archive
             unpacked.drain()
             return
         member = _parsed(head)
@@ -186,9 +187,10 @@ def _headers(unpacked: _Unpacked) -> Iterator[_Member]:
 
 
 def _parsed(head: bytes) -> _Member:
-    """Read a header of 512 bytes."""
+    """Parse a header block of 512 bytes."""
     if len(head) < _BLOCK:
         raise EOFError("it ends within a header")
+    # The checksum is the sum of the block's bytes, with its own field counted as eight spaces.
     blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]
     if _number(head[_CHECKSUM]) != sum(blanked):
         raise ValueError("a header whose checksum does not fit")
@@ -202,7 +204,7 @@ def _text(field: bytes) -> str:
 
 
 def _number(field: bytes) -> int:
-    """An octal number, or one of GNU's in base 256."""
+    """Parse a number in octal, or in GNU's base 256."""
     if field[0] == 0x80:  # noqa: PLR2004 - the mark of a base-256 number
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
@@ -212,11 +214,12 @@ def _number(field: bytes) -> int:
 
 
 def _extension(kind: bytes, content: bytes) -> dict[str, str]:
-    """The keywords of a pax header, or GNU's long name as one; those of all members say nothing of one."""
+    """Return the keywords of a pax header, or GNU's long name as ``path``; global pax headers are ignored."""
     if kind == b"L":
         return {"path": _text(content)}
     keywords = {}
     while kind == b"x" and content:
+        # A record is "LENGTH KEY=VALUE\n", and LENGTH counts the whole record.
         length = content.split(b" ", 1)[0]
         if not length.isdigit() or not len(length) + 1 < int(length[:9]) <= len(content):
             raise ValueError("a pax header whose lengths do not fit")

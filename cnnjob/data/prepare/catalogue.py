@@ -1,7 +1,7 @@
-"""The datasets known by name: where their publishers put them, and their checksums.
+"""Catalogue of the datasets known by name: where they are published, and their checksums.
 
-MD5 sums are the publishers'; SHA-256 sums are of the same files, and for MNIST's unpacked
-files of what the published ones hold.
+MD5 checksums are the publishers'. SHA-256 checksums are those of the same files; for MNIST's unpacked files, those of
+what the published files contain.
 """
 
 import math
@@ -16,7 +16,7 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar")
 
 @dataclass(frozen=True)
 class Published:
-    """A file that somebody published, and its checksums ("" for one that is not known)."""
+    """Name and checksums of a published file; an unknown checksum is empty."""
 
     name: str
     md5: str = ""
@@ -28,14 +28,14 @@ class Entry:
     """A dataset known by name.
 
     Attributes:
-        name: what ``cnnjob prepare`` calls it.
-        about: one line for people.
-        class_names: one name a class, in the order of the labels.
-        files: what its publisher offers for download; none if nothing has to be downloaded.
-        unpacked: the same, unpacked.
-        mirrors: addresses to which a file's name is appended.
-        folder: where unpacking the archive puts the files.
-        shapes: for every split (N, H, W, C).
+        name: its name in ``cnnjob prepare``.
+        about: a description in one line.
+        class_names: one name per class, in the order of the labels.
+        files: files that its publisher offers for download; none if nothing has to be downloaded.
+        unpacked: the same files, unpacked.
+        mirrors: addresses to which a file's name is appended, in the order in which they are tried.
+        folder: folder that unpacking the archive creates.
+        shapes: shape (N, H, W, C) of the images of each split.
     """
 
     name: str
@@ -49,25 +49,25 @@ class Entry:
 
     @property
     def archive(self) -> str | None:
-        """The name of its archive without a suffix, or None if it is published as single files."""
+        """Name of its archive without a suffix, or None if it is published as several files."""
         return self.files[0].name.removesuffix(".tar.gz") if len(self.files) == 1 else None
 
     @property
     def layouts(self) -> tuple[tuple[str, ...], ...]:
-        """The sets of file names in which it may be found in a folder, the best first."""
+        """Sets of file names under which it may lie in a folder, in order of preference."""
         archives = tuple((f"{self.archive}{suffix}",) for suffix in ARCHIVE_SUFFIXES) if self.archive else ()
         return tuple(
             dict.fromkeys([tuple(file.name for file in self.files), *archives, tuple(f.name for f in self.unpacked)])
         )
 
     def described(self, path: Path) -> Dataset:
-        """What its packed file is going to say, apart from what depends on the pixels.
+        """Return the description of the file before it is prepared, without what depends on the pixels.
 
         Args:
-            path: where it is going to be.
+            path: where the file is going to be.
 
         Returns:
-            A dataset without pixels, statistics and sums.
+            A dataset with NaN as mean and std, and without checksums.
         """
         unknown = (math.nan,) * self.shapes["train"][3]
         return Dataset(path, self.name, self.class_names, unknown, unknown, dict(self.shapes), {}, {}, {})

@@ -1,6 +1,6 @@
-"""CIFAR's "python version": pickled batches, loose or in an archive that is read in one pass.
+"""Read CIFAR's "python version": pickled batches, as files or in an archive that is read in one pass.
 
-Nothing is extracted: members are read by their names, in whatever order they come.
+Nothing is extracted: members are read by their names, in whatever order they occur.
 
 References:
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
@@ -34,10 +34,10 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
         files: the archive alone, or the batches by their names.
 
     Yields:
-        Blocks of images (N, 32, 32, 3), at their places.
+        Chunks of images (N, 32, 32, 3), each with its position in its split.
 
     Raises:
-        DataError: the archive or a batch is damaged, or one is missing.
+        DataError: the archive or a batch is damaged, or a batch is missing.
     """
     places = _places(entry)
     loose = places.keys() <= files.keys()
@@ -46,6 +46,7 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
     for name, where, content in batches:
         images, labels = parse(content, where)
         split, index = places[name]
+        # Batches may come in any order: equal sizes give the position of each from its number alone.
         n = sizes.setdefault(split, len(labels))
         if n != len(labels):
             raise DataError(f"{where}: {len(labels)} images, found {n} in the batch before; {_AGAIN}")
@@ -57,33 +58,35 @@ def parse(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         content: the pickle.
-        where: names it in messages.
+        where: its file or member, for messages.
 
     Returns:
-        images (N, 3, 32, 32) uint8 and labels (N,) int64.
+        Images (N, 3, 32, 32) uint8 and labels (N,) int64.
 
     Raises:
-        DataError: it is no batch, or an unsafe pickle.
+        DataError: the content is not a batch, or is an unsafe pickle.
     """
     batch = load(content, where)
     images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
     if not _is_rows(images):
         raise DataError(f"{where}: not a CIFAR batch, its data are no rows of {_IMAGE_BYTES:,} bytes; {_AGAIN}")
+    # type() and not isinstance(): a bool is an int. The shift is 0 only for labels from 0 to 65,535.
     if not isinstance(labels, list) or any(type(label) is not int or label >> 16 for label in labels):
         raise DataError(f"{where}: not a CIFAR batch, its labels are no list of small whole numbers; {_AGAIN}")
     if images.shape[0] != len(labels):
         raise DataError(f"{where}: {len(labels)} labels, found {images.shape[0]} images; {_AGAIN}")
+    # (N, C, H, W), a view of the pickle's bytes: each row has all reds, then all greens, then all blues.
     pixels = np.frombuffer(images.content, np.uint8).reshape(-1, _CHANNELS, _SIDE, _SIDE)
     return pixels, np.array(labels, np.int64)
 
 
 def _field(batch: Any, key: str) -> Any:
-    """A field of a batch; Python 2 wrote its names as bytes."""
+    """Return a field of a batch, or None; the names that Python 2 wrote are bytes."""
     return batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
 
 
 def _is_rows(array: Any) -> bool:
-    """Whether a pickled array is (N, 3072) bytes, as many as its shape says."""
+    """Return whether a pickled array is (N, 3072) uint8 with as many bytes as its shape requires."""
     if not isinstance(array, PickledArray) or not isinstance(array.content, bytes | bytearray):
         return False
     n, rest = divmod(len(array.content), _IMAGE_BYTES)
@@ -91,7 +94,7 @@ def _is_rows(array: Any) -> bool:
 
 
 def _places(entry: Entry) -> dict[str, tuple[str, int]]:
-    """Split and place in it of every batch, by its name."""
+    """Return the split of each batch and its number in that split, by the batch's name."""
     names = [file.name for file in entry.unpacked]
     tests = [name for name in names if name.startswith("test")]
     trains = [name for name in names if name not in tests]
@@ -108,7 +111,7 @@ def _loose(files: Mapping[str, Path], wanted: list[str]) -> Iterator[tuple[str, 
 
 
 def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Name, place and content of the wanted members, in the archive's order."""
+    """Yield name, location for messages and content of each wanted member, in the archive's order."""
     missing = list(wanted)
     for name, content in members(archive, wanted):
         missing.remove(name)
@@ -121,4 +124,4 @@ def _blocks(where: str, split: str, place: int, images: np.ndarray, labels: np.n
     step = BLOCK_BYTES // _IMAGE_BYTES
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
-        yield Chunk(where, split, place + start, images[rows].transpose(0, 2, 3, 1), labels[rows])
+        yield Chunk(where, split, place + start, images[rows].transpose(0, 2, 3, 1), labels[rows])  # N×H×W×C

@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: a dataset for a machine without a network.
+"""Read the digits that come with scikit-learn: a dataset for machines without a network.
 
 References:
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI (1998).
@@ -19,10 +19,10 @@ _WHERE = "sklearn.datasets.load_digits"
 
 
 def contents(class_names: tuple[str, ...]) -> DatasetContents:
-    """The digits, scaled to bytes and split in a fixed order.
+    """Return the digits, scaled to bytes and split at random in the same way on every machine.
 
     Args:
-        class_names: the names of the ten digits.
+        class_names: names of the ten digits.
 
     Returns:
         1,437 training and 360 test images (8, 8, 1).
@@ -33,6 +33,7 @@ def contents(class_names: tuple[str, ...]) -> DatasetContents:
     pixels = bunch.images.astype(np.uint16)  # (1797, 8, 8), 0 to 16
     labels = bunch.target.astype(np.uint8)
     digest = sha256_of(pixels.astype(np.uint8).tobytes(), labels.tobytes())
+    # 0 … 16 to 0 … 255, rounded to the nearest; in integers, so that the digest of the result is the same everywhere.
     images = ((pixels * 255 + _DARKEST // 2) // _DARKEST).astype(np.uint8)[..., None]
     return DatasetContents(class_names, {_WHERE: digest}, _split(images, labels))
 

@@ -1,4 +1,4 @@
-"""Downloads into the user's cache, from the first address that serves the right file."""
+"""Download files into the user's cache, from the first address that serves the right one."""
 
 import http.client
 import logging
@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from cnnjob.data.prepare.progress import DownloadBar
 from cnnjob.errors import DataError, JobError
 
-_ROUNDS = 2  # every address is tried so often
+_ROUNDS = 2  # attempts per address
 _PAUSE_SECONDS = 0.5
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 64 << 10
-_AS_IT_IS = {"Accept-Encoding": "identity"}  # else some servers' .gz files arrive unpacked
+_AS_IT_IS = {"Accept-Encoding": "identity"}  # otherwise the .gz files of some servers arrive unpacked
 _REASON_CHARACTERS = 100
 _REASONS: dict[type[BaseException], str] = {
     socket.gaierror: "name not resolved",
@@ -31,26 +31,26 @@ _INSTEAD = "try later, or download it elsewhere and give it with --source"
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``CNNJOB_CACHE_DIR``, or the user's own cache folder."""
+    """Return the folder of downloads: ``CNNJOB_CACHE_DIR``, or a folder in the user's cache."""
     import pooch  # type: ignore[import-untyped]
 
     return Path(os.environ.get("CNNJOB_CACHE_DIR") or pooch.os_cache("cnnjob"))
 
 
 def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Path], None], *, progress: bool) -> Path:
-    """Give a file from the cache, or from the first address whose file is accepted.
+    """Return a file from the cache, or download it from the first address whose file is accepted.
 
     Args:
-        addresses: URLs of the same file, tried in turn, and then once more.
-        target: where the cache keeps it.
+        addresses: URLs of the same file, tried in turn; those that fail are tried once more.
+        target: path of the file in the cache.
         accept: raises DataError for a file that is not the right one; such a file is removed.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
         ``target``.
 
     Raises:
-        DataError: no address gave the right file; the message has what each gave.
+        DataError: no address served the right file; the message has the failure of each.
     """
     if target.exists() and not _trouble_with(target, accept):
         return target
@@ -62,7 +62,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
             troubles[address] = _transfer(address, target, progress=progress)
             if troubles[address]:
                 continue
-            pending.remove(address)  # what is wrong with a whole file is wrong the next time too
+            pending.remove(address)  # a complete but wrong file would be as wrong at the second try
             troubles[address] = _trouble_with(target, accept)
             if not troubles[address]:
                 return target
@@ -71,7 +71,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
 
 
 def _trouble_with(target: Path, accept: Callable[[Path], None]) -> str:
-    """Why a file is not accepted, and then it is removed; or nothing."""
+    """Return why a file is not accepted, and remove it; return an empty string if it is accepted."""
     try:
         accept(target)
     except DataError as error:
@@ -81,7 +81,7 @@ def _trouble_with(target: Path, accept: Callable[[Path], None]) -> str:
 
 
 def _transfer(address: str, target: Path, *, progress: bool) -> str:
-    """Download a file whole, or say why not."""
+    """Download a file; return the reason of a failure, or an empty string."""
     import pooch
 
     if urlsplit(address).scheme not in {"http", "https"}:
@@ -89,9 +89,9 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     pooch.get_logger().setLevel(logging.WARNING)
     bar = DownloadBar(target.name) if progress else None
     downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_AS_IT_IS)
-    try:
+    try:  # without a checksum, since the caller checks the file
         pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
-    except (OSError, ValueError) as error:  # what requests raises is an OSError or a ValueError
+    except (OSError, ValueError) as error:  # all errors of requests are one or the other
         return _reason(error)
     finally:
         if bar:
@@ -100,8 +100,8 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Why a download failed, in a few words: what requests and urllib3 raise tells it several times over."""
-    if isinstance(error, OSError) and error.errno is not None:  # of this machine's disk; requests' own have no number
+    """Return why a download failed, in a few words; messages of requests and urllib3 state it several times over."""
+    if isinstance(error, OSError) and error.errno is not None:  # the local disk's; requests sets no errno
         return str(error)
     if (response := getattr(error, "response", None)) is not None:
         return f"HTTP {response.status_code}"
@@ -114,7 +114,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those it was raised from."""
+    """Yield an error and the errors it was raised from, innermost last."""
     cause: BaseException | None = error
     while cause:
         yield cause

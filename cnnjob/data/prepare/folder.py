@@ -1,7 +1,7 @@
-"""A folder of images, one sub-folder a class.
+"""Read a folder of images with one subfolder per class.
 
-Every file is looked at twice: once for its digest, size and colours, and once for its
-pixels. No more than one class's names and one block of pixels are in memory.
+Each file is read twice: first for its digest, size and colours, then for its pixels. Memory holds no more than the file
+names of one class and one block of pixels.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from cnnjob.files import open_regular
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _SHOWN = 3
 _MOST_DEPTH = 50
-_MAX_CLASSES = 1 << 16  # labels have 16 bits
-MAX_PIXELS = 2_000_000  # of a packed image; a block of one in colour has 6 MB
+_MAX_CLASSES = 1 << 16  # labels have at most 16 bits
+MAX_PIXELS = 2_000_000  # of a prepared image; one in colour has 6 MB, and must fit in a chunk of HDF5
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A split: all images of a folder of classes, or a share of them."""
+    """A split: all images of a folder of classes, or a fraction of them."""
 
     split: str
     folder: Path
@@ -43,7 +43,7 @@ class _Part:
         return sorted(filter(_is_visible, folders))
 
     def files(self, label: int, name: str) -> list[Path]:
-        """The images of one class, in a fixed order."""
+        """Return the images of one class in this split, in a fixed order."""
         folder = self.folder / name
         found = sorted(_files_in(folder))
         needed = 1 if self.test_fraction is None else 2
@@ -51,24 +51,25 @@ class _Part:
             raise DataError(f"{folder}: too few images, found {len(found)}; a class needs at least {needed} here")
         if self.test_fraction is None:
             return found
+        # Both splits get at least one image of each class. The label as seed gives each class a cut of its own.
         n_test = min(max(1, round(len(found) * self.test_fraction)), len(found) - 1)
         return [found[row] for row in cut(len(found), n_test, seed=label)[self.split]]
 
 
 def contents(root: Path, size: tuple[int, int] | None, test_fraction: float | None) -> DatasetContents:
-    """Look through a folder.
+    """Survey a folder of images: its classes, their images' headers, and a digest of all files.
 
     Args:
-        root: the folder; it has ``train`` and ``test`` and perhaps ``val``, or the classes themselves.
-        size: (H, W) to scale and crop the images to; None if they have one size.
-        test_fraction: the part of each class that is for testing, if there is no ``test``.
+        root: the folder, with ``train``, ``test`` and perhaps ``val`` in it, or with the classes themselves.
+        size: (H, W) to which the images are scaled and cropped; None if all have the same size.
+        test_fraction: fraction of each class that becomes the test split, if there is no ``test`` folder.
 
     Returns:
-        What it holds; the digest is over all its images' digests and names.
+        The contents, with one digest over the digests and names of all images; pixels are read later.
 
     Raises:
-        DataError: the folder is missing, or a class or an image cannot be used.
-        JobError: it needs a size or a test fraction, or one that it cannot have.
+        DataError: the folder is missing, or a class or an image is not usable.
+        JobError: a size or a test fraction is missing, or does not apply to this folder.
     """
     try:
         _require_folder(root)
@@ -98,7 +99,9 @@ def _parts(root: Path, test_fraction: float | None) -> list[_Part]:
     if not any(path.is_dir() for path in root.iterdir()):
         raise DataError(f"{root}: no folders of images, found none; make one a class, as train/CLASS and test/CLASS")
     if "test" not in inside and test_fraction is None:
-        raise JobError(f"{root}: no train and test folders, found {inside or 'none'}; give --test-fraction 0.2")
+        raise JobError(
+            f"{root}: no train and test folders, found {', '.join(inside) or 'none'}; give --test-fraction 0.2"
+        )
     base = root / "train" if inside else root
     parts = [_Part(split, root / split, None) for split in inside]
     if "test" in inside:
@@ -112,7 +115,7 @@ def _common_classes(parts: Sequence[_Part]) -> list[str]:
     if not 0 < len(names) <= _MAX_CLASSES:
         raise DataError(f"{parts[0].folder}: {len(names)} classes, found no folders that fit; make one a class")
     for name in names:
-        if name != name.encode(errors="replace").decode():  # half a surrogate pair stands for a byte that is not UTF-8
+        if name != name.encode(errors="replace").decode():  # a lone surrogate stands for a byte that is not UTF-8
             raise DataError(f"{parts[0].folder}: a class whose name is not UTF-8 (found {name!a}). Rename its folder")
         if not name.strip():
             raise DataError(f"{parts[0].folder}: a class without a name (found {name!r}). Rename its folder")
@@ -125,7 +128,7 @@ def _common_classes(parts: Sequence[_Part]) -> list[str]:
 
 
 def _require_different(folder: Path, names: Sequence[str]) -> None:
-    """Refuse two names that look the same: an accent can be a character of its own or not."""
+    """Refuse names that look the same: an accented letter can be one character or two."""
     first: dict[str, str] = {}
     for name in names:
         if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
@@ -135,14 +138,15 @@ def _require_different(folder: Path, names: Sequence[str]) -> None:
 def _survey(
     root: Path, parts: Sequence[_Part], names: Sequence[str], size: tuple[int, int] | None
 ) -> tuple[str, tuple[int, int, int]]:
-    """The digest of all files, and the shape (H, W, C) that their images will have."""
+    """Return the digest of all files, and the shape (H, W, C) of the images to be written."""
     digest = hashlib.sha256()
     sizes = {size: root} if size else {}
     grey = True
     for path, _ in (image for part in parts for image in _labelled(part, names)):
+        # A name need not be UTF-8: surrogateescape restores its bytes.
         digest.update(f"{_file_digest(path)}  {path.relative_to(root)}\n".encode(errors="surrogateescape"))
         found = header(path)
-        grey = grey and found.is_grey
+        grey = grey and found.is_grey  # a single image in colour makes all of them RGB
         if size is None:
             sizes.setdefault((found.height, found.width), path)
             _require_one_size(root, sizes)
@@ -174,14 +178,14 @@ def _blocks(parts: Sequence[_Part], names: Sequence[str], shape: tuple[int, int,
 
 
 def _labelled(part: _Part, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    """Every image of a split with its label, class by class."""
+    """Yield each image of a split with its label, class by class."""
     for label, name in enumerate(names):
         for path in part.files(label, name):
             yield path, label
 
 
 def _warnings(root: Path, parts: Sequence[_Part]) -> Iterator[str]:
-    left_out = _left_out(root, parts)
+    left_out = _left_out(root, parts)  # an iterator: names beyond the first few are counted, not kept
     shown = ", ".join(str(path.relative_to(root)) for path in islice(left_out, _SHOWN))
     more = sum(1 for _ in left_out)
     if shown:
@@ -190,7 +194,7 @@ def _warnings(root: Path, parts: Sequence[_Part]) -> Iterator[str]:
 
 
 def _left_out(root: Path, parts: Sequence[_Part]) -> Iterator[Path]:
-    """What is not read: what lies beside the splits' or the classes' folders, and what is hidden in these."""
+    """Yield what is not read: files and folders beside those of splits and classes, and hidden ones inside them."""
     splits = dict.fromkeys(part.folder for part in parts)
     for folder in dict.fromkeys((root, *splits)):
         for path in sorted(folder.iterdir()):
@@ -207,11 +211,11 @@ def _hidden_in(folder: Path) -> Iterator[Path]:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Every visible file in a folder and in those inside it; a folder that cannot be read is never left out."""
+    """Yield every visible file below a folder; a folder that cannot be read is an error, not skipped."""
     for inside, folders, files in _walk(folder):
-        folders[:] = filter(_is_visible, folders)  # the others are not walked through
+        folders[:] = filter(_is_visible, folders)  # in place: os.walk descends only into what is left here
         for name in folders:
-            if Path(inside, name).is_symlink():  # it could lead back here
+            if Path(inside, name).is_symlink():  # it may lead back here, without end
                 raise DataError(
                     f"{Path(inside, name)}: a link to a folder within a class. Copy the folder, or remove it"
                 )
@@ -219,7 +223,7 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk through a class's folder as ``os.walk`` does, but not to any depth, which it takes the call stack for."""
+    """Walk through a class's folder like ``os.walk``, but refuse depths at which it could exhaust the call stack."""
     for inside, folders, files in os.walk(folder, onerror=_refuse):
         if len(Path(inside).relative_to(folder).parts) > _MOST_DEPTH:
             raise DataError(
@@ -233,5 +237,5 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _is_visible(name: str) -> bool:
-    """Whether a name is neither hidden nor the clutter of a desktop."""
+    """Return whether a name is neither hidden nor a file that desktops leave behind."""
     return not name.startswith(".") and name not in _CLUTTER

@@ -1,4 +1,4 @@
-"""IDX files, plain or gzipped: MNIST and its descendants.
+"""Read IDX files, plain or gzipped: MNIST and its descendants.
 
 References:
     LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998), "File formats".
@@ -28,14 +28,14 @@ _AGAIN = "copy or download it again"
 
 @dataclass(frozen=True)
 class _Idx:
-    """An open IDX file behind its header."""
+    """An open IDX file, positioned after its header."""
 
     where: str
     stream: BufferedIOBase
     shape: tuple[int, ...]
 
     def read(self, rows: int) -> np.ndarray:
-        """The next rows, (rows, …) uint8."""
+        """Read the next rows as an array (rows, …) uint8."""
         expected = rows * math.prod(self.shape[1:])
         content = _take(self.where, self.stream, expected)
         if len(content) != expected:
@@ -43,22 +43,22 @@ class _Idx:
         return np.frombuffer(content, np.uint8).reshape(rows, *self.shape[1:])
 
     def require_end(self) -> None:
-        """Read to the end, which verifies gzip's own checksum, and no further."""
+        """Require the end of the file; reaching it also makes gzip verify its checksum."""
         if _take(self.where, self.stream, 1):
             raise DataError(f"{self.where}: longer than its header says, it promises {self.shape}; {_AGAIN}")
 
 
 def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
-    """Read images and labels of both splits, a few MiB at a time.
+    """Read the images and labels of both splits, a few MiB at a time.
 
     Args:
         files: the four IDX files by their published names, gzipped or plain.
 
     Yields:
-        Blocks of images (N, H, W, 1).
+        Chunks of images (N, H, W, 1).
 
     Raises:
-        DataError: a file is damaged, or images and labels do not fit.
+        DataError: a file is damaged, or the numbers of images and labels differ.
     """
     for split, prefix in _PREFIXES.items():
         mine = {name.split("-")[1]: path for name, path in files.items() if name.startswith(prefix)}
@@ -83,7 +83,7 @@ def _read_split(split: str, images_path: Path, labels_path: Path) -> Iterator[Ch
 
 @contextmanager
 def _open(path: Path, dimensions: int) -> Iterator[_Idx]:
-    """An IDX file behind its header."""
+    """Open an IDX file and read its header; the content decides whether it is gzipped, not the name."""
     with open_regular(path) as file:
         zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         file.seek(0)
@@ -92,7 +92,7 @@ def _open(path: Path, dimensions: int) -> Iterator[_Idx]:
 
 
 def _read_header(where: str, stream: BufferedIOBase, dimensions: int) -> tuple[int, ...]:
-    """Magic number and dimensions, each of 4 bytes."""
+    """Read the magic number and the dimensions, 4 bytes each, and return the shape."""
     header = _take(where, stream, 4 + 4 * dimensions)
     magic = bytes([0, 0, _UNSIGNED_BYTES, dimensions])
     if header[:4] != magic or len(header) != 4 + 4 * dimensions:
@@ -100,13 +100,14 @@ def _read_header(where: str, stream: BufferedIOBase, dimensions: int) -> tuple[i
             f"{where}: not an IDX file of {dimensions} dimension(s), it starts {header[:4].hex(' ')}; {_AGAIN}"
         )
     shape = tuple(np.frombuffer(header[4:], ">u4").tolist())
+    # Only a row's size is bounded: rows are read one block at a time, and a file that is too short is noticed then.
     if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
         raise DataError(f"{where}: its header is wrong, it promises {shape}; {_AGAIN}")
     return shape
 
 
 def _take(where: str, stream: BufferedIOBase, size: int) -> bytes:
-    """Up to ``size`` bytes; what gzip finds wrong is a DataError."""
+    """Read up to ``size`` bytes; errors of gzip become a DataError."""
     try:
         return stream.read(size)
     except (EOFError, OSError, zlib.error) as error:

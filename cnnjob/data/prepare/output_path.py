@@ -1,4 +1,4 @@
-"""Where a dataset is written: what may not be overwritten, and what cannot be written, is found before any work."""
+"""Check the path of a dataset before any work: it must be writable, and must not overwrite anything else."""
 
 import os
 from pathlib import Path
@@ -7,39 +7,40 @@ from typing import Any
 from cnnjob.data.dataset import SPLITS, Dataset, is_damaged
 from cnnjob.errors import DataError, JobError
 
-_MOST_FOLDERS = 200  # Python makes them one within the other
+_MOST_FOLDERS = 200  # Path.mkdir(parents=True) recurses once per missing folder
 _INSTEAD = "give another --out, or overwrite it with --force"
 
 
 def target_of(out: Path) -> Path:
-    """The file behind a path's symbolic links: they stay, and it is written."""
+    """Return the file behind a path's symbolic links; it is the one to replace, so that the links stay."""
     return Path(os.path.realpath(out))
 
 
 def require_title(out: Path, title: str) -> None:
-    """Refuse a dataset's name that cannot be written down.
+    """Refuse a name that cannot be stored in the file.
 
     Args:
-        out: the file that is going to be written.
-        title: what the dataset is called.
+        out: the file to be written.
+        title: name of the dataset.
 
     Raises:
-        JobError: it has bytes that are not UTF-8.
+        JobError: the name contains bytes that are not UTF-8.
     """
+    # In a name taken from a path, such bytes are lone surrogates, which "replace" turns into question marks.
     if title != title.encode(errors="replace").decode():
         raise JobError(f"{out}: the dataset's name is not UTF-8 (found {title!a}). Give --out a name that is")
 
 
 def require_apart(out: Path, source: Path, *, of_images: bool) -> None:
-    """Refuse a file that is its own source, or would be an image or a class the next time.
+    """Refuse a file that is its own source, or that a later ``prepare`` of the source would read as an image.
 
     Args:
-        out: the file that is going to be written.
-        source: the folder or the file that is read.
-        of_images: whether all that lies in the source's folders is taken for an image.
+        out: the file to be written.
+        source: the folder or file to be read.
+        of_images: whether the source is a folder of images, in whose subfolders every file counts as an image.
 
     Raises:
-        JobError: it is.
+        JobError: the file is the source, or would lie among its images.
     """
     target, read = target_of(out), target_of(source)
     if target == read and not target.is_dir():
@@ -52,14 +53,14 @@ def require_apart(out: Path, source: Path, *, of_images: bool) -> None:
 
 
 def require_writable(out: Path) -> None:
-    """Refuse a path that no file can be written to; nothing is made.
+    """Refuse a path to which no file can be written, without creating anything.
 
     Args:
-        out: the file that is going to be written.
+        out: the file to be written.
 
     Raises:
-        DataError: its folder cannot be made or written to.
-        JobError: it is a folder, or something else that is no plain file.
+        DataError: its folder cannot be created or written to.
+        JobError: the path is a folder or another kind of special file, or is too deep.
     """
     try:
         _require_writable(out, target_of(out))
@@ -74,6 +75,7 @@ def _require_writable(out: Path, target: Path) -> None:
         raise JobError(f"{out}: not a file, found a folder; name a file in it, as --out {out / 'NAME.h5'}")
     if os.path.lexists(target) and not target.is_file():
         raise JobError(f"{out}: not a plain file, found a device, a pipe or a loop of links; give another --out")
+    # The nearest folder that exists; the missing ones will be created in it.
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise DataError(f"{out}: cannot be written, found {folder} to be no folder; give another --out")
@@ -82,19 +84,19 @@ def _require_writable(out: Path, target: Path) -> None:
 
 
 def found_at(out: Path, name: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
-    """The dataset that is already there, if it is the one that was meant.
+    """Return the dataset that already exists at a path, if it is the requested one.
 
     Args:
-        out: the file that is going to be written.
-        name: what the dataset is called.
-        sha256: its sources' sums; None where they are not known yet, and then they are not compared.
-        options: how its sources are read.
+        out: the file to be written.
+        name: name of the requested dataset.
+        sha256: checksums of its source files; None if they are not known yet, and then not compared.
+        options: how its source files are read.
 
     Returns:
-        The dataset, or None where there is nothing, or a damaged dataset.
+        The dataset, or None if there is no file, or only a damaged dataset.
 
     Raises:
-        JobError: there is something else, which packing would destroy.
+        JobError: another file or dataset exists, which would be overwritten.
     """
     if not out.exists():
         return None
@@ -114,7 +116,7 @@ def found_at(out: Path, name: str, sha256: dict[str, str] | None, options: dict[
 
 
 def _said(options: dict[str, Any]) -> str:
-    """The options of a dataset as one types them."""
+    """Return a dataset's options as typed on the command line."""
     size, fraction = options.get("size"), options.get("test_fraction")
     given = [f"--size {'x'.join(map(str, size))}"] if isinstance(size, list) else []
     given += [f"--test-fraction {fraction}"] if fraction else []

@@ -1,7 +1,7 @@
-"""Pickles of NumPy arrays, read without running anything they name.
+"""Read pickles of NumPy arrays without running anything that they name.
 
-The parts of an array are stood in for by classes that only keep their arguments; any
-other name is refused before anything can be done with it.
+The globals that make up a pickled array are replaced by classes that only store their arguments; any other global is
+refused before anything can be done with it.
 """
 
 import io
@@ -14,31 +14,31 @@ from cnnjob.errors import DataError
 
 _MALFORMED = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError, RecursionError,
               TypeError, ValueError, pickle.UnpicklingError)  # fmt: skip
-_MUCH = 1 << 20
+_MUCH = 1 << 20  # arguments of this size are skipped, not copied
 _MOST_BYTES = 380_000_000  # CIFAR-100's training batch, of 155 MB, takes 360 MB
-_OBJECT_BYTES = 256  # of an opcode: an empty set has 216
-_MOST_CHARACTER_BYTES = 4
+_OBJECT_BYTES = 256  # at most, per opcode: an empty set has 216
+_MOST_CHARACTER_BYTES = 4  # in a string of Python: one wide character makes all of them wide
 _MOST_OPCODES = 500_000  # CIFAR-100's has 200,000
-_MOST_TUPLES = 1000  # an array has five; the hash of tuples nested without end would overflow the stack
+_MOST_TUPLES = 1000  # an array has five; hashing deeply nested tuples would overflow the C stack
 
 
 class PickledArray:
-    """What a pickle says of an array: ``shape``, type ``code`` and ``content``, none of it believed yet."""
+    """An array as its pickle describes it: ``shape``, dtype ``code`` and ``content``, all unchecked."""
 
     def __init__(self, *_: Any) -> None:
-        """Stand in for ``numpy.ndarray`` and for the function that makes an empty one."""
+        """Replace ``numpy.ndarray``, and the function by which pickles create an empty one."""
         self.shape: Any = None
         self.code: Any = None
         self.content: Any = None
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the state that ``ndarray.__reduce__`` gives."""
+        """Store the state that ``ndarray.__reduce__`` returns."""
         _, self.shape, kind, column_major, self.content = state
-        self.code = None if column_major else kind.code
+        self.code = None if column_major else kind.code  # no code: the caller then refuses the array
 
 
 class _FrombufferArray(PickledArray):
-    """An array pickled with protocol 5."""
+    """Replacement for the function by which protocol 5 creates an array from a buffer."""
 
     def __init__(self, content: Any, kind: Any, shape: Any, order: Any) -> None:
         super().__init__()
@@ -47,25 +47,26 @@ class _FrombufferArray(PickledArray):
 
 
 class _Kind:
-    """Stands in for ``numpy.dtype``."""
+    """Replacement for ``numpy.dtype``."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code  # Python 2 wrote bytes
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore byte order and fields: bytes have none."""
+        """Ignore byte order and fields, which single bytes do not have."""
 
 
 class _Text:
-    """Stands in for ``_codecs.encode``, by which old protocols write bytes."""
+    """Replacement for ``_codecs.encode``, with which protocols before 3 write bytes."""
 
     def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # a call that gives bytes, no instance
         return text.encode("latin-1")
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore it: there is no instance to have a state."""
+        """Ignore a state: there is never an instance."""
 
 
+# NumPy 2 moved numpy.core to numpy._core, so pickles may name either.
 _PARTS: dict[tuple[str, str], type] = {
     ("numpy", "ndarray"): PickledArray,
     ("numpy", "dtype"): _Kind,
@@ -75,20 +76,20 @@ _PARTS: dict[tuple[str, str], type] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301 - it finds stand-ins only
-    """Finds only an array's parts."""
+class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only finds replacements
+    """Unpickler that finds only the globals of a pickled array."""
 
     def __init__(self, content: bytes, where: str) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
         self.where = where
 
     def find_class(self, module: str, name: str) -> type:
-        """The stand-in for a part of an array."""
+        """Return the replacement of a global; refuse any other."""
         return _PARTS.get((module, name)) or _refuse(self.where, f"{module} {name}")
 
 
 class _Unread(bytes):
-    """Stands in for bytes that were stepped over: empty, but as long as they are."""
+    """Placeholder for skipped bytes: empty, but reports their length, which pickletools checks."""
 
     length = 0
 
@@ -97,10 +98,10 @@ class _Unread(bytes):
 
 
 class _Skimmed(io.BytesIO):
-    """A pickle for :mod:`pickletools`, which would copy 150 MB of pixels twice."""
+    """A pickle as a stream for :mod:`pickletools`, which would otherwise copy 150 MB of pixels twice."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read little, and step over much."""
+        """Read small amounts; skip large ones and return a placeholder."""
         if size is None or size < _MUCH:
             return super().read(size)
         start, end = self.tell(), self.seek(0, io.SEEK_END)
@@ -110,25 +111,25 @@ class _Skimmed(io.BytesIO):
         return unread
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """Read a line, and of a long one only the start, which pickletools refuses."""
+        """Read a line; of a long one read only the start, which pickletools refuses for its missing line end."""
         return super().readline(_MUCH if size is None or size < 0 else size)
 
 
 def load(content: bytes, where: str) -> Any:
-    """Read a pickle of plain values and arrays.
+    """Load a pickle of plain values and arrays.
 
     Args:
         content: the pickle.
-        where: names it in messages.
+        where: its file or member, for messages.
 
     Returns:
-        Plain values, with :class:`PickledArray` for arrays.
+        Plain values, with a :class:`PickledArray` for each array.
 
     Raises:
-        DataError: it is no whole pickle, or it names something else than an array's parts.
+        DataError: the content is not a complete pickle, exceeds a limit, or names other globals than an array's.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes in a damaged text
+        with warnings.catch_warnings(action="ignore"):  # such as those of invalid escapes in a damaged string
             _look_through(content, where)
             return _Unpickler(content, where).load()
     except _MALFORMED as error:
@@ -138,12 +139,14 @@ def load(content: bytes, where: str) -> Any:
 
 
 def _look_through(content: bytes, where: str) -> None:
-    """Look at every opcode before any runs: for imports, and for how much memory all of them can take."""
+    """Examine every opcode before any runs: its imports, and the memory that all opcodes together can take."""
     taken, start, width, tuples = len(content), 0, 1, 0
     for number, (opcode, argument, position) in enumerate(pickletools.genops(_Skimmed(content))):
+        # The bytes since the previous opcode are that one's argument; text may take four bytes per character.
         taken += _OBJECT_BYTES + ((position or 0) - start) * width
         start, width = position or 0, _MOST_CHARACTER_BYTES if "UNICODE" in opcode.name else 1
         tuples += opcode.name.startswith("TUPLE")
+        # STACK_GLOBAL takes its names from the stack, so that only find_class sees them.
         if opcode.name in {"GLOBAL", "INST"} and tuple(str(argument).split(" ", 1)) not in _PARTS:
             _refuse(where, str(argument))
         if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:

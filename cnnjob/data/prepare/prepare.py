@@ -1,8 +1,8 @@
-"""Source files -> one HDF5 file.
+"""Prepare a dataset: source files in, one HDF5 file out.
 
-The one door is :func:`prepare`. A format's module reads hashed files as a stream of blocks;
-`writer` writes any stream; `sources` finds, downloads and hashes. Reading packed files is
-`cnnjob.data.dataset`' business.
+:func:`prepare` is the only entry point. :mod:`~cnnjob.data.prepare.sources` finds, downloads and hashes the source
+files; the module of a format reads them as a stream of chunks; :mod:`~cnnjob.data.prepare.writer` writes any such
+stream. Prepared files are read by :mod:`cnnjob.data.dataset`.
 """
 
 import difflib
@@ -28,14 +28,14 @@ _ENTRIES = {entry.name: entry for entry in KNOWN}
 
 @dataclass(frozen=True)
 class Prepared:
-    """What packing gave.
+    """The result of :func:`prepare`.
 
     Attributes:
-        dataset: the packed dataset.
-        created: whether it was packed now; otherwise a complete file of the same source was there.
-        seconds: how long it took.
-        bytes: the size of the dataset's images.
-        warnings: what a user should know of the source, each a line.
+        dataset: the prepared dataset.
+        created: whether the file was written by this call; otherwise a complete file of the same source existed.
+        seconds: duration of the call.
+        bytes: size of the dataset's images, in bytes.
+        warnings: what the user should know about the source, one line each.
     """
 
     dataset: Dataset
@@ -56,39 +56,42 @@ def prepare(
     force: bool = False,
     progress: bool = False,
 ) -> Prepared:
-    """Pack a dataset into one HDF5 file, unless that file is already there.
+    """Convert a dataset into one HDF5 file, unless that file already exists.
 
     Args:
-        name: a name of :data:`KNOWN`, or ``folder`` for a folder of images.
-        out: the file; its folder is created, and a symbolic link is followed.
+        name: name of an entry of :data:`KNOWN`, or ``folder`` for a folder of images.
+        out: the file to write; its folder is created, and a symbolic link is followed.
         source: a folder, a file or a URL; None downloads from the publisher and its mirrors.
-        sha256: the source's SHA-256, which allows a source that nobody published.
-        size: (H, W) of a folder's images, which are scaled and cropped to it.
-        test_fraction: the part of each class of a folder that is for testing, in (0, 1).
-        force: whether to pack again what is already there, and over whatever file is there.
-        progress: whether to show bars on stderr.
+        sha256: the expected SHA-256 of the source, which permits a source other than the published one.
+        size: (H, W) to which a folder's images are scaled and cropped.
+        test_fraction: fraction of each class of a folder that becomes the test split, in (0, 1).
+        force: whether to write again if the file exists, whatever it is.
+        progress: whether to show progress bars on stderr.
 
     Returns:
-        The dataset and what it cost.
+        The dataset, and how it was obtained.
 
     Raises:
-        DataError: the source is missing, damaged or not the one that was meant; or the file cannot be written.
-        JobError: the arguments do not fit each other, or another file is there.
+        DataError: the source is missing, damaged or not the expected one; or the file cannot be written.
+        JobError: the arguments contradict each other, or another file exists.
     """
     started = time.perf_counter()
     request = _Request(name, None if source is None else str(source), sha256, size, test_fraction)
     request.require_possible()
+    # A folder of images is in no catalogue: the file it is written to names the dataset.
     title = out.stem if name == FOLDER else name
     output_path.require_title(out, title)
     output_path.require_writable(out)
     if source is not None:
         output_path.require_apart(out, Path(source), of_images=name == FOLDER)
     published = request.published()
+    # With published checksums an existing file is recognised without downloading or hashing the sources.
     there = None if force else output_path.found_at(out, title, published, request.options)
     warnings: tuple[str, ...] = ()
     if there is None or published is None:
         contents = request.contents(progress=progress)
         warnings = contents.warnings
+        # Again, now that the sources are hashed; their pixels are not read before they are written.
         there = None if force else output_path.found_at(out, title, contents.sha256, request.options)
         if there is None:
             write(out, title, counted(contents, title) if progress else contents, request.options)
@@ -99,7 +102,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Request:
-    """What :func:`prepare` was asked for."""
+    """Arguments of :func:`prepare`, and what follows from them alone."""
 
     name: str
     source: str | None
@@ -112,13 +115,13 @@ class _Request:
         return {"size": self.size and list(self.size), "test_fraction": self.test_fraction}
 
     def published(self) -> dict[str, str] | None:
-        """The sums of what would be downloaded: known, so that it need not be, to compare."""
+        """Return the checksums of the files that would be downloaded; None if they are not known in advance."""
         if self.source is not None or self.name == DIGITS.name:
             return None
         return {file.name: file.sha256 for file in _ENTRIES[self.name].files}
 
     def contents(self, *, progress: bool) -> DatasetContents:
-        """What the source holds, hashed and not yet parsed."""
+        """Return the contents of the source: hashed, not yet parsed."""
         if self.name == DIGITS.name:
             return digits.contents(DIGITS.class_names)
         if self.name == FOLDER:
@@ -137,7 +140,7 @@ class _Request:
         return contents
 
     def require_possible(self) -> None:
-        """Refuse arguments that do not fit each other."""
+        """Refuse arguments that contradict each other."""
         names = (*_ENTRIES, FOLDER)
         if self.name not in names:
             near = difflib.get_close_matches(self.name, names, 1)

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, for a person who waits at a terminal."""
+"""Progress bars on stderr, shown only if stderr is a terminal."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,11 +10,11 @@ from cnnjob.data.prepare.writer import Chunk, DatasetContents
 
 
 def counted(contents: DatasetContents, name: str) -> DatasetContents:
-    """The same contents, whose images are counted on stderr as they pass.
+    """Wrap contents so that their images are counted on stderr as they are written.
 
     Args:
-        contents: what is going to be written.
-        name: what to call it.
+        contents: the contents to be written.
+        name: label of the progress bar.
 
     Returns:
         The contents to write instead.
@@ -32,16 +32,17 @@ def _counted(blocks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
-    """A bar on stderr; where that is no terminal, nothing, not even an empty line."""
+    """Create a bar on stderr, disabled if that is no terminal."""
     console = Console(stderr=True)
+    # Without ``disable``, rich would still print an empty line where there is no terminal.
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class DownloadBar:
-    """A progress bar of one download, as pooch wants one."""
+    """Progress bar of one download, with the interface that pooch expects."""
 
     def __init__(self, name: str) -> None:
-        """Show a bar for the file of this name."""
+        """Show a bar labelled with the file's name."""
         columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
         self._progress = _bar(*columns)
         self._task = self._progress.add_task(name, total=None)
@@ -49,7 +50,7 @@ class DownloadBar:
 
     @property
     def total(self) -> float | None:
-        """The bytes to come, once the server has said how many."""
+        """Size of the download in bytes; None until the server has stated it."""
         return self._progress.tasks[0].total
 
     @total.setter
@@ -57,13 +58,13 @@ class DownloadBar:
         self._progress.update(self._task, total=n_bytes)
 
     def update(self, n_bytes: int) -> None:
-        """Move on."""
+        """Advance the bar by some bytes."""
         self._progress.advance(self._task, n_bytes)
 
     def reset(self) -> None:
-        """Begin again: pooch does so at the end, to fill the bar."""
+        """Reset the bar; pooch does so at the end, and then fills it."""
         self._progress.reset(self._task)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""Source files: found in a folder, or downloaded; and hashed before anything parses them."""
+"""Find source files in a folder or download them, and hash them before they are parsed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ Files = dict[str, Path]
 
 
 def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool) -> Files:
-    """Give a dataset's source files, downloading what is not here.
+    """Return the paths of a dataset's source files, downloading files that are not cached.
 
     Args:
         entry: the dataset.
         source: a folder, a file or a URL; None for the publisher's addresses.
         pin: the SHA-256 that the user expects; see :func:`pin_of`.
-        progress: whether to show a bar.
+        progress: whether to show progress bars.
 
     Returns:
-        The path of every file, by name.
+        The path of each file, by name.
 
     Raises:
-        DataError: a file is missing, or no address gave the right one.
-        JobError: the source is a file and the dataset is several.
+        DataError: a file is missing, or no address served the right one.
+        JobError: the source is one file but the dataset has several, or the address is not valid.
     """
     if source is None:
         return _from_mirrors(entry, progress=progress)
@@ -52,24 +52,25 @@ def _require_address(url: str) -> None:
 
 
 def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str, str]:
-    """Hash the files and refuse those that are neither pinned nor published.
+    """Hash files and refuse those that are neither pinned nor published.
 
     Args:
-        entry: the dataset they should be.
-        files: their paths, by name.
-        pin: the SHA-256 that the user expects, or None to accept only published files.
+        entry: the dataset that they should belong to.
+        files: paths of the files, by name.
+        pin: the SHA-256 that the user expects; None accepts published files only.
 
     Returns:
-        The SHA-256 of every file, by name.
+        The SHA-256 of each file, by name.
 
     Raises:
-        DataError: a file is not the one that was meant; the message has both sums and what to type.
+        DataError: a file is not the expected one; the message has both checksums and what to type.
     """
     sums = {name: _sums(path) for name, path in files.items()}
     sha256 = {name: sha for name, (_, sha) in sums.items()}
     found = pin_of(sha256)
     if pin is not None and pin.lower() == found:
         return sha256
+    # A saved login or error page gets a message of its own, which helps more than two checksums.
     for path in files.values():
         _refuse_web_page(path)
     if pin is not None:
@@ -82,8 +83,9 @@ def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str,
 
 
 def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str], pin: str) -> None:
-    """Refuse a file unless all that is known of the published one fits it."""
+    """Refuse a file unless every known checksum of the published one matches."""
     published = {file.name: file for file in (*entry.files, *entry.unpacked)}
+    # A renamed archive is compared with the published one.
     expected = published.get(name, entry.files[0])
     known = {expected.md5, expected.sha256} - {""}
     if not known or not known <= set(sums):
@@ -95,12 +97,12 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
 
 
 def pin_of(sha256: Mapping[str, str]) -> str:
-    """What ``--sha256`` compares: a single file's own sum, or the sum of several files' sums.
+    """Return the value that ``--sha256`` is compared with: a single file's SHA-256, or one over several files.
 
-    The second is what ``sha256sum * | sha256sum`` gives in a folder of these files.
+    The latter is the output of ``sha256sum * | sha256sum`` in a folder with these files.
 
     Args:
-        sha256: the SHA-256 of every file, by name.
+        sha256: the SHA-256 of each file, by name.
 
     Returns:
         64 hexadecimal characters.
@@ -116,7 +118,7 @@ def _named(md5: str, sha256: str) -> str:
 
 
 def _sums(path: Path) -> tuple[str, str]:
-    """MD5 and SHA-256 of a file, in one pass."""
+    """Return the MD5 and the SHA-256 of a file, from one pass over it."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     try:
         with open_regular(path) as file:
@@ -136,17 +138,19 @@ def _refuse_web_page(path: Path) -> None:
 
 
 def _find(entry: Entry, source: Path) -> Files:
-    """The files of the first layout that is complete in a folder, or the one file."""
+    """Return the files of the first layout that is complete in a folder, or the source itself if it is a file."""
     if source.is_file():
         return {source.name: _single(entry, source)}
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder; give the folder of the downloaded files")
+    # The folder itself, or the one in which the archive was unpacked.
     layouts = [
         [folder / name for name in names] for folder in (source, source / entry.folder) for names in entry.layouts
     ]
     for paths in layouts:
         if all(path.is_file() for path in paths):
             return {path.name: path for path in paths}
+    # The message lists what is missing of the layout that is most nearly complete.
     nearest = max(layouts, key=lambda paths: sum(path.is_file() for path in paths))
     missing = ", ".join(path.name for path in nearest if not path.is_file())
     raise DataError(f"{source}: not the files of {entry.name}, missing {missing}; copy them there")
@@ -174,18 +178,21 @@ def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
 
 
 def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
-    """One archive, or, of an address that ends in a slash, the published names under it."""
+    """Download one archive, or the published files below an address that ends in a slash."""
+    # Each address has its own cache folder: another one may serve other content under the same names.
     folder = cache_folder() / entry.name / sha256_of(url.encode())[:8]
     if url.endswith("/"):
         addresses = {file.name: url + file.name for file in entry.files}
     else:
-        name = unquote(PurePosixPath(urlsplit(url).path).name)
+        name = PurePosixPath(unquote(urlsplit(url).path)).name  # unquoted first: an escaped slash is one too
+        if not name or not name.isprintable():
+            raise JobError(f"{url}: it names no file; give the address of the archive, or one that ends in a slash")
         addresses = {name: url}
         _single(entry, Path(name))
 
     def accept(path: Path) -> None:
         _refuse_web_page(path)
-        if len(addresses) == 1:
+        if len(addresses) == 1:  # a pin covers all files together, so several can only be checked at the end
             check(entry, {path.name: path}, pin)
 
     files = {
@@ -196,7 +203,7 @@ def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Fil
 
 
 def _check_or_remove(entry: Entry, files: Files, pin: str | None) -> None:
-    """Keep no downloads that will never be accepted."""
+    """Check downloaded files, and remove all of them from the cache if they are not accepted."""
     try:
         check(entry, files, pin)
     except DataError:

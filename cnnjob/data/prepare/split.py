@@ -1,21 +1,22 @@
-"""The cut of a dataset that comes without a test split: fixed by numbers alone, not by content."""
+"""Cut a test split from a dataset that comes without one; the cut depends on numbers only, not on the content."""
 
 import numpy as np
 
 
 def cut(n: int, n_test: int, seed: int) -> dict[str, np.ndarray]:
-    """Cut ``range(n)`` in two, at random, in the same way on every machine.
+    """Split ``range(n)`` in two at random, in the same way on every machine.
 
-    It ranks Philox's raw output, which NumPy promises never to change; the shuffle of a
-    ``Generator`` may change from version to version.
+    The rows are ranked by Philox's raw output, which NumPy guarantees not to change; the shuffle of a ``Generator`` may
+    change between versions of NumPy.
 
     Args:
-        n: how many there are.
-        n_test: how many of them are for testing.
-        seed: which of the cuts, 0 to 2^64 - 1.
+        n: number of rows.
+        n_test: number of rows in the test split.
+        seed: selects the cut, from 0 to 2^64 - 1.
 
     Returns:
-        The rows of ``train`` (n - n_test,) and of ``test`` (n_test,), int64, ascending.
+        Rows of ``train`` (n - n_test,) and of ``test`` (n_test,), int64, ascending.
     """
+    # Stable, so that equal words, however rare, have one order everywhere.
     order = np.argsort(np.random.Philox(key=seed).random_raw(n), kind="stable")
     return {"train": np.sort(order[n_test:]), "test": np.sort(order[:n_test])}

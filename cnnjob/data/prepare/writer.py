@@ -1,8 +1,8 @@
-"""Blocks of images -> one HDF5 file: the only place that knows how the file is laid out.
+"""Write a dataset into one HDF5 file; only this module creates its layout.
 
-A format's reader gives :class:`DatasetContents`; its blocks are written as they come, so memory
-is bounded by one block, whatever the dataset's size. Digests, mean and standard deviation
-are then taken from what the file holds, not from what was meant to be written.
+The reader of a format returns :class:`DatasetContents`, whose chunks are written as they arrive, so memory holds one
+chunk at a time whatever the dataset's size. Digests, mean and standard deviation are then computed from what the file
+contains, not from what was meant to be written.
 """
 
 import io
@@ -22,9 +22,9 @@ from cnnjob.data.prepare.output_path import target_of
 from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, whole
 
-_LIBVER = ("v108", "v110")  # read by HDF5 1.8 of 2008; "earliest" has no room for many class names
-_CHUNK_BYTES = (64 << 10, 512 << 10)  # the least and the most
-_LABELS_A_CHUNK = 64 << 10
+_LIBVER = ("v108", "v110")  # HDF5 1.8 (2008) reads it; "earliest" limits an attribute to 64 KiB, too few for many names
+_CHUNK_BYTES = (64 << 10, 512 << 10)  # of images, per chunk of HDF5: minimum and maximum
+_LABELS_A_CHUNK = 64 << 10  # in a chunk of HDF5
 _BYTE_CLASSES = 256
 
 
@@ -33,9 +33,9 @@ class Chunk:
     """Consecutive images of one split.
 
     Attributes:
-        where: the file they came from, for messages.
+        where: the file they come from, for messages.
         split: train, val or test.
-        start: the place of the first of them in the split.
+        start: index of the first of them in the split.
         images: (N, H, W, C) uint8.
         labels: (N,) integers.
     """
@@ -49,13 +49,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class DatasetContents:
-    """What a source holds.
+    """The contents of a source, ready to be written.
 
     Attributes:
-        class_names: one name a class.
-        sha256: the SHA-256 of every source file, by name.
-        blocks: the images; nothing is parsed before the first block is asked for.
-        warnings: what a user should know of the source, each a line.
+        class_names: one name per class.
+        sha256: SHA-256 of each source file, by name.
+        blocks: the images, in chunks; nothing is parsed before the first chunk is requested.
+        warnings: what the user should know about the source, one line each.
     """
 
     class_names: tuple[str, ...]
@@ -65,13 +65,13 @@ class DatasetContents:
 
 
 def write(path: Path, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
-    """Write a dataset, whole or not at all.
+    """Write a dataset, completely or not at all.
 
     Args:
         path: the file; its folder is created, and a symbolic link is followed.
-        name: what the dataset is called.
-        contents: what to write.
-        options: how the source was read; JSON values.
+        name: name of the dataset.
+        contents: the contents to write.
+        options: how the source was read, as JSON values.
 
     Raises:
         DataError: the source is damaged, or the file cannot be written.
@@ -85,8 +85,8 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
                     _put(file, block, len(contents.class_names))
                     disk.require_written()
                 _describe(file, name, contents, options)
-                file.attrs["complete"] = 1
-            disk.require_written()
+                file.attrs["complete"] = 1  # last: a file without it is unfinished
+            disk.require_written()  # once more, since closing the file writes what HDF5 still has in memory
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written, {error.strerror or error}; free space, or choose another folder"
@@ -95,26 +95,27 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
 
 @contextmanager
 def _created(disk: "_Disk") -> Iterator[h5py.File]:
-    """A new HDF5 file that is closed before its disk is, even if h5py was interrupted while it opened it."""
+    """Create an HDF5 file that is closed before its disk, even if h5py is interrupted while opening it."""
     try:
         with h5py.File(disk, "w", libver=_LIBVER) as file:
             yield file
     except BaseException as error:
-        clear_frames(error.__traceback__)  # they would keep the file open until the interpreter ends
+        clear_frames(error.__traceback__)  # their references would keep the file open until the interpreter exits
         raise
 
 
 class _Disk(io.FileIO):
-    """A file that keeps a failed write to itself until it is asked.
+    """A file that records a failed write and reports it only when asked.
 
-    HDF5 leaves a full disk with a segmentation fault when it closes the file; so it is told
-    that all went well, and the file is thrown away.
+    HDF5 crashes with a segmentation fault when it closes a file on a full disk. So every write seems to succeed, and
+    the file is discarded afterwards.
     """
 
     trouble: BaseException | None = None
+    """The failure, if any; nothing is written after it."""
 
     def write(self, content: Any, /) -> int:
-        """Write all of it, or remember why not."""
+        """Write everything, or record the failure; either way return the full length."""
         rest = memoryview(content).cast("B")
         written = len(rest)
         with self._keeping_trouble():
@@ -123,7 +124,7 @@ class _Disk(io.FileIO):
         return written
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Set the length, or remember why not."""
+        """Set the file's length, or record the failure."""
         with self._keeping_trouble():
             size = super().truncate(size)
         return size or 0
@@ -132,17 +133,17 @@ class _Disk(io.FileIO):
     def _keeping_trouble(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyboardInterrupt) as error:
+        except (OSError, KeyboardInterrupt) as error:  # an interrupt would fail the write just the same
             self.trouble = error
 
     def require_written(self) -> None:
-        """Raise what went wrong."""
+        """Raise the recorded failure, if any."""
         if self.trouble:
             raise self.trouble
 
 
 def _put(file: h5py.File, block: Chunk, classes: int) -> None:
-    """Write a block to its place, after a look at it."""
+    """Write a chunk at its position in its split; the arrays are created by the first one."""
     _require_labels(block, classes)
     group = file.require_group(block.split)
     if "images" not in group:
@@ -161,18 +162,18 @@ def _require_labels(block: Chunk, classes: int) -> None:
 
 
 def _create_arrays(group: h5py.Group, block: Chunk, classes: int) -> None:
-    """Two empty arrays that grow; a chunk holds whole images."""
+    """Create two empty arrays that can grow, with whole images in each chunk of HDF5."""
     image = block.images.shape[1:]
     few, many = (max(1, size // math.prod(image)) for size in _CHUNK_BYTES)
     rows = min(max(few, len(block.images)), many)
     kind = np.uint8 if classes <= _BYTE_CLASSES else np.dtype("<u2")
-    growing = {"fletcher32": True, "track_times": False}
+    growing = {"fletcher32": True, "track_times": False}  # time stamps would make equal datasets unequal files
     group.create_dataset("images", (0, *image), np.uint8, maxshape=(None, *image), chunks=(rows, *image), **growing)
     group.create_dataset("labels", (0,), kind, maxshape=(None,), chunks=(_LABELS_A_CHUNK,), **growing)
 
 
 def _describe(file: h5py.File, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
-    """Write the attributes, taken from what the file now holds."""
+    """Write the attributes, computed from what the file now contains."""
     _require_splits(file, contents)
     arrays = {f"{split}/{array}": file[split][array] for split in SPLITS if split in file for array in ARRAYS}
     moments = Moments()
@@ -190,7 +191,7 @@ def _describe(file: h5py.File, name: str, contents: DatasetContents, options: di
     }
     texts = {key: canonical_json(described[key]) for key in ("class_names", "array_sha256", "source_sha256", "options")}
     for key, text in {"name": name, **texts, SEAL: seal_of(described)}.items():
-        file.attrs[key] = np.bytes_(text.encode())
+        file.attrs[key] = np.bytes_(text.encode())  # of fixed length, as the reader requires
     file.attrs.update(format=FORMAT, mean=mean, std=std)
 
 

@@ -1,1 +1,1 @@
-"""The network on NumPy, with every core."""
+"""NumPy backend: networks on the CPU, on all cores that a job may use."""

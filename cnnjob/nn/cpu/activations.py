@@ -1,4 +1,4 @@
-"""Activations on NumPy, of arrays that stay in a core's cache."""
+"""Activations on NumPy, for arrays that fit into a core's cache."""
 
 from collections.abc import Callable
 from math import pi, sqrt
@@ -9,15 +9,17 @@ from cnnjob.nn.blocks import Activation
 from cnnjob.nn.memory import Arena, Array
 
 WORKING = {"none": 0, "relu": 0, "gelu": 3}
-"""Arrays of the output's shape that an activation works with."""
+"""Number of scratch arrays of the output's shape that an activation needs."""
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+"""Coefficients a₅ … a₁ of Abramowitz & Stegun 1964, 7.1.26."""
 _ERF_P = 0.3275911
+"""Constant p of the same formula."""
 
 Forward = Callable[[Array], None]
-"""Takes what it acts on, (n, H, W, C) or (n, U), and overwrites it."""
+"""Function of the input, (n, H, W, C) or (n, U), which it overwrites."""
 Backward = Callable[[Array, Array], object]
-"""Takes the output's gradient, and where the input's is put."""
+"""Function of the gradient of the output, and of the array that receives the gradient of the input."""
 
 
 def activation(
@@ -25,17 +27,18 @@ def activation(
 ) -> tuple[Forward, Backward]:
     """Plan an activation.
 
-    ReLU: max(u, 0). GELU: u·Φ(u), Φ the normal distribution's function (Hendrycks & Gimpel 2016, eq. 1).
+    ReLU: max(u, 0). GELU: u·Φ(u), with Φ the distribution function of the normal distribution (Hendrycks & Gimpel 2016,
+    eq. 1).
 
     Args:
-        arena: where buffers come from.
-        kind: which.
-        out: where the output is put.
-        working: as many scratch arrays as :data:`WORKING` says.
-        trainable: whether there will be a backward.
+        arena: memory for the buffers.
+        kind: the activation.
+        out: receives the output.
+        working: scratch arrays of the shape of ``out``, as many as :data:`WORKING` says.
+        trainable: True if the backward function will be used.
 
     Returns:
-        The two halves.
+        The forward and the backward function.
     """
     if kind == "gelu":
         return _gelu(arena, out, working, trainable=trainable)
@@ -45,7 +48,7 @@ def activation(
     zeros = arena.take(out.shape[-2:] if out.ndim > 2 else out.shape[-1:], out.dtype)  # noqa: PLR2004 - rows of pixels
 
     def forward(u: Array) -> None:
-        np.maximum(u, zeros, out=out)  # NumPy is slow with a scalar
+        np.maximum(u, zeros, out=out)  # NumPy is slower with a scalar than with an array
         if trainable:
             np.greater(u, zeros, out=mask)
 
@@ -53,8 +56,9 @@ def activation(
 
 
 def _gelu(arena: Arena, out: Array, working: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
-    """GELU; its slope Φ(u) + u·φ(u), φ the normal density, is kept for the backward."""
+    """Plan a GELU; forward stores its derivative Φ(u) + u·φ(u), φ the normal density, for backward."""
     phi, density, other = working
+    # Backward could not compute it: the input is scratch, overwritten by then.
     slope = arena.take(out.shape if trainable else (0,), out.dtype)
 
     def forward(u: Array) -> None:
@@ -68,16 +72,16 @@ def _gelu(arena: Arena, out: Array, working: list[Array], *, trainable: bool) ->
 
 
 def normal(u: Array, phi: Array, density: Array, work: Array) -> None:
-    """The normal distribution's function and density.
+    """Compute distribution function and density of the standard normal distribution.
 
-    Φ(u) = (1 + erf(u/√2))/2; in float32 by Abramowitz & Stegun 1964, 7.1.26, whose error is below 1.5·10⁻⁷ and which
-    is four times as fast, in float64 by SciPy.
+    Φ(u) = (1 + erf(u/√2))/2: float32 uses Abramowitz & Stegun 1964, 7.1.26, whose error is below 1.5·10⁻⁷ and which is
+    four times as fast; float64 uses SciPy.
 
     Args:
-        u: where.
-        phi: overwritten with Φ(u).
-        density: overwritten with φ(u) = exp(−u²/2)/√(2π).
-        work: overwritten.
+        u: arguments.
+        phi: receives Φ(u).
+        density: receives φ(u) = exp(−u²/2)/√(2π).
+        work: scratch, overwritten.
     """
     np.multiply(u, u, out=density)
     np.multiply(density, -0.5, out=density)
@@ -87,6 +91,8 @@ def normal(u: Array, phi: Array, density: Array, work: Array) -> None:
 
         ndtr(u, out=phi)
     else:
+        # erf(x) = 1 − (a₁t + … + a₅t⁵)·exp(−x²) with t = 1/(1 + px), for x ≥ 0: here x = |u|/√2, `work` becomes t, and
+        # `density` holds exp(−x²).
         np.abs(u, out=work)
         np.multiply(work, _ERF_P / sqrt(2), out=work)
         np.add(work, 1, out=work)
@@ -98,6 +104,6 @@ def normal(u: Array, phi: Array, density: Array, work: Array) -> None:
         np.multiply(phi, density, out=phi)  # 1 − erf(|u|/√2)
         np.multiply(phi, -0.5, out=phi)
         np.add(phi, 0.5, out=phi)  # Φ(|u|) − 1/2
-        np.copysign(phi, u, out=phi)
+        np.copysign(phi, u, out=phi)  # Φ(u) − 1/2 is odd
         np.add(phi, 0.5, out=phi)
     np.multiply(density, 1 / sqrt(2 * pi), out=density)

@@ -1,7 +1,7 @@
-"""The NumPy backend: the reference, and the CPU engine.
+"""NumPy backend: runs networks on the CPU, and is the reference for the CUDA backend.
 
-Bits do not depend on the number of cores: work is cut into parts of fixed number and every sum has a
-fixed order. BLAS must be kept at one thread by the caller; the cores are used by the workers.
+Bits do not depend on the number of cores: work is split into a fixed number of shards and every sum has a fixed order.
+The caller must limit BLAS to one thread; the workers use the cores.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,26 +24,26 @@ from cnnjob.nn.workers import Workers, run_all
 
 
 class NumPyBackend(HostMemory):
-    """Blocks on NumPy arrays of one float type."""
+    """Backend that plans operations on NumPy arrays of one float type."""
 
     name = "numpy"
     synchronous = True
 
     def __init__(self, workers: Workers, dtype: Any = np.float32) -> None:
-        """Use these cores and this float type (float64 is for gradient checks)."""
+        """Use these workers and this float type (float64 is for gradient checks)."""
         super().__init__(workers.count)
         self.workers = workers
         self.dtype = np.dtype(dtype)
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all cores."""
+        """Return the CPU time of all workers so far, in seconds."""
         return self.workers.cpu_seconds
 
     def gather(
         self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
     ) -> Task:
-        """Plan the batch."""
+        """Plan the loading of a batch."""
         return gather(self.workers, arena, feed, x, pixels, change)
 
     def block(
@@ -72,7 +72,7 @@ class NumPyBackend(HostMemory):
         return stages.join(self.workers, arena, body, shortcut, y, activation)
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
-        """Plan a sum of gradients."""
+        """Plan the addition of one gradient to another."""
         return stages.accumulate(self.workers, source, target)
 
     def loss(self, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
@@ -82,7 +82,7 @@ class NumPyBackend(HostMemory):
     def mean_outputs(
         self, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views, and its softmax; and the move to the next step."""
+        """Plan the mean over views, its softmax, and the advance to the next step."""
         return losses.mean_outputs(arena, feed, logits, shares)
 
     def update(
@@ -93,7 +93,7 @@ class NumPyBackend(HostMemory):
         buffers: tuple[Array, Array, dict[str, Array]],
         feed: StepInputs,
     ) -> Task:
-        """Plan the update of the flat parameter buffer, and the move to the next step."""
+        """Plan the update of the flat parameter buffer, and the advance to the next step."""
         run = update(self.workers, arena, optimiser, segments, buffers, feed)
 
         def last() -> None:
@@ -103,11 +103,12 @@ class NumPyBackend(HostMemory):
         return last
 
     def whole(self, arena: Arena, feed: StepInputs, tasks: Iterable[Task]) -> Task:  # noqa: ARG002 - a backend's form
-        """The tasks, one after the other; other images than before are not what forked processes know."""
+        """Return one task that runs all tasks of a step in order."""
         tasks, seen = list(tasks), feed.images
 
         def run() -> None:
             nonlocal seen
+            # Workers know the images that they were forked with; another array in the feed does not reach them.
             if feed.images is not seen:
                 seen = feed.images
                 self.workers.renew()

@@ -1,4 +1,4 @@
-"""The batch on NumPy: images taken by index, changed by address, and normalised."""
+"""Batches on NumPy: images taken by index, augmented and normalised."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from cnnjob.nn.tensors import StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, split_evenly
 
 Take = Callable[[Array], object]
-"""Takes the images that some indices name."""
+"""Function that loads the images with the given indices, int64 (n,)."""
 
 
 def gather(
@@ -22,9 +22,10 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> Task:
-    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
+    """Plan a batch: x = image·scale + shift per channel, for the images that ``feed.order`` selects."""
     N, *inner = x.value.shape
     dtype = x.value.dtype
+    # Per pixel instead of per channel, (H, W, C): NumPy's inner loop then runs over more than the few channels.
     scale, shift = (
         arena.constant(np.broadcast_to(values, inner).astype(dtype)) for values in (pixels.scale, pixels.shift)
     )
@@ -36,7 +37,7 @@ def gather(
         def load() -> None:
             first = feed.position[0] * N
             take(feed.order[first + part.start : first + part.stop])
-            np.copyto(values, images)
+            np.copyto(values, images)  # uint8 → float
             np.multiply(values, scale, out=values)
             np.add(values, shift, out=x.value[part])
 
@@ -48,28 +49,32 @@ def gather(
 
 
 def _taken(feed: StepInputs, images: Array) -> Take:
-    """As they are."""
+    """Plan to take images unchanged."""
+    # Mode "clip" here and below: with the default "raise", np.take buffers its output.
     return lambda order: np.take(feed.images, order, 0, images, "clip")
 
 
 def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images: Array) -> Take:
-    """Turned and moved, pixel by pixel through a table of where each comes from."""
+    """Plan to take flipped and moved images: each pixel is looked up at its source."""
     n, H, W, C = images.shape
     reach = change.translate if isinstance(change, Augmentation) else max(abs(move) for move in change[1:])
     down, right = (arena.constant(mirrored(side, reach)) for side in (H, W))
     views, words = arena.take((3, n), np.int64), Philox(arena.take((6, n), np.uint64))
+    # Source row and column of each pixel, then its index among the pixels of all images: (n, H), (n, W), (n, H, W).
     rows, columns, places = (arena.take((n, *size), np.int64) for size in ((H,), (W,), (H, W)))
 
     def take(order: Array) -> None:
         if isinstance(change, Augmentation):
+            # Both positions advance together, so their difference is the first step of the epoch.
             epoch = int(feed.position[1] - feed.position[0]) // len(feed.learning_rates)
             change.draw(words, order, epoch, feed.seed, views)
         else:
             np.copyto(views.T, change)
         flipped = views[0, :, None]
-        np.add(views[1:], reach, out=views[1:])
+        np.add(views[1:], reach, out=views[1:])  # a move of −reach is row 0 of the tables
         np.take(down, views[1], 0, rows, "clip")
         np.take(right, views[2], 0, columns, "clip")
+        # Column c of a flipped image is W − 1 − c of the original.
         np.multiply(columns, 1 - 2 * flipped, out=columns)
         np.add(columns, (W - 1) * flipped, out=columns)
         np.add(rows, order[:, None] * H, out=rows)

@@ -1,4 +1,4 @@
-"""Dense and dropout on NumPy."""
+"""Dense and dropout blocks on NumPy."""
 
 from math import prod
 
@@ -11,30 +11,32 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, shared, split_evenly
 
 SMALL_PRODUCT = 1 << 20
-"""Multiplications of a matrix product that is not worth sharing."""
+"""Number of multiplications up to which a matrix product is not split among the cores."""
 
 Arrays = dict[str, Array]
 
 
 def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
-    """Plan a dense block: y = activation(output_scale·(x w + b)), the activation ReLU or none.
+    """Plan a dense block: y = activation(output_scale·(x w + b)), with ReLU or no activation.
 
     Args:
-        workers: the cores.
-        arena: where buffers come from.
-        block: its activation.
-        x: (N, …), without a border.
-        y: (N, U).
-        w: ``weights`` (values of an image, U), and ``bias`` (U,) where it has one.
-        dw: the gradients of those that learn, overwritten by ``backward``.
+        workers: the workers that share the products.
+        arena: memory for the buffers.
+        block: the block's settings.
+        x: input (N, …), without a border.
+        y: output (N, U).
+        w: ``weights`` (V, U), with V values per image, and ``bias`` (U,) if there is one.
+        dw: gradients of the trainable ones, overwritten by ``backward``.
 
     Returns:
-        The two halves.
+        The two tasks.
     """
     N, U = y.value.shape
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
     slope, find_slope = _slope(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.trainable else None
+    # Split along V, the longer side as a rule, not along the images: each core reads its own part of the weights. The
+    # partial products (parts, N, U) are summed in a fixed order.
     parts = split_evenly(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
     products = arena.take((len(parts), N, U), dtype)
 
@@ -75,7 +77,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
 
 
 def _slope(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
-    """The gradient of x w + b (N, U), and the task that finds it."""
+    """Return the gradient of x w + b, (N, U), and the task that computes it."""
     slope, mask = (arena.take(y.gradient.shape, of) for of in (y.value.dtype, bool))
 
     def run() -> None:
@@ -90,25 +92,26 @@ def _slope(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
 def dropout(
     workers: Workers, arena: Arena, block: Dropout, x: Tensor, y: Tensor, feed: StepInputs, place: int
 ) -> ForwardBackward:
-    """Plan a dropout block for training: y = x·m/(1−p), with m by address (seed, place, step, element).
+    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, place, step, element).
 
     Args:
-        workers: the cores.
-        arena: where buffers come from.
+        workers: the workers that share the batch.
+        arena: memory for the buffers.
         block: the probability p of m = 0.
-        x: (N, …).
-        y: the same shape.
+        x: input (N, …).
+        y: output of the same shape.
         feed: seed and step.
-        place: the layer's number in the network.
+        place: place of the layer in the network.
 
     Returns:
-        The two halves.
+        The two tasks.
     """
     factor = x.value.dtype.type(1 / (1 - block.probability))
     values = prod(x.value.shape[1:])
 
     def shard(part: slice) -> ForwardBackward:
         first, count = part.start * values, (part.stop - part.start) * values
+        # Philox makes four numbers at once: a shard that starts within a block of four draws all of it and skips some.
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
         keep = arena.take((part.stop - part.start, *x.value.shape[1:]), x.value.dtype)
@@ -117,7 +120,7 @@ def dropout(
 
         def forward() -> None:
             uniform.draw(feed.seed, Purpose.DROPOUT + place, int(feed.position[1]))
-            np.greater_equal(drawn, block.probability, out=keep, casting="unsafe")
+            np.greater_equal(drawn, block.probability, out=keep, casting="unsafe")  # bool → 0.0 or 1.0
             np.multiply(keep, factor, out=keep)
             np.multiply(x.value[part], keep, out=y.value[part])
 

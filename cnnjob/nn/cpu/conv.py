@@ -1,13 +1,13 @@
-"""The conv block on NumPy: convolution, bias, activation and max-pooling at once.
+"""Conv block on NumPy: convolution, bias, activation and max-pooling in one.
 
-The outputs that one pooling window compares are P² *phases*. Each phase is a GEMM over the patches it
-sees, so the max-pooling is the maximum of P² arrays and everything after it is P² times smaller. Of it
-the backward half needs P² masks: which phase takes a window's gradient. Equal maxima go to the first
-phase, in row-major order.
+The P² outputs that a pooling window compares belong to P² *phases*. Each phase is a GEMM over the patches of its
+outputs, so that max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For backward it
+stores one mask per phase, of the windows whose gradient the phase receives: of equal maxima the first in row-major
+order does.
 
-A batch is cut into shards, which the cores share, and a shard into pieces whose arrays fit a core's
-cache. So the patches are gathered anew in the backward half, which is faster than to keep them; only
-those of few channels, which are small and slow to gather, are kept.
+A batch is split into shards, which the workers share, and a shard into pieces whose arrays fit into a core's cache.
+Patches are therefore gathered again in backward, which is faster than storing them. Only patches of few channels, which
+are small and slow to gather, are stored.
 """
 
 from functools import partial
@@ -22,13 +22,13 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, run_all, shared, split_evenly
 
 PIECE_BYTES = 1_200_000
-"""Of a piece's patches and phases, which should stay in the caches; smaller ones cost more calls."""
+"""Size of the patches and phases of a piece, which should stay in the caches; smaller pieces cost more calls."""
 MOST_PIECES = 64
-"""Of a shard; beyond it the pieces grow, so that planning stays quick."""
+"""Number of pieces per shard beyond which the pieces grow, so that planning stays quick."""
 FEW_CHANNELS = 8
-"""Of fewer, patches lie tap by tap: the values of one tap are then the longer runs of memory."""
+"""Number of channels below which patches lie tap by tap, since the values of one tap are then the longer runs."""
 SMALL_PRODUCT = 1_000_000
-"""Multiplications of a product that BLAS is quick with though its inner side is short: OpenBLAS has kernels for it."""
+"""Multiplications up to which a product with a short inner side is fast: OpenBLAS has kernels for small products."""
 
 Arrays = dict[str, Array]
 
@@ -37,22 +37,23 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
     """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
 
     Args:
-        workers: the cores.
-        arena: where buffers come from.
-        block: its sizes.
-        x: (N, H, W, C) with a border of ``block.pad``.
-        y: (N, H', W', F).
-        w: ``weights`` (K, K, C, F), and ``bias`` (F,) where it has one; it is multiplied with a column of ones.
-        dw: the gradients of those that learn, overwritten by ``backward``.
+        workers: the workers that share the batch.
+        arena: memory for the buffers.
+        block: the block's settings.
+        x: input (N, H, W, C) with a border of ``block.pad``.
+        y: output (N, H', W', F).
+        w: ``weights`` (K, K, C, F), and ``bias`` (F,) if there is one.
+        dw: gradients of the trainable ones, overwritten by ``backward``.
 
     Returns:
-        The two halves.
+        The two tasks.
     """
     parts = split_evenly(len(y.value), SHARDS)
     kernel = _Kernel(arena, w, dw, len(parts), turns=x.trainable)
     steps = [_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
     shards = shared(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
+    # What is common to all shards runs on the caller alone, before or after them.
     def forward() -> None:
         kernel.load()
         shards.forward()
@@ -65,25 +66,29 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
 
 
 class _Kernel:
-    """Weights and bias as one matrix, and the shards' sums of its gradient."""
+    """Weights and bias as one matrix, and each shard's sum of its gradient.
+
+    The bias is the last row of the matrix; patches have a column of ones to match.
+    """
 
     def __init__(self, arena: Arena, w: Arrays, dw: Arrays, shards: int, *, turns: bool) -> None:
-        """Plan it for so many shards, and the turned kernel where it is needed."""
+        """Take the buffers for ``shards`` shards, and for the turned kernel if ``turns``."""
         self._w, self._dw, self._turns = w, dw, turns
         K, _, C, F = w["weights"].shape
         dtype, self.taps = w["weights"].dtype, K * K * C
         self.rows = slice(0 if "weights" in dw else self.taps, self.taps + ("bias" in dw))
-        """Those that learn."""
+        """Trainable rows of the matrix."""
         self.matrix = w["weights"].reshape(self.taps, F)
-        """(K·K·C, F); and the bias as a last row, where there is one."""
+        """(K·K·C, F), or with a bias (K·K·C + 1, F)."""
+        # Without a bias the matrix is a view of the parameters; with one it is a copy, made by load().
         if "bias" in w:
             self.matrix = arena.take((self.taps + 1, F), dtype)
         self.sums = arena.take((shards, self.rows.stop - self.rows.start, F), dtype)
-        """(shards, rows, F)."""
+        """Gradient of the trainable rows, summed by each shard, (shards, rows, F)."""
         self.turned = arena.take((K, K, F, C) if turns else (0,), dtype)
 
     def load(self) -> None:
-        """Take the parameters as they are now."""
+        """Copy the current parameters."""
         weights = self._w["weights"]
         if "bias" in self._w:
             np.copyto(self.matrix[:-1], weights.reshape(self.matrix[:-1].shape))
@@ -92,7 +97,7 @@ class _Kernel:
             np.copyto(self.turned, weights[::-1, ::-1].swapaxes(2, 3))
 
     def add_up(self) -> None:
-        """The gradients, of all shards."""
+        """Sum the gradients of all shards into those of weights and bias."""
         if "weights" in self._dw:
             flat = self._dw["weights"].reshape(self.taps, -1)
             np.add.reduce(self.sums[:, : self.taps], axis=0, out=flat)
@@ -103,7 +108,7 @@ class _Kernel:
 def _shard(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
 ) -> ForwardBackward:
-    """The block on the images of one shard, piece by piece."""
+    """Plan the block for the images of one shard, piece by piece."""
     _, H, W, F = y.value.shape
     image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
     count = part.stop - part.start
@@ -123,12 +128,13 @@ def _shard(
 def _piece(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
 ) -> ForwardBackward:
-    """The block on a few images; ``backward`` adds their share of the kernel's gradient to the shard's."""
+    """Plan the block for a few images; backward adds their gradient of the kernel to the shard's sum."""
     n, H, W, F = shape = y.value[part].shape
     P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
     columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
     turns = x.trainable and block.stride == 1
     keeps = len(total) > 0 and C < FEW_CHANNELS
+    # The product itself is the output: no pooling, no activation, and no border that would leave gaps in the output.
     bare = P == 1 and block.activation == "none" and y.value.flags.c_contiguous
     needed: dict[str, Shape] = {
         "columns": (0,) if keeps else columns,
@@ -144,8 +150,8 @@ def _piece(
     patches = _Patches(x.padded[part], block, (H, W), memory["columns"], apart=apart)
     chosen = y.trainable and (block.activation == "relu" or P > 1)
     masks = arena.take((P * P, *shape) if chosen else (0, *shape), bool)
-    if bare:  # the product is the output
-        memory["z"] = y.value[part][None]
+    if bare:
+        memory["z"] = y.value[part][None]  # (1, n, H', W', F)
     forward = _forward(block, patches, memory, kernel.matrix, y.value[part], masks)
     if not y.trainable:
         return ForwardBackward(forward, forward)
@@ -164,8 +170,8 @@ def _piece(
 
 
 def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
-    """Output and masks."""
-    z = memory["z"]
+    """Plan the output of a piece and the masks that its backward needs."""
+    z = memory["z"]  # (P·P, n, H', W', F)
     values = z.reshape(len(patches.groups), -1, out.shape[-1])
     bare = np.may_share_memory(z, out)
 
@@ -173,7 +179,7 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, ou
         patches.gather()
         np.matmul(patches.groups, matrix, out=values)
         if block.activation == "relu":
-            np.maximum.reduce(z, axis=0, out=out, initial=0)
+            np.maximum.reduce(z, axis=0, out=out, initial=0)  # pooling and ReLU in one pass
         elif len(z) > 1:
             np.maximum.reduce(z, axis=0, out=out)
         elif not bare:
@@ -182,7 +188,9 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, ou
             mark()
 
     def mark() -> None:
-        free = masks[-1]  # windows whose gradient no phase has taken
+        # The last mask starts as the windows that have a gradient at all: with ReLU, those of positive outputs. Each
+        # phase takes its windows out of it, and what remains is the last phase's own mask.
+        free = masks[-1]
         if block.activation == "relu":
             np.greater(out, 0, out=free)
         else:
@@ -198,7 +206,7 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, ou
 def _into_kernel(
     patches: "_Patches", memory: Arrays, kernel: _Kernel, total: Array, dy: Array, masks: Array, *, keeps: bool
 ) -> Task:
-    """The gradients of z, which take its place, and of the kernel's rows that learn, which are added to ``total``."""
+    """Plan the gradients of z, which overwrite it, and of the kernel's trainable rows, which are added to ``total``."""
     z, product = memory["z"], memory["product"]
     slopes = z.reshape(len(patches.groups), -1, z.shape[-1])
     products = [(rows.T[kernel.rows], slope) for rows, slope in zip(patches.groups, slopes, strict=True)]
@@ -220,7 +228,7 @@ def _into_kernel(
 
 
 def _turned_sizes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
-    """What :func:`_turned` needs for images (n, H, W, C)."""
+    """Return the shapes of the buffers that :func:`_turned` needs for images (n, H, W, C)."""
     n, H, W, C = shape
     around = 2 * (block.kernel - 1)
     rows, columns = (side + around for side in block.convolved(shape[1:]))
@@ -229,18 +237,21 @@ def _turned_sizes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
 
 
 def _turned(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
-    """The input's gradient where the stride is 1: z's gradient with a border, convolved with the turned kernel."""
+    """Plan the input's gradient for stride 1: the gradient of z with a border, convolved with the turned kernel."""
     z, slope, dx, pool = memory["z"], memory["slope"], memory["dx"], block.pool
     edge = block.kernel - 1
     inner = slope[:, edge:, edge:]
     image, row, column, channel = inner.strides
+    # (P, P, n, H', W', F): phase (i, j) of a window lies i rows and j columns from the window's first output.
     values = z.reshape(pool, pool, *z.shape[1:])
     phases = as_strided(inner, values.shape, (row, column, image, pool * row, pool * column, channel))
     plain = Conv(kernel=block.kernel)
+    # The padding of the forward convolution needs no gradient, which leaves a border of K − 1 − pad zeros.
     slopes = _Patches(slope[:, block.pad :, block.pad :], plain, dx.shape[1:3], memory["slope_columns"])
     turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
 
     def backward() -> None:
+        # Scratch memory: zero the border, and the outputs that no pooling window covers.
         slope.fill(0)
         np.copyto(phases, values)
         slopes.gather()
@@ -251,7 +262,7 @@ def _turned(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel
 
 
 def _scattered(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
-    """The input's gradient for any stride: the patches' gradients, which take their place, added up."""
+    """Plan the input's gradient for any stride: the gradients of the patches overwrite the patches and are added up."""
     flat_z = memory["z"].reshape(-1, memory["z"].shape[-1])
     weights = kernel.matrix[: kernel.taps]
     patches = _Patches(x.padded_gradient[part], block, memory["z"].shape[2:4], memory["columns"])
@@ -260,6 +271,7 @@ def _scattered(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Ker
     def backward() -> None:
         np.matmul(flat_z.reshape(*into.shape[:2], -1), weights.T, out=into)
         x.padded_gradient[part] = 0
+        # Tap by tap: patches overlap in memory, but the values of one tap do not, so no addition overwrites another.
         for k, m in np.ndindex(block.kernel, block.kernel):
             target = patches.seen[..., k, m, :]
             np.add(target, patches.columns[..., k, m, :], out=target)
@@ -268,13 +280,16 @@ def _scattered(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Ker
 
 
 class _Patches:
-    """What each output of each phase sees, as a view and as the rows of matrices; their last column may be of ones."""
+    """Patches of the input, one per output of each phase, as a view of the images and as rows of matrices.
+
+    The matrices may have a last column of ones.
+    """
 
     def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, apart: bool = False) -> None:
-        """See images (n, H + 2 pad, W + 2 pad, C) in patches for an output of size (H', W').
+        """View images (n, H + 2 pad, W + 2 pad, C) as patches, for an output of size (H', W').
 
-        The memory is (positions, taps), or has another column, which the bias is multiplied with. Patches of few
-        channels may be a matrix a phase, ``apart``.
+        The memory is (positions, taps), with one more column if the kernel has a bias. With ``apart``, patches of few
+        channels form one matrix per phase.
         """
         K, P, step, C = block.kernel, block.pool, block.stride, padded.shape[3]
         image, row, column, channel = padded.strides
@@ -282,9 +297,11 @@ class _Patches:
         strides = (step * row, step * column, image, step * P * row, step * P * column, row, column, channel)
         taps = K * K * C
         self.groups: Array
-        """(groups, positions, taps)."""
+        """The patches as matrices, (groups, positions, taps)."""
         self.seen = as_strided(padded, shape, strides)
-        """(P, P, n, H', W', K, K, C); writing to it is safe one tap at a time."""
+        """The patches as a view of the images, (P, P, n, H', W', K, K, C); write to one tap at a time, they overlap."""
+        # `columns` is the memory of the matrices in the shape of `seen`. With few channels it lies with the taps first:
+        # gather() then copies runs of positions, and matmul takes the transposed matrix as it is.
         if C < FEW_CHANNELS:
             lead = (P, P) if apart else ()
             taps_first = memory.reshape(prod(lead), memory.shape[1], -1)
@@ -296,6 +313,6 @@ class _Patches:
         self._ones = self.groups[..., taps:]
 
     def gather(self) -> None:
-        """Copy the patches into the matrix."""
+        """Copy the patches to the matrices."""
         np.copyto(self.columns, self.seen)
         self._ones.fill(1)

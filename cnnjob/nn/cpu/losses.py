@@ -1,4 +1,4 @@
-"""What becomes of the outputs on NumPy: probabilities, the loss, its gradient and the hits."""
+"""Softmax and loss on NumPy: probabilities, the loss, its gradient, and the number of right predictions."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,14 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
     """Plan the softmax of (N, K) logits.
 
     Returns:
-        Probabilities (N, K); the sum of exponentials of the logits less the largest (N, 1); and the task that fills
-        them.
+        Probabilities (N, K); the sum of exponentials of the logits minus the largest one (N, 1); and the task that
+        computes both.
     """
     N, K = logits.shape
     p, largest, total = (arena.take(shape, logits.dtype) for shape in ((N, K), (N, 1), (N, 1)))
 
     def run() -> None:
+        # Minus the largest logit: no exponential overflows, and the sum is at least 1.
         np.maximum.reduce(logits, axis=1, keepdims=True, out=largest)
         np.subtract(logits, largest, out=p)
         np.exp(p, out=p)
@@ -29,11 +30,14 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
 
 
 def mean_outputs(arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]) -> tuple[list[Task], Task]:
-    """Plan the softmax of the weighted mean of several views' logits (N, K), into the feed; the step is then over.
+    """Plan the softmax of the weighted mean of the logits (N, K) of several views.
+
+    The last task writes it to ``feed.probabilities`` and advances to the next step.
 
     Returns:
-        The task after each view; and the last one.
+        One task to run after each view, and the last task.
     """
+    # A single view has weight 1: its logits are the mean.
     if len(shares) == 1:
         return [lambda: None], _kept(feed, *softmax(arena, logits.value))
     mean, work = (arena.take(logits.value.shape, logits.value.dtype) for _ in range(2))
@@ -43,6 +47,7 @@ def mean_outputs(arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequenc
             np.multiply(logits.value, share, out=work)
             np.add(mean, work, out=mean)
 
+        # The first view of a step overwrites the mean of the step before.
         def first() -> None:
             np.multiply(logits.value, share, out=mean)
 
@@ -53,7 +58,7 @@ def mean_outputs(arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequenc
 
 
 def _kept(feed: StepInputs, p: Array, _: Array, softmax_of: Task) -> Task:
-    """The softmax, as the step's rows of the feed's probabilities."""
+    """Return a task that computes the softmax, copies it to the feed, and advances to the next step."""
 
     def run() -> None:
         softmax_of()
@@ -65,10 +70,11 @@ def _kept(feed: StepInputs, p: Array, _: Array, softmax_of: Task) -> Task:
 
 
 def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
-    """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
+    """Plan the loss, its gradient, and the number of right predictions.
 
-    The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with
-    respect to the logits is (softmax − t) / N (Bishop 2006, eq. 4.109).
+    The loss is the mean over the batch of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K,
+    ε ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N
+    (Bishop 2006, eq. 4.109).
     """
     N, K = logits.value.shape
     p, total, softmax_of = softmax(arena, logits.value)
@@ -84,9 +90,10 @@ def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothin
         np.equal(guesses, labels, out=right)
         feed.hits[step] = np.count_nonzero(right)
         softmax_of()
+        # 0, K, 2K, …: the first element of each image's logits (np.arange would allocate), plus the label.
         rows.fill(K)
         rows[0] = 0
-        np.cumsum(rows, out=rows)  # where each image's outputs start
+        np.cumsum(rows, out=rows)
         np.add(rows, labels, out=labels)
         flat.take(labels, out=chosen, mode="clip")
         if label_smoothing:
@@ -94,6 +101,8 @@ def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothin
             np.add.reduce(logits.value, axis=1, out=spread)
             np.multiply(spread, label_smoothing / K, out=spread)
             np.add(chosen, spread, out=chosen)  # Σ t·logits
+        # −Σ t log softmax = log Σ exp(logits − largest) + largest − Σ t·logits, without the logarithm of a softmax that
+        # may have underflowed to 0.
         np.maximum.reduce(logits.value, axis=1, out=per_image)
         np.subtract(per_image, chosen, out=chosen)
         np.log(total[:, 0], out=per_image)

@@ -1,7 +1,7 @@
 """Batch normalisation on NumPy, with the activation that follows it.
 
-A batch is cut into shards of fixed number and a shard into pieces that stay in a core's cache; every sum is over
-pieces, then shards, in order.
+A batch is split into a fixed number of shards, and a shard into pieces that fit into a core's cache. Every sum is
+taken over the pieces of a shard and then over the shards, in order.
 """
 
 from functools import partial
@@ -16,13 +16,13 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly
 
 PIECE_ELEMENTS = 1 << 16
-"""Of a piece: its few arrays stay in a core's cache."""
+"""Number of elements of a piece, whose few arrays fit into a core's cache."""
 MOST_PIECES = 64
-"""Of a shard; beyond it the pieces grow, so that planning stays quick."""
+"""Number of pieces per shard beyond which the pieces grow, so that planning stays quick."""
 
 Arrays = dict[str, Array]
 Passes = dict[str, list[Task]]
-"""Over the pieces of a shard, by what they are for."""
+"""Tasks for the pieces of a shard, by the name of the pass."""
 
 
 def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
@@ -32,19 +32,20 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
     dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3).
 
     Args:
-        workers: the cores.
-        arena: where buffers come from.
-        block: its settings, and the activation.
-        x: (N, H, W, C), without a border.
-        y: the same shape.
-        w: ``scale`` (unless it has none), ``shift``, and the running ``mean`` and ``variance``, each (C,).
-        dw: the gradients of ``scale`` and ``shift``, overwritten by ``backward``.
+        workers: the workers that share the batch.
+        arena: memory for the buffers.
+        block: the settings, and the activation.
+        x: input (N, H, W, C), without a border.
+        y: output of the same shape.
+        w: ``scale`` (if there is one), ``shift``, and the running ``mean`` and ``variance``, each (C,).
+        dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The two halves; a training's forward also moves the running statistics on.
+        The two tasks; forward of a training also updates the running statistics.
     """
     channels = _Channels(arena, block, x, w, dw)
     shards = [_shard(arena, block, x, y, channels, *place) for place in enumerate(split_evenly(len(x.value), SHARDS))]
+    # A pass ends in all shards before the next begins, since each needs the sums of the one before.
     over_all = {
         name: workers.share([partial(run_all, shard[name]) for shard in shards], work=x.value.size)
         for name in shards[0]
@@ -69,7 +70,7 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
 
 
 class _Channels:
-    """What holds for each channel, (C,), and the shards' sums that it comes from, (shards, C)."""
+    """Values per channel, (C,), and the sums of the shards that they are computed from, (shards, C)."""
 
     def __init__(self, arena: Arena, block: Norm, x: Tensor, w: Arrays, dw: Arrays) -> None:
         C, dtype = x.value.shape[-1], x.value.dtype
@@ -81,13 +82,15 @@ class _Channels:
         )
 
     def find_mean(self) -> None:
+        """Compute the mean of the batch from the sums."""
         np.add.reduce(self.sums, axis=0, out=self.mean)
         np.divide(self.mean, self._count, out=self.mean)
 
     def find_variance(self) -> None:
-        """What the batch is normalised by; the running statistics move on."""
+        """Compute factor and offset of a training step, and update the running statistics."""
         np.add.reduce(self.products, axis=0, out=self.inverse)
         np.divide(self.inverse, self._count, out=self.inverse)
+        # The batch is normalised by the biased variance, while the running one is unbiased, as in PyTorch.
         unbiased = self._count / max(1, self._count - 1)
         for running, own, factor in (("mean", self.mean, 1.0), ("variance", self.inverse, unbiased)):
             np.multiply(own, factor * self._settings.momentum, out=self._work)
@@ -96,13 +99,14 @@ class _Channels:
         self._find_factor()
 
     def take_running(self) -> None:
-        """What an evaluation is normalised by."""
+        """Compute factor and offset of an evaluation from the running statistics."""
         np.copyto(self.mean, self._w["mean"])
         np.copyto(self.inverse, self._w["variance"])
         self._find_factor()
 
     def _find_factor(self) -> None:
-        """Of y = x·factor + offset; the inverse is of √(variance + eps)."""
+        """Compute factor and offset of y = x·factor + offset, from the mean and the variance in ``inverse``."""
+        # `inverse` becomes 1/√(variance + eps), which backward needs too.
         np.add(self.inverse, self._settings.eps, out=self.inverse)
         np.sqrt(self.inverse, out=self.inverse)
         np.divide(1, self.inverse, out=self.inverse)
@@ -111,7 +115,7 @@ class _Channels:
         np.subtract(self._w["shift"], self.offset, out=self.offset)
 
     def find_slopes(self) -> None:
-        """The gradients of shift and scale; and dx = g·factor − (x − mean)·pull − offset."""
+        """Compute the gradients of shift and scale, and the terms of dx = g·factor − (x − mean)·pull − offset."""
         np.add.reduce(self.sums, axis=0, out=self.offset)  # Σg
         np.add.reduce(self.products, axis=0, out=self.pull)
         np.multiply(self.pull, self.inverse, out=self.pull)  # Σ(g·x̂)
@@ -125,6 +129,7 @@ class _Channels:
 
 
 def _shard(arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, part: slice) -> Passes:
+    """Plan the passes over one shard, piece by piece."""
     count, image = part.stop - part.start, prod(x.value.shape[1:])
     pieces = split_evenly(count, min(MOST_PIECES, -(-count * image // PIECE_ELEMENTS)))
     passes: Passes = {"add": [], "deviate": [], "normalise": [], "slope": [], "into_input": []}
@@ -138,7 +143,7 @@ def _shard(arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels,
 def _piece(
     arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, part: slice, *, first: bool
 ) -> dict[str, Task]:
-    """The passes over a few images; sums start anew at the first piece of a shard."""
+    """Plan the passes over a few images; the first piece of a shard resets the sums."""
     z, out, dy, g = x.value[part], y.value[part], y.gradient[part], x.gradient[part]
     n, H, W, C = z.shape
     shapes = [z.shape, (1, n * H * W), (1, C), *[(W, C)] * 3, *[z.shape] * WORKING[block.activation]]
@@ -146,14 +151,17 @@ def _piece(
     act, slope_of = activation(arena, block.activation, out, working, trainable=y.trainable)
 
     def add_to(sums: Array, values: Array) -> None:
+        # A product with ones, (1, n·H·W) × (n·H·W, C): BLAS adds up the first axis faster than np.add.reduce.
         ones.fill(1)
-        np.dot(ones, values.reshape(-1, C), out=total)  # a sum over an array's first axis is slow
+        np.dot(ones, values.reshape(-1, C), out=total)
         if first:
             sums[number] = 0
         np.add(sums[number], total[0], out=sums[number])
 
+    # The mean comes first and then the squares of the deviations from it: E[x²] − mean² would cancel digits.
     def deviate() -> None:
-        np.copyto(mean, channels.mean)  # a row of them: NumPy is slow with short ones
+        # Repeated for a row of pixels, (W, C): NumPy's inner loop over C values alone would be short and slow.
+        np.copyto(mean, channels.mean)
         np.subtract(z, mean, out=t)
         np.multiply(t, t, out=t)
         add_to(channels.products, t)

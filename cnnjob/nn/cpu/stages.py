@@ -1,4 +1,4 @@
-"""What stands between and after convolutions on NumPy: activations, pooling, and the sum of a residual block."""
+"""Operations without parameters on NumPy: activations, pooling, and the sum of a residual block."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from cnnjob.nn.workers import SHARDS, Workers, shared, split_evenly
 
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan an activation of (N, …), see :func:`cnnjob.nn.cpu.activations.activation`."""
+    """Plan an activation of a tensor (N, …), see :func:`cnnjob.nn.cpu.activations.activation`."""
     kind = block.activation
 
     def shard(number: int, part: slice) -> ForwardBackward:
@@ -22,7 +22,7 @@ def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tens
         act, slope_of = activation(arena, kind, y.value[part], working, trainable=y.trainable)
 
         def forward() -> None:
-            np.copyto(t, u)
+            np.copyto(t, u)  # `act` overwrites its input
             act(t)
 
         return ForwardBackward(forward, lambda: slope_of(dy, x.gradient[part]))
@@ -37,7 +37,7 @@ def join(
 ) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
-    Backward gives the sum's gradient to the body; the shortcut's is the same.
+    Backward writes the gradient of the sum to that of the body; the shortcut's gradient is the same.
     """
 
     def shard(number: int, part: slice) -> ForwardBackward:
@@ -66,12 +66,13 @@ def accumulate(workers: Workers, source: Array, target: Array) -> Task:
 def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
 
-    Of equal maxima the first in row-major order takes the gradient. Rows and columns that fill no window take none.
+    Of equal maxima the first in row-major order receives the gradient. Rows and columns that do not fill a window
+    receive none.
     """
     P, (H, W) = block.side, y.value.shape[1:3]
 
     def windows(array: Array) -> list[Array]:
-        """What the P² places of a window hold, each (n, H', W', C)."""
+        """Return views (n, H', W', C) of the P² places of a window, in row-major order."""
         inside = array[:, : H * P, : W * P]
         return [inside[:, i::P, j::P] for i in range(P) for j in range(P)]
 
@@ -88,7 +89,9 @@ def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tenso
                 mark()
 
         def mark() -> None:
-            free = masks[-1]  # windows whose gradient no place has taken
+            # The last mask starts as the windows whose maximum is not found yet; what remains of it after the other
+            # places is the last place's own mask, also where the maximum is NaN and equals nothing.
+            free = masks[-1]
             free.fill(1)
             for mask, phase in zip(masks[:-1], phases, strict=False):
                 np.equal(phase, out, out=mask)
@@ -106,7 +109,10 @@ def max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tenso
 
 
 def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C); the first of equal maxima counts."""
+    """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C).
+
+    Of equal maxima the first in row-major order receives the gradient.
+    """
     N, H, W, C = x.value.shape
 
     def shard(number: int, part: slice) -> ForwardBackward:
@@ -115,6 +121,7 @@ def global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y:
         first = arena.take((len(z), 1, C) if block.how == "max" else (0, 1, 1), np.int64)
 
         def forward() -> None:
+            # Without its border an image is one run of pixels, (n, H·W, C), which a single reduction covers.
             np.copyto(t.reshape(z.shape), z)
             if block.how == "mean":
                 np.add.reduce(t, axis=1, out=out)

@@ -1,4 +1,4 @@
-"""The update of the flat parameter buffer on NumPy, piece by piece."""
+"""Optimiser updates of the flat parameter buffer on NumPy, piece by piece."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,11 +11,12 @@ from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
 PIECE_ELEMENTS = 1 << 16
-"""Of a piece: its operands stay in a core's cache."""
+"""Number of elements of a piece, whose operands fit into a core's cache."""
 MOST_PIECES = 4096
-"""Of an update; beyond it the pieces grow, so that planning stays quick."""
+"""Number of pieces of an update beyond which the pieces grow, so that planning stays quick."""
 
 Rate = Callable[[], float]
+"""Function that returns the learning rate of the current step."""
 
 
 def update(
@@ -26,8 +27,9 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     feed: StepInputs,
 ) -> Task:
-    """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas)."""
+    """Plan the update of all segments; :mod:`cnnjob.nn.optimisers` has the formulas."""
     weights, gradients, slots = buffers
+    # Several NumPy calls pass over the same operands: in pieces they are still in the cache at the next call.
     length = max(PIECE_ELEMENTS, -(-weights.size // MOST_PIECES))
 
     def piece(number: int, segment: Segment, start: int) -> Task:
@@ -48,19 +50,21 @@ def update(
     move = workers.share(_by_shard(pieces), work=weights.size)
     if not optimiser.lookahead:
         return move
+    # A list of its own: the pieces here are cut across the segments, so they need all of them updated.
     look = _lookahead(workers, arena, weights, slots["slow"], length, feed)
     return partial(run_all, [move, look])
 
 
 def _by_shard(pieces: list[Task]) -> list[Task]:
-    """The pieces of each shard one after the other, since they use the same scratch memory."""
+    """Return one task per shard, which runs its pieces in order since they use the same scratch memory."""
     return [partial(run_all, pieces[shard::SHARDS]) for shard in range(min(SHARDS, len(pieces)))]
 
 
 def _sgd(
     optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], work: list[Array], decay: float, rate: Rate
 ) -> Task:
-    change, v = work[0], slots.get("velocity", g)
+    """Plan the update of one piece by SGD, see :class:`cnnjob.nn.optimisers.Sgd`."""
+    change, v = work[0], slots.get("velocity", g)  # without momentum, v = g
 
     def run() -> None:
         eta = rate()
@@ -93,11 +97,12 @@ def _adamw(
     rate: Rate,
     feed: StepInputs,
 ) -> Task:
+    """Plan the update of one piece by AdamW, see :class:`cnnjob.nn.optimisers.AdamW`."""
     change, root = work
     m, v = slots["first_moment"], slots["second_moment"]
 
     def run() -> None:
-        eta, t = rate(), int(feed.position[1]) + 1
+        eta, t = rate(), int(feed.position[1]) + 1  # the position advances after the update
         if decay:
             np.multiply(w, 1 - eta * decay, out=w)
         for moment, beta in ((m, optimiser.momentum), (v, optimiser.beta2)):
@@ -105,6 +110,7 @@ def _adamw(
             np.multiply(change, 1 - beta, out=change)
             np.multiply(moment, beta, out=moment)
             np.add(moment, change, out=moment)
+        # √v̂ = √v / √(1 − β₂ᵗ): v itself is kept without the correction, which changes with t.
         np.sqrt(v, out=root)
         np.multiply(root, 1 / (1 - optimiser.beta2**t) ** 0.5, out=root)
         np.add(root, optimiser.eps, out=root)
@@ -116,7 +122,7 @@ def _adamw(
 
 
 def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, feed: StepInputs) -> Task:
-    """After a step that has a share: slow ← slow + (1 − share)(fast − slow), fast ← slow."""
+    """Plan slow ← slow + (1 − share)(fast − slow), fast ← slow, which runs after steps with a share."""
 
     def piece(number: int, start: int) -> Task:
         f, s = fast[start : start + length], slow[start : start + length]

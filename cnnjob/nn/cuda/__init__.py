@@ -1,1 +1,1 @@
-"""The network on an NVIDIA GPU."""
+"""CUDA backend: networks on an NVIDIA GPU."""

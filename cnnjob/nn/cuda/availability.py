@@ -1,4 +1,4 @@
-"""Whether this machine can compute on a GPU, and if not, why, and what to do."""
+"""Check for a usable GPU: driver, CuPy and CUDA libraries, with what to do about a missing one."""
 
 import os
 import tempfile
@@ -12,8 +12,8 @@ OLDEST_CUPY = 14
 
 
 def why_unavailable() -> str | None:
-    """What a GPU cannot be used for here: what was found; what to do. None where nothing is lacking."""
-    choose_kernel_cache()
+    """Return why no GPU can be used here and what to do about it, or None if one can."""
+    choose_kernel_cache()  # before CuPy is imported
     try:
         cupy = import_module("cupy")
         pathfinder = import_module("cuda.pathfinder")
@@ -27,7 +27,8 @@ def why_unavailable() -> str | None:
 
 
 def _lack_of_driver(runtime: Any) -> str | None:
-    """A driver, one that is new enough, and a GPU that it shows."""
+    """Return what is wrong with the driver: missing, too old, or without a GPU; None if nothing is."""
+    # Versions are 1000 × major + 10 × minor, and 0 without a driver. Minor versions of CUDA are compatible.
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if driver == 0:
         return "there is no NVIDIA driver; use a machine that has one, nvidia-smi lists its GPUs"
@@ -42,6 +43,7 @@ def _lack_of_driver(runtime: Any) -> str | None:
 
 
 def _lack_of_libraries(pathfinder: Any) -> str | None:
+    """Return which CUDA library cannot be loaded and why; None if all can."""
     for name in LIBRARIES:
         try:
             pathfinder.load_nvidia_dynamic_lib(name)
@@ -52,16 +54,16 @@ def _lack_of_libraries(pathfinder: Any) -> str | None:
 
 
 def _dotted(version: int) -> str:
-    """12040 is 12.4."""
+    """Return a CUDA version in dotted form: 12.4 for 12040."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def choose_kernel_cache() -> None:
-    """Have CuPy keep compiled kernels in the user's cache, unless ``CUPY_CACHE_DIR`` says where.
+    """Set ``CUPY_CACHE_DIR``, unless it is set, so that CuPy stores compiled kernels in the user's cache.
 
-    CuPy reads it once, when it is imported, and is not imported where the folder cannot be made. It writes each file
-    whole and checks it when it is read, so that many jobs may share the folder. Where none can be written to, as with
-    a home that the nodes of a cluster do not have, the process has a folder of its own.
+    CuPy reads it once, when it is imported, and its import fails where the folder cannot be created. It writes each
+    file atomically and checks it when it reads it, so that many jobs may share the folder. If the folder is not
+    writable, as under a home directory that the nodes of a cluster do not mount, the process gets a temporary one.
     """
     if os.environ.get("CUPY_CACHE_DIR"):
         return
@@ -69,8 +71,9 @@ def choose_kernel_cache() -> None:
     try:
         folder = (Path(own) if own else Path(users or Path.home() / ".cache") / "cnnjob") / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
+        # mkdir accepts an existing folder also on a read-only file system: only a file shows that it is writable.
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except (OSError, RuntimeError):  # no home at all is the second
+    except (OSError, RuntimeError):  # Path.home() raises RuntimeError without a home
         folder = Path(tempfile.mkdtemp(prefix="cnnjob-kernels-"))
     os.environ["CUPY_CACHE_DIR"] = str(folder)

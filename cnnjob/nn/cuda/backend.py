@@ -1,7 +1,7 @@
-"""The CUDA backend: blocks as kernels in CUDA C and GEMMs of cuBLAS, recorded as a graph and replayed.
+"""CUDA backend: operations as CUDA C kernels and cuBLAS GEMMs, recorded as a graph and replayed.
 
-The same input gives the same bits on the same model of GPU with the same driver and cuBLAS: every sum has a fixed
-order. What a step computes is there when it is asked for, not when the step returns.
+The same input gives the same bits on the same model of GPU with the same driver and cuBLAS, since every sum has a fixed
+order. A step returns before its results are complete; copying them to the host waits for them.
 """
 
 import time
@@ -29,7 +29,7 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 
 class CudaBackend:
-    """Blocks on a device's float32 arrays."""
+    """Backend that plans operations on float32 arrays of a device."""
 
     name = "cuda"
     synchronous = False
@@ -44,36 +44,36 @@ class CudaBackend:
         fuses: bool = True,
         captures: bool = True,
     ) -> None:
-        """Use a device, or none and only count.
+        """Use a device; without one, only count memory.
 
         Args:
-            device: where arrays lie and kernels run.
-            column_bytes: of a convolution's matrix of patches, see :mod:`cnnjob.nn.cuda.conv`.
-            fuses: whether neighbours are computed at once, see :mod:`cnnjob.nn.cuda.fused`; else part by part,
-                the reference.
-            captures: whether a step is recorded and replayed; else it is launched each time, for the same bits.
+            device: holds the arrays and runs the kernels.
+            column_bytes: size of a convolution's matrix of patches, see :mod:`cnnjob.nn.cuda.conv`.
+            fuses: True to compute some neighbouring parts in one kernel, see :mod:`cnnjob.nn.cuda.fused`; False for
+                part by part, the reference.
+            captures: True to record a step and replay it; False to launch its kernels each time, with the same bits.
         """
         self.device: Device = device or ShapeOnlyDevice()
         self._column_bytes, self._fuses, self._captures = column_bytes, fuses, captures
 
     @property
     def cpu_seconds(self) -> float:
-        """Of this process."""
+        """Return the CPU time of this process so far, in seconds."""
         return time.process_time()
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
-        """A new array of zeroes on the device."""
+        """Return a new array of zeros on the device."""
         return self.device.zeros(shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between arrays of one size and dtype, on the device or the host; it is done on return."""
+        """Copy between arrays of equal shape and dtype, on the device or the host; complete on return."""
         if source.shape != target.shape or source.dtype != target.dtype:
             raise ValueError(f"{source.dtype} {source.shape} into {target.dtype} {target.shape}")
         if source.nbytes:
             self.device.copy(_packed(source), target)
 
     def resident(self, array: Array) -> Array:
-        """The same values on the device."""
+        """Return the array on the device: itself, or a copy."""
         if not _is_host(array):
             return array
         there = self.zeros(array.shape, array.dtype)
@@ -81,7 +81,7 @@ class CudaBackend:
         return there
 
     def host(self, array: Array) -> Array:
-        """The same values in an array of NumPy's."""
+        """Return a copy of the array as a NumPy array."""
         here: Array = np.empty(array.shape, array.dtype)
         self.copy(array, here)
         return here
@@ -89,7 +89,7 @@ class CudaBackend:
     def gather(
         self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
     ) -> Task:
-        """Plan the batch."""
+        """Plan the loading of a batch."""
         alone = partial(gather, self.device, arena, feed, x, pixels, change)
         return GatherPart((x,), alone, feed, pixels, changes=change is not None).step.forward
 
@@ -117,7 +117,7 @@ class CudaBackend:
         feed: StepInputs,
         place: int,
     ) -> ForwardBackward:
-        """An operation by itself."""
+        """Plan an operation that is not fused with a neighbour."""
         if isinstance(block, Conv):
             return conv(self.device, arena, block, x, y, *parameters, self._column_bytes)
         if isinstance(block, Dense):
@@ -133,7 +133,7 @@ class CudaBackend:
         return Part((body, shortcut), partial(stages.join, self.device, body, shortcut, y, activation)).step
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
-        """Plan a sum of gradients."""
+        """Plan the addition of one gradient to another."""
         return stages.accumulate(self.device, source, target)
 
     def loss(self, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
@@ -144,7 +144,7 @@ class CudaBackend:
     def mean_outputs(
         self, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views, and its softmax; and the move to the next step."""
+        """Plan the mean over views, its softmax, and the advance to the next step."""
         return stages.mean_outputs(self.device, arena, feed, logits, shares)
 
     def update(
@@ -155,15 +155,16 @@ class CudaBackend:
         buffers: tuple[Array, Array, dict[str, Array]],
         feed: StepInputs,
     ) -> Task:
-        """Plan the update of the flat parameter buffer, and the move to the next step."""
+        """Plan the update of the flat parameter buffer, and the advance to the next step."""
         return update(self.device, arena, optimiser, segments, buffers, feed)
 
     def whole(self, arena: Arena, feed: StepInputs, tasks: Iterable[Task]) -> Task:
-        """Plan a step of these tasks."""
+        """Plan the parts that the tasks describe, and return one task that runs them all."""
         tasks = list(tasks)
+        # Only now are all parts of a step known, and with them which neighbours share a kernel.
         planned = fused(self.device, arena, parts_of(tasks)) if self._fuses else {}
         run = in_order(in_place(tasks, planned))
-        reads = lambda: (feed.images, feed.order, feed.probabilities)  # noqa: E731 - those of an evaluation vary
+        reads = lambda: (feed.images, feed.order, feed.probabilities)  # noqa: E731 - an evaluation may replace them
         return Captured(self.device, run, reads) if self._captures else run
 
 
@@ -172,5 +173,5 @@ def _is_host(array: Any) -> bool:
 
 
 def _packed(array: Array) -> Array:
-    """The same array, without gaps if it is of the host."""
+    """Return an array of the device as it is, one of the host without gaps: the device copies contiguous bytes."""
     return np.ascontiguousarray(array) if _is_host(array) else array

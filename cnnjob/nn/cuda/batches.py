@@ -1,4 +1,4 @@
-"""The batch on a device: images taken by index, changed by address, and normalised."""
+"""Batches on a device: images taken by index, augmented and normalised."""
 
 from functools import partial
 from math import prod
@@ -22,13 +22,15 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> ForwardBackward:
-    """Plan the batch: x = image·scale + shift for each channel, of the images that ``feed.order`` names."""
+    """Plan a batch: x = image·scale + shift per channel, for the images that ``feed.order`` selects."""
     N, *inner = x.value.shape
     values = [arena.constant(np.asarray(each_channel, x.value.dtype)) for each_channel in (pixels.scale, pixels.shift)]
     target = *values, *bordered(x.value), row_length(x.value.shape), inner[-1]
+    # Without a change a kernel of its own copies the pixels in order, with no table of sources.
     views = [] if change is None else [_views(arena, change, N)]
 
-    def run() -> None:  # an evaluation's images and order change from call to call
+    # The arguments are collected at each call: an evaluation may replace images and order.
+    def run() -> None:
         if isinstance(change, Augmentation):
             _draw(device, change, feed, views[0])()
         name, source = "gather_views" if change else "gather", (feed.images, feed.order, feed.position)
@@ -38,14 +40,14 @@ def gather(
 
 
 def _views(arena: Arena, change: Augmentation | View, images: int) -> Array:
-    """How each image is changed, int32 (N, 3); to be drawn, or the same for all."""
+    """Return the changes of the images, int32 (N, 3): memory to draw them into, or the same constant for all."""
     if isinstance(change, Augmentation):
         return arena.take((images, 3), np.int32)
     return arena.constant(np.tile(np.array(change, np.int32), (images, 1)))
 
 
 def _draw(device: Device, change: Augmentation, feed: StepInputs, views: Array) -> Task:
-    """Plan what :meth:`cnnjob.nn.pixels.Augmentation.draw` does."""
+    """Plan the draw of the changes, with the values of :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
     address = np.uint32(feed.seed), np.uint32(Purpose.AUGMENTATION)
     numbers = FLIPS[change.flip], change.translate, len(views)
     arguments = scalars([feed.order, feed.position, views, np.int64(len(feed.learning_rates)), *address, *numbers])

@@ -1,7 +1,7 @@
-"""cuBLAS through ctypes: CuPy's own calls refuse to be captured into a graph, the library does not.
+"""cuBLAS through ctypes, since CuPy's own calls refuse to be captured into a graph while the library does not.
 
-Our matrices are row-major, cuBLAS's column-major; a row-major matrix is its transpose in column-major order, so
-out = a·b is asked for as outᵀ = bᵀ·aᵀ.
+The matrices here are row-major, those of cuBLAS column-major. A row-major matrix is its transpose in column-major
+order, so out = a·b is computed as outᵀ = bᵀ·aᵀ.
 """
 
 from ctypes import byref, c_float, c_int, c_size_t, c_void_p
@@ -12,7 +12,10 @@ import numpy as np
 from cnnjob.nn.memory import Array
 
 WORKSPACE_BYTES = 32 << 20
-"""What NVIDIA recommends for Hopper; more than the others need. Our own, so that a graph holds its address."""
+"""Size of the workspace that NVIDIA recommends for Hopper; other GPUs need less.
+
+The workspace is not cuBLAS's own, so that its address in a recorded graph stays valid.
+"""
 
 KINDS = {"float32": 0, "float16": 2}  # CUDA_R_32F, CUDA_R_16F
 HALF_BYTES = 2
@@ -32,27 +35,28 @@ STATUS = {
 
 
 def address(array: Any) -> int:
-    """Where an array's first value lies, of NumPy's or CuPy's."""
+    """Return the address of the first value of a NumPy or CuPy array."""
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 class Blas:
-    """A handle of cuBLAS on one stream, with a workspace of its own."""
+    """cuBLAS handle on one stream, with a workspace of its own."""
 
     def __init__(self, library: Any, stream: int, workspace: Array, *, tf32: bool = False) -> None:
-        """Make it.
+        """Create the handle.
 
         Args:
-            library: libcublas, loaded.
-            stream: CUDA's pointer.
-            workspace: memory that nothing else uses.
-            tf32: round factors to 10 bits of mantissa, for the tensor cores; sums are float32.
+            library: libcublas, loaded by ctypes.
+            stream: pointer of the CUDA stream.
+            workspace: device memory that nothing else uses.
+            tf32: True to round factors to 10 bits of mantissa, for the tensor cores; sums are float32.
         """
         self._library, self._workspace = library, workspace
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32
         self._handle, number = c_void_p(), c_int()
         self._call("cublasCreate_v2", byref(self._handle))
-        self._call("cublasSetStream_v2", self._handle, c_void_p(stream))  # before the workspace, which it would reset
+        # The stream before the workspace: cublasSetStream resets the workspace to the library's default.
+        self._call("cublasSetStream_v2", self._handle, c_void_p(stream))
         memory = c_void_p(address(workspace)), c_size_t(workspace.nbytes)
         self._call("cublasSetWorkspace_v2", self._handle, *memory)
         self._call("cublasGetVersion_v2", self._handle, byref(number))
@@ -68,15 +72,15 @@ class Blas:
         alpha: float = 1,
         beta: float = 0,
     ) -> None:
-        """Set out = alpha·a·b + beta·out.
+        """Compute out = alpha·a·b + beta·out.
 
         Args:
-            a: (M, K), or (K, M) to be transposed; float32 or float16; rows are contiguous and may lie further apart.
-            b: (K, N), or (N, K) to be transposed, likewise, of a's type.
-            out: (M, N), likewise; float16 only where a is.
-            transpose: whether a and b are to be.
+            a: (M, K), or (K, M) if transposed; float32 or float16; each row is contiguous, rows may have gaps between.
+            b: (K, N), or (N, K) if transposed; likewise, of the same dtype as a.
+            out: (M, N), likewise; float16 only if a is.
+            transpose: True for each of a and b that is to be transposed.
             alpha: factor of the product.
-            beta: factor of what ``out`` holds; with 0 it need not hold numbers.
+            beta: factor of the previous values of ``out``; with 0 these may be anything, even NaN.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -84,6 +88,7 @@ class Blas:
         (M, N), K = out.shape, a.shape[0 if transpose[0] else 1]
         if a.shape != ((K, M) if transpose[0] else (M, K)) or b.shape != ((N, K) if transpose[1] else (K, N)):
             raise ValueError(f"{a.shape} times {b.shape} into {out.shape}, transposed {transpose}")
+        # All in reverse order: b before a, N before M.
         operations = [c_int(TRANSPOSED if flag else NORMAL) for flag in reversed(transpose)]
         factors, kind = (byref(c_float(alpha)), byref(c_float(beta))), c_int(KINDS[a.dtype.name])
         compute = COMPUTE_FLOAT32 if a.dtype.itemsize == HALF_BYTES else self._compute
@@ -96,10 +101,12 @@ class Blas:
         )
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:
-        """Where a matrix starts, and how many values further its next row."""
+        """Return the address of a matrix and its leading dimension, the distance of its rows in values."""
+        # NumPy's stride of a single row is arbitrary, but cuBLAS demands at least the length of the row.
         return c_void_p(address(array)), c_int(max(array.strides[0] // array.itemsize, array.shape[1]))
 
     def _call(self, name: str, *arguments: Any) -> None:
+        """Call a function of cuBLAS and check its status."""
         status = getattr(self._library, name)(*arguments)
         if status:
             raise RuntimeError(f"{name}: {STATUS.get(status, 'failed')} (cuBLAS status {status})")

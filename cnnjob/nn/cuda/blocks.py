@@ -1,4 +1,4 @@
-"""The other blocks on a device: dense, dropout and the loss."""
+"""Dense and dropout blocks, softmax and loss on a device."""
 
 from functools import partial
 from math import prod
@@ -13,31 +13,31 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 WARP = 32
 WARPS = 4
-"""Images of one block of the loss."""
+"""Images per thread block of softmax and loss, one per warp."""
 ROWS = 8
-"""Of which one block sums as many at a time."""
+"""Rows that a thread block of a sum over rows reads at a time."""
 
 Arrays = dict[str, Array]
 
 
 def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
-    """Plan a dense block: y = activation(output_scale·(x w + b)), the activation ReLU or none.
+    """Plan a dense block: y = activation(output_scale·(x w + b)), with ReLU or no activation.
 
     Args:
-        device: where.
-        arena: where buffers come from.
-        block: its activation.
-        x: (N, …), without a border.
-        y: (N, U).
-        w: ``weights`` (values of an image, U), and ``bias`` (U,) where it has one.
-        dw: the gradients of those that learn, overwritten by ``backward``.
+        device: runs the kernels.
+        arena: memory for the buffers.
+        block: the block's settings.
+        x: input (N, …), without a border.
+        y: output (N, U).
+        w: ``weights`` (V, U), with V values per image, and ``bias`` (U,) if there is one.
+        dw: gradients of the trainable ones, overwritten by ``backward``.
 
     Returns:
-        The two halves.
+        The two tasks.
     """
     N, U = y.value.shape
     flat, weights = x.value.reshape(N, -1), w["weights"]  # (N, V), (V, U)
-    bias = w.get("bias", arena.take((U,), y.value.dtype))  # of zeroes, where it has none
+    bias = w.get("bias", arena.take((U,), y.value.dtype))  # zeros if there is none: one kernel for both
     add = each(device, "add_bias", N, U, y.value, bias, block.output_scale, block.activation == "relu")
     forward = in_order([gemm(device, flat, weights, y.value), add])
     if not y.trainable:
@@ -55,18 +55,18 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
 
 
 def dropout(device: Device, block: Dropout, x: Tensor, y: Tensor, feed: StepInputs, place: int) -> ForwardBackward:
-    """Plan a dropout block for training: y = x·m/(1−p), with m by address (seed, place, step, element).
+    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, place, step, element).
 
     Args:
-        device: where.
+        device: runs the kernels.
         block: the probability p of m = 0.
-        x: (N, …).
-        y: the same shape.
+        x: input (N, …).
+        y: output of the same shape.
         feed: seed and step.
-        place: the layer's number in the network.
+        place: place of the layer in the network.
 
     Returns:
-        The two halves; both draw m anew, so that it is not kept.
+        The two tasks; both draw m, so that it is not stored.
     """
     N, *inner = x.value.shape
     address = feed.position, np.uint32(feed.seed), np.uint32(Purpose.DROPOUT + place)
@@ -81,11 +81,11 @@ def dropout(device: Device, block: Dropout, x: Tensor, y: Tensor, feed: StepInpu
 
 
 def softmax(device: Device, arena: Arena, feed: StepInputs, logits: Array) -> Task:
-    """Plan the softmax of (N, K) logits, into the step's rows of the feed's, and the move to the next step."""
+    """Plan the softmax of (N, K) logits, which goes to ``feed.probabilities``, and the advance to the next step."""
     N, K = logits.shape
-    ticket = arena.take((1,), np.uint32)
+    ticket = arena.take((1,), np.uint32)  # counts the thread blocks, of which the last one advances the position
 
-    def run() -> None:  # it is another array when more images are evaluated
+    def run() -> None:
         arguments = scalars([logits, feed.probabilities, feed.position, ticket, N, K])
         device.launch("softmax", *_warps(N), arguments)
 
@@ -95,10 +95,11 @@ def softmax(device: Device, arena: Arena, feed: StepInputs, logits: Array) -> Ta
 def cross_entropy(
     device: Device, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float
 ) -> ForwardBackward:
-    """Plan the loss: mean over the batch of −Σ t log softmax(logits), its gradient, and the hits.
+    """Plan the loss, its gradient, and the number of right predictions.
 
-    The targets are t = (1 − ε)·onehot(label) + ε/K, ε ``label_smoothing`` (Szegedy et al. 2016, §7). The gradient with
-    respect to the logits is (softmax − t) / N (Bishop 2006, eq. 4.109).
+    The loss is the mean over the batch of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K,
+    ε ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N
+    (Bishop 2006, eq. 4.109).
     """
     N, K = logits.value.shape
     losses, hits = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)
@@ -106,10 +107,11 @@ def cross_entropy(
     of_images = scalars([logits.value, *truth, logits.gradient, losses, hits, label_smoothing, N, K])
     of_step = scalars([losses, hits, feed.position, feed.losses, feed.hits, N])
     loss = partial(device.launch, "cross_entropy", *_warps(N), of_images)
+    # One thread block adds up the batch, so that the sum has a fixed order.
     tally = partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)
     return ForwardBackward(in_order([loss, tally]), in_order([]))
 
 
 def _warps(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Grid and block of a kernel that gives each image a warp."""
+    """Return grid and block of a kernel with one warp per image."""
     return (-(-images // WARPS), 1), (WARP, WARPS)

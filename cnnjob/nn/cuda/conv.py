@@ -1,7 +1,7 @@
-"""The conv block on a device: convolution, bias, activation and max-pooling at once, a few images at a time.
+"""Conv block on a device: convolution, bias, activation and max-pooling, for a few images at a time.
 
-The matrix of patches of so many images is made as stays in the device's cache until the GEMM has read it. Nothing
-of it is kept: the backward pass makes it again. Of a pooling window only the winner's place is kept.
+The matrix of patches (im2col) covers as many images as stay in the device's cache until the GEMM has read it. It is not
+stored for backward, which makes it again. Of a pooling window only the place of the maximum is stored.
 """
 
 from math import prod
@@ -15,10 +15,16 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 
 COLUMN_BYTES = 16 << 20
-"""Of one matrix of patches: it fits the L2 cache of an A100 twice. Fixed, so that the order of every sum is."""
+"""Size of one matrix of patches, of which two fit into the L2 cache of an A100.
+
+It does not depend on the GPU, so that the order of every sum is fixed.
+"""
 LARGEST_BYTE = 255
 SLOPE_SCALE = 16
-"""Times the images of a batch, by which float16 slopes are multiplied: a mean's are too small for it."""
+"""Factor on float16 gradients, times the number of images in the batch.
+
+The loss is a mean over the batch, whose gradients are too small for float16.
+"""
 
 Arrays = dict[str, Array]
 
@@ -29,24 +35,26 @@ def conv(
     """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
 
     Args:
-        device: where.
-        arena: where buffers come from.
-        block: its sizes.
-        x: (N, H, W, C) with a border of ``block.pad``.
-        y: (N, H', W', F).
-        w: ``weights`` (K, K, C, F), and ``bias`` (F,) where it has one.
-        dw: the gradients of those that learn, overwritten by ``backward``.
-        column_bytes: of one matrix of patches, unless that of a single image is larger.
+        device: runs the kernels.
+        arena: memory for the buffers.
+        block: the block's settings.
+        x: input (N, H, W, C) with a border of ``block.pad``.
+        y: output (N, H', W', F).
+        w: ``weights`` (K, K, C, F), and ``bias`` (F,) if there is one.
+        dw: gradients of the trainable ones, overwritten by ``backward``.
+        column_bytes: maximum size of a matrix of patches, unless a single image needs more.
 
     Returns:
-        The two halves.
+        The two tasks.
     """
     N, H, W, F = y.value.shape
     outputs, taps, dtype = H * W * block.pool**2, block.kernel**2 * x.value.shape[3], y.value.dtype
     halves = device.precision == "float16"
     factor = np.dtype(np.float16) if halves else dtype
     n = min(N, max(1, column_bytes // (outputs * taps * factor.itemsize)))  # images at a time
-    code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16
+    code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16  # the place of the maximum in its window
+    # For n images: patches, z, and in float16 the gradient of z. For all images: the gradients before the activation
+    # and the partial sums of the bias, or in an evaluation the places of the maxima, which nothing reads.
     working: list[Any] = [((n * outputs, taps), factor), ((n * outputs, F), dtype)]
     working.append(((n * outputs if halves and y.trainable else 0, F), factor))
     working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if y.trainable else [((N, H, W, F), code)]
@@ -57,7 +65,7 @@ def conv(
     if halves:
         kernel = arena.take((taps, F), factor)
         prepare = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
-    w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeroes, where it has none
+    w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeros if there is none
 
     def part(first: int) -> ForwardBackward:
         images = slice(first, min(first + n, N))
@@ -82,9 +90,10 @@ def _part(
     buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
 ) -> ForwardBackward:
-    """The block on some images, which add their share to the weights' gradient; the first set it."""
+    """Plan the block for some images; backward adds their gradient of the weights, the first images set it."""
     x, y = signals
-    columns, z, dz, slopes, winner = buffers  # (n·H'·P·W'·P, K·K·C), twice (the same, F), twice (n, H', W', F)
+    # columns (n·H'·P·W'·P, K·K·C); z and dz (n·H'·P·W'·P, F); slopes and winner (n, H', W', F)
+    columns, z, dz, slopes, winner = buffers
     n, H, W, F = winner.shape
     K, S, P, C = block.kernel, block.stride, block.pool, x.value.shape[3]
     height, width, taps = H * P, W * P, K * K * C
@@ -102,6 +111,7 @@ def _part(
     if not y.trainable:
         return ForwardBackward(in_order(forward), in_order([]))
     backward = [each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F)]  # z becomes its gradient
+    # The scale on dz goes through both products, whose results are divided by it.
     if halved:
         dz = dz[: len(z)]
         backward.append(each(device, "halve", n, height * width * F, z, dz, float(scale)))
@@ -114,7 +124,7 @@ def _part(
         sizes = K, S, block.pad, C, x.value.shape[2], height, width
         source, target = (columns, 1 / scale), bordered(x.gradient[images])
         backward += [
-            gemm(device, dz, kernel, columns, (False, True)),  # columns become their gradient
+            gemm(device, dz, kernel, columns, (False, True)),  # columns become their gradient, after the GEMM above
             each(device, f"col2im{halved}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
         ]
     return ForwardBackward(in_order(forward), in_order(backward))

@@ -1,4 +1,4 @@
-"""The parts of a step, described first, so that neighbours can be planned at once, and then planned together."""
+"""Deferred planning: the parts of a step are described first and planned together, so that neighbours can be fused."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,47 +11,53 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a plan asks for, and how it is planned alone."""
+    """One part of a step that is not planned yet.
+
+    Parts are dictionary keys, so they are compared by identity.
+    """
 
     reads: tuple[Tensor, ...]
+    """Its inputs."""
     alone: Callable[[], ForwardBackward]
+    """Function that plans it without its neighbours."""
 
     @property
     def step(self) -> ForwardBackward:
-        """Its halves, which are put in place by :func:`in_place`."""
+        """Return placeholders for its two tasks, which :func:`in_place` replaces."""
         return ForwardBackward(Half(self, forward=True), Half(self, forward=False))
 
 
 @dataclass(frozen=True, eq=False)
 class GatherPart(Part):
-    """The images of a step, into what it "reads"."""
+    """Loading of a batch; ``reads`` is the tensor that it writes."""
 
     feed: StepInputs
     pixels: PixelNormalisation
     changes: bool
-    """Whether they are flipped or moved."""
+    """True if images are flipped or moved."""
 
     @property
     def x(self) -> Tensor:
-        """Where they are put."""
+        """Return the tensor that receives the images."""
         return self.reads[0]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPart(Part):
-    """A block."""
+    """One operation, from x to y."""
 
     block: Operation
     x: Tensor
     y: Tensor
     weights: dict[str, Array]
+    """Its parameters by short name."""
     gradients: dict[str, Array]
-    """Empty in an evaluation."""
+    """Gradients of the trainable ones; empty in an evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loss(Part):
-    """The loss of the logits."""
+    """Loss and its gradient with respect to the logits."""
 
     feed: StepInputs
     label_smoothing: float
@@ -59,24 +65,25 @@ class Loss(Part):
 
 @dataclass(frozen=True, eq=False)
 class Half:
-    """A part's forward or backward task."""
+    """Placeholder for the forward or the backward task of a part."""
 
     part: Part
     forward: bool
 
     def __call__(self) -> None:
-        """It cannot be run before it is planned."""
+        """Raise an error: a placeholder must be replaced before the step runs."""
         raise RuntimeError(f"a half of a {type(self.part).__name__} that was not planned")
 
 
 def parts_of(tasks: Iterable[Task]) -> list[Part]:
-    """The parts that tasks are halves of, in order."""
+    """Return the parts whose placeholders are among the tasks, in order and without repetitions."""
     return list(dict.fromkeys(task.part for task in tasks if isinstance(task, Half)))
 
 
 def in_place(tasks: Iterable[Task], planned: dict[Part, ForwardBackward]) -> list[Task]:
-    """The tasks, halves replaced by what was planned for their parts, or by what plans them alone."""
+    """Return the tasks with all placeholders replaced; parts that are not in ``planned`` are planned alone."""
     tasks = list(tasks)
+    # All at once: the two placeholders of a part belong to one plan, which is made once.
     steps = {part: planned.get(part) or part.alone() for part in parts_of(tasks)}
 
     def put(task: Task) -> Task:

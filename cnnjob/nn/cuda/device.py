@@ -1,4 +1,4 @@
-"""The device seam: all that a training asks of CuPy and cuBLAS."""
+"""The GPU as a device: the only module that calls CuPy, and the one that loads cuBLAS."""
 
 from collections.abc import Sequence
 from ctypes import CDLL
@@ -16,11 +16,12 @@ class CudaDevice:
     """The current GPU, its arrays (CuPy's), and one stream on which everything runs in order."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Take it, for GEMMs in a precision, see :attr:`cnnjob.nn.cuda.device_api.Device.precision`."""
+        """Use it, with GEMMs in this precision, see :attr:`cnnjob.nn.cuda.device_api.Device.precision`."""
         import cupy
         from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 - comes with CuPy
 
         self._cupy, self._runtime = cupy, cupy.cuda.runtime
+        # Non-blocking: it does not wait for the default stream, and it can be captured, which that stream cannot.
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
         library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
@@ -31,30 +32,33 @@ class CudaDevice:
         self.versions["nvrtc"] = list(cupy.cuda.nvrtc.getVersion())
 
     def zeros(self, shape: tuple[int, ...], dtype: object) -> Array:
-        """A new array of zeroes on the GPU; a ``MemoryError`` where there is no room."""
-        self._stream.use()  # CuPy clears the memory on the stream that this thread used last
+        """Return a new array of zeros on the GPU, or raise a ``MemoryError`` if there is not enough memory."""
+        # CuPy clears memory on the current stream of the thread, which may be that of another device.
+        self._stream.use()
         return self._cupy.zeros(shape, dtype)  # type: ignore[no-any-return]
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between contiguous arrays of one size, on the GPU or the host; it is done on return."""
+        """Copy between contiguous arrays of equal size, on the GPU or the host; complete on return."""
+        # On the same stream, so that it comes after everything that was launched before.
         ends = address(target), address(source)
         self._runtime.memcpyAsync(*ends, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         self.wait()
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[object]) -> None:
-        """Run a kernel on arrays and NumPy scalars."""
+        """Launch a kernel on arrays and NumPy scalars."""
         self._kernel(name)(grid, block, tuple(arguments), stream=self._stream)
 
     def capture(self, run: Task) -> Task:
-        """Record what a task launches, without running it; the task that replays it."""
+        """Record what a task launches without running it, and return a task that replays it."""
         self._stream.begin_capture()
         try:
             run()
         finally:
+            # Also after an error: a stream that stays in capture mode runs nothing any more.
             graph = self._stream.end_capture()
         return lambda: graph.launch(self._stream)
 
     @property
     def free_bytes(self) -> int:
-        """Memory of the GPU that nobody holds."""
+        """Return the free memory of the GPU, in bytes."""
         return int(self._runtime.memGetInfo()[0])

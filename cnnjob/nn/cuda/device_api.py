@@ -1,4 +1,4 @@
-"""How the backend speaks to a device: what a device is, and the arguments and grids of its kernels."""
+"""Interface between the backend and a device: its methods, and the arguments and grids of its kernels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,49 +12,51 @@ from cnnjob.nn.memory import Array
 from cnnjob.nn.tensors import Task, Tensor
 
 THREADS = 256
+"""Threads per block of most kernels."""
 MOST_BLOCKS = 65535
-"""In the second dimension of a grid; CUDA's limit."""
+"""CUDA's limit on the blocks in the second dimension of a grid."""
 
 
 class Device(Protocol):
-    """A device and its arrays; everything on it runs in the order in which it was asked for."""
+    """A device with its arrays; everything on it runs in the order of the calls."""
 
     @property
     def name(self) -> str:
-        """Its model."""
+        """Return the model of the device."""
 
     @property
     def precision(self) -> str:
-        """Of a GEMM's factors: ``float32``, ``tf32`` (10 bits of mantissa), or ``float16``; sums are float32.
+        """Return the precision of GEMM factors: ``float32``, ``tf32`` (10 bits of mantissa) or ``float16``.
 
-        In float16 are those of convolutions; the others are then as in tf32.
+        Sums are always float32. With ``float16`` only the factors in convolutions are float16; others are as with
+        ``tf32``.
         """
 
     @property
     def versions(self) -> dict[str, Any]:
-        """Of the libraries that decide the bits."""
+        """Return the versions of the libraries that decide the bits."""
 
     @property
     def free_bytes(self) -> int:
-        """Memory that nobody holds."""
+        """Return the free memory, in bytes."""
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
-        """A new array of zeroes on the device."""
+        """Return a new array of zeros on the device."""
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between contiguous arrays of one size, on the device or the host; it is done on return."""
+        """Copy between contiguous arrays of equal size, on the device or the host; complete on return."""
 
     def capture(self, run: Task) -> Task:
-        """Record what a task launches and multiplies, without running it; the task that does it all at once.
+        """Record the kernels and GEMMs of a task without running them, and return a task that replays them.
 
-        It knows arrays by their addresses only: whoever asks for it keeps ``run``, which keeps them.
+        The recording holds only the addresses of arrays: the caller must keep ``run``, which keeps the arrays alive.
         """
 
     def wait(self) -> None:
-        """Until all is done that was asked for."""
+        """Wait until everything that was launched is complete."""
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        """Run a kernel on arrays and NumPy scalars."""
+        """Launch a kernel on arrays and NumPy scalars."""
 
     def gemm(
         self,
@@ -66,21 +68,22 @@ class Device(Protocol):
         alpha: float = 1,
         beta: float = 0,
     ) -> None:
-        """Set out = alpha·a·b + beta·out, with matrices of contiguous rows; ``transpose`` says if a and b are to be.
+        """Compute out = alpha·a·b + beta·out for matrices of contiguous rows.
 
-        a and b are both float32 or both float16; sums are float32.
+        ``transpose`` is True for each of a and b that is to be transposed. Both are float32 or both are float16; sums
+        are float32.
         """
 
 
 class ShapeOnlyDevice:
-    """A device without memory, to count with; nothing can be asked of it."""
+    """Device without memory, to count with; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
         """Count for this precision."""
         self.precision = precision
 
     def __getattr__(self, name: str) -> Any:
-        """A function that must not be called."""
+        """Return a function that raises an error: plans may refer to it, but not call it."""
 
         def fail(*_: Any, **__: Any) -> Any:
             raise RuntimeError(f"{name} of a device that only counts")
@@ -89,13 +92,15 @@ class ShapeOnlyDevice:
 
 
 def scalars(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Python's numbers as the kernels' ``int`` and ``float``."""
+    """Return the arguments of a kernel, with Python's numbers as its ``int`` and ``float``."""
+    # 32 bits, where CuPy would pass them with 64; a 64-bit argument comes as a NumPy scalar.
     kinds = {int: np.int32, bool: np.int32, float: np.float32}
     return tuple(kinds.get(type(value), lambda same: same)(value) for value in arguments)
 
 
 def each(device: Device, name: str, images: int, size: int, *arguments: Any) -> Task:
-    """Plan a kernel that has a thread for each of ``size`` values of each image, which are its last arguments."""
+    """Plan a kernel with a thread for each of ``size`` values of each image; both numbers are its last arguments."""
+    # Images beyond the limit of the grid are left to a loop in the kernels.
     grid = (max(1, -(-size // THREADS)), min(images, MOST_BLOCKS))
     return partial(device.launch, name, grid, (THREADS, 1), scalars([*arguments, images, size]))
 
@@ -115,7 +120,7 @@ def gemm(
 
 
 def in_order(tasks: Sequence[Task]) -> Task:
-    """One task of several."""
+    """Return one task that runs several in order."""
 
     def run() -> None:
         for task in tasks:
@@ -125,18 +130,21 @@ def in_order(tasks: Sequence[Task]) -> Task:
 
 
 def bordered(array: Array) -> tuple[Array, np.int64, int]:
-    """An array (N, …) for the kernels: where it starts, and how far apart its images and their rows lie."""
+    """Return a kernel's arguments for an array (N, …): the array, and the distances of its images and of their rows.
+
+    The distances are numbers of values, so that an array may be the inside of one with a border.
+    """
     image, row = array.strides[0], array.strides[1] if array.ndim > 2 else 0  # noqa: PLR2004 - N, H, W, C
     return array, np.int64(image // array.itemsize), row // array.itemsize
 
 
 def row_length(shape: Shape) -> int:
-    """Values of an image that lie side by side: a row of pixels, or a vector."""
+    """Return the number of values of an image that are contiguous: those of a row of pixels, or of a vector."""
     return prod(shape[2:]) if len(shape) > 2 else shape[1]  # noqa: PLR2004 - N, H, W, C
 
 
 def slope(device: Device, y: Tensor, activation: str, out: Array) -> Task:
-    """Plan the gradient before a block's activation, into ``out`` (N, …) without a border."""
+    """Plan the gradient before a block's activation, which goes to ``out``, (N, …) without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
     arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"
@@ -144,32 +152,34 @@ def slope(device: Device, y: Tensor, activation: str, out: Array) -> Task:
 
 
 SUM_ROWS = 256
-"""The fewest rows that a block adds up."""
+"""Minimum number of rows that a thread block adds up."""
 MOST_SUMS = 128
-"""Blocks that add up one column."""
+"""Maximum number of thread blocks that add up one column."""
 
 
 def sum_parts(rows: int) -> int:
-    """How many partial sums :func:`column_sums` makes of so many rows."""
+    """Return the number of partial sums that :func:`column_sums` makes of a number of rows."""
     return -(-rows // _part(rows))
 
 
 def _part(rows: int) -> int:
+    """Return the number of rows per partial sum."""
     return max(SUM_ROWS, -(-rows // MOST_SUMS))
 
 
 def column_sums(device: Device, values: Array, partial_sums: Array, out: Array) -> Task:
-    """Plan the sum of (R, U) over its rows, in a fixed order.
+    """Plan the sum of a matrix over its rows, in a fixed order.
 
     Args:
-        device: where.
+        device: runs the kernels.
         values: (R, U).
-        partial_sums: (``sum_parts(R)``, U), overwritten.
-        out: (U,).
+        partial_sums: scratch (``sum_parts(R)``, U), overwritten.
+        out: receives the sums, (U,).
 
     Returns:
         The task.
     """
+    # Two launches instead of atomic additions, whose order would change from run to run.
     (rows, columns), parts = values.shape, len(partial_sums)
 
     def sums(source: Array, target: Array, rows: int, part: int) -> Task:

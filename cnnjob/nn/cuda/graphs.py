@@ -1,4 +1,4 @@
-"""A step recorded as a CUDA graph: two runs as they are, one recorded, and from then on replayed."""
+"""CUDA graphs of a step: the first two runs are launched as usual, the third is recorded, and later ones replay it."""
 
 from collections.abc import Callable
 
@@ -7,21 +7,21 @@ from cnnjob.nn.memory import Array
 from cnnjob.nn.tensors import Task
 
 EAGER_RUNS = 2
-"""The first compiles and loads kernels, which must not happen while one records; the second is to be sure."""
+"""Runs before the recording: the first compiles and loads kernels, which a capture forbids; the second is a margin."""
 MOST_AHEAD = 64
-"""Steps that may be asked for and not done: a stop is heeded soon, and the device never waits for the next."""
+"""Maximum number of queued steps: few enough to notice a stop request soon, enough to keep the device busy."""
 
 
 class Captured:
-    """A task that runs, or is replayed; both give the same bits, being the same kernels in the same order."""
+    """Task that is run or replayed; both launch the same kernels in the same order, with the same bits."""
 
     def __init__(self, device: Device, run: Task, reads: Callable[[], tuple[Array, ...]]) -> None:
-        """Nothing runs yet.
+        """Wrap a task; nothing runs yet.
 
         Args:
-            device: where.
-            run: launches kernels and products of matrices, and nothing else.
-            reads: the arrays that may be other ones from call to call; then it is recorded anew.
+            device: runs and records the task.
+            run: the task, which launches kernels and GEMMs and does nothing else.
+            reads: returns the arrays that may be replaced between calls; if one is, the task is recorded again.
         """
         self._device, self._run, self._reads = device, run, reads
         self._seen: tuple[Array, ...] = ()
@@ -29,7 +29,8 @@ class Captured:
         self._replay: Task | None = None
 
     def __call__(self) -> None:
-        """Run once."""
+        """Run or replay the task once."""
+        # A graph holds addresses. Identity is compared, not equality: another array lies elsewhere.
         seen = self._reads()
         if len(seen) != len(self._seen) or any(now is not before for now, before in zip(seen, self._seen, strict=True)):
             self._seen, self._runs, self._replay = seen, 0, None

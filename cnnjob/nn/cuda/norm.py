@@ -12,9 +12,9 @@ from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
 PART_ROWS = 128
-"""The fewest pixels that a block adds up."""
+"""Minimum number of pixels that a thread block adds up."""
 MOST_PARTS = 512
-"""Blocks that add up one channel."""
+"""Maximum number of thread blocks that add up one channel."""
 
 Arrays = dict[str, Array]
 
@@ -23,25 +23,25 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
     """Plan a batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
     Backward, with g the gradient before the activation, M pixels of the batch and x̂ the normalised values:
-    dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3). Nothing but mean and
-    deviation is kept for it: x̂ and g are computed anew.
+    dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3). Only the mean and
+    1/√(variance + eps) are stored for it; x̂ and g are computed again.
 
     Args:
-        device: where.
-        arena: where buffers come from.
-        block: its settings, and the activation.
-        x: (N, H, W, C), without a border.
-        y: the same shape.
-        w: ``scale`` (unless it has none), ``shift``, and the running ``mean`` and ``variance``, each (C,).
-        dw: the gradients of ``scale`` and ``shift``, overwritten by ``backward``.
+        device: runs the kernels.
+        arena: memory for the buffers.
+        block: the settings, and the activation.
+        x: input (N, H, W, C), without a border.
+        y: output of the same shape.
+        w: ``scale`` (if there is one), ``shift``, and the running ``mean`` and ``variance``, each (C,).
+        dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The two halves; a training's forward also moves the running statistics on.
+        The two tasks; forward of a training also updates the running statistics.
     """
     N, H, W, C = x.value.shape
     rows, dtype, constants = np.int64(N * H * W), x.value.dtype, (block.settings.momentum, block.settings.eps)
     part = np.int64(max(PART_ROWS, -(-int(rows) // MOST_PARTS)))
-    mean, inverse, *own = (arena.take((C,), dtype) for _ in range(4))
+    mean, inverse, *own = (arena.take((C,), dtype) for _ in range(4))  # own: sums that no parameter has a gradient for
     scale = w["scale"] if "scale" in w else arena.constant(np.ones(C, dtype))
     channels, running, kind = (mean, inverse, scale, w["shift"]), (w["mean"], w["variance"]), block.activation
     known = row_length(x.value.shape), ACTIVATIONS[kind]
@@ -50,6 +50,7 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
         fixed = scalars([*running, constants[1], mean, inverse, C])
         take = partial(device.launch, "running_statistics", (-(-C // THREADS), 1), (THREADS, 1), fixed)
         return ForwardBackward(in_order([take, normalise]), normalise)
+    # One row of partial sums per thread block, added up in a fixed order by a second kernel: no atomics.
     parts = int(-(-rows // part))
     sums = arena.scratch(0, ((parts, C), dtype), ((parts, C), dtype))
     slopes = dw.get("shift", own[0]), dw.get("scale", own[1])

@@ -1,4 +1,4 @@
-"""The update of the flat parameter buffer on a device."""
+"""Optimiser updates of the flat parameter buffer on a device."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from cnnjob.nn.optimisers import AdamW, Optimiser, Segment
 from cnnjob.nn.tensors import StepInputs, Task
 
 PIECE_ELEMENTS = 1024
-"""Of one block of threads."""
+"""Number of elements that one thread block updates."""
 
 
 def update(
@@ -23,8 +23,9 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     feed: StepInputs,
 ) -> Task:
-    """Plan the update (see :mod:`cnnjob.nn.optimisers` for the formulas), and the move to the next step."""
+    """Plan the update of all segments, see :mod:`cnnjob.nn.optimisers`, and the advance to the next step."""
     weights, gradients, slots = buffers
+    # A single launch for all segments: the table tells each thread block its piece and how that piece is updated.
     pieces = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, PIECE_ELEMENTS)]
     table: dict[str, Array] = {
         "starts": np.array([start for _, start in pieces]),
@@ -33,7 +34,9 @@ def update(
         "decays": np.array([optimiser.weight_decay * s.decays for s, _ in pieces], np.float32),
     }
     shared = *map(arena.constant, table.values()), feed.learning_rates, feed.position
-    ends = arena.take((1,), np.uint32), not optimiser.lookahead  # the ticket, and whether it is the last kernel
+    # The ticket counts thread blocks: the last block of a step's last kernel advances the position, since all others
+    # have read it by then.
+    ends = arena.take((1,), np.uint32), not optimiser.lookahead
     if isinstance(optimiser, AdamW):
         name, own = "adamw", [slots["first_moment"], slots["second_moment"]]
         constants: list[Any] = [np.float64(optimiser.momentum), np.float64(optimiser.beta2), optimiser.eps]
@@ -46,7 +49,7 @@ def update(
 
 
 def _look_ahead(device: Device, fast: Array, slow: Array, feed: StepInputs, ticket: Array) -> Task:
-    """After a step that has a share: slow ← slow + (1 − share)(fast − slow), fast ← slow."""
+    """Plan slow ← slow + (1 − share)(fast − slow), fast ← slow, after steps with a share; then advance the position."""
     grid = min(-(-fast.size // THREADS), MOST_BLOCKS), 1
     arguments = scalars([fast, slow, feed.lookahead, feed.position, ticket, np.int64(fast.size)])
     return partial(device.launch, "look_ahead", grid, (THREADS, 1), arguments)

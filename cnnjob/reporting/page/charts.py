@@ -1,7 +1,7 @@
-"""Learning curves to the coordinates of a small SVG chart.
+"""Learning curves as the coordinates of a small SVG chart.
 
-A chart is 480 wide and 280 high, whatever is drawn in it; its lines are written in whole tenths, and a long line keeps
-only as many points as can be seen.
+Every chart is 480 wide and 280 high, in SVG user units. Coordinates are rounded to tenths, and a long line is reduced
+to as many points as can be seen.
 """
 
 import math
@@ -17,43 +17,46 @@ from cnnjob.reporting.groups import Group, interval
 WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 60, 466, 10, 240
 COLOURS = 7
-"""How many groups a chart tells apart by colour; the others are grey."""
+"""Number of groups with a colour of their own; the others are grey."""
 POINTS = 100
-"""Of a line, at most."""
+"""Most points of a line."""
 ALL_POINTS = 20_000
-"""Of all lines of a chart, about."""
+"""Most points of all lines of a chart, approximately."""
 _NARROWEST, _SMALLEST = 1e-9, 1e-200
+"""Relative length of the shortest range that is not widened; and the smallest magnitude that is not taken for zero."""
 _TICKS = 5
 _FACTORS, _WHOLE = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
-"""Of a power of ten: steps between ticks."""
+"""Steps between ticks, as multiples of a power of ten; the second for integers."""
 _CLOSE = 0.3
-"""Of a step: the first epoch has a tick unless the next one is so close."""
+"""The first epoch has a tick unless the next tick is closer than this fraction of a step."""
 _LOG_RATIO = 30
+"""The axis of losses is logarithmic if the largest is more than this many times the smallest."""
 _MARGIN = 0.04
+"""Space above and below the values, as a share of their range."""
 
 Over = Literal["epoch", "time"]
 _UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _LEAST = 2
-"""The longest training takes so many of the unit, or the unit is the smallest."""
+"""A time axis uses the largest unit of which the longest training takes at least this many."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line to draw, in the data's own numbers."""
+    """A line to draw, in data coordinates."""
 
     x: np.ndarray
     y: np.ndarray
     colour: int | None
-    """None is grey."""
+    """Index of its colour; None for grey."""
     style: Literal["thin", "mean", "dashed"]
     title: str = ""
     half_width: np.ndarray | None = None
-    """Of the band around it, NaN where there is none."""
+    """Half the width of the band around it, same shape as ``y``, NaN where there is none; None for no band."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point or a place on the x axis to mark."""
+    """A mark: a point for the best epoch, a position on the x axis for a restart."""
 
     kind: Literal["best", "restart"]
     x: float
@@ -62,7 +65,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Tick:
-    """A number beside an axis."""
+    """A tick label and its position along the axis, in SVG units."""
 
     at: float
     label: str
@@ -70,7 +73,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class CurvePath:
-    """What a line has become."""
+    """A line or band as the data of an SVG path."""
 
     d: str
     colour: int | None
@@ -80,7 +83,7 @@ class CurvePath:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws."""
+    """A chart in SVG coordinates, as the template draws it."""
 
     title: str
     x_label: str
@@ -93,33 +96,35 @@ class Chart:
 
 
 def of_groups(groups: Sequence[Group], measure: Measure, over: Over) -> Chart | None:
-    """The groups of a dataset in one chart: means with their intervals, the seeds thin.
+    """Draw the groups of a dataset in one chart: means with their intervals, and a thin line per seed.
 
     Args:
-        groups: the first ``COLOURS`` of them have a colour each.
+        groups: the groups; the first ``COLOURS`` of them have a colour each.
         measure: loss or accuracy, on the split that each run watched.
-        over: epochs, or the time of training in hours, minutes or seconds.
+        over: the x axis: epochs, or training time in hours, minutes or seconds.
 
     Returns:
-        The chart; None where there is nothing to draw.
+        The chart; None if there is nothing to draw.
     """
     unit, seconds = _unit_of(groups) if over == "time" else ("", 1)
     lines = [line for place, group in enumerate(groups) for line in _lines_of(group, place, measure, over, seconds)]
-    lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))  # what matters most lies on top
+    # SVG paints in document order: means go over seeds, coloured lines over grey ones.
+    lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))
     what = f"{unit} of training" if unit else "epochs"
     return chart(f"{measure} of all groups over {what}", over, measure, lines, x_label=what if unit else "epoch")
 
 
 def _unit_of(groups: Sequence[Group]) -> tuple[str, float]:
-    """A unit of time that suits the longest training, and its seconds."""
+    """Return the unit of time that suits the longest training, and its length in seconds."""
     times = (record.curve.history["seconds"] for group in groups for record in group.records if record.curve)
     longest = max((float(np.nansum(seconds)) for seconds in times), default=0.0)
     return next(((unit, seconds) for unit, seconds in _UNITS if longest >= _LEAST * seconds), _UNITS[-1])
 
 
 def _lines_of(group: Group, place: int, measure: Measure, over: Over, unit: float) -> Iterator[Line]:
+    # One curve per seed, since a copy of a run is not a second measurement: that of the run in the tables goes first.
     curves: dict[Any, Curve] = {}
-    for record in (*group.by_seed.values(), *group.records):  # a copy of a run is no second measurement
+    for record in (*group.by_seed.values(), *group.records):
         if record.curve:
             curves.setdefault(record.row["seed"], record.curve)
     colour = place if place < COLOURS else None
@@ -136,20 +141,20 @@ def _x_of(curve: Curve, over: Over) -> np.ndarray:
 
 
 def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: Over) -> tuple[np.ndarray, ...] | None:
-    """The mean where all lines are, and the half width of its interval; None where they have nothing in common."""
+    """Return x, mean and half width of the interval over the range that all lines cover; None if there is none."""
     start, end = max(np.nanmin(x) for x, _ in lines), min(np.nanmax(x) for x, _ in lines)
     if start > end:
         return None
     longest = max((x for x, _ in lines), key=len)
     grid = longest[(longest >= start) & (longest <= end)] if over == "epoch" else np.linspace(start, end, POINTS)
-    values = np.array([np.interp(grid, x, y) for x, y in lines])  # (n, points)
+    values = np.array([np.interp(grid, x, y) for x, y in lines])  # (seeds, points)
     intervals = [interval(column.tolist()) for column in values.T]
     widths = [math.nan if one is None or one.half_width is None else one.half_width for one in intervals]
     return grid, values.mean(axis=0), np.array(widths)
 
 
 def of_run(curve: Curve, measure: Measure) -> Chart | None:
-    """One run's chart: the watched split, and the training images dashed; its best epoch and restarts marked."""
+    """Draw one run: the watched split, the training images dashed, and marks for its best epoch and restarts."""
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     epochs = curve.history["epoch"]
     names = {"train": "training images"}
@@ -168,7 +173,7 @@ def of_run(curve: Curve, measure: Measure) -> Chart | None:
 def chart(
     title: str, over: Over, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = (), x_label: str = "epoch"
 ) -> Chart | None:
-    """Scale lines to a chart; None where they hold no finite point."""
+    """Scale lines and marks to a chart; return None if no line has a finite point."""
     points = [
         (line.x[known], line.y[known]) for line in lines if (known := np.isfinite(line.x) & np.isfinite(line.y)).any()
     ]
@@ -193,7 +198,7 @@ def chart(
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of numbers on a range of the picture."""
+    """Maps the data range ``low`` to ``high`` to the SVG coordinates ``first`` to ``last``."""
 
     low: float
     high: float
@@ -203,29 +208,29 @@ class Axis:
 
     @classmethod
     def across(cls, values: np.ndarray, *, zero: bool) -> "Axis":
-        """From left to right, as far as the values go; a single value stands in the middle."""
+        """Return the x axis, exactly as long as the values reach (from zero if asked); a single value is centred."""
         return cls(*_apart(0.0 if zero else float(values.min()), float(values.max())), LEFT, RIGHT)
 
     @classmethod
     def upward(cls, values: np.ndarray, *, logarithmic: bool) -> "Axis":
-        """From below upwards, a little further than the values go."""
+        """Return the y axis, with a small margin beyond the values."""
         low, high = _apart(float(values.min()), float(values.max()))
         if logarithmic:
             low = max(low, _SMALLEST)
-            factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # the quotient may be no number
+            factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # high / low could overflow
             return cls(low / factor, high * factor, BOTTOM, TOP, logarithmic=True)
         margin = _MARGIN * (high - low)
         return cls(low - margin, high + margin, BOTTOM, TOP)
 
     def at(self, values: np.ndarray | float) -> np.ndarray:
-        """Where values lie in the picture, inside the axis."""
+        """Return the SVG coordinates of values, clipped to the axis."""
         scale = np.log if self.logarithmic else np.asarray
         inside = scale(np.clip(values, self.low, self.high))
         low, high = scale(self.low), scale(self.high)
         return np.asarray(self.first + (inside - low) / (high - low) * (self.last - self.first))
 
     def ticks(self, *, whole: bool = False) -> list[Tick]:
-        """Some round numbers."""
+        """Return ticks at round numbers."""
         numbers = self._magnitudes() if self.logarithmic else self._steps(whole=whole)
         return [Tick(round(float(self.at(number)), 1), f"{number:g}") for number in numbers]
 
@@ -234,6 +239,7 @@ class Axis:
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (_WHOLE if whole else _FACTORS) if factor * power >= rough)
         step = max(step, 1.0) if whole else step
+        # The slack keeps a tick that rounding has put just outside the axis.
         counts = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
         numbers = [round(count * step, 12) for count in counts]
         starts_alone = whole and self.low.is_integer() and numbers[0] - self.low > step * _CLOSE
@@ -247,7 +253,7 @@ class Axis:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """The same range, or a wider one about it where its ends could not be told apart."""
+    """Return the range, widened if its ends are too close to be distinguished."""
     size = max(abs(low), abs(high))
     if high - low > _NARROWEST * max(size, _SMALLEST):
         return low, high
@@ -268,12 +274,15 @@ def _band(line: Line, across: Axis, up: Axis, limit: int) -> CurvePath | None:
 
 
 def _points(x: np.ndarray, y: np.ndarray, across: Axis, up: Axis, limit: int) -> str:
-    """``M`` and the known points; a single one is drawn as a stroke of no length, which round ends make a dot."""
+    """Return path data through the finite points; empty if there are none.
+
+    A single point becomes a stroke of length zero (``h0``), which round line caps show as a dot.
+    """
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not len(known):
         return ""
     if len(known) > limit:
-        known = known[np.linspace(0, len(known) - 1, limit).round().astype(int)]
+        known = known[np.linspace(0, len(known) - 1, limit).round().astype(int)]  # includes both ends
     places = zip(across.at(x[known]).round(1).tolist(), up.at(y[known]).round(1).tolist(), strict=True)
     joined = "L".join(f"{left:g} {top:g}" for left, top in places)
     return f"M{joined}" + "h0" * (len(known) == 1)

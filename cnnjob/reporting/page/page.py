@@ -1,7 +1,7 @@
-"""Runs to one HTML page that needs nothing else: no network, no script to be read, no picture beside it.
+"""The report as one self-contained HTML page: it loads nothing from the network, nor any other file.
 
-All text that comes from files is escaped by the template engine; nothing here pastes HTML. The page says no date, so
-that equal runs give equal bytes. It draws its curves itself, which is quick enough for a thousand runs.
+The template engine escapes all text that comes from files; no HTML is built here. The page contains no date, so that
+equal runs give equal bytes. Its curves are inline SVG, not Matplotlib's, which is fast enough for a thousand runs.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
 
 PICTURED_RUNS = sections.MANY
-"""More runs than this have no pictures and matrices on the page: it would grow too large to be sent."""
+"""With more runs than this the page has no images and matrices: it would be too large to send by mail."""
 _SEEDS_SHOWN = 30
 
 
 def render(records: Sequence[Record], sets: Sequence[Group]) -> str:
-    """Draw the page of some runs.
+    """Render the page.
 
     Args:
-        records: in order of name, one or more.
-        sets: their groups, the best one first.
+        records: one or more runs, in order of name.
+        sets: their groups, best first.
 
     Returns:
-        A whole HTML document.
+        A complete HTML document.
     """
     template = _environment().get_template("page.html.jinja")
     anchors = {record.name: f"run-{number}" for number, record in enumerate(records, start=1)}
@@ -47,19 +47,19 @@ def render(records: Sequence[Record], sets: Sequence[Group]) -> str:
 
 
 class DatasetSection(NamedTuple):
-    """The groups of one dataset."""
+    """The section of the page on the groups of one dataset."""
 
     dataset: str
     groups: list[Group]
     settings: list[str]
-    """Names of those that are not the same in these groups."""
+    """Names of the settings that differ between these groups."""
     comparisons: list[groups.GroupDifference]
     untold: list[groups.GroupDifference]
     charts: list[charts.Chart]
 
 
 def _blocks(sets: Sequence[Group]) -> list[DatasetSection]:
-    """The groups by dataset, that of the first group first; named with its digits where others share its name."""
+    """Return one section per dataset, the best group's first; datasets that share a name are shown with digests."""
     datasets = dict.fromkeys(group.dataset for group in sets)
     names = [dataset.partition(" ")[0] for dataset in datasets]
     titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]
@@ -88,7 +88,7 @@ def _environment() -> Any:
     environment = Environment(
         loader=PackageLoader("cnnjob.reporting.page"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -108,7 +108,7 @@ def _fixed(value: Any, digits: int = 4) -> str:
 
 
 def _spread(interval: Interval | None, digits: int = 2, factor: float = 1) -> str:
-    """``99.14 ± 0.12``."""
+    """Format an interval: ``99.14 ± 0.12``."""
     if interval is None:
         return ""
     half = f" ± {factor * interval.half_width:.{digits}f}" if interval.half_width is not None else ""

@@ -1,4 +1,4 @@
-"""Arrays to pictures inside the page: PNG as ``data:`` addresses, the same bytes for the same pixels."""
+"""Arrays as images inside the page: PNG in ``data:`` URLs, the same bytes for the same pixels."""
 
 import base64
 import io
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def address(pixels: np.ndarray) -> str:
-    """A picture as a ``data:`` address.
+    """Return an image as a ``data:`` URL.
 
     Args:
         pixels: uint8 (H, W, 1) or (H, W, 3).
 
     Returns:
-        Its PNG in base 64.
+        The ``data:`` URL of its PNG.
     """
     from PIL import Image  # noqa: PLC0415 - only pages need it
 
@@ -33,15 +33,15 @@ def _address(picture: "Images.Image") -> str:
 
 
 def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
-    """A test image that can stand in a row with others.
+    """Return a test image as a small ``data:`` URL.
 
     Args:
         image: uint8 (H, W, C).
-        pixels: it is shrunk to this many each way, and never enlarged: the browser does that, in whole pixels.
-        colours: how many it keeps of red, green and blue; None for all.
+        pixels: largest width and height; a smaller image is not enlarged, the browser does that by whole factors.
+        colours: largest number of colours of an RGB image; None for no limit.
 
     Returns:
-        Its address.
+        The ``data:`` URL of its PNG.
     """
     from PIL import Image  # noqa: PLC0415 - likewise
 
@@ -51,13 +51,14 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
 
 
 def filters(weights: np.ndarray) -> tuple[str, int, int]:
-    """The filters of a first layer (K, K, C, F) as one picture: its address, width and height in pixels."""
+    """Return the filters of a first layer, (K, K, C, F), as one image: ``data:`` URL, width and height in pixels."""
     sheet = (filter_grid.sheet_of(filter_grid.filter_grids(weights)) * 255).round().astype(np.uint8)
     return address(sheet), sheet.shape[1], sheet.shape[0]
 
 
 def confusion(counts: np.ndarray) -> str:
-    """A confusion matrix (K, K) of many classes: a pixel a cell, dark for a large share of its true class."""
+    """Return a confusion matrix, (K, K), as an image: one pixel per cell, darker for a larger share of its row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     light, dark = np.array([255, 255, 255]), np.array([8, 48, 107])
+    # The square root, as in plots.confusion_matrix, makes rare confusions visible.
     return address((light + np.sqrt(shares)[..., None] * (dark - light)).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""What the page says of one run: its provenance, its life, its mistakes, in words and numbers for the template."""
+"""The section of the page on one run: its provenance, attempts and mistakes, as text and numbers for the template."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,22 +14,25 @@ from cnnjob.runs.attempts import Attempt
 from cnnjob.runs.metrics import PerClass
 
 MANY = 100
-"""More runs than this have no pictures, curves and matrices."""
+"""With more runs than this a section has no images, curves and matrices."""
 _THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MANY, 8, 44, 64))
-"""Up to so many runs: test images of each, their pixels each way, their colours."""
+"""Runs on the page up to which a row applies; then test images per run, their largest side in pixels, their colours."""
 MATRIX_CLASSES = 20
-"""A matrix of more classes is a picture; its cells could not be read."""
+"""With more classes than this a matrix is an image: numbers in its cells could not be read."""
 WORST_PAIRS = 5
+"""Number of confusions that are listed."""
 _LIFE_WIDTH = 720
+"""Width of the timeline, in SVG units."""
 _SHORTEST = 2.0
+"""Least width of an interval on it, so that a short attempt is visible."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the life line, in the units of its picture."""
+    """An interval on the timeline of a run, in SVG units."""
 
     kind: str
-    """``waiting``, ``running``, ``unknown``."""
+    """``waiting``, ``running`` or ``unknown``."""
     x: float
     width: float
     title: str
@@ -37,7 +40,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class RunSection:
-    """One run, as the template shows it."""
+    """One run as the template shows it."""
 
     record: Record
     anchor: str
@@ -45,10 +48,10 @@ class RunSection:
     charts: list[Chart]
     life: list[Stretch]
     matrix: list[list[tuple[int, float]]]
-    """Counts and their shares of the row; empty for many classes."""
+    """Confusion matrix by rows: counts, and their shares of the row; empty if there are many classes."""
     matrix_picture: str
     worst_pairs: list[tuple[str, str, int, float]]
-    """True class, guessed class, images, share of the true class; the most images first."""
+    """True class, predicted class, images, share of the true class; the most images first."""
     classes: list[tuple[str, float, float, float, int]]
     thumbnails: list[tuple[Mistake, str]]
     filters: tuple[str, int, int] | None
@@ -56,12 +59,12 @@ class RunSection:
 
 
 def of(record: Record, anchor: str, n_runs: int) -> RunSection:
-    """The section of a run.
+    """Build the section of a run.
 
     Args:
-        record: of the run.
-        anchor: its ``id`` on the page.
-        n_runs: on the page; the more there are, the less is drawn of each.
+        record: the run's record.
+        anchor: the section's ``id`` on the page.
+        n_runs: number of runs on the page; the more there are, the less is drawn of each.
 
     Returns:
         The section.
@@ -95,7 +98,7 @@ def _thumbnails(mistakes: list[Mistake], n_runs: int) -> list[tuple[Mistake, str
 
 
 def provenance(record: Record) -> Iterator[str]:
-    """With what the run was made, in short statements."""
+    """Yield the provenance of a run in short statements: commit, data, device, packages, choice of the model."""
     row, environment = record.row, record.environment
     if row["commit"]:
         digits, *dirty = str(row["commit"]).split("-")
@@ -127,12 +130,12 @@ def _selection(row: dict[str, Any]) -> str:
 
 
 def life_line(lives: list[Attempt]) -> list[Stretch]:
-    """The lives on one line: waiting, running, and what is not known."""
+    """Return the attempts as intervals on one line: waiting, running and unknown."""
     if not lives:
         return []
     stretches = list(_stretches(lives))
     first, last = min(one[1] for one in stretches), max(one[2] for one in stretches)
-    whole = (last - first).total_seconds() or 1.0
+    whole = (last - first).total_seconds() or 1.0  # a single attempt whose end is unknown has no length
     return [
         Stretch(kind, round((start - first).total_seconds() / whole * _LIFE_WIDTH, 1),
                 round(max((end - start).total_seconds() / whole * _LIFE_WIDTH, _SHORTEST), 1), title)
@@ -149,12 +152,13 @@ def _stretches(lives: list[Attempt]) -> Iterator[tuple[str, datetime, datetime, 
             seconds = (life.ended - life.started).total_seconds()
             yield "running", life.started, life.ended, f"life {life.number} ran {format_seconds(seconds)}: {life.why}"
         else:
+            # Killed without a record: it ended at the latest when the next attempt was queued or began.
             end = max(later.waited_from or later.started, life.started) if later else life.started
             yield "unknown", life.started, end, f"life {life.number}: when it ended is not known"
 
 
 def format_seconds(seconds: Any) -> str:
-    """``4 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``."""
+    """Format a duration: ``4 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``; empty if it is not a number."""
     if not isinstance(seconds, int | float):
         return ""
     if seconds < 60:  # noqa: PLR2004
@@ -172,10 +176,10 @@ def _matrix(counts: np.ndarray) -> list[list[tuple[int, float]]]:
 
 
 def worst_pairs(counts: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, str, int, float]]:
-    """The classes that were most often taken for another: true, guessed, images, share of the true class."""
+    """Return the most frequent confusions: true class, predicted class, images, share of the true class."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST_PAIRS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST_PAIRS]  # stable: ties are in order of the classes
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
     return [
         (names[true], names[guessed], int(wrong[true, guessed]), float(wrong[true, guessed] / counts[true].sum()))

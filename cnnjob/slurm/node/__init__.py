@@ -1,1 +1,1 @@
-"""What runs inside of a SLURM job."""
+"""Code that runs inside a SLURM job."""

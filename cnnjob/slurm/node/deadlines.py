@@ -1,9 +1,11 @@
-"""When SLURM ends this job, asked again before anybody acts on it: limits are changed, and a suspended job's end moves.
+"""The time at which SLURM ends this job, and the guard of a training that does not stop by then.
 
     python -P -m cnnjob.slurm.node.deadlines END
 
-This command is a child of the training and ends it where it does not react any more, while the batch script can
-still restart it.
+SLURM is asked again before anything acts on the end: limits are changed, and the end of a suspended job moves.
+
+The command is the guard. It is a child process of the training and kills it when it no longer reacts, early enough for
+the batch script to restart the run.
 """
 
 import os
@@ -23,22 +25,22 @@ from cnnjob.slurm.scheduler import client
 from cnnjob.training.stopping import Deadline
 
 LAST_SECONDS = 10.0
-"""What the batch script needs to restart a job before its end."""
+"""Time before the job's end that the batch script needs to restart the run."""
 ANSWER_SECONDS = 10.0
-"""How long a training waits for an answer before it stops at the end that it knows."""
+"""Time that a training waits for an answer before it stops at the end that it already knows."""
 LOOK_SECONDS = 60.0
-"""Between two looks at a clock that may be set."""
+"""Longest pause between two checks of the wall clock, which may be set meanwhile."""
 ASK_SECONDS = 2.0
-"""Between two questions to a scheduler that does not answer, when the end that is known is near."""
+"""Pause between two questions to a scheduler that does not answer when the known end is near."""
 ASK_LATER_SECONDS = (60.0, 960.0)
-"""The same, while no end is known: the first pause, which then doubles, and the longest."""
+"""First and longest pause while no end is known; the pause doubles each time."""
 
 
 def first_end() -> float | None:
-    """Return when this job will end, in ``time.time()``'s seconds.
+    """Return when this job will end.
 
     Returns:
-        Infinity where there is no job or no limit, None where SLURM does not answer.
+        Seconds since the epoch, as ``time.time()``; infinity without a job or a limit, None if SLURM does not answer.
     """
     known = os.environ.get("SLURM_JOB_END_TIME", "")
     if known.isdecimal():
@@ -47,10 +49,10 @@ def first_end() -> float | None:
 
 
 def deadline(end: float | None, margin_seconds: float) -> Deadline:
-    """Return when a training saves and stops: a margin before its job's end, as far as SLURM tells it by then.
+    """Return the deadline at which a training saves and stops: a margin before its job's end.
 
     Args:
-        end: what :func:`first_end` said. Where it is not known SLURM is asked again, less and less often.
+        end: the value of :func:`first_end`. If None, SLURM is asked again, less and less often.
         margin_seconds: how long before the end.
     """
     pause, longest = ASK_LATER_SECONDS
@@ -62,7 +64,7 @@ def deadline(end: float | None, margin_seconds: float) -> Deadline:
             end = now
             return now - margin_seconds
         if end is not None:
-            return None
+            return None  # no answer now: the end known so far stands
         pause = min(2 * pause, longest)
         return time.time() + pause
 
@@ -70,7 +72,7 @@ def deadline(end: float | None, margin_seconds: float) -> Deadline:
 
 
 def end_now(seconds: float = ANSWER_SECONDS) -> float | None:
-    """Ask SLURM when this job will end, as :func:`first_end`; None where it does not answer in so many seconds."""
+    """Ask SLURM when this job will end, as :func:`first_end`; return None if it does not answer within ``seconds``."""
     own = job_id()
     if own is None:
         return inf
@@ -81,12 +83,12 @@ def end_now(seconds: float = ANSWER_SECONDS) -> float | None:
     try:
         return None if answer is None else datetime.fromisoformat(answer).timestamp()
     except (ValueError, OverflowError):
-        return inf  # Unknown: it has no limit
+        return inf  # "Unknown", which SLURM prints for a job without a limit
 
 
 @contextmanager
 def ended_in_time(end: float | None) -> Iterator[None]:
-    """Have this process ended by SIGALRM shortly before its job's end, should it not have left the block by then."""
+    """Have this process killed by SIGALRM shortly before its job's end unless it has left the block by then."""
     guard = None if end == inf else _guard(end)
     try:
         yield
@@ -97,25 +99,29 @@ def ended_in_time(end: float | None) -> Iterator[None]:
 
 
 def _guard(end: float | None) -> "subprocess.Popen[bytes] | None":
-    """Start :func:`main` with all signals blocked: SLURM sends them to all processes of a job."""
+    """Start :func:`main` in a child process with all signals blocked; return None if no process can be started."""
     command = [sys.executable, "-P", "-m", "cnnjob.slurm.node.deadlines", str(end or 0)]
+    # SLURM signals every process of a job step: SIGTERM or SIGUSR2 would end the guard before the training. A child
+    # inherits the mask, so that there is no moment in which it has default handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD})
     try:
         return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
     except OSError:
-        return None  # as many processes as are allowed: SLURM then ends it, and its batch script with it
+        return None  # process limit reached: if the training hangs, SLURM kills it together with its batch script
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main(end: float) -> None:
-    """End the parent shortly before its job's end, which SLURM must confirm; return when the parent has ended.
+    """Kill the parent process shortly before its job's end, once SLURM confirms that end.
+
+    Return when the parent has been signalled or has ended by itself.
 
     Args:
-        end: when the job ends; 0 where that is not known yet.
+        end: when the job ends, in seconds since the epoch; 0 if not known yet.
     """
     parent, pause, later = os.getppid(), 0.0, ASK_LATER_SECONDS[0]
-    while not select.select([sys.stdin], [], [], pause)[0]:  # the parent holds its other side
+    while not select.select([sys.stdin], [], [], pause)[0]:  # readable at EOF, when the parent has closed its end
         if (left := end - LAST_SECONDS - time.time()) > 0:
             pause = min(left, LOOK_SECONDS)
         elif (now := end_now()) is None:
@@ -124,6 +130,8 @@ def main(end: float) -> None:
             end, pause = now, 0.0
         else:
             print("cnnjob: the training did not stop before its job's end, so it is ended", flush=True)  # noqa: T201
+            # A training leaves this signal at its default action, which also ends a process that executes no bytecode.
+            # The diagnosis recognises the cause by the exit code 128 + SIGALRM.
             os.kill(parent, signal.SIGALRM)
             return
 

@@ -1,6 +1,6 @@
-"""What runs on the node: one life of a run, ended with an exit code that says how.
+"""The task that SLURM runs on a node: one attempt at a run, whose exit code tells the outcome.
 
-What is pickled for the node is a path; everything else is in the run's folder.
+The pickle for the node holds a path and a few numbers; everything else is in the run's folder.
 """
 
 import os
@@ -29,52 +29,55 @@ from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import Outcome, train
 
 LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
-"""How long a job waits for a later one that has its run, and between two looks."""
+"""Time that a job waits for a later job to release its run, and the pause between two tries."""
 
 
 @dataclass(frozen=True)
 class NodeTask:
-    """A callable that holds a path: any pickle of it, however old, is right."""
+    """The callable that submitit pickles: it holds a path and no state, so a pickle of any age is valid."""
 
     folder: str
-    """Of the run, or of the sweep that it is an element of."""
+    """Folder of the run, or of the sweep that the array task belongs to."""
     margin_seconds: float
-    """It stops so long before its end, should no signal have come."""
+    """Time before its end at which the job stops by itself if no signal has come."""
     cores: int | None = None
-    """How many to use; all that SLURM gives by default."""
+    """Number of cores to use; None for all that SLURM has allocated."""
     minutes: int | None = None
-    """Its time limit where there is no SLURM."""
+    """Time limit where there is no SLURM; None for no limit."""
 
     def __call__(self) -> NoReturn:
-        """Train, and leave with the code of what happened; unfinished is never 0."""
+        """Train, then exit with the code of the outcome, which is 0 only for a finished run."""
         code = 1
-        for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's handlers would requeue by its own count, or ignore
-            signal.signal(number, signal.SIG_DFL)  # nothing is lost until the training takes them over
+        # submitit's handlers would requeue the job by submitit's own count, or ignore the signal. The default action
+        # loses nothing before the training installs its own handlers.
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         try:
             code = self._live()
         except CnnjobError as error:
             code = error.exit_code
             with suppress(OSError):
                 print(f"cnnjob: {error}", file=sys.stderr)  # noqa: T201 - the job's own log
-        except BaseException:  # noqa: BLE001 - whatever it is, the batch script must learn of it
+        except BaseException:  # noqa: BLE001 - the batch script needs an exit code for anything, SystemExit too
             with suppress(OSError):
                 traceback.print_exc()
-        with suppress(OSError):  # a log on a full disk changes no exit code
+        with suppress(OSError):  # a log on a full disk must not change the exit code
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)  # submitit has nothing to do after this: the run's folder tells
+        os._exit(code)  # skips submitit's result pickle: the run's folder has the result
 
     def _live(self) -> int:
         code_snapshot.check_snapshot()
         if job_id() and not cluster() and (name := client.cluster()):
-            os.environ["SLURM_CLUSTER_NAME"] = name  # SLURM sets it since long
+            # SLURM has long set it, but where it does not, the records of this attempt would name no cluster
+            os.environ["SLURM_CLUSTER_NAME"] = name
         run = JobArray.read(Path(self.folder)).own_run()
         if _is_cancelled(run):
             print(f"{run.path}: {restart_log.CANCELLED}", flush=True)  # noqa: T201
             return EXIT_STOPPED
         end = inf if self.minutes else deadlines.first_end()
         deadline = deadlines.deadline(end, self.margin_seconds)
-        if self.minutes:  # where there is no SLURM
+        if self.minutes:  # without SLURM
             deadline = Deadline(time.time() + 60 * self.minutes)
         with deadlines.ended_in_time(end):
             outcome = self._train(run, deadline)
@@ -83,19 +86,23 @@ class NodeTask:
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
     def _train(self, run: Run, deadline: Deadline) -> Outcome:
-        """Train, as soon as a later job has left the run: one that another submission made, and is cancelling."""
+        """Train, waiting for a later job to release the run: one that another submission made and is cancelling."""
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:
                 return train(run, LogLines(), deadline=deadline, cores=self.cores, has_ended=client.job_is_over)
             except BusyError:
+                # of two simultaneous submissions the later one withdraws its own job, which may have started first
                 if not _has_later_job(run) or time.monotonic() > end:
                     raise
             time.sleep(POLL_SECONDS)
 
 
 def _is_cancelled(run: Run) -> bool:
-    """Return whether the job that submitted this one was cancelled in that moment; this one is cancelled with it."""
+    """Return whether the predecessor that submitted this job was cancelled; if so, record this job as cancelled too.
+
+    ``cnnjob cancel`` may have read the queue before this job was in it.
+    """
     record = restart_log.cancel_of(run)
     if os.environ.get(restart_log.PREDECESSOR) not in (record.get("jobs") or []):
         return False
@@ -107,20 +114,21 @@ def _has_later_job(run: Run) -> bool:
     """Return whether the job of a run's last attempt was submitted after this one."""
     attempts, own = run.attempts(), job_id()
     holder = str(attempts[-1].get("job_id")) if attempts else ""
+    # job ids are ordered by submission within one cluster only
     is_of_this_cluster = bool(attempts) and attempts[-1].get("cluster") == cluster()
     return bool(own) and is_of_this_cluster and number_of(holder) > number_of(str(own))
 
 
 class LogLines:
-    """One line an epoch in the job's log."""
+    """Progress callback that prints one line per epoch to the job's log."""
 
     def say(self, text: str) -> None:
         """Print a line."""
         print(text, flush=True)  # noqa: T201
 
     def start(self, job: Job, steps: int) -> None:
-        """Print how much there is to do."""
+        """Print the numbers of epochs and steps, and the time."""
         self.say(f"{job.train.epochs} epochs of {steps} steps, {time.strftime('%F %T')}")
 
     def step(self, epoch: int, step: int) -> None:
-        """Nothing."""
+        """Do nothing: the log has one line per epoch."""

@@ -1,11 +1,11 @@
-"""Whether and how a run goes on after a life of it ended; called by the batch script, whatever ended it.
+"""Decide whether a run is restarted after an attempt, and restart it; called by the batch script, however that ends.
 
     python -P -m cnnjob.slurm.node.restart FOLDER CODE
 
-FOLDER is a run's, or a sweep's, whose element this job is. Requeues this very job where the site allows
-it, else submits a successor. Only restarts without progress are counted. What the job did to itself (a
-bad job, a bug, a loss that is no number) is never restarted, and what somebody cancelled stays cancelled.
-Where a damaged record hides either, the run is left to its user.
+FOLDER is the folder of the run, or of the sweep that this array task belongs to; CODE is the exit code of the attempt.
+The job is requeued where the site allows it; otherwise a successor is submitted. The number of restarts is limited only
+for those without progress. An error of the job's own (a bad job file, a bug, a loss that is not finite) is never
+restarted, and a cancelled run stays cancelled. Where a damaged record hides either, the run is left to its user.
 """
 
 import errno
@@ -35,29 +35,30 @@ from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.scheduler import client
 
 RESTARTS_WITHOUT_PROGRESS = 3
+"""Number of restarts in a row without a new checkpoint after which a run is given up."""
 GONE = 128
-"""Exit codes from here on are of a process that a signal ended."""
+"""Exit codes from here on are those of a process killed by a signal."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
-"""Between the questions to a scheduler that does not answer: half an hour in all."""
+"""Pauses between questions to a scheduler that does not answer: about half an hour in all."""
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
-"""Errors of a disk that is full, read-only or away, which may pass."""
+"""Error numbers of a disk that is full, read-only or not mounted, which may be temporary."""
 GOES_ON = "to be restarted"
-"""Said until it is known how."""
+"""Recorded until it is known how the run was restarted."""
 
 
 def decide(run: Run, code: int, ended_by: str) -> str:
-    """Say why a run is not to be restarted, or nothing when it is.
+    """Return why a run is not to be restarted, or an empty string if it is.
 
     Args:
         run: the run.
-        code: the exit code of its last life.
-        ended_by: what :func:`cnnjob.slurm.scheduler.client.ended_by` says of this job.
+        code: the exit code of its last attempt.
+        ended_by: the value of :func:`cnnjob.slurm.scheduler.client.ended_by` for this job.
 
     Returns:
-        The reason to leave it, or ``""``.
+        The reason, or ``""``.
 
     Raises:
-        DataError: a record of the run that decides is damaged.
+        DataError: a record of the run that the decision depends on is damaged.
     """
     if run.result_file.exists():
         return "finished"
@@ -73,15 +74,15 @@ def decide(run: Run, code: int, ended_by: str) -> str:
 
 
 def _has_progressed(run: Run) -> bool:
-    """Return whether this life of this job left a newer checkpoint than the one it resumed from."""
+    """Return whether this start of this job left a newer checkpoint than the one it resumed from."""
     return _has_begun(run) and newest_step(run.checkpoints_folder) > (run.attempts()[-1].get("resumed_at_step") or 0)
 
 
 def _restarts_in_vain(run: Run) -> int:
-    """Count the restarts without progress up to now.
+    """Count the latest restarts without progress.
 
     Raises:
-        DataError: the record of them is damaged, and this life of the job made no progress.
+        DataError: the restart log is damaged, and this start of the job made no progress.
     """
     try:
         return restarts_without_progress(read_restarts(run), newest_step(run.checkpoints_folder))
@@ -92,41 +93,46 @@ def _restarts_in_vain(run: Run) -> int:
 
 
 def _is_own_error(run: Run, code: int) -> bool:
-    """Return whether an attempt ended by what it did itself, be it before it had claimed the run (no package, no data).
+    """Return whether an attempt ended by an error of its own, perhaps before it claimed the run (no package, no data).
 
-    A claimed run's own record tells; an attempt that has not finished never exits with 0.
+    If it claimed the run, its record decides; otherwise the exit code does, which is never 0 for an unfinished run.
     """
     if _has_begun(run):
         return run.state() == "failed"
+    # The newest record, if there is one, is of an earlier attempt and says nothing about this one.
     return code not in {0, EXIT_STOPPED} and code < GONE
 
 
 def _has_begun(run: Run) -> bool:
-    """Whether the newest attempt is of this life of this job."""
+    """Return whether the newest attempt belongs to this start of this job."""
     attempts = run.attempts()
     return bool(attempts) and process.is_same_job_start(attempts[-1])
 
 
 def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
-    """How many restarts in a row, up to now, left the newest checkpoint at the same step.
+    """Count the latest restarts in a row that left the newest checkpoint at the same step.
 
-    What SLURM itself put back is not counted; what was submitted again by hand begins anew.
+    Requeues by SLURM itself, as after a preemption, do not count; a submission by hand resets the count.
+
+    Args:
+        restarts: the restart log, oldest first.
+        step: the step of the newest checkpoint.
     """
     own = [restart for restart in restarts if restart.get("restarted") != "by SLURM"]
     return len(list(takewhile(lambda one: one["step"] == step and one.get("restarted", True), reversed(own))))
 
 
 def main(folder: str, code: str) -> None:
-    """Decide, do it, and write it down; the batch script then ends with the life's own code."""
+    """Decide about a restart, carry it out and record it; the batch script then exits with the attempt's own code."""
     run = JobArray.read(Path(folder)).own_run()
     if int(code) == BusyError.exit_code:
-        _say(run, "left to the process that has it")  # nothing is written: the run is another's
+        _say(run, "left to the process that has it")  # nothing is written: another process owns the run
         return
     before = _restarts_before(run)
     try:
         said = _with_patience(run, int(code), before)
     except (CnnjobError, OSError) as error:
-        from cnnjob.slurm.next_command import continue_command  # noqa: PLC0415 - rarely needed
+        from cnnjob.slurm.next_command import continue_command  # noqa: PLC0415 - only needed here
 
         said = f"not restarted, {error}; to go on: {continue_command(run)}"
         with suppress(OSError):
@@ -135,7 +141,7 @@ def main(folder: str, code: str) -> None:
 
 
 def _restarts_before(run: Run) -> list[dict[str, Any]]:
-    """Return what was decided so far; of a damaged record nothing, and say so, as it is written anew."""
+    """Return the restart log; if it is damaged, print that and return an empty one, as it is about to be rewritten."""
     try:
         return read_restarts(run)
     except DataError as error:
@@ -144,11 +150,11 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
 
 
 def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Go on as soon as the scheduler answers and the run's folder can be written.
+    """Decide and restart, trying again until the scheduler answers and the run's folder can be written.
 
     Raises:
-        SchedulerError: it refused, or did not answer for half an hour.
-        OSError: the folder could not be written for so long, or is not there.
+        SchedulerError: the scheduler refused, or did not answer for half an hour.
+        OSError: the folder could not be written for half an hour, or does not exist.
     """
     for pause in PAUSES_SECONDS:
         with suppress(_AskedToEnd), _sigterm_asks_again():
@@ -166,13 +172,17 @@ def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
     return _go_on(run, code, before)
 
 
-class _AskedToEnd(Exception):  # noqa: N818 - it is no error
-    """SIGTERM came."""
+class _AskedToEnd(Exception):  # noqa: N818 - not an error
+    """SIGTERM arrived."""
 
 
 @contextmanager
 def _sigterm_asks_again() -> Iterator[None]:
-    """Raise at SIGTERM: who ends the job is another question now; at other times it must not break a decision."""
+    """Raise :class:`_AskedToEnd` at SIGTERM inside the block, and ignore SIGTERM after it.
+
+    The signal may mean that the job is now being cancelled, so SLURM is asked again who ends it. Outside the block it
+    must not interrupt the record of a decision.
+    """
 
     def ask_again(*_: object) -> NoReturn:
         raise _AskedToEnd
@@ -185,7 +195,10 @@ def _sigterm_asks_again() -> Iterator[None]:
 
 
 def _wait(seconds: float) -> None:
-    """Wait, at most until SIGTERM: one that came right before a sleep would not end it."""
+    """Wait until SIGTERM, or for so many seconds.
+
+    A SIGTERM just before a call of ``time.sleep`` would not cut it short; a blocked one stays pending.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         signal.sigtimedwait({signal.SIGTERM}, seconds)
@@ -194,30 +207,31 @@ def _wait(seconds: float) -> None:
 
 
 def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide and do it; say what was done.
+    """Decide about a restart and carry it out; return what was done, as a phrase for the log.
 
     Raises:
-        SchedulerError: it could not be done.
+        SchedulerError: the restart failed.
     """
     ended_by, silent = _ended_by(run)
     said = decide(run, code, ended_by)
-    if silent and not said:
+    if silent and not said:  # only a restart needs the scheduler; a decision against one is recorded without it
         raise silent
     told = _facts(run, code, ended_by)
     how = ""
     if ended_by == "requeued" and len(restarts_of(run)) > len(before):
-        how, said = _requeued()  # by an earlier try, whose end was not seen
+        how, said = _requeued()  # an earlier try recorded its intention and succeeded, though its answer got lost
     elif ended_by == "requeued":
         how = "by SLURM"
     elif not said:
+        # recorded before and after, as a requeue ends this script at once
         files.write_json(restart_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
-        how, said = _restart(run)  # a requeue ends this script at once
+        how, said = _restart(run)
     files.write_json(restart_record(run), [*before, {**told, "restarted": how, "said": said}])
     return said
 
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
-    """Who ended this job, and the error of a scheduler that does not answer now."""
+    """Return what ended this job, and the error of a scheduler that does not answer now, or None."""
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
@@ -237,20 +251,25 @@ def _own_job() -> str:
 
 
 def _restart(run: Run) -> tuple[str, str]:
-    """Requeue this job, or submit a successor; say which.
+    """Requeue this job, or submit a successor.
+
+    Returns:
+        ``requeued``, ``successor``, or ``""`` if the run was cancelled meanwhile; and a phrase for the log.
 
     Raises:
-        SchedulerError: neither could be done.
+        SchedulerError: SLURM refused both, or did not answer.
     """
-    from cnnjob.slurm.submit.submission import resubmit  # noqa: PLC0415 - submitit is not needed for a requeue
+    from cnnjob.slurm.submit.submission import resubmit  # noqa: PLC0415 - a requeue does without submitit
 
     try:
         client.ask(["scontrol", "requeue", _own_job()])
     except SchedulerError as refused:
-        if client.is_silent(refused):
+        if client.is_silent(refused):  # it may have requeued the job all the same: with a successor there would be two
             raise
         job_id = resubmit(run)
-        if _was_cancelled(run):  # while sbatch ran: the queue did not show the successor to be cancelled
+        # The successor first, then this check: `cnnjob cancel` writes its record first and then reads the queue, so
+        # that one of the two always sees the other.
+        if _was_cancelled(run):
             return "", _withdrawn(run, job_id)
         return "successor", f"job {job_id} goes on ({refused})"
     return _requeued()
@@ -260,7 +279,7 @@ def _was_cancelled(run: Run) -> bool:
     """Return whether ``cnnjob cancel`` cancelled this job.
 
     Raises:
-        DataError: the record of it is damaged, and nothing was submitted since it was written.
+        DataError: the record of the cancellation is damaged, and the run was not submitted after it was written.
     """
     try:
         record = read_cancel(run)
@@ -273,17 +292,17 @@ def _was_cancelled(run: Run) -> bool:
 
 
 def _submitted_after(run: Run, record: Path) -> bool:
-    """Return whether the newest submission is younger than a record."""
+    """Return whether the newest submission is later than a record."""
     with suppress(OSError):
         return run.submission_file.lstat().st_mtime > record.lstat().st_mtime
     return False
 
 
 def _withdrawn(run: Run, job_id: str) -> str:
-    """Cancel a successor, which the record of the cancellation then names too; say so.
+    """Cancel a successor and add it to the record of the cancellation; return a phrase for the log.
 
     Raises:
-        SchedulerError: it could not be cancelled.
+        SchedulerError: the successor could not be cancelled.
     """
     record = cancel_of(run)
     refused = client.refusals([job_id], client.cancel([job_id]))
@@ -298,7 +317,7 @@ def _requeued() -> tuple[str, str]:
 
 
 def _say(run: Run, text: str) -> None:
-    with suppress(OSError):  # it may lie on the disk that is full
+    with suppress(OSError):  # the log may be on the disk that is full
         print(f"cnnjob: {run.path}: {text}", flush=True)  # noqa: T201 - the job's own log
 
 

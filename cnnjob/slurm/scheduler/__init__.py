@@ -1,1 +1,1 @@
-"""SLURM's own commands and what they print."""
+"""SLURM's commands: calling them and parsing what they print."""

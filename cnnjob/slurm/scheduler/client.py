@@ -1,4 +1,7 @@
-"""What the scheduler says: asked by its own commands, few times, never trusted to answer."""
+"""Calls of SLURM's commands, each with a time limit; errors distinguish a refusal from a missing answer.
+
+Also what SLURM tells about a single job: whether it is over, and what is ending it.
+"""
 
 import os
 import re
@@ -13,81 +16,83 @@ from typing import Any
 
 from cnnjob.errors import SchedulerError
 from cnnjob.runs.process import HEARD_SECONDS
+from cnnjob.slurm.scheduler.job_states import ENDED
 
 ANSWER_SECONDS = 60
+"""Default time limit of a command."""
 CLOCKS_SECONDS = 300.0
-"""So much at most differ the clocks of a cluster's machines: SLURM's messages are refused beyond it."""
-ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
-}  # fmt: skip
-"""States of a job that is over; while anything of it may still run SLURM says ``COMPLETING``."""
+"""Largest difference between the clocks of a cluster's machines: beyond it SLURM's messages are refused."""
 _SILENT = re.compile(
     r"timed out|unable to contact|zero bytes|connection|connect failure|try again|temporarily|not responding"
     r"|communication",
     re.IGNORECASE,
 )
+"""Messages by which a command says that SLURM's controller did not answer."""
 _ABSENT = re.compile(r"not found; this machine|configuration source")
+"""Messages of a machine that has no commands of SLURM, or no configuration for them."""
 _OVER = ("already completing", "already completed", "Invalid job id")
-"""What scancel says of a job that is no more."""
+"""Parts of scancel's messages about a job that is over."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
+"""Messages about a job number that SLURM does not know, or no longer knows."""
 _OF_SLURM = re.compile(
     r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
     r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
 )
+"""Prefixes of the variables that SLURM's commands and submitit set or read."""
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
-"""Variables that select the cluster and the user."""
+"""Variables that select the cluster and the user, which commands keep."""
 _FREE_TEXT = re.compile(
     r"\b(?:JobName|Account|QOS|WCKey|Reason|Features|Reservation|Licenses|Network|Container|Command|WorkDir|Comment"
     r"|AdminComment|SystemComment|Extra|StdErr|StdIn|StdOut|BatchScript|MailUser)="
 )
-"""What ``scontrol show job`` writes before a text that somebody chose."""
+"""Keys of ``scontrol show job`` whose values are chosen by a user or an administrator."""
 MOST_DIGITS = 18
-"""A longer number in an answer is no number: Python refuses to convert some, and ranges of others do not fit."""
+"""Longer numbers in an answer are ignored: Python refuses to convert very long ones, and ``range`` overflows."""
 
 
 def is_there() -> bool:
-    """Whether this machine can submit to a SLURM."""
+    """Return whether this machine has SLURM's commands."""
     return shutil.which("sbatch") is not None
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables of an enclosing job, and without those that change an answer.
+    """Return an environment without the variables of an enclosing job and without those that change answers.
 
-    ``SQUEUE_STATES`` or ``SLURM_TIME_FORMAT`` in a user's profile would hide jobs or make times unreadable.
+    In a user's profile, ``SQUEUE_STATES`` would hide jobs and ``SLURM_TIME_FORMAT`` would make times unreadable.
     """
     return {name: value for name, value in environment.items() if name in _KEPT or not _OF_SLURM.match(name)}
 
 
 def ask(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run a command of SLURM's and give its answer.
+    """Run one of SLURM's commands and return what it printed.
 
     Args:
         command: its words.
-        seconds: how long to wait; ``ANSWER_SECONDS`` by default.
+        seconds: how long to wait; None for ``ANSWER_SECONDS``.
 
     Returns:
-        What it wrote to stdout.
+        Its stdout.
 
     Raises:
-        SchedulerError: it is not there, did not answer in time, or refused.
+        SchedulerError: the command is missing, did not answer in time, or refused.
     """
     return _run(command, seconds).stdout
 
 
 def tell(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run a command of SLURM's that is silent unless something is wrong; give what it said.
+    """Run one of SLURM's commands that prints nothing unless something is wrong; return its stderr.
 
-    ``scancel`` says some refusals with exit code 0.
+    ``scancel`` reports some refusals with exit code 0.
 
     Raises:
-        SchedulerError: as :func:`ask`.
+        SchedulerError: as in :func:`ask`.
     """
     return _run(command, seconds).stderr.strip()
 
 
 def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
     patience = ANSWER_SECONDS if seconds is None else seconds
-    if any("\0" in word for word in command):  # of a name from outside
+    if any("\0" in word for word in command):  # a record or file name from outside; Popen raises ValueError at it
         raise SchedulerError(f"{command[0]}: cannot be asked about a name with a NUL (found {command[-1][:80]!r})")
     try:
         done = _finished(command, patience)
@@ -96,21 +101,25 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
     except OSError as error:
         raise SchedulerError(f"{command[0]}: cannot be run, {error.strerror}; see to its installation") from error
     except subprocess.TimeoutExpired as error:
+        # an exception of communicate has bytes, even with text=True
         lines = (error.stderr or b"").decode(errors="replace").split("\n")
         last = next((f" (it said: {line.strip()[:200]})" for line in reversed(lines) if line.strip()), "")
         raise SchedulerError(f"{command[0]}: no answer in {patience:g} s{last}; try again", silent=True) from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        # killed by a signal, a command may have done its work just as after a time-out
         silent = done.returncode < 0 or _is_silence(command, done.stderr)
         raise SchedulerError(f"{' '.join(command)}: refused, {said}", silent=silent)
     return done
 
 
 def _finished(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; whatever ends it sooner ends also what it started, as a wrapper's real sbatch.
+    """Run a command to its end; on a time-out or an interrupt kill it together with its child processes.
+
+    A site's sbatch may be a wrapper, whose real sbatch would otherwise submit the job later.
 
     Raises:
-        OSError: it cannot be run.
+        OSError: the command cannot be run.
         TimeoutExpired: it did not end in time.
     """
     with subprocess.Popen(  # noqa: S603
@@ -120,7 +129,7 @@ def _finished(command: Sequence[str], seconds: float) -> subprocess.CompletedPro
         try:
             out, err = process.communicate(timeout=seconds)
         except BaseException:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # start_new_session made its pid the id of its process group
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
@@ -128,23 +137,27 @@ def _finished(command: Sequence[str], seconds: float) -> subprocess.CompletedPro
 
 
 def _is_silence(command: Sequence[str], said: str) -> bool:
-    """Return whether what a command said tells that SLURM did not answer, paths left out that it was given."""
+    """Return whether the message of a command means that SLURM did not answer.
+
+    Paths among the command's words are ignored, as a folder may be named ``connection``.
+    """
     for word in command[1:]:
         said = said.replace(word, "") if "/" in word else said
     return bool(_SILENT.search(said))
 
 
 def cancel(job_ids: Sequence[str]) -> list[str]:
-    """Cancel jobs and return the lines that scancel said, which it does with exit code 0 and 1.
+    """Cancel jobs and return the lines that scancel printed, for :func:`refusals`.
 
     Raises:
-        SchedulerError: as :func:`ask`; not where some jobs could not be cancelled.
+        SchedulerError: as in :func:`ask`, but not if only some jobs could not be cancelled.
     """
     if not job_ids:
         return []
     try:
         return tell(["scancel", *job_ids]).splitlines()
     except SchedulerError as error:
+        # scancel reports the jobs that it could not cancel with exit code 0 or 1
         lines = str(error).partition(": refused, ")[2].splitlines()
         if not any("Kill job error" in line for line in lines):
             raise
@@ -152,33 +165,33 @@ def cancel(job_ids: Sequence[str]) -> list[str]:
 
 
 def refusals(job_ids: Sequence[str], said: Sequence[str]) -> dict[str, str]:
-    """Return the jobs that were not cancelled though they are not over, with what :func:`cancel` said of each."""
+    """Return the jobs that are not over and could not be cancelled, each with its line of :func:`cancel`."""
     errors = [line for line in said if "error" in line and not any(words_ in line for words_ in _OVER)]
     return {one: line for one in job_ids for line in errors if one in line.replace(":", " ").split()}
 
 
 def parse_words(text: str) -> dict[str, str]:
-    """The ``Name=value`` words of an answer of scontrol; spaces in a value cut it short."""
+    """Return the ``Name=value`` and ``Name = value`` pairs in scontrol's output; a value ends at a space."""
     return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", text))
 
 
 def job_facts(job_id: str, seconds: float | None = None) -> dict[str, str]:
-    """Return what SLURM knows of a job: ``JobState``, ``EndTime``, ``Requeue``, ….
+    """Return what SLURM knows about a job: ``JobState``, ``EndTime``, ``Requeue``, ….
 
     Raises:
-        SchedulerError: as :func:`ask`; also when SLURM has forgotten the job.
+        SchedulerError: as in :func:`ask`; also if SLURM has forgotten the job.
     """
     facts: dict[str, str] = {}
     for name, value in _facts(ask(["scontrol", "show", "job", job_id], seconds)):
-        facts.setdefault(name, value)
+        facts.setdefault(name, value)  # the first: texts that may contain a line end come after SLURM's own values
     return facts
 
 
 def _facts(answer: str) -> Iterator[tuple[str, str]]:
-    """Yield the ``Name=value`` words of a job, without those in text that its user chose.
+    """Yield the ``Name=value`` pairs of a job without those inside text that its user chose.
 
-    A name, comment or path may hold words of the same form, and line ends. So nothing is read of a line after such a
-    text; those that may hold a line end come last, but for the name.
+    A name, comment or path may contain words of the same form, and line ends. So the rest of the line after such a text
+    is skipped. Except for the name, texts that may contain a line end come last.
     """
     for line in answer.splitlines():
         read = _FREE_TEXT.split(line, maxsplit=1)[0]
@@ -186,29 +199,29 @@ def _facts(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def is_silent(error: BaseException | None) -> bool:
-    """Whether a scheduler did not answer, rather than refuse: it may answer, or even have done it, in a while.
+    """Return whether an error means that the scheduler did not answer, rather than that it refused.
 
-    An error that was raised from another one is as silent as that.
+    It may answer later, or may even have done what it was asked. An error raised from a silent one is silent too.
     """
     return isinstance(error, SchedulerError) and (error.silent or is_silent(error.__cause__))
 
 
 def is_absent(error: SchedulerError) -> bool:
-    """Whether this machine belongs to no cluster, as far as an error tells."""
+    """Return whether an error means that this machine belongs to no cluster."""
     return bool(_ABSENT.search(str(error)))
 
 
 def job_is_over(holder: Mapping[str, Any], silent_seconds: float) -> bool:
-    """Return whether SLURM says that an attempt's job is over; no answer is a no.
+    """Return whether SLURM says that the job of an attempt is over; False if SLURM does not answer.
 
     Args:
-        holder: the attempt's record.
-        silent_seconds: since its last heartbeat.
+        holder: the record of the attempt.
+        silent_seconds: time since its last heartbeat.
 
     Returns:
-        False for a job of another cluster, of which this one knows at most another job with its number. Where SLURM
-        does not know the number, or knows it of another job, a job of this cluster is over that has missed three
-        heartbeats. A record without a cluster may be of any: then a job is over only with both.
+        False for a job of another cluster, as the same number here is another job's. If SLURM does not know the number,
+        or it now belongs to another job, a job of this cluster is over once it has missed three heartbeats. A record
+        without a cluster may belong to any: such a job is over only if SLURM says so and three heartbeats are missing.
     """
     return _is_over(holder, silent_seconds, cache(config))
 
@@ -222,23 +235,24 @@ def _is_over(holder: Mapping[str, Any], silent_seconds: float, ask_config: Calla
     except SchedulerError as error:
         is_unknown = bool(_UNKNOWN.search(str(error)))
         return is_unknown and bool(recorded) and is_quiet and not hides_jobs(ask_config)
-    states = {value for name, value in facts if name == "JobState"}  # several: one is of a text with a line end
-    if not _is_job_of(holder, dict(reversed(facts))):
+    states = {value for name, value in facts if name == "JobState"}  # several if a text of the user's has a line end
+    if not _is_job_of(holder, dict(reversed(facts))):  # reversed: the first of equal keys wins, as in job_facts
         return bool(recorded) and is_quiet
     return bool(states) and states <= ENDED and (bool(recorded) or is_quiet)
 
 
 def _is_job_of(holder: Mapping[str, Any], job: Mapping[str, str]) -> bool:
-    """Return whether an attempt may have been in a job with its number, which SLURM may use again.
+    """Return whether an attempt may belong to a job with its number, as SLURM uses numbers again.
 
-    Its user is another's, it was submitted after the attempt's start and not requeued since then, or it had ended
-    before it.
+    It does not if the job is another user's, was submitted after the attempt began and not requeued since, or ended
+    before the attempt began.
     """
     user = re.search(r"\(([0-9]{1,10})\)$", job.get("UserId", ""))
     if user and holder.get("uid") not in {None, int(user[1])}:
         return False
     started = datetime.fromisoformat(holder["started"]).timestamp()
     is_later_life = parse_number(job.get("Restarts", "")) > (holder.get("job_restarts") or 0)
+    # a requeue moves SubmitTime, so that the job of an earlier start looks younger than its attempt
     submitted, ended = (_timestamp(job.get(name, "")) for name in ("SubmitTime", "EndTime"))
     if submitted and submitted > started + CLOCKS_SECONDS and not is_later_life:
         return False
@@ -246,7 +260,7 @@ def _is_job_of(holder: Mapping[str, Any], job: Mapping[str, str]) -> bool:
 
 
 def _timestamp(clock: str) -> float | None:
-    """Return a time of SLURM's as ``time.time()`` counts; None for a word such as ``Unknown``."""
+    """Return one of SLURM's times in seconds since the epoch; None for a word such as ``Unknown``."""
     try:
         return datetime.fromisoformat(clock).timestamp()
     except (ValueError, OverflowError):
@@ -254,11 +268,11 @@ def _timestamp(clock: str) -> float | None:
 
 
 def ended_among(queued: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
-    """Return :func:`job_is_over` for many jobs: it asks about none of those that are queued.
+    """Return a :func:`job_is_over` for many jobs that asks SLURM about none of those in the queue.
 
     Args:
-        queued: the ids of jobs that have not ended. Asked once, and not for no job; where it gets no answer, no job
-            has ended.
+        queued: returns the ids of the jobs that have not ended. Called at most once; if it raises a SchedulerError, no
+            job counts as ended.
     """
     known, ask_config = cache(queued), cache(config)
     silent = False
@@ -275,7 +289,7 @@ def ended_among(queued: Callable[[], Container[str]]) -> Callable[[Mapping[str, 
 
 
 def config(seconds: float | None = None) -> dict[str, str]:
-    """Return SLURM's configuration; empty where it does not answer."""
+    """Return SLURM's configuration; empty if it does not answer."""
     try:
         return parse_words(ask(["scontrol", "show", "config"], seconds))
     except SchedulerError:
@@ -283,25 +297,25 @@ def config(seconds: float | None = None) -> dict[str, str]:
 
 
 def cluster(ask_config: Callable[[], Mapping[str, str]] = config) -> str:
-    """Return the name of the cluster whose SLURM answers here; empty where that is not known, or several do."""
+    """Return the name of the cluster whose SLURM answers here; empty if it is not known or there are several."""
     chosen = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SLURM_CLUSTER_NAME")
     name = chosen or ask_config().get("ClusterName", "")
     return "" if "," in name or name == "all" else name.lower()
 
 
 def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = config) -> bool:
-    """Return whether each user sees no jobs but their own here (``PrivateData``), as far as SLURM says."""
+    """Return whether users see only their own jobs here (``PrivateData``), as far as SLURM tells."""
     return "jobs" in ask_config().get("PrivateData", "").split(",")
 
 
 def ended_by(job: Mapping[str, str], restarts: int) -> str:
-    """Who is ending a job, as far as its own batch script can see.
+    """Return what is ending a job, as far as its own batch script can tell.
 
-    While the script still runs SLURM says ``COMPLETING`` for every cause, so the other facts tell.
+    While the script still runs, SLURM says ``COMPLETING`` whatever the cause, so the other facts decide.
 
     Args:
-        job: what :func:`job_facts` gave.
-        restarts: ``SLURM_RESTART_COUNT`` of this life.
+        job: the facts of :func:`job_facts`.
+        restarts: ``SLURM_RESTART_COUNT`` of this start of the job.
 
     Returns:
         ``requeued`` (it is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
@@ -309,6 +323,7 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
     state = job.get("JobState", "")
     if parse_number(job.get("Restarts", "")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
         return "requeued"
+    # SLURM keeps PreemptTime over a requeue: an earlier one is of an earlier start. ISO times compare as strings.
     if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
         return "preempted"
     if state.startswith("TIMEOUT") or _seconds(job.get("RunTime", "")) >= _seconds(job.get("TimeLimit", "")) > 0:
@@ -317,13 +332,13 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
 
 
 def parse_number(text: str) -> int:
-    """Return the number that a text begins with; 0 for none, and for one that is too long."""
+    """Return the number at the beginning of a text; 0 if there is none or it is longer than ``MOST_DIGITS``."""
     digits = re.match(r"[0-9]*", text)
     return int(digits[0]) if digits and 0 < len(digits[0]) <= MOST_DIGITS else 0
 
 
 def _seconds(clock: str) -> int:
-    """``D-HH:MM:SS`` in seconds; 0 for a word such as ``UNLIMITED``."""
+    """Convert ``D-HH:MM:SS`` to seconds; 0 for a word such as ``UNLIMITED``."""
     found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", clock)
     if not found:
         return 0

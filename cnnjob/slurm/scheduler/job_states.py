@@ -1,7 +1,7 @@
-"""SLURM's words for the state of a job and for why it waits, in plain ones.
+"""SLURM's codes for the state of a job, for why it waits and for limits that it exceeds, in plain words.
 
 The states are those of ``job_state_codes.html``, the reasons those of ``job_reason_codes.html`` in SLURM's
-documentation. A word that is not known stays as it is: another version may have others.
+documentation. An unknown code is shown as it is, since other versions have others.
 """
 
 import re
@@ -13,40 +13,40 @@ RUNNING = frozenset({
     *("STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB", "EXPEDITING"),
 })  # fmt: skip
 ENDING = "COMPLETING"
-"""A job whose processes end, for whatever cause; SLURM may be about to requeue it."""
+"""State of a job whose processes are ending, whatever the cause; SLURM may be about to requeue it."""
 REFUSED = frozenset({"BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "RECONFIG_FAIL"})
-"""A job that ended so before its run began will end so again."""
+"""States of a job that, if it ended before its run began, would end the same way again."""
 ENDED = frozenset({*REFUSED, "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"})
 STATES = frozenset({*WAITING, *RUNNING, ENDING, *ENDED})
 
 
 def state_of(text: str) -> str:
-    """The state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``."""
+    """Return the state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``, in full."""
     word = text.split(maxsplit=1)[0] if text.split() else ""
     if not word.endswith("+"):
         return word
-    stem = word.rstrip("+")
+    stem = word.rstrip("+")  # sacct marks a state that it cut to the column's width with a +
     whole = [state for state in STATES if state.startswith(stem)]
     return stem if stem in STATES or len(whole) != 1 else whole[0]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Why a job waits."""
+    """The reason why a job waits, in words that complete "its job waits: …"."""
 
     words: str
     never: bool = False
-    """Whether it never starts as it was asked for."""
+    """True if the job can never start as requested."""
     option: str = ""
-    """What to change in the request, where that is known."""
+    """The option of the request to change, if known."""
     release: bool = False
-    """Whether it is held, and its user can release it."""
+    """True if the job is held and its user can release it."""
     held: bool = False
-    """Whether it is held by somebody else."""
+    """True if the job is held by somebody else."""
 
     @property
     def starts_by_itself(self) -> bool:
-        """Whether it needs nothing but time."""
+        """True if the job starts without anybody's help."""
         return not (self.never or self.release or self.held)
 
 
@@ -84,7 +84,7 @@ _KNOWN = {
 _PHRASES = (
     (re.compile(r"requeued[ _]in[ _]held|requeued[ _]held", re.IGNORECASE), Wait("it was requeued held", release=True)),
     (
-        re.compile(r"Reserved for maintenance"),  # said of any reservation
+        re.compile(r"Reserved for maintenance"),  # SLURM says so for any reservation, with the flag MAINT or without
         Wait("its nodes are reserved, for maintenance or for others, before it could end"),
     ),
     (re.compile(r"May be reserved for other job"), Wait("nodes that it asks for may be reserved for another job")),
@@ -104,16 +104,17 @@ _THINGS = {
     "node": ("nodes", ""),
     "job": ("jobs", ""),
 }
+"""Part of SLURM's code → the resource in plain words, and the option that requests it."""
 
 
 def waits_for(reason: str) -> Wait:
-    """Why a job waits, of squeue's reason.
+    """Translate squeue's reason for a job that waits.
 
     Args:
-        reason: as ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
+        reason: for example ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
 
     Returns:
-        What is known of it; an unknown reason is its own words.
+        What is known about it; for an unknown reason, its own text as the words.
     """
     text = reason.strip().removeprefix("(").removesuffix(")")
     word = re.split(r"[,\s(]", text, maxsplit=1)[0]
@@ -124,10 +125,10 @@ def waits_for(reason: str) -> Wait:
 
 
 def _limit(word: str) -> Wait | None:
-    """``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``, ….
+    """Translate a limit: ``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``, ….
 
-    What exceeds the limit of one job never starts; what exceeds the share of a user, an account or a
-    group starts when others have ended.
+    A job that exceeds the limit of a single job never starts; one that exceeds the share of a user, an account or a
+    group starts when other jobs have ended.
     """
     found = _LIMITED.fullmatch(word)
     if not found or not (found[1] or (found[2] and "PerAccount" in word)):
@@ -142,29 +143,29 @@ def _limit(word: str) -> Wait | None:
 
 
 def _owner(word: str) -> str:
-    """Whose limit a word of SLURM's names."""
+    """Return the owner of the limit that SLURM's code names."""
     return "its QOS" if word.startswith("QOS") and "PerAccount" not in word else "its account"
 
 
 def _thing(word: str) -> tuple[str, str]:
-    """What a word of SLURM's limits, and the option that asks for it."""
+    """Return the resource that SLURM's code is about, and the option that requests it."""
     return next((pair for key, pair in _THINGS.items() if key in word.lower()), ("resources", ""))
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit at which sbatch refuses a job."""
+    """A limit that makes sbatch refuse a job."""
 
     word: str
-    """SLURM's."""
+    """SLURM's code."""
     words: str
-    """The same in a sentence, with ``{}`` in the place of its value."""
+    """The limit in plain words, with ``{}`` in place of its value."""
     table: str
-    """The table of sacctmgr's that has the value."""
+    """The table of sacctmgr that holds the value: ``associations`` or ``qos``."""
     field: str
-    """Its column."""
+    """The column of that table."""
     option: str = ""
-    """What asks for less; empty where jobs in the queue are counted."""
+    """The option to change; empty for limits on the number of jobs in the queue."""
 
 
 _OF_REFUSALS = re.compile(r"error: ((?:QOS|Assoc|MaxSubmit)[A-Za-z]+)$")
@@ -175,11 +176,11 @@ _COUNTED = {
     "PerAccount": ("your QOS allows your account {} in the queue", "qos", "maxsubmitpa"),
     "PerUser": ("your QOS allows you {} in the queue", "qos", "maxsubmitpu"),
 }
-"""Limits of the number of jobs, by what their word contains."""
+"""Limits on the number of jobs: part of SLURM's code → words, table and column."""
 
 
 def limit_of(refusal: str) -> Limit | None:
-    """Return the limit that a line of sbatch's names, ``sbatch: error: QOSMaxWallDurationPerJobLimit``."""
+    """Return the limit that a line of sbatch names, as ``sbatch: error: QOSMaxWallDurationPerJobLimit``, or None."""
     found = _OF_REFUSALS.search(refusal.strip())
     if not found:
         return None

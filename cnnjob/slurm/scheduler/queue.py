@@ -1,4 +1,4 @@
-"""The jobs that wait or run: one call, whatever their number."""
+"""Jobs that wait or run, from ``squeue``: one call for any number of jobs."""
 
 import os
 import re
@@ -12,44 +12,45 @@ from cnnjob.slurm.scheduler.job_states import state_of
 
 FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
 FORMAT = "%i|%T|%r|%N|%S|%e|%k"
-"""The comment is last: it may hold the separator."""
+"""The columns of ``FIELDS``; the comment comes last, as it may contain the separator."""
 NO_COMMENT = {"(null)", "N/A"}
-"""What squeue prints of a job without one."""
+"""Comments that squeue prints for a job without one."""
 _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
+"""Forms of an id: ``17``, ``17_3``, ``17+0`` (heterogeneous job), ``17_[3-5,9%2]`` (pending array tasks)."""
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _MOST_ELEMENTS = 200_000
-"""Of the elements that stand together in one answer: squeue lists those of an array one by one."""
+"""Limit on the ids that ranges of one answer stand for: with ``--array`` squeue lists array tasks one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A line of ``squeue``; each element of a job array is one."""
+    """A line of ``squeue``: a job, or one task of a job array."""
 
     job_id: str
-    """``17``, or ``17_3`` of an array."""
+    """``17``, or ``17_3`` for an array task."""
     state: str
     """``PENDING``, ``RUNNING``, ``COMPLETING``, …"""
     reason: str
     node: str
     start: str
-    """When it started, or is expected to; ``N/A`` where nobody knows."""
+    """Time of the start, past or expected; ``N/A`` if not known."""
     end: str
     comment: str
 
 
 @dataclass(frozen=True)
 class QueueListing:
-    """What squeue answered."""
+    """The answer of squeue."""
 
     jobs: list[QueuedJob]
     whole: bool
-    """Whether every line of it was understood: only then is a job that is not there gone."""
+    """True if every line was understood: only then does a job that is not listed count as gone."""
 
     def require_whole(self) -> None:
-        """Require an answer by which a job that is not there is gone.
+        """Require that every line was understood, so that a job that is not listed is gone.
 
         Raises:
-            SchedulerError: some of it was not understood.
+            SchedulerError: some of the answer was not understood.
         """
         if not self.whole:
             raise SchedulerError(
@@ -60,7 +61,7 @@ class QueueListing:
 
 
 def mine() -> list[QueuedJob]:
-    """All that squeue shows of this user.
+    """Return all jobs that squeue shows of this user.
 
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
@@ -71,22 +72,23 @@ def mine() -> list[QueuedJob]:
 def listing(
     users: Iterable[int], ids: Collection[str] = (), *, ended: bool = False, seconds: float | None = None
 ) -> QueueListing:
-    """Return what squeue shows of some users.
+    """Return the jobs that squeue shows of some users.
 
     Args:
-        users: by number.
-        ids: jobs that are looked for, besides those of cnnjob; only a line that may be of one of these must be
-            understood.
-        ended: show also the jobs that ended in the last minutes, which SLURM forgets later (``MinJobAge``).
+        users: user ids.
+        ids: jobs that are looked for besides those of cnnjob. The answer counts as whole even if lines of any other
+            jobs were not understood.
+        ended: also show jobs that ended in the last minutes, until SLURM forgets them (``MinJobAge``).
         seconds: how long to wait for the answer.
 
     Returns:
-        The jobs. Lines of a site's own around them are left out.
+        The jobs, without lines that the site prints around them.
 
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
     """
-    mark = secrets.token_hex(4)  # no comment can imitate a line that begins with it
+    # A comment may contain line ends, and text that looks like another job's line. It cannot contain a random mark.
+    mark = secrets.token_hex(4)
     command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
     answer = ask([*command, *["--states=all"] * ended, "--format", f"{mark}|{FORMAT}"], seconds)
     rows = _rows(answer, mark)
@@ -98,23 +100,23 @@ def listing(
 
 
 def _rows(answer: str, mark: str) -> list[list[str]]:
-    """Return the cells of each line that is of a job, and not of a site's wrapper or in the middle of a comment."""
-    lines = answer.split("\n")  # splitlines would also split a comment at other letters
+    """Return the cells of each line that belongs to a job, not to a site's wrapper or the middle of a comment."""
+    lines = answer.split("\n")  # splitlines would also split a comment at other characters
     marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]
     rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in marked or lines]
     return [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
 
 
 def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
-    """Return whether a line that was not understood may be of a job of cnnjob, or of one of some numbers."""
+    """Return whether a line that was not understood may belong to a job of cnnjob or to one of some numbers."""
     number = re.match(r"[0-9]+(?![0-9])", row[0])
-    if not number or len(row) != len(FIELDS):
+    if not number or len(row) != len(FIELDS):  # nothing in it can be relied on
         return True
     return number[0] in numbers or "cnnjob" in row[-1]
 
 
 def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:
-    """The job of a row, or those of the elements of an array that are still together; none if it is no job."""
+    """Yield the job of a row, or the pending tasks of an array that share a row; nothing if it is not a job."""
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
         return
     comment = "" if row[-1] in NO_COMMENT else row[-1]
@@ -123,7 +125,7 @@ def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:
 
 
 def ids_of_all(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield what each of several texts stands for, as :func:`ids_in`, as far as it is no unlikely number in all."""
+    """Yield the ids that each text stands for, as :func:`ids_in`; ranges give at most ``_MOST_ELEMENTS`` in all."""
     left = _MOST_ELEMENTS
     for text in texts:
         ids = ids_in(text, left)
@@ -132,7 +134,12 @@ def ids_of_all(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def ids_in(text: str, most: int = _MOST_ELEMENTS) -> list[str]:
-    """Return the jobs that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none of a text cut short."""
+    """Return the ids that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none if the text was cut short.
+
+    Args:
+        text: squeue's or sacct's id of a job, an array task, a component of a heterogeneous job, or several tasks.
+        most: the largest number of array tasks; none are returned if there are more.
+    """
     found = _ID.fullmatch(text)
     if not found:
         return []
@@ -143,6 +150,6 @@ def ids_in(text: str, most: int = _MOST_ELEMENTS) -> list[str]:
     if not all(ranges):
         return []
     numbers = [range(int(r[1]), int(r[2] or r[1]) + 1, int(r[3] or 1) or 1) for r in ranges if r]
-    if sum(map(len, numbers)) > most:
+    if sum(map(len, numbers)) > most:  # counted before any list is built: a line may say 0-999999999
         return []
     return [f"{job}_{number}" for some in numbers for number in some]

@@ -1,7 +1,7 @@
-"""``sbatch``, with patience for a slow scheduler, and never twice for one job.
+"""Calls of ``sbatch`` that tolerate a slow scheduler without submitting a job twice.
 
-A scheduler that did not answer may have taken the job all the same. So before a second try, and after
-it, the queue is searched for the comment, which names run and attempt.
+A scheduler that did not answer may have accepted the job all the same. So before and after a second try the queue is
+searched for the job's comment, which names the run and the attempt.
 """
 
 import os
@@ -13,15 +13,24 @@ from cnnjob.slurm.scheduler import queue
 from cnnjob.slurm.scheduler.client import ask, is_silent
 
 TRIES = 2
+"""Number of calls of sbatch."""
 MOST_LETTERS = 200
-"""Of an answer in a message."""
+"""Number of characters of an answer that a message quotes."""
 SETTLE_SECONDS = 5.0
-"""What was on its way to the scheduler is in its queue by then."""
+"""Time after which a job that was on its way to the scheduler is in the queue."""
 _SUBMITTED = re.compile(r"^[ \t]*Submitted batch job ([0-9]{1,18})(?: on cluster \S+)?[ \t\r]*$", re.MULTILINE)
 
 
 def submit(comment: str, script: str, tries: int = TRIES) -> str:
     """Submit a script with sbatch and return the job's id.
+
+    Args:
+        comment: the comment in the script, which no other job in the queue has.
+        script: path of the script.
+        tries: number of calls of sbatch, for a scheduler that does not answer.
+
+    Returns:
+        The id, also of a job that SLURM accepted without answering.
 
     Raises:
         SchedulerError: SLURM refused, or did not answer and has no such job.
@@ -29,7 +38,7 @@ def submit(comment: str, script: str, tries: int = TRIES) -> str:
     try:
         answer = ask(["sbatch", script])
     except SchedulerError as error:
-        said = str(error).replace(f" {script}", "")
+        said = str(error).replace(f" {script}", "")  # a temporary file, gone by the time that a user reads of it
         if not is_silent(error):
             raise SchedulerError(said) from error
         time.sleep(SETTLE_SECONDS)
@@ -38,6 +47,7 @@ def submit(comment: str, script: str, tries: int = TRIES) -> str:
         if tries == 1:
             raise SchedulerError(said) from error
         return submit(comment, script, tries - 1)
+    # A site's wrapper may have swallowed the line with the id; the job may be in the queue all the same.
     strange = f"sbatch: gave no job's id, {answer.strip()[:MOST_LETTERS]!r}"
     if job_id := id_in(answer) or _known(comment, strange):
         return job_id
@@ -45,19 +55,19 @@ def submit(comment: str, script: str, tries: int = TRIES) -> str:
 
 
 def id_in(answer: str) -> str:
-    """Return the job's id that sbatch printed, or "" where its answer names none or several.
+    """Return the job's id in sbatch's answer, or ``""`` if it names none or several.
 
-    Only sbatch's own line counts: a site's wrapper may print other numbers around it.
+    Only sbatch's own line counts, as a site's wrapper may print other numbers around it.
     """
     ids = set(_SUBMITTED.findall(answer))
     return ids.pop() if len(ids) == 1 else ""
 
 
 def _known(comment: str, said: str) -> str:
-    """Return the id of the newest job in the queue with this comment; empty where there is none.
+    """Return the id of the newest job in the queue with this comment; empty if there is none.
 
     Raises:
-        SchedulerError: the queue is not to be seen.
+        SchedulerError: the queue could not be read, or not all of it.
     """
     try:
         listing = queue.listing([os.getuid()])

@@ -1,4 +1,4 @@
-"""What a site allows, as SLURM itself says it: partitions, limits, preemption, requeueing."""
+"""The settings of a site as SLURM reports them: partitions, limits, preemption, requeueing."""
 
 import os
 import re
@@ -13,30 +13,36 @@ from cnnjob.slurm.scheduler.job_states import Limit, limit_of
 from cnnjob.slurm.submit.request import Request, format_minutes, parse_minutes
 
 MOST_ROWS = 1000
-"""Of an answer of sacctmgr."""
+"""Maximum number of rows read from an answer of sacctmgr."""
 CLOSED = {"DRAIN", "INACTIVE"}
 """States of a partition to which sbatch refuses jobs."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition."""
+    """A partition of the cluster."""
 
     name: str
     is_default: bool
     state: str
-    """``UP``; ``DOWN`` takes jobs and starts none, ``DRAIN`` and ``INACTIVE`` take none."""
+    """``UP``; ``DOWN``, which accepts jobs and starts none; ``DRAIN`` or ``INACTIVE``, which accept none."""
     max_minutes: int | None
+    """Largest time limit; None if there is none."""
     default_minutes: int | None
+    """Time limit of a job that requests none; None if not set."""
     preempt_mode: str
-    """What happens to its jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
+    """The effect of a preemption on its jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
     grace_seconds: int
+    """Time between the warning of a preempted job and its end (``GraceTime``)."""
     accounts: tuple[str, ...]
-    """Those that may use it; ``ALL``."""
+    """Accounts that may use it; ``("ALL",)`` for no restriction."""
 
     @classmethod
     def of(cls, said: dict[str, str]) -> Self:
-        """From what ``scontrol show partition`` says; what an old SLURM leaves out counts as no limit."""
+        """Build a partition from the pairs of ``scontrol show partition``; a missing one counts as no limit.
+
+        Old versions of SLURM print fewer pairs.
+        """
         return cls(
             name=said["PartitionName"],
             is_default=said.get("Default") == "YES",
@@ -51,46 +57,49 @@ class Partition:
 
 @dataclass(frozen=True)
 class Site:
-    """What holds for all jobs."""
+    """The partitions of a cluster, and the settings that hold for all jobs."""
 
     partitions: dict[str, Partition]
     requeues: bool
-    """Whether a job that says nothing of it may be requeued."""
+    """True if a job that sets neither ``--requeue`` nor ``--no-requeue`` may be requeued."""
     max_array_size: int
+    """Maximum number of tasks of a job array; the largest index is one less."""
     kill_wait_seconds: int
+    """Time between SIGTERM and SIGKILL (``KillWait``)."""
     signals_preempted: bool
-    """Whether a preempted job gets its own signal at once."""
+    """True if a preempted job gets the signal of ``--signal`` at once."""
     version: str
-    """SLURM's; empty where it does not say."""
+    """SLURM's version; empty if it does not tell."""
     counts_gpus: bool
-    """Whether GPUs may be asked for by number (``--gpus-per-node``), not only as generic resources."""
+    """True if GPUs may be requested by number (``--gpus-per-node``), not only as generic resources."""
     keeps_accounts: bool
-    """Whether jobs belong to accounts, and what became of them is kept."""
+    """True if the site keeps accounting: jobs belong to accounts, and their outcomes are stored."""
 
     def partition_of(self, request: Request) -> Partition | None:
-        """The first partition that is asked for, or the default one."""
+        """Return the first partition that is requested, or the default one; None if the site has no such partition."""
         if request.partition:
             return self.partitions.get(request.partition.split(",")[0])
         return next((one for one in self.partitions.values() if one.is_default), None)
 
     def check(self, request: Request) -> None:
-        """Find what this site would refuse, or let wait for ever.
+        """Check that this site would neither refuse a request nor let it wait for ever.
 
         Raises:
-            SchedulerError: there is no such partition, it takes no jobs, is closed to this account, or its time limit
-                is shorter.
+            SchedulerError: there is no such partition, or each one accepts no jobs, is closed to this account, or has a
+                shorter time limit.
         """
         if not self.partitions:
-            return  # an answer that says nothing is no reason to refuse
+            return  # SLURM listed no partitions: sbatch decides
         for name in request.partition.split(",") if request.partition else []:
             if name not in self.partitions:
                 raise SchedulerError(f"--partition {name}: no such partition, {_choose(name, self.partitions, 'site')}")
+        # a job may start in any of the partitions that it names, so that one is enough
         reasons = [_refusal(partition, request) for partition in self._chosen(request)]
         if reasons and all(reasons):
             raise SchedulerError("; ".join(reasons))
 
     def waits(self, request: Request) -> str:
-        """Return a warning where jobs are queued and none is started; empty elsewhere."""
+        """Return a warning if the partition accepts the job but starts none at present; otherwise empty."""
         usable = [one for one in self._chosen(request) if not _refusal(one, request)]
         if not usable or any(one.state != "DOWN" for one in usable):
             return ""
@@ -98,7 +107,7 @@ class Site:
         return f"--partition {names}: it is DOWN, the job waits in the queue until the site sets it UP"
 
     def _chosen(self, request: Request) -> list[Partition]:
-        """The partitions that a request names, or the default one."""
+        """Return the partitions that a request names, or the default one."""
         names = request.partition.split(",") if request.partition else []
         named = [self.partitions[name] for name in names if name in self.partitions]
         default = self.partition_of(request)
@@ -109,30 +118,32 @@ def query_site() -> Site:
     """Ask SLURM for its partitions and its configuration.
 
     Raises:
-        SchedulerError: it is not there, refused, or did not answer.
+        SchedulerError: SLURM is not there, refused, or did not answer.
     """
+    # --all: hidden partitions accept jobs too
     lines = ask(["scontrol", "--all", "show", "partition", "--oneliner"]).splitlines()
     partitions = [Partition.of(said) for said in map(parse_words, lines) if "PartitionName" in said]
     said = parse_words(ask(["scontrol", "show", "config"]))
     return Site(
         partitions={partition.name: partition for partition in partitions},
         requeues=said.get("JobRequeue", "1") != "0",
-        max_array_size=parse_number(said.get("MaxArraySize", "")) or 1001,
+        max_array_size=parse_number(said.get("MaxArraySize", "")) or 1001,  # 1001 and 30 are SLURM's defaults
         kill_wait_seconds=parse_number(said.get("KillWait", "")) or 30,
         signals_preempted="preempt_send_user_signal" in said.get("SlurmctldParameters", ""),
         version=said.get("SLURM_VERSION", ""),
+        # --gpus-per-node and the like need this plugin
         counts_gpus=said.get("SelectType", "select/cons_tres") == "select/cons_tres",
         keeps_accounts=said.get("AccountingStorageType", "").endswith("slurmdbd"),
     )
 
 
 def explained(refusal: str, tasks: int = 1, alone: str = "") -> str:
-    """Return a refusal of sbatch's with what this user can do: the limit, or what may be chosen instead.
+    """Return sbatch's refusal with what this user can do about it: the limit, or the valid choices.
 
     Args:
-        refusal: the line in which sbatch says why.
-        tasks: how many tasks the job has.
-        alone: the command that submits one of several tasks alone.
+        refusal: the line in which sbatch gives the reason.
+        tasks: number of array tasks of the job, 1 for a job that is not an array.
+        alone: the command that submits a single one of several tasks.
     """
     if limit := limit_of(refusal):
         return f"refused by SLURM ({limit.word}): {_beyond(limit, tasks, alone)}"
@@ -142,7 +153,7 @@ def explained(refusal: str, tasks: int = 1, alone: str = "") -> str:
 
 
 def _beyond(limit: Limit, tasks: int, alone: str) -> str:
-    """Say the limit, and what to do."""
+    """Return a sentence on a limit, and what to do."""
     value = _value_of(limit)
     if limit.option:
         said = limit.words.format(value) if value else limit.words.replace(" ({})", "")
@@ -157,7 +168,7 @@ def _beyond(limit: Limit, tasks: int, alone: str) -> str:
 
 
 def _value_of(limit: Limit) -> str:
-    """A limit's value, by account or QOS where this user has several; empty where SLURM does not tell."""
+    """Return the value of a limit, by account or QOS if this user has several; empty if SLURM does not tell."""
     try:
         values = _of_accounts(limit.field) if limit.table == "associations" else _of_qos(limit.field)
     except SchedulerError:
@@ -168,20 +179,21 @@ def _value_of(limit: Limit) -> str:
 
 
 def _of_accounts(field: str) -> dict[str, str]:
-    """What this user's associations, and those of the accounts as a whole, say in a column."""
+    """Return a column of this user's associations and of those of the accounts as a whole, by account."""
+    # a row without a user has the limits of the account as a whole
     accounts, users = f"account={','.join(yours('account'))}", {"", _me()}
     rows = _table("associations", accounts, f"format=account,user,{field}")
     return {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
 
 
 def _of_qos(field: str) -> dict[str, str]:
-    """What this user's QOS say in a column."""
+    """Return a column of this user's QOS, by QOS."""
     mine = yours("qos")
     return {row[0]: row[1] for row in _table("qos", f"format=name,{field}") if row[0] in mine and row[1:] > [""]}
 
 
 def _table(*words: str) -> list[list[str]]:
-    """The rows that sacctmgr shows, as far as they can be those of one user."""
+    """Return the rows that sacctmgr shows, up to ``MOST_ROWS``."""
     lines = ask(["sacctmgr", "--noheader", "--parsable2", "show", *words]).splitlines()
     return [line.split("|") for line in lines[:MOST_ROWS]]
 
@@ -191,7 +203,7 @@ def _me() -> str:
 
 
 def _choices(refusal: str) -> str:
-    """What this user may choose, where sbatch refused an account or a quality of service; else nothing."""
+    """Return what this user may choose if sbatch refused an account or a QOS; otherwise empty."""
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
     if key is None:
         return ""
@@ -203,17 +215,20 @@ def _choices(refusal: str) -> str:
 
 
 def yours(key: str) -> list[str]:
-    """What of this user's SLURM knows, in order of name: each ``account``, or ``qos``.
+    """Return this user's accounts or QOS, sorted by name.
+
+    Args:
+        key: ``account`` or ``qos``.
 
     Raises:
-        SchedulerError: it keeps none, or did not answer.
+        SchedulerError: the site keeps no accounting, or SLURM did not answer.
     """
     rows = _table("associations", f"user={_me()}", f"format={key}")
     return sorted({name for row in rows for name in re.split(r"[\s,]+", row[0]) if name})
 
 
 def _refusal(partition: Partition, request: Request) -> str:
-    """Why a partition would not start this request, if so."""
+    """Return why a partition would never start this request; empty if it would."""
     if partition.state in CLOSED:
         return f"--partition {partition.name}: it is {partition.state} and takes no jobs; choose another, or wait"
     wanted, most = request.time_minutes, partition.max_minutes
@@ -237,7 +252,7 @@ def _choose(name: str, known: dict[str, Partition] | tuple[str, ...], what: str)
 
 
 def _minutes(text: str) -> int | None:
-    """A time limit; None for a word such as ``UNLIMITED``."""
+    """Convert a time limit to minutes; None for a word such as ``UNLIMITED``."""
     try:
         return parse_minutes(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""What is asked of SLURM, and how it is submitted."""
+"""Resource requests, batch scripts and their submission to SLURM."""

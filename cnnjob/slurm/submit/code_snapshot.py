@@ -1,6 +1,7 @@
-"""The package's code as it was when a run was submitted: copied once, so that a requeued job runs that.
+"""Snapshots of the package's code, so that a job, requeued or not, runs the code that was submitted.
 
-A copy is named by its digest, which is checked before each submission and at each attempt's start.
+The code is copied once. A copy is named by its digest, which is checked before each submission and at the start of each
+attempt.
 """
 
 import os
@@ -17,38 +18,38 @@ from cnnjob.runs.run import Run
 CODE = ".code"
 _ROOT = files.PACKAGE.parent
 _PACKAGES = ("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONUSERBASE", "PYTHONNOUSERSITE")
-"""Variables that choose the standard library and the packages that an interpreter finds."""
+"""Variables that decide which standard library and packages an interpreter finds."""
 _UNSET = ("PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONPYCACHEPREFIX", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONDEVMODE")
-"""Variables that would hide an exit code, take byte code from elsewhere, or make a warning an error."""
+"""Variables that would hide an exit code, load byte code from elsewhere, or turn a warning into an error."""
 _NFS = ".nfs"
-"""NFS keeps a removed file under a name that begins so while another host reads it."""
+"""Prefix of the name under which NFS keeps a removed file while another host has it open."""
 Contents = Mapping[str, bytes | None]
-"""The entries of a folder by their paths there: the content of a file, None for what is neither file nor folder."""
+"""The entries of a folder: relative path → content of the file, or None for what is neither a file nor a folder."""
 
 
 def snapshot_folder(run: Run) -> Path:
-    """Return where the package's code of this moment is kept for a run and those beside it."""
+    """Return the folder in which the current code of the package is stored for a run and those beside it."""
     return _folder(run, _package())
 
 
 def environment(code: Path) -> dict[str, str | None]:
-    """Return the variables with which a Python runs a copy of the code, and nothing else from a folder or a cache.
+    """Return the variables with which Python runs a copy of the code, and no code from the current folder or a cache.
 
-    Byte code is neither written there nor read from elsewhere: no digest covers it. Packages are found as in this
-    process, whatever a node or the setup lines of a profile set.
+    Byte code is neither written to the copy nor read from elsewhere, since no digest covers it. Packages are found as
+    in this process, whatever a node or the setup lines of a profile set.
 
     Args:
         code: the copy.
 
     Returns:
-        Their values; None for those that must not be set.
+        The value of each variable; None for those that must be unset.
     """
     own = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return {**{name: os.environ.get(name) for name in _PACKAGES}, **dict.fromkeys(_UNSET), **own}
 
 
 def save_snapshot(run: Run) -> Path:
-    """Copy the package once, so that a requeued job runs what was submitted; repair a damaged copy.
+    """Copy the package unless there is a copy with its digest, repair a damaged copy, and return the copy's folder.
 
     Raises:
         DataError: the copy cannot be written.
@@ -68,7 +69,7 @@ def check_snapshot() -> None:
     """Check the copy of the code that this process runs, if it runs one.
 
     Raises:
-        DataError: it is not what was submitted.
+        DataError: the copy is not the code that was submitted.
     """
     if _ROOT.parent.name != CODE:
         return
@@ -84,6 +85,7 @@ def _folder(run: Run, package: Contents) -> Path:
 
 
 def _name(contents: Contents) -> str:
+    # lengths and NULs keep two different sets of files from giving the same bytes
     parts = [
         f"{name}\0".encode() if content is None else f"{name}\0{len(content)}\0".encode() + content
         for name, content in sorted(contents.items())
@@ -92,14 +94,20 @@ def _name(contents: Contents) -> str:
 
 
 def _package() -> dict[str, bytes]:
-    """Return the files of this package without what Python derives and without hidden files, and its commit."""
+    """Return the files of this package, without byte code and hidden files, and a file with its commit.
+
+    The copy is not a Git repository, so the commit of the code is stored with it.
+    """
     paths = [path for path in files.PACKAGE.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts]
     found = {str(path.relative_to(_ROOT)): path.read_bytes() for path in paths}
     return {**found, COMMIT_FILE: files.readable_json(commit()).encode()}
 
 
 def _contents(folder: Path) -> Contents:
-    """Return everything in a copy; also hidden files, byte code, links and folders without a file count."""
+    """Return everything in a copy, including hidden files, byte code, links and empty folders.
+
+    Any of them could change what Python imports.
+    """
     found: dict[str, bytes | None] = {}
     for place, folders, names in os.walk(folder):
         here = Path(place)
@@ -112,7 +120,7 @@ def _contents(folder: Path) -> Contents:
 
 
 def _content(path: Path) -> bytes | None:
-    """Return a file's content; None for a link, a pipe, and what cannot be read or is too large for code."""
+    """Return a file's content; None for a link, a pipe, or a file that cannot be read or is too large for code."""
     with suppress(DataError):
         return None if path.is_symlink() else files.read_bytes(path)
     return None
@@ -120,7 +128,7 @@ def _content(path: Path) -> bytes | None:
 
 @contextmanager
 def _written(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
-    """Give a new copy beside a folder; what is left of it, and was moved into it, is removed."""
+    """Write a new copy next to a folder and yield it; on exit remove it with whatever was moved into it."""
     temporary = files.temporary_name(folder)
     try:
         for name, content in package.items():
@@ -133,7 +141,13 @@ def _written(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
 
 
 def _put(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
-    """Make a folder what the new copy is; a job may be starting from it, and another submission do the same."""
+    """Put the new copy in place of a folder.
+
+    At the same time a job may start from that folder, and another submission may put the same copy there.
+
+    Raises:
+        OSError: the copy could not be put there.
+    """
     if folder.is_symlink() or not folder.is_dir():
         _take_away(folder, fresh)
     if folder.is_dir():
@@ -142,15 +156,19 @@ def _put(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
     try:
         fresh.rename(folder)
     except OSError:
-        if not folder.exists():  # or another submission was faster
+        if not folder.exists():  # else another submission was faster, with the same content
             raise
 
 
 def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
-    """Replace or take away each entry that differs, at once."""
+    """Replace or remove each entry that differs, each by one rename.
+
+    The folder itself stays, as a job may be starting from it.
+    """
     found = _contents(folder)
     folders = {parent for name in package for parent in Path(name).parents}
     for name in (name for name, content in found.items() if content is None or name not in package):
+        # a folder that the package does not have goes as a whole
         outermost = next((path for path in reversed(Path(name).parents) if path not in folders), Path(name))
         _take_away(folder / outermost, fresh)
     for name, content in package.items():
@@ -160,6 +178,6 @@ def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
 
 
 def _take_away(path: Path, fresh: Path) -> None:
-    """Move what is none of the package's into a folder that is removed."""
-    with suppress(FileNotFoundError):  # another submission has done so
+    """Move a path that does not belong to the package into a folder that is about to be removed."""
+    with suppress(FileNotFoundError):  # another submission has removed it
         path.rename(files.temporary_name(fresh / path.name))

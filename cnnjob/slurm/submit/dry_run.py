@@ -1,4 +1,4 @@
-"""What would become of a request: what SLURM says of it, and what happens when it ends too early."""
+"""Dry runs: SLURM's answer to a request, and what would happen at the time limit and at a preemption."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from cnnjob.slurm.submit.request import Request, format_minutes
 
 
 def ask_site() -> tuple[Site | None, str]:
-    """What the site allows, or None and why that is not known; a dry run needs no SLURM."""
+    """Return what the site allows and an empty string, or None and the reason; a dry run needs no SLURM."""
     if not client.is_there():
         return None, "not on this machine"
     try:
@@ -21,18 +21,22 @@ def ask_site() -> tuple[Site | None, str]:
 
 
 def test_only(script: str) -> tuple[str, bool]:
-    """What ``sbatch --test-only`` says: when and where the job would start, or why not; and whether it refused."""
+    """Return the answer of ``sbatch --test-only`` and whether it refused.
+
+    The answer says when and where the job would start, or why it would not.
+    """
     with tempfile.TemporaryDirectory(prefix="cnnjob-") as folder:
         path = Path(folder) / "submission.sh"
         path.write_text(script)
         try:
+            # sbatch prints this answer to stderr
             return client.tell(["sbatch", "--test-only", str(path)]).removeprefix("sbatch: "), False
         except SchedulerError as error:
-            return str(error).replace(f" {path}", ""), True
+            return str(error).replace(f" {path}", ""), True  # a temporary file, gone when the message is read
 
 
 def at_the_time_limit(request: Request, here: Site | None) -> str:
-    """What happens when the time limit comes before the training's end."""
+    """Return a sentence on what happens if the time limit comes before the end of the training."""
     partition = here.partition_of(request) if here else None
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
     when = f"after {format_minutes(minutes)}" if minutes else "at the site's time limit"
@@ -44,7 +48,7 @@ def at_the_time_limit(request: Request, here: Site | None) -> str:
 
 
 def at_preemption(request: Request, here: Site | None) -> str:
-    """What happens when a job of more weight takes its place."""
+    """Return a sentence on what happens if a job of higher priority preempts this one."""
     partition = here.partition_of(request) if here else None
     if here is None or partition is None:
         return "not known without SLURM; wherever a job is ended, it goes on from its last checkpoint"

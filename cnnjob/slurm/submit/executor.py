@@ -1,4 +1,7 @@
-"""submitit's executors, as they are used here. Imported only where something is submitted."""
+"""submitit's SLURM executor, adapted: jobs, their batch scripts, and the pickles that they run.
+
+Imported only where something is submitted, as it imports submitit.
+"""
 
 import os
 import shlex
@@ -20,52 +23,61 @@ from cnnjob.slurm.node.node_task import NodeTask
 from cnnjob.slurm.scheduler import client, sbatch, site
 
 MARGIN_SECONDS = 30.0
-"""The job stops itself so long before its end, should no signal have come."""
+"""Time before its end at which a job stops by itself if no signal has come."""
 SCRIPT = "submission.sh"
 SUBMITITS_MINUTES, SUBMITITS_TIMEOUTS = 5, 3
-"""What submitit writes into a pickle by default; a job that stops itself in time uses neither."""
+"""submitit's defaults for the two fields of a pickle; a job that stops by itself in time uses neither."""
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """Submits a batch through :mod:`cnnjob.slurm.scheduler.sbatch`, from a folder that no other submission uses."""
+    """A submitit executor that calls :mod:`cnnjob.slurm.scheduler.sbatch`, from a folder that only it uses."""
 
     def __init__(self, batch: JobArray, parameters: dict[str, Any], folder: Path) -> None:
-        """Make one for a batch, with the parameters of its script."""
+        """Create an executor.
+
+        Args:
+            batch: the runs.
+            parameters: the parameters of the batch script, as submitit takes them.
+            folder: for the files of this submission; it must exist.
+        """
         super().__init__(folder=folder, python=python())
         self._comment = parameters["comment"]
         self._script = script(batch, parameters)
         self.accepted = ""
-        """The job that SLURM has taken."""
+        """Id of the job that SLURM accepted; empty before that."""
 
     def _submit_command(self, command: str) -> Any:  # noqa: ARG002 - submitit's form
         path = self.folder / SCRIPT
         path.write_text(self._script, encoding="utf-8")
+        # kept here as well, since an interrupt may come before submitit returns its job
         self.accepted = sbatch.submit(self._comment, str(path))
         return submitit.SlurmJob(self.folder, self.accepted, [0])
 
 
 def python() -> str:
-    """Return this interpreter for a shell; ``-P``: it imports nothing from the folder it is started in."""
+    """Return the command of this interpreter for a shell; with ``-P`` it imports nothing from the current folder."""
     return f"{shlex.quote(sys.executable)} -P"
 
 
 def script(batch: JobArray, parameters: dict[str, Any]) -> str:
-    """The exact batch script; needs no SLURM."""
+    """Return the exact batch script; needs no SLURM."""
     folder = batch.files_folder
+    # not the folder of the submission: the files are moved here once SLURM has accepted the job
     command = f"{python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(_make_sbatch_string(command, folder, **parameters))
 
 
 def submit(batch: JobArray, parameters: dict[str, Any]) -> str:
-    """Submit a batch; the job's id, without the elements' numbers.
+    """Submit a job array and return the job's id, without the numbers of array tasks.
 
     Raises:
         SchedulerError: SLURM refused, is not there, or did not answer.
-        KeyboardInterrupt: with a message where SLURM may have taken the job.
+        KeyboardInterrupt: Ctrl-C; with a message if SLURM may have accepted the job.
     """
     for program in ("sbatch", "srun"):
         if not shutil.which(program):
             raise SchedulerError(f"{program}: not found; this machine has no SLURM, log in to one that has")
+    # a folder of its own, so that cleaning up after a refusal removes no file of another submission
     folder = files.temporary_name(batch.files_folder / "submission")
     folder.mkdir()
     executor = Executor(batch, parameters, folder)
@@ -75,7 +87,7 @@ def submit(batch: JobArray, parameters: dict[str, Any]) -> str:
     except SchedulerError as error:
         said = site.explained(_last_line(str(error)), len(batch.runs), next_command.continue_command(batch.runs[0]))
         raise SchedulerError(f"{batch.name}: {said}") from error
-    except BaseException as error:  # the job would find nothing to run
+    except BaseException as error:  # whatever it is, an accepted job is cancelled: it would find no pickle to run
         if isinstance(error, KeyboardInterrupt) and not executor.accepted:
             raise KeyboardInterrupt(
                 f"{batch.name}: SLURM may have taken the job. The same command looks for it first; to cancel it:\n"
@@ -94,18 +106,18 @@ def _life(batch: JobArray) -> NodeTask:
 
 
 def lacks(batch: JobArray, job_id: str) -> bool:
-    """Return whether a job of a batch, or an array task, has not got what it runs.
+    """Return whether the pickle of a job or an array task is missing and can be written by this user.
 
-    Where the folder of another user is closed, nobody can know, nor change it.
+    A folder of another user that cannot be written counts as complete.
     """
     folder = batch.files_folder
-    if not os.path.lexists(folder):  # removed while the job waits, which could not even write its log
+    if not os.path.lexists(folder):  # removed while the job waits, so that SLURM could not even open its log
         return os.access(folder.parent, os.W_OK)
     return os.access(folder, os.W_OK) and not (folder / f"{job_id}_submitted.pkl").exists()
 
 
 def supply(batch: JobArray, job_id: str) -> None:
-    """Give a job of a batch what it runs, where that was removed, or its own submission was ended before it did so."""
+    """Write the missing pickles of a job: they were removed, or its submission was killed before it wrote them."""
     batch.files_folder.mkdir(exist_ok=True)
     delayed = DelayedSubmission(_life(batch))
     delayed.set_timeout(SUBMITITS_MINUTES, SUBMITITS_TIMEOUTS)
@@ -117,8 +129,9 @@ def supply(batch: JobArray, job_id: str) -> None:
 
 
 def _publish(batch: JobArray, job_id: str, pickle: Path, script: Path) -> None:
-    """Move the files of a job to where it looks for them."""
+    """Move the files of a job to where the job looks for them."""
     for place in _pickles(batch, job_id):
+        # a hard link and a rename: a job that starts meanwhile finds a whole pickle or none
         linked = pickle.with_name(f"{place.name}.new")
         linked.hardlink_to(pickle)
         linked.replace(place)
@@ -126,9 +139,9 @@ def _publish(batch: JobArray, job_id: str, pickle: Path, script: Path) -> None:
 
 
 def lend(batch: JobArray, job_id: str, other: str) -> None:
-    """Give another job of the same batch what it runs, where its own submission has not done so.
+    """Link the pickles of a job to another job of the same runs, unless that has its own.
 
-    A submission that is not told its job's id finds one by the comment, which may be that of the other.
+    A submission that was not told its job's id finds a job by the comment, which may be the job of another submission.
     """
     for ours, theirs in zip(_pickles(batch, job_id), _pickles(batch, other), strict=True):
         with suppress(FileExistsError):
@@ -136,7 +149,7 @@ def lend(batch: JobArray, job_id: str, other: str) -> None:
 
 
 def _pickles(batch: JobArray, job_id: str) -> list[Path]:
-    """Return where submitit looks for what a job runs."""
+    """Return the paths at which submitit looks for the pickles of a job: by the job's id and by those of its tasks."""
     elements = [f"{job_id}_{element}" for element in range(len(batch.runs))] if batch.is_array else []
     return [batch.files_folder / f"{name}_submitted.pkl" for name in (job_id, *elements)]
 

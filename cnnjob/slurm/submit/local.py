@@ -1,4 +1,4 @@
-"""The same jobs on this machine, through submitit, without SLURM."""
+"""Runs on this machine without SLURM: the same tasks, started as processes through submitit."""
 
 import os
 import signal
@@ -28,9 +28,10 @@ from cnnjob.slurm.submit.executor import MARGIN_SECONDS
 
 POLL_SECONDS = 0.1
 LOG_BYTES = 65536
+"""Number of bytes at the end of a log that are searched for an error message."""
 NO_PROGRESS = f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
 YEAR_MINUTES = 366 * 24 * 60
-"""submitit wants a time limit; the job has its own."""
+"""Time limit for submitit, which requires one; the task enforces its own."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,19 @@ class Ended:
 
     run: Run
     error: str
-    """Why the same again would end the same: an error before the run was claimed, or no progress; else empty."""
+    """Reason why another try would end the same: an error before the run was claimed, or no progress; else empty."""
 
 
 def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None = None) -> Iterator[Ended]:
-    """Train runs in processes of this machine.
+    """Train runs in processes on this machine.
 
-    When this generator is closed, as Ctrl-C does, the trainings save and stop, and it waits for them.
+    When this generator is closed, as by Ctrl-C, the trainings save and stop, and it waits for them.
 
     Args:
-        runs: made by :func:`cnnjob.runs.creation.create_run`, not finished.
-        parallel: so many at once.
-        cores: of each.
-        minutes: after so long each saves and stops; None is never.
+        runs: created by :func:`cnnjob.runs.creation.create_run`, not finished.
+        parallel: number of runs at once.
+        cores: number of cores per run.
+        minutes: time after which each training saves and stops; None for no limit.
 
     Yields:
         Each run when its process has ended, however it ended.
@@ -70,19 +71,20 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
                 yield Ended(run, "") if turns.is_cancelled(run) else _ended(job, run, attempts)
             for job, (run, attempts) in going.items():
                 if turns.is_cancelled(run) and len(run.attempt_files()) == attempts:
-                    job._process.terminate()  # noqa: SLF001 - it would claim the run; who has claimed it is told by cancel
+                    # It has not claimed the run yet; once it has, `cnnjob cancel` itself signals it.
+                    job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT
             turns.beat()
             time.sleep(POLL_SECONDS)
     finally:
         for job in going:
-            job._process.terminate()  # noqa: SLF001 - submitit's cancel would be a Ctrl-C, which a second one kills
+            job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT, of which a second one kills
         for job in going:
             job._process.wait()  # noqa: SLF001
         turns.end()
 
 
 class _Turns:
-    """Lets others know which runs this process is going to train, and hears of those that were cancelled."""
+    """The records that announce which runs this process is going to train, and the check for cancelled ones."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._cancelled = {run.path: _version(cancel_record(run)) for run in runs}
@@ -94,12 +96,12 @@ class _Turns:
                 files.write_json(local_record(run), {**process_identity(), **run.identity()})
 
     def is_cancelled(self, run: Run) -> bool:
-        """Return whether a run was cancelled since this began."""
+        """Return whether a run was cancelled since this object was created."""
         version = _version(cancel_record(run))
         return version is not None and version != self._cancelled[run.path]
 
     def beat(self) -> None:
-        """Show from time to time that this process is alive."""
+        """Update the heartbeat of this process, at most every ``HEARTBEAT_SECONDS``."""
         if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
             self._beaten = time.monotonic()
             for record in self._records:
@@ -107,14 +109,14 @@ class _Turns:
                     os.utime(record)
 
     def end(self) -> None:
-        """Remove what was written."""
+        """Remove the announcements."""
         for record in self._records:
             with suppress(OSError):
                 record.unlink(missing_ok=True)
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from an earlier one of its name; None where there is none."""
+    """Return inode and modification time, which tell a file from an earlier one of its name; None without a file."""
     try:
         state = path.stat()
     except OSError:
@@ -130,7 +132,7 @@ def _ended(job: Any, run: Run, attempts: int) -> Ended:
 
 
 def _is_crash_loop(run: Run) -> bool:
-    """Return whether the last attempts died one after the other without a new checkpoint."""
+    """Return whether the latest attempts all died without recording an end and without a new checkpoint."""
     last = [
         json_files.read(path, schemas.AttemptRecord) for path in run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
     ]
@@ -148,7 +150,12 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 
 @contextmanager
 def _for_children(code: Path) -> Iterator[None]:
-    """Let what is started now run this code, import nothing from its folder, and survive the terminal's Ctrl-C."""
+    """Let processes started in the block run a copy of the code, and survive Ctrl-C at the terminal.
+
+    They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit takes
+    no environment for the processes that it starts, so this process's own is changed for the block. A terminal sends
+    SIGINT to all its processes; where it is ignored, it stays ignored in a child.
+    """
     ours = code_snapshot.environment(code)
     known = {name: os.environ.pop(name) for name in ours if name in os.environ}
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""One submission at a time into a folder of runs, where its file system has locks.
+"""A lock that allows one submission at a time into a folder of runs, if its file system supports locks.
 
-The lock is POSIX's (``fcntl``), which NFS, Lustre and their like can hold between nodes; ``cnnjob doctor`` says whether
-they do here. Nothing depends on it alone: see :func:`cnnjob.slurm.submit.submission.submit`.
+It is a POSIX lock (``fcntl``), which NFS, Lustre and similar file systems can hold across nodes; ``cnnjob doctor``
+tells whether they do here. Nothing depends on it alone: see :func:`cnnjob.slurm.submit.submission.submit`.
 """
 
 import errno
@@ -19,9 +19,10 @@ from cnnjob.runs.process import now
 
 LOCK = ".submitting.lock"
 WAIT_SECONDS, POLL_SECONDS = 300.0, 0.1
+"""Time that a submission waits for the lock, and the pause between two tries."""
 _MOST_BYTES = 400
 HELD = {errno.EACCES, errno.EAGAIN}
-"""What a lock that another process has is refused with; any other error means that there are no locks."""
+"""Error numbers for a lock that another process holds; any other means that the file system has no locks."""
 
 
 @contextmanager
@@ -30,19 +31,19 @@ def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Itera
 
     Args:
         runs: the folder.
-        say: called with a sentence where it must be waited for.
+        say: called with a sentence before waiting for the lock.
 
     Yields:
-        Whether it is held: not where there is none to be had, nor after five minutes.
+        Whether the lock is held: it is not if the file system has no locks, or after waiting for five minutes.
     """
     try:
         handle = os.open(runs / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError:  # of another user, perhaps
+    except OSError:  # the file may be another user's; the checks after the submission do without the lock
         yield False
         return
     try:
         with suppress(OSError):
-            os.fchmod(handle, runs.stat().st_mode & 0o666)  # whoever may write here may lock here
+            os.fchmod(handle, runs.stat().st_mode & 0o666)  # everyone who may write to the folder may lock it
         held = take(
             handle, WAIT_SECONDS, lambda: say(f"{runs}: another submission is under way{_owner(handle)}, waiting")
         )
@@ -52,17 +53,18 @@ def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Itera
         if held:
             _sign(handle, "")
     finally:
-        os.close(handle)
+        os.close(handle)  # releases the lock; the file stays, as removing it would let two processes lock two files
 
 
 def take(handle: int, seconds: float, waits: Callable[[], None] = lambda: None) -> bool:
-    """Lock an open file, and wait so long while another process has it locked; return whether it is.
+    """Lock an open file, waiting for another process to release it; return whether the lock was acquired.
 
     Args:
-        handle: the file.
+        handle: file descriptor, open for writing.
         seconds: how long to wait.
         waits: called once, before waiting.
     """
+    # polled, because a blocking lock has no time limit
     end, is_said = time.monotonic() + seconds, False
     while True:
         try:
@@ -79,14 +81,14 @@ def take(handle: int, seconds: float, waits: Callable[[], None] = lambda: None) 
 
 
 def _sign(handle: int, owner: str) -> None:
-    """Write down who holds the lock; a full disk keeps nobody from it."""
+    """Write the owner of the lock into its file; failing to do so, as on a full disk, does not matter."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, owner.encode(errors="replace"), 0)
 
 
 def _owner(handle: int) -> str:
-    """Return who holds a lock, as far as that is written down."""
+    """Return the owner of a lock in parentheses; empty if it is not written down."""
     try:
         owner = os.pread(handle, _MOST_BYTES, 0).decode(errors="replace")
     except OSError:

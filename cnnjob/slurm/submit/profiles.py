@@ -1,4 +1,4 @@
-"""What a site, a user and a command line want of a job, over each other."""
+"""Profiles: the defaults of a site and a user for a request, below the options of the command line."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,25 +15,32 @@ from cnnjob.jobs.schema import as_typed, problems_of
 from cnnjob.slurm.submit.request import Request
 
 GPU_OPTIONS = ("gpus", "gpus_per_node", "gres")
+"""Options that request GPUs; in a later layer one of them replaces the others."""
 INPUT_VARIABLES = {
     "SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos", "SBATCH_TIMELIMIT": "time",
     "SBATCH_MEM_PER_NODE": "mem", "SBATCH_CONSTRAINT": "constraint",
 }  # fmt: skip
-"""sbatch's own variables; they are read here, so that they show in the script, and kept from sbatch."""
+"""sbatch's own variables and the options that they set; they are applied here, so that the script shows them.
+
+sbatch itself does not see them (:func:`cnnjob.slurm.scheduler.client.clean_environment`).
+"""
 
 
 def profiles() -> dict[str, Path]:
-    """The profiles that can be named, with their files: ``slurm/`` here, then those of the package."""
+    """Return the profiles that can be named, and their files: those in ``slurm/`` here, then those of the package."""
     return named_toml_files("slurm")
 
 
 def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
-    """Build a request: built-in values, under the user's, a profile's, sbatch's variables, the command line's.
+    """Build a request from layers, each of which overrides those before it.
+
+    The layers are the built-in values, the user's configuration, the profile, sbatch's environment variables, and the
+    command line.
 
     Args:
-        profile: a name or a path; None for the one that the user's configuration names, or none.
-        options: of the command line; None is not given.
-        extra: ``KEY=VALUE`` or ``KEY`` each, any other option of sbatch.
+        profile: a name or a path; None for the profile that the user's configuration names, if any.
+        options: options of the command line; None for those that are not given.
+        extra: any other options of sbatch, each as ``KEY=VALUE`` or ``KEY``.
 
     Returns:
         The request.
@@ -59,19 +66,26 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
 
 
 def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
-    """Return whether a command line itself asks for GPUs, rather than a profile."""
+    """Return whether the command line, rather than a profile, requests GPUs."""
     return any(options.get(key) is not None for key in GPU_OPTIONS) or any("gpu" in text for text in extra)
 
 
 def config_file() -> Path:
-    """The user's own configuration: keys of a profile, and ``profile``, the one to take when none is named."""
+    """Return the path of the user's configuration: the keys of a profile, and ``profile``, the default profile."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
 
 
 def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Later layers over earlier ones; one of several options that exclude each other takes the place of the others."""
+    """Merge layers, of which later ones override earlier ones.
+
+    Of options that exclude each other, the one in a later layer replaces the others.
+
+    Raises:
+        JobError: ``sbatch`` is not a table.
+    """
     found: dict[str, Any] = {"sbatch": {}}
     for layer in layers:
+        # without this, the --mem-per-cpu of a command line would contradict the mem of a profile
         for group in (("mem", "mem_per_cpu", "mem_per_gpu"), GPU_OPTIONS):
             if layer.keys() & set(group):
                 found = {key: value for key, value in found.items() if key not in group}

@@ -1,4 +1,4 @@
-"""What is asked of SLURM: sbatch's own option names, checked before sbatch is called."""
+"""Requests: the resources of a job under sbatch's own option names, checked before sbatch is called."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -9,20 +9,22 @@ from pydantic import Field, model_validator
 from cnnjob.jobs.schema import Settings
 
 MINUTES = {"m": 1, "h": 60, "d": 1440}
+"""Minutes per unit of time."""
 _CLOCK = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<numbers>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 _MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
 _GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
 _OF_GPUS = re.compile(r"(?:^|-)gpus?(?:-|$)")
+"""Long options of sbatch on GPUs, as ``gpus-per-task`` or ``cpus-per-gpu``."""
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 MOST_CORES = 65_533
-"""As many as SLURM can count on a node."""
+"""Largest number of cores on a node that SLURM can count."""
 MOST_NUMBER = 10**18
 _GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>[0-9]{1,9}))?(?=,|$)")
 DIRECT = (
     *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency"),
     *("mem", "mem_per_cpu", "mem_per_gpu"),
 )
-"""Options that submitit knows by these names."""
+"""Options for which submitit has parameters of the same names."""
 OWN = {
     "output": "the log lies in the run's folder",
     "error": "the log lies in the run's folder",
@@ -46,52 +48,52 @@ OWN = {
     "version": "type sbatch --version",
     "wckey": "say it with a profile's setup line: export SBATCH_WCKEY=…",
 }
-"""Options of sbatch that ``--sbatch`` cannot give, and why or what instead."""
+"""Options of sbatch that ``--sbatch`` cannot set, and the reason or what to use instead."""
 
 
 class Request(Settings):
-    """One job's resources. Names are sbatch's; what is None is left to the site."""
+    """The resources of one job. Names are those of sbatch; None leaves a value to the site."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     time: str | None = None
-    """In SLURM's forms (``90``, ``1:30:00``, ``1-12``) or as ``90m``, ``2h``, ``1d12h``."""
+    """Time limit in SLURM's forms (``90``, ``1:30:00``, ``1-12``) or as ``90m``, ``2h``, ``1d12h``."""
     cpus_per_task: Annotated[int, Field(ge=1, le=MOST_CORES)] = 2
-    """Cores, all used."""
+    """Number of cores, all of which are used."""
     mem: str | None = None
-    """Of the node, as ``4G``; a number alone is MB."""
+    """Memory per node, as ``4G``; a number alone is in MB."""
     mem_per_cpu: str | None = None
     mem_per_gpu: str | None = None
     gpus: int | str | None = None
-    """GPUs, as ``2`` or ``a100:2``, in this site's form; one unless the backend is NumPy, ``0`` for none."""
+    """GPUs, as ``2`` or ``a100:2``, requested by ``gpu_request``; by default one, none for NumPy; ``0`` for none."""
     gpus_per_node: int | str | None = None
-    """The same in this form, whatever the site's."""
+    """GPUs, as ``2`` or ``a100:2``, requested by this option whatever ``gpu_request`` says."""
     gres: str | None = None
     """Generic resources, as ``gpu:a100:1``."""
     gpu_request: Literal["gpus-per-node", "gres", "gpus"] = "gpus-per-node"
-    """How this site wants GPUs asked for."""
+    """The option of sbatch by which GPUs are requested at this site."""
     gpu_type: str | None = None
-    """Which GPU, unless ``gpus`` says."""
+    """Type of GPU, unless ``gpus`` names one."""
     job_name: str | None = None
-    """In place of the run's."""
+    """Name of the job in the queue; None for the run's."""
     constraint: str | None = None
     nodelist: str | None = None
     exclude: str | None = None
     dependency: str | None = None
     requeue: bool | None = None
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 90
-    """How long before the time limit SLURM says so."""
+    """Time before the time limit at which SLURM signals the job."""
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Shell lines before the job, as ``module load cuda``, one in each string; one that fails ends the job."""
+    """Shell lines to run before the job, as ``module load cuda``, one per string. A line that fails ends the job."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
-    """Overrides the job's."""
+    """Backend in place of the job's."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Any other option of sbatch, by its long name."""
+    """Any other options of sbatch, by their long names."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        """Find contradictions before sbatch does.
+        """Check the options for errors and contradictions before sbatch does.
 
         Raises:
             ValueError: two options exclude each other, or one cannot be read.
@@ -113,32 +115,32 @@ class Request(Settings):
 
     @property
     def time_minutes(self) -> int | None:
-        """The time limit, or None for the site's."""
+        """The time limit in minutes; None for the site's."""
         return None if self.time is None else parse_minutes(self.time)
 
     @property
     def asks_for_gpus(self) -> bool:
-        """Whether anything is said of GPUs, none too."""
+        """True if the request says anything about GPUs, including that there are none."""
         return self.gpus is not None or self.gpus_per_node is not None or bool(_GRES_GPU.search(self.gres or ""))
 
     @property
     def gpu_count(self) -> int:
-        """How many GPUs are asked for."""
+        """The number of GPUs requested."""
         return self._gpus()[1]
 
     def with_gpus(self, backend: str, *, asked: bool = False) -> Self:
-        """Return the request with the GPUs that a backend uses: one unless others are named, and none on NumPy.
+        """Return the request with the GPUs for a backend: those it names, by default one, and none for NumPy.
 
         Args:
-            backend: the job's.
-            asked: whether GPUs are asked for by hand, on the command line: they stay, whatever the backend.
+            backend: the job's backend.
+            asked: whether the command line requests GPUs; then they stay, whatever the backend.
         """
         if backend == "numpy" and not asked:
             return self._without_gpus()
         return self if self.asks_for_gpus else self.model_copy(update={"gpus": int(backend != "numpy")})
 
     def _without_gpus(self) -> Self:
-        """Return the request without what a profile says of GPUs; their memory becomes the node's."""
+        """Return the request without a profile's options on GPUs; memory per GPU becomes memory per node."""
         gres = [part for part in (self.gres or "").split(",") if part and not re.match(r"(gres/)?gpu(?![\w-])", part)]
         sbatch = {key: value for key, value in self.sbatch.items() if not _is_of_gpus(key, value)}
         changes = {"gpus": 0, "gpus_per_node": None, "gres": ",".join(gres) or None, "sbatch": sbatch}
@@ -146,7 +148,7 @@ class Request(Settings):
         return self.model_copy(update={**changes, **memory})
 
     def idle_gpus(self, backend: str) -> str:
-        """Return a sentence on the GPUs that a run would hold and not use; empty where there are none."""
+        """Return a sentence on the GPUs that a run would hold without using them; empty if there are none."""
         used = int(backend != "numpy")
         if self.gpu_count <= used:
             return ""
@@ -155,15 +157,15 @@ class Request(Settings):
         return f"{what}, {idle}. Ask for --gpus {used}"
 
     def _gpus(self) -> tuple[str, int]:
-        """Type, or ``""``, and number."""
+        """Return the type, or ``""``, and the number of GPUs."""
         if found := _GRES_GPU.search(self.gres or ""):
             return found["type"] or "", int(found["count"] or 1)
         found = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
-        assert found is not None  # noqa: S101 - the validator has seen to it
+        assert found is not None  # noqa: S101 - the validator has checked it
         return found["type"] or self.gpu_type or "", int(found["count"])
 
     def sentence(self) -> str:
-        """The request for people: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h 0 min on gpu``."""
+        """Return the request in words: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h 0 min on gpu``."""
         time = "the site's time limit" if self.time_minutes is None else format_minutes(self.time_minutes)
         memory = self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} a core") or self.mem_per_gpu or "default memory"
         kind, count = self._gpus()
@@ -173,7 +175,7 @@ class Request(Settings):
         return f"{', '.join(parts)} on {self.partition or 'the default partition'}"
 
     def parameters(self) -> dict[str, Any]:
-        """The same for :class:`submitit.SlurmExecutor`."""
+        """Return the request as parameters of :class:`submitit.SlurmExecutor`."""
         found = {name: getattr(self, name) for name in DIRECT if getattr(self, name) is not None}
         extra: dict[str, Any] = {key.lstrip("-").replace("_", "-"): value for key, value in self.sbatch.items()}
         if self.requeue is not None:
@@ -197,10 +199,12 @@ class Request(Settings):
 
 
 def _require_lines(request: Request) -> None:
-    """Find what cannot stand in a line of a batch script.
+    """Check that every value fits into a line of a batch script.
+
+    A line end in a value would begin a line of its own, which could be any option or command.
 
     Raises:
-        ValueError: a key is no option's name, or a value has a line end or another control character.
+        ValueError: a key is not the name of an option, or a value has a line end or another control character.
     """
     for name, value in request:
         for part in value if isinstance(value, tuple) else () if isinstance(value, dict) else (value,):
@@ -212,10 +216,10 @@ def _require_lines(request: Request) -> None:
 
 
 def _require_line(name: str, value: Any) -> None:
-    """Require a value that fits into a line.
+    """Check that a value fits into a line.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it has a control character or a surrogate, or is a number of more than 18 digits.
     """
     if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
         raise ValueError(
@@ -226,13 +230,13 @@ def _require_line(name: str, value: Any) -> None:
 
 
 def _is_of_gpus(key: str, value: str | int | bool) -> bool:  # noqa: FBT001 - a value of TOML
-    """Return whether an option of sbatch asks for GPUs or says how to use them."""
+    """Return whether an option of sbatch requests GPUs or says how to use them."""
     name = key.lstrip("-").replace("_", "-")
     return bool(_OF_GPUS.search(name)) or (name.startswith("tres-") and "gpu" in str(value))
 
 
 def _only_one(request: Request, *names: str) -> None:
-    """Find options that exclude each other.
+    """Check that at most one of several options is given.
 
     Raises:
         ValueError: more than one is given.
@@ -243,10 +247,10 @@ def _only_one(request: Request, *names: str) -> None:
 
 
 def _may_be_given(key: str) -> None:
-    """Find an option of sbatch that would contradict one of this program.
+    """Check that ``sbatch`` may set an option, which is so unless it would contradict another one.
 
     Raises:
-        ValueError: it has a name of its own here, must be as it is, or is an abbreviation, which sbatch would complete.
+        ValueError: the option has a field of its own, is set by cnnjob, or abbreviates one of these.
     """
     own = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
     if key in OWN:
@@ -255,21 +259,22 @@ def _may_be_given(key: str) -> None:
         raise ValueError(
             f"sbatch: {key} has an option of its own; give --{key}, or {key.replace('-', '_')} in the profile"
         )
+    # sbatch completes an abbreviation, so that `--outp` would replace the path of the log
     if longer := sorted(name for name in own if name.startswith(key)):
         raise ValueError(f"sbatch: {key} is short for {longer[0]}. Write options in full")
 
 
 def parse_minutes(text: str) -> int:
-    """A time limit in minutes, rounded up.
+    """Convert a time limit to minutes, rounded up.
 
     Args:
         text: SLURM's ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``, or as ``90m``, ``2h``, ``1d12h``.
 
     Returns:
-        At least 1.
+        The number of minutes, at least 1.
 
     Raises:
-        ValueError: it is none of these, or zero.
+        ValueError: the text has none of these forms, or the time is zero.
     """
     units = re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text)
     clock = _CLOCK.fullmatch(text)
@@ -281,7 +286,7 @@ def parse_minutes(text: str) -> int:
         raise ValueError(f"time: {text!r} is no time; write 90m, 2h, 1d12h, or SLURM's M, H:M:S, D-H")
     if total == 0:
         raise ValueError(f"time: {text!r} is no time at all")
-    return -(-total // 60)
+    return -(-total // 60)  # SLURM also rounds up to whole minutes
 
 
 def _clock_seconds(clock: re.Match[str]) -> int:
@@ -295,7 +300,7 @@ def _clock_seconds(clock: re.Match[str]) -> int:
 
 
 def format_minutes(total: int) -> str:
-    """Minutes for people: ``2 h 0 min``, ``1 d 12 h 0 min``."""
+    """Return a number of minutes in words: ``2 h 0 min``, ``1 d 12 h 0 min``."""
     days, rest = divmod(total, MINUTES["d"])
     hours, left = divmod(rest, 60)
     return " ".join([*[f"{days} d"] * (days > 0), *[f"{hours} h"] * (days > 0 or hours > 0), f"{left} min"])

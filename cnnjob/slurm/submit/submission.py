@@ -1,4 +1,4 @@
-"""Submitting runs through submitit: what is left of them, the exact script, the frozen code, the job's id."""
+"""Submitting runs: which of them need a job, their batch script, the snapshot of the code, and the job's record."""
 
 import os
 import shlex
@@ -32,41 +32,44 @@ from cnnjob.slurm.submit.request import Request
 from cnnjob.training.backend import first_backend
 
 SIGNALS = "{1..16} {20..31} {34..64}"
-"""All that a shell can trap, but SIGCHLD, by which it learns of its children's ends, and SIGCONT."""
+"""All signals that a shell can trap except SIGCHLD (17), by which it notices the end of a child, and SIGCONT (18)."""
 LEFT_ALONE = {"finished", "running"}
+"""States of runs that are not submitted."""
 REQUEST = "request.json"
+"""Name of the file with the request, in a run's folder of SLURM files: a successor is submitted from it."""
 ENDING_SECONDS, POLL_SECONDS = 15.0, 1.0
-"""How long a job that is ending is waited for, and between two looks."""
+"""Time to wait for a job that is ending, and the pause between two checks."""
 ONCE = {"begin", "hold"}
-"""What holds for the first job of a run, not for its successors."""
+"""Options of sbatch that apply to the first job of a run, not to its successors."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of one run."""
+    """The result of submitting one run."""
 
     run: Run
     job_id: str | None
+    """Id of its new job; None if it was not submitted."""
     why: str
     """``submitted``, ``finished``, ``running``, ``queued as 17``."""
     warning: str = ""
-    """Why its job will wait, where that is known."""
+    """Reason why its job will wait, if known."""
 
 
 class PartlySubmittedError(SchedulerError):
     """SLURM refused a job after it had accepted others of the same submission."""
 
     def __init__(self, message: str, done: Sequence[Submitted]) -> None:
-        """Make one, with what became of the runs before it."""
+        """Create the error, with the results of the runs before the refused ones."""
         super().__init__(message)
         self.done = done
 
 
 class PartlyBusyError(BusyError):
-    """Some runs could not be submitted, as a job has them or may have them; the others were."""
+    """Some runs could not be submitted, since a job has or may have them; the others were submitted."""
 
     def __init__(self, refusals: Sequence[str], done: Sequence[Submitted]) -> None:
-        """Make one, with why some were not, and what became of the others."""
+        """Create the error, with the reasons of those that were not submitted and the results of the others."""
         super().__init__("\n".join(refusals))
         self.done = done
 
@@ -74,24 +77,24 @@ class PartlyBusyError(BusyError):
 def submit(
     runs: Sequence[Run], request: Request, parallel: int | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[Submitted]:
-    """Submit runs as one job, or as one job array; those that are finished, running or waiting are left alone.
+    """Submit runs as one job or as job arrays, except those that are finished, running or in the queue.
 
-    Another submission into the same folder waits for this one where the file system has locks. Where it has none,
-    both ask the queue afterwards, and of two jobs for one run the later one is cancelled by its own submission.
+    If the file system has locks, another submission into the same folder waits for this one. If it has none, both read
+    the queue afterwards, and of two jobs for one run the later one is cancelled by its own submission.
 
     Args:
-        runs: made by :func:`cnnjob.runs.creation.create_run`, in one folder.
-        request: what each of them needs.
-        parallel: at most so many of them at once.
-        say: called with a sentence when another submission, or a job that is ending, is waited for.
+        runs: created by :func:`cnnjob.runs.creation.create_run`, in one folder.
+        request: the resources of each run.
+        parallel: maximum number of runs at once; None for no limit.
+        say: called with a sentence before waiting for another submission or for a job that is ending.
 
     Returns:
-        What became of each.
+        One result per run, in their order.
 
     Raises:
-        JobError: the folder has a name that SLURM would read as something else.
-        PartlyBusyError: a job is in the queue, or may be, that another user or another folder has for some of the runs,
-            or that is ending; the others were submitted.
+        JobError: SLURM would misread the name of the folder.
+        PartlyBusyError: for some of the runs, a job of another user or for another folder is or may be in the queue, or
+            their job is ending; the others were submitted.
         SchedulerError: SLURM refused, is not there, or did not answer.
     """
     _check_name(runs[0].path.resolve())
@@ -102,12 +105,12 @@ def submit(
 def _submit_left(
     runs: Sequence[Run], request: Request, parallel: int | None, say: Callable[[str], None]
 ) -> list[Submitted]:
-    """Submit the runs that nothing has."""
+    """Submit the runs that no job or process has."""
     has_ended = client.ended_among(lambda: {job.job_id for job in queue.mine()})
     states = {run.path: run.state(has_ended) for run in runs}
     done = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
     refusals: dict[Path, str] = {}
-    if len(done) < len(runs):
+    if len(done) < len(runs):  # else SLURM is not asked at all: a finished sweep needs none
         here = site.query_site()
         here.check(request)
         queued, refusals = _queued([run for run in runs if run.path not in done], request, say)
@@ -118,7 +121,8 @@ def _submit_left(
         job_ids: list[str] = []
         left = [run for run in runs if run.path not in {*done, *refusals}]
         for batch in in_batches(left, here.max_array_size):
-            try:  # the next array may not add to this one
+            # with --parallel, the next array waits for this one: otherwise each could have so many tasks running
+            try:
                 job_id, earlier = _submit(batch, request, code, parallel, after=job_ids if parallel else ())
             except SchedulerError as error:
                 if not job_ids:
@@ -139,9 +143,9 @@ def _submit_left(
 def _queued(
     runs: Sequence[Run], request: Request, say: Callable[[str], None]
 ) -> tuple[dict[Run, str], dict[Path, str]]:
-    """Return the job of each run that one carries already, and why others cannot be submitted now.
+    """Return the jobs of runs that are in the queue, and the reasons why other runs cannot be submitted now.
 
-    A job that is ending and does not bring its run back is waited for, for a while.
+    If a job is ending and will not restart its run, wait for its end for up to ``ENDING_SECONDS``.
 
     Raises:
         SchedulerError: the queue could not be read.
@@ -160,14 +164,14 @@ def _queued(
     refusals = {seen.run.path: text for seen, found in jobs.values() if (text := _refusal(seen, found, find))} | ending
     carried = {run: found for run, (_, found) in jobs.items() if found and run.path not in refusals}
     _complete(carried, request)
-    for run in carried:  # it is to be resumed, also where it was cancelled before
+    for run in carried:  # the user wants it to run, so an earlier cancellation no longer counts
         with suppress(OSError):
             cancel_record(run).unlink(missing_ok=True)
     return {run: found[0].job_id for run, found in carried.items()}, refusals
 
 
 def _carriers_of(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
-    """Look at runs, and find the jobs that carry them.
+    """Return the summaries of runs, and an index of the jobs that carry them.
 
     Raises:
         SchedulerError: the queue could not be read.
@@ -180,19 +184,22 @@ def _carriers_of(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
 
 
 def _complete(carried: Mapping[Run, Sequence[QueuedJob]], request: Request | None = None) -> None:
-    """Supply and record the jobs whose files were removed, or whose submissions were ended or not told the id."""
+    """Write the missing files and records of jobs in the queue.
+
+    They were removed, or the submission was killed before it wrote them, or sbatch's answer with the id got lost.
+    """
     jobs = [(run, job, job_array.batch_of(job)) for run, found in carried.items() for job in found]
     incomplete = [(run, job, batch) for run, job, batch in jobs if batch and executor.lacks(batch, job.job_id)]
     for run, job, batch in incomplete:
         executor.supply(batch, job.job_id.partition("_")[0])
-        if request and not os.path.lexists(run.slurm_folder / REQUEST):
+        if request and not os.path.lexists(run.slurm_folder / REQUEST):  # a batch script reads it for a successor
             run.slurm_folder.mkdir(exist_ok=True)
             files.write_json(run.slurm_folder / REQUEST, request.model_dump(mode="json"))
         _record(batch, run, job.job_id, {"comment": job.comment, "shown": job.comment})
 
 
 def _refusal(seen: RunSummary, jobs: Sequence[QueuedJob], find: JobIndex) -> str:
-    """Return why a run cannot be submitted: its job is for another folder, or may be hidden; empty where it can."""
+    """Return why a run cannot be submitted: its job is for another folder or may be hidden. Empty if it can."""
     if jobs and seen.moved_from:
         return (
             f"{seen.run.path}: job {jobs[0].job_id} is in the queue for {seen.moved_from}, from where this folder was "
@@ -211,7 +218,7 @@ def _refusal(seen: RunSummary, jobs: Sequence[QueuedJob], find: JobIndex) -> str
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
         )
     waiting = find.for_folder(Path(seen.original)) if seen.original and not Path(seen.original).exists() else []
-    if waiting:  # moved to another file system: a copy of a folder that is gone
+    if waiting:  # moved to another file system: this folder is a copy, of one that no longer exists
         return (
             f"{seen.run.path}: job {waiting[0].job_id} is in the queue for {seen.original}, which is not there any "
             f"more. Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
@@ -220,7 +227,10 @@ def _refusal(seen: RunSummary, jobs: Sequence[QueuedJob], find: JobIndex) -> str
 
 
 def _ending(seen: RunSummary, jobs: Sequence[QueuedJob]) -> str:
-    """Return that a run's only job is ending and does not bring it back, as it was cancelled or left; else empty."""
+    """Return a message if all jobs of a run are ending and will not restart it; otherwise empty.
+
+    Those are jobs that were cancelled, and jobs whose batch script has decided against a restart.
+    """
     left = {*(seen.cancelled.get("jobs") or []), *([seen.job_id] if seen.decided.get("restarted") == "" else [])}
     if jobs and all(job.state == job_states.ENDING and job.job_id in left for job in jobs):
         return f"{seen.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment"
@@ -229,24 +239,24 @@ def _ending(seen: RunSummary, jobs: Sequence[QueuedJob]) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """Runs that ask SLURM for the same."""
+    """Runs with the same backend and the same request."""
 
     backend: str
-    """What they compute on: ``numpy``, ``cuda``, or ``auto``."""
+    """Their backend: ``numpy``, ``cuda``, or ``auto``."""
     request: Request
     runs: list[Run]
 
 
 def in_parts(jobs: Sequence[tuple[Job, Run]], request: Request, *, asked: bool) -> list[Part]:
-    """Split runs by what each computes on: the backend that it was started with, else the one in its job.
+    """Split runs by backend: the one that a run was started with, otherwise the one of its job.
 
     Args:
-        jobs: each run with its job, with the resources of this submission.
-        request: what is asked for; GPUs are added or left out.
-        asked: whether GPUs are asked for by hand.
+        jobs: each run with its job, which has the resources of this submission.
+        request: the request, to which GPUs are added or from which they are removed.
+        asked: whether the command line requests GPUs.
 
     Returns:
-        The parts, with the runs in their order.
+        The parts, each with its runs in their order.
 
     Raises:
         JobError: a run was started with another backend than its job asks for.
@@ -259,13 +269,15 @@ def in_parts(jobs: Sequence[tuple[Job, Run]], request: Request, *, asked: bool) 
 
 def _backend(job: Job, run: Run) -> str:
     asked = job.resources.backend
-    with suppress(DataError):  # of a damaged folder, which its job tells
+    with suppress(DataError):  # a damaged folder: its job reports that
         return asked if run.state() == "finished" else first_backend(job, run) or asked
     return asked
 
 
 def resubmit(run: Run) -> str:
-    """Submit a run again as it was submitted, with the same code; give the job's id.
+    """Submit a run again with the request and the code of its last submission, and return the job's id.
+
+    Called on the node by the batch script, in place of a requeue.
 
     Raises:
         SchedulerError: SLURM refused, or did not answer.
@@ -274,17 +286,18 @@ def resubmit(run: Run) -> str:
     sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
     again = request.model_copy(update={"dependency": None, "sbatch": sbatch})
     batch = JobArray.of([run])
-    if known := _taken(batch):
+    if known := _taken(batch):  # by an earlier try of this batch script
         _complete({run: [known]})
         return known.job_id
+    # on the node this process itself runs the snapshot of the code, so its own folder is that of the snapshot
     return _submit(batch, again, files.PACKAGE.parent, is_successor=True)[0]
 
 
 def _taken(batch: JobArray) -> QueuedJob | None:
-    """Return the job that an earlier try has submitted without having been told so.
+    """Return the successor that an earlier try submitted without receiving sbatch's answer, or None.
 
     Raises:
-        SchedulerError: the queue did not answer.
+        SchedulerError: the scheduler did not answer.
     """
     try:
         listing = queue.listing([os.getuid()])
@@ -294,17 +307,17 @@ def _taken(batch: JobArray) -> QueuedJob | None:
     except SchedulerError as error:
         if client.is_silent(error):
             raise
-        return None  # a queue that shows nothing forbids no successor
+        return None  # squeue refused, which is no reason against a successor
     return found[0] if found else None
 
 
 def script(batch: JobArray, request: Request, parallel: int | None = None) -> str:
-    """The exact batch script, as it would be submitted now; needs no SLURM."""
+    """Return the exact batch script that would be submitted now; needs no SLURM."""
     return executor.script(batch, _parameters(batch, request, code_snapshot.snapshot_folder(batch.runs[0]), parallel))
 
 
 def in_batches(runs: Sequence[Run], size: int) -> list[JobArray]:
-    """Runs in as few jobs as possible, none with more than so many elements."""
+    """Split runs into as few jobs as possible, each with at most ``size`` array tasks."""
     return [JobArray.of(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
@@ -312,21 +325,36 @@ def _submit(
     batch: JobArray, request: Request, code: Path, parallel: int | None = None, *, after: Sequence[str] = (),
     is_successor: bool = False,
 ) -> tuple[str, dict[Path, str]]:  # fmt: skip
-    """Submit a batch; return its job, and the earlier jobs of those of its runs that another submission has."""
+    """Submit runs as one job.
+
+    Args:
+        batch: the runs.
+        request: their resources.
+        code: the snapshot of the code.
+        parallel: maximum number of array tasks at once.
+        after: ids of jobs that must have ended before this one starts.
+        is_successor: whether the batch script of the runs' last job submits this one.
+
+    Returns:
+        The job's id, and for each run that another submission was faster with, the id of its earlier job.
+    """
     for run in batch.runs:
         run.require_no_links()
-    add_submitter(batch.runs[0].path.parent)
+    add_submitter(batch.runs[0].path.parent)  # before sbatch: others must find the job from its first moment
     batch.write()
     asked = request.model_dump(mode="json")
     before = [run for run in batch.runs if (run.slurm_folder / REQUEST).exists()]
+    # A first request is written before sbatch, as the job may start at once and then need it. A new request of a run
+    # that has one is written only if the job is kept: until then it is the request of an earlier job.
     for run in set(batch.runs).difference(before):
         run.slurm_folder.mkdir(parents=True, exist_ok=True)
         files.write_json(run.slurm_folder / REQUEST, asked)
     parameters = _parameters(batch, _after(request, after), code, parallel)
-    if is_successor:
+    if is_successor:  # on its node it checks whether this job was cancelled meanwhile, and then does not train
         parameters["setup"].append(f"export {PREDECESSOR}={process.job_id() or ''}")
     job_id = executor.submit(batch, parameters)
     jobs, comments = _jobs_of(batch)
+    # a successor must not give way to the earlier job, which is the one that submits it
     earlier = {} if is_successor else _withdraw(batch, job_id, parameters["comment"], jobs)
     for run, element in _elements(batch, job_id):
         if run.path not in earlier:
@@ -338,7 +366,10 @@ def _submit(
 
 
 def _record(batch: JobArray, run: Run, element: str, comment: Mapping[str, str | None]) -> None:
-    """Write down which job carries a run, with its comment as it was asked for and as the queue shows it."""
+    """Record which job carries a run, with its comment as requested and as the queue shows it.
+
+    The two differ where the site rewrites comments.
+    """
     log = batch.files_folder / f"{element}_0_log.out"
     said = {
         "cluster": client.cluster() or None,
@@ -351,9 +382,9 @@ def _record(batch: JobArray, run: Run, element: str, comment: Mapping[str, str |
 
 
 def _jobs_of(batch: JobArray) -> tuple[dict[Path, list[QueuedJob]], dict[str, str]]:
-    """Return all jobs that carry the runs of a batch, the oldest first, and the comment of every job by its id.
+    """Return the jobs that carry each of the runs, oldest first, and the comment of every job by its id.
 
-    Where the queue cannot be read now, there are none.
+    Both are empty if the queue cannot be read now.
     """
     looks = [read_summary(run) for run in batch.runs]
     try:
@@ -365,17 +396,21 @@ def _jobs_of(batch: JobArray) -> tuple[dict[Path, list[QueuedJob]], dict[str, st
 
 
 def _withdraw(batch: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
-    """Cancel a job, as far as earlier ones carry its runs; return those by run.
+    """Cancel those array tasks of a job whose runs an earlier job carries; return the earlier jobs by run.
+
+    Two submissions that do not exclude each other by a lock both read the queue after their sbatch. The smaller number
+    wins, so that they agree without talking to each other.
 
     Raises:
-        SchedulerError: it could not be cancelled.
+        SchedulerError: the tasks could not be cancelled.
     """
     first = {path: one[0] for path, one in jobs.items() if one and number_of(one[0].job_id) < int(job_id)}
+    # the same comment: the other submission may have taken this job for its own, and left the earlier one without files
     for twin in {job.job_id.partition("_")[0] for job in first.values() if job.comment == comment}:
         executor.lend(batch, job_id, twin)
     earlier = {path: job.job_id for path, job in first.items()}
     ours = [element for run, element in _elements(batch, job_id) if run.path in earlier]
-    ours = [job_id] if len(ours) == len(batch.runs) else ours
+    ours = [job_id] if len(ours) == len(batch.runs) else ours  # the whole array by one id
     try:
         refused = "; ".join(client.refusals(ours, client.cancel(ours)).values())
     except SchedulerError as error:
@@ -389,7 +424,7 @@ def _withdraw(batch: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Se
 
 
 def _elements(batch: JobArray, job_id: str) -> list[tuple[Run, str]]:
-    """Each run with the id of what carries it."""
+    """Return each run with the id of the job or array task that carries it."""
     return [(run, f"{job_id}_{element}" if batch.is_array else job_id) for element, run in enumerate(batch.runs)]
 
 
@@ -399,10 +434,10 @@ def _after(request: Request, job_ids: Sequence[str]) -> Request:
 
 
 def _check_name(path: Path) -> None:
-    """Find a folder whose name SLURM would change.
+    """Check that SLURM takes the path of a run's folder literally.
 
     Raises:
-        JobError: it has a percent sign, or a line end or another control character.
+        JobError: the path has a percent sign, or a line end or another control character.
     """
     if any(category(letter) == "Cc" for letter in str(path)):
         raise JobError(
@@ -413,7 +448,7 @@ def _check_name(path: Path) -> None:
 
 
 def _path(request: Request) -> list[str]:
-    """Return the line that finds SLURM's commands where sbatch is told which environment to export."""
+    """Return the line by which the script finds SLURM's commands if sbatch is told which environment to export."""
     srun = shutil.which("srun")
     if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
         return []
@@ -421,7 +456,7 @@ def _path(request: Request) -> list[str]:
 
 
 def _own_code(code: Path) -> list[str]:
-    """Return the shell function after which Python runs a copy of the code, whatever a node or setup lines set."""
+    """Return the lines of a shell function that makes Python run a copy of the code, whatever the environment."""
     variables = code_snapshot.environment(code)
     values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
     unset = [name for name, value in variables.items() if value is None]
@@ -429,7 +464,11 @@ def _own_code(code: Path) -> list[str]:
 
 
 def _parameters(batch: JobArray, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
-    """The request as submitit takes it, and what surrounds the job in its script."""
+    """Return the parameters of submitit for a request, with the shell lines around the job in its script.
+
+    The script survives every signal that can be trapped until its step has ended. Its EXIT trap then decides about a
+    restart and exits with the step's code.
+    """
     again = f"{executor.python()} -m cnnjob.slurm.node.restart {shlex.quote(str(batch.folder))} $1"
     undecided = shlex.quote(f"cnnjob: {batch.folder}: {sys.executable} {UNDECIDED}")
     whatever = [
@@ -443,6 +482,7 @@ def _parameters(batch: JobArray, request: Request, code: Path, parallel: int | N
         "trap 'restart $?' EXIT  # whatever ends the job, and however early",
         f"trap : {SIGNALS}  # no signal ends this script before its step: only the step's exit code decides",
     ]
+    # own_code comes twice: setup lines may change the environment, and the EXIT trap also runs if they fail
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
     lines = [
         "own_code",
@@ -455,7 +495,7 @@ def _parameters(batch: JobArray, request: Request, code: Path, parallel: int | N
         **({"map_count": count, "array_parallelism": parallel or count} if batch.is_array else {}),
         "job_name": request.job_name or batch.name,
         "comment": batch.comment,
-        "wckey": None,
+        "wckey": None,  # submitit would set its own
         "stderr_to_stdout": True,
         "srun_args": ["--export=ALL"],  # of this script's environment, also where sbatch got --export=NONE
         "setup": [*whatever, *setup, *lines],
