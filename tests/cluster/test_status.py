@@ -73,7 +73,7 @@ def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest)
     assert said == f"{place.run.path.relative_to(place.folder)}: cancelled job {job}, its work is saved as it ends\n"
     place.until_ended(job, "CANCELLED")
     found = until(place, "cancelled")
-    assert found["command"].startswith("cnnjob submit toy.toml --partition low --time 10m --mem 500M")
+    assert found["command"].startswith("cnnjob submit toy.toml --partition low --time 10m --cpus-per-task 1 --mem 500M")
     if request.node.callspec.id == "accounts":
         found = until(place, "cancelled", lambda one: "user" in one["cause"])
         assert found["cause"] == f"its job {job} was cancelled by nobody (user 65534)"
