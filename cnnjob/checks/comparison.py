@@ -12,7 +12,7 @@ from cnnjob.runs import environment
 from cnnjob.runs.run import Run
 
 COMPARED = ("weights", "predictions", "history", "result")
-"""What is compared of each run."""
+"""The parts of a run that are compared."""
 OF_THE_CLOCK = {"seconds", "images_per_second"}
 """Keys of a history record that depend on time, so that they differ between any two runs."""
 OF_THE_COST = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}

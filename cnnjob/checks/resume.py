@@ -196,7 +196,7 @@ def _own_path() -> dict[str, str]:
 
 def _last_words(run: Run) -> str:
     lines = run.path.with_name("words").read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "without a word")
+    return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 def _kill(run: Run, life: _TimedAttempt, steps: int) -> Kill:

@@ -20,8 +20,8 @@ from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, note_names
 COMMANDS = {
     "prepare": ("data", "Pack a dataset into one HDF5 file."),
     "show": ("data", "List datasets and jobs, or show one and verify it."),
-    "train": ("train", "Train a job here, or go on where it was stopped."),
-    "submit": ("submit", "Submit jobs to SLURM; those that are stopped go on."),
+    "train": ("train", "Train a job here, or resume it where it was stopped."),
+    "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),
     "status": ("status", "Show how runs stand; of a single one also why."),
     "logs": ("status", "Print what a run's newest job has written."),
     "cancel": ("status", "Cancel the jobs of runs; what is saved stays."),

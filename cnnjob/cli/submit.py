@@ -65,7 +65,7 @@ def submit(
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
-    """Submit jobs to SLURM; those that are stopped go on.
+    """Submit jobs to SLURM; stopped runs are resumed.
 
     A finished or running one is left alone. A sweep is one job array. --local and --dry-run need no SLURM.
 

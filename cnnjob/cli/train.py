@@ -21,7 +21,7 @@ def train(
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
-    """Train a job here, or go on where it was stopped.
+    """Train a job here, or resume it where it was stopped.
 
     Ctrl-C stops it at the next step with all its work saved; run the same command to resume.
 

@@ -15,7 +15,7 @@ class Finding:
     verdict: Verdict
     found: str
     advice: str = ""
-    """What to do about it; empty if all is well."""
+    """Advice to the user; empty if all is well."""
 
     def as_json(self) -> dict[str, str]:
         """Return the finding as a dict for JSON."""

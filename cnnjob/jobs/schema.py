@@ -32,7 +32,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
 
 # In float32 a dropout rate that rounds to 1 divides by zero, and a learning rate of 1e-300 trains nothing.
 _SMALLEST, _HALF_STEP = 2.0**-126, 2.0**-25
-"""Of float32: the smallest normal number, and half the spacing of numbers just below 1."""
+"""The smallest normal number of float32, and half the spacing of its numbers just below 1."""
 _SHOWN_LETTERS = 80
 _SHOWN_PROBLEMS = 50
 _EXPECTED = {

@@ -156,4 +156,4 @@ def _pickles(batch: JobArray, job_id: str) -> list[Path]:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
-    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "without a word")
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "it printed nothing")
