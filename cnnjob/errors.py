@@ -1,4 +1,4 @@
-"""Errors that a user can act on, with their exit codes; and untrusted text made safe to print.
+"""Errors that a user can act on, with their exit codes; and the texts of messages.
 
     CnnjobError            one message on stderr, no traceback                          1
     ├── JobError           a job file, an option or an argument asks for something
@@ -15,11 +15,14 @@ its traceback.
 
 Two more exit codes belong to no error: 75, stopped on purpose before the end (run the same command to resume), and
 130, interrupted.
+
+What messages are made of is here too: plurals, durations, suggestions of a name, and untrusted text made safe to print.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from unicodedata import bidirectional, category
 
 EXIT_STOPPED = 75
@@ -30,6 +33,12 @@ _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Unicode's bidirectional controls: they change the direction of the text that follows."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters for which a spreadsheet takes a CSV cell for a formula."""
+_UNITS = (
+    (("d", 86_400), ("h", 3600)),
+    (("h", 3600), ("min", 60)),
+    (("min", 60), ("s", 1)),
+)
+"""Pairs of a unit and the next smaller one, with their seconds, the largest first."""
 _BROKEN: set[str] = set()
 """The names with a line break or a tab that :func:`note_names` has met."""
 
@@ -75,6 +84,25 @@ class BusyError(CnnjobError):
 
 class TrainingError(CnnjobError):
     """The training itself failed: its loss is no longer finite."""
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 image``, ``2 images``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in its two largest units: ``4 s``, ``12 min 30 s``, ``3 h 20 min``, ``2 d 4 h``, ``2 h``."""
+    total = max(0, round(seconds))
+    larger, smaller = next((pair for pair in _UNITS if total >= pair[0][1]), _UNITS[-1])
+    first, rest = divmod(round(total / smaller[1]), larger[1] // smaller[1])
+    parts = [f"{first} {larger[0]}"] if first else []
+    return " ".join([*parts, f"{rest} {smaller[0]}"] if rest or not first else parts)
+
+
+def closest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant; None if none is similar."""
+    return next(iter(get_close_matches(name, known, 1)), None)
 
 
 def note_names(path: object) -> None:

@@ -1,4 +1,4 @@
-"""Names and logs from outside: nothing that is printed moves a cursor, and no CSV cell is a formula."""
+"""Texts of messages: durations, plurals; names and logs from outside move no cursor, and no CSV cell is a formula."""
 
 import csv
 import gc
@@ -14,7 +14,16 @@ from typer.testing import CliRunner
 
 from cnnjob.cli.main import app
 from cnnjob.cli.screen import Printable
-from cnnjob.errors import note_names, printable, printable_json, printable_lines, spreadsheet_cell
+from cnnjob.errors import (
+    closest_name,
+    format_seconds,
+    note_names,
+    plural,
+    printable,
+    printable_json,
+    printable_lines,
+    spreadsheet_cell,
+)
 from cnnjob.reporting import tables
 from cnnjob.reporting.record import read
 from cnnjob.reporting.report import report
@@ -153,3 +162,34 @@ def test_names_are_escaped_where_they_stand_in_a_text() -> None:
     assert printable_lines("runs/it\nis: gone. See\n  rm it\nis/a\tb") == "runs/it\\nis: gone. See\n  rm it\\nis/a\\tb"
     note_names("runs/\n/x")
     assert printable_lines("one/\ntwo") == "one/\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (-3, "0 s"),
+        (59.7, "1 min"),
+        (90, "1 min 30 s"),
+        (3600, "1 h"),
+        (12_000, "3 h 20 min"),
+        (86_399.9, "1 d"),
+        (60 * 2165, "1 d 12 h"),
+    ],
+)
+def test_durations_in_two_units(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@given(st.integers(0, 10**7))
+def test_a_duration_is_right_to_a_tenth(seconds: int) -> None:
+    words = format_seconds(seconds).split()
+    units = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
+    shown = sum(int(number) * units[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
+    assert abs(shown - seconds) <= 0.025 * seconds
+
+
+def test_plurals_and_similar_names() -> None:
+    assert (plural(0, "run"), plural(1, "run"), plural(2, "run")) == ("0 runs", "1 run", "2 runs")
+    assert closest_name("mnsit", ["mnist", "cifar10"]) == "mnist"
+    assert closest_name("photos", ["mnist", "cifar10"]) is None

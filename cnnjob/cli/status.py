@@ -12,7 +12,7 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import console, fitting, print_json, print_table, table_of, warn_of_clocks
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.errors import JobError, printable
+from cnnjob.errors import JobError, format_seconds, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,11 +114,10 @@ def _accuracy(facts: dict[str, Any]) -> str:
 
 
 def _time_left(one: "Status") -> str:
-    from cnnjob.slurm.status import span
 
     if one.state not in {"pending", "running", "stopped"}:
         return ""
-    return "unknown" if one.seconds_left is None else span(one.seconds_left)
+    return "unknown" if one.seconds_left is None else format_seconds(one.seconds_left)
 
 
 def _summary(answer: "Answer") -> str:

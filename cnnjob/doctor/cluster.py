@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cnnjob.doctor.findings import Finding
-from cnnjob.errors import SchedulerError
+from cnnjob.errors import SchedulerError, format_seconds
 from cnnjob.slurm.scheduler import client, site
 from cnnjob.slurm.scheduler.site import Partition, Site
-from cnnjob.slurm.submit.request import format_minutes
 
 MEGABYTES = 1000
 MANY_PARTITIONS = 8
@@ -112,7 +111,7 @@ def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[F
 
 def _partition(cluster: Cluster, one: Partition) -> Finding:
     nodes = "; ".join(nodes.sentence() for nodes in cluster.nodes_of(one)) or "no nodes"
-    limit = f"at most {format_minutes(one.max_minutes)}" if one.max_minutes else "no time limit"
+    limit = f"at most {format_seconds(60 * one.max_minutes)}" if one.max_minutes else "no time limit"
     preempted = f"preempted ({one.preempt_mode})" if one.preempt_mode not in {"OFF", "GANG"} else "not preempted"
     said = f"{nodes}; {limit}; {preempted}{'; the default' * one.is_default}"
     if one.state != "UP":

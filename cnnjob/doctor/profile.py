@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from cnnjob.doctor.cluster import Cluster, Nodes
-from cnnjob.errors import JobError
+from cnnjob.errors import JobError, format_seconds
 from cnnjob.files import write_whole
 from cnnjob.slurm.scheduler.site import Partition
 from cnnjob.slurm.submit import profiles
-from cnnjob.slurm.submit.request import format_minutes
 
 MOST_CORES, MOST_GIGABYTES = 4, 16
 """Most cores and GB to request: a run needs no more, and unused resources make every job wait longer, its own too."""
@@ -63,7 +62,7 @@ def best(cluster: Cluster) -> Partition | None:
 def content(name: str, cluster: Cluster, partition: Partition) -> str:
     """Return the profile's text, in which comments give the reason of each choice."""
     nodes = max(cluster.nodes_of(partition), key=lambda one: one.count * (1 + one.gpu_count), default=None)
-    limit = f"at most {format_minutes(partition.max_minutes)}" if partition.max_minutes else "no time limit"
+    limit = f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit"
     lines = [
         f"# {name}: as `cnnjob doctor --write-profile {name}` found it. Every key: gpu-site.toml.example",
         "#",

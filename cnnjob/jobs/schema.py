@@ -1,7 +1,6 @@
 """Base classes for the tables of a job file or a profile, and error messages in the terms of those files."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from cnnjob.errors import printable
+from cnnjob.errors import closest_name, printable
 
 
 def _below_one(share: float) -> float:
@@ -117,8 +116,8 @@ OrFalse = BeforeValidator(_unless_false)
 
 def near(name: str, names: Iterable[str]) -> str:
     """Return a suggestion of the name that was probably meant, to be appended to a message; empty if none is close."""
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f", did you mean '{close[0]}'?" if close else ""
+    close = closest_name(name, names)
+    return f", did you mean '{close}'?" if close else ""
 
 
 def in_one_line(text: str) -> str:

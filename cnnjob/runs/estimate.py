@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from cnnjob.data.dataset import Dataset
-from cnnjob.errors import DataError
+from cnnjob.errors import DataError, format_seconds, plural
 from cnnjob.jobs.job import Job
 from cnnjob.runs.run import Run
 
@@ -42,9 +42,8 @@ def sentence(job: Job, dataset: Dataset, root: Path) -> str:
 
 
 def _of_device(device: str, seconds: list[float]) -> str:
-    minutes, rest = divmod(round(median(seconds)), 60)
-    runs = f"{len(seconds)} finished run{'s' * (len(seconds) > 1)}"
-    return f"{minutes} min {rest} s of training on {device}, by {runs} of this shape"
+    runs = plural(len(seconds), "finished run")
+    return f"{format_seconds(median(seconds))} of training on {device}, by {runs} of this shape"
 
 
 def _shape_of(job: Job, dataset: Dataset) -> Any:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnnjob.errors import format_seconds
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.logs import capped, last_error, last_life, last_words, line_with, log_of, own_message
 from cnnjob.runs.restart_log import NO_STEP, UNDECIDED
 from cnnjob.slurm import next_command
 from cnnjob.slurm.scheduler import job_states
-from cnnjob.slurm.status import ENDED_EARLY, Status, left, span
+from cnnjob.slurm.status import ENDED_EARLY, Status, left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -359,7 +360,7 @@ def _death(code: int) -> str:
 def _silent(status: Status) -> Cause:
     """Return what is known of a run whose end nothing explains."""
     seen, fate = status.summary, status.fate
-    heard = f"no sign of life for {span(seen.heard_seconds)}" if seen.lives else "the run has not begun"
+    heard = f"no sign of life for {format_seconds(seen.heard_seconds)}" if seen.lives else "the run has not begun"
     if fate:
         ended = _ENDS.get(fate.state, f"SLURM says {fate.said}")
         code = f", exit code {fate.exit_code}" * bool(fate.exit_code)

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from cnnjob.errors import SchedulerError
+from cnnjob.errors import SchedulerError, format_seconds
 from cnnjob.runs.process import HEARD_SECONDS
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import RunSummary, read_summary
@@ -300,9 +300,8 @@ def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
     elif seen.original and not own and status.state != "finished":
         detail.append(f"a copy of {seen.original}, whose jobs are not its own")
         if status.state == "running":
-            detail[-1] = (
-                f"a copy of {seen.original}, or that under another name, heard of {span(seen.heard_seconds)} ago"
-            )
+            heard = format_seconds(seen.heard_seconds)
+            detail[-1] = f"a copy of {seen.original}, or that under another name, heard of {heard} ago"
     if seen.elsewhere and status.state != "finished":
         detail.append(f"job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}")
     others = [job.job_id for job in own if status.job and job.job_id != status.job.job_id]
@@ -331,7 +330,7 @@ def _in_a_job(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
     if seen.state == "running":
         return "running", ""
     quiet = same and seen.state == "lost"
-    return "running", f"no sign of life for {span(seen.heard_seconds)}" if quiet else "its job starts"
+    return "running", f"no sign of life for {format_seconds(seen.heard_seconds)}" if quiet else "its job starts"
 
 
 def _without_a_job(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
@@ -378,7 +377,7 @@ def skew(seen: RunSummary) -> str:
     """Return a sentence on clocks that differ; empty if none do."""
     if not seen.ahead_seconds:
         return ""
-    ahead, host = span(seen.ahead_seconds), seen.attempt.get("host") or "its machine"
+    ahead, host = format_seconds(seen.ahead_seconds), seen.attempt.get("host") or "its machine"
     return f"its last sign of life is {ahead} in the future, so the clock of {host} or of this machine is wrong"
 
 
@@ -395,7 +394,7 @@ def _alive_or_lost(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> 
     if fate and fate.state in job_states.ENDED:
         return ("cancelled" if fate.state == "CANCELLED" else "lost"), f"job {fate.job_id} {fate.said}"
     if gone and _is_quiet(seen):
-        heard = "" if seen.ahead_seconds else f", no sign of life for {span(seen.heard_seconds)}"
+        heard = "" if seen.ahead_seconds else f", no sign of life for {format_seconds(seen.heard_seconds)}"
         return "lost", f"job {seen.job_id} is gone{heard}"
     return "running", ""
 
@@ -423,15 +422,3 @@ def _never_began(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tu
         return "lost", f"job {fate.job_id} {fate.said} before the run began"
     unknown = "" if seen.elsewhere else f"job {seen.job_id}"
     return ("lost", f"job {seen.job_id} ended before the run began") if gone else ("pending", unknown)
-
-
-def span(seconds: float) -> str:
-    """Return seconds in words: ``40 s``, ``5 min``, ``1 h 5 min``, ``2 d 3 h``."""
-    minutes = round(seconds / 60)
-    if seconds < 100:  # noqa: PLR2004 - "90 s" says more than "2 min"
-        return f"{max(0, round(seconds))} s"
-    hours, left = divmod(minutes, 60)
-    days, rest = divmod(hours, 24)
-    if days:
-        return f"{days} d {rest} h"
-    return f"{hours} h {left} min" if hours else f"{minutes} min"

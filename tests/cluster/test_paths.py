@@ -58,7 +58,7 @@ def test_a_dry_run_asks_slurm_and_tells_what_will_happen(place: Place) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--time", "2-0"), "--time 2-0: longer than gpu allows, which is 1 d 0 h 0 min; ask for less"),
+        (("--time", "2-0"), "--time 2-0: longer than gpu allows, which is 1 d; ask for less"),
         (("--partition", "gpo"), "--partition gpo: no such partition, this site has debug, gpu, high, low; did you"),
         (("--mem", "9000G"), "sbatch: refused, sbatch: error: "),
         (("--constraint", "nvlink"), "sbatch: refused, sbatch: error: "),

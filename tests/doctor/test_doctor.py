@@ -76,10 +76,10 @@ def test_a_good_site() -> None:
     assert rows["SLURM"]["found"] == "23.11.4 answers, 5 partitions"
     assert rows["partition gpu"]["found"] == (
         "4 nodes of 64 cores, 512 GB and 4 a100; 1 node of 64 cores, 512 GB, 2 a100 and 2 v100; "
-        "at most 1 d 0 h 0 min; not preempted"
+        "at most 1 d; not preempted"
     )
     assert rows["partition cpu"]["found"] == (
-        "20 nodes of 32 cores and 128 GB; at most 2 d 0 h 0 min; not preempted; the default"
+        "20 nodes of 32 cores and 128 GB; at most 2 d; not preempted; the default"
     )
     assert rows["partition idle"]["found"].endswith("; no time limit; preempted (REQUEUE)")
     for name, reason in (("new", "; it is DOWN"), ("theirs", "; for them")):
@@ -126,7 +126,7 @@ def test_an_old_and_small_site(site: Site) -> None:
     assert rows["accounts"]["found"].startswith("none are kept")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
     request = profiles.load("old", {})
-    assert request.sentence() == "1 node, 1 task, 1 core, default memory, 2 h 0 min on all"
+    assert request.sentence() == "1 node, 1 task, 1 core, default memory, 2 h on all"
     assert request.backend == "numpy"
 
 
@@ -137,13 +137,13 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
     assert written.stderr.startswith("slurm/mysite.toml: written; `cnnjob submit JOB --profile mysite --dry-run`")
     text = Path("slurm/mysite.toml").read_text()
     request = profiles.load("mysite", {})
-    assert request.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h 0 min on gpu"
+    assert request.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     assert (request.account, request.gpu_request) == ("us", "gpus-per-node")
     again = cnnjob("doctor", "--write-profile", "mysite")
     assert (again.exit_code, "there is slurm/mysite.toml already" in again.stderr) == (2, True)
     assert Path("slurm/mysite.toml").read_text() == text
     assert cnnjob("doctor", "--write-profile", "cpus", "--partition", "cpu").exit_code == 0
-    assert profiles.load("cpus", {}).sentence() == "1 node, 1 task, 4 cores, 16 G, 2 h 0 min on cpu"
+    assert profiles.load("cpus", {}).sentence() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
     assert "# Yours too: us\n" in Path("slurm/cpus.toml").read_text()
 
 

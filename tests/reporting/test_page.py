@@ -188,7 +188,7 @@ def test_the_life_says_what_was_waited_for_and_lost(tmp_path: Path) -> None:
     waits = [life.started - life.waited_from for life in lives if life.waited_from]
     assert [wait.total_seconds() for wait in waits] == [600, 7200]
     assert [life.lost_steps for life in lives] == [30, None]
-    assert "waited 2 h 0 min for life 2" in Reader(page_of(run)).text
+    assert "waited 2 h for life 2" in Reader(page_of(run)).text
 
 
 def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:

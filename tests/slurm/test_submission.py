@@ -108,7 +108,7 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
     assert found.exit_code == 0, found.output
     assert 'name = "toy"' in found.stdout
     assert re.search(r"^run: runs/toy-[0-9a-f]{8}, pending$", found.stdout, re.MULTILINE)
-    assert "\nrequest: 1 node, 1 task, 2 cores, 1 G, 2 h 0 min on gpu\n" in found.stdout
+    assert "\nrequest: 1 node, 1 task, 2 cores, 1 G, 2 h on gpu\n" in found.stdout
     assert "\nmemory of the arrays: " in found.stdout
     assert "\n#!/bin/bash\n" in found.stdout
     said = re.findall(r"^rehearsal: (.*?)(?:, a checkpoint of [\d,]+ bytes|: \d files)?$", found.stdout, re.MULTILINE)

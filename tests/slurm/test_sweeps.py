@@ -643,7 +643,7 @@ def test_one_partition_of_several_is_enough(here: Site) -> None:
         (Request(), "after 5 min: asked 90 s before it", "jobs of gpu are not preempted by partition"),
         (
             Request(partition="low", time="2h"),
-            "after 2 h 0 min: asked 90 s before it by SLURM, or by its own clock, the job saves and stops; "
+            "after 2 h: asked 90 s before it by SLURM, or by its own clock, the job saves and stops; "
             "its batch script requeues it",
             "in low a preempted job gets SIGTERM and 30 s, in which it saves and stops; SLURM requeues it",
         ),
@@ -688,7 +688,7 @@ def test_the_time_is_known_from_finished_runs_of_the_same_shape() -> None:
     [run] = Run.all(Path("runs"))
     result = json.loads(run.result_file.read_text())
     run.result_file.write_text(json.dumps({**result, "train_seconds": 20.0, "epochs": 2, "device": "GPU"}))
-    said = "\ntime: 1 min 0 s of training on GPU, by 1 finished run of this shape\n"
+    said = "\ntime: 1 min of training on GPU, by 1 finished run of this shape\n"
     assert said in cnnjob(*dry, "--set", "train.epochs=6", "--set", "seed=9").stdout
     assert "\ntime: unknown" in cnnjob(*dry, "--set", "train.batch_size=9").stdout
     run.result_file.write_text("{}")

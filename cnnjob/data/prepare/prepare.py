@@ -5,7 +5,6 @@ files; the module of a format reads them as a stream of chunks; :mod:`~cnnjob.da
 stream. Prepared files are read by :mod:`cnnjob.data.dataset`.
 """
 
-import difflib
 import math
 import re
 import time
@@ -18,7 +17,7 @@ from cnnjob.data.prepare import cifar, digits, folder, idx, output_path, sources
 from cnnjob.data.prepare.catalogue import DIGITS, KNOWN, Entry
 from cnnjob.data.prepare.progress import counted
 from cnnjob.data.prepare.writer import DatasetContents, write
-from cnnjob.errors import DataError, JobError
+from cnnjob.errors import DataError, JobError, closest_name
 
 __all__ = ["KNOWN", "Entry", "Prepared", "prepare"]
 
@@ -143,8 +142,8 @@ class _Request:
         """Refuse arguments that contradict each other."""
         names = (*_ENTRIES, FOLDER)
         if self.name not in names:
-            near = difflib.get_close_matches(self.name, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            near = closest_name(self.name, names)
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(names)}"
             raise JobError(f"{self.name}: no such dataset, found no {self.name!r} in the catalogue; {hint}")
         self._require_possible_source()
         if self.name == FOLDER:

@@ -7,6 +7,7 @@ equal runs give equal bytes. Its curves are inline SVG, not Matplotlib's, which 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnjob.errors import format_seconds
 from cnnjob.reporting import groups
 from cnnjob.reporting.groups import Group, Interval
 from cnnjob.reporting.page import charts, sections
@@ -94,13 +95,17 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "percent": _percent, "fixed": _fixed, "spread": _spread, "shown": groups.shown,
-        "duration": sections.format_seconds,
+        "duration": _duration,
     }  # fmt: skip
     return environment
 
 
 def _percent(share: Any, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f}" if isinstance(share, int | float) else ""
+
+
+def _duration(seconds: Any) -> str:
+    return format_seconds(seconds) if isinstance(seconds, int | float) else ""
 
 
 def _fixed(value: Any, digits: int = 4) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.errors import format_seconds
 from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
 from cnnjob.reporting.record import DIGEST_LETTERS, Mistake, Record
@@ -155,19 +156,6 @@ def _stretches(lives: list[Attempt]) -> Iterator[tuple[str, datetime, datetime, 
             # Killed without a record: it ended at the latest when the next attempt was queued or began.
             end = max(later.waited_from or later.started, life.started) if later else life.started
             yield "unknown", life.started, end, f"life {life.number}: when it ended is not known"
-
-
-def format_seconds(seconds: Any) -> str:
-    """Format a duration: ``4 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``; empty if it is not a number."""
-    if not isinstance(seconds, int | float):
-        return ""
-    if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:  # noqa: PLR2004
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"  # noqa: PLR2004
 
 
 def _matrix(counts: np.ndarray) -> list[list[tuple[int, float]]]:

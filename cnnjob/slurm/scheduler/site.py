@@ -3,14 +3,13 @@
 import os
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pwd import getpwuid
 from typing import Self
 
-from cnnjob.errors import SchedulerError
+from cnnjob.errors import SchedulerError, closest_name, format_seconds
 from cnnjob.slurm.scheduler.client import ask, parse_number, parse_words
 from cnnjob.slurm.scheduler.job_states import Limit, limit_of
-from cnnjob.slurm.submit.request import Request, format_minutes, parse_minutes
+from cnnjob.slurm.submit.request import Request, parse_minutes
 
 MOST_ROWS = 1000
 """Maximum number of rows read from an answer of sacctmgr."""
@@ -234,7 +233,7 @@ def _refusal(partition: Partition, request: Request) -> str:
     wanted, most = request.time_minutes, partition.max_minutes
     if wanted and most and wanted > most:
         return (
-            f"--time {request.time}: longer than {partition.name} allows, which is {format_minutes(most)}; "
+            f"--time {request.time}: longer than {partition.name} allows, which is {format_seconds(60 * most)}; "
             "ask for less, a job that is stopped by the limit goes on by itself"
         )
     if request.account and partition.accounts != ("ALL",) and request.account not in partition.accounts:
@@ -246,8 +245,8 @@ def _refusal(partition: Partition, request: Request) -> str:
 
 
 def _choose(name: str, known: dict[str, Partition] | tuple[str, ...], what: str) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
+    near = closest_name(name, known)
+    hint = f"did you mean {near!r}?" if near else "choose one of these"
     return f"this {what} has {', '.join(sorted(known))}; {hint}"
 
 

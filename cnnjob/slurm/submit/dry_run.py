@@ -3,11 +3,11 @@
 import tempfile
 from pathlib import Path
 
-from cnnjob.errors import SchedulerError
+from cnnjob.errors import SchedulerError, format_seconds
 from cnnjob.slurm.node.restart import RESTARTS_WITHOUT_PROGRESS
 from cnnjob.slurm.scheduler import client, site
 from cnnjob.slurm.scheduler.site import Partition, Site
-from cnnjob.slurm.submit.request import Request, format_minutes
+from cnnjob.slurm.submit.request import Request
 
 
 def ask_site() -> tuple[Site | None, str]:
@@ -39,7 +39,7 @@ def at_the_time_limit(request: Request, here: Site | None) -> str:
     """Return a sentence on what happens if the time limit comes before the end of the training."""
     partition = here.partition_of(request) if here else None
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
-    when = f"after {format_minutes(minutes)}" if minutes else "at the site's time limit"
+    when = f"after {format_seconds(60 * minutes)}" if minutes else "at the site's time limit"
     return (
         f"{when}: asked {request.signal_seconds} s before it by SLURM, or by its own clock, the job saves and stops; "
         f"{_comes_back(request, here)}, as often as it gets on "

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from cnnjob.errors import JobError
+from cnnjob.errors import JobError, closest_name
 from cnnjob.jobs import toml
 from cnnjob.jobs.lookup import named_toml_files
 from cnnjob.jobs.schema import as_typed, problems_of
@@ -107,7 +106,7 @@ def _read(name: str) -> dict[str, Any]:
     known = profiles()
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None or not path.is_file():
-        near = get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+        near = closest_name(name, known)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise JobError(f"--profile {name}: no such profile; {hint}")
     return toml.read(path)

@@ -6,6 +6,7 @@ from unicodedata import category
 
 from pydantic import Field, model_validator
 
+from cnnjob.errors import format_seconds
 from cnnjob.jobs.schema import Settings
 
 MINUTES = {"m": 1, "h": 60, "d": 1440}
@@ -165,8 +166,8 @@ class Request(Settings):
         return found["type"] or self.gpu_type or "", int(found["count"])
 
     def sentence(self) -> str:
-        """Return the request in words: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h 0 min on gpu``."""
-        time = "the site's time limit" if self.time_minutes is None else format_minutes(self.time_minutes)
+        """Return the request in words: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
+        time = "the site's time limit" if self.time_minutes is None else format_seconds(60 * self.time_minutes)
         memory = self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} a core") or self.mem_per_gpu or "default memory"
         kind, count = self._gpus()
         graphics = [" ".join([str(count), *[kind] * bool(kind), f"GPU{'s' * (count > 1)}"])] * (count > 0)
@@ -297,10 +298,3 @@ def _clock_seconds(clock: re.Match[str]) -> int:
     if len(numbers) == 3:  # noqa: PLR2004 - H:M:S
         return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
     return numbers[0] * 60 + (numbers[1] if numbers[1:] else 0)
-
-
-def format_minutes(total: int) -> str:
-    """Return a number of minutes in words: ``2 h 0 min``, ``1 d 12 h 0 min``."""
-    days, rest = divmod(total, MINUTES["d"])
-    hours, left = divmod(rest, 60)
-    return " ".join([*[f"{days} d"] * (days > 0), *[f"{hours} h"] * (days > 0 or hours > 0), f"{left} min"])
