@@ -17,13 +17,13 @@ from cnnjob.runs import metrics
 
 _TOLERANCE = 1e-6
 """Largest difference between two values that agree: absolute below 1, relative above."""
-_RUNNING = ("/mean", "/variance")
+_STATISTICS = ("/mean", "/variance")
 """Endings of the names of running statistics, which are stored with the weights but are not parameters."""
-_SECONDS, _RATE = 0.0005, 0.05
+_SECONDS_ERROR, _RATE_ERROR = 0.0005, 0.05
 """Largest rounding errors of ``seconds`` and ``images_per_second`` in the history."""
-_LAST = {"epochs": "epoch", "steps": "step"}
+_LAST_VALUES = {"epochs": "epoch", "steps": "step"}
 """Key of the result → column of the history whose last value it repeats."""
-_OF_JOB = {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}
+_TRAIN_KEYS = {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}
 """Key of the result → key of the job's ``train`` table that it repeats."""
 
 Table = Mapping[str, np.ndarray]
@@ -35,24 +35,24 @@ class Check(NamedTuple):
 
     file: str
     name: str
-    said: Any
+    value: Any
     source: str
-    given: Any
+    expected: Any
 
     @property
     def agrees(self) -> bool:
         """Return whether both values are equal; floats, within the tolerance."""
-        if isinstance(self.given, float) and isinstance(self.said, int | float):
-            return abs(self.said - self.given) <= _TOLERANCE * max(1.0, abs(self.given))
-        return bool(self.said == self.given)
+        if isinstance(self.expected, float) and isinstance(self.value, int | float):
+            return abs(self.value - self.expected) <= _TOLERANCE * max(1.0, abs(self.expected))
+        return bool(self.value == self.expected)
 
     def __str__(self) -> str:
         """Return both values in one sentence."""
-        said, given = (in_one_line(str(value)) for value in (self.said, self.given))
-        return f"{self.file}: {self.name} is {said}, but {self.source} gives {given}"
+        value, expected = (in_one_line(str(value)) for value in (self.value, self.expected))
+        return f"{self.file}: {self.name} is {value}, but {self.source} gives {expected}"
 
 
-def of_result(
+def check_result(
     result: Mapping[str, Any], settings: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> Iterator[Check]:
     """Check the result against the job, the environment and itself; a missing field is not compared.
@@ -62,35 +62,35 @@ def of_result(
         settings: the job's settings by dotted key.
         environment: content of ``environment.json``.
     """
-    given = [(name, "job.json", settings.get(f"train.{key}")) for name, key in _OF_JOB.items()]
-    given += [(name, "environment.json", environment.get(name)) for name in ("backend", "precision")]
+    expected = [(name, "job.json", settings.get(f"train.{key}")) for name, key in _TRAIN_KEYS.items()]
+    expected += [(name, "environment.json", environment.get(name)) for name in ("backend", "precision")]
     seconds = result.get("train_seconds")
     if isinstance(seconds, int | float):
         hours = seconds / 3600 if result.get("backend") == "cuda" else 0.0
-        given.append(("gpu_hours", "result.json", hours))
-    yield from _of_result(result, given)
+        expected.append(("gpu_hours", "result.json", hours))
+    yield from _result_checks(result, expected)
 
 
-def of_figures(result: Mapping[str, Any], figures: Mapping[str, float]) -> Iterator[Check]:
+def check_figures(result: Mapping[str, Any], figures: Mapping[str, float]) -> Iterator[Check]:
     """Check the result's test accuracy and loss against those computed from the predictions."""
-    yield from _of_result(result, [(name, "predictions.npz", value) for name, value in figures.items()])
+    yield from _result_checks(result, [(name, "predictions.npz", value) for name, value in figures.items()])
 
 
-def of_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[Check]:
+def check_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[Check]:
     """Check the result's number of parameters; running statistics do not count."""
-    count = sum(array.size for name, array in weights.items() if not name.endswith(_RUNNING))
-    yield from _of_result(result, [("parameters", "weights.npz", count)])
+    count = sum(array.size for name, array in weights.items() if not name.endswith(_STATISTICS))
+    yield from _result_checks(result, [("parameters", "weights.npz", count)])
 
 
-def of_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+def check_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
     """Check the result against the attempt that finished the run, or the last one if none records that it did."""
-    finished = (one for one in attempts if one["why"] == "finished")
+    finished = (attempt for attempt in attempts if attempt["why"] == "finished")
     if attempt := next(finished, attempts[-1] if attempts else None):
-        given = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]
-        yield from _of_result(result, [(name, "attempts/", value) for name, value in given])
+        expected = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]
+        yield from _result_checks(result, [(name, "attempts/", value) for name, value in expected])
 
 
-def of_history(result: Mapping[str, Any], table: Table, select_on: str) -> Iterator[Check]:
+def check_history(result: Mapping[str, Any], table: Table, select_on: str) -> Iterator[Check]:
     """Check the result against the history.
 
     Args:
@@ -98,19 +98,19 @@ def of_history(result: Mapping[str, Any], table: Table, select_on: str) -> Itera
         table: the history.
         select_on: the job's ``train.select_on``.
     """
-    given: list[tuple[str, Any]] = [
-        (name, int(table[column][-1])) for name, column in _LAST.items() if _is_whole(table, column)
+    expected: list[tuple[str, Any]] = [
+        (name, int(table[column][-1])) for name, column in _LAST_VALUES.items() if _is_whole(table, column)
     ]
     score = "epoch" if select_on == "last" else f"{select_on}_accuracy"
     if _is_whole(table, score):
         best = int(np.argmax(table[score]))  # the first of equals, as the trainer chooses
-        given.append(("best_epoch", int(table["epoch"][best])))
+        expected.append(("best_epoch", int(table["epoch"][best])))
         measures = ("test_accuracy", "test_loss") if select_on == "test" else ()
-        given += [(name, float(table[name][best])) for name in measures if _is_whole(table, name)]
-    yield from _of_result(result, [(name, "history.jsonl", value) for name, value in given])
+        expected += [(name, float(table[name][best])) for name in measures if _is_whole(table, name)]
+    yield from _result_checks(result, [(name, "history.jsonl", value) for name, value in expected])
 
 
-def of_epochs(table: Table, job: Job) -> Iterator[Check]:
+def check_epochs(table: Table, job: Job) -> Iterator[Check]:
     """Check the history of a finished run against its job and itself.
 
     Args:
@@ -138,14 +138,16 @@ def of_epochs(table: Table, job: Job) -> Iterator[Check]:
         images = steps * job.train.batch_size
         # Both were rounded on their own, so the rate may lie anywhere in the interval that the rounding allows.
         if (
-            seconds > _SECONDS
-            and not images / (seconds + _SECONDS) - _RATE <= rate <= images / (seconds - _SECONDS) + _RATE
+            seconds > _SECONDS_ERROR
+            and not images / (seconds + _SECONDS_ERROR) - _RATE_ERROR
+            <= rate
+            <= images / (seconds - _SECONDS_ERROR) + _RATE_ERROR
         ):
             yield Check("history.jsonl", f"images_per_second {where}", rate, "its time", images / seconds)
 
 
 def _last_epoch(table: Table, job: Job) -> int:
-    """Return the epoch after which the training must have ended, given the accuracies of its history."""
+    """Return the epoch after which the training must have ended, expected the accuracies of its history."""
     stopping, score = job.train.early_stopping, f"{job.train.select_on}_accuracy"
     if stopping and _is_whole(table, score):
         best = np.maximum.accumulate(table[score])
@@ -156,7 +158,7 @@ def _last_epoch(table: Table, job: Job) -> int:
     return job.train.epochs
 
 
-def of_predictions(
+def check_predictions(
     arrays: Mapping[str, np.ndarray], class_names: Sequence[str], shape: Sequence[int]
 ) -> Iterator[Check]:
     """Check the predictions against the job's data and themselves.
@@ -166,9 +168,9 @@ def of_predictions(
         class_names: class names in ``job.json``; empty if it has none.
         shape: image shape (H, W, C) in ``job.json``; empty if it has none.
     """
-    said = [str(name) for name in arrays["class_names"]]
+    names = [str(name) for name in arrays["class_names"]]
     if class_names:
-        yield Check("predictions.npz", "class_names", said, "job.json", list(class_names))
+        yield Check("predictions.npz", "class_names", names, "job.json", list(class_names))
     if "wrong_indices" in arrays and "wrong_images" in arrays:
         worst = metrics.most_confident_errors(arrays["probabilities"], arrays["labels"]).tolist()
         yield Check(
@@ -185,9 +187,9 @@ def of_predictions(
             )
 
 
-def _of_result(result: Mapping[str, Any], given: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
+def _result_checks(result: Mapping[str, Any], expected: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
     """Yield one check per name, source and value; a value that is missing on either side is not compared."""
-    for name, source, value in given:
+    for name, source, value in expected:
         if value is not None and result.get(name) is not None:
             yield Check("result.json", name, result[name], source, value)
 

@@ -1,9 +1,10 @@
 """Figures as files; a figure that would not change is not drawn again.
 
-A notes file beside the figures records, for each one, digests of its inputs and of its files. A figure is redrawn when
-its numbers, its labels, the drawing code or one of its files does not match the notes.
+A notes file beside the figures records digests of the inputs and of the files of each figure. A figure is drawn again
+if its numbers, its labels, the drawing code or one of its files does not match the notes.
 """
 
+import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS: tuple[plots.Format, ...] = ("png", "svg", "pdf")
 NOTES = ".figures.json"
-_DRAWN_BY = ("matplotlib", "seaborn")
-_DRAWN_WITH = (curve, plots, filter_grid)
+_LIBRARIES = ("matplotlib", "seaborn")
+_DRAWING_MODULES = (curve, plots, filter_grid)
 
 Notes = dict[str, dict[str, str]]
 
@@ -37,7 +38,7 @@ class Drawing(NamedTuple):
     """Its arguments: arrays, dataclasses and JSON values."""
 
 
-def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, bytes | None]]:
+def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, bytes | None]]:
     """Draw the figures that have changed.
 
     Args:
@@ -47,11 +48,11 @@ def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, 
     Yields:
         The name and content of each file, None as the content of an unchanged one; the notes after each drawn figure.
     """
-    notes, way, drawn_anew = _notes(out), _way(), False
+    notes, code, drawn_anew = _notes(out), _drawing_code_digest(), False
     for stem, drawing in drawings.items():
-        source = files.sha256_of(way, drawing.draw.__name__.encode(), *_parts(drawing.arguments))
+        source = files.sha256_of(code, drawing.draw.__name__.encode(), *_bytes_to_hash(drawing.arguments))
         note = notes.get(stem, {})
-        if note.get("source") == source and _is_there(out / stem, note):
+        if note.get("source") == source and _has_recorded_content(out / stem, note):
             yield from ((f"{stem}.{kind}", None) for kind in FORMATS)
         else:
             figure = drawing.draw(*drawing.arguments)
@@ -65,7 +66,7 @@ def contents(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, 
         yield NOTES, files.canonical_json(notes).encode()
 
 
-def _is_there(stem: Path, note: Mapping[str, str]) -> bool:
+def _has_recorded_content(stem: Path, note: Mapping[str, str]) -> bool:
     """Return whether all files of a figure exist with the content that the notes record."""
     try:
         contents = ((kind, files.read_bytes(Path(f"{stem}.{kind}"))) for kind in FORMATS)
@@ -80,28 +81,41 @@ def _notes(out: Path) -> Notes:
         notes = files.read_json(out / NOTES)
     except DataError:
         return {}
-    named = notes.items() if isinstance(notes, dict) else ()
-    return {stem: note for stem, note in named if isinstance(note, dict) and (out / f"{stem}.png").exists()}
+    entries = notes.items() if isinstance(notes, dict) else ()
+    return {stem: note for stem, note in entries if isinstance(note, dict) and (out / f"{stem}.png").exists()}
 
 
-def _way() -> bytes:
-    """Return a digest of the drawing code: library versions and the source of this package's plotting modules."""
-    sources = [inspect.getsource(module).encode() for module in _DRAWN_WITH]
-    return files.sha256_of(*(version(name).encode() for name in _DRAWN_BY), *sources).encode()
+def _drawing_code_digest() -> bytes:
+    """Return a digest of the drawing code: library versions and the statements of this package's plotting modules."""
+    statements = (statements_of(inspect.getsource(module)).encode() for module in _DRAWING_MODULES)
+    return files.sha256_of(*(version(name).encode() for name in _LIBRARIES), *statements).encode()
 
 
-def _parts(value: Any) -> Iterator[bytes]:
+def statements_of(source: str) -> str:
+    """Return the syntax tree of a module without comments and docstrings: a changed wording redraws no figure."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [child for child in node.body if not _is_docstring(child)]
+    return ast.dump(tree)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _bytes_to_hash(value: Any) -> Iterator[bytes]:
     """Yield a value as bytes to hash, with types, shapes and lengths so that different values never read the same."""
     if isinstance(value, np.ndarray):
         # dtype.str names the byte order, and tobytes() of a contiguous copy does not depend on the strides.
         yield from (f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from _parts(asdict(value))
+        yield from _bytes_to_hash(asdict(value))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from (f"key {key}".encode(), *_parts(inner))
+            yield from (f"key {key}".encode(), *_bytes_to_hash(inner))
     elif isinstance(value, list | tuple):
         yield f"{len(value)} values".encode()
-        yield from (part for inner in value for part in _parts(inner))
+        yield from (part for inner in value for part in _bytes_to_hash(inner))
     else:
         yield f"{type(value).__name__} {value!r}".encode()

@@ -13,7 +13,7 @@ ENLARGED = 3
 _GAP = (0.70, 0.78, 0.88)  # between filters: no filter of one channel has this colour
 
 
-def filter_grids(weights: np.ndarray) -> np.ndarray:
+def filter_tiles(weights: np.ndarray) -> np.ndarray:
     """Return filters as rows of images, each filter scaled to its own range.
 
     Filters with one channel are grey and filters with three are in colour, in row-major order. With any other number of
@@ -41,7 +41,7 @@ def filter_grids(weights: np.ndarray) -> np.ndarray:
     return pictures.reshape(n_rows, n_columns, K, K, 3)
 
 
-def sheet_of(tiles: np.ndarray) -> np.ndarray:
+def join_tiles(tiles: np.ndarray) -> np.ndarray:
     """Join tiles (R, Q, K, K, 3), enlarged to S = 3 K, in one sheet (R (S+1) + 1, Q (S+1) + 1, 3) with 1-pixel gaps."""
     pictures = tiles.repeat(ENLARGED, axis=2).repeat(ENLARGED, axis=3)
     R, Q, S = pictures.shape[:3]  # (R, Q, S, S, 3)

@@ -7,7 +7,7 @@ variation that a seed causes in both cancels. Nothing is claimed from fewer than
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -20,12 +20,12 @@ from cnnjob.jobs.job import is_of_its_kind
 from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95
-PAIRS_OF = 5
+MAX_PAIRWISE_GROUPS = 5
 """Up to this many groups of one dataset are compared pairwise; more than this, each with the best one."""
-_LABEL_LETTERS = 100
-_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
+_MAX_LABEL_LETTERS = 100
+_BLOCK_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
 """Matches the kind of each block in the setting ``model.blocks``, such as ``conv`` in ``conv 32``."""
-_INDIFFERENT = ("name", "seed", "resources", "train.checkpoint_seconds")
+_WITHOUT_EFFECT = ("name", "seed", "resources", "train.checkpoint_seconds")
 """Settings that do not change the result, and the seed."""
 
 
@@ -65,7 +65,7 @@ class Group:
         """The first finished run of each seed, since a copy of a run is not a second measurement."""
         finished: dict[Any, Record] = {}
         for record in self.records:
-            if _is_measured(record):
+            if record.row["state"] == "finished" and isinstance(record.row["test_accuracy"], int | float):
                 finished.setdefault(record.row["seed"], record)
         return finished
 
@@ -74,8 +74,10 @@ class Group:
         """Caveats about its accuracy: a model chosen on the test images, or test-time augmentation."""
         rows = [record.row for record in self.by_seed.values()]
         views = {row["test_time_augmentation"] for row in rows} - {"none"}
-        optimistic = ["optimistic: chosen on the test images"] * any(row["selected_on"] == "test" for row in rows)
-        return optimistic + [f"test-time augmentation: {view}" for view in sorted(views)]
+        remarks = [f"test-time augmentation: {view}" for view in sorted(views)]
+        if any(row["selected_on"] == "test" for row in rows):
+            remarks.insert(0, "optimistic: chosen on the test images")
+        return remarks
 
     def interval(self, column: str) -> Interval | None:
         """Return the mean of a column over the finished runs, one per seed; None if none of them has a value."""
@@ -94,8 +96,8 @@ class GroupDifference:
     """Mean of ``better`` minus ``other`` per shared seed, in test accuracy (0..1); None without a shared seed."""
 
     @property
-    def tells_apart(self) -> bool:
-        """Return whether the groups are significantly different: the 95 % interval excludes zero."""
+    def is_significant(self) -> bool:
+        """Return whether the 95 % interval of the difference excludes zero."""
         return self.interval is not None and self.interval.excludes_zero
 
     @property
@@ -104,19 +106,17 @@ class GroupDifference:
         better, other = _quoted(self.better.label), _quoted(self.other.label)
         names = f"{better} and {other}"
         if self.interval is None:
-            return f"{names} share no seed: nothing can be said of their difference."
+            return f"{names} have no seed in common, so they cannot be compared."
         mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
         if half is None:
-            return (
-                f"{names} share one seed, where they differ by {_signed(mean)} points: too little to tell them apart."
-            )
+            return f"{names} have one seed in common, where they differ by {_signed(mean)} points: too few to compare."
         # `better` has the higher mean over all of its seeds, but the paired difference is over the shared seeds only,
         # so it can have the other sign.
-        if self.tells_apart and mean < 0:
+        if self.is_significant and mean < 0:
             return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
-        if self.tells_apart:
+        if self.is_significant:
             return f"{better} is better than {other} by {_range(mean, 100 * half, n)}."
-        return f"The data cannot tell {names} apart: they differ by {_range(mean, 100 * half, n)}."
+        return f"{names} are not significantly different: they differ by {_range(mean, 100 * half, n)}."
 
 
 def _quoted(label: str) -> str:
@@ -144,8 +144,8 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(float(np.mean(values)), float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error, n)
 
 
-def grouped(records: Iterable[Record]) -> list[Group]:
-    """Sort runs into groups.
+def group_runs(records: Iterable[Record]) -> list[Group]:
+    """Group runs that differ only in their seed.
 
     Args:
         records: runs in any order; one whose job cannot be read belongs to no group. The ``group`` cell of each run's
@@ -157,56 +157,58 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     members: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.settings:
-            members[canonical_json(_deciding(record))].append(record)
+            members[canonical_json(_result_settings(record))].append(record)
     # The job in a manifest is not validated here, so its seed may be anything: padded text always compares.
     ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
                for group in members.values()]  # fmt: skip
-    settings = _with_tables([_deciding(group[0]) for group in ordered])
-    keys = _columns(settings)
+    settings = _with_enclosing_tables([_result_settings(group[0]) for group in ordered])
+    keys = _shown_settings(settings)
     names = short_names(keys)
     groups = [
-        Group("", {names[key]: one.get(key) for key in keys}, tuple(group))
-        for one, group in zip(settings, ordered, strict=True)
+        Group("", {names[key]: values.get(key) for key in keys}, tuple(group))
+        for values, group in zip(settings, ordered, strict=True)
     ]
-    labelled = _labelled(sorted(groups, key=_rank))
+    labelled = _with_labels(sorted(groups, key=_rank))
     for group in labelled:
         for record in group.records:
             record.row["group"] = group.label
     return labelled
 
 
-def _labelled(groups: list[Group]) -> list[Group]:
+def _with_labels(groups: list[Group]) -> list[Group]:
     """Label each group by its job and the settings that distinguish it; by a number if that is too long."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
-    telling = {job: differing(settings) for job, settings in peers.items()}
-    labels = [_label(group, telling[_job(group)], with_job=len(peers) > 1) for group in groups]
+    distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}
+    labels = [_label(group, distinguishing[_job(group)], with_job=len(peers) > 1) for group in groups]
     return [
-        replace(group, label=label if len(label) <= _LABEL_LETTERS else f"{job} {number}")
+        replace(group, label=label if len(label) <= _MAX_LABEL_LETTERS else f"{job} {number}")
         for number, (group, label, job) in enumerate(zip(groups, labels, jobs, strict=True), start=1)
     ]
 
 
 def _label(group: Group, keys: Sequence[str], *, with_job: bool) -> str:
     job = [_job(group)] if with_job or not keys else []
-    return ", ".join([*job, *(f"{key} {shown(group.settings[key])}" for key in keys)])
+    return ", ".join([*job, *(f"{key} {setting_text(group.settings[key])}" for key in keys)])
 
 
 def _job(group: Group) -> str:
     return str(group.records[0].row["job"])
 
 
-def _columns(settings: Sequence[dict[str, Any]]) -> list[str]:
+def _shown_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys that differ between groups.
 
     If the networks have different kinds of blocks, the settings of single blocks are not comparable: then the one-line
-    description of all blocks stands for them, provided that it is enough to tell the groups apart.
+    description of all blocks replaces them, provided that the groups still differ.
     """
-    keys = differing(settings)
-    kinds = {tuple(_KINDS.findall(one.get(BLOCKS, ""))) for one in settings}
-    within = [key for key in keys if not key.startswith(f"{BLOCKS}.")]
-    rows = {canonical_json([one.get(key) for key in within]) for one in settings}
-    return within if len(kinds) > 1 and len(rows) == len(settings) else [key for key in keys if key != BLOCKS]
+    keys = differing_settings(settings)
+    kinds = {tuple(_BLOCK_KINDS.findall(values.get(BLOCKS, ""))) for values in settings}
+    summarised = [key for key in keys if not key.startswith(f"{BLOCKS}.")]
+    rows = {canonical_json([values.get(key) for key in summarised]) for values in settings}
+    if len(kinds) > 1 and len(rows) == len(settings):
+        return summarised
+    return [key for key in keys if key != BLOCKS]
 
 
 def _rank(group: Group) -> tuple[float, str, str]:
@@ -215,65 +217,61 @@ def _rank(group: Group) -> tuple[float, str, str]:
     return -accuracy.mean if accuracy else math.inf, str(group.settings), group.records[0].name
 
 
-def _is_measured(record: Record) -> bool:
-    return record.row["state"] == "finished" and isinstance(record.row["test_accuracy"], int | float)
-
-
-def _deciding(record: Record) -> dict[str, Any]:
+def _result_settings(record: Record) -> dict[str, Any]:
     """Return the settings that determine the result, without the seed."""
     return {
         key: value for key, value in record.settings.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in _INDIFFERENT)
+        if not any(key == name or key.startswith(f"{name}.") for name in _WITHOUT_EFFECT)
     }  # fmt: skip
 
 
-def _with_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_enclosing_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Insert ``True`` for each table that a group has and others leave out, before that table's own keys."""
-    left_out = {key for one in settings for key, value in one.items() if value is None}
-    found: list[dict[str, Any]] = []
-    for one in settings:
-        found.append({})
-        for key, value in one.items():
-            found[-1].update(dict.fromkeys((table for table in _above(key) if table in left_out), True))
-            found[-1][key] = value
-    return found
+    optional = {key for values in settings for key, value in values.items() if value is None}
+    completed: list[dict[str, Any]] = []
+    for values in settings:
+        completed.append({})
+        for key, value in values.items():
+            completed[-1].update(dict.fromkeys((table for table in _enclosing_tables(key) if table in optional), True))
+            completed[-1][key] = value
+    return completed
 
 
-def _above(key: str) -> Iterator[str]:
+def _enclosing_tables(key: str) -> Iterator[str]:
     """Yield the dotted names of the tables that contain a key, outermost first."""
     words = key.split(".")
     yield from (".".join(words[:count]) for count in range(1, len(words)))
 
 
-def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+def differing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys whose values differ among the jobs that have their table, in order of first appearance."""
-    keys = dict.fromkeys(key for one in settings for key in one)
+    keys = dict.fromkeys(key for values in settings for key in values)
     # repr, because 1, 1.0 and True are equal.
-    return [key for key in keys if len({repr(one.get(key)) for one in settings if _applies(key, one)}) > 1]
+    return [key for key in keys if len({repr(values.get(key)) for values in settings if _applies(key, values)}) > 1]
 
 
 def _applies(key: str, settings: dict[str, Any]) -> bool:
-    return is_of_its_kind(key, settings) and all(settings.get(table, True) is not None for table in _above(key))
+    tables = _enclosing_tables(key)
+    return is_of_its_kind(key, settings) and all(settings.get(table, True) is not None for table in tables)
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return each dotted key with its shortest unambiguous name: as few of its last words as no other key ends in."""
+    """Return each dotted key with its shortest unambiguous name: its last words, as few as no other key ends in.
+
+    A key in a nested table keeps the name of its table: ``batch_norm.eps``.
+    """
     keys = list(keys)
-    return {key: next((name for name in _endings(key) if _is_of_one(name, keys)), key) for key in keys}
+    names = {}
+    for key in keys:
+        words = key.split(".")
+        fewest = 2 if len(words) > 2 and not words[-2].isdecimal() else 1  # noqa: PLR2004 - section, table, key
+        endings = (".".join(words[-count:]) for count in range(fewest, len(words) + 1))
+        unambiguous = (name for name in endings if sum(f".{other}".endswith(f".{name}") for other in keys) == 1)
+        names[key] = next(unambiguous, key)
+    return names
 
 
-def _endings(key: str) -> Iterator[str]:
-    """Yield the endings of a key, shortest first; one in a nested table keeps its table's name: ``batch_norm.eps``."""
-    words = key.split(".")
-    least = 2 if len(words) > 2 and not words[-2].isdecimal() else 1  # noqa: PLR2004 - section, table, key
-    yield from (".".join(words[-count:]) for count in range(least, len(words) + 1))
-
-
-def _is_of_one(name: str, keys: Sequence[str]) -> bool:
-    return sum(key == name or key.endswith(f".{name}") for key in keys) == 1
-
-
-def shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Return a setting as a job file writes it, or a dash if there is none."""
     if value is None:
         return "–"
@@ -284,23 +282,25 @@ def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
     """Compare the groups of each dataset: pairwise if there are few, otherwise each with the best.
 
     Args:
-        groups: groups in the order of :func:`grouped`, best first.
+        groups: groups in the order of :func:`group_runs`, best first.
 
     Returns:
         One difference per pair of groups that both have finished runs.
     """
-    of_data: defaultdict[Any, list[Group]] = defaultdict(list)
+    by_dataset: defaultdict[Any, list[Group]] = defaultdict(list)
     for group in groups:
         if group.by_seed:
-            of_data[group.dataset].append(group)
-    return [GroupDifference(*pair, _paired(*pair)) for measured in of_data.values() for pair in _pairs(measured)]
+            by_dataset[group.dataset].append(group)
+    differences = []
+    for measured in by_dataset.values():
+        best, *others = measured
+        few = len(measured) <= MAX_PAIRWISE_GROUPS
+        pairs = combinations(measured, 2) if few else ((best, other) for other in others)
+        differences += [_difference(better, worse) for better, worse in pairs]
+    return differences
 
 
-def _pairs(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
-    yield from combinations(groups, 2) if len(groups) <= PAIRS_OF else ((groups[0], one) for one in groups[1:])
-
-
-def _paired(one: Group, other: Group) -> Interval | None:
-    shared = [seed for seed in one.by_seed if seed in other.by_seed]
-    accuracy: Callable[[Record], float] = lambda record: record.row["test_accuracy"]  # noqa: E731 - used at once
-    return interval([accuracy(one.by_seed[seed]) - accuracy(other.by_seed[seed]) for seed in shared])
+def _difference(better: Group, other: Group) -> GroupDifference:
+    shared = [seed for seed in better.by_seed if seed in other.by_seed]
+    paired = [better.by_seed[seed].row["test_accuracy"] - other.by_seed[seed].row["test_accuracy"] for seed in shared]
+    return GroupDifference(better, other, interval(paired))

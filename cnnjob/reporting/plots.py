@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cnnjob.errors import plural
 from cnnjob.reporting.curve import Curve, Measure, Split
-from cnnjob.reporting.filter_grid import ENLARGED, PICTURE_CHANNELS, filter_grids, sheet_of
+from cnnjob.reporting.filter_grid import ENLARGED, PICTURE_CHANNELS, filter_tiles, join_tiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,8 +111,8 @@ def learning_curve(curve: Curve) -> "Figure":
         _mark(axes, curve, measure, [curve.best_epoch], marker="*", color="black", markersize=9, label="best epoch")
     _scale_loss(panels["loss"])
     for axes in panels.values():
-        for place, restart in enumerate(curve.restarts):
-            axes.axvline(restart, color="0.4", linestyle=":", label="" if place else "restart")
+        for index, restart in enumerate(curve.restarts):
+            axes.axvline(restart, color="0.4", linestyle=":", label="" if index else "restart")
     handles, labels = panels["loss"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
@@ -131,13 +132,15 @@ def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
         A figure with two axes, loss and accuracy.
     """
     n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
-    n_letters = max(len(_label(curve.name)) for curve in curves)
+    n_letters = max(len(_short_label(curve.name)) for curve in curves)
     star = 9 if len(curves) <= _COLOURS else 5
-    figure, panels = _panels(_PANELS_WIDTH + n_columns * (0.6 + 0.075 * n_letters), _overlay_title(len(curves)))
+    legend = "; too many for a legend" if len(curves) > LEGEND_LIMIT else ""
+    title = f"{plural(len(curves), 'run')}, each on the split that it watched  (★ best epoch, | restart{legend})"
+    figure, panels = _panels(_PANELS_WIDTH + n_columns * (0.6 + 0.075 * n_letters), title)
     for measure, axes in panels.items():
-        for place, curve in enumerate(curves):
-            color, dashes = _palette()[place % _COLOURS], _DASHES[place // _COLOURS % len(_DASHES)]
-            _draw(axes, curve, curve.watched, measure, color=color, linestyle=dashes, label=_label(curve.name))
+        for index, curve in enumerate(curves):
+            color, dashes = _palette()[index % _COLOURS], _DASHES[index // _COLOURS % len(_DASHES)]
+            _draw(axes, curve, curve.watched, measure, color=color, linestyle=dashes, label=_short_label(curve.name))
             _mark(axes, curve, measure, curve.restarts, marker="|", color=color, markersize=12, mew=2)
             _mark(axes, curve, measure, [curve.best_epoch], marker="*", color=color, markersize=star)
     _scale_loss(panels["loss"])
@@ -147,19 +150,15 @@ def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
     return figure
 
 
-def _overlay_title(n_curves: int) -> str:
-    runs = "1 run" if n_curves == 1 else f"{n_curves} runs"
-    legend = "; too many for a legend" if n_curves > LEGEND_LIMIT else ""
-    return f"{runs}, each on the split that it watched  (★ best epoch, | restart{legend})"
-
-
 def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(width, 4.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    figure.suptitle(_label(title, 100), x=_PANELS_WIDTH / 2 / width)  # centred over the panels, not over the legend
+    figure.suptitle(
+        _short_label(title, 100), x=_PANELS_WIDTH / 2 / width
+    )  # centred over the panels, not over the legend
     loss.set_ylabel("loss (nats per image)")
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
@@ -174,12 +173,12 @@ def _draw(axes: "Axes", curve: Curve, split: Split, measure: Measure, **line: An
     axes.plot(epochs, curve.values(split, measure), marker=marker, linewidth=1.2, **line)
 
 
-def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float | None], **look: Any) -> None:
+def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float | None], **style: Any) -> None:
     """Mark epochs, whole or fractional, on the curve of the watched split."""
-    places = [epoch for epoch in epochs if epoch is not None]
-    if places:
-        heights = np.interp(places, curve.history["epoch"], curve.values(curve.watched, measure))
-        axes.plot(places, heights, linestyle="", zorder=3, **look)
+    known = [epoch for epoch in epochs if epoch is not None]
+    if known:
+        heights = np.interp(known, curve.history["epoch"], curve.values(curve.watched, measure))
+        axes.plot(known, heights, linestyle="", zorder=3, **style)
 
 
 def _scale_loss(axes: "Axes") -> None:
@@ -214,13 +213,14 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
     K = len(counts)
     side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else np.clip(0.13 * K, 10, 13))  # inches
-    names = [_label(name, 24) for name in class_names]
+    names = [_short_label(name, 24) for name in class_names]
     margin = 0.075 * max(len(name) for name in names)
     figure = Figure(figsize=(side + margin + 2, side + margin + 0.8), layout="constrained")
     axes = figure.subplots()
-    _heat(axes, counts, size=_count_size(counts, side))
+    # The font size, in points, at which the longest count fits a cell of side / K inches.
+    _heat(axes, counts, size=min(9.0, 72 * side / K / (0.7 * len(f"{counts.max():,d}"))))
     _name_classes(axes, names, size=min(9.0, 54 * side / K))
-    axes.set_title(_label(title))
+    axes.set_title(_short_label(title))
     return figure
 
 
@@ -247,12 +247,6 @@ def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
     axes.grid(visible=not has_counts)  # in a large matrix the grid leads from a cell to its class names
 
 
-def _count_size(counts: np.ndarray, side: float) -> float:
-    """Return the font size, in points, at which the longest count fits a cell of ``side / K`` inches."""
-    n_letters = len(f"{counts.max():,d}")
-    return min(9.0, 72 * side / len(counts) / (0.7 * n_letters))
-
-
 def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
     step = math.ceil(len(names) / LABELS_LIMIT)
     ticks = np.arange(0, len(names), step) + 0.5
@@ -264,7 +258,7 @@ def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
 
 @_style()
 def filters(weights: np.ndarray, title: str) -> "Figure":
-    """Draw the filters of a first layer as small images, see :func:`cnnjob.reporting.filter_grid.filter_grids`.
+    """Draw the filters of a first layer as small images, see :func:`cnnjob.reporting.filter_grid.filter_tiles`.
 
     An axis label states how many filters or channels are not shown.
 
@@ -277,15 +271,15 @@ def filters(weights: np.ndarray, title: str) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    tiles = filter_grids(weights)  # (R, Q, K, K, 3)
+    tiles = filter_tiles(weights)  # (R, Q, K, K, 3)
     n_rows, n_columns = tiles.shape[:2]
     side = min(0.6, 12 / max(n_rows, n_columns))  # inches
     figure = Figure(figsize=(max(4.0, n_columns * side) + 0.6, n_rows * side + 0.9), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(sheet_of(tiles), interpolation="nearest")
+    axes.imshow(join_tiles(tiles), interpolation="nearest")
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    axes.set(title=_label(title), xticks=[], yticks=[])
+    axes.set(title=_short_label(title), xticks=[], yticks=[])
     _name_tiles(axes, weights.shape, tiles.shape)
     return figure
 
@@ -294,19 +288,19 @@ def _name_tiles(axes: "Axes", weights: tuple[int, ...], tiles: tuple[int, ...]) 
     K, _, C, F = weights
     R, Q = tiles[:2]
     if C in PICTURE_CHANNELS:
-        axes.set_xlabel(f"{_shown(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
+        axes.set_xlabel(f"{_limited_count(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
         return
     (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if F >= C else -1]
     for axis, name, n, shown in ((axes.xaxis, across, n_across, Q), (axes.yaxis, down, n_down, R)):
-        places = np.arange(0, shown, math.ceil(shown / 16))
+        indices = np.arange(0, shown, math.ceil(shown / 16))
         pitch = K * ENLARGED + 1
-        axis.set_ticks(places * pitch + pitch / 2, [str(place + 1) for place in places])
-        axis.set_label_text(name if n == shown else _shown(n, shown, name))
+        axis.set_ticks(indices * pitch + pitch / 2, [str(index + 1) for index in indices])
+        axis.set_label_text(name if n == shown else _limited_count(n, shown, name))
 
 
-def _shown(n: int, limit: int, noun: str) -> str:
-    what = noun if n == 1 else f"{noun}s"
-    return f"{n} {what}" if n <= limit else f"the first {limit} of {n} {what}"
+def _limited_count(n: int, limit: int, noun: str) -> str:
+    total = plural(n, noun)
+    return total if n <= limit else f"the first {limit} of {total}"
 
 
 def _palette() -> list[tuple[float, float, float]]:
@@ -315,7 +309,7 @@ def _palette() -> list[tuple[float, float, float]]:
     return list(sns.color_palette("colorblind", _COLOURS))
 
 
-def _label(name: str, n_letters: int = _NAME_LENGTH) -> str:
+def _short_label(name: str, n_letters: int = _NAME_LENGTH) -> str:
     """Return a name on one line, with its middle left out if it is long.
 
     Matplotlib leaves labels that begin with ``_`` out of a legend, so such a name gets a leading space.

@@ -59,7 +59,7 @@ class Mistake:
     index: int
     """Its position among the test images, from 0."""
     true_class: str
-    guessed_class: str
+    predicted_class: str
     probability: float
     """Probability of the predicted class, in 0..1."""
 
@@ -90,7 +90,7 @@ class Record:
     """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
-    lives: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     log_tail: str = ""
     mistakes: list[Mistake] = field(default_factory=list)
     """Misclassified test images, the most confident first."""
@@ -269,12 +269,12 @@ def _read_history(run: Run, record: Record) -> None:
 def _read_lives(run: Run, record: Record) -> None:
     record.log_tail = "\n".join(map(printable, tail_of_log(run).expandtabs().splitlines()))
     record.remarks += (_in_the_run(damage, run) for damage in damages(run))
-    record.lives = summarise_attempts(run)
+    record.attempts = summarise_attempts(run)
 
 
 def _read_restarts(_: Run, record: Record) -> None:
     """Mark on the curve where each attempt but the first resumed, in epochs."""
-    steps = [life.resumed_at for life in record.lives[1:]]
+    steps = [attempt.resumed_at for attempt in record.attempts[1:]]
     if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
         restarts = tuple(step / pace for step in steps if step is not None)
         record.curve = replace(record.curve, restarts=restarts)
@@ -294,22 +294,22 @@ def _read_predictions(run: Run, record: Record) -> None:
     record.class_names = tuple(printable(str(name)) for name in names)
     record.mistakes = _mistakes(arrays, record.class_names)
     data = run.manifest()["data"]
-    _remark(record, crosscheck.of_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
+    _remark(record, crosscheck.check_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
 
 
 def _check_result(run: Run, record: Record) -> None:
     """Remark on contradictions between the files of a finished run."""
     if not record.result:
         return
-    result, checks = record.result, [*crosscheck.of_result(record.result, record.settings, record.environment)]
+    result, checks = record.result, [*crosscheck.check_result(record.result, record.settings, record.environment)]
     if record.counts is not None:
         figures = {name: record.row[name] for name in ("test_accuracy", "test_loss")}
-        checks += crosscheck.of_figures(result, figures)
-    checks += crosscheck.of_attempts(result, run.attempts())
+        checks += crosscheck.check_figures(result, figures)
+    checks += crosscheck.check_attempts(result, run.attempts())
     if record.curve:
-        checks += crosscheck.of_history(result, record.curve.history, str(record.settings.get("train.select_on")))
+        checks += crosscheck.check_history(result, record.curve.history, str(record.settings.get("train.select_on")))
     if record.curve and not run.is_older():
-        checks += crosscheck.of_epochs(record.curve.history, run.job())
+        checks += crosscheck.check_epochs(record.curve.history, run.job())
     _remark(record, checks)
 
 
@@ -360,7 +360,7 @@ def _read_filters(run: Run, record: Record) -> None:
     if not run.result_file.exists():
         return
     weights = run.weights()
-    _remark(record, crosscheck.of_weights(record.result, weights))
+    _remark(record, crosscheck.check_weights(record.result, weights))
     kernels = (array for name, array in weights.items() if name.endswith("/weights") and array.ndim == len("KKCF"))
     first = next(kernels, None)  # a network without convolutions has none
     if first is not None and not _are_filters(first):

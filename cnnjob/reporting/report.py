@@ -1,9 +1,9 @@
-"""Reports: a folder of tables and figures on some runs.
+"""Write a report: a folder of tables and figures about some runs.
 
 report/
 index.html                           one page with everything
 groups.csv · .md · .tex              one row per group of runs that differ only in their seed
-metrics.csv · .md · .tex · .json     one row per run, in whatever state
+metrics.csv · .md · .tex · .json     one row per run, in any state
 classes.csv                          one row per run and class
 curves.png · .svg · .pdf             learning curves of all runs
 runs/NAME/curves.png · .svg · .pdf   of one run: learning curves,
@@ -72,18 +72,21 @@ def report(
         DataError: there are no runs.
         JobError: ``out`` cannot be written, or its files would lie in a run's folder.
     """
-    folders = _named(runs, out)
+    folders = _run_names(runs, out)
     if not folders:
-        raise DataError("report: no runs to report, none were found; train one with `cnnjob train JOB`")
-    few, chosen = len(folders) <= figures_limit, {run.path.resolve() for run in named}
-    drawn = {name for name, run in folders.items() if few or run.path.resolve() in chosen}
-    on_page = len(folders) <= page.PICTURED_RUNS
+        raise DataError("report: no runs found. To train one:\n  cnnjob train JOB")
+    few, named_paths = len(folders) <= figures_limit, {run.path.resolve() for run in named}
+    drawn = {name for name, run in folders.items() if few or run.path.resolve() in named_paths}
+    on_page = len(folders) <= page.MAX_PICTURED_RUNS
     records = [read(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
-    sets = groups.grouped(records)
+    run_groups = groups.group_runs(records)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))
     # Generators: each file is written as soon as it is drawn, so that an interrupted report keeps what it has.
-    contents = [_texts(records, sets, pictured, overlaid="curves" in drawings), figures.contents(out, drawings)]
+    contents = [
+        _text_files(records, run_groups, pictured, overlaid="curves" in drawings),
+        figures.draw_changed(out, drawings),
+    ]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
     _remove_stale(out, records, changed)
     return Report(
@@ -92,38 +95,35 @@ def report(
         written=[path for path, is_new in changed.items() if is_new],
         skipped=[(record.name, record.row["reason"]) for record in records if record.reasons],
         without_figures=[record.name for record in records if record.name not in drawn],
-        groups=sets,
+        groups=run_groups,
     )
 
 
-def _named(runs: Iterable[Run], out: Path) -> dict[str, Run]:
+def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
     """Return each run folder once, by its name or, if several share it, by its path; ordered by that."""
-    folders = {path: run for run in runs if not _is_of_a_report(path := run.path.resolve(), out.resolve())}
-    if inside := [path for path in folders if _is_written_to(path, out.resolve())]:
-        raise JobError(f"{out}: its files would lie in {inside[0]}, and no run is written to; give another folder")
+    folders = {path: run for run in runs if not _is_report_folder(path := run.path.resolve(), out.resolve())}
+    target = out.resolve()
+    if inside := [path for path in folders if path == target or path.parent == target / "runs"]:
+        raise JobError(f"{out}: the report would be written into the run {inside[0]}. Name another folder")
     names = [path.name for path in folders]
     titles = (path.name if names.count(path.name) == 1 else str(path) for path in folders)
     return dict(sorted(zip(map(printable, titles), folders.values(), strict=True)))
 
 
-def _is_of_a_report(path: Path, out: Path) -> bool:
+def _is_report_folder(path: Path, out: Path) -> bool:
     """Return whether a folder is not a run but a report (this one or another), or a report's ``runs/``."""
     report = path.parent if path.name == "runs" else path
     return not looks_like_a_run(path) and (path == out or (report / "metrics.json").is_file())
 
 
-def _is_written_to(path: Path, out: Path) -> bool:
-    return path == out or path.parent == out / "runs"
-
-
-def _texts(
-    records: Sequence[Record], sets: Sequence[Group], drawn: Sequence[Record], *, overlaid: bool
+def _text_files(
+    records: Sequence[Record], run_groups: Sequence[Group], drawn: Sequence[Record], *, overlaid: bool
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of every file except the figures."""
-    yield "index.html", page.render(records, sets).encode()
-    yield "groups.csv", tables.csv(tables.group_rows(sets))
-    yield "groups.md", tables.groups_as_markdown(sets).encode()
-    yield "groups.tex", tables.groups_as_latex(sets).encode()
+    yield "index.html", page.render(records, run_groups).encode()
+    yield "groups.csv", tables.csv(tables.group_rows(run_groups))
+    yield "groups.md", tables.groups_as_markdown(run_groups).encode()
+    yield "groups.tex", tables.groups_as_latex(run_groups).encode()
     yield "metrics.csv", tables.csv([record.row for record in records], COLUMNS)
     yield "metrics.json", files.readable_json([record.row for record in records]).encode()
     yield "metrics.md", tables.runs_as_markdown(records, drawn, overlaid=overlaid).encode()
@@ -158,13 +158,13 @@ def _update(path: Path, content: bytes | None) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, content)
     except OSError as error:
-        raise JobError(f"{path}: cannot be written, {error}; give another folder for the report") from error
+        raise JobError(f"{path}: cannot be written ({error}). Name another folder for the report") from error
     return True
 
 
 def _remove_stale(out: Path, records: Sequence[Record], kept: Iterable[Path]) -> None:
     """Remove the figures of these runs that an earlier report wrote and this one does not have."""
     # Only names that a report gives its figures: any other file in the folder belongs to the user.
-    stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURES)]
+    stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURE_TITLES)]
     for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(kept):
         path.unlink(missing_ok=True)

@@ -8,20 +8,20 @@ from typing import Any
 from urllib.parse import quote
 
 from cnnjob.errors import spreadsheet_cell
-from cnnjob.reporting.groups import Group, shown
+from cnnjob.reporting.groups import Group, setting_text
 from cnnjob.reporting.record import COLUMNS, DIGEST_LETTERS, Record
 
-FIGURES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
+FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
 """Titles of a run's own figures by the stem of their files."""
 _UNITS = (
     "Accuracy, precision, recall and F1 are shares of one, of the test images; `_macro` is the mean over the classes. "
     "The loss is in nats per image."
 )
-_TOO_MANY = "These are too many runs for figures of each; name some of them to see theirs."
+_TOO_MANY = "There are too many runs for figures of each. To get the figures of some runs, name them."
 _OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finished seeds."
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
-_IN_PAPERS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
-_PLAIN = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
+_PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
+_UNREMARKABLE = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
 """Columns that qualify an accuracy, each with the values that need no mention in a paper."""
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
 _LATEX = {
@@ -70,15 +70,15 @@ def group_cells(group: Group) -> list[str]:
     return [group.label, _spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
 
 
-def _group_cells(group: Group) -> list[str]:
-    return [*group_cells(group), *map(shown, group.settings.values()), "; ".join(group.remarks)]
-
-
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows; the column of remarks only if there are any."""
-    head = [*GROUP_HEADER, *(groups[0].settings if groups else ()), "remarks"]
-    wide = len(head) if any(group.remarks for group in groups) else len(head) - 1
-    return head[:wide], [_group_cells(group)[:wide] for group in groups]
+    header = [*GROUP_HEADER, *(groups[0].settings if groups else ())]
+    rows = [[*group_cells(group), *map(setting_text, group.settings.values())] for group in groups]
+    if any(group.remarks for group in groups):
+        header.append("remarks")
+        for row, group in zip(rows, groups, strict=True):
+            row.append("; ".join(group.remarks))
+    return header, rows
 
 
 def _spread(interval: Any, factor: float, digits: int) -> str:
@@ -95,8 +95,8 @@ def groups_as_markdown(groups: Sequence[Group]) -> str:
 
 def groups_as_latex(groups: Sequence[Group]) -> str:
     """Return the content of ``groups.tex``."""
-    head, rows = _group_table(groups)
-    return _latex(head, rows, "lrrr" + "l" * (len(head) - 4))
+    header, rows = _group_table(groups)
+    return _latex(header, rows, "lrrr" + "l" * (len(header) - len(GROUP_HEADER)))
 
 
 def runs_as_latex(records: Sequence[Record]) -> str:
@@ -104,10 +104,12 @@ def runs_as_latex(records: Sequence[Record]) -> str:
 
     ``selected_on`` and ``test_time_augmentation`` appear only if some run's accuracy is not a plain one.
     """
-    odd = [name for name, plain in _PLAIN.items() if any(record.row[name] not in plain for record in records)]
-    columns = [*_IN_PAPERS, *odd]
+    qualifying = [
+        name for name, plain in _UNREMARKABLE.items() if any(record.row[name] not in plain for record in records)
+    ]
+    columns = [*_PAPER_COLUMNS, *qualifying]
     rows = ([_readable(column, record.row[column]) for column in columns] for record in records)
-    return _latex([column.replace("_", " ") for column in columns], rows, "lrlrrrr" + "l" * len(odd))
+    return _latex([column.replace("_", " ") for column in columns], rows, "lrlrrrr" + "l" * len(qualifying))
 
 
 def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> str:
@@ -124,7 +126,9 @@ def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, over
     table = _markdown(COLUMNS, ([_readable(*cell) for cell in record.row.items()] for record in records))
     remarks = (f"- {_escaped(record.name)}: {remark}" for record in records for remark in record.remarks)
     overlay = "![Learning curves of all runs](curves.svg)" if overlaid else ""
-    links = [_links(record) for record in drawn] + [_TOO_MANY] * (len(drawn) < len(records))
+    links = [_figure_links(record) for record in drawn]
+    if len(drawn) < len(records):
+        links.append(_TOO_MANY)
     parts = ["# Runs", table, "\n".join(remarks), _UNITS, overlay, "\n".join(links)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -138,14 +142,14 @@ def _readable(column: str, value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _links(record: Record) -> str:
-    links = (f"[{FIGURES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
+def _figure_links(record: Record) -> str:
+    links = (f"[{FIGURE_TITLES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
     return f"- {_escaped(record.name)}: {' · '.join(links) or 'no figures'}"
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = (f"| {' | '.join(map(_escaped, row))} |" for row in rows)
-    return "\n".join([f"| {' | '.join(map(_escaped, head))} |", f"|{' --- |' * len(head)}", *lines])
+    return "\n".join([f"| {' | '.join(map(_escaped, header))} |", f"|{' --- |' * len(header)}", *lines])
 
 
 def _escaped(text: str) -> str:
@@ -153,12 +157,12 @@ def _escaped(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
-def _latex(head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
+def _latex(header: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
     """Return a ``tabular`` in the style of booktabs."""
-    lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (head, *rows)]
+    lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (header, *rows)]
     body = "\n".join(lines[1:])
     return (
-        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; letters beyond Latin ones need LuaLaTeX\n"
+        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; non-Latin letters need LuaLaTeX\n"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{lines[0]}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     )
 
@@ -171,4 +175,5 @@ def _in_latex(text: str) -> str:
     """
     words = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
     # Replaced twice: the first pass over --- takes one pair and leaves another.
-    return "{}" * words.startswith(("[", "*")) + words.replace("--", "-{}-").replace("--", "-{}-")
+    cell = words.replace("--", "-{}-").replace("--", "-{}-")
+    return f"{{}}{cell}" if cell.startswith(("[", "*")) else cell

@@ -171,7 +171,7 @@ def test_a_run_of_the_older_format_is_a_group_of_its_own() -> None:
     cnnjob("train", "toy.toml")
     as_older(Run.all(Path("runs"))[0], PLAIN)
     cnnjob("train", "toy.toml")
-    found = groups.grouped([record.read(run, run.name, pictures=False) for run in Run.all(Path("runs"))])
+    found = groups.group_runs([record.read(run, run.name, pictures=False) for run in Run.all(Path("runs"))])
     assert {group.label for group in found} == {"format 2", "format –"}
 
 

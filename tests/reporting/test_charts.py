@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjob.reporting.curve import Curve
-from cnnjob.reporting.page.charts import BOTTOM, LEFT, POINTS, RIGHT, TOP, Axis, Line, chart, of_groups, of_run
+from cnnjob.reporting.page.charts import (
+    BOTTOM,
+    LEFT,
+    MAX_POINTS_PER_LINE,
+    RIGHT,
+    TOP,
+    Axis,
+    Line,
+    build_chart,
+    build_group_chart,
+    build_run_chart,
+)
 from tests.reporting.test_groups import group
 
 
@@ -29,7 +40,7 @@ def test_every_value_lies_on_its_axis(values: list[float]) -> None:
 
 
 def test_a_line_goes_from_edge_to_edge_through_what_is_known() -> None:
-    drawn = chart("accuracy", "epoch", "accuracy", [line([0, np.nan, 100])])
+    drawn = build_chart("accuracy", "epoch", "accuracy", [line([0, np.nan, 100])])
     assert drawn is not None
     left, low, right, high = numbers(drawn.lines[0].d)
     assert (left, right) == (LEFT, RIGHT)
@@ -39,7 +50,7 @@ def test_a_line_goes_from_edge_to_edge_through_what_is_known() -> None:
 
 
 def test_losses_of_several_magnitudes_have_a_logarithmic_axis() -> None:
-    drawn = chart("loss", "epoch", "loss", [line([1.0, 0.1, 0.01])])
+    drawn = build_chart("loss", "epoch", "loss", [line([1.0, 0.1, 0.01])])
     assert drawn is not None
     assert drawn.y_label.endswith("logarithmic")
     places = numbers(drawn.lines[0].d)[1::2]
@@ -48,22 +59,22 @@ def test_losses_of_several_magnitudes_have_a_logarithmic_axis() -> None:
 
 
 def test_a_long_line_keeps_what_can_be_seen_and_a_point_is_a_dot() -> None:
-    drawn = chart("accuracy", "epoch", "accuracy", [line(list(range(10_000))), line([5.0])])
+    drawn = build_chart("accuracy", "epoch", "accuracy", [line(list(range(10_000))), line([5.0])])
     assert drawn is not None
-    assert len(numbers(drawn.lines[0].d)) == 2 * POINTS
+    assert len(numbers(drawn.lines[0].d)) == 2 * MAX_POINTS_PER_LINE
     assert drawn.lines[1].d.endswith("h0")
 
 
 def test_nothing_known_is_no_chart() -> None:
-    assert chart("loss", "epoch", "loss", []) is None
-    assert chart("loss", "epoch", "loss", [line([np.nan])]) is None
-    assert of_groups([], "loss", "time") is None
+    assert build_chart("loss", "epoch", "loss", []) is None
+    assert build_chart("loss", "epoch", "loss", [line([np.nan])]) is None
+    assert build_group_chart([], "loss", "time") is None
 
 
 def test_a_run_has_its_best_epoch_and_its_restarts() -> None:
     epochs = np.arange(1.0, 5)
     history = {"epoch": epochs, "train_loss": 1 / epochs, "validation_loss": 2 / epochs}
-    drawn = of_run(Curve("tiny", history, best_epoch=4, restarts=(2.5,)), "loss")
+    drawn = build_run_chart(Curve("tiny", history, best_epoch=4, restarts=(2.5,)), "loss")
     assert drawn is not None
     assert [(path.title, path.style) for path in drawn.lines] == [
         ("training images", "dashed"),
@@ -73,7 +84,7 @@ def test_a_run_has_its_best_epoch_and_its_restarts() -> None:
 
 
 def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
-    from cnnjob.reporting.groups import grouped
+    from cnnjob.reporting.groups import group_runs
 
     records = group(0.5, 0.6, 0.7)
     for number, record in enumerate(records):
@@ -84,32 +95,32 @@ def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
             "validation_loss": np.full(n, 1.0 + number),
         }
         record.curve = Curve(record.name, history)
-    (one,) = grouped(records)
-    drawn = of_groups([one], "loss", "epoch")
+    (one,) = group_runs(records)
+    drawn = build_group_chart([one], "loss", "epoch")
     assert drawn is not None
     assert [path.style for path in drawn.lines] == ["thin"] * 3 + ["mean"]
     assert len(numbers(drawn.lines[-1].d)) == 2 * 3  # as far as all three go
     assert len(numbers(drawn.bands[0].d)) == 2 * 2 * 3
-    hours = of_groups([one], "loss", "time")
+    hours = build_group_chart([one], "loss", "time")
     assert hours is not None
     assert numbers(hours.lines[-1].d)[-2] == pytest.approx(LEFT + 3 / 5 * (RIGHT - LEFT), abs=0.1)
 
 
 def test_a_copy_of_a_run_is_no_second_seed() -> None:
-    from cnnjob.reporting.groups import grouped
+    from cnnjob.reporting.groups import group_runs
 
     records = [*group(0.5, 0.6), *group(0.7)]
     for record in records:
         record.curve = Curve(record.name, {"epoch": np.arange(1.0, 3), "validation_loss": np.full(2, 1.0)})
     assert [record.row["seed"] for record in records] == [0, 1, 0]
-    drawn = of_groups(grouped(records), "loss", "epoch")
+    drawn = build_group_chart(group_runs(records), "loss", "epoch")
     assert drawn is not None
     assert [path.style for path in drawn.lines] == ["thin", "thin", "mean"]
 
 
 def test_losses_of_any_magnitude_are_drawn() -> None:
     history = {"epoch": np.arange(1.0, 3), "train_loss": np.array([1e-300, 3e38]), "validation_loss": np.ones(2)}
-    assert of_run(Curve("odd", history), "loss") is not None
+    assert build_run_chart(Curve("odd", history), "loss") is not None
 
 
 @pytest.mark.parametrize(
@@ -117,13 +128,13 @@ def test_losses_of_any_magnitude_are_drawn() -> None:
     [(0.1, "seconds"), (30.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (np.nan, "seconds")],
 )
 def test_time_has_the_unit_that_suits_the_longest_training(seconds: float, unit: str) -> None:
-    from cnnjob.reporting.groups import grouped
+    from cnnjob.reporting.groups import group_runs
 
     records = group(0.5, 0.6)
     for number, record in enumerate(records):
         history = {"epoch": np.arange(1.0, 3), "seconds": np.full(2, (1.0, seconds)[number]), "train_loss": np.ones(2)}
         record.curve = Curve(record.name, history)
-    drawn = of_groups(grouped(records), "loss", "time")
+    drawn = build_group_chart(group_runs(records), "loss", "time")
     assert drawn is not None
     assert drawn.x_label == f"{unit} of training"
     assert drawn.title.endswith(f"over {unit} of training")

@@ -19,7 +19,7 @@ ALL = {f"curves.{kind}" for kind in FORMATS}
 
 def drawn(out: Path, drawings: dict[str, Drawing]) -> set[str]:
     """Write the files; the figures' that were drawn anew."""
-    found = dict(figures.contents(out, drawings))
+    found = dict(figures.draw_changed(out, drawings))
     for name, content in found.items():
         if content is not None:
             (out / name).write_bytes(content)
@@ -88,6 +88,15 @@ def test_what_is_drawn_another_way_is_drawn(out: Path) -> None:
     assert drawn(out, {"curves": Drawing(plots.overlaid_curves, ([Curve("run", HISTORY)],))}) == ALL
 
 
+def test_a_comment_or_a_docstring_redraws_nothing() -> None:
+    code = '"""Draw."""\nX = 1\n"""Of lines."""\n\n\ndef draw() -> int:\n    """Draw."""\n    return X  # a line\n'
+    reworded = code.replace("Draw.", "Plot.").replace("Of lines.", "Lines.").replace("a line", "the line")
+    assert reworded != code
+    assert figures.statements_of(reworded) == figures.statements_of(code)
+    assert figures.statements_of(code.replace("X = 1", "X = 2")) != figures.statements_of(code)
+    assert figures.statements_of(code.replace("return X", "return -X")) != figures.statements_of(code)
+
+
 def test_what_an_earlier_report_drew_stays_noted(out: Path) -> None:
     other = {"runs/b/curves": Drawing(plots.learning_curve, (Curve("b", HISTORY),))}
     (out / "runs" / "b").mkdir(parents=True)
@@ -98,7 +107,7 @@ def test_what_an_earlier_report_drew_stays_noted(out: Path) -> None:
 def test_a_report_that_is_broken_off_has_noted_what_it_drew(out: Path) -> None:
     (out / "curves.png").unlink()
     (out / NOTES).unlink()
-    for name, content in figures.contents(out, CURVES | {"other": Drawing(plots.learning_curve, (1,))}):
+    for name, content in figures.draw_changed(out, CURVES | {"other": Drawing(plots.learning_curve, (1,))}):
         assert content is not None
         (out / name).write_bytes(content)
         if name == NOTES:

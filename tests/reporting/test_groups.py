@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cnnjob.reporting.groups import Group, differing, group_differences, grouped, interval, short_names
+from cnnjob.reporting.groups import Group, differing_settings, group_differences, group_runs, interval, short_names
 from cnnjob.reporting.record import BLOCKS, COLUMNS, Record
 from tests.helpers.run_folders import finished_run
 
@@ -54,7 +54,7 @@ def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
 
 def test_runs_that_differ_by_the_seed_alone_are_a_group() -> None:
     records = [*group(0.8, 0.9, rate=0.1), *group(0.5, 0.6, rate=0.2), Record("foreign", dict.fromkeys(COLUMNS))]
-    found = grouped(reversed(records))
+    found = group_runs(reversed(records))
     assert [one.label for one in found] == ["rate 0.1", "rate 0.2"]
     assert [one.settings for one in found] == [{"rate": 0.1}, {"rate": 0.2}]
     assert [list(one.by_seed) for one in found] == [[0, 1], [0, 1]]
@@ -66,8 +66,8 @@ def test_runs_that_differ_by_the_seed_alone_are_a_group() -> None:
 def test_what_does_not_decide_the_result_does_not_part_runs() -> None:
     indifferent: dict[str, Any] = {"resources.backend": "numpy", "train.checkpoint_seconds": 5.0}
     records = [record(0.5, 0), record(0.6, 1, **indifferent)]
-    assert len(grouped(records)) == 1
-    assert len(grouped([record(0.5), record(0.6, dataset="mnist 87654321")])) == 2
+    assert len(group_runs(records)) == 1
+    assert len(group_runs([record(0.5), record(0.6, dataset="mnist 87654321")])) == 2
 
 
 def test_other_optimisers_are_told_apart_by_their_names(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_other_optimisers_are_told_apart_by_their_names(tmp_path: Path) -> None:
     kinds: tuple[Any, ...] = ("sgd", "adamw", {"sgd": {"momentum": 0.5}}, {"sgd": {"nesterov": True}})
     runs = [finished_run(tmp_path, optimiser=kind) for kind in kinds]
     found = [records.read(run, run.name, pictures=False) for run in runs]
-    assert {one.label for one in grouped(found[:2])} == {"optimiser sgd", "optimiser adamw"}
-    assert {one.label for one in grouped([found[0], found[2]])} == {"sgd.momentum 0.9", "sgd.momentum 0.5"}
-    labels = {one.label for one in grouped(found)}
+    assert {one.label for one in group_runs(found[:2])} == {"optimiser sgd", "optimiser adamw"}
+    assert {one.label for one in group_runs([found[0], found[2]])} == {"sgd.momentum 0.9", "sgd.momentum 0.5"}
+    labels = {one.label for one in group_runs(found)}
     assert labels == {
         "optimiser sgd, sgd.momentum 0.9, sgd.nesterov false", "optimiser sgd, sgd.momentum 0.5, sgd.nesterov false",
         "optimiser sgd, sgd.momentum 0.9, sgd.nesterov true", "optimiser adamw, sgd.momentum –, sgd.nesterov –",
@@ -87,7 +87,7 @@ def test_other_optimisers_are_told_apart_by_their_names(tmp_path: Path) -> None:
 
 def test_a_copy_of_a_run_is_no_second_measurement() -> None:
     records = [record(0.5, 0), record(0.5, 0), record(0.7, 1), record(None, 2, state="stopped")]
-    (one,) = grouped(records)
+    (one,) = group_runs(records)
     mean = one.interval("test_accuracy")
     assert mean is not None
     assert (mean.n, len(one.records)) == (2, 4)
@@ -95,14 +95,14 @@ def test_a_copy_of_a_run_is_no_second_measurement() -> None:
 
 
 def test_a_group_is_called_by_its_job_by_what_differs_or_by_a_number() -> None:
-    jobs = grouped([record(0.5, a="x"), record(0.6, a="y")])
+    jobs = group_runs([record(0.5, a="x"), record(0.6, a="y")])
     assert [one.label for one in jobs] == ["a y", "a x"]
     long: dict[str, Any] = {"a": "x" * 120}
-    assert [one.label for one in grouped([record(0.5, **long), record(0.6)])] == ["a –", "tiny 2"]
+    assert [one.label for one in group_runs([record(0.5, **long), record(0.6)])] == ["a –", "tiny 2"]
     other = record(0.5, a="x")
     other.row["job"] = "other"
-    assert [one.label for one in grouped([other, record(0.6)])] == ["tiny", "other"]
-    three = grouped([other, record(0.7, a="y"), record(0.6, a="z")])
+    assert [one.label for one in group_runs([other, record(0.6)])] == ["tiny", "other"]
+    three = group_runs([other, record(0.7, a="y"), record(0.6, a="z")])
     assert [one.label for one in three] == ["tiny, a y", "tiny, a z", "other"]
 
 
@@ -110,8 +110,11 @@ def test_networks_of_other_shapes_are_compared_as_a_whole() -> None:
     deep: dict[str, Any] = {BLOCKS: "conv 8, dense 4", f"{BLOCKS}.1.conv": 8, f"{BLOCKS}.2.dense": 4}
     flat: dict[str, Any] = {BLOCKS: "dense 4", f"{BLOCKS}.1.dense": 4}
     wide: dict[str, Any] = {BLOCKS: "dense 9", f"{BLOCKS}.1.dense": 9}
-    assert [list(one.settings) for one in grouped([record(0.6, **deep), record(0.5, **flat)])] == [["blocks"]] * 2
-    assert [one.settings for one in grouped([record(0.6, **flat), record(0.5, **wide)])] == [{"dense": 4}, {"dense": 9}]
+    assert [list(one.settings) for one in group_runs([record(0.6, **deep), record(0.5, **flat)])] == [["blocks"]] * 2
+    assert [one.settings for one in group_runs([record(0.6, **flat), record(0.5, **wide)])] == [
+        {"dense": 4},
+        {"dense": 9},
+    ]
 
 
 def test_shortcuts_make_other_shapes() -> None:
@@ -120,9 +123,9 @@ def test_shortcuts_make_other_shapes() -> None:
     dropped: dict[str, Any] = {BLOCKS: "conv 4, residual (conv 4 + dropout 0.1 + conv 4)"}
     wider: dict[str, Any] = {BLOCKS: "conv 4, residual (conv 8 + conv 4)", f"{BLOCKS}.2.residual.1.conv": 8}
     for other in (plain, dropped):
-        found = grouped([record(0.6, **shortcut), record(0.5, **other)])
+        found = group_runs([record(0.6, **shortcut), record(0.5, **other)])
         assert [one.settings for one in found] == [{"blocks": shortcut[BLOCKS]}, {"blocks": other[BLOCKS]}]
-    found = grouped([record(0.6, **shortcut), record(0.5, **wider)])
+    found = group_runs([record(0.6, **shortcut), record(0.5, **wider)])
     assert [one.settings for one in found] == [{"conv": 4}, {"conv": 8}]
 
 
@@ -131,22 +134,22 @@ def test_a_table_that_some_leave_out_is_one_difference() -> None:
     plain: dict[str, Any] = {norm: None, "train.momentum": 0.9}
     first: dict[str, Any] = {f"{norm}.momentum": 0.1, f"{norm}.eps": 1e-5, "train.momentum": 0.9}
     second = first | {f"{norm}.momentum": 0.4}
-    assert [one.settings for one in grouped([record(0.6, **plain), record(0.5, **first)])] == [
+    assert [one.settings for one in group_runs([record(0.6, **plain), record(0.5, **first)])] == [
         {"batch_norm": None},
         {"batch_norm": True},
     ]
-    three = grouped([record(0.6, **plain), record(0.5, **first), record(0.4, **second)])
+    three = group_runs([record(0.6, **plain), record(0.5, **first), record(0.4, **second)])
     assert [one.label for one in three] == [
         "batch_norm –, batch_norm.momentum –",
         "batch_norm true, batch_norm.momentum 0.1",
         "batch_norm true, batch_norm.momentum 0.4",
     ]
-    both = grouped([record(0.5, **first), record(0.4, **second)])
+    both = group_runs([record(0.5, **first), record(0.4, **second)])
     assert [one.settings for one in both] == [{"batch_norm.momentum": 0.1}, {"batch_norm.momentum": 0.4}]
 
 
 def test_differing_settings_and_their_names() -> None:
-    assert differing([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None}, {"a": 1, "b": 2, "c": 4}]) == ["b", "c"]
+    assert differing_settings([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None}, {"a": 1, "b": 2, "c": 4}]) == ["b", "c"]
     assert short_names(["train.rate", "model.1.init", "model.2.init"]) == {
         "train.rate": "rate", "model.1.init": "1.init", "model.2.init": "2.init",
     }  # fmt: skip
@@ -159,13 +162,13 @@ def test_short_names_are_each_of_one_key(keys: list[str]) -> None:
 
 
 def sentences(*records: Record) -> list[str]:
-    return [difference.sentence for difference in group_differences(grouped(records))]
+    return [difference.sentence for difference in group_differences(group_runs(records))]
 
 
 def test_a_difference_is_paired_by_seed() -> None:
     better, other = group(0.60, 0.70, 0.80, rate=0.1), group(0.591, 0.69, 0.789, rate=0.2)
-    (difference,) = group_differences(grouped([*better, *other]))
-    assert difference.tells_apart  # although each group spreads ten times as far
+    (difference,) = group_differences(group_runs([*better, *other]))
+    assert difference.is_significant  # although each group spreads ten times as far
     assert difference.interval is not None
     expected = stats.ttest_rel([0.60, 0.70, 0.80], [0.591, 0.69, 0.789]).confidence_interval(0.95)
     assert difference.interval.mean - (difference.interval.half_width or 0) == pytest.approx(expected.low)
@@ -177,14 +180,14 @@ def test_a_difference_is_paired_by_seed() -> None:
 
 def test_what_the_data_cannot_tell_is_said() -> None:
     assert sentences(*group(0.60, 0.70, rate=0.1), *group(0.69, 0.59, rate=0.2)) == [
-        "The data cannot tell rate 0.1 and rate 0.2 apart: they differ by +1.00 points of test accuracy "
+        "rate 0.1 and rate 0.2 are not significantly different: they differ by +1.00 points of test accuracy "
         "(95 % interval −126.06 to +128.06, 2 shared seeds)."
     ]
     assert sentences(*group(0.6, rate=0.1), *group(0.5, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 share one seed, where they differ by +10.00 points: too little to tell them apart."
+        "rate 0.1 and rate 0.2 have one seed in common, where they differ by +10.00 points: too few to compare."
     ]
     assert sentences(record(0.6, 0, rate=0.1), record(0.5, 1, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 share no seed: nothing can be said of their difference."
+        "rate 0.1 and rate 0.2 have no seed in common, so they cannot be compared."
     ]
 
 
@@ -196,7 +199,7 @@ def test_the_shared_seeds_decide_against_the_means() -> None:
 
 def test_many_groups_are_compared_with_the_best_and_other_data_with_none() -> None:
     def compared(count: int, **settings: Any) -> list[tuple[str, str]]:
-        groups: list[Group] = grouped([record(1 - one / 100, rate=one, **settings) for one in range(count)])
+        groups: list[Group] = group_runs([record(1 - one / 100, rate=one, **settings) for one in range(count)])
         return [(one.better.label, one.other.label) for one in group_differences(groups)]
 
     assert len(compared(5)) == 10

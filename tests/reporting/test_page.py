@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cnnjob import files
-from cnnjob.reporting.groups import grouped
+from cnnjob.reporting.groups import group_runs
 from cnnjob.reporting.page import page as pages
 from cnnjob.reporting.record import read
 from cnnjob.reporting.report import report
@@ -76,7 +76,7 @@ class Reader(HTMLParser):
 
 def page_of(*runs: Run) -> str:
     records = [read(run, run.name) for run in runs]
-    return pages.render(records, grouped(records))
+    return pages.render(records, group_runs(records))
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,9 @@ def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
     assert "4 runs of ants aaaaaaaa, ants bbbbbbbb" in page_of(*Run.all(tmp_path / "ants", tmp_path / "bees"))
 
 
-def test_what_cannot_be_told_apart_is_said(mixed: Path) -> None:
+def test_groups_without_a_significant_difference_are_named(mixed: Path) -> None:
     sentence = (
-        "The data cannot tell learning_rate 0.05 and learning_rate 0.1 apart: they differ by +0.00 points of test "
+        "learning_rate 0.05 and learning_rate 0.1 are not significantly different: they differ by +0.00 points of test "
         "accuracy (95 % interval +0.00 to +0.00, 3 shared seeds)."
     )
     assert sentence in Reader(page_of(*Run.all(mixed))).text
@@ -163,32 +163,32 @@ def test_all_text_from_files_is_escaped(tmp_path: Path) -> None:
     assert Reader(page).text.count(HOSTILE) >= 5
 
 
-def test_a_run_has_its_provenance_and_its_life(tmp_path: Path) -> None:
+def test_a_run_has_its_provenance_and_its_mistakes(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path)
     folders.change_json(run.environment_file, dirty=True, packages={"numpy": "2.4"})
     folders.change_json(run.result_file, bits_may_differ_from_step=150)
     text = Reader(page_of(run)).text
     for fact in (
-        "commit c0ffeec0, with changes that were not committed · data dddddddd · cpu: test · numpy 2.4",
+        "commit c0ffeec0, with uncommitted changes · data dddddddd · cpu: test · numpy 2.4",
         "resumed 1 time · model chosen on validation images, epoch 3 of 4 · bits may differ from step 150",
-        "Most often confused: ant taken for bee (1, 33.3 %); dog taken for ant (1, 50.0 %).",
-        "ant, taken for bee with 70.0 %, test:2",
+        "Most often confused: ant predicted as bee (1, 33.3 %); dog predicted as ant (1, 50.0 %).",
+        "ant, predicted bee (70.0 %), test:2",
     ):
         assert fact in text
 
 
-def test_the_life_says_what_was_waited_for_and_lost(tmp_path: Path) -> None:
+def test_the_timeline_shows_waiting_and_lost_steps(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path)
     first, second = run.attempt_files()
     folders.change_json(first, started="2026-01-01T10:00:00+00:00", ended="2026-01-01T11:00:00+00:00", step=150)
     folders.change_json(second, started="2026-01-01T13:00:00+00:00", resumed_at_step=120)
     run.slurm_folder.mkdir()
     files.write_json(run.submission_file, {"attempt": 1, "submitted": "2026-01-01T09:50:00+00:00"})
-    lives = summarise_attempts(run)
-    waits = [life.started - life.waited_from for life in lives if life.waited_from]
+    attempts = summarise_attempts(run)
+    waits = [attempt.started - attempt.waited_from for attempt in attempts if attempt.waited_from]
     assert [wait.total_seconds() for wait in waits] == [600, 7200]
-    assert [life.lost_steps for life in lives] == [30, None]
-    assert "waited 2 h for life 2" in Reader(page_of(run)).text
+    assert [attempt.lost_steps for attempt in attempts] == [30, None]
+    assert "attempt 2: waited 2 h" in Reader(page_of(run)).text
 
 
 def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:
     run.slurm_folder.mkdir()
     decision = {"job_id": "17", "job_restarts": 1, "step": 10, "said": "finished"}
     files.write_json(run.slurm_folder / "restarts.json", [decision])
-    assert [life.decision for life in summarise_attempts(run)] == ["", "finished"]
+    assert [attempt.decision for attempt in summarise_attempts(run)] == ["", "finished"]
 
 
 def test_equal_runs_give_equal_bytes(mixed: Path) -> None:
@@ -225,14 +225,14 @@ def test_a_hundred_runs_fit_a_mail(n_runs: int, side: int, tmp_path: Path) -> No
     run.log_file.write_text("epoch 1: a line of the log, as long as they are\n" * 100)
     record = read(run, run.name)
     records = [record] * n_runs
-    page = pages.render(records, grouped(records))
+    page = pages.render(records, group_runs(records))
     assert len(page.encode()) < 5_000_000
 
 
 def test_more_runs_than_can_be_sent_have_no_pictures(tmp_path: Path) -> None:
     record = read(folders.finished_run(tmp_path), "run")
-    records = [record] * (pages.PICTURED_RUNS + 1)
-    page = pages.render(records, grouped(records))
+    records = [record] * (pages.MAX_PICTURED_RUNS + 1)
+    page = pages.render(records, group_runs(records))
     assert not Reader(page).sources
     assert "more than 100 runs" in page
 

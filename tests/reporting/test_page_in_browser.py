@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob.reporting.groups import grouped
+from cnnjob.reporting.groups import group_runs
 from cnnjob.reporting.page import page as pages
 from cnnjob.reporting.record import read
 from cnnjob.runs.run import Run
@@ -49,7 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     better.predictions_file.unlink()
     folders.change_json(better.result_file, test_accuracy=0.9)
     records = [read(run, run.name) for run in Run.all(root)]
-    return pages.render(records, grouped(records))
+    return pages.render(records, group_runs(records))
 
 
 def browsed(page: str, folder: Path, *options: str) -> tuple[str, str]:

@@ -549,7 +549,7 @@ def test_a_report_among_the_runs_or_in_one(tmp_path: Path) -> None:
         assert len(report(Run.all(tmp_path / "runs"), tmp_path / "runs").rows) == 1
     assert len(report(Run.all(tmp_path / "runs"), tmp_path / "report").rows) == 1  # runs/runs has figures
     for out in (tmp_path, run.path):
-        with pytest.raises(JobError, match=f"{out}: its files would lie in {run.path}, and no run is written to"):
+        with pytest.raises(JobError, match=f"{out}: the report would be written into the run {run.path}"):
             report([run], out)
 
 
@@ -617,13 +617,11 @@ def test_a_history_of_no_steps_has_no_restarts(tmp_path: Path) -> None:
 
 
 def test_no_run_at_all_is_an_error() -> None:
-    with pytest.raises(
-        DataError, match=r"report: no runs to report, none were found; train one with `cnnjob train JOB`"
-    ):
+    with pytest.raises(DataError, match=r"report: no runs found\. To train one:\n  cnnjob train JOB"):
         report([])
 
 
 def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
-    with pytest.raises(JobError, match=r"report/index.html: cannot be written, .*; give another folder"):
+    with pytest.raises(JobError, match=r"report/index.html: cannot be written \(.*\). Name another folder"):
         report([folders.pending_run(tmp_path / "runs")], tmp_path / "report")

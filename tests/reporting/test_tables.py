@@ -8,7 +8,7 @@ import pytest
 
 from cnnjob import files
 from cnnjob.reporting import tables
-from cnnjob.reporting.groups import Group, grouped
+from cnnjob.reporting.groups import Group, group_runs
 from cnnjob.reporting.record import Record, read
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
@@ -25,7 +25,7 @@ def records(tmp_path: Path) -> list[Record]:
 
 @pytest.fixture
 def groups(records: list[Record]) -> list[Group]:
-    return grouped(records)
+    return group_runs(records)
 
 
 def test_groups_for_machines(groups: list[Group]) -> None:
@@ -45,7 +45,7 @@ def test_groups_for_readers(groups: list[Group]) -> None:
 
 def test_groups_for_papers(groups: list[Group]) -> None:
     assert tables.groups_as_latex(groups) == (
-        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; letters beyond Latin ones need LuaLaTeX\n"
+        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; non-Latin letters need LuaLaTeX\n"
         "\\begin{tabular}{lrrrl}\n"
         "\\toprule\n"
         "group & test accuracy, \\% & n & test loss & learning\\_rate \\\\\n"
@@ -64,7 +64,7 @@ def test_accuracies_that_are_no_plain_ones_say_so(tmp_path: Path) -> None:
     )
     found = [read(run, run.name) for run in Run.all(tmp_path)]
     remark = "optimistic: chosen on the test images; test-time augmentation: flip"
-    assert tables.groups_as_markdown(grouped(found)).splitlines()[2:5:2] == [
+    assert tables.groups_as_markdown(group_runs(found)).splitlines()[2:5:2] == [
         "| group | test accuracy, % | n | test loss | remarks |",
         f"| tiny | 80.00 | 1 | 0.7459 | {remark} |",
     ]

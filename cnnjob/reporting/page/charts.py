@@ -16,16 +16,16 @@ from cnnjob.reporting.groups import Group, interval
 
 WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 60, 466, 10, 240
-COLOURS = 7
+N_COLOURS = 7
 """Number of groups with a colour of their own; the others are grey."""
-POINTS = 100
-"""Most points of a line."""
-ALL_POINTS = 20_000
+MAX_POINTS_PER_LINE = 100
+"""Most points that a line is drawn through."""
+MAX_POINTS_PER_CHART = 20_000
 """Most points of all lines of a chart, approximately."""
 _NARROWEST, _SMALLEST = 1e-9, 1e-200
-"""Relative length of the shortest range that is not widened; and the smallest magnitude that is not taken for zero."""
+"""Relative length of the shortest range that is not widened; smallest magnitude that does not count as zero."""
 _TICKS = 5
-_FACTORS, _WHOLE = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
+_TICK_FACTORS, _INTEGER_TICK_FACTORS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
 """Steps between ticks, as multiples of a power of ten; the second for integers."""
 _CLOSE = 0.3
 """The first epoch has a tick unless the next tick is closer than this fraction of a step."""
@@ -34,9 +34,9 @@ _LOG_RATIO = 30
 _MARGIN = 0.04
 """Space above and below the values, as a share of their range."""
 
-Over = Literal["epoch", "time"]
+XAxis = Literal["epoch", "time"]
 _UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
-_LEAST = 2
+_MIN_UNITS = 2
 """A time axis uses the largest unit of which the longest training takes at least this many."""
 
 
@@ -95,102 +95,108 @@ class Chart:
     marks: list[Mark] = field(default_factory=list)
 
 
-def of_groups(groups: Sequence[Group], measure: Measure, over: Over) -> Chart | None:
+def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) -> Chart | None:
     """Draw the groups of a dataset in one chart: means with their intervals, and a thin line per seed.
 
     Args:
-        groups: the groups; the first ``COLOURS`` of them have a colour each.
+        groups: the groups; the first ``N_COLOURS`` of them have a colour each.
         measure: loss or accuracy, on the split that each run watched.
         over: the x axis: epochs, or training time in hours, minutes or seconds.
 
     Returns:
         The chart; None if there is nothing to draw.
     """
-    unit, seconds = _unit_of(groups) if over == "time" else ("", 1)
-    lines = [line for place, group in enumerate(groups) for line in _lines_of(group, place, measure, over, seconds)]
+    unit, seconds = "", 1.0
+    if over == "time":
+        times = (record.curve.history["seconds"] for group in groups for record in group.records if record.curve)
+        longest = max((float(np.nansum(epochs)) for epochs in times), default=0.0)
+        unit, seconds = next((unit for unit in _UNITS if longest >= _MIN_UNITS * unit[1]), _UNITS[-1])
+    lines = [line for index, group in enumerate(groups) for line in _group_lines(group, index, measure, over, seconds)]
     # SVG paints in document order: means go over seeds, coloured lines over grey ones.
     lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))
-    what = f"{unit} of training" if unit else "epochs"
-    return chart(f"{measure} of all groups over {what}", over, measure, lines, x_label=what if unit else "epoch")
+    x_name = f"{unit} of training" if unit else "epochs"
+    x_label = x_name if unit else "epoch"
+    return build_chart(f"{measure} of all groups over {x_name}", over, measure, lines, x_label=x_label)
 
 
-def _unit_of(groups: Sequence[Group]) -> tuple[str, float]:
-    """Return the unit of time that suits the longest training, and its length in seconds."""
-    times = (record.curve.history["seconds"] for group in groups for record in group.records if record.curve)
-    longest = max((float(np.nansum(seconds)) for seconds in times), default=0.0)
-    return next(((unit, seconds) for unit, seconds in _UNITS if longest >= _LEAST * seconds), _UNITS[-1])
-
-
-def _lines_of(group: Group, place: int, measure: Measure, over: Over, unit: float) -> Iterator[Line]:
+def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: float) -> Iterator[Line]:
+    """Yield the curve of each seed, and their mean; ``unit`` is the unit of a time axis in seconds."""
     # One curve per seed, since a copy of a run is not a second measurement: that of the run in the tables goes first.
     curves: dict[Any, Curve] = {}
     for record in (*group.by_seed.values(), *group.records):
         if record.curve:
             curves.setdefault(record.row["seed"], record.curve)
-    colour = place if place < COLOURS else None
-    drawn = [(_x_of(curve, over) / unit, curve.values(curve.watched, measure), curve.name) for curve in curves.values()]
-    drawn = [(x, y, name) for x, y, name in drawn if np.isfinite(x).all()]
+    colour = index if index < N_COLOURS else None
+    drawn = []
+    for curve in curves.values():
+        x = (curve.history["epoch"] if over == "epoch" else np.cumsum(curve.history["seconds"])) / unit
+        if np.isfinite(x).all():
+            drawn.append((x, curve.values(curve.watched, measure), curve.name))
     for x, y, name in drawn:
         yield Line(x, y, colour, "mean" if len(drawn) == 1 else "thin", name)
-    if len(drawn) > 1 and (mean := _mean_line([one[:2] for one in drawn], over)):
+    if len(drawn) > 1 and (mean := _mean_line([(x, y) for x, y, _ in drawn], over)):
         yield Line(mean[0], mean[1], colour, "mean", f"{group.label}, mean of {len(drawn)}", mean[2])
 
 
-def _x_of(curve: Curve, over: Over) -> np.ndarray:
-    return curve.history["epoch"] if over == "epoch" else np.cumsum(curve.history["seconds"])
-
-
-def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: Over) -> tuple[np.ndarray, ...] | None:
+def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple[np.ndarray, ...] | None:
     """Return x, mean and half width of the interval over the range that all lines cover; None if there is none."""
     start, end = max(np.nanmin(x) for x, _ in lines), min(np.nanmax(x) for x, _ in lines)
     if start > end:
         return None
     longest = max((x for x, _ in lines), key=len)
-    grid = longest[(longest >= start) & (longest <= end)] if over == "epoch" else np.linspace(start, end, POINTS)
+    grid = (
+        longest[(longest >= start) & (longest <= end)]
+        if over == "epoch"
+        else np.linspace(start, end, MAX_POINTS_PER_LINE)
+    )
     values = np.array([np.interp(grid, x, y) for x, y in lines])  # (seeds, points)
     intervals = [interval(column.tolist()) for column in values.T]
-    widths = [math.nan if one is None or one.half_width is None else one.half_width for one in intervals]
+    widths = [math.nan if mean is None or mean.half_width is None else mean.half_width for mean in intervals]
     return grid, values.mean(axis=0), np.array(widths)
 
 
-def of_run(curve: Curve, measure: Measure) -> Chart | None:
+def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
     """Draw one run: the watched split, the training images dashed, and marks for its best epoch and restarts."""
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     epochs = curve.history["epoch"]
     names = {"train": "training images"}
     lines = [
-        Line(epochs, curve.values(split, measure), place, "mean" if split == curve.watched else "dashed",
+        Line(epochs, curve.values(split, measure), colour, "mean" if split == curve.watched else "dashed",
              names.get(split, f"{split} images"))
-        for place, split in reversed(list(enumerate(reversed(splits))))
+        for colour, split in reversed(list(enumerate(reversed(splits))))
     ]  # fmt: skip
-    marks = [Mark("restart", at) for at in curve.restarts]
+    marks = [Mark("restart", epoch) for epoch in curve.restarts]
     if curve.best_epoch is not None:
         height = float(np.interp(curve.best_epoch, epochs, curve.values(curve.watched, measure)))
         marks.append(Mark("best", curve.best_epoch, height))
-    return chart(f"{measure} of {curve.name} over epochs", "epoch", measure, lines, marks)
+    return build_chart(f"{measure} of {curve.name} over epochs", "epoch", measure, lines, marks)
 
 
-def chart(
-    title: str, over: Over, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = (), x_label: str = "epoch"
+def build_chart(
+    title: str, over: XAxis, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = (), x_label: str = "epoch"
 ) -> Chart | None:
     """Scale lines and marks to a chart; return None if no line has a finite point."""
     points = [
-        (line.x[known], line.y[known]) for line in lines if (known := np.isfinite(line.x) & np.isfinite(line.y)).any()
+        (line.x[finite], line.y[finite])
+        for line in lines
+        if (finite := np.isfinite(line.x) & np.isfinite(line.y)).any()
     ]
     if not points:
         return None
     x, y = (np.concatenate(values) for values in zip(*points, strict=True))
     logarithmic = measure == "loss" and bool(0 < y.min() * _LOG_RATIO < y.max())
     across, up = Axis.across(x, zero=over == "time"), Axis.upward(y, logarithmic=logarithmic)
-    limit = max(12, min(POINTS, ALL_POINTS // len(lines)))
+    y_label = "loss, nats per image" if measure == "loss" else "accuracy, %"
+    limit = max(12, min(MAX_POINTS_PER_LINE, MAX_POINTS_PER_CHART // len(lines)))
     return Chart(
         title=title,
         x_label=x_label,
-        y_label=("loss, nats per image" if measure == "loss" else "accuracy, %") + ", logarithmic" * logarithmic,
+        y_label=f"{y_label}, logarithmic" if logarithmic else y_label,
         x_ticks=across.ticks(whole=over == "epoch"),
         y_ticks=up.ticks(),
         bands=[path for line in lines if (path := _band(line, across, up, limit))],
-        lines=[CurvePath(_path(line, across, up, limit), line.colour, line.style, line.title) for line in lines],
+        lines=[CurvePath(_points(line.x, line.y, across, up, limit), line.colour, line.style, line.title)
+               for line in lines],
         marks=[Mark(mark.kind, float(across.at(mark.x)), float(up.at(mark.y))) for mark in marks
                if math.isfinite(mark.x) and (mark.kind == "restart" or math.isfinite(mark.y))],
     )  # fmt: skip
@@ -209,12 +215,12 @@ class Axis:
     @classmethod
     def across(cls, values: np.ndarray, *, zero: bool) -> "Axis":
         """Return the x axis, exactly as long as the values reach (from zero if asked); a single value is centred."""
-        return cls(*_apart(0.0 if zero else float(values.min()), float(values.max())), LEFT, RIGHT)
+        return cls(*_widened(0.0 if zero else float(values.min()), float(values.max())), LEFT, RIGHT)
 
     @classmethod
     def upward(cls, values: np.ndarray, *, logarithmic: bool) -> "Axis":
         """Return the y axis, with a small margin beyond the values."""
-        low, high = _apart(float(values.min()), float(values.max()))
+        low, high = _widened(float(values.min()), float(values.max()))
         if logarithmic:
             low = max(low, _SMALLEST)
             factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # high / low could overflow
@@ -237,7 +243,9 @@ class Axis:
     def _steps(self, *, whole: bool) -> list[float]:
         rough = (self.high - self.low) / _TICKS
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (_WHOLE if whole else _FACTORS) if factor * power >= rough)
+        step = next(
+            factor * power for factor in (_INTEGER_TICK_FACTORS if whole else _TICK_FACTORS) if factor * power >= rough
+        )
         step = max(step, 1.0) if whole else step
         # The slack keeps a tick that rounding has put just outside the axis.
         counts = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
@@ -252,7 +260,7 @@ class Axis:
         return [number for number in numbers if self.low <= number <= self.high]
 
 
-def _apart(low: float, high: float) -> tuple[float, float]:
+def _widened(low: float, high: float) -> tuple[float, float]:
     """Return the range, widened if its ends are too close to be distinguished."""
     size = max(abs(low), abs(high))
     if high - low > _NARROWEST * max(size, _SMALLEST):
@@ -261,16 +269,12 @@ def _apart(low: float, high: float) -> tuple[float, float]:
     return low - half, high + half
 
 
-def _path(line: Line, across: Axis, up: Axis, limit: int) -> str:
-    return _points(line.x, line.y, across, up, limit)
-
-
 def _band(line: Line, across: Axis, up: Axis, limit: int) -> CurvePath | None:
     if line.half_width is None or not np.isfinite(line.half_width).any():
         return None
-    there = _points(line.x, line.y + line.half_width, across, up, limit)
-    back = _points(line.x[::-1], (line.y - line.half_width)[::-1], across, up, limit)
-    return CurvePath(f"{there}L{back[1:]}Z", line.colour, "band") if there and back else None
+    upper = _points(line.x, line.y + line.half_width, across, up, limit)
+    lower = _points(line.x[::-1], (line.y - line.half_width)[::-1], across, up, limit)
+    return CurvePath(f"{upper}L{lower[1:]}Z", line.colour, "band") if upper and lower else None
 
 
 def _points(x: np.ndarray, y: np.ndarray, across: Axis, up: Axis, limit: int) -> str:
@@ -278,11 +282,11 @@ def _points(x: np.ndarray, y: np.ndarray, across: Axis, up: Axis, limit: int) ->
 
     A single point becomes a stroke of length zero (``h0``), which round line caps show as a dot.
     """
-    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if not len(known):
+    finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if not len(finite):
         return ""
-    if len(known) > limit:
-        known = known[np.linspace(0, len(known) - 1, limit).round().astype(int)]  # includes both ends
-    places = zip(across.at(x[known]).round(1).tolist(), up.at(y[known]).round(1).tolist(), strict=True)
-    joined = "L".join(f"{left:g} {top:g}" for left, top in places)
-    return f"M{joined}" + "h0" * (len(known) == 1)
+    if len(finite) > limit:
+        finite = finite[np.linspace(0, len(finite) - 1, limit).round().astype(int)]  # includes both ends
+    coordinates = zip(across.at(x[finite]).round(1).tolist(), up.at(y[finite]).round(1).tolist(), strict=True)
+    path = "M" + "L".join(f"{left:g} {top:g}" for left, top in coordinates)
+    return f"{path}h0" if len(finite) == 1 else path

@@ -16,74 +16,75 @@ from cnnjob.reporting.record import Record
 if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
 
-PICTURED_RUNS = sections.MANY
-"""With more runs than this the page has no images and matrices: it would be too large to send by mail."""
+MAX_PICTURED_RUNS = sections.MAX_DETAILED_RUNS
+"""With more runs than this the page has no images and matrices: it would be too large for an email."""
 _SEEDS_SHOWN = 30
 
 
-def render(records: Sequence[Record], sets: Sequence[Group]) -> str:
+def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     """Render the page.
 
     Args:
         records: one or more runs, in order of name.
-        sets: their groups, best first.
+        run_groups: their groups, best first.
 
     Returns:
         A complete HTML document.
     """
-    template = _environment().get_template("page.html.jinja")
+    template = _template_environment().get_template("page.html.jinja")
     anchors = {record.name: f"run-{number}" for number, record in enumerate(records, start=1)}
     page: str = template.render(
         records=records,
-        blocks=_blocks(sets),
+        datasets=_dataset_sections(run_groups),
         anchors=anchors,
-        several_groups=len(sets) > 1,
-        sections=[sections.of(record, anchors[record.name], len(records)) for record in records],
-        pictured=len(records) <= PICTURED_RUNS,
-        pictured_limit=PICTURED_RUNS,
+        several_groups=len(run_groups) > 1,
+        sections=[sections.build_section(record, anchors[record.name], len(records)) for record in records],
+        pictured=len(records) <= MAX_PICTURED_RUNS,
+        pictured_limit=MAX_PICTURED_RUNS,
         seeds_shown=_SEEDS_SHOWN,
-        coloured=charts.COLOURS,
+        coloured=charts.N_COLOURS,
     )
     return page
 
 
 class DatasetSection(NamedTuple):
-    """The section of the page on the groups of one dataset."""
+    """The section of the page about the groups of one dataset."""
 
     dataset: str
     groups: list[Group]
     settings: list[str]
     """Names of the settings that differ between these groups."""
-    comparisons: list[groups.GroupDifference]
-    untold: list[groups.GroupDifference]
+    differences: list[groups.GroupDifference]
+    inconclusive: list[groups.GroupDifference]
     charts: list[charts.Chart]
 
 
-def _blocks(sets: Sequence[Group]) -> list[DatasetSection]:
+def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
     """Return one section per dataset, the best group's first; datasets that share a name are shown with digests."""
-    datasets = dict.fromkeys(group.dataset for group in sets)
+    datasets = dict.fromkeys(group.dataset for group in run_groups)
     names = [dataset.partition(" ")[0] for dataset in datasets]
     titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]
     return [
-        _block(title, [group for group in sets if group.dataset == dataset])
+        _dataset_section(title, [group for group in run_groups if group.dataset == dataset])
         for title, dataset in zip(titles, datasets, strict=True)
     ]
 
 
-def _block(title: str, sets: list[Group]) -> DatasetSection:
-    compared, settings = groups.group_differences(sets), groups.differing([group.settings for group in sets])
-    untold = [difference for difference in compared if not difference.tells_apart]
-    return DatasetSection(title, sets, settings, compared, untold, _overlays(sets))
+def _dataset_section(title: str, run_groups: list[Group]) -> DatasetSection:
+    differences = groups.group_differences(run_groups)
+    inconclusive = [difference for difference in differences if not difference.is_significant]
+    settings = groups.differing_settings([group.settings for group in run_groups])
+    return DatasetSection(title, run_groups, settings, differences, inconclusive, _group_charts(run_groups))
 
 
-def _overlays(sets: Sequence[Group]) -> list[charts.Chart]:
-    overs: tuple[charts.Over, ...] = ("epoch", "time")
+def _group_charts(run_groups: Sequence[Group]) -> list[charts.Chart]:
+    axes: tuple[charts.XAxis, ...] = ("epoch", "time")
     measures: tuple[Measure, ...] = ("accuracy", "loss")
-    drawn = (charts.of_groups(sets, measure, over) for over in overs for measure in measures)
+    drawn = (charts.build_group_chart(run_groups, measure, over) for over in axes for measure in measures)
     return [chart for chart in drawn if chart]
 
 
-def _environment() -> Any:
+def _template_environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only the page needs it
 
     environment = Environment(
@@ -94,7 +95,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": _percent, "fixed": _fixed, "spread": _spread, "shown": groups.shown,
+        "percent": _percent, "fixed": _fixed, "spread": _spread, "shown": groups.setting_text,
         "duration": _duration,
     }  # fmt: skip
     return environment

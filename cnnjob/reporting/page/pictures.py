@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image as Images
 
 
-def address(pixels: np.ndarray) -> str:
+def data_url(pixels: np.ndarray) -> str:
     """Return an image as a ``data:`` URL.
 
     Args:
@@ -23,10 +23,10 @@ def address(pixels: np.ndarray) -> str:
     """
     from PIL import Image  # noqa: PLC0415 - only pages need it
 
-    return _address(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+    return _png_data_url(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
 
 
-def _address(picture: "Images.Image") -> str:
+def _png_data_url(picture: "Images.Image") -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -47,13 +47,13 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
 
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     picture.thumbnail((pixels, pixels))
-    return _address(picture.quantize(colours) if colours and picture.mode == "RGB" else picture)
+    return _png_data_url(picture.quantize(colours) if colours and picture.mode == "RGB" else picture)
 
 
 def filters(weights: np.ndarray) -> tuple[str, int, int]:
     """Return the filters of a first layer, (K, K, C, F), as one image: ``data:`` URL, width and height in pixels."""
-    sheet = (filter_grid.sheet_of(filter_grid.filter_grids(weights)) * 255).round().astype(np.uint8)
-    return address(sheet), sheet.shape[1], sheet.shape[0]
+    sheet = (filter_grid.join_tiles(filter_grid.filter_tiles(weights)) * 255).round().astype(np.uint8)
+    return data_url(sheet), sheet.shape[1], sheet.shape[0]
 
 
 def confusion(counts: np.ndarray) -> str:
@@ -61,4 +61,4 @@ def confusion(counts: np.ndarray) -> str:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     light, dark = np.array([255, 255, 255]), np.array([8, 48, 107])
     # The square root, as in plots.confusion_matrix, makes rare confusions visible.
-    return address((light + np.sqrt(shares)[..., None] * (dark - light)).round().astype(np.uint8))
+    return data_url((light + np.sqrt(shares)[..., None] * (dark - light)).round().astype(np.uint8))

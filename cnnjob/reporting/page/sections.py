@@ -1,4 +1,4 @@
-"""The section of the page on one run: its provenance, attempts and mistakes, as text and numbers for the template."""
+"""The section of the page about one run: provenance, attempts and mistakes, as text and numbers for the template."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.errors import format_seconds
+from cnnjob.errors import format_seconds, plural
 from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
 from cnnjob.reporting.record import DIGEST_LETTERS, Mistake, Record
 from cnnjob.runs.attempts import Attempt
 from cnnjob.runs.metrics import PerClass
 
-MANY = 100
+MAX_DETAILED_RUNS = 100
 """With more runs than this a section has no images, curves and matrices."""
-_THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MANY, 8, 44, 64))
+_THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MAX_DETAILED_RUNS, 8, 44, 64))
 """Runs on the page up to which a row applies; then test images per run, their largest side in pixels, their colours."""
-MATRIX_CLASSES = 20
+MAX_MATRIX_CLASSES = 20
 """With more classes than this a matrix is an image: numbers in its cells could not be read."""
 WORST_PAIRS = 5
 """Number of confusions that are listed."""
-_LIFE_WIDTH = 720
+_TIMELINE_WIDTH = 720
 """Width of the timeline, in SVG units."""
-_SHORTEST = 2.0
-"""Least width of an interval on it, so that a short attempt is visible."""
+_MIN_BAR_WIDTH = 2.0
+"""Least width of a bar on it, so that a short attempt is visible."""
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TimelineBar:
     """An interval on the timeline of a run, in SVG units."""
 
     kind: str
@@ -47,7 +47,7 @@ class RunSection:
     anchor: str
     provenance: list[str]
     charts: list[Chart]
-    life: list[Stretch]
+    timeline: list[TimelineBar]
     matrix: list[list[tuple[int, float]]]
     """Confusion matrix by rows: counts, and their shares of the row; empty if there are many classes."""
     matrix_picture: str
@@ -59,7 +59,7 @@ class RunSection:
     filters_shape: tuple[int, ...]
 
 
-def of(record: Record, anchor: str, n_runs: int) -> RunSection:
+def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
     """Build the section of a run.
 
     Args:
@@ -70,19 +70,19 @@ def of(record: Record, anchor: str, n_runs: int) -> RunSection:
     Returns:
         The section.
     """
-    detailed = n_runs <= MANY
+    detailed = n_runs <= MAX_DETAILED_RUNS
     counts = record.counts if detailed else None
     curve = record.curve if detailed else None
-    measured: tuple[Any, ...] = ("accuracy", "loss")
-    few = len(counts) <= MATRIX_CLASSES if counts is not None else True
+    measures: tuple[Any, ...] = ("accuracy", "loss")
+    has_numbers = counts is None or len(counts) <= MAX_MATRIX_CLASSES
     return RunSection(
         record=record,
         anchor=anchor,
         provenance=list(provenance(record)),
-        charts=[chart for measure in measured if curve and (chart := charts.of_run(curve, measure))],
-        life=life_line(record.lives),
-        matrix=_matrix(counts) if counts is not None and few else [],
-        matrix_picture="" if counts is None or few else pictures.confusion(counts),
+        charts=[chart for measure in measures if curve and (chart := charts.build_run_chart(curve, measure))],
+        timeline=build_timeline(record.attempts),
+        matrix=_matrix(counts) if counts is not None and has_numbers else [],
+        matrix_picture="" if counts is None or has_numbers else pictures.confusion(counts),
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
         classes=_classes(record.classes, record.class_names) if record.classes and detailed else [],
         thumbnails=_thumbnails(record.mistakes, n_runs),
@@ -94,7 +94,7 @@ def of(record: Record, anchor: str, n_runs: int) -> RunSection:
 def _thumbnails(mistakes: list[Mistake], n_runs: int) -> list[tuple[Mistake, str]]:
     for limit, n, pixels, colours in _THUMBNAILS:
         if n_runs <= limit:
-            return [(one, pictures.thumbnail(one.image, pixels, colours)) for one in mistakes[:n]]
+            return [(mistake, pictures.thumbnail(mistake.image, pixels, colours)) for mistake in mistakes[:n]]
     return []
 
 
@@ -103,9 +103,9 @@ def provenance(record: Record) -> Iterator[str]:
     row, environment = record.row, record.environment
     if row["commit"]:
         digits, *dirty = str(row["commit"]).split("-")
-        yield f"commit {digits[:DIGEST_LETTERS]}{', with changes that were not committed' if dirty else ''}"
+        yield f"commit {digits[:DIGEST_LETTERS]}{', with uncommitted changes' if dirty else ''}"
     elif environment:
-        yield "commit not known"
+        yield "commit unknown"
     if row["data_sha256"]:
         yield f"data {str(row['data_sha256'])[:DIGEST_LETTERS]}"
     if row["device"]:
@@ -114,48 +114,51 @@ def provenance(record: Record) -> Iterator[str]:
         yield f"Python {environment['python']}"
     if isinstance(packages := environment.get("packages"), dict) and packages:
         yield ", ".join(f"{name} {version}" for name, version in packages.items())
-    if len(record.lives) > 1:
-        yield f"resumed {len(record.lives) - 1} time{'s' * (len(record.lives) > 2)}"  # noqa: PLR2004 - one is singular
-    if row["selected_on"]:
-        yield _selection(row)
+    if len(record.attempts) > 1:
+        yield f"resumed {plural(len(record.attempts) - 1, 'time')}"
+    if row["selected_on"] == "last":
+        yield f"model of the last epoch, {row['epochs']}"
+    elif row["selected_on"]:
+        yield f"model chosen on {row['selected_on']} images, epoch {row['best_epoch']} of {row['epochs']}"
     if (views := record.result.get("test_time_augmentation", "none")) != "none":
         yield f"test-time augmentation: {views}"
     if (step := record.result.get("bits_may_differ_from_step")) is not None:
         yield f"bits may differ from step {step}"
 
 
-def _selection(row: dict[str, Any]) -> str:
-    if row["selected_on"] == "last":
-        return f"model of the last epoch, {row['epochs']}"
-    return f"model chosen on {row['selected_on']} images, epoch {row['best_epoch']} of {row['epochs']}"
-
-
-def life_line(lives: list[Attempt]) -> list[Stretch]:
-    """Return the attempts as intervals on one line: waiting, running and unknown."""
-    if not lives:
+def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:
+    """Return the attempts as bars on one line: waiting, running and unknown."""
+    if not attempts:
         return []
-    stretches = list(_stretches(lives))
-    first, last = min(one[1] for one in stretches), max(one[2] for one in stretches)
-    whole = (last - first).total_seconds() or 1.0  # a single attempt whose end is unknown has no length
+    phases = list(_timeline_phases(attempts))
+    first, last = min(start for _, start, _, _ in phases), max(end for _, _, end, _ in phases)
+    total = (last - first).total_seconds() or 1.0  # a single attempt whose end is unknown has no length
+    scale = _TIMELINE_WIDTH / total
     return [
-        Stretch(kind, round((start - first).total_seconds() / whole * _LIFE_WIDTH, 1),
-                round(max((end - start).total_seconds() / whole * _LIFE_WIDTH, _SHORTEST), 1), title)
-        for kind, start, end, title in stretches
+        TimelineBar(kind, round((start - first).total_seconds() * scale, 1),
+                    round(max((end - start).total_seconds() * scale, _MIN_BAR_WIDTH), 1), title)
+        for kind, start, end, title in phases
     ]  # fmt: skip
 
 
-def _stretches(lives: list[Attempt]) -> Iterator[tuple[str, datetime, datetime, str]]:
-    for life, later in zip(lives, [*lives[1:], None], strict=True):
-        if life.waited_from:
-            seconds = (life.started - life.waited_from).total_seconds()
-            yield "waiting", life.waited_from, life.started, f"waited {format_seconds(seconds)} for life {life.number}"
-        if life.ended:
-            seconds = (life.ended - life.started).total_seconds()
-            yield "running", life.started, life.ended, f"life {life.number} ran {format_seconds(seconds)}: {life.why}"
+def _timeline_phases(attempts: list[Attempt]) -> Iterator[tuple[str, datetime, datetime, str]]:
+    """Yield kind, start, end and title of each phase."""
+    for attempt, successor in zip(attempts, [*attempts[1:], None], strict=True):
+        name, started, ended = f"attempt {attempt.number}", attempt.started, attempt.ended
+        if attempt.waited_from:
+            waited = format_seconds((started - attempt.waited_from).total_seconds())
+            yield "waiting", attempt.waited_from, started, f"{name}: waited {waited}"
+        if ended:
+            yield (
+                "running",
+                started,
+                ended,
+                f"{name}: ran {format_seconds((ended - started).total_seconds())}, {attempt.why}",
+            )
         else:
             # Killed without a record: it ended at the latest when the next attempt was queued or began.
-            end = max(later.waited_from or later.started, life.started) if later else life.started
-            yield "unknown", life.started, end, f"life {life.number}: when it ended is not known"
+            latest = max(successor.waited_from or successor.started, started) if successor else started
+            yield "unknown", started, latest, f"{name}: end unknown"
 
 
 def _matrix(counts: np.ndarray) -> list[list[tuple[int, float]]]:
@@ -170,9 +173,9 @@ def worst_pairs(counts: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, s
     order = np.argsort(-wrong, axis=None, kind="stable")[:WORST_PAIRS]  # stable: ties are in order of the classes
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
     return [
-        (names[true], names[guessed], int(wrong[true, guessed]), float(wrong[true, guessed] / counts[true].sum()))
-        for true, guessed in pairs
-        if wrong[true, guessed]
+        (names[true], names[predicted], int(wrong[true, predicted]), float(wrong[true, predicted] / counts[true].sum()))
+        for true, predicted in pairs
+        if wrong[true, predicted]
     ]
 
 
