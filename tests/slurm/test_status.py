@@ -258,7 +258,7 @@ def row(state: str, reason: str = "None", node: str = "", job: str = "17", comme
         (quiet, "", "", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),
         (quiet, "", "17|NODE_FAIL|0:0|n1|\n", "lost", "job 17 NODE_FAIL"),
         (quiet, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
-        (quiet, "", "17|RUNNING|0:0|n1|\n", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),  # runaway, or late
+        (quiet, "", "17|RUNNING|0:0|n1|\n", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),  # or late
         (quiet, "some words", "17|RUNNING|0:0|n1|\n", "running", "sacct says RUNNING"),
         (waits, row("CANCELLED"), "17|PENDING|0:0||\n", "cancelled", "job 17 CANCELLED"),  # sacct is seconds late
         (running_run, "", "", "running", ""),
