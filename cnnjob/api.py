@@ -14,7 +14,7 @@ from cnnjob.data.prepare import prepare as preparation
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
 from cnnjob.reporting.report import Report
-from cnnjob.runs.creation import begun_anew
+from cnnjob.runs.creation import describe_replaced_runs
 from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.client import job_is_over
 from cnnjob.training import train as training
@@ -53,7 +53,7 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, listener: Pro
     """
     setup, run = _made(job, data, runs)
     _warn_of_older([run])
-    training.train(run, listener, setup=setup, has_ended=job_is_over)
+    training.train(run, listener, setup=setup, job_is_over=job_is_over)
     return run
 
 
@@ -106,5 +106,5 @@ def _made(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
 
 
 def _warn_of_older(runs: Iterable[Run]) -> None:
-    for anew in begun_anew(runs):
+    for anew in describe_replaced_runs(runs):
         warnings.warn(anew, stacklevel=3)

@@ -25,7 +25,7 @@ from cnnjob.errors import (
     spreadsheet_cell,
 )
 from cnnjob.reporting import tables
-from cnnjob.reporting.record import read
+from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
@@ -123,7 +123,7 @@ def test_no_cell_of_a_csv_file_is_a_formula(hostile: Path) -> None:
     cells = ["=1", "+1", "-1", "@x", "\t=1", "\r=1", "x=1", "", "a b", -1.5, None, True]
     assert [spreadsheet_cell(cell) for cell in cells] == [f"'{cell}" for cell in cells[:6]] + cells[6:]
     assert tables.csv([{"=a": "-b", "n": -1.5}]) == b"'=a,n\n'-b,-1.5\n"
-    assert read(runs[0], "x").row["state"] in {"finished", "failed"}
+    assert read_record(runs[0], "x").row["state"] in {"finished", "failed"}
 
 
 BROKEN = "line\nbreak\tand tab"

@@ -16,7 +16,7 @@ from cnnjob.data.dataset import Dataset
 from cnnjob.errors import CnnjobError, SchedulerError
 from cnnjob.jobs.job import Job
 from cnnjob.runs.checkpoints import newest_step
-from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm import cancel, job_array
 from cnnjob.slurm.scheduler import client, queue
@@ -145,7 +145,9 @@ class _Watch:
         """Raise an error if an unfinished run had no job in two successive answers of the queue."""
         for run in self._runs:
             if self._missing[run.path] > 1 and not run.result_file.exists():
-                said = [str(told.get("said")) for told in restarts_of(run)[-1:]] or ["its job has ended without a word"]
+                said = [str(told.get("said")) for told in try_read_restart_log(run)[-1:]] or [
+                    "its job has ended without a word"
+                ]
                 raise CnnjobError(f"{run.path}: not finished, {said[0]}; see {run.log_file}")
 
 

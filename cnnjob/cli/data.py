@@ -14,7 +14,7 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
 from cnnjob.errors import DataError, JobError
-from cnnjob.training.stopping import heeded
+from cnnjob.training.stopping import handled_signals
 
 if TYPE_CHECKING:
     from cnnjob.data.dataset import Dataset
@@ -93,7 +93,7 @@ def ending_as_interrupted() -> Iterator[None]:
     raised in one of them, it is raised again a moment later.
     """
     # SIGALRM is the timer of _interrupt_again; SIGINT has this handler already.
-    numbers = (*(number for number in heeded() if number != signal.SIGINT), signal.SIGALRM)
+    numbers = (*(number for number in handled_signals() if number != signal.SIGINT), signal.SIGALRM)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     kept, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:

@@ -33,7 +33,7 @@ def warn_of_clocks(runs: "Iterable[Run]") -> None:
     from cnnjob.runs import clock
 
     for folder in sorted({run.path.parent for run in runs}):
-        if wrong := clock.skew(folder):
+        if wrong := clock.describe_skew(folder):
             typer.echo(f"cnnjob: {wrong}", err=True)
 
 
@@ -120,9 +120,9 @@ def print_table(
 
 def print_notes(run: "Run") -> None:
     """Print notes on stderr about a run whose job was written by an older version."""
-    from cnnjob.runs.run import notes_on
+    from cnnjob.runs.run import version_notes
 
-    for note in notes_on(run.manifest()):
+    for note in version_notes(run.manifest()):
         typer.echo(f"cnnjob: {run.path}: {note}", err=True)
 
 

@@ -63,12 +63,12 @@ def status(
 
 def _runs(places: "Sequence[Path] | None") -> "list[Run]":
     """Return the runs at some places; only the default place may have none."""
-    from cnnjob.runs.summary import runs_at
+    from cnnjob.runs.summary import find_runs
 
     for place in places or []:
-        if not runs_at(place):
+        if not find_runs(place):
             raise JobError(f"{place}: no run, and no folder of runs; name run folders, or the folder that holds them")
-    return runs_at(*(places or [RUNS_FOLDER]))
+    return find_runs(*(places or [RUNS_FOLDER]))
 
 
 def _ask(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
@@ -92,7 +92,7 @@ def _row(one: "Status") -> list[str]:
 def _reason(one: "Status") -> str:
     """Return the first line of what is damaged, with paths relative to the run folder, cut to fit a table."""
     first = (
-        one.summary.trouble.replace(f"{one.summary.run.path}/", "")
+        one.summary.damage.replace(f"{one.summary.run.path}/", "")
         .replace(f"{one.summary.run.path}: ", "")
         .splitlines()[:1]
     )
@@ -104,9 +104,9 @@ def _epoch(facts: dict[str, Any]) -> str:
 
 
 def _loss(facts: dict[str, Any]) -> str:
-    from cnnjob.training.progress import loss_in_words
+    from cnnjob.training.progress import format_loss
 
-    return "" if facts["loss"] is None else loss_in_words(facts["loss"])
+    return "" if facts["loss"] is None else format_loss(facts["loss"])
 
 
 def _accuracy(facts: dict[str, Any]) -> str:
@@ -214,15 +214,15 @@ def logs(
     Example: cnnjob logs runs/mnist-1a2b3c4d -f
     """
     from cnnjob.runs.logs import follow as follow_log
-    from cnnjob.runs.logs import last_lines, log_of
+    from cnnjob.runs.logs import last_lines, newest_log
 
     found = _one_run(run)
     try:
         if follow:
             for text in follow_log(found, lines, _End(found).has_come):
                 _write(text)
-        elif log_of(found).exists():
-            _write(last_lines(log_of(found), lines))
+        elif newest_log(found).exists():
+            _write(last_lines(newest_log(found), lines))
         else:
             typer.echo(f"cnnjob: {run}: nothing is written yet; `cnnjob status {run}` tells how it stands", err=True)
     except KeyboardInterrupt:

@@ -135,10 +135,10 @@ def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
 def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
     """Create the run of each job, and return it, once per folder, with the settings that distinguish it."""
     from cnnjob.jobs.sweep import job_differences
-    from cnnjob.runs.creation import begun_anew, create_run
+    from cnnjob.runs.creation import create_run, describe_replaced_runs
 
     made = [create_run(job, dataset, runs) for job, dataset in bound]
-    for anew in begun_anew(made):
+    for anew in describe_replaced_runs(made):
         typer.echo(anew, err=True)
     told = job_differences([job for job, _ in bound])
     return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
@@ -259,7 +259,7 @@ def _dry_run(
 ) -> None:  # fmt: skip
     """Print what would happen, and rehearse the first job."""
     from cnnjob.jobs.sweep import job_differences
-    from cnnjob.runs.estimate import sentence
+    from cnnjob.runs.estimate import describe_estimate
     from cnnjob.runs.run import Run
     from cnnjob.training.setup import TrainingSetup
 
@@ -272,7 +272,7 @@ def _dry_run(
     for part in parts:
         typer.echo(f"request: {_request_of(part, len(runs))}")
     typer.echo(memory_line(TrainingSetup.build(job, dataset)))
-    typer.echo(f"time: {sentence(job, dataset, root)}")
+    typer.echo(f"time: {describe_estimate(job, dataset, root)}")
     for part in parts:
         left = [run for run in part.runs if run.state() not in {"finished", "running"}]
         _forecast(left, part.request, parallel)

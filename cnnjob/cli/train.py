@@ -29,7 +29,7 @@ def train(
     """
     from cnnjob.data.dataset import Dataset
     from cnnjob.jobs.job import Job
-    from cnnjob.runs.creation import begun_anew
+    from cnnjob.runs.creation import describe_replaced_runs
     from cnnjob.slurm.scheduler import client
     from cnnjob.training.setup import TrainingSetup
     from cnnjob.training.train import train as train_run
@@ -37,10 +37,10 @@ def train(
     wanted = Job.load(job, overrides or ())
     setup = TrainingSetup.checked(wanted, Dataset.find(wanted.dataset, data))
     run = setup.create_run(runs)
-    for anew in begun_anew([run]):
+    for anew in describe_replaced_runs([run]):
         typer.echo(anew, err=True)
     with Screen() as screen:
-        outcome = train_run(run, screen, setup=setup, has_ended=client.job_is_over)
+        outcome = train_run(run, screen, setup=setup, job_is_over=client.job_is_over)
     if outcome.state == "stopped":
         print_last(f"{run.path}: {outcome.why}; run the same command to resume")
         raise typer.Exit(EXIT_STOPPED)

@@ -17,8 +17,8 @@ from cnnjob.reporting import crosscheck, plots
 from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.figures import Drawing
 from cnnjob.runs import metrics
-from cnnjob.runs.attempts import Attempt, damages, summarise_attempts, tail_of_log
-from cnnjob.runs.run import UNRECORDED, Run, format_of, notes_on
+from cnnjob.runs.attempts import Attempt, damages, read_attempts, tail_of_log
+from cnnjob.runs.run import UNRECORDED, Run, manifest_format, version_notes
 
 COLUMNS = (
     *("run", "job", "group", "seed", "state"),
@@ -112,7 +112,7 @@ class Record:
         return drawings
 
 
-def read(run: Run, name: str, *, pictures: bool = True) -> Record:
+def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
     """Read as much of a run folder as can be read; nothing that it contains raises an exception.
 
     Args:
@@ -174,14 +174,14 @@ def _check_kind(run: Run, _: Record) -> None:
 
 def _read_job(run: Run, record: Record) -> None:
     frozen = run.manifest()
-    written_as, job = format_of(frozen), frozen["job"]  # not checked: a job of another version has other keys
+    written_as, job = manifest_format(frozen), frozen["job"]  # not checked: a job of another version has other keys
     if written_as != FORMAT:
         job = older.translate(job)
         record.settings["format"] = written_as
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
-    record.remarks += notes_on(frozen)
+    record.remarks += version_notes(frozen)
     named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
     record.settings |= {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):
@@ -212,7 +212,7 @@ def _read_state(run: Run, record: Record) -> None:
     state = record.row["state"] = run.state()
     if state != "finished":
         record.reasons.append(_why_unfinished(run, state))
-        if format_of(run.manifest()) != FORMAT and state != "running":
+        if manifest_format(run.manifest()) != FORMAT and state != "running":
             record.reasons.append("another version of cnnjob began it, so it is not resumed")
 
 
@@ -269,7 +269,7 @@ def _read_history(run: Run, record: Record) -> None:
 def _read_lives(run: Run, record: Record) -> None:
     record.log_tail = "\n".join(map(printable, tail_of_log(run).expandtabs().splitlines()))
     record.remarks += (_in_the_run(damage, run) for damage in damages(run))
-    record.attempts = summarise_attempts(run)
+    record.attempts = read_attempts(run)
 
 
 def _read_restarts(_: Run, record: Record) -> None:

@@ -28,7 +28,7 @@ from cnnjob.reporting import figures, groups, plots, tables
 from cnnjob.reporting.figures import Drawing
 from cnnjob.reporting.groups import Group
 from cnnjob.reporting.page import page
-from cnnjob.reporting.record import COLUMNS, Record, read
+from cnnjob.reporting.record import COLUMNS, Record, read_record
 from cnnjob.runs import metrics
 from cnnjob.runs.run import Run, looks_like_a_run
 
@@ -78,7 +78,7 @@ def report(
     few, named_paths = len(folders) <= figures_limit, {run.path.resolve() for run in named}
     drawn = {name for name, run in folders.items() if few or run.path.resolve() in named_paths}
     on_page = len(folders) <= page.MAX_PICTURED_RUNS
-    records = [read(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
+    records = [read_record(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
     run_groups = groups.group_runs(records)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))

@@ -47,7 +47,7 @@ class Attempt:
     """What the batch script decided after it, as text; empty without one."""
 
 
-def summarise_attempts(run: Run) -> list[Attempt]:
+def read_attempts(run: Run) -> list[Attempt]:
     """Return the attempts at a run, oldest first.
 
     Raises:

@@ -79,7 +79,7 @@ class Claim:
         self.note(ended=now(), why=why, step=step)
 
 
-def claim(run: Run, has_ended: JobIsOver | None = None) -> Claim:
+def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     """Claim a run for this process.
 
     A run is free if its owner is gone from this host, is an earlier start of the same SLURM job, or has had no
@@ -87,7 +87,7 @@ def claim(run: Run, has_ended: JobIsOver | None = None) -> Claim:
 
     Args:
         run: the run; missing folders are created.
-        has_ended: called at most once, about the owner's SLURM job, before the claim is refused.
+        job_is_over: called at most once, about the owner's SLURM job, before the claim is refused.
 
     Returns:
         The claim, valid until :meth:`Claim.end` or the death of this process.
@@ -107,7 +107,7 @@ def claim(run: Run, has_ended: JobIsOver | None = None) -> Claim:
         )
     if held:
         last = json_files.read(held[-1], schemas.AttemptRecord)
-        if last["ended"] is None and owner_is_alive(last, held[-1], has_ended):
+        if last["ended"] is None and owner_is_alive(last, held[-1], job_is_over):
             raise BusyError(f"{_busy(run, last)}{_from_the_future(held[-1], run.heartbeat_file)}")
     for folder in (run.attempts_folder, run.checkpoints_folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,15 +23,15 @@ def age_seconds(path: Path, *folders: Path) -> float:
 
     Args:
         path: an existing path; a link is not followed.
-        folders: where the clock may be read, as in :func:`now_of`.
+        folders: where the clock may be read, as in :func:`file_system_time`.
 
     Raises:
         OSError: the path's status cannot be read.
     """
-    return now_of(path, *folders) - path.lstat().st_mtime
+    return file_system_time(path, *folders) - path.lstat().st_mtime
 
 
-def now_of(path: Path, *folders: Path) -> float:
+def file_system_time(path: Path, *folders: Path) -> float:
     """Return the time by a path's file system, in seconds since the epoch; by this machine if that cannot be read.
 
     Args:
@@ -45,7 +45,7 @@ def now_of(path: Path, *folders: Path) -> float:
     return time.time() if since_boot is None else time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
-def is_known(path: Path, *folders: Path) -> bool:
+def is_readable(path: Path, *folders: Path) -> bool:
     """Return whether the clock of a path's file system can be read.
 
     Raises:
@@ -68,12 +68,12 @@ def skew_seconds(folder: Path) -> float:
     0 for differences up to ``SKEW_SECONDS``, and if the file system's clock cannot be read.
     """
     with suppress(OSError):
-        ahead = time.time() - now_of(folder.resolve(), folder)
+        ahead = time.time() - file_system_time(folder.resolve(), folder)
         return ahead if abs(ahead) > SKEW_SECONDS else 0.0
     return 0.0
 
 
-def skew(folder: Path) -> str:
+def describe_skew(folder: Path) -> str:
     """Return a message if this machine's clock differs from a folder's file system's; else empty."""
     seconds = skew_seconds(folder)
     if not seconds:

@@ -10,7 +10,7 @@ from cnnjob.errors import CnnjobError, DataError
 from cnnjob.files import disk_errors_as_cnnjob_error
 from cnnjob.jobs import json_files
 from cnnjob.jobs.job import FORMAT, Job
-from cnnjob.runs.run import Run, format_of
+from cnnjob.runs.run import Run, manifest_format
 
 
 def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
@@ -53,7 +53,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
     return run
 
 
-def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
+def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
     """Return the dataset that a run was created with, wherever it is now.
 
     Args:
@@ -82,7 +82,7 @@ def dataset_of_run(run: Run, dataset: Dataset | None = None) -> Dataset:
     return found
 
 
-def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
+def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
     """Return the unfinished runs of a job that another version began, which this version does not resume.
 
     Args:
@@ -96,12 +96,12 @@ def unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
     for run in map(Run, sorted(root.glob(f"{name}-*"))):
         with suppress(CnnjobError):
             frozen = {} if run.result_file.exists() else run.manifest()
-            if frozen and format_of(frozen) != FORMAT:
+            if frozen and manifest_format(frozen) != FORMAT:
                 older[run.job().digest(str(run.data()["digest"]))] = run
     return older
 
 
-def begun_anew(runs: Iterable[Run]) -> Iterator[str]:
+def describe_replaced_runs(runs: Iterable[Run]) -> Iterator[str]:
     """Yield a message for each new run that replaces an unfinished run of another version.
 
     Args:
@@ -117,7 +117,7 @@ def begun_anew(runs: Iterable[Run]) -> Iterator[str]:
         frozen = run.manifest()
         place = run.path.parent, frozen["job"]["name"]
         if place not in places:
-            places[place] = unfinished_older_runs(*place)
+            places[place] = find_unfinished_older_runs(*place)
         if older := places[place].get(frozen["digest"]):
             yield (
                 f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images "

@@ -11,7 +11,7 @@ from cnnjob.jobs.job import Job
 from cnnjob.runs.run import Run
 
 
-def training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[float]]:
+def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[float]]:
     """Estimate how long a job would train, by the time per epoch of each comparable finished run.
 
     Args:
@@ -33,9 +33,9 @@ def training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[f
     return dict(found)
 
 
-def sentence(job: Job, dataset: Dataset, root: Path) -> str:
+def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
     """Return the estimate as text: the median for each device, or that it is unknown."""
-    found = training_seconds(job, dataset, root)
+    found = estimate_training_seconds(job, dataset, root)
     return "; ".join(_of_device(device, seconds) for device, seconds in found.items()) or (
         f"unknown, no run of this shape has finished in {root}"
     )

@@ -27,7 +27,7 @@ _OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
 _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 
 
-def log_of(run: Run) -> Path:
+def newest_log(run: Run) -> Path:
     """Return the log of the run's newest job, else ``log.txt``.
 
     A job's log has all that ``log.txt`` has, and what the batch script, SLURM and a crash wrote.
@@ -52,14 +52,14 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def last_life(run: Run) -> str:
+def last_attempt_log(run: Run) -> str:
     """Return what the last attempt wrote that wrote anything, as far as the end of the log reaches back."""
-    text = capped(read_tail(log_of(run), _TAIL_BYTES))
+    text = shorten_lines(read_tail(newest_log(run), _TAIL_BYTES))
     lives = [part for part in _LIFE.split(text) if part.strip()]
     return lives[-1] if lives else ""
 
 
-def capped(text: str) -> str:
+def shorten_lines(text: str) -> str:
     """Return a text with line feeds between lines and long lines shortened to their two ends.
 
     The carriage returns of a progress bar also end lines.
@@ -69,7 +69,7 @@ def capped(text: str) -> str:
     return "\n".join(line if len(line) <= _MOST_LETTERS else f"{line[:half]} … {line[-half:]}" for line in lines)
 
 
-def line_with(pattern: re.Pattern[str], text: str) -> str:
+def first_line_with(pattern: re.Pattern[str], text: str) -> str:
     """Return the first line in which a pattern occurs; empty if there is none."""
     return next((line.strip() for line in text.splitlines() if pattern.search(line)), "")
 
@@ -85,13 +85,13 @@ def last_error(text: str) -> str:
     return f"{error[0] if error else 'an error'} at {place}"
 
 
-def own_message(text: str, decision: str = "") -> str:
+def last_own_message(text: str, decision: str = "") -> str:
     """Return cnnjob's last message in a text, except the batch script's decision; empty if there is none."""
     messages = [message for message in _OWN.findall(text) if not decision or not message.endswith(decision)]
     return str(messages[-1]) if messages else ""
 
 
-def last_words(text: str) -> str:
+def last_program_line(text: str) -> str:
     """Return the last line of a text that cnnjob's batch script did not write; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
     return lines[-1] if lines else ""
@@ -119,7 +119,7 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
     Yields:
         Text as it is read, which may end within a line, and may be empty.
     """
-    path = log_of(run)
+    path = newest_log(run)
     position = _size(path)
     yield last_lines(path, count)
     over = False
@@ -128,7 +128,7 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
         yield text
         if len(text) > _TAIL_BYTES:
             continue  # there may be more
-        newest = log_of(run)
+        newest = newest_log(run)
         if newest != path:
             yield _rest(path, position)[0]  # what the old job wrote between the read above and its end
             path, position = newest, 0

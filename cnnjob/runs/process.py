@@ -12,7 +12,7 @@ from cnnjob.runs import clock
 from cnnjob.runs.clock import SKEW_SECONDS
 
 HEARTBEAT_SECONDS = 30.0
-HEARD_SECONDS = 3 * HEARTBEAT_SECONDS
+RECENT_HEARTBEAT_SECONDS = 3 * HEARTBEAT_SECONDS
 """A process whose last heartbeat is more recent than this is alive, whatever SLURM says about its job id."""
 HEARTBEAT_LIMIT_SECONDS = 300.0
 """An owner on another host without a heartbeat for this long is presumed dead."""
@@ -35,7 +35,7 @@ def process_identity() -> dict[str, Any]:
         "cluster": cluster(),
         "job_id": job_id(),
         "job_restarts": job_restarts(),
-        "job_step": own_step(),
+        "job_step": job_step(),
     }
 
 
@@ -54,12 +54,12 @@ def cluster() -> str | None:
     return name if name and job_id() else None
 
 
-def may_be_one(cluster: str | None, other: str | None) -> bool:
+def may_be_same_cluster(cluster: str | None, other: str | None) -> bool:
     """Return whether two names may be those of one cluster; older versions did not record the name."""
     return not cluster or not other or cluster == other
 
 
-def own_step() -> str | None:
+def job_step() -> str | None:
     """Return the job step whose only task this process is; None if others may be in it too."""
     step, tasks = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_STEP_NUM_TASKS")
     # A child process inherits these variables, but only the task itself has slurmstepd as its parent.
@@ -110,8 +110,8 @@ def is_alive(holder: dict[str, Any], record: Path) -> bool:
     # A record of this host name and another boot: either this machine was rebooted, and the process is dead, or it is
     # another machine of the same name. A heartbeat since this machine's boot can only be that other machine's.
     if holder["host"] == socket.gethostname() and holder["boot"] != boot_id():
-        limit = min(limit, max(HEARD_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)))
-    return silent_seconds(record) < limit
+        limit = min(limit, max(RECENT_HEARTBEAT_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)))
+    return heartbeat_age_seconds(record) < limit
 
 
 def shares_processes(holder: dict[str, Any]) -> bool:
@@ -124,7 +124,7 @@ def shares_processes(holder: dict[str, Any]) -> bool:
     return same_machine and mine is not None and holder.get("pid_namespace", mine) == mine
 
 
-def silent_seconds(record: Path) -> float:
+def heartbeat_age_seconds(record: Path) -> float:
     """Return the seconds since an attempt's last heartbeat; one dated in the future, by another clock, counts as now.
 
     Args:

@@ -20,7 +20,7 @@ PREDECESSOR = "CNNJOB_PREDECESSOR"
 """The environment variable with the id of the job whose batch script submitted this one."""
 
 
-def restarts_of(run: Run) -> list[dict[str, Any]]:
+def try_read_restart_log(run: Run) -> list[dict[str, Any]]:
     """Return the restart log, one dict per decision, oldest first; empty if it cannot be read.
 
     Each has ``job_id`` and ``job_restarts``, ``ended_by``, the attempt's exit ``code``, the ``step`` of the newest
@@ -28,58 +28,58 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
     the decision as text.
     """
     try:
-        return read_restarts(run)
+        return read_restart_log(run)
     except DataError:
         return []
 
 
-def read_restarts(run: Run) -> list[dict[str, Any]]:
-    """Return the restart log as :func:`restarts_of` does, but raise an error if it cannot be read.
+def read_restart_log(run: Run) -> list[dict[str, Any]]:
+    """Return the restart log as :func:`try_read_restart_log` does, but raise an error if it cannot be read.
 
     Raises:
         DataError: the record is damaged or cannot be read.
     """
-    path = restart_record(run)
+    path = restart_log_file(run)
     # Before the first decision there is no record. A dangling link is not that: reading it raises.
     return json_files.read_list(path, schemas.RestartRecord) if os.path.lexists(path) else []
 
 
-def restart_record(run: Run) -> Path:
+def restart_log_file(run: Run) -> Path:
     """Return the path of the restart log, which the batch scripts write."""
     return run.slurm_folder / "restarts.json"
 
 
-def cancel_record(run: Run) -> Path:
+def cancellation_file(run: Run) -> Path:
     """Return the path of ``cnnjob cancel``'s record: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
     return run.slurm_folder / "cancelled.json"
 
 
-def cancel_of(run: Run) -> dict[str, Any]:
+def try_read_cancellation(run: Run) -> dict[str, Any]:
     """Return the record of the last ``cnnjob cancel``; empty if there is none that can be read."""
     try:
-        return read_cancel(run)
+        return read_cancellation(run)
     except DataError:
         return {}
 
 
-def read_cancel(run: Run) -> dict[str, Any]:
-    """Return the same as :func:`cancel_of`, but raise an error if the record cannot be read.
+def read_cancellation(run: Run) -> dict[str, Any]:
+    """Return the same as :func:`try_read_cancellation`, but raise an error if the record cannot be read.
 
     Raises:
         DataError: the record is damaged or cannot be read.
     """
-    path = cancel_record(run)
+    path = cancellation_file(run)
     return json_files.read(path, schemas.CancellationRecord) if os.path.lexists(path) else {}
 
 
-def local_record(run: Run) -> Path:
+def local_wait_file(run: Run) -> Path:
     """Return the path of the record by which ``submit --local`` announces that it will train a run."""
     return run.slurm_folder / "local.json"
 
 
-def local_wait(run: Run) -> dict[str, Any]:
+def find_local_wait(run: Run) -> dict[str, Any]:
     """Return the process of a ``submit --local`` that will train a run; empty if there is none alive."""
-    path = local_record(run)
+    path = local_wait_file(run)
     try:
         holder = json_files.read(path, schemas.LocalWait) if os.path.lexists(path) else {}
         return holder if holder and run.owns(holder) and is_alive(holder, path) else {}

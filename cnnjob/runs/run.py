@@ -33,9 +33,9 @@ from cnnjob.runs import clock, npz, schemas
 from cnnjob.runs.process import (
     HEARTBEAT_LIMIT_SECONDS,
     HEARTBEAT_SECONDS,
+    heartbeat_age_seconds,
     is_alive,
     is_earlier_job_start,
-    silent_seconds,
 )
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
@@ -184,7 +184,7 @@ class Run:
             DataError: it is missing or damaged.
         """
         frozen = self.manifest()
-        return Job.checked(frozen["job"], str(self.job_file), format_of(frozen))
+        return Job.checked(frozen["job"], str(self.job_file), manifest_format(frozen))
 
     def is_older(self) -> bool:
         """Return whether another version began the run, so that its job no longer means the same.
@@ -192,7 +192,7 @@ class Run:
         Raises:
             DataError: its job is missing or damaged.
         """
-        return format_of(self.manifest()) != FORMAT
+        return manifest_format(self.manifest()) != FORMAT
 
     def require_current(self) -> None:
         """Refuse to resume a run of another format.
@@ -202,9 +202,9 @@ class Run:
         """
         if self.is_older():
             raise DataError(
-                f"{self.path}: another version of cnnjob began this run (job format {format_of(self.manifest())}, now "
-                f"{FORMAT}), and its settings and validation images do not mean the same now, so it is not resumed. "
-                "Train or submit its job to begin a new run"
+                f"{self.path}: another version of cnnjob began this run (found job format "
+                f"{manifest_format(self.manifest())}, now {FORMAT}), and its settings and validation images do not "
+                "mean the same now, so it is not resumed. Train or submit its job to begin a new run"
             )
 
     def environment(self) -> dict[str, Any]:
@@ -347,11 +347,11 @@ class Run:
                     "run folder. Remove it, or put what it leads to in its place"
                 )
 
-    def state(self, has_ended: JobIsOver | None = None) -> State:
+    def state(self, job_is_over: JobIsOver | None = None) -> State:
         """Return the state of the run, judged by its folder.
 
         Args:
-            has_ended: called about the job of a process that seems alive; if the job is over, the run is ``lost``.
+            job_is_over: called about the job of a process that seems alive; if the job is over, the run is ``lost``.
 
         Returns:
             The state.
@@ -368,17 +368,17 @@ class Run:
             return "pending"
         last = json_files.read(paths[-1], schemas.AttemptRecord)
         if last["ended"] is None:
-            return "running" if owner_is_alive(last, paths[-1], has_ended) else "lost"
+            return "running" if owner_is_alive(last, paths[-1], job_is_over) else "lost"
         return "failed" if str(last["why"]).startswith("failed") else "stopped"
 
 
-def format_of(frozen: dict[str, Any]) -> int:
+def manifest_format(frozen: dict[str, Any]) -> int:
     """Return the format that a job was frozen in; up to format 2 it was not recorded."""
     written_as = frozen.get("format", OLDEST_FORMAT)
     return written_as if isinstance(written_as, int) else OLDEST_FORMAT
 
 
-def notes_on(frozen: dict[str, Any]) -> Iterator[str]:
+def version_notes(frozen: dict[str, Any]) -> Iterator[str]:
     """Yield remarks on a run whose ``job.json`` was written by an older version.
 
     Args:
@@ -386,7 +386,7 @@ def notes_on(frozen: dict[str, Any]) -> Iterator[str]:
     """
     if json_files.SEAL not in frozen:
         yield UNSEALED
-    if (written_as := format_of(frozen)) != FORMAT:
+    if (written_as := manifest_format(frozen)) != FORMAT:
         yield f"job.json has format {written_as}, now {FORMAT}: its settings are read as what they mean now"
 
 
@@ -449,13 +449,13 @@ def _is_same(path: Path, other: Path) -> bool:
     return state is not None and others is not None and os.path.samestat(state, others)
 
 
-def owner_is_alive(holder: dict[str, Any], record: Path, has_ended: JobIsOver | None) -> bool:
+def owner_is_alive(holder: dict[str, Any], record: Path, job_is_over: JobIsOver | None) -> bool:
     """Return whether the owner of a run still owns it.
 
     Args:
         holder: the record of the run's last attempt.
         record: the file of that record.
-        has_ended: called at most once, about the owner's SLURM job, if the owner seems alive.
+        job_is_over: called at most once, about the owner's SLURM job, if the owner seems alive.
 
     Returns:
         False if the owner is gone from this host, is an earlier start of this process's SLURM job, has had no
@@ -466,4 +466,4 @@ def owner_is_alive(holder: dict[str, Any], record: Path, has_ended: JobIsOver | 
     if is_earlier_job_start(holder) or not is_alive(holder, record):
         return False
     # The scheduler is asked last: that runs a command, and nothing else has shown that the owner is dead.
-    return not (holder.get("job_id") and has_ended and has_ended(holder, silent_seconds(record)))
+    return not (holder.get("job_id") and job_is_over and job_is_over(holder, heartbeat_age_seconds(record)))

@@ -15,9 +15,9 @@ from cnnjob.jobs.job import FORMAT
 from cnnjob.runs import clock, schemas
 from cnnjob.runs.attempts import damages
 from cnnjob.runs.clock import SKEW_SECONDS
-from cnnjob.runs.process import ahead_seconds, may_be_one, shares_processes, silent_seconds
-from cnnjob.runs.restart_log import cancel_of, restarts_of
-from cnnjob.runs.run import UNRECORDED, Run, format_of, looks_like_a_run, notes_on
+from cnnjob.runs.process import ahead_seconds, heartbeat_age_seconds, may_be_same_cluster, shares_processes
+from cnnjob.runs.restart_log import try_read_cancellation, try_read_restart_log
+from cnnjob.runs.run import UNRECORDED, Run, looks_like_a_run, manifest_format, version_notes
 
 SPLITS = ("validation", "test", "train")
 """Splits whose loss and accuracy are shown: the first one that the history has."""
@@ -35,15 +35,15 @@ class RunSummary:
     run: Run
     state: str
     """As :meth:`cnnjob.runs.run.Run.state`, or ``damaged``."""
-    trouble: str = ""
+    damage: str = ""
     """What is damaged; empty if nothing is."""
     note: str = ""
     """Remarks besides the state."""
-    lives: int = 0
+    n_attempts: int = 0
     """Number of attempts."""
     attempt: dict[str, Any] = field(default_factory=dict)
     """The record of the last attempt; empty before the first."""
-    heard_seconds: float = 0.0
+    heartbeat_age_seconds: float = 0.0
     """Seconds since the last heartbeat; one dated in the future counts as now."""
     ahead_seconds: float = 0.0
     """How far the last heartbeat, or the last attempt's start, is in the future."""
@@ -53,7 +53,7 @@ class RunSummary:
     """Records of the last epochs, oldest first."""
     submission: dict[str, Any] = field(default_factory=dict)
     """The record of the newest submission; empty without one."""
-    decisions: list[dict[str, Any]] = field(default_factory=list)
+    restart_log: list[dict[str, Any]] = field(default_factory=list)
     """The restart log: what was decided after each attempt in a job, oldest first."""
     cancelled: dict[str, Any] = field(default_factory=dict)
     """The record of ``cnnjob cancel``; empty without one."""
@@ -78,7 +78,7 @@ class RunSummary:
         # Times in ISO 8601 and UTC sort as text, and "~" sorts after all of them.
         later = str(self.submission.get("submitted", "~")) > str(self.attempt.get("started", ""))
         if isinstance(number, int):  # better than times: the clocks of several machines may differ
-            later = self.lives < number
+            later = self.n_attempts < number
         newest = submitted if submitted and (later or not self.attempt) else lived if self.attempt else submitted
         return None if newest is None else str(newest)
 
@@ -90,18 +90,19 @@ class RunSummary:
         return None if name is None else str(name)
 
     @property
-    def elsewhere(self) -> str:
+    def other_cluster(self) -> str:
         """The cluster of the newest job if that is another cluster, where its id means another job; else empty."""
-        return str(self.cluster) if self.job_id and not may_be_one(self.cluster, self.here) else ""
+        return str(self.cluster) if self.job_id and not may_be_same_cluster(self.cluster, self.here) else ""
 
     def on(self, here: str) -> "RunSummary":
         """Return this summary as seen from a cluster: without the records of older jobs of other clusters."""
         # SLURM numbers jobs per cluster, so an id of another cluster must not be looked up in this one's queue.
         seen = replace(self, here=here)
-        if seen.elsewhere:
+        if seen.other_cluster:
             return seen
         is_foreign = {
-            name: not may_be_one(getattr(self, name).get("cluster"), here) for name in ("attempt", "submission")
+            name: not may_be_same_cluster(getattr(self, name).get("cluster"), here)
+            for name in ("attempt", "submission")
         }
         attempt = {**self.attempt, "job_id": None} if is_foreign["attempt"] else self.attempt
         return replace(seen, attempt=attempt, submission={} if is_foreign["submission"] else self.submission)
@@ -113,7 +114,7 @@ class RunSummary:
         return {str(one) for one in ids if one}
 
     @property
-    def is_anothers(self) -> bool:
+    def is_other_users(self) -> bool:
         """Whether another user last submitted the run; False for root, who can see everybody's jobs."""
         return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
@@ -123,42 +124,42 @@ class RunSummary:
         return str(self.submission["folder"]) if self.run.was_moved(self.submission) else ""
 
     @property
-    def decision(self) -> dict[str, Any]:
+    def last_decision(self) -> dict[str, Any]:
         """The last decision; empty without one."""
-        return self.decisions[-1] if self.decisions else {}
+        return self.restart_log[-1] if self.restart_log else {}
 
     @property
-    def decided(self) -> dict[str, Any]:
+    def current_decision(self) -> dict[str, Any]:
         """The last decision if it was made after the last attempt of the newest job; else empty."""
-        is_newest = may_be_one(self.decision.get("cluster"), self.cluster)
-        if not self.job_id or str(self.decision.get("job_id")) != self.job_id or not is_newest:
+        is_newest = may_be_same_cluster(self.last_decision.get("cluster"), self.cluster)
+        if not self.job_id or str(self.last_decision.get("job_id")) != self.job_id or not is_newest:
             return {}
-        decided, attempted = self.decision.get("job_restarts"), self.attempt.get("job_restarts") or 0
+        decided, attempted = self.last_decision.get("job_restarts"), self.attempt.get("job_restarts") or 0
         is_earlier = decided is not None and str(self.attempt.get("job_id")) == self.job_id and decided < attempted
-        return {} if is_earlier else self.decision
+        return {} if is_earlier else self.last_decision
 
     @property
     def has_begun(self) -> bool:
         """Whether the newest job has left any trace: an attempt, a decision or a log."""
-        if str(self.attempt.get("job_id")) == self.job_id or self.decided:
+        if str(self.attempt.get("job_id")) == self.job_id or self.current_decision:
             return True
         log = self.submission.get("log") if str(self.submission.get("job_id")) == self.job_id else None
         return bool(log) and Path(str(log)).exists()
 
     @property
-    def is_here(self) -> bool:
+    def is_on_this_host(self) -> bool:
         """Whether the last attempt's process can be looked up by its pid from here."""
         return bool(self.attempt) and shares_processes(self.attempt)
 
     @property
-    def was_cancelled_here(self) -> bool:
+    def was_cancelled_by_cnnjob(self) -> bool:
         """Whether ``cnnjob cancel`` ended the newest job, or the last attempt if that ran in no job."""
         if not self.cancelled:
             return False
         jobs = self.cancelled.get("jobs") or []
         if self.job_id:
-            return self.job_id in jobs and may_be_one(self.cancelled.get("cluster"), self.cluster)
-        return not jobs and self.cancelled.get("attempt") == self.lives
+            return self.job_id in jobs and may_be_same_cluster(self.cancelled.get("cluster"), self.cluster)
+        return not jobs and self.cancelled.get("attempt") == self.n_attempts
 
     @property
     def epochs(self) -> int | None:
@@ -191,7 +192,7 @@ class RunSummary:
         return (self.epochs - self.epoch) * sum(known) / len(known) if known and self.epochs else None
 
 
-def runs_at(*places: Path) -> list[Run]:
+def find_runs(*places: Path) -> list[Run]:
     """Return the runs at the given paths or directly below them, sorted by name; skip other folders."""
     return [run for run in Run.all(*places) if looks_like_a_run(run.path)]
 
@@ -203,7 +204,7 @@ def read_summary(run: Run) -> RunSummary:
         frozen = run.manifest()
         facts, attempt = _facts(run)
     except _UNREADABLE as error:
-        facts = {"state": "damaged", "trouble": str(error)}
+        facts = {"state": "damaged", "damage": str(error)}
     return RunSummary(
         run,
         job=frozen.get("job", {}),
@@ -211,7 +212,7 @@ def read_summary(run: Run) -> RunSummary:
         history=_last_records(run.history_file),
         owner=_user_of(run.path),
         submitter=_user_of(run.submission_file),
-        is_older=format_of(frozen) != FORMAT,
+        is_older=manifest_format(frozen) != FORMAT,
         **facts,
         **_records(run, attempt),
     )
@@ -220,10 +221,10 @@ def read_summary(run: Run) -> RunSummary:
 def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
     """Yield the remarks on a run besides its state."""
     if frozen:
-        yield from notes_on(frozen)
+        yield from version_notes(frozen)
     if facts["state"] == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
-    if facts["state"] in {"running", "lost"} and not clock.is_known(run.path.resolve(), run.path.parent, run.path):
+    if facts["state"] in {"running", "lost"} and not clock.is_readable(run.path.resolve(), run.path.parent, run.path):
         yield "the last sign of life is dated by this machine's clock, as the file system's is not known here"
     yield from damages(run)
 
@@ -231,35 +232,35 @@ def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the summary's fields that the attempts and the result decide, and the last attempt's record."""
     attempts, attempt = run.attempt_files(), dict[str, Any]()
-    facts: dict[str, Any] = {"state": run.state(), "lives": len(attempts)}
+    facts: dict[str, Any] = {"state": run.state(), "n_attempts": len(attempts)}
     if attempts:
         attempt = json_files.read(attempts[-1], schemas.AttemptRecord)
         facts["trainer"] = _user_of(attempts[-1])
     if facts["state"] == "finished":
         run.result()  # raises if it is damaged
     elif attempts:
-        facts["heard_seconds"] = silent_seconds(attempts[-1])
+        facts["heartbeat_age_seconds"] = heartbeat_age_seconds(attempts[-1])
         facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(run, attempt))
     return facts, attempt
 
 
 def _ahead(run: Run, attempt: dict[str, Any]) -> float:
     """Return how far an attempt's start is in the future; 0 if within ``SKEW_SECONDS``."""
-    now = clock.now_of(run.path.resolve(), run.path.parent, run.path)
+    now = clock.file_system_time(run.path.resolve(), run.path.parent, run.path)
     ahead = datetime.fromisoformat(attempt["started"]).timestamp() - now
     return ahead if ahead > SKEW_SECONDS else 0.0
 
 
 def _records(run: Run, attempt: dict[str, Any]) -> dict[str, Any]:
     """Return the records of jobs and processes that belong to this folder, not to one that it is a copy of."""
-    submission, cancelled = submission_of(run), cancel_of(run)
+    submission, cancelled = submission_of(run), try_read_cancellation(run)
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]
     is_copy = bool(known) and others == known
     return {
         "attempt": {**attempt, "job_id": None} if attempt in others else attempt,
         "submission": {} if submission in others else submission,
-        "decisions": [] if is_copy else restarts_of(run),
+        "restart_log": [] if is_copy else try_read_restart_log(run),
         "cancelled": cancelled if run.owns(cancelled) else {},
         "original": str(others[0]["folder"]) if is_copy else "",
     }

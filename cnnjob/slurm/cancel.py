@@ -17,7 +17,7 @@ from typing import Any
 from cnnjob import files
 from cnnjob.errors import BusyError, DataError, SchedulerError
 from cnnjob.runs.process import is_alive, now
-from cnnjob.runs.restart_log import cancel_of, cancel_record, local_wait
+from cnnjob.runs.restart_log import cancellation_file, find_local_wait, try_read_cancellation
 from cnnjob.runs.run import UNRECORDED, Run
 from cnnjob.runs.summary import RunSummary, read_summary
 from cnnjob.slurm.job_index import JobIndex
@@ -79,7 +79,7 @@ def _left_of(one: Status) -> tuple[QueuedJob, ...]:
 
 def _link_of(one: Status) -> Cancellation | None:
     """Return a result for a run that is not cancelled because its folder contains links; None for other runs."""
-    if not one.own and one.summary.state != "running" and not local_wait(one.summary.run):
+    if not one.own and one.summary.state != "running" and not find_local_wait(one.summary.run):
         return None
     try:
         one.summary.run.require_no_links()
@@ -113,9 +113,9 @@ def _new(one: Status, jobs: Sequence[QueuedJob]) -> list[str]:
 
 def _cancelled_later(run: Run, job_ids: Sequence[str]) -> Cancellation:
     """Cancel jobs that were not in the queue before, and add them to the record."""
-    record = cancel_of(run)
+    record = try_read_cancellation(run)
     with suppress(OSError):
-        files.write_json(cancel_record(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
+        files.write_json(cancellation_file(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
     try:
         refused = client.refusals(job_ids, client.cancel(job_ids))
     except SchedulerError as error:
@@ -149,21 +149,21 @@ def _write_record(seen: RunSummary, job_ids: Sequence[str]) -> None:
         "by": getpass.getuser(),
         "cluster": seen.here or None,
         "jobs": job_ids,
-        "attempt": seen.lives,
+        "attempt": seen.n_attempts,
         "time": now(),
     }
     with suppress(PermissionError):  # another user's folder: SLURM decides whether this user may cancel the job
         seen.run.slurm_folder.mkdir(exist_ok=True)
-        files.write_json(cancel_record(seen.run), record | seen.run.identity())
+        files.write_json(cancellation_file(seen.run), record | seen.run.identity())
 
 
 def _restore_record(seen: RunSummary) -> None:
     """Restore the record of an earlier cancellation, or remove the record if there was none."""
     with suppress(OSError):
         if seen.cancelled:
-            files.write_json(cancel_record(seen.run), seen.cancelled)
+            files.write_json(cancellation_file(seen.run), seen.cancelled)
         else:
-            cancel_record(seen.run).unlink(missing_ok=True)
+            cancellation_file(seen.run).unlink(missing_ok=True)
 
 
 def _told(one: Status, said: Sequence[str]) -> Cancellation:
@@ -185,7 +185,7 @@ def _is_outside(one: Status) -> bool:
     killed and so has no recorded end.
     """
     job_id = one.summary.attempt.get("job_id")
-    ended = {one.summary.decision.get("job_id"), *(job.job_id for job in one.own)}
+    ended = {one.summary.last_decision.get("job_id"), *(job.job_id for job in one.own)}
     return one.summary.state == "running" and (job_id is None or job_id not in ended)
 
 
@@ -212,7 +212,7 @@ def _of_process(one: Status) -> Cancellation:
     if seen.run.unrecorded_seconds() is not None:
         return _not_cancelled(seen, f"not cancelled, {UNRECORDED}")
     holder = seen.attempt
-    if not (seen.is_here and is_alive(holder, seen.run.attempt_files()[-1])):
+    if not (seen.is_on_this_host and is_alive(holder, seen.run.attempt_files()[-1])):
         return _from_afar(one)
     pid = int(holder["pid"])
     # the record before the signal: what decides after the end of the training must find it
@@ -242,7 +242,7 @@ def _without_a_process(one: Status) -> Cancellation:
     if one.is_hidden and one.state not in {"failed", "cancelled"}:
         hidden = f"not cancelled, job {one.job_id} of another user may carry it, and this site shows nobody the jobs of"
         return _not_cancelled(one.summary, f"{hidden} others. Ask that user")
-    if one.state not in {"finished", "damaged"} and (holder := local_wait(one.summary.run)):
+    if one.state not in {"finished", "damaged"} and (holder := find_local_wait(one.summary.run)):
         return _of_local(one, holder)
     return Cancellation(one.summary.run, f"nothing to cancel, it is {one.state}")
 
@@ -259,8 +259,8 @@ def _of_local(one: Status, holder: Mapping[str, Any]) -> Cancellation:
 
 def _of_another_cluster(seen: RunSummary) -> str:
     """Return a message with the command that cancels a job of another cluster or stops a training inside it."""
-    what = f"not cancelled, job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}"
-    there = f"scancel -M {shlex.quote(seen.elsewhere)}"
+    what = f"not cancelled, job {seen.job_id} is of cluster {seen.other_cluster}, and this one is {seen.here}"
+    there = f"scancel -M {shlex.quote(seen.other_cluster)}"
     if seen.job_id == str(seen.submission.get("job_id")):
         return f"{what}. To cancel it:\n  {there} {seen.job_id}"
     if step := seen.attempt.get("job_step"):

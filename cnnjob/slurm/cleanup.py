@@ -115,9 +115,9 @@ def _require_idle(one: Status, answer: Answer) -> None:
         )
     if one.is_elsewhere:
         raise BusyError(
-            f"{where}: not removed, job {one.summary.job_id} of cluster {one.summary.elsewhere} may carry it, and this "
-            f"one is {one.summary.here}. Cancel it, then wait until it has ended:\n"
-            f"  scancel -M {shlex.quote(one.summary.elsewhere)} {one.summary.job_id}"
+            f"{where}: not removed, job {one.summary.job_id} of cluster {one.summary.other_cluster} may carry it, "
+            f"and this one is {one.summary.here}. Cancel it, then wait until it has ended:\n"
+            f"  scancel -M {shlex.quote(one.summary.other_cluster)} {one.summary.job_id}"
         )
     if not one.summary.job_ids or one.state in {"finished", "damaged"}:
         return

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from cnnjob.errors import format_seconds
 from cnnjob.runs.checkpoints import newest_step
-from cnnjob.runs.logs import capped, last_error, last_life, last_words, line_with, log_of, own_message
+from cnnjob.runs.logs import (
+    first_line_with,
+    last_attempt_log,
+    last_error,
+    last_own_message,
+    last_program_line,
+    newest_log,
+    shorten_lines,
+)
 from cnnjob.runs.restart_log import NO_STEP, UNDECIDED
 from cnnjob.slurm import next_command
 from cnnjob.slurm.scheduler import job_states
@@ -99,7 +107,7 @@ def _cause_of(status: Status) -> Cause:
         return _cancelled(status)
     if status.left_queue:
         return _left_queue(status)
-    text = last_life(status.summary.run)
+    text = last_attempt_log(status.summary.run)
     # The first step that finds a cause decides, so specific causes come before general ones.
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
         _copied, _no_interpreter, _own_error, _out_of_memory, _disk, _before_it_began, _crash_loop, _not_restarted,
@@ -115,7 +123,9 @@ def _finished(status: Status) -> Cause:
 def _running(status: Status) -> Cause:
     since = status.summary.attempt.get("started")
     done = (
-        f"it is in epoch {status.summary.epoch + 1} of {status.summary.epochs}" if status.summary.lives else "it starts"
+        f"it is in epoch {status.summary.epoch + 1} of {status.summary.epochs}"
+        if status.summary.n_attempts
+        else "it starts"
     )
     evidence = f"{status.detail or 'it gives signs of life'}{f', began {since}' * bool(since)}"
     return Cause(
@@ -125,10 +135,12 @@ def _running(status: Status) -> Cause:
 
 def _pending(status: Status) -> Cause:
     seen, job = status.summary, status.job
-    step = f"; it goes on at step {seen.decision.get('step') or seen.attempt.get('step')}" if seen.lives else ""
+    step = (
+        f"; it goes on at step {seen.last_decision.get('step') or seen.attempt.get('step')}" if seen.n_attempts else ""
+    )
     if job is None:
         told = "it was never submitted" if not seen.job_id else f"it waits for job {seen.job_id}"
-        there = f"squeue -M {shlex.quote(seen.elsewhere)} -j {seen.job_id}" if seen.elsewhere else ""
+        there = f"squeue -M {shlex.quote(seen.other_cluster)} -j {seen.job_id}" if seen.other_cluster else ""
         return Cause(told + step, status.detail, there if seen.job_id else next_command.continue_command(seen.run))
     evidence = f"squeue: job {job.job_id} {job.state}, {job.reason}"
     if job.state not in job_states.WAITING:
@@ -146,7 +158,7 @@ def _pending(status: Status) -> Cause:
 
 
 def _damaged(status: Status) -> Cause:
-    run, trouble = status.summary.run, status.summary.trouble
+    run, trouble = status.summary.run, status.summary.damage
     if trouble.startswith(str(run.result_file)) and "Permission denied" not in trouble and status.summary.job:
         way = f"rm {shlex.quote(str(run.result_file))} && {next_command.continue_command(run)}"
         return Cause("its result cannot be read; without the file its own command makes it again",
@@ -160,7 +172,7 @@ def _cancelled(status: Status) -> Cause:
     if fate and fate.state == "CANCELLED":
         whom = f" by {user_of(fate.cancelled_by)}" if fate.cancelled_by else ""
         return Cause(f"its job {fate.job_id} was cancelled{whom}", f"{fate.said_by}: {fate.said}", again)
-    if seen.was_cancelled_here:
+    if seen.was_cancelled_by_cnnjob:
         when = f"slurm/cancelled.json: {seen.cancelled.get('time')}"
         return Cause(f"it was cancelled by {seen.cancelled.get('by')} with cnnjob cancel", when, again)
     return Cause(f"its job {seen.job_id} was cancelled", "slurm/restarts.json: ended_by cancelled", again)
@@ -185,11 +197,11 @@ def user_of(number: str | None) -> str:
 
 
 def _why(status: Status) -> str:
-    return capped(str(status.summary.attempt.get("why") or ""))
+    return shorten_lines(str(status.summary.attempt.get("why") or ""))
 
 
 def _attempt_file(status: Status) -> str:
-    return f"attempts/{status.summary.lives:04d}.json"
+    return f"attempts/{status.summary.n_attempts:04d}.json"
 
 
 def _copied(status: Status, _: str) -> Cause | None:
@@ -203,14 +215,14 @@ def _copied(status: Status, _: str) -> Cause | None:
 
 def _no_interpreter(status: Status, text: str) -> Cause | None:
     """Return the cause if the batch script could not run its Python, or that Python lacks a package."""
-    undecided = _UNDECIDED.search(own_message(text))
+    undecided = _UNDECIDED.search(last_own_message(text))
     if not undecided:
         return None
     what = f"{undecided['python']} cannot run cnnjob"
     if int(undecided["code"]) in {126, 127}:  # a shell's exit codes for not executable and not found
         what = f"{undecided['python']} is missing or cannot be executed"
     run, error = status.summary.run, last_error(text)
-    evidence = f"{log_of(run)}: {error or last_words(text)}"
+    evidence = f"{newest_log(run)}: {error or last_program_line(text)}"
     return Cause(
         f"its job had no Python: {what}, so it was not restarted", evidence, next_command.continue_command(run)
     )
@@ -227,60 +239,62 @@ def _own_error(status: Status, text: str) -> Cause | None:
         return Cause(said.partition(";")[0], _attempt_file(status), slower)
     kind, error = why.partition(":")[0], last_error(text)
     if error and kind in error.partition(":")[0]:
-        return Cause(error, f"{_attempt_file(status)} and {log_of(seen.run)}", next_command.logs_command(seen.run))
+        return Cause(error, f"{_attempt_file(status)} and {newest_log(seen.run)}", next_command.logs_command(seen.run))
     return Cause(why or "it failed", _attempt_file(status), next_command.logs_command(seen.run))
 
 
 def _before_it_began(status: Status, text: str) -> Cause | None:
     """Return the error that ended a job before its run began: in the dataset, the memory, or a setup line."""
-    seen, decided = status.summary, status.summary.decided
+    seen, decided = status.summary, status.summary.current_decision
     if seen.state == "failed" or "own error" not in str(decided.get("said")):
         return None
-    own = own_message(text, str(decided["said"]))
+    own = last_own_message(text, str(decided["said"]))
     sentence = own or last_error(text) or f"its job ended with exit code {decided.get('code')}"
-    words_ = "" if own else last_words(text)
-    return Cause(sentence, f"{log_of(seen.run)}{f': {words_}' * bool(words_)}", next_command.logs_command(seen.run))
+    words_ = "" if own else last_program_line(text)
+    return Cause(sentence, f"{newest_log(seen.run)}{f': {words_}' * bool(words_)}", next_command.logs_command(seen.run))
 
 
 def _out_of_memory(status: Status, text: str) -> Cause | None:
     seen, fate = status.summary, status.fate
-    if line := line_with(_DEVICE, _why(status)) or line_with(_DEVICE, text):
+    if line := first_line_with(_DEVICE, _why(status)) or first_line_with(_DEVICE, text):
         smaller = next_command.continue_command(seen.run, change="train.batch_size")
         return Cause("the GPU's memory did not suffice", line, smaller)
     more = next_command.continue_command(seen.run, change="--mem")
-    if line := line_with(_MEMORY, _why(status)):
+    if line := first_line_with(_MEMORY, _why(status)):
         return Cause("it ran out of memory", f"{_attempt_file(status)}: {line}", more)
     # a training that saved and stopped in order did not die of what its log mentions
-    if seen.state != "stopped" and (line := line_with(_MEMORY, text)):
-        return Cause("it ran out of memory", f"{log_of(seen.run).name}: {line}", more)
+    if seen.state != "stopped" and (line := first_line_with(_MEMORY, text)):
+        return Cause("it ran out of memory", f"{newest_log(seen.run).name}: {line}", more)
     if fate and fate.state == "OUT_OF_MEMORY":
         return Cause("it ran out of memory", f"{fate.said_by}: job {fate.job_id} {fate.said}", more)
     return None
 
 
 def _disk(status: Status, text: str) -> Cause | None:
-    line = line_with(_DISK, _why(status)) or (line_with(_DISK, text) if status.summary.state != "stopped" else "")
+    line = first_line_with(_DISK, _why(status)) or (
+        first_line_with(_DISK, text) if status.summary.state != "stopped" else ""
+    )
     return Cause("the disk is full", line, f"df -h {next_command.quoted_path(status.summary.run)}") if line else None
 
 
 def _crash_loop(status: Status, text: str) -> Cause | None:
-    decided = status.summary.decided
+    decided = status.summary.current_decision
     if "without progress" not in str(decided.get("said")):
         return None
     code = decided.get("code")
     how = f", each time {_death(int(code))}" if isinstance(code, int) and code > _DEAD else f", exit code {code}"
-    last = last_error(text) or last_words(text)
+    last = last_error(text) or last_program_line(text)
     evidence = f"slurm/restarts.json{f'; {last}' * bool(last)}"
     return Cause(f"{decided['said']}{how}", evidence, next_command.logs_command(status.summary.run))
 
 
 def _not_restarted(status: Status, _: str) -> Cause | None:
     """Return why a batch script could not restart a run: SLURM refused both a requeue and a successor."""
-    said = str(status.summary.decided.get("said", ""))
+    said = str(status.summary.current_decision.get("said", ""))
     if not said.startswith("not restarted, "):
         return None
     run = status.summary.run
-    ended = _ENDS[_BY.get(str(status.summary.decided.get("ended_by")), "ENDED")]
+    ended = _ENDS[_BY.get(str(status.summary.current_decision.get("ended_by")), "ENDED")]
     why = said.removeprefix("not restarted, ").partition("; to go on: ")[0].removeprefix(f"{run.name}: ")
     return Cause(f"{ended} and was not restarted: {why}", "slurm/restarts.json", next_command.continue_command(run))
 
@@ -294,13 +308,13 @@ def _ended_by_scheduler(status: Status, _: str) -> Cause | None:
         where = f" ({fate.node})" if fate.state in {"NODE_FAIL", "BOOT_FAIL"} and fate.node else ""
         more = (
             next_command.continue_command(seen.run, change="--time")
-            if fate.state == "TIMEOUT" and not seen.lives
+            if fate.state == "TIMEOUT" and not seen.n_attempts
             else again
         )
         return Cause(f"{_ENDS[fate.state]}{where}", f"{fate.said_by}: job {fate.job_id} {fate.said}", more)
-    ended_by = str(seen.decided.get("ended_by"))
+    ended_by = str(seen.current_decision.get("ended_by"))
     if ended_by in _BY:
-        said = seen.decided.get("said")
+        said = seen.current_decision.get("said")
         return Cause(_ENDS[_BY[ended_by]], f"slurm/restarts.json: ended_by {ended_by}, {said}", again)
     return None
 
@@ -311,10 +325,10 @@ def _asked_to_stop(status: Status, _: str) -> Cause | None:
         return None
     step = f" at step {status.summary.attempt.get('step')}"
     sentence = _ASKED.get(why, why.removeprefix("stopped: ") or "it stopped") + step
-    seen, said = status.summary, str(status.summary.decided.get("said", ""))
+    seen, said = status.summary, str(status.summary.current_decision.get("said", ""))
     after = f"; slurm/restarts.json: {said}" * bool(said)
     # a batch script records what it decides: without a record, it ended before it could
-    if not seen.decided and not status.job and seen.attempt.get("job_id") == seen.submission.get("job_id", ""):
+    if not seen.current_decision and not status.job and seen.attempt.get("job_id") == seen.submission.get("job_id", ""):
         sentence = f"its batch script was killed or lost before it restarted the run, which saved and stopped{step}"
         after = "; its batch script decided nothing about a restart"
     return Cause(sentence, f"{_attempt_file(status)}: {why}{after}", next_command.continue_command(seen.run))
@@ -323,22 +337,22 @@ def _asked_to_stop(status: Status, _: str) -> Cause | None:
 def _moved(status: Status, text: str) -> Cause | None:
     """Return the cause of a run whose folder was moved during its training; the log moved with it."""
     run, before = status.summary.run, status.summary.moved_from
-    if not (before and status.summary.lives and status.summary.state == "lost"):
+    if not (before and status.summary.n_attempts and status.summary.state == "lost"):
         return None
     named = run.path.with_name(Path(before).name)
     back = f"mv {next_command.quoted_path(run)} {shlex.quote(str(named))} && " if named.name != run.path.name else ""
     sentence = f"its folder was moved from {before} during its training, which stopped"
-    return Cause(sentence, f"{log_of(run)}: {own_message(text)}", back + next_command.continue_command(run))
+    return Cause(sentence, f"{newest_log(run)}: {last_own_message(text)}", back + next_command.continue_command(run))
 
 
 def _python_error(status: Status, text: str) -> Cause | None:
     error = last_error(text)
     run = status.summary.run
-    return Cause(error, str(log_of(run)), next_command.logs_command(run)) if error else None
+    return Cause(error, str(newest_log(run)), next_command.logs_command(run)) if error else None
 
 
 def _killed(status: Status, _: str) -> Cause | None:
-    code = status.summary.decided.get("code")
+    code = status.summary.current_decision.get("code")
     if not isinstance(code, int) or code <= _DEAD:
         return None
     return Cause(
@@ -360,13 +374,18 @@ def _death(code: int) -> str:
 def _silent(status: Status) -> Cause:
     """Return what is known of a run whose end nothing explains."""
     seen, fate = status.summary, status.fate
-    heard = f"no sign of life for {format_seconds(seen.heard_seconds)}" if seen.lives else "the run has not begun"
+    heard = (
+        f"no sign of life for {format_seconds(seen.heartbeat_age_seconds)}"
+        if seen.n_attempts
+        else "the run has not begun"
+    )
     if fate:
         ended = _ENDS.get(fate.state, f"SLURM says {fate.said}")
         code = f", exit code {fate.exit_code}" * bool(fate.exit_code)
-        evidence = f"{fate.said_by}: job {fate.job_id} {fate.said}{code}; {last_words(last_life(seen.run)) or heard}"
+        last = last_program_line(last_attempt_log(seen.run)) or heard
+        evidence = f"{fate.said_by}: job {fate.job_id} {fate.said}{code}; {last}"
         return Cause(f"{ended} without a word in the run's folder", evidence, next_command.logs_command(seen.run))
-    if seen.lives:
+    if seen.n_attempts:
         step = newest_step(seen.run.checkpoints_folder)
         gone = f"its process is gone without a word{f'; step {step:,} is saved' * bool(step)}"
         return Cause(gone, f"{_attempt_file(status)}: {heard}", next_command.continue_command(seen.run))

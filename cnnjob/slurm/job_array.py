@@ -18,7 +18,7 @@ from typing import Self
 from cnnjob import files
 from cnnjob.errors import DataError
 from cnnjob.jobs import json_files
-from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import DIGEST_DIGITS, Run
 from cnnjob.slurm.scheduler.queue import QueuedJob
 
@@ -81,7 +81,7 @@ class JobArray:
         It changes with each attempt and each restart of one of the runs, so that a job and its successor, which may be
         in the queue at once, have different comments.
         """
-        return f"cnnjob {self.folder} {sum(attempt_of(run) + len(restarts_of(run)) for run in self.runs)}"
+        return f"cnnjob {self.folder} {sum(attempt_of(run) + len(try_read_restart_log(run)) for run in self.runs)}"
 
     def write(self) -> None:
         """Create the folder, and for a sweep write the list of runs."""

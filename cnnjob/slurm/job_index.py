@@ -74,7 +74,7 @@ class JobIndex:
         found = {job.job_id: job for job in self.for_folder(seen.run.path.resolve())}
         # by its recorded id as well: some sites rewrite or drop comments
         recorded = self._by_id.get(str(seen.submission.get("job_id")))
-        if recorded and not seen.elsewhere and _is_of(seen.submission, recorded):
+        if recorded and not seen.other_cluster and _is_of(seen.submission, recorded):
             found[recorded.job_id] = recorded
         return sorted(found.values(), key=lambda job: number_of(job.job_id))
 
@@ -97,7 +97,7 @@ class JobIndex:
             return None
         if own := self.own(seen):
             return min(own, key=lambda job: job.state in job_states.WAITING)
-        if seen.state != "running" or seen.elsewhere:
+        if seen.state != "running" or seen.other_cluster:
             return None
         inside = self._by_id.get(str(seen.attempt.get("job_id")))
         return inside if inside and _may_hold(inside, seen.attempt) else None

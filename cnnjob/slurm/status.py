@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from cnnjob.errors import SchedulerError, format_seconds
-from cnnjob.runs.process import HEARD_SECONDS
+from cnnjob.runs.process import RECENT_HEARTBEAT_SECONDS
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import RunSummary, read_summary
 from cnnjob.slurm.job_index import JobIndex, number_of, users_of
@@ -52,7 +52,7 @@ class Status:
     @property
     def is_elsewhere(self) -> bool:
         """True if a job of another cluster may carry the run."""
-        return self.is_hidden and bool(self.summary.elsewhere)
+        return self.is_hidden and bool(self.summary.other_cluster)
 
     @property
     def is_resumable(self) -> bool:
@@ -94,7 +94,7 @@ class Status:
             "seconds_left": None if seconds is None else round(seconds, 1),
             "job_id": self.job_id,
             "node": self.node,
-            "restarts": max(0, seen.lives - 1),
+            "restarts": max(0, seen.n_attempts - 1),
             "slurm_state": self.job.state if self.job else self.fate.said if self.fate else None,
             "slurm_reason": self.job.reason if self.job else None,
         }
@@ -173,10 +173,10 @@ def _hidden(
         one for one, job in zip(looks, found, strict=True) if not job and one.state not in {"finished", "damaged"}
     ]
     hidden = {
-        one.run: f"squeue: jobs of cluster {one.elsewhere} are not known on this one, {one.here}"
-        for one in unshown if one.elsewhere and may_go_on(one)
+        one.run: f"squeue: jobs of cluster {one.other_cluster} are not known on this one, {one.here}"
+        for one in unshown if one.other_cluster and may_go_on(one)
     }  # fmt: skip
-    others = [one.run for one in unshown if one.is_anothers and one.run not in hidden]
+    others = [one.run for one in unshown if one.is_other_users and one.run not in hidden]
     if others and client.hides_jobs(ask_config):
         said = "squeue: this site shows nobody the jobs of others; what became of those is not known here"
         hidden |= dict.fromkeys(others, said)
@@ -186,8 +186,8 @@ def _hidden(
 def may_go_on(seen: RunSummary) -> bool:
     """Return whether the newest job of a run may still be there or restart it, as far as the folder tells."""
     is_submitted = str(seen.submission.get("job_id")) == str(seen.job_id)
-    is_left = seen.state != "running" and (seen.decided.get("restarted") == "" or not is_submitted)
-    return not (is_settled(seen) or seen.was_cancelled_here or is_left)
+    is_left = seen.state != "running" and (seen.current_decision.get("restarted") == "" or not is_submitted)
+    return not (is_settled(seen) or seen.was_cancelled_by_cnnjob or is_left)
 
 
 def of_folder(run: Run, error: str = "") -> Status:
@@ -200,7 +200,7 @@ def of_folder(run: Run, error: str = "") -> Status:
     seen = read_summary(run)
     if not error and seen.state in {"pending", "stopped", "lost"} and (cancelled := _cancelled(seen, None)):
         return Status(seen, "cancelled", cancelled)
-    return Status(seen, "failed" if error else seen.state, seen.trouble, error=error)
+    return Status(seen, "failed" if error else seen.state, seen.damage, error=error)
 
 
 def queue_of(looks: Sequence[RunSummary]) -> tuple[QueueListing | None, str]:
@@ -236,13 +236,13 @@ def _fate_of(job: QueuedJob) -> JobOutcome:
 
 def _is_unclear(seen: RunSummary, thorough: bool) -> bool:  # noqa: FBT001 - private
     """Return whether sacct is to be asked about a run whose job is not in the queue."""
-    if seen.state in {"finished", "damaged"} or not seen.job_id or seen.elsewhere:
+    if seen.state in {"finished", "damaged"} or not seen.job_id or seen.other_cluster:
         return False
     if thorough:
-        return seen.state != "running" or not seen.is_here
+        return seen.state != "running" or not seen.is_on_this_host
     if seen.state == "running":  # a process with a recent heartbeat is alive, whatever sacct says of its job's number
-        return not seen.is_here and _is_quiet(seen)
-    return seen.state != "failed" and not _given_up(seen) and not seen.was_cancelled_here
+        return not seen.is_on_this_host and _is_quiet(seen)
+    return seen.state != "failed" and not _given_up(seen) and not seen.was_cancelled_by_cnnjob
 
 
 def _may_be_of(fate: JobOutcome, seen: RunSummary) -> bool:
@@ -266,9 +266,9 @@ def _fates(ids: Sequence[str], seconds: float) -> dict[str, JobOutcome]:
 
 
 def _status(seen: RunSummary, job: QueuedJob | None, fate: JobOutcome | None, *, gone: bool) -> Status:
-    fate = None if job or seen.elsewhere else fate
+    fate = None if job or seen.other_cluster else fate
     if seen.state in {"finished", "damaged"}:
-        return Status(seen, seen.state, seen.trouble)
+        return Status(seen, seen.state, seen.damage)
     if gone and not fate and _left_queue(seen):
         return Status(seen, "lost" if seen.state == "pending" else seen.state, left(seen), left_queue=True)
     if job and job.state in job_states.WAITING:
@@ -284,7 +284,7 @@ def _status(seen: RunSummary, job: QueuedJob | None, fate: JobOutcome | None, *,
 
 def _left_queue(seen: RunSummary) -> bool:
     """Return whether a job that is gone never started, as far as the folder tells."""
-    return bool(seen.job_id) and seen.state != "running" and not seen.has_begun and not seen.was_cancelled_here
+    return bool(seen.job_id) and seen.state != "running" and not seen.has_begun and not seen.was_cancelled_by_cnnjob
 
 
 def left(seen: RunSummary) -> str:
@@ -300,10 +300,10 @@ def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
     elif seen.original and not own and status.state != "finished":
         detail.append(f"a copy of {seen.original}, whose jobs are not its own")
         if status.state == "running":
-            heard = format_seconds(seen.heard_seconds)
+            heard = format_seconds(seen.heartbeat_age_seconds)
             detail[-1] = f"a copy of {seen.original}, or that under another name, heard of {heard} ago"
-    if seen.elsewhere and status.state != "finished":
-        detail.append(f"job {seen.job_id} is of cluster {seen.elsewhere}, and this one is {seen.here}")
+    if seen.other_cluster and status.state != "finished":
+        detail.append(f"job {seen.job_id} is of cluster {seen.other_cluster}, and this one is {seen.here}")
     others = [job.job_id for job in own if status.job and job.job_id != status.job.job_id]
     if others:
         detail.append(f"job {', '.join(others)} is for it too")
@@ -311,7 +311,7 @@ def _with_remarks(status: Status, own: Sequence[QueuedJob]) -> Status:
 
 
 def _waiting(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    if seen.state == "running" and (seen.elsewhere or str(seen.attempt.get("job_id")) != job.job_id):
+    if seen.state == "running" and (seen.other_cluster or str(seen.attempt.get("job_id")) != job.job_id):
         return "running", f"job {job.job_id} waits too"
     wait = job_states.waits_for(job.reason)
     never = ", it never starts so" if wait.never else ""
@@ -320,7 +320,7 @@ def _waiting(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 def _in_a_job(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
     """Return the state and a few words on it while the job runs."""
-    same = not seen.elsewhere and str(seen.attempt.get("job_id")) == job.job_id
+    same = not seen.other_cluster and str(seen.attempt.get("job_id")) == job.job_id
     if seen.state == "failed" and same:
         return "failed", "its job is ending"
     if job.state not in job_states.RUNNING:
@@ -330,7 +330,7 @@ def _in_a_job(seen: RunSummary, job: QueuedJob) -> tuple[str, str]:
     if seen.state == "running":
         return "running", ""
     quiet = same and seen.state == "lost"
-    return "running", f"no sign of life for {format_seconds(seen.heard_seconds)}" if quiet else "its job starts"
+    return "running", f"no sign of life for {format_seconds(seen.heartbeat_age_seconds)}" if quiet else "its job starts"
 
 
 def _without_a_job(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
@@ -354,7 +354,7 @@ def _without_a_job(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> 
         return "failed", given_up
     if seen.state == "pending":
         return _never_began(seen, fate, gone=gone)
-    said = str(seen.decided.get("said", ""))
+    said = str(seen.current_decision.get("said", ""))
     return seen.state, said if said.startswith("not restarted") else ""
 
 
@@ -362,7 +362,7 @@ def is_settled(seen: RunSummary) -> bool:
     """Return whether a run's folder says that nothing will restart it by itself."""
     if seen.state in {"finished", "failed", "damaged"}:
         return True
-    return seen.state != "running" and (seen.decided.get("ended_by") == "cancelled" or bool(_given_up(seen)))
+    return seen.state != "running" and (seen.current_decision.get("ended_by") == "cancelled" or bool(_given_up(seen)))
 
 
 def _is_quiet(seen: RunSummary) -> bool:
@@ -370,7 +370,7 @@ def _is_quiet(seen: RunSummary) -> bool:
 
     A heartbeat from the future proves nothing, as one of the clocks is wrong.
     """
-    return seen.heard_seconds >= HEARD_SECONDS or seen.ahead_seconds > 0
+    return seen.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or seen.ahead_seconds > 0
 
 
 def skew(seen: RunSummary) -> str:
@@ -383,18 +383,20 @@ def skew(seen: RunSummary) -> str:
 
 def _given_up(seen: RunSummary) -> str:
     """Return why its batch script has given the run up; empty if it has not."""
-    said = str(seen.decided.get("said", ""))
+    said = str(seen.current_decision.get("said", ""))
     return said if "without progress" in said or "own error" in said else ""
 
 
 def _alive_or_lost(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
     """Return the state of a run whose last attempt has recorded no end and was heard of recently."""
-    if seen.is_here or not seen.job_id:  # the summary has looked its process up, or there is no job to ask about
+    if (
+        seen.is_on_this_host or not seen.job_id
+    ):  # the summary has looked its process up, or there is no job to ask about
         return "running", ""
     if fate and fate.state in job_states.ENDED:
         return ("cancelled" if fate.state == "CANCELLED" else "lost"), f"job {fate.job_id} {fate.said}"
     if gone and _is_quiet(seen):
-        heard = "" if seen.ahead_seconds else f", no sign of life for {format_seconds(seen.heard_seconds)}"
+        heard = "" if seen.ahead_seconds else f", no sign of life for {format_seconds(seen.heartbeat_age_seconds)}"
         return "lost", f"job {seen.job_id} is gone{heard}"
     return "running", ""
 
@@ -403,13 +405,13 @@ def _cancelled(seen: RunSummary, fate: JobOutcome | None) -> str:
     """Return by whom or with which job a run was cancelled, as far as is known; empty if it was not."""
     if fate and fate.state == "CANCELLED":
         return f"job {fate.job_id} {fate.said}"
-    if seen.was_cancelled_here:
+    if seen.was_cancelled_by_cnnjob:
         return f"by {seen.cancelled.get('by')}"
     # The batch script cannot tell a deadline from a cancellation, as SLURM says COMPLETING for both until the job has
     # ended. The outcome can.
     if fate and fate.state in job_states.ENDED:
         return ""
-    return f"job {seen.job_id}" if seen.decided.get("ended_by") == "cancelled" else ""
+    return f"job {seen.job_id}" if seen.current_decision.get("ended_by") == "cancelled" else ""
 
 
 def _never_began(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
@@ -420,5 +422,5 @@ def _never_began(seen: RunSummary, fate: JobOutcome | None, *, gone: bool) -> tu
         return "failed", f"job {fate.job_id} {fate.said} before the run began"
     if fate:
         return "lost", f"job {fate.job_id} {fate.said} before the run began"
-    unknown = "" if seen.elsewhere else f"job {seen.job_id}"
+    unknown = "" if seen.other_cluster else f"job {seen.job_id}"
     return ("lost", f"job {seen.job_id} ended before the run began") if gone else ("pending", unknown)

@@ -91,7 +91,7 @@ class DigestCheck:
         self._end.result()
 
 
-def load(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> tuple[Array, Array]:
+def load_split(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> tuple[Array, Array]:
     """Load all images and labels of a split.
 
     Args:
@@ -107,13 +107,15 @@ def load(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -
     return backend.resident(images), labels
 
 
-def whole_split(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> EvaluationSplit:
-    """Load all images of a split for evaluation, in their order; arguments as for :func:`load`."""
-    images, labels = load(dataset, name, backend, check)
+def load_evaluation_split(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> EvaluationSplit:
+    """Load all images of a split for evaluation, in their order; arguments as for :func:`load_split`."""
+    images, labels = load_split(dataset, name, backend, check)
     return EvaluationSplit(images, np.arange(len(images)), labels)
 
 
-def watched_splits(job: Job, held_out: EvaluationSplit, test: EvaluationSplit) -> Iterator[tuple[str, EvaluationSplit]]:
+def select_watched_splits(
+    job: Job, held_out: EvaluationSplit, test: EvaluationSplit
+) -> Iterator[tuple[str, EvaluationSplit]]:
     """Yield the splits that are evaluated after each epoch, with their names in the history.
 
     Args:

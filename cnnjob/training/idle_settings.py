@@ -17,7 +17,7 @@ from cnnjob.jobs.job import DataSettings, Job, LookaheadSettings
 from cnnjob.nn.blocks import Layer
 
 
-def require_acting(job: Job, dataset: Dataset, network: nn.Network, schedule: nn.Schedule, steps: int) -> None:
+def require_effect(job: Job, dataset: Dataset, network: nn.Network, schedule: nn.Schedule, steps: int) -> None:
     """Refuse a job with a setting that has no effect.
 
     Args:

@@ -14,7 +14,7 @@ from cnnjob.data.dataset import SPLITS, Dataset
 from cnnjob.errors import DataError, JobError
 from cnnjob.files import read_bytes
 from cnnjob.runs import metrics
-from cnnjob.runs.creation import dataset_of_run
+from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.npz import array_from_bytes
 from cnnjob.runs.run import Run
 from cnnjob.training.build import build_network, build_optimiser, build_pixels
@@ -160,7 +160,7 @@ def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image
 
 def _dataset(run: Run, folder: Path | None) -> Dataset:
     """Return the dataset that a run was created with, from a folder or from where it was then."""
-    return dataset_of_run(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
+    return open_run_dataset(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
 
 
 def _place(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
@@ -195,7 +195,7 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
     if not path.exists():
         raise DataError(f"{path}: no such file; name one, or an image of the run's data as test:0")
     if path.suffix == ".npy":
-        for number, image in enumerate(array_of(path, shape)):
+        for number, image in enumerate(read_image_array(path, shape)):
             yield _Image(f"{path}[{number}]", image)
         return
     pixels, header = images.pixels(path, shape)
@@ -203,7 +203,7 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
     yield _Image(str(path), pixels, scaled_from=None if size == shape[:2] else size)
 
 
-def array_of(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """Read an ``.npy`` file of images.
 
     Args:
@@ -227,7 +227,7 @@ def array_of(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     return array.reshape(-1, *shape)
 
 
-def record(
+def prediction_arrays(
     probabilities: np.ndarray[Any, Any],
     images: np.ndarray[Any, Any],
     labels: np.ndarray[Any, Any],

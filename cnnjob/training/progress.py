@@ -60,16 +60,16 @@ class SafeProgress:
             self._listener.step(epoch, step)
 
 
-def loss_in_words(loss: float) -> str:
+def format_loss(loss: float) -> str:
     """Return a loss with four decimal places, or in scientific notation if it has diverged."""
     return f"{loss:.4f}" if abs(loss) < _RUN_AWAY else f"{loss:.3e}"
 
 
-def line_of(record: dict[str, Any], epochs: int) -> str:
+def format_epoch(record: dict[str, Any], epochs: int) -> str:
     """Return a record of the history as one line of text."""
     splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
     scores = "; ".join(
-        f"{name} loss {loss_in_words(record[f'{name}_loss'])}, accuracy {record[f'{name}_accuracy']:.4f}"
+        f"{name} loss {format_loss(record[f'{name}_loss'])}, accuracy {record[f'{name}_accuracy']:.4f}"
         for name in splits
     )
     speed = f"{record['seconds']:.1f} s, {record['images_per_second']:,.0f} images/s"

@@ -10,11 +10,11 @@ from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
-from cnnjob.runs.creation import create_run, dataset_of_run
+from cnnjob.runs.creation import create_run, open_run_dataset
 from cnnjob.runs.run import Run
 from cnnjob.training.build import build_network, build_schedule
-from cnnjob.training.idle_settings import require_acting
-from cnnjob.training.split import split, split_counts
+from cnnjob.training.idle_settings import require_effect
+from cnnjob.training.split import estimate_split_counts, split_training_images
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class TrainingSetup:
         """
         network = build_network(job.model, dataset.image_shape, len(dataset.class_names))
         if dataset.array_sha256 or "val" in dataset.splits:
-            training, validation = split(job, dataset)
+            training, validation = split_training_images(job, dataset)
             return cls(job, dataset, network, training, validation, len(training), len(validation))
         none = np.zeros(0, np.int64)
-        return cls(job, dataset, network, none, none, *split_counts(job, dataset))
+        return cls(job, dataset, network, none, none, *estimate_split_counts(job, dataset))
 
     @classmethod
     def checked(cls, job: Job, dataset: Dataset) -> Self:
@@ -82,7 +82,7 @@ class TrainingSetup:
         Raises:
             DataError: the run or its dataset is missing, damaged or not the same.
         """
-        return cls.build(job or run.job(), dataset_of_run(run, dataset))
+        return cls.build(job or run.job(), open_run_dataset(run, dataset))
 
     def create_run(self, root: Path) -> Run:
         """Create or find the run in a folder of runs, see :func:`cnnjob.runs.creation.create_run`."""
@@ -113,7 +113,7 @@ class TrainingSetup:
                 f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} steps of the training, "
                 "so it would not act; lower it, or leave out train.lookahead"
             )
-        require_acting(job, self.dataset, self.network, build_schedule(job.train), steps)
+        require_effect(job, self.dataset, self.network, build_schedule(job.train), steps)
 
     def _check_trainable(self) -> None:
         """Refuse a network without trainable parameters, and weight decay without trainable weights."""

@@ -7,10 +7,10 @@ import numpy as np
 from cnnjob.data.dataset import Dataset
 from cnnjob.jobs.job import Job
 from cnnjob.nn.random import Purpose, permutation
-from cnnjob.runs.run import OLDEST_FORMAT, Run, format_of
+from cnnjob.runs.run import OLDEST_FORMAT, Run, manifest_format
 
 
-def split(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return which training images are trained on, and which are held out for validation.
 
     The choice is the same for every seed, so that seeds are compared on the same images.
@@ -25,7 +25,9 @@ def split(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     count = dataset.shapes["train"][0]
     order = permutation(count, 0, Purpose.VALIDATION)  # seed 0, not the job's
     labels = np.zeros(0, np.int64) if "val" in dataset.splits else dataset.labels("train")[order]
-    held_out = held_out_counts(np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction)
+    held_out = count_validation_images(
+        np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction
+    )
     # The first images of each class, in one random order. With no labels (a validation split), all arrays are empty.
     by_class = np.argsort(labels, kind="stable")  # positions in the order, grouped by class
     rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class, from 0
@@ -33,15 +35,15 @@ def split(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(count), validation), np.sort(validation)
 
 
-def split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
+def estimate_split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
     """Estimate how many images of an unprepared dataset are trained on and held out, assuming equally large classes."""
     count, classes = dataset.shapes["train"][0], len(dataset.class_names)
     equal = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
-    validation = int(held_out_counts(equal, job.data.validation_fraction).sum())
+    validation = int(count_validation_images(equal, job.data.validation_fraction).sum())
     return count - validation, validation
 
 
-def held_out_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
+def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
     """Return how many images of each class are held out.
 
     In total it is the fraction of all images, rounded, and apportioned to the classes by largest remainder. But of a
@@ -70,7 +72,7 @@ def held_out_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
 def validation_indices(run: Run, dataset: Dataset) -> np.ndarray:
     """Return the indices of the training images that a run held out, int64, ascending; up to format 2 not by class."""
     job = run.job()
-    if format_of(run.manifest()) > OLDEST_FORMAT or "val" in dataset.splits:
-        return split(job, dataset)[1]
+    if manifest_format(run.manifest()) > OLDEST_FORMAT or "val" in dataset.splits:
+        return split_training_images(job, dataset)[1]
     count = dataset.shapes["train"][0]
     return np.sort(permutation(count, 0, Purpose.VALIDATION)[: round(count * job.data.validation_fraction)])

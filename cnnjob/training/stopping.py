@@ -35,7 +35,7 @@ SIGNALS = (
 """The signals that ask a training to save and stop."""
 
 
-def heeded() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """Return those of ``SIGNALS`` that this process is to handle: SIGINT, and all that are not ignored."""
     return [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
 
@@ -69,7 +69,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Install the signal handlers."""
-        self._kept = {number: signal.signal(number, self._ask) for number in heeded()}
+        self._kept = {number: signal.signal(number, self._ask) for number in handled_signals()}
         return self
 
     def __exit__(

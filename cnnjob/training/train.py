@@ -16,7 +16,7 @@ from cnnjob.files import disk_errors_as_cnnjob_error
 from cnnjob.runs import claims
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.claims import Claim
-from cnnjob.runs.creation import dataset_of_run
+from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.process import HEARTBEAT_SECONDS
 from cnnjob.runs.run import JobIsOver, Run
 from cnnjob.training.backend import make_backend, select_backend
@@ -45,7 +45,7 @@ def train(
     setup: TrainingSetup | None = None,
     deadline: Deadline | None = None,
     cores: int | None = None,
-    has_ended: JobIsOver | None = None,
+    job_is_over: JobIsOver | None = None,
     checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
 ) -> Outcome:
     """Train a run, from scratch or from its newest checkpoint.
@@ -56,7 +56,7 @@ def train(
         setup: the setup that the run was created with; read from the run's folder by default.
         deadline: when to save and stop; never by default.
         cores: number of cores to use; all by default. The bits do not depend on it.
-        has_ended: asks the scheduler about the job of another process that seems to own the run, see
+        job_is_over: asks the scheduler about the job of another process that seems to own the run, see
             :func:`cnnjob.runs.claims.claim`.
         checked_at_once_bytes: datasets up to this size are compared with their digests before the first step; larger
             ones in a thread, and nothing is saved before it has ended.
@@ -75,11 +75,11 @@ def train(
     # What can be refused without the GPU is refused before the claim, so that it leaves no attempt behind.
     run.require_current()
     setup = setup or TrainingSetup.of_run(run)
-    dataset_of_run(run, setup.dataset)
+    open_run_dataset(run, setup.dataset)
     name = select_backend(setup.job, run)
     require_memory(setup, name)
     with disk_errors_as_cnnjob_error(run.path):
-        claim = claims.claim(run, has_ended)
+        claim = claims.claim(run, job_is_over)
     if run.result_file.exists():  # another process finished it between the check above and the claim
         with disk_errors_as_cnnjob_error(run.path):
             claim.end("finished", newest_step(run.checkpoints_folder))

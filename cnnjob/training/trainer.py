@@ -27,13 +27,13 @@ from cnnjob.training.evaluation import (
     CHECKED_AT_ONCE_BYTES,
     DigestCheck,
     EvaluationSplit,
-    load,
-    watched_splits,
-    whole_split,
+    load_evaluation_split,
+    load_split,
+    select_watched_splits,
 )
 from cnnjob.training.memory import evaluation_batch
 from cnnjob.training.predict import Classifier
-from cnnjob.training.progress import ProgressCallback, SafeProgress, line_of
+from cnnjob.training.progress import ProgressCallback, SafeProgress, format_epoch
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.stopping import StopRequest
 
@@ -76,13 +76,13 @@ class Trainer:
         pixels = build_pixels(job.data, dataset.mean, dataset.std)
         self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
         self.digests = DigestCheck(dataset, checked_at_once_bytes)
-        images, labels = load(dataset, "train", backend, self.digests)
+        images, labels = load_split(dataset, "train", backend, self.digests)
         self.training_indices = setup.training
         # Held-out images stay where they are among the training images: one array on the device, two lists of indices.
         validation = EvaluationSplit(images, setup.validation, labels[setup.validation])
         if "val" in dataset.splits:
-            validation = whole_split(dataset, "val", backend, self.digests)
-        self.test = whole_split(dataset, "test", backend, self.digests)
+            validation = load_evaluation_split(dataset, "val", backend, self.digests)
+        self.test = load_evaluation_split(dataset, "test", backend, self.digests)
         self.digests.start()
         self.steps = setup.steps_per_epoch
         self.feed = nn.training_feed(backend, images, labels, self.steps, job.train.batch_size, job.seed)
@@ -97,7 +97,7 @@ class Trainer:
             job.train.batch_size,
             build_training_options(job),
         )
-        self.watched = dict(watched_splits(job, validation, self.test))
+        self.watched = dict(select_watched_splits(job, validation, self.test))
         batch = evaluation_batch([dataset.shapes["test"][0], *(len(split.order) for split in self.watched.values())])
         views = job.train.test_time_augmentation
         evaluation = nn.EvaluationPlan(backend, network, self.state, pixels, batch, views)
@@ -286,7 +286,7 @@ class Trainer:
         patience = train.early_stopping.patience if train.early_stopping else math.inf
         progress.done = progress.epoch == train.epochs or progress.epoch - progress.best_epoch >= patience
         self._write_history()
-        self.say(line_of(record, train.epochs))
+        self.say(format_epoch(record, train.epochs))
 
     def _count_time(self) -> None:
         # Called before each save, so that a checkpoint holds the time of just the work that it holds.
@@ -369,7 +369,7 @@ class Trainer:
             weights = f"the weights of epoch {self.progress.best_epoch}"
             raise TrainingError(f"{self.run.path}: the test loss with {weights} is {loss}; {self._remedy}")
         npz.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
-        recorded = predict.record(
+        recorded = predict.prediction_arrays(
             probabilities, self.backend.host(self.test.images), self.test.labels, self.dataset.class_names
         )
         npz.write_arrays(self.run.predictions_file, recorded, fence=self.claim.check)

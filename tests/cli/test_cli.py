@@ -20,7 +20,7 @@ from cnnjob.cli.main import app
 from cnnjob.errors import DataError
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
-from cnnjob.training.predict import array_of
+from cnnjob.training.predict import read_image_array
 from tests.helpers.toy_jobs import corrupt, dataset
 
 JOB = """
@@ -248,7 +248,7 @@ def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
         assert (found.exit_code, "the network takes uint8 (6, 6, 1) or (N, 6, 6, 1)" in found.stderr) == (3, True)
     np.save(here / "x.npy", np.uint8(3))
     with pytest.raises(DataError, match=r"uint8 \(\), the network takes uint8 \(6, 6, 3\)"):
-        array_of(here / "x.npy", (6, 6, 3))
+        read_image_array(here / "x.npy", (6, 6, 3))
     np.save(here / "x.npy", np.array([object()]), allow_pickle=True)
     (here / "empty.npy").touch()
     for name in ("x.npy", "empty.npy"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob.runs.process import is_alive
-from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node.restart import GONE
 from tests.cli.test_cli import JOB
@@ -73,9 +73,9 @@ class Place:
 
     # --- what can be seen
 
-    def until_saved(self, lives: int = 1) -> None:
+    def until_saved(self, n_attempts: int = 1) -> None:
         """Wait until this life has left a checkpoint of its own."""
-        lab.until(lambda: len(self.run.attempt_files()) == lives, 60, f"life {lives}")
+        lab.until(lambda: len(self.run.attempt_files()) == n_attempts, 60, f"attempt {n_attempts}")
         before = self.saved()
         lab.until(lambda: self.saved() > before, 60, "a checkpoint")
 
@@ -85,8 +85,8 @@ class Place:
 
     def said(self) -> list[str]:
         """What was decided after each life."""
-        lab.until(lambda: bool(restarts_of(self.run)), 40, what="a decision")
-        return [told["said"] for told in restarts_of(self.run)]
+        lab.until(lambda: bool(try_read_restart_log(self.run)), 40, what="a decision")
+        return [told["said"] for told in try_read_restart_log(self.run)]
 
     def until_ended(self, job: str, state: str) -> None:
         """Wait until the job and its batch script have ended, and stay so."""
@@ -96,10 +96,10 @@ class Place:
 
     def jobs(self, first: str) -> list[str]:
         """The jobs that have carried the run: the first one and its successors."""
-        found = (re.match(r"job (\d+) goes on", told["said"]) for told in restarts_of(self.run))
+        found = (re.match(r"job (\d+) goes on", told["said"]) for told in try_read_restart_log(self.run))
         return [first, *(one[1] for one in found if one)]
 
-    def lives(self, first: str) -> int:
+    def n_attempts(self, first: str) -> int:
         """How often it was started, be it for a moment."""
         return sum(int(self.cluster.job(job)["Restarts"]) + 1 for job in self.jobs(first))
 
@@ -108,9 +108,9 @@ class Place:
 
         ``the job`` has saved and asked its batch script to; ``the batch script`` found its process gone.
         """
-        own = [told for told in restarts_of(self.run) if told["restarted"] in {"requeued", "successor"}]
+        own = [told for told in try_read_restart_log(self.run) if told["restarted"] in {"requeued", "successor"}]
         script = sum(told["code"] >= GONE for told in own)
-        who = {"SLURM": self.lives(first) - 1 - len(own), "the job": len(own) - script, "the batch script": script}
+        who = {"SLURM": self.n_attempts(first) - 1 - len(own), "the job": len(own) - script, "the batch script": script}
         return {name: count for name, count in who.items() if count}
 
     # --- what can be done to it

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from cnnjob import files
-from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
 from tests.cluster import lab
 from tests.cluster.conftest import ROWS, Start
@@ -71,7 +71,7 @@ class Fleet:
     def each(self, live: Callable[[Place], Any]) -> list[Any]:
         """Do it in all places at the same time."""
 
-        def lives(place: Place) -> Any:
+        def n_attempts(place: Place) -> Any:
             try:
                 return live(place)
             except BaseException:
@@ -79,7 +79,7 @@ class Fleet:
                 raise
 
         with ThreadPoolExecutor(len(self.places)) as pool:
-            return list(pool.map(lives, self.places))
+            return list(pool.map(n_attempts, self.places))
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,13 @@ class Told:
 
     scenario: str
     repetitions: int
-    lives: Counter[int] = field(default_factory=Counter)
+    n_attempts: Counter[int] = field(default_factory=Counter)
     who: Counter[str] = field(default_factory=Counter)
     equal: int = 0
 
     def cells(self) -> list[str]:
         """For people."""
-        lives = "–".join(map(str, sorted({min(self.lives), max(self.lives)}))) if self.lives else "?"
+        lives = "–".join(map(str, sorted({min(self.n_attempts), max(self.n_attempts)}))) if self.n_attempts else "?"
         return [self.scenario, str(self.repetitions), lives, ", ".join(self.who), f"{self.equal} of {self.repetitions}"]
 
 
@@ -142,10 +142,10 @@ def survive(
         strike(place, first)
         lab.until(place.run.result_file.exists, 300, "the result")
         place.cluster.wait(place.jobs(first)[-1], "COMPLETED", "COMPLETING", seconds=60)
-        lab.until(lambda: restarts_of(place.run)[-1]["said"] == "finished", 30, "the last decision")
-        lives = place.lives(first)
+        lab.until(lambda: try_read_restart_log(place.run)[-1]["said"] == "finished", 30, "the last decision")
+        lives = place.n_attempts(first)
         assert lives >= at_least
-        told.lives[lives] += 1
+        told.n_attempts[lives] += 1
         told.who.update(place.restarted_by(first))
         assert outcome_of(place.run) == whole
         told.equal += 1
@@ -261,8 +261,8 @@ def test_a_signal_before_the_handlers(fleet: Callable[..., Fleet], table: Begin,
     def strike(place: Place, job: str) -> None:  # noqa: ARG001
         os.kill(place.importing(), signal.Signals[f"SIG{name}"])
         assert not place.run.attempt_files()
-        lab.until(lambda: bool(restarts_of(place.run)), 30, "a decision")
-        assert restarts_of(place.run)[0]["code"] == 128 + signal.Signals[f"SIG{name}"]
+        lab.until(lambda: bool(try_read_restart_log(place.run)), 30, "a decision")
+        assert try_read_restart_log(place.run)[0]["code"] == 128 + signal.Signals[f"SIG{name}"]
 
     def submit(place: Place) -> str:
         return place.submit(setup=f"{FIRST_LIFE} sleep 3")  # until it is looked for
@@ -424,8 +424,8 @@ def test_the_time_limit_of_a_process_that_does_not_react(
 ) -> None:
     def strike(place: Place, job: str) -> None:  # noqa: ARG001
         place.until_saved()
-        lab.until(lambda: bool(restarts_of(place.run)), 120, "a decision")
-        assert restarts_of(place.run)[0]["code"] == 128 + signal.SIGALRM
+        lab.until(lambda: bool(try_read_restart_log(place.run)), 120, "a decision")
+        assert try_read_restart_log(place.run)[0]["code"] == 128 + signal.SIGALRM
 
     def submit(place: Place) -> str:
         (place.folder / "hang").mkdir()
@@ -540,18 +540,18 @@ def test_an_array_of_which_two_are_requeued(fleet: Callable[..., Fleet], table: 
         for seed in STRUCK:
             requeue(place, runs[seed])
         for seed, run in runs.items():
-            lab.until(lambda run=run: has_ended(run), 400, f"the end of seed {seed}")  # type: ignore[misc]
+            lab.until(lambda run=run: job_is_over(run), 400, f"the end of seed {seed}")  # type: ignore[misc]
             assert outcome_of(run) == wholes[seed]
             assert len(run.attempts()) == 1 + (seed in STRUCK)
             check_attempts(run, SWEEP_EPOCHS)
-        told.lives.update(len(run.attempts()) for run in runs.values())
+        told.n_attempts.update(len(run.attempts()) for run in runs.values())
         told.who["SLURM"] += len(STRUCK)
         told.equal += 1
 
     places.each(live)
 
 
-def has_ended(run: Run) -> bool:
+def job_is_over(run: Run) -> bool:
     """Return whether a run is finished, and its last attempt has recorded that, which it does after the result."""
     return run.result_file.exists() and bool(run.attempts()[-1]["why"])
 
@@ -593,7 +593,7 @@ def in_the_restart_script(place: Place) -> None:
 def in_the_queue_again(place: Place) -> None:
     place.until_saved()
     place.kill()
-    lab.until(lambda: bool(restarts_of(place.run)), 40, "a decision")
+    lab.until(lambda: bool(try_read_restart_log(place.run)), 40, "a decision")
     lab.until(lambda: not restart_script(place), 40, "the end of the script")
 
 
@@ -626,4 +626,4 @@ def test_scancel_stays_and_submitting_again_goes_on(
     places = fleet(*PLAIN)
     survive(places, told, whole, nothing, submit, at_least=1)
     told.who = Counter({"a person": REPETITIONS})
-    told.lives = Counter(len(place.run.attempt_files()) for place in places.places)
+    told.n_attempts = Counter(len(place.run.attempt_files()) for place in places.places)

@@ -45,7 +45,7 @@ def test_a_batch_script_that_was_killed_after_a_requeue(place: Place) -> None:
     job = place.submit()
     place.until_saved()
     place.kill()
-    place.until_saved(lives=2)
+    place.until_saved(n_attempts=2)
     assert place.said() == [f"job {job} is requeued"]
     place.cluster.run("scancel", "--batch", job)
     place.until_ended(job, "FAILED")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnjob.errors import EXIT_STOPPED
-from cnnjob.runs.restart_log import restarts_of
+from cnnjob.runs.restart_log import try_read_restart_log
 from tests.cluster import lab
 from tests.cluster.conftest import Start
 from tests.cluster.places import REQUEST, SMALL, Outcome, Place
@@ -21,12 +21,12 @@ EPOCHS = 120
 CHANGES = {"train__epochs": EPOCHS, "train__checkpoint_seconds": 0.2}
 
 
-def until_finished(place: Place, job: str, whole: Outcome, lives: int) -> None:
+def until_finished(place: Place, job: str, whole: Outcome, n_attempts: int) -> None:
     """Wait for the job's end; what it made is what the unbroken run made."""
     place.cluster.wait(job, "COMPLETED", seconds=90)
     assert outcome_of(place.run) == whole
     attempts = place.run.attempts()
-    assert len(attempts) == lives
+    assert len(attempts) == n_attempts
     assert all(attempt["resumed_at_step"] > 0 for attempt in attempts[1:])
 
 
@@ -54,7 +54,7 @@ def test_it_finishes_and_is_submitted_once(place: Place, whole: Outcome) -> None
     place.kill(signal.SIGSTOP)  # or it may have finished before the command looks
     assert place.cnnjob(*options).stdout.endswith(": running, nothing submitted\n")
     place.kill(signal.SIGCONT)
-    until_finished(place, job, whole, lives=1)
+    until_finished(place, job, whole, n_attempts=1)
     assert place.cnnjob(*options).stdout.endswith(": finished, nothing submitted\n")
     assert place.said() == ["finished"]
     assert len(list((place.run.path / "slurm").glob("*_submission.sh"))) == 1
@@ -67,8 +67,8 @@ def test_a_signal_to_the_step_saves_and_its_batch_script_brings_it_back(place: P
     place.until_saved()
     place.cluster.run("scancel", "--signal=HUP", f"{job}.0")
     lab.until(lambda: place.run.attempts()[0]["why"] == "stopped: SIGHUP", 30, "the stop")
-    until_finished(place, job, whole, lives=2)
-    assert restarts_of(place.run)[0]["code"] == EXIT_STOPPED
+    until_finished(place, job, whole, n_attempts=2)
+    assert try_read_restart_log(place.run)[0]["code"] == EXIT_STOPPED
     assert not list(place.folder.rglob("runs/.code/**/__pycache__"))
 
 
@@ -137,7 +137,7 @@ def test_requeued(place: Place, whole: Outcome) -> None:
     job = place.submit()
     place.until_saved()
     place.cluster.run("scontrol", "requeue", job)
-    until_finished(place, job, whole, lives=2)
+    until_finished(place, job, whole, n_attempts=2)
     assert place.said()[-1] == "finished"
 
 
@@ -149,7 +149,7 @@ def test_cancelled_stays_cancelled_and_goes_on_when_submitted_again(place: Place
     place.until_ended(job, "CANCELLED")
     assert place.said() == ["cancelled; submit the job again to go on"]
     assert place.run.state() == "stopped"
-    until_finished(place, place.submit(), whole, lives=2)
+    until_finished(place, place.submit(), whole, n_attempts=2)
 
 
 @pytest.mark.slurm
@@ -157,7 +157,7 @@ def test_preempted(place: Place, whole: Outcome) -> None:
     job = place.submit()
     place.until_saved()
     place.cluster.submit("--partition=high", "--exclusive", "--wrap", "true")
-    until_finished(place, job, whole, lives=2)
+    until_finished(place, job, whole, n_attempts=2)
 
 
 @pytest.mark.slurm
@@ -165,8 +165,8 @@ def test_killed(place: Place, whole: Outcome) -> None:
     job = place.submit()
     place.until_saved()
     place.kill()
-    until_finished(place, job, whole, lives=2)
-    assert [told["code"] for told in restarts_of(place.run)] == [137, 0]
+    until_finished(place, job, whole, n_attempts=2)
+    assert [told["code"] for told in try_read_restart_log(place.run)] == [137, 0]
 
 
 @pytest.mark.slurm
@@ -177,7 +177,7 @@ def test_killed_where_requeueing_is_forbidden(place: Place, whole: Outcome) -> N
     place.cluster.wait(job, "FAILED")
     found = re.match(r"job (\d+) goes on \(", place.said()[0])
     assert found, place.said()
-    until_finished(place, found[1], whole, lives=2)
+    until_finished(place, found[1], whole, n_attempts=2)
 
 
 @pytest.mark.slurm
@@ -188,7 +188,7 @@ def test_signals_to_the_batch_script(place: Place, whole: Outcome, option: str) 
     place.until_saved()
     for name in ("USR1", "HUP")[: 1 + (option == "--batch")]:
         place.cluster.run("scancel", option, f"--signal={name}", job)
-    until_finished(place, job, whole, lives=1 + (option == "--full"))
+    until_finished(place, job, whole, n_attempts=1 + (option == "--full"))
 
 
 @pytest.mark.slurm
@@ -197,7 +197,7 @@ def test_an_environment_that_is_not_exported(place: Place, whole: Outcome, expor
     shown = place.cnnjob("submit", "toy.toml", "--dry-run", "--no-rehearsal", "--sbatch", f"export={export}").stdout
     assert f"\n#SBATCH --export={export}\n" in shown
     assert " --export=ALL " in shown
-    until_finished(place, place.submit("--sbatch", f"export={export}"), whole, lives=1)
+    until_finished(place, place.submit("--sbatch", f"export={export}"), whole, n_attempts=1)
 
 
 @pytest.mark.slurm
@@ -208,7 +208,7 @@ def test_an_end_that_has_moved_stops_nobody(place: Place, whole: Outcome) -> Non
     place.cluster.admin("scontrol", "suspend", job)
     time.sleep(6)
     place.cluster.admin("scontrol", "resume", job)
-    until_finished(place, job, whole, lives=1)
+    until_finished(place, job, whole, n_attempts=1)
 
 
 @pytest.mark.slurm
@@ -247,7 +247,7 @@ def test_a_job_that_holds_a_gpu_does_not_silently_compute_without(place: Place) 
 
 @pytest.mark.slurm
 def test_a_job_that_wants_numpy_may_hold_a_gpu(place: Place, whole: Outcome) -> None:
-    until_finished(place, place.submit("--partition", "gpu", "--gpus", "1"), whole, lives=1)
+    until_finished(place, place.submit("--partition", "gpu", "--gpus", "1"), whole, n_attempts=1)
 
 
 @pytest.mark.slurm

@@ -82,7 +82,7 @@ def lost_run(root: Path, **what: Any) -> Run:
     return run
 
 
-def holder(job_id: str = "17", **facts: Any) -> dict[str, Any]:
+def owner_record(job_id: str = "17", **facts: Any) -> dict[str, Any]:
     """The record of an attempt that has just begun in a job of the cluster lab."""
     return {**process.process_identity(), "cluster": "lab", "job_id": job_id, "started": process.now(), **facts}
 

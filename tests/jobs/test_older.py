@@ -14,7 +14,7 @@ from cnnjob.jobs.job import FORMAT, Job
 from cnnjob.reporting import groups, record
 from cnnjob.runs.run import UNSEALED, Run
 from cnnjob.slurm import diagnosis, next_command, status
-from cnnjob.training.split import split, validation_indices
+from cnnjob.training.split import split_training_images, validation_indices
 from cnnjob.training.train import train
 from tests.cli.test_cli import JOB, cnnjob
 from tests.helpers.toy_jobs import dataset, job
@@ -156,14 +156,14 @@ def test_a_finished_run_stays_readable(toys: Dataset) -> None:
         said = done.stdout if command[0] == "status" else done.stderr
         assert UNSEALED in said
         assert "job.json has format 2, now 3: its settings" in said
-    remarks = record.read(run, run.name).remarks
+    remarks = record.read_record(run, run.name).remarks
     assert UNSEALED in remarks
     assert any("job.json has format 2, now 3" in remark for remark in remarks)
     assert "run: toy-0123abcd" in cnnjob("show", str(run.path)).stdout
-    read = record.read(run, run.name)
+    read = record.read_record(run, run.name)
     assert (read.row["state"], read.reasons, read.settings["train.optimiser.sgd.momentum"]) == ("finished", [], 0.9)
     assert len(validation_indices(run, toys)) == 54
-    assert list(validation_indices(run, toys)) != list(split(run.job(), toys)[1])
+    assert list(validation_indices(run, toys)) != list(split_training_images(run.job(), toys)[1])
 
 
 @pytest.mark.usefixtures("toys")
@@ -171,7 +171,7 @@ def test_a_run_of_the_older_format_is_a_group_of_its_own() -> None:
     cnnjob("train", "toy.toml")
     as_older(Run.all(Path("runs"))[0], PLAIN)
     cnnjob("train", "toy.toml")
-    found = groups.group_runs([record.read(run, run.name, pictures=False) for run in Run.all(Path("runs"))])
+    found = groups.group_runs([record.read_record(run, run.name, pictures=False) for run in Run.all(Path("runs"))])
     assert {group.label for group in found} == {"format 2", "format –"}
 
 
@@ -182,7 +182,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     older = as_older(Run.all(Path("runs"))[0], PLAIN)
     before = {path: path.read_bytes() for path in older.path.rglob("*") if path.is_file()}
     with pytest.raises(
-        DataError, match=r"toy-0123abcd: another version of cnnjob began this run \(job format 2, now 3\)"
+        DataError, match=r"toy-0123abcd: another version of cnnjob began this run \(found job format 2, now 3\)"
     ):
         train(older)
     for command in ("train", "submit"):
@@ -193,7 +193,9 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     cause = diagnosis.diagnose(stands)
     assert "so it is not resumed, and its command begins it anew" in cause.sentence
     assert cause.command == next_command.continue_command(older) == "cnnjob train toy.toml"
-    assert "another version of cnnjob began it, so it is not resumed" in str(record.read(older, "x").row["reason"])
+    assert "another version of cnnjob began it, so it is not resumed" in str(
+        record.read_record(older, "x").row["reason"]
+    )
     begun = cnnjob("train", "toy.toml")
     assert begun.exit_code == 0
     said = "runs/toy-0123abcd: another version of cnnjob began this run and did not finish it. "
@@ -217,19 +219,19 @@ def test_a_submission_names_the_run_that_it_begins_anew(toys: Dataset, capsys: p
 
 
 def test_a_run_of_another_job_or_other_data_is_not_named(toys: Dataset) -> None:
-    from cnnjob.runs.creation import begun_anew
+    from cnnjob.runs.creation import describe_replaced_runs
     from tests.helpers.toy_jobs import run_of
 
     other = as_older(run_of(job(), toys, Path("runs")), PLAIN.replace('"epochs": 2', '"epochs": 3'))
     mine = run_of(job(), toys, Path("runs"))
-    assert not list(begun_anew([mine]))
+    assert not list(describe_replaced_runs([mine]))
     frozen = files.read_json(other.job_file)
     other.job_file.write_text(json.dumps(frozen | {"job": json.loads(PLAIN)}))
-    assert str(other.path) in next(begun_anew([mine]))
+    assert str(other.path) in next(describe_replaced_runs([mine]))
     with pytest.warns(UserWarning, match="so it is not resumed; the run begins anew in"):
         api.train(job())
     other.job_file.write_text("{")
-    assert not list(begun_anew([run_of(job(seed=5), toys, Path("runs"))]))
+    assert not list(describe_replaced_runs([run_of(job(seed=5), toys, Path("runs"))]))
 
 
 def test_a_run_without_a_job_of_its_name_is_named_by_its_folder(toys: Dataset) -> None:

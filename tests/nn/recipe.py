@@ -23,7 +23,7 @@ from cnnjob.nn.memory import Arena
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.nn.tensors import Tensor
 from cnnjob.training.build import build_network, build_optimiser, build_pixels, build_schedule, build_training_options
-from cnnjob.training.split import split
+from cnnjob.training.split import split_training_images
 
 WINDOWS = 8
 """Parts of an epoch over which losses are averaged."""
@@ -35,7 +35,7 @@ class Recipe:
     def __init__(self, job: Job, dataset: Dataset, seed: int, workers: nn.Workers, steps: int | None) -> None:
         self.job, self.train = job, job.train
         images, labels = dataset.load("train")
-        chosen, size = split(job, dataset)[0], job.train.batch_size
+        chosen, size = split_training_images(job, dataset)[0], job.train.batch_size
         whole = len(chosen) // size
         self.steps = min(steps or whole, whole)
         self.network = build_network(job.model, dataset.image_shape, len(dataset.class_names))

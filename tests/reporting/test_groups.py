@@ -75,7 +75,7 @@ def test_other_optimisers_are_told_apart_by_their_names(tmp_path: Path) -> None:
 
     kinds: tuple[Any, ...] = ("sgd", "adamw", {"sgd": {"momentum": 0.5}}, {"sgd": {"nesterov": True}})
     runs = [finished_run(tmp_path, optimiser=kind) for kind in kinds]
-    found = [records.read(run, run.name, pictures=False) for run in runs]
+    found = [records.read_record(run, run.name, pictures=False) for run in runs]
     assert {one.label for one in group_runs(found[:2])} == {"optimiser sgd", "optimiser adamw"}
     assert {one.label for one in group_runs([found[0], found[2]])} == {"sgd.momentum 0.9", "sgd.momentum 0.5"}
     labels = {one.label for one in group_runs(found)}

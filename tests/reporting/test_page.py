@@ -10,9 +10,9 @@ import pytest
 from cnnjob import files
 from cnnjob.reporting.groups import group_runs
 from cnnjob.reporting.page import page as pages
-from cnnjob.reporting.record import read
+from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
-from cnnjob.runs.attempts import summarise_attempts
+from cnnjob.runs.attempts import read_attempts
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
 
@@ -75,7 +75,7 @@ class Reader(HTMLParser):
 
 
 def page_of(*runs: Run) -> str:
-    records = [read(run, run.name) for run in runs]
+    records = [read_record(run, run.name) for run in runs]
     return pages.render(records, group_runs(records))
 
 
@@ -184,7 +184,7 @@ def test_the_timeline_shows_waiting_and_lost_steps(tmp_path: Path) -> None:
     folders.change_json(second, started="2026-01-01T13:00:00+00:00", resumed_at_step=120)
     run.slurm_folder.mkdir()
     files.write_json(run.submission_file, {"attempt": 1, "submitted": "2026-01-01T09:50:00+00:00"})
-    attempts = summarise_attempts(run)
+    attempts = read_attempts(run)
     waits = [attempt.started - attempt.waited_from for attempt in attempts if attempt.waited_from]
     assert [wait.total_seconds() for wait in waits] == [600, 7200]
     assert [attempt.lost_steps for attempt in attempts] == [30, None]
@@ -199,7 +199,7 @@ def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:
     run.slurm_folder.mkdir()
     decision = {"job_id": "17", "job_restarts": 1, "step": 10, "said": "finished"}
     files.write_json(run.slurm_folder / "restarts.json", [decision])
-    assert [attempt.decision for attempt in summarise_attempts(run)] == ["", "finished"]
+    assert [attempt.decision for attempt in read_attempts(run)] == ["", "finished"]
 
 
 def test_equal_runs_give_equal_bytes(mixed: Path) -> None:
@@ -223,14 +223,14 @@ def test_a_hundred_runs_fit_a_mail(n_runs: int, side: int, tmp_path: Path) -> No
     folders.change_arrays(run.predictions_file, lambda arrays: arrays.update(content))
     folders.write_history(run, 200, "validation")
     run.log_file.write_text("epoch 1: a line of the log, as long as they are\n" * 100)
-    record = read(run, run.name)
+    record = read_record(run, run.name)
     records = [record] * n_runs
     page = pages.render(records, group_runs(records))
     assert len(page.encode()) < 5_000_000
 
 
 def test_more_runs_than_can_be_sent_have_no_pictures(tmp_path: Path) -> None:
-    record = read(folders.finished_run(tmp_path), "run")
+    record = read_record(folders.finished_run(tmp_path), "run")
     records = [record] * (pages.MAX_PICTURED_RUNS + 1)
     page = pages.render(records, group_runs(records))
     assert not Reader(page).sources

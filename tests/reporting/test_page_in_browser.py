@@ -11,7 +11,7 @@ import pytest
 
 from cnnjob.reporting.groups import group_runs
 from cnnjob.reporting.page import page as pages
-from cnnjob.reporting.record import read
+from cnnjob.reporting.record import read_record
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
 
@@ -48,7 +48,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     better = next(run for run in Run.all(root) if run.manifest()["job"]["train"]["learning_rate"] == 0.1)
     better.predictions_file.unlink()
     folders.change_json(better.result_file, test_accuracy=0.9)
-    records = [read(run, run.name) for run in Run.all(root)]
+    records = [read_record(run, run.name) for run in Run.all(root)]
     return pages.render(records, group_runs(records))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cnnjob import files
 from cnnjob.errors import DataError, JobError
-from cnnjob.reporting.record import COLUMNS, OPTIMISTIC, read
+from cnnjob.reporting.record import COLUMNS, OPTIMISTIC, read_record
 from cnnjob.reporting.report import Report, report
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
@@ -31,7 +31,7 @@ TABLES = {
 
 def only(run: Run) -> dict[str, Any]:
     """The row of a run, read alone."""
-    return read(run, run.name).row
+    return read_record(run, run.name).row
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -197,7 +197,7 @@ UNFINISHED: dict[str, tuple[Callable[[Path], Run], str]] = {
 @pytest.mark.parametrize("state", UNFINISHED)
 def test_an_unfinished_run_is_listed_with_its_reason(state: str, tmp_path: Path) -> None:
     make, reason = UNFINISHED[state]
-    record = read(make(tmp_path), "run")
+    record = read_record(make(tmp_path), "run")
     assert (record.row["state"], record.row["job"]) == (state, "tiny")
     assert record.row["reason"].startswith(reason)
     assert record.row["test_accuracy"] is None
@@ -206,7 +206,7 @@ def test_an_unfinished_run_is_listed_with_its_reason(state: str, tmp_path: Path)
 
 
 def test_the_best_epoch_and_the_restarts_are_in_the_curve(tmp_path: Path) -> None:
-    curve = read(folders.finished_run(tmp_path), "run").curve
+    curve = read_record(folders.finished_run(tmp_path), "run").curve
     assert curve is not None
     assert (curve.best_epoch, curve.restarts, curve.watched) == (3, (1.5,), "validation")
 
@@ -215,7 +215,7 @@ def test_what_was_done_on_a_dirty_tree_or_with_other_threads_is_said(tmp_path: P
     run = folders.finished_run(tmp_path)
     folders.change_json(run.environment_file, dirty=True)
     folders.change_json(run.result_file, bits_may_differ_from_step=150)
-    record = read(run, "run")
+    record = read_record(run, "run")
     assert record.row["commit"] == f"{folders.COMMIT}-dirty"
     assert record.remarks == ["bits may differ from step 150: it went on with other versions or threads"]
 
@@ -243,12 +243,12 @@ CONTRADICTIONS |= {
 def test_a_result_that_other_files_contradict_is_remarked(what: str, tmp_path: Path) -> None:
     said, expected = CONTRADICTIONS[what]
     run = folders.finished_run(tmp_path / "runs")
-    assert read(run, run.name).contradictions == []
+    assert read_record(run, run.name).contradictions == []
     if {"backend", "precision", "device"} & said.keys():
         folders.change_json(run.environment_file, backend="numpy", precision="float32")
         folders.change_json(run.attempt_files()[-1], device="cpu: test")
     folders.change_json(run.result_file, **said)
-    record = read(run, run.name)
+    record = read_record(run, run.name)
     assert len(record.contradictions) == len(expected)
     for remark, beginning in zip(record.contradictions, expected, strict=True):
         assert remark.startswith(f"result.json: {beginning}")
@@ -273,9 +273,9 @@ def test_an_epoch_that_contradicts_the_others_or_the_job_is_remarked(what: str, 
     epochs = run.history()
     epochs[2] |= said
     run.history_file.write_text("".join(f"{files.canonical_json(epoch)}\n" for epoch in epochs))
-    assert read(run, run.name).contradictions == [f"history.jsonl: {remark}"]
+    assert read_record(run, run.name).contradictions == [f"history.jsonl: {remark}"]
     run.history_file.write_text("".join(f"{files.canonical_json(epoch)}\n" for epoch in epochs[1:]))
-    assert "history.jsonl: damaged, its epochs are not 1, 2, 3" in str(read(run, run.name).row["reason"])
+    assert "history.jsonl: damaged, its epochs are not 1, 2, 3" in str(read_record(run, run.name).row["reason"])
 
 
 @pytest.mark.parametrize(
@@ -291,10 +291,10 @@ def test_a_history_of_another_length_than_the_jobs_is_remarked(
     folders.change_job(run, job=frozen | {"train": frozen["train"] | train})
     where = "history.jsonl: the number of epochs is"
     last = 9 if "early_stopping" in train else epochs  # the third of four is the best
-    assert read(run, run.name).contradictions == [f"{where} 4, but job.json gives {last}"]
+    assert read_record(run, run.name).contradictions == [f"{where} 4, but job.json gives {last}"]
     folders.write_history(run, 6, "validation")
     folders.change_json(run.result_file, epochs=6, steps=600)
-    assert read(run, run.name).contradictions == [f"{where} 6, but job.json gives {epochs}"]
+    assert read_record(run, run.name).contradictions == [f"{where} 6, but job.json gives {epochs}"]
 
 
 def test_predictions_that_contradict_themselves_or_the_job_are_remarked(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_predictions_that_contradict_themselves_or_the_job_are_remarked(tmp_path
     data |= {"image_shape": [5, 6, 1], "mean": [0.5], "std": [0.5]}
     folders.change_job(run, data=data)
     folders.change_arrays(run.predictions_file, lambda arrays: arrays.update(wrong_indices=np.array([9, 2])))
-    remarks = read(run, run.name).contradictions
+    remarks = read_record(run, run.name).contradictions
     assert [remark.partition(" is ")[0] for remark in remarks] == [
         "predictions.npz: class_names", "predictions.npz: wrong_indices", "predictions.npz: the shape of wrong_images",
     ]  # fmt: skip
@@ -314,11 +314,13 @@ def test_the_best_epoch_is_that_of_the_split_that_selects(select_on: str, tmp_pa
     run = folders.finished_run(tmp_path, split="test", select_on=select_on)
     best = 4 if select_on == "last" else 3
     folders.change_json(run.result_file, selected_on=select_on, best_epoch=best)
-    assert read(run, run.name).contradictions == []
+    assert read_record(run, run.name).contradictions == []
     folders.change_json(run.result_file, best_epoch=2)
-    assert read(run, run.name).contradictions == [f"result.json: best_epoch is 2, but history.jsonl gives {best}"]
+    assert read_record(run, run.name).contradictions == [
+        f"result.json: best_epoch is 2, but history.jsonl gives {best}"
+    ]
     folders.change_json(run.result_file, best_epoch=best, test_accuracy=0.9)
-    found = {remark.partition(", but ")[2] for remark in read(run, run.name).contradictions}
+    found = {remark.partition(", but ")[2] for remark in read_record(run, run.name).contradictions}
     assert found == {"predictions.npz gives 0.8", *(["history.jsonl gives 0.8"] if select_on == "test" else [])}
 
 
@@ -333,13 +335,13 @@ def test_the_best_epoch_is_that_of_the_split_that_selects(select_on: str, tmp_pa
 )
 def test_a_trained_run_contradicts_nothing(train: dict[str, Any], tmp_path: Path) -> None:
     run = toys.trained(tmp_path, **{f"train__{key}": value for key, value in train.items()}).run
-    assert read(run, run.name).contradictions == []
+    assert read_record(run, run.name).contradictions == []
 
 
 def test_views_at_test_time_are_said(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path / "runs")
     folders.change_json(run.result_file, test_time_augmentation="none")
-    assert read(run, run.name).remarks == []
+    assert read_record(run, run.name).remarks == []
     folders.change_json(run.result_file, test_time_augmentation="flip")
     other = folders.finished_run(tmp_path / "runs", name="other", test_time_augmentation="flip_translate")
     folders.change_json(other.result_file, test_time_augmentation="flip_translate")
@@ -367,13 +369,13 @@ def test_the_settings_of_nested_blocks_are_in_words(tmp_path: Path) -> None:
     frozen = files.read_json(run.job_file)
     frozen["job"]["model"]["blocks"] = [{"conv": 5, "batch_norm": {"eps": 0.1}}, {"residual": body}]
     folders.change_job(run, **frozen)
-    settings = read(run, run.name).settings
+    settings = read_record(run, run.name).settings
     assert settings["model.blocks"] == "conv 5, residual (conv 8 + dropout 0.1)"
     assert settings["model.blocks.1.batch_norm.eps"] == 0.1
     assert settings["model.blocks.2.residual.1.order"] == "norm pool"
     frozen["job"]["model"]["blocks"] = [{}]
     folders.change_job(run, **frozen)
-    assert read(run, run.name).row["state"] == "damaged"
+    assert read_record(run, run.name).row["state"] == "damaged"
 
 
 def rewrite(name: str, text: str) -> Callable[[Run], object]:
@@ -611,7 +613,7 @@ def test_a_word_that_is_no_text_can_be_written(tmp_path: Path) -> None:
 def test_a_history_of_no_steps_has_no_restarts(tmp_path: Path) -> None:
     run = folders.finished_run(tmp_path)
     run.history_file.write_text('{"epoch": 1, "step": 0, "train_loss": 1.0}\n')
-    curve = read(run, "run").curve
+    curve = read_record(run, "run").curve
     assert curve is not None
     assert (curve.restarts, curve.watched) == ((), "train")
 

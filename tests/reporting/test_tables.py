@@ -9,7 +9,7 @@ import pytest
 from cnnjob import files
 from cnnjob.reporting import tables
 from cnnjob.reporting.groups import Group, group_runs
-from cnnjob.reporting.record import Record, read
+from cnnjob.reporting.record import Record, read_record
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
 
@@ -20,7 +20,7 @@ def records(tmp_path: Path) -> list[Record]:
     for seed in range(2):
         folders.finished_run(tmp_path, seed=seed)
     folders.stopped_run(tmp_path, learning_rate=0.1)
-    return [read(run, run.name) for run in Run.all(tmp_path)]
+    return [read_record(run, run.name) for run in Run.all(tmp_path)]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_accuracies_that_are_no_plain_ones_say_so(tmp_path: Path) -> None:
         folders.finished_run(tmp_path, split="test").result_file,
         {**folders.result("test"), "test_time_augmentation": "flip"},
     )
-    found = [read(run, run.name) for run in Run.all(tmp_path)]
+    found = [read_record(run, run.name) for run in Run.all(tmp_path)]
     remark = "optimistic: chosen on the test images; test-time augmentation: flip"
     assert tables.groups_as_markdown(group_runs(found)).splitlines()[2:5:2] == [
         "| group | test accuracy, % | n | test loss | remarks |",

@@ -148,9 +148,9 @@ def test_the_clock_of_a_folder_on_another_disk_is_not_the_folders(tmp_path: Path
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system")
-    assert not clock.is_known(tmp_path, other)
-    assert clock.is_known(tmp_path, other, tmp_path)
-    assert clock.skew(tmp_path / "not there") == ""
+    assert not clock.is_readable(tmp_path, other)
+    assert clock.is_readable(tmp_path, other, tmp_path)
+    assert clock.describe_skew(tmp_path / "not there") == ""
 
 
 HOLD = """

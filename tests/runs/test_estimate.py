@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cnnjob.runs.estimate import training_seconds
+from cnnjob.runs.estimate import estimate_training_seconds
 from tests.helpers.toy_jobs import dataset, job, trained
 
 
@@ -14,7 +14,7 @@ def test_initial_weights_change_no_estimate(tmp_path: Path) -> None:
 
     trained(tmp_path, train__epochs=1, model__blocks=blocks(4, "he"))
     counts = [
-        sum(map(len, training_seconds(job(model__blocks=one), dataset(tmp_path), tmp_path / "runs").values()))
+        sum(map(len, estimate_training_seconds(job(model__blocks=one), dataset(tmp_path), tmp_path / "runs").values()))
         for one in (blocks(4, "he"), blocks(4, "dirac"), blocks(5, "he"))
     ]
     assert counts == [1, 1, 0]

@@ -18,7 +18,7 @@ import pytest
 from cnnjob import files, nn
 from cnnjob.errors import BusyError, DataError
 from cnnjob.jobs import json_files
-from cnnjob.reporting.record import read
+from cnnjob.reporting.record import read_record
 from cnnjob.runs import environment
 from cnnjob.runs.claims import Claim, claim
 from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS, is_alive, now, process_identity
@@ -192,7 +192,7 @@ def test_the_scheduler_may_know_that_a_holder_has_ended(
 ) -> None:
     run, questions = Run(tmp_path), list[str]()
 
-    def has_ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+    def job_is_over(holder: Mapping[str, Any], silent_seconds: float) -> bool:
         assert silent_seconds < HEARTBEAT_LIMIT_SECONDS
         questions.append(holder["job_id"])
         return over
@@ -202,16 +202,16 @@ def test_the_scheduler_may_know_that_a_holder_has_ended(
     assert run.state() == "running"
     if over and job_id:
         assert run.state(lambda *_: over) == "lost"
-        assert claim(run, has_ended).number == 2
+        assert claim(run, job_is_over).number == 2
     else:
         with pytest.raises(BusyError):
-            claim(run, has_ended)
+            claim(run, job_is_over)
         assert tree(tmp_path) == before
     assert questions == [job_id] * asked
 
 
 def test_nobody_is_asked_about_a_holder_that_is_gone(tmp_path: Path) -> None:
-    def has_ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+    def job_is_over(holder: Mapping[str, Any], silent_seconds: float) -> bool:
         raise AssertionError(holder, silent_seconds)
 
     run = Run(tmp_path)
@@ -219,9 +219,9 @@ def test_nobody_is_asked_about_a_holder_that_is_gone(tmp_path: Path) -> None:
     old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
     for path in (record, run.heartbeat_file):
         os.utime(path, (old, old))
-    claim(run, has_ended).note(**{**dead_process(), "job_id": "17"})
-    claim(run, has_ended).end("stopped: SIGTERM", 3)
-    assert claim(run, has_ended).number == 4
+    claim(run, job_is_over).note(**{**dead_process(), "job_id": "17"})
+    claim(run, job_is_over).end("stopped: SIGTERM", 3)
+    assert claim(run, job_is_over).number == 4
 
 
 def test_a_process_is_told_from_a_later_one_of_the_same_number(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_unsealed_one_is_said(t
         finished.job()
     del unsealed["format"]
     files.write_json(finished.job_file, unsealed)
-    assert UNSEALED in read(finished, "old").remarks
+    assert UNSEALED in read_record(finished, "old").remarks
     assert read_summary(finished).note.startswith(UNSEALED)
 
 
@@ -414,7 +414,7 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
         held.beat()
     assert held.run.state() == "running"
     assert read_summary(held.run).note == UNRECORDED
-    assert read(held.run, "run").reasons == [UNRECORDED]
+    assert read_record(held.run, "run").reasons == [UNRECORDED]
     with pytest.raises(BusyError, match="a process that has no record in attempts/ wrote here"):
         claim(held.run)
     with pytest.raises(BusyError, match="not removed, a process that cannot be named may write it"):

@@ -8,7 +8,7 @@ import pytest
 from cnnjob.doctor.cluster import Nodes
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue, site
 from cnnjob.slurm.submit import dry_run
-from tests.helpers.run_folders import holder
+from tests.helpers.run_folders import owner_record
 from tests.slurm.test_submission import Site
 
 SQUEUE = r"""printf '%s\n' \
@@ -125,7 +125,7 @@ def test_a_job_whose_name_says_that_it_has_ended(here: Site, monkeypatch: pytest
         said = JOB.format(name=name, state=state, **facts)
         here.says(scontrol=f"echo '{said}'")
         begun = datetime.fromisoformat("2026-11-29T18:51:50").astimezone().isoformat()
-        assert client.job_is_over(holder("10", uid=None, started=begun), 0) is ended
+        assert client.job_is_over(owner_record("10", uid=None, started=begun), 0) is ended
 
 
 @pytest.mark.usefixtures("here")
@@ -157,7 +157,7 @@ def test_a_job_that_is_not_known_has_ended(
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     here.says(scontrol=f"echo '{refusal}' >&2; exit 1")
-    assert client.job_is_over(holder("4_0"), 100) is ended
+    assert client.job_is_over(owner_record("4_0"), 100) is ended
 
 
 def test_what_sbatch_would_do(here: Site) -> None:

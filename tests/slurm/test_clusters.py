@@ -18,7 +18,7 @@ from cnnjob.slurm.node import node_task, restart
 from cnnjob.slurm.scheduler import client, job_states
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
-from tests.helpers.run_folders import change_json, finished_run, holder, pending_run, running_run, stopped_run
+from tests.helpers.run_folders import change_json, finished_run, owner_record, pending_run, running_run, stopped_run
 from tests.runs.test_run import life as life_of_job
 from tests.slurm.test_status import asked, decided, elsewhere, log, one, row, says, submitted
 from tests.slurm.test_status import site as site  # noqa: PLC0414 - a fixture
@@ -78,8 +78,8 @@ def test_whether_the_job_of_an_attempt_has_ended(
     site: Site, record: Mapping[str, Any], silent: float, answer: Mapping[str, Any] | None, *, ended: bool
 ) -> None:
     site.says(scontrol=at_lab(UNKNOWN if answer is None else knows(**answer)))
-    assert client.job_is_over(holder(**record), silent) is ended
-    assert client.ended_among(lambda: ())(holder(**record), silent) is ended
+    assert client.job_is_over(owner_record(**record), silent) is ended
+    assert client.ended_among(lambda: ())(owner_record(**record), silent) is ended
 
 
 def held_at(cluster: str | None, make: Any = running_run, **facts: Any) -> Run:
@@ -147,7 +147,7 @@ def test_a_job_here_is_not_taken_for_an_earlier_one_of_another_cluster(site: Sit
     run = held_at("other", stopped_run)
     submitted(run, cluster="lab", attempt=2)
     decided(run, cluster="other", ended_by="cancelled", said="cancelled")
-    files.write_json(restart_log.cancel_record(run), {"by": "me", "jobs": ["17"], "cluster": "other", "attempt": 1})
+    files.write_json(restart_log.cancellation_file(run), {"by": "me", "jobs": ["17"], "cluster": "other", "attempt": 1})
     says(site, row("PENDING", "Priority"), scontrol=at_lab())
     assert (one(run).state, one(run).detail) == ("pending", "jobs of higher priority go first")
     says(site, "", "17|TIMEOUT|0:0|n1|\n", scontrol=at_lab())
@@ -217,7 +217,7 @@ def test_a_cancellation_on_another_cluster_is_none_here(tmp_path: Path, monkeypa
     life_of_job(monkeypatch, "17", 0)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     for cluster, cancelled in (("lab", True), ("other", False), (None, True)):
-        files.write_json(restart_log.cancel_record(run), {"by": "me", "jobs": ["17"], "cluster": cluster})
+        files.write_json(restart_log.cancellation_file(run), {"by": "me", "jobs": ["17"], "cluster": cluster})
         assert restart._was_cancelled(run) is cancelled
 
 

@@ -23,7 +23,7 @@ from cnnjob.slurm.node import node_task
 from cnnjob.slurm.scheduler import client
 from cnnjob.slurm.submit import locks, submission
 from cnnjob.slurm.submit.request import Request
-from tests.helpers.run_folders import change_json, finished_run, holder, pending_run, running_run, stopped_run
+from tests.helpers.run_folders import change_json, finished_run, owner_record, pending_run, running_run, stopped_run
 from tests.helpers.toy_jobs import dataset, job, run_of
 from tests.slurm.test_status import (
     UID,
@@ -416,7 +416,7 @@ def test_a_hidden_job_is_not_taken_for_one_that_has_ended(site: Site) -> None:
     for private, ended in (("none", True), ("jobs,usage", False)):
         config = f'echo "PrivateData             = {private}"; echo "ClusterName             = LAB"'
         site.says(scontrol=f'case "$*" in *config*) {config};; *) {unknown};; esac')
-        assert client.job_is_over(holder(cluster="lab"), 100) == ended
+        assert client.job_is_over(owner_record(cluster="lab"), 100) == ended
 
 
 def hidden_and_mine(site: Site, monkeypatch: pytest.MonkeyPatch, queue: str) -> tuple[Run, Run]:

@@ -24,7 +24,7 @@ from cnnjob import files
 from cnnjob.errors import JobError, SchedulerError
 from cnnjob.runs import process, restart_log
 from cnnjob.runs.claims import claim
-from cnnjob.runs.restart_log import NO_STEP, restarts_of
+from cnnjob.runs.restart_log import NO_STEP, try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node import deadlines, node_task, restart
 from cnnjob.slurm.node.restart import decide, main, restarts_without_progress
@@ -35,7 +35,15 @@ from cnnjob.slurm.submit.request import Request
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import train
-from tests.helpers.run_folders import change_json, finished_run, holder, lost_run, pending_run, running_run, stopped_run
+from tests.helpers.run_folders import (
+    change_json,
+    finished_run,
+    lost_run,
+    owner_record,
+    pending_run,
+    running_run,
+    stopped_run,
+)
 from tests.helpers.toy_jobs import trained
 from tests.runs.test_run import life as life_of_job
 from tests.slurm.test_submission import Site, batch_script, cnnjob, nowhere, run_folder, site, tree  # noqa: F401 - two are fixtures
@@ -222,7 +230,7 @@ def test_after_a_life(
     site.says(scontrol=scontrol)
     main(str(lost.path), "137")
     assert capsys.readouterr().out.endswith(f"cnnjob: {lost.path}: {said}\n")
-    [told] = restarts_of(lost)
+    [told] = try_read_restart_log(lost)
     how = "requeued" if "is requeued" in said else "successor" if "18" in said else "by SLURM" if "back" in said else ""
     assert told == {
         "cluster": None, "job_id": "17", "job_restarts": 0, "ended_by": ended_by, "code": 137, "step": 0,
@@ -244,7 +252,7 @@ def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> Non
 def test_when_nothing_can_be_done_the_last_word_is_what_to_type(site: Site, lost: Run) -> None:
     site.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
     main(str(lost.path), "137")
-    [told] = restarts_of(lost)
+    [told] = try_read_restart_log(lost)
     refused = f"not restarted, {lost.name}: refused by SLURM (QOSMaxSubmitJobPerUserLimit): your QOS allows you"
     assert told["said"].startswith(refused)
     assert "; to go on: cnnjob submit runs/tiny" in told["said"]
@@ -272,7 +280,7 @@ def test_a_folder_that_cannot_be_written_is_waited_for(
     site.says(scontrol=f'echo x >> calls; {back}; echo "JobId=17 JobState=RUNNING Restarts=0"')
     main(str(lost.path), "137")
     assert capsys.readouterr().out.count("; trying again in 0.1 s\n") == 1
-    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"]
+    assert [told["said"] for told in try_read_restart_log(lost)] == ["job 17 is requeued"]
 
 
 def test_a_scheduler_that_is_away_is_waited_for(
@@ -293,7 +301,9 @@ def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch
     gone = "case $1 in requeue) : > requeued; " + NO_ANSWER + ";; esac; "
     site.says(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
     main(str(lost.path), "137")
-    assert [(told["restarted"], told["said"]) for told in restarts_of(lost)] == [("requeued", "job 17 is requeued")]
+    assert [(told["restarted"], told["said"]) for told in try_read_restart_log(lost)] == [
+        ("requeued", "job 17 is requeued")
+    ]
 
 
 def test_a_successor_that_was_taken_in_silence_is_not_submitted_again(
@@ -309,7 +319,7 @@ comment=$(/bin/grep -o "cnnjob /[^']*[0-9]'" taken.sh); echo "18|PENDING|Priorit
     )
     main(str(lost.path), "137")
     assert Path("tried").read_text() == "x\n"
-    [told] = restarts_of(lost)
+    [told] = try_read_restart_log(lost)
     assert (told["restarted"], told["said"][:15]) == ("successor", "job 18 goes on ")
     assert files.read_json(lost.submission_file)["job_id"] == "18"
     assert (lost.slurm_folder / "18_submitted.pkl").exists()
@@ -319,7 +329,7 @@ def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
     site.says(scontrol=NO_ANSWER)
     main(str(lost.path), "137")
-    [told] = restarts_of(lost)
+    [told] = try_read_restart_log(lost)
     assert told["said"].startswith("not restarted, scontrol show job 17: refused, slurm_load_jobs error: ")
     assert "; to go on: cnnjob submit runs/tiny" in told["said"]
 
@@ -334,7 +344,7 @@ def test_nobody_is_waited_for_when_there_is_nothing_to_do(
     run = make(Path("runs"))
     run.slurm_folder.mkdir()
     main(str(run.path), str(code))
-    assert [told["said"] for told in restarts_of(run)] == [said]
+    assert [told["said"] for told in try_read_restart_log(run)] == [said]
 
 
 @pytest.mark.parametrize(
@@ -359,9 +369,9 @@ def test_what_comes_while_it_waits_is_asked_about(site: Site, lost: Run, facts: 
 
 def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, lost: Run) -> None:
     site.says(scontrol="exit 1")
-    files.write_json(restart_log.cancel_record(lost), {"by": "me", "jobs": ["17"]})
+    files.write_json(restart_log.cancellation_file(lost), {"by": "me", "jobs": ["17"]})
     main(str(lost.path), "143")
-    assert [told["said"] for told in restarts_of(lost)] == [CANCELLED]
+    assert [told["said"] for told in try_read_restart_log(lost)] == [CANCELLED]
 
 
 DAMAGED = ["", "[3", "{}", '[{"step": "many"}]', '{"jobs": "17"}', None]
@@ -379,19 +389,21 @@ def damage(path: Path, content: str | None) -> None:
 @pytest.mark.parametrize("content", [text for text in DAMAGED if text != "{}"])
 def test_what_may_have_been_cancelled_is_left_to_its_user(site: Site, lost: Run, content: str | None) -> None:
     site.says(scontrol=f'echo "$1" >> asked; {SHOWN};; esac')
-    damage(restart_log.cancel_record(lost), content)
+    damage(restart_log.cancellation_file(lost), content)
     main(str(lost.path), "143")
-    [told] = restarts_of(lost)
-    assert told["said"].startswith(f"not restarted, it may have been cancelled: {restart_log.cancel_record(lost)}: ")
+    [told] = try_read_restart_log(lost)
+    assert told["said"].startswith(
+        f"not restarted, it may have been cancelled: {restart_log.cancellation_file(lost)}: "
+    )
     assert "; to go on: cnnjob submit runs/tiny" in told["said"]
     assert told["restarted"] == ""
     assert not Path("asked").exists()
     site.says(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
-    assert (found.state, str(restart_log.cancel_record(lost)) in found.summary.note) == ("lost", True)
+    assert (found.state, str(restart_log.cancellation_file(lost)) in found.summary.note) == ("lost", True)
     os.utime(lost.submission_file, (time.time() + 9,) * 2)  # submitted again
     main(str(lost.path), "143")
-    assert restarts_of(lost)[-1]["said"] == "job 17 is requeued"
+    assert try_read_restart_log(lost)[-1]["said"] == "job 17 is requeued"
 
 
 @pytest.mark.parametrize("content", [text for text in DAMAGED if text is not None])
@@ -399,27 +411,27 @@ def test_a_damaged_record_of_restarts_allows_none_without_progress(
     site: Site, lost: Run, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     site.says(scontrol=f"{SHOWN};; esac")
-    record = restart_log.restart_record(lost)
+    record = restart_log.restart_log_file(lost)
     damage(record, content)
     main(str(lost.path), "137")
-    [told] = restarts_of(lost)
+    [told] = try_read_restart_log(lost)
     assert told["said"].startswith("not restarted, it made no progress, and how often it was restarted is not known: ")
     change_json(lost.attempt_files()[-1], job_id="17", job_restarts=0, resumed_at_step=50)
     (lost.checkpoints_folder / "step-000000100.npz").touch()
     damage(record, content)
     main(str(lost.path), "137")
-    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"]
+    assert [told["said"] for told in try_read_restart_log(lost)] == ["job 17 is requeued"]
     assert f"cnnjob: {lost.path}: {record}: " in capsys.readouterr().out
 
 
 def test_a_cancellation_while_the_successor_is_submitted_ends_both(site: Site, lost: Run) -> None:
-    record = restart_log.cancel_record(lost)
+    record = restart_log.cancellation_file(lost)
     files.write_json(Path("record"), {"by": "me", "jobs": ["17"], "attempt": 1, **lost.identity()})
     cancels = f'while read -r l; do echo "$l"; done < record > "{record}"'
     site.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel='echo "$*" >> cancelled')
     main(str(lost.path), "143")
     assert Path("cancelled").read_text() == "18\n"
-    [told] = restarts_of(lost)
+    [told] = try_read_restart_log(lost)
     assert (told["restarted"], told["said"]) == ("", f"{CANCELLED}, and with it its successor 18")
     site.says(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
@@ -431,22 +443,22 @@ def test_a_successor_ends_where_the_job_that_submitted_it_was_cancelled(
     lost: Run, monkeypatch: pytest.MonkeyPatch, cancelled: list[str]
 ) -> None:
     """As where that was before it could be found in the queue, and ``cnnjob cancel`` was ended."""
-    record = restart_log.cancel_record(lost)
+    record = restart_log.cancellation_file(lost)
     files.write_json(record, {"by": "me", "jobs": cancelled, "attempt": 1, **lost.identity()})
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     monkeypatch.setenv(restart_log.PREDECESSOR, "17")
     ended = cancelled == ["17"]
     assert node_task._is_cancelled(lost) is ended
-    assert restart_log.cancel_of(lost)["jobs"] == [*cancelled, *["18"] * ended]
+    assert restart_log.try_read_cancellation(lost)["jobs"] == [*cancelled, *["18"] * ended]
 
 
 def test_a_successor_that_cannot_be_cancelled_is_said(site: Site, lost: Run) -> None:
-    record = restart_log.cancel_record(lost)
+    record = restart_log.cancellation_file(lost)
     denied = "scancel: error: Kill job error on job id 18: Access/permission denied"
     cancels = f"""echo '{{"by": "me", "jobs": ["17"]}}' > "{record}\""""
     site.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
     main(str(lost.path), "143")
-    assert f"cancelled, but its successor 18 is not: {denied}" in restarts_of(lost)[0]["said"]
+    assert f"cancelled, but its successor 18 is not: {denied}" in try_read_restart_log(lost)[0]["said"]
 
 
 def test_a_life_that_found_the_run_taken_changes_nothing(
@@ -472,14 +484,16 @@ def test_an_element_of_a_sweep_restarts_its_own_run(site: Site, monkeypatch: pyt
     change_json(found[1].attempt_files()[-1], job_id=process.job_id())
     main(str(sweep), "137")
     assert Path("asked").read_text().splitlines() == ["show job 17_1", "requeue 17_1"]
-    assert restarts_of(found[0]) == []
-    assert [told["said"] for told in restarts_of(found[1])] == ["job 17_1 is requeued"]
+    assert try_read_restart_log(found[0]) == []
+    assert [told["said"] for told in try_read_restart_log(found[1])] == ["job 17_1 is requeued"]
 
 
 def test_a_crash_loop_ends(lost: Run) -> None:
     for _ in range(4):
         main(str(lost.path), "137")
-    assert [told["said"] for told in restarts_of(lost)] == ["job 17 is requeued"] * 3 + ["3 restarts without progress"]
+    assert [told["said"] for told in try_read_restart_log(lost)] == ["job 17 is requeued"] * 3 + [
+        "3 restarts without progress"
+    ]
 
 
 # --- on the node
@@ -519,7 +533,7 @@ def test_whether_a_job_has_ended(
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     site.says(scontrol=answer)
-    assert client.job_is_over(holder(), 100) is ended
+    assert client.job_is_over(owner_record(), 100) is ended
 
 
 @pytest.mark.parametrize(
@@ -679,7 +693,7 @@ def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(site: Site) -> None
     done = batch_script(run_folder(), SLURM_JOB_END_TIME="9999999999")
     assert done.returncode == 1, done.stdout
     assert "the loss is" in done.stdout
-    assert [told["said"] for told in restarts_of(run_folder())] == ["the job's own error is not restarted"]
+    assert [told["said"] for told in try_read_restart_log(run_folder())] == ["the job's own error is not restarted"]
     assert "requeue" not in Path("asked").read_text()
 
 
@@ -689,7 +703,7 @@ def test_the_batch_script_of_a_job_whose_setup_fails() -> None:
     cnnjob("submit", "toy.toml", "--profile", "site.toml")
     done = batch_script(run_folder())
     assert done.returncode == 7, done.stdout
-    assert [told["said"] for told in restarts_of(run_folder())] == [LEFT]
+    assert [told["said"] for told in try_read_restart_log(run_folder())] == [LEFT]
 
 
 def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
@@ -702,7 +716,10 @@ def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
         done = batch_script(run)
         assert done.returncode == 75, done.stdout
         assert "cnnjob: " in done.stdout
-        assert (run.state(), [told["step"] for told in restarts_of(run)]) == ("stopped", list(range(1, life_ + 1)))
+        assert (run.state(), [told["step"] for told in try_read_restart_log(run)]) == (
+            "stopped",
+            list(range(1, life_ + 1)),
+        )
     assert [attempt["why"] for attempt in run.attempts()] == ["stopped: time limit"] * 2
     assert Path("asked").read_text().splitlines().count("requeue 17") == 2
 
@@ -716,7 +733,7 @@ def test_a_python_that_was_deleted_is_named_by_status() -> None:
     script = run.slurm_folder / "17_submission.sh"
     script.write_text(script.read_text().replace(sys.executable, str(python)))
     done = batch_script(run)
-    assert (done.returncode, restarts_of(run)) == (127, [])
+    assert (done.returncode, try_read_restart_log(run)) == (127, [])
     (run.slurm_folder / "17_0_log.out").write_text(done.stdout)
     shown = cnnjob("status", str(run.path)).stdout
     assert f"cause:     its job had no Python: {python} is missing or cannot be executed, so it was not" in shown
@@ -741,7 +758,7 @@ def test_no_signal_to_the_batch_script_decides(site: Site, number: int | None) -
             os.kill(int(Path("task").read_text()), number)
         Path("go").touch()
         assert script.wait(60) == (128 + number if number else 0)
-    assert [told["said"] for told in restarts_of(run)] == ["job 17 is requeued" if number else "finished"]
+    assert [told["said"] for told in try_read_restart_log(run)] == ["job 17 is requeued" if number else "finished"]
 
 
 def test_no_signal_ends_a_decision(site: Site) -> None:
@@ -757,7 +774,7 @@ def test_no_signal_ends_a_decision(site: Site) -> None:
                 os.kill(int(Path("asked").read_text()), one)
         Path("go").touch()
         assert script.wait(60) == 137
-    assert [told["said"] for told in restarts_of(run)] == ["job 17 is requeued"]
+    assert [told["said"] for told in try_read_restart_log(run)] == ["job 17 is requeued"]
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from cnnjob.doctor.cluster import Nodes
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import record as records
 from cnnjob.runs import process, summary
-from cnnjob.runs.logs import last_error, last_life, last_lines, log_of
-from cnnjob.runs.restart_log import cancel_of, cancel_record
+from cnnjob.runs.logs import last_attempt_log, last_error, last_lines, newest_log
+from cnnjob.runs.restart_log import cancellation_file, try_read_cancellation
 from cnnjob.runs.run import Run
 from cnnjob.slurm import diagnosis, next_command, status
 from cnnjob.slurm.node.restart import main as restart
@@ -1053,7 +1053,7 @@ def test_which_log() -> None:
     os.utime(run.slurm_folder / "16_0_log.out", (time.time() + 9,) * 2)
     assert cnnjob("logs", str(run.path)).stdout == "of the newest\n"
     os.utime(run.log_file, (time.time() + 1000,) * 2)
-    assert log_of(run) == run.log_file
+    assert newest_log(run) == run.log_file
     two = cnnjob("logs", "runs", "-n", "1")
     assert (two.exit_code, "runs: no run folder, it holds 1" in two.stderr) == (2, True)
 
@@ -1102,7 +1102,7 @@ def test_logs_of_10_mb_of_any_shape_take_no_time() -> None:
 
 def test_only_the_last_life_counts() -> None:
     run = log(submitted(stopped_run(Path("runs"))), f"{BANNER}{TRACE}{BANNER.replace('1 on', '2 on')}epoch 1\n")
-    assert last_error(last_life(run)) == ""
+    assert last_error(last_attempt_log(run)) == ""
 
 
 # --- cancelling
@@ -1164,14 +1164,14 @@ def test_a_scheduler_that_cannot_cancel_is_exit_4(site: Site, answers: dict[str,
 @pytest.mark.parametrize("before", [{}, {"by": "me", "jobs": ["9"], "attempt": 0}])
 def test_a_cancellation_that_fails_leaves_the_records_as_they_were(site: Site, before: dict[str, Any]) -> None:
     runs = [submitted(pending_run(Path("runs"), seed=seed), str(17 + seed)) for seed in range(2)]
-    record = cancel_record(runs[1])
+    record = cancellation_file(runs[1])
     if before:
         files.write_json(record, before | runs[1].identity())
     says(site, row("PENDING") + row("RUNNING", job="18"), scancel="exit 1")
     assert cnnjob("cancel", "runs").exit_code == 4
-    assert not cancel_record(runs[0]).exists()
+    assert not cancellation_file(runs[0]).exists()
     assert record.exists() == bool(before)
-    assert {key: cancel_of(runs[1]).get(key) for key in before} == before
+    assert {key: try_read_cancellation(runs[1]).get(key) for key in before} == before
 
 
 def test_a_run_with_a_link_does_not_keep_the_others_from_their_end(site: Site) -> None:
@@ -1184,7 +1184,7 @@ def test_a_run_with_a_link_does_not_keep_the_others_from_their_end(site: Site) -
     assert lines[0].startswith(f"{runs[0].path}: not cancelled, {runs[0].slurm_folder}: a link")
     assert (found.exit_code, lines[1]) == (3, f"{runs[1].path}: cancelled job 18, which waited")
     assert [line for line in asked(site) if "scancel" in line] == ["scancel 18"]
-    assert [cancel_record(run).exists() for run in runs] == [False, True]
+    assert [cancellation_file(run).exists() for run in runs] == [False, True]
 
 
 def test_a_finished_run_is_not_cancelled_while_its_job_ends(site: Site) -> None:
@@ -1193,7 +1193,7 @@ def test_a_finished_run_is_not_cancelled_while_its_job_ends(site: Site) -> None:
     assert cnnjob("cancel", str(over.path), str(other.path)).stdout.splitlines() == [
         f"{over.path}: nothing to cancel, it is finished", f"{other.path}: nothing to cancel, it is pending",
     ]  # fmt: skip
-    assert not cancel_record(over).exists()
+    assert not cancellation_file(over).exists()
     assert asked(site) == ["squeue"]
 
 
@@ -1260,4 +1260,4 @@ def test_a_damaged_record_of_jobs_is_said_of_one_run(name: str) -> None:
     (run.slurm_folder / name).write_text("[3")
     said = cnnjob("status", str(run.path))
     assert (said.exit_code, f"note:      {run.slurm_folder / name}: not readable as JSON" in said.stdout) == (0, True)
-    assert f"slurm/{name}: not readable as JSON" in records.read(run, run.name).remarks[0]
+    assert f"slurm/{name}: not readable as JSON" in records.read_record(run, run.name).remarks[0]

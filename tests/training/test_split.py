@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from cnnjob.errors import JobError
-from cnnjob.training.split import held_out_counts, split
+from cnnjob.training.split import count_validation_images, split_training_images
 from tests.helpers.toy_jobs import dataset, job, run_of
 
 
@@ -19,14 +19,14 @@ def test_a_share_of_each_class_is_held_out_the_same_for_every_seed(tmp_path: Pat
     packed = dataset(tmp_path)
     labels = packed.labels("train")
     for fraction in (0.0, 1e-6, 0.01, 0.1, 0.25, 1 / 3, 0.5, 0.9999):
-        training, held_out = split(job(data__validation_fraction=fraction), packed)
+        training, held_out = split_training_images(job(data__validation_fraction=fraction), packed)
         assert sorted([*training, *held_out]) == list(range(216))
         counts = np.bincount(labels[held_out], minlength=3)
         assert counts.max() - counts.min() <= 1
         assert counts.sum() == min(max(round(216 * fraction), 3 * bool(fraction)), 213)
-        again = split(job(data__validation_fraction=fraction, seed=7), packed)
+        again = split_training_images(job(data__validation_fraction=fraction, seed=7), packed)
         assert [list(one) for one in again] == [list(training), list(held_out)]
-    smaller, larger = (set(split(job(data__validation_fraction=f), packed)[1]) for f in (0.1, 0.25))
+    smaller, larger = (set(split_training_images(job(data__validation_fraction=f), packed)[1]) for f in (0.1, 0.25))
     assert smaller < larger
 
 
@@ -35,7 +35,7 @@ def test_a_share_of_each_class_is_held_out_the_same_for_every_seed(tmp_path: Pat
     st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 0.1, 0.02, 0.3, 0.25])),
 )
 def test_shares_of_classes(counts: list[int], fraction: float) -> None:
-    shares = held_out_counts(np.array(counts), fraction)
+    shares = count_validation_images(np.array(counts), fraction)
     wanted = [Fraction(str(fraction)) * count for count in counts]
     for share, want, count in zip(shares, wanted, counts, strict=True):
         assert share <= max(0, count - 1)

@@ -38,7 +38,7 @@ from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
 from cnnjob.training.progress import NoProgress
 from cnnjob.training.setup import TrainingSetup
-from cnnjob.training.split import split
+from cnnjob.training.split import split_training_images
 from cnnjob.training.stopping import SIGNALS, StopRequest
 from cnnjob.training.train import train
 from tests.helpers.toy_jobs import CLASSES, blots, corrupt, dataset, job, outcome_of, run_of, trained
@@ -207,7 +207,7 @@ def test_a_dataset_may_bring_its_own_validation_images(tmp_path: Path) -> None:
     contents = DatasetContents(CLASSES, {"toy": "0" * 64}, blots({"train": 80, "val": 30, "test": 30}))
     write(tmp_path / "toy.h5", "toy", contents, {})
     packed = Dataset.open(tmp_path / "toy.h5")
-    assert [len(part) for part in split(job(), packed)] == [80, 0]
+    assert [len(part) for part in split_training_images(job(), packed)] == [80, 0]
     outcome = train(run_of(job(data__validation_fraction=0.1), packed, tmp_path / "runs"))
     assert outcome.run.history()[0]["step"] == 10
     assert "validation_accuracy" in outcome.run.history()[0]
@@ -215,10 +215,10 @@ def test_a_dataset_may_bring_its_own_validation_images(tmp_path: Path) -> None:
 
 def test_the_split_is_the_same_for_every_seed_and_whole(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
-    training, held_out = split(job(seed=1), packed)
+    training, held_out = split_training_images(job(seed=1), packed)
     np.testing.assert_array_equal(np.sort(np.concatenate([training, held_out])), np.arange(216))
     assert len(held_out) == 54
-    np.testing.assert_array_equal(split(job(seed=2), packed)[1], held_out)
+    np.testing.assert_array_equal(split_training_images(job(seed=2), packed)[1], held_out)
 
 
 def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(tmp_path: Path) -> None:

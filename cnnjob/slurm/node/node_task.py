@@ -90,7 +90,7 @@ class NodeTask:
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:
-                return train(run, LogLines(), deadline=deadline, cores=self.cores, has_ended=client.job_is_over)
+                return train(run, LogLines(), deadline=deadline, cores=self.cores, job_is_over=client.job_is_over)
             except BusyError:
                 # of two simultaneous submissions the later one withdraws its own job, which may have started first
                 if not _has_later_job(run) or time.monotonic() > end:
@@ -103,10 +103,10 @@ def _is_cancelled(run: Run) -> bool:
 
     ``cnnjob cancel`` may have read the queue before this job was in it.
     """
-    record = restart_log.cancel_of(run)
+    record = restart_log.try_read_cancellation(run)
     if os.environ.get(restart_log.PREDECESSOR) not in (record.get("jobs") or []):
         return False
-    files.write_json(restart_log.cancel_record(run), {**record, "jobs": [*record["jobs"], str(job_id())]})
+    files.write_json(restart_log.cancellation_file(run), {**record, "jobs": [*record["jobs"], str(job_id())]})
     return True
 
 

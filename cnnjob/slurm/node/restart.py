@@ -23,12 +23,12 @@ from cnnjob.runs import process
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.restart_log import (
     CANCELLED,
-    cancel_of,
-    cancel_record,
-    read_cancel,
-    read_restarts,
-    restart_record,
-    restarts_of,
+    cancellation_file,
+    read_cancellation,
+    read_restart_log,
+    restart_log_file,
+    try_read_cancellation,
+    try_read_restart_log,
 )
 from cnnjob.runs.run import Run
 from cnnjob.slurm.job_array import JobArray
@@ -85,7 +85,7 @@ def _restarts_in_vain(run: Run) -> int:
         DataError: the restart log is damaged, and this start of the job made no progress.
     """
     try:
-        return restarts_without_progress(read_restarts(run), newest_step(run.checkpoints_folder))
+        return restarts_without_progress(read_restart_log(run), newest_step(run.checkpoints_folder))
     except DataError as error:
         if _has_progressed(run):
             return 0
@@ -136,14 +136,14 @@ def main(folder: str, code: str) -> None:
 
         said = f"not restarted, {error}; to go on: {continue_command(run)}"
         with suppress(OSError):
-            files.write_json(restart_record(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
+            files.write_json(restart_log_file(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
     _say(run, said)
 
 
 def _restarts_before(run: Run) -> list[dict[str, Any]]:
     """Return the restart log; if it is damaged, print that and return an empty one, as it is about to be rewritten."""
     try:
-        return read_restarts(run)
+        return read_restart_log(run)
     except DataError as error:
         _say(run, str(error))
         return []
@@ -218,15 +218,15 @@ def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
         raise silent
     told = _facts(run, code, ended_by)
     how = ""
-    if ended_by == "requeued" and len(restarts_of(run)) > len(before):
+    if ended_by == "requeued" and len(try_read_restart_log(run)) > len(before):
         how, said = _requeued()  # an earlier try recorded its intention and succeeded, though its answer got lost
     elif ended_by == "requeued":
         how = "by SLURM"
     elif not said:
         # recorded before and after, as a requeue ends this script at once
-        files.write_json(restart_record(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
+        files.write_json(restart_log_file(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
         how, said = _restart(run)
-    files.write_json(restart_record(run), [*before, {**told, "restarted": how, "said": said}])
+    files.write_json(restart_log_file(run), [*before, {**told, "restarted": how, "said": said}])
     return said
 
 
@@ -282,11 +282,11 @@ def _was_cancelled(run: Run) -> bool:
         DataError: the record of the cancellation is damaged, and the run was not submitted after it was written.
     """
     try:
-        record = read_cancel(run)
-        is_here = process.may_be_one(record.get("cluster"), process.cluster())
+        record = read_cancellation(run)
+        is_here = process.may_be_same_cluster(record.get("cluster"), process.cluster())
         return is_here and _own_job() in (record.get("jobs") or [])
     except DataError as error:
-        if _submitted_after(run, cancel_record(run)):
+        if _submitted_after(run, cancellation_file(run)):
             return False
         raise DataError(f"it may have been cancelled: {error}") from error
 
@@ -304,11 +304,11 @@ def _withdrawn(run: Run, job_id: str) -> str:
     Raises:
         SchedulerError: the successor could not be cancelled.
     """
-    record = cancel_of(run)
+    record = try_read_cancellation(run)
     refused = client.refusals([job_id], client.cancel([job_id]))
     if refused:
         raise SchedulerError(f"cancelled, but its successor {job_id} is not: {refused[job_id]}")
-    files.write_json(cancel_record(run), {**record, "jobs": [*record.get("jobs", []), job_id]})
+    files.write_json(cancellation_file(run), {**record, "jobs": [*record.get("jobs", []), job_id]})
     return f"{CANCELLED}, and with it its successor {job_id}"
 
 

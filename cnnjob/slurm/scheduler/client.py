@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from cnnjob.errors import SchedulerError
-from cnnjob.runs.process import HEARD_SECONDS
+from cnnjob.runs.process import RECENT_HEARTBEAT_SECONDS
 from cnnjob.slurm.scheduler.job_states import ENDED
 
 ANSWER_SECONDS = 60
@@ -227,7 +227,7 @@ def job_is_over(holder: Mapping[str, Any], silent_seconds: float) -> bool:
 
 
 def _is_over(holder: Mapping[str, Any], silent_seconds: float, ask_config: Callable[[], Mapping[str, str]]) -> bool:
-    recorded, is_quiet = holder.get("cluster"), silent_seconds >= HEARD_SECONDS
+    recorded, is_quiet = holder.get("cluster"), silent_seconds >= RECENT_HEARTBEAT_SECONDS
     if recorded and recorded != cluster(ask_config):
         return False
     try:

@@ -17,9 +17,9 @@ from cnnjob.files import read_tail
 from cnnjob.jobs import json_files
 from cnnjob.runs import schemas
 from cnnjob.runs.checkpoints import newest_step
-from cnnjob.runs.logs import last_error, last_words, own_message
+from cnnjob.runs.logs import last_error, last_own_message, last_program_line
 from cnnjob.runs.process import HEARTBEAT_SECONDS, process_identity
-from cnnjob.runs.restart_log import cancel_record, local_record
+from cnnjob.runs.restart_log import cancellation_file, local_wait_file
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node.node_task import NodeTask
 from cnnjob.slurm.node.restart import RESTARTS_WITHOUT_PROGRESS
@@ -87,17 +87,17 @@ class _Turns:
     """The records that announce which runs this process is going to train, and the check for cancelled ones."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self._cancelled = {run.path: _version(cancel_record(run)) for run in runs}
-        self._records = [local_record(run) for run in runs]
+        self._cancelled = {run.path: _version(cancellation_file(run)) for run in runs}
+        self._records = [local_wait_file(run) for run in runs]
         self._beaten = time.monotonic()
         for run in runs:
             with suppress(OSError):
                 run.slurm_folder.mkdir(exist_ok=True)
-                files.write_json(local_record(run), {**process_identity(), **run.identity()})
+                files.write_json(local_wait_file(run), {**process_identity(), **run.identity()})
 
     def is_cancelled(self, run: Run) -> bool:
         """Return whether a run was cancelled since this object was created."""
-        version = _version(cancel_record(run))
+        version = _version(cancellation_file(run))
         return version is not None and version != self._cancelled[run.path]
 
     def beat(self) -> None:
@@ -128,7 +128,9 @@ def _ended(job: Any, run: Run, attempts: int) -> Ended:
     if len(run.attempt_files()) > attempts or run.result_file.exists():
         return Ended(run, NO_PROGRESS if _is_crash_loop(run) else "")
     text = read_tail(job.paths.stdout, LOG_BYTES)
-    return Ended(run, own_message(text) or last_error(text) or last_words(text) or "its process left no message")
+    return Ended(
+        run, last_own_message(text) or last_error(text) or last_program_line(text) or "its process left no message"
+    )
 
 
 def _is_crash_loop(run: Run) -> bool:

@@ -18,7 +18,7 @@ from cnnjob.jobs import json_files
 from cnnjob.jobs.job import Job
 from cnnjob.runs import process
 from cnnjob.runs.process import now
-from cnnjob.runs.restart_log import NO_STEP, PREDECESSOR, UNDECIDED, cancel_record
+from cnnjob.runs.restart_log import NO_STEP, PREDECESSOR, UNDECIDED, cancellation_file
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import RunSummary, read_summary
 from cnnjob.slurm import job_array, next_command
@@ -106,8 +106,8 @@ def _submit_left(
     runs: Sequence[Run], request: Request, parallel: int | None, say: Callable[[str], None]
 ) -> list[Submitted]:
     """Submit the runs that no job or process has."""
-    has_ended = client.ended_among(lambda: {job.job_id for job in queue.mine()})
-    states = {run.path: run.state(has_ended) for run in runs}
+    job_is_over = client.ended_among(lambda: {job.job_id for job in queue.mine()})
+    states = {run.path: run.state(job_is_over) for run in runs}
     done = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
     refusals: dict[Path, str] = {}
     if len(done) < len(runs):  # else SLURM is not asked at all: a finished sweep needs none
@@ -166,7 +166,7 @@ def _queued(
     _complete(carried, request)
     for run in carried:  # the user wants it to run, so an earlier cancellation no longer counts
         with suppress(OSError):
-            cancel_record(run).unlink(missing_ok=True)
+            cancellation_file(run).unlink(missing_ok=True)
     return {run: found[0].job_id for run, found in carried.items()}, refusals
 
 
@@ -206,13 +206,13 @@ def _refusal(seen: RunSummary, jobs: Sequence[QueuedJob], find: JobIndex) -> str
             f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
             f"  {next_command.cancel_command(seen.run)}"
         )
-    if not jobs and seen.elsewhere and may_go_on(seen):
+    if not jobs and seen.other_cluster and may_go_on(seen):
         return (
-            f"{seen.run.path}: job {seen.job_id} of cluster {seen.elsewhere} may carry it, and this one is "
-            f"{seen.here}. Look for it there:\n  squeue -M {shlex.quote(seen.elsewhere)} -j {seen.job_id}\n"
+            f"{seen.run.path}: job {seen.job_id} of cluster {seen.other_cluster} may carry it, and this one is "
+            f"{seen.here}. Look for it there:\n  squeue -M {shlex.quote(seen.other_cluster)} -j {seen.job_id}\n"
             f"If it has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
         )
-    if not jobs and seen.is_anothers and may_go_on(seen) and client.hides_jobs():
+    if not jobs and seen.is_other_users and may_go_on(seen) and client.hides_jobs():
         return (
             f"{seen.run.path}: job {seen.job_id} of another user may carry it, and this site shows nobody the jobs of "
             f"others. Ask that user; if the job has ended:\n  rm {shlex.quote(str(seen.run.submission_file))}"
@@ -231,7 +231,10 @@ def _ending(seen: RunSummary, jobs: Sequence[QueuedJob]) -> str:
 
     Those are jobs that were cancelled, and jobs whose batch script has decided against a restart.
     """
-    left = {*(seen.cancelled.get("jobs") or []), *([seen.job_id] if seen.decided.get("restarted") == "" else [])}
+    left = {
+        *(seen.cancelled.get("jobs") or []),
+        *([seen.job_id] if seen.current_decision.get("restarted") == "" else []),
+    }
     if jobs and all(job.state == job_states.ENDING and job.job_id in left for job in jobs):
         return f"{seen.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment"
     return ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob.training.predict import array_of
+from cnnjob.training.predict import read_image_array
 from tests.fuzz.targets import Target
 
 
@@ -23,7 +23,7 @@ def _saved(array: np.ndarray) -> bytes:
 def _read(content: bytes, folder: Path) -> None:
     path = folder / "images.npy"
     path.write_bytes(content)
-    images = array_of(path, (3, 3, 1))
+    images = read_image_array(path, (3, 3, 1))
     assert images.shape[1:] == (3, 3, 1)
     assert images.dtype == np.uint8
     images.sum()
