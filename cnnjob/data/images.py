@@ -1,10 +1,22 @@
 """Read the pixels of an image file, in bounded memory and time; `prepare` and `predict` share this code.
 
-Only common formats are read: Pillow starts programs for others (EPS: Ghostscript) or loads rarely used code. Of an
-animation or a file of several pages the first image is read; transparency is dropped; the EXIF orientation is applied.
+Every image becomes 8 bits per channel by the same rules:
+
+- Upright: the EXIF or TIFF orientation is applied.
+- 16 bits per channel become 8 by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM states its
+  largest value, and is scaled from that.
+- Transparent pixels are composited on a background, white by default.
+- Of an animation or a file of several pages the first image is read.
+- It is grey if its content is: a palette of grey colours, 1 bit, or grey with transparency.
+- It is scaled by :func:`PIL.ImageOps.fit` and its kin with the bilinear filter; a large JPEG is first decoded at a
+  half, a quarter or an eighth of its size, at least the size that is needed (:meth:`PIL.Image.Image.draft`).
+
+Only common formats are read: Pillow starts programs for others (EPS: Ghostscript) or loads rarely used code.
 """
 
 import io
+import math
+import os
 import re
 import resource
 import struct
@@ -14,7 +26,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -34,19 +46,34 @@ _MOST_BYTES = 400_000_000
 """Maximum memory for decoding: a file of a few MB can ask for gigabytes without having many pixels."""
 MOST_SECONDS = 10.0
 """Maximum processor time for decoding; most images of 32 million pixels take less than a second."""
+_MOST_CONTENT = 64 << 20
+"""Bytes of a file that are read at once; a larger one is read while it is decoded."""
 _READ_BYTES = 64 << 10
 """Bytes of a PPM that are read at a time."""
 _SCAN_BYTES = 1 << 10
 """Bytes of a progressive JPEG read at a time: up to a hundred scans, each of which passes over all pixels."""
-_GREY = frozenset({"1", "L", "LA", "La"})
+_GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
 _BITS = 8
-_WIDE = re.compile(r";(16|32)[BLN]")  # with a byte order; plain BGR;16 has 16 bits for all three channels
+_FEW_BITS = {"L;2": 3, "L;4": 15}
+"""Pillow's raw modes of grey images of few bits, with their largest value."""
+_WIDE = re.compile(r";(16|32)[BLNS]?")  # with a byte order; plain BGR;16 has 16 bits for all three channels
+_TIFF_BITS = {1, 2, 4, 8, 12, 16}
+_MOST_OF_12_BITS = (1 << 12) - 1
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Names in a PNG file that state an orientation."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
                SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
                Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
+
+
+Fit = Literal["crop", "pad", "stretch"]
+"""How an image of another shape is fitted: scaled to cover the shape and cropped around the centre; scaled to fit
+inside it and padded with the background; or stretched, which changes its proportions."""
+FITS: tuple[Fit, ...] = get_args(Fit)
+WHITE = (255, 255, 255)
 
 
 class Header(NamedTuple):
@@ -57,7 +84,34 @@ class Header(NamedTuple):
     width: int
     """Width of the upright image, in pixels."""
     is_grey: bool
-    """True for images without colour channels."""
+    """True for images without colour."""
+    has_alpha: bool = False
+    """True if the format has a place for transparency here; the pixels may all be opaque."""
+    n_frames: int = 1
+    """Frames of an animation or pages of a file, of which the first is read; 2 also stands for more."""
+    bits: int = 8
+    """Bits per channel in the file: 8 (or fewer), 12 or 16."""
+
+
+class Picture(NamedTuple):
+    """An image with its pixels."""
+
+    pixels: np.ndarray[Any, Any]
+    """uint8 (H, W, C)."""
+    header: Header
+    is_transparent: bool
+    """True if a pixel is not opaque."""
+    is_dim: bool
+    """True if the file has 16 bits per channel and no value above 4095, as of 12-bit data."""
+
+    def remarks(self) -> Iterator[str]:
+        """Yield what a reader of the pixels should know, in a few words each."""
+        if self.header.n_frames > 1:
+            yield "first of several images"
+        if self.is_transparent:
+            yield "transparent pixels on the background"
+        if self.is_dim:
+            yield "16 bits with no value above 4095, so nearly black: scale 12-bit data to 16 bits first"
 
 
 class _TooLongError(Exception):
@@ -82,63 +136,179 @@ class _TimedReader(io.BufferedReader):
         return super().read(size)
 
 
-def header(path: Path, *, most_seconds: float = MOST_SECONDS) -> Header:
-    """Read an image's header, without its pixels.
+def header(path: Path, *, content: bytes | None = None, most_seconds: float = MOST_SECONDS) -> Header:
+    """Read an image's header, without its pixels (except where only they tell whether a palette image is grey).
 
     Args:
-        path: the file.
+        path: the file, or its name if its content is given.
+        content: the file's content, if it was read already.
         most_seconds: maximum processor time, in seconds.
 
     Returns:
-        The image's size and whether it is grey.
+        The image's size and kind.
 
     Raises:
         DataError: the file is not an image, or not a usable one.
     """
-    with _opened(path, most_seconds) as image:
-        return _header(image)
+    content = _content(path) if content is None else content
+    with _opened(path, content, most_seconds) as image:
+        return _header(image, content)
 
 
-def pixels(
-    path: Path, shape: tuple[int, int, int], *, most_seconds: float = MOST_SECONDS
-) -> tuple[np.ndarray[Any, Any], Header]:
-    """Read an image's pixels: upright, scaled to cover the shape, and cropped around the centre.
+def read_picture(
+    path: Path,
+    shape: tuple[int, int, int] | None,
+    *,
+    fit: Fit = "crop",
+    background: tuple[int, int, int] = WHITE,
+    content: bytes | None = None,
+    most_seconds: float = MOST_SECONDS,
+) -> Picture:
+    """Read an image's pixels: upright, of 8 bits, opaque, and fitted to a shape.
 
     Args:
-        path: the file.
-        shape: (H, W, C) of the result; C is 1 or 3.
+        path: the file, or its name if its content is given.
+        shape: (H, W, C) of the result, C is 1 or 3; None for the image's own size and channels.
+        fit: how an image of another size is fitted.
+        background: colour (R, G, B) below transparent pixels and around padded images, each 0..255.
+        content: the file's content, if it was read already.
         most_seconds: maximum processor time, in seconds.
 
     Returns:
-        The pixels (H, W, C) uint8, and the image's header.
+        The image.
 
     Raises:
         DataError: the file is not an image, not a usable one, or cannot be decoded.
     """
-    height, width, channels = shape
-    mode = "L" if channels == 1 else "RGB"
-    with _opened(path, most_seconds) as opened:
-        found = _header(opened)
-        ImageOps.exif_transpose(opened, in_place=True)
-        image = opened if opened.mode == mode else opened.convert(mode)
+    content = _content(path) if content is None else content
+    with _opened(path, content, most_seconds) as opened:
+        raw_mode, head = _raw_mode(opened), _header(opened, content)
+        content_mode = "L" if head.is_grey and _is_grey(background) else "RGB"
+        height, width, channels = shape or (head.height, head.width, len(content_mode))
+        mode = "L" if channels == 1 else "RGB"
+        if opened.format == "JPEG":
+            opened.draft(opened.mode, _least_size(opened, (height, width), fit))
+        upright = ImageOps.exif_transpose(opened)
+        is_dim = head.bits == 16 and _most(upright) <= _MOST_OF_12_BITS  # noqa: PLR2004
+        image, is_transparent = _opaque(_of_8_bits(upright, head.bits, raw_mode), content_mode, background)
+        image = image if image.mode == mode else image.convert(mode)
         if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        return np.array(image, np.uint8).reshape(shape), found
+            image = _fitted(image, (width, height), fit, background if mode == "RGB" else _luma(background))
+        return Picture(np.array(image, np.uint8).reshape(height, width, channels), head, is_transparent, is_dim)
 
 
-def _header(image: Image.Image) -> Header:
-    turned = (
-        image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    )  # Pillow has turned a TIFF's size
-    height, width = (image.width, image.height) if turned else (image.height, image.width)
-    return Header(height, width, image.mode in _GREY)
+def _content(path: Path) -> bytes | None:
+    """Return a file's content; None if it is too large to hold in memory beside its pixels."""
+    try:
+        with files.open_regular(path) as file:
+            return file.read() if os.fstat(file.fileno()).st_size <= _MOST_CONTENT else None
+    except OSError as error:
+        raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
+
+
+def _header(image: ImageFile, content: bytes | None) -> Header:
+    bits = _bits(image)  # first: what follows may decode the image, and then its raw mode is gone
+    is_grey = image.mode in _GREY or _raw_mode(image).startswith("LA;16")  # Pillow has no mode for grey and alpha of 16
+    is_turned = image.format != "TIFF" and _orientation(image, content) in _TURNED  # Pillow has turned a TIFF's size
+    height, width = (image.width, image.height) if is_turned else (image.height, image.width)
+    is_grey = is_grey or (image.mode in {"P", "PA"} and _palette_is_grey(image))
+    n_frames = 2 if getattr(image, "is_animated", False) else 1
+    return Header(height, width, is_grey, image.has_transparency_data, n_frames, bits)
+
+
+def _orientation(image: ImageFile, content: bytes | None) -> int:
+    """Return an image's EXIF orientation, 1 if it has none."""
+    if image.format == "PNG" and content is not None and not any(name in content for name in _PNG_EXIF):
+        return 1  # Pillow decodes the whole image to find out: the chunk may come after the pixels
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _palette_is_grey(image: Image.Image) -> bool:
+    """Return whether the colours of a palette are grey, or at least those that pixels have."""
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    coloured = np.flatnonzero((palette != palette[:, :1]).any(axis=1))
+    if not coloured.size:
+        return True
+    if image.mode == "PA":
+        return False
+    counts = np.array(image.histogram())  # decodes the image: only its pixels tell which colours are used
+    return not counts[coloured].any()
+
+
+def _is_grey(colour: tuple[int, int, int]) -> bool:
+    return len({*colour}) == 1
+
+
+def _luma(colour: tuple[int, int, int]) -> int:
+    """Return a colour as Pillow's conversion to grey has it: ITU-R 601-2."""
+    return int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0])
+
+
+def _least_size(image: ImageFile, size: tuple[int, int], fit: Fit) -> tuple[int, int]:
+    """Return the (width, height) that a JPEG has to be decoded at least at, for a result of ``size`` (H, W)."""
+    height, width = size
+    if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
+        height, width = width, height
+    if fit == "pad":  # inside the frame: the smaller of both factors
+        factor = min(height / image.height, width / image.width)
+        height, width = math.ceil(factor * image.height), math.ceil(factor * image.width)
+    return width, height
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit, background: tuple[int, int, int] | int) -> Image.Image:
+    bilinear = Image.Resampling.BILINEAR
+    if fit == "crop":
+        return ImageOps.fit(image, size, bilinear)
+    if fit == "pad":
+        return ImageOps.pad(image, size, bilinear, color=background)
+    return image.resize(size, bilinear)
+
+
+def _most(image: Image.Image) -> int:
+    """Return the largest value of an image of 16 bits per channel; in colour, the largest that it can be."""
+    if image.mode in _GREY and image.mode.startswith("I"):
+        return int(np.asarray(image).max())
+    bands = image.getextrema()
+    largest = max(high for _, high in (bands if isinstance(bands[0], tuple) else (bands,)))
+    return int(largest) << 8 | _MOST_BYTE  # Pillow has kept the upper byte only
+
+
+def _of_8_bits(image: Image.Image, bits: int, raw_mode: str) -> Image.Image:
+    """Return an image of 8 bits per channel, its transparent colour ready to be compared with its pixels.
+
+    Pillow keeps that colour as the file states it, and compares it with pixels that it has scaled to 8 bits.
+    """
+    key = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)  # (H, W)
+        image = Image.fromarray((values >> (bits - _BITS)).astype(np.uint8))
+        if key is not None:
+            image.putalpha(Image.fromarray(np.where(values == key, 0, _MOST_BYTE).astype(np.uint8)))
+    elif isinstance(key, tuple) and bits > _BITS:
+        image.info["transparency"] = tuple(value >> (bits - _BITS) for value in key)
+    elif isinstance(key, int) and raw_mode in _FEW_BITS:
+        image.info["transparency"] = key * (_MOST_BYTE // _FEW_BITS[raw_mode])
+    return image
+
+
+def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> tuple[Image.Image, bool]:
+    """Return an image without transparency, of mode L or RGB if it had any, and whether a pixel was transparent."""
+    if not image.has_transparency_data:
+        return image, False
+    image = image.convert(f"{mode}A")
+    alpha, colours = image.getchannel("A"), image.convert(mode)
+    if alpha.getextrema()[0] == _MOST_BYTE:
+        return colours, False
+    ground = Image.new(mode, image.size, background if mode == "RGB" else background[0])
+    ground.paste(colours, mask=alpha)  # (colour × alpha + background × (255 − alpha)) / 255, rounded
+    return ground, True
 
 
 @contextmanager
-def _opened(path: Path, most_seconds: float) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None, most_seconds: float) -> Iterator[ImageFile]:
     """Open an image with limits on memory and time, and check its header; errors of Pillow become a DataError."""
     try:
-        with warnings.catch_warnings(), _memory_bounded(), _opened_file(path, most_seconds) as file:
+        with warnings.catch_warnings(), _memory_bounded(), _opened_file(path, content, most_seconds) as file:
             warnings.simplefilter("ignore")  # such as those of a corrupt EXIF block
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             _require_bounded_parts(file)  # before Pillow: opening a TIFF already lists all of its strips
@@ -147,8 +317,7 @@ def _opened(path: Path, most_seconds: float) -> Iterator[Image.Image]:
                 _read_in_small_parts(image, file)
                 yield image
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise DataError(f"{path}: not an image of a known format (known are {known}). Convert or remove it") from error
+        raise DataError(f"{path}: {_unknown_format(path, content)}") from error
     except _TooLongError:
         raise DataError(f"{path}: takes more than {most_seconds:g} s to decode. Convert or remove it") from None
     except MemoryError:
@@ -159,8 +328,10 @@ def _opened(path: Path, most_seconds: float) -> Iterator[Image.Image]:
         raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
 
 
-def _opened_file(path: Path, most_seconds: float) -> _TimedReader:
-    return _TimedReader(files.open_regular(path).detach(), most_seconds)
+def _opened_file(path: Path, content: bytes | None, most_seconds: float) -> _TimedReader:
+    # A buffered reader needs a raw file; bytes in memory are one as far as it is concerned.
+    raw = files.open_regular(path).detach() if content is None else io.BytesIO(content)
+    return _TimedReader(raw, most_seconds)  # type: ignore[arg-type]
 
 
 def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
@@ -227,24 +398,80 @@ def _is_count(value: object) -> bool:
 def _require_usable(image: ImageFile) -> None:
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels and the most is {_MOST_PIXELS:,}")
-    # Pillow would clip 16-bit samples, or keep only their upper bytes, without a warning.
-    if image.mode not in _GREY | _COLOUR or _is_wide(image):
-        raise ValueError(f"its pixels are not of 8 bits per channel (found {_raw_mode(image) or image.mode})")
+    if image.mode not in _GREY | _COLOUR or not _bits(image):
+        raise ValueError(f"its pixels are not of 8 or 16 bits per channel (found {_raw_mode(image) or image.mode})")
 
 
-def _is_wide(image: ImageFile) -> bool:
-    """Return whether Pillow would silently truncate samples, or read signed samples as unsigned."""
+def _bits(image: ImageFile) -> int:
+    """Return the bits per channel in the file, at least 8; 0 if they are signed, of floating point, or more than 16."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        kinds = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
-        if max(bits) > _BITS or set(kinds) != {1}:
-            return True
-    # A PPM states its largest value, which Pillow scales to 8 bits; other formats name 16 bits in the raw mode.
-    codec, arguments = next(((tile.codec_name, tile.args) for tile in image.tile), ("", None))
-    most = arguments[1] if codec.startswith("ppm") and isinstance(arguments, tuple) else 0
-    return most > _MOST_BYTE or bool(_WIDE.search(_raw_mode(image)))
+        bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        kinds = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))
+        return max(_BITS, *bits) if bits <= _TIFF_BITS and kinds == {1} else 0
+    # Pillow scales a grey PPM of more than 8 bits to 16, from the largest value that it states, and any other to 8.
+    codec = image.tile[0].codec_name if image.tile else ""
+    if codec.startswith("ppm"):
+        return 16 if image.mode == "I" else 8
+    wide = _WIDE.search(_raw_mode(image))
+    if wide or image.mode.startswith("I"):
+        return 16 if wide and wide[1] == "16" else 0
+    return 8
 
 
 def _raw_mode(image: ImageFile) -> str:
     """Return Pillow's name for the pixel format of the file, such as ``RGB;16B``."""
     return str(image.tile[0].args) if image.tile else ""
+
+
+_SIGNATURES = (
+    ("PNG", b"\x89PNG"), ("JPEG", b"\xff\xd8\xff"), ("GIF", b"GIF8"), ("TIFF", b"II*\x00"), ("TIFF", b"MM\x00*"),
+    ("BMP", b"BM"), ("WebP", b"RIFF"),
+)  # fmt: skip
+_OTHER_FORMATS = (
+    *((0, start, f"a damaged {name} image", "Restore or remove it") for name, start in _SIGNATURES),
+    (4, b"ftyphei", "a HEIC image", "Convert it to JPEG, such as by heif-convert"),
+    (4, b"ftyphev", "a HEIC image", "Convert it to JPEG, such as by heif-convert"),
+    (4, b"ftypmif1", "a HEIF image", "Convert it to JPEG, such as by heif-convert"),
+    (4, b"ftypavi", "an AVIF image", "Convert it to PNG, such as by avifdec"),
+    (4, b"ftypcrx", "a Canon raw image", "Develop it to TIFF or JPEG"),
+    (4, b"ftyp", "a video", "Extract its frames as PNG, such as by ffmpeg"),
+    (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image", "Convert it to PNG, such as by opj_decompress"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image", "Convert it to PNG, such as by opj_decompress"),
+    (0, b"\xff\x0a", "a JPEG XL image", "Convert it to PNG, such as by djxl"),
+    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image", "Convert it to PNG, such as by djxl"),
+    (0, b"8BPS", "a Photoshop document", "Export it as PNG"),
+    (0, b"%PDF", "a PDF document", "Extract its images, such as by pdfimages"),
+    (0, b"%!PS", "a PostScript document", "Convert it to PNG, such as by gs"),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript document", "Convert it to PNG, such as by gs"),
+    (0, b"<svg", "an SVG drawing", "Convert it to PNG, such as by rsvg-convert"),
+    (0, b"\x00\x00\x01\x00", "a Windows icon", "Convert it to PNG"),
+    (128, b"DICM", "a DICOM image", "Convert it to PNG, such as by dcm2img"),
+    (0, b"\x89HDF", "an HDF5 file", "Give images, or the arrays from Python"),
+    (0, b"\x93NUMPY", "a NumPy array", "Give it as an array, not inside a folder of images"),
+    (0, b"SIMPLE  =", "a FITS image", "Convert it to PNG or TIFF"),
+    (0, b"PK\x03\x04", "a zip archive", "Unpack it, or give the archive alone"),
+    (0, b"\x1f\x8b", "a gzip file", "Unpack it"),
+    (0, b"<?xml", "an XML file", "Remove it"),
+    (0, b"<!DOCTYPE", "a web page", "Download the image itself"),
+    (0, b"<html", "a web page", "Download the image itself"),
+)
+"""Position and bytes by which formats that are not read are recognised, their name, and what to do."""
+
+
+def _unknown_format(path: Path, content: bytes | None) -> str:
+    """Return what is wrong with a file that is no image of a known format, by its first bytes."""
+    if content is None:
+        with files.open_regular(path) as file:
+            content = file.read(256)
+    if not content:
+        return "an empty file, not an image. Remove it"
+    for position, signature, name, advice in _OTHER_FORMATS:
+        if content.startswith(signature, position):
+            return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not read. {advice}"
+    known = ", ".join(FORMATS)
+    named = Image.registered_extensions().get(path.suffix.lower())  # loads all of Pillow's formats
+    if named in FORMATS:
+        return f"not a {named} image, in spite of its name. Restore or remove it"
+    if named:
+        return f"a {named} image, which is not read. Convert it to PNG, or remove it"
+    return f"not an image of a known format (known are {known}). Convert or remove it"

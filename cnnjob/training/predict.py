@@ -198,9 +198,9 @@ def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
         for number, image in enumerate(read_image_array(path, shape)):
             yield _Image(f"{path}[{number}]", image)
         return
-    pixels, header = images.pixels(path, shape)
-    size = header.height, header.width
-    yield _Image(str(path), pixels, scaled_from=None if size == shape[:2] else size)
+    picture = images.read_picture(path, shape)
+    size = picture.header.height, picture.header.width
+    yield _Image(str(path), picture.pixels, scaled_from=None if size == shape[:2] else size)
 
 
 def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cnnjob.data.dataset import Dataset
-from cnnjob.data.images import header, pixels
+from cnnjob.data.images import header, read_picture
 from cnnjob.data.prepare.catalogue import CIFAR10
 from cnnjob.data.prepare.folder import contents
 from cnnjob.data.prepare.prepare import prepare
@@ -139,7 +139,7 @@ def test_images_are_scaled_to_cover_and_cropped(root: Path, out: Path) -> None:
     wide[:, 40:80] = 200  # the middle square
     Image.fromarray(wide).save(root / "cat" / "0000.png")
     packed(root, out, size=(8, 8), test_fraction=0.1)
-    image, _ = pixels(root / "cat" / "0000.png", (8, 8, 3))
+    image = read_picture(root / "cat" / "0000.png", (8, 8, 3)).pixels
     assert image.shape == (8, 8, 3)
     assert image[:, 1:-1].min() > 190
 
@@ -148,8 +148,8 @@ def test_images_stand_upright(tmp_path: Path) -> None:
     image = Image.fromarray(random_bytes((5, 6, 3), 0))
     path = tmp_path / "turned.png"
     image.save(path, exif=turned_exif())
-    assert header(path) == (6, 5, False)
-    np.testing.assert_array_equal(pixels(path, (6, 5, 3))[0], np.rot90(np.asarray(image), -1))
+    assert header(path)[:3] == (6, 5, False)
+    np.testing.assert_array_equal(read_picture(path, (6, 5, 3)).pixels, np.rot90(np.asarray(image), -1))
 
 
 def test_options_and_pixels_decide_what_is_up_to_date(root: Path, out: Path) -> None:

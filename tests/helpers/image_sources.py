@@ -163,6 +163,7 @@ def usable_images() -> dict[str, bytes]:
     """Image files of 6 by 5 pixels of every kind that is read."""
     colour, grey = Image.fromarray(random_bytes((5, 6, 3), 0)), Image.fromarray(random_bytes((5, 6), 1))
     clear = Image.fromarray(random_bytes((5, 6, 4), 2))
+    deep = Image.fromarray(random_bytes((5, 6), 0).astype(np.uint16))
     more = {"save_all": True, "append_images": [grey.convert("RGB"), colour]}
     return {
         "colour.png": encoded(colour, "png"),
@@ -182,29 +183,32 @@ def usable_images() -> dict[str, bytes]:
         "clear.webp": encoded(clear, "webp", lossless=True),
         "colour.ppm": encoded(colour, "ppm"),
         "plain.pgm": b"P2 6 5 255\n" + b"7 " * 30,
+        "deep.png": encoded(deep, "png"),
+        "deep.tiff": encoded(deep, "tiff"),
+        "deep colour.png": png16(3),
+        "deep and clear.png": png16(4),
+        "deep.ppm": b"P6 6 5 65535\n" + bytes(180),
+        "plain and deep.ppm": b"P3 6 5 65535\n" + b"9 " * 90,
     }
 
 
 def unusable_images() -> dict[str, tuple[str, bytes]]:
     """Image files that are not read, each with what is said of it."""
     colour = Image.fromarray(random_bytes((5, 6, 3), 0))
-    deep = Image.fromarray(random_bytes((5, 6), 0).astype(np.uint16))
-    wide, unknown = "not of 8 bits per channel", "not an image of a known format"
+    wide, unknown = "not of 8 or 16 bits per channel", "not an image of a known format"
     bomb = encoded(Image.new("1", (20_000, 10_000)), "png")
     return {
-        "deep.png": (wide, encoded(deep, "png")),
-        "deep.tiff": (wide, encoded(deep, "tiff")),
-        "deep colour.png": (wide, png16(3)),
-        "deep and clear.png": (wide, png16(4)),
-        "deep.ppm": (wide, b"P6 6 5 65535\n" + bytes(180)),
-        "plain and deep.ppm": (wide, b"P3 6 5 65535\n" + b"9 " * 90),
+        "integers.tiff": (wide, encoded(Image.fromarray(np.zeros((5, 6), np.int32)), "tiff")),
         "float.tiff": (wide, encoded(Image.fromarray(np.zeros((5, 6), np.float32)), "tiff")),
-        "program.eps": (unknown, encoded(colour, "eps")),
-        "program.png": (unknown, encoded(colour, "eps")),
-        "icon.ico": (unknown, encoded(colour, "ico")),
-        "page.pdf": (unknown, encoded(colour, "pdf")),
-        "text.png": (unknown, b"a, b"),
-        "empty.png": (unknown, b""),
+        "program.eps": ("a PostScript document, which is not read", encoded(colour, "eps")),
+        "program.png": ("a PostScript document, which is not read", encoded(colour, "eps")),
+        "icon.ico": ("a Windows icon, which is not read. Convert it to PNG", encoded(colour, "ico")),
+        "page.pdf": ("a PDF document, which is not read", encoded(colour, "pdf")),
+        "phone.heic": ("a HEIC image, which is not read. Convert it to JPEG", bytes(4) + b"ftypheic" + bytes(20)),
+        "old.tga": ("a TGA image, which is not read. Convert it to PNG", encoded(colour, "tga")),
+        "text.png": ("not a PNG image, in spite of its name", b"a, b"),
+        "text.txt": (unknown, b"a, b"),
+        "empty.png": ("an empty file, not an image", b""),
         "cut.png": ("not a usable image", encoded(colour, "png")[:-40]),
         "cut.jpg": ("not a usable image", encoded(colour, "jpeg")[:-40]),
         "cut.gif": ("not a usable image", encoded(colour, "gif")[:-20]),

@@ -17,7 +17,7 @@ from typing import NoReturn
 import numpy as np
 
 from cnnjob.data.dataset import BLOCK_BYTES, SPLITS
-from cnnjob.data.images import header, pixels
+from cnnjob.data.images import header, read_picture
 from cnnjob.data.prepare.split import cut
 from cnnjob.data.prepare.writer import Chunk, DatasetContents
 from cnnjob.errors import DataError, JobError
@@ -172,7 +172,7 @@ def _blocks(parts: Sequence[_Part], names: Sequence[str], shape: tuple[int, int,
     for part in parts:
         start, images = 0, _labelled(part, names)
         while some := list(islice(images, rows)):
-            stack = np.stack([pixels(path, shape)[0] for path, _ in some])  # (N, H, W, C)
+            stack = np.stack([read_picture(path, shape).pixels for path, _ in some])  # (N, H, W, C)
             yield Chunk(str(part.folder), part.split, start, stack, np.array([label for _, label in some]))
             start += len(some)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cnnjob.data.images import header, pixels
+from cnnjob.data.images import header, read_picture
 from tests.fuzz.targets import Target
 from tests.helpers.image_sources import tiff_of_strips, unusable_images, usable_images
 
@@ -18,9 +18,9 @@ def _read(content: bytes, folder: Path) -> None:
     found = header(path)
     assert found.height > 0
     assert found.width > 0
-    image, same = pixels(path, (4, 4, 3))
-    assert same == found
-    assert image.shape == (4, 4, 3)
+    picture = read_picture(path, (4, 4, 3))
+    assert picture.header == found
+    assert picture.pixels.shape == (4, 4, 3)
 
 
 TARGET = Target(_seeds, _read)
