@@ -413,6 +413,11 @@ def sha256_of(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
+def short_digest(digest: str) -> str:
+    """Return the first eight digits of a digest: they name folders of runs, and show which dataset or commit it is."""
+    return digest[:8]
+
+
 @contextmanager
 def disk_errors_as_cnnjob_error(path: Path) -> Iterator[None]:
     """Turn an OSError, as of a full or failing disk, into a CnnjobError; files written before are intact.

@@ -274,16 +274,18 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
     """Print a resolved job, its memory, and the name of its run, which needs the dataset's digest."""
     from dataclasses import asdict
 
+    from cnnjob.runs.run import Run
     from cnnjob.training.memory import estimate_memory
     from cnnjob.training.setup import TrainingSetup
 
     dataset, packed = _dataset_or_catalogue(job, data)
-    run = run or (f"{job.name}-{job.digest(dataset.digest)[:8]}" if packed else None)
+    run = run or (Run.of(job, dataset.digest, data).name if packed else None)
     memory = asdict(estimate_memory(TrainingSetup.build(job, dataset)))
     print_json({"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory})
 
 
 def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
+    from cnnjob.runs.run import Run
     from cnnjob.training.setup import TrainingSetup
 
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
@@ -299,7 +301,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
     typer.echo(f"images: {setup.n_training:,} to train on, {setup.n_validation:,} held out for validation")
     typer.echo(memory_line(setup))
     if run or packed:
-        typer.echo(f"run: {run or f'{job.name}-{job.digest(dataset.digest)[:8]}'}")
+        typer.echo(f"run: {run or Run.of(job, dataset.digest, data).name}")
     else:
         typer.echo(f"{dataset.path} is not packed yet; sizes are the catalogue's")
 

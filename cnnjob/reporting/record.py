@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob.errors import CnnjobError, DataError, printable
+from cnnjob.files import short_digest
 from cnnjob.jobs import older
 from cnnjob.jobs.job import FORMAT, KINDS
 from cnnjob.reporting import crosscheck, plots
@@ -30,7 +31,6 @@ COLUMNS = (
 
 BLOCKS = "model.blocks"
 """Key of the setting that describes all blocks in one line; the settings of single blocks are numbered below it."""
-DIGEST_LETTERS = 8
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
 _OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
@@ -182,7 +182,7 @@ def _read_job(run: Run, record: Record) -> None:
     data = frozen["data"]
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
     record.remarks += version_notes(frozen)
-    named = {"dataset": f"{data['name']} {data['digest'][:DIGEST_LETTERS]}"}
+    named = {"dataset": f"{data['name']} {short_digest(data['digest'])}"}
     record.settings |= {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):
         record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from cnnjob.errors import spreadsheet_cell
+from cnnjob.files import short_digest
 from cnnjob.reporting.groups import Group, setting_text
-from cnnjob.reporting.record import COLUMNS, DIGEST_LETTERS, Record
+from cnnjob.reporting.record import COLUMNS, Record
 
 FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
 """Titles of a run's own figures by the stem of their files."""
@@ -138,7 +139,7 @@ def _readable(column: str, value: Any) -> str:
         return f"{value:.1f}" if column == "train_seconds" else f"{value:.4f}"
     if column in {"commit", "data_sha256"} and value:
         digits, *dirty = str(value).split("-")
-        return "-".join([digits[:DIGEST_LETTERS], *dirty])
+        return "-".join([short_digest(digits), *dirty])
     return "" if value is None else str(value)
 
 

@@ -193,7 +193,8 @@ def _read(path: Path, digest: str, contents: ExpectedArrays | None) -> Checkpoin
     except DataError as error:
         raise _DamagedError(str(error)) from error
     if head["digest"] != digest:
-        raise DataError(f"{path}: of another job ({head['digest'][:8]}, this is {digest[:8]}); remove it")
+        found, expected = files.short_digest(head["digest"]), files.short_digest(digest)
+        raise DataError(f"{path}: belongs to another job (found digest {found}, this job's is {expected}). Remove it")
     checkpoint = Checkpoint(TrainingProgress(**head.pop("progress")), arrays, head)
     try:
         if contents:

@@ -31,7 +31,9 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
     digest = job.digest(dataset.digest)
     frozen = run.manifest() if run.job_file.exists() else {}
     if frozen and frozen["digest"] != digest:  # the folder's name holds only the first 8 digits
-        raise DataError(f"{run.job_file}: of another job with the same first digits; move it away")
+        raise DataError(
+            f"{run.job_file}: belongs to another job whose digest begins with the same digits. Move the run folder away"
+        )
     if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
         return run
     data = {
@@ -69,9 +71,10 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
     data = run.data()
     found = dataset or Dataset.open(Path(data["path"]))
     if found.digest != data["digest"]:
+        found_digest, expected = files.short_digest(found.digest), files.short_digest(data["digest"])
         raise DataError(
-            f"{found.path}: not the data that {run.path} was made with "
-            f"({found.digest[:8]}, it was {data['digest'][:8]}); prepare the same sources again"
+            f"{found.path}: not the data that {run.path} was created with (found digest {found_digest}, expected "
+            f"{expected}). Prepare the same sources again"
         )
     # The digest covers images and labels only, but standardised pixels depend on these two as well.
     if [[*found.mean], [*found.std]] != [[*data["mean"]], [*data["std"]]]:

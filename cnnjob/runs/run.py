@@ -27,6 +27,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cnnjob.errors import DataError, note_names
+from cnnjob.files import short_digest
 from cnnjob.jobs import json_files, manifest
 from cnnjob.jobs.job import FORMAT, Job
 from cnnjob.runs import clock, npz, schemas
@@ -43,7 +44,6 @@ State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 
 UNRECORDED = "a process that has no record in attempts/ writes here; it stops at its next checkpoint"
 UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote it), so damage or an edit is not noticed"
-DIGEST_DIGITS = 8
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
@@ -72,7 +72,7 @@ class Run:
     @classmethod
     def of(cls, job: Job, data_digest: str, root: Path) -> Self:
         """Return the run of a job on a dataset; the same job and data always give the same folder."""
-        return cls(root / f"{job.name}-{job.digest(data_digest)[:DIGEST_DIGITS]}")
+        return cls(root / f"{job.name}-{short_digest(job.digest(data_digest))}")
 
     @classmethod
     def all(cls, *places: Path) -> list[Self]:

@@ -19,7 +19,7 @@ from cnnjob import files
 from cnnjob.errors import DataError
 from cnnjob.jobs import json_files
 from cnnjob.runs.restart_log import try_read_restart_log
-from cnnjob.runs.run import DIGEST_DIGITS, Run
+from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.queue import QueuedJob
 
 SWEEPS = ".sweeps"
@@ -62,7 +62,7 @@ class JobArray:
         if not self.is_array:
             return self.runs[0].path
         digest = files.sha256_of(*(f"{run.path}\n".encode() for run in self.runs))
-        return self.runs[0].path.parent / SWEEPS / digest[:DIGEST_DIGITS]
+        return self.runs[0].path.parent / SWEEPS / files.short_digest(digest)
 
     @property
     def files_folder(self) -> Path:

@@ -432,7 +432,7 @@ def test_a_checkpoint_of_another_job_or_format_is_refused(tmp_path: Path) -> Non
     other.checkpoints_folder.mkdir(parents=True)
     newest = max(run.checkpoints_folder.iterdir())
     (other.checkpoints_folder / newest.name).write_bytes(newest.read_bytes())
-    with pytest.raises(DataError, match="of another job"):
+    with pytest.raises(DataError, match="belongs to another job"):
         train(other)
     arrays = npz.read_arrays(newest)
     head = {**json.loads(str(arrays["header"])), "format": 99}
@@ -456,7 +456,7 @@ def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     (tmp_path / "toy.h5").unlink()
     dataset(tmp_path, images=100)
-    with pytest.raises(DataError, match=r"not the data that .* was made with"):
+    with pytest.raises(DataError, match=r"not the data that .* was created with"):
         train(run)
 
 
@@ -603,7 +603,7 @@ def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     run = run_of(job(), packed, tmp_path / "runs")
     files.write_json(run.job_file, json_files.sealed({**run.manifest(), "digest": "f" * 64}))
-    with pytest.raises(DataError, match="of another job with the same first digits"):
+    with pytest.raises(DataError, match="belongs to another job whose digest begins with the same digits"):
         run_of(job(), packed, tmp_path / "runs")
 
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from cnnjob.data.prepare.catalogue import Entry
 from cnnjob.data.prepare.download import cache_folder, first_accepted
 from cnnjob.errors import DataError, JobError
-from cnnjob.files import open_regular, sha256_of
+from cnnjob.files import open_regular, sha256_of, short_digest
 
 _HASH_BYTES = 1 << 20
 _WEB_PAGE = (b"<!doctype html", b"<html")
@@ -180,7 +180,7 @@ def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
 def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
     """Download one archive, or the published files below an address that ends in a slash."""
     # Each address has its own cache folder: another one may serve other content under the same names.
-    folder = cache_folder() / entry.name / sha256_of(url.encode())[:8]
+    folder = cache_folder() / entry.name / short_digest(sha256_of(url.encode()))
     if url.endswith("/"):
         addresses = {file.name: url + file.name for file in entry.files}
     else:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cnnjob.errors import format_seconds, plural
+from cnnjob.files import short_digest
 from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
-from cnnjob.reporting.record import DIGEST_LETTERS, Mistake, Record
+from cnnjob.reporting.record import Mistake, Record
 from cnnjob.runs.attempts import Attempt
 from cnnjob.runs.metrics import PerClass
 
@@ -103,11 +104,11 @@ def provenance(record: Record) -> Iterator[str]:
     row, environment = record.row, record.environment
     if row["commit"]:
         digits, *dirty = str(row["commit"]).split("-")
-        yield f"commit {digits[:DIGEST_LETTERS]}{', with uncommitted changes' if dirty else ''}"
+        yield f"commit {short_digest(digits)}{', with uncommitted changes' if dirty else ''}"
     elif environment:
         yield "commit unknown"
     if row["data_sha256"]:
-        yield f"data {str(row['data_sha256'])[:DIGEST_LETTERS]}"
+        yield f"data {short_digest(str(row['data_sha256']))}"
     if row["device"]:
         yield str(row["device"])
     if environment.get("python"):

@@ -90,7 +90,7 @@ def _name(contents: Contents) -> str:
         f"{name}\0".encode() if content is None else f"{name}\0{len(content)}\0".encode() + content
         for name, content in sorted(contents.items())
     ]
-    return files.sha256_of(*parts)[:8]
+    return files.short_digest(files.sha256_of(*parts))
 
 
 def _package() -> dict[str, bytes]:
