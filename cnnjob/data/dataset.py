@@ -1,8 +1,8 @@
 """Read and verify prepared datasets, one HDF5 file each.
 
 CONTRIBUTING.md ("Data on disk") describes the layout; :mod:`cnnjob.data.prepare.writer` writes such files, and all
-other code only reads them. A file is open, read-only and without locks, only for the duration of one call, so that no
-handle crosses a fork.
+other code only reads them. HDF5 holds a file open, read-only and without locks, only for the duration of one call, so
+that no handle crosses a fork; the arrays are read by their offsets (:mod:`cnnjob.data.stored`).
 """
 
 import hashlib
@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import h5py
 import numpy as np
 
 from cnnjob.data import hdf5
+from cnnjob.data.stored import FileVersion, StoredArray
 from cnnjob.errors import DataError, JobError
 from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 
-FORMAT = 1
-"""Version of the layout of a dataset file."""
+FORMAT = 2
+"""Version of the layout of a dataset file: its arrays are contiguous."""
+CHUNKED_FORMAT = 1
+"""An older version, which is still read: its arrays lie in chunks with a checksum each."""
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 TRAINING_IMAGES = "train/images"
@@ -37,6 +40,9 @@ _SUMMED_BYTES = 256 << 10  # fits a processor's cache
 _SUMMED_ROWS = 1 << 16  # the sum of so many squares, each up to 255², fits in 32 bits
 _IMAGES_NDIM = 4
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
+
+Rows: TypeAlias = np.ndarray[Any, Any] | h5py.Dataset | StoredArray
+"""An array in memory, in chunks or contiguous in a file: each is read by slices of rows."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -59,6 +65,7 @@ class Dataset:
         source_sha256: SHA-256 of each source file.
         options: how the source was read: size, test_fraction.
         is_sealed: whether the file carries a checksum of its attributes, which was then compared.
+        format: version of the file's layout.
     """
 
     path: Path
@@ -71,6 +78,7 @@ class Dataset:
     source_sha256: dict[str, str]
     options: dict[str, Any]
     is_sealed: bool = True
+    format: int = FORMAT
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -86,11 +94,11 @@ class Dataset:
             DataError: the file is missing, incomplete, truncated, edited, or not a prepared dataset.
         """
         with _reading(path) as file:
-            _require_complete(path, file)  # first: in an unfinished file nothing else needs to hold
-            arrays = _arrays(file)
+            version = _format_of(path, file)  # first: in an unfinished file nothing else needs to hold
+            arrays = _arrays(file, version)
             hdf5.require_attributes(file.id, "/", (*ATTRIBUTES, SEAL))
             description = _description(file, arrays)
-            dataset = cls(path=path, is_sealed=SEAL in file.attrs, **description)
+            dataset = cls(path=path, is_sealed=SEAL in file.attrs, format=version, **description)
             dataset._require_sound()
             if dataset.is_sealed:
                 _require_seal(hdf5.text(file, SEAL), description)
@@ -145,12 +153,12 @@ class Dataset:
             JobError: there is no such split.
         """
         with self._arrays_of(split) as arrays:
-            images, labels = (array[...] for array in arrays)
+            images, labels = (array[0 : len(array)] for array in arrays)
         for name, array in zip(ARRAYS, (images, labels), strict=True):
             (check or self.require_digest)(f"{split}/{name}", array)
         return images, labels.astype(np.int64)
 
-    def require_digest(self, name: str, array: np.ndarray | h5py.Dataset) -> None:
+    def require_digest(self, name: str, array: Rows) -> None:
         """Compare an array with its digest, and the training images also with the dataset's mean and std.
 
         Args:
@@ -164,7 +172,7 @@ class Dataset:
         digest = digest_of(array, moments)
         if digest != self.array_sha256[name]:
             raise DataError(
-                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}; {_AGAIN}"
+                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}. {_AGAIN}"
             )
         if moments:
             self._require_moments(*moments.mean_and_std())
@@ -192,7 +200,7 @@ class Dataset:
             JobError: there is no such split.
         """
         with self._arrays_of(split) as (_, stored):
-            labels = stored[...]
+            labels = stored[0 : len(stored)]
         self.require_digest(f"{split}/labels", labels)
         return np.asarray(labels, np.int64)
 
@@ -210,13 +218,14 @@ class Dataset:
             DataError: the file is damaged.
             JobError: there is no such split, or no such image in it.
         """
-        with self._arrays_of(split) as (images, labels):  # HDF5 still verifies the checksum of the chunk that it reads
+        with self._arrays_of(split) as (images, labels):
             if not 0 <= index < len(labels):
                 raise JobError(
                     f"{self.path}: no image {split}:{index}, found {len(labels):,}; "
                     f"name one from {split}:0 to {split}:{len(labels) - 1}"
                 )
-            return images[index], int(labels[index])
+            row = slice(index, index + 1)
+            return images[row][0], int(labels[row][0])
 
     def counts(self, split: str) -> tuple[int, ...]:
         """Count the images of each class in one split, without comparing digests.
@@ -232,7 +241,7 @@ class Dataset:
             JobError: there is no such split.
         """
         with self._arrays_of(split) as (_, labels):
-            return tuple(np.bincount(labels[...], minlength=len(self.class_names)).tolist())
+            return tuple(np.bincount(labels[0 : len(labels)], minlength=len(self.class_names)).tolist())
 
     def verify(self, *splits: str) -> None:
         """Compare arrays with their digests, and the training images with mean and std, block by block.
@@ -249,16 +258,37 @@ class Dataset:
                 for name, array in zip(ARRAYS, arrays, strict=True):
                     self.require_digest(f"{split}/{name}", array)
 
+    def stored(self, split: str) -> StoredArray:
+        """Return where the images of one split lie, to be read a few at a time.
+
+        Args:
+            split: one of :attr:`splits`.
+
+        Raises:
+            DataError: the file is damaged, or of a format whose arrays are not contiguous.
+            JobError: there is no such split.
+        """
+        with self._arrays_of(split) as (images, _):
+            if not isinstance(images, StoredArray):
+                raise DataError(
+                    f"{self.path}: its images lie in chunks (found format {self.format}). Prepare it again with --force"
+                )
+            return images
+
     @contextmanager
-    def _arrays_of(self, split: str) -> Iterator[tuple[h5py.Dataset, h5py.Dataset]]:
+    def _arrays_of(self, split: str) -> Iterator[tuple[Rows, Rows]]:
         if split not in self.shapes:
             raise JobError(f"{self.path}: no split {split!r}, found {', '.join(self.splits)}; name one of these")
         with _reading(self.path) as file:
-            arrays = _arrays(file)
+            arrays = _arrays(file, self.format)
             # Each call opens the file anew, so `prepare --force` may have replaced it in between.
             if _shapes(arrays) != self.shapes:
                 raise ValueError("the file was replaced while it was read")
-            yield arrays[f"{split}/images"], arrays[f"{split}/labels"]
+            images, labels = (_rows(self.path, f"{split}/{name}", arrays, self.format) for name in ARRAYS)
+            if self.format == CHUNKED_FORMAT:
+                yield images, labels
+                return
+        yield images, labels
 
     def _require_sound(self) -> None:
         """Refuse attributes that contradict the arrays or each other."""
@@ -322,15 +352,15 @@ def is_damaged(path: Path) -> bool:
             if path.suffix != ".h5" or raw.read(len(_SIGNATURE)) != _SIGNATURE:
                 return False
         with h5py.File(path, "r", locking=False) as file:
-            return "format" in file.attrs and np.array_equal(hdf5.number(file, "format"), FORMAT)
+            return "format" in file.attrs and _known_format(hdf5.number(file, "format")) is not None
     except _UNREADABLE:
         return True
 
 
-def blocks(array: h5py.Dataset | np.ndarray) -> Iterator[np.ndarray]:
+def blocks(array: Rows) -> Iterator[np.ndarray]:
     """Yield the rows of an array, in the file or in memory, in order and in blocks of about 8 MiB."""
     row_bytes = max(1, array.dtype.itemsize * prod(array.shape[1:]))
-    chunk = array.chunks[0] if isinstance(array, h5py.Dataset) else 1
+    [chunk, *_] = (isinstance(array, h5py.Dataset) and array.chunks) or (1,)
     # Blocks of whole chunks, so that none is read and checked for two blocks.
     step = max(1, BLOCK_BYTES // row_bytes // chunk) * chunk
     for start in range(0, len(array), step):
@@ -378,7 +408,7 @@ def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
     return summed
 
 
-def digest_of(array: h5py.Dataset | np.ndarray, moments: Moments | None = None) -> str:
+def digest_of(array: Rows, moments: Moments | None = None) -> str:
     """Return the SHA-256 of an array's bytes, in C order and little-endian; also add its images to ``moments``."""
     digest = hashlib.sha256()
     for block in blocks(array):
@@ -397,7 +427,7 @@ def seal_of(description: Mapping[str, Any]) -> str:
     return sha256_of(canonical_json(description).encode())
 
 
-_AGAIN = "pack it again with `cnnjob prepare --force`"
+_AGAIN = "Prepare it again with --force"
 
 
 @contextmanager
@@ -406,34 +436,51 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     try:
         if not path.is_file():
             elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
-            raise DataError(f"{path}: no such dataset; pack it with `cnnjob prepare {path.stem}{elsewhere}`")
+            raise DataError(f"{path}: no such dataset. Prepare it:\n    cnnjob prepare {path.stem}{elsewhere}")
         # Datasets are replaced, never changed in place; and HDF5's locks fail on some network file systems.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except _UNREADABLE as error:
-        raise DataError(f"{path}: not readable as a packed dataset, {error}; {_AGAIN}") from error
+        raise DataError(f"{path}: not readable as a prepared dataset ({error}). {_AGAIN}") from error
 
 
-def _require_complete(path: Path, file: h5py.File) -> None:
-    found = hdf5.number(file, "format") if "format" in file.attrs else None
-    if found is None or not np.array_equal(found, FORMAT):
-        raise DataError(f"{path}: not a dataset of format {FORMAT}, found format {found}; {_AGAIN}")
+def _format_of(path: Path, file: h5py.File) -> int:
+    """Return the format of a file; refuse an unknown one and an incomplete file."""
+    value = hdf5.number(file, "format") if "format" in file.attrs else None
+    known = _known_format(value)
+    if known is None:
+        formats = f"{CHUNKED_FORMAT} or {FORMAT}"
+        raise DataError(f"{path}: not a dataset of format {formats} (found format {value}). {_AGAIN}")
     if "complete" not in file.attrs or not np.array_equal(hdf5.number(file, "complete"), 1):
-        raise DataError(f"{path}: incomplete, its packing did not end; {_AGAIN}")
+        raise DataError(f"{path}: incomplete, its preparation did not end. {_AGAIN}")
+    return known
 
 
-def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Return the arrays by name, such as ``train/images``, checked but not read."""
+def _known_format(value: Any) -> int | None:
+    return next((known for known in (CHUNKED_FORMAT, FORMAT) if np.array_equal(value, known)), None)
+
+
+def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
+    """Return the arrays of a file of some format by name, such as ``train/images``, checked but not read."""
+    open_array = hdf5.chunked_array if version == CHUNKED_FORMAT else hdf5.contiguous_array
     arrays: dict[str, h5py.Dataset] = {}
     for split in hdf5.members(file, SPLITS):
         group = hdf5.subgroup(file, split)
         hdf5.members(group, ARRAYS)
-        images = hdf5.array(group, "images", (np.uint8,))
-        labels = hdf5.array(group, "labels", (np.uint8, np.dtype("<u2")))
+        images = open_array(group, "images", (np.uint8,))
+        labels = open_array(group, "labels", (np.uint8, np.dtype("<u2")))
         if images.ndim != _IMAGES_NDIM or labels.shape != images.shape[:1]:
             raise ValueError(f"images and labels that do not fit (found {images.shape} and {labels.shape} in {split})")
         arrays |= {f"{split}/images": images, f"{split}/labels": labels}
     return arrays
+
+
+def _rows(path: Path, name: str, arrays: Mapping[str, h5py.Dataset], version: int) -> Rows:
+    """Return an array of a file of some format, to be read by slices of rows."""
+    array = arrays[name]
+    if version == CHUNKED_FORMAT:
+        return array
+    return StoredArray(path, name, array.id.get_offset(), array.shape, array.dtype, FileVersion.of(path))
 
 
 def _shapes(arrays: Mapping[str, h5py.Dataset]) -> dict[str, tuple[int, int, int, int]]:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 MOST_CHUNK_BYTES = 8 << 20
-"""Maximum size of a chunk, in bytes; the writer makes chunks of one image or of at most half a MB."""
+"""Maximum size of a chunk, in bytes; files of format 1 have chunks of one image or of at most half a MB."""
 _MOST_ATTRIBUTE_BYTES = 64 << 20
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 _FILTERS = [h5py.h5z.FILTER_FLETCHER32]
@@ -86,8 +86,8 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
     return found
 
 
-def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
-    """Return an array of a group whose members were checked.
+def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
+    """Return a contiguous array of a group whose members were checked.
 
     Args:
         group: a group of the file.
@@ -95,38 +95,62 @@ def array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
         dtypes: the types it may have.
 
     Returns:
-        The array, with all rows stored: reading it takes no more memory than the file has bytes.
+        The array, all of which lies in the file.
 
     Raises:
         ValueError: the array is not stored the way the writer stores arrays.
     """
+    dataset, where = _dataset(group, name, dtypes, h5py.h5d.CONTIGUOUS, [])
+    shape, file_bytes = dataset.shape, h5py.h5i.get_file_id(dataset).get_filesize()
+    if not shape or not all(shape):
+        raise ValueError(f"an array that is empty (found {shape} of {where})")
+    # An array that was never written has no offset; one beyond the end of the file would be read as zeros.
+    n_bytes, offset = prod(shape) * dataset.dtype.itemsize, dataset.get_offset()
+    if offset is None or offset + n_bytes > file_bytes or dataset.get_storage_size() != n_bytes:
+        raise ValueError(
+            f"an array that is not whole (found {n_bytes:,} bytes at {offset} in {file_bytes:,} for {shape} of {where})"
+        )
+    return h5py.Dataset(dataset)
+
+
+def chunked_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
+    """Return an array in chunks of whole rows, each with a checksum; otherwise as :func:`contiguous_array`."""
+    dataset, where = _dataset(group, name, dtypes, h5py.h5d.CHUNKED, _FILTERS)
+    _require_stored(dataset, dataset.get_create_plist().get_chunk(), where)
+    return h5py.Dataset(dataset)
+
+
+def _dataset(
+    group: h5py.Group, name: str, dtypes: Iterable[Any], layout: int, filters: list[int]
+) -> tuple[h5py.h5d.DatasetID, str]:
+    """Open an array and return it with its name, for messages; refuse another layout, other filters or types."""
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
         raise ValueError(f"a group or a type where an array belongs (found {where})")
-    found = h5py.h5d.open(group.id, name.encode())
-    plan = found.get_create_plist()
-    layout, filters = plan.get_layout(), [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
-    if layout != h5py.h5d.CHUNKED or plan.get_external_count():
-        raise ValueError(f"an array that is not stored in chunks (found {_LAYOUTS.get(layout, layout)} {where})")
-    if filters != _FILTERS:
-        raise ValueError(f"an array with other filters than a checksum (found filters {filters} in {where})")
+    dataset = h5py.h5d.open(group.id, name.encode())
+    plan = dataset.get_create_plist()
+    if plan.get_layout() != layout or plan.get_external_count():
+        stored = _LAYOUTS.get(plan.get_layout(), plan.get_layout())
+        raise ValueError(f"an array that is not {_LAYOUTS[layout]} in the file (found {stored} {where})")
+    applied = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    if applied != filters:
+        raise ValueError(f"an array with other filters than {filters} (found filters {applied} in {where})")
     # Compared as HDF5 types, which also distinguish byte orders.
-    if not any(found.get_type() == h5py.h5t.py_create(np.dtype(dtype)) for dtype in dtypes):
-        raise ValueError(f"an array of another type (found {found.dtype} in {where})")
-    _require_stored(found, plan.get_chunk(), where)
-    require_attributes(found, where)
-    return h5py.Dataset(found)
+    if not any(dataset.get_type() == h5py.h5t.py_create(np.dtype(dtype)) for dtype in dtypes):
+        raise ValueError(f"an array of another type (found {dataset.dtype} in {where})")
+    require_attributes(dataset, where)
+    return dataset, where
 
 
-def _require_stored(found: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: str) -> None:
+def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: str) -> None:
     """Refuse an array with chunks that were never written, or that would lie beyond the end of the file."""
-    shape, size = found.shape, found.dtype.itemsize
+    shape, size = dataset.shape, dataset.dtype.itemsize
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
         raise ValueError(f"an array that is empty or cut in other chunks (found {shape} in {chunk} of {where})")
     # HDF5 allocates chunks on their first write and reads missing ones as zeros: a tiny file can claim a huge array.
-    chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(found).get_filesize()
-    stored = found.get_storage_size()
+    chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(dataset).get_filesize()
+    stored = dataset.get_storage_size()
     if stored < chunks * chunk_bytes or stored > file_bytes:
         raise ValueError(
             f"an array that is not whole (found {stored:,} bytes in {file_bytes:,} for {shape} of {where})"

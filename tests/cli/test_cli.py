@@ -187,7 +187,7 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
         assert (wrong.exit_code, message in wrong.stderr) == (code, True), wrong.output
     (here / "data").rename(here / "moved")
     gone = cnnjob("predict", str(run), "test:0")
-    assert (gone.exit_code, "no such dataset; pack it with `cnnjob prepare toy`" in gone.stderr) == (3, True)
+    assert (gone.exit_code, "no such dataset. Prepare it:\n    cnnjob prepare toy" in gone.stderr) == (3, True)
     assert cnnjob("predict", str(run), "test:0", "--data", "moved").exit_code == 0
     (here / "other").mkdir()
     dataset(here / "other", images=30)
@@ -278,7 +278,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
     [
         (["train", "toyy.toml"], 2, "cnnjob: toyy.toml: no such file"),
         (["train", "toy.toml", "--set", "train.epoch=3"], 2, "train.epoch: no such key, did you mean 'epochs'?"),
-        (["train", "toy.toml", "--set", "dataset=mnist"], 3, "pack it with `cnnjob prepare mnist`"),
+        (["train", "toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),
         (["prepare", "mnits"], 2, "did you mean 'mnist'?"),
         (["prepare", "mnist", "there"], 2, "a source is given with --source"),

@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_split_is_never_missing(tmp_path: Path) -> None:
-    block = Chunk("x", "train", 0, random_bytes((1, 2, 2, 1), 0), np.zeros(1, np.uint8))
+    block = Chunk("x", "train", 0, random_bytes((1, 2, 2, 1), 0), np.zeros(1, np.uint8), 1)
     with pytest.raises(DataError, match="no test images"):
         write(tmp_path / "out.h5", "x", DatasetContents(("a",), {"x": ""}, iter([block])), {})
     assert list(tmp_path.iterdir()) == []

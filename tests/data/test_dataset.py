@@ -1,4 +1,4 @@
-"""A packed dataset is read as it was written, or refused in one message."""
+"""A prepared dataset is read as it was written, or refused in one message."""
 
 import fcntl
 import json
@@ -19,12 +19,13 @@ from cnnjob.data.dataset import BLOCK_BYTES, Dataset, Moments, blocks, digest_of
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from cnnjob.errors import DataError, JobError
 from tests.helpers.image_sources import random_bytes
+from tests.helpers.older_files import as_format_1
 
 
 def make(path: Path, splits: tuple[str, ...] = ("train", "test"), names: tuple[str, ...] = ("cat", "dog")) -> Dataset:
     def all_blocks() -> list[Chunk]:
         return [
-            Chunk("x", split, start, random_bytes((20, 4, 5, 3), seed + start), np.arange(20) % len(names))
+            Chunk("x", split, start, random_bytes((20, 4, 5, 3), seed + start), np.arange(20) % len(names), 40)
             for seed, split in enumerate(splits)
             for start in (20, 0)
         ]
@@ -90,16 +91,33 @@ def test_verify_reads_every_byte(path: Path) -> None:
         dataset.verify()
 
 
-def test_a_damaged_chunk_is_found_when_it_is_read(path: Path) -> None:
-    dataset = make(path)
+@pytest.mark.parametrize("older", [False, True], ids=["format 2", "format 1"])
+def test_a_flipped_bit_is_found_when_it_is_read(path: Path, *, older: bool) -> None:
+    make(path)
+    dataset = Dataset.open(as_format_1(path) if older else path)
     content = bytearray(path.read_bytes())
     content[content.index(random_bytes((20, 4, 5, 3), 0).tobytes()) + 7] ^= 1
     path.write_bytes(content)
     assert Dataset.open(path) == dataset
     for read in (lambda: dataset.load("train"), dataset.verify):
-        with pytest.raises(DataError, match="not readable as a packed dataset"):
+        with pytest.raises(DataError, match="not readable as a prepared dataset" if older else "train/images has sha"):
             read()
     dataset.load("test")
+
+
+def test_a_file_of_format_1_is_the_same_dataset(path: Path) -> None:
+    new = make(path, ("train", "val", "test"))
+    arrays = {split: new.load(split) for split in new.splits}
+    old = Dataset.open(as_format_1(path))
+    assert (old.format, new.format) == (1, 2)
+    assert old.digest == new.digest
+    assert old.array_sha256 == new.array_sha256
+    old.verify()
+    for split in new.splits:
+        for before, after in zip(arrays[split], old.load(split), strict=True):
+            np.testing.assert_array_equal(before, after)
+        np.testing.assert_array_equal(old.example(split, 39)[0], arrays[split][0][39])
+        assert old.counts(split) == (20, 20)
 
 
 def test_blocks_are_bounded_and_cover_all(tmp_path: Path) -> None:
@@ -140,18 +158,24 @@ def attribute(name: str, value: object) -> Callable[[Path], None]:
     return edited(lambda file: file.attrs.create(name, value))
 
 
+def put(file: h5py.File, name: str, content: np.ndarray) -> None:
+    """Put a contiguous array in the place of another."""
+    del file[name]
+    file[name] = content
+
+
 def an_array_for_a_group(file: h5py.File) -> None:
     del file["train"]
     file["train"] = [1]
 
 
 SPOILED = {
-    "missing": ("no such dataset; pack it with `cnnjob prepare pets --out .*pets.h5`", missing),
+    "missing": ("no such dataset. Prepare it:\n    cnnjob prepare pets --out .*pets.h5", missing),
     "garbage": ("not readable", garbage),
     "cut": ("not readable", cut),
     "empty": ("not readable", emptied),
     "of another program": ("found format None", edited(lambda file: file.attrs.pop("format"))),
-    "of another format": ("found format 2", attribute("format", 2)),
+    "of another format": ("found format 3", attribute("format", 3)),
     "of a list of formats": ("found format", attribute("format", [1, 1])),
     "incomplete": ("incomplete", edited(lambda file: file.attrs.pop("complete"))),
     "no name": ("not readable", edited(lambda file: file.attrs.pop("name"))),
@@ -172,7 +196,7 @@ SPOILED = {
     "no class": ("no class ", attribute("class_names", np.bytes_(b"[]"))),
     "no test": ("no train or no test images .found train", edited(lambda file: file.pop("test"))),
     "no labels": ("not readable", edited(lambda file: file["test"].pop("labels"))),
-    "fewer labels": ("labels that do not fit", edited(lambda file: file["test/labels"].resize(39, axis=0))),
+    "fewer labels": ("labels that do not fit", edited(lambda file: put(file, "test/labels", np.zeros(39, np.uint8)))),
     "an array for a group": ("not readable", edited(an_array_for_a_group)),
 }
 
@@ -252,12 +276,27 @@ def never_written(rows: int) -> Callable[[Path], None]:
         for name in ("images", "labels"):
             file["train"][name].resize(rows, axis=0)
 
-    return edited(grow)
+    return chunked(edited(grow))
+
+
+def chunked(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    """A change of a file of format 1."""
+    return lambda path: change(as_format_1(path))
+
+
+def without_end(path: Path) -> None:
+    """An array that ends beyond the end of the file, whose last bytes belong to the array."""
+    with h5py.File(path, "r+") as file:
+        [*_, start] = sorted(file[split][name].id.get_offset() for split in file for name in ("images", "labels"))
+        start += 39
+    with path.open("r+b") as raw:
+        raw.truncate(start)
 
 
 OF_IMAGES = {"chunks": (20, 4, 5, 3), "maxshape": (None, 4, 5, 3)}
 CHECKED = OF_IMAGES | {"fletcher32": True}
 VAST = OF_IMAGES | {"chunks": (140_000, 4, 5, 3)}
+NOTHING = {"data": None, "shape": (40, 4, 5, 3), "dtype": np.uint8}
 TRUTH = h5py.enum_dtype({"no": 0}, np.uint8)
 
 HOSTILE = {
@@ -273,16 +312,20 @@ HOSTILE = {
     "another group": ("found 'more' in /", edited(lambda file: file.create_group("more"))),
     "a type for a group": ("where a group belongs", linked("val", np.dtype("u1"))),
     "a group for an array": ("where an array belongs", linked("val/images", lambda file: file.create_group(None))),
-    "external storage": ("not stored in chunks .found contiguous", from_outside),
-    "a virtual array of itself": ("not stored in chunks .found virtual", edited(of_itself)),
-    "no chunks": ("found contiguous", stored("train/images")),
-    "compressed": ("with other filters", stored("train/images", compression="gzip", **CHECKED)),
-    "no checksums": ("with other filters", stored("train/images", **OF_IMAGES)),
-    "signed pixels": ("found int8 in /train/images", stored("train/images", dtype=np.int8, **CHECKED)),
-    "truths": ("another type", stored("val/images", dtype=TRUTH, **CHECKED)),
-    "large labels": ("found uint32", stored("test/labels", dtype=np.uint32, fletcher32=True, chunks=(20,))),
-    "images in parts": ("cut in other chunks", stored("test/images", fletcher32=True, chunks=(20, 4, 5, 1))),
-    "vast chunks": ("cut in other chunks", stored("test/images", fletcher32=True, **VAST)),
+    "external storage": ("not contiguous in the file .found contiguous", from_outside),
+    "a virtual array of itself": ("not contiguous in the file .found virtual", edited(of_itself)),
+    "chunks": ("found chunked", stored("train/images", **OF_IMAGES)),
+    "signed pixels": ("found int8 in /train/images", stored("train/images", dtype=np.int8)),
+    "truths": ("another type", stored("val/images", dtype=TRUTH)),
+    "large labels": ("found uint32", stored("test/labels", dtype=np.uint32)),
+    "never written": ("not whole .found 2,400 bytes at None", stored("val/images", **NOTHING)),
+    "no images": ("an array that is empty", stored("test/images", data=np.zeros((0, 4, 5, 3), np.uint8))),
+    "an end beyond the file": ("not readable", without_end),
+    "no chunks in format 1": ("not chunked in the file .found cont", chunked(stored("train/images"))),
+    "compressed": ("with other filters", chunked(stored("train/images", compression="gzip", **CHECKED))),
+    "no checksums": ("with other filters", chunked(stored("train/images", **OF_IMAGES))),
+    "images in parts": ("cut in other chunks", chunked(stored("test/images", fletcher32=True, chunks=(20, 4, 5, 1)))),
+    "vast chunks": ("cut in other chunks", chunked(stored("test/images", fletcher32=True, **VAST))),
     "rows never written": ("not whole", never_written(2000)),
     "many rows never written": ("not whole", never_written(1 << 40)),
     "a text of any length": ("no text of a fixed length", attribute("name", "pets")),
@@ -345,7 +388,7 @@ def test_images_of_another_shape_with_the_same_bytes_are_refused(path: Path) -> 
         for split in ("train", "test"):
             images = file[split]["images"][...].reshape(40, 5, 4, 3)
             del file[split]["images"]
-            file[split].create_dataset("images", data=images, chunks=(20, 5, 4, 3), fletcher32=True)
+            file[split].create_dataset("images", data=images)
     with pytest.raises(DataError, match="attributes that were changed"):
         Dataset.open(path)
 

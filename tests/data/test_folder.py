@@ -223,7 +223,7 @@ def test_a_source_in_a_folder_that_cannot_be_entered_is_a_data_error(
         obtain(CIFAR10, "root/a.tar", None, progress=False)
     with (
         as_nobody(),
-        pytest.raises(DataError, match=r"pets\.h5: not readable as a packed dataset, .*Permission denied"),
+        pytest.raises(DataError, match=r"pets\.h5: not readable as a prepared dataset .*Permission denied"),
     ):
         Dataset.open(Path("root/pets.h5"))
     root.chmod(0o755)

@@ -49,7 +49,7 @@ def _blocks() -> Iterator[Chunk]:
     random = np.random.default_rng(1)
     for split, count in COUNTS.items():
         images = random.integers(0, 256, (count, 8, 8, 1), np.uint8)
-        yield Chunk("toy", split, 0, images, np.arange(count) % len(CLASSES))
+        yield Chunk("toy", split, 0, images, np.arange(count) % len(CLASSES), count)
 
 
 def toy_run(folder: Path, *, epochs: int = 2, seconds: float = 0.0, runs: str = "runs", units: int = UNITS) -> Run:

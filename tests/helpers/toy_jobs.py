@@ -53,7 +53,7 @@ def blots(counts: dict[str, int]) -> Iterator[Chunk]:
         images[labels == 0, 2] += 70
         images[labels == 1, :, 3] += 70
         images[labels == 2, 4:, 4:] += 90
-        yield Chunk("toy", split, 0, images, labels)
+        yield Chunk("toy", split, 0, images, labels, len(labels))
 
 
 def run_of(job: Job, dataset: Dataset, root: Path) -> Run:

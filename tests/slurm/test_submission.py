@@ -263,7 +263,7 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
         (["toy.toml", "--time", "soon"], 2, "'soon' is no time"),
         (["toy.toml", "--sbatch", "=5"], 2, "--sbatch =5: not of the form KEY=VALUE"),
         (["toy.toml", "--cpus-per-task", "0"], 2, "'--cpus-per-task' / '-c'"),
-        (["toy.toml", "--set", "dataset=mnist"], 3, "pack it with `cnnjob prepare mnist`"),
+        (["toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
         (["toy.toml"], 4, "scontrol: not found; this machine has no SLURM, log in to one that has"),
         (["toy.toml", "-p", "gpu"], 4, "scontrol: not found; this machine has no SLURM, log in to one that has"),
     ],

@@ -58,7 +58,7 @@ def test_shares_of_classes(counts: list[int], fraction: float) -> None:
 def test_a_dataset_of_one_class_is_refused(tmp_path: Path) -> None:
     images = np.zeros((20, 6, 6, 1), np.uint8)
     labels = np.zeros(20, np.int64)
-    blots = (Chunk("one", split, 0, images, labels) for split in ("train", "test"))
+    blots = (Chunk("one", split, 0, images, labels, len(labels)) for split in ("train", "test"))
     write(tmp_path / "one.h5", "one", DatasetContents(("alone",), {"one": "0" * 64}, blots), {})
     with pytest.raises(
         JobError, match=r"one\.h5: it has a single class, 'alone', so there is nothing to tell apart; prep"

@@ -43,6 +43,7 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
     loose = places.keys() <= files.keys()
     batches = _loose(files, list(places)) if loose else _members(next(iter(files.values())), list(places))
     sizes: dict[str, int] = {}
+    step = BLOCK_BYTES // _IMAGE_BYTES
     for name, where, content in batches:
         images, labels = parse(content, where)
         split, index = places[name]
@@ -50,7 +51,11 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
         n = sizes.setdefault(split, len(labels))
         if n != len(labels):
             raise DataError(f"{where}: {len(labels)} images, found {n} in the batch before; {_AGAIN}")
-        yield from _blocks(where, split, index * n, images, labels)
+        count = n * sum(other == split for other, _ in places.values())
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            pixels = images[rows].transpose(0, 2, 3, 1)  # N×H×W×C
+            yield Chunk(where, split, index * n + start, pixels, labels[rows], count)
 
 
 def parse(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -118,10 +123,3 @@ def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes
         yield name, f"{archive}: {name}", content
     if missing:
         raise DataError(f"{archive}: incomplete, it lacks {', '.join(missing)}; {_AGAIN}")
-
-
-def _blocks(where: str, split: str, place: int, images: np.ndarray, labels: np.ndarray) -> Iterator[Chunk]:
-    step = BLOCK_BYTES // _IMAGE_BYTES
-    for start in range(0, len(labels), step):
-        rows = slice(start, start + step)
-        yield Chunk(where, split, place + start, images[rows].transpose(0, 2, 3, 1), labels[rows])  # N×H×W×C

@@ -40,4 +40,4 @@ def contents(class_names: tuple[str, ...]) -> DatasetContents:
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Iterator[Chunk]:
     for split, rows in cut(len(labels), _N_TEST, _SEED).items():
-        yield Chunk(_WHERE, split, 0, images[rows], labels[rows])
+        yield Chunk(_WHERE, split, 0, images[rows], labels[rows], len(rows))

@@ -170,10 +170,11 @@ def _file_digest(path: Path) -> str:
 def _blocks(parts: Sequence[_Part], names: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Chunk]:
     rows = max(1, BLOCK_BYTES // math.prod(shape))
     for part in parts:
-        start, images = 0, _labelled(part, names)
+        start, count, images = 0, sum(1 for _ in _labelled(part, names)), _labelled(part, names)
         while some := list(islice(images, rows)):
             stack = np.stack([read_picture(path, shape).pixels for path, _ in some])  # (N, H, W, C)
-            yield Chunk(str(part.folder), part.split, start, stack, np.array([label for _, label in some]))
+            labels = np.array([label for _, label in some])
+            yield Chunk(str(part.folder), part.split, start, stack, labels, count)
             start += len(some)
 
 

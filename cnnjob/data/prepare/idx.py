@@ -76,7 +76,7 @@ def _read_split(split: str, images_path: Path, labels_path: Path) -> Iterator[Ch
         for start in range(0, n, step):
             rows = min(step, n - start)
             pixels = images.read(rows)[..., None]  # (rows, H, W, 1)
-            yield Chunk(labels.where, split, start, pixels, labels.read(rows))
+            yield Chunk(labels.where, split, start, pixels, labels.read(rows), n)
         images.require_end()
         labels.require_end()
 

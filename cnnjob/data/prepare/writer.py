@@ -6,8 +6,8 @@ contains, not from what was meant to be written.
 """
 
 import io
-import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, whole
 
 _LIBVER = ("v108", "v110")  # HDF5 1.8 (2008) reads it; "earliest" limits an attribute to 64 KiB, too few for many names
-_CHUNK_BYTES = (64 << 10, 512 << 10)  # of images, per chunk of HDF5: minimum and maximum
-_LABELS_A_CHUNK = 64 << 10  # in a chunk of HDF5
+ALIGNMENT_BYTES = 4096
+"""Arrays start at multiples of this many bytes in the file: the size of a page of memory, and of most disks' blocks."""
 _BYTE_CLASSES = 256
 
 
@@ -38,6 +38,7 @@ class Chunk:
         start: index of the first of them in the split.
         images: (N, H, W, C) uint8.
         labels: (N,) integers.
+        count: number of images of the whole split; arrays that are contiguous in a file cannot grow.
     """
 
     where: str
@@ -45,6 +46,7 @@ class Chunk:
     start: int
     images: np.ndarray
     labels: np.ndarray
+    count: int
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,18 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as temporary, _Disk(temporary, "x+") as disk:
             with _created(disk) as file:
+                written = Counter[str]()
                 for block in contents.blocks:
                     _put(file, block, len(contents.class_names))
+                    written[block.split] += len(block.images)
                     disk.require_written()
+                _require_whole(file, contents, written)
                 _describe(file, name, contents, options)
                 file.attrs["complete"] = 1  # last: a file without it is unfinished
             disk.require_written()  # once more, since closing the file writes what HDF5 still has in memory
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written, {error.strerror or error}; free space, or choose another folder"
+            f"{path}: cannot be written ({error.strerror or error}). Free space, or choose another folder"
         ) from error
 
 
@@ -97,7 +102,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
 def _created(disk: "_Disk") -> Iterator[h5py.File]:
     """Create an HDF5 file that is closed before its disk, even if h5py is interrupted while opening it."""
     try:
-        with h5py.File(disk, "w", libver=_LIBVER) as file:
+        with h5py.File(disk, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES) as file:
             yield file
     except BaseException as error:
         clear_frames(error.__traceback__)  # their references would keep the file open until the interpreter exits
@@ -148,11 +153,15 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
     group = file.require_group(block.split)
     if "images" not in group:
         _create_arrays(group, block, classes)
-    end = block.start + len(block.images)
+    end, count = block.start + len(block.images), len(group["images"])
+    announced = max(end, block.count)
+    if announced != count:
+        raise DataError(
+            f"{block.where}: the number of {block.split} images changed while they were read (found {announced:,} "
+            f"instead of {count:,}). Leave the source unchanged and run the same command again"
+        )
     for name, values in zip(ARRAYS, (block.images, block.labels), strict=True):
-        array = group[name]
-        array.resize(max(end, len(array)), axis=0)
-        array[block.start : end] = values
+        group[name][block.start : end] = values
 
 
 def _require_labels(block: Chunk, classes: int) -> None:
@@ -162,14 +171,28 @@ def _require_labels(block: Chunk, classes: int) -> None:
 
 
 def _create_arrays(group: h5py.Group, block: Chunk, classes: int) -> None:
-    """Create two empty arrays that can grow, with whole images in each chunk of HDF5."""
-    image = block.images.shape[1:]
-    few, many = (max(1, size // math.prod(image)) for size in _CHUNK_BYTES)
-    rows = min(max(few, len(block.images)), many)
-    kind = np.uint8 if classes <= _BYTE_CLASSES else np.dtype("<u2")
-    growing = {"fletcher32": True, "track_times": False}  # time stamps would make equal datasets unequal files
-    group.create_dataset("images", (0, *image), np.uint8, maxshape=(None, *image), chunks=(rows, *image), **growing)
-    group.create_dataset("labels", (0,), kind, maxshape=(None,), chunks=(_LABELS_A_CHUNK,), **growing)
+    """Create the two arrays of a split, contiguous in the file and not yet written."""
+    label_type = np.uint8 if classes <= _BYTE_CLASSES else np.dtype("<u2")
+    images = (block.count, *block.images.shape[1:])
+    for name, shape, dtype in (("images", images, np.uint8), ("labels", images[:1], label_type)):
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row will be written: filling would write all twice
+        layout.set_obj_track_times(False)  # time stamps would make equal datasets unequal files
+        h5py.h5d.create(
+            group.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), layout
+        )
+
+
+def _require_whole(file: h5py.File, contents: DatasetContents, written: Mapping[str, int]) -> None:
+    """Refuse a split of which some images did not arrive."""
+    for split, count in written.items():
+        if count != len(file[split]["images"]):
+            raise DataError(
+                f"{', '.join(contents.sha256)}: {count:,} {split} images arrived, found {len(file[split]['images']):,} "
+                "announced. Leave the source unchanged and run the same command again"
+            )
 
 
 def _describe(file: h5py.File, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:

@@ -1,0 +1,169 @@
+"""Arrays that lie contiguously in a file, read by ``preadv`` at their offsets.
+
+A memory map would be faster, but its pages count as resident memory, and a truncated file would end the process with
+SIGBUS. HDF5 is not involved, so nothing of it crosses a fork or takes a lock.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from cnnjob.errors import DataError
+from cnnjob.files import open_regular, reason_of
+
+MOST_READ_BYTES = 1 << 30
+"""Maximum size of one read; Linux reads at most 2 GiB at a time."""
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """Identity of a file and its content, which changes when the file is replaced, truncated or written to."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path | int) -> Self:
+        """Return the version of the file at a path, or of an open file.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+        """
+        status = os.stat(path)  # noqa: PTH116 - it may be a descriptor
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A contiguous array in a file.
+
+    Attributes:
+        path: the file.
+        name: name of the array, for messages.
+        offset: position of its first byte in the file.
+        shape: its shape, (N, …).
+        dtype: type of its values.
+        version: of the file; another version is not read.
+    """
+
+    path: Path
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    version: FileVersion
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row, in bytes."""
+        return self.dtype.itemsize * prod(self.shape[1:])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Read consecutive rows.
+
+        Raises:
+            DataError: the file was replaced, changed or truncated, or cannot be read.
+        """
+        start, stop, _ = rows.indices(len(self))
+        values = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
+        with self.open() as reader:
+            reader.read(start, values)
+        return values
+
+    @contextmanager
+    def open(self) -> Iterator["RowReader"]:
+        """Open the file for reading rows, until the ``with`` block ends.
+
+        Raises:
+            DataError: the file is missing, cannot be read, or is another version.
+        """
+        with open_regular(self.path) as file:
+            reader = RowReader(self, file.fileno())
+            reader.require_version(file.fileno())
+            yield reader
+
+
+class RowReader:
+    """Reads rows of a stored array from its open file."""
+
+    def __init__(self, array: StoredArray, descriptor: int) -> None:
+        """Read from an open file."""
+        self._array, self._descriptor = array, descriptor
+
+    def require_version(self, file: Path | int) -> None:
+        """Refuse a file that was replaced or written to since it was described.
+
+        Raises:
+            DataError: it was, or it is missing.
+        """
+        array = self._array
+        try:
+            version = FileVersion.of(file)
+        except OSError as error:
+            raise DataError(f"{array.path}: cannot be read ({reason_of(error)}). Restore it, {_RESUME}") from error
+        if version.size < array.version.size:
+            raise DataError(
+                f"{array.path}: truncated while it was in use (found {version.size:,} bytes instead of "
+                f"{array.version.size:,}). Prepare it again, {_RESUME}"
+            )
+        if version != array.version:
+            raise DataError(f"{array.path}: replaced or changed while it was in use. Leave it unchanged, {_RESUME}")
+
+    def read(self, start: int, rows: np.ndarray) -> None:
+        """Read consecutive rows.
+
+        Args:
+            start: index of the first of them.
+            rows: receives them; a contiguous array of the stored type.
+
+        Raises:
+            DataError: the file is truncated, or cannot be read.
+        """
+        array = self._array
+        content = rows.data.cast("B")
+        position = array.offset + start * array.row_bytes
+        while content:
+            try:
+                count = os.preadv(self._descriptor, [content[:MOST_READ_BYTES]], position)
+            except OSError as error:
+                raise DataError(
+                    f"{array.path}: {array.name} cannot be read ({reason_of(error)}). Check the disk, {_RESUME}"
+                ) from error
+            if not count:
+                raise DataError(
+                    f"{array.path}: truncated (found the end of the file within {array.name}). Prepare it again, "
+                    f"{_RESUME}"
+                )
+            content, position = content[count:], position + count
+
+    def take(self, indices: np.ndarray, rows: np.ndarray) -> None:
+        """Read the rows with the given indices.
+
+        Args:
+            indices: int64 (n,), each from 0 to the number of rows less 1.
+            rows: receives them, (n, …); a contiguous array of the stored type.
+
+        Raises:
+            DataError: the file was replaced, changed or truncated, or cannot be read.
+        """
+        self.require_version(self._array.path)
+        # Neighbours in the file are read at once, as those of an evaluation are.
+        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        firsts, bounds = indices[starts].tolist(), [*starts.tolist(), len(indices)]
+        for number, first in enumerate(firsts):
+            self.read(first, rows[bounds[number] : bounds[number + 1]])
+
+
+_RESUME = "then run the same command to resume"
