@@ -10,7 +10,7 @@ from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import printable, printable_lines
 
 if TYPE_CHECKING:
-    from cnnjob.doctor.examine import Finding
+    from cnnjob.doctor.findings import Finding
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 INDENT, NARROWEST, LONGEST = 24, 20, 10_000
@@ -19,38 +19,42 @@ INDENT, NARROWEST, LONGEST = 24, 20, 10_000
 
 def doctor(
     runs: opt.RUNS = RUNS_FOLDER,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     write_profile: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Write slurm/NAME.toml from what SLURM tells.")
+        str | None, typer.Option(metavar="NAME", help="Write slurm/NAME.toml from what SLURM says.")
     ] = None,
     partition: opt.PARTITION = None,
 ) -> None:
-    """Look at this machine, the runs' disk and the cluster.
+    """Check this machine, the runs' file system and the cluster.
 
-    It says what to do. ok: good. note: it works, with less. bad: something will fail, and the exit code is 1.
+    Each finding is ok, note (works, with limits) or bad (something will fail; exit code 1), with advice.
 
-    On a node of a cluster, where its GPU is seen: srun --partition gpu --gres gpu:1 cnnjob doctor
+    To check a GPU of a cluster: srun --partition gpu --gres gpu:1 cnnjob doctor
 
     Example: cnnjob doctor --write-profile mysite
     """
-    from cnnjob.doctor import examine as doctors
+    from dataclasses import asdict
 
+    from cnnjob.doctor.examine import examine
+    from cnnjob.doctor.profile import write_profile as write
+
+    findings = []
+    for finding in examine(runs):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)  # as soon as it is known: some checks take seconds
     if as_json:
-        found = list(doctors.examine(runs))
-        print_json([one.as_json() for one in found])
-    else:
-        found = [_printed(one) for one in doctors.examine(runs)]
+        print_json([asdict(finding) for finding in findings])
     if write_profile:
-        path = doctors.write_profile(write_profile, partition)
-        typer.echo(
-            f"{path}: written; `cnnjob submit JOB --profile {write_profile} --dry-run` shows what it asks", err=True
-        )
-    if any(one.verdict == "bad" for one in found):
+        path = write(write_profile, partition)
+        command = f"cnnjob submit JOB --profile {write_profile} --dry-run"
+        typer.echo(f"{path}: written. To see what it requests:\n  {command}", err=True)
+    if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(1)
 
 
-def _printed(one: "Finding") -> "Finding":
-    """Print a finding and its advice, wrapped to the width of a terminal, and return the finding."""
+def _print(finding: "Finding") -> None:
+    """Print a finding and its advice, wrapped to the width of a terminal."""
     from textwrap import wrap
 
     from rich.text import Text
@@ -58,8 +62,9 @@ def _printed(one: "Finding") -> "Finding":
     screen, indent = console(), " " * INDENT
     width = max(screen.width - INDENT, NARROWEST) if screen.is_terminal else LONGEST
     lines = [
-        line for text in (one.found, one.advice and f"→ {one.advice}") for line in wrap(printable_lines(text), width)
+        line
+        for text in (finding.message, finding.advice and f"→ {finding.advice}")
+        for line in wrap(printable_lines(text), width)
     ]
-    head = (f"{one.verdict:<6}", COLOURS[one.verdict]), f"{printable(one.what):<{INDENT - 6}}"
+    head = (f"{finding.level:<6}", COLOURS[finding.level]), f"{printable(finding.check):<{INDENT - 6}}"
     screen.print(Text.assemble(*head, f"\n{indent}".join(lines)), soft_wrap=True)
-    return one

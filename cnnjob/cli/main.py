@@ -30,7 +30,7 @@ COMMANDS = {
     "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Turn runs into one page, tables and figures."),
     "bench": ("bench", "Measure training steps on this machine."),
-    "doctor": ("doctor", "Look at this machine, the runs' disk and the cluster."),
+    "doctor": ("doctor", "Check this machine, the runs' file system and the cluster."),
     "clean": ("clean", "List what no run needs any more, and remove it."),
     "demo": ("train", "Prepare, train and report a small dataset in seconds."),
 }

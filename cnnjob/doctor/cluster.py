@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cnnjob.doctor.findings import Finding
-from cnnjob.errors import SchedulerError, format_seconds
+from cnnjob.errors import SchedulerError, format_seconds, plural
 from cnnjob.slurm.scheduler import client, site
 from cnnjob.slurm.scheduler.site import Partition, Site
 
 MEGABYTES = 1000
-MANY_PARTITIONS = 8
+MAX_PARTITIONS = 8
 # sinfo appends + to a number where the nodes of a line differ: it is the smallest of them then. The digits are limited,
 # as int() refuses a text of thousands of them.
 _NODES = re.compile(r"([^|]+)\|([0-9]{1,9})\|([0-9]{1,9})\+?\|([0-9]{1,18})\+?\|(.*)")
@@ -30,12 +30,13 @@ class Nodes:
     """GPU type (``""`` if untyped) and number, per node."""
 
     @classmethod
-    def of(cls, line: str) -> "Nodes | None":
+    def parse(cls, line: str) -> "Nodes | None":
         """Parse a line of ``sinfo``; return None if it has another form."""
-        if not (found := _NODES.fullmatch(line.strip())):
+        if not (match := _NODES.fullmatch(line.strip())):
             return None
-        gpus = tuple((gpu["type"] or "", int(gpu["count"])) for gpu in _GPUS.finditer(found[5]))
-        return cls(found[1], int(found[2]), int(found[3]), int(found[4]), gpus)
+        partition, count, cores, megabytes, gres = match.groups()
+        gpus = tuple((gpu["type"] or "", int(gpu["count"])) for gpu in _GPUS.finditer(gres))
+        return cls(partition, int(count), int(cores), int(megabytes), gpus)
 
     @property
     def gpu_count(self) -> int:
@@ -44,11 +45,16 @@ class Nodes:
 
     def sentence(self) -> str:
         """Describe the nodes: ``2 nodes of 4 cores, 8 GB and 2 a100``."""
-        gpus = [f"{count} {kind or 'GPU' + 's' * (count > 1)}" for kind, count in self.gpus]
-        memory = [f"{self.megabytes / MEGABYTES:.0f} GB"] * (self.megabytes > 1)  # 1 is SLURM's default: not configured
-        *most, last = [f"{self.cores} core{'s' * (self.cores > 1)}", *memory, *gpus]
-        parts = f"{', '.join(most)} and {last}" if most else last
-        return f"{self.count} node{'s' * (self.count > 1)} of {parts}"
+        parts = [plural(self.cores, "core")]
+        if self.megabytes > 1:  # 1 is SLURM's default: the memory is not configured
+            parts.append(f"{self.megabytes / MEGABYTES:.0f} GB")
+        parts += [f"{count} {kind}" if kind else plural(count, "GPU") for kind, count in self.gpus]
+        *most, last = parts
+        return (
+            f"{plural(self.count, 'node')} of {', '.join(most)} and {last}"
+            if most
+            else f"{plural(self.count, 'node')} of {last}"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,78 +88,73 @@ def query_cluster() -> Cluster:
     """
     here = site.query_site()
     answer = client.ask(["sinfo", "--noheader", "--format=%R|%D|%c|%m|%G"])
-    nodes = tuple(found for found in map(Nodes.of, answer.splitlines()) if found)
+    nodes = tuple(nodes for nodes in map(Nodes.parse, answer.splitlines()) if nodes)
     return Cluster(here, nodes, tuple(site.yours("account")) if here.keeps_accounts else ())
 
 
 def findings(cluster: Cluster) -> Iterator[Finding]:
     """Yield one finding per fact about the cluster."""
     here = cluster.site
-    count = len(here.partitions)
-    yield Finding("SLURM", "ok", f"{here.version or 'it'} answers, {count} partition{'s' * (count != 1)}")
+    name = f"SLURM {here.version}" if here.version else "SLURM"
+    yield Finding("SLURM", "ok", f"{name} answers; {plural(len(here.partitions), 'partition')}")
     yield from _partitions(cluster, list(here.partitions.values()))
     yield _accounts(cluster)
-    yield _requeueing(here)
-    yield Finding("stopping", "ok", _stopping(here))
-    yield Finding("arrays", "ok", f"of at most {here.max_array_size:,} jobs; a longer sweep is cut")
+    requeueing = (
+        "a job that ends early is requeued" if here.requeues else "off; a job that ends early submits its successor"
+    )
+    yield Finding("requeueing", "ok", requeueing)
+    signal = "its own signal" if here.signals_preempted else "SIGTERM"
+    stopping = f"{here.kill_wait_seconds} s from SIGTERM to SIGKILL at the time limit; a preempted job gets {signal}"
+    yield Finding("stopping", "ok", stopping)
+    yield Finding("arrays", "ok", f"at most {here.max_array_size:,} tasks; a larger sweep is split")
 
 
 def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
     """Yield a finding per partition: of those with GPUs, and if there are few partitions, of all."""
-    with_gpus = [one for one in partitions if cluster.gpu_count(one)]
-    for one in partitions if len(partitions) <= MANY_PARTITIONS else with_gpus:
-        yield _partition(cluster, one)
+    with_gpus = [partition for partition in partitions if cluster.gpu_count(partition)]
+    for partition in partitions if len(partitions) <= MAX_PARTITIONS else with_gpus:
+        yield _partition(cluster, partition)
     if not with_gpus:
-        names = ", ".join(one.name for one in partitions[:MANY_PARTITIONS])
-        said = f"no partition has any ({names})"
-        yield Finding("GPUs", "note", said, "submit with --set resources.backend=numpy, or a profile that says so")
+        names = ", ".join(partition.name for partition in partitions[:MAX_PARTITIONS])
+        advice = "submit with --set resources.backend=numpy, or with a profile that sets it"
+        yield Finding("GPUs", "note", f"none in any partition ({names})", advice)
 
 
-def _partition(cluster: Cluster, one: Partition) -> Finding:
-    nodes = "; ".join(nodes.sentence() for nodes in cluster.nodes_of(one)) or "no nodes"
-    limit = f"at most {format_seconds(60 * one.max_minutes)}" if one.max_minutes else "no time limit"
-    preempted = f"preempted ({one.preempt_mode})" if one.preempt_mode not in {"OFF", "GANG"} else "not preempted"
-    said = f"{nodes}; {limit}; {preempted}{'; the default' * one.is_default}"
-    if one.state != "UP":
-        return Finding(f"partition {one.name}", "note", f"{said}; it is {one.state}", "it starts no jobs now")
-    if not cluster.may_use(one):
-        return Finding(
-            f"partition {one.name}", "note", f"{said}; for {', '.join(one.accounts)}", "not for your accounts"
-        )
-    return Finding(f"partition {one.name}", "ok", said)
+def _partition(cluster: Cluster, partition: Partition) -> Finding:
+    mode, name = partition.preempt_mode, f"partition {partition.name}"
+    properties = [
+        *([nodes.sentence() for nodes in cluster.nodes_of(partition)] or ["no nodes"]),
+        f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit",
+        "not preempted" if mode in {"OFF", "GANG"} else f"preempted ({mode})",
+        *(["the default"] if partition.is_default else []),
+    ]
+    if partition.state != "UP":
+        message = "; ".join([*properties, f"state {partition.state}"])
+        return Finding(name, "note", message, "it starts no jobs now")
+    if not cluster.may_use(partition):
+        message = "; ".join([*properties, f"for accounts {', '.join(partition.accounts)}"])
+        return Finding(name, "note", message, "not for your accounts")
+    return Finding(name, "ok", "; ".join(properties))
 
 
 def _accounts(cluster: Cluster) -> Finding:
     if not cluster.site.keeps_accounts:
-        said = "none are kept: no --account is needed"
-        return Finding("accounts", "ok", f"{said}; `cnnjob status` goes by the run folders and the queue")
+        message = "no accounting: no --account is needed; status comes from the run folders and the queue"
+        return Finding("accounts", "ok", message)
     if not cluster.accounts:
-        return Finding("accounts", "note", "SLURM knows none of yours", "ask the site; sbatch may refuse your jobs")
+        return Finding("accounts", "note", "you have no account", "ask the site; sbatch may refuse your jobs")
     return Finding("accounts", "ok", f"yours: {', '.join(cluster.accounts)}")
 
 
-def _requeueing(here: Site) -> Finding:
-    if here.requeues:
-        return Finding("requeueing", "ok", "allowed: a job that ends early is put back into the queue")
-    return Finding("requeueing", "ok", "off unless asked for: a job that ends early submits its successor")
-
-
-def _stopping(here: Site) -> str:
-    signal = "a preempted job gets its own signal" if here.signals_preempted else "a preempted job gets SIGTERM"
-    return f"{here.kill_wait_seconds} s from SIGTERM to SIGKILL at the time limit; {signal}"
-
-
-def reachable() -> tuple[Cluster | None, Finding | None]:
-    """Return the cluster; or None, and a finding that says why it cannot be asked."""
+def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
+    """Return the cluster; or None, and a finding that says why it cannot be queried."""
     if not client.is_there():
-        return None, Finding(
-            "SLURM", "note", "not on this machine", "train with `cnnjob train` or `cnnjob submit --local`, or log in "
-            "to a machine that has it",
-        )  # fmt: skip
+        advice = "train here with cnnjob train or cnnjob submit --local, or log in to a machine that has SLURM"
+        return None, Finding("SLURM", "note", "not on this machine", advice)
     try:
         return query_cluster(), None
     except SchedulerError as error:
-        said = str(error).splitlines()
-        reason = " … ".join([said[0], *said[1:][-1:]])
-        advice = "see `scontrol ping`, and SLURM_CONF where this is not a login node; no job can be submitted from here"
+        lines = str(error).splitlines()
+        reason = " … ".join([lines[0], *lines[1:][-1:]])
+        advice = "no job can be submitted from here; check scontrol ping, and SLURM_CONF if this is not a login node"
         return None, Finding("SLURM", "bad", reason, advice)

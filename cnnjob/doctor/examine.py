@@ -8,9 +8,6 @@ from pathlib import Path
 
 from cnnjob.doctor import cluster, filesystem, machine
 from cnnjob.doctor.findings import Finding
-from cnnjob.doctor.profile import write
-
-__all__ = ["Finding", "examine", "write_profile"]
 
 
 def examine(runs: Path) -> Iterator[Finding]:
@@ -23,23 +20,9 @@ def examine(runs: Path) -> Iterator[Finding]:
         One finding per check, as soon as it is known.
     """
     yield from machine.findings()
-    there, why = cluster.reachable()
-    yield from filesystem.findings(runs, on_cluster=there is not None)
-    yield from cluster.findings(there) if there else [why] if why else []
-
-
-def write_profile(name: str, partition: str | None = None) -> Path:
-    """Write ``slurm/NAME.toml`` from what SLURM says about the cluster.
-
-    Args:
-        name: the profile's name.
-        partition: a partition of the cluster; by default the one that suits a training best.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        SchedulerError: SLURM is not available, or there is no such partition.
-        JobError: the profile exists already, or the name is not valid.
-    """
-    return write(name, cluster.query_cluster(), partition)
+    described, unreachable = cluster.query_if_reachable()
+    yield from filesystem.findings(runs, on_cluster=described is not None)
+    if described:
+        yield from cluster.findings(described)
+    if unreachable:
+        yield unreachable

@@ -10,37 +10,61 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from getpass import getuser
 from pathlib import Path
+from typing import NamedTuple
 
 from cnnjob import files
-from cnnjob.doctor.findings import Finding, Verdict
+from cnnjob.doctor.findings import Finding, Level
+from cnnjob.errors import format_seconds
 from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS
 
 GIGABYTE, KIBIBYTE = 1e9, 1024
-NO_ROOM_BYTES, LITTLE_ROOM_BYTES = 1e9, 10e9
-FEW_FILES = 10_000
-SLOW_SECONDS = 0.5
-CLOCK_SECONDS = 5.0
+TOO_LITTLE_SPACE_BYTES, LITTLE_SPACE_BYTES = 1e9, 10e9
+FEW_INODES = 10_000
+SLOW_RENAME_SECONDS = 0.5
+CLOCK_NOTE_SECONDS, CLOCK_BAD_SECONDS = 5.0, HEARTBEAT_LIMIT_SECONDS / 5
+"""Differences of two clocks from which there is a note, and from which a run may wrongly count as lost."""
 WRITES, RACES, RACERS = 5, 20, 8
 """Timed writes; races to create one file; threads in each race."""
 QUOTA_SECONDS = 20
-NEARLY, QUITE = 0.85, 0.97
+QUOTA_NOTE_SHARE, QUOTA_BAD_SHARE = 0.85, 0.97
 """Shares of a quota above which its use is a note, and bad."""
-BLOCK = "block device"
-LOCAL = {BLOCK, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
+BLOCK_DEVICE = "block device"
+LOCAL_TYPES = {BLOCK_DEVICE, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
 """Types of file systems that belong to one machine."""
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel writes spaces, tabs, newlines and backslashes
-COHERENT = {"ceph", "gpfs", "lustre"}
+COHERENT_TYPES = {"ceph", "gpfs", "lustre"}
 """Types of cluster file systems whose locks hold between nodes, unless a mount option says otherwise."""
-HERE_ONLY = "on this machine only, not between nodes"
-UNKNOWN = "here; whether they do between nodes is not known"
-LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+THIS_MACHINE_ONLY = "on this machine only, not between nodes"
+UNKNOWN_SCOPE = "on this machine; unknown between nodes"
+REFUSED = 3
+"""Exit code of a process that was refused a lock because another process holds it."""
+LOCK_CODE = f"""import errno, fcntl, sys
+file = open(sys.argv[1], "w")
+try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError as error:
+    if error.errno not in (errno.EACCES, errno.EAGAIN):
+        raise
+    sys.exit({REFUSED})
+"""
 LOCK_SECONDS = 20
-ELSEWHERE = "put the runs on another file system, with --runs FOLDER"
+ELSEWHERE = "put the runs on another file system with --runs FOLDER"
+CLEAN_UP = "to list what no run needs: cnnjob clean"
+
+
+class Mount(NamedTuple):
+    """A mounted file system."""
+
+    device: str
+    point: str
+    kind: str
+    """Type of the file system."""
+    options: tuple[str, ...] = ()
 
 
 def findings(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
@@ -54,178 +78,205 @@ def findings(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
         One finding per check.
     """
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.is_dir())
-    device, kind = _mount(folder)
-    yield _kind(folder, kind, on_cluster=on_cluster)
+    mount = mount_of(folder, read_mounts()) or _unlisted_mount(folder)
+    yield _location(folder, mount.kind, on_cluster=on_cluster)
     try:
-        with tempfile.TemporaryDirectory(prefix=".cnnjob-doctor-", dir=folder) as place:
-            yield from (check(Path(place)) for check in (_rename, _flush, _exclusive, _clock))
-            yield _locks(Path(place), kind, _options(folder))
+        with tempfile.TemporaryDirectory(prefix=".cnnjob-doctor-", dir=folder) as name:
+            trial = Path(name)
+            yield from (check(trial) for check in (_rename, _flush, _exclusive, _clock))
+            yield _locks(trial, mount)
     except OSError as error:
-        yield Finding("writing", "bad", f"{folder} cannot be written, {error.strerror or error}", ELSEWHERE)
-    yield _room(folder)
-    yield from _quota(folder, device, kind)
+        yield Finding("writing", "bad", f"cannot write to {folder} ({error.strerror or error})", ELSEWHERE)
+    yield _free_space(folder)
+    yield from _quota(folder, mount)
 
 
 @contextmanager
-def _caught(what: str, found: list[Finding]) -> Iterator[None]:
+def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
     """Turn an OSError of the block into a finding."""
     try:
         yield
     except OSError as error:
-        found.append(Finding(what, "bad", f"refused, {error.strerror or error}", ELSEWHERE))
+        results.append(Finding(check, "bad", f"refused ({error.strerror or error})", ELSEWHERE))
 
 
-def _rename(place: Path) -> Finding:
+def _rename(folder: Path) -> Finding:
     """Check that a file can be replaced atomically, by writing a temporary one and renaming it; time it, with fsync."""
-    path, seconds, found = place / "whole", [], list[Finding]()
-    with _caught("rename", found):
+    path, seconds, results = folder / "whole", [], list[Finding]()
+    with _os_error_as_finding("rename", results):
         for number in range(WRITES):
             start = time.perf_counter()
             files.write_whole(path, content := bytes([number]) * 4096)
             seconds.append(time.perf_counter() - start)
             if path.read_bytes() != content:
                 return Finding("rename", "bad", "a renamed file does not hold what was written", ELSEWHERE)
-        one = statistics.median(seconds)
-        said = f"a file is replaced whole, in {1e3 * one:.1f} ms with its flush to the disk"
-        slow = "checkpoints will take their time; raise train.checkpoint_seconds, or use a faster file system"
-        found.append(Finding("rename", "note", said, slow) if one > SLOW_SECONDS else Finding("rename", "ok", said))
-    return found[0]
+        median = statistics.median(seconds)
+        message = f"a file is replaced atomically in {1e3 * median:.1f} ms, flushed to disk"
+        if median > SLOW_RENAME_SECONDS:
+            advice = "checkpoints will be slow; raise train.checkpoint_seconds, or use a faster file system"
+            results.append(Finding("rename", "note", message, advice))
+        else:
+            results.append(Finding("rename", "ok", message))
+    return results[0]
 
 
-def _flush(place: Path) -> Finding:
+def _flush(folder: Path) -> Finding:
     """Check that a folder can be flushed: without that a rename may be lost in a power cut."""
-    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
         # EINVAL: the file system has no fsync of folders. Anything else is a failure of one that has.
-        verdict: Verdict = "note" if error.errno == errno.EINVAL else "bad"
-        said = f"a folder cannot be flushed, {error.strerror}"
-        return Finding("fsync", verdict, said, "after a power cut the newest checkpoint may be the one before")
+        level: Level = "note" if error.errno == errno.EINVAL else "bad"
+        message = f"a folder cannot be flushed ({error.strerror})"
+        return Finding("fsync", level, message, "a power cut may lose the newest checkpoint; the one before it remains")
     finally:
         os.close(handle)
-    return Finding("fsync", "ok", "files and folders are flushed to the disk")
+    return Finding("fsync", "ok", "files and folders are flushed to disk")
 
 
-def _exclusive(place: Path) -> Finding:
+def _exclusive(folder: Path) -> Finding:
     """Check that if several threads create one file at once, exactly one succeeds: the claim of a run relies on it."""
-    found: list[Finding] = []
-    with _caught("exclusive create", found), ThreadPoolExecutor(RACERS) as racers:
+    results: list[Finding] = []
+    with _os_error_as_finding("exclusive create", results), ThreadPoolExecutor(RACERS) as racers:
         for race in range(RACES):
-            path = place / str(race)
+            path = folder / str(race)
             winners = sum(racers.map(lambda name, path=path: files.create_exclusive(path, name), [b"one"] * RACERS))
             if winners != 1:
-                said = f"{winners} of {RACERS} created the same file"
-                return Finding("exclusive create", "bad", said, ELSEWHERE)
-        found.append(Finding("exclusive create", "ok", f"one of {RACERS} at once, {RACES} times"))
-    return found[0]
+                message = f"{winners} of {RACERS} threads created the same file"
+                return Finding("exclusive create", "bad", message, ELSEWHERE)
+        message = f"exactly one of {RACERS} threads created a file, in each of {RACES} races"
+        results.append(Finding("exclusive create", "ok", message))
+    return results[0]
 
 
-def _locks(place: Path, kind: str, options: Sequence[str]) -> Finding:
+def _locks(folder: Path, mount: Mount) -> Finding:
     """Check that a file locked by one process cannot be locked by another: submissions wait for each other that way."""
-    alone = "submissions at the same time find each other in SLURM's queue only, which is asked after each"
-    with (place / "lock").open("w") as file:
+    advice = "concurrent submissions find each other only through SLURM's queue, which each queries afterwards"
+    with (folder / "lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return Finding("locks", "note", f"refused, {error.strerror or error}", alone)
+            return Finding("locks", "note", f"refused ({error.strerror or error})", advice)
         # POSIX locks belong to a process, which can always lock its own file again: another process has to try.
-        command = [sys.executable, "-P", "-c", LOCK, file.name]
-        others = subprocess.run(command, capture_output=True, timeout=LOCK_SECONDS, check=False)  # noqa: S603
-    if not others.returncode:
-        return Finding("locks", "note", "two processes locked the same file", alone)
-    reach = _reach(kind, options)
-    said = f"they hold {reach}"
-    return Finding("locks", "note", said, alone) if reach == HERE_ONLY else Finding("locks", "ok", said)
+        if failure := lock_failure([sys.executable, "-P", "-c", LOCK_CODE, file.name]):
+            return Finding("locks", "note", failure, advice)
+    scope = _lock_scope(mount.kind, mount.options)
+    if scope == THIS_MACHINE_ONLY:
+        return Finding("locks", "note", f"they hold {scope}", advice)
+    return Finding("locks", "ok", f"they hold {scope}")
 
 
-def _reach(kind: str, options: Sequence[str]) -> str:
+def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
+    """Run a command that tries to lock a locked file; return what is wrong, or an empty text if it was refused.
+
+    Args:
+        command: exits with ``REFUSED`` if another process holds the lock, with 0 if it got the lock.
+        seconds: time limit.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"not tested ({error})"
+    if done.returncode == REFUSED:
+        return ""
+    if done.returncode == 0:
+        return "two processes locked the same file"
+    reason = done.stderr.strip().rpartition("\n")[2] or "no message"
+    return f"not tested (exit code {done.returncode}: {reason})"
+
+
+def _lock_scope(kind: str, options: Sequence[str]) -> str:
     """Return between which processes locks hold, judged by the mount's type and options."""
-    if kind in LOCAL:
+    if kind in LOCAL_TYPES:
         return "between processes of this machine"
     if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:
-        return HERE_ONLY
-    return "between nodes too" if kind.startswith("nfs") or kind in COHERENT else UNKNOWN
+        return THIS_MACHINE_ONLY
+    return "between nodes too" if kind.startswith("nfs") or kind in COHERENT_TYPES else UNKNOWN_SCOPE
 
 
-def _clock(place: Path) -> Finding:
+def _clock(folder: Path) -> Finding:
     """Compare the file system's clock, by which the age of a heartbeat is measured, with this machine's."""
-    path = place / "clock"
+    path = folder / "clock"
     path.touch()  # the time is set by the file server, not by this machine
-    apart = abs(path.stat().st_mtime - time.time())
-    if apart < CLOCK_SECONDS:
-        return Finding("clock", "ok", "of the file system and of this machine agree")
-    said = f"the file system's is {apart:.0f} s from this machine's"
-    verdict: Verdict = "bad" if apart > HEARTBEAT_LIMIT_SECONDS / 5 else "note"
-    return Finding("clock", verdict, said, "tell the site; a run is taken for dead after 300 s without a sign")
+    difference = abs(path.stat().st_mtime - time.time())
+    if difference < CLOCK_NOTE_SECONDS:
+        return Finding("clock", "ok", "the clocks of the file system and of this machine agree")
+    message = f"the file system's clock differs from this machine's by {format_seconds(difference)}"
+    limit = format_seconds(HEARTBEAT_LIMIT_SECONDS)
+    advice = f"tell the site; a run counts as lost after {limit} without a heartbeat"
+    return Finding("clock", "bad" if difference > CLOCK_BAD_SECONDS else "note", message, advice)
 
 
-def _kind(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
-    if on_cluster and kind in LOCAL:
-        said = f"{folder} is on this machine's own disk ({kind})"
-        return Finding("runs", "note", said, "the nodes of a cluster see it only if they share it")
+def _location(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
+    if on_cluster and kind in LOCAL_TYPES:
+        message = f"{folder} is on this machine's own disk ({kind})"
+        return Finding(
+            "runs", "note", message, "the nodes of the cluster must see it too; name another with --runs FOLDER"
+        )
     return Finding("runs", "ok", f"{folder}, {kind}")
 
 
-def _mount(folder: Path) -> tuple[str, str]:
-    """Return the device and the type of a folder's file system.
+def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
+    """Return the mount that a folder lies in: the one with the longest path; None if there is none."""
+    innermost = None
+    for mount in mounts:
+        # >=: a later mount on the same point hides the earlier one.
+        if folder.is_relative_to(mount.point) and len(mount.point) >= len(innermost.point if innermost else ""):
+            innermost = mount
+    return innermost
 
-    In a chroot ``/proc/self/mounts`` does not list the mount of the root; sysfs names the disk by its device number.
+
+def _unlisted_mount(folder: Path) -> Mount:
+    """Return the mount of a folder that no line of ``/proc/self/mounts`` is about, as in a chroot.
+
+    There sysfs still names the disk by its device number.
     """
-    best = ("", "", "")
-    for device, point, kind, _ in _mounts():
-        if folder.is_relative_to(point) and len(point) >= len(best[1]):  # a later mount on a point hides an earlier one
-            best = (device, point, kind)
-    if best[1]:
-        return best[0], best[2]
     device = _block_device(folder.stat().st_dev)
-    return device, BLOCK if device else "unknown file system"
+    return Mount(device, "", BLOCK_DEVICE if device else "unknown file system")
 
 
-def _options(folder: Path) -> list[str]:
-    """Return the mount options of a folder's file system; a list of one empty word if its mount is not listed."""
-    points = [(len(point), options) for _, point, _, options in _mounts() if folder.is_relative_to(point)]
-    return max(points, default=(0, ""))[1].split(",")
-
-
-def _mounts() -> Iterator[tuple[str, str, str, str]]:
-    """Yield device, mount point, type and options of every mount in ``/proc/self/mounts``; none without ``/proc``."""
+def read_mounts() -> Iterator[Mount]:
+    """Yield every mount in ``/proc/self/mounts``, the oldest first; none without ``/proc``."""
     try:
         table = Path("/proc/self/mounts").read_bytes()
     except OSError:  # no /proc
         return
     for line in table.split(b"\n"):
-        fields = [os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field)) for field in line.split(b" ")]
+        fields = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)) for field in line.split(b" ")]
         if len(fields) > 3:  # noqa: PLR2004
-            yield fields[0], fields[1], fields[2], fields[3]
+            yield Mount(fields[0], fields[1], fields[2], tuple(fields[3].split(",")))
 
 
 def _block_device(number: int) -> str:
     """Return the path of the block device with a device number; empty if there is none."""
     try:
-        said = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
+        properties = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
     except OSError:
         return ""
-    found = re.search(r"^DEVNAME=(.+)$", said, re.MULTILINE)
-    return f"/dev/{found[1]}" if found else ""
+    name = re.search(r"^DEVNAME=(.+)$", properties, re.MULTILINE)
+    return f"/dev/{name[1]}" if name else ""
 
 
-def _room(folder: Path) -> Finding:
+def _free_space(folder: Path) -> Finding:
     state = os.statvfs(folder)
     free, inodes = state.f_bavail * state.f_frsize, state.f_favail
-    said = f"{free / GIGABYTE:,.1f} GB are free"
-    if free < NO_ROOM_BYTES:
-        return Finding("space", "bad", said, "make room; `cnnjob clean` lists what no run needs")
-    if free < LITTLE_ROOM_BYTES:
-        return Finding("space", "note", said, "enough for small networks; `cnnjob clean` lists what no run needs")
-    if state.f_files and inodes < FEW_FILES:  # 0 where inodes are not limited, as on btrfs
-        return Finding("space", "note", f"{said}, but room for {inodes:,} files only", "a run has about 20 files")
-    return Finding("space", "ok", said)
+    message = f"{free / GIGABYTE:,.1f} GB free"
+    if free < TOO_LITTLE_SPACE_BYTES:
+        return Finding("space", "bad", message, CLEAN_UP)
+    if free < LITTLE_SPACE_BYTES:
+        return Finding("space", "note", message, f"enough for small networks only; {CLEAN_UP}")
+    if state.f_files and inodes < FEW_INODES:  # 0 where inodes are not limited, as on btrfs
+        return Finding("space", "note", f"{message}, but only {inodes:,} inodes", "a run has about 20 files")
+    return Finding("space", "ok", message)
 
 
-def _quota(folder: Path, device: str, kind: str) -> Iterator[Finding]:
+def _quota(folder: Path, mount: Mount) -> Iterator[Finding]:
     """Check this user's quota with ``quota``, or ``lfs quota`` on Lustre, if that is installed."""
-    command = ["lfs", "quota", "-u", getuser(), str(folder)] if kind == "lustre" else ["quota", "-w", "-p"]
+    is_lustre = mount.kind == "lustre"
+    command = ["lfs", "quota", "-u", getuser(), str(folder)] if is_lustre else ["quota", "-w", "-p"]
     if not shutil.which(command[0]):
         return
     try:
@@ -234,18 +285,18 @@ def _quota(folder: Path, device: str, kind: str) -> Iterator[Finding]:
         )
     except (OSError, subprocess.SubprocessError):
         return
-    for used, limit in _quotas(done.stdout, str(folder) if kind == "lustre" else device):
-        said = f"{used / GIGABYTE:,.1f} of {limit / GIGABYTE:,.1f} GB are used"
-        if used > NEARLY * limit:
-            verdict: Verdict = "bad" if used > QUITE * limit else "note"
-            yield Finding("quota", verdict, said, "make room; `cnnjob clean` lists what no run needs")
+    for used, limit in _parse_quotas(done.stdout, str(folder) if is_lustre else mount.device):
+        message = f"{used / GIGABYTE:,.1f} of {limit / GIGABYTE:,.1f} GB used"
+        if used > QUOTA_NOTE_SHARE * limit:
+            yield Finding("quota", "bad" if used > QUOTA_BAD_SHARE * limit else "note", message, CLEAN_UP)
         else:
-            yield Finding("quota", "ok", said)
+            yield Finding("quota", "ok", message)
 
 
-def _quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
+def _parse_quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
     """Yield bytes used and allowed, from the lines of ``quota`` or ``lfs quota`` about one file system."""
     # Both print KiB, mark a figure over its limit with *, and print 0 for no limit.
-    for where, used, soft, hard in re.findall(r"^\s*(\S+)\s+(\d+)\*?\s+(\d+)\s+(\d+)\b", answer, re.MULTILINE):
-        if f"{name}/".startswith(f"{where.rstrip('/')}/") and (limit := int(hard) or int(soft)):
+    lines = re.findall(r"^\s*(\S+)\s+(\d+)\*?\s+(\d+)\s+(\d+)\b", answer, re.MULTILINE)
+    for file_system, used, soft, hard in lines:
+        if f"{name}/".startswith(f"{file_system.rstrip('/')}/") and (limit := int(hard) or int(soft)):
             yield KIBIBYTE * int(used), KIBIBYTE * limit

@@ -1,9 +1,9 @@
 """Findings of ``cnnjob doctor``, one line each."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["ok", "note", "bad"]
+Level = Literal["ok", "note", "bad"]
 """``ok``: good. ``note``: works, with limits. ``bad``: something will fail."""
 
 
@@ -11,12 +11,9 @@ Verdict = Literal["ok", "note", "bad"]
 class Finding:
     """The result of one check."""
 
-    what: str
-    verdict: Verdict
-    found: str
+    check: str
+    """What was checked, in a word or two."""
+    level: Level
+    message: str
     advice: str = ""
     """Advice to the user; empty if all is well."""
-
-    def as_json(self) -> dict[str, str]:
-        """Return the finding as a dict for JSON."""
-        return asdict(self)

@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from cnnjob.doctor.findings import Finding
+from cnnjob.errors import plural
 from cnnjob.files import MOUNT_PROC, NO_PROC
 from cnnjob.nn import available_cores
 from cnnjob.nn.cuda.availability import why_unavailable
@@ -20,14 +21,14 @@ from cnnjob.runs.environment import available_memory_bytes
 GIGABYTE = 1e9
 LITTLE_MEMORY_BYTES = 2e9
 SMI_SECONDS = 30
-_TROUBLE = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
+_GPU_ERRORS = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
 
 
 def findings() -> Iterator[Finding]:
     """Check this machine; yield one finding per check."""
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
     if not Path("/proc/self").exists():
-        yield Finding("processes", "bad", f"{NO_PROC}: no run can be trained", MOUNT_PROC)
+        yield Finding("processes", "bad", f"{NO_PROC}, so no run can be trained", MOUNT_PROC)
     yield _packages()
     yield _processor()
     yield _gpu()
@@ -36,20 +37,19 @@ def findings() -> Iterator[Finding]:
 def _packages() -> Finding:
     """Check that the packages that cnnjob requires are installed in versions that it supports."""
     try:
-        wanted = [Requirement(text) for text in metadata.requires("cnnjob") or ()]
+        declared = [Requirement(text) for text in metadata.requires("cnnjob") or ()]
     except metadata.PackageNotFoundError:
-        return Finding("packages", "note", "cnnjob runs from a folder, it is not installed", "pip install -e .")
+        return Finding(
+            "packages", "note", "cnnjob runs from its source folder and is not installed", "pip install -e ."
+        )
     # With an empty extra, requirements of optional extras are left out.
-    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    lacking = [f"{one.name}{one.specifier} ({_version(one.name)})" for one in wanted if not _fits(one)]
-    if lacking:
-        names = " ".join(f"'{one.partition(' (')[0]}'" for one in lacking)
-        return Finding("packages", "bad", f"lacking or too old: {', '.join(lacking)}", f"pip install {names}")
-    return Finding("packages", "ok", f"all {len(wanted)} that are needed, NumPy {_version('numpy')}")
-
-
-def _fits(wanted: Requirement) -> bool:
-    return wanted.specifier.contains(_version(wanted.name), prereleases=True)
+    required = [need for need in declared if need.marker is None or need.marker.evaluate({"extra": ""})]
+    unmet = [need for need in required if not need.specifier.contains(_version(need.name), prereleases=True)]
+    if unmet:
+        versions = ", ".join(f"{need.name}{need.specifier} ({_version(need.name)})" for need in unmet)
+        command = " ".join(["pip install", *(f"'{need.name}{need.specifier}'" for need in unmet)])
+        return Finding("packages", "bad", f"missing or too old: {versions}", command)
+    return Finding("packages", "ok", f"all {len(required)} required packages, NumPy {_version('numpy')}")
 
 
 def _version(name: str) -> str:
@@ -61,30 +61,30 @@ def _version(name: str) -> str:
 
 def _processor() -> Finding:
     cores, memory = available_cores(), available_memory_bytes()
-    found = f"{cores} core{'s' * (cores > 1)}, {memory / GIGABYTE:.1f} GB of memory are free"
+    message = f"{plural(cores, 'core')}, {memory / GIGABYTE:.1f} GB of memory free"
     if memory < LITTLE_MEMORY_BYTES:
-        return Finding("processor", "note", found, "see what else runs here; MNIST takes 0.5 GB, CIFAR-10 1 GB")
-    return Finding("processor", "ok", found)
+        return Finding("processor", "note", message, "end other programs; MNIST takes 0.5 GB, CIFAR-10 1 GB")
+    return Finding("processor", "ok", message)
 
 
 def _gpu() -> Finding:
     """Check the GPU, which a training uses by default if it can."""
-    lacking = why_unavailable()
-    if lacking:
-        found, _, advice = lacking.partition("; ")
-        if names := _shown_by_driver():  # a GPU that CuPy cannot use is a fault of the installation, not a missing one
-            return Finding("GPU", "bad", f"{names}, but {found}", advice)
-        return Finding("GPU", "note", f"none here, trainings take the processor: {found}", advice)
+    unavailable = why_unavailable()
+    if unavailable:
+        reason, _, advice = unavailable.partition("; ")
+        if names := _gpus_of_driver():  # a GPU that CuPy cannot use is a fault of the installation, not a missing one
+            return Finding("GPU", "bad", f"{names}, but {reason}", advice)
+        return Finding("GPU", "note", f"none, training will use the CPU: {reason}", advice)
     try:
         device = CudaDevice()
-    except _TROUBLE as error:
-        return Finding("GPU", "bad", f"it cannot be taken, {error}", "see nvidia-smi for what holds it")
+    except _GPU_ERRORS as error:
+        return Finding("GPU", "bad", f"cannot be used ({error})", "to see what else uses it: nvidia-smi")
     cuda = device.versions["cuda"]
     driver, free = f"{cuda // 1000}.{cuda % 1000 // 10}", f"{device.free_bytes / GIGABYTE:.1f} GB free"
-    return Finding("GPU", "ok", f"{device.name}, {free}; CuPy {device.versions['cupy']}, a driver of CUDA {driver}")
+    return Finding("GPU", "ok", f"{device.name}, {free}; CuPy {device.versions['cupy']}, driver for CUDA {driver}")
 
 
-def _shown_by_driver() -> str:
+def _gpus_of_driver() -> str:
     """Return the GPUs that ``nvidia-smi`` lists; empty if there are none or it is not installed."""
     if not shutil.which("nvidia-smi"):
         return ""

@@ -1,6 +1,7 @@
 """``cnnjob doctor``: what it finds on a good site and on bad ones, and the profile that it writes."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from cnnjob.doctor import examine, filesystem
+from cnnjob.doctor import filesystem
+from cnnjob.doctor.filesystem import Mount, lock_failure, mount_of
+from cnnjob.doctor.findings import Finding
 from cnnjob.slurm.submit import profiles
 from tests.cuda.test_training import libraries  # noqa: F401 - a fixture
 from tests.cuda.test_training import places as places_of_stand_ins
@@ -65,30 +68,30 @@ def found() -> dict[str, dict[str, str]]:
     """What is found, by what it is about."""
     said = cnnjob("doctor", "--json")
     rows = json.loads(said.stdout)
-    assert said.exit_code == any(row["verdict"] == "bad" for row in rows)
-    return {row["what"]: row for row in rows}
+    assert said.exit_code == any(row["level"] == "bad" for row in rows)
+    return {row["check"]: row for row in rows}
 
 
 @pytest.mark.usefixtures("site")
 def test_a_good_site() -> None:
     rows = found()
-    assert not [row for row in rows.values() if row["verdict"] == "bad"]
-    assert rows["SLURM"]["found"] == "23.11.4 answers, 5 partitions"
-    assert rows["partition gpu"]["found"] == (
+    assert not [row for row in rows.values() if row["level"] == "bad"]
+    assert rows["SLURM"]["message"] == "SLURM 23.11.4 answers; 5 partitions"
+    assert rows["partition gpu"]["message"] == (
         "4 nodes of 64 cores, 512 GB and 4 a100; 1 node of 64 cores, 512 GB, 2 a100 and 2 v100; "
         "at most 1 d; not preempted"
     )
-    assert rows["partition cpu"]["found"] == (
+    assert rows["partition cpu"]["message"] == (
         "20 nodes of 32 cores and 128 GB; at most 2 d; not preempted; the default"
     )
-    assert rows["partition idle"]["found"].endswith("; no time limit; preempted (REQUEUE)")
-    for name, reason in (("new", "; it is DOWN"), ("theirs", "; for them")):
-        assert (rows[f"partition {name}"]["verdict"], reason in rows[f"partition {name}"]["found"]) == ("note", True)
-    assert rows["accounts"]["found"] == "yours: course, us"
-    assert rows["requeueing"]["found"].startswith("off unless asked for")
-    assert rows["stopping"]["found"].startswith("45 s from SIGTERM to SIGKILL")
+    assert rows["partition idle"]["message"].endswith("; no time limit; preempted (REQUEUE)")
+    for name, reason in (("new", "; state DOWN"), ("theirs", "; for accounts them")):
+        assert (rows[f"partition {name}"]["level"], reason in rows[f"partition {name}"]["message"]) == ("note", True)
+    assert rows["accounts"]["message"] == "yours: course, us"
+    assert rows["requeueing"]["message"].startswith("off; a job")
+    assert rows["stopping"]["message"].startswith("45 s from SIGTERM to SIGKILL")
     for what in ("Python", "packages", "processor", "rename", "exclusive create", "locks", "clock"):
-        assert rows[what]["verdict"] == "ok", rows[what]
+        assert rows[what]["level"] == "ok", rows[what]
     assert list(Path().iterdir()) == []
 
 
@@ -96,7 +99,7 @@ def test_the_lines_for_people(site: Site) -> None:
     said = cnnjob("doctor")
     assert said.exit_code == 0, said.output
     assert re.search(r"^ok    partition gpu     4 nodes of 64 cores", said.stdout, re.MULTILINE)
-    assert re.search(r"^note  GPU               none here, .*\n {24}→ ", said.stdout, re.MULTILINE)
+    assert re.search(r"^note  GPU               none, .*\n {24}→ ", said.stdout, re.MULTILINE)
     assert "\x1b" not in said.stdout
     site.says(scontrol="echo slurm_load_partitions: error >&2; echo and more >&2; exit 1")
     said = cnnjob("doctor")
@@ -109,7 +112,7 @@ def test_the_lines_for_people(site: Site) -> None:
 @pytest.mark.usefixtures("nowhere")
 def test_no_slurm() -> None:
     rows = found()
-    assert (rows["SLURM"]["verdict"], rows["SLURM"]["found"]) == ("note", "not on this machine")
+    assert (rows["SLURM"]["level"], rows["SLURM"]["message"]) == ("note", "not on this machine")
     refused = cnnjob("doctor", "--write-profile", "mine")
     assert (refused.exit_code, "scontrol: not found; this machine has no SLURM" in refused.stderr) == (4, True)
     assert list(Path().iterdir()) == []
@@ -121,9 +124,9 @@ def test_an_old_and_small_site(site: Site) -> None:
         sinfo='echo "all|1|1|1|(null)"', sacctmgr=None,
     )  # fmt: skip
     rows = found()
-    assert rows["partition all"]["found"] == "1 node of 1 core; no time limit; not preempted; the default"
-    assert rows["GPUs"]["found"] == "no partition has any (all)"
-    assert rows["accounts"]["found"].startswith("none are kept")
+    assert rows["partition all"]["message"] == "1 node of 1 core; no time limit; not preempted; the default"
+    assert rows["GPUs"]["message"] == "none in any partition (all)"
+    assert rows["accounts"]["message"].startswith("no accounting")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
     request = profiles.load("old", {})
     assert request.sentence() == "1 node, 1 task, 1 core, default memory, 2 h on all"
@@ -134,24 +137,26 @@ def test_an_old_and_small_site(site: Site) -> None:
 def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
     written = cnnjob("doctor", "--write-profile", "mysite")
     assert written.exit_code == 0, written.output
-    assert written.stderr.startswith("slurm/mysite.toml: written; `cnnjob submit JOB --profile mysite --dry-run`")
+    assert written.stderr.startswith(
+        "slurm/mysite.toml: written. To see what it requests:\n  cnnjob submit JOB --profile mysite --dry-run\n"
+    )
     text = Path("slurm/mysite.toml").read_text()
     request = profiles.load("mysite", {})
     assert request.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     assert (request.account, request.gpu_request) == ("us", "gpus-per-node")
     again = cnnjob("doctor", "--write-profile", "mysite")
-    assert (again.exit_code, "there is slurm/mysite.toml already" in again.stderr) == (2, True)
+    assert (again.exit_code, "slurm/mysite.toml exists already" in again.stderr) == (2, True)
     assert Path("slurm/mysite.toml").read_text() == text
     assert cnnjob("doctor", "--write-profile", "cpus", "--partition", "cpu").exit_code == 0
     assert profiles.load("cpus", {}).sentence() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
-    assert "# Yours too: us\n" in Path("slurm/cpus.toml").read_text()
+    assert "# Your other accounts: us\n" in Path("slurm/cpus.toml").read_text()
 
 
 @pytest.mark.usefixtures("site")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("../x",), 2, "--write-profile ../x: no name of a profile"),
+        (("../x",), 2, "--write-profile ../x: not a name for a profile"),
         (("x", "--partition", "gpuu"), 4, "this site has cpu, gpu, idle, new, theirs; did you mean 'gpu'?"),
     ],
 )
@@ -170,8 +175,8 @@ def test_a_site_without_the_form_of_newer_ones_is_asked_for_generic_resources(si
 def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: Site) -> None:
     site.says(**{"nvidia-smi": 'echo "NVIDIA A100-SXM4-40GB, 40960 MiB"'})
     row = found()["GPU"]
-    assert row["verdict"] == "bad"
-    assert row["found"].startswith("NVIDIA A100-SXM4-40GB, 40960 MiB, but CuPy cannot be loaded")
+    assert row["level"] == "bad"
+    assert row["message"].startswith("NVIDIA A100-SXM4-40GB, 40960 MiB, but CuPy cannot be loaded")
     assert row["advice"].startswith("pip install ")
 
 
@@ -179,15 +184,15 @@ def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: Site) -> None:
 @pytest.mark.parametrize(
     ("here", "verdict", "said"),
     [
-        ({}, "ok", r"Stand-in GPU, 1\d\.\d GB free; CuPy 14\.2\.0, a driver of CUDA 13\.2"),
-        ({"STANDIN_DRIVER": "12040"}, "note", r"none here, .*: the driver is for CUDA 12\.4, this CuPy for CUDA 13\.2"),
-        ({"STANDIN_BYTES": "10"}, "bad", r"it cannot be taken, Out of memory allocating .*"),
+        ({}, "ok", r"Stand-in GPU, 1\d\.\d GB free; CuPy 14\.2\.0, driver for CUDA 13\.2"),
+        ({"STANDIN_DRIVER": "12040"}, "note", r"none, .*: the driver is for CUDA 12\.4, this CuPy for CUDA 13\.2"),
+        ({"STANDIN_BYTES": "10"}, "bad", r"cannot be used \(Out of memory allocating .*\)"),
     ],
 )
 def test_a_gpu(libraries: Path, tmp_path: Path, here: dict[str, str], verdict: str, said: str) -> None:  # noqa: F811
     row = examined(tmp_path, **places_of_stand_ins(libraries), **here)["GPU"]
-    assert row["verdict"] == verdict, row
-    assert re.fullmatch(said, row["found"]), row
+    assert row["level"] == verdict, row
+    assert re.fullmatch(said, row["message"]), row
 
 
 def examined(runs: Path, **environment: str) -> dict[str, dict[str, str]]:
@@ -197,31 +202,31 @@ def examined(runs: Path, **environment: str) -> dict[str, dict[str, str]]:
     known = {**os.environ, "PYTHONPATH": root, **environment}
     done = subprocess.run(command, env=known, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 1}, done.stderr
-    return {row["what"]: row for row in json.loads(done.stdout)}
+    return {row["check"]: row for row in json.loads(done.stdout)}
 
 
 # --- the file system
 
 
-def looked(runs: Path, **options: Any) -> dict[str, examine.Finding]:
-    return {one.what: one for one in filesystem.findings(runs, **{"on_cluster": False, **options})}
+def looked(runs: Path, **options: Any) -> dict[str, Finding]:
+    return {finding.check: finding for finding in filesystem.findings(runs, **{"on_cluster": False, **options})}
 
 
 def test_a_folder_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
     rows = looked(tmp_path / "new" / "runs")
-    assert {row.verdict for name, row in rows.items() if name not in {"space", "quota"}} == {"ok"}
-    assert rows["runs"].found.startswith(f"{tmp_path}, ")
+    assert {row.level for name, row in rows.items() if name not in {"space", "quota"}} == {"ok"}
+    assert rows["runs"].message.startswith(f"{tmp_path}, ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written() -> None:
     row = looked(Path("/proc/sys"))["writing"]
-    assert (row.verdict, row.found.startswith("/proc/sys cannot be written, ")) == ("bad", True)
+    assert (row.level, row.message.startswith("cannot write to /proc/sys (")) == ("bad", True)
 
 
 def test_a_disk_of_its_own_is_said_where_there_is_a_cluster(tmp_path: Path) -> None:
-    kind = looked(tmp_path)["runs"].found.rpartition(", ")[2]
-    assert looked(tmp_path, on_cluster=True)["runs"].verdict == ("note" if kind in filesystem.LOCAL else "ok")
+    kind = looked(tmp_path)["runs"].message.rpartition(", ")[2]
+    assert looked(tmp_path, on_cluster=True)["runs"].level == ("note" if kind in filesystem.LOCAL_TYPES else "ok")
 
 
 @pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
@@ -233,16 +238,16 @@ def test_a_file_system_that_refuses_is_found(tmp_path: Path, at: int) -> None:
     faults = {"FAULTS_FOLDER": tmp_path / "runs", "FAULTS_AT": at, "FAULTS_MODE": int(Mode.FAIL_ON)}
     spoilt = {name: str(value) for name, value in {**faults, "FAULTS_ERRNO": errno.ENOSPC}.items()}
     rows = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(shim), **spoilt)
-    bad = [row for row in rows.values() if row["verdict"] == "bad"]
+    bad = [row for row in rows.values() if row["level"] == "bad"]
     assert bad
-    assert all("No space left on device" in row["found"] for row in bad), bad
+    assert all("No space left on device" in row["message"] for row in bad), bad
 
 
 @pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
 def test_a_file_system_without_locks(tmp_path: Path) -> None:
     row = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(compile_no_locks(tmp_path)))["locks"]
-    assert (row["verdict"], row["found"]) == ("note", "refused, No locks available")
-    assert row["advice"].startswith("submissions at the same time find each other in SLURM's queue only")
+    assert (row["level"], row["message"]) == ("note", "refused (No locks available)")
+    assert row["advice"].startswith("concurrent submissions find each other only through SLURM's queue")
 
 
 @pytest.mark.parametrize(
@@ -256,12 +261,57 @@ def test_a_file_system_without_locks(tmp_path: Path) -> None:
         ("lustre", "rw,localflock", "not between nodes"),
         ("gpfs", "rw", "between nodes too"),
         ("ceph", "rw", "between nodes too"),
-        ("beegfs", "rw", "not known"),
+        ("beegfs", "rw", "unknown between nodes"),
         ("ext4", "rw", "this machine"),
     ],
 )
 def test_how_far_locks_hold(kind: str, options: str, said: str) -> None:
-    assert said in filesystem._reach(kind, options.split(","))
+    assert said in filesystem._lock_scope(kind, options.split(","))
+
+
+MOUNTS = [
+    Mount("/dev/sda1", "/", "ext4", ("rw",)),
+    Mount("server:/home", "/home", "nfs", ("rw", "local_lock=none")),
+    Mount("other:/home", "/home", "nfs4", ("rw", "local_lock=all")),
+    Mount("/dev/sdb1", "/home/me", "xfs", ("rw",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("folder", "device"),
+    [("/home/you/runs", "other:/home"), ("/home/me/runs", "/dev/sdb1"), ("/homes", "/dev/sda1"), ("/", "/dev/sda1")],
+)
+def test_a_folder_lies_in_the_innermost_mount_and_the_last_on_its_point(folder: str, device: str) -> None:
+    mount = mount_of(Path(folder), MOUNTS)
+    assert mount is not None
+    assert mount.device == device
+    assert mount_of(Path("/tmp"), MOUNTS[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        (f"exit {filesystem.REFUSED}", ""),
+        ("exit 0", "two processes locked the same file"),
+        ("echo first >&2; echo no module >&2; exit 1", "not tested (exit code 1: no module)"),
+        ("kill -9 $$", "not tested (exit code -9: no message)"),
+        ("sleep 60", "not tested (.* timed out after 0.2 seconds)"),
+    ],
+)
+def test_only_a_refused_lock_counts_as_a_lock(script: str, failure: str) -> None:
+    seconds = 0.2 if script.startswith("sleep") else 20
+    found = lock_failure(["/bin/sh", "-c", script], seconds)
+    assert re.fullmatch(failure.replace("(", r"\(").replace(")", r"\)"), found), found
+
+
+def test_a_lock_of_another_process_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    command = [sys.executable, "-c", filesystem.LOCK_CODE, str(file)]
+    assert lock_failure(command) == "two processes locked the same file"
+    with file.open("w") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        assert lock_failure(command) == ""
+    assert "IsADirectoryError" in lock_failure([*command[:-1], str(tmp_path)])
 
 
 QUOTAS = """Disk quotas for user me (uid 1000):
@@ -272,13 +322,14 @@ QUOTAS = """Disk quotas for user me (uid 1000):
 
 
 def test_quotas(nowhere: Site, tmp_path: Path) -> None:
-    device, _ = filesystem._mount(tmp_path)  # unknown in some containers: then no line can be about it
+    mount = mount_of(tmp_path, filesystem.read_mounts())  # unknown in some containers: then no line can be about it
+    device = mount.device if mount else ""
     for used, verdict in ((1_000_000, "ok"), (9_000_000, "note"), (9_900_000, "bad")):
         nowhere.says(quota=f"echo '{QUOTAS.format(name=device or 'elsewhere', used=used)}'")
         rows = looked(tmp_path)
         if device:
             row = rows["quota"]
-            assert (row.verdict, row.found) == (verdict, f"{used * 1024 / 1e9:.1f} of 10.2 GB are used")
+            assert (row.level, row.message) == (verdict, f"{used * 1024 / 1e9:.1f} of 10.2 GB used")
         else:
             assert "quota" not in rows
     nowhere.says(quota="echo nonsense; exit 1")
@@ -288,10 +339,10 @@ def test_quotas(nowhere: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/dev/sda1", "server:/home", "/lustre", "tank/home"])
 def test_a_quota_is_that_of_its_own_file_system(name: str) -> None:
     answer = QUOTAS.format(name=name, used=5)
-    assert list(filesystem._quotas(answer, name)) == [(5 * 1024, 10_000_000 * 1024)]
-    assert len(list(filesystem._quotas(answer, f"{name}/me"))) == 1
-    assert list(filesystem._quotas(answer, f"{name}7")) == []
-    assert list(filesystem._quotas(answer, "")) == []
+    assert list(filesystem._parse_quotas(answer, name)) == [(5 * 1024, 10_000_000 * 1024)]
+    assert len(list(filesystem._parse_quotas(answer, f"{name}/me"))) == 1
+    assert list(filesystem._parse_quotas(answer, f"{name}7")) == []
+    assert list(filesystem._parse_quotas(answer, "")) == []
 
 
 CHROOT = """set -e
@@ -317,18 +368,18 @@ def chrooted(tmp_path: Path, hidden: str = "") -> dict[str, dict[str, str]]:
     command = [*inside, str(root), sys.executable, hidden]
     done = subprocess.run(command, env=known, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 1}, done.stderr
-    return {row["what"]: row for row in json.loads(done.stdout)}
+    return {row["check"]: row for row in json.loads(done.stdout)}
 
 
 def test_a_root_that_no_mount_is_listed_for(tmp_path: Path) -> None:
     rows = chrooted(tmp_path)
     number = tmp_path.stat().st_dev
     is_disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").exists()
-    assert rows["runs"]["found"] == f"/runs, {filesystem.BLOCK if is_disk else 'unknown file system'}"
-    assert {rows[what]["verdict"] for what in ("runs", "rename", "fsync", "exclusive create", "clock")} == {"ok"}
+    assert rows["runs"]["message"] == f"/runs, {filesystem.BLOCK_DEVICE if is_disk else 'unknown file system'}"
+    assert {rows[what]["level"] for what in ("runs", "rename", "fsync", "exclusive create", "clock")} == {"ok"}
 
 
 def test_no_proc(tmp_path: Path) -> None:
     rows = chrooted(tmp_path, hidden="/proc")
     assert rows["processes"]["advice"] == "In a chroot or container: mount -t proc proc /proc"
-    assert {what for what, row in rows.items() if row["verdict"] == "bad"} - {"SLURM"} == {"processes"}
+    assert {what for what, row in rows.items() if row["level"] == "bad"} - {"SLURM"} == {"processes"}

@@ -645,8 +645,8 @@ def test_a_site_of_numbers_of_5000_digits(site: Site) -> None:
     found = look_at_site()
     assert (found.max_array_size, found.kill_wait_seconds) == (1001, 30)
     assert found.partitions["gpu"].max_minutes is None
-    assert Nodes.of(f"gpu|{LONG}|4|8000|gpu:2") is None
-    nodes = Nodes.of(f"gpu|2|4|8000|gpu:{LONG}")
+    assert Nodes.parse(f"gpu|{LONG}|4|8000|gpu:2") is None
+    nodes = Nodes.parse(f"gpu|2|4|8000|gpu:{LONG}")
     assert nodes is not None
     assert nodes.gpus == ()
 

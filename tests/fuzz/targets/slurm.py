@@ -74,7 +74,7 @@ def _site() -> None:
     found = cluster.query_cluster()
     list(cluster.findings(found))
     for one in list(found.site.partitions.values())[:20]:
-        profile.content("lab", found, one)
+        profile.profile_text("lab", found, one)
     request = Request(partition="debug", time="2h", account="lab")
     dry_run.at_the_time_limit(request, found.site)
     dry_run.at_preemption(request, found.site)
