@@ -8,9 +8,14 @@ all cores themselves or share one SLURM, and a few tests end sooner than other p
 """
 
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.helpers.fake_slurm import ANSWERS, JOB_OF_NUMPY, FakeSlurm, says
+from tests.helpers.run_folders import JOB_FILE
+from tests.helpers.toy_jobs import dataset
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=2000)
@@ -28,3 +33,46 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     selected = config.args != config.getini("testpaths") or config.option.markexpr not in config.getini("addopts")
     if not selected and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses, config.option.maxprocesses, config.option.dist = "auto", 8, "worksteal"
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A machine without a SLURM, with the toy dataset and job."""
+    slurm = FakeSlurm(tmp_path / "commands")
+    place = tmp_path / "here and there"
+    (place / "data").mkdir(parents=True)
+    dataset(place / "data")
+    (place / "toy.toml").write_text(JOB_OF_NUMPY)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    return slurm
+
+
+@pytest.fixture
+def slurm(no_slurm: FakeSlurm) -> FakeSlurm:
+    """The same, with a SLURM that takes every job as number 17."""
+    no_slurm.says(**ANSWERS)
+    return no_slurm
+
+
+@pytest.fixture
+def idle_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A folder without jobs' files, on a machine whose commands of SLURM note that they were called."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    Path("tiny.toml").write_text(JOB_FILE)
+    slurm = FakeSlurm(tmp_path / "commands")
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    says(slurm)
+    return slurm
+
+
+@pytest.fixture
+def counting_slurm(no_slurm: FakeSlurm) -> FakeSlurm:
+    """A SLURM that counts its jobs from 17, and keeps the scripts that it was given."""
+    no_slurm.says(**ANSWERS)
+    count = 'n=$(cat count 2>/dev/null || echo 16); echo $((n + 1)) > count; cp "$1" $((n + 1)).sh'
+    no_slurm.says(cp='exec /bin/cp "$@"', cat='exec /bin/cat "$@"')
+    no_slurm.says(sbatch=f'[ "$1" = --test-only ] && exit; {count}; echo "Submitted batch job $((n + 1))"')
+    return no_slurm

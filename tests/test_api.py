@@ -6,12 +6,11 @@ import pytest
 
 import cnnjob
 from cnnjob.errors import JobError
+from tests.helpers.fake_slurm import ANSWERS, FakeSlurm
 from tests.helpers.run_folders import stopped_run
-from tests.slurm.test_submission import ANSWERS, Site
-from tests.slurm.test_submission import nowhere as nowhere  # noqa: PLC0414 - a fixture
 
 
-@pytest.mark.usefixtures("nowhere")
+@pytest.mark.usefixtures("no_slurm")
 def test_the_verbs_do_what_the_commands_do() -> None:
     digits = cnnjob.prepare("digits")
     assert (digits.path, cnnjob.prepare("digits").digest) == (Path("data/digits.h5"), digits.digest)
@@ -24,8 +23,8 @@ def test_the_verbs_do_what_the_commands_do() -> None:
     assert ([row["run"] for row in reported.rows], Path("some/index.html").exists()) == ([stopped.name], True)
 
 
-def test_submit(nowhere: Site) -> None:
-    nowhere.says(**ANSWERS)
+def test_submit(no_slurm: FakeSlurm) -> None:
+    no_slurm.says(**ANSWERS)
     jobs = [cnnjob.Job.load("toy.toml", [f"seed={seed}"]) for seed in range(2)]
     runs = cnnjob.submit(jobs, partition="gpu", time="2h")
     assert [run.job().seed for run in runs] == [0, 1]

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 import cnnjob
+from tests.helpers.cli import HEAVY
 
 PACKAGE = Path(cnnjob.__file__).parent
 ROOT = PACKAGE.parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
-HEAVY = ("cupy", "matplotlib", "submitit", "sklearn", "scipy", "pandas", "pydantic", "h5py", "pooch", "numpy")
 MAX_NODES, MAX_LAYERS, MAX_IMPORTS = 14, 8, 56
 """Of packages and root modules, and of the pairs of them of which one imports the other."""
 MAX_ROOT_MODULES, MAX_ROOT_PACKAGES = 5, 10
@@ -273,6 +273,22 @@ def test_every_file_of_others_is_opened_as_a_regular_file() -> None:
         if not name.startswith("checks.benchmarks") and opens.search(text):
             found.add(name)
     assert found <= READS_ITSELF, found - READS_ITSELF
+
+
+TESTS = Path(__file__).parent
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several share is in tests/helpers, in a conftest.py, or beside them in a module without tests."""
+    for path in TESTS.rglob("*.py"):
+        imported = {
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests")
+            for alias in node.names
+        }
+        shared = {name for name in imported if re.search(r"\.test_\w+(\.|$)", name)}
+        assert not shared, f"{path}: {sorted(shared)}"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 from cnnjob.api import train
 from cnnjob.cli.main import app
 from cnnjob.jobs.job import Job
-from tests.cluster.test_document_commands import ON_SLURM
-from tests.helpers.documents import Reader, commands
+from tests.helpers.documents import ON_SLURM, Reader, commands
 
 EPOCH = "--set train.epochs=1"
 SMALL = f"{EPOCH} --set train.batch_size=32"

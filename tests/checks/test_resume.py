@@ -22,10 +22,10 @@ from cnnjob.cli.main import app
 from cnnjob.errors import DataError
 from cnnjob.runs import npz
 from cnnjob.runs.run import Run
-from tests.cli.test_cli import JOB
+from tests.helpers.cli import JOB
+from tests.helpers.fake_slurm import ANSWERS, FakeSlurm
 from tests.helpers.run_folders import change_json
 from tests.helpers.toy_jobs import dataset, job, trained
-from tests.slurm.test_submission import ANSWERS, Site
 
 EPOCHS = 30
 VERIFY = ("verify-resume", "toy.toml", "--set", f"train.epochs={EPOCHS}", "--kills", "1")
@@ -251,7 +251,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
 def test_a_cluster_that_does_not_run_it(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
 ) -> None:
-    Site(tmp_path / "commands").says(**ANSWERS)
+    FakeSlurm(tmp_path / "commands").says(**ANSWERS)
     monkeypatch.setenv("PATH", str(tmp_path / "commands"))
     monkeypatch.setattr("cnnjob.checks.resume_slurm.FIRST_ASK_SECONDS", 0.1)
     found = cnnjob(*VERIFY, "--profile", "lab", *options)

@@ -14,30 +14,13 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from cnnjob.cli.main import app
 from cnnjob.errors import DataError
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
 from cnnjob.training.predict import read_image_array
+from tests.helpers.cli import JOB, cnnjob
 from tests.helpers.toy_jobs import corrupt, dataset
-
-JOB = """
-dataset = "toy"
-[data]
-validation_fraction = 0.25
-[model]
-blocks = [{ conv = 4, kernel = 3, pool = 2 }, { dense = 8 }]
-[train]
-epochs = 2
-batch_size = 8
-learning_rate = 0.05
-"""
-
-
-def cnnjob(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
 
 
 def process(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:

@@ -26,10 +26,9 @@ from cnnjob.data.prepare.prepare import KNOWN
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.reference import keys as explained
 from cnnjob.jobs.schema import OneOf
-from tests.cli.test_cli import JOB
+from tests.helpers.cli import HEAVY, JOB
 from tests.helpers.run_folders import finished_run, pending_run, stopped_run
 from tests.helpers.toy_jobs import dataset, trained
-from tests.test_architecture import HEAVY
 
 ROOT = Path(__file__).parents[2]
 NARROW = 60

@@ -14,8 +14,8 @@ from cnnjob.runs.process import is_alive
 from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node.restart import GONE
-from tests.cli.test_cli import JOB
 from tests.cluster import lab
+from tests.helpers.cli import JOB
 from tests.helpers.toy_jobs import dataset
 
 SMALL = ("--nodes", 1, "--kill-wait", 5)

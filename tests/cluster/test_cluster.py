@@ -11,24 +11,12 @@ import pytest
 
 from tests.cluster import lab
 from tests.cluster.conftest import Start
+from tests.cluster.lab import living
 
 pytestmark = pytest.mark.slurm
 
 SMALL = ("--nodes", 1, "--kill-wait", 1)
 FORBIDDING = (*SMALL, "--no-requeue", "--preempt", "cancel")
-
-
-def living(*words: str) -> list[str]:
-    """The command lines of running processes that hold one of these words."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if any(word in line for word in words):
-            found.append(line)
-    return found
 
 
 def listening(port: int) -> bool:

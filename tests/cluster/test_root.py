@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import lab
-from tests.cluster.test_cluster import living
+from tests.cluster.lab import living
 
 SCRIPT = lab.ROOT / "slurm" / "root"
 PROGRAMS = ("/usr/bin/env", "/bin/sh", "/bin/sleep", "/bin/cat", "/bin/ls")

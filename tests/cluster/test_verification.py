@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cnnjob.runs.run import Run
-from tests.cli.test_cli import JOB
 from tests.cluster import lab
 from tests.cluster.conftest import Start
+from tests.helpers.cli import JOB
 from tests.helpers.toy_jobs import dataset
 
 EPOCHS = 400

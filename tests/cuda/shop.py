@@ -10,6 +10,9 @@ import numpy as np
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cuda.fused import FIRST_BLOCKS
+from cnnjob.nn.memory import Arena
+from cnnjob.nn.pixels import VIEWS, View
+from cnnjob.nn.tensors import Tensor
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-5
@@ -195,3 +198,44 @@ def require_close(found: dict[str, Array], expected: dict[str, Array]) -> None:
     for name, array in expected.items():
         scale = max(np.abs(array).max(), 1e-30)
         assert np.abs(found[name] - array).max() / scale < TOLERANCE, name
+
+
+STEPS, COUNT = 3, 300
+"""More images of a step than one block of threads draws for."""
+CHANGES: list[nn.Augmentation | View | None] = [
+    None,
+    nn.Augmentation("random", 3),
+    nn.Augmentation("alternating", 1),
+    nn.Augmentation("alternating"),
+    nn.Augmentation(translate=4),
+    (1, -1, 2),
+    *VIEWS["flip_translate"],
+]
+
+
+def batch(backend: nn.Backend, change: nn.Augmentation | View | None, epoch: int, seed: int = 5) -> Array:
+    """The second batch of an epoch."""
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (STEPS * COUNT, 6, 5, 3), np.uint8), np.zeros(STEPS * COUNT, np.int64)
+    feed = nn.training_feed(backend, images, labels, STEPS, COUNT, seed)
+    backend.copy(random.permutation(STEPS * COUNT), feed.order)
+    backend.copy(np.array([1, epoch * STEPS + 1]), feed.position)
+    pixels = nn.PixelNormalisation.standardised((0.4, 0.5, 0.45), (0.25, 0.3, 0.2))
+
+    def build(arena: Arena) -> tuple[Tensor, Any]:
+        x = Tensor.take(arena, (COUNT, 6, 5, 3), backend.dtype, border=1, trainable=False)
+        return x, backend.whole(arena, feed, [backend.gather(arena, feed, x, pixels, change)])
+
+    x, gather = Arena.filled(backend, build)
+    gather()
+    return backend.host(x.padded).copy()
+
+
+GUARD = -77
+
+
+def guarded(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    """An array to be filled, and what stands behind it, which must stay as it is."""
+    size = int(np.prod(shape))
+    memory = np.full(size + 64, GUARD, dtype)
+    return memory[:size].reshape(shape), memory[size:]

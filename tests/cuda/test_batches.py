@@ -7,44 +7,14 @@ import pytest
 
 from cnnjob import nn
 from cnnjob.nn.cuda.backend import CudaBackend
-from cnnjob.nn.memory import Arena
-from cnnjob.nn.pixels import VIEWS, View
-from cnnjob.nn.tensors import Tensor
+from cnnjob.nn.pixels import View
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
-from tests.nn.test_pixels import published_views
+from tests.cuda.shop import CHANGES, batch
+from tests.nn.oracle import published_views
 
 pytestmark = needs_compiler
 
 Array = np.ndarray[Any, Any]
-STEPS, COUNT = 3, 300
-"""More images of a step than one block of threads draws for."""
-CHANGES: list[nn.Augmentation | View | None] = [
-    None,
-    nn.Augmentation("random", 3),
-    nn.Augmentation("alternating", 1),
-    nn.Augmentation("alternating"),
-    nn.Augmentation(translate=4),
-    (1, -1, 2),
-    *VIEWS["flip_translate"],
-]
-
-
-def batch(backend: nn.Backend, change: nn.Augmentation | View | None, epoch: int, seed: int = 5) -> Array:
-    """The second batch of an epoch."""
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (STEPS * COUNT, 6, 5, 3), np.uint8), np.zeros(STEPS * COUNT, np.int64)
-    feed = nn.training_feed(backend, images, labels, STEPS, COUNT, seed)
-    backend.copy(random.permutation(STEPS * COUNT), feed.order)
-    backend.copy(np.array([1, epoch * STEPS + 1]), feed.position)
-    pixels = nn.PixelNormalisation.standardised((0.4, 0.5, 0.45), (0.25, 0.3, 0.2))
-
-    def build(arena: Arena) -> tuple[Tensor, Any]:
-        x = Tensor.take(arena, (COUNT, 6, 5, 3), backend.dtype, border=1, trainable=False)
-        return x, backend.whole(arena, feed, [backend.gather(arena, feed, x, pixels, change)])
-
-    x, gather = Arena.filled(backend, build)
-    gather()
-    return backend.host(x.padded).copy()
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)

@@ -3,26 +3,17 @@
 import ctypes
 import itertools
 import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cnnjob.nn.cuda.blas import COMPUTE_FLOAT32, COMPUTE_TF32, Blas
+from tests.cuda.stand_ins import standin
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed; apt install gcc")
 
 Array = np.ndarray[Any, Any]
-
-
-def standin(folder: Path) -> Path:
-    """The stand-in, compiled."""
-    library = folder / "libcublas.so"
-    command = ["gcc", "-shared", "-fPIC", "-O1", str(Path(__file__).with_name("standin_cublas.c")), "-o", str(library)]
-    subprocess.run(command, check=True)
-    return library
 
 
 @pytest.fixture(scope="module")

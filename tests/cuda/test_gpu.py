@@ -23,8 +23,7 @@ from cnnjob.nn.pixels import View
 from cnnjob.runs.run import Run
 from cnnjob.training.progress import NoProgress
 from cnnjob.training.train import train
-from tests.cuda.shop import WORKS, Array, Work, reference, require_close
-from tests.cuda.test_batches import CHANGES, batch
+from tests.cuda.shop import CHANGES, WORKS, Array, Work, batch, reference, require_close
 from tests.helpers.toy_jobs import dataset, job, outcome_of, run_of
 
 ROOT = Path(__file__).parent.parent.parent

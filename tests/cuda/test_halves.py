@@ -9,8 +9,7 @@ from cnnjob import nn
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice, scalars
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
-from tests.cuda.shop import WORKS, Array, Work, reference
-from tests.cuda.test_kernels import GUARD, guarded
+from tests.cuda.shop import GUARD, WORKS, Array, Work, guarded, reference
 
 pytestmark = needs_compiler
 

@@ -9,19 +9,10 @@ import pytest
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import column_sums, scalars, sum_parts
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
-from tests.cuda.shop import WORKS, Array, reference, require_close
+from tests.cuda.shop import GUARD, WORKS, Array, guarded, reference, require_close
 from tests.nn import oracle
 
 pytestmark = needs_compiler
-
-GUARD = -77
-
-
-def guarded(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
-    """An array to be filled, and what stands behind it, which must stay as it is."""
-    size = int(np.prod(shape))
-    memory = np.full(size + 64, GUARD, dtype)
-    return memory[:size].reshape(shape), memory[size:]
 
 
 @pytest.fixture(params=ORDERS)

@@ -5,8 +5,7 @@ import pytest
 
 from cnnjob.nn.cuda.device_api import scalars
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
-from tests.cuda.shop import Array
-from tests.cuda.test_kernels import GUARD, guarded
+from tests.cuda.shop import GUARD, Array, guarded
 
 pytestmark = needs_compiler
 

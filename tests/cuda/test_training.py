@@ -21,11 +21,9 @@ from cnnjob.runs.run import Run
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 from tests.cuda.emulation import needs_compiler
-from tests.cuda.test_blas import standin
-from tests.helpers.toy_jobs import dataset, job, outcome_of, run_of
-from tests.training.test_train import WILD
+from tests.cuda.stand_ins import ROOT, make_libraries, places
+from tests.helpers.toy_jobs import WILD, dataset, job, outcome_of, run_of
 
-ROOT = Path(__file__).parent.parent.parent
 NUMPY = {"resources": job().resources}
 AVAILABLE = "from cnnjob.nn.cuda.availability import why_unavailable; print(why_unavailable())"
 KERNEL_CACHE = (
@@ -62,13 +60,7 @@ pytestmark = [needs_compiler, pytest.mark.skipif(shutil.which("gcc") is None, re
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages in which CuPy is the stand-in."""
-    folder = tmp_path_factory.mktemp("libraries")
-    (folder / "cuda").mkdir()
-    module = "tests.cuda.standin_cupy"
-    (folder / "cupy.py").write_text(f"from {module} import *\nfrom {module} import __version__, KERNEL_CACHE\n")
-    (folder / "cuda" / "pathfinder.py").write_text(f"from {module} import load_nvidia_dynamic_lib\n")
-    standin(folder)
-    return folder
+    return make_libraries(tmp_path_factory.mktemp("libraries"))
 
 
 def trained(run: Run, libraries: Path, code: str = "", **environment: str) -> str:
@@ -90,11 +82,6 @@ except CnnjobError as error:
     print(type(error).__name__, error)
 """
     return said_by(script, {**places(libraries), **environment})
-
-
-def places(libraries: Path) -> dict[str, str]:
-    """Where another process finds the stand-ins."""
-    return {"PYTHONPATH": f"{libraries}:{ROOT}", "STANDIN_CUBLAS": str(libraries / "libcublas.so")}
 
 
 def said_by(script: str, environment: dict[str, str]) -> str:

@@ -16,10 +16,10 @@ from cnnjob.doctor import filesystem
 from cnnjob.doctor.filesystem import Mount, lock_failure, mount_of
 from cnnjob.doctor.findings import Finding
 from cnnjob.slurm.submit import profiles
-from tests.cuda.test_training import libraries  # noqa: F401 - a fixture
-from tests.cuda.test_training import places as places_of_stand_ins
+from tests.cuda.stand_ins import make_libraries, places
 from tests.durability.faults import NO_COMPILER, Mode, compile_no_locks, compile_shim, compiler
-from tests.slurm.test_submission import Site, cnnjob
+from tests.helpers.cli import cnnjob
+from tests.helpers.fake_slurm import FakeSlurm
 
 PARTITIONS = """case "$*" in
 *"show partition"*)
@@ -48,20 +48,26 @@ GOOD = {
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """An empty folder on a machine without a SLURM."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    site = Site(tmp_path / "commands")
+    site = FakeSlurm(tmp_path / "commands")
     monkeypatch.setenv("PATH", str(site.folder))
     return site
 
 
 @pytest.fixture
-def site(nowhere: Site) -> Site:
+def site(nowhere: FakeSlurm) -> FakeSlurm:
     """The same, with one."""
     nowhere.says(**GOOD)
     return nowhere
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages in which CuPy is the stand-in."""
+    return make_libraries(tmp_path_factory.mktemp("libraries"))
 
 
 def found() -> dict[str, dict[str, str]]:
@@ -95,7 +101,7 @@ def test_a_good_site() -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_the_lines_for_people(site: Site) -> None:
+def test_the_lines_for_people(site: FakeSlurm) -> None:
     said = cnnjob("doctor")
     assert said.exit_code == 0, said.output
     assert re.search(r"^ok    partition gpu     4 nodes of 64 cores", said.stdout, re.MULTILINE)
@@ -118,7 +124,7 @@ def test_no_slurm() -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_an_old_and_small_site(site: Site) -> None:
+def test_an_old_and_small_site(site: FakeSlurm) -> None:
     site.says(
         scontrol="""case "$*" in *"show partition"*) echo "PartitionName=all Default=YES";; esac""",
         sinfo='echo "all|1|1|1|(null)"', sacctmgr=None,
@@ -166,13 +172,13 @@ def test_a_profile_that_cannot_be(arguments: tuple[str, ...], code: int, message
     assert not Path("slurm").exists()
 
 
-def test_a_site_without_the_form_of_newer_ones_is_asked_for_generic_resources(site: Site) -> None:
+def test_a_site_without_the_form_of_newer_ones_is_asked_for_generic_resources(site: FakeSlurm) -> None:
     site.says(scontrol=PARTITIONS.replace("select/cons_tres", "select/linear"))
     assert cnnjob("doctor", "--write-profile", "linear").exit_code == 0
     assert profiles.load("linear", {}).gpu_request == "gres"
 
 
-def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: Site) -> None:
+def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: FakeSlurm) -> None:
     site.says(**{"nvidia-smi": 'echo "NVIDIA A100-SXM4-40GB, 40960 MiB"'})
     row = found()["GPU"]
     assert row["level"] == "bad"
@@ -189,8 +195,8 @@ def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: Site) -> None:
         ({"STANDIN_BYTES": "10"}, "bad", r"cannot be used \(Out of memory allocating .*\)"),
     ],
 )
-def test_a_gpu(libraries: Path, tmp_path: Path, here: dict[str, str], verdict: str, said: str) -> None:  # noqa: F811
-    row = examined(tmp_path, **places_of_stand_ins(libraries), **here)["GPU"]
+def test_a_gpu(libraries: Path, tmp_path: Path, here: dict[str, str], verdict: str, said: str) -> None:
+    row = examined(tmp_path, **places(libraries), **here)["GPU"]
     assert row["level"] == verdict, row
     assert re.fullmatch(said, row["message"]), row
 
@@ -321,7 +327,7 @@ QUOTAS = """Disk quotas for user me (uid 1000):
    other:/home  1 2 3 0 1 0 0"""
 
 
-def test_quotas(nowhere: Site, tmp_path: Path) -> None:
+def test_quotas(nowhere: FakeSlurm, tmp_path: Path) -> None:
     mount = mount_of(tmp_path, filesystem.read_mounts())  # unknown in some containers: then no line can be about it
     device = mount.device if mount else ""
     for used, verdict in ((1_000_000, "ok"), (9_000_000, "note"), (9_900_000, "bad")):

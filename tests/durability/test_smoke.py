@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cnnjob.errors import BusyError
+from tests.durability.damage import both, flipped, require_older, stopped_run
 from tests.durability.faults import run_script
-from tests.durability.test_damage import both, flipped, require_older, stopped_run
 
 
 def test_some_kill_points(folder: Path, shim: Path) -> None:

@@ -78,3 +78,14 @@ def corrupt(path: Path, place: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
+
+
+WILD: dict[str, Any] = {
+    "model__blocks": [{"dense": 8, "activation": "none", "init": 10.0, "learning_rate_factor": 1e6}] * 3,
+    "data__validation_fraction": 0.0,
+    "train__select_on": "last",
+    "train__batch_size": 216,
+    "train__epochs": 1,
+    "train__learning_rate": 1000.0,
+}
+"""One step, whose loss is finite and after which the outputs are not; no images choose the weights."""

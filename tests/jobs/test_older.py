@@ -16,9 +16,9 @@ from cnnjob.runs.run import UNSEALED, Run
 from cnnjob.slurm import diagnosis, next_command, status
 from cnnjob.training.split import split_training_images, validation_indices
 from cnnjob.training.train import train
-from tests.cli.test_cli import JOB, cnnjob
+from tests.helpers.cli import JOB, cnnjob
+from tests.helpers.progress import StopsAt
 from tests.helpers.toy_jobs import dataset, job
-from tests.training.test_train import StopsAt
 
 HEAD = '"name": "toy", "dataset": "toy", "seed": 0'
 MODEL = """

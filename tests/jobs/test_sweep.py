@@ -6,7 +6,7 @@ import pytest
 
 from cnnjob.errors import JobError
 from cnnjob.jobs.sweep import expand, job_differences
-from tests.cli.test_cli import JOB
+from tests.helpers.cli import JOB
 
 
 @pytest.fixture

@@ -105,3 +105,12 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
         gradient[n] = p / len(labels)
         gradient[n, label] -= 1 / len(labels)
     return loss, gradient
+
+
+def published_views(images: Array) -> list[tuple[float, Array]]:
+    """What airbench94's ``infer_mirror_translate`` evaluates: it moves the images, then flips them."""
+    H, W = images.shape[1:3]
+    wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    moved_images = wide[:, :H, :W], wide[:, 2 : H + 2, 2 : W + 2]
+    shares = (0.25, images), *((0.125, one) for one in moved_images)
+    return [(share, one) for share, image in shares for one in (image, image[:, :, ::-1])]

@@ -12,6 +12,7 @@ from cnnjob.nn.pixels import VIEWS, Flip, View, mirrored
 from cnnjob.nn.random import Philox, Purpose
 from cnnjob.nn.tensors import Tensor
 from tests.nn.bench import rig
+from tests.nn.oracle import published_views
 
 Array = np.ndarray[Any, Any]
 BYTES = nn.PixelNormalisation(np.ones(3), np.zeros(3))
@@ -167,15 +168,6 @@ def test_views_are_a_weighted_mean_of_the_outputs_of_changed_images(views: str) 
         mean += share * np.log(plans["none"].probabilities(turned, order))  # outputs but for a constant an image
     expected = np.exp(mean) / np.exp(mean).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(plans[views].probabilities(images, order), expected, rtol=1e-10)
-
-
-def published_views(images: Array) -> list[tuple[float, Array]]:
-    """What airbench94's ``infer_mirror_translate`` evaluates: it moves the images, then flips them."""
-    H, W = images.shape[1:3]
-    wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
-    moved_images = wide[:, :H, :W], wide[:, 2 : H + 2, 2 : W + 2]
-    shares = (0.25, images), *((0.125, one) for one in moved_images)
-    return [(share, one) for share, image in shares for one in (image, image[:, :, ::-1])]
 
 
 def test_the_views_of_flip_translate_are_those_of_airbench() -> None:

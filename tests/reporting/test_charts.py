@@ -20,7 +20,7 @@ from cnnjob.reporting.page.charts import (
     build_group_chart,
     build_run_chart,
 )
-from tests.reporting.test_groups import group
+from tests.helpers.records import group
 
 
 def line(y: list[float]) -> Line:

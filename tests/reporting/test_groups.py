@@ -11,20 +11,8 @@ from scipy import stats
 
 from cnnjob.reporting.groups import Group, differing_settings, group_differences, group_runs, interval, short_names
 from cnnjob.reporting.record import BLOCKS, COLUMNS, Record
+from tests.helpers.records import group, record
 from tests.helpers.run_folders import finished_run
-
-DATA = "mnist 12345678"
-
-
-def record(accuracy: float | None, seed: int = 0, *, state: str = "finished", **settings: Any) -> Record:
-    """A run of this accuracy and these settings, as it would be read."""
-    name = f"run-{seed}-{settings}"
-    row = dict.fromkeys(COLUMNS) | {"run": name, "job": "tiny", "seed": seed, "state": state, "test_accuracy": accuracy}
-    return Record(name, row, settings={"name": "tiny", "seed": seed, "dataset": DATA} | settings)
-
-
-def group(*accuracies: float, **settings: Any) -> list[Record]:
-    return [record(accuracy, seed, **settings) for seed, accuracy in enumerate(accuracies)]
 
 
 def test_the_interval_by_hand() -> None:

@@ -18,8 +18,8 @@ from cnnjob.runs.claims import claim
 from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
+from tests.helpers.cli import cnnjob
 from tests.helpers.run_folders import change_json, pending_run, running_run
-from tests.slurm.test_submission import cnnjob
 
 ROOT = Path(__file__).parents[2]
 CLOCK = """

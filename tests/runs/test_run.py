@@ -30,6 +30,7 @@ from cnnjob.training.predict import load_classifier
 from cnnjob.training.progress import NoProgress
 from cnnjob.training.train import train
 from tests.helpers.run_folders import pending_run
+from tests.helpers.slurm_runs import life
 from tests.helpers.toy_jobs import dataset, job, run_of, trained
 
 ROOT = Path(__file__).parents[2]
@@ -133,12 +134,6 @@ def held_by(run: Run, **facts: object) -> Path:
     held = claim(run)
     held.note(**{"host": "elsewhere", **facts})
     return held.path
-
-
-def life(monkeypatch: pytest.MonkeyPatch, job_id: str, restarts: int) -> None:
-    """Make this process a life of a SLURM job."""
-    monkeypatch.setenv("SLURM_JOB_ID", job_id)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from cnnjob.doctor.cluster import Nodes
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue, site
 from cnnjob.slurm.submit import dry_run
+from tests.helpers.fake_slurm import FakeSlurm
 from tests.helpers.run_folders import owner_record
-from tests.slurm.test_submission import Site
 
 SQUEUE = r"""printf '%s\n' \
 "2_0|COMPLETED|None|n1|2026-11-29T18:51:43|2026-11-29T18:51:46|(null)" \
@@ -68,9 +68,9 @@ esac"""
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """Commands of SLURM that print these answers."""
-    commands = Site(tmp_path / "commands")
+    commands = FakeSlurm(tmp_path / "commands")
     commands.says(squeue=SQUEUE, sacct=SACCT, scontrol=SCONTROL)
     monkeypatch.setenv("PATH", str(commands.folder))
     return commands
@@ -108,7 +108,7 @@ def test_sacct() -> None:
         ("RUNNING", 0, "00:00:06", "None", "itself"),
     ],
 )
-def test_a_job(here: Site, state: str, restarts: int, ran: str, preempted: str, ended_by: str) -> None:
+def test_a_job(here: FakeSlurm, state: str, restarts: int, ran: str, preempted: str, ended_by: str) -> None:
     texts = (("wrap", "(null)"), (MISLEADING, MISLEADING), ("a b", MISLEADING.replace(" ", "\n   ")))
     for name, text in texts:
         said = JOB.format(name=name, text=text, state=state, restarts=restarts, ran=ran, preempted=preempted)
@@ -118,7 +118,7 @@ def test_a_job(here: Site, state: str, restarts: int, ran: str, preempted: str, 
         assert client.ended_by(job, 0) == ended_by
 
 
-def test_a_job_whose_name_says_that_it_has_ended(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_name_says_that_it_has_ended(here: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     facts = {"text": "(null)", "restarts": 0, "ran": "00:00:06", "preempted": "None"}
     for name, state, ended in (("a\n   JobState=FAILED", "RUNNING", False), ("a", "FAILED", True)):
@@ -153,14 +153,14 @@ def test_the_site() -> None:
     ],
 )
 def test_a_job_that_is_not_known_has_ended(
-    here: Site, monkeypatch: pytest.MonkeyPatch, refusal: str, *, ended: bool
+    here: FakeSlurm, monkeypatch: pytest.MonkeyPatch, refusal: str, *, ended: bool
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     here.says(scontrol=f"echo '{refusal}' >&2; exit 1")
     assert client.job_is_over(owner_record("4_0"), 100) is ended
 
 
-def test_what_sbatch_would_do(here: Site) -> None:
+def test_what_sbatch_would_do(here: FakeSlurm) -> None:
     starts = "Job 13 to start at 2026-11-29T19:06:44 using 1 processors on nodes n1 in partition debug"
     here.says(sbatch=f"echo 'sbatch: {starts}' >&2")
     assert dry_run.test_only("") == (starts, False)

@@ -15,8 +15,9 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm import cleanup
 from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.submit import code_snapshot
+from tests.helpers.cli import cnnjob
+from tests.helpers.fake_slurm import FakeSlurm
 from tests.helpers.run_folders import finished_run, lost_run, pending_run, running_run, stopped_run
-from tests.slurm.test_submission import Site, cnnjob
 
 GONE = 2**22 + 1
 """No process has this number."""
@@ -24,9 +25,9 @@ LONG_AGO = time.time() - 2 * cleanup.FOREIGN_SECONDS
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """A folder of runs on a machine without a SLURM."""
-    site = Site(tmp_path / "commands")
+    site = FakeSlurm(tmp_path / "commands")
     (tmp_path / "here" / "data").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PATH", str(site.folder))
@@ -149,7 +150,7 @@ def test_sweeps_of_no_run() -> None:
     assert Path(path).resolve() == JobArray.of(gone).folder
 
 
-def test_a_named_run_goes_whatever_its_state_and_no_other(nowhere: Site) -> None:
+def test_a_named_run_goes_whatever_its_state_and_no_other(nowhere: FakeSlurm) -> None:
     nowhere.says(squeue="exit 0", sacct="exit 0")
     root = Path("runs")
     wanted = [finished_run(root, seed=1), stopped_run(root, seed=2), lost_run(root, seed=3), pending_run(root, seed=4)]
@@ -175,7 +176,7 @@ def test_a_run_that_lives_is_refused_and_nothing_is_removed() -> None:
     assert tree() == before
 
 
-def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: Site) -> None:
+def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: FakeSlurm) -> None:
     run = stopped_run(Path("runs"))
     run.slurm_folder.mkdir()
     files.write_json(

@@ -18,11 +18,14 @@ from cnnjob.slurm.node import node_task, restart
 from cnnjob.slurm.scheduler import client, job_states
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
+from tests.helpers.cli import cnnjob
+from tests.helpers.fake_slurm import ANSWERS, FakeSlurm, asked, row, says
 from tests.helpers.run_folders import change_json, finished_run, owner_record, pending_run, running_run, stopped_run
-from tests.runs.test_run import life as life_of_job
-from tests.slurm.test_status import asked, decided, elsewhere, log, one, row, says, submitted
-from tests.slurm.test_status import site as site  # noqa: PLC0414 - a fixture
-from tests.slurm.test_submission import ANSWERS, Site, cnnjob
+from tests.helpers.slurm_runs import decided, elsewhere, log, one, submitted
+from tests.helpers.slurm_runs import life as life_of_job
+
+pytestmark = pytest.mark.usefixtures("idle_slurm")
+
 
 UNKNOWN = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
 SUBMITS = {name: ANSWERS[name] for name in ("srun", "sbatch")}
@@ -75,9 +78,9 @@ def knows(**facts: Any) -> str:
     ],
 )
 def test_whether_the_job_of_an_attempt_has_ended(
-    site: Site, record: Mapping[str, Any], silent: float, answer: Mapping[str, Any] | None, *, ended: bool
+    idle_slurm: FakeSlurm, record: Mapping[str, Any], silent: float, answer: Mapping[str, Any] | None, *, ended: bool
 ) -> None:
-    site.says(scontrol=at_lab(UNKNOWN if answer is None else knows(**answer)))
+    idle_slurm.says(scontrol=at_lab(UNKNOWN if answer is None else knows(**answer)))
     assert client.job_is_over(owner_record(**record), silent) is ended
     assert client.ended_among(lambda: ())(owner_record(**record), silent) is ended
 
@@ -91,9 +94,9 @@ def held_at(cluster: str | None, make: Any = running_run, **facts: Any) -> Run:
     return run
 
 
-def test_a_run_that_is_trained_on_another_cluster_is_not_taken_over(site: Site) -> None:
+def test_a_run_that_is_trained_on_another_cluster_is_not_taken_over(idle_slurm: FakeSlurm) -> None:
     run = held_at("other")
-    says(site, row("CANCELLED"), "17|FAILED|1:0|n1|\n", scontrol=at_lab(), **SUBMITS)
+    says(idle_slurm, row("CANCELLED"), "17|FAILED|1:0|n1|\n", scontrol=at_lab(), **SUBMITS)
     for _ in range(2):
         with pytest.raises(BusyError):
             claim(run, client.job_is_over)
@@ -102,16 +105,16 @@ def test_a_run_that_is_trained_on_another_cluster_is_not_taken_over(site: Site) 
         change_json(run.attempt_files()[-1], cluster=None)  # an older version wrote down none
         elsewhere(run, 20)
         change_json(run.submission_file, cluster=None)
-        says(site, scontrol=at_lab())
+        says(idle_slurm, scontrol=at_lab())
 
 
 @pytest.mark.parametrize(
     ("make", "state"), [(pending_run, "pending"), (stopped_run, "stopped"), (running_run, "running")]
 )
-def test_a_job_of_another_cluster_is_left_to_it(site: Site, make: Any, state: str) -> None:
+def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any, state: str) -> None:
     run = held_at("other", make)
     for queued in ("", row("RUNNING", node="n9"), row("CANCELLED")):  # another job with its number here
-        says(site, queued, "17|CANCELLED by 5|0:0||\n", scontrol=at_lab(), **SUBMITS)
+        says(idle_slurm, queued, "17|CANCELLED by 5|0:0||\n", scontrol=at_lab(), **SUBMITS)
         found = one(run, thorough=True)
         where = "job 17 is of cluster other, and this one is lab"
         assert (found.state, found.detail, found.job) == (state, where, None)
@@ -126,38 +129,38 @@ def test_a_job_of_another_cluster_is_left_to_it(site: Site, make: Any, state: st
             assert "scancel -M other 17" in removed.stderr
             with pytest.raises(BusyError, match=r"squeue -M other -j 17\nIf it has ended:\n  rm .*job\.json$"):
                 submission.submit([run], Request())
-    assert not [line for line in asked(site) if "scancel" in line]
+    assert not [line for line in asked(idle_slurm) if "scancel" in line]
     if state == "stopped":
         run.submission_file.unlink()
-        says(site, scontrol=at_lab(), **SUBMITS)
+        says(idle_slurm, scontrol=at_lab(), **SUBMITS)
         assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
         assert files.read_json(run.submission_file)["cluster"] == "lab"
 
 
-def test_what_the_batch_script_of_another_cluster_left_is_submitted_here(site: Site) -> None:
+def test_what_the_batch_script_of_another_cluster_left_is_submitted_here(idle_slurm: FakeSlurm) -> None:
     run = decided(held_at("other", stopped_run), cluster="other", ended_by="cancelled", said="cancelled")
-    says(site, row("RUNNING"), scontrol=at_lab(), **SUBMITS)
+    says(idle_slurm, row("RUNNING"), scontrol=at_lab(), **SUBMITS)
     assert one(run).state == "cancelled"
     assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is cancelled\n"
     assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
 
 
-def test_a_job_here_is_not_taken_for_an_earlier_one_of_another_cluster(site: Site) -> None:
+def test_a_job_here_is_not_taken_for_an_earlier_one_of_another_cluster(idle_slurm: FakeSlurm) -> None:
     """Both have the number 17."""
     run = held_at("other", stopped_run)
     submitted(run, cluster="lab", attempt=2)
     decided(run, cluster="other", ended_by="cancelled", said="cancelled")
     files.write_json(restart_log.cancellation_file(run), {"by": "me", "jobs": ["17"], "cluster": "other", "attempt": 1})
-    says(site, row("PENDING", "Priority"), scontrol=at_lab())
+    says(idle_slurm, row("PENDING", "Priority"), scontrol=at_lab())
     assert (one(run).state, one(run).detail) == ("pending", "jobs of higher priority go first")
-    says(site, "", "17|TIMEOUT|0:0|n1|\n", scontrol=at_lab())
+    says(idle_slurm, "", "17|TIMEOUT|0:0|n1|\n", scontrol=at_lab())
     assert one(run).state == "stopped"
 
 
-def test_a_training_inside_a_job_of_another_cluster(site: Site) -> None:
+def test_a_training_inside_a_job_of_another_cluster(idle_slurm: FakeSlurm) -> None:
     run = elsewhere(running_run(Path("runs")), 20)
     change_json(run.attempt_files()[-1], cluster="other", job_step="3")
-    says(site, row("RUNNING", comment="another's"), scontrol=at_lab())
+    says(idle_slurm, row("RUNNING", comment="another's"), scontrol=at_lab())
     assert one(run).job is None
     assert cnnjob("cancel", str(run.path)).stdout.endswith("\n  scancel -M other --signal=TERM 17.3\n")
     change_json(run.attempt_files()[-1], job_step=None)
@@ -165,17 +168,19 @@ def test_a_training_inside_a_job_of_another_cluster(site: Site) -> None:
     assert cnnjob("cancel", str(run.path)).stdout.endswith(f"\n  ssh n1 kill -TERM {os.getpid()}\n")
 
 
-def test_a_job_that_started_long_after_an_attempt_is_not_the_one_it_is_in(site: Site) -> None:
+def test_a_job_that_started_long_after_an_attempt_is_not_the_one_it_is_in(idle_slurm: FakeSlurm) -> None:
     """SLURM was installed anew, and counts from 1 again."""
     run = elsewhere(running_run(Path("runs")), 20, "44")
     for started, job_id in ((at(-5), "44"), (at(4000), None)):
-        says(site, f"44|RUNNING|None|n7|{started}|N/A|my own work\n")
+        says(idle_slurm, f"44|RUNNING|None|n7|{started}|N/A|my own work\n")
         assert getattr(one(run).job, "job_id", None) == job_id
 
 
-def test_a_cluster_is_known_by_its_variables_or_its_configuration(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_is_known_by_its_variables_or_its_configuration(
+    idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert client.cluster() == ""
-    site.says(scontrol=at_lab())
+    idle_slurm.says(scontrol=at_lab())
     assert client.cluster() == "lab"
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "Inside")
     assert (client.cluster(), process.cluster()) == ("inside", None)
@@ -187,9 +192,9 @@ def test_a_cluster_is_known_by_its_variables_or_its_configuration(site: Site, mo
 
 
 def test_a_job_without_the_variable_asks_for_its_cluster(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    idle_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.says(scontrol=at_lab())
+    idle_slurm.says(scontrol=at_lab())
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "")
     life_of_job(monkeypatch, "17", 0)
     run = finished_run(tmp_path)
@@ -221,9 +226,9 @@ def test_a_cancellation_on_another_cluster_is_none_here(tmp_path: Path, monkeypa
         assert restart._was_cancelled(run) is cancelled
 
 
-def test_three_questions_for_runs_of_several_clusters(site: Site) -> None:
+def test_three_questions_for_runs_of_several_clusters(idle_slurm: FakeSlurm) -> None:
     for seed, cluster in enumerate(["lab", "other", None, "lab"]):
         submitted(stopped_run(Path("runs"), seed=seed), str(17 + seed), cluster=cluster)
-    says(site, scontrol=at_lab())
+    says(idle_slurm, scontrol=at_lab())
     assert cnnjob("status").exit_code == 0
-    assert asked(site) == ["scontrol", "squeue", "sacct"]
+    assert asked(idle_slurm) == ["scontrol", "squeue", "sacct"]

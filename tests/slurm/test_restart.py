@@ -1,60 +1,34 @@
-"""After a life of a run: who ended it, what is decided, and how it goes on; a life on the node.
+"""After each attempt: who ended it, and what is decided.
 
 Commands of SLURM are small shell scripts that answer as one does, or as none should.
 """
 
-# ruff: noqa: F811 - fixtures of another file are arguments here
-
-import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnnjob import files
-from cnnjob.errors import JobError, SchedulerError
 from cnnjob.runs import process, restart_log
-from cnnjob.runs.claims import claim
 from cnnjob.runs.restart_log import NO_STEP, try_read_restart_log
 from cnnjob.runs.run import Run
-from cnnjob.slurm.node import deadlines, node_task, restart
+from cnnjob.slurm.node import node_task, restart
 from cnnjob.slurm.node.restart import decide, main, restarts_without_progress
 from cnnjob.slurm.scheduler import client, sbatch
 from cnnjob.slurm.status import statuses
-from cnnjob.slurm.submit import executor, submission
+from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
-from cnnjob.training.setup import TrainingSetup
-from cnnjob.training.stopping import Deadline
-from cnnjob.training.train import train
-from tests.helpers.run_folders import (
-    change_json,
-    finished_run,
-    lost_run,
-    owner_record,
-    pending_run,
-    running_run,
-    stopped_run,
-)
-from tests.helpers.toy_jobs import trained
-from tests.runs.test_run import life as life_of_job
-from tests.slurm.test_submission import Site, batch_script, cnnjob, nowhere, run_folder, site, tree  # noqa: F401 - two are fixtures
-
-
-@pytest.fixture(autouse=True)
-def _sigterm_as_before() -> Iterator[None]:
-    """The process that decides about a restart ignores SIGTERM; what other tests start must not inherit that."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+from tests.helpers.fake_slurm import NO_ANSWER, FakeSlurm
+from tests.helpers.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
+from tests.helpers.slurm_runs import life as life_of_job
+from tests.helpers.slurm_runs import tree
 
 
 @pytest.mark.parametrize(
@@ -196,12 +170,12 @@ def test_three_restarts_without_progress_are_the_end(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> Run:
+def lost(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A submitted run whose first life is gone without a word, in job 17."""
     run = lost_run(Path("runs"))
     submission.submit([run], Request(partition="gpu", gpus=1))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    site.says(sbatch='echo "Submitted batch job 18"')
+    slurm.says(sbatch='echo "Submitted batch job 18"')
     return run
 
 
@@ -225,9 +199,9 @@ SHOWN = 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; *) '
     ],
 )
 def test_after_a_life(
-    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], scontrol: str | None, ended_by: str, said: str
+    slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], scontrol: str | None, ended_by: str, said: str
 ) -> None:
-    site.says(scontrol=scontrol)
+    slurm.says(scontrol=scontrol)
     main(str(lost.path), "137")
     assert capsys.readouterr().out.endswith(f"cnnjob: {lost.path}: {said}\n")
     [told] = try_read_restart_log(lost)
@@ -239,8 +213,8 @@ def test_after_a_life(
     assert (lost.path / "slurm" / "18_submission.sh").exists() == ("18" in said)
 
 
-def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> None:
-    site.says(scontrol="exit 1")
+def test_a_successor_is_submitted_as_the_first_was(slurm: FakeSlurm, lost: Run) -> None:
+    slurm.says(scontrol="exit 1")
     main(str(lost.path), "137")
     first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
     # the code is here the tests' own, not a copy of it; the comment is another, as both may be in the queue at once
@@ -249,8 +223,8 @@ def test_a_successor_is_submitted_as_the_first_was(site: Site, lost: Run) -> Non
     assert code.sub("", first) == code.sub("", second)
 
 
-def test_when_nothing_can_be_done_the_last_word_is_what_to_type(site: Site, lost: Run) -> None:
-    site.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
+def test_when_nothing_can_be_done_the_last_word_is_what_to_type(slurm: FakeSlurm, lost: Run) -> None:
+    slurm.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
     main(str(lost.path), "137")
     [told] = try_read_restart_log(lost)
     refused = f"not restarted, {lost.name}: refused by SLURM (QOSMaxSubmitJobPerUserLimit): your QOS allows you"
@@ -260,34 +234,31 @@ def test_when_nothing_can_be_done_the_last_word_is_what_to_type(site: Site, lost
     assert told["restarted"] == ""
 
 
-NO_ANSWER = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
-
-
 def first(times: int, then: str) -> str:
     """Shell lines that fail as if no scheduler ran, so many times, and then do something else."""
     return f"echo x >> calls; [ $(/usr/bin/wc -l < calls) -gt {times} ] || {{ {NO_ANSWER}; }}; {then}"
 
 
 def test_a_folder_that_cannot_be_written_is_waited_for(
-    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel refuses every new file in /sys, until the folder is back at the second try."""
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.2, 0.3))
-    slurm, kept = lost.slurm_folder, lost.path / "kept"
-    slurm.rename(kept)
-    slurm.symlink_to("/sys/kernel")
-    back = f"[ $(/usr/bin/wc -l < calls) != 2 ] || {{ /bin/rm '{slurm}'; /bin/mv '{kept}' '{slurm}'; }}"
-    site.says(scontrol=f'echo x >> calls; {back}; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    folder, kept = lost.slurm_folder, lost.path / "kept"
+    folder.rename(kept)
+    folder.symlink_to("/sys/kernel")
+    back = f"[ $(/usr/bin/wc -l < calls) != 2 ] || {{ /bin/rm '{folder}'; /bin/mv '{kept}' '{folder}'; }}"
+    slurm.says(scontrol=f'echo x >> calls; {back}; echo "JobId=17 JobState=RUNNING Restarts=0"')
     main(str(lost.path), "137")
     assert capsys.readouterr().out.count("; trying again in 0.1 s\n") == 1
     assert [told["said"] for told in try_read_restart_log(lost)] == ["job 17 is requeued"]
 
 
 def test_a_scheduler_that_is_away_is_waited_for(
-    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.2, 0.3))
-    site.says(scontrol=first(2, 'echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"'))
+    slurm.says(scontrol=first(2, 'echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"'))
     main(str(lost.path), "137")
     said = capsys.readouterr().out.splitlines()
     assert [line.rpartition("; ")[2] for line in said[:2]] == ["asking again in 0.1 s", "asking again in 0.2 s"]
@@ -295,11 +266,11 @@ def test_a_scheduler_that_is_away_is_waited_for(
     assert Path("asked").read_text().splitlines() == ["show job 17", "requeue 17"]
 
 
-def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_may_go_away_between_two_questions(slurm: FakeSlurm, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it did before it went away is seen when it is asked again."""
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
     gone = "case $1 in requeue) : > requeued; " + NO_ANSWER + ";; esac; "
-    site.says(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
+    slurm.says(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
     main(str(lost.path), "137")
     assert [(told["restarted"], told["said"]) for told in try_read_restart_log(lost)] == [
         ("requeued", "job 17 is requeued")
@@ -307,11 +278,11 @@ def test_it_may_go_away_between_two_questions(site: Site, lost: Run, monkeypatch
 
 
 def test_a_successor_that_was_taken_in_silence_is_not_submitted_again(
-    site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch
+    slurm: FakeSlurm, lost: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
     monkeypatch.setattr(sbatch, "SETTLE_SECONDS", 0.01)
-    site.says(
+    slurm.says(
         scontrol=f'{SHOWN} echo "is disabled" >&2; exit 1;; esac',
         sbatch=f'echo x >> tried; /bin/cp "$1" taken.sh; {NO_ANSWER}',
         squeue=f"""[ -e taken.sh ] || exit 0; [ -e looked ] || {{ : > looked; {NO_ANSWER}; }}
@@ -325,9 +296,9 @@ comment=$(/bin/grep -o "cnnjob /[^']*[0-9]'" taken.sh); echo "18|PENDING|Priorit
     assert (lost.slurm_folder / "18_submitted.pkl").exists()
 
 
-def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_has_an_end(slurm: FakeSlurm, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
-    site.says(scontrol=NO_ANSWER)
+    slurm.says(scontrol=NO_ANSWER)
     main(str(lost.path), "137")
     [told] = try_read_restart_log(lost)
     assert told["said"].startswith("not restarted, scontrol show job 17: refused, slurm_load_jobs error: ")
@@ -336,11 +307,11 @@ def test_patience_has_an_end(site: Site, lost: Run, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("make", "code", "said"), [(finished_run, 0, "finished"), (pending_run, 127, LEFT)])
 def test_nobody_is_waited_for_when_there_is_nothing_to_do(
-    site: Site, monkeypatch: pytest.MonkeyPatch, make: Any, code: int, said: str
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, make: Any, code: int, said: str
 ) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (60,))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    site.says(scontrol=NO_ANSWER)
+    slurm.says(scontrol=NO_ANSWER)
     run = make(Path("runs"))
     run.slurm_folder.mkdir()
     main(str(run.path), str(code))
@@ -354,8 +325,8 @@ def test_nobody_is_waited_for_when_there_is_nothing_to_do(
         ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", "job 17 is requeued"),
     ],
 )
-def test_what_comes_while_it_waits_is_asked_about(site: Site, lost: Run, facts: str, said: str) -> None:
-    site.says(scontrol=f'[ ! -e known ] || {{ echo "{facts} Restarts=0"; exit; }}; {NO_ANSWER}')
+def test_what_comes_while_it_waits_is_asked_about(slurm: FakeSlurm, lost: Run, facts: str, said: str) -> None:
+    slurm.says(scontrol=f'[ ! -e known ] || {{ echo "{facts} Restarts=0"; exit; }}; {NO_ANSWER}')
     code = "import sys; from cnnjob.slurm.node import restart; "
     code += "restart.PAUSES_SECONDS = (60, 60); restart.main(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(lost.path), "137"]
@@ -367,8 +338,8 @@ def test_what_comes_while_it_waits_is_asked_about(site: Site, lost: Run, facts: 
         assert waiting.communicate(timeout=60)[0].endswith(f": {said}\n")
 
 
-def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(site: Site, lost: Run) -> None:
-    site.says(scontrol="exit 1")
+def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(slurm: FakeSlurm, lost: Run) -> None:
+    slurm.says(scontrol="exit 1")
     files.write_json(restart_log.cancellation_file(lost), {"by": "me", "jobs": ["17"]})
     main(str(lost.path), "143")
     assert [told["said"] for told in try_read_restart_log(lost)] == [CANCELLED]
@@ -387,8 +358,8 @@ def damage(path: Path, content: str | None) -> None:
 
 
 @pytest.mark.parametrize("content", [text for text in DAMAGED if text != "{}"])
-def test_what_may_have_been_cancelled_is_left_to_its_user(site: Site, lost: Run, content: str | None) -> None:
-    site.says(scontrol=f'echo "$1" >> asked; {SHOWN};; esac')
+def test_what_may_have_been_cancelled_is_left_to_its_user(slurm: FakeSlurm, lost: Run, content: str | None) -> None:
+    slurm.says(scontrol=f'echo "$1" >> asked; {SHOWN};; esac')
     damage(restart_log.cancellation_file(lost), content)
     main(str(lost.path), "143")
     [told] = try_read_restart_log(lost)
@@ -398,7 +369,7 @@ def test_what_may_have_been_cancelled_is_left_to_its_user(site: Site, lost: Run,
     assert "; to go on: cnnjob submit runs/tiny" in told["said"]
     assert told["restarted"] == ""
     assert not Path("asked").exists()
-    site.says(squeue="exit 0", sacct="exit 1")
+    slurm.says(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
     assert (found.state, str(restart_log.cancellation_file(lost)) in found.summary.note) == ("lost", True)
     os.utime(lost.submission_file, (time.time() + 9,) * 2)  # submitted again
@@ -408,9 +379,9 @@ def test_what_may_have_been_cancelled_is_left_to_its_user(site: Site, lost: Run,
 
 @pytest.mark.parametrize("content", [text for text in DAMAGED if text is not None])
 def test_a_damaged_record_of_restarts_allows_none_without_progress(
-    site: Site, lost: Run, capsys: pytest.CaptureFixture[str], content: str
+    slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    site.says(scontrol=f"{SHOWN};; esac")
+    slurm.says(scontrol=f"{SHOWN};; esac")
     record = restart_log.restart_log_file(lost)
     damage(record, content)
     main(str(lost.path), "137")
@@ -424,16 +395,16 @@ def test_a_damaged_record_of_restarts_allows_none_without_progress(
     assert f"cnnjob: {lost.path}: {record}: " in capsys.readouterr().out
 
 
-def test_a_cancellation_while_the_successor_is_submitted_ends_both(site: Site, lost: Run) -> None:
+def test_a_cancellation_while_the_successor_is_submitted_ends_both(slurm: FakeSlurm, lost: Run) -> None:
     record = restart_log.cancellation_file(lost)
     files.write_json(Path("record"), {"by": "me", "jobs": ["17"], "attempt": 1, **lost.identity()})
     cancels = f'while read -r l; do echo "$l"; done < record > "{record}"'
-    site.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel='echo "$*" >> cancelled')
+    slurm.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel='echo "$*" >> cancelled')
     main(str(lost.path), "143")
     assert Path("cancelled").read_text() == "18\n"
     [told] = try_read_restart_log(lost)
     assert (told["restarted"], told["said"]) == ("", f"{CANCELLED}, and with it its successor 18")
-    site.says(squeue="exit 0", sacct="exit 1")
+    slurm.says(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
     assert (found.state, found.job_id, found.is_resumable) == ("cancelled", "18", False)
 
@@ -452,27 +423,27 @@ def test_a_successor_ends_where_the_job_that_submitted_it_was_cancelled(
     assert restart_log.try_read_cancellation(lost)["jobs"] == [*cancelled, *["18"] * ended]
 
 
-def test_a_successor_that_cannot_be_cancelled_is_said(site: Site, lost: Run) -> None:
+def test_a_successor_that_cannot_be_cancelled_is_said(slurm: FakeSlurm, lost: Run) -> None:
     record = restart_log.cancellation_file(lost)
     denied = "scancel: error: Kill job error on job id 18: Access/permission denied"
     cancels = f"""echo '{{"by": "me", "jobs": ["17"]}}' > "{record}\""""
-    site.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
+    slurm.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
     main(str(lost.path), "143")
     assert f"cancelled, but its successor 18 is not: {denied}" in try_read_restart_log(lost)[0]["said"]
 
 
 def test_a_life_that_found_the_run_taken_changes_nothing(
-    site: Site, lost: Run, capsys: pytest.CaptureFixture[str]
+    slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    site.says(scontrol="exit 1")
+    slurm.says(scontrol="exit 1")
     before = tree()
     main(str(lost.path), "5")
     assert capsys.readouterr().out == f"cnnjob: {lost.path}: left to the process that has it\n"
     assert tree() == before
 
 
-def test_an_element_of_a_sweep_restarts_its_own_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.says(scontrol='echo "$@" >> asked; echo "JobId=19 JobState=RUNNING Restarts=0"')
+def test_an_element_of_a_sweep_restarts_its_own_run(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm.says(scontrol='echo "$@" >> asked; echo "JobId=19 JobState=RUNNING Restarts=0"')
     found = [lost_run(Path("runs").resolve(), seed=seed) for seed in (1, 2)]
     sweep = Path("runs/.sweeps/12345678")
     sweep.mkdir(parents=True)
@@ -494,300 +465,3 @@ def test_a_crash_loop_ends(lost: Run) -> None:
     assert [told["said"] for told in try_read_restart_log(lost)] == ["job 17 is requeued"] * 3 + [
         "3 restarts without progress"
     ]
-
-
-# --- on the node
-
-
-def test_when_the_job_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "1234567890")
-    assert deadlines.first_end() == 1234567890
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
-    site.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
-    assert deadlines.first_end() == math.inf  # no job, no end
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert 1.7e9 < (deadlines.first_end() or 0) < 1.8e9
-    for answer, end in (('echo "EndTime=Unknown"', math.inf), ("echo garbage", None), ("exit 1", None), (None, None)):
-        site.says(scontrol=answer)
-        assert deadlines.first_end() == end
-        assert deadlines.end_now() == end
-
-
-@pytest.mark.parametrize(
-    ("answer", "ended"),
-    [
-        ("echo JobId=17 JobState=COMPLETED", True),
-        ("echo JobState=NODE_FAIL", True),
-        ("echo JobState=COMPLETING", False),
-        ("echo JobState=RUNNING", False),
-        ("echo JobState=PENDING", False),
-        ("echo garbage", False),
-        ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', True),
-        (NO_ANSWER, False),
-        ("exit 1", False),
-        (None, False),
-    ],
-)
-def test_whether_a_job_has_ended(
-    site: Site, monkeypatch: pytest.MonkeyPatch, answer: str | None, *, ended: bool
-) -> None:
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
-    site.says(scontrol=answer)
-    assert client.job_is_over(owner_record(), 100) is ended
-
-
-@pytest.mark.parametrize(
-    ("answer", "silent"),
-    [
-        (NO_ANSWER, True),
-        (
-            'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1',
-            True,
-        ),
-        ("kill -15 $$", True),
-        ('echo "Requested operation is presently disabled" >&2; exit 1', False),
-        ("exit 1", False),
-        (None, False),
-        ('echo "sbatch: error: Unable to open file $1" >&2; exit 1', False),
-    ],
-)
-def test_silent_or_refused(site: Site, answer: str | None, *, silent: bool) -> None:
-    """A folder or a run may have any name."""
-    site.says(sbatch=answer)
-    with pytest.raises(SchedulerError) as error:
-        client.ask(["sbatch", "/data/communication-lab/timed out/x.sh"])
-    assert client.is_silent(error.value) is silent
-
-
-def test_a_run_is_taken_over_from_a_job_that_has_ended(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
-    whole = trained(tmp_path / "whole").run
-    whole.result_file.unlink()
-    claim(whole).note(host="elsewhere", job_id="16", cluster="lab")
-    site.says(scontrol='case "$*" in *16) echo JobState=NODE_FAIL;; esac')
-    assert node_task.NodeTask(str(whole.path), 30)._live() == 0
-    assert [attempt["ended"] is None for attempt in whole.attempts()] == [False, True, False]
-
-
-def at(seconds: float) -> str:
-    """Return a time from now as SLURM writes it."""
-    return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM says it
-
-
-def test_a_deadline_that_was_moved_stops_nobody() -> None:
-    """SLURM is asked once for each deadline that is over."""
-    asked: list[float] = []
-
-    def moved() -> float:
-        asked.append(time.time() + 1000 if not asked else time.time() - 1)
-        return asked[-1]
-
-    deadline = Deadline(time.time() + 1000, moved)
-    assert (deadline.is_over(), asked) == (False, [])
-    deadline.time = time.time() - 1  # the process was suspended, or the limit extended
-    assert [deadline.is_over() for _ in range(3)] == [False] * 3
-    assert (len(asked), deadline.time) == (1, asked[0])
-    deadline.time = time.time() - 1
-    assert deadline.is_over()
-    assert Deadline(time.time() - 1, lambda: None).is_over()
-
-
-def test_an_end_that_slurm_did_not_tell_at_the_start_is_asked_for_later(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Less and less often, until it answers; then an end is confirmed as any other."""
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    site.says(scontrol="echo x >> asked; exit 1")
-    assert deadlines.first_end() is None
-    one = deadlines.deadline(None, 30.0)
-    pauses = []
-    for _ in range(6):
-        pauses.append(one.time - time.time())
-        assert not one.is_over()  # asks nobody
-        one.time = 0.0
-        assert not one.is_over()  # as the first pause is over, SLURM is asked
-    assert [round(pause, -1) for pause in pauses] == [60, 120, 240, 480, 960, 960]
-    assert len(Path("asked").read_text().split()) == 7
-    one.time = 0.0
-    site.says(scontrol=f"echo EndTime={at(1000)}")
-    assert not one.is_over()
-    assert 960 < one.time - time.time() <= 970
-    one.time = 0.0
-    site.says(scontrol="exit 1")
-    assert one.is_over()
-
-
-def test_a_guard_that_knows_no_end_asks_for_it(site: Site) -> None:
-    site.says(scontrol=f"echo EndTime={at(5)}")
-    code = "from cnnjob.slurm.node.deadlines import *\nwith ended_in_time(None): time.sleep(60)"
-    environment = {**os.environ, "SLURM_JOB_ID": "17"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
-    assert done.returncode == -signal.SIGALRM
-
-
-def test_a_process_that_does_not_react_is_ended_once_slurm_confirms_its_end(site: Site) -> None:
-    """It was told an end that is over: SLURM does not answer, then names a later one, then confirms."""
-    late = f"$(/bin/date --date=+{deadlines.LAST_SECONDS + 2:g}sec +%FT%T)"
-    answer = f"case $(/usr/bin/wc -l < asked) in 1) exit 1;; 2) echo EndTime={late};; *) echo EndTime={at(5)};; esac"
-    site.says(scontrol=f"echo x >> asked; {answer}")
-    hang = "import ctypes; ctypes.PyDLL(None).sleep(60)"
-    code = f"from cnnjob.slurm.node.deadlines import *\nwith ended_in_time(time.time()): {hang}"
-    environment = {**os.environ, "SLURM_JOB_ID": "17"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
-    assert done.returncode == -signal.SIGALRM
-    assert len(Path("asked").read_text().split()) == 3
-
-
-def test_nobody_is_ended_after_the_block_or_with_another_signal() -> None:
-    code = """
-import os, signal, subprocess, sys, time
-from pathlib import Path
-from cnnjob.slurm.node.deadlines import ended_in_time
-with ended_in_time(time.time() + 3600):
-    [guard] = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    while "cnnjob.slurm.node.deadlines" not in Path(f"/proc/{guard}/cmdline").read_text():
-        time.sleep(0.01)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
-        os.kill(int(guard), number)
-    time.sleep(0.2)
-    print(Path(f"/proc/{guard}/stat").read_text().split()[2] in "ZX")
-print(os.path.exists(f"/proc/{guard}"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["False", "False"]
-
-
-@pytest.mark.parametrize("name", ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS"])
-def test_a_job_that_holds_gpus_does_not_silently_compute_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    run = trained(tmp_path).run
-    run.result_file.unlink()
-    job = run.job()
-    monkeypatch.setenv(name, "0,1")
-    auto = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})
-    with pytest.raises(JobError, match=r"resources\.backend: 'auto', and this SLURM job holds the GPU 0,1, but"):
-        train(run, setup=TrainingSetup.of_run(run, auto))
-    numpy = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "numpy"})})
-    assert train(run, setup=TrainingSetup.of_run(run, numpy)).state == "finished"
-
-
-@pytest.mark.usefixtures("site")
-def test_a_life_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = trained(tmp_path / "whole").run
-    assert node_task.NodeTask(str(run.path), 30)._live() == 0
-    assert capsys.readouterr().out == f"{run.path}: was finished\n"
-
-
-# --- the batch script
-
-
-def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(site: Site) -> None:
-    site.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
-    cnnjob(
-        "submit", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.optimiser.sgd.momentum=0.99",
-        "--set", "model.blocks=[{dense=8,activation='none'}]",
-    )  # fmt: skip
-    done = batch_script(run_folder(), SLURM_JOB_END_TIME="9999999999")
-    assert done.returncode == 1, done.stdout
-    assert "the loss is" in done.stdout
-    assert [told["said"] for told in try_read_restart_log(run_folder())] == ["the job's own error is not restarted"]
-    assert "requeue" not in Path("asked").read_text()
-
-
-@pytest.mark.usefixtures("site")
-def test_the_batch_script_of_a_job_whose_setup_fails() -> None:
-    Path("site.toml").write_text('setup = ["module() { return 7; }", "module load cuda"]\n')
-    cnnjob("submit", "toy.toml", "--profile", "site.toml")
-    done = batch_script(run_folder())
-    assert done.returncode == 7, done.stdout
-    assert [told["said"] for told in try_read_restart_log(run_folder())] == [LEFT]
-
-
-def test_the_batch_script_of_a_job_whose_time_is_over(site: Site) -> None:
-    """Each life ends before its limit with a step done; the scheduler puts it back."""
-    cnnjob("submit", "toy.toml")
-    run = run_folder()
-    for life_ in (1, 2):
-        said = f"JobId=17 JobState=RUNNING Restarts=0 EndTime={at(executor.MARGIN_SECONDS - 1)}"
-        site.says(scontrol=f'echo "$@" >> asked; echo "{said}"')
-        done = batch_script(run)
-        assert done.returncode == 75, done.stdout
-        assert "cnnjob: " in done.stdout
-        assert (run.state(), [told["step"] for told in try_read_restart_log(run)]) == (
-            "stopped",
-            list(range(1, life_ + 1)),
-        )
-    assert [attempt["why"] for attempt in run.attempts()] == ["stopped: time limit"] * 2
-    assert Path("asked").read_text().splitlines().count("requeue 17") == 2
-
-
-@pytest.mark.usefixtures("site")
-def test_a_python_that_was_deleted_is_named_by_status() -> None:
-    python = Path("venv/python").absolute()
-    python.parent.mkdir()
-    cnnjob("submit", "toy.toml")
-    run = run_folder()
-    script = run.slurm_folder / "17_submission.sh"
-    script.write_text(script.read_text().replace(sys.executable, str(python)))
-    done = batch_script(run)
-    assert (done.returncode, try_read_restart_log(run)) == (127, [])
-    (run.slurm_folder / "17_0_log.out").write_text(done.stdout)
-    shown = cnnjob("status", str(run.path)).stdout
-    assert f"cause:     its job had no Python: {python} is missing or cannot be executed, so it was not" in shown
-
-
-TRAPPED = [*range(1, 9), *range(10, 17), *range(20, 32), *range(34, 65)]
-HELD = 'echo $$ > task; while [ ! -e go ]; do /bin/sleep 0.05; done; shift 4; exec "$@"'
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, None])
-def test_no_signal_to_the_batch_script_decides(site: Site, number: int | None) -> None:
-    """The step works on under every signal; then it ends, or is killed, and that decides."""
-    cnnjob("submit", "toy.toml")
-    site.says(srun=HELD)
-    run = run_folder()
-    with started_batch_script(run) as script:
-        until(lambda: Path("task").exists() and bool(Path("task").read_text()))
-        for one in TRAPPED:
-            script.send_signal(one)
-        assert script.poll() is None
-        if number:
-            os.kill(int(Path("task").read_text()), number)
-        Path("go").touch()
-        assert script.wait(60) == (128 + number if number else 0)
-    assert [told["said"] for told in try_read_restart_log(run)] == ["job 17 is requeued" if number else "finished"]
-
-
-def test_no_signal_ends_a_decision(site: Site) -> None:
-    cnnjob("submit", "toy.toml")
-    asked = "echo $PPID > asked; while [ ! -e go ]; do /bin/sleep 0.05; done"
-    site.says(srun="exit 137", scontrol=f'{asked}; echo "JobId=17 JobState=RUNNING Restarts=0"')
-    run = run_folder()
-    with started_batch_script(run) as script:
-        until(lambda: Path("asked").exists() and bool(Path("asked").read_text()))
-        for one in TRAPPED:
-            script.send_signal(one)
-            if one != signal.SIGTERM:  # at which it asks again
-                os.kill(int(Path("asked").read_text()), one)
-        Path("go").touch()
-        assert script.wait(60) == 137
-    assert [told["said"] for told in try_read_restart_log(run)] == ["job 17 is requeued"]
-
-
-@contextmanager
-def started_batch_script(run: Run) -> Iterator[subprocess.Popen[bytes]]:
-    known = {**os.environ, "SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}
-    with Path("log").open("wb") as log:
-        words = ["/bin/bash", str(run.slurm_folder / "17_submission.sh")]
-        with subprocess.Popen(words, stdout=log, stderr=log, env=known) as script:
-            yield script
-
-
-def until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.02)

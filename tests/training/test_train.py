@@ -5,17 +5,14 @@ import math
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
@@ -24,24 +21,16 @@ from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import BusyError, CnnjobError, DataError, JobError, TrainingError
 from cnnjob.jobs import json_files
-from cnnjob.jobs.job import (
-    AugmentSettings,
-    ConstantSettings,
-    DecaySettings,
-    EarlyStoppingSettings,
-    Job,
-    ScheduleSettings,
-)
-from cnnjob.jobs.model import Dropout
+from cnnjob.jobs.job import Job
 from cnnjob.runs import checkpoints, npz
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
 from cnnjob.training.progress import NoProgress
-from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.split import split_training_images
 from cnnjob.training.stopping import SIGNALS, StopRequest
 from cnnjob.training.train import train
-from tests.helpers.toy_jobs import CLASSES, blots, corrupt, dataset, job, outcome_of, run_of, trained
+from tests.helpers.progress import Hears, StopsAt
+from tests.helpers.toy_jobs import CLASSES, WILD, blots, dataset, job, outcome_of, run_of, trained
 
 DROPOUT = [{"conv": 3, "kernel": 3, "pool": 2}, {"dropout": 0.3}, {"dense": 6}]
 PLAIN = [{"conv": 3, "kernel": 3, "pool": 2}, {"dense": 6}]
@@ -53,7 +42,6 @@ RESIDUAL = [
     {"residual": [{"conv": 3, "stride": 2} | NORM, {"conv": 3, "activation": "none"} | NORM]},
     {"global_pool": "max"},
 ]
-NORM_LAST = {"batch_norm": True, "order": ["activation", "pool", "norm"]}
 JOBS: list[dict[str, Any]] = [
     {"train__optimiser": {"sgd": {"momentum": 0.0}}, "model__blocks": PLAIN},
     {"train__optimiser": "sgd", "model__blocks": PLAIN},
@@ -79,29 +67,6 @@ JOBS: list[dict[str, Any]] = [
         "train__lookahead": {"every": 7},
     },
 ]
-
-
-class StopsAt(NoProgress):
-    """Asks to stop, by a real signal, during one step."""
-
-    def __init__(self, step: int, number: int = signal.SIGUSR1) -> None:
-        self.left, self.number = step, number
-        self.lines: list[str] = []
-
-    def step(self, epoch: int, step: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-class Hears(StopsAt):
-    """Listens, and never asks."""
-
-    def __init__(self) -> None:
-        super().__init__(-1)
 
 
 def test_it_learns_and_finishes(tmp_path: Path) -> None:
@@ -245,17 +210,6 @@ def test_an_evaluation_that_is_no_number_stops_with_its_cause(tmp_path: Path) ->
     assert "failed: " in run.log_file.read_text()
 
 
-WILD: dict[str, Any] = {
-    "model__blocks": [{"dense": 8, "activation": "none", "init": 10.0, "learning_rate_factor": 1e6}] * 3,
-    "data__validation_fraction": 0.0,
-    "train__select_on": "last",
-    "train__batch_size": 216,
-    "train__epochs": 1,
-    "train__learning_rate": 1000.0,
-}
-"""One step, whose loss is finite and after which the outputs are not; no images choose the weights."""
-
-
 def test_a_last_update_after_which_the_outputs_overflow_fails_the_run(tmp_path: Path) -> None:
     run = run_of(job(**WILD), dataset(tmp_path), tmp_path / "runs")
     said = r"the test loss with the weights of epoch 1 is nan; lower train.learning_rate or change the initial weights$"
@@ -294,14 +248,6 @@ def test_running_statistics_that_overflow_fail_the_epoch(checkpoint_seconds: flo
     assert not run.history()
 
 
-def test_a_job_larger_than_the_memory_is_refused_before_it_starts(tmp_path: Path) -> None:
-    huge = job(model__blocks=[{"dense": 1_000_000}, {"dense": 1_000_000}])
-    run = run_of(huge, dataset(tmp_path), tmp_path / "runs")
-    with pytest.raises(JobError, match=r"needs [\d,.]+ GB of memory for its arrays, [\d.]+ GB are free"):
-        train(run)
-    assert run.state() == "pending"
-
-
 def test_memory_that_ends_in_a_later_step_is_said_and_the_same_call_goes_on(tmp_path: Path) -> None:
     class Greedy(StopsAt):
         def step(self, epoch: int, step: int) -> None:
@@ -314,65 +260,6 @@ def test_memory_that_ends_in_a_later_step_is_said_and_the_same_call_goes_on(tmp_
         train(run, Greedy(7))
     assert run.attempts()[0]["why"].startswith("failed: toy: no memory")
     assert train(run).state == "finished"
-
-
-def test_a_moved_dataset_and_another_cadence_are_taken_up(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    train(run, StopsAt(7))
-    (tmp_path / "moved").mkdir()
-    (tmp_path / "toy.h5").rename(tmp_path / "moved" / "toy.h5")
-    with pytest.raises(DataError, match="no such dataset"):
-        train(run)
-    moved, often = dataset(tmp_path / "moved"), job(train__checkpoint_seconds=0.0)
-    assert run_of(often, moved, tmp_path / "runs") == run
-    listener = StopsAt(3)
-    train(run, listener, setup=TrainingSetup.of_run(run, often, moved))
-    assert sorted(path.name for path in run.checkpoints_folder.iterdir()) == [
-        "step-000000009.npz",
-        "step-000000010.npz",
-    ]
-    assert train(run, setup=TrainingSetup.of_run(run, dataset=moved)).state == "finished"
-
-
-def test_lost_checkpoints_are_said(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    train(run, StopsAt(7))
-    for path in run.checkpoints_folder.iterdir():
-        path.unlink()
-    listener = Hears()
-    assert train(run, listener).state == "finished"
-    assert "warning: no checkpoint is left of the attempts before, starting anew" in listener.lines
-
-
-def test_good_checkpoints_outlive_damaged_ones_with_higher_steps(tmp_path: Path) -> None:
-    run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
-    train(run, StopsAt(9))
-    older, newer = sorted(run.checkpoints_folder.glob("step-*.npz"))
-    extra = run.checkpoints_folder / "step-000000020.npz"  # as a kill between a rename and the clearing leaves three
-    extra.write_bytes(newer.read_bytes())
-    for path in (newer, extra):
-        corrupt(path)
-    train(run, StopsAt(1))
-    names = sorted(path.name for path in run.checkpoints_folder.iterdir())
-    assert names == [older.name, newer.name, f"{newer.name}.damaged", f"{extra.name}.damaged"]
-    assert checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])[1] == []
-
-
-def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
-    """A step of ten digits has a name that is before those of nine digits."""
-    for step in (999_999_998, 999_999_999, 1_000_000_000):
-        progress = checkpoints.TrainingProgress(step=step)
-        checkpoints.save(tmp_path, checkpoints.Checkpoint(progress, {"a": np.zeros(1)}, {"digest": "0" * 64}), print)
-    assert {path.name for path in tmp_path.iterdir()} == {"step-999999999.npz", "step-1000000000.npz"}
-    found, _ = checkpoints.load(tmp_path, "0" * 64)
-    assert (found and found.progress.step, checkpoints.newest_step(tmp_path)) == (1_000_000_000, 1_000_000_000)
-
-
-def test_an_infinite_weight_is_never_saved(tmp_path: Path) -> None:
-    arrays = {"weights/a": np.array([1.0, np.inf])}
-    with pytest.raises(TrainingError, match="weights/a: not finite at step 0; nothing was saved"):
-        checkpoints.save(tmp_path, checkpoints.Checkpoint(checkpoints.TrainingProgress(), arrays, {}), lambda: None)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
@@ -399,48 +286,6 @@ def test_a_process_that_was_taken_for_dead_cannot_write(tmp_path: Path) -> None:
     assert run.attempts()[0]["ended"] is None
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
-    expected = outcome_of(trained(tmp_path / "a").run)
-    run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
-    train(run, StopsAt(7))
-    older, newer = sorted(run.checkpoints_folder.iterdir())
-    corrupt(newer)
-    listener = Hears()
-    assert train(run, listener).state == "finished"
-    assert any("damaged, its checksum does not fit" in line and newer.name in line for line in listener.lines)
-    assert "resumed at epoch 1, step 6" in listener.lines
-    assert outcome_of(run) == expected
-    assert older.name not in [path.name for path in run.checkpoints_folder.iterdir()]
-
-
-def test_with_no_whole_checkpoint_left_nothing_is_overwritten(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    train(run, StopsAt(7))
-    for path in run.checkpoints_folder.iterdir():
-        corrupt(path)
-    with pytest.raises(
-        DataError, match=r"no whole checkpoint is left; see to the disk, or remove .* to start the run anew"
-    ):
-        train(run)
-    assert run.state() == "failed"
-
-
-def test_a_checkpoint_of_another_job_or_format_is_refused(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    train(run, StopsAt(7))
-    other = run_of(job(seed=5), dataset(tmp_path), tmp_path / "runs")
-    other.checkpoints_folder.mkdir(parents=True)
-    newest = max(run.checkpoints_folder.iterdir())
-    (other.checkpoints_folder / newest.name).write_bytes(newest.read_bytes())
-    with pytest.raises(DataError, match="belongs to another job"):
-        train(other)
-    arrays = npz.read_arrays(newest)
-    head = {**json.loads(str(arrays["header"])), "format": 99}
-    npz.write_arrays(newest, {**arrays, "header": np.array(json.dumps(head))})
-    with pytest.raises(DataError, match="checkpoint format 99, this version reads 1"):
-        train(run)
-
-
 def test_another_environment_is_said_and_recorded(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     train(run, StopsAt(7))
@@ -452,178 +297,12 @@ def test_another_environment_is_said_and_recorded(tmp_path: Path) -> None:
     assert run.result()["bits_may_differ_from_step"] == 7
 
 
-def test_another_dataset_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    (tmp_path / "toy.h5").unlink()
-    dataset(tmp_path, images=100)
-    with pytest.raises(DataError, match=r"not the data that .* was created with"):
-        train(run)
-
-
-def blocks(*of: dict[str, Any], classifier: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"model__blocks": list(of), "model__classifier": classifier or {}}
-
-
-@pytest.mark.parametrize("at_once_bytes", [10**9, 0], ids=["before the first step", "in a thread"])
-@pytest.mark.parametrize("name", ["train/images", "test/images", "test/labels"])
-def test_no_step_on_changed_data_is_ever_saved(tmp_path: Path, name: str, at_once_bytes: int) -> None:
-    """The file's own checksums fit the change; only the digest of the array does not."""
-
-    def flip() -> None:
-        with h5py.File(tmp_path / "toy.h5", "r+") as file:
-            file[name][39] ^= 1
-
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    flip()
-    with pytest.raises(DataError, match=rf"toy\.h5: damaged, {name} has sha256"):
-        train(run, checked_at_once_bytes=at_once_bytes)
-    assert {path.name for path in run.path.rglob("*") if path.is_file()} <= {
-        *("job.json", "environment.json", "0001.json", "history.jsonl", "log.txt", "heartbeat"),
-    }
-    assert run.history() == []
-    assert run.attempts()[0]["why"].startswith("failed: ")
-    flip()
-    assert train(run, checked_at_once_bytes=at_once_bytes).state == "finished"
-    assert outcome_of(run) == outcome_of(trained(tmp_path / "unchanged").run)
-
-
-def with_another(path: Path, name: str) -> Dataset:
-    """A dataset of an older version, whose attributes have no checksum, with another mean or std."""
-    with h5py.File(path, "r+") as file:
-        file.attrs.pop("sha256")
-        file.attrs[name] = file.attrs[name] + 0.01
-    return Dataset.open(path)
-
-
-@pytest.mark.parametrize("at_once_bytes", [10**9, 0], ids=["before the first step", "in a thread"])
-@pytest.mark.parametrize("name", ["mean", "std"])
-def test_statistics_that_were_changed_before_there_was_a_run_are_refused(
-    tmp_path: Path, name: str, at_once_bytes: int
-) -> None:
-    dataset(tmp_path)
-    run = run_of(job(), with_another(tmp_path / "toy.h5", name), tmp_path / "runs")
-    with pytest.raises(DataError, match=rf"toy\.h5: the attribute {name} is not that of the training images"):
-        train(run, checked_at_once_bytes=at_once_bytes)
-    assert run.history() == []
-    assert not list(run.path.rglob("*.npz"))
-
-
-def test_another_mean_is_refused(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    with_another(tmp_path / "toy.h5", "mean")
-    with pytest.raises(DataError, match=r"toy\.h5: damaged, mean and std are not those"):
-        train(run)
-
-
-def test_data_that_are_checked_in_a_thread_give_the_same_bits_after_a_stop(tmp_path: Path) -> None:
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    assert train(run, StopsAt(1), checked_at_once_bytes=0).state == "stopped"
-    assert run.attempts()[0]["step"] == 1
-    assert train(run, checked_at_once_bytes=0).state == "finished"
-    assert outcome_of(run) == outcome_of(trained(tmp_path / "unbroken").run)
-
-
-def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    packed = dataset(tmp_path)
-    for changes, message in (
-        ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images; lower it"),
-        ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
-        ({"data__validation_fraction": 0.0}, "data.validation_fraction: 0 of 216 training images is none"),
-        (
-            {"data__validation_fraction": 0.9999},
-            "data.validation_fraction: 0.9999 of 216 training images leaves 3, fewer than a batch of 8; lower it",
-        ),
-        (
-            blocks({"conv": 2, "frozen": True, "bias": False}, classifier={"frozen": True, "bias": False}),
-            "model: nothing of it is trained, all of it is frozen",
-        ),
-        (
-            {"train__weight_decay": 0.1}
-            | blocks({"conv": 2, "frozen": True, "batch_norm": True}, classifier={"frozen": True, "bias": False}),
-            "train.weight_decay: all weights are frozen, and it acts on nothing else; leave it out",
-        ),
-        ({"data__augment": {"translate": 6}}, "data.augment.translate: moves images of 6×6 pixels by 6, at most"),
-        (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
-        (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
-        (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
-        (
-            blocks({"residual": [{"conv": 2, "kernel": 1}, {"conv": 2, "kernel": 2, "pad": 1, "stride": 2}]}),
-            "residual1: its body leads from 6×6×1 to 4×4×2, for which no shortcut has enough pixels",
-        ),
-        (
-            blocks({"residual": [{"conv": 2, "kernel": 2, "pad": 1}]}),
-            "residual1: its body enlarges the image from 6×6×1 to 7×7×2, which no shortcut does; lower its pads",
-        ),
-        (
-            blocks({"conv": 2, "pad": 64, "pool": 64}),
-            "model.blocks: conv1: pad 64 is not less than kernel 3, outputs at the edges see zeros alone; change",
-        ),
-        (
-            blocks({"residual": [{"conv": 2, "kernel": 1, "pad": 1}, {"conv": 2, "pad": 0}]}),
-            "model.blocks: residual1.conv1: pad 1 is not less than kernel 1",
-        ),
-        (
-            {"train__batch_size": 1} | blocks({"conv": 3, "pad": 0}, {"conv": 5, "pad": 0, "pool": 2} | NORM_LAST),
-            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel; change",
-        ),
-        (
-            {"train__batch_size": 1} | blocks({"residual": [{"conv": 3, "pool": 6} | NORM_LAST]}),
-            "model.blocks: residual1.conv1: a batch of 1 image, normalised at 1×1×3, has one value per channel",
-        ),
-        (
-            {"train__epochs": 2, "train__lookahead": {"every": 41}},
-            "train.lookahead.every: 41 is more than the 40 steps of the training, so it would not act; lower it",
-        ),
-        (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening takes an even number of filters up to 18"),
-    ):
-        with pytest.raises(JobError, match=message):
-            run_of(job(**changes), packed, tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_normalisation_of_two_values_and_a_lookahead_at_the_last_step_are_allowed(tmp_path: Path) -> None:
-    small = blocks({"conv": 3, "pool": 6} | NORM_LAST)
-    TrainingSetup.checked(
-        job(**small, train__batch_size=2, train__lookahead={"every": 81}, train__epochs=1), dataset(tmp_path)
-    )
-    TrainingSetup.checked(job(**blocks({"conv": 3, "pool": 3} | NORM_LAST), train__batch_size=1), dataset(tmp_path))
-
-
-def test_views_that_move_an_image_need_pixels_to_mirror(tmp_path: Path) -> None:
-    rows = [replace(block, images=block.images[:, :1]) for block in blots({"train": 80, "test": 30})]
-    write(tmp_path / "toy.h5", "toy", DatasetContents(CLASSES, {"toy": "0" * 64}, iter(rows)), {})
-    packed = Dataset.open(tmp_path / "toy.h5")
-    TrainingSetup.checked(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip"), packed)
-    said = r"train.test_time_augmentation: moves images of 1×6 pixels by 1, at most 0 can be mirrored at their edges"
-    with pytest.raises(JobError, match=said):
-        TrainingSetup.checked(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip_translate"), packed)
-
-
 def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     run = run_of(job(), packed, tmp_path / "runs")
     files.write_json(run.job_file, json_files.sealed({**run.manifest(), "digest": "f" * 64}))
     with pytest.raises(DataError, match="belongs to another job whose digest begins with the same digits"):
         run_of(job(), packed, tmp_path / "runs")
-
-
-def test_a_dataset_is_found_by_name_or_path(tmp_path: Path) -> None:
-    packed = dataset(tmp_path)
-    assert Dataset.find("toy", tmp_path).digest == packed.digest
-    assert Dataset.find(str(packed.path), Path("nowhere")).digest == packed.digest
-
-
-def test_checkpoints_that_are_removed_while_it_trains_are_saved_again(tmp_path: Path) -> None:
-    class Removes(StopsAt):
-        def step(self, epoch: int, step: int) -> None:
-            if self.left == 3:
-                shutil.rmtree(run.checkpoints_folder)
-            super().step(epoch, step)
-
-    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    assert train(run, Removes(6)).state == "stopped"
-    assert [path.name for path in run.checkpoints_folder.iterdir()] == ["step-000000006.npz"]
-    assert train(run).state == "finished"
 
 
 def test_a_full_disk_at_the_start_is_met_before_the_work(tmp_path: Path) -> None:
@@ -644,7 +323,7 @@ def test_the_same_bits_on_one_core_as_on_all(tmp_path: Path) -> None:
     expected = outcome_of(trained(tmp_path / "all").run)
     code = (
         "import os, sys; from pathlib import Path; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from tests.training.test_train import *; root = Path(sys.argv[1]);"
+        "from tests.helpers.progress import *; from tests.helpers.toy_jobs import *; root = Path(sys.argv[1]);"
         "train(run_of(job(), dataset(root), root / 'runs'), StopsAt(11))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
@@ -722,92 +401,3 @@ def test_the_same_job_again_takes_its_new_resources(tmp_path: Path) -> None:
     assert seconds_after(4.0) == 4.0
     run.result_file.write_text("{}")
     assert seconds_after(3.0) == 4.0
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, np.ndarray]]:
-    """A run with two checkpoints in its second epoch, and the arrays of the newest."""
-    root = tmp_path_factory.mktemp("saved")
-    run = run_of(job(train__checkpoint_seconds=0.0), dataset(root), root / "runs")
-    train(run, StopsAt(25))
-    return run, npz.read_arrays(max(run.checkpoints_folder.iterdir()))
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"step": "9"},
-        {"step": -1},
-        {"step": 10**18},
-        {"step": 24},
-        {"epoch_step": 10**6},
-        {"history": 5},
-        {"history": [{}]},
-        {"history": []},
-        {"best_epoch": 99},
-        {"surprise": 1},
-        {"best_accuracy": None},
-        {"header": np.arange(3)},
-        {"header": np.array("{")},
-        {"header": np.array("[" * 9999)},
-        {"header": np.array('{"format": 1}')},
-        {"losses": np.zeros(99)},
-        {"hits": np.zeros(0)},
-        {"weights/conv1/weights": np.zeros(3, np.float32)},
-        {"best/conv1/weights": np.full((3, 3, 1, 4), np.nan, np.float32)},
-    ],
-)
-def test_a_checkpoint_of_other_content_with_a_fitting_checksum_is_damaged(saved: Any, facts: dict[str, Any]) -> None:
-    run, arrays = saved
-    older, newest = sorted(run.checkpoints_folder.glob("step-*.npz"))
-    shapes = {name: array.shape for name, array in arrays.items() if "/" in name}
-    head = json.loads(str(arrays["header"]))
-    head["progress"] |= {name: fact for name, fact in facts.items() if not isinstance(fact, np.ndarray)}
-    others = {name: fact for name, fact in facts.items() if isinstance(fact, np.ndarray)}
-    npz.write_arrays(newest, {**arrays, "header": np.array(json.dumps(head)), **others})
-    found, [warning] = checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.ExpectedArrays(shapes, 20))
-    damaged = newest.with_name(f"{newest.name}.damaged")
-    assert (found and found.progress.step, warning.startswith(f"{newest}: damaged, ")) == (24, True), warning
-    damaged.unlink()
-    npz.write_arrays(newest, arrays)
-    assert checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.ExpectedArrays(shapes, 20))[1] == []
-    assert older.exists()
-
-
-def replaced(one: Any, path: str, value: Any) -> Any:
-    """A frozen table with one value replaced, unchecked."""
-    name, _, rest = path.partition(".")
-    if isinstance(one, tuple):
-        return tuple(replaced(part, rest, value) if str(place) == name else part for place, part in enumerate(one))
-    return one.model_copy(update={name: replaced(getattr(one, name), rest, value) if rest else value})
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("model.blocks.0.order", ("pool", "activation", "norm")),
-        ("model.blocks.1.order", ("activation", "pool", "norm")),
-        ("model.blocks", None),
-        ("train.early_stopping", EarlyStoppingSettings(patience=1)),
-        (
-            "train.schedule",
-            ScheduleSettings.model_construct(constant=ConstantSettings.model_construct(warmup=0.5, start_factor=1.0)),
-        ),
-        ("train.schedule", ScheduleSettings.model_construct(cosine=DecaySettings.model_construct(end_factor=1.0))),
-        ("data.augment", AugmentSettings()),
-        ("train.optimiser.sgd.decoupled_weight_decay", True),
-        ("train.precision", "tf32"),
-    ],
-)
-def test_what_a_job_leaves_out_or_refuses_has_no_influence_on_the_bits(tmp_path: Path, path: str, value: Any) -> None:
-    blocks = [{"conv": 3, "pool": 2}, {"conv": 3, "activation": "gelu"}, {"dropout": 0.2}, {"dense": 4}]
-    plain, packed = job(train__epochs=2, model__blocks=blocks), dataset(tmp_path)
-    idle = (Dropout(dropout=0.0), *plain.model.blocks[3:])
-    other = replaced(plain, path, value or (*plain.model.blocks[:3], *idle))
-    assert other != plain
-    runs = [run_of(one, packed, tmp_path / str(number)) for number, one in enumerate((plain, other))]
-    first, second = (
-        outcome_of(train(run, setup=TrainingSetup.of_run(run, one)).run)
-        for run, one in zip(runs, (plain, other), strict=True)
-    )
-    assert first == second

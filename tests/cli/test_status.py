@@ -1,0 +1,228 @@
+"""The commands ``status`` and ``logs``: tables, JSON, watching and following."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cnnjob import files
+from cnnjob.cli import status as screen
+from cnnjob.cli.screen import fitting
+from cnnjob.reporting import record as records
+from cnnjob.runs.logs import last_lines, newest_log
+from tests.helpers.cli import cnnjob
+from tests.helpers.fake_slurm import FakeSlurm, row, says
+from tests.helpers.run_folders import change_json, pending_run, running_run, stopped_run
+from tests.helpers.slurm_runs import decided, failed, log, lost_in_job, one, submitted
+
+pytestmark = pytest.mark.usefixtures("idle_slurm")
+
+
+def test_the_table(idle_slurm: FakeSlurm) -> None:
+    run = submitted(stopped_run(Path("runs")))
+    says(idle_slurm, row("PENDING", "Priority"))
+    [header, _, line, count] = cnnjob("status").stdout.splitlines()
+    assert header.split() == ["run", "state", "epoch", "loss", "accuracy", "time", "left", "job", "node"]
+    assert re.split(r" {2,}", line.strip())[:7] == [
+        run.name, "pending", "2/4", "0.7500", "80.00 %", "2 s", "17",
+    ]  # fmt: skip
+    assert "jobs of higher priority go first" in line
+    assert count == "1 run: 1 pending"
+
+
+def test_accuracy_is_of_the_training_images_where_nothing_else_is_known() -> None:
+    run = stopped_run(Path("runs"), split=None)
+    assert "75.00 %" in cnnjob("status").stdout
+    assert "accuracy:  75.00 % on the train images" in cnnjob("status", str(run.path)).stdout
+
+
+def test_time_left_is_unknown_before_the_first_epoch() -> None:
+    pending_run(Path("runs"))
+    assert " unknown " in cnnjob("status").stdout
+
+
+def test_json(idle_slurm: FakeSlurm) -> None:
+    run = submitted(stopped_run(Path("runs")))
+    says(idle_slurm, row("PENDING", "Priority"))
+    found = cnnjob("status", "--json")
+    [facts] = json.loads(found.stdout)
+    documented = cnnjob("status", "--help").stdout
+    assert all(key in documented for key in facts)
+    expected = {
+        "run": run.name, "path": str(run.path), "state": "pending", "epoch": 2, "epochs": 4, "split": "validation",
+        "loss": 0.75, "seconds_left": 2.0, "job_id": "17", "restarts": 0, "slurm_state": "PENDING",
+        "slurm_reason": "Priority", "command": "",
+    }  # fmt: skip
+    assert facts | expected == facts
+    shutil.rmtree("runs")
+    assert json.loads(cnnjob("status", "--json").stdout) == []
+
+
+def test_no_runs_yet_is_no_mistake() -> None:
+    found = cnnjob("status")
+    assert (found.exit_code, found.stdout) == (0, "runs/: no runs yet; `cnnjob submit JOB` makes one\n")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_what_is_no_run_is_a_usage_error(command: str) -> None:
+    Path("empty").mkdir()
+    for path in ("empty", "nowhere"):
+        found = cnnjob(command, path)
+        assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+        assert f"{path}: no run, and no folder of runs" in found.stderr
+    assert "Example: cnnjob" in cnnjob(command, "--help").stdout
+
+
+def test_folders_that_are_no_runs_are_left_out() -> None:
+    pending_run(Path("runs"))
+    Path("runs/notes").mkdir()
+    assert cnnjob("status").stdout.endswith("1 run: 1 pending\n")
+
+
+def test_a_small_screen_goes_without_what_is_spare() -> None:
+    run = submitted(stopped_run(Path("runs")), "1234567")
+    change_json(run.attempt_files()[-1], job_id="1234567")
+    rows = [screen._row(one(run))]
+    whole, small = (fitting(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
+    assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
+    assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]
+
+
+@pytest.mark.parametrize("name", ["job.json", "restarts.json", "cancelled.json"])
+def test_a_damaged_record_of_jobs_is_said_of_one_run(name: str) -> None:
+    run = decided(submitted(stopped_run(Path("runs"))))
+    assert "note:" not in cnnjob("status", str(run.path)).stdout
+    (run.slurm_folder / name).write_text("[3")
+    said = cnnjob("status", str(run.path))
+    assert (said.exit_code, f"note:      {run.slurm_folder / name}: not readable as JSON" in said.stdout) == (0, True)
+    assert f"slurm/{name}: not readable as JSON" in records.read_record(run, run.name).remarks[0]
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command on a pipe; it is ended with the test."""
+    children = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cnnjob", *words]
+        children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def read_until(child: subprocess.Popen[str], text: str) -> str:
+    assert child.stdout is not None
+    seen = ""
+    while text not in seen:
+        seen += (line := child.stdout.readline())
+        assert line, seen
+    return seen
+
+
+def test_watching_on_a_pipe_ends_with_ctrl_c(started: Callable[..., subprocess.Popen[str]]) -> None:
+    stopped_run(Path("runs"))
+    child = started("status", "--watch")
+    assert "stopped" in read_until(child, "1 run: 1 stopped, ")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 0
+
+
+def test_watching_looks_less_often_while_nothing_changes() -> None:
+    pause = screen.WATCH_SECONDS
+    changes = (True, False, False, False, False, True, False)
+    pauses = [pause := screen.next_pause(pause, changed=changed) for changed in changes]
+    assert pauses == [30, 60, 120, 180, 180, 30, 60]
+
+
+def test_following_over_a_requeue_and_a_successor(started: Callable[..., subprocess.Popen[str]]) -> None:
+    run = submitted(running_run(Path("runs")))
+    first = run.slurm_folder / "17_0_log.out"
+    first.write_text("".join(f"line {number}\n" for number in range(9)))
+    child = started("logs", str(run.path), "-f", "-n", "2")
+    assert read_until(child, "line 8") == "line 7\nline 8\n"
+    with first.open("a") as file:
+        file.write("again\n")
+    assert read_until(child, "again") == "again\n"
+    first.write_text("new\n")
+    assert read_until(child, "new") == "new\n"
+    submitted(log(run, "successor\n", "18"), "18")
+    assert read_until(child, "successor") == "successor\n"
+    files.write_json(run.result_file, {})
+    assert child.wait(20) == 0
+
+
+def test_following_a_run_that_is_over_ends(started: Callable[..., subprocess.Popen[str]]) -> None:
+    run = log(failed(Path("runs")), "the end\n")
+    child = started("logs", str(run.path), "-f")
+    assert child.communicate(timeout=60)[0] == "the end\n"
+    assert child.returncode == 0
+
+
+def test_which_log() -> None:
+    run = submitted(stopped_run(Path("runs")))
+    assert cnnjob("logs", str(run.path)).stderr.startswith(f"cnnjob: {run.path}: nothing is written yet; ")
+    run.log_file.write_text("a\nb\nc\n")
+    assert cnnjob("logs", str(run.path), "--lines", "2").stdout == "b\nc\n"
+    log(run, "of a job\n", "16")
+    assert cnnjob("logs", str(run.path)).stdout == "of a job\n"
+    log(run, "of the newest\n", "17")
+    os.utime(run.slurm_folder / "16_0_log.out", (time.time() + 9,) * 2)
+    assert cnnjob("logs", str(run.path)).stdout == "of the newest\n"
+    os.utime(run.log_file, (time.time() + 1000,) * 2)
+    assert newest_log(run) == run.log_file
+    two = cnnjob("logs", "runs", "-n", "1")
+    assert (two.exit_code, "runs: no run folder, it holds 1" in two.stderr) == (2, True)
+
+
+def test_the_last_lines_of_a_long_file(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_text("".join(f"{number:>200}\n" for number in range(2000)))
+    assert len(last_lines(path, 1500).splitlines()) == 1500
+    assert last_lines(path, 0) == ""
+    assert len(last_lines(path, 9999).splitlines()) == 2000
+
+
+NASTY = {
+    "progress": b"\r 17 % |####      | 3.1 it/s",
+    "one line": b"x",
+    "escapes": b"\x1b[2K\x1b[31mepoch\x1b[0m",
+    "zeros": b"\x00",
+    "short lines": b"\n",
+    "brackets": b"[",
+    "quotes": b'  File "',
+    "frames": b'  File "a", line 1, in x',
+    "cupy": b"cupy",
+    "out of": b"Out Out of ",
+    "attempts": b"--- attempt 1",
+    "jobs": b"cnnjob: : job 1",
+    "loss": b"the the loss ",
+    "not text": b"\xff\xfe",
+}
+"""What 10 MB of a log may consist of."""
+
+
+def test_logs_of_10_mb_of_any_shape_take_no_time() -> None:
+    """A quadratic scan of 64 KB takes minutes."""
+    for place, unit in NASTY.items():
+        run = lost_in_job(Path("runs") / place)
+        run.log_file.write_bytes(unit * (10_000_000 // len(unit)))
+        os.link(run.log_file, run.slurm_folder / "17_0_log.out")
+    commands_ = [["status", "--json", *(f"runs/{place}" for place in NASTY)]]
+    commands_ += [["logs", str(next(Path("runs", place).iterdir()))] for place in NASTY]
+    script = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+    script += "from typer.testing import CliRunner; from cnnjob.cli.main import app\n" + "\n".join(
+        f"assert CliRunner().invoke(app, {words_}).exit_code == 0, {words_}" for words_ in commands_
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)

@@ -1,0 +1,138 @@
+"""Run folders whose run has a SLURM job, or had one, in every state."""
+
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnjob import files
+from cnnjob.runs.run import Run
+from cnnjob.slurm import diagnosis, status
+from tests.helpers.run_folders import change_json, lost_run, pending_run, running_run, stopped_run
+
+UID = os.getuid()
+ME = pwd.getpwuid(UID).pw_name
+LATER = "2999-01-01T00:00:00+00:00"
+Make = Callable[[Path], Run]
+
+
+def submitted(run: Run, job_id: str = "17", **facts: Any) -> Run:
+    """Say that a job carries a run."""
+    run.slurm_folder.mkdir(exist_ok=True)
+    log = str(run.slurm_folder / f"{job_id}_0_log.out")
+    said = {"job_id": job_id, "comment": f"cnnjob {run.path.resolve()} 1", "log": log, "submitted": LATER}
+    files.write_json(run.submission_file, said | facts)
+    return run
+
+
+def elsewhere(run: Run, age_seconds: float, job_id: str = "17") -> Run:
+    """Move the last life to another host, where it was heard of some time ago."""
+    [*_, last] = run.attempt_files()
+    change_json(last, host="n1", job_id=job_id)
+    for path in (last, run.heartbeat_file):
+        os.utime(path, (time.time() - age_seconds,) * 2)
+    return run
+
+
+def decided(run: Run, **facts: Any) -> Run:
+    """Write down what the batch script decided."""
+    run.slurm_folder.mkdir(exist_ok=True)
+    told = {"job_id": "17", "ended_by": "itself", "code": 1, "step": 100, "restarted": "", "said": "finished"}
+    files.write_json(run.slurm_folder / "restarts.json", [told | facts])
+    return run
+
+
+def log(run: Run, text: str, job_id: str = "17") -> Run:
+    """Write the job's log."""
+    run.slurm_folder.mkdir(exist_ok=True)
+    (run.slurm_folder / f"{job_id}_0_log.out").write_text(text)
+    return run
+
+
+def one(run: Run, *, thorough: bool = False) -> status.Status:
+    return status.statuses([run], thorough=thorough).statuses[0]
+
+
+def cause(run: Run) -> diagnosis.Cause:
+    return diagnosis.diagnose(one(run, thorough=True))
+
+
+def waits(root: Path) -> Run:
+    return submitted(pending_run(root))
+
+
+def stopped_in_job(root: Path) -> Run:
+    run = submitted(stopped_run(root))
+    change_json(run.attempt_files()[-1], job_id="17")
+    return run
+
+
+def lost_in_job(root: Path) -> Run:
+    run = submitted(lost_run(root))
+    change_json(run.attempt_files()[-1], job_id="17")
+    return run
+
+
+def failed(root: Path, why: str = "failed: KeyError: 'x'") -> Run:
+    run = stopped_in_job(root)
+    change_json(run.attempt_files()[-1], why=why)
+    return run
+
+
+def cancelled_by_script(root: Path) -> Run:
+    return decided(stopped_in_job(root), ended_by="cancelled", said="cancelled; submit the job again to go on")
+
+
+def crash_loop(root: Path) -> Run:
+    return decided(lost_in_job(root), code=137, said="3 restarts without progress")
+
+
+def quiet(root: Path) -> Run:
+    return elsewhere(submitted(running_run(root)), 200)
+
+
+def heard(root: Path) -> Run:
+    return elsewhere(submitted(running_run(root)), 20)
+
+
+BANNER = "2026-01-01T00:00:00+00:00 --- attempt 1 on n1, cpu\n"
+TRACE = """Traceback (most recent call last):
+  File "/a/life.py", line 3, in __call__
+    self._live()
+    ~~~~~~~~~~^^
+  File "/a/loops.py", line 12, in _step
+    raise KeyError("x")
+KeyError: 'x'
+"""
+
+
+def run_folder() -> Run:
+    [found] = [path for path in Path("runs").iterdir() if not path.name.startswith(".")]
+    return Run(found)
+
+
+def tree() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def batch_script(run: Run, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {**os.environ, "SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", **environment}
+    return subprocess.run(
+        ["/bin/bash", run.path / "slurm" / "17_submission.sh"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=known, check=False,
+    )  # fmt: skip
+
+
+def life(monkeypatch: pytest.MonkeyPatch, job_id: str, restarts: int) -> None:
+    """Make this process a life of a SLURM job."""
+    monkeypatch.setenv("SLURM_JOB_ID", job_id)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+
+
+def finish(run: Run) -> None:
+    run.result_file.write_text('{"test_accuracy": 0.5}')

@@ -1,0 +1,158 @@
+"""An sbatch that does not answer, or says more than the number of the job."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cnnjob import files
+from cnnjob.errors import SchedulerError
+from cnnjob.runs.run import Run
+from cnnjob.slurm.node.node_task import NodeTask
+from cnnjob.slurm.scheduler import sbatch
+from tests.helpers.cli import cnnjob
+from tests.helpers.fake_slurm import LINE, FakeSlurm
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sbatch, "SETTLE_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(
+    "error",
+    [
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received",
+    ],
+)
+def test_a_job_that_was_taken_in_silence_is_not_submitted_twice(counting_slurm: FakeSlurm, error: str) -> None:
+    counting_slurm.says(
+        sbatch=f'echo x >> tried; echo "{error}" >&2; exit 1', squeue=f'echo "23_1{LINE}cnnjob /runs/a 1"'
+    )
+    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "23"
+    assert Path("tried").read_text() == "x\n"
+    with pytest.raises(SchedulerError, match="refused, sbatch: error"):
+        sbatch.submit("cnnjob /runs/a 2", "x.sh")
+    assert Path("tried").read_text() == "x\n" * 3  # a second try, as nothing was queued
+    counting_slurm.says(squeue="exit 1")
+    with pytest.raises(SchedulerError, match="whether it has the job is not known, submitting again looks first"):
+        sbatch.submit("cnnjob /runs/a 2", "x.sh")
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_second_try_may_go_well(counting_slurm: FakeSlurm) -> None:
+    counting_slurm.says(
+        sbatch='[ -e tried ] && echo "Submitted batch job 9" || { : > tried; echo "timed out" >&2; exit 1; }'
+    )
+    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "9"
+
+
+def test_what_an_answer_without_a_number_means_shows_in_the_queue(counting_slurm: FakeSlurm) -> None:
+    counting_slurm.says(sbatch="echo Welcome to our cluster", squeue=f'echo "23{LINE}cnnjob /runs/a 1"')
+    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "23"
+
+
+@pytest.mark.usefixtures("counting_slurm")
+def test_a_job_that_was_found_in_the_queue_has_its_pickle(counting_slurm: FakeSlurm) -> None:
+    """The whole way, with the patience it has."""
+    comment = f"cnnjob {Path.cwd()}/runs/toy"
+    taken = f"""case "$*" in *user*) [ -e taken ] && echo "23{LINE}$(cat taken)"; true;; esac"""
+    told = (
+        """grep -o "cnnjob [^']*" "$1" | head -1 > taken; echo "Socket timed out on send/recv operation" >&2; exit 1"""
+    )
+    counting_slurm.says(sbatch=told, squeue=taken, grep='exec /bin/grep "$@"', head='exec /usr/bin/head "$@"')
+    found = cnnjob("submit", "toy.toml")
+    assert ": submitted as job 23: " in found.stdout, found.output
+    assert Path("taken").read_text().startswith(comment)
+    [run] = Run.all(Path("runs"))
+    assert {path.name for path in run.slurm_folder.glob("23_*")} == {"23_submission.sh", "23_submitted.pkl"}
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_job_that_was_taken_in_silence_is_completed_by_the_next_submission(
+    counting_slurm: FakeSlurm, seeds: int
+) -> None:
+    from submitit.core.utils import DelayedSubmission
+
+    taken = (counting_slurm.folder / "sbatch").read_text().partition("\n")[2].rpartition("; echo")[0]
+    silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
+    counting_slurm.says(sbatch=f"{taken}; {silent}", squeue=f"[ ! -e 17.sh ] || {{ {silent}; }}")
+    words = ("submit", "toy.toml", "--seeds", str(seeds))
+    found = cnnjob(*words)
+    assert (found.exit_code, "submitting again looks first" in found.stderr) == (4, True), found.output
+    [comment] = re.findall("cnnjob /[^']*[0-9](?=')", Path("17.sh").read_text())
+    tasks = ["17"] if seeds == 1 else ["17_0", "17_1"]
+    counting_slurm.says(squeue="".join(f'echo "{task}{LINE}{comment}";' for task in tasks))
+    again = cnnjob(*words)
+    assert [f": queued as {task}, nothing submitted" in again.stdout for task in tasks] == [True] * seeds
+    for run, task in zip(Run.all(Path("runs")), tasks, strict=True):
+        log = Path(files.read_json(run.submission_file)["log"])
+        assert log.name == f"{task}_0_log.out"
+        pickle = log.with_name(f"{task}_submitted.pkl")
+        assert isinstance(DelayedSubmission.load(pickle).function, NodeTask)
+    assert not Path("18.sh").exists()
+
+
+def test_a_job_whose_files_cannot_be_written_is_cancelled(counting_slurm: FakeSlurm) -> None:
+    """It would find nothing to run."""
+    taken = "for folder in runs/*/slurm; do /bin/mkdir -p $folder/17_submission.sh; done"
+    counting_slurm.says(sbatch=f'{taken}; echo "Submitted batch job 17"', scancel='echo "$*" >> cancelled')
+    assert cnnjob("submit", "toy.toml").exit_code != 0
+    assert Path("cancelled").read_text() == "17\n"
+
+
+@pytest.mark.usefixtures("settled")
+def test_no_second_try_where_the_queue_is_not_understood(counting_slurm: FakeSlurm) -> None:
+    silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
+    counting_slurm.says(sbatch=f"echo x >> tried; {silent}", squeue='echo "17|???"')
+    with pytest.raises(SchedulerError, match="whether it has the job is not known"):
+        sbatch.submit("cnnjob /runs/a 1", "x.sh")
+    assert Path("tried").read_text() == "x\n"
+
+
+def test_a_refused_job_leaves_no_pickle(counting_slurm: FakeSlurm) -> None:
+    counting_slurm.says(sbatch='echo "sbatch: error: no" >&2; exit 1')
+    assert cnnjob("submit", "toy.toml").exit_code == 4
+    [run] = Run.all(Path("runs"))
+    assert [path.name for path in run.slurm_folder.iterdir()] == ["request.json"]
+
+
+def test_a_refused_job_leaves_the_files_of_others(counting_slurm: FakeSlurm) -> None:
+    """Another submission of the same run is accepted in the meantime."""
+    theirs = "for folder in runs/*/slurm; do : > $folder/16_submitted.pkl; : > $folder/16_submission.sh; done"
+    counting_slurm.says(sbatch=f'{theirs}; echo "sbatch: error: no" >&2; exit 1')
+    assert cnnjob("submit", "toy.toml").exit_code == 4
+    [run] = Run.all(Path("runs"))
+    assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl", "16_submission.sh"}
+
+
+NOISE = 'echo "Jobs here run at most as (max. job 48 hours)"; echo "your job 8 is still running"'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f'{NOISE}; echo "Submitted batch job 17"; {NOISE}',
+        f'{NOISE}; echo "  Submitted batch job 17 on cluster north  "',
+        "echo 17",
+        'echo "17;north"',
+        f'{NOISE}; echo "Submitted batch job 17" >&2',  # its comment tells
+        f"{NOISE}; echo 12",
+        'echo "Submitted batch job 8 an hour ago"; echo "Submitted batch job 17"',
+        'echo "Submitted batch job 8"; echo "Submitted batch job 17"',
+    ],
+)
+def test_only_the_line_of_sbatch_names_the_job(counting_slurm: FakeSlurm, answer: str) -> None:
+    """A site's wrapper may print what it likes around it; without the line the queue is asked."""
+    counting_slurm.says(sbatch=answer, squeue=f'echo "8{LINE}other"; echo "17{LINE}cnnjob /runs/a 1"')
+    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "17"
+
+
+def test_a_sweep_through_a_wrapper_that_talks(counting_slurm: FakeSlurm) -> None:
+    counting_slurm.says(sbatch=f'{NOISE}; echo "Submitted batch job 17"; {NOISE}')
+    found = cnnjob("submit", "toy.toml", "--seeds", "2")
+    assert found.stdout.count("submitted as job 17_") == 2, found.output
