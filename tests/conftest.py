@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.helpers.fake_slurm import ANSWERS, JOB_OF_NUMPY, FakeSlurm, says
+from tests.helpers.fake_slurm import ANSWERS, JOB_OF_NUMPY, FakeSlurm, set_answers
 from tests.helpers.run_folders import JOB_FILE
 from tests.helpers.toy_jobs import dataset
 
@@ -51,7 +51,7 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 @pytest.fixture
 def slurm(no_slurm: FakeSlurm) -> FakeSlurm:
     """The same, with a SLURM that takes every job as number 17."""
-    no_slurm.says(**ANSWERS)
+    no_slurm.install(**ANSWERS)
     return no_slurm
 
 
@@ -64,15 +64,15 @@ def idle_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     Path("tiny.toml").write_text(JOB_FILE)
     slurm = FakeSlurm(tmp_path / "commands")
     monkeypatch.setenv("PATH", str(slurm.folder))
-    says(slurm)
+    set_answers(slurm)
     return slurm
 
 
 @pytest.fixture
 def counting_slurm(no_slurm: FakeSlurm) -> FakeSlurm:
     """A SLURM that counts its jobs from 17, and keeps the scripts that it was given."""
-    no_slurm.says(**ANSWERS)
+    no_slurm.install(**ANSWERS)
     count = 'n=$(cat count 2>/dev/null || echo 16); echo $((n + 1)) > count; cp "$1" $((n + 1)).sh'
-    no_slurm.says(cp='exec /bin/cp "$@"', cat='exec /bin/cat "$@"')
-    no_slurm.says(sbatch=f'[ "$1" = --test-only ] && exit; {count}; echo "Submitted batch job $((n + 1))"')
+    no_slurm.install(cp='exec /bin/cp "$@"', cat='exec /bin/cat "$@"')
+    no_slurm.install(sbatch=f'[ "$1" = --test-only ] && exit; {count}; echo "Submitted batch job $((n + 1))"')
     return no_slurm

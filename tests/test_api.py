@@ -24,7 +24,7 @@ def test_the_verbs_do_what_the_commands_do() -> None:
 
 
 def test_submit(no_slurm: FakeSlurm) -> None:
-    no_slurm.says(**ANSWERS)
+    no_slurm.install(**ANSWERS)
     jobs = [cnnjob.Job.load("toy.toml", [f"seed={seed}"]) for seed in range(2)]
     runs = cnnjob.submit(jobs, partition="gpu", time="2h")
     assert [run.job().seed for run in runs] == [0, 1]

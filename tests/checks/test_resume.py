@@ -251,7 +251,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
 def test_a_cluster_that_does_not_run_it(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
 ) -> None:
-    FakeSlurm(tmp_path / "commands").says(**ANSWERS)
+    FakeSlurm(tmp_path / "commands").install(**ANSWERS)
     monkeypatch.setenv("PATH", str(tmp_path / "commands"))
     monkeypatch.setattr("cnnjob.checks.resume_slurm.FIRST_ASK_SECONDS", 0.1)
     found = cnnjob(*VERIFY, "--profile", "lab", *options)

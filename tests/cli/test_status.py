@@ -19,16 +19,16 @@ from cnnjob.cli.screen import fitting
 from cnnjob.reporting import record as records
 from cnnjob.runs.logs import last_lines, newest_log
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import FakeSlurm, row, says
+from tests.helpers.fake_slurm import FakeSlurm, queue_row, set_answers
 from tests.helpers.run_folders import change_json, pending_run, running_run, stopped_run
-from tests.helpers.slurm_runs import decided, failed, log, lost_in_job, one, submitted
+from tests.helpers.slurm_runs import failed_run, lost_in_job, status_of, with_decision, with_job, with_log
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
 
 
 def test_the_table(idle_slurm: FakeSlurm) -> None:
-    run = submitted(stopped_run(Path("runs")))
-    says(idle_slurm, row("PENDING", "Priority"))
+    run = with_job(stopped_run(Path("runs")))
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"))
     [header, _, line, count] = cnnjob("status").stdout.splitlines()
     assert header.split() == ["run", "state", "epoch", "loss", "accuracy", "time", "left", "job", "node"]
     assert re.split(r" {2,}", line.strip())[:7] == [
@@ -50,8 +50,8 @@ def test_time_left_is_unknown_before_the_first_epoch() -> None:
 
 
 def test_json(idle_slurm: FakeSlurm) -> None:
-    run = submitted(stopped_run(Path("runs")))
-    says(idle_slurm, row("PENDING", "Priority"))
+    run = with_job(stopped_run(Path("runs")))
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"))
     found = cnnjob("status", "--json")
     [facts] = json.loads(found.stdout)
     documented = cnnjob("status", "--help").stdout
@@ -88,9 +88,9 @@ def test_folders_that_are_no_runs_are_left_out() -> None:
 
 
 def test_a_small_screen_goes_without_what_is_spare() -> None:
-    run = submitted(stopped_run(Path("runs")), "1234567")
+    run = with_job(stopped_run(Path("runs")), "1234567")
     change_json(run.attempt_files()[-1], job_id="1234567")
-    rows = [screen._row(one(run))]
+    rows = [screen._row(status_of(run))]
     whole, small = (fitting(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
     assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
     assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]
@@ -98,7 +98,7 @@ def test_a_small_screen_goes_without_what_is_spare() -> None:
 
 @pytest.mark.parametrize("name", ["job.json", "restarts.json", "cancelled.json"])
 def test_a_damaged_record_of_jobs_is_said_of_one_run(name: str) -> None:
-    run = decided(submitted(stopped_run(Path("runs"))))
+    run = with_decision(with_job(stopped_run(Path("runs"))))
     assert "note:" not in cnnjob("status", str(run.path)).stdout
     (run.slurm_folder / name).write_text("[3")
     said = cnnjob("status", str(run.path))
@@ -147,7 +147,7 @@ def test_watching_looks_less_often_while_nothing_changes() -> None:
 
 
 def test_following_over_a_requeue_and_a_successor(started: Callable[..., subprocess.Popen[str]]) -> None:
-    run = submitted(running_run(Path("runs")))
+    run = with_job(running_run(Path("runs")))
     first = run.slurm_folder / "17_0_log.out"
     first.write_text("".join(f"line {number}\n" for number in range(9)))
     child = started("logs", str(run.path), "-f", "-n", "2")
@@ -157,27 +157,27 @@ def test_following_over_a_requeue_and_a_successor(started: Callable[..., subproc
     assert read_until(child, "again") == "again\n"
     first.write_text("new\n")
     assert read_until(child, "new") == "new\n"
-    submitted(log(run, "successor\n", "18"), "18")
+    with_job(with_log(run, "successor\n", "18"), "18")
     assert read_until(child, "successor") == "successor\n"
     files.write_json(run.result_file, {})
     assert child.wait(20) == 0
 
 
 def test_following_a_run_that_is_over_ends(started: Callable[..., subprocess.Popen[str]]) -> None:
-    run = log(failed(Path("runs")), "the end\n")
+    run = with_log(failed_run(Path("runs")), "the end\n")
     child = started("logs", str(run.path), "-f")
     assert child.communicate(timeout=60)[0] == "the end\n"
     assert child.returncode == 0
 
 
 def test_which_log() -> None:
-    run = submitted(stopped_run(Path("runs")))
+    run = with_job(stopped_run(Path("runs")))
     assert cnnjob("logs", str(run.path)).stderr.startswith(f"cnnjob: {run.path}: nothing is written yet; ")
     run.log_file.write_text("a\nb\nc\n")
     assert cnnjob("logs", str(run.path), "--lines", "2").stdout == "b\nc\n"
-    log(run, "of a job\n", "16")
+    with_log(run, "of a job\n", "16")
     assert cnnjob("logs", str(run.path)).stdout == "of a job\n"
-    log(run, "of the newest\n", "17")
+    with_log(run, "of the newest\n", "17")
     os.utime(run.slurm_folder / "16_0_log.out", (time.time() + 9,) * 2)
     assert cnnjob("logs", str(run.path)).stdout == "of the newest\n"
     os.utime(run.log_file, (time.time() + 1000,) * 2)

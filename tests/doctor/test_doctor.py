@@ -60,7 +60,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 @pytest.fixture
 def site(nowhere: FakeSlurm) -> FakeSlurm:
     """The same, with one."""
-    nowhere.says(**GOOD)
+    nowhere.install(**GOOD)
     return nowhere
 
 
@@ -107,7 +107,7 @@ def test_the_lines_for_people(site: FakeSlurm) -> None:
     assert re.search(r"^ok    partition gpu     4 nodes of 64 cores", said.stdout, re.MULTILINE)
     assert re.search(r"^note  GPU               none, .*\n {24}→ ", said.stdout, re.MULTILINE)
     assert "\x1b" not in said.stdout
-    site.says(scontrol="echo slurm_load_partitions: error >&2; echo and more >&2; exit 1")
+    site.install(scontrol="echo slurm_load_partitions: error >&2; echo and more >&2; exit 1")
     said = cnnjob("doctor")
     assert said.exit_code == 1
     assert re.search(
@@ -125,7 +125,7 @@ def test_no_slurm() -> None:
 
 
 def test_an_old_and_small_site(site: FakeSlurm) -> None:
-    site.says(
+    site.install(
         scontrol="""case "$*" in *"show partition"*) echo "PartitionName=all Default=YES";; esac""",
         sinfo='echo "all|1|1|1|(null)"', sacctmgr=None,
     )  # fmt: skip
@@ -173,13 +173,13 @@ def test_a_profile_that_cannot_be(arguments: tuple[str, ...], code: int, message
 
 
 def test_a_site_without_the_form_of_newer_ones_is_asked_for_generic_resources(site: FakeSlurm) -> None:
-    site.says(scontrol=PARTITIONS.replace("select/cons_tres", "select/linear"))
+    site.install(scontrol=PARTITIONS.replace("select/cons_tres", "select/linear"))
     assert cnnjob("doctor", "--write-profile", "linear").exit_code == 0
     assert profiles.load("linear", {}).gpu_request == "gres"
 
 
 def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: FakeSlurm) -> None:
-    site.says(**{"nvidia-smi": 'echo "NVIDIA A100-SXM4-40GB, 40960 MiB"'})
+    site.install(**{"nvidia-smi": 'echo "NVIDIA A100-SXM4-40GB, 40960 MiB"'})
     row = found()["GPU"]
     assert row["level"] == "bad"
     assert row["message"].startswith("NVIDIA A100-SXM4-40GB, 40960 MiB, but CuPy cannot be loaded")
@@ -331,14 +331,14 @@ def test_quotas(nowhere: FakeSlurm, tmp_path: Path) -> None:
     mount = mount_of(tmp_path, filesystem.read_mounts())  # unknown in some containers: then no line can be about it
     device = mount.device if mount else ""
     for used, verdict in ((1_000_000, "ok"), (9_000_000, "note"), (9_900_000, "bad")):
-        nowhere.says(quota=f"echo '{QUOTAS.format(name=device or 'elsewhere', used=used)}'")
+        nowhere.install(quota=f"echo '{QUOTAS.format(name=device or 'elsewhere', used=used)}'")
         rows = looked(tmp_path)
         if device:
             row = rows["quota"]
             assert (row.level, row.message) == (verdict, f"{used * 1024 / 1e9:.1f} of 10.2 GB used")
         else:
             assert "quota" not in rows
-    nowhere.says(quota="echo nonsense; exit 1")
+    nowhere.install(quota="echo nonsense; exit 1")
     assert "quota" not in looked(tmp_path)
 
 

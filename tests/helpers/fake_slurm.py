@@ -26,7 +26,7 @@ class FakeSlurm:
         self.folder = folder
         folder.mkdir()
 
-    def says(self, **answers: str | None) -> None:
+    def install(self, **answers: str | None) -> None:
         """Let a command run these lines of shell; None takes it away."""
         for name, lines in answers.items():
             (self.folder / name).unlink(missing_ok=True)
@@ -35,7 +35,7 @@ class FakeSlurm:
                 (self.folder / name).chmod(0o755)
 
 
-def says(slurm: FakeSlurm, squeue: str = "", sacct: str = "", **others: str | None) -> None:
+def set_answers(slurm: FakeSlurm, squeue: str = "", sacct: str = "", **others: str | None) -> None:
     """Let the queue and the accounts answer these lines."""
     answers = {"squeue": squeue, "sacct": sacct}
     for name, lines in answers.items():
@@ -43,25 +43,25 @@ def says(slurm: FakeSlurm, squeue: str = "", sacct: str = "", **others: str | No
     played = {
         name: f'echo "{name}" >> ../asked; while read -r l; do echo "$l"; done < ../{name}.txt' for name in answers
     }
-    slurm.says(**{**played, "scancel": 'echo "scancel $*" >> ../asked', **others})
+    slurm.install(**{**played, "scancel": 'echo "scancel $*" >> ../asked', **others})
 
 
-def asked(slurm: FakeSlurm) -> list[str]:
+def recorded_calls(slurm: FakeSlurm) -> list[str]:
     path = slurm.folder.parent / "asked"
     return path.read_text().splitlines() if path.exists() else []
 
 
-def row(state: str, reason: str = "None", node: str = "", job: str = "17", comment: str = "") -> str:
+def queue_row(state: str, reason: str = "None", node: str = "", job: str = "17", comment: str = "") -> str:
     return f"{job}|{state}|{reason}|{node}|N/A|N/A|{comment}\n"
 
 
 SILENCE = "exec /bin/sleep 60"
-LINE = "|PENDING|Resources||N/A|N/A|"
+PENDING_FIELDS = "|PENDING|Resources||N/A|N/A|"
 
 
 NO_ANSWER = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
 
 
-def at(seconds: float) -> str:
+def slurm_time(seconds: float) -> str:
     """Return a time from now as SLURM writes it."""
     return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM says it

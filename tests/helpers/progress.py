@@ -22,7 +22,7 @@ class StopsAt(NoProgress):
         self.lines.append(text)
 
 
-class Hears(StopsAt):
+class Recorder(StopsAt):
     """Listens, and never asks."""
 
     def __init__(self) -> None:

@@ -18,10 +18,10 @@ from tests.helpers.run_folders import change_json, lost_run, pending_run, runnin
 UID = os.getuid()
 ME = pwd.getpwuid(UID).pw_name
 LATER = "2999-01-01T00:00:00+00:00"
-Make = Callable[[Path], Run]
+MakeRun = Callable[[Path], Run]
 
 
-def submitted(run: Run, job_id: str = "17", **facts: Any) -> Run:
+def with_job(run: Run, job_id: str = "17", **facts: Any) -> Run:
     """Say that a job carries a run."""
     run.slurm_folder.mkdir(exist_ok=True)
     log = str(run.slurm_folder / f"{job_id}_0_log.out")
@@ -30,7 +30,7 @@ def submitted(run: Run, job_id: str = "17", **facts: Any) -> Run:
     return run
 
 
-def elsewhere(run: Run, age_seconds: float, job_id: str = "17") -> Run:
+def on_another_host(run: Run, age_seconds: float, job_id: str = "17") -> Run:
     """Move the last life to another host, where it was heard of some time ago."""
     [*_, last] = run.attempt_files()
     change_json(last, host="n1", job_id=job_id)
@@ -39,7 +39,7 @@ def elsewhere(run: Run, age_seconds: float, job_id: str = "17") -> Run:
     return run
 
 
-def decided(run: Run, **facts: Any) -> Run:
+def with_decision(run: Run, **facts: Any) -> Run:
     """Write down what the batch script decided."""
     run.slurm_folder.mkdir(exist_ok=True)
     told = {"job_id": "17", "ended_by": "itself", "code": 1, "step": 100, "restarted": "", "said": "finished"}
@@ -47,57 +47,57 @@ def decided(run: Run, **facts: Any) -> Run:
     return run
 
 
-def log(run: Run, text: str, job_id: str = "17") -> Run:
+def with_log(run: Run, text: str, job_id: str = "17") -> Run:
     """Write the job's log."""
     run.slurm_folder.mkdir(exist_ok=True)
     (run.slurm_folder / f"{job_id}_0_log.out").write_text(text)
     return run
 
 
-def one(run: Run, *, thorough: bool = False) -> status.Status:
+def status_of(run: Run, *, thorough: bool = False) -> status.Status:
     return status.statuses([run], thorough=thorough).statuses[0]
 
 
-def cause(run: Run) -> diagnosis.Cause:
-    return diagnosis.diagnose(one(run, thorough=True))
+def cause_of(run: Run) -> diagnosis.Cause:
+    return diagnosis.diagnose(status_of(run, thorough=True))
 
 
-def waits(root: Path) -> Run:
-    return submitted(pending_run(root))
+def waiting_run(root: Path) -> Run:
+    return with_job(pending_run(root))
 
 
 def stopped_in_job(root: Path) -> Run:
-    run = submitted(stopped_run(root))
+    run = with_job(stopped_run(root))
     change_json(run.attempt_files()[-1], job_id="17")
     return run
 
 
 def lost_in_job(root: Path) -> Run:
-    run = submitted(lost_run(root))
+    run = with_job(lost_run(root))
     change_json(run.attempt_files()[-1], job_id="17")
     return run
 
 
-def failed(root: Path, why: str = "failed: KeyError: 'x'") -> Run:
+def failed_run(root: Path, why: str = "failed: KeyError: 'x'") -> Run:
     run = stopped_in_job(root)
     change_json(run.attempt_files()[-1], why=why)
     return run
 
 
 def cancelled_by_script(root: Path) -> Run:
-    return decided(stopped_in_job(root), ended_by="cancelled", said="cancelled; submit the job again to go on")
+    return with_decision(stopped_in_job(root), ended_by="cancelled", said="cancelled; submit the job again to go on")
 
 
 def crash_loop(root: Path) -> Run:
-    return decided(lost_in_job(root), code=137, said="3 restarts without progress")
+    return with_decision(lost_in_job(root), code=137, said="3 restarts without progress")
 
 
-def quiet(root: Path) -> Run:
-    return elsewhere(submitted(running_run(root)), 200)
+def silent_run(root: Path) -> Run:
+    return on_another_host(with_job(running_run(root)), 200)
 
 
-def heard(root: Path) -> Run:
-    return elsewhere(submitted(running_run(root)), 20)
+def remote_run(root: Path) -> Run:
+    return on_another_host(with_job(running_run(root)), 20)
 
 
 BANNER = "2026-01-01T00:00:00+00:00 --- attempt 1 on n1, cpu\n"
@@ -111,16 +111,16 @@ KeyError: 'x'
 """
 
 
-def run_folder() -> Run:
+def only_run() -> Run:
     [found] = [path for path in Path("runs").iterdir() if not path.name.startswith(".")]
     return Run(found)
 
 
-def tree() -> dict[str, bytes]:
+def file_contents() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
-def batch_script(run: Run, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_batch_script(run: Run, **environment: str) -> subprocess.CompletedProcess[str]:
     known = {**os.environ, "SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", **environment}
     return subprocess.run(
         ["/bin/bash", run.path / "slurm" / "17_submission.sh"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -128,11 +128,11 @@ def batch_script(run: Run, **environment: str) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def life(monkeypatch: pytest.MonkeyPatch, job_id: str, restarts: int) -> None:
+def set_job(monkeypatch: pytest.MonkeyPatch, job_id: str, restarts: int) -> None:
     """Make this process a life of a SLURM job."""
     monkeypatch.setenv("SLURM_JOB_ID", job_id)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
 
 
-def finish(run: Run) -> None:
+def write_result(run: Run) -> None:
     run.result_file.write_text('{"test_accuracy": 0.5}')

@@ -30,7 +30,7 @@ from cnnjob.training.predict import load_classifier
 from cnnjob.training.progress import NoProgress
 from cnnjob.training.train import train
 from tests.helpers.run_folders import pending_run
-from tests.helpers.slurm_runs import life
+from tests.helpers.slurm_runs import set_job
 from tests.helpers.toy_jobs import dataset, job, run_of, trained
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def test_a_later_life_of_a_job_takes_over_from_an_earlier_one(
     for where in ("elsewhere", process_identity()["host"]):
         record = held_by(run, host=where, job_id=holder[0], job_restarts=holder[1])
         with monkeypatch.context() as context:
-            life(context, *mine)
+            set_job(context, *mine)
             if free:
                 claim(run).end("stopped", 0)
             else:
@@ -170,9 +170,9 @@ def test_a_later_life_of_a_job_takes_over_from_an_earlier_one(
 
 
 def test_the_superseded_life_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    life(monkeypatch, "17", 0)
+    set_job(monkeypatch, "17", 0)
     first = claim(Run(tmp_path))
-    life(monkeypatch, "17", 1)
+    set_job(monkeypatch, "17", 1)
     second = claim(Run(tmp_path))
     second.check()
     for write in (first.check, lambda: first.end("stopped: SIGTERM", 5)):

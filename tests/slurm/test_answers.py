@@ -71,7 +71,7 @@ esac"""
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """Commands of SLURM that print these answers."""
     commands = FakeSlurm(tmp_path / "commands")
-    commands.says(squeue=SQUEUE, sacct=SACCT, scontrol=SCONTROL)
+    commands.install(squeue=SQUEUE, sacct=SACCT, scontrol=SCONTROL)
     monkeypatch.setenv("PATH", str(commands.folder))
     return commands
 
@@ -112,7 +112,7 @@ def test_a_job(here: FakeSlurm, state: str, restarts: int, ran: str, preempted: 
     texts = (("wrap", "(null)"), (MISLEADING, MISLEADING), ("a b", MISLEADING.replace(" ", "\n   ")))
     for name, text in texts:
         said = JOB.format(name=name, text=text, state=state, restarts=restarts, ran=ran, preempted=preempted)
-        here.says(scontrol=f"echo '{said}'")
+        here.install(scontrol=f"echo '{said}'")
         job = client.job_facts("10")
         assert (job["JobState"], job["EndTime"], job["Requeue"]) == (state, "2026-11-29T18:56:50", "1")
         assert client.ended_by(job, 0) == ended_by
@@ -123,7 +123,7 @@ def test_a_job_whose_name_says_that_it_has_ended(here: FakeSlurm, monkeypatch: p
     facts = {"text": "(null)", "restarts": 0, "ran": "00:00:06", "preempted": "None"}
     for name, state, ended in (("a\n   JobState=FAILED", "RUNNING", False), ("a", "FAILED", True)):
         said = JOB.format(name=name, state=state, **facts)
-        here.says(scontrol=f"echo '{said}'")
+        here.install(scontrol=f"echo '{said}'")
         begun = datetime.fromisoformat("2026-11-29T18:51:50").astimezone().isoformat()
         assert client.job_is_over(owner_record("10", uid=None, started=begun), 0) is ended
 
@@ -156,14 +156,14 @@ def test_a_job_that_is_not_known_has_ended(
     here: FakeSlurm, monkeypatch: pytest.MonkeyPatch, refusal: str, *, ended: bool
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
-    here.says(scontrol=f"echo '{refusal}' >&2; exit 1")
+    here.install(scontrol=f"echo '{refusal}' >&2; exit 1")
     assert client.job_is_over(owner_record("4_0"), 100) is ended
 
 
 def test_what_sbatch_would_do(here: FakeSlurm) -> None:
     starts = "Job 13 to start at 2026-11-29T19:06:44 using 1 processors on nodes n1 in partition debug"
-    here.says(sbatch=f"echo 'sbatch: {starts}' >&2")
+    here.install(sbatch=f"echo 'sbatch: {starts}' >&2")
     assert dry_run.test_only("") == (starts, False)
-    here.says(sbatch="echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    here.install(sbatch="echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
     said, refused = dry_run.test_only("")
     assert (said.endswith("allocation failure: Requested node configuration is not available"), refused) == (True, True)

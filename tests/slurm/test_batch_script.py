@@ -15,21 +15,21 @@ from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm.submit import executor
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import FakeSlurm, at
-from tests.helpers.slurm_runs import batch_script, run_folder
+from tests.helpers.fake_slurm import FakeSlurm, slurm_time
+from tests.helpers.slurm_runs import only_run, run_batch_script
 from tests.helpers.toy_jobs import outcome_of, trained
 
 
 def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(slurm: FakeSlurm) -> None:
-    slurm.says(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    slurm.install(scontrol='echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"')
     cnnjob(
         "submit", "toy.toml", "--set", "train.learning_rate=900.0", "--set", "train.optimiser.sgd.momentum=0.99",
         "--set", "model.blocks=[{dense=8,activation='none'}]",
     )  # fmt: skip
-    done = batch_script(run_folder(), SLURM_JOB_END_TIME="9999999999")
+    done = run_batch_script(only_run(), SLURM_JOB_END_TIME="9999999999")
     assert done.returncode == 1, done.stdout
     assert "the loss is" in done.stdout
-    assert [told["said"] for told in try_read_restart_log(run_folder())] == ["the job's own error is not restarted"]
+    assert [told["said"] for told in try_read_restart_log(only_run())] == ["the job's own error is not restarted"]
     assert "requeue" not in Path("asked").read_text()
 
 
@@ -37,19 +37,19 @@ def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(slurm: FakeSlurm) -
 def test_the_batch_script_of_a_job_whose_setup_fails() -> None:
     Path("site.toml").write_text('setup = ["module() { return 7; }", "module load cuda"]\n')
     cnnjob("submit", "toy.toml", "--profile", "site.toml")
-    done = batch_script(run_folder())
+    done = run_batch_script(only_run())
     assert done.returncode == 7, done.stdout
-    assert [told["said"] for told in try_read_restart_log(run_folder())] == ["the job's own error is not restarted"]
+    assert [told["said"] for told in try_read_restart_log(only_run())] == ["the job's own error is not restarted"]
 
 
 def test_the_batch_script_of_a_job_whose_time_is_over(slurm: FakeSlurm) -> None:
     """Each life ends before its limit with a step done; the scheduler puts it back."""
     cnnjob("submit", "toy.toml")
-    run = run_folder()
+    run = only_run()
     for life_ in (1, 2):
-        said = f"JobId=17 JobState=RUNNING Restarts=0 EndTime={at(executor.MARGIN_SECONDS - 1)}"
-        slurm.says(scontrol=f'echo "$@" >> asked; echo "{said}"')
-        done = batch_script(run)
+        said = f"JobId=17 JobState=RUNNING Restarts=0 EndTime={slurm_time(executor.MARGIN_SECONDS - 1)}"
+        slurm.install(scontrol=f'echo "$@" >> asked; echo "{said}"')
+        done = run_batch_script(run)
         assert done.returncode == 75, done.stdout
         assert "cnnjob: " in done.stdout
         assert (run.state(), [told["step"] for told in try_read_restart_log(run)]) == (
@@ -65,10 +65,10 @@ def test_a_python_that_was_deleted_is_named_by_status() -> None:
     python = Path("venv/python").absolute()
     python.parent.mkdir()
     cnnjob("submit", "toy.toml")
-    run = run_folder()
+    run = only_run()
     script = run.slurm_folder / "17_submission.sh"
     script.write_text(script.read_text().replace(sys.executable, str(python)))
-    done = batch_script(run)
+    done = run_batch_script(run)
     assert (done.returncode, try_read_restart_log(run)) == (127, [])
     (run.slurm_folder / "17_0_log.out").write_text(done.stdout)
     shown = cnnjob("status", str(run.path)).stdout
@@ -83,8 +83,8 @@ HELD = 'echo $$ > task; while [ ! -e go ]; do /bin/sleep 0.05; done; shift 4; ex
 def test_no_signal_to_the_batch_script_decides(slurm: FakeSlurm, number: int | None) -> None:
     """The step works on under every signal; then it ends, or is killed, and that decides."""
     cnnjob("submit", "toy.toml")
-    slurm.says(srun=HELD)
-    run = run_folder()
+    slurm.install(srun=HELD)
+    run = only_run()
     with started_batch_script(run) as script:
         until(lambda: Path("task").exists() and bool(Path("task").read_text()))
         for one in TRAPPED:
@@ -100,8 +100,8 @@ def test_no_signal_to_the_batch_script_decides(slurm: FakeSlurm, number: int | N
 def test_no_signal_ends_a_decision(slurm: FakeSlurm) -> None:
     cnnjob("submit", "toy.toml")
     asked = "echo $PPID > asked; while [ ! -e go ]; do /bin/sleep 0.05; done"
-    slurm.says(srun="exit 137", scontrol=f'{asked}; echo "JobId=17 JobState=RUNNING Restarts=0"')
-    run = run_folder()
+    slurm.install(srun="exit 137", scontrol=f'{asked}; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    run = only_run()
     with started_batch_script(run) as script:
         until(lambda: Path("asked").exists() and bool(Path("asked").read_text()))
         for one in TRAPPED:
@@ -133,8 +133,8 @@ def until(done: Callable[[], bool]) -> None:
 def test_the_batch_script_lives_the_run_to_its_end(tmp_path: Path) -> None:
     """The real script, pickle and code copy, with only the commands of SLURM played."""
     cnnjob("submit", "toy.toml", "--set", "train.epochs=3")
-    run = run_folder()
-    done = batch_script(run)
+    run = only_run()
+    done = run_batch_script(run)
     assert done.returncode == 0, done.stdout
     assert f"cnnjob: {run.path.resolve()}: finished" in done.stdout
     assert [told["said"] for told in try_read_restart_log(run)] == ["finished"]

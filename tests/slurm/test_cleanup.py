@@ -151,7 +151,7 @@ def test_sweeps_of_no_run() -> None:
 
 
 def test_a_named_run_goes_whatever_its_state_and_no_other(nowhere: FakeSlurm) -> None:
-    nowhere.says(squeue="exit 0", sacct="exit 0")
+    nowhere.install(squeue="exit 0", sacct="exit 0")
     root = Path("runs")
     wanted = [finished_run(root, seed=1), stopped_run(root, seed=2), lost_run(root, seed=3), pending_run(root, seed=4)]
     other = finished_run(root, seed=5)
@@ -182,14 +182,14 @@ def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: FakeSlurm) -> Non
     files.write_json(
         run.submission_file, {"job_id": "17", "submitted": "2026-01-01T00:00:00+00:00", "log": "", "comment": ""}
     )
-    nowhere.says(squeue=f'echo "17|PENDING|Resources|(null)|N/A|N/A|cnnjob {run.path.resolve()} 2"')
+    nowhere.install(squeue=f'echo "17|PENDING|Resources|(null)|N/A|N/A|cnnjob {run.path.resolve()} 2"')
     said = cnnjob("clean", "--yes", str(run.path))
     assert (said.exit_code, "not removed, job 17 carries it" in said.stderr) == (5, True), said.output
-    nowhere.says(squeue="echo slurm_load_jobs error: Unable to contact >&2; exit 1")
+    nowhere.install(squeue="echo slurm_load_jobs error: Unable to contact >&2; exit 1")
     said = cnnjob("clean", "--yes", str(run.path))
     assert (said.exit_code, "not removed, its job may be in the queue" in said.stderr) == (4, True), said.output
     assert run.job_file.exists()
-    nowhere.says(squeue="exit 0", sacct="exit 0")
+    nowhere.install(squeue="exit 0", sacct="exit 0")
     assert cnnjob("clean", "--yes", str(run.path)).exit_code == 0
     assert not run.path.exists()
 

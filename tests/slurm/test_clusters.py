@@ -19,10 +19,10 @@ from cnnjob.slurm.scheduler import client, job_states
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import ANSWERS, FakeSlurm, asked, row, says
+from tests.helpers.fake_slurm import ANSWERS, FakeSlurm, queue_row, recorded_calls, set_answers
 from tests.helpers.run_folders import change_json, finished_run, owner_record, pending_run, running_run, stopped_run
-from tests.helpers.slurm_runs import decided, elsewhere, log, one, submitted
-from tests.helpers.slurm_runs import life as life_of_job
+from tests.helpers.slurm_runs import on_another_host, status_of, with_decision, with_job, with_log
+from tests.helpers.slurm_runs import set_job as life_of_job
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
 
@@ -80,32 +80,32 @@ def knows(**facts: Any) -> str:
 def test_whether_the_job_of_an_attempt_has_ended(
     idle_slurm: FakeSlurm, record: Mapping[str, Any], silent: float, answer: Mapping[str, Any] | None, *, ended: bool
 ) -> None:
-    idle_slurm.says(scontrol=at_lab(UNKNOWN if answer is None else knows(**answer)))
+    idle_slurm.install(scontrol=at_lab(UNKNOWN if answer is None else knows(**answer)))
     assert client.job_is_over(owner_record(**record), silent) is ended
     assert client.ended_among(lambda: ())(owner_record(**record), silent) is ended
 
 
 def held_at(cluster: str | None, make: Any = running_run, **facts: Any) -> Run:
     """A run that job 17 of a cluster holds."""
-    run = submitted(make(Path("runs")), cluster=cluster)
+    run = with_job(make(Path("runs")), cluster=cluster)
     if run.attempt_files():
-        elsewhere(run, 20)
+        on_another_host(run, 20)
         change_json(run.attempt_files()[-1], cluster=cluster, **facts)
     return run
 
 
 def test_a_run_that_is_trained_on_another_cluster_is_not_taken_over(idle_slurm: FakeSlurm) -> None:
     run = held_at("other")
-    says(idle_slurm, row("CANCELLED"), "17|FAILED|1:0|n1|\n", scontrol=at_lab(), **SUBMITS)
+    set_answers(idle_slurm, queue_row("CANCELLED"), "17|FAILED|1:0|n1|\n", scontrol=at_lab(), **SUBMITS)
     for _ in range(2):
         with pytest.raises(BusyError):
             claim(run, client.job_is_over)
-        assert (one(run).state, one(run).job_id, one(run).node) == ("running", "17", "n1")
+        assert (status_of(run).state, status_of(run).job_id, status_of(run).node) == ("running", "17", "n1")
         assert [done.why for done in submission.submit([run], Request())] == ["running"]
         change_json(run.attempt_files()[-1], cluster=None)  # an older version wrote down none
-        elsewhere(run, 20)
+        on_another_host(run, 20)
         change_json(run.submission_file, cluster=None)
-        says(idle_slurm, scontrol=at_lab())
+        set_answers(idle_slurm, scontrol=at_lab())
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_a_run_that_is_trained_on_another_cluster_is_not_taken_over(idle_slurm: 
 )
 def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any, state: str) -> None:
     run = held_at("other", make)
-    for queued in ("", row("RUNNING", node="n9"), row("CANCELLED")):  # another job with its number here
-        says(idle_slurm, queued, "17|CANCELLED by 5|0:0||\n", scontrol=at_lab(), **SUBMITS)
-        found = one(run, thorough=True)
+    for queued in ("", queue_row("RUNNING", node="n9"), queue_row("CANCELLED")):  # another job with its number here
+        set_answers(idle_slurm, queued, "17|CANCELLED by 5|0:0||\n", scontrol=at_lab(), **SUBMITS)
+        found = status_of(run, thorough=True)
         where = "job 17 is of cluster other, and this one is lab"
         assert (found.state, found.detail, found.job) == (state, where, None)
         cancelled = cnnjob("cancel", str(run.path))
@@ -129,18 +129,18 @@ def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any
             assert "scancel -M other 17" in removed.stderr
             with pytest.raises(BusyError, match=r"squeue -M other -j 17\nIf it has ended:\n  rm .*job\.json$"):
                 submission.submit([run], Request())
-    assert not [line for line in asked(idle_slurm) if "scancel" in line]
+    assert not [line for line in recorded_calls(idle_slurm) if "scancel" in line]
     if state == "stopped":
         run.submission_file.unlink()
-        says(idle_slurm, scontrol=at_lab(), **SUBMITS)
+        set_answers(idle_slurm, scontrol=at_lab(), **SUBMITS)
         assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
         assert files.read_json(run.submission_file)["cluster"] == "lab"
 
 
 def test_what_the_batch_script_of_another_cluster_left_is_submitted_here(idle_slurm: FakeSlurm) -> None:
-    run = decided(held_at("other", stopped_run), cluster="other", ended_by="cancelled", said="cancelled")
-    says(idle_slurm, row("RUNNING"), scontrol=at_lab(), **SUBMITS)
-    assert one(run).state == "cancelled"
+    run = with_decision(held_at("other", stopped_run), cluster="other", ended_by="cancelled", said="cancelled")
+    set_answers(idle_slurm, queue_row("RUNNING"), scontrol=at_lab(), **SUBMITS)
+    assert status_of(run).state == "cancelled"
     assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is cancelled\n"
     assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
 
@@ -148,39 +148,39 @@ def test_what_the_batch_script_of_another_cluster_left_is_submitted_here(idle_sl
 def test_a_job_here_is_not_taken_for_an_earlier_one_of_another_cluster(idle_slurm: FakeSlurm) -> None:
     """Both have the number 17."""
     run = held_at("other", stopped_run)
-    submitted(run, cluster="lab", attempt=2)
-    decided(run, cluster="other", ended_by="cancelled", said="cancelled")
+    with_job(run, cluster="lab", attempt=2)
+    with_decision(run, cluster="other", ended_by="cancelled", said="cancelled")
     files.write_json(restart_log.cancellation_file(run), {"by": "me", "jobs": ["17"], "cluster": "other", "attempt": 1})
-    says(idle_slurm, row("PENDING", "Priority"), scontrol=at_lab())
-    assert (one(run).state, one(run).detail) == ("pending", "jobs of higher priority go first")
-    says(idle_slurm, "", "17|TIMEOUT|0:0|n1|\n", scontrol=at_lab())
-    assert one(run).state == "stopped"
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"), scontrol=at_lab())
+    assert (status_of(run).state, status_of(run).detail) == ("pending", "jobs of higher priority go first")
+    set_answers(idle_slurm, "", "17|TIMEOUT|0:0|n1|\n", scontrol=at_lab())
+    assert status_of(run).state == "stopped"
 
 
 def test_a_training_inside_a_job_of_another_cluster(idle_slurm: FakeSlurm) -> None:
-    run = elsewhere(running_run(Path("runs")), 20)
+    run = on_another_host(running_run(Path("runs")), 20)
     change_json(run.attempt_files()[-1], cluster="other", job_step="3")
-    says(idle_slurm, row("RUNNING", comment="another's"), scontrol=at_lab())
-    assert one(run).job is None
+    set_answers(idle_slurm, queue_row("RUNNING", comment="another's"), scontrol=at_lab())
+    assert status_of(run).job is None
     assert cnnjob("cancel", str(run.path)).stdout.endswith("\n  scancel -M other --signal=TERM 17.3\n")
     change_json(run.attempt_files()[-1], job_step=None)
-    elsewhere(run, 20)
+    on_another_host(run, 20)
     assert cnnjob("cancel", str(run.path)).stdout.endswith(f"\n  ssh n1 kill -TERM {os.getpid()}\n")
 
 
 def test_a_job_that_started_long_after_an_attempt_is_not_the_one_it_is_in(idle_slurm: FakeSlurm) -> None:
     """SLURM was installed anew, and counts from 1 again."""
-    run = elsewhere(running_run(Path("runs")), 20, "44")
+    run = on_another_host(running_run(Path("runs")), 20, "44")
     for started, job_id in ((at(-5), "44"), (at(4000), None)):
-        says(idle_slurm, f"44|RUNNING|None|n7|{started}|N/A|my own work\n")
-        assert getattr(one(run).job, "job_id", None) == job_id
+        set_answers(idle_slurm, f"44|RUNNING|None|n7|{started}|N/A|my own work\n")
+        assert getattr(status_of(run).job, "job_id", None) == job_id
 
 
 def test_a_cluster_is_known_by_its_variables_or_its_configuration(
     idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.cluster() == ""
-    idle_slurm.says(scontrol=at_lab())
+    idle_slurm.install(scontrol=at_lab())
     assert client.cluster() == "lab"
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "Inside")
     assert (client.cluster(), process.cluster()) == ("inside", None)
@@ -194,7 +194,7 @@ def test_a_cluster_is_known_by_its_variables_or_its_configuration(
 def test_a_job_without_the_variable_asks_for_its_cluster(
     idle_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle_slurm.says(scontrol=at_lab())
+    idle_slurm.install(scontrol=at_lab())
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "")
     life_of_job(monkeypatch, "17", 0)
     run = finished_run(tmp_path)
@@ -218,7 +218,7 @@ def test_a_later_life_takes_over_from_one_of_its_own_cluster(
 
 
 def test_a_cancellation_on_another_cluster_is_none_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = log(stopped_run(tmp_path), "")
+    run = with_log(stopped_run(tmp_path), "")
     life_of_job(monkeypatch, "17", 0)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     for cluster, cancelled in (("lab", True), ("other", False), (None, True)):
@@ -228,7 +228,7 @@ def test_a_cancellation_on_another_cluster_is_none_here(tmp_path: Path, monkeypa
 
 def test_three_questions_for_runs_of_several_clusters(idle_slurm: FakeSlurm) -> None:
     for seed, cluster in enumerate(["lab", "other", None, "lab"]):
-        submitted(stopped_run(Path("runs"), seed=seed), str(17 + seed), cluster=cluster)
-    says(idle_slurm, scontrol=at_lab())
+        with_job(stopped_run(Path("runs"), seed=seed), str(17 + seed), cluster=cluster)
+    set_answers(idle_slurm, scontrol=at_lab())
     assert cnnjob("status").exit_code == 0
-    assert asked(idle_slurm) == ["scontrol", "squeue", "sacct"]
+    assert recorded_calls(idle_slurm) == ["scontrol", "squeue", "sacct"]

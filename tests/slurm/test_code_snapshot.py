@@ -20,7 +20,7 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.code_snapshot import save_snapshot, snapshot_folder
 from tests.helpers.cli import cnnjob
-from tests.helpers.slurm_runs import batch_script, run_folder
+from tests.helpers.slurm_runs import only_run, run_batch_script
 
 PACKAGE = Path(files.__file__).parent
 
@@ -54,10 +54,10 @@ def test_the_code_that_was_submitted_runs_whatever_becomes_of_the_clone() -> Non
     assert (code / "cnnjob/clone.py").exists()
     other_code("cnnjob/__init__.py", "cnnjob/slurm/node/node_task.py", "submitit.py", "numpy.py", "json.py")
     known = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_EXPORT_ENV": "NIL"}
-    script = ["/bin/bash", str(run_folder().slurm_folder / "17_submission.sh")]
+    script = ["/bin/bash", str(only_run().slurm_folder / "17_submission.sh")]
     done = subprocess.run(script, capture_output=True, text=True, env=known, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert run_folder().state() == "finished"
+    assert only_run().state() == "finished"
 
 
 @pytest.mark.parametrize("words", [("submit", "toy.toml", "--local"), ("verify-resume", "toy.toml", "--kills", "1")])
@@ -74,7 +74,7 @@ def test_a_damaged_copy_of_the_code_is_refused_and_repaired() -> None:
     cnnjob("submit", "toy.toml")
     [code] = Path("runs/.code").resolve().iterdir()
     (code / "cnnjob/reporting/page/page.py").write_text('"""Changed."""\n')
-    done = batch_script(run_folder())
+    done = run_batch_script(only_run())
     assert (done.returncode, f"\ncnnjob: {code}: not the code that was submitted (" in done.stdout) == (3, True)
     (code / "cnnjob/reporting/page/charts.py").unlink()
     (code / "numpy.py").write_text("raise SystemExit('added')\n")
@@ -82,7 +82,7 @@ def test_a_damaged_copy_of_the_code_is_refused_and_repaired() -> None:
     package = PACKAGE
     for name in ("reporting/page/page.py", "reporting/page/charts.py"):
         assert (code / "cnnjob" / name).read_bytes() == (package / name).read_bytes()
-    assert batch_script(run_folder()).returncode == 0
+    assert run_batch_script(only_run()).returncode == 0
 
 
 def compiled(source: Path, text: str) -> Path:
@@ -144,7 +144,7 @@ for _ in sys.stdin:
 @pytest.mark.usefixtures("slurm")
 def test_nothing_that_the_package_has_not_is_run_from_a_copy() -> None:
     cnnjob("submit", "toy.toml")
-    run = run_folder()
+    run = only_run()
     [code] = Path("runs/.code").resolve().iterdir()
     whole = {path.relative_to(code) for path in code.rglob("*")}
     with subprocess.Popen(
@@ -189,8 +189,8 @@ def test_no_variable_of_python_changes_what_a_job_runs(monkeypatch: pytest.Monke
     cache.rename(elsewhere)
     cache.parent.rmdir()
     other = {"PYTHONPYCACHEPREFIX": str(Path.cwd() / "cache"), "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2"}
-    done = batch_script(run_folder(), **other)
-    assert (done.returncode, run_folder().state()) == (0, "finished"), done.stdout
+    done = run_batch_script(only_run(), **other)
+    assert (done.returncode, only_run().state()) == (0, "finished"), done.stdout
     assert not list(code.rglob("__pycache__"))
 
 

@@ -8,24 +8,24 @@ import pytest
 from cnnjob.runs.logs import last_attempt_log, last_error
 from cnnjob.runs.run import Run
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import FakeSlurm, row, says
+from tests.helpers.fake_slurm import FakeSlurm, queue_row, set_answers
 from tests.helpers.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
 from tests.helpers.slurm_runs import (
     BANNER,
     ME,
     TRACE,
     UID,
-    Make,
+    MakeRun,
     cancelled_by_script,
-    cause,
+    cause_of,
     crash_loop,
-    decided,
-    failed,
-    log,
+    failed_run,
     lost_in_job,
     stopped_in_job,
-    submitted,
-    waits,
+    waiting_run,
+    with_decision,
+    with_job,
+    with_log,
 )
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
@@ -57,15 +57,17 @@ BATCH_SCRIPT_LOST = (
 def moved_while_it_ran(root: Path) -> Run:
     run = lost_in_job(root)
     change_json(run.submission_file, **run.identity())
-    log(run, f"{BANNER}cnnjob: /tiny/attempts/0001.json: the record of this training was removed (found no record)\n")
+    with_log(
+        run, f"{BANNER}cnnjob: /tiny/attempts/0001.json: the record of this training was removed (found no record)\n"
+    )
     return Run(run.path.rename(run.path.with_name("renamed")))
 
 
 def requeued_then_ended(root: Path) -> Run:
     """Restarted once; then its batch script was killed, and its process asked to stop."""
-    run = decided(stopped_in_job(root), job_restarts=0, said=REQUEUED)
+    run = with_decision(stopped_in_job(root), job_restarts=0, said=REQUEUED)
     change_json(run.attempt_files()[-1], job_restarts=1)
-    return log(run, REQUEUED_LINE + BANNER)
+    return with_log(run, REQUEUED_LINE + BANNER)
 
 
 OOM = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0. Some of the step tasks have been OOM Killed.\n"
@@ -75,35 +77,35 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
 @pytest.mark.parametrize(
     ("make", "squeue", "sacct", "sentence", "evidence", "command"),
     [
-        (waits, row("PENDING", "PartitionTimeLimit"), "",
+        (waiting_run, queue_row("PENDING", "PartitionTimeLimit"), "",
          "it asks for more time than its partition allows: it never starts so",
          "squeue: job 17 PENDING, PartitionTimeLimit",
          r"cnnjob cancel runs/\S+ && cnnjob submit tiny.toml --time TIME"),
-        (waits, row("PENDING", "JobHeldUser"), "", "its job waits: its user holds it", "squeue: job 17",
+        (waiting_run, queue_row("PENDING", "JobHeldUser"), "", "its job waits: its user holds it", "squeue: job 17",
          "scontrol release 17"),
-        (stopped_in_job, row("PENDING", "Priority"), "",
+        (stopped_in_job, queue_row("PENDING", "Priority"), "",
          "its job waits: jobs of higher priority go first; it goes on at step 150", "Priority", ""),
         (stopped_in_job, "", f"17|CANCELLED by {UID}|0:0||\n", rf"its job 17 was cancelled by {ME} \(user {UID}\)",
          f"sacct: CANCELLED by {UID}", "cnnjob submit tiny.toml"),
-        (waits, "", "17|CANCELLED by 987654|0:0||\n", "its job 17 was cancelled by user 987654", "sacct: ",
+        (waiting_run, "", "17|CANCELLED by 987654|0:0||\n", "its job 17 was cancelled by user 987654", "sacct: ",
          "cnnjob submit .*"),
         (cancelled_by_script, "", "", "its job 17 was cancelled", "slurm/restarts.json: ended_by cancelled",
          "cnnjob submit .*"),
-        (lambda root: log(lost_in_job(root), BANNER + OOM), "", "", "it ran out of memory",
+        (lambda root: with_log(lost_in_job(root), BANNER + OOM), "", "", "it ran out of memory",
          "17_0_log.out: slurmstepd: ",
          "cnnjob submit tiny.toml --mem 8G"),
         (lost_in_job, "", "17|FAILED|137:0|n1|\n17.0|OUT_OF_MEMORY|0:125|n1|\n", "it ran out of memory",
          "sacct: job 17 FAILED, a step OUT_OF_MEMORY", "cnnjob submit .* --mem 8G"),
-        (lambda root: failed(root, "failed: MemoryError: Unable to allocate 9 GiB"), "", "", "it ran out of memory",
+        (lambda root: failed_run(root, "failed: MemoryError: Unable to allocate 9 GiB"), "", "", "it ran out of memory",
          "attempts/0001.json: ", "cnnjob submit .* --mem 8G"),
-        (lambda root: log(failed(root, "failed: OutOfMemoryError: Out of memory allocating 9 bytes"),
+        (lambda root: with_log(failed_run(root, "failed: OutOfMemoryError: Out of memory allocating 9 bytes"),
          BANNER + "cupy.cuda.memory.OutOfMemoryError: Out of memory allocating 9 bytes\n"), "", "",
          "the GPU's memory did not suffice", "cupy", ".*train.batch_size=5"),
-        (lambda root: decided(lost_in_job(root), code=137, said="job 17 is requeued"), "", "",
+        (lambda root: with_decision(lost_in_job(root), code=137, said="job 17 is requeued"), "", "",
          r"it was killed by signal 9 \(SIGKILL\)", "slurm/restarts.json: code 137", "cnnjob submit .*"),
-        (lambda root: decided(stopped_in_job(root), ended_by="time limit", said="not restarted, no"), "", "",
+        (lambda root: with_decision(stopped_in_job(root), ended_by="time limit", said="not restarted, no"), "", "",
          "its job reached the time limit and was not restarted: no", "slurm/restarts.json", "cnnjob submit .*"),
-        (lambda root: decided(stopped_in_job(root), ended_by="unknown",
+        (lambda root: with_decision(stopped_in_job(root), ended_by="unknown",
          said="not restarted, refused by SLURM (X): at most 2 jobs. Wait; to go on: cnnjob submit tiny"), "", "",
          r"its job ended and was not restarted: refused by SLURM \(X\): at most 2 jobs. Wait", "slurm/restarts.json",
          "cnnjob submit tiny.toml"),
@@ -113,29 +115,30 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
          "cnnjob submit .*"),
         (lost_in_job, "", "17|NODE_FAIL|0:0|n7|\n", r"the node of its job failed \(n7\)", "sacct: ",
          "cnnjob submit .*"),
-        (lost_in_job, row("NODE_FAIL", node="n7"), "", r"the node of its job failed \(n7\)", "squeue: ",
+        (lost_in_job, queue_row("NODE_FAIL", node="n7"), "", r"the node of its job failed \(n7\)", "squeue: ",
          "cnnjob submit .*"),
-        (lambda root: failed(root, "failed: OSError: [Errno 28] No space left on device"), "", "", "the disk is full",
+        (lambda root: failed_run(root, "failed: OSError: [Errno 28] No space left on device"), "", "",
+         "the disk is full",
          "No space left", "df -h runs/.*"),
-        (lambda root: failed(root, NAN.format(run=root)), "", "", r".*the loss is nan at step 12 \(epoch 1\), .*",
+        (lambda root: failed_run(root, NAN.format(run=root)), "", "", r".*the loss is nan at step 12 \(epoch 1\), .*",
          "attempts/0001.json", "cnnjob submit tiny.toml --set train.learning_rate=0.005"),
-        (lambda root: log(failed(root), BANNER + TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
+        (lambda root: with_log(failed_run(root), BANNER + TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
          "attempts/0001.json and runs/", "cnnjob logs .*"),
-        (failed, "", "", "KeyError: 'x'", "attempts/0001.json", "cnnjob logs .*"),
-        (lambda root: log(crash_loop(root), "srun: error\n"), "", "",
+        (failed_run, "", "", "KeyError: 'x'", "attempts/0001.json", "cnnjob logs .*"),
+        (lambda root: with_log(crash_loop(root), "srun: error\n"), "", "",
          r"3 restarts without progress, each time killed by signal 9 \(SIGKILL\)", "slurm/restarts.json",
          "cnnjob logs .*"),
-        (lambda root: log(decided(waits(root), code=3, said="the job's own error is not restarted"),
+        (lambda root: with_log(with_decision(waiting_run(root), code=3, said="the job's own error is not restarted"),
          "cnnjob: data/tiny.h5: no such file\ncnnjob: x: the job's own error is not restarted\n"), "", "",
          "data/tiny.h5: no such file", "17_0_log.out", "cnnjob logs .*"),
-        (lambda root: log(decided(waits(root), code=127, said="the job's own error is not restarted"),
+        (lambda root: with_log(with_decision(waiting_run(root), code=127, said="the job's own error is not restarted"),
          "/x/slurm_script: line 9: module: not found\ncnnjob: x: the job's own error is not restarted\n"), "", "",
          "its job ended with exit code 127", "17_0_log.out: /x/slurm_script: line 9: module: not found", ".*"),
-        (lambda root: log(lost_in_job(root), TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
+        (lambda root: with_log(lost_in_job(root), TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
          "17_0_log.out", "cnnjob logs .*"),
-        (lambda root: log(lost_in_job(root), OOM + BANNER.replace("1 on", "2 on")), "", "17|FAILED|1:0|n1|\n",
+        (lambda root: with_log(lost_in_job(root), OOM + BANNER.replace("1 on", "2 on")), "", "17|FAILED|1:0|n1|\n",
          "it ran out of memory", "slurmstepd", ".*"),
-        (lambda root: log(lost_in_job(root), OOM + BANNER + "epoch 1\n"), "", "17|FAILED|1:0|n1|\n",
+        (lambda root: with_log(lost_in_job(root), OOM + BANNER + "epoch 1\n"), "", "17|FAILED|1:0|n1|\n",
          "its job failed without a word in the run's folder", "sacct: job 17 FAILED, exit code 1:0", "cnnjob logs .*"),
         (stopped_in_job, "", "", BATCH_SCRIPT_LOST,
          "attempts/0001.json: stopped: SIGTERM; its batch script decided nothing about a restart", "cnnjob submit .*"),
@@ -145,21 +148,21 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
         (requeued_then_ended, "", "17|FAILED|0:9|n1|\n",
          BATCH_SCRIPT_LOST,
          "attempts/0001.json: stopped: SIGTERM; its batch script decided nothing about a restart", "cnnjob submit .*"),
-        (lambda root: log(stopped_in_job(root), f"{REQUEUED_LINE}srun: error\n{NO_PYTHON} 127\n"), "", "",
+        (lambda root: with_log(stopped_in_job(root), f"{REQUEUED_LINE}srun: error\n{NO_PYTHON} 127\n"), "", "",
          "its job had no Python: /gone/bin/python is missing or cannot be executed, so it was not restarted",
          "17_0_log.out: srun: error", "cnnjob submit .*"),
-        (lambda root: log(waits(root), f"{TRACE}{NO_PYTHON} 1\n"), "", "",
+        (lambda root: with_log(waiting_run(root), f"{TRACE}{NO_PYTHON} 1\n"), "", "",
          "its job had no Python: /gone/bin/python cannot run cnnjob, so it was not restarted",
          "17_0_log.out: KeyError: 'x' at ", "cnnjob submit .*"),
-        (lambda root: decided(lost_in_job(root), code=254, said="3 restarts without progress"), "", "",
+        (lambda root: with_decision(lost_in_job(root), code=254, said="3 restarts without progress"), "", "",
          "3 restarts without progress, each time not started by srun", "slurm/restarts.json", "cnnjob logs .*"),
-        (lambda root: decided(lost_in_job(root), code=142, said=REQUEUED), "", "",
+        (lambda root: with_decision(lost_in_job(root), code=142, said=REQUEUED), "", "",
          "it was ended because it did not stop before its job's end", "code 142", "cnnjob submit .*"),
         (stopped_run, "", "", "somebody asked it to end .*", "attempts/0001.json", "cnnjob train tiny.toml"),
         (lost_run, "", "", "its process is gone without a word",
          "attempts/0001.json: no sign of life for ", "cnnjob train tiny.toml"),
         (saved_at_637, "", "", "its process is gone without a word; step 637 is saved", "attempts/0001.json", ".*"),
-        (waits, "", "", r"job 17 left the queue before it started \(cancelled or purged\)",
+        (waiting_run, "", "", r"job 17 left the queue before it started \(cancelled or purged\)",
          "neither squeue nor sacct knows it", "cnnjob submit .*"),
         (pending_run, "", "", "it was never submitted", "not submitted", "cnnjob train tiny.toml"),
         (finished_run, "", "", "it is finished", "result.json", r"cnnjob report runs/\S+"),
@@ -170,11 +173,11 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
     ],
 )  # fmt: skip
 def test_causes(
-    idle_slurm: FakeSlurm, make: Make, squeue: str, sacct: str, sentence: str, evidence: str, command: str
+    idle_slurm: FakeSlurm, make: MakeRun, squeue: str, sacct: str, sentence: str, evidence: str, command: str
 ) -> None:
     run = make(Path("runs"))
-    says(idle_slurm, squeue, sacct)
-    found = cause(run)
+    set_answers(idle_slurm, squeue, sacct)
+    found = cause_of(run)
     assert re.fullmatch(sentence, found.sentence), found
     assert evidence in found.evidence, found
     assert re.fullmatch(command, found.command), found
@@ -185,13 +188,13 @@ def test_causes(
 
 
 def test_a_job_that_ends_before_its_run_began_does_not_wait(idle_slurm: FakeSlurm) -> None:
-    run = waits(Path("runs"))
-    says(idle_slurm, row("COMPLETING", "NonZeroExitCode"))
-    told = cause(run)
+    run = waiting_run(Path("runs"))
+    set_answers(idle_slurm, queue_row("COMPLETING", "NonZeroExitCode"))
+    told = cause_of(run)
     assert told.sentence == "its job is ending, and the run has not begun"
     assert told.evidence == "squeue: job 17 COMPLETING, NonZeroExitCode"
 
 
 def test_only_the_last_life_counts() -> None:
-    run = log(submitted(stopped_run(Path("runs"))), f"{BANNER}{TRACE}{BANNER.replace('1 on', '2 on')}epoch 1\n")
+    run = with_log(with_job(stopped_run(Path("runs"))), f"{BANNER}{TRACE}{BANNER.replace('1 on', '2 on')}epoch 1\n")
     assert last_error(last_attempt_log(run)) == ""

@@ -10,12 +10,12 @@ from cnnjob import files
 from cnnjob.runs.run import Run
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm
-from tests.helpers.slurm_runs import run_folder, tree
+from tests.helpers.slurm_runs import file_contents, only_run
 
 
 @pytest.mark.usefixtures("no_slurm")
 def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
-    before = tree()
+    before = file_contents()
     found = cnnjob("submit", "toy.toml", "--profile", "lab", "--partition", "gpu", "--time", "2h", "--dry-run")
     assert found.exit_code == 0, found.output
     assert 'name = "toy"' in found.stdout
@@ -28,7 +28,7 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
         "life 1: 2 steps, stopped by a signal", "life 2: 2 steps, stopped by a signal", "report",
     ]  # fmt: skip
     assert found.stdout.endswith("\nnothing was submitted\n")
-    assert tree() == before
+    assert file_contents() == before
 
 
 @pytest.mark.usefixtures("no_slurm")
@@ -116,9 +116,9 @@ def test_a_resumed_run_asks_for_the_gpus_of_the_backend_that_it_began_with(
 ) -> None:
     words = ("--set", "resources.backend=auto")
     cnnjob("submit", "toy.toml", *words)
-    files.write_json(run_folder().environment_file, {"backend": first})
+    files.write_json(only_run().environment_file, {"backend": first})
     assert asked_of_gpus(*words) == asked
-    slurm.says(sbatch='while read -r l; do echo "$l" >> script; done < "$1"; echo "Submitted batch job 18"')
+    slurm.install(sbatch='while read -r l; do echo "$l" >> script; done < "$1"; echo "Submitted batch job 18"')
     assert "submitted as job 18" in cnnjob("submit", "toy.toml", *words).stdout
     assert [line for line in Path("script").read_text().splitlines() if line.startswith("#SBATCH --g")] == asked
     assert asked_of_gpus(*words, "--gpus", "2") == ["#SBATCH --gpus-per-node=2"]
@@ -136,7 +136,7 @@ def test_a_sweep_of_runs_that_began_with_different_backends_is_several_jobs(slur
     assert "\nrequest: 1 node, 1 task, 2 cores, " in shown
     assert ", 1 of 3 runs\n" in shown
     assert ", 1 GPU, 2 cores, " in shown
-    slurm.says(sbatch='[ -e jobs ] && n=19 || n=18; : > jobs; echo "Submitted batch job $n"')
+    slurm.install(sbatch='[ -e jobs ] && n=19 || n=18; : > jobs; echo "Submitted batch job $n"')
     said = cnnjob(*words).stdout
     assert [said.count(f"submitted as job {number}") for number in ("18", "19", "18_", "19_")] in (
         [1, 2, 0, 2], [2, 1, 2, 0],

@@ -24,21 +24,21 @@ from cnnjob.slurm.scheduler import client
 from cnnjob.slurm.submit import locks, submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import ANSWERS, FakeSlurm, asked, row, says
+from tests.helpers.fake_slurm import ANSWERS, FakeSlurm, queue_row, recorded_calls, set_answers
 from tests.helpers.run_folders import change_json, finished_run, owner_record, pending_run, running_run, stopped_run
 from tests.helpers.slurm_runs import (
     UID,
-    Make,
+    MakeRun,
     cancelled_by_script,
     crash_loop,
-    decided,
-    elsewhere,
-    failed,
+    failed_run,
     lost_in_job,
-    one,
+    on_another_host,
+    status_of,
     stopped_in_job,
-    submitted,
-    waits,
+    waiting_run,
+    with_decision,
+    with_job,
 )
 from tests.helpers.toy_jobs import dataset, job, run_of
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
 
 
 SUBMITS = ("srun", "sbatch", "scontrol")
-ALLOCATION = row("RUNNING", node="n1", job="44", comment="my own work")
+ALLOCATION = queue_row("RUNNING", node="n1", job="44", comment="my own work")
 
 
 def test_a_training_inside_a_job_of_the_user_is_stopped_and_the_job_is_not(idle_slurm: FakeSlurm) -> None:
@@ -55,17 +55,17 @@ def test_a_training_inside_a_job_of_the_user_is_stopped_and_the_job_is_not(idle_
     with subprocess.Popen(["/bin/sleep", "60"]) as child:
         started = process._start_of(child.pid)
         change_json(run.attempt_files()[-1], pid=child.pid, pid_started=started, job_id="44")
-        says(idle_slurm, ALLOCATION)
-        assert (one(run).state, one(run).job_id) == ("running", "44")
+        set_answers(idle_slurm, ALLOCATION)
+        assert (status_of(run).state, status_of(run).job_id) == ("running", "44")
         assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: asked process {child.pid} to save and stop\n"
-    assert not [line for line in asked(idle_slurm) if "scancel" in line]
+    assert not [line for line in recorded_calls(idle_slurm) if "scancel" in line]
     change_json(run.attempt_files()[-1], ended=process.now(), why="stopped: SIGTERM", step=150)
-    assert one(run).state == "cancelled"
+    assert status_of(run).state == "cancelled"
 
 
 def test_a_training_inside_a_job_of_the_user_on_another_host(idle_slurm: FakeSlurm) -> None:
-    run = elsewhere(running_run(Path("runs")), 20, "44")
-    says(idle_slurm, ALLOCATION)
+    run = on_another_host(running_run(Path("runs")), 20, "44")
+    set_answers(idle_slurm, ALLOCATION)
     said = cnnjob("cancel", str(run.path)).stdout
     assert said.startswith(
         f"{run.path}: not cancelled, process {os.getpid()} on n1 trains it, inside job 44, which is "
@@ -73,16 +73,16 @@ def test_a_training_inside_a_job_of_the_user_on_another_host(idle_slurm: FakeSlu
     assert said.endswith(f"\n  ssh n1 kill -TERM {os.getpid()}\n")
     change_json(run.attempt_files()[-1], job_step="3")
     assert "asked step 44.3 to save and stop; its job goes on" in cnnjob("cancel", str(run.path)).stdout
-    assert [line for line in asked(idle_slurm) if "scancel" in line] == ["scancel --signal=TERM 44.3"]
-    idle_slurm.says(scancel='echo "scancel: error: Invalid job id 44.3" >&2; exit 1')
+    assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel --signal=TERM 44.3"]
+    idle_slurm.install(scancel='echo "scancel: error: Invalid job id 44.3" >&2; exit 1')
     refused = cnnjob("cancel", str(run.path))
     assert (refused.exit_code, "step 44.3 was not asked to stop: scancel" in refused.stdout) == (4, True)
-    assert one(run).state == "running"
+    assert status_of(run).state == "running"
 
 
 def test_a_waiting_job_and_a_training_outside_of_it_both_end(idle_slurm: FakeSlurm) -> None:
-    run = submitted(running_run(Path("runs")), "18")
-    says(idle_slurm, row("PENDING", job="18"))
+    run = with_job(running_run(Path("runs")), "18")
+    set_answers(idle_slurm, queue_row("PENDING", job="18"))
     with subprocess.Popen(["/bin/sleep", "60"]) as child:
         change_json(run.attempt_files()[-1], pid=child.pid, pid_started=process._start_of(child.pid))
         said = f"cancelled job 18, which waited; asked process {child.pid} to save and stop"
@@ -91,10 +91,10 @@ def test_a_waiting_job_and_a_training_outside_of_it_both_end(idle_slurm: FakeSlu
 
 
 def test_a_waiting_job_ends_though_the_step_outside_of_it_does_not(idle_slurm: FakeSlurm) -> None:
-    run = submitted(elsewhere(running_run(Path("runs")), 20, "44"), "18")
+    run = with_job(on_another_host(running_run(Path("runs")), 20, "44"), "18")
     change_json(run.attempt_files()[-1], job_step="3")
     denied = 'case "$*" in *44.3*) echo "scancel: error: Invalid job id 44.3" >&2; exit 1;; esac'
-    says(idle_slurm, row("PENDING", job="18"), scancel=denied)
+    set_answers(idle_slurm, queue_row("PENDING", job="18"), scancel=denied)
     found = cnnjob("cancel", str(run.path))
     assert found.exit_code == 4
     assert "cancelled job 18, which waited; step 44.3 was not asked to stop" in found.stdout
@@ -103,8 +103,8 @@ def test_a_waiting_job_ends_though_the_step_outside_of_it_does_not(idle_slurm: F
 
 def test_a_job_that_has_submitted_its_successor_trains_no_more(idle_slurm: FakeSlurm) -> None:
     """Its process was killed, so its record has no end."""
-    run = decided(submitted(elsewhere(running_run(Path("runs")), 20), "18"), restarted="successor")
-    says(idle_slurm, row("PENDING", job="18"))
+    run = with_decision(with_job(on_another_host(running_run(Path("runs")), 20), "18"), restarted="successor")
+    set_answers(idle_slurm, queue_row("PENDING", job="18"))
     found = cnnjob("cancel", str(run.path))
     assert (found.exit_code, found.stdout) == (0, f"{run.path}: cancelled job 18, which waited\n")
 
@@ -117,11 +117,11 @@ def test_a_job_that_has_submitted_its_successor_trains_no_more(idle_slurm: FakeS
     ],
 )
 def test_a_job_that_ends_and_does_not_bring_its_run_back_is_not_waited_for_long(
-    idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, make: Make, restarted: str, said: str
+    idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, make: MakeRun, restarted: str, said: str
 ) -> None:
     monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
-    run = decided(make(Path("runs")), restarted=restarted)
-    says(idle_slurm, row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
+    run = with_decision(make(Path("runs")), restarted=restarted)
+    set_answers(idle_slurm, queue_row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
     if said:
         with pytest.raises(BusyError, match=said):
             submission.submit([run], Request())
@@ -133,18 +133,18 @@ def test_the_other_runs_of_a_sweep_are_submitted_while_a_job_of_one_is_ending(
     idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
-    ending, other = decided(stopped_in_job(Path("runs")), restarted=""), pending_run(Path("runs"), seed=1)
+    ending, other = with_decision(stopped_in_job(Path("runs")), restarted=""), pending_run(Path("runs"), seed=1)
     answers = {name: ANSWERS[name] for name in SUBMITS} | {"sbatch": 'echo "Submitted batch job 18"'}
-    says(idle_slurm, row("COMPLETING"), **answers)
+    set_answers(idle_slurm, queue_row("COMPLETING"), **answers)
     with pytest.raises(submission.PartlyBusyError, match=f"^{ending.path}: job 17 is ending") as error:
         submission.submit([ending, other], Request())
     assert [(done.run, done.job_id) for done in error.value.done] == [(other, "18")]
 
 
 def test_a_job_that_is_ending_is_waited_for(idle_slurm: FakeSlurm) -> None:
-    run, said = decided(stopped_in_job(Path("runs")), restarted=""), list[str]()
+    run, said = with_decision(stopped_in_job(Path("runs")), restarted=""), list[str]()
     answers = {name: ANSWERS[name] for name in SUBMITS} | {"sbatch": 'echo "Submitted batch job 18"'}
-    says(idle_slurm, row("COMPLETING"), **answers)
+    set_answers(idle_slurm, queue_row("COMPLETING"), **answers)
 
     def say(text: str) -> None:
         said.append(text)
@@ -159,21 +159,21 @@ def test_a_cancelled_job_that_is_ending_is_not_what_a_run_waits_for(
 ) -> None:
     monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
     run = stopped_in_job(Path("runs"))
-    says(idle_slurm, row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
+    set_answers(idle_slurm, queue_row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
     assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
     with pytest.raises(BusyError, match="job 17 is ending"):
         submission.submit([run], Request())
-    says(idle_slurm)
+    set_answers(idle_slurm)
     assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
 
 
 def test_a_job_with_the_number_of_ours_and_another_comment_is_not_cancelled(idle_slurm: FakeSlurm) -> None:
     """The number of a job on another cluster, where the same folders are."""
-    submitted(pending_run(Path("runs")), shown=f"cnnjob {Path('runs').resolve()}/x 1")
+    with_job(pending_run(Path("runs")), shown=f"cnnjob {Path('runs').resolve()}/x 1")
     for comment in ("", "my own work", "cnnjob /another/folder 1"):
-        says(idle_slurm, row("RUNNING", comment=comment))
+        set_answers(idle_slurm, queue_row("RUNNING", comment=comment))
         assert "cancelled job" not in cnnjob("cancel", "runs").stdout
-    assert not [line for line in asked(idle_slurm) if "scancel" in line]
+    assert not [line for line in recorded_calls(idle_slurm) if "scancel" in line]
 
 
 def test_every_job_of_a_run_is_cancelled_and_told(idle_slurm: FakeSlurm) -> None:
@@ -181,30 +181,31 @@ def test_every_job_of_a_run_is_cancelled_and_told(idle_slurm: FakeSlurm) -> None
     runs = [pending_run(Path("runs"), seed=seed) for seed in range(2)]
     sweep = JobArray.of(runs)
     sweep.write()
-    lines = [row("RUNNING", job=f"17_{n}", comment=sweep.comment) for n in range(2)]
-    says(idle_slurm, "".join(lines) + row("PENDING", job="18_[0-1]", comment=sweep.comment))
+    lines = [queue_row("RUNNING", job=f"17_{n}", comment=sweep.comment) for n in range(2)]
+    set_answers(idle_slurm, "".join(lines) + queue_row("PENDING", job="18_[0-1]", comment=sweep.comment))
     assert [one.detail for one in status.statuses(runs).statuses] == [
         "its job starts; job 18_0 is for it too", "its job starts; job 18_1 is for it too",
     ]  # fmt: skip
     said = cnnjob("cancel", "runs").stdout
     assert said.count("its work is saved as it ends") == 2
-    assert [line for line in asked(idle_slurm) if "scancel" in line] == ["scancel 17_0 17_1 18_0 18_1"]
+    assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 17_0 17_1 18_0 18_1"]
 
 
 def test_what_of_several_jobs_is_refused_is_said(idle_slurm: FakeSlurm) -> None:
-    run = submitted(pending_run(Path("runs")))
+    run = with_job(pending_run(Path("runs")))
     denied = "scancel: error: Kill job error on job id 18: Access/permission denied"
-    theirs = row("PENDING", job="18", comment=f"cnnjob {run.path.resolve()} 1")
-    says(idle_slurm, row("PENDING") + theirs, scancel=f'echo "{denied}" >&2')
+    theirs = queue_row("PENDING", job="18", comment=f"cnnjob {run.path.resolve()} 1")
+    set_answers(idle_slurm, queue_row("PENDING") + theirs, scancel=f'echo "{denied}" >&2')
     said = cnnjob("cancel", str(run.path)).stdout
     assert said == f"{run.path}: cancelled job 17, which waited; job 18 was not cancelled: {denied}\n"
     assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["17"]
 
 
 @pytest.mark.parametrize(
-    "make", [finished_run, failed, cancelled_by_script, crash_loop, stopped_run, lost_in_job, pending_run, waits]
+    "make",
+    [finished_run, failed_run, cancelled_by_script, crash_loop, stopped_run, lost_in_job, pending_run, waiting_run],
 )
-def test_cancel_names_the_state_that_status_names(make: Make) -> None:
+def test_cancel_names_the_state_that_status_names(make: MakeRun) -> None:
     run = make(Path("runs"))
     [told] = json.loads(cnnjob("status", str(run.path), "--json").stdout)
     assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is {told['state']}\n"
@@ -213,31 +214,35 @@ def test_cancel_names_the_state_that_status_names(make: Make) -> None:
 @pytest.mark.parametrize(
     ("first", "then", "ids"),
     [
-        (row("RUNNING"), row("COMPLETING") + row("PENDING", job="18"), ["18"]),  # a successor
-        (row("RUNNING"), row("PENDING", "BeginTime"), ["17"]),  # requeued
-        (row("COMPLETING"), row("RUNNING", job="18", node="n1"), ["18"]),
-        (row("PENDING") + row("RUNNING", job="18"), row("PENDING") + row("COMPLETING", job="18"), []),
+        (queue_row("RUNNING"), queue_row("COMPLETING") + queue_row("PENDING", job="18"), ["18"]),  # a successor
+        (queue_row("RUNNING"), queue_row("PENDING", "BeginTime"), ["17"]),  # requeued
+        (queue_row("COMPLETING"), queue_row("RUNNING", job="18", node="n1"), ["18"]),
+        (
+            queue_row("PENDING") + queue_row("RUNNING", job="18"),
+            queue_row("PENDING") + queue_row("COMPLETING", job="18"),
+            [],
+        ),
     ],
 )
 def test_what_resumes_a_run_while_it_is_cancelled_is_cancelled_too(
     idle_slurm: FakeSlurm, first: str, then: str, ids: list[str]
 ) -> None:
-    run = submitted(stopped_in_job(Path("runs")))
+    run = with_job(stopped_in_job(Path("runs")))
     comment = f"cnnjob {run.path.resolve()} 1"
     for name, rows in (("first", first), ("then", then)):
         (idle_slurm.folder.parent / name).write_text(rows.replace("|\n", f"|{comment}\n"))
     read = 'f=../first; [ -e ../asked ] && f=../then; while read -r l; do echo "$l"; done < $f'
-    idle_slurm.says(squeue=read, sacct="exit 1", scancel='echo "$*" >> ../asked')
+    idle_slurm.install(squeue=read, sacct="exit 1", scancel='echo "$*" >> ../asked')
     found = cnnjob("cancel", str(run.path))
     assert (found.exit_code, "which came meanwhile" in found.stdout) == (0, bool(ids))
-    assert asked(idle_slurm)[1:] == ids
+    assert recorded_calls(idle_slurm)[1:] == ids
     assert set(ids) <= set(files.read_json(run.slurm_folder / "cancelled.json")["jobs"])
 
 
 def test_a_queue_that_is_silent_after_a_cancellation_is_said(idle_slurm: FakeSlurm) -> None:
-    run = submitted(pending_run(Path("runs")))
-    rows = row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()
-    idle_slurm.says(squeue=f'[ -e ../asked ] && exit 1; echo "{rows}"', scancel='echo "$*" >> ../asked')
+    run = with_job(pending_run(Path("runs")))
+    rows = queue_row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()
+    idle_slurm.install(squeue=f'[ -e ../asked ] && exit 1; echo "{rows}"', scancel='echo "$*" >> ../asked')
     found = cnnjob("cancel", str(run.path))
     assert (found.exit_code, found.stdout.count("cancelled job 17, which waited; whether a successor was")) == (4, 1)
 
@@ -254,40 +259,45 @@ def in_job(root: Path) -> Run:
     """A run of this host in job 17, whose records name its folder."""
     run = running_run(root)
     change_json(run.attempt_files()[-1], job_id="17")
-    return submitted(run, **run.identity())
+    return with_job(run, **run.identity())
 
 
 def test_a_copy_owns_no_job_and_no_process(idle_slurm: FakeSlurm) -> None:
     run = in_job(Path("runs"))
-    says(idle_slurm, row("RUNNING", node="n1", comment=f"cnnjob {run.path.resolve()} 1"))
+    set_answers(idle_slurm, queue_row("RUNNING", node="n1", comment=f"cnnjob {run.path.resolve()} 1"))
     copy = copied(run)
-    assert (one(run).state, one(copy).state) == ("running", "lost")
-    assert (one(copy).job_id, one(copy).node) == (None, process.process_identity()["host"])
-    assert one(copy).detail == f"a copy of {run.path.resolve()}, whose jobs are not its own"
+    assert (status_of(run).state, status_of(copy).state) == ("running", "lost")
+    assert (status_of(copy).job_id, status_of(copy).node) == (None, process.process_identity()["host"])
+    assert status_of(copy).detail == f"a copy of {run.path.resolve()}, whose jobs are not its own"
     assert cnnjob("cancel", "copy").stdout == "copy: nothing to cancel, it is lost\n"
-    assert not [line for line in asked(idle_slurm) if "scancel" in line]
+    assert not [line for line in recorded_calls(idle_slurm) if "scancel" in line]
     assert claim(copy).number == 2
     assert run.state() == "running"
 
 
 def test_a_copy_of_a_cancelled_run_is_not_cancelled(idle_slurm: FakeSlurm) -> None:
-    run = submitted(pending_run(Path("runs")), **Run(Path("runs")).identity())
+    run = with_job(pending_run(Path("runs")), **Run(Path("runs")).identity())
     change_json(run.submission_file, **run.identity())
-    says(idle_slurm, row("PENDING", comment=f"cnnjob {run.path.resolve()} 1"))
+    set_answers(idle_slurm, queue_row("PENDING", comment=f"cnnjob {run.path.resolve()} 1"))
     assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
-    says(idle_slurm)
-    assert (one(run).state, one(copied(run)).state) == ("cancelled", "pending")
+    set_answers(idle_slurm)
+    assert (status_of(run).state, status_of(copied(run)).state) == ("cancelled", "pending")
 
 
 def test_a_run_that_was_moved_while_its_job_waits(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
     old = run.path.resolve()
-    submitted(run, **run.identity())
-    says(idle_slurm, row("PENDING", "Priority", comment=f"cnnjob {old} 1"), **{name: ANSWERS[name] for name in SUBMITS})
+    with_job(run, **run.identity())
+    set_answers(
+        idle_slurm,
+        queue_row("PENDING", "Priority", comment=f"cnnjob {old} 1"),
+        **{name: ANSWERS[name] for name in SUBMITS},
+    )
     moved = Run(run.path.rename("elsewhere"))
-    assert (one(moved).state, one(moved).job_id) == ("pending", "17")
+    assert (status_of(moved).state, status_of(moved).job_id) == ("pending", "17")
     assert (
-        one(moved).detail == f"jobs of higher priority go first; job 17 is for {old}, from where this folder was moved"
+        status_of(moved).detail
+        == f"jobs of higher priority go first; job 17 is for {old}, from where this folder was moved"
     )
     with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, .*\n  cnnjob cancel elsewhere"):
         submission.submit([moved], Request())
@@ -301,41 +311,41 @@ def test_another_name_of_a_folder_is_no_move(idle_slurm: FakeSlurm, depth: int, 
     known = run.identity()
     deep = len(known["parents"])
     folder = str(run.path.resolve()) if depth > deep else f"/host/{names.format('runs', run.name)}"
-    submitted(run, **(known | {"folder": folder, "parents": known["parents"][:depth]}))
-    says(idle_slurm, row("PENDING", "Priority"), **{name: ANSWERS[name] for name in SUBMITS})
-    assert (one(run).job_id, one(run).detail) == ("17", "jobs of higher priority go first")
+    with_job(run, **(known | {"folder": folder, "parents": known["parents"][:depth]}))
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"), **{name: ANSWERS[name] for name in SUBMITS})
+    assert (status_of(run).job_id, status_of(run).detail) == ("17", "jobs of higher priority go first")
     assert [done.why for done in submission.submit([run], Request())] == ["queued as 17"]
 
 
 def test_a_link_to_the_folder_above_is_no_move(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
-    submitted(run, **(run.identity() | {"folder": str(Path("other", run.name).absolute())}))
-    says(idle_slurm, row("PENDING", "Priority"))
-    assert "was moved" in one(run).detail
+    with_job(run, **(run.identity() | {"folder": str(Path("other", run.name).absolute())}))
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"))
+    assert "was moved" in status_of(run).detail
     Path("other").symlink_to("runs")
     for path in (run.path, Path("other", run.name), Path("runs", "..", "other", run.name)):
-        assert one(Run(path)).detail == "jobs of higher priority go first"
+        assert status_of(Run(path)).detail == "jobs of higher priority go first"
 
 
 @pytest.mark.parametrize("moved", ["old/{}", "runs/x", "deeper/runs/{}"])
 def test_a_folder_above_that_was_moved_is_a_move(idle_slurm: FakeSlurm, moved: str) -> None:
     run = pending_run(Path("runs"))
-    submitted(run, **run.identity())
-    says(idle_slurm, row("PENDING", "Priority"))
+    with_job(run, **run.identity())
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"))
     place = Path(moved.format(run.name))
     place.parent.parent.mkdir(exist_ok=True)
     (run.path if place.name == "x" else Path("runs")).rename(place if place.name == "x" else place.parent)
-    assert "from where this folder was moved" in one(Run(place)).detail
+    assert "from where this folder was moved" in status_of(Run(place)).detail
 
 
 def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(idle_slurm: FakeSlurm) -> None:
     """Its heartbeat is copied minutes after the record of the attempt."""
-    run = elsewhere(running_run(Path("runs")), 20)
+    run = on_another_host(running_run(Path("runs")), 20)
     copy = copied(run)
     os.utime(copy.attempt_files()[-1], (time.time() - 400,) * 2)
     os.utime(copy.heartbeat_file)
-    says(idle_slurm)
-    found = one(copy, thorough=True)
+    set_answers(idle_slurm)
+    found = status_of(copy, thorough=True)
     assert (found.state, found.detail) == ("lost", f"a copy of {run.path.resolve()}, whose jobs are not its own")
     assert diagnose(found).sentence.startswith(f"it is a copy of {run.path.resolve()}, made while that was trained")
     assert claim(copy).number == 2
@@ -344,12 +354,12 @@ def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(idle_slurm: FakeSlu
 
 def test_what_may_be_a_run_under_another_name_is_held_by_its_heartbeat(idle_slurm: FakeSlurm) -> None:
     """Some file systems number a folder otherwise on each host."""
-    run = elsewhere(running_run(Path("runs")), 20)
+    run = on_another_host(running_run(Path("runs")), 20)
     change_json(run.attempt_files()[-1], folder="/name/on/n1", inode=1)
     silent(run, 20)
-    says(idle_slurm)
-    assert one(run).state == "running"
-    assert one(run).detail == "a copy of /name/on/n1, or that under another name, heard of 20 s ago"
+    set_answers(idle_slurm)
+    assert status_of(run).state == "running"
+    assert status_of(run).detail == "a copy of /name/on/n1, or that under another name, heard of 20 s ago"
     with pytest.raises(BusyError):
         claim(run)
     silent(run, 301)
@@ -366,24 +376,26 @@ def test_a_run_that_was_moved_to_another_disk_while_its_job_waits(idle_slurm: Fa
     """Moved so, it is a copy of a folder that is gone."""
     run = pending_run(Path("runs"))
     old = run.path.resolve()
-    submitted(run, **run.identity())
+    with_job(run, **run.identity())
     copy = copied(run)
     shutil.rmtree(old)
-    says(idle_slurm, row("PENDING", comment=f"cnnjob {old} 1"), **{name: ANSWERS[name] for name in SUBMITS})
+    set_answers(
+        idle_slurm, queue_row("PENDING", comment=f"cnnjob {old} 1"), **{name: ANSWERS[name] for name in SUBMITS}
+    )
     with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, which is not there .*\n  scancel 17"):
         submission.submit([copy], Request())
 
 
 def test_a_copy_is_submitted_as_a_run_of_its_own(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
-    submitted(run, **run.identity())
-    waiting = row("PENDING", comment=f"cnnjob {run.path.resolve()} 1")
+    with_job(run, **run.identity())
+    waiting = queue_row("PENDING", comment=f"cnnjob {run.path.resolve()} 1")
     answers = {name: ANSWERS[name] for name in SUBMITS}
-    says(idle_slurm, waiting, **(answers | {"sbatch": 'echo "Submitted batch job 18"'}))
+    set_answers(idle_slurm, waiting, **(answers | {"sbatch": 'echo "Submitted batch job 18"'}))
     [done] = submission.submit([copied(run)], Request())
     assert done.job_id == "18"
-    says(idle_slurm, waiting + row("PENDING", job="18", comment=f"cnnjob {Path('copy').resolve()} 1"))
-    assert [one(each).job_id for each in (run, Run(Path("copy")))] == ["17", "18"]
+    set_answers(idle_slurm, waiting + queue_row("PENDING", job="18", comment=f"cnnjob {Path('copy').resolve()} 1"))
+    assert [status_of(each).job_id for each in (run, Run(Path("copy")))] == ["17", "18"]
 
 
 # --- runs of several users
@@ -392,22 +404,20 @@ def test_a_copy_is_submitted_as_a_run_of_its_own(idle_slurm: FakeSlurm) -> None:
 def test_only_jobs_of_users_who_have_to_do_with_a_run_are_asked_for(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
     Path("runs").chmod(0o777)
-    comment = f"cnnjob {run.path.resolve()} 1"
-    idle_slurm.says(
-        squeue=f'echo "$*" >> ../asked; case "$*" in *4321*) echo "{row("PENDING", comment=comment).strip()}";; esac'
-    )
-    assert one(run).detail == "not submitted"
+    row = queue_row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()
+    idle_slurm.install(squeue=f'echo "$*" >> ../asked; case "$*" in *4321*) echo "{row}";; esac')
+    assert status_of(run).detail == "not submitted"
     Path("runs/.submitter-4321").touch()
     Path("runs/.submitter-x").touch()
-    assert one(run).job_id == "17"
-    assert ["--user=" in line for line in asked(idle_slurm)] == [True, True]
-    assert f"--user={','.join(map(str, sorted([UID, 4321])))} " in asked(idle_slurm)[-1]
+    assert status_of(run).job_id == "17"
+    assert ["--user=" in line for line in recorded_calls(idle_slurm)] == [True, True]
+    assert f"--user={','.join(map(str, sorted([UID, 4321])))} " in recorded_calls(idle_slurm)[-1]
 
 
 def test_who_submits_leaves_a_file_before_the_job_is_there(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
     answers = {name: ANSWERS[name] for name in SUBMITS}
-    says(idle_slurm, **(answers | {"sbatch": f'[ -e runs/.submitter-{UID} ] && echo "Submitted batch job 18"'}))
+    set_answers(idle_slurm, **(answers | {"sbatch": f'[ -e runs/.submitter-{UID} ] && echo "Submitted batch job 18"'}))
     assert [done.job_id for done in submission.submit([run], Request())] == ["18"]
 
 
@@ -415,17 +425,19 @@ def test_a_hidden_job_is_not_taken_for_one_that_has_ended(idle_slurm: FakeSlurm)
     unknown = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
     for private, ended in (("none", True), ("jobs,usage", False)):
         config = f'echo "PrivateData             = {private}"; echo "ClusterName             = LAB"'
-        idle_slurm.says(scontrol=f'case "$*" in *config*) {config};; *) {unknown};; esac')
+        idle_slurm.install(scontrol=f'case "$*" in *config*) {config};; *) {unknown};; esac')
         assert client.job_is_over(owner_record(cluster="lab"), 100) == ended
 
 
 def hidden_and_mine(idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, queue: str) -> tuple[Run, Run]:
     """Two runs at a site that shows nobody the jobs of others: one that another user submitted, one of this user."""
-    theirs, mine = waits(Path("runs")), pending_run(Path("runs"), seed=1)
+    theirs, mine = waiting_run(Path("runs")), pending_run(Path("runs"), seed=1)
     monkeypatch.setattr(os, "getuid", lambda: UID + 1)
     monkeypatch.setenv("LOGNAME", "me")
     comment = f"cnnjob {mine.path.resolve()} 1"
-    says(idle_slurm, row(queue, job="18", comment=comment) if queue else "", scontrol='echo "PrivateData = jobs"')
+    set_answers(
+        idle_slurm, queue_row(queue, job="18", comment=comment) if queue else "", scontrol='echo "PrivateData = jobs"'
+    )
     return theirs, mine
 
 
@@ -437,7 +449,7 @@ def test_a_hidden_job_keeps_nobody_from_cancelling_another(
     told = found.stdout.splitlines()
     assert told[0].startswith(f"{theirs.path}: not cancelled, job 17 of another user may carry it, and this site")
     assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which waited")
-    assert [line for line in asked(idle_slurm) if "scancel" in line] == ["scancel 18"]
+    assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
 
 
 def test_a_hidden_job_keeps_nobody_from_waiting_for_another(
@@ -449,7 +461,7 @@ def test_a_hidden_job_keeps_nobody_from_waiting_for_another(
     with pytest.raises(SchedulerError, match="nobody the jobs of others"):
         over.extend(one.summary.run.path for one in waiting.wait_for_runs([theirs, mine]))
     assert over == [mine.path]
-    decided(theirs, said="the job's own error is not restarted")
+    with_decision(theirs, said="the job's own error is not restarted")
     assert [one.state for one in waiting.wait_for_runs([theirs, mine])] == ["failed", "pending"]
 
 
@@ -506,7 +518,7 @@ def test_an_earlier_job_waits_until_a_later_one_is_cancelled(
     monkeypatch.setattr(node_task, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("SLURM_JOB_ID", "20")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
-    idle_slurm.says(scontrol='[ -e asked ] && echo "JobState=CANCELLED" || echo "JobState=RUNNING"; : > asked')
+    idle_slurm.install(scontrol='[ -e asked ] && echo "JobState=CANCELLED" || echo "JobState=RUNNING"; : > asked')
     if waits_for_it:
         assert node_task.NodeTask(str(run.path), 30)._live() == 0
         assert run.state() == "finished"
@@ -526,20 +538,22 @@ def test_of_two_jobs_the_later_one_is_cancelled_by_its_submission(idle_slurm: Fa
     """The other submission came between the look at the queue and this one's sbatch."""
     runs = [pending_run(Path("runs"), seed=seed) for seed in range(3)]
     (theirs := JobArray.of(runs[:2])).write()
-    lines = row("RUNNING", job="16_0", comment=theirs.comment) + row("PENDING", job="16_1", comment=theirs.comment)
+    lines = queue_row("RUNNING", job="16_0", comment=theirs.comment) + queue_row(
+        "PENDING", job="16_1", comment=theirs.comment
+    )
     answers = {name: ANSWERS[name] for name in SUBMITS}
     others = 'printf "%s" "$(cat ../others)"; echo'
     (idle_slurm.folder.parent / "others").write_text(lines.strip())
-    says(idle_slurm, **answers, cat='exec /bin/cat "$@"')
-    idle_slurm.says(squeue=f"[ -e submitted ] && {others}", sbatch=': > submitted; echo "Submitted batch job 17"')
+    set_answers(idle_slurm, **answers, cat='exec /bin/cat "$@"')
+    idle_slurm.install(squeue=f"[ -e submitted ] && {others}", sbatch=': > submitted; echo "Submitted batch job 17"')
     done = submission.submit(runs, Request())
     assert [(one.job_id, one.why) for one in done] == [
         (None, "queued as 16_0"), (None, "queued as 16_1"), ("17_2", "submitted"),
     ]  # fmt: skip
-    assert asked(idle_slurm) == ["scancel 17_0 17_1"]
+    assert recorded_calls(idle_slurm) == ["scancel 17_0 17_1"]
     assert [run.submission_file.exists() for run in runs] == [False, False, True]
     Path("submitted").unlink()
-    idle_slurm.says(scancel='echo "scancel: error: Kill job error on job id 17: Access/permission denied" >&2')
+    idle_slurm.install(scancel='echo "scancel: error: Kill job error on job id 17: Access/permission denied" >&2')
     with pytest.raises(SchedulerError, match=r"job 16_0, 16_1 was submitted at the same time, .*\n  scancel 17"):
         submission.submit(runs[:2], Request())
 
@@ -548,11 +562,13 @@ def test_a_job_that_is_kept_for_a_twin_has_what_it_runs(idle_slurm: FakeSlurm) -
     """An sbatch that names no job: of the two with this comment the newer is taken, cancelled, and the older kept."""
     run = pending_run(Path("runs"))
     comment = f"cnnjob {run.path.resolve()} 1"
-    says(idle_slurm, row("PENDING", job="16", comment=comment) + row("PENDING", job="18", comment=comment))
+    set_answers(
+        idle_slurm, queue_row("PENDING", job="16", comment=comment) + queue_row("PENDING", job="18", comment=comment)
+    )
     queue = (idle_slurm.folder / "squeue").read_text().partition("\n")[2]
-    idle_slurm.says(**{name: ANSWERS[name] for name in SUBMITS})
-    idle_slurm.says(squeue=f"[ -e taken ] || exit 0; {queue}", sbatch=": > taken; echo welcome")
+    idle_slurm.install(**{name: ANSWERS[name] for name in SUBMITS})
+    idle_slurm.install(squeue=f"[ -e taken ] || exit 0; {queue}", sbatch=": > taken; echo welcome")
     [done] = submission.submit([run], Request())
     assert (done.job_id, done.why) == (None, "queued as 16")
-    assert [line for line in asked(idle_slurm) if "scancel" in line] == ["scancel 18"]
+    assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
     assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl"}

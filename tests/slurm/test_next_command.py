@@ -9,7 +9,7 @@ from cnnjob import files
 from cnnjob.jobs.job import Job
 from cnnjob.slurm import next_command
 from tests.helpers.run_folders import DATA_DIGEST, change_job, frozen_run, pending_run
-from tests.helpers.slurm_runs import submitted
+from tests.helpers.slurm_runs import with_job
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
 
@@ -36,7 +36,7 @@ def test_the_next_command_makes_this_very_run() -> None:
     from cnnjob.jobs.job import Job
 
     assert Job.load("tiny.toml") == pending_run(Path("runs")).job()
-    run = submitted(
+    run = with_job(
         pending_run(Path("my runs"), seed=3, optimiser={"sgd": {"momentum": 0.5}}, early_stopping={"patience": 2})
     )
     request = {"partition": "gpu", "time": "2h", "mem": "3G"}

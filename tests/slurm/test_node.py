@@ -17,7 +17,7 @@ from cnnjob.slurm.scheduler import client
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import train
-from tests.helpers.fake_slurm import NO_ANSWER, FakeSlurm, at
+from tests.helpers.fake_slurm import NO_ANSWER, FakeSlurm, slurm_time
 from tests.helpers.run_folders import owner_record
 from tests.helpers.toy_jobs import trained
 
@@ -26,12 +26,12 @@ def test_when_the_job_ends(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1234567890")
     assert deadlines.first_end() == 1234567890
     monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
-    slurm.says(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
+    slurm.install(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
     assert deadlines.first_end() == math.inf  # no job, no end
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert 1.7e9 < (deadlines.first_end() or 0) < 1.8e9
     for answer, end in (('echo "EndTime=Unknown"', math.inf), ("echo garbage", None), ("exit 1", None), (None, None)):
-        slurm.says(scontrol=answer)
+        slurm.install(scontrol=answer)
         assert deadlines.first_end() == end
         assert deadlines.end_now() == end
 
@@ -55,7 +55,7 @@ def test_whether_a_job_has_ended(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, answer: str | None, *, ended: bool
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
-    slurm.says(scontrol=answer)
+    slurm.install(scontrol=answer)
     assert client.job_is_over(owner_record(), 100) is ended
 
 
@@ -76,7 +76,7 @@ def test_whether_a_job_has_ended(
 )
 def test_silent_or_refused(slurm: FakeSlurm, answer: str | None, *, silent: bool) -> None:
     """A folder or a run may have any name."""
-    slurm.says(sbatch=answer)
+    slurm.install(sbatch=answer)
     with pytest.raises(SchedulerError) as error:
         client.ask(["sbatch", "/data/communication-lab/timed out/x.sh"])
     assert client.is_silent(error.value) is silent
@@ -89,7 +89,7 @@ def test_a_run_is_taken_over_from_a_job_that_has_ended(
     whole = trained(tmp_path / "whole").run
     whole.result_file.unlink()
     claim(whole).note(host="elsewhere", job_id="16", cluster="lab")
-    slurm.says(scontrol='case "$*" in *16) echo JobState=NODE_FAIL;; esac')
+    slurm.install(scontrol='case "$*" in *16) echo JobState=NODE_FAIL;; esac')
     assert node_task.NodeTask(str(whole.path), 30)._live() == 0
     assert [attempt["ended"] is None for attempt in whole.attempts()] == [False, True, False]
 
@@ -117,7 +117,7 @@ def test_an_end_that_slurm_did_not_tell_at_the_start_is_asked_for_later(
 ) -> None:
     """Less and less often, until it answers; then an end is confirmed as any other."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    slurm.says(scontrol="echo x >> asked; exit 1")
+    slurm.install(scontrol="echo x >> asked; exit 1")
     assert deadlines.first_end() is None
     one = deadlines.deadline(None, 30.0)
     pauses = []
@@ -129,16 +129,16 @@ def test_an_end_that_slurm_did_not_tell_at_the_start_is_asked_for_later(
     assert [round(pause, -1) for pause in pauses] == [60, 120, 240, 480, 960, 960]
     assert len(Path("asked").read_text().split()) == 7
     one.time = 0.0
-    slurm.says(scontrol=f"echo EndTime={at(1000)}")
+    slurm.install(scontrol=f"echo EndTime={slurm_time(1000)}")
     assert not one.is_over()
     assert 960 < one.time - time.time() <= 970
     one.time = 0.0
-    slurm.says(scontrol="exit 1")
+    slurm.install(scontrol="exit 1")
     assert one.is_over()
 
 
 def test_a_guard_that_knows_no_end_asks_for_it(slurm: FakeSlurm) -> None:
-    slurm.says(scontrol=f"echo EndTime={at(5)}")
+    slurm.install(scontrol=f"echo EndTime={slurm_time(5)}")
     code = "from cnnjob.slurm.node.deadlines import *\nwith ended_in_time(None): time.sleep(60)"
     environment = {**os.environ, "SLURM_JOB_ID": "17"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
@@ -148,8 +148,10 @@ def test_a_guard_that_knows_no_end_asks_for_it(slurm: FakeSlurm) -> None:
 def test_a_process_that_does_not_react_is_ended_once_slurm_confirms_its_end(slurm: FakeSlurm) -> None:
     """It was told an end that is over: SLURM does not answer, then names a later one, then confirms."""
     late = f"$(/bin/date --date=+{deadlines.LAST_SECONDS + 2:g}sec +%FT%T)"
-    answer = f"case $(/usr/bin/wc -l < asked) in 1) exit 1;; 2) echo EndTime={late};; *) echo EndTime={at(5)};; esac"
-    slurm.says(scontrol=f"echo x >> asked; {answer}")
+    answer = (
+        f"case $(/usr/bin/wc -l < asked) in 1) exit 1;; 2) echo EndTime={late};; *) echo EndTime={slurm_time(5)};; esac"
+    )
+    slurm.install(scontrol=f"echo x >> asked; {answer}")
     hang = "import ctypes; ctypes.PyDLL(None).sleep(60)"
     code = f"from cnnjob.slurm.node.deadlines import *\nwith ended_in_time(time.time()): {hang}"
     environment = {**os.environ, "SLURM_JOB_ID": "17"}

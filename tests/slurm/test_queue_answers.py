@@ -15,9 +15,9 @@ from cnnjob.slurm.scheduler.site import query_site as look_at_site
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import ANSWERS, SILENCE, FakeSlurm, row, says
+from tests.helpers.fake_slurm import ANSWERS, SILENCE, FakeSlurm, queue_row, set_answers
 from tests.helpers.run_folders import finished_run, pending_run, stopped_run
-from tests.helpers.slurm_runs import lost_in_job, one, quiet, stopped_in_job, submitted, waits
+from tests.helpers.slurm_runs import lost_in_job, silent_run, status_of, stopped_in_job, waiting_run, with_job
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
 
@@ -46,10 +46,10 @@ def test_a_queue_that_cannot_be_read_makes_nothing_lost(
 ) -> None:
     if squeue == SILENCE:
         monkeypatch.setattr(status, "ANSWER_SECONDS", 0.5)
-    for make in (waits, stopped_in_job, quiet, finished_run):
+    for make in (waiting_run, stopped_in_job, silent_run, finished_run):
         make(Path("runs") / make.__name__)
     folders = sorted(Path("runs").iterdir())
-    idle_slurm.says(squeue=squeue, sacct="exit 1")
+    idle_slurm.install(squeue=squeue, sacct="exit 1")
     found = cnnjob("status", *map(str, folders))
     assert found.exit_code == 0, found.output
     assert said in found.stderr
@@ -59,7 +59,7 @@ def test_a_queue_that_cannot_be_read_makes_nothing_lost(
 
 
 def test_without_a_slurm_nothing_is_said_of_it(idle_slurm: FakeSlurm) -> None:
-    idle_slurm.says(squeue=None, sacct=None)
+    idle_slurm.install(squeue=None, sacct=None)
     stopped_run(Path("runs"))
     found = cnnjob("status")
     assert (found.exit_code, found.stderr) == (0, "")
@@ -83,7 +83,7 @@ def test_accounts_that_cannot_be_read(
     if sacct == SILENCE:
         monkeypatch.setattr(status, "ANSWER_SECONDS", 2.0)  # enough for squeue
     run = lost_in_job(Path("runs"))
-    idle_slurm.says(sacct=sacct)
+    idle_slurm.install(sacct=sacct)
     found = cnnjob("status", str(run.path))
     assert (found.exit_code, "lost" in found.stdout, found.stderr) == (0, True, ""), found.output
 
@@ -103,13 +103,13 @@ def test_no_command_of_slurm_sees_variables_that_change_its_answer(
 ) -> None:
     record = f'export -p >> {tmp_path}/environment; echo "${{0##*/}}" >> {tmp_path}/called'
     answers = {name: ANSWERS.get(name, "") for name in ("squeue", "sacct", "scontrol", "sbatch", "srun", "sinfo")}
-    run = submitted(pending_run(Path("runs")))
+    run = with_job(pending_run(Path("runs")))
     answers["squeue"] = f'echo "17|RUNNING|None|n1|N/A|N/A|cnnjob {run.path.resolve()} 1"'
-    idle_slurm.says(**{name: f"{record}\n{lines}" for name, lines in answers.items()}, scancel=record)
+    idle_slurm.install(**{name: f"{record}\n{lines}" for name, lines in answers.items()}, scancel=record)
     for name, value in (CHANGING | SELECTING).items():
         monkeypatch.setenv(name, value)
     assert cnnjob("cancel", str(run.path)).exit_code == 0
-    assert cnnjob("status", str(submitted(pending_run(Path("runs"), seed=1), "18").path)).exit_code == 0
+    assert cnnjob("status", str(with_job(pending_run(Path("runs"), seed=1), "18").path)).exit_code == 0
     assert submission.submit([pending_run(Path("runs"), seed=2)], Request())[0].job_id == "17"
     cnnjob("doctor")
     assert set((tmp_path / "called").read_text().split()) == {*answers, "scancel"} - {"srun"}
@@ -119,7 +119,7 @@ def test_no_command_of_slurm_sees_variables_that_change_its_answer(
 
 def test_a_command_that_cannot_be_executed(idle_slurm: FakeSlurm) -> None:
     (idle_slurm.folder / "squeue").write_bytes(b"\x00\x01")
-    waits(Path("runs"))
+    waiting_run(Path("runs"))
     found = cnnjob("status")
     assert (found.exit_code, "squeue: " in found.stderr) == (0, True)
 
@@ -149,9 +149,9 @@ def test_words_for_states(text: str, state: str) -> None:
 @pytest.mark.parametrize("state", sorted(words.STATES | {"NEVER_HEARD_OF", "EXPEDITING"}))
 def test_no_state_in_the_queue_makes_a_run_fail(idle_slurm: FakeSlurm, state: str) -> None:
     run = stopped_in_job(Path("runs"))
-    says(idle_slurm, row(state))
-    assert one(run).state in {"pending", "running", "stopped", "cancelled"}
-    assert (one(run).state == "cancelled") == (state == "CANCELLED")
+    set_answers(idle_slurm, queue_row(state))
+    assert status_of(run).state in {"pending", "running", "stopped", "cancelled"}
+    assert (status_of(run).state == "cancelled") == (state == "CANCELLED")
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,13 @@ def test_no_state_in_the_queue_makes_a_run_fail(idle_slurm: FakeSlurm, state: st
     ],
 )  # fmt: skip
 def test_accounts(idle_slurm: FakeSlurm, sacct: str, state: str, by: str | None) -> None:
-    says(idle_slurm, "", sacct)
+    set_answers(idle_slurm, "", sacct)
     fate = accounting.job_outcomes(["17"])["17"]
     assert (fate.state, fate.cancelled_by) == (state, by)
 
 
 def test_accounts_of_arrays(idle_slurm: FakeSlurm) -> None:
-    says(
+    set_answers(
         idle_slurm,
         "",
         "17_3|FAILED|1:0|n1|x\n17_3.batch|FAILED|1:0|n1|x\n17_[4-6%2]|PENDING|0:0|None assigned|Unknown\n",
@@ -212,7 +212,7 @@ def test_accounts_of_arrays(idle_slurm: FakeSlurm) -> None:
     ],
 )
 def test_queues(idle_slurm: FakeSlurm, answer: str, jobs: list[str], whole: bool) -> None:  # noqa: FBT001
-    says(idle_slurm, f"{answer}\n" if answer else "")
+    set_answers(idle_slurm, f"{answer}\n" if answer else "")
     found = queue.listing([0], ["17"])
     assert ([job.job_id for job in found.jobs], found.whole) == (jobs, whole)
 
@@ -221,7 +221,7 @@ def test_a_comment_of_several_lines_is_no_other_job(idle_slurm: FakeSlurm) -> No
     """Whatever it says; squeue writes it as it is."""
     lines = ("18|RUNNING|None|n1|x|y|a", "17|RUNNING|None|n1|x|y|cnnjob /a 1", "1|2", "b\u2028c|d")
     begin = 'for mark; do :; done; printf "%s|" "${mark%%|*}"'
-    idle_slurm.says(squeue=f"{begin}; printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
+    idle_slurm.install(squeue=f"{begin}; printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
     found = queue.listing([0])
     assert ([job.job_id for job in found.jobs], found.whole) == (["18"], True)
 
@@ -235,9 +235,9 @@ def test_numbers_of_5000_digits_are_no_numbers(idle_slurm: FakeSlurm) -> None:
         LONG, f"17_{LONG}", f"17_[0-{LONG}]", f"17_[{LONG}]", f"17_[0-5:{LONG}]", "17_[1-99999999999999999999]",
     )]  # fmt: skip
     for line in rows:
-        says(idle_slurm, f"{line}\n")
+        set_answers(idle_slurm, f"{line}\n")
         assert queue.mine() == []
-    says(idle_slurm, "", f"{LONG}|FAILED|1:0|n1|x\n17_{LONG}|FAILED|1:0|n1|x\n17|CANCELLED by {LONG}|1:0|n1|x\n")
+    set_answers(idle_slurm, "", f"{LONG}|FAILED|1:0|n1|x\n17_{LONG}|FAILED|1:0|n1|x\n17|CANCELLED by {LONG}|1:0|n1|x\n")
     fates = accounting.job_outcomes(["17"])
     assert list(fates) == ["17"]
     assert LONG in diagnosis.user_of(fates["17"].cancelled_by)
@@ -248,7 +248,7 @@ def test_numbers_of_5000_digits_are_no_numbers(idle_slurm: FakeSlurm) -> None:
 def test_a_site_of_numbers_of_5000_digits(idle_slurm: FakeSlurm) -> None:
     partition = f"PartitionName=gpu MaxTime={LONG} DefaultTime={LONG}-00:00:00 GraceTime={LONG} State=UP"
     config = f"MaxArraySize = {LONG}; KillWait = {LONG} sec; SLURM_VERSION = {LONG}"
-    idle_slurm.says(scontrol=f'case "$*" in *config*) echo "{config}";; *) echo "{partition}";; esac')
+    idle_slurm.install(scontrol=f'case "$*" in *config*) echo "{config}";; *) echo "{partition}";; esac')
     found = look_at_site()
     assert (found.max_array_size, found.kill_wait_seconds) == (1001, 30)
     assert found.partitions["gpu"].max_minutes is None
@@ -259,7 +259,7 @@ def test_a_site_of_numbers_of_5000_digits(idle_slurm: FakeSlurm) -> None:
 
 
 def test_a_comment_may_hold_the_separator(idle_slurm: FakeSlurm) -> None:
-    says(idle_slurm, row("PENDING", comment="cnnjob /a|b 1"))
+    set_answers(idle_slurm, queue_row("PENDING", comment="cnnjob /a|b 1"))
     assert queue.mine()[0].comment == "cnnjob /a|b 1"
 
 
@@ -307,8 +307,8 @@ def test_reasons(reason: str, said: str, never: bool) -> None:  # noqa: FBT001
 
 def test_patience_is_bounded(idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "ANSWER_SECONDS", 1.0)
-    quiet(Path("runs"))
-    idle_slurm.says(squeue=SILENCE, sacct=SILENCE)
+    silent_run(Path("runs"))
+    idle_slurm.install(squeue=SILENCE, sacct=SILENCE)
     start = time.monotonic()
     assert cnnjob("status").exit_code == 0
     assert time.monotonic() - start < 10

@@ -27,8 +27,8 @@ from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.fake_slurm import NO_ANSWER, FakeSlurm
 from tests.helpers.run_folders import change_json, finished_run, lost_run, pending_run, running_run, stopped_run
-from tests.helpers.slurm_runs import life as life_of_job
-from tests.helpers.slurm_runs import tree
+from tests.helpers.slurm_runs import file_contents
+from tests.helpers.slurm_runs import set_job as life_of_job
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def lost(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Run:
     run = lost_run(Path("runs"))
     submission.submit([run], Request(partition="gpu", gpus=1))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    slurm.says(sbatch='echo "Submitted batch job 18"')
+    slurm.install(sbatch='echo "Submitted batch job 18"')
     return run
 
 
@@ -201,7 +201,7 @@ SHOWN = 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; *) '
 def test_after_a_life(
     slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], scontrol: str | None, ended_by: str, said: str
 ) -> None:
-    slurm.says(scontrol=scontrol)
+    slurm.install(scontrol=scontrol)
     main(str(lost.path), "137")
     assert capsys.readouterr().out.endswith(f"cnnjob: {lost.path}: {said}\n")
     [told] = try_read_restart_log(lost)
@@ -214,7 +214,7 @@ def test_after_a_life(
 
 
 def test_a_successor_is_submitted_as_the_first_was(slurm: FakeSlurm, lost: Run) -> None:
-    slurm.says(scontrol="exit 1")
+    slurm.install(scontrol="exit 1")
     main(str(lost.path), "137")
     first, second = ((lost.path / "slurm" / f"{number}_submission.sh").read_text() for number in (17, 18))
     # the code is here the tests' own, not a copy of it; the comment is another, as both may be in the queue at once
@@ -224,7 +224,7 @@ def test_a_successor_is_submitted_as_the_first_was(slurm: FakeSlurm, lost: Run) 
 
 
 def test_when_nothing_can_be_done_the_last_word_is_what_to_type(slurm: FakeSlurm, lost: Run) -> None:
-    slurm.says(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
+    slurm.install(scontrol="exit 1", sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
     main(str(lost.path), "137")
     [told] = try_read_restart_log(lost)
     refused = f"not restarted, {lost.name}: refused by SLURM (QOSMaxSubmitJobPerUserLimit): your QOS allows you"
@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_waited_for(
     folder.rename(kept)
     folder.symlink_to("/sys/kernel")
     back = f"[ $(/usr/bin/wc -l < calls) != 2 ] || {{ /bin/rm '{folder}'; /bin/mv '{kept}' '{folder}'; }}"
-    slurm.says(scontrol=f'echo x >> calls; {back}; echo "JobId=17 JobState=RUNNING Restarts=0"')
+    slurm.install(scontrol=f'echo x >> calls; {back}; echo "JobId=17 JobState=RUNNING Restarts=0"')
     main(str(lost.path), "137")
     assert capsys.readouterr().out.count("; trying again in 0.1 s\n") == 1
     assert [told["said"] for told in try_read_restart_log(lost)] == ["job 17 is requeued"]
@@ -258,7 +258,7 @@ def test_a_scheduler_that_is_away_is_waited_for(
     slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.2, 0.3))
-    slurm.says(scontrol=first(2, 'echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"'))
+    slurm.install(scontrol=first(2, 'echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"'))
     main(str(lost.path), "137")
     said = capsys.readouterr().out.splitlines()
     assert [line.rpartition("; ")[2] for line in said[:2]] == ["asking again in 0.1 s", "asking again in 0.2 s"]
@@ -270,7 +270,7 @@ def test_it_may_go_away_between_two_questions(slurm: FakeSlurm, lost: Run, monke
     """What it did before it went away is seen when it is asked again."""
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
     gone = "case $1 in requeue) : > requeued; " + NO_ANSWER + ";; esac; "
-    slurm.says(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
+    slurm.install(scontrol=gone + 'echo "JobState=RUNNING Restarts=$([ -e requeued ] && echo 1 || echo 0)"')
     main(str(lost.path), "137")
     assert [(told["restarted"], told["said"]) for told in try_read_restart_log(lost)] == [
         ("requeued", "job 17 is requeued")
@@ -282,7 +282,7 @@ def test_a_successor_that_was_taken_in_silence_is_not_submitted_again(
 ) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
     monkeypatch.setattr(sbatch, "SETTLE_SECONDS", 0.01)
-    slurm.says(
+    slurm.install(
         scontrol=f'{SHOWN} echo "is disabled" >&2; exit 1;; esac',
         sbatch=f'echo x >> tried; /bin/cp "$1" taken.sh; {NO_ANSWER}',
         squeue=f"""[ -e taken.sh ] || exit 0; [ -e looked ] || {{ : > looked; {NO_ANSWER}; }}
@@ -298,7 +298,7 @@ comment=$(/bin/grep -o "cnnjob /[^']*[0-9]'" taken.sh); echo "18|PENDING|Priorit
 
 def test_patience_has_an_end(slurm: FakeSlurm, lost: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (0.1, 0.1))
-    slurm.says(scontrol=NO_ANSWER)
+    slurm.install(scontrol=NO_ANSWER)
     main(str(lost.path), "137")
     [told] = try_read_restart_log(lost)
     assert told["said"].startswith("not restarted, scontrol show job 17: refused, slurm_load_jobs error: ")
@@ -311,7 +311,7 @@ def test_nobody_is_waited_for_when_there_is_nothing_to_do(
 ) -> None:
     monkeypatch.setattr(restart, "PAUSES_SECONDS", (60,))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    slurm.says(scontrol=NO_ANSWER)
+    slurm.install(scontrol=NO_ANSWER)
     run = make(Path("runs"))
     run.slurm_folder.mkdir()
     main(str(run.path), str(code))
@@ -326,7 +326,7 @@ def test_nobody_is_waited_for_when_there_is_nothing_to_do(
     ],
 )
 def test_what_comes_while_it_waits_is_asked_about(slurm: FakeSlurm, lost: Run, facts: str, said: str) -> None:
-    slurm.says(scontrol=f'[ ! -e known ] || {{ echo "{facts} Restarts=0"; exit; }}; {NO_ANSWER}')
+    slurm.install(scontrol=f'[ ! -e known ] || {{ echo "{facts} Restarts=0"; exit; }}; {NO_ANSWER}')
     code = "import sys; from cnnjob.slurm.node import restart; "
     code += "restart.PAUSES_SECONDS = (60, 60); restart.main(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(lost.path), "137"]
@@ -339,7 +339,7 @@ def test_what_comes_while_it_waits_is_asked_about(slurm: FakeSlurm, lost: Run, f
 
 
 def test_what_was_cancelled_with_cnnjob_stays_so_without_an_answer(slurm: FakeSlurm, lost: Run) -> None:
-    slurm.says(scontrol="exit 1")
+    slurm.install(scontrol="exit 1")
     files.write_json(restart_log.cancellation_file(lost), {"by": "me", "jobs": ["17"]})
     main(str(lost.path), "143")
     assert [told["said"] for told in try_read_restart_log(lost)] == [CANCELLED]
@@ -359,7 +359,7 @@ def damage(path: Path, content: str | None) -> None:
 
 @pytest.mark.parametrize("content", [text for text in DAMAGED if text != "{}"])
 def test_what_may_have_been_cancelled_is_left_to_its_user(slurm: FakeSlurm, lost: Run, content: str | None) -> None:
-    slurm.says(scontrol=f'echo "$1" >> asked; {SHOWN};; esac')
+    slurm.install(scontrol=f'echo "$1" >> asked; {SHOWN};; esac')
     damage(restart_log.cancellation_file(lost), content)
     main(str(lost.path), "143")
     [told] = try_read_restart_log(lost)
@@ -369,7 +369,7 @@ def test_what_may_have_been_cancelled_is_left_to_its_user(slurm: FakeSlurm, lost
     assert "; to go on: cnnjob submit runs/tiny" in told["said"]
     assert told["restarted"] == ""
     assert not Path("asked").exists()
-    slurm.says(squeue="exit 0", sacct="exit 1")
+    slurm.install(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
     assert (found.state, str(restart_log.cancellation_file(lost)) in found.summary.note) == ("lost", True)
     os.utime(lost.submission_file, (time.time() + 9,) * 2)  # submitted again
@@ -381,7 +381,7 @@ def test_what_may_have_been_cancelled_is_left_to_its_user(slurm: FakeSlurm, lost
 def test_a_damaged_record_of_restarts_allows_none_without_progress(
     slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    slurm.says(scontrol=f"{SHOWN};; esac")
+    slurm.install(scontrol=f"{SHOWN};; esac")
     record = restart_log.restart_log_file(lost)
     damage(record, content)
     main(str(lost.path), "137")
@@ -399,12 +399,14 @@ def test_a_cancellation_while_the_successor_is_submitted_ends_both(slurm: FakeSl
     record = restart_log.cancellation_file(lost)
     files.write_json(Path("record"), {"by": "me", "jobs": ["17"], "attempt": 1, **lost.identity()})
     cancels = f'while read -r l; do echo "$l"; done < record > "{record}"'
-    slurm.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel='echo "$*" >> cancelled')
+    slurm.install(
+        scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel='echo "$*" >> cancelled'
+    )
     main(str(lost.path), "143")
     assert Path("cancelled").read_text() == "18\n"
     [told] = try_read_restart_log(lost)
     assert (told["restarted"], told["said"]) == ("", f"{CANCELLED}, and with it its successor 18")
-    slurm.says(squeue="exit 0", sacct="exit 1")
+    slurm.install(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
     assert (found.state, found.job_id, found.is_resumable) == ("cancelled", "18", False)
 
@@ -427,7 +429,7 @@ def test_a_successor_that_cannot_be_cancelled_is_said(slurm: FakeSlurm, lost: Ru
     record = restart_log.cancellation_file(lost)
     denied = "scancel: error: Kill job error on job id 18: Access/permission denied"
     cancels = f"""echo '{{"by": "me", "jobs": ["17"]}}' > "{record}\""""
-    slurm.says(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
+    slurm.install(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
     main(str(lost.path), "143")
     assert f"cancelled, but its successor 18 is not: {denied}" in try_read_restart_log(lost)[0]["said"]
 
@@ -435,15 +437,15 @@ def test_a_successor_that_cannot_be_cancelled_is_said(slurm: FakeSlurm, lost: Ru
 def test_a_life_that_found_the_run_taken_changes_nothing(
     slurm: FakeSlurm, lost: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slurm.says(scontrol="exit 1")
-    before = tree()
+    slurm.install(scontrol="exit 1")
+    before = file_contents()
     main(str(lost.path), "5")
     assert capsys.readouterr().out == f"cnnjob: {lost.path}: left to the process that has it\n"
-    assert tree() == before
+    assert file_contents() == before
 
 
 def test_an_element_of_a_sweep_restarts_its_own_run(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm.says(scontrol='echo "$@" >> asked; echo "JobId=19 JobState=RUNNING Restarts=0"')
+    slurm.install(scontrol='echo "$@" >> asked; echo "JobId=19 JobState=RUNNING Restarts=0"')
     found = [lost_run(Path("runs").resolve(), seed=seed) for seed in (1, 2)]
     sweep = Path("runs/.sweeps/12345678")
     sweep.mkdir(parents=True)

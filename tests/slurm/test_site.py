@@ -22,7 +22,7 @@ PARTITIONS = (
 
 def looked(counting_slurm: FakeSlurm, config: str = "JobRequeue = 1\nMaxArraySize = 5\nKillWait = 20 sec") -> site.Site:
     printed = "; ".join(f'echo "{line}"' for line in PARTITIONS)
-    counting_slurm.says(scontrol=f'case "$*" in *config*) echo "{config}";; *) {printed};; esac')
+    counting_slurm.install(scontrol=f'case "$*" in *config*) echo "{config}";; *) {printed};; esac')
     return site.query_site()
 
 
@@ -80,14 +80,14 @@ def test_what_will_happen_is_said(counting_slurm: FakeSlurm, request_: Request, 
 
 def test_a_dry_run_asks_slurm(counting_slurm: FakeSlurm) -> None:
     looked(counting_slurm)
-    counting_slurm.says(sbatch='[ "$1" = --test-only ] && echo "sbatch: Job 5 to start at noon" >&2')
+    counting_slurm.install(sbatch='[ "$1" = --test-only ] && echo "sbatch: Job 5 to start at noon" >&2')
     found = cnnjob("submit", "toy.toml", "--dry-run", "--no-rehearsal")
     assert "\nSLURM: Job 5 to start at noon\n" in found.stdout
-    counting_slurm.says(sbatch='echo "allocation failure: no such node" >&2; exit 1')
+    counting_slurm.install(sbatch='echo "allocation failure: no such node" >&2; exit 1')
     refused = cnnjob("submit", "toy.toml", "--dry-run", "--no-rehearsal")
     assert refused.exit_code == 4
     assert "this request would be refused: sbatch --test-only: refused, allocation failure: no such" in refused.stderr
-    counting_slurm.says(scontrol='echo "Unable to contact slurm controller" >&2; exit 1')
+    counting_slurm.install(scontrol='echo "Unable to contact slurm controller" >&2; exit 1')
     silent = cnnjob("submit", "toy.toml", "--dry-run", "--no-rehearsal")
     assert (silent.exit_code, "\nSLURM: scontrol --all show partition" in silent.stdout) == (0, True)
 

@@ -13,22 +13,22 @@ from cnnjob.runs import summary
 from cnnjob.runs.run import Run
 from cnnjob.slurm import status
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import FakeSlurm, asked, row, says
+from tests.helpers.fake_slurm import FakeSlurm, queue_row, recorded_calls, set_answers
 from tests.helpers.run_folders import finished_run, pending_run, running_run, stopped_run
 from tests.helpers.slurm_runs import (
-    Make,
+    MakeRun,
     cancelled_by_script,
-    cause,
+    cause_of,
     crash_loop,
-    decided,
-    failed,
-    heard,
+    failed_run,
     lost_in_job,
-    one,
-    quiet,
+    remote_run,
+    silent_run,
+    status_of,
     stopped_in_job,
-    submitted,
-    waits,
+    waiting_run,
+    with_decision,
+    with_job,
 )
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
@@ -38,77 +38,80 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
     ("make", "squeue", "sacct", "state", "detail"),
     [
         # in the queue
-        (waits, row("PENDING", "Priority"), "", "pending", "jobs of higher priority go first"),
-        (waits, row("RUNNING", node="n1"), "", "running", "its job starts"),
-        (stopped_in_job, row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
-        (stopped_in_job, row("RUNNING"), "", "running", "its job starts"),
-        (stopped_in_job, row("COMPLETING"), "", "stopped", "its job is ending"),
-        (lost_in_job, row("RUNNING"), "", "running", "no sign of life for 0 s"),
-        (failed, row("RUNNING"), "", "failed", "its job is ending"),
-        (failed, row("PENDING", "Resources"), "", "pending", "what it asks for is in use"),
-        (running_run, row("PENDING"), "", "running", ""),
-        (heard, row("RUNNING"), "", "running", ""),
-        (heard, row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
-        (quiet, row("RUNNING"), "", "running", ""),
-        (finished_run, row("COMPLETING"), "", "finished", ""),
+        (waiting_run, queue_row("PENDING", "Priority"), "", "pending", "jobs of higher priority go first"),
+        (waiting_run, queue_row("RUNNING", node="n1"), "", "running", "its job starts"),
+        (stopped_in_job, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
+        (stopped_in_job, queue_row("RUNNING"), "", "running", "its job starts"),
+        (stopped_in_job, queue_row("COMPLETING"), "", "stopped", "its job is ending"),
+        (lost_in_job, queue_row("RUNNING"), "", "running", "no sign of life for 0 s"),
+        (failed_run, queue_row("RUNNING"), "", "failed", "its job is ending"),
+        (failed_run, queue_row("PENDING", "Resources"), "", "pending", "what it asks for is in use"),
+        (running_run, queue_row("PENDING"), "", "running", ""),
+        (remote_run, queue_row("RUNNING"), "", "running", ""),
+        (remote_run, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
+        (silent_run, queue_row("RUNNING"), "", "running", ""),
+        (finished_run, queue_row("COMPLETING"), "", "finished", ""),
         # gone from it
         (pending_run, "", "", "pending", "not submitted"),
-        (waits, "", "", "lost", "job 17 left the queue before it started (cancelled or purged)"),
-        (lambda root: submitted(stopped_in_job(root), "18"), "", "", "stopped",
+        (waiting_run, "", "", "lost", "job 17 left the queue before it started (cancelled or purged)"),
+        (lambda root: with_job(stopped_in_job(root), "18"), "", "", "stopped",
          "job 18 left the queue before it started (cancelled or purged)"),
-        (lambda root: decided(submitted(stopped_in_job(root), "18"), job_id="18", said="not restarted, no"), "", "",
+        (lambda root: with_decision(with_job(stopped_in_job(root), "18"), job_id="18", said="not restarted, no"),
+         "", "",
          "stopped", "not restarted, no"),
-        (waits, "", "17|CANCELLED by 0|0:0||\n", "cancelled", "job 17 CANCELLED by 0"),
-        (waits, row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
-        (waits, "", "17|FAILED|1:0|n1|\n", "failed", "job 17 FAILED before the run began"),
-        (waits, "", "17|NODE_FAIL|1:0|n1|\n", "lost", "job 17 NODE_FAIL before the run began"),
+        (waiting_run, "", "17|CANCELLED by 0|0:0||\n", "cancelled", "job 17 CANCELLED by 0"),
+        (waiting_run, queue_row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
+        (waiting_run, "", "17|FAILED|1:0|n1|\n", "failed", "job 17 FAILED before the run began"),
+        (waiting_run, "", "17|NODE_FAIL|1:0|n1|\n", "lost", "job 17 NODE_FAIL before the run began"),
         (stopped_in_job, "", "", "stopped", ""),
         (stopped_in_job, "", "17|CANCELLED by 1000|0:0||\n", "cancelled", "job 17 CANCELLED by 1000"),
         (stopped_in_job, "", "17|TIMEOUT|0:0||\n", "stopped", ""),
         (stopped_run, "", "17|CANCELLED by 1000|0:0||\n", "stopped", ""),
         (lost_in_job, "", "17|FAILED|9:0|n1|\n", "lost", ""),
-        (heard, "", "", "running", ""),
-        (quiet, "", "", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),
-        (quiet, "", "17|NODE_FAIL|0:0|n1|\n", "lost", "job 17 NODE_FAIL"),
-        (quiet, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
+        (remote_run, "", "", "running", ""),
+        (silent_run, "", "", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),
+        (silent_run, "", "17|NODE_FAIL|0:0|n1|\n", "lost", "job 17 NODE_FAIL"),
+        (silent_run, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
         # a runaway job, or accounting that is late
-        (quiet, "", "17|RUNNING|0:0|n1|\n", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),  # or late
-        (quiet, "some words", "17|RUNNING|0:0|n1|\n", "running", "sacct says RUNNING"),
-        (waits, row("CANCELLED"), "17|PENDING|0:0||\n", "cancelled", "job 17 CANCELLED"),  # sacct is seconds late
+        (silent_run, "", "17|RUNNING|0:0|n1|\n", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),  # or late
+        (silent_run, "some words", "17|RUNNING|0:0|n1|\n", "running", "sacct says RUNNING"),
+        (waiting_run, queue_row("CANCELLED"), "17|PENDING|0:0||\n", "cancelled",
+         "job 17 CANCELLED"),  # sacct is seconds late
         (running_run, "", "", "running", ""),
-        (failed, "", "17|COMPLETED|0:0||\n", "failed", ""),
+        (failed_run, "", "17|COMPLETED|0:0||\n", "failed", ""),
         # what the batch script said
         (cancelled_by_script, "", "", "cancelled", "job 17"),
-        (cancelled_by_script, row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
-        (cancelled_by_script, row("DEADLINE"), "", "stopped", ""),
+        (cancelled_by_script, queue_row("CANCELLED"), "", "cancelled", "job 17 CANCELLED"),
+        (cancelled_by_script, queue_row("DEADLINE"), "", "stopped", ""),
         *((cancelled_by_script, "", f"17|{end}|0:0|n1|\n", "stopped", "")
           for end in ("DEADLINE", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")),
         (cancelled_by_script, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
         # another job that had its number
         (stopped_in_job, "", "17|CANCELLED by 5|0:0|n1|2001-01-01T00:00:00\n", "stopped", ""),
-        (waits, row("CANCELLED", comment="another's"), "", "lost",
+        (waiting_run, queue_row("CANCELLED", comment="another's"), "", "lost",
          "job 17 left the queue before it started (cancelled or purged)"),
         (crash_loop, "", "", "failed", "3 restarts without progress"),
-        (lambda root: decided(waits(root), said="the job's own error is not restarted"), "", "", "failed", None),
-        (lambda root: decided(stopped_in_job(root), said="not restarted, sbatch: no"), "", "", "stopped", None),
+        (lambda root: with_decision(waiting_run(root), said="the job's own error is not restarted"), "", "",
+         "failed", None),
+        (lambda root: with_decision(stopped_in_job(root), said="not restarted, sbatch: no"), "", "", "stopped", None),
     ],
 )  # fmt: skip
-def test_states(idle_slurm: FakeSlurm, make: Make, squeue: str, sacct: str, state: str, detail: str | None) -> None:
+def test_states(idle_slurm: FakeSlurm, make: MakeRun, squeue: str, sacct: str, state: str, detail: str | None) -> None:
     run = make(Path("runs"))
-    says(idle_slurm, squeue, sacct)
-    found = one(run)
+    set_answers(idle_slurm, squeue, sacct)
+    found = status_of(run)
     assert found.state == state
     assert detail is None or found.detail == detail
-    assert len(asked(idle_slurm)) <= 2
+    assert len(recorded_calls(idle_slurm)) <= 2
 
 
 def test_a_damaged_run_is_shown_as_such() -> None:
     run = stopped_run(Path("runs"))
     run.attempt_files()[-1].write_text("{")
-    assert (one(run).state, "not readable as JSON" in cause(run).evidence) == ("damaged", True)
+    assert (status_of(run).state, "not readable as JSON" in cause_of(run).evidence) == ("damaged", True)
     other = pending_run(Path("others"))
     other.job_file.write_text("[]")
-    assert one(other).state == "damaged"
+    assert status_of(other).state == "damaged"
     assert cnnjob("status", "runs", "others").exit_code == 0
 
 
@@ -158,44 +161,46 @@ for words in (["status"], ["status", "--json"], {words_}, ["clean"], ["cancel", 
 def test_a_job_is_known_by_its_comment(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("a place"))
     other = pending_run(Path("a place"), seed=3)
-    says(idle_slurm, row("PENDING", "Priority", comment=f"cnnjob {run.path.resolve()} 4"))
+    set_answers(idle_slurm, queue_row("PENDING", "Priority", comment=f"cnnjob {run.path.resolve()} 4"))
     assert [found.job_id for found in status.statuses([run, other]).statuses] == ["17", None]
 
 
 def test_an_element_of_an_array(idle_slurm: FakeSlurm) -> None:
-    runs = [submitted(pending_run(Path("runs"), seed=seed), f"17_{seed}") for seed in range(6)]
-    says(idle_slurm, row("RUNNING", node="n1", job="17_0") + row("PENDING", "Priority", job="17_[1,3-5:2%2]"))
+    runs = [with_job(pending_run(Path("runs"), seed=seed), f"17_{seed}") for seed in range(6)]
+    set_answers(
+        idle_slurm, queue_row("RUNNING", node="n1", job="17_0") + queue_row("PENDING", "Priority", job="17_[1,3-5:2%2]")
+    )
     assert [found.state for found in status.statuses(runs).statuses] == [
         "running", "pending", "lost", "pending", "lost", "pending",
     ]  # fmt: skip
 
 
 def test_a_later_life_without_a_job_is_not_cancelled_with_the_earlier_one(idle_slurm: FakeSlurm) -> None:
-    run = submitted(stopped_run(Path("runs")), submitted="2001-01-01T00:00:00+00:00")
-    says(idle_slurm, "", "17|CANCELLED by 0|0:0||\n")
-    assert one(run).state == "stopped"
+    run = with_job(stopped_run(Path("runs")), submitted="2001-01-01T00:00:00+00:00")
+    set_answers(idle_slurm, "", "17|CANCELLED by 0|0:0||\n")
+    assert status_of(run).state == "stopped"
 
 
 def test_two_questions_for_a_thousand_runs(idle_slurm: FakeSlurm) -> None:
-    made = submitted(pending_run(Path("runs")))
+    made = with_job(pending_run(Path("runs")))
     for number in range(1, 1000):
         shutil.copytree(made.path, Path("runs") / f"tiny-{number:08x}")
         (Path("runs") / f"tiny-{number:08x}" / "slurm" / "job.json").write_text(json.dumps({"job_id": str(number)}))
-    queue = "".join(row("PENDING", "Priority", job=str(number)) for number in range(100, 200))
-    says(idle_slurm, queue, "".join(f"{number}|CANCELLED by 0|0:0||\n" for number in range(500, 600)))
+    queue = "".join(queue_row("PENDING", "Priority", job=str(number)) for number in range(100, 200))
+    set_answers(idle_slurm, queue, "".join(f"{number}|CANCELLED by 0|0:0||\n" for number in range(500, 600)))
     found = cnnjob("status")
     assert found.exit_code == 0, found.output
-    assert asked(idle_slurm) == ["squeue", "sacct"]
+    assert recorded_calls(idle_slurm) == ["squeue", "sacct"]
     assert found.stdout.splitlines()[-1] == "1000 runs: 800 lost, 100 pending, 100 cancelled"
 
 
 def test_the_scheduler_is_left_alone_when_all_is_finished(idle_slurm: FakeSlurm) -> None:
     finished_run(Path("runs"))
-    assert (cnnjob("status").exit_code, asked(idle_slurm)) == (0, [])
+    assert (cnnjob("status").exit_code, recorded_calls(idle_slurm)) == (0, [])
 
 
 def test_a_look_believes_no_file() -> None:
     run = stopped_run(Path("runs"))
     run.history_file.write_text("[" * 5000)
-    assert (one(run).state, one(run).summary.epoch) == ("stopped", 0)
+    assert (status_of(run).state, status_of(run).summary.epoch) == ("stopped", 0)
     assert summary.RunSummary(Run(Path("x")), "pending", history=[{"epoch": "x", "train_loss": "y"}]).epoch == 0

@@ -21,7 +21,7 @@ from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import ANSWERS, JOB_OF_NUMPY, FakeSlurm
 from tests.helpers.run_folders import finished_run, lost_run, pending_run, running_run, stopped_run
-from tests.helpers.slurm_runs import run_folder
+from tests.helpers.slurm_runs import only_run
 
 # --- which job
 
@@ -70,7 +70,7 @@ def test_what_is_submitted_is_what_the_dry_run_shows() -> None:
     shown = cnnjob("submit", *options, "--dry-run", "--no-rehearsal").stdout
     found = cnnjob("submit", *options)
     assert found.exit_code == 0, found.output
-    run = run_folder()
+    run = only_run()
     assert found.stdout == f"{run.path}: submitted as job 17: {Request(partition='gpu', time='2h').sentence()}\n"
     script = (run.path / "slurm" / "17_submission.sh").read_text()
     assert f"\n{script}\nnothing was submitted\n" in shown
@@ -92,9 +92,9 @@ def test_an_enclosing_job_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_job_that_waits_or_runs_is_left_alone(slurm: FakeSlurm) -> None:
     cnnjob("submit", "toy.toml")
-    run = run_folder()
+    run = only_run()
     line = "|PENDING|Resources||N/A|N/A|cnnjob"
-    slurm.says(
+    slurm.install(
         squeue=f'echo "16{line}"; echo "17{line} {run.path.resolve()} 1"; echo "19{line} {run.path.resolve()}2 1"'
     )
     again = cnnjob("submit", "toy.toml")
@@ -106,10 +106,10 @@ def test_a_job_that_waits_or_runs_is_left_alone(slurm: FakeSlurm) -> None:
 
 def test_a_job_whose_run_folder_was_removed_while_it_waits_gets_its_files_again(slurm: FakeSlurm) -> None:
     cnnjob("submit", "toy.toml")
-    run = run_folder()
+    run = only_run()
     before = {path.name for path in run.slurm_folder.iterdir()}
     shutil.rmtree(run.path)
-    slurm.says(squeue=f'echo "17|PENDING|Resources||N/A|N/A|cnnjob {run.path.resolve()} 1"')
+    slurm.install(squeue=f'echo "17|PENDING|Resources||N/A|N/A|cnnjob {run.path.resolve()} 1"')
     again = cnnjob("submit", "toy.toml")
     assert (again.exit_code, again.stdout) == (0, f"{run.path}: queued as 17, nothing submitted\n")
     assert {path.name for path in run.slurm_folder.iterdir()} == before - {"17_submission.sh"}
@@ -166,7 +166,7 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
     ],
 )
 def test_what_a_scheduler_may_do(slurm: FakeSlurm, answers: dict[str, str | None], message: str) -> None:
-    slurm.says(**answers)
+    slurm.install(**answers)
     found = cnnjob("submit", "toy.toml", "--partition", "gpu", "--time", "2h", "--account", "us")
     assert (found.exit_code, found.stdout) == (4, ""), found.output
     assert message in found.stderr
@@ -197,7 +197,7 @@ def test_a_partition_that_is_down_takes_jobs_and_a_warning_is_said(
     slurm: FakeSlurm, asked: str, states: dict[str, str], warned: str
 ) -> None:
     lines = "; ".join(f'echo "PartitionName={name} State={state}"' for name, state in states.items())
-    slurm.says(scontrol=f'case "$*" in *partition*) {lines};; esac')
+    slurm.install(scontrol=f'case "$*" in *partition*) {lines};; esac')
     options = ["--partition", asked] * bool(asked)
     found = cnnjob("submit", "toy.toml", *options)
     said = f"cnnjob: warning: --partition {warned}: it is DOWN, the job waits in the queue until the site sets it UP\n"
@@ -228,7 +228,7 @@ def test_a_profile_with_gpus_and_the_backend_of_the_command_line(
     found = cnnjob("submit", "toy.toml", "--profile", "site.toml", *options)
     assert found.exit_code == 0, found.output
     asked = [
-        line for line in (run_folder().slurm_folder / "17_submission.sh").read_text().splitlines() if "gpus-per" in line
+        line for line in (only_run().slurm_folder / "17_submission.sh").read_text().splitlines() if "gpus-per" in line
     ]
     assert asked == [script] * bool(script)
     assert (said in found.stderr, bool(found.stderr)) == (True, bool(said))
@@ -242,17 +242,17 @@ def test_a_folder_with_a_line_end_in_its_name_is_refused() -> None:
 
 
 def test_a_hidden_partition_is_there_all_the_same(slurm: FakeSlurm) -> None:
-    slurm.says(scontrol='case "$*" in *--all*) echo PartitionName=gpu;; esac')
+    slurm.install(scontrol='case "$*" in *--all*) echo PartitionName=gpu;; esac')
     assert cnnjob("submit", "toy.toml", "--partition", "gpu").exit_code == 0
 
 
 def test_the_accounts_of_the_user_are_said_when_one_is_refused(slurm: FakeSlurm) -> None:
     refused = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
-    slurm.says(sbatch=f'echo "{refused}" >&2; exit 1', sacctmgr='printf "%s\\n" us them us')
+    slurm.install(sbatch=f'echo "{refused}" >&2; exit 1', sacctmgr='printf "%s\\n" us them us')
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}; yours are them, us\n")
-    slurm.says(sacctmgr="exit 0")
+    slurm.install(sacctmgr="exit 0")
     assert "SLURM knows no account of yours, ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
-    slurm.says(sacctmgr="exit 1")
+    slurm.install(sacctmgr="exit 1")
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}\n")
 
 
@@ -290,8 +290,8 @@ POLICY = (
     ],
 )
 def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -> None:
-    slurm.says(sbatch=f'echo "sbatch: error: {word}" >&2; echo "{POLICY}" >&2; exit 1')
-    slurm.says(sacctmgr=SACCTMGR.replace("ME", pwd.getpwuid(os.getuid()).pw_name))
+    slurm.install(sbatch=f'echo "sbatch: error: {word}" >&2; echo "{POLICY}" >&2; exit 1')
+    slurm.install(sacctmgr=SACCTMGR.replace("ME", pwd.getpwuid(os.getuid()).pw_name))
     found = cnnjob("submit", "toy.toml")
     assert (found.exit_code, found.stderr.count("\n")) == (4, 1)
     assert f"refused by SLURM ({word}): {said}" in found.stderr
@@ -300,21 +300,21 @@ def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -
     assert (counts in sweep) == ("Submit" in word)
     if counts in sweep:
         command = shlex.split(sweep.splitlines()[-1])
-        slurm.says(sbatch='echo "Submitted batch job 17"')
+        slurm.install(sbatch='echo "Submitted batch job 17"')
         assert ": submitted as job 17" in cnnjob(*command[1:]).stdout
-    slurm.says(sacctmgr="exit 1", sbatch=f'echo "{POLICY}" >&2; exit 1')
+    slurm.install(sacctmgr="exit 1", sbatch=f'echo "{POLICY}" >&2; exit 1')
     found = cnnjob("submit", "toy.toml", "--set", "seed=7")
     assert "A limit of your account or QOS is reached; ask the site for them" in found.stderr
 
 
 def test_garbage_in_the_queue_is_no_job_of_ours(slurm: FakeSlurm) -> None:
-    slurm.says(squeue=r'printf "\377\376 \n\n   \nslurm_load_jobs error\n"')
+    slurm.install(squeue=r'printf "\377\376 \n\n   \nslurm_load_jobs error\n"')
     assert queue.mine() == []
 
 
 def test_no_answer_in_time(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "ANSWER_SECONDS", 0.1)
-    slurm.says(squeue="exec /bin/sleep 60")
+    slurm.install(squeue="exec /bin/sleep 60")
     with pytest.raises(SchedulerError, match=r"squeue: no answer in 0\.1 s; try again"):
         queue.mine()
 
@@ -323,7 +323,7 @@ def test_what_a_command_started_ends_with_it(slurm: FakeSlurm) -> None:
     """A site's sbatch may be a wrapper, whose real one would submit the job later."""
     os.mkfifo("held")
     held = os.open("held", os.O_RDONLY | os.O_NONBLOCK)
-    slurm.says(sbatch="/bin/sleep 60 > held & echo waits for the controller >&2; wait")
+    slurm.install(sbatch="/bin/sleep 60 > held & echo waits for the controller >&2; wait")
     with pytest.raises(SchedulerError, match=r"sbatch: no answer in 1 s \(it said: waits for the controller\); try"):
         client.ask(["sbatch", "x.sh"], 1)
     poll = select.poll()
@@ -334,13 +334,13 @@ def test_what_a_command_started_ends_with_it(slurm: FakeSlurm) -> None:
 
 def test_whether_there_is_a_slurm(no_slurm: FakeSlurm) -> None:
     assert not client.is_there()
-    no_slurm.says(**ANSWERS)
+    no_slurm.install(**ANSWERS)
     assert client.is_there()
 
 
 def test_the_facts_of_a_job(slurm: FakeSlurm) -> None:
     facts = "PreemptTime=None TRES=cpu=2,mem=1G Nodes= NtasksPerN:B:S:C=0:0:*:*"
-    slurm.says(scontrol=f'printf "%s\\n" "JobId=7 JobName=a b" "   {facts}"')
+    slurm.install(scontrol=f'printf "%s\\n" "JobId=7 JobName=a b" "   {facts}"')
     found = client.job_facts("7")
     assert (found["JobId"], found["PreemptTime"], found["TRES"], found["Nodes"]) == ("7", "None", "cpu=2,mem=1G", "")
 

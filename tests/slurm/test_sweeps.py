@@ -14,9 +14,9 @@ from cnnjob.slurm.scheduler.queue import QueuedJob
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import LINE, FakeSlurm
+from tests.helpers.fake_slurm import PENDING_FIELDS, FakeSlurm
 from tests.helpers.run_folders import pending_run, running_run
-from tests.helpers.slurm_runs import elsewhere, finish
+from tests.helpers.slurm_runs import on_another_host, write_result
 
 SWEEP = ("submit", "toy.toml", "--sweep", "train.learning_rate=0.1,0.2", "--seeds", "2")
 
@@ -63,8 +63,8 @@ def test_each_run_knows_its_element() -> None:
 def test_what_is_finished_runs_or_waits_is_left_out(counting_slurm: FakeSlurm) -> None:
     cnnjob(*SWEEP)
     runs = JobArray.read(folder()).runs
-    finish(runs[0])
-    counting_slurm.says(squeue=f'echo "17_2{LINE}cnnjob {folder().resolve()} 4"')
+    write_result(runs[0])
+    counting_slurm.install(squeue=f'echo "17_2{PENDING_FIELDS}cnnjob {folder().resolve()} 4"')
     said = [line.partition("): ")[2].partition(": 1 node")[0] for line in cnnjob(*SWEEP).stdout.splitlines()]
     assert said == [
         "finished, nothing submitted", "submitted as job 18_0", "queued as 17_2, nothing submitted",
@@ -77,15 +77,15 @@ def test_what_is_finished_runs_or_waits_is_left_out(counting_slurm: FakeSlurm) -
 def test_a_finished_sweep_submits_nothing_and_asks_nobody(counting_slurm: FakeSlurm) -> None:
     cnnjob(*SWEEP)
     for run in JobArray.read(folder()).runs:
-        finish(run)
-    counting_slurm.says(scontrol="exit 1", squeue="exit 1", sbatch="exit 1")
+        write_result(run)
+    counting_slurm.install(scontrol="exit 1", squeue="exit 1", sbatch="exit 1")
     again = cnnjob(*SWEEP)
     assert (again.exit_code, again.stdout.count("finished, nothing submitted\n")) == (0, 4), again.output
 
 
 def test_an_array_is_split_where_the_site_wants_it(counting_slurm: FakeSlurm) -> None:
     config = 'case "$*" in *config*) echo "MaxArraySize = 3";; *) echo PartitionName=gpu;; esac'
-    counting_slurm.says(scontrol=config)
+    counting_slurm.install(scontrol=config)
     found = cnnjob("submit", "toy.toml", "--seeds", "7", "--dependency", "afterok:5")
     assert found.exit_code == 0, found.output
     assert [f"17_{n}" in found.stdout for n in range(4)] == [True, True, True, False]
@@ -97,7 +97,7 @@ def test_an_array_is_split_where_the_site_wants_it(counting_slurm: FakeSlurm) ->
 
 def test_the_parts_of_a_split_array_do_not_add_up(counting_slurm: FakeSlurm) -> None:
     config = 'case "$*" in *config*) echo "MaxArraySize = 3";; *) echo PartitionName=gpu;; esac'
-    counting_slurm.says(scontrol=config)
+    counting_slurm.install(scontrol=config)
     cnnjob("submit", "toy.toml", "--seeds", "7", "--parallel", "2")
     waits = [Path(f"{number}.sh").read_text().partition("--dependency=")[2].split("\n")[0] for number in (17, 18, 19)]
     assert waits == ["", "afterany:17", "afterany:17,afterany:18"]
@@ -108,7 +108,7 @@ def test_the_parts_of_a_split_array_do_not_add_up(counting_slurm: FakeSlurm) -> 
 def test_arrays_that_were_accepted_before_a_refusal_are_named(counting_slurm: FakeSlurm) -> None:
     config = 'case "$*" in *config*) echo "MaxArraySize = 3";; *) echo PartitionName=gpu;; esac'
     taken = (counting_slurm.folder / "sbatch").read_text().partition("\n")[2]
-    counting_slurm.says(
+    counting_slurm.install(
         scontrol=config, sbatch=f'[ ! -e 17.sh ] || {{ echo "sbatch: error: too many" >&2; exit 1; }}; {taken}'
     )
     found = cnnjob("submit", "toy.toml", "--seeds", "5")
@@ -119,7 +119,7 @@ def test_arrays_that_were_accepted_before_a_refusal_are_named(counting_slurm: Fa
 
 @pytest.mark.parametrize("shown", ["(null)", "N/A", "the site wrote this"])
 def test_a_job_whose_comment_the_site_changes_is_known(counting_slurm: FakeSlurm, shown: str) -> None:
-    counting_slurm.says(squeue=f'[ ! -e 17.sh ] || echo "17{LINE}{shown}"')
+    counting_slurm.install(squeue=f'[ ! -e 17.sh ] || echo "17{PENDING_FIELDS}{shown}"')
     assert ": submitted as job 17: " in cnnjob("submit", "toy.toml").stdout
     assert cnnjob("submit", "toy.toml").stdout.endswith(": queued as 17, nothing submitted\n")
     assert json.loads(cnnjob("status", "--json").stdout)[0]["state"] == "pending"
@@ -127,19 +127,19 @@ def test_a_job_whose_comment_the_site_changes_is_known(counting_slurm: FakeSlurm
 
 @pytest.mark.parametrize("answer", ['echo "17|???"', "echo '17|PENDING|Priority||'", "echo 'slurm_load_jobs: odd'"])
 def test_nothing_is_submitted_where_the_queue_is_not_understood(counting_slurm: FakeSlurm, answer: str) -> None:
-    counting_slurm.says(squeue=answer)
+    counting_slurm.install(squeue=answer)
     found = cnnjob("submit", "toy.toml")
     assert (found.exit_code, "its answer was not understood" in found.stderr) == (4, True), found.output
     assert not list(Path().glob("*.sh"))
 
 
 def test_few_questions_about_runs_whose_jobs_are_in_the_queue(counting_slurm: FakeSlurm) -> None:
-    runs = [elsewhere(running_run(Path("runs"), seed=seed), 20, str(40 + seed)) for seed in range(4)]
+    runs = [on_another_host(running_run(Path("runs"), seed=seed), 20, str(40 + seed)) for seed in range(4)]
     lines = "".join(f'echo "{number}|RUNNING|None|n1|N/A|N/A|x";' for number in range(40, 43))
-    counting_slurm.says(squeue=lines, scontrol='echo "$*" >> asked; echo JobState=RUNNING')
+    counting_slurm.install(squeue=lines, scontrol='echo "$*" >> asked; echo JobState=RUNNING')
     assert {done.why for done in submission.submit(runs, Request())} == {"running"}
     assert Path("asked").read_text().splitlines() == ["show job 43"]
-    counting_slurm.says(squeue="exit 1")
+    counting_slurm.install(squeue="exit 1")
     assert {done.why for done in submission.submit(runs, Request())} == {"running"}
     assert len(Path("asked").read_text().splitlines()) == 1
 

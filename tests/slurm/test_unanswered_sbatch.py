@@ -11,7 +11,7 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.node.node_task import NodeTask
 from cnnjob.slurm.scheduler import sbatch
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import LINE, FakeSlurm
+from tests.helpers.fake_slurm import PENDING_FIELDS, FakeSlurm
 
 
 @pytest.fixture
@@ -29,29 +29,29 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_job_that_was_taken_in_silence_is_not_submitted_twice(counting_slurm: FakeSlurm, error: str) -> None:
-    counting_slurm.says(
-        sbatch=f'echo x >> tried; echo "{error}" >&2; exit 1', squeue=f'echo "23_1{LINE}cnnjob /runs/a 1"'
+    counting_slurm.install(
+        sbatch=f'echo x >> tried; echo "{error}" >&2; exit 1', squeue=f'echo "23_1{PENDING_FIELDS}cnnjob /runs/a 1"'
     )
     assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "23"
     assert Path("tried").read_text() == "x\n"
     with pytest.raises(SchedulerError, match="refused, sbatch: error"):
         sbatch.submit("cnnjob /runs/a 2", "x.sh")
     assert Path("tried").read_text() == "x\n" * 3  # a second try, as nothing was queued
-    counting_slurm.says(squeue="exit 1")
+    counting_slurm.install(squeue="exit 1")
     with pytest.raises(SchedulerError, match="whether it has the job is not known, submitting again looks first"):
         sbatch.submit("cnnjob /runs/a 2", "x.sh")
 
 
 @pytest.mark.usefixtures("settled")
 def test_the_second_try_may_go_well(counting_slurm: FakeSlurm) -> None:
-    counting_slurm.says(
+    counting_slurm.install(
         sbatch='[ -e tried ] && echo "Submitted batch job 9" || { : > tried; echo "timed out" >&2; exit 1; }'
     )
     assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "9"
 
 
 def test_what_an_answer_without_a_number_means_shows_in_the_queue(counting_slurm: FakeSlurm) -> None:
-    counting_slurm.says(sbatch="echo Welcome to our cluster", squeue=f'echo "23{LINE}cnnjob /runs/a 1"')
+    counting_slurm.install(sbatch="echo Welcome to our cluster", squeue=f'echo "23{PENDING_FIELDS}cnnjob /runs/a 1"')
     assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "23"
 
 
@@ -59,11 +59,11 @@ def test_what_an_answer_without_a_number_means_shows_in_the_queue(counting_slurm
 def test_a_job_that_was_found_in_the_queue_has_its_pickle(counting_slurm: FakeSlurm) -> None:
     """The whole way, with the patience it has."""
     comment = f"cnnjob {Path.cwd()}/runs/toy"
-    taken = f"""case "$*" in *user*) [ -e taken ] && echo "23{LINE}$(cat taken)"; true;; esac"""
+    taken = f"""case "$*" in *user*) [ -e taken ] && echo "23{PENDING_FIELDS}$(cat taken)"; true;; esac"""
     told = (
         """grep -o "cnnjob [^']*" "$1" | head -1 > taken; echo "Socket timed out on send/recv operation" >&2; exit 1"""
     )
-    counting_slurm.says(sbatch=told, squeue=taken, grep='exec /bin/grep "$@"', head='exec /usr/bin/head "$@"')
+    counting_slurm.install(sbatch=told, squeue=taken, grep='exec /bin/grep "$@"', head='exec /usr/bin/head "$@"')
     found = cnnjob("submit", "toy.toml")
     assert ": submitted as job 23: " in found.stdout, found.output
     assert Path("taken").read_text().startswith(comment)
@@ -80,13 +80,13 @@ def test_a_job_that_was_taken_in_silence_is_completed_by_the_next_submission(
 
     taken = (counting_slurm.folder / "sbatch").read_text().partition("\n")[2].rpartition("; echo")[0]
     silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
-    counting_slurm.says(sbatch=f"{taken}; {silent}", squeue=f"[ ! -e 17.sh ] || {{ {silent}; }}")
+    counting_slurm.install(sbatch=f"{taken}; {silent}", squeue=f"[ ! -e 17.sh ] || {{ {silent}; }}")
     words = ("submit", "toy.toml", "--seeds", str(seeds))
     found = cnnjob(*words)
     assert (found.exit_code, "submitting again looks first" in found.stderr) == (4, True), found.output
     [comment] = re.findall("cnnjob /[^']*[0-9](?=')", Path("17.sh").read_text())
     tasks = ["17"] if seeds == 1 else ["17_0", "17_1"]
-    counting_slurm.says(squeue="".join(f'echo "{task}{LINE}{comment}";' for task in tasks))
+    counting_slurm.install(squeue="".join(f'echo "{task}{PENDING_FIELDS}{comment}";' for task in tasks))
     again = cnnjob(*words)
     assert [f": queued as {task}, nothing submitted" in again.stdout for task in tasks] == [True] * seeds
     for run, task in zip(Run.all(Path("runs")), tasks, strict=True):
@@ -100,7 +100,7 @@ def test_a_job_that_was_taken_in_silence_is_completed_by_the_next_submission(
 def test_a_job_whose_files_cannot_be_written_is_cancelled(counting_slurm: FakeSlurm) -> None:
     """It would find nothing to run."""
     taken = "for folder in runs/*/slurm; do /bin/mkdir -p $folder/17_submission.sh; done"
-    counting_slurm.says(sbatch=f'{taken}; echo "Submitted batch job 17"', scancel='echo "$*" >> cancelled')
+    counting_slurm.install(sbatch=f'{taken}; echo "Submitted batch job 17"', scancel='echo "$*" >> cancelled')
     assert cnnjob("submit", "toy.toml").exit_code != 0
     assert Path("cancelled").read_text() == "17\n"
 
@@ -108,14 +108,14 @@ def test_a_job_whose_files_cannot_be_written_is_cancelled(counting_slurm: FakeSl
 @pytest.mark.usefixtures("settled")
 def test_no_second_try_where_the_queue_is_not_understood(counting_slurm: FakeSlurm) -> None:
     silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
-    counting_slurm.says(sbatch=f"echo x >> tried; {silent}", squeue='echo "17|???"')
+    counting_slurm.install(sbatch=f"echo x >> tried; {silent}", squeue='echo "17|???"')
     with pytest.raises(SchedulerError, match="whether it has the job is not known"):
         sbatch.submit("cnnjob /runs/a 1", "x.sh")
     assert Path("tried").read_text() == "x\n"
 
 
 def test_a_refused_job_leaves_no_pickle(counting_slurm: FakeSlurm) -> None:
-    counting_slurm.says(sbatch='echo "sbatch: error: no" >&2; exit 1')
+    counting_slurm.install(sbatch='echo "sbatch: error: no" >&2; exit 1')
     assert cnnjob("submit", "toy.toml").exit_code == 4
     [run] = Run.all(Path("runs"))
     assert [path.name for path in run.slurm_folder.iterdir()] == ["request.json"]
@@ -124,7 +124,7 @@ def test_a_refused_job_leaves_no_pickle(counting_slurm: FakeSlurm) -> None:
 def test_a_refused_job_leaves_the_files_of_others(counting_slurm: FakeSlurm) -> None:
     """Another submission of the same run is accepted in the meantime."""
     theirs = "for folder in runs/*/slurm; do : > $folder/16_submitted.pkl; : > $folder/16_submission.sh; done"
-    counting_slurm.says(sbatch=f'{theirs}; echo "sbatch: error: no" >&2; exit 1')
+    counting_slurm.install(sbatch=f'{theirs}; echo "sbatch: error: no" >&2; exit 1')
     assert cnnjob("submit", "toy.toml").exit_code == 4
     [run] = Run.all(Path("runs"))
     assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl", "16_submission.sh"}
@@ -148,11 +148,13 @@ NOISE = 'echo "Jobs here run at most as (max. job 48 hours)"; echo "your job 8 i
 )
 def test_only_the_line_of_sbatch_names_the_job(counting_slurm: FakeSlurm, answer: str) -> None:
     """A site's wrapper may print what it likes around it; without the line the queue is asked."""
-    counting_slurm.says(sbatch=answer, squeue=f'echo "8{LINE}other"; echo "17{LINE}cnnjob /runs/a 1"')
+    counting_slurm.install(
+        sbatch=answer, squeue=f'echo "8{PENDING_FIELDS}other"; echo "17{PENDING_FIELDS}cnnjob /runs/a 1"'
+    )
     assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "17"
 
 
 def test_a_sweep_through_a_wrapper_that_talks(counting_slurm: FakeSlurm) -> None:
-    counting_slurm.says(sbatch=f'{NOISE}; echo "Submitted batch job 17"; {NOISE}')
+    counting_slurm.install(sbatch=f'{NOISE}; echo "Submitted batch job 17"; {NOISE}')
     found = cnnjob("submit", "toy.toml", "--seeds", "2")
     assert found.stdout.count("submitted as job 17_") == 2, found.output

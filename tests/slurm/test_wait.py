@@ -11,30 +11,30 @@ from cnnjob.errors import SchedulerError
 from cnnjob.runs.run import Run
 from cnnjob.slurm import wait
 from tests.helpers.cli import cnnjob
-from tests.helpers.fake_slurm import LINE, FakeSlurm
+from tests.helpers.fake_slurm import PENDING_FIELDS, FakeSlurm
 from tests.helpers.run_folders import finished_run, pending_run, stopped_run
 from tests.helpers.slurm_runs import (
     cancelled_by_script,
     crash_loop,
-    decided,
-    failed,
-    finish,
-    log,
+    failed_run,
     lost_in_job,
     stopped_in_job,
-    submitted,
+    with_decision,
+    with_job,
+    with_log,
+    write_result,
 )
-from tests.helpers.slurm_runs import waits as waits_in_queue
+from tests.helpers.slurm_runs import waiting_run as waits_in_queue
 
 
 def own_error(root: Path) -> Run:
     """A run whose job ended before it could claim it."""
-    run = decided(waits_in_queue(root), code=2, said="the job's own error is not restarted")
-    return log(run, "cnnjob: resources.backend: no CuPy\ncnnjob: x: the job's own error is not restarted\n")
+    run = with_decision(waits_in_queue(root), code=2, said="the job's own error is not restarted")
+    return with_log(run, "cnnjob: resources.backend: no CuPy\ncnnjob: x: the job's own error is not restarted\n")
 
 
 def submitted_again(root: Path) -> Run:
-    return submitted(stopped_in_job(root), "18")
+    return with_job(stopped_in_job(root), "18")
 
 
 @pytest.fixture
@@ -45,20 +45,20 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("patient")
 def test_waiting_ends_when_all_have_ended(counting_slurm: FakeSlurm) -> None:
     runs = [finished_run(Path("a")), stopped_run(Path("b")), pending_run(Path("c"))]
-    counting_slurm.says(
-        squeue=f'[ -e looked ] || echo "5{LINE}cnnjob {runs[1].path.resolve()} 2"; : > looked', sacct="exit 1"
+    counting_slurm.install(
+        squeue=f'[ -e looked ] || echo "5{PENDING_FIELDS}cnnjob {runs[1].path.resolve()} 2"; : > looked', sacct="exit 1"
     )
     assert [one.summary.run.path.parts[0] for one in wait.wait_for_runs(runs)] == ["a", "c", "b"]
 
 
 @pytest.mark.usefixtures("patient")
 def test_wait_says_how_each_run_ended(counting_slurm: FakeSlurm) -> None:
-    counting_slurm.says(sacct="exit 1", squeue="exit 0")  # a SLURM that forgets what it was given
+    counting_slurm.install(sacct="exit 1", squeue="exit 0")  # a SLURM that forgets what it was given
     found = cnnjob("submit", "toy.toml", "--wait")
     [run] = Run.all(Path("runs"))
     gone = "lost, job 17 left the queue before it started (cancelled or purged)"
     assert (found.exit_code, found.stdout.splitlines()[-1]) == (1, f"{run.path}: {gone}")
-    finish(run)
+    write_result(run)
     assert cnnjob("submit", "toy.toml", "--wait").exit_code == 0
 
 
@@ -72,7 +72,7 @@ SCRIPT_LOST = "its batch script was killed or lost before it restarted the run, 
         (finished_run, "", 0, "finished, test accuracy 80.00 %"),
         (stopped_in_job, "", 75, f"stopped, {SCRIPT_LOST}"),
         (lost_in_job, "17|NODE_FAIL|0:0|n7|x", 75, "lost, the node of its job failed (n7)"),
-        (failed, "", 1, "failed, KeyError: 'x'"),
+        (failed_run, "", 1, "failed, KeyError: 'x'"),
         (crash_loop, "", 1, "failed, 3 restarts without progress, each time killed by signal 9 (SIGKILL)"),
         (own_error, "", 1, "failed, resources.backend: no CuPy"),
         (cancelled_by_script, "", 1, "cancelled, its job 17 was cancelled"),
@@ -90,7 +90,7 @@ def test_wait_ends_with_75_only_where_the_same_command_resumes(
     code: int,
     said: str,
 ) -> None:
-    counting_slurm.says(squeue="exit 0", sacct=f'echo "{sacct}"')
+    counting_slurm.install(squeue="exit 0", sacct=f'echo "{sacct}"')
     runs = [make(Path("runs")), finished_run(Path("others"))]
     try:
         cli._wait_for(runs)
@@ -116,7 +116,7 @@ def test_a_job_that_does_not_start_by_itself_is_said_once(
 ) -> None:
     run = waits_in_queue(Path("runs"))
     line = f"17|PENDING|{reason}||N/A|N/A|"
-    counting_slurm.says(
+    counting_slurm.install(
         squeue=f'echo x >> looked; [ "$(wc -l < looked)" -gt 3 ] || echo "{line}"', wc='exec /usr/bin/wc "$@"'
     )
     with pytest.raises(typer.Exit):
@@ -132,9 +132,9 @@ def test_a_scheduler_that_stays_silent_ends_the_waiting(
 ) -> None:
     run = waits_in_queue(Path("runs"))
     silent = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
-    counting_slurm.says(squeue=f"[ -e looked ] && exit 0; : > looked; {silent}", sacct="exit 1")
+    counting_slurm.install(squeue=f"[ -e looked ] && exit 0; : > looked; {silent}", sacct="exit 1")
     assert [one.left_queue for one in wait.wait_for_runs([run])] == [True]
     monkeypatch.setattr(wait, "SILENT_SECONDS", 0.0)
-    counting_slurm.says(squeue=silent)
+    counting_slurm.install(squeue=silent)
     with pytest.raises(SchedulerError, match="no longer waiting, the jobs are not affected"):
         list(wait.wait_for_runs([run]))

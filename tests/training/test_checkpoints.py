@@ -12,7 +12,7 @@ from cnnjob.errors import DataError, TrainingError
 from cnnjob.runs import checkpoints, npz
 from cnnjob.runs.run import Run
 from cnnjob.training.train import train
-from tests.helpers.progress import Hears, StopsAt
+from tests.helpers.progress import Recorder, StopsAt
 from tests.helpers.toy_jobs import corrupt, dataset, job, outcome_of, run_of, trained
 
 
@@ -21,7 +21,7 @@ def test_lost_checkpoints_are_said(tmp_path: Path) -> None:
     train(run, StopsAt(7))
     for path in run.checkpoints_folder.iterdir():
         path.unlink()
-    listener = Hears()
+    listener = Recorder()
     assert train(run, listener).state == "finished"
     assert "warning: no checkpoint is left of the attempts before, starting anew" in listener.lines
 
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
     train(run, StopsAt(7))
     older, newer = sorted(run.checkpoints_folder.iterdir())
     corrupt(newer)
-    listener = Hears()
+    listener = Recorder()
     assert train(run, listener).state == "finished"
     assert any("damaged, its checksum does not fit" in line and newer.name in line for line in listener.lines)
     assert "resumed at epoch 1, step 6" in listener.lines

@@ -29,7 +29,7 @@ from cnnjob.training.progress import NoProgress
 from cnnjob.training.split import split_training_images
 from cnnjob.training.stopping import SIGNALS, StopRequest
 from cnnjob.training.train import train
-from tests.helpers.progress import Hears, StopsAt
+from tests.helpers.progress import Recorder, StopsAt
 from tests.helpers.toy_jobs import CLASSES, WILD, blots, dataset, job, outcome_of, run_of, trained
 
 DROPOUT = [{"conv": 3, "kernel": 3, "pool": 2}, {"dropout": 0.3}, {"dense": 6}]
@@ -271,7 +271,7 @@ def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path) -> None
 
 
 def test_a_process_that_was_taken_for_dead_cannot_write(tmp_path: Path) -> None:
-    class Superseded(Hears):
+    class Superseded(Recorder):
         def step(self, epoch: int, step: int) -> None:
             if (epoch, step) == (1, 5):
                 record = json.loads(run.attempt_files()[0].read_text())
@@ -291,7 +291,7 @@ def test_another_environment_is_said_and_recorded(tmp_path: Path) -> None:
     train(run, StopsAt(7))
     first = run.environment()
     files.write_json(run.environment_file, {**first, "bits": {**first["bits"], "numpy": "1.0"}})
-    listener = Hears()
+    listener = Recorder()
     train(run, listener)
     assert any("bits may differ from step 7: numpy" in line and "instead of 1.0" in line for line in listener.lines)
     assert run.result()["bits_may_differ_from_step"] == 7
@@ -359,7 +359,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
 
 
 def test_a_second_interrupt_stops_at_once_and_loses_only_the_work_since(tmp_path: Path) -> None:
-    class Impatient(Hears):
+    class Impatient(Recorder):
         def step(self, epoch: int, step: int) -> None:
             if step == 5:
                 os.kill(os.getpid(), signal.SIGINT)
