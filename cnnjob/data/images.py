@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from cnnjob import files
 from cnnjob.errors import DataError
@@ -48,6 +49,8 @@ MOST_SECONDS = 10.0
 """Maximum processor time for decoding; most images of 32 million pixels take less than a second."""
 _MOST_CONTENT = 64 << 20
 """Bytes of a file that are read at once; a larger one is read while it is decoded."""
+_FEW_BYTES = 64 << 10
+_FEW_PIXELS = 1 << 16
 _READ_BYTES = 64 << 10
 """Bytes of a PPM that are read at a time."""
 _SCAN_BYTES = 1 << 10
@@ -61,6 +64,10 @@ _FEW_BITS = {"L;2": 3, "L;4": 15}
 _WIDE = re.compile(r";(16|32)[BLNS]?")  # with a byte order; plain BGR;16 has 16 bits for all three channels
 _TIFF_BITS = {1, 2, 4, 8, 12, 16}
 _MOST_OF_12_BITS = (1 << 12) - 1
+_EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Pillow's names of what may state an orientation."""
+_LIMITED: list[bool] = []
+"""Not empty while :func:`decoding_limits` are in force."""
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 """Names in a PNG file that state an orientation."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -114,6 +121,52 @@ class Picture(NamedTuple):
             yield "16 bits with no value above 4095, so nearly black: scale 12-bit data to 16 bits first"
 
 
+class _Opened(NamedTuple):
+    """An image whose header has been read; decoding it makes Pillow forget its raw mode."""
+
+    image: ImageFile
+    raw_mode: str
+    """Pillow's name for the pixel format of the file, such as ``RGB;16B``."""
+    bits: int
+    orientation: int
+    """EXIF's, 1..8; 1 is upright."""
+
+    def header(self) -> Header:
+        """Return its header."""
+        image = self.image
+        # Pillow has turned a TIFF's size already.
+        is_turned = self.orientation in _TURNED and image.format != "TIFF"
+        height, width = (image.width, image.height) if is_turned else (image.height, image.width)
+        is_grey = (
+            image.mode in _GREY
+            or self.raw_mode.startswith("LA;16")  # Pillow has no mode for grey and alpha of 16 bits
+            or (image.mode in {"P", "PA"} and _palette_is_grey(image))
+        )
+        # The further images of an MPO are previews, or the other eye's.
+        n_frames = 2 if getattr(image, "is_animated", False) and image.format != "MPO" else 1
+        return Header(height, width, is_grey, image.has_transparency_data, n_frames, self.bits)
+
+    def picture(
+        self, head: Header, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
+    ) -> Picture:
+        """Decode it: upright, of 8 bits, opaque, and fitted to a shape (H, W, C), if one is given."""
+        mode = "L" if head.is_grey and _is_grey(background) else "RGB"
+        upright: Image.Image = self.image
+        if shape and isinstance(self.image, JpegImageFile):
+            self.image.draft(self.image.mode, _least_size(self.image, head, shape[:2], fit))
+        if self.orientation != 1:
+            upright = ImageOps.exif_transpose(upright)
+        upright.load()
+        is_dim = head.bits == 2 * _BITS and _most(upright) <= _MOST_OF_12_BITS
+        if head.bits > _BITS or self.raw_mode in _FEW_BITS:
+            upright = _of_8_bits(upright, head.bits, self.raw_mode)
+        is_transparent = False
+        if upright.has_transparency_data:
+            upright, is_transparent = _opaque(upright, mode, background)
+        image = upright if upright.mode == mode else upright.convert(mode)
+        return Picture(_array(_fitted(image, shape, fit, background)), head, is_transparent, is_dim)
+
+
 class _TooLongError(Exception):
     """Decoding takes longer than allowed."""
 
@@ -151,8 +204,31 @@ def header(path: Path, *, content: bytes | None = None, most_seconds: float = MO
         DataError: the file is not an image, or not a usable one.
     """
     content = _content(path) if content is None else content
-    with _opened(path, content, most_seconds) as image:
-        return _header(image, content)
+    with _opened(path, content, most_seconds) as opened:
+        return opened.header()
+
+
+def examine(
+    path: Path, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
+) -> tuple[Header, Picture | None]:
+    """Read an image's header, and its pixels too if they are few: then opening it takes longer than decoding it.
+
+    Args:
+        path: name of the file.
+        content: its content.
+        most_pixels: height times width up to which the image is decoded.
+        background: colour (R, G, B) below transparent pixels, each 0..255.
+
+    Returns:
+        The header, and the image in its own size and channels; None if it has more pixels.
+
+    Raises:
+        DataError: the file is not an image, not a usable one, or cannot be decoded.
+    """
+    with _opened(path, content, MOST_SECONDS) as opened:
+        head = opened.header()
+        few = head.height * head.width <= most_pixels
+        return head, opened.picture(head, None, "crop", background) if few else None
 
 
 def read_picture(
@@ -182,19 +258,33 @@ def read_picture(
     """
     content = _content(path) if content is None else content
     with _opened(path, content, most_seconds) as opened:
-        raw_mode, head = _raw_mode(opened), _header(opened, content)
-        content_mode = "L" if head.is_grey and _is_grey(background) else "RGB"
-        height, width, channels = shape or (head.height, head.width, len(content_mode))
-        mode = "L" if channels == 1 else "RGB"
-        if opened.format == "JPEG":
-            opened.draft(opened.mode, _least_size(opened, (height, width), fit))
-        upright = ImageOps.exif_transpose(opened)
-        is_dim = head.bits == 16 and _most(upright) <= _MOST_OF_12_BITS  # noqa: PLR2004
-        image, is_transparent = _opaque(_of_8_bits(upright, head.bits, raw_mode), content_mode, background)
-        image = image if image.mode == mode else image.convert(mode)
-        if image.size != (width, height):
-            image = _fitted(image, (width, height), fit, background if mode == "RGB" else _luma(background))
-        return Picture(np.array(image, np.uint8).reshape(height, width, channels), head, is_transparent, is_dim)
+        return opened.picture(opened.header(), shape, fit, background)
+
+
+def fit_pixels(
+    pixels: np.ndarray[Any, Any],
+    shape: tuple[int, int, int],
+    fit: Fit = "crop",
+    background: tuple[int, int, int] = WHITE,
+) -> np.ndarray[Any, Any]:
+    """Fit pixels to a shape as :func:`read_picture` does.
+
+    Args:
+        pixels: uint8 (H, W, 1) or (H, W, 3).
+        shape: (H, W, C) of the result.
+        fit: how.
+        background: colour (R, G, B) around padded images.
+
+    Returns:
+        uint8, of that shape.
+    """
+    if pixels.shape == shape:
+        return pixels
+    return _array(_fitted(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), shape, fit, background))
+
+
+def _array(image: Image.Image) -> np.ndarray[Any, Any]:
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
 
 
 def _content(path: Path) -> bytes | None:
@@ -206,21 +296,14 @@ def _content(path: Path) -> bytes | None:
         raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
 
 
-def _header(image: ImageFile, content: bytes | None) -> Header:
-    bits = _bits(image)  # first: what follows may decode the image, and then its raw mode is gone
-    is_grey = image.mode in _GREY or _raw_mode(image).startswith("LA;16")  # Pillow has no mode for grey and alpha of 16
-    is_turned = image.format != "TIFF" and _orientation(image, content) in _TURNED  # Pillow has turned a TIFF's size
-    height, width = (image.width, image.height) if is_turned else (image.height, image.width)
-    is_grey = is_grey or (image.mode in {"P", "PA"} and _palette_is_grey(image))
-    n_frames = 2 if getattr(image, "is_animated", False) else 1
-    return Header(height, width, is_grey, image.has_transparency_data, n_frames, bits)
-
-
 def _orientation(image: ImageFile, content: bytes | None) -> int:
     """Return an image's EXIF orientation, 1 if it has none."""
-    if image.format == "PNG" and content is not None and not any(name in content for name in _PNG_EXIF):
-        return 1  # Pillow decodes the whole image to find out: the chunk may come after the pixels
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if content is not None and image.format == "PNG":
+        # Pillow decodes the whole image to find out, since the chunk may come after the pixels.
+        may_have = any(name in content for name in _PNG_EXIF)
+    else:
+        may_have = not image.info.keys().isdisjoint(_EXIF) or image.format == "TIFF"
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if may_have else 1
 
 
 def _palette_is_grey(image: Image.Image) -> bool:
@@ -244,23 +327,29 @@ def _luma(colour: tuple[int, int, int]) -> int:
     return int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0])
 
 
-def _least_size(image: ImageFile, size: tuple[int, int], fit: Fit) -> tuple[int, int]:
+def _least_size(image: ImageFile, head: Header, size: tuple[int, int], fit: Fit) -> tuple[int, int]:
     """Return the (width, height) that a JPEG has to be decoded at least at, for a result of ``size`` (H, W)."""
     height, width = size
-    if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
-        height, width = width, height
     if fit == "pad":  # inside the frame: the smaller of both factors
-        factor = min(height / image.height, width / image.width)
-        height, width = math.ceil(factor * image.height), math.ceil(factor * image.width)
-    return width, height
+        factor = min(height / head.height, width / head.width)
+        height, width = math.ceil(factor * head.height), math.ceil(factor * head.width)
+    return (width, height) if (image.height, image.width) == (head.height, head.width) else (height, width)
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit, background: tuple[int, int, int] | int) -> Image.Image:
-    bilinear = Image.Resampling.BILINEAR
+def _fitted(
+    image: Image.Image, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
+) -> Image.Image:
+    """Return an image of mode L or RGB in the size and channels of a shape (H, W, C)."""
+    if shape is None:
+        return image
+    mode, size, bilinear = "L" if shape[2] == 1 else "RGB", (shape[1], shape[0]), Image.Resampling.BILINEAR
+    image = image if image.mode == mode else image.convert(mode)
+    if image.size == size:
+        return image
     if fit == "crop":
         return ImageOps.fit(image, size, bilinear)
     if fit == "pad":
-        return ImageOps.pad(image, size, bilinear, color=background)
+        return ImageOps.pad(image, size, bilinear, color=background if mode == "RGB" else _luma(background))
     return image.resize(size, bilinear)
 
 
@@ -292,9 +381,7 @@ def _of_8_bits(image: Image.Image, bits: int, raw_mode: str) -> Image.Image:
 
 
 def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> tuple[Image.Image, bool]:
-    """Return an image without transparency, of mode L or RGB if it had any, and whether a pixel was transparent."""
-    if not image.has_transparency_data:
-        return image, False
+    """Return an image with transparency without it, of mode L or RGB, and whether a pixel was transparent."""
     image = image.convert(f"{mode}A")
     alpha, colours = image.getchannel("A"), image.convert(mode)
     if alpha.getextrema()[0] == _MOST_BYTE:
@@ -305,17 +392,18 @@ def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
 
 
 @contextmanager
-def _opened(path: Path, content: bytes | None, most_seconds: float) -> Iterator[ImageFile]:
+def _opened(path: Path, content: bytes | None, most_seconds: float) -> Iterator[_Opened]:
     """Open an image with limits on memory and time, and check its header; errors of Pillow become a DataError."""
     try:
-        with warnings.catch_warnings(), _memory_bounded(), _opened_file(path, content, most_seconds) as file:
-            warnings.simplefilter("ignore")  # such as those of a corrupt EXIF block
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _require_bounded_parts(file)  # before Pillow: opening a TIFF already lists all of its strips
-            with Image.open(file, formats=FORMATS) as image:
-                _require_usable(image)
-                _read_in_small_parts(image, file)
-                yield image
+        with decoding_limits(), io.BytesIO(content) if content is not None else files.open_regular(path) as file:
+            if content is not None and len(content) <= _FEW_BYTES:
+                # Little can take long if its pixels are few as well: then no clock is read at each of Pillow's reads.
+                image = _usable_image(file)
+                if image.width * image.height <= _FEW_PIXELS:
+                    yield _with_header(image, content)
+                    return
+                file.seek(0)
+            yield _with_header(_timed_image(file, most_seconds), content)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: {_unknown_format(path, content)}") from error
     except _TooLongError:
@@ -328,10 +416,17 @@ def _opened(path: Path, content: bytes | None, most_seconds: float) -> Iterator[
         raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
 
 
-def _opened_file(path: Path, content: bytes | None, most_seconds: float) -> _TimedReader:
-    # A buffered reader needs a raw file; bytes in memory are one as far as it is concerned.
-    raw = files.open_regular(path).detach() if content is None else io.BytesIO(content)
-    return _TimedReader(raw, most_seconds)  # type: ignore[arg-type]
+def _timed_image(file: BinaryIO, most_seconds: float) -> ImageFile:
+    # A buffered reader needs a raw file; a buffered one, or bytes in memory, are as good to it.
+    reader = _TimedReader(file, most_seconds)  # type: ignore[arg-type]
+    image = _usable_image(reader)
+    _read_in_small_parts(image, reader)
+    return image
+
+
+def _usable_image(file: BinaryIO) -> ImageFile:
+    _require_bounded_parts(file)  # before Pillow: opening a TIFF already lists all of its strips
+    return Image.open(file, formats=FORMATS)
 
 
 def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
@@ -346,8 +441,15 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 
 
 @contextmanager
-def _memory_bounded() -> Iterator[None]:
-    """Limit the growth of this process to the memory that an image may take."""
+def decoding_limits() -> Iterator[None]:
+    """Limit the growth of this process to the memory that an image may take, and silence Pillow's warnings.
+
+    Whoever reads many small images enters it once: that takes a fifth of the time of reading one. Entered again, it
+    does nothing. It is of the whole process, so only one thread may decode.
+    """
+    if _LIMITED:
+        yield
+        return
     # Field 5 is data and stack in pages. RLIMIT_DATA also covers malloc's private mappings since Linux 4.7.
     pages = int(Path("/proc/self/statm").read_bytes().split()[5])
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -355,9 +457,14 @@ def _memory_bounded() -> Iterator[None]:
     if before[0] in range(limit):  # a lower limit is in force; RLIM_INFINITY is negative
         limit = before[0]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    _LIMITED.append(True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as those of a corrupt EXIF block
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
     finally:
+        _LIMITED.clear()
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
@@ -395,32 +502,34 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 0
 
 
-def _require_usable(image: ImageFile) -> None:
+def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
+    """Check an image's header.
+
+    Raises:
+        ValueError: it has too many pixels, or they are of a kind that is not read.
+    """
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels and the most is {_MOST_PIXELS:,}")
-    if image.mode not in _GREY | _COLOUR or not _bits(image):
-        raise ValueError(f"its pixels are not of 8 or 16 bits per channel (found {_raw_mode(image) or image.mode})")
+    raw_mode = str(image.tile[0].args) if image.tile else ""
+    bits = _bits(image, raw_mode)
+    if image.mode not in _GREY | _COLOUR or not bits:
+        raise ValueError(f"its pixels are not of 8 or 16 bits per channel (found {raw_mode or image.mode})")
+    return _Opened(image, raw_mode, bits, _orientation(image, content))
 
 
-def _bits(image: ImageFile) -> int:
+def _bits(image: ImageFile, raw_mode: str) -> int:
     """Return the bits per channel in the file, at least 8; 0 if they are signed, of floating point, or more than 16."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
         kinds = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))
         return max(_BITS, *bits) if bits <= _TIFF_BITS and kinds == {1} else 0
     # Pillow scales a grey PPM of more than 8 bits to 16, from the largest value that it states, and any other to 8.
-    codec = image.tile[0].codec_name if image.tile else ""
-    if codec.startswith("ppm"):
+    if image.format == "PPM":
         return 16 if image.mode == "I" else 8
-    wide = _WIDE.search(_raw_mode(image))
+    wide = _WIDE.search(raw_mode)
     if wide or image.mode.startswith("I"):
         return 16 if wide and wide[1] == "16" else 0
     return 8
-
-
-def _raw_mode(image: ImageFile) -> str:
-    """Return Pillow's name for the pixel format of the file, such as ``RGB;16B``."""
-    return str(image.tile[0].args) if image.tile else ""
 
 
 _SIGNATURES = (
