@@ -21,6 +21,7 @@ from cnnjob.nn.pixels import Augmentation, PixelNormalisation
 from cnnjob.nn.plan import EvaluationPlan, TrainingOptions, TrainingPlan, training_feed
 from cnnjob.nn.schedules import Schedule
 from cnnjob.nn.state import State
+from cnnjob.nn.streaming import ImageSource, ImageStream
 from cnnjob.nn.workers import Workers, available_cores
 
 ARITHMETIC = 1
@@ -43,6 +44,8 @@ __all__ = [
     "Dropout",
     "EvaluationPlan",
     "GlobalPool",
+    "ImageSource",
+    "ImageStream",
     "Lookahead",
     "Network",
     "NumPyBackend",

@@ -51,6 +51,15 @@ class ArrayStore(Protocol):
     def host(self, array: Array) -> Array:
         """Return the array as a NumPy array: itself, or a copy."""
 
+    def staging(self, target: Array) -> Array:
+        """Return a NumPy array from which :meth:`upload` fills the target: the target itself, or one of its shape."""
+
+    def upload(self, source: Array, target: Array) -> Callable[[], object]:
+        """Begin to copy a part of a staging array; return a function that waits until the source can be overwritten.
+
+        Everything that is launched later sees the copy.
+        """
+
 
 class HostMemory:
     """NumPy arrays; with more than one lane, in memory shared with the processes that are forked later."""
@@ -78,6 +87,15 @@ class HostMemory:
     def host(self, array: Array) -> Array:
         """Return the array itself."""
         return array
+
+    def staging(self, target: Array) -> Array:
+        """Return the array itself."""
+        return target
+
+    def upload(self, source: Array, target: Array) -> Callable[[], object]:
+        """Copy nothing: both are the same array."""
+        assert source.ctypes.data == target.ctypes.data  # noqa: S101 - the source is part of a staging array
+        return lambda: None
 
 
 class Arena:

@@ -56,11 +56,11 @@ class StepInputs:
     """
 
     images: Array
-    """All images of the dataset, uint8 (images, H, W, C)."""
+    """All images of the dataset or those of an :class:`~cnnjob.nn.streaming.ImageStream`, uint8 (images, H, W, C)."""
     labels: Array
     """Their labels, int64 (images,)."""
     order: Array
-    """Indices of the images of each step, int64 (steps × N,)."""
+    """Indices of the images of each step in the dataset, int64 (steps × N,)."""
     learning_rates: Array
     """Learning rate of each step, float64 (steps,)."""
     lookahead: Array
@@ -73,6 +73,8 @@ class StepInputs:
     """Softmax outputs of an evaluation, (steps × N, classes); written by the steps."""
     position: Array
     """Step within the epoch, and steps since the start of the training, int64 (2,)."""
+    rows: Array
+    """Index in ``images`` of each image of ``order``, int64 (steps × N,); the same array if all images are there."""
     seed: int
     """Seed of the job, which addresses all random numbers."""
 

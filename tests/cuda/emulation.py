@@ -101,6 +101,13 @@ class EmulatedDevice:
         assert target.flags.c_contiguous
         ctypes.memmove(target.ctypes.data, source.ctypes.data, source.nbytes)
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.zeros(shape, dtype)
+
+    def upload(self, source: Array, target: Array) -> Task:
+        self.copy(source, target)
+        return self._require_no_capture
+
     def wait(self) -> None:
         self._require_no_capture()
         self.waits += 1

@@ -162,6 +162,27 @@ class Stream:
         return Graph(launches or [])
 
 
+def alloc_pinned_memory(count: int) -> bytearray:
+    Recording.forbid()
+    return bytearray(count)
+
+
+class Event:
+    """What is recorded on a stream, to be waited for."""
+
+    def __init__(self, *, disable_timing: bool) -> None:
+        assert disable_timing
+        self._recorded = False
+
+    def record(self, stream: Stream) -> None:
+        Recording.forbid()
+        self._recorded = True
+
+    def synchronize(self) -> None:
+        Recording.forbid()
+        assert self._recorded, "an event that was not recorded is complete at once"
+
+
 class Runtime:
     memcpyDefault = DEFAULT  # noqa: N815 - CuPy's name
 
@@ -192,6 +213,8 @@ class Runtime:
 cuda = SimpleNamespace(
     runtime=Runtime(),
     Stream=Stream,
+    Event=Event,
+    alloc_pinned_memory=alloc_pinned_memory,
     Device=lambda: SimpleNamespace(id=0),
     nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
 )

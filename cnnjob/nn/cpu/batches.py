@@ -10,8 +10,8 @@ from cnnjob.nn.random import Philox
 from cnnjob.nn.tensors import StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, split_evenly
 
-Take = Callable[[Array], object]
-"""Function that loads the images with the given indices, int64 (n,)."""
+Take = Callable[[slice], object]
+"""Function that loads the images of some places in the order of the epoch."""
 
 
 def gather(
@@ -36,7 +36,7 @@ def gather(
 
         def load() -> None:
             first = feed.position[0] * N
-            take(feed.order[first + part.start : first + part.stop])
+            take(slice(first + part.start, first + part.stop))
             np.copyto(values, images)  # uint8 → float
             np.multiply(values, scale, out=values)
             np.add(values, shift, out=x.value[part])
@@ -51,7 +51,7 @@ def gather(
 def _taken(feed: StepInputs, images: Array) -> Take:
     """Plan to take images unchanged."""
     # Mode "clip" here and below: with the default "raise", np.take buffers its output.
-    return lambda order: np.take(feed.images, order, 0, images, "clip")
+    return lambda places: np.take(feed.images, feed.rows[places], 0, images, "clip")
 
 
 def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images: Array) -> Take:
@@ -61,13 +61,13 @@ def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images
     down, right = (arena.constant(mirrored(side, reach)) for side in (H, W))
     views, words = arena.take((3, n), np.int64), Philox(arena.take((6, n), np.uint64))
     # Source row and column of each pixel, then its index among the pixels of all images: (n, H), (n, W), (n, H, W).
-    rows, columns, places = (arena.take((n, *size), np.int64) for size in ((H,), (W,), (H, W)))
+    rows, columns, sources = (arena.take((n, *size), np.int64) for size in ((H,), (W,), (H, W)))
 
-    def take(order: Array) -> None:
+    def take(places: slice) -> None:
         if isinstance(change, Augmentation):
             # Both positions advance together, so their difference is the first step of the epoch.
             epoch = int(feed.position[1] - feed.position[0]) // len(feed.learning_rates)
-            change.draw(words, order, epoch, feed.seed, views)
+            change.draw(words, feed.order[places], epoch, feed.seed, views)
         else:
             np.copyto(views.T, change)
         flipped = views[0, :, None]
@@ -77,9 +77,9 @@ def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images
         # Column c of a flipped image is W − 1 − c of the original.
         np.multiply(columns, 1 - 2 * flipped, out=columns)
         np.add(columns, (W - 1) * flipped, out=columns)
-        np.add(rows, order[:, None] * H, out=rows)
+        np.add(rows, feed.rows[places, None] * H, out=rows)
         np.multiply(rows, W, out=rows)
-        np.add(rows[:, :, None], columns[:, None], out=places)
-        np.take(feed.images.reshape(-1, C), places, 0, images, "clip")
+        np.add(rows[:, :, None], columns[:, None], out=sources)
+        np.take(feed.images.reshape(-1, C), sources, 0, images, "clip")
 
     return take

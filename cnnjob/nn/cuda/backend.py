@@ -86,6 +86,14 @@ class CudaBackend:
         self.copy(array, here)
         return here
 
+    def staging(self, target: Array) -> Array:
+        """Return page-locked memory of the host, which the device copies from while the host continues."""
+        return self.device.pinned(target.shape, target.dtype)
+
+    def upload(self, source: Array, target: Array) -> Task:
+        """Begin to copy page-locked memory to the device; return a function that waits for the end of the copy."""
+        return self.device.upload(source, target) if source.nbytes else in_order([])
+
     def gather(
         self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
     ) -> Task:

@@ -33,7 +33,7 @@ def gather(
     def run() -> None:
         if isinstance(change, Augmentation):
             _draw(device, change, feed, views[0])()
-        name, source = "gather_views" if change else "gather", (feed.images, feed.order, feed.position)
+        name, source = "gather_views" if change else "gather", (feed.images, feed.rows, feed.position)
         each(device, name, N, prod(inner), *source, *views, *target)()
 
     return ForwardBackward(run, in_order([]))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from ctypes import CDLL
 from functools import cache
+from math import prod
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas, address
 from cnnjob.nn.cuda.sources import kernel_source
@@ -43,6 +45,20 @@ class CudaDevice:
         ends = address(target), address(source)
         self._runtime.memcpyAsync(*ends, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         self.wait()
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return a new NumPy array in page-locked memory, or raise a ``MemoryError`` if there is not enough."""
+        kind, count = np.dtype(dtype), prod(shape)
+        memory = self._cupy.cuda.alloc_pinned_memory(max(1, count * kind.itemsize))
+        return np.frombuffer(memory, kind, count).reshape(shape)
+
+    def upload(self, source: Array, target: Array) -> Task:
+        """Begin to copy from page-locked memory to the GPU; return a function that waits for the end of the copy."""
+        ends = address(target), address(source)
+        self._runtime.memcpyAsync(*ends, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
+        copied = self._cupy.cuda.Event(disable_timing=True)
+        copied.record(self._stream)
+        return copied.synchronize  # type: ignore[no-any-return]
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[object]) -> None:
         """Launch a kernel on arrays and NumPy scalars."""

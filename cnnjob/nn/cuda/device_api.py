@@ -46,6 +46,12 @@ class Device(Protocol):
     def copy(self, source: Array, target: Array) -> None:
         """Copy between contiguous arrays of equal size, on the device or the host; complete on return."""
 
+    def pinned(self, shape: Shape, dtype: Any) -> Array:
+        """Return a new NumPy array in page-locked memory of the host."""
+
+    def upload(self, source: Array, target: Array) -> Task:
+        """Begin to copy from page-locked memory to the device; return a function that waits for the end of the copy."""
+
     def capture(self, run: Task) -> Task:
         """Record the kernels and GEMMs of a task without running them, and return a task that replays them.
 

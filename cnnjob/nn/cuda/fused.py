@@ -119,7 +119,7 @@ class First:
 
         # The arguments are collected at each call: an evaluation may replace images and order.
         def forward() -> None:
-            source = feed.images, feed.order, feed.position
+            source = feed.images, feed.rows, feed.position
             arrays = *source, *pixels, w["weights"], w["bias"], *bordered(y.value), winner
             arguments = scalars([*arrays, *sizes, *flags, N])
             device.launch(f"first_forward_{name}", (N * bands, filters), (LANES, WARPS), arguments)
@@ -128,7 +128,7 @@ class First:
             return {self.batch: NOTHING, layer: ForwardBackward(forward, forward)}
         groups, taps = min(N * bands, MOST_GROUPS), block.kernel**2 * C
         parts = arena.take((groups, (taps + 1) * F), np.float32)
-        source = feed.images, feed.order, feed.position
+        source = feed.images, feed.rows, feed.position
         arguments = scalars([*source, *pixels, *bordered(y.gradient), winner, parts, *sizes, N])
         backward = partial(device.launch, f"first_backward_{name}", (groups, filters), (LANES, WARPS), arguments)
         sums.add_filters(parts, taps * F, layer.gradients)
