@@ -147,7 +147,7 @@ def _print_one(run: "Run") -> None:
             whose = f" on the {one.summary.split} images" if name in {"loss", "accuracy"} else ""
             typer.echo(f"{name + ':':<11}{value}{whose}")
     typer.echo(f"{'cause:':<11}{cause.sentence}\n{'says:':<11}{cause.evidence}")
-    for note in filter(None, (one.summary.note, skew(one.summary))):
+    for note in filter(None, ("; ".join(one.summary.notes), skew(one.summary))):
         typer.echo(f"{'note:':<11}{note}")
     if cause.command:
         typer.echo(f"{'next:':<11}{cause.command}")

@@ -1,4 +1,4 @@
-"""The record of one run folder: read from its files alone, each of which is checked before it is used.
+"""The record of one run folder: its summary, and what only a report needs, each file checked before it is used.
 
 A folder may be unfinished, damaged or not a run at all. The reason why something cannot be read is part of the record.
 """
@@ -18,8 +18,10 @@ from cnnjob.reporting import crosscheck, plots
 from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.figures import Drawing
 from cnnjob.runs import metrics
-from cnnjob.runs.attempts import Attempt, damages, read_attempts, tail_of_log
-from cnnjob.runs.run import UNRECORDED, Run, manifest_format, version_notes
+from cnnjob.runs.attempts import Attempt, read_attempts
+from cnnjob.runs.logs import last_lines, shorten_lines
+from cnnjob.runs.run import UNRECORDED, Run, manifest_format
+from cnnjob.runs.summary import RunSummary, read_summary
 
 COLUMNS = (
     *("run", "job", "group", "seed", "state"),
@@ -47,6 +49,7 @@ _SUM_TOLERANCE = 1e-3
 """Largest deviation from 1 of the sum of an image's probabilities."""
 _LARGEST = np.finfo(np.float32).max
 """Largest number in a history or in weights that is plausible."""
+LOG_LINES = 20
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
 
 
@@ -124,38 +127,41 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
         Its numbers, and the reasons why some are missing.
     """
     record = Record(name, dict.fromkeys(COLUMNS) | {"run": name, "state": "foreign"})
-    if _try(_check_kind, run, record):
+    summary = read_summary(run)
+    if _try_step(_check_kind, summary, record):
         # A list, not a generator for all(): each step is tried even if the one before it failed.
-        vital = [_try(step, run, record) for step in (_read_job, _read_state, _read_result)]
+        vital = [_try_step(step, summary, record) for step in (_read_job, _read_state, _read_result)]
         if not all(vital):
             record.row["state"] = "damaged"
-        # _read_restarts needs the history and the attempts.
-        steps = (_read_environment, _read_history, _read_lives, _read_restarts, _read_predictions)
+        # _mark_restarts needs the history and the attempts.
+        steps = (_read_environment, _read_history, _read_log, _read_attempts, _mark_restarts, _read_predictions)
         for step in (*steps, _read_filters) if pictures else steps:
-            _try(step, run, record)
+            _try_step(step, summary, record)
         if not pictures:
             record.mistakes = []
-        _try(_check_result, run, record)  # last: it compares what the other steps have read
-    record.reasons = [_in_the_run(reason, run) for reason in record.reasons]
+        _try_step(_check_result, summary, record)  # last: it compares what the other steps have read
+    # Without duplicates: a damaged file that the summary names is named by the step that needs it, too.
+    record.reasons = list(dict.fromkeys(_relative(reason, run) for reason in record.reasons))
     record.remarks = list(map(printable, record.remarks))
     record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
     record.row = {column: _cell(value) for column, value in record.row.items()}
     return record
 
 
-def _try(step: Callable[[Run, Record], None], run: Run, record: Record) -> bool:
+def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, record: Record) -> bool:
+    """Run a step of reading; return whether it succeeded, and add the reason to the record if not."""
     try:
-        step(run, record)
+        step(summary, record)
     except CnnjobError as error:
         record.reasons.append(str(error))
     except _UNREADABLE as error:
-        record.reasons.append(f"{run.path}: not readable as a run, {type(error).__name__}: {error}")
+        record.reasons.append(f"{summary.run.path}: not readable as a run, {type(error).__name__}: {error}")
     else:
         return True
     return False
 
 
-def _in_the_run(reason: str, run: Run) -> str:
+def _relative(reason: str, run: Run) -> str:
     """Return a reason on one line with paths relative to the run folder, as the row names the run already."""
     return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
 
@@ -167,13 +173,13 @@ def _cell(value: Any) -> str | int | float | None:
     return value if value is None or isinstance(value, int | float) else printable(str(value))
 
 
-def _check_kind(run: Run, _: Record) -> None:
-    if not run.job_file.exists():
+def _check_kind(summary: RunSummary, _: Record) -> None:
+    if not summary.run.job_file.exists():
         raise DataError("not a run of cnnjob, it has no job.json")
 
 
-def _read_job(run: Run, record: Record) -> None:
-    frozen = run.manifest()
+def _read_job(summary: RunSummary, record: Record) -> None:
+    frozen = summary.run.manifest()
     written_as, job = manifest_format(frozen), frozen["job"]  # not checked: a job of another version has other keys
     if written_as != FORMAT:
         job = older.translate(job)
@@ -181,7 +187,6 @@ def _read_job(run: Run, record: Record) -> None:
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
-    record.remarks += version_notes(frozen)
     named = {"dataset": f"{data['name']} {short_digest(data['digest'])}"}
     record.settings |= {printable(key): value for key, value in _flat(job)} | named
     if isinstance(blocks := job["model"]["blocks"], list):
@@ -208,26 +213,33 @@ def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float 
             yield f"{above}{key}", _cell(member)
 
 
-def _read_state(run: Run, record: Record) -> None:
-    state = record.row["state"] = run.state()
-    if state != "finished":
-        record.reasons.append(_why_unfinished(run, state))
-        if manifest_format(run.manifest()) != FORMAT and state != "running":
+def _read_state(summary: RunSummary, record: Record) -> None:
+    record.row["state"] = summary.state
+    record.remarks += (_relative(note, summary.run) for note in summary.notes if note != UNRECORDED)
+    if summary.state == "damaged":
+        raise DataError(summary.damage)
+    if summary.state != "finished":
+        record.reasons.append(_why_unfinished(summary))
+        if summary.is_older and summary.state != "running":
             record.reasons.append("another version of cnnjob began it, so it is not resumed")
 
 
-def _why_unfinished(run: Run, state: str) -> str:
-    if state == "pending":
+def _why_unfinished(summary: RunSummary) -> str:
+    if summary.state == "pending":
         return "pending: not started yet"
-    if state == "running" and run.unrecorded_seconds() is not None:
+    if UNRECORDED in summary.notes:
         return UNRECORDED
-    last = run.attempts()[-1]
-    if state == "running":
-        return f"running on {last['host']} since {last['started']}"
-    return str(last["why"]) if last["why"] else "lost: its process is gone without a word; the same command goes on"
+    if summary.state == "running":
+        return f"running on {summary.attempt['host']} since {summary.attempt['started']}"
+    if summary.attempt["why"]:
+        return str(summary.attempt["why"])
+    if summary.original:
+        return f"lost: a copy of {summary.original}, made while that was trained; run its command to resume"
+    return "lost: the process died without recording why; run the same command to resume"
 
 
-def _read_result(run: Run, record: Record) -> None:
+def _read_result(summary: RunSummary, record: Record) -> None:
+    run = summary.run
     if not run.result_file.exists():
         return
     result = record.result = run.result()
@@ -241,15 +253,16 @@ def _read_result(run: Run, record: Record) -> None:
         record.remarks.append(f"bits may differ from step {step}: it went on with other versions or threads")
 
 
-def _read_environment(run: Run, record: Record) -> None:
-    environment = record.environment = run.environment()
+def _read_environment(summary: RunSummary, record: Record) -> None:
+    environment = record.environment = summary.run.environment()
     commit = environment.get("commit")
     record.row["commit"] = f"{commit}-dirty" if commit and environment.get("dirty") else commit
     record.row["data_sha256"] = environment.get("data_sha256")
     record.row["device"] = record.row["device"] or environment.get("device")
 
 
-def _read_history(run: Run, record: Record) -> None:
+def _read_history(summary: RunSummary, record: Record) -> None:
+    run = summary.run
     epochs = [dict(epoch) for epoch in run.history()]
     if not epochs and run.result_file.exists():
         raise DataError(f"{run.history_file}: missing or empty, so there are no learning curves")
@@ -266,13 +279,16 @@ def _read_history(run: Run, record: Record) -> None:
     record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
 
 
-def _read_lives(run: Run, record: Record) -> None:
-    record.log_tail = "\n".join(map(printable, tail_of_log(run).expandtabs().splitlines()))
-    record.remarks += (_in_the_run(damage, run) for damage in damages(run))
-    record.attempts = read_attempts(run)
+def _read_log(summary: RunSummary, record: Record) -> None:
+    log_tail = shorten_lines(last_lines(summary.run.log_file, LOG_LINES)).expandtabs()
+    record.log_tail = "\n".join(map(printable, log_tail.splitlines()))
 
 
-def _read_restarts(_: Run, record: Record) -> None:
+def _read_attempts(summary: RunSummary, record: Record) -> None:
+    record.attempts = read_attempts(summary)
+
+
+def _mark_restarts(_: RunSummary, record: Record) -> None:
     """Mark on the curve where each attempt but the first resumed, in epochs."""
     steps = [attempt.resumed_at for attempt in record.attempts[1:]]
     if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
@@ -280,7 +296,8 @@ def _read_restarts(_: Run, record: Record) -> None:
         record.curve = replace(record.curve, restarts=restarts)
 
 
-def _read_predictions(run: Run, record: Record) -> None:
+def _read_predictions(summary: RunSummary, record: Record) -> None:
+    run = summary.run
     if not run.result_file.exists():
         return
     arrays = run.predictions()
@@ -289,15 +306,15 @@ def _read_predictions(run: Run, record: Record) -> None:
         raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
     counts = record.counts = metrics.confusion(probabilities, labels)
     classes = record.classes = metrics.per_class_of(counts)
-    summary = metrics.summary_of(probabilities, labels, classes)
-    record.row |= summary._asdict()
+    overall = metrics.summary_of(probabilities, labels, classes)
+    record.row |= overall._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
     record.mistakes = _mistakes(arrays, record.class_names)
-    data = run.manifest()["data"]
+    data = summary.manifest.get("data") or {}
     _remark(record, crosscheck.check_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
 
 
-def _check_result(run: Run, record: Record) -> None:
+def _check_result(summary: RunSummary, record: Record) -> None:
     """Remark on contradictions between the files of a finished run."""
     if not record.result:
         return
@@ -305,11 +322,11 @@ def _check_result(run: Run, record: Record) -> None:
     if record.counts is not None:
         figures = {name: record.row[name] for name in ("test_accuracy", "test_loss")}
         checks += crosscheck.check_figures(result, figures)
-    checks += crosscheck.check_attempts(result, run.attempts())
+    checks += crosscheck.check_attempts(result, summary.run.attempts())
     if record.curve:
         checks += crosscheck.check_history(result, record.curve.history, str(record.settings.get("train.select_on")))
-    if record.curve and not run.is_older():
-        checks += crosscheck.check_epochs(record.curve.history, run.job())
+    if record.curve and not summary.is_older:
+        checks += crosscheck.check_epochs(record.curve.history, summary.run.job())
     _remark(record, checks)
 
 
@@ -356,7 +373,8 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
     )
 
 
-def _read_filters(run: Run, record: Record) -> None:
+def _read_filters(summary: RunSummary, record: Record) -> None:
+    run = summary.run
     if not run.result_file.exists():
         return
     weights = run.weights()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular, read_tail
+from cnnjob.runs.restart_log import read_slurm_records
 from cnnjob.runs.run import Run
-from cnnjob.runs.summary import submission_of
 
 LOOK_SECONDS = 0.5
 """Polling interval when following a log."""
@@ -32,10 +32,10 @@ def newest_log(run: Run) -> Path:
 
     A job's log has all that ``log.txt`` has, and what the batch script, SLURM and a crash wrote.
     """
-    said = submission_of(run).get("log")
+    recorded = read_slurm_records(run).submission.get("log")
     # The recorded log first: a job that waits has no log yet, and then the last one written is the newest.
     written = sorted(filter(_is_file, run.slurm_folder.glob("*_log.out")), key=_changed)
-    candidates = [*([Path(str(said))] if said else []), *reversed(written)]
+    candidates = [*([Path(str(recorded))] if recorded else []), *reversed(written)]
     newest = next(filter(_is_file, candidates), run.log_file)
     return run.log_file if _changed(run.log_file) > _changed(newest) + _APART_SECONDS else newest
 

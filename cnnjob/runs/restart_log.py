@@ -1,6 +1,11 @@
-"""Records of what was decided about a run outside of its attempts: after each of them, and by ``cnnjob cancel``."""
+"""The records in a run's ``slurm/``: its newest submission, the restart log, its cancellation, a wait without SLURM.
+
+The restart log has one entry per decision of a batch script about a restart after an attempt.
+"""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +25,63 @@ PREDECESSOR = "CNNJOB_PREDECESSOR"
 """The environment variable with the id of the job whose batch script submitted this one."""
 
 
+@dataclass(frozen=True)
+class SlurmRecords:
+    """The records in ``slurm/`` that a run can be shown without; a damaged one counts as missing."""
+
+    submission: dict[str, Any]
+    """As :func:`read_submission` returns it."""
+    restart_log: list[dict[str, Any]]
+    """As :func:`read_restart_log` returns it."""
+    cancellation: dict[str, Any]
+    """As :func:`read_cancellation` returns it."""
+    damage: tuple[str, ...]
+    """One message per damaged record."""
+
+
+def read_slurm_records(run: Run) -> SlurmRecords:
+    """Read the records in a run's ``slurm/``, each as far as it is intact."""
+    damage: list[str] = []
+
+    def read_intact(read: Callable[[Run], Any], missing: Any) -> Any:
+        try:
+            return read(run)
+        except DataError as error:
+            damage.append(str(error))
+            return missing
+
+    submission, restart_log = read_intact(read_submission, {}), read_intact(read_restart_log, [])
+    cancellation = read_intact(read_cancellation, {})
+    return SlurmRecords(submission, restart_log, cancellation, tuple(damage))
+
+
+def read_submission(run: Run) -> dict[str, Any]:
+    """Return the record of a run's newest submission; empty if it was not submitted.
+
+    Raises:
+        DataError: the record is damaged or cannot be read.
+    """
+    path = run.submission_file
+    # lexists here and below: a dangling link is not a missing record, and reading it raises.
+    return json_files.read(path, schemas.SubmissionRecord) if os.path.lexists(path) else {}
+
+
 def try_read_restart_log(run: Run) -> list[dict[str, Any]]:
-    """Return the restart log, one dict per decision, oldest first; empty if it cannot be read.
+    """Return the same as :func:`read_restart_log`, but an empty list if the log cannot be read."""
+    return read_slurm_records(run).restart_log
+
+
+def read_restart_log(run: Run) -> list[dict[str, Any]]:
+    """Return the restart log, one dict per decision, oldest first; empty before the first.
 
     Each has ``job_id`` and ``job_restarts``, ``ended_by``, the attempt's exit ``code``, the ``step`` of the newest
     checkpoint, how it was ``restarted`` (``requeued``, ``successor``, ``by SLURM``; empty if it was not), and ``said``,
     the decision as text.
-    """
-    try:
-        return read_restart_log(run)
-    except DataError:
-        return []
-
-
-def read_restart_log(run: Run) -> list[dict[str, Any]]:
-    """Return the restart log as :func:`try_read_restart_log` does, but raise an error if it cannot be read.
 
     Raises:
         DataError: the record is damaged or cannot be read.
     """
     path = restart_log_file(run)
-    # Before the first decision there is no record. A dangling link is not that: reading it raises.
     return json_files.read_list(path, schemas.RestartRecord) if os.path.lexists(path) else []
 
 
@@ -55,15 +96,12 @@ def cancellation_file(run: Run) -> Path:
 
 
 def try_read_cancellation(run: Run) -> dict[str, Any]:
-    """Return the record of the last ``cnnjob cancel``; empty if there is none that can be read."""
-    try:
-        return read_cancellation(run)
-    except DataError:
-        return {}
+    """Return the same as :func:`read_cancellation`, but an empty dict if the record cannot be read."""
+    return read_slurm_records(run).cancellation
 
 
 def read_cancellation(run: Run) -> dict[str, Any]:
-    """Return the same as :func:`try_read_cancellation`, but raise an error if the record cannot be read.
+    """Return the record of the last ``cnnjob cancel``; empty without one.
 
     Raises:
         DataError: the record is damaged or cannot be read.
@@ -81,7 +119,7 @@ def find_local_wait(run: Run) -> dict[str, Any]:
     """Return the process of a ``submit --local`` that will train a run; empty if there is none alive."""
     path = local_wait_file(run)
     try:
-        holder = json_files.read(path, schemas.LocalWait) if os.path.lexists(path) else {}
-        return holder if holder and run.owns(holder) and is_alive(holder, path) else {}
+        process = json_files.read(path, schemas.LocalWait) if os.path.lexists(path) else {}
+        return process if process and run.owns(process) and is_alive(process, path) else {}
     except (DataError, OSError):
         return {}

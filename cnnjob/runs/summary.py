@@ -1,4 +1,7 @@
-"""Summaries of run folders: what ``status`` shows. Little is read per run, since there may be thousands."""
+"""The summary of a run folder, from which status, diagnosis and report start.
+
+Of each file only as much is read as a line of ``status`` needs, since there may be thousands of runs.
+"""
 
 import os
 from collections.abc import Iterator
@@ -9,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob import files
-from cnnjob.errors import CnnjobError
+from cnnjob.errors import CnnjobError, DataError
 from cnnjob.jobs import json_files
 from cnnjob.jobs.job import FORMAT
 from cnnjob.runs import clock, schemas
-from cnnjob.runs.attempts import damages
 from cnnjob.runs.clock import SKEW_SECONDS
 from cnnjob.runs.process import ahead_seconds, heartbeat_age_seconds, may_be_same_cluster, shares_processes
-from cnnjob.runs.restart_log import try_read_cancellation, try_read_restart_log
+from cnnjob.runs.restart_log import SlurmRecords, read_slurm_records
 from cnnjob.runs.run import UNRECORDED, Run, looks_like_a_run, manifest_format, version_notes
 
 SPLITS = ("validation", "test", "train")
@@ -36,9 +38,9 @@ class RunSummary:
     state: str
     """As :meth:`cnnjob.runs.run.Run.state`, or ``damaged``."""
     damage: str = ""
-    """What is damaged; empty if nothing is."""
-    note: str = ""
-    """Remarks besides the state."""
+    """What is damaged; empty if nothing is. A finished run stays finished if its last attempt's record is damaged."""
+    notes: tuple[str, ...] = ()
+    """Remarks besides the state, each a sentence."""
     n_attempts: int = 0
     """Number of attempts."""
     attempt: dict[str, Any] = field(default_factory=dict)
@@ -47,15 +49,15 @@ class RunSummary:
     """Seconds since the last heartbeat; one dated in the future counts as now."""
     ahead_seconds: float = 0.0
     """How far the last heartbeat, or the last attempt's start, is in the future."""
-    job: dict[str, Any] = field(default_factory=dict)
-    """The frozen job; empty if its file is damaged."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """The content of ``job.json``; empty if it is damaged."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Records of the last epochs, oldest first."""
     submission: dict[str, Any] = field(default_factory=dict)
     """The record of the newest submission; empty without one."""
     restart_log: list[dict[str, Any]] = field(default_factory=list)
-    """The restart log: what was decided after each attempt in a job, oldest first."""
-    cancelled: dict[str, Any] = field(default_factory=dict)
+    """The restart log, oldest first."""
+    cancellation: dict[str, Any] = field(default_factory=dict)
     """The record of ``cnnjob cancel``; empty without one."""
     original: str = ""
     """The folder that this one is a copy of; its jobs and its process do not belong to the copy."""
@@ -125,8 +127,8 @@ class RunSummary:
 
     @property
     def last_decision(self) -> dict[str, Any]:
-        """The last decision; empty without one."""
-        return self.restart_log[-1] if self.restart_log else {}
+        """The last entry of the restart log; empty without one, and for a copy, whose log is about the original."""
+        return self.restart_log[-1] if self.restart_log and not self.original else {}
 
     @property
     def current_decision(self) -> dict[str, Any]:
@@ -154,17 +156,18 @@ class RunSummary:
     @property
     def was_cancelled_by_cnnjob(self) -> bool:
         """Whether ``cnnjob cancel`` ended the newest job, or the last attempt if that ran in no job."""
-        if not self.cancelled:
+        if not self.cancellation:
             return False
-        jobs = self.cancelled.get("jobs") or []
+        jobs = self.cancellation.get("jobs") or []
         if self.job_id:
-            return self.job_id in jobs and may_be_same_cluster(self.cancelled.get("cluster"), self.cluster)
-        return not jobs and self.cancelled.get("attempt") == self.n_attempts
+            return self.job_id in jobs and may_be_same_cluster(self.cancellation.get("cluster"), self.cluster)
+        return not jobs and self.cancellation.get("attempt") == self.n_attempts
 
     @property
     def epochs(self) -> int | None:
         """The job's number of epochs, which early stopping may cut short; None if unknown."""
-        epochs = (self.job.get("train") or {}).get("epochs") if isinstance(self.job.get("train"), dict) else None
+        job = self.manifest.get("job") or {}
+        epochs = job["train"].get("epochs") if isinstance(job.get("train"), dict) else None
         return epochs if isinstance(epochs, int) else None
 
     @property
@@ -199,69 +202,68 @@ def find_runs(*places: Path) -> list[Run]:
 
 def read_summary(run: Run) -> RunSummary:
     """Summarise a run folder; whatever it contains, no error is raised."""
-    frozen, attempt = dict[str, Any](), dict[str, Any]()
+    manifest, attempt, records = dict[str, Any](), dict[str, Any](), read_slurm_records(run)
     try:
-        frozen = run.manifest()
+        manifest = run.manifest()
         facts, attempt = _facts(run)
     except _UNREADABLE as error:
         facts = {"state": "damaged", "damage": str(error)}
     return RunSummary(
         run,
-        job=frozen.get("job", {}),
-        note="; ".join(_notes(run, frozen, facts)),
+        manifest=manifest,
+        notes=(*_notes(run, manifest, facts["state"]), *records.damage),
         history=_last_records(run.history_file),
         owner=_user_of(run.path),
         submitter=_user_of(run.submission_file),
-        is_older=manifest_format(frozen) != FORMAT,
+        is_older=manifest_format(manifest) != FORMAT,
         **facts,
-        **_records(run, attempt),
+        **_own_records(run, attempt, records),
     )
 
 
-def _notes(run: Run, frozen: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+def _notes(run: Run, manifest: dict[str, Any], state: str) -> Iterator[str]:
     """Yield the remarks on a run besides its state."""
-    if frozen:
-        yield from version_notes(frozen)
-    if facts["state"] == "running" and run.unrecorded_seconds() is not None:
+    if manifest:
+        yield from version_notes(manifest)
+    if state == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
-    if facts["state"] in {"running", "lost"} and not clock.is_readable(run.path.resolve(), run.path.parent, run.path):
+    if state in {"running", "lost"} and not clock.is_readable(run.path.resolve(), run.path.parent, run.path):
         yield "the last sign of life is dated by this machine's clock, as the file system's is not known here"
-    yield from damages(run)
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the summary's fields that the attempts and the result decide, and the last attempt's record."""
-    attempts, attempt = run.attempt_files(), dict[str, Any]()
-    facts: dict[str, Any] = {"state": run.state(), "n_attempts": len(attempts)}
-    if attempts:
-        attempt = json_files.read(attempts[-1], schemas.AttemptRecord)
-        facts["trainer"] = _user_of(attempts[-1])
-    if facts["state"] == "finished":
+    paths, state, attempt = run.attempt_files(), run.state(), dict[str, Any]()
+    facts: dict[str, Any] = {"state": state, "n_attempts": len(paths)}
+    if state == "finished":
         run.result()  # raises if it is damaged
-    elif attempts:
-        facts["heartbeat_age_seconds"] = heartbeat_age_seconds(attempts[-1])
-        facts["ahead_seconds"] = max(ahead_seconds(attempts[-1]), _ahead(run, attempt))
+    if paths:
+        facts["trainer"] = _user_of(paths[-1])
+        try:
+            attempt = json_files.read(paths[-1], schemas.AttemptRecord)
+        except DataError as error:
+            if state != "finished":  # the result needs no attempt, and nothing is trained any more
+                raise
+            facts["damage"] = str(error)
+    if attempt and state != "finished":
+        now = clock.file_system_time(run.path.resolve(), run.path.parent, run.path)
+        started_ahead = datetime.fromisoformat(attempt["started"]).timestamp() - now
+        facts["heartbeat_age_seconds"] = heartbeat_age_seconds(paths[-1])
+        facts["ahead_seconds"] = max(ahead_seconds(paths[-1]), started_ahead if started_ahead > SKEW_SECONDS else 0.0)
     return facts, attempt
 
 
-def _ahead(run: Run, attempt: dict[str, Any]) -> float:
-    """Return how far an attempt's start is in the future; 0 if within ``SKEW_SECONDS``."""
-    now = clock.file_system_time(run.path.resolve(), run.path.parent, run.path)
-    ahead = datetime.fromisoformat(attempt["started"]).timestamp() - now
-    return ahead if ahead > SKEW_SECONDS else 0.0
-
-
-def _records(run: Run, attempt: dict[str, Any]) -> dict[str, Any]:
+def _own_records(run: Run, attempt: dict[str, Any], records: SlurmRecords) -> dict[str, Any]:
     """Return the records of jobs and processes that belong to this folder, not to one that it is a copy of."""
-    submission, cancelled = submission_of(run), try_read_cancellation(run)
+    submission, cancellation = records.submission, records.cancellation
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]
     is_copy = bool(known) and others == known
     return {
         "attempt": {**attempt, "job_id": None} if attempt in others else attempt,
         "submission": {} if submission in others else submission,
-        "restart_log": [] if is_copy else try_read_restart_log(run),
-        "cancelled": cancelled if run.owns(cancelled) else {},
+        "restart_log": records.restart_log,
+        "cancellation": cancellation if run.owns(cancellation) else {},
         "original": str(others[0]["folder"]) if is_copy else "",
     }
 
@@ -270,13 +272,6 @@ def _user_of(path: Path) -> int | None:
     with suppress(OSError):
         return path.stat().st_uid
     return None
-
-
-def submission_of(run: Run) -> dict[str, Any]:
-    """Return the record of a run's newest submission; empty if there is none, or if it is damaged."""
-    with suppress(CnnjobError):
-        return json_files.read(run.submission_file, schemas.SubmissionRecord)
-    return {}
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:

@@ -160,8 +160,8 @@ def _write_record(seen: RunSummary, job_ids: Sequence[str]) -> None:
 def _restore_record(seen: RunSummary) -> None:
     """Restore the record of an earlier cancellation, or remove the record if there was none."""
     with suppress(OSError):
-        if seen.cancelled:
-            files.write_json(cancellation_file(seen.run), seen.cancelled)
+        if seen.cancellation:
+            files.write_json(cancellation_file(seen.run), seen.cancellation)
         else:
             cancellation_file(seen.run).unlink(missing_ok=True)
 

@@ -159,7 +159,7 @@ def _pending(status: Status) -> Cause:
 
 def _damaged(status: Status) -> Cause:
     run, trouble = status.summary.run, status.summary.damage
-    if trouble.startswith(str(run.result_file)) and "Permission denied" not in trouble and status.summary.job:
+    if trouble.startswith(str(run.result_file)) and "Permission denied" not in trouble and status.summary.manifest:
         way = f"rm {shlex.quote(str(run.result_file))} && {next_command.continue_command(run)}"
         return Cause("its result cannot be read; without the file its own command makes it again",
                      trouble, way)  # fmt: skip
@@ -173,8 +173,8 @@ def _cancelled(status: Status) -> Cause:
         whom = f" by {user_of(fate.cancelled_by)}" if fate.cancelled_by else ""
         return Cause(f"its job {fate.job_id} was cancelled{whom}", f"{fate.said_by}: {fate.said}", again)
     if seen.was_cancelled_by_cnnjob:
-        when = f"slurm/cancelled.json: {seen.cancelled.get('time')}"
-        return Cause(f"it was cancelled by {seen.cancelled.get('by')} with cnnjob cancel", when, again)
+        when = f"slurm/cancelled.json: {seen.cancellation.get('time')}"
+        return Cause(f"it was cancelled by {seen.cancellation.get('by')} with cnnjob cancel", when, again)
     return Cause(f"its job {seen.job_id} was cancelled", "slurm/restarts.json: ended_by cancelled", again)
 
 

@@ -406,7 +406,7 @@ def _cancelled(seen: RunSummary, fate: JobOutcome | None) -> str:
     if fate and fate.state == "CANCELLED":
         return f"job {fate.job_id} {fate.said}"
     if seen.was_cancelled_by_cnnjob:
-        return f"by {seen.cancelled.get('by')}"
+        return f"by {seen.cancellation.get('by')}"
     # The batch script cannot tell a deadline from a cancellation, as SLURM says COMPLETING for both until the job has
     # ended. The outcome can.
     if fate and fate.state in job_states.ENDED:

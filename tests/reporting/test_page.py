@@ -14,6 +14,7 @@ from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
 from cnnjob.runs.attempts import read_attempts
 from cnnjob.runs.run import Run
+from cnnjob.runs.summary import read_summary
 from tests.helpers import run_folders as folders
 
 VOID = {"meta", "link", "br", "img"}
@@ -184,7 +185,7 @@ def test_the_timeline_shows_waiting_and_lost_steps(tmp_path: Path) -> None:
     folders.change_json(second, started="2026-01-01T13:00:00+00:00", resumed_at_step=120)
     run.slurm_folder.mkdir()
     files.write_json(run.submission_file, {"attempt": 1, "submitted": "2026-01-01T09:50:00+00:00"})
-    attempts = read_attempts(run)
+    attempts = read_attempts(read_summary(run))
     waits = [attempt.started - attempt.waited_from for attempt in attempts if attempt.waited_from]
     assert [wait.total_seconds() for wait in waits] == [600, 7200]
     assert [attempt.lost_steps for attempt in attempts] == [30, None]
@@ -199,7 +200,7 @@ def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:
     run.slurm_folder.mkdir()
     decision = {"job_id": "17", "job_restarts": 1, "step": 10, "said": "finished"}
     files.write_json(run.slurm_folder / "restarts.json", [decision])
-    assert [attempt.decision for attempt in read_attempts(run)] == ["", "finished"]
+    assert [attempt.decision for attempt in read_attempts(read_summary(run))] == ["", "finished"]
 
 
 def test_equal_runs_give_equal_bytes(mixed: Path) -> None:

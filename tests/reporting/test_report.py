@@ -189,7 +189,7 @@ UNFINISHED: dict[str, tuple[Callable[[Path], Run], str]] = {
     "pending": (folders.pending_run, "pending: not started yet"),
     "running": (folders.running_run, "running on "),
     "stopped": (folders.stopped_run, "stopped: SIGTERM"),
-    "lost": (folders.lost_run, "lost: its process is gone"),
+    "lost": (folders.lost_run, "lost: the process died without recording why"),
     "failed": (lambda root: folders.stopped_run(root, why="failed: the loss is nan"), "failed: the loss is nan"),
 }
 

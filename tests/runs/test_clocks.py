@@ -47,7 +47,7 @@ from cnnjob.slurm import cleanup as leftovers
 from cnnjob.runs.summary import read_summary
 from typer.testing import CliRunner
 from cnnjob.cli.main import app
-told = {run.name: [read_summary(run).state, read_summary(run).note] for run in Run.all(Path("runs"))}
+told = {run.name: [read_summary(run).state, "; ".join(read_summary(run).notes)] for run in Run.all(Path("runs"))}
 told["stderr"] = CliRunner().invoke(app, ["status"]).stderr
 told["clean"] = [one.path.name for one in leftovers.leftovers(Path("runs"), Path("data"))]
 for run in Run.all(Path("runs")):

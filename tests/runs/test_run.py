@@ -379,7 +379,7 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_unsealed_one_is_said(t
     del unsealed["format"]
     files.write_json(finished.job_file, unsealed)
     assert UNSEALED in read_record(finished, "old").remarks
-    assert read_summary(finished).note.startswith(UNSEALED)
+    assert read_summary(finished).notes[0] == UNSEALED
 
 
 # --- what is removed or replaced while a run trains
@@ -408,7 +408,7 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
     with suppress(OSError):
         held.beat()
     assert held.run.state() == "running"
-    assert read_summary(held.run).note == UNRECORDED
+    assert read_summary(held.run).notes == (UNRECORDED,)
     assert read_record(held.run, "run").reasons == [UNRECORDED]
     with pytest.raises(BusyError, match="a process that has no record in attempts/ wrote here"):
         claim(held.run)

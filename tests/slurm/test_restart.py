@@ -371,7 +371,7 @@ def test_what_may_have_been_cancelled_is_left_to_its_user(slurm: FakeSlurm, lost
     assert not Path("asked").exists()
     slurm.install(squeue="exit 0", sacct="exit 1")
     [found] = statuses([lost]).statuses
-    assert (found.state, str(restart_log.cancellation_file(lost)) in found.summary.note) == ("lost", True)
+    assert (found.state, str(restart_log.cancellation_file(lost)) in "".join(found.summary.notes)) == ("lost", True)
     os.utime(lost.submission_file, (time.time() + 9,) * 2)  # submitted again
     main(str(lost.path), "143")
     assert try_read_restart_log(lost)[-1]["said"] == "job 17 is requeued"

@@ -232,7 +232,7 @@ def _ending(seen: RunSummary, jobs: Sequence[QueuedJob]) -> str:
     Those are jobs that were cancelled, and jobs whose batch script has decided against a restart.
     """
     left = {
-        *(seen.cancelled.get("jobs") or []),
+        *(seen.cancellation.get("jobs") or []),
         *([seen.job_id] if seen.current_decision.get("restarted") == "" else []),
     }
     if jobs and all(job.state == job_states.ENDING and job.job_id in left for job in jobs):
