@@ -250,7 +250,7 @@ READS_ITSELF = {
         "data.images",
         "doctor.filesystem",
     ),  # of /proc, and what they wrote a moment ago
-    *("nn.cuda.sources", "slurm.submit.code_snapshot"),  # the package's own code
+    *("nn.cuda.device", "slurm.submit.code_snapshot"),  # the package's own code
     "checks.resume",  # what its own child writes
     "reporting.report",  # what it is about to replace
 }

@@ -18,7 +18,7 @@ from cnnjob.nn.initialisers import WHITENING_IMAGES
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation
-from cnnjob.nn.plan import EvaluationPlan, TrainingOptions, TrainingPlan, training_feed
+from cnnjob.nn.plan import EvaluationPlan, TrainingOptions, TrainingPlan, build_step_inputs
 from cnnjob.nn.schedules import Schedule
 from cnnjob.nn.state import State
 from cnnjob.nn.streaming import ImageSource, ImageStream
@@ -59,6 +59,6 @@ __all__ = [
     "TrainingPlan",
     "Workers",
     "available_cores",
+    "build_step_inputs",
     "require_trainable",
-    "training_feed",
 ]

@@ -28,56 +28,63 @@ class Backend(ArrayStore, Protocol):
         """Return the CPU time used so far, in seconds."""
 
     def gather(
-        self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
+        self,
+        arena: Arena,
+        inputs: StepInputs,
+        x: Tensor,
+        pixels: PixelNormalisation,
+        change: Augmentation | View | None,
     ) -> Task:
         """Plan the loading of a batch into x: its images, augmented or as a view, and normalised."""
 
-    def block(
+    def plan_operation(
         self,
         arena: Arena,
-        block: Operation,
+        operation: Operation,
         x: Tensor,
         y: Tensor,
         parameters: tuple[dict[str, Array], dict[str, Array]],
-        feed: StepInputs,
-        place: int,
+        inputs: StepInputs,
+        layer_index: int,
     ) -> ForwardBackward:
         """Plan one operation from x to y; it is a training if y is trainable.
 
         Args:
             arena: memory for the buffers.
-            block: the operation.
+            operation: the operation.
             x: input.
             y: output.
             parameters: the operation's parameters by short name, and the gradients of the trainable ones.
-            feed: inputs of the steps.
-            place: index of the layer in the network, part of the address of its random numbers.
+            inputs: inputs of the steps.
+            layer_index: index of the layer in the network, part of the address of its random numbers.
 
         Returns:
             The two tasks.
         """
 
-    def join(self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation) -> ForwardBackward:
+    def residual_add(
+        self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation
+    ) -> ForwardBackward:
         """Plan y = activation(body + shortcut); backward writes the gradient of the sum to that of the body."""
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
         """Plan target ← target + source, both (N, H, W, C)."""
 
-    def loss(self, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+    def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
         """Plan the loss, the number of right predictions, and the gradient of the logits."""
 
     def mean_outputs(
-        self, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
+        self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
         """Plan the softmax of the weighted mean of the logits of several views.
 
-        The last task writes it to the rows of the step in ``feed.probabilities`` and advances the position by a step.
+        The last task writes it to the rows of the step in ``inputs.probabilities`` and advances the position by a step.
 
         Args:
             arena: memory for the buffers.
-            feed: inputs of the steps.
+            inputs: inputs of the steps.
             logits: outputs of the network for the current view, (N, classes).
-            shares: weight of each view in the mean.
+            view_weights: weight of each view in the mean.
 
         Returns:
             One task to run after each view, and the last task.
@@ -89,7 +96,7 @@ class Backend(ArrayStore, Protocol):
         optimiser: Optimiser,
         segments: Sequence[Segment],
         buffers: tuple[Array, Array, dict[str, Array]],
-        feed: StepInputs,
+        inputs: StepInputs,
     ) -> Task:
         """Plan the update of the parameters, and the advance of the position by a step.
 
@@ -98,13 +105,13 @@ class Backend(ArrayStore, Protocol):
             optimiser: the rule.
             segments: the trainable stretches of the flat buffers.
             buffers: flat parameters, flat gradients, and the optimiser's slots by name.
-            feed: inputs of the steps.
+            inputs: inputs of the steps.
 
         Returns:
             The task.
         """
 
-    def whole(self, arena: Arena, feed: StepInputs, tasks: Iterable[Task]) -> Task:
+    def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:
         """Return one task that runs all tasks of a step in order.
 
         A backend may postpone the planning of its tasks until here, where it knows them all.

@@ -14,7 +14,7 @@ WHITENING_EPS = 5e-4
 """Added to every eigenvalue of the patches' covariance."""
 
 
-def initial(parameter: Parameter, seed: int, place: int, whitening: Array) -> Array:
+def draw_initial_values(parameter: Parameter, seed: int, parameter_index: int, whitening: Array) -> Array:
     """Return the initial values of a parameter.
 
     ``he``: normal with variance 2 / fan_in (He et al. 2015, eq. 10). A number: normal with that standard deviation.
@@ -24,7 +24,7 @@ def initial(parameter: Parameter, seed: int, place: int, whitening: Array) -> Ar
     Args:
         parameter: its shape and its initialiser.
         seed: seed of the job.
-        place: index of the parameter in the network.
+        parameter_index: index of the parameter in the network.
         whitening: filters (K, K, C, F) of the first convolution; of size 0 if the network has none of this kind.
 
     Returns:
@@ -34,17 +34,17 @@ def initial(parameter: Parameter, seed: int, place: int, whitening: Array) -> Ar
         return np.full(parameter.shape, parameter.constant)
     if parameter.init == "whitening":
         return whitening
-    drawn: Array = generator(seed, Purpose.INIT, place).standard_normal(parameter.shape)
+    values: Array = generator(seed, Purpose.INIT, parameter_index).standard_normal(parameter.shape)
     if parameter.init == "he":
-        return drawn * sqrt(2 / parameter.fan_in)
+        return values * sqrt(2 / parameter.fan_in)
     if parameter.init != "dirac":
-        return drawn * parameter.init
-    drawn *= sqrt(1 / (3 * parameter.fan_in))
+        return values * parameter.init
+    values *= sqrt(1 / (3 * parameter.fan_in))
     kernel, _, C, F = parameter.shape
-    handed = min(C, F)
-    drawn[..., :handed] = 0
-    drawn[kernel // 2, kernel // 2, range(handed), range(handed)] = 1
-    return drawn
+    n_identity = min(C, F)
+    values[..., :n_identity] = 0
+    values[kernel // 2, kernel // 2, range(n_identity), range(n_identity)] = 1
+    return values
 
 
 def whitening_filters(images: Array, shape: Shape) -> Array:
@@ -64,9 +64,9 @@ def whitening_filters(images: Array, shape: Shape) -> Array:
     windows = np.lib.stride_tricks.sliding_window_view(images, (kernel, kernel), axis=(1, 2))  # (N, H', W', C, K, K)
     patches = np.moveaxis(windows, 3, -1).reshape(-1, kernel * kernel * C).astype(np.float64)  # (N·H'·W', K·K·C)
     # np.cov of a single variable is 0-dimensional; eigh needs a matrix.
-    values, vectors = np.linalg.eigh(np.cov(patches.T).reshape(patches.shape[1], -1))
+    eigenvalues, vectors = np.linalg.eigh(np.cov(patches.T).reshape(patches.shape[1], -1))
     # eigh sorts the eigenvalues in ascending order.
-    vectors = vectors[:, ::-1][:, : F // 2] / np.sqrt(values[::-1][: F // 2] + WHITENING_EPS)  # (K·K·C, F / 2)
+    vectors = vectors[:, ::-1][:, : F // 2] / np.sqrt(eigenvalues[::-1][: F // 2] + WHITENING_EPS)  # (K·K·C, F / 2)
     rows = np.abs(vectors).argmax(axis=0)
     # The sign of an eigenvector is arbitrary, so LAPACK versions may differ: make the largest component positive.
     vectors *= np.sign(vectors[rows, range(F // 2)])

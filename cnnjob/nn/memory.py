@@ -72,8 +72,9 @@ class HostMemory:
         """Return a new array of zeros that starts on a cache line."""
         size = prod(shape) * np.dtype(dtype).itemsize
         alignment = HUGE_PAGE_BYTES if size >= HUGE_PAGE_BYTES else ALIGNMENT_BYTES
-        # NumPy does not promise this alignment: allocate more than needed and start at the first aligned byte.
-        raw = (_shared_bytes if self.lanes > 1 else _own_bytes)(size + alignment)
+        # NumPy does not promise this alignment: allocate more than needed and start at the first aligned byte. Zeros
+        # from np.zeros take no physical memory before they are written, and huge pages from 4 MiB on.
+        raw = _shared_bytes(size + alignment) if self.lanes > 1 else np.zeros(size + alignment, np.uint8)
         return _shaped(raw[-raw.ctypes.data % alignment :], shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
@@ -112,7 +113,7 @@ class Arena:
         memory: Array | None = None,
         scratch_bytes: Mapping[int, int] | None = None,
     ) -> None:
-        """Create an arena; without memory it only counts. Callers use :meth:`filled`."""
+        """Create an arena; without memory it only counts. Callers use :meth:`allocate`."""
         self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}
@@ -121,25 +122,26 @@ class Arena:
         self._regions = [self._carve(largest) for _ in scratch_bytes or ()]
 
     @classmethod
-    def filled(cls, owner: ArrayStore, build: Callable[[Self], Plan]) -> Plan:
+    def allocate(cls, owner: ArrayStore, build: Callable[[Self], Plan]) -> Plan:
         """Build a plan twice: once to count its memory, once in memory of exactly that size."""
-        count = cls()
-        build(count)
-        return build(cls(owner, owner.zeros((count.size_bytes,), np.uint8), count._scratch_bytes))
+        counting = cls()
+        build(counting)
+        return build(cls(owner, owner.zeros((counting.size_bytes,), np.uint8), counting._scratch_bytes))
 
     @classmethod
     def count_bytes(cls, build: Callable[[Self], object]) -> int:
         """Return the exact memory of a plan in bytes, without allocating it."""
-        count = cls()
-        build(count)
-        return count.size_bytes
+        counting = cls()
+        build(counting)
+        return counting.size_bytes
 
     @property
     def size_bytes(self) -> int:
         """Return the bytes taken so far, scratch included."""
         # A real arena carved its scratch regions at the start, so they are part of the used bytes.
-        scratch = len(self._scratch_bytes) * max(self._scratch_bytes.values(), default=0)
-        return self._used_bytes + scratch * (self._memory is None)
+        if self._memory is not None:
+            return self._used_bytes
+        return self._used_bytes + len(self._scratch_bytes) * max(self._scratch_bytes.values(), default=0)
 
     def take(self, shape: Shape, dtype: Any) -> Array:
         """Return a zeroed array that nothing else uses."""
@@ -171,17 +173,12 @@ class Arena:
         return None if self._memory is None else self._memory[start : start + size]
 
 
-def _own_bytes(size: int) -> Array:
-    """Return ``size`` bytes of zeros; NumPy itself asks for huge pages from 4 MiB on."""
-    return np.zeros(size, np.uint8)
-
-
 def _shared_bytes(size: int) -> Array:
     """Return ``size`` bytes of zeros that stay shared with processes forked later."""
     try:
         memory = mmap.mmap(-1, size)
     except OSError as error:
-        raise MemoryError(f"no {size:,} bytes of shared memory: {error}") from error
+        raise MemoryError(f"could not allocate {size:,} bytes of shared memory: {error}") from error
     with suppress(OSError):  # huge pages, where the system has them for shared memory
         memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
@@ -197,7 +194,7 @@ def shape_only_array(shape: Shape, dtype: Any) -> Array:
 
 
 def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
-    """Return bytes viewed as an array; without memory, a shape-only array whose values must not be accessed."""
+    """Return bytes viewed as an array; without memory, a shape-only array."""
     if memory is None:
         return shape_only_array(shape, dtype)
     array: Array = memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -226,16 +223,16 @@ class Layout:
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Return the named arrays of a flat buffer, as views."""
-        return {name: flat[self.slices(name)].reshape(shape) for name, shape in self.shapes.items()}
+        return {name: flat[self.slice_of(name)].reshape(shape) for name, shape in self.shapes.items()}
 
-    def filled(self, arrays: Mapping[str, Array], dtype: Any) -> Array:
+    def flatten(self, arrays: Mapping[str, Array], dtype: Any) -> Array:
         """Return a new flat buffer that holds the named arrays, with zeros in the gaps."""
         flat = np.zeros(self.size, dtype)
         for name, view in self.views(flat).items():
             view[...] = arrays[name]
         return flat
 
-    def slices(self, name: str) -> slice:
+    def slice_of(self, name: str) -> slice:
         """Return the elements of one array."""
         start = self.offsets[name]
         return slice(start, start + prod(self.shapes[name]))

@@ -19,6 +19,9 @@ from cnnjob.nn.blocks import (
     Shape,
 )
 
+LAYERS_PER_RESIDUAL = 256
+"""Number of layer indices that are reserved for the layers within a residual block."""
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -71,57 +74,74 @@ def operations_of(block: Block) -> list[Operation | Residual]:
         return [block]
     if block.norm is None and block.activation != "gelu":
         return [block]
-    there = {"norm": block.norm is not None, "activation": block.activation != "none", "pool": block.pool > 1}
-    parts = [part for part in block.order if there[part]]
-    pools_first = parts[:1] == ["pool"]
-    plain = replace(block, norm=None, activation="none", pool=block.pool if pools_first else 1)
-    return [plain, *_after(block, parts[pools_first:])]
+    present = {"norm": block.norm is not None, "activation": block.activation != "none", "pool": block.pool > 1}
+    parts = [part for part in block.order if present[part]]
+    if parts[:1] == ["pool"]:
+        convolution, parts = replace(block, norm=None, activation="none"), parts[1:]
+    else:
+        convolution = replace(block, norm=None, activation="none", pool=1)
+    return [convolution, *_operations_after(block, parts)]
 
 
-def _after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
+def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
     """Return the operations after the convolution, an activation merged with the normalisation right before it."""
-    found: list[Operation] = []
+    operations: list[Operation] = []
     for part in parts:
         if part == "norm" and block.norm:
-            found.append(Norm(block.norm))
+            operations.append(Norm(block.norm))
         elif part == "pool":
-            found.append(MaxPool(block.pool))
-        elif found and isinstance(found[-1], Norm):
-            found[-1] = replace(found[-1], activation=block.activation)
+            operations.append(MaxPool(block.pool))
+        elif operations and isinstance(operations[-1], Norm):
+            # Merged, because the normalisation already passes over every value: one pass less in each direction.
+            operations[-1] = replace(operations[-1], activation=block.activation)
         else:
-            found.append(Activate(block.activation))
-    return found
+            operations.append(Activate(block.activation))
+    return operations
 
 
 def require_trainable(network: Network, batch_size: int) -> None:
-    """Reject blocks that cannot learn from their input.
+    """Reject networks that cannot be trained as they are described.
 
     Raises:
         ValueError: a batch normalisation has one value per channel, so that its output is its shift alone; or the
-            padding of a convolution is as wide as its kernel, so that outputs at the edges see only padding. The
-            message names the block.
+            padding of a convolution is as wide as its kernel, so that outputs at the edges see only padding; or two
+            dropouts would draw the same random numbers. The message names the block.
     """
-    for name, operation, shape in _operations(network.layers):
+    dropouts: dict[int, str] = {}
+    for name, layer_index, operation, shape in _operations(network.layers):
         if isinstance(operation, Norm) and batch_size * prod(shape[:-1]) == 1:
             sides = "×".join(map(str, shape))
             raise ValueError(f"{name}: a batch of 1 image, normalised at {sides}, has one value per channel")
         if isinstance(operation, Conv) and operation.pad >= operation.kernel:
             raise ValueError(
-                f"{name}: pad {operation.pad} is not less than kernel {operation.kernel}, outputs at the edges see "
-                "zeros alone"
+                f"{name}: pad {operation.pad} is not less than kernel {operation.kernel}, so outputs at the edges see "
+                "only padding"
+            )
+        if isinstance(operation, Dropout) and dropouts.setdefault(layer_index, name) != name:
+            raise ValueError(
+                f"{name}: would draw the same random numbers as {dropouts[layer_index]} (a network with residual "
+                f"blocks may have {LAYERS_PER_RESIDUAL} blocks, and so may each of these)"
             )
 
 
-def _operations(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Operation, Shape]]:
-    """Yield layer name, operation and output shape of every operation, including those within residual blocks."""
-    for layer in layers:
+def _operations(
+    layers: Sequence[Layer], prefix: str = "", first_index: int = 0
+) -> Iterator[tuple[str, int, Operation, Shape]]:
+    """Yield name and index of the layer, operation and output shape of every operation, also in residual blocks."""
+    for layer_index, layer in enumerate(layers, start=first_index):
         shape = layer.input_shape
         for operation in operations_of(layer.block):
             if isinstance(operation, Residual):
-                yield from _operations(operation.layers(shape), f"{layer.name}.")
+                yield from _operations(operation.layers(shape), f"{layer.name}.", first_inner_index(layer_index))
                 continue
             shape = operation.output_shape(shape)
-            yield prefix + layer.name, operation, shape
+            yield prefix + layer.name, layer_index, operation, shape
+
+
+def first_inner_index(layer_index: int) -> int:
+    """Return the index of the first layer within a residual block, given the index of the block."""
+    # Part of the address of random numbers: another numbering would change the bits of every run with dropout.
+    return LAYERS_PER_RESIDUAL * (layer_index + 1)
 
 
 def parameters_of(operation: Operation) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class Lookahead:
     power: float = 3.0
     """Exponent of the finished fraction of the training."""
 
-    def shares(self, steps: range, total: int) -> Array:
+    def alphas(self, steps: range, total: int) -> Array:
         """Return α after each of some steps, or −1 after steps without a reset.
 
         Args:
@@ -37,10 +37,10 @@ class Lookahead:
         Returns:
             α, float64 (len(steps),).
         """
-        done = np.asarray(steps) + 1
-        since = np.where(done % self.every, done % self.every, self.every)
-        alpha = self.decay**since * (done / total) ** self.power
-        return np.where((since == self.every) | (done == total), alpha, -1.0)
+        steps_done = np.asarray(steps) + 1
+        steps_since_reset = np.where(steps_done % self.every, steps_done % self.every, self.every)
+        alphas = self.decay**steps_since_reset * (steps_done / total) ** self.power
+        return np.where((steps_since_reset == self.every) | (steps_done == total), alphas, -1.0)
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class _Rule:
     @property
     def slots(self) -> tuple[str, ...]:
         """Return the names of the flat buffers it keeps besides the parameters, each of the same size."""
-        return (*self._own_slots, *(("slow",) if self.lookahead else ()))
+        return (*self._rule_slots, "slow") if self.lookahead else self._rule_slots
 
     @property
-    def _own_slots(self) -> tuple[str, ...]:
+    def _rule_slots(self) -> tuple[str, ...]:
         return ("velocity",) if self.momentum else ()
 
 
@@ -87,7 +87,7 @@ class AdamW(_Rule):
     eps: float = 1e-8
 
     @property
-    def _own_slots(self) -> tuple[str, ...]:
+    def _rule_slots(self) -> tuple[str, ...]:
         return ("first_moment", "second_moment")
 
 
@@ -98,18 +98,18 @@ Optimiser = Sgd | AdamW
 class Segment:
     """Stretch of the flat parameter buffer with one learning rate factor and one kind of decay."""
 
-    place: slice
-    """Its elements."""
+    elements: slice
+    """Its elements in the buffer."""
     learning_rate_factor: float
     """Factor on the learning rate of the step."""
     decays: bool
     """True if weight decay applies."""
 
 
-def segments(network: Network, layout: Layout) -> list[Segment]:
+def trainable_segments(network: Network, layout: Layout) -> list[Segment]:
     """Return one segment per trainable parameter."""
     return [
-        Segment(layout.slices(name), parameter.learning_rate_factor, parameter.decays)
+        Segment(layout.slice_of(name), parameter.learning_rate_factor, parameter.decays)
         for name, parameter in network.parameters.items()
         if parameter.trainable
     ]

@@ -83,9 +83,9 @@ VIEWS: dict[str, dict[View, float]] = {
     "none": {(0, 0, 0): 1.0},
     "flip": {(0, 0, 0): 0.5, (1, 0, 0): 0.5},
     "flip_translate": {
-        (flipped, move, -move if flipped else move): share
-        for move, share in ((0, 0.25), (1, 0.125), (-1, 0.125))
-        for flipped in (0, 1)
+        (flip, move, -move if flip else move): weight
+        for move, weight in ((0, 0.25), (1, 0.125), (-1, 0.125))
+        for flip in (0, 1)
     },
 }
 """Views of each test-time augmentation, with their weights in the mean of the logits.
@@ -95,7 +95,7 @@ flipped images move in the opposite horizontal direction.
 """
 
 
-def mirrored(size: int, reach: int) -> Array:
+def mirrored_sources(size: int, reach: int) -> Array:
     """Return the source of each pixel of a row that moves by −reach … reach pixels and is mirrored at its edges.
 
     Args:
@@ -105,7 +105,7 @@ def mirrored(size: int, reach: int) -> Array:
     Returns:
         Indices of the source pixels, int64 (2·reach + 1, size), one row per move.
     """
-    moved = np.arange(size) - np.arange(-reach, reach + 1)[:, None]
-    inside = np.abs(moved)
-    found: Array = np.where(inside >= size, 2 * (size - 1) - inside, inside)
-    return found
+    unmirrored = np.arange(size) - np.arange(-reach, reach + 1)[:, None]
+    from_start = np.abs(unmirrored)  # mirrored at pixel 0
+    sources: Array = np.where(from_start >= size, 2 * (size - 1) - from_start, from_start)
+    return sources

@@ -9,7 +9,7 @@ from cnnjob.nn.blocks import Network, Shape
 from cnnjob.nn.chains import Chain
 from cnnjob.nn.memory import Arena, Array, ArrayStore, HostMemory
 from cnnjob.nn.operations import require_trainable
-from cnnjob.nn.optimisers import Optimiser, segments
+from cnnjob.nn.optimisers import Optimiser, trainable_segments
 from cnnjob.nn.pixels import VIEWS, Augmentation, PixelNormalisation
 from cnnjob.nn.state import State
 from cnnjob.nn.streaming import ImageSource, ImageStream
@@ -24,7 +24,7 @@ class TrainingOptions(NamedTuple):
     """ε: share of each target that is spread over all classes (Szegedy et al. 2016, §7)."""
 
 
-EVALUATED = 1 << 14
+MAX_EVALUATED = 1 << 14
 """Number of images whose probabilities are collected in the backend's memory before they are copied to the host."""
 
 
@@ -37,23 +37,23 @@ class TrainingPlan:
         network: Network,
         state: State,
         optimiser: Optimiser,
-        feed: StepInputs,
+        inputs: StepInputs,
         pixels: PixelNormalisation,
         batch_size: int,
-        lesson: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
+        options: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
     ) -> None:
         """Plan the step and allocate its buffers; nothing runs yet.
 
         Raises:
-            ValueError: a block cannot learn, see :func:`cnnjob.nn.operations.require_trainable`.
+            ValueError: the network cannot be trained, see :func:`cnnjob.nn.operations.require_trainable`.
         """
         require_trainable(network, batch_size)
-        self.feed = feed
+        self.inputs = inputs
 
         def build(arena: Arena) -> Task:
-            return _training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson)
+            return _plan_training(arena, backend, network, state, optimiser, inputs, pixels, batch_size, options)
 
-        self._step = Arena.filled(backend, build)
+        self._step = Arena.allocate(backend, build)
 
     @staticmethod
     def count_bytes(
@@ -62,12 +62,12 @@ class TrainingPlan:
         state: State,
         optimiser: Optimiser,
         batch_size: int,
-        lesson: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
+        options: TrainingOptions = TrainingOptions(),  # noqa: B008 - it is a tuple
     ) -> int:
         """Return the exact size of the plan's buffers in bytes, without allocating them."""
-        feed, pixels = empty_feed(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
+        inputs, pixels = empty_step_inputs(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
         return Arena.count_bytes(
-            lambda arena: _training(arena, backend, network, state, optimiser, feed, pixels, batch_size, lesson)
+            lambda arena: _plan_training(arena, backend, network, state, optimiser, inputs, pixels, batch_size, options)
         )
 
     def step(self) -> None:
@@ -100,23 +100,26 @@ class EvaluationPlan:
             stream: reads the images; by default they lie in memory.
         """
         self._backend, self._batch_size, self._stream = backend, batch_size, stream
-        self._classes, self._feed = network.classes, empty_feed(network.image_shape, backend)
+        self._classes, self._inputs = network.classes, empty_step_inputs(network.image_shape, backend)
+        streams = stream is not None
 
         def build(arena: Arena) -> Task:
-            return _evaluation(
-                arena, backend, network, state, self._feed, pixels, batch_size, views, streams=stream is not None
+            return _plan_evaluation(
+                arena, backend, network, state, self._inputs, pixels, batch_size, views, streams=streams
             )
 
-        self._step = Arena.filled(backend, build)
+        self._step = Arena.allocate(backend, build)
 
     @staticmethod
     def count_bytes(
         backend: Backend, network: Network, state: State, batch_size: int, views: str = "none", *, streams: bool = False
     ) -> int:
         """Return the exact size of the plan's buffers in bytes, without allocating them."""
-        feed, pixels = empty_feed(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
+        inputs, pixels = empty_step_inputs(network.image_shape), PixelNormalisation.unit(network.image_shape[-1])
         return Arena.count_bytes(
-            lambda arena: _evaluation(arena, backend, network, state, feed, pixels, batch_size, views, streams=streams)
+            lambda arena: _plan_evaluation(
+                arena, backend, network, state, inputs, pixels, batch_size, views, streams=streams
+            )
         )
 
     def probabilities(self, images: Array | ImageSource, order: Array) -> Array:
@@ -129,32 +132,32 @@ class EvaluationPlan:
         Returns:
             Probabilities, NumPy array (n, classes) of the backend's dtype, float32 or float64.
         """
-        self._feed.images = self._stream.images if self._stream else self._backend.resident(images)  # type: ignore[arg-type]
-        found = np.empty((len(order), self._classes), self._backend.dtype)
-        for first in range(0, len(order), len(self._feed.order)):
-            part = slice(first, first + len(self._feed.order))
-            self._fill(images, order[part], found[part])
-        return found
+        self._inputs.images = self._stream.images if self._stream else self._backend.resident(images)  # type: ignore[arg-type]
+        probabilities = np.empty((len(order), self._classes), self._backend.dtype)
+        for first in range(0, len(order), len(self._inputs.order)):
+            part = slice(first, first + len(self._inputs.order))
+            self._evaluate(images, order[part], probabilities[part])
+        return probabilities
 
-    def _fill(self, images: Array | ImageSource, order: Array, found: Array) -> None:
-        """Evaluate as many images as fit into the feed, and copy their probabilities to ``found`` at once."""
-        backend, feed = self._backend, self._feed
+    def _evaluate(self, images: Array | ImageSource, order: Array, probabilities: Array) -> None:
+        """Evaluate as many images as ``inputs.order`` can hold, and copy their probabilities to the host at once."""
+        backend, inputs = self._backend, self._inputs
         steps = -(-len(order) // self._batch_size)
         # np.resize repeats the indices until the last batch is full; the rows of the repeated ones are not copied.
-        chosen = np.resize(order, steps * self._batch_size)
-        backend.copy(chosen, feed.order[: len(chosen)])
-        backend.copy(np.zeros(2, np.int64), feed.position)
+        whole_batches = np.resize(order, steps * self._batch_size)
+        backend.copy(whole_batches, inputs.order[: len(whole_batches)])
+        backend.copy(np.zeros(2, np.int64), inputs.position)
         if self._stream:
-            rows = self._stream.start(images, chosen, self._batch_size)  # type: ignore[arg-type]
-            backend.copy(rows, feed.rows[: len(rows)])
+            rows = self._stream.start(images, whole_batches, self._batch_size)  # type: ignore[arg-type]
+            backend.copy(rows, inputs.rows[: len(rows)])
         for _ in range(steps):
             if self._stream:
                 self._stream.next()
             self._step()
-        backend.copy(feed.probabilities[: len(order)], found)
+        backend.copy(inputs.probabilities[: len(order)], probabilities)
 
 
-def training_feed(
+def build_step_inputs(
     memory: ArrayStore,
     images: Array,
     labels: Array,
@@ -189,69 +192,70 @@ def training_feed(
         learning_rates=memory.zeros((steps,), np.float64),
         lookahead=memory.zeros((steps,), np.float64),
         losses=memory.zeros((steps,), np.float64),
-        hits=memory.zeros((steps,), np.int64),
+        n_correct=memory.zeros((steps,), np.int64),
         probabilities=memory.zeros((0, 0), np.float32),
         position=memory.zeros((2,), np.int64),
         seed=seed,
     )
 
 
-def empty_feed(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
-    """Return inputs without images; without ``memory`` in NumPy's, to count with."""
-    return training_feed(memory or HostMemory(), np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64), 0, 0, 0)
+def empty_step_inputs(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
+    """Return inputs without images, in ``memory`` or NumPy's."""
+    images, labels = np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64)
+    return build_step_inputs(memory or HostMemory(), images, labels, steps=0, batch_size=0, seed=0)
 
 
-def _training(
+def _plan_training(
     arena: Arena,
     backend: Backend,
     network: Network,
     state: State,
     optimiser: Optimiser,
-    feed: StepInputs,
+    inputs: StepInputs,
     pixels: PixelNormalisation,
     batch_size: int,
-    lesson: TrainingOptions,
+    options: TrainingOptions,
 ) -> Task:
     """Plan one training step."""
-    learning = {name for name, parameter in network.parameters.items() if parameter.trainable}
-    gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in learning}
-    chain = Chain(arena, backend, feed, state.weights, gradients, batch_size, trainable=True)
-    x, logits, steps = chain.network(network)
+    trainable = {name for name, parameter in network.parameters.items() if parameter.trainable}
+    gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in trainable}
+    chain = Chain(arena, backend, inputs, state.weights, gradients, batch_size, trainable=True)
+    x, logits, steps = chain.plan_network(network)
     # Planned in the order in which they run: a backend that fuses neighbours recognises them by it.
     tasks = [
-        backend.gather(arena, feed, x, pixels, lesson.augmentation),
+        backend.gather(arena, inputs, x, pixels, options.augmentation),
         *(step.forward for step in steps),
-        backend.loss(arena, feed, logits, lesson.label_smoothing),
+        backend.loss(arena, inputs, logits, options.label_smoothing),
         *(step.backward for step in reversed(steps)),
     ]
     buffers = state.parameters, state.gradients, state.slots
-    update = backend.update(arena, optimiser, segments(network, state.layout), buffers, feed)
-    return backend.whole(arena, feed, [*tasks, update])
+    update = backend.update(arena, optimiser, trainable_segments(network, state.layout), buffers, inputs)
+    return backend.compile_step(arena, inputs, [*tasks, update])
 
 
-def _evaluation(
+def _plan_evaluation(
     arena: Arena,
     backend: Backend,
     network: Network,
     state: State,
-    feed: StepInputs,
+    inputs: StepInputs,
     pixels: PixelNormalisation,
     batch_size: int,
     views: str,
     *,
     streams: bool,
 ) -> Task:
-    """Plan the probabilities of a batch, which go to the feed."""
+    """Plan the probabilities of a batch, which go to ``inputs.probabilities``."""
     # Whole batches, so that the padded last one has its rows too.
-    room = max(1, EVALUATED // batch_size) * batch_size
-    feed.order = arena.take((room,), np.int64)
-    feed.rows = arena.take((room,), np.int64) if streams else feed.order
-    feed.probabilities = arena.take((room, network.classes), backend.dtype)
-    chain = Chain(arena, backend, feed, state.weights, {}, batch_size, trainable=False)
-    x, logits, steps = chain.network(network)
+    n_images = max(1, MAX_EVALUATED // batch_size) * batch_size
+    inputs.order = arena.take((n_images,), np.int64)
+    inputs.rows = arena.take((n_images,), np.int64) if streams else inputs.order
+    inputs.probabilities = arena.take((n_images, network.classes), backend.dtype)
+    chain = Chain(arena, backend, inputs, state.weights, {}, batch_size, trainable=False)
+    x, logits, steps = chain.plan_network(network)
     tasks: list[Task] = []
-    add, last = backend.mean_outputs(arena, feed, logits, list(VIEWS[views].values()))
-    for view, added in zip(VIEWS[views], add, strict=True):
+    add_view, write_mean = backend.mean_outputs(arena, inputs, logits, list(VIEWS[views].values()))
+    for view, add in zip(VIEWS[views], add_view, strict=True):
         change = view if any(view) else None  # the identity needs no table of source pixels
-        tasks += [backend.gather(arena, feed, x, pixels, change), *(step.forward for step in steps), added]
-    return backend.whole(arena, feed, [*tasks, last])
+        tasks += [backend.gather(arena, inputs, x, pixels, change), *(step.forward for step in steps), add]
+    return backend.compile_step(arena, inputs, [*tasks, write_mean])

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each is a function of its address (seed, purpose, place).
+"""Counter-based random numbers: each is a function of its address (seed, purpose, indices).
 
 A resumed run therefore draws the numbers of an uninterrupted one, and no checkpoint holds a generator's state.
 """
@@ -24,32 +24,28 @@ class Purpose(IntEnum):
     SPLIT = 4
     AUGMENTATION = 5
     DROPOUT = 1 << 16
-    """The place of the layer in the network is added."""
+    """The index of the layer in the network is added."""
 
 
-def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
+def generator(seed: int, purpose: int, *indices: int) -> np.random.Generator:
     """Return a generator that starts at an address (Philox4x64-10, Salmon et al. 2011).
 
     Args:
         seed: seed of the job.
         purpose: use of the numbers.
-        place: up to two more numbers of the address, such as the epoch.
+        indices: up to two more numbers of the address, such as the epoch.
 
     Returns:
-        A generator to be used at once and then dropped.
+        A new generator, to be used at once and then discarded.
     """
-    # NumPy counts up from the lowest word: with the place in the high words, two places never share a block.
-    high = [0, 0, *place, 0, 0][:4]
-    return np.random.Generator(np.random.Philox(key=_words(seed, purpose), counter=_words(*high)))
+    # NumPy counts up from the lowest word: with the indices in the high words, two addresses never share a block.
+    counter = np.array([0, 0, *indices, 0, 0][:4], np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=counter))
 
 
-def _words(*values: int) -> Array:
-    return np.array(values, np.uint64)
-
-
-def permutation(count: int, seed: int, purpose: int, *place: int) -> Array:
+def permutation(count: int, seed: int, purpose: int, *indices: int) -> Array:
     """Return the numbers 0 … count−1 in random order, int64 (count,)."""
-    return generator(seed, purpose, *place).permutation(count)
+    return generator(seed, purpose, *indices).permutation(count)
 
 
 class Philox:
@@ -65,9 +61,9 @@ class Philox:
         self.words: Array = memory[2:]
         """The counters, uint64 (4, n) with values below 2³²; :meth:`rounds` turns them into the random words."""
 
-    def draw(self, seed: int, purpose: int, *place: Array | int) -> None:
+    def draw(self, seed: int, purpose: int, *counter: Array | int) -> None:
         """Draw the words with key (seed, purpose) and a counter that consists of up to four words."""
-        for word, value in zip(self.words, [*place, 0, 0, 0, 0], strict=False):
+        for word, value in zip(self.words, [*counter, 0, 0, 0, 0], strict=False):
             np.copyto(word, value, casting="unsafe")
         self.rounds(seed, purpose)
 

@@ -40,10 +40,11 @@ class Schedule:
             The rates, float64 (len(steps),).
         """
         # Computed from the step number alone, so a resumed run gets the rates of an uninterrupted one.
-        at, rising = np.asarray(steps, np.float64), self.warmup * total
-        p = (at - rising) / (total - rising)
-        fall = {"constant": np.zeros_like(p), "cosine": (1 - np.cos(pi * p)) / 2, "triangular": p}[self.shape]
-        factors = 1 - (1 - self.end_factor) * fall
-        if rising:
-            factors = np.where(at < rising, self.start_factor + (1 - self.start_factor) * at / rising, factors)
+        step, warmup_steps = np.asarray(steps, np.float64), self.warmup * total
+        p = (step - warmup_steps) / (total - warmup_steps)
+        decay = {"constant": np.zeros_like(p), "cosine": (1 - np.cos(pi * p)) / 2, "triangular": p}[self.shape]
+        factors = 1 - (1 - self.end_factor) * decay
+        if warmup_steps:
+            rising = self.start_factor + (1 - self.start_factor) * step / warmup_steps
+            factors = np.where(step < warmup_steps, rising, factors)
         return self.peak * factors

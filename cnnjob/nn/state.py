@@ -6,7 +6,7 @@ import numpy as np
 
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network
-from cnnjob.nn.initialisers import WHITENING_IMAGES, initial, whitening_filters
+from cnnjob.nn.initialisers import WHITENING_IMAGES, draw_initial_values, whitening_filters
 from cnnjob.nn.memory import Array, Layout, shape_only_array
 from cnnjob.nn.optimisers import Optimiser
 from cnnjob.nn.pixels import PixelNormalisation
@@ -19,15 +19,15 @@ class State:
     together with them. Only the optimiser skips them.
     """
 
-    def __init__(self, network: Network, optimiser: Optimiser, backend: Backend, *, hollow: bool = False) -> None:
-        """Allocate buffers of zeros, see :meth:`initialise`; with ``hollow`` only their shapes, to count memory."""
+    def __init__(self, network: Network, optimiser: Optimiser, backend: Backend, *, shape_only: bool = False) -> None:
+        """Allocate buffers of zeros, see :meth:`initialise`; with ``shape_only`` only their shapes, to count memory."""
         self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = Layout.of(shapes, dtype.itemsize)
-        take = shape_only_array if hollow else backend.zeros
-        self.parameters: Array = take((self.layout.size,), dtype)
-        self.gradients: Array = take((self.layout.size,), dtype)
-        self.slots: dict[str, Array] = {name: take((self.layout.size,), dtype) for name in optimiser.slots}
+        new_array = shape_only_array if shape_only else backend.zeros
+        self.parameters: Array = new_array((self.layout.size,), dtype)
+        self.gradients: Array = new_array((self.layout.size,), dtype)
+        self.slots: dict[str, Array] = {name: new_array((self.layout.size,), dtype) for name in optimiser.slots}
 
     @property
     def weights(self) -> dict[str, Array]:
@@ -35,14 +35,14 @@ class State:
         return self.layout.views(self.parameters)
 
     @property
-    def kept(self) -> dict[str, Array]:
+    def saved_buffers(self) -> dict[str, Array]:
         """Return the flat buffers that a checkpoint saves, by name."""
         return {"weights": self.parameters, **self.slots}
 
     @property
     def size_bytes(self) -> int:
         """Return the memory of all buffers, in bytes."""
-        return self.gradients.nbytes + sum(flat.nbytes for flat in self.kept.values())
+        return self.gradients.nbytes + sum(flat.nbytes for flat in self.saved_buffers.values())
 
     def read(self, flat: Array) -> dict[str, Array]:
         """Return the named arrays of one of the buffers, as NumPy arrays."""
@@ -50,7 +50,7 @@ class State:
 
     def write(self, arrays: Mapping[str, Array], flat: Array) -> None:
         """Fill one of the buffers with named NumPy arrays."""
-        self._backend.copy(self.layout.filled(arrays, flat.dtype), flat)
+        self._backend.copy(self.layout.flatten(arrays, flat.dtype), flat)
 
     def initialise(
         self, network: Network, seed: int, images: Array | None = None, pixels: PixelNormalisation | None = None
@@ -69,13 +69,13 @@ class State:
         first = next(iter(network.parameters.values()))
         whitening = np.zeros(0)
         if first.init == "whitening" and images is not None and pixels is not None:
-            seen = images[:WHITENING_IMAGES] * pixels.scale + pixels.shift
-            whitening = whitening_filters(seen, first.shape)
-        drawn = {
-            name: initial(parameter, seed, place, whitening)
-            for place, (name, parameter) in enumerate(network.parameters.items())
+            normalised = images[:WHITENING_IMAGES] * pixels.scale + pixels.shift
+            whitening = whitening_filters(normalised, first.shape)
+        values = {
+            name: draw_initial_values(parameter, seed, parameter_index, whitening)
+            for parameter_index, (name, parameter) in enumerate(network.parameters.items())
         }
-        self.write(drawn, self.parameters)
+        self.write(values, self.parameters)
         # Lookahead's slow weights start as a copy of the fast ones (Zhang et al. 2019, alg. 1).
         if "slow" in self.slots:
-            self.write(drawn, self.slots["slow"])
+            self.write(values, self.slots["slow"])

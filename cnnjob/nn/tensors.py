@@ -1,4 +1,4 @@
-"""Values that the parts of a plan share: tensors between blocks, the inputs of a step, a block's two tasks."""
+"""Data passed between the parts of a plan: tensors between blocks, the inputs of a step, the two tasks of a block."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ class Tensor:
     """The gradient, (N, …); of size 0 where nothing needs it."""
     padded_gradient: Array
     """``gradient`` with its border, which receives the gradient of the padding."""
-    whole: Array | None = None
+    window_of: Array | None = None
     """The ``value`` of another tensor, if this one is a window of it."""
 
     @classmethod
     def take(cls, arena: Arena, shape: Shape, dtype: Any, *, border: int = 0, trainable: bool = True) -> "Tensor":
         """Take the arrays of a tensor of shape (N, …) from an arena, with ``border`` pixels of zeros around them."""
         if border:
-            around = (shape[0], *(side + 2 * border for side in shape[1:3]), *shape[3:])
+            padded_shape = (shape[0], *(side + 2 * border for side in shape[1:3]), *shape[3:])
             inside: tuple[slice, ...] = (slice(None), slice(border, -border), slice(border, -border))
         else:
-            around, inside = shape, ()
-        value = arena.take(around, dtype)
+            padded_shape, inside = shape, ()
+        value = arena.take(padded_shape, dtype)
         # An absent gradient keeps its number of dimensions: blocks slice it like any other.
-        gradient = arena.take(around if trainable else (0,) * len(around), dtype)
+        gradient = arena.take(padded_shape if trainable else (0,) * len(padded_shape), dtype)
         return cls(value[inside], value, gradient[inside], gradient)
 
     @property
@@ -64,10 +64,10 @@ class StepInputs:
     learning_rates: Array
     """Learning rate of each step, float64 (steps,)."""
     lookahead: Array
-    """Share of the slow weights after each step, float64 (steps,), see :class:`cnnjob.nn.optimisers.Lookahead`."""
+    """Weight α of the slow weights after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Lookahead`."""
     losses: Array
     """Mean loss of each step in nats per image, float64 (steps,); written by the steps."""
-    hits: Array
+    n_correct: Array
     """Number of right predictions of each step, int64 (steps,); written by the steps."""
     probabilities: Array
     """Softmax outputs of an evaluation, (steps × N, classes); written by the steps."""

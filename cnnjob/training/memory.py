@@ -50,7 +50,7 @@ def estimate_memory(setup: TrainingSetup, backend: nn.Backend | None = None) -> 
     """Count the memory of a training without allocating it; on the NumPy backend by default."""
     job, dataset, network = setup.job, setup.dataset, setup.network
     backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), build_optimiser(job.train)
-    state = nn.State(network, optimiser, backend, hollow=True)  # arrays with shapes but without memory
+    state = nn.State(network, optimiser, backend, shape_only=True)  # arrays with shapes but without memory
     batch = evaluation_batch([dataset.shapes["test"][0], dataset.shapes.get("val", (setup.n_validation,))[0]])
     images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())  # a pixel is one byte
     chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order; training and validation indices
@@ -60,7 +60,7 @@ def estimate_memory(setup: TrainingSetup, backend: nn.Backend | None = None) -> 
         state.size_bytes + best,
         nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size, options),
         nn.EvaluationPlan.count_bytes(backend, network, state, batch, job.train.test_time_augmentation),
-        best + sum(flat.nbytes for flat in state.kept.values()),
+        best + sum(flat.nbytes for flat in state.saved_buffers.values()),
     )
 
 

@@ -85,7 +85,7 @@ class Trainer:
         self.test = load_evaluation_split(dataset, "test", backend, self.digests)
         self.digests.start()
         self.steps = setup.steps_per_epoch
-        self.feed = nn.training_feed(backend, images, labels, self.steps, job.train.batch_size, job.seed)
+        self.feed = nn.build_step_inputs(backend, images, labels, self.steps, job.train.batch_size, job.seed)
         self.schedule, self.lookahead, self.pixels = build_schedule(job.train), optimiser.lookahead, pixels
         self.plan = nn.TrainingPlan(
             backend,
@@ -148,7 +148,7 @@ class Trainer:
         for group, flat in self._buffers().items():
             names = self.state.layout.shapes
             self.state.write({name: found.arrays[f"{group}/{name}"] for name in names}, flat)
-        for name, buffer in {"losses": self.feed.losses, "hits": self.feed.hits}.items():
+        for name, buffer in {"losses": self.feed.losses, "hits": self.feed.n_correct}.items():
             epoch = np.zeros(self.steps, buffer.dtype)
             epoch[: self.progress.epoch_step] = found.arrays[name]
             self.backend.copy(epoch, buffer)
@@ -164,7 +164,7 @@ class Trainer:
 
     def _buffers(self) -> dict[str, Array]:
         """The flat buffers that a checkpoint holds, by name."""
-        return {**self.state.kept, "best": self.best}
+        return {**self.state.saved_buffers, "best": self.best}
 
     def go_on(self, stop: StopRequest) -> bool:
         """Train to the end, or until a stop is requested; return whether the run is finished."""
@@ -206,7 +206,7 @@ class Trainer:
         steps = range(first, first + self.steps)
         self.learning_rates = self.schedule.rates(steps, total)
         if self.lookahead:
-            self.backend.copy(self.lookahead.shares(steps, total), self.feed.lookahead)
+            self.backend.copy(self.lookahead.alphas(steps, total), self.feed.lookahead)
         self.backend.copy(self.learning_rates, self.feed.learning_rates)
         self.backend.copy(np.array([self.progress.epoch_step, self.progress.step]), self.feed.position)
         self._looked_at = self.progress.epoch_step
@@ -266,7 +266,7 @@ class Trainer:
             "step": progress.step,
             "learning_rate": float(self.learning_rates[-1]),
             "train_loss": float(self.losses.mean()),
-            "train_accuracy": float(self.backend.host(self.feed.hits).sum() / len(self.feed.order)),
+            "train_accuracy": float(self.backend.host(self.feed.n_correct).sum() / len(self.feed.order)),
         }
         for name, watched in self.watched.items():
             _, loss, accuracy = watched.scores(self.classifier)
@@ -312,7 +312,7 @@ class Trainer:
             "attempt": self.claim.number,
             "environment": self.environment,
         }
-        open_epoch = {"losses": self.losses[:count], "hits": self.backend.host(self.feed.hits)[:count]}
+        open_epoch = {"losses": self.losses[:count], "hits": self.backend.host(self.feed.n_correct)[:count]}
         checkpoint = Checkpoint(self.progress, {**arrays, **open_epoch}, header)
         try:
             checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from cnnjob.nn.cuda.sources import kernel_source
+from cnnjob.nn.cuda.device import kernel_source
 from cnnjob.nn.tensors import Task
 
 Array = np.ndarray[Any, Any]

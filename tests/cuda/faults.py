@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from cnnjob.nn.cuda.sources import FOLDER, kernel_source
+from cnnjob.nn.cuda.device import KERNELS_FOLDER, kernel_source
 
 _COMMENT = re.compile("//.*")
 
@@ -21,7 +21,7 @@ class Fault(NamedTuple):
 
     def planted(self, source: str) -> str:
         """The source with the fault."""
-        start = source.index((FOLDER / self.file).read_text()) if self.file else 0
+        start = source.index((KERNELS_FOLDER / self.file).read_text()) if self.file else 0
         parts = source[start:].split(self.old)
         assert len(parts) > self.place + 1, self.old
         before, after = parts[: self.place + 1], parts[self.place + 1 :]

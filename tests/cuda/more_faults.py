@@ -144,7 +144,7 @@ ALL_FAULTS = FAULTS + [
         ("activations.cu", "residual or gelu or norm", ACTIVATIONS),
         ("batches.cu", "bits or views or augmented or flipped or moved", BATCHES),
         ("norm.cu", "statistics or norm or residual", NORM),
-        ("stages.cu", "maxima or maximum or means or norm or augmented", STAGES),
+        ("pooling.cu", "maxima or maximum or means or norm or augmented", STAGES),
         ("updates.cu", "adamw or nesterov or decoupled or decay or rates or grid", UPDATES),
     )
     for fault in faults

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob.nn.cuda.sources import kernel_source
+from cnnjob.nn.cuda.device import kernel_source
 from tests.cuda.more_faults import ALL_FAULTS
 from tests.cuda.shop import WORKS, reference
 

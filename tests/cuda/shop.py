@@ -30,7 +30,7 @@ class Work:
     optimiser: nn.Optimiser = nn.Sgd(0.9)  # noqa: RUF009 - frozen
     images: Array | None = None
     learning_rate: float = 0.1
-    lesson: nn.TrainingOptions = nn.TrainingOptions()  # noqa: RUF009 - a tuple
+    options: nn.TrainingOptions = nn.TrainingOptions()  # noqa: RUF009 - a tuple
     views: str = "none"
     """Of the evaluation."""
     start: int = (1 << 33) + 5
@@ -49,22 +49,21 @@ class Work:
         total = (steps + 1) * self.count
         drawn = random.integers(0, 256, (total, *self.shape), np.uint8)
         images, labels = drawn if self.images is None else self.images, random.integers(0, self.classes, total)
-        feed = nn.training_feed(backend, images, labels, steps, self.count, 3)
-        backend.copy(random.permutation(total)[: steps * self.count], feed.order)
-        backend.copy(self.learning_rate / np.arange(1, steps + 1), feed.learning_rates)
+        inputs = nn.build_step_inputs(backend, images, labels, steps, self.count, 3)
+        backend.copy(random.permutation(total)[: steps * self.count], inputs.order)
+        backend.copy(self.learning_rate / np.arange(1, steps + 1), inputs.learning_rates)
         if self.optimiser.lookahead:
-            backend.copy(self.optimiser.lookahead.shares(range(steps), steps + 1), feed.lookahead)
-        backend.copy(np.array([0, self.start]), feed.position)
-        plan = nn.TrainingPlan(backend, network, state, self.optimiser, feed, pixels, self.count, self.lesson)
+            backend.copy(self.optimiser.lookahead.alphas(range(steps), steps + 1), inputs.lookahead)
+        backend.copy(np.array([0, self.start]), inputs.position)
+        plan = nn.TrainingPlan(backend, network, state, self.optimiser, inputs, pixels, self.count, self.options)
         for _ in range(steps):
             plan.step()
         buffers = {"weights": state.parameters}
         buffers |= state.slots
-        coupled = isinstance(self.optimiser, nn.Sgd) and not self.optimiser.decoupled
-        if not (coupled and self.optimiser.weight_decay):  # NumPy adds the decay to the gradients, CUDA does not
-            buffers["gradients"] = state.gradients
+        buffers["gradients"] = state.gradients
         named = {f"{kind}/{name}": a for kind, flat in buffers.items() for name, a in state.read(flat).items()}
-        results = {name: backend.host(getattr(feed, name)) for name in ("losses", "hits", "position")}
+        written = {"losses": inputs.losses, "hits": inputs.n_correct, "position": inputs.position}
+        results = {name: backend.host(array) for name, array in written.items()}
         evaluation = nn.EvaluationPlan(backend, network, state, pixels, 4, self.views)
         chosen = np.arange(total)[::-1][: 2 * self.count - 1]
         return named | results | {"probabilities": evaluation.probabilities(images, chosen)}
@@ -119,7 +118,7 @@ WORKS = {
     ),
     "frozen, nothing learns before it": Work([nn.Conv(filters=4, frozen=True, bias=False), nn.Conv(filters=3)]),
     "output scale": Work([nn.Dense(units=6, output_scale=0.5), nn.Dense(units=5, output_scale=-3.0)]),
-    "label smoothing": Work([nn.Conv(filters=3)], lesson=nn.TrainingOptions(label_smoothing=0.2)),
+    "label smoothing": Work([nn.Conv(filters=3)], options=nn.TrainingOptions(label_smoothing=0.2)),
     "norm": Work([normed(3), normed(35, scale=False, momentum=0.3)]),
     "norm of many pixels": Work([normed(3, activation="none")], (17, 16, 1), count=7),
     "norm, activation and pool in every order": Work(
@@ -163,12 +162,12 @@ WORKS = {
         (10, 13, 1),
     ),
     "augmented": Work(
-        [nn.Conv(filters=4)], lesson=nn.TrainingOptions(nn.Augmentation("random", 2)), views="flip_translate", start=6
+        [nn.Conv(filters=4)], options=nn.TrainingOptions(nn.Augmentation("random", 2)), views="flip_translate", start=6
     ),
     "flipped by turns": Work(
-        [nn.Conv(filters=4)], lesson=nn.TrainingOptions(nn.Augmentation("alternating")), views="flip", start=8
+        [nn.Conv(filters=4)], options=nn.TrainingOptions(nn.Augmentation("alternating")), views="flip", start=8
     ),
-    "moved": Work([], (7, 5, 3), lesson=nn.TrainingOptions(nn.Augmentation(translate=4)), start=2),
+    "moved": Work([], (7, 5, 3), options=nn.TrainingOptions(nn.Augmentation(translate=4)), start=2),
     "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
     "no head": Work([nn.Dense(units=1025), nn.Dense(units=4)], count=3, classes=33),
     "head after pixels": Work([nn.Conv(filters=5, stride=2)], (9, 9, 3)),
@@ -217,16 +216,16 @@ def batch(backend: nn.Backend, change: nn.Augmentation | View | None, epoch: int
     """The second batch of an epoch."""
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (STEPS * COUNT, 6, 5, 3), np.uint8), np.zeros(STEPS * COUNT, np.int64)
-    feed = nn.training_feed(backend, images, labels, STEPS, COUNT, seed)
-    backend.copy(random.permutation(STEPS * COUNT), feed.order)
-    backend.copy(np.array([1, epoch * STEPS + 1]), feed.position)
+    inputs = nn.build_step_inputs(backend, images, labels, STEPS, COUNT, seed)
+    backend.copy(random.permutation(STEPS * COUNT), inputs.order)
+    backend.copy(np.array([1, epoch * STEPS + 1]), inputs.position)
     pixels = nn.PixelNormalisation.standardised((0.4, 0.5, 0.45), (0.25, 0.3, 0.2))
 
     def build(arena: Arena) -> tuple[Tensor, Any]:
         x = Tensor.take(arena, (COUNT, 6, 5, 3), backend.dtype, border=1, trainable=False)
-        return x, backend.whole(arena, feed, [backend.gather(arena, feed, x, pixels, change)])
+        return x, backend.compile_step(arena, inputs, [backend.gather(arena, inputs, x, pixels, change)])
 
-    x, gather = Arena.filled(backend, build)
+    x, gather = Arena.allocate(backend, build)
     gather()
     return backend.host(x.padded).copy()
 

@@ -73,10 +73,10 @@ def test_a_plan_is_counted_exactly() -> None:
             taken.append(shape)
             return super().zeros(shape, dtype)
 
-    backend, hollow = CudaBackend(Counting(precision="float16")), CudaBackend(ShapeOnlyDevice("float16"))
+    backend, shape_only = CudaBackend(Counting(precision="float16")), CudaBackend(ShapeOnlyDevice("float16"))
     state = nn.State(network, nn.Sgd(), backend)
-    feed = nn.training_feed(backend, np.zeros((6, 8, 8, 2), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
+    inputs = nn.build_step_inputs(backend, np.zeros((6, 8, 8, 2), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
     taken.clear()
-    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.PixelNormalisation.unit(2), 6)
-    without = nn.State(network, nn.Sgd(), hollow, hollow=True)
-    assert taken == [(nn.TrainingPlan.count_bytes(hollow, network, without, nn.Sgd(), 6),)]
+    nn.TrainingPlan(backend, network, state, nn.Sgd(), inputs, nn.PixelNormalisation.unit(2), 6)
+    without = nn.State(network, nn.Sgd(), shape_only, shape_only=True)
+    assert taken == [(nn.TrainingPlan.count_bytes(shape_only, network, without, nn.Sgd(), 6),)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnnjob.nn.cuda.backend import CudaBackend
-from cnnjob.nn.cuda.device_api import column_sums, scalars, sum_parts
+from cnnjob.nn.cuda.device_api import column_sums, rows_per_sum, scalars
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
 from tests.cuda.shop import GUARD, WORKS, Array, guarded, reference, require_close
 from tests.nn import oracle
@@ -137,7 +137,7 @@ def test_losses_and_hits_of_large_batches(device: EmulatedDevice, images: int) -
 def test_sums_of_columns(device: EmulatedDevice, rows: int, columns: int) -> None:
     values = np.random.default_rng(rows).integers(-9, 9, (rows, columns)).astype(np.float32)
     sums, behind = guarded((columns,), np.float32)
-    partial, behind_partial = guarded((sum_parts(rows), columns), np.float32)
+    partial, behind_partial = guarded((-(-rows // rows_per_sum(rows)), columns), np.float32)
     column_sums(device, values, partial, sums)()
     np.testing.assert_array_equal(sums, values.sum(axis=0))
     assert (behind == GUARD).all()

@@ -9,9 +9,9 @@ from cnnjob import nn
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
-from cnnjob.nn.cuda.graphs import MOST_AHEAD, Captured
+from cnnjob.nn.cuda.graphs import MAX_QUEUED_STEPS, Captured
 from cnnjob.nn.memory import Arena
-from cnnjob.nn.plan import empty_feed
+from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Tensor
 from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, kernels, needs_compiler
 from tests.cuda.shop import WORKS, Array, Work, reference, require_close
@@ -112,7 +112,7 @@ def test_no_more_than_so_many_steps_are_asked_for_ahead() -> None:
     device = EmulatedDevice()
     runs: list[int] = []
     captured = Captured(device, lambda: runs.append(1), tuple)
-    for _ in range(3 * MOST_AHEAD):
+    for _ in range(3 * MAX_QUEUED_STEPS):
         captured()
     assert (len(runs), device.waits) == (3, 3)
 
@@ -130,9 +130,9 @@ def test_what_cannot_be_recorded_is_said() -> None:
 
 def test_a_block_that_was_not_planned_cannot_be_run() -> None:
     signal = Tensor.take(Arena(), (1, 2), np.float32)
-    feed = empty_feed((2, 2, 1))
+    inputs = empty_step_inputs((2, 2, 1))
     with pytest.raises(RuntimeError, match="a half of a Loss that was not planned"):
-        CudaBackend(EmulatedDevice()).loss(Arena(), feed, signal, 0.0)()
+        CudaBackend(EmulatedDevice()).loss(Arena(), inputs, signal, 0.0)()
 
 
 @pytest.mark.parametrize("column_bytes", [1, 5_000, 1 << 24])
@@ -172,13 +172,13 @@ def test_a_plan_is_counted_exactly_without_a_device() -> None:
             taken.append(shape)
             return super().zeros(shape, dtype)
 
-    backend, hollow = CudaBackend(Counting()), CudaBackend()
+    backend, shape_only = CudaBackend(Counting()), CudaBackend()
     state = nn.State(network, nn.Sgd(), backend)
-    feed = nn.training_feed(backend, np.zeros((6, 8, 8, 1), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
+    inputs = nn.build_step_inputs(backend, np.zeros((6, 8, 8, 1), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
     taken.clear()
-    nn.TrainingPlan(backend, network, state, nn.Sgd(), feed, nn.PixelNormalisation.unit(1), 6)
-    without = nn.State(network, nn.Sgd(), hollow, hollow=True)
-    assert taken == [(nn.TrainingPlan.count_bytes(hollow, network, without, nn.Sgd(), 6),)]
+    nn.TrainingPlan(backend, network, state, nn.Sgd(), inputs, nn.PixelNormalisation.unit(1), 6)
+    without = nn.State(network, nn.Sgd(), shape_only, shape_only=True)
+    assert taken == [(nn.TrainingPlan.count_bytes(shape_only, network, without, nn.Sgd(), 6),)]
     with pytest.raises(RuntimeError, match="zeros of a device that only counts"):
         ShapeOnlyDevice().zeros((1,), np.uint8)
 

@@ -20,7 +20,7 @@ class Rig:
 
     network: nn.Network
     state: nn.State
-    feed: Any
+    inputs: Any
     plan: nn.TrainingPlan
     pixels: nn.PixelNormalisation
     backend: nn.NumPyBackend
@@ -31,9 +31,9 @@ class Rig:
 
     def step(self) -> float:
         """One step from the epoch's start; the loss."""
-        self.feed.position[0] = 0
+        self.inputs.position[0] = 0
         self.plan.step()
-        return float(self.feed.losses[0])
+        return float(self.inputs.losses[0])
 
 
 def rig(
@@ -48,7 +48,7 @@ def rig(
     seed: int = 0,
     images: Array | None = None,
     classes: int = CLASSES,
-    lesson: nn.TrainingOptions = nn.TrainingOptions(),  # noqa: B008 - it is a tuple
+    options: nn.TrainingOptions = nn.TrainingOptions(),  # noqa: B008 - it is a tuple
     output_scale: float = 1.0,
 ) -> Rig:
     """Build it; with learning rate 0 a step only computes."""
@@ -69,10 +69,10 @@ def rig(
     state.initialise(network, seed, pictures, pixels)
     for name, values in drawn.items():
         state.weights[name][...] = values
-    feed = nn.training_feed(backend, pictures, random.integers(0, classes, len(pictures)), 1, len(pictures), seed)
-    feed.order[:], feed.learning_rates[:] = np.arange(len(pictures)), learning_rate
-    plan = nn.TrainingPlan(backend, network, state, chosen, feed, pixels, len(pictures), lesson)
-    return Rig(network, state, feed, plan, pixels, backend)
+    inputs = nn.build_step_inputs(backend, pictures, random.integers(0, classes, len(pictures)), 1, len(pictures), seed)
+    inputs.order[:], inputs.learning_rates[:] = np.arange(len(pictures)), learning_rate
+    plan = nn.TrainingPlan(backend, network, state, chosen, inputs, pixels, len(pictures), options)
+    return Rig(network, state, inputs, plan, pixels, backend)
 
 
 def distance(a: Array, b: Array) -> float:

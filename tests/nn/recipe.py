@@ -40,15 +40,15 @@ class Recipe:
         self.steps = min(steps or whole, whole)
         self.network = build_network(job.model, dataset.image_shape, len(dataset.class_names))
         self.optimiser, self.backend = build_optimiser(job.train), nn.NumPyBackend(workers)
-        self.pixels, self.lesson = build_pixels(job.data, dataset.mean, dataset.std), build_training_options(job)
+        self.pixels, self.options = build_pixels(job.data, dataset.mean, dataset.std), build_training_options(job)
         self.state = nn.State(self.network, self.optimiser, self.backend)
         self.state.initialise(self.network, seed, images[chosen[: nn.WHITENING_IMAGES]], self.pixels)
-        self.feed = nn.training_feed(self.backend, images, labels, whole, size, seed)
-        self.feed.order[:] = chosen[permutation(len(chosen), seed, Purpose.ORDER, 0)[: whole * size]]
+        self.inputs = nn.build_step_inputs(self.backend, images, labels, whole, size, seed)
+        self.inputs.order[:] = chosen[permutation(len(chosen), seed, Purpose.ORDER, 0)[: whole * size]]
         total = whole * job.train.epochs
-        self.feed.learning_rates[:] = build_schedule(job.train).rates(range(whole), total)
-        self.feed.lookahead[:] = (
-            self.optimiser.lookahead.shares(range(whole), total) if self.optimiser.lookahead else -1
+        self.inputs.learning_rates[:] = build_schedule(job.train).rates(range(whole), total)
+        self.inputs.lookahead[:] = (
+            self.optimiser.lookahead.alphas(range(whole), total) if self.optimiser.lookahead else -1
         )
 
     def theirs(self) -> np.ndarray[Any, Any]:
@@ -63,18 +63,18 @@ class Recipe:
             torch.set_num_threads(self.backend.workers.count)
             for step, batch in enumerate(self.batches()):
                 for group, factor in zip(judge.param_groups, factors, strict=True):
-                    group["lr"] = factor * self.feed.learning_rates[step]
-                order = self.feed.order[step * len(batch) : (step + 1) * len(batch)]
+                    group["lr"] = factor * self.inputs.learning_rates[step]
+                order = self.inputs.order[step * len(batch) : (step + 1) * len(batch)]
                 outputs = module(torch.from_numpy(batch).permute(0, 3, 1, 2))
                 loss = torch.nn.functional.cross_entropy(
-                    outputs, torch.from_numpy(self.feed.labels[order]), label_smoothing=self.train.label_smoothing
+                    outputs, torch.from_numpy(self.inputs.labels[order]), label_smoothing=self.train.label_smoothing
                 )
                 judge.zero_grad()
                 loss.backward()
                 judge.step()
-                look(module, slow, float(self.feed.lookahead[step]))
+                look(module, slow, float(self.inputs.lookahead[step]))
                 losses.append(loss.item())
-        self.feed.position[:] = 0
+        self.inputs.position[:] = 0
         return np.array(losses)
 
     def batches(self) -> Any:
@@ -82,24 +82,24 @@ class Recipe:
 
         def build(arena: Arena) -> tuple[Tensor, Any]:
             x = Tensor.take(arena, (self.train.batch_size, *self.network.image_shape), np.float32, trainable=False)
-            return x, self.backend.gather(arena, self.feed, x, self.pixels, self.lesson.augmentation)
+            return x, self.backend.gather(arena, self.inputs, x, self.pixels, self.options.augmentation)
 
-        x, load = Arena.filled(self.backend, build)
+        x, load = Arena.allocate(self.backend, build)
         for _ in range(self.steps):
             load()
             yield x.value.copy()
-            self.feed.position += 1
+            self.inputs.position += 1
 
     def ours(self) -> np.ndarray[Any, Any]:
         """Every step's loss by us."""
         size = self.train.batch_size
         plan = nn.TrainingPlan(
-            self.backend, self.network, self.state, self.optimiser, self.feed, self.pixels, size, self.lesson
+            self.backend, self.network, self.state, self.optimiser, self.inputs, self.pixels, size, self.options
         )
         with threadpool_limits(1):
             for _ in range(self.steps):
                 plan.step()
-        return self.feed.losses[: self.steps].copy()
+        return self.inputs.losses[: self.steps].copy()
 
 
 def look(module: Any, slow: list[Any], share: float) -> None:

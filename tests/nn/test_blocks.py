@@ -21,13 +21,13 @@ def test_a_dense_network_is_matrix_products(count: int, units: int, side: int, s
     bench = rig([nn.Dense(units=units)], (side, 1, 2), count=count, seed=seed)
     loss = bench.step()
     w = bench.state.weights
-    x = bench.feed.images.reshape(count, -1) / 255
+    x = bench.inputs.images.reshape(count, -1) / 255
     hidden = np.maximum(x @ w["dense1/weights"] + w["dense1/bias"], 0)
     logits = hidden @ w["classifier/weights"] + w["classifier/bias"]
-    expected, d_logits = oracle.softmax_cross_entropy(logits, bench.feed.labels)
+    expected, d_logits = oracle.softmax_cross_entropy(logits, bench.inputs.labels)
     d_hidden = d_logits @ w["classifier/weights"].T * (hidden > 0)
     assert loss == pytest.approx(expected, rel=1e-12)
-    assert bench.feed.hits[0] == (logits.argmax(axis=1) == bench.feed.labels).sum()
+    assert bench.inputs.n_correct[0] == (logits.argmax(axis=1) == bench.inputs.labels).sum()
     for name, wanted in {
         "classifier/weights": hidden.T @ d_logits,
         "classifier/bias": d_logits.sum(axis=0),
@@ -55,7 +55,7 @@ def test_the_batch_takes_the_images_that_the_order_names_and_normalises_them() -
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 20])
 def test_evaluation_does_not_depend_on_the_batch(batch_size: int) -> None:
     bench = rig([nn.Conv(filters=3, pool=2), nn.Dropout(0.9), nn.Dense(units=4)], count=7)
-    images, order = bench.feed.images, np.array([3, 1, 6, 0, 2, 5, 4])
+    images, order = bench.inputs.images, np.array([3, 1, 6, 0, 2, 5, 4])
     plans = [nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, n) for n in (batch_size, 7)]
     found, whole = (plan.probabilities(images, order) for plan in plans)
     np.testing.assert_allclose(found, whole, rtol=1e-12)
@@ -67,7 +67,7 @@ def test_evaluation_does_not_depend_on_the_batch(batch_size: int) -> None:
 def test_large_logits_do_not_overflow() -> None:
     bench = rig([], count=3)
     bench.state.weights["classifier/bias"][...] = [1e5, -1e5, 0]
-    bench.feed.labels[...] = 1
+    bench.inputs.labels[...] = 1
     assert bench.step() == pytest.approx(2e5, rel=1e-4)
 
 
@@ -76,12 +76,12 @@ def test_dropout_is_by_address_and_its_gradient_uses_the_same_mask() -> None:
     losses = [bench.step(), bench.step()]
     assert losses[0] != losses[1]  # another step, another mask
     bias = bench.state.weights["conv1/bias"]
-    bench.feed.position[:] = 0
+    bench.inputs.position[:] = 0
     assert bench.step() == losses[0]  # not by what was drawn before
     gradient, h, slopes = bench.gradients["conv1/bias"].copy(), 1e-6, np.zeros(4)
     for place in range(4):
         for sign in (1, -1):
-            bench.feed.position[:] = 0
+            bench.inputs.position[:] = 0
             bias[place] += sign * h
             slopes[place] += sign * bench.step() / (2 * h)
             bias[place] -= sign * h
@@ -108,7 +108,8 @@ def test_sgd_is_its_formula() -> None:
     for _ in range(3):
         bench.step()
         for name, (w, v) in expected.items():
-            np.copyto(v, 0.9 * v + bench.gradients[name])  # decay is in it already
+            penalty = 0.01 * w if name.endswith("weights") else 0
+            np.copyto(v, 0.9 * v + bench.gradients[name] + penalty)
             np.copyto(w, w - 0.1 * (3.0 if name.startswith("conv1") else 1.0) * v)
     velocity = bench.state.layout.views(bench.state.slots["velocity"])
     for name, (w, v) in expected.items():
@@ -116,14 +117,17 @@ def test_sgd_is_its_formula() -> None:
         np.testing.assert_allclose(velocity[name], v, rtol=1e-12)
 
 
-def test_weight_decay_spares_the_biases() -> None:
-    plain = rig([nn.Conv(filters=2)])
-    decayed = rig([nn.Conv(filters=2)], optimiser=nn.Sgd(weight_decay=0.5))
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weight_decay_spares_the_biases_and_the_gradients(momentum: float) -> None:
+    plain = rig([nn.Conv(filters=2)], optimiser=nn.Sgd(momentum), learning_rate=0.1)
+    decayed = rig([nn.Conv(filters=2)], optimiser=nn.Sgd(momentum, weight_decay=0.5), learning_rate=0.1)
+    before = {name: view.copy() for name, view in plain.state.weights.items()}
     for bench in (plain, decayed):
         bench.step()
     for name, gradient in plain.gradients.items():
-        penalty = 0.5 * plain.state.weights[name] if name.endswith("weights") else 0
-        np.testing.assert_allclose(decayed.gradients[name], gradient + penalty, rtol=1e-12)
+        penalty = 0.5 * before[name] if name.endswith("weights") else 0
+        np.testing.assert_array_equal(decayed.gradients[name], gradient)
+        np.testing.assert_allclose(plain.state.weights[name] - decayed.state.weights[name], 0.1 * penalty, atol=1e-14)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
@@ -176,7 +180,7 @@ def test_a_plan_counts_exactly_what_it_takes_and_allocates_nothing_for_it() -> N
         arena.scratch(0, ((7,), np.float64))
         taken.append(arena.size_bytes)
 
-    Arena.filled(HostMemory(), build)
+    Arena.allocate(HostMemory(), build)
     assert taken == [64 + 2 * (832 + 64)] * 2  # whole cache lines; every shard's scratch is as large as the largest
     counted = [nn.TrainingPlan.count_bytes(bench.backend, bench.network, bench.state, nn.Sgd(), n) for n in (8, 10**9)]
     assert counted[1] > 10**8 * counted[0] / 8
@@ -186,7 +190,7 @@ def test_shards_that_never_run_at_once_share_scratch() -> None:
     def build(arena: Arena) -> list[np.ndarray[Any, Any]]:
         return [arena.scratch(shard, ((5 + shard,), np.float32))[0] for shard in range(4)]
 
-    a, b, c, d = Arena.filled(HostMemory(lanes=2), build)
+    a, b, c, d = Arena.allocate(HostMemory(lanes=2), build)
     assert [np.shares_memory(a, other) for other in (b, c, d)] == [False, True, False]
     assert np.shares_memory(b, d)
 

@@ -45,7 +45,7 @@ def run_conv(block: nn.Conv, x: Array, w: Array, b: Array, dy: Array | None = No
         dw = {"weights": np.zeros_like(w), "bias": np.zeros_like(b)}
         return into, out, dw, conv(nn.Workers(1), arena, block, into, out, {"weights": w, "bias": b}, dw)
 
-    into, out, dw, step = Arena.filled(HostMemory(), build)
+    into, out, dw, step = Arena.allocate(HostMemory(), build)
     into.value[...] = x
     step.forward()
     if dy is None:

@@ -7,7 +7,7 @@ import pytest
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Parameter
-from cnnjob.nn.initialisers import WHITENING_EPS, initial, whitening_filters
+from cnnjob.nn.initialisers import WHITENING_EPS, draw_initial_values, whitening_filters
 from tests.nn import oracle
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ def test_the_largest_variance_comes_first_and_constant_patches_do_not_blow_up() 
 
 @pytest.mark.parametrize(("C", "F", "kernel"), [(3, 5, 3), (4, 2, 3), (3, 3, 1), (2, 4, 5)])
 def test_dirac_hands_the_first_channels_through(C: int, F: int, kernel: int) -> None:
-    weights = initial(Parameter((kernel, kernel, C, F), "dirac", kernel**2 * C), 0, 1, np.zeros(0))
+    weights = draw_initial_values(Parameter((kernel, kernel, C, F), "dirac", kernel**2 * C), 0, 1, np.zeros(0))
     x = np.random.default_rng(0).normal(size=(2, 5, 6, C))
     y, handed = oracle.conv(x, weights, np.zeros(F), 1, kernel // 2), min(C, F)
     np.testing.assert_array_equal(y[..., :handed], x[..., :handed])
@@ -63,21 +63,21 @@ def test_dirac_hands_the_first_channels_through(C: int, F: int, kernel: int) -> 
 def test_the_spread_of_each_initialiser() -> None:
     shape, fan_in = (3, 3, 64, 256), 576
     for init, deviation in (("he", (2 / fan_in) ** 0.5), (0.02, 0.02)):
-        drawn = initial(Parameter(shape, init, fan_in), 3, 5, np.zeros(0))  # type: ignore[arg-type]
+        drawn = draw_initial_values(Parameter(shape, init, fan_in), 3, 5, np.zeros(0))  # type: ignore[arg-type]
         assert drawn.std() == pytest.approx(deviation, rel=0.01)
         assert abs(drawn.mean()) < 4 * deviation / drawn.size**0.5
-    rest = initial(Parameter(shape, "dirac", fan_in), 3, 5, np.zeros(0))[..., 64:]
+    rest = draw_initial_values(Parameter(shape, "dirac", fan_in), 3, 5, np.zeros(0))[..., 64:]
     assert rest.std() == pytest.approx((1 / (3 * fan_in)) ** 0.5, rel=0.01)
-    constant = initial(Parameter((4,), "he", 3, constant=0.25), 3, 5, np.zeros(0))
+    constant = draw_initial_values(Parameter((4,), "he", 3, constant=0.25), 3, 5, np.zeros(0))
     np.testing.assert_array_equal(constant, [0.25] * 4)
 
 
 def test_numbers_are_of_the_seed_and_the_place() -> None:
     parameter = Parameter((5, 7), "he", 5)
-    one = initial(parameter, 3, 5, np.zeros(0))
-    np.testing.assert_array_equal(one, initial(parameter, 3, 5, np.zeros(0)))
+    one = draw_initial_values(parameter, 3, 5, np.zeros(0))
+    np.testing.assert_array_equal(one, draw_initial_values(parameter, 3, 5, np.zeros(0)))
     for seed, place in ((4, 5), (3, 6)):
-        assert not np.any(one == initial(parameter, seed, place, np.zeros(0)))
+        assert not np.any(one == draw_initial_values(parameter, seed, place, np.zeros(0)))
 
 
 @pytest.mark.parametrize(("filters", "found"), [(7, "even number of filters up to 24, found 7"), (26, "found 26")])

@@ -42,7 +42,7 @@ class Match:
         seed: int = 0,
         dark: float = 0.0,
     ) -> None:
-        self.network, self.optimiser, self.tolerance, self.smoothing = network, optimiser, TOLERANCE[dtype], smoothing
+        self.network, self.tolerance, self.smoothing = network, TOLERANCE[dtype], smoothing
         random, shape = np.random.default_rng(seed), network.image_shape
         images = random.integers(0, 256, (STEPS * count, *shape), np.uint8)
         labels = random.integers(0, network.classes, STEPS * count)
@@ -50,10 +50,10 @@ class Match:
         backend, self.pixels = nn.NumPyBackend(nn.Workers(2), dtype), nn.PixelNormalisation.unit(shape[-1])
         self.state = nn.State(network, optimiser, backend)
         self.state.initialise(network, seed, images, self.pixels)
-        self.feed = nn.training_feed(backend, images, labels, STEPS, count, 0)
-        self.feed.order[:], self.feed.learning_rates[:] = np.arange(STEPS * count), RATE
-        lesson = nn.TrainingOptions(None, smoothing)
-        self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.feed, self.pixels, count, lesson)
+        self.inputs = nn.build_step_inputs(backend, images, labels, STEPS, count, 0)
+        self.inputs.order[:], self.inputs.learning_rates[:] = np.arange(STEPS * count), RATE
+        options = nn.TrainingOptions(None, smoothing)
+        self.plan = nn.TrainingPlan(backend, network, self.state, optimiser, self.inputs, self.pixels, count, options)
         self.evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, count)
         self.module = module_of(torch, network.layers).to(torch.from_numpy(np.zeros(1, dtype)).dtype)
         fill(torch, self.module, network, self.state.weights)
@@ -70,18 +70,16 @@ class Match:
         loss = torch.nn.functional.cross_entropy(outputs, self.labels[part], label_smoothing=self.smoothing)
         loss.backward()
         self.plan.step()
-        assert abs(self.feed.losses[step] - loss.item()) <= self.tolerance * abs(loss.item()), step
+        assert abs(self.inputs.losses[step] - loss.item()) <= self.tolerance * abs(loss.item()), step
         self.compare_gradients()
         self.judge.step()
 
     def compare_gradients(self) -> None:
-        gradients, parameters = self.state.layout.views(self.state.gradients), self.network.parameters
+        gradients = self.state.layout.views(self.state.gradients)
         zero = ZERO * max(np.abs(array).max() for array in gradients.values())
         for name, tensor, axes in tensors(self.module, self.network.layers):
             if tensor.grad is not None:
-                coupled = isinstance(self.optimiser, nn.Sgd) and parameters[name].decays
-                expected = tensor.grad + (self.optimiser.weight_decay * tensor.detach() if coupled else 0)
-                found, wanted = gradients[name], back(expected, axes, self.shape_of(name))
+                found, wanted = gradients[name], back(tensor.grad, axes, self.shape_of(name))
                 assert np.abs(found - wanted).max() <= self.tolerance * max(np.abs(wanted).max(), zero), name
 
     def compare_state(self) -> None:
@@ -91,7 +89,7 @@ class Match:
             assert np.abs(found - wanted).max() <= self.tolerance * max(np.abs(wanted).max(), ZERO), name
         self.module.eval()
         expected = self.module(self.x).softmax(1).detach().numpy()
-        found = self.evaluation.probabilities(self.feed.images, np.arange(len(self.x)))
+        found = self.evaluation.probabilities(self.inputs.images, np.arange(len(self.x)))
         assert distance(found, expected) < self.tolerance
 
     def shape_of(self, name: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def run_norm(block: Norm, x: Array, w: dict[str, Array], dy: Array, workers: int
         dw: dict[str, Array] = {name: np.zeros_like(w[name]) for name in ("scale", "shift") if name in w}
         return into, out, dw, norm(nn.Workers(workers), arena, block, into, out, w, dw)
 
-    into, out, dw, step = Arena.filled(HostMemory(workers), build)
+    into, out, dw, step = Arena.allocate(HostMemory(workers), build)
     into.value[...], out.gradient[...] = x, dy
     step.forward()
     step.backward()
@@ -113,7 +113,7 @@ def test_parts_follow_in_their_order(order: tuple[Part, Part, Part], activation:
         else:
             y = oracle.max_pool(y, 2)[0] if part == "pool" else oracle.ACTIVATIONS[activation](y)
     logits = y.reshape(3, -1) @ w["classifier/weights"] + w["classifier/bias"]
-    assert bench.step() == pytest.approx(oracle.softmax_cross_entropy(logits, bench.feed.labels)[0], rel=1e-9)
+    assert bench.step() == pytest.approx(oracle.softmax_cross_entropy(logits, bench.inputs.labels)[0], rel=1e-9)
 
 
 def convolved(bench: Rig) -> Array:
@@ -121,7 +121,7 @@ def convolved(bench: Rig) -> Array:
     w, block = bench.state.weights, bench.network.layers[0].block
     assert isinstance(block, nn.Conv)
     bias = w.get("conv1/bias", np.zeros(block.filters))
-    return oracle.conv(bench.feed.images / 255, w["conv1/weights"], bias, block.stride, block.pad)
+    return oracle.conv(bench.inputs.images / 255, w["conv1/weights"], bias, block.stride, block.pad)
 
 
 def test_running_statistics_follow_the_batches_and_an_evaluation_takes_them() -> None:
@@ -130,7 +130,7 @@ def test_running_statistics_follow_the_batches_and_an_evaluation_takes_them() ->
     bench = rig([block], (3, 4, 2), count=5)
     mean, variance, random = np.zeros(2), np.ones(2), np.random.default_rng(1)
     for _ in range(3):
-        bench.feed.images[...] = random.integers(0, 256, bench.feed.images.shape)
+        bench.inputs.images[...] = random.integers(0, 256, bench.inputs.images.shape)
         own_mean, own_variance = oracle.moments(convolved(bench))
         mean = 0.7 * mean + 0.3 * own_mean
         variance = 0.7 * variance + 0.3 * own_variance * 60 / 59  # the unbiased one of 5 × 3 × 4 values
@@ -144,7 +144,7 @@ def test_running_statistics_follow_the_batches_and_an_evaluation_takes_them() ->
     before = bench.state.parameters.copy()
     for batch in (5, 2):  # an image's outputs do not depend on its neighbours
         plan = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, batch)
-        np.testing.assert_allclose(plan.probabilities(bench.feed.images, np.arange(5)), p, rtol=1e-10)
+        np.testing.assert_allclose(plan.probabilities(bench.inputs.images, np.arange(5)), p, rtol=1e-10)
     np.testing.assert_array_equal(bench.state.parameters, before)
 
 
@@ -155,7 +155,7 @@ def test_one_value_per_channel_is_refused_for_training_alone() -> None:
     bench = rig(one, (1, 1, 1), count=2)
     assert np.isfinite(bench.step())
     plan = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, 1)
-    assert np.isfinite(plan.probabilities(bench.feed.images, np.arange(2))).all()
+    assert np.isfinite(plan.probabilities(bench.inputs.images, np.arange(2))).all()
 
 
 def test_statistics_are_no_parameters_and_nothing_decays_them() -> None:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from cnnjob import nn
 from cnnjob.nn.memory import Arena
-from cnnjob.nn.pixels import VIEWS, Flip, View, mirrored
+from cnnjob.nn.pixels import VIEWS, Flip, View, mirrored_sources
 from cnnjob.nn.random import Philox, Purpose
 from cnnjob.nn.tensors import Tensor
 from tests.nn.bench import rig
@@ -40,18 +40,18 @@ def seen(
     named = np.arange(len(images)) if order is None else np.array(order)
     size = size or len(named)
     steps = len(named) // size
-    feed = nn.training_feed(backend, images, np.zeros(len(images), np.int64), steps, size, seed)
-    feed.order[:] = named
-    feed.position[:] = step, epoch * steps + step
+    inputs = nn.build_step_inputs(backend, images, np.zeros(len(images), np.int64), steps, size, seed)
+    inputs.order[:] = named
+    inputs.position[:] = step, epoch * steps + step
 
     def build(arena: Arena) -> Array:
         x = Tensor.take(arena, (size, *images.shape[1:]), np.float64, border=1)
-        task = backend.gather(arena, feed, x, BYTES, change)
+        task = backend.gather(arena, inputs, x, BYTES, change)
         if arena._memory is not None:
             task()
         return x.value
 
-    return Arena.filled(backend, build)
+    return Arena.allocate(backend, build)
 
 
 def decided(change: nn.Augmentation, count: int, epoch: int = 0, seed: int = 5) -> Array:
@@ -134,21 +134,21 @@ def test_rows_are_mirrored_as_numpy_pads() -> None:
     for size, reach in ((5, 4), (6, 2), (1, 0)):
         padded = np.pad(np.arange(size), reach, "reflect")
         expected = [padded[reach - move : reach - move + size] for move in range(-reach, reach + 1)]
-        np.testing.assert_array_equal(mirrored(size, reach), expected)
+        np.testing.assert_array_equal(mirrored_sources(size, reach), expected)
 
 
 def test_a_training_sees_changed_images_and_an_evaluation_does_not() -> None:
-    lesson = nn.TrainingOptions(nn.Augmentation("alternating", 1))
-    plain, changed = rig([nn.Dense(units=4)]), rig([nn.Dense(units=4)], lesson=lesson)
+    options = nn.TrainingOptions(nn.Augmentation("alternating", 1))
+    plain, changed = rig([nn.Dense(units=4)]), rig([nn.Dense(units=4)], options=options)
     losses = []
     for bench in (plain, changed):
-        bench.feed.position[:] = 0
+        bench.inputs.position[:] = 0
         losses.append([bench.step(), bench.step()])
     assert losses[0][0] == losses[0][1]
     assert len({*losses[0], *losses[1]}) == 3
     plan = nn.EvaluationPlan(changed.backend, changed.network, changed.state, changed.pixels, 4)
-    found = plan.probabilities(changed.feed.images, np.arange(4))
-    np.testing.assert_array_equal(found, plan.probabilities(changed.feed.images, np.arange(4)))
+    found = plan.probabilities(changed.inputs.images, np.arange(4))
+    np.testing.assert_array_equal(found, plan.probabilities(changed.inputs.images, np.arange(4)))
 
 
 @pytest.mark.parametrize("views", sorted(VIEWS))
@@ -161,7 +161,7 @@ def test_views_are_a_weighted_mean_of_the_outputs_of_changed_images(views: str) 
         for name in ("none", views)
     }
     order = np.array([8, 0, 3, 4, 4, 2])
-    images, mean = bench.feed.images, np.zeros((6, 3))
+    images, mean = bench.inputs.images, np.zeros((6, 3))
     assert sum(VIEWS[views].values()) == 1
     for view, share in VIEWS[views].items():
         turned = np.stack([moved(image, np.array(view)) for image in images])

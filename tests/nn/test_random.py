@@ -1,11 +1,16 @@
-"""Randomness by address: published test vectors, uniformity, independence of place and order."""
+"""Randomness by address: published test vectors, uniformity, independence of address and order."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from cnnjob import nn
 from cnnjob.nn import Schedule
+from cnnjob.nn.blocks import Block
 from cnnjob.nn.random import Philox, Uniform, generator, permutation
+from tests.nn.bench import rig
 
 WORDS = [  # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -66,3 +71,60 @@ def test_schedules() -> None:
     triangle = Schedule(2.0, "triangular", warmup=0.25, start_factor=0.2, end_factor=0.1)
     np.testing.assert_allclose(triangle.rates(range(9), 8), np.interp(range(9), [0, 2, 8], [0.4, 2.0, 0.2]))
     np.testing.assert_allclose(Schedule(1.0, warmup=0.5).rates(range(5), 8), [0, 0.25, 0.5, 0.75, 1])
+
+
+CONV = nn.Conv(filters=1)
+
+
+def dropouts(count: int) -> tuple[nn.Dropout, ...]:
+    return (nn.Dropout(0.5),) * count
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (
+            [nn.Residual((*dropouts(256), CONV, nn.Dropout(0.5))), nn.Residual((CONV, *dropouts(1)))],
+            r"residual2\.dropout1: would draw the same random numbers as residual1\.dropout257 .* 256 blocks",
+        ),
+        (
+            [nn.Residual((*dropouts(1), CONV)), *dropouts(256)],
+            r"dropout256: would draw the same random numbers as residual1\.dropout1 .* 256 blocks",
+        ),
+    ],
+)
+def test_dropouts_that_would_draw_the_same_numbers_are_refused(blocks: list[Block], message: str) -> None:
+    """Layers within residual block i have the indices from 256·(i + 1) on."""
+    with pytest.raises(ValueError, match=message):
+        rig(blocks)
+
+
+ALLOWED: list[list[Block]] = [
+    [nn.Residual((CONV, *dropouts(255))), nn.Residual((*dropouts(1), CONV))],
+    [nn.Residual((*dropouts(1), CONV)), *dropouts(255)],
+    [*dropouts(300)],
+]
+
+
+@pytest.mark.parametrize("blocks", ALLOWED)
+def test_dropouts_of_as_many_layers_as_allowed_differ(blocks: list[Block]) -> None:
+    network = nn.Network.build([*blocks, nn.Dense(activation="none", units=2)], (2, 2, 1))
+    nn.require_trainable(network, 2)
+
+
+def test_the_layers_of_a_residual_block_have_the_indices_that_are_checked() -> None:
+    """Each dropout of a plan has the index by which require_trainable knows it."""
+    planned = []
+
+    class Recording(nn.NumPyBackend):
+        def plan_operation(self, *arguments: Any, **named: Any) -> Any:
+            planned.append((arguments[1], arguments[-1]))
+            return super().plan_operation(*arguments, **named)
+
+    blocks: list[Block] = [nn.Dropout(0.1), nn.Residual((nn.Conv(filters=3), nn.Dropout(0.2))), nn.Dropout(0.3)]
+    network = nn.Network.build([*blocks, nn.Dense(activation="none", units=2)], (4, 4, 1))
+    backend, optimiser = Recording(nn.Workers(1)), nn.Sgd()
+    state = nn.State(network, optimiser, backend)
+    nn.TrainingPlan.count_bytes(backend, network, state, optimiser, 2)
+    found = {operation.probability: index for operation, index in planned if isinstance(operation, nn.Dropout)}
+    assert found == {0.1: 0, 0.2: 256 * 2 + 1, 0.3: 2}

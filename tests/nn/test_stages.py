@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Activation, Block
-from cnnjob.nn.cpu import stages
-from cnnjob.nn.cpu.activations import normal
+from cnnjob.nn.cpu.activations import normal_distribution
+from cnnjob.nn.cpu.pooling import pool
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.operations import MaxPool
 from cnnjob.nn.tensors import Tensor
@@ -30,7 +30,7 @@ def run_stage(plan: Any, block: Any, x: Array, dy: Array) -> tuple[Array, Array]
         into, out = Tensor.take(arena, x.shape, x.dtype, border=1), Tensor.take(arena, dy.shape, x.dtype)
         return into, out, plan(nn.Workers(1), arena, block, into, out)
 
-    into, out, step = Arena.filled(HostMemory(), build)
+    into, out, step = Arena.allocate(HostMemory(), build)
     into.value[...], out.gradient[...] = x, dy
     into.gradient[...] = 7  # of an earlier step
     step.forward()
@@ -42,7 +42,7 @@ def run_stage(plan: Any, block: Any, x: Array, dy: Array) -> tuple[Array, Array]
 def test_the_normal_distribution(dtype: Any, error: float) -> None:
     u = np.concatenate([np.linspace(-12, 12, 1001), [0.0, -0.0]]).astype(dtype)
     phi, density, work = (np.empty_like(u) for _ in range(3))
-    normal(u, phi, density, work)
+    normal_distribution(u, phi, density, work)
     np.testing.assert_allclose(phi, [oracle.gelu(v) / v if v else 0.5 for v in u.astype(float)], atol=error)
     np.testing.assert_allclose(density, np.exp(-(u.astype(float) ** 2) / 2) / np.sqrt(2 * np.pi), atol=error)
 
@@ -53,7 +53,7 @@ def test_max_pooling_is_that_of_loops_and_ties_go_to_the_first(side: int) -> Non
     x = random.integers(0, 3, (9, 7, 8, 2)).astype(float)  # most windows are tied
     y, first = oracle.max_pool(x, side)
     dy: Array = np.asarray(random.normal(size=y.shape))
-    found, dx = run_stage(stages.max_pool, MaxPool(side), x, dy)
+    found, dx = run_stage(pool, MaxPool(side), x, dy)
     np.testing.assert_array_equal(found, y)
     np.testing.assert_array_equal(dx, oracle.max_pool_backward(x.shape, first, dy, side))
 
@@ -62,7 +62,7 @@ def test_max_pooling_is_that_of_loops_and_ties_go_to_the_first(side: int) -> Non
 def test_global_pooling_is_its_formula_and_ties_go_to_the_first(how: Any) -> None:
     random = np.random.default_rng(0)
     x, dy = random.integers(0, 4, (9, 3, 4, 5)).astype(float), random.normal(size=(9, 5))
-    y, dx = run_stage(stages.global_pool, nn.GlobalPool(how), x, dy)
+    y, dx = run_stage(pool, nn.GlobalPool(how), x, dy)
     expected = np.zeros_like(x)
     for n, c in np.ndindex(dy.shape):
         pixels = x[n, :, :, c]
@@ -91,7 +91,7 @@ def test_gradients_of_residual_networks(
     blocks: list[Block] = [nn.Conv(filters=2, activation="gelu"), residual(*sizes, norm, activation)]
     blocks += [nn.GlobalPool(pool)] if pool else [residual(sizes[0], 1, None, "none")]
     bench = rig([*blocks, nn.Dense(units=4, activation="gelu")], (6, 5, 1), count=3, seed=seed,
-                lesson=nn.TrainingOptions(label_smoothing=0.2), output_scale=0.3)  # fmt: skip
+                options=nn.TrainingOptions(label_smoothing=0.2), output_scale=0.3)  # fmt: skip
     check_gradients(bench, seed)
 
 
@@ -103,7 +103,7 @@ def test_a_residual_block_that_comes_first() -> None:
 
 def test_a_residual_block_is_its_sum() -> None:
     bench = rig([residual(3, 2, None, "relu")], (5, 6, 2), count=2)
-    w, x = bench.state.weights, bench.feed.images / 255
+    w, x = bench.state.weights, bench.inputs.images / 255
     name = "residual1/{}/{}".format
     conv = {
         one: (w[name(one, "weights")], w.get(name(one, "bias"), np.zeros(3)))
@@ -112,7 +112,7 @@ def test_a_residual_block_is_its_sum() -> None:
     body = oracle.conv(oracle.ACTIVATIONS["gelu"](oracle.conv(x, *conv["conv1"], 2, 1)), *conv["conv2"], 1, 1)
     y = np.maximum(body + oracle.conv(x, *conv["projection"], 2, 0), 0)
     logits = y.reshape(2, -1) @ w["classifier/weights"] + w["classifier/bias"]
-    assert bench.step() == pytest.approx(oracle.softmax_cross_entropy(logits, bench.feed.labels)[0], rel=1e-12)
+    assert bench.step() == pytest.approx(oracle.softmax_cross_entropy(logits, bench.inputs.labels)[0], rel=1e-12)
 
 
 WINDOWS = [
@@ -134,12 +134,12 @@ def test_a_shortcut_reads_the_pixels_that_the_body_is_centred_on(
     bench = rig([nn.Conv(filters=2), block], (*sides, 2), count=2)
     check_gradients(bench)
     alone = rig([block], (*sides, 2), count=2)
-    w, x = alone.state.weights, alone.feed.images / 255
+    w, x = alone.state.weights, alone.inputs.images / 255
     conv = oracle.conv(x, w["residual1/conv1/weights"], w["residual1/conv1/bias"], body.stride, body.pad)
     weights, bias = w["residual1/projection/weights"], w["residual1/projection/bias"]
     y = oracle.max_pool(conv, body.pool)[0] + oracle.conv(x[:, *window], weights, bias, stride, 0)
     logits = y.reshape(2, -1) @ w["classifier/weights"] + w["classifier/bias"]
-    assert alone.step() == pytest.approx(oracle.softmax_cross_entropy(logits, alone.feed.labels)[0], rel=1e-12)
+    assert alone.step() == pytest.approx(oracle.softmax_cross_entropy(logits, alone.inputs.labels)[0], rel=1e-12)
 
 
 @given(
@@ -180,7 +180,7 @@ def test_dropout_in_a_body_has_an_address_of_its_own() -> None:
         bench = rig(blocks, (8, 8, 2), images=white)
         bench.step()
         first = bench.gradients["classifier/weights"].copy()
-        bench.feed.position[:] = 0
+        bench.inputs.position[:] = 0
         bench.step()
         np.testing.assert_array_equal(bench.gradients["classifier/weights"], first)
         seen.append(np.sign(np.abs(first[:, 0]) - np.abs(first[:, 0]).mean()))
@@ -188,16 +188,16 @@ def test_dropout_in_a_body_has_an_address_of_its_own() -> None:
 
 
 def test_smoothed_labels_are_their_formula() -> None:
-    bench = rig([], count=6, lesson=nn.TrainingOptions(label_smoothing=0.3), output_scale=0.5)
+    bench = rig([], count=6, options=nn.TrainingOptions(label_smoothing=0.3), output_scale=0.5)
     loss, w = bench.step(), bench.state.weights
-    x = bench.feed.images.reshape(6, -1) / 255
+    x = bench.inputs.images.reshape(6, -1) / 255
     logits = 0.5 * (x @ w["classifier/weights"] + w["classifier/bias"])
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    targets = 0.7 * np.eye(3)[bench.feed.labels] + 0.1
+    targets = 0.7 * np.eye(3)[bench.inputs.labels] + 0.1
     assert loss == pytest.approx(-(targets * log_p).sum() / 6, rel=1e-12)
     slopes = 0.5 * (np.exp(log_p) - targets) / 6
     np.testing.assert_allclose(bench.gradients["classifier/weights"], x.T @ slopes, rtol=1e-10, atol=1e-14)
-    torch_like = -log_p[np.arange(6), bench.feed.labels].mean() * 0.7 - 0.3 * log_p.mean()
+    torch_like = -log_p[np.arange(6), bench.inputs.labels].mean() * 0.7 - 0.3 * log_p.mean()
     assert loss == pytest.approx(torch_like, rel=1e-12)
 
 
@@ -210,7 +210,7 @@ ALL_BLOCKS: list[Block] = [
     nn.Dense(units=7, activation="gelu"),
     nn.Dropout(0.3),
 ]
-LESSON = nn.TrainingOptions(nn.Augmentation("alternating", 2), 0.2)
+OPTIONS = nn.TrainingOptions(nn.Augmentation("alternating", 2), 0.2)
 OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),
@@ -222,13 +222,13 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(optimiser: nn.Optimiser
     found = []
     for workers in (1, 2, 5):
         bench = rig(ALL_BLOCKS, (12, 13, 3), count=13, dtype=np.float32, workers=workers, learning_rate=0.1,
-                    optimiser=optimiser, lesson=LESSON)  # fmt: skip
+                    optimiser=optimiser, options=OPTIONS)  # fmt: skip
         for step in range(4):
-            bench.feed.lookahead[0] = 0.5 if step % 2 else -1
+            bench.inputs.lookahead[0] = 0.5 if step % 2 else -1
             bench.step()
         plan = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, 5, "flip_translate")
-        kept = {name: flat.tobytes() for name, flat in bench.state.kept.items()}
-        found.append((kept, plan.probabilities(bench.feed.images, np.arange(13)).tobytes()))
+        kept = {name: flat.tobytes() for name, flat in bench.state.saved_buffers.items()}
+        found.append((kept, plan.probabilities(bench.inputs.images, np.arange(13)).tobytes()))
     assert found[0] == found[1] == found[2]
 
 
@@ -245,24 +245,24 @@ class Counting(nn.NumPyBackend):
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_plans_count_exactly_what_they_take(optimiser: nn.Optimiser) -> None:
-    bench = rig(ALL_BLOCKS, (12, 13, 3), count=9, optimiser=optimiser, lesson=LESSON)
+    bench = rig(ALL_BLOCKS, (12, 13, 3), count=9, optimiser=optimiser, options=OPTIONS)
     backend = Counting(nn.Workers(1))
     state = nn.State(bench.network, optimiser, backend)
-    hollow = nn.State(bench.network, optimiser, backend, hollow=True)
-    assert hollow.size_bytes == backend.given
+    shape_only = nn.State(bench.network, optimiser, backend, shape_only=True)
+    assert shape_only.size_bytes == backend.given
     backend.given = 0
-    nn.TrainingPlan(backend, bench.network, state, optimiser, bench.feed, bench.pixels, 9, LESSON)
-    assert backend.given == nn.TrainingPlan.count_bytes(backend, bench.network, hollow, optimiser, 9, LESSON)
+    nn.TrainingPlan(backend, bench.network, state, optimiser, bench.inputs, bench.pixels, 9, OPTIONS)
+    assert backend.given == nn.TrainingPlan.count_bytes(backend, bench.network, shape_only, optimiser, 9, OPTIONS)
     for views in ("none", "flip", "flip_translate"):
         backend.given = 0
         plan = nn.EvaluationPlan(backend, bench.network, state, bench.pixels, 5, views)
-        of_feed = plan._feed.position.nbytes
-        assert backend.given - of_feed == nn.EvaluationPlan.count_bytes(backend, bench.network, hollow, 5, views)
+        of_inputs = plan._inputs.position.nbytes
+        assert backend.given - of_inputs == nn.EvaluationPlan.count_bytes(backend, bench.network, shape_only, 5, views)
 
 
 def test_a_step_allocates_nothing_but_a_few_numbers() -> None:
-    bench = rig(ALL_BLOCKS, (24, 24, 3), count=64, dtype=np.float32, optimiser=OPTIMISERS[0], lesson=LESSON)
-    taken = nn.TrainingPlan.count_bytes(bench.backend, bench.network, bench.state, OPTIMISERS[0], 64, LESSON)
+    bench = rig(ALL_BLOCKS, (24, 24, 3), count=64, dtype=np.float32, optimiser=OPTIMISERS[0], options=OPTIONS)
+    taken = nn.TrainingPlan.count_bytes(bench.backend, bench.network, bench.state, OPTIMISERS[0], 64, OPTIONS)
     bench.step()
     tracemalloc.start()
     try:

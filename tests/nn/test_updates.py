@@ -10,7 +10,7 @@ import pytest
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cpu import updates
-from cnnjob.nn.optimisers import segments
+from cnnjob.nn.optimisers import trainable_segments
 from tests.nn.bench import Rig, rig
 
 Array = np.ndarray[Any, Any]
@@ -75,7 +75,7 @@ def test_each_is_its_formula(optimiser: nn.Optimiser, formula: Callable[..., Arr
     for rate in RATES:
         before = {name: view.copy() for name, view in bench.state.weights.items()}
         gradients = gradients_at(bench)
-        bench.feed.learning_rates[:] = rate
+        bench.inputs.learning_rates[:] = rate
         bench.step()
         for name, parameter in bench.network.parameters.items():
             if parameter.trainable:
@@ -108,7 +108,7 @@ def test_frozen_weights_stay_and_what_is_around_them_learns(optimiser: nn.Optimi
     for flat in bench.state.slots.values():
         assert not bench.state.layout.views(flat)["conv1/weights"].any()
     learning = {name for name, parameter in bench.network.parameters.items() if parameter.trainable}
-    assert len(segments(bench.network, bench.state.layout)) == len(learning)
+    assert len(trainable_segments(bench.network, bench.state.layout)) == len(learning)
     assert not learning & {"conv1/weights", "conv2/mean", "conv2/variance"}
 
 
@@ -129,9 +129,9 @@ def test_lookahead_is_its_formula_and_the_last_steps_count(total: int) -> None:
     )
     slow = with_it.state.parameters.copy()
     with_it.state.slots["slow"][...] = slow
-    shares = look.shares(range(total), total)
+    shares = look.alphas(range(total), total)
     for done in range(1, total + 1):
-        with_it.feed.lookahead[0] = shares[done - 1]
+        with_it.inputs.lookahead[0] = shares[done - 1]
         with_it.step()
         without.step()
         fast = without.state.parameters
@@ -149,14 +149,14 @@ def test_the_slow_weights_start_as_the_fast_ones() -> None:
     state = nn.State(network, nn.AdamW(lookahead=nn.Lookahead()), nn.NumPyBackend(nn.Workers(1)))
     state.initialise(network, 3)
     np.testing.assert_array_equal(state.slots["slow"], state.parameters)
-    assert set(state.kept) == {"weights", "first_moment", "second_moment", "slow"}
+    assert set(state.saved_buffers) == {"weights", "first_moment", "second_moment", "slow"}
     assert not state.slots["first_moment"].any()
 
 
 def test_shares_are_by_address() -> None:
     look = nn.Lookahead(every=4)
-    whole = look.shares(range(22), 22)
-    np.testing.assert_array_equal(np.concatenate([look.shares(range(9), 22), look.shares(range(9, 22), 22)]), whole)
+    whole = look.alphas(range(22), 22)
+    np.testing.assert_array_equal(np.concatenate([look.alphas(range(9), 22), look.alphas(range(9, 22), 22)]), whole)
     np.testing.assert_array_equal(np.flatnonzero(whole >= 0), [3, 7, 11, 15, 19, 21])
     assert whole[-1] == pytest.approx(0.95**2)
     assert whole[19] == pytest.approx(0.95**4 * (20 / 22) ** 3)
@@ -167,5 +167,5 @@ def test_a_large_parameter_is_updated_in_pieces() -> None:
     assert bench.state.weights["dense1/weights"].size > updates.PIECE_ELEMENTS
     before = bench.state.weights["dense1/weights"].copy()
     bench.step()
-    expected = before - 0.1 * bench.gradients["dense1/weights"]  # decay is in it already
+    expected = before - 0.1 * (bench.gradients["dense1/weights"] + 0.01 * before)
     np.testing.assert_allclose(bench.state.weights["dense1/weights"], expected, rtol=1e-12, atol=1e-15)

@@ -21,7 +21,7 @@ from cnnjob.nn import Workers, available_cores
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.memory import Array, HostMemory
 from cnnjob.nn.tensors import Task
-from cnnjob.nn.workers import FAULTS, SHARDS, SMALL_WORK, split_evenly
+from cnnjob.nn.workers import FAULT_SIGNALS, SHARDS, SMALL_WORK, split_evenly
 from tests.nn.bench import rig
 
 
@@ -44,7 +44,7 @@ def who_runs(workers: Workers, tasks: int, work: int = SMALL_WORK) -> list[int]:
     """The processes of a list's tasks."""
     found = HostMemory(workers.count).zeros((tasks,), np.int64)
     places = [found[place : place + 1] for place in range(tasks)]
-    workers.share([partial(lambda at: np.copyto(at, os.getpid()), place) for place in places], work)()
+    workers.distribute([partial(lambda at: np.copyto(at, os.getpid()), place) for place in places], work)()
     return [int(number) for number in found]
 
 
@@ -52,7 +52,7 @@ def who_runs(workers: Workers, tasks: int, work: int = SMALL_WORK) -> list[int]:
 def test_every_task_runs_once_a_time(count: int) -> None:
     for tasks in (10, 1, 0, 3):
         workers, found, adding = marks(count, tasks)
-        add = workers.share(adding, SMALL_WORK)
+        add = workers.distribute(adding, SMALL_WORK)
         for times in range(1, 4):
             add()
             assert found.tolist() == [times] * tasks
@@ -60,10 +60,10 @@ def test_every_task_runs_once_a_time(count: int) -> None:
 
 def test_lists_planned_later_are_known_too_and_what_is_dropped_is_forgotten() -> None:
     workers, found, adding = marks(2, 6)
-    first, dropped = workers.share(adding, SMALL_WORK), [workers.share(adding, SMALL_WORK)]
+    first, dropped = workers.distribute(adding, SMALL_WORK), [workers.distribute(adding, SMALL_WORK)]
     first()
     dropped[0]()
-    second = workers.share(adding[:4], SMALL_WORK)
+    second = workers.distribute(adding[:4], SMALL_WORK)
     dropped.clear()
     for _ in range(2):
         second()
@@ -89,17 +89,17 @@ def test_a_failure_reaches_the_caller_and_the_workers_go_on(place: int) -> None:
         raise KeyError("in a task")
 
     with pytest.raises(KeyError, match="in a task") as failure:
-        workers.share([*adding[:place], fail, *adding[place:]], SMALL_WORK)()
+        workers.distribute([*adding[:place], fail, *adding[place:]], SMALL_WORK)()
     assert place == 0 or "in fail" in failure.value.__notes__[0]
     before = found.sum()
-    workers.share(adding, SMALL_WORK)()
+    workers.distribute(adding, SMALL_WORK)()
     assert found.sum() == before + 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_who_kills_one_process_has_killed_them_all(number: signal.Signals) -> None:
     """A run whose process was killed goes on from its checkpoint; with one of its workers gone it must not fail."""
-    code = "from tests.nn.test_workers import *; w = Workers(2); f = w.share([lambda: None] * 2, SMALL_WORK); "
+    code = "from tests.nn.test_workers import *; w = Workers(2); f = w.distribute([lambda: None] * 2, SMALL_WORK); "
     code += f"os.kill(who_runs(w, 2)[1], {int(number)}); f(); print('lives')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-number, "")
@@ -108,8 +108,8 @@ def test_who_kills_one_process_has_killed_them_all(number: signal.Signals) -> No
 def test_a_process_that_ends_by_itself_is_said_and_another_takes_its_place() -> None:
     workers, found, _ = marks(2, 2)
     leaves = [lambda: None, lambda: os._exit(3) if found[0] == 0 else None]
-    leave = workers.share(leaves, SMALL_WORK)
-    with pytest.raises(RuntimeError, match="has ended with 3"):
+    leave = workers.distribute(leaves, SMALL_WORK)
+    with pytest.raises(RuntimeError, match=r"ended unexpectedly \(exit status 3\)"):
         leave()
     found[0] = 1
     leave()
@@ -137,7 +137,7 @@ def test_what_cannot_be_sent_is_told(error: Exception) -> None:
         raise error
 
     with pytest.raises(RuntimeError, match=r"in fail|aaaa"):
-        workers.share([adding[0], fail, adding[2]], SMALL_WORK)()
+        workers.distribute([adding[0], fail, adding[2]], SMALL_WORK)()
     assert found.tolist() == [1, 0, 1]
 
 
@@ -151,7 +151,10 @@ def test_an_interrupted_list_leaves_no_answer_for_the_next() -> None:
     def interrupt() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.1)  # while it waits for the other
 
-    interrupted, add = workers.share([interrupt, slow, adding[2]], SMALL_WORK), workers.share(adding, SMALL_WORK)
+    interrupted, add = (
+        workers.distribute([interrupt, slow, adding[2]], SMALL_WORK),
+        workers.distribute(adding, SMALL_WORK),
+    )
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -170,13 +173,13 @@ def test_where_no_process_can_be_forked_the_caller_does_it_all() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
-    assert "1 processes instead of 4, slower: [Errno 24] Too many open files" in done.stderr
+    assert "using 1 of 4 cores: could not start a worker process ([Errno 24] Too many open files)" in done.stderr
 
 
 def test_signals_are_the_callers() -> None:
     workers, found, adding = marks(2, 4)
-    add, other = workers.share(adding, SMALL_WORK), who_runs(workers, 2)[1]
-    for number in signal.valid_signals() - FAULTS - {signal.SIGKILL, signal.SIGSTOP}:
+    add, other = workers.distribute(adding, SMALL_WORK), who_runs(workers, 2)[1]
+    for number in signal.valid_signals() - FAULT_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}:
         os.kill(other, number)
     add()
     assert found.tolist() == [1] * 4
@@ -215,7 +218,7 @@ def test_processes_end_with_the_workers_and_with_the_caller() -> None:
 
 def test_processor_time_of_all_processes_counts() -> None:
     with Workers(2) as workers:
-        busy = workers.share([lambda: burn(0.0), lambda: burn(0.2)], SMALL_WORK)
+        busy = workers.distribute([lambda: burn(0.0), lambda: burn(0.2)], SMALL_WORK)
         before, own = workers.cpu_seconds, time.process_time()
         busy()
         assert workers.cpu_seconds - before - (time.process_time() - own) >= 0.2
@@ -264,13 +267,13 @@ def trained(workers: int) -> bytes:
         nn.Dense(units=800),
     ]
     adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2))
-    lesson = nn.TrainingOptions(nn.Augmentation("random", 2), label_smoothing=0.1)
+    options = nn.TrainingOptions(nn.Augmentation("random", 2), label_smoothing=0.1)
     with threadpool_limits(1):  # as a training has it
         bench = rig(
             blocks, (32, 32, 3), count=120, dtype="float32", optimiser=adamw, learning_rate=0.01, workers=workers,
-            lesson=lesson,
+            options=options,
         )  # fmt: skip
-        bench.feed.lookahead[:] = 0.5
+        bench.inputs.lookahead[:] = 0.5
         for _ in range(3):
             bench.step()
     assert (bench.backend.workers.cpu_seconds > time.process_time() + 0.01) == (workers > 1)

@@ -26,8 +26,8 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
     with nn.Workers(nn.available_cores()) as workers:
         products, copies = list(_products(work)), _copies(work)
         yield {
-            PRODUCTS: Engine(workers.share(products, work=SMALL_WORK), "products"),
-            BYTES: Engine(workers.share(copies, work=SMALL_WORK), "bytes"),
+            PRODUCTS: Engine(workers.distribute(products, work=SMALL_WORK), "products"),
+            BYTES: Engine(workers.distribute(copies, work=SMALL_WORK), "bytes"),
         }
 
 

@@ -13,7 +13,7 @@ from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Shape
 from cnnjob.nn.memory import Arena
 from cnnjob.nn.operations import operations_of
-from cnnjob.nn.plan import empty_feed
+from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Task, Tensor
 
 
@@ -29,18 +29,18 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def training(backend: Backend, work: Workload) -> tuple[Run, Run]:
-    """Return a function that rewinds the feed to its first step, and a training step."""
+    """Return a function that rewinds the inputs to its first step, and a training step."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
     pixels = nn.PixelNormalisation.unit(work.image_shape[-1])
     state.initialise(network, 0, work.images, pixels)
-    # The feed is as long as the longest turn, and every step of it reads the same batch.
-    feed = nn.training_feed(backend, work.images, work.labels, MOST_STEPS_A_TURN, work.batch_size, 0)
-    backend.copy(np.resize(np.arange(work.batch_size), len(feed.order)), feed.order)
-    backend.copy(np.full(MOST_STEPS_A_TURN, work.learning_rate), feed.learning_rates)
-    plan = nn.TrainingPlan(backend, network, state, work.optimiser, feed, pixels, work.batch_size)
+    # The inputs is as long as the longest turn, and every step of it reads the same batch.
+    inputs = nn.build_step_inputs(backend, work.images, work.labels, MOST_STEPS_A_TURN, work.batch_size, 0)
+    backend.copy(np.resize(np.arange(work.batch_size), len(inputs.order)), inputs.order)
+    backend.copy(np.full(MOST_STEPS_A_TURN, work.learning_rate), inputs.learning_rates)
+    plan = nn.TrainingPlan(backend, network, state, work.optimiser, inputs, pixels, work.batch_size)
 
-    return partial(backend.copy, np.zeros(2, np.int64), feed.position), plan.step
+    return partial(backend.copy, np.zeros(2, np.int64), inputs.position), plan.step
 
 
 def block(backend: Backend, work: Workload) -> tuple[Run, Run]:
@@ -58,13 +58,13 @@ def block(backend: Backend, work: Workload) -> tuple[Run, Run]:
     def build(arena: Arena) -> tuple[Tensor, Tensor, Task]:
         x = Tensor.take(arena, (count, *layer.input_shape), backend.dtype, border=getattr(layer.block, "pad", 0))
         y = Tensor.take(arena, (count, *layer.output_shape), backend.dtype)
-        feed = empty_feed(layer.input_shape, backend)
+        inputs = empty_step_inputs(layer.input_shape, backend)
         [operation] = operations_of(layer.block)
         assert not isinstance(operation, nn.Residual)  # noqa: S101 - the types
-        step = backend.block(arena, operation, x, y, (weights, gradients), feed, 0)
-        return x, y, backend.whole(arena, feed, [step.forward, step.backward])
+        step = backend.plan_operation(arena, operation, x, y, (weights, gradients), inputs, 0)
+        return x, y, backend.compile_step(arena, inputs, [step.forward, step.backward])
 
-    x, y, run = Arena.filled(backend, build)
+    x, y, run = Arena.allocate(backend, build)
     backend.copy(drawn(x.padded.shape), x.padded)
     backend.copy(drawn(y.gradient.shape), y.gradient)
     return nothing, run

@@ -1,14 +1,18 @@
-"""Activations on NumPy, for arrays that fit into a core's cache."""
+"""Activations on NumPy, and the sums of residual blocks."""
 
 from collections.abc import Callable
+from functools import partial
 from math import pi, sqrt
 
 import numpy as np
 
 from cnnjob.nn.blocks import Activation
 from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.operations import Activate
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
+from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
-WORKING = {"none": 0, "relu": 0, "gelu": 3}
+SCRATCH_ARRAYS = {"none": 0, "relu": 0, "gelu": 3}
 """Number of scratch arrays of the output's shape that an activation needs."""
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -22,10 +26,63 @@ Backward = Callable[[Array, Array], object]
 """Function of the gradient of the output, and of the array that receives the gradient of the input."""
 
 
-def activation(
-    arena: Arena, kind: Activation, out: Array, working: list[Array], *, trainable: bool
+def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
+    """Plan an activation of a tensor (N, …), see :func:`plan_activation`."""
+    kind = block.activation
+
+    def shard(number: int, part: slice) -> ForwardBackward:
+        u, dy = x.value[part], y.gradient[part]
+        t, *scratch = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + SCRATCH_ARRAYS[kind]))
+        activate_forward, activate_backward = plan_activation(
+            arena, kind, y.value[part], scratch, trainable=y.trainable
+        )
+
+        def forward() -> None:
+            np.copyto(t, u)  # it overwrites its input
+            activate_forward(t)
+
+        return ForwardBackward(forward, lambda: activate_backward(dy, x.gradient[part]))
+
+    parts = split_evenly(len(x.value), SHARDS)
+    return distribute_shards(workers, [shard(number, part) for number, part in enumerate(parts)], work=x.value.size)
+
+
+def residual_add(
+    workers: Workers, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, kind: Activation
+) -> ForwardBackward:
+    """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
+
+    Backward writes the gradient of the sum to that of the body; the shortcut's gradient is the same.
+    """
+
+    def shard(number: int, part: slice) -> ForwardBackward:
+        u, dy = body.value[part], y.gradient[part]
+        t, *scratch = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + SCRATCH_ARRAYS[kind]))
+        activate_forward, activate_backward = plan_activation(
+            arena, kind, y.value[part], scratch, trainable=y.trainable
+        )
+
+        def forward() -> None:
+            np.add(u, shortcut.value[part], out=t)
+            activate_forward(t)
+
+        return ForwardBackward(forward, lambda: activate_backward(dy, body.gradient[part]))
+
+    parts = split_evenly(len(y.value), SHARDS)
+    return distribute_shards(workers, [shard(number, part) for number, part in enumerate(parts)], work=y.value.size)
+
+
+def accumulate(workers: Workers, source: Array, target: Array) -> Task:
+    """Plan target ← target + source, both (N, …)."""
+    parts = [(target[part], source[part]) for part in split_evenly(len(target), SHARDS)]
+    tasks = [partial(np.add, target_part, source_part, out=target_part) for target_part, source_part in parts]
+    return workers.distribute(tasks, work=target.size)
+
+
+def plan_activation(
+    arena: Arena, kind: Activation, out: Array, scratch: list[Array], *, trainable: bool
 ) -> tuple[Forward, Backward]:
-    """Plan an activation.
+    """Plan an activation of a few images, whose arrays should fit into a core's cache.
 
     ReLU: max(u, 0). GELU: u·Φ(u), with Φ the distribution function of the normal distribution (Hendrycks & Gimpel 2016,
     eq. 1).
@@ -34,14 +91,14 @@ def activation(
         arena: memory for the buffers.
         kind: the activation.
         out: receives the output.
-        working: scratch arrays of the shape of ``out``, as many as :data:`WORKING` says.
+        scratch: arrays of the shape of ``out``, as many as :data:`SCRATCH_ARRAYS` says.
         trainable: True if the backward function will be used.
 
     Returns:
         The forward and the backward function.
     """
     if kind == "gelu":
-        return _gelu(arena, out, working, trainable=trainable)
+        return _plan_gelu(arena, out, scratch, trainable=trainable)
     if kind == "none":
         return (lambda u: np.copyto(out, u)), (lambda dy, g: np.copyto(g, dy))
     mask = arena.take(out.shape if trainable else (0,), bool)
@@ -55,23 +112,23 @@ def activation(
     return forward, lambda dy, g: np.multiply(dy, mask, out=g)
 
 
-def _gelu(arena: Arena, out: Array, working: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
+def _plan_gelu(arena: Arena, out: Array, scratch: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
     """Plan a GELU; forward stores its derivative Φ(u) + u·φ(u), φ the normal density, for backward."""
-    phi, density, other = working
+    phi, density, work = scratch
     # Backward could not compute it: the input is scratch, overwritten by then.
-    slope = arena.take(out.shape if trainable else (0,), out.dtype)
+    derivative = arena.take(out.shape if trainable else (0,), out.dtype)
 
     def forward(u: Array) -> None:
-        normal(u, phi, density, other)
+        normal_distribution(u, phi, density, work)
         np.multiply(u, phi, out=out)
         if trainable:
             np.multiply(density, u, out=density)
-            np.add(phi, density, out=slope)
+            np.add(phi, density, out=derivative)
 
-    return forward, lambda dy, g: np.multiply(dy, slope, out=g)
+    return forward, lambda dy, g: np.multiply(dy, derivative, out=g)
 
 
-def normal(u: Array, phi: Array, density: Array, work: Array) -> None:
+def normal_distribution(u: Array, phi: Array, density: Array, work: Array) -> None:
     """Compute distribution function and density of the standard normal distribution.
 
     Φ(u) = (1 + erf(u/√2))/2: float32 uses Abramowitz & Stegun 1964, 7.1.26, whose error is below 1.5·10⁻⁷ and which is

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, GlobalPool
-from cnnjob.nn.cpu import blocks, losses, stages
+from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout
+from cnnjob.nn.cpu import blocks, losses, pooling
+from cnnjob.nn.cpu.activations import accumulate, activate, residual_add
 from cnnjob.nn.cpu.batches import gather
 from cnnjob.nn.cpu.conv import conv
 from cnnjob.nn.cpu.norm import norm
 from cnnjob.nn.cpu.updates import update
 from cnnjob.nn.memory import Arena, Array, HostMemory
-from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation
+from cnnjob.nn.operations import Activate, Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
@@ -41,49 +42,58 @@ class NumPyBackend(HostMemory):
         return self.workers.cpu_seconds
 
     def gather(
-        self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
-    ) -> Task:
-        """Plan the loading of a batch."""
-        return gather(self.workers, arena, feed, x, pixels, change)
-
-    def block(
         self,
         arena: Arena,
-        block: Operation,
+        inputs: StepInputs,
+        x: Tensor,
+        pixels: PixelNormalisation,
+        change: Augmentation | View | None,
+    ) -> Task:
+        """Plan the loading of a batch."""
+        return gather(self.workers, arena, inputs, x, pixels, change)
+
+    def plan_operation(
+        self,
+        arena: Arena,
+        operation: Operation,
         x: Tensor,
         y: Tensor,
         parameters: tuple[dict[str, Array], dict[str, Array]],
-        feed: StepInputs,
-        place: int,
+        inputs: StepInputs,
+        layer_index: int,
     ) -> ForwardBackward:
         """Plan one operation of a training or an evaluation."""
-        plan: Any = {Conv: conv, Dense: blocks.dense, Norm: norm}.get(type(block))
-        if plan:
-            step: ForwardBackward = plan(self.workers, arena, block, x, y, *parameters)
-            return step
-        if isinstance(block, Dropout):
-            return blocks.dropout(self.workers, arena, block, x, y, feed, place)
-        plan = {MaxPool: stages.max_pool, GlobalPool: stages.global_pool, Activate: stages.activate}[type(block)]
-        pure: ForwardBackward = plan(self.workers, arena, block, x, y)
-        return pure
+        if isinstance(operation, Conv):
+            return conv(self.workers, arena, operation, x, y, *parameters)
+        if isinstance(operation, Dense):
+            return blocks.dense(self.workers, arena, operation, x, y, *parameters)
+        if isinstance(operation, Norm):
+            return norm(self.workers, arena, operation, x, y, *parameters)
+        if isinstance(operation, Dropout):
+            return blocks.dropout(self.workers, arena, operation, x, y, inputs, layer_index)
+        if isinstance(operation, Activate):
+            return activate(self.workers, arena, operation, x, y)
+        return pooling.pool(self.workers, arena, operation, x, y)
 
-    def join(self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation) -> ForwardBackward:
+    def residual_add(
+        self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation
+    ) -> ForwardBackward:
         """Plan the end of a residual block."""
-        return stages.join(self.workers, arena, body, shortcut, y, activation)
+        return residual_add(self.workers, arena, body, shortcut, y, activation)
 
-    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
+    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
         """Plan the addition of one gradient to another."""
-        return stages.accumulate(self.workers, source, target)
+        return accumulate(self.workers, source, target)
 
-    def loss(self, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+    def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
-        return losses.cross_entropy(arena, feed, logits, label_smoothing)
+        return losses.cross_entropy(arena, inputs, logits, label_smoothing)
 
     def mean_outputs(
-        self, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
+        self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
         """Plan the mean over views, its softmax, and the advance to the next step."""
-        return losses.mean_outputs(arena, feed, logits, shares)
+        return losses.mean_outputs(arena, inputs, logits, view_weights)
 
     def update(
         self,
@@ -91,27 +101,27 @@ class NumPyBackend(HostMemory):
         optimiser: Optimiser,
         segments: Sequence[Segment],
         buffers: tuple[Array, Array, dict[str, Array]],
-        feed: StepInputs,
+        inputs: StepInputs,
     ) -> Task:
         """Plan the update of the flat parameter buffer, and the advance to the next step."""
-        run = update(self.workers, arena, optimiser, segments, buffers, feed)
-
-        def last() -> None:
-            run()
-            feed.position += 1
-
-        return last
-
-    def whole(self, arena: Arena, feed: StepInputs, tasks: Iterable[Task]) -> Task:  # noqa: ARG002 - a backend's form
-        """Return one task that runs all tasks of a step in order."""
-        tasks, seen = list(tasks), feed.images
+        update_parameters = update(self.workers, arena, optimiser, segments, buffers, inputs)
 
         def run() -> None:
-            nonlocal seen
-            # Workers know the images that they were forked with; another array in the feed does not reach them.
-            if feed.images is not seen:
-                seen = feed.images
-                self.workers.renew()
+            update_parameters()
+            inputs.position += 1
+
+        return run
+
+    def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:  # noqa: ARG002 - the interface has it
+        """Return one task that runs all tasks of a step in order."""
+        tasks, images = list(tasks), inputs.images
+
+        def run() -> None:
+            nonlocal images
+            # Workers know the images that they were forked with; another array in `inputs` does not reach them.
+            if inputs.images is not images:
+                images = inputs.images
+                self.workers.stop()
             run_all(tasks)
 
         return run

@@ -5,24 +5,24 @@ from collections.abc import Callable
 import numpy as np
 
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View, mirrored
+from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View, mirrored_sources
 from cnnjob.nn.random import Philox
 from cnnjob.nn.tensors import StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, split_evenly
 
-Take = Callable[[slice], object]
-"""Function that loads the images of some places in the order of the epoch."""
+TakeImages = Callable[[slice], object]
+"""Function that loads the images at some positions in the order of the epoch."""
 
 
 def gather(
     workers: Workers,
     arena: Arena,
-    feed: StepInputs,
+    inputs: StepInputs,
     x: Tensor,
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> Task:
-    """Plan a batch: x = image·scale + shift per channel, for the images that ``feed.order`` selects."""
+    """Plan a batch: x = image·scale + shift per channel, for the images that ``inputs.order`` selects."""
     N, *inner = x.value.shape
     dtype = x.value.dtype
     # Per pixel instead of per channel, (H, W, C): NumPy's inner loop then runs over more than the few channels.
@@ -31,12 +31,17 @@ def gather(
     )
 
     def shard(number: int, part: slice) -> Task:
-        images, values = arena.scratch(number, *(((part.stop - part.start, *inner), of) for of in (np.uint8, dtype)))
-        take = _changed(arena, feed, change, images) if change else _taken(feed, images)
+        shape = part.stop - part.start, *inner
+        images, values = arena.scratch(number, (shape, np.uint8), (shape, dtype))
+        if change:
+            take_images = _plan_changed(arena, inputs, change, images)
+        else:
+            # Mode "clip" here and below: with the default "raise", np.take buffers its output.
+            take_images = lambda positions: np.take(inputs.images, inputs.rows[positions], 0, images, "clip")  # noqa: E731
 
         def load() -> None:
-            first = feed.position[0] * N
-            take(slice(first + part.start, first + part.stop))
+            first = inputs.position[0] * N
+            take_images(slice(first + part.start, first + part.stop))
             np.copyto(values, images)  # uint8 → float
             np.multiply(values, scale, out=values)
             np.add(values, shift, out=x.value[part])
@@ -44,30 +49,24 @@ def gather(
         return load
 
     work = x.value.size
-    tasks = [shard(*place) for place in enumerate(split_evenly(N, SHARDS if work >= SMALL_WORK else 1))]
-    return workers.share(tasks, work)
+    parts = split_evenly(N, SHARDS if work >= SMALL_WORK else 1)
+    return workers.distribute([shard(number, part) for number, part in enumerate(parts)], work)
 
 
-def _taken(feed: StepInputs, images: Array) -> Take:
-    """Plan to take images unchanged."""
-    # Mode "clip" here and below: with the default "raise", np.take buffers its output.
-    return lambda places: np.take(feed.images, feed.rows[places], 0, images, "clip")
-
-
-def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images: Array) -> Take:
+def _plan_changed(arena: Arena, inputs: StepInputs, change: Augmentation | View, images: Array) -> TakeImages:
     """Plan to take flipped and moved images: each pixel is looked up at its source."""
     n, H, W, C = images.shape
-    reach = change.translate if isinstance(change, Augmentation) else max(abs(move) for move in change[1:])
-    down, right = (arena.constant(mirrored(side, reach)) for side in (H, W))
+    reach = change.translate if isinstance(change, Augmentation) else max(map(abs, change[1:]))
+    down, right = (arena.constant(mirrored_sources(side, reach)) for side in (H, W))
     views, words = arena.take((3, n), np.int64), Philox(arena.take((6, n), np.uint64))
     # Source row and column of each pixel, then its index among the pixels of all images: (n, H), (n, W), (n, H, W).
     rows, columns, sources = (arena.take((n, *size), np.int64) for size in ((H,), (W,), (H, W)))
 
-    def take(places: slice) -> None:
+    def take(positions: slice) -> None:
         if isinstance(change, Augmentation):
             # Both positions advance together, so their difference is the first step of the epoch.
-            epoch = int(feed.position[1] - feed.position[0]) // len(feed.learning_rates)
-            change.draw(words, feed.order[places], epoch, feed.seed, views)
+            epoch = int(inputs.position[1] - inputs.position[0]) // len(inputs.learning_rates)
+            change.draw(words, inputs.order[positions], epoch, inputs.seed, views)
         else:
             np.copyto(views.T, change)
         flipped = views[0, :, None]
@@ -77,9 +76,9 @@ def _changed(arena: Arena, feed: StepInputs, change: Augmentation | View, images
         # Column c of a flipped image is W − 1 − c of the original.
         np.multiply(columns, 1 - 2 * flipped, out=columns)
         np.add(columns, (W - 1) * flipped, out=columns)
-        np.add(rows, feed.rows[places, None] * H, out=rows)
+        np.add(rows, inputs.rows[positions, None] * H, out=rows)
         np.multiply(rows, W, out=rows)
         np.add(rows[:, :, None], columns[:, None], out=sources)
-        np.take(feed.images.reshape(-1, C), sources, 0, images, "clip")
+        np.take(inputs.images.reshape(-1, C), sources, 0, images, "clip")
 
     return take

@@ -8,9 +8,9 @@ from cnnjob.nn.blocks import Dense, Dropout
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose, Uniform
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
-from cnnjob.nn.workers import SHARDS, Workers, shared, split_evenly
+from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
-SMALL_PRODUCT = 1 << 20
+MAX_UNSPLIT_PRODUCT = 1 << 20
 """Number of multiplications up to which a matrix product is not split among the cores."""
 
 Arrays = dict[str, Array]
@@ -33,11 +33,11 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
     """
     N, U = y.value.shape
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
-    slope, find_slope = _slope(arena, block, y)
+    dz, compute_dz = _plan_dz(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.trainable else None
     # Split along V, the longer side as a rule, not along the images: each core reads its own part of the weights. The
     # partial products (parts, N, U) are summed in a fixed order.
-    parts = split_evenly(len(weights), SHARDS if N * weights.size > SMALL_PRODUCT else 1)
+    parts = split_evenly(len(weights), SHARDS if N * weights.size > MAX_UNSPLIT_PRODUCT else 1)
     products = arena.take((len(parts), N, U), dtype)
 
     def product(part: slice, out: Array) -> Task:
@@ -49,14 +49,14 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
     def gradients(part: slice) -> Task:
         def backward() -> None:
             if "weights" in dw:
-                np.matmul(flat[:, part].T, slope, out=dw["weights"][part])
+                np.matmul(flat[:, part].T, dz, out=dw["weights"][part])
             if dx is not None:
-                np.matmul(slope, weights[part].T, out=dx[:, part])
+                np.matmul(dz, weights[part].T, out=dx[:, part])
 
         return backward
 
     steps = [ForwardBackward(product(part, out), gradients(part)) for part, out in zip(parts, products, strict=True)]
-    shards = shared(workers, steps, work=N * weights.size // 8)
+    shards = distribute_shards(workers, steps, work=N * weights.size // 8)
 
     def forward() -> None:
         shards.forward()
@@ -68,31 +68,31 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
             np.maximum(y.value, 0, out=y.value)
 
     def backward() -> None:
-        find_slope()
+        compute_dz()
         if "bias" in dw:
-            np.add.reduce(slope, axis=0, out=dw["bias"])
+            np.add.reduce(dz, axis=0, out=dw["bias"])
         shards.backward()
 
     return ForwardBackward(forward, backward)
 
 
-def _slope(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
-    """Return the gradient of x w + b, (N, U), and the task that computes it."""
-    slope, mask = (arena.take(y.gradient.shape, of) for of in (y.value.dtype, bool))
+def _plan_dz(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
+    """Return the gradient of z = x w + b, (N, U), and the task that computes it."""
+    dz, mask = (arena.take(y.gradient.shape, dtype) for dtype in (y.value.dtype, bool))
 
     def run() -> None:
-        np.multiply(y.gradient, block.output_scale, out=slope)
+        np.multiply(y.gradient, block.output_scale, out=dz)
         if block.activation == "relu":
             np.greater(y.value, 0, out=mask)
-            np.multiply(slope, mask, out=slope)
+            np.multiply(dz, mask, out=dz)
 
-    return slope, run
+    return dz, run
 
 
 def dropout(
-    workers: Workers, arena: Arena, block: Dropout, x: Tensor, y: Tensor, feed: StepInputs, place: int
+    workers: Workers, arena: Arena, block: Dropout, x: Tensor, y: Tensor, inputs: StepInputs, layer_index: int
 ) -> ForwardBackward:
-    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, place, step, element).
+    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
 
     Args:
         workers: the workers that share the batch.
@@ -100,8 +100,8 @@ def dropout(
         block: the probability p of m = 0.
         x: input (N, …).
         y: output of the same shape.
-        feed: seed and step.
-        place: place of the layer in the network.
+        inputs: seed and step.
+        layer_index: index of the layer in the network.
 
     Returns:
         The two tasks.
@@ -114,21 +114,21 @@ def dropout(
         # Philox makes four numbers at once: a shard that starts within a block of four draws all of it and skips some.
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
-        keep = arena.take((part.stop - part.start, *x.value.shape[1:]), x.value.dtype)
+        mask = arena.take((part.stop - part.start, *x.value.shape[1:]), x.value.dtype)
         uniform = Uniform(words, uniforms, first // 4)
-        drawn = uniforms.reshape(-1)[first % 4 : first % 4 + count].reshape(keep.shape)
+        drawn = uniforms.reshape(-1)[first % 4 : first % 4 + count].reshape(mask.shape)
 
         def forward() -> None:
-            uniform.draw(feed.seed, Purpose.DROPOUT + place, int(feed.position[1]))
-            np.greater_equal(drawn, block.probability, out=keep, casting="unsafe")  # bool → 0.0 or 1.0
-            np.multiply(keep, factor, out=keep)
-            np.multiply(x.value[part], keep, out=y.value[part])
+            uniform.draw(inputs.seed, Purpose.DROPOUT + layer_index, int(inputs.position[1]))
+            np.greater_equal(drawn, block.probability, out=mask, casting="unsafe")  # bool → 0.0 or 1.0
+            np.multiply(mask, factor, out=mask)
+            np.multiply(x.value[part], mask, out=y.value[part])
 
         def backward() -> None:
             if x.trainable:
-                np.multiply(y.gradient[part], keep, out=x.gradient[part])
+                np.multiply(y.gradient[part], mask, out=x.gradient[part])
 
         return ForwardBackward(forward, backward)
 
     steps = [shard(part) for part in split_evenly(len(x.value), SHARDS)]
-    return shared(workers, steps, work=x.value.size)
+    return distribute_shards(workers, steps, work=x.value.size)

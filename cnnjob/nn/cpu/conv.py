@@ -19,11 +19,11 @@ from numpy.lib.stride_tricks import as_strided
 from cnnjob.nn.blocks import Conv, Shape
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
-from cnnjob.nn.workers import SHARDS, Workers, run_all, shared, split_evenly
+from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
 
 PIECE_BYTES = 1_200_000
 """Size of the patches and phases of a piece, which should stay in the caches; smaller pieces cost more calls."""
-MOST_PIECES = 64
+MAX_PIECES = 64
 """Number of pieces per shard beyond which the pieces grow, so that planning stays quick."""
 FEW_CHANNELS = 8
 """Number of channels below which patches lie tap by tap, since the values of one tap are then the longer runs."""
@@ -49,18 +49,18 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
         The two tasks.
     """
     parts = split_evenly(len(y.value), SHARDS)
-    kernel = _Kernel(arena, w, dw, len(parts), turns=x.trainable)
-    steps = [_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
-    shards = shared(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
+    kernel = _Kernel(arena, w, dw, len(parts), with_turned=x.trainable)
+    steps = [_plan_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
+    shards = distribute_shards(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
     # What is common to all shards runs on the caller alone, before or after them.
     def forward() -> None:
-        kernel.load()
+        kernel.load_parameters()
         shards.forward()
 
     def backward() -> None:
         shards.backward()
-        kernel.add_up()
+        kernel.sum_shards()
 
     return ForwardBackward(forward, backward)
 
@@ -71,32 +71,33 @@ class _Kernel:
     The bias is the last row of the matrix; patches have a column of ones to match.
     """
 
-    def __init__(self, arena: Arena, w: Arrays, dw: Arrays, shards: int, *, turns: bool) -> None:
-        """Take the buffers for ``shards`` shards, and for the turned kernel if ``turns``."""
-        self._w, self._dw, self._turns = w, dw, turns
+    def __init__(self, arena: Arena, w: Arrays, dw: Arrays, shards: int, *, with_turned: bool) -> None:
+        """Take the buffers for ``shards`` shards, and for the turned kernel, which only the input's gradient needs."""
+        self._w, self._dw, self._with_turned = w, dw, with_turned
         K, _, C, F = w["weights"].shape
         dtype, self.taps = w["weights"].dtype, K * K * C
-        self.rows = slice(0 if "weights" in dw else self.taps, self.taps + ("bias" in dw))
+        first = 0 if "weights" in dw else self.taps
+        self.rows = slice(first, self.taps + 1 if "bias" in dw else self.taps)
         """Trainable rows of the matrix."""
         self.matrix = w["weights"].reshape(self.taps, F)
         """(K·K·C, F), or with a bias (K·K·C + 1, F)."""
-        # Without a bias the matrix is a view of the parameters; with one it is a copy, made by load().
+        # Without a bias the matrix is a view of the parameters; with one it is a copy, made by load_parameters().
         if "bias" in w:
             self.matrix = arena.take((self.taps + 1, F), dtype)
         self.sums = arena.take((shards, self.rows.stop - self.rows.start, F), dtype)
         """Gradient of the trainable rows, summed by each shard, (shards, rows, F)."""
-        self.turned = arena.take((K, K, F, C) if turns else (0,), dtype)
+        self.turned = arena.take((K, K, F, C) if with_turned else (0,), dtype)
 
-    def load(self) -> None:
+    def load_parameters(self) -> None:
         """Copy the current parameters."""
         weights = self._w["weights"]
         if "bias" in self._w:
             np.copyto(self.matrix[:-1], weights.reshape(self.matrix[:-1].shape))
             np.copyto(self.matrix[-1], self._w["bias"])
-        if self._turns:
+        if self._with_turned:
             np.copyto(self.turned, weights[::-1, ::-1].swapaxes(2, 3))
 
-    def add_up(self) -> None:
+    def sum_shards(self) -> None:
         """Sum the gradients of all shards into those of weights and bias."""
         if "weights" in self._dw:
             flat = self._dw["weights"].reshape(self.taps, -1)
@@ -105,7 +106,7 @@ class _Kernel:
             np.add.reduce(self.sums[:, -1], axis=0, out=self._dw["bias"])
 
 
-def _shard(
+def _plan_shard(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
 ) -> ForwardBackward:
     """Plan the block for the images of one shard, piece by piece."""
@@ -113,8 +114,8 @@ def _shard(
     image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
     count = part.stop - part.start
     steps = [
-        _piece(arena, block, x, y, kernel, number, slice(part.start + piece.start, part.start + piece.stop))
-        for piece in split_evenly(count, min(MOST_PIECES, -(-count * image_bytes // PIECE_BYTES)))
+        _plan_piece(arena, block, x, y, kernel, number, slice(part.start + piece.start, part.start + piece.stop))
+        for piece in split_evenly(count, min(MAX_PIECES, -(-count * image_bytes // PIECE_BYTES)))
     ]
     backwards = [step.backward for step in steps]
 
@@ -125,55 +126,59 @@ def _shard(
     return ForwardBackward(partial(run_all, [step.forward for step in steps]), backward)
 
 
-def _piece(
+def _plan_piece(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
 ) -> ForwardBackward:
     """Plan the block for a few images; backward adds their gradient of the kernel to the shard's sum."""
     n, H, W, F = shape = y.value[part].shape
     P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
     columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
-    turns = x.trainable and block.stride == 1
-    keeps = len(total) > 0 and C < FEW_CHANNELS
+    with_turned = x.trainable and block.stride == 1
+    stores_patches = len(total) > 0 and C < FEW_CHANNELS
     # The product itself is the output: no pooling, no activation, and no border that would leave gaps in the output.
-    bare = P == 1 and block.activation == "none" and y.value.flags.c_contiguous
-    needed: dict[str, Shape] = {
-        "columns": (0,) if keeps else columns,
-        "z": (0,) if bare else (P * P, *shape),
+    in_output = P == 1 and block.activation == "none" and y.value.flags.c_contiguous
+    scratch_shapes: dict[str, Shape] = {
+        "columns": (0,) if stores_patches else columns,
+        "z": (0,) if in_output else (P * P, *shape),
         "product": total.shape,
     }
-    if turns:
-        needed |= _turned_sizes(block, (n, *x.value.shape[1:]), F)
-    memory = dict(zip(needed, arena.scratch(number, *((size, dtype) for size in needed.values())), strict=True))
-    if keeps:
+    if with_turned:
+        scratch_shapes |= _turned_shapes(block, (n, *x.value.shape[1:]), F)
+    scratch = arena.scratch(number, *((size, dtype) for size in scratch_shapes.values()))
+    memory = dict(zip(scratch_shapes, scratch, strict=True))
+    if stores_patches:
         memory["columns"] = arena.take(columns, dtype)
-    apart = C < FEW_CHANNELS and n * H * W * kernel.matrix.size <= SMALL_PRODUCT
-    patches = _Patches(x.padded[part], block, (H, W), memory["columns"], apart=apart)
-    chosen = y.trainable and (block.activation == "relu" or P > 1)
-    masks = arena.take((P * P, *shape) if chosen else (0, *shape), bool)
-    if bare:
+    by_phase = C < FEW_CHANNELS and n * H * W * kernel.matrix.size <= SMALL_PRODUCT
+    patches = _Patches(x.padded[part], block, (H, W), memory["columns"], by_phase=by_phase)
+    needs_masks = y.trainable and (block.activation == "relu" or P > 1)
+    masks = arena.take((P * P, *shape) if needs_masks else (0, *shape), bool)
+    if in_output:
         memory["z"] = y.value[part][None]  # (1, n, H', W', F)
-    forward = _forward(block, patches, memory, kernel.matrix, y.value[part], masks)
+    forward = _plan_forward(block, patches, memory, kernel.matrix, y.value[part], masks)
     if not y.trainable:
         return ForwardBackward(forward, forward)
-    if bare:
-        memory = {**memory, "z": y.gradient[part][None]}
-    into_kernel = _into_kernel(patches, memory, kernel, total, y.gradient[part], masks, keeps=keeps)
+    # dz overwrites z, which nothing reads after the masks are made.
+    memory["dz"] = y.gradient[part][None] if in_output else memory["z"]
+    kernel_backward = _plan_kernel_backward(
+        patches, memory, kernel, total, y.gradient[part], masks, gathers=not stores_patches
+    )
     if not x.trainable:
-        return ForwardBackward(forward, into_kernel)
-    into_input = (_turned if turns else _scattered)(block, x, part, memory, kernel)
+        return ForwardBackward(forward, kernel_backward)
+    plan_input_backward = _plan_turned_backward if with_turned else _plan_scattered_backward
+    input_backward = plan_input_backward(block, x, part, memory, kernel)
 
     def backward() -> None:
-        into_kernel()
-        into_input()
+        kernel_backward()
+        input_backward()
 
     return ForwardBackward(forward, backward)
 
 
-def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
+def _plan_forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
     """Plan the output of a piece and the masks that its backward needs."""
     z = memory["z"]  # (P·P, n, H', W', F)
     values = z.reshape(len(patches.groups), -1, out.shape[-1])
-    bare = np.may_share_memory(z, out)
+    in_output = np.may_share_memory(z, out)
 
     def forward() -> None:
         patches.gather()
@@ -182,98 +187,99 @@ def _forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, ou
             np.maximum.reduce(z, axis=0, out=out, initial=0)  # pooling and ReLU in one pass
         elif len(z) > 1:
             np.maximum.reduce(z, axis=0, out=out)
-        elif not bare:
+        elif not in_output:
             np.copyto(out, z[0])
         if len(masks):
-            mark()
+            fill_masks()
 
-    def mark() -> None:
+    def fill_masks() -> None:
         # The last mask starts as the windows that have a gradient at all: with ReLU, those of positive outputs. Each
         # phase takes its windows out of it, and what remains is the last phase's own mask.
-        free = masks[-1]
+        unassigned = masks[-1]
         if block.activation == "relu":
-            np.greater(out, 0, out=free)
+            np.greater(out, 0, out=unassigned)
         else:
-            free.fill(1)
+            unassigned.fill(1)
         np.equal(z[:-1], out, out=masks[:-1])
         for mask in masks[:-1]:
-            np.logical_and(mask, free, out=mask)
-            np.logical_xor(mask, free, out=free)
+            np.logical_and(mask, unassigned, out=mask)
+            np.logical_xor(mask, unassigned, out=unassigned)
 
     return forward
 
 
-def _into_kernel(
-    patches: "_Patches", memory: Arrays, kernel: _Kernel, total: Array, dy: Array, masks: Array, *, keeps: bool
+def _plan_kernel_backward(
+    patches: "_Patches", memory: Arrays, kernel: _Kernel, total: Array, dy: Array, masks: Array, *, gathers: bool
 ) -> Task:
-    """Plan the gradients of z, which overwrite it, and of the kernel's trainable rows, which are added to ``total``."""
-    z, product = memory["z"], memory["product"]
-    slopes = z.reshape(len(patches.groups), -1, z.shape[-1])
-    products = [(rows.T[kernel.rows], slope) for rows, slope in zip(patches.groups, slopes, strict=True)]
-    bare = np.may_share_memory(z, dy)
+    """Plan the gradients of z and of the kernel's trainable rows, which are added to ``total``."""
+    dz, product = memory["dz"], memory["product"]  # (P·P, n, H', W', F), (trainable rows, F)
+    dz_groups = dz.reshape(len(patches.groups), -1, dz.shape[-1])
+    products = [(rows.T[kernel.rows], dz_rows) for rows, dz_rows in zip(patches.groups, dz_groups, strict=True)]
+    in_output = np.may_share_memory(dz, dy)
 
     def backward() -> None:
         if len(masks):
-            np.multiply(dy, masks, out=z)
-        elif not bare:
-            np.copyto(z[0], dy)
+            np.multiply(dy, masks, out=dz)
+        elif not in_output:
+            np.copyto(dz[0], dy)
         if len(total):
-            if not keeps:
+            if gathers:
                 patches.gather()
-            for rows, slope in products:
-                np.dot(rows, slope, out=product)
+            for rows, dz_rows in products:
+                np.dot(rows, dz_rows, out=product)
                 np.add(total, product, out=total)
 
     return backward
 
 
-def _turned_sizes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
-    """Return the shapes of the buffers that :func:`_turned` needs for images (n, H, W, C)."""
+def _turned_shapes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
+    """Return the shapes of the buffers that :func:`_plan_turned_backward` needs for images (n, H, W, C)."""
     n, H, W, C = shape
-    around = 2 * (block.kernel - 1)
-    rows, columns = (side + around for side in block.convolved(shape[1:]))
+    borders = 2 * (block.kernel - 1)
+    rows, columns = (side + borders for side in block.convolved(shape[1:]))
     taps = block.kernel**2 * F
-    return {"slope": (n, rows, columns, F), "slope_columns": (n * H * W, taps), "dx": (n, H, W, C)}
+    return {"padded_dz": (n, rows, columns, F), "dz_columns": (n * H * W, taps), "dx": (n, H, W, C)}
 
 
-def _turned(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
+def _plan_turned_backward(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """Plan the input's gradient for stride 1: the gradient of z with a border, convolved with the turned kernel."""
-    z, slope, dx, pool = memory["z"], memory["slope"], memory["dx"], block.pool
-    edge = block.kernel - 1
-    inner = slope[:, edge:, edge:]
+    dz, padded_dz, dx, pool = memory["dz"], memory["padded_dz"], memory["dx"], block.pool
+    border = block.kernel - 1
+    inner = padded_dz[:, border:, border:]
     image, row, column, channel = inner.strides
     # (P, P, n, H', W', F): phase (i, j) of a window lies i rows and j columns from the window's first output.
-    values = z.reshape(pool, pool, *z.shape[1:])
-    phases = as_strided(inner, values.shape, (row, column, image, pool * row, pool * column, channel))
-    plain = Conv(kernel=block.kernel)
+    dz_phases = dz.reshape(pool, pool, *dz.shape[1:])
+    inner_phases = as_strided(inner, dz_phases.shape, (row, column, image, pool * row, pool * column, channel))
+    stride_1 = Conv(kernel=block.kernel)
     # The padding of the forward convolution needs no gradient, which leaves a border of K − 1 − pad zeros.
-    slopes = _Patches(slope[:, block.pad :, block.pad :], plain, dx.shape[1:3], memory["slope_columns"])
+    dz_patches = _Patches(padded_dz[:, block.pad :, block.pad :], stride_1, dx.shape[1:3], memory["dz_columns"])
     turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
 
     def backward() -> None:
         # Scratch memory: zero the border, and the outputs that no pooling window covers.
-        slope.fill(0)
-        np.copyto(phases, values)
-        slopes.gather()
-        np.matmul(slopes.groups[0], turned, out=flat_dx)
+        padded_dz.fill(0)
+        np.copyto(inner_phases, dz_phases)
+        dz_patches.gather()
+        np.matmul(dz_patches.groups[0], turned, out=flat_dx)
         np.copyto(x.gradient[part], dx)
 
     return backward
 
 
-def _scattered(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
+def _plan_scattered_backward(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """Plan the input's gradient for any stride: the gradients of the patches overwrite the patches and are added up."""
-    flat_z = memory["z"].reshape(-1, memory["z"].shape[-1])
+    dz = memory["dz"]
+    flat_dz = dz.reshape(-1, dz.shape[-1])
     weights = kernel.matrix[: kernel.taps]
-    patches = _Patches(x.padded_gradient[part], block, memory["z"].shape[2:4], memory["columns"])
-    into = patches.groups[..., : kernel.taps]
+    patches = _Patches(x.padded_gradient[part], block, dz.shape[2:4], memory["columns"])
+    d_patches = patches.groups[..., : kernel.taps]
 
     def backward() -> None:
-        np.matmul(flat_z.reshape(*into.shape[:2], -1), weights.T, out=into)
+        np.matmul(flat_dz.reshape(*d_patches.shape[:2], -1), weights.T, out=d_patches)
         x.padded_gradient[part] = 0
         # Tap by tap: patches overlap in memory, but the values of one tap do not, so no addition overwrites another.
         for k, m in np.ndindex(block.kernel, block.kernel):
-            target = patches.seen[..., k, m, :]
+            target = patches.view[..., k, m, :]
             np.add(target, patches.columns[..., k, m, :], out=target)
 
     return backward
@@ -285,28 +291,28 @@ class _Patches:
     The matrices may have a last column of ones.
     """
 
-    def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, apart: bool = False) -> None:
+    def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, by_phase: bool = False) -> None:
         """View images (n, H + 2 pad, W + 2 pad, C) as patches, for an output of size (H', W').
 
-        The memory is (positions, taps), with one more column if the kernel has a bias. With ``apart``, patches of few
-        channels form one matrix per phase.
+        The memory is (positions, taps), with one more column if the kernel has a bias. With ``by_phase``, patches of
+        few channels form one matrix per phase.
         """
-        K, P, step, C = block.kernel, block.pool, block.stride, padded.shape[3]
+        K, P, S, C = block.kernel, block.pool, block.stride, padded.shape[3]
         image, row, column, channel = padded.strides
         shape = (P, P, len(padded), *size, K, K, C)
-        strides = (step * row, step * column, image, step * P * row, step * P * column, row, column, channel)
+        strides = (S * row, S * column, image, S * P * row, S * P * column, row, column, channel)
         taps = K * K * C
         self.groups: Array
         """The patches as matrices, (groups, positions, taps)."""
-        self.seen = as_strided(padded, shape, strides)
+        self.view = as_strided(padded, shape, strides)
         """The patches as a view of the images, (P, P, n, H', W', K, K, C); write to one tap at a time, they overlap."""
-        # `columns` is the memory of the matrices in the shape of `seen`. With few channels it lies with the taps first:
+        # `columns` is the memory of the matrices in the shape of `view`. With few channels it lies with the taps first:
         # gather() then copies runs of positions, and matmul takes the transposed matrix as it is.
         if C < FEW_CHANNELS:
-            lead = (P, P) if apart else ()
-            taps_first = memory.reshape(prod(lead), memory.shape[1], -1)
-            columns = taps_first[:, :taps].reshape(*lead, K, K, C, *shape[len(lead) : 5])
-            self.columns = np.moveaxis(columns, range(len(lead), len(lead) + 3), (-3, -2, -1))
+            groups = (P, P) if by_phase else ()
+            taps_first = memory.reshape(prod(groups), memory.shape[1], -1)
+            columns = taps_first[:, :taps].reshape(*groups, K, K, C, *shape[len(groups) : 5])
+            self.columns = np.moveaxis(columns, range(len(groups), len(groups) + 3), (-3, -2, -1))
             self.groups = taps_first.swapaxes(1, 2)
         else:
             self.columns, self.groups = memory[:, :taps].reshape(shape), memory[None]
@@ -314,5 +320,5 @@ class _Patches:
 
     def gather(self) -> None:
         """Copy the patches to the matrices."""
-        np.copyto(self.columns, self.seen)
+        np.copyto(self.columns, self.view)
         self._ones.fill(1)

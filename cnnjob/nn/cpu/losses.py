@@ -29,47 +29,49 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
     return p, total, run
 
 
-def mean_outputs(arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]) -> tuple[list[Task], Task]:
+def mean_outputs(
+    arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
+) -> tuple[list[Task], Task]:
     """Plan the softmax of the weighted mean of the logits (N, K) of several views.
 
-    The last task writes it to ``feed.probabilities`` and advances to the next step.
+    The last task writes it to ``inputs.probabilities`` and advances to the next step.
 
     Returns:
         One task to run after each view, and the last task.
     """
     # A single view has weight 1: its logits are the mean.
-    if len(shares) == 1:
-        return [lambda: None], _kept(feed, *softmax(arena, logits.value))
+    if len(view_weights) == 1:
+        return [lambda: None], _write_probabilities(inputs, *softmax(arena, logits.value))
     mean, work = (arena.take(logits.value.shape, logits.value.dtype) for _ in range(2))
 
-    def added(number: int, share: float) -> Task:
-        def run() -> None:
-            np.multiply(logits.value, share, out=work)
+    def plan_view(number: int, weight: float) -> Task:
+        def add() -> None:
+            np.multiply(logits.value, weight, out=work)
             np.add(mean, work, out=mean)
 
         # The first view of a step overwrites the mean of the step before.
-        def first() -> None:
-            np.multiply(logits.value, share, out=mean)
+        def overwrite() -> None:
+            np.multiply(logits.value, weight, out=mean)
 
-        return run if number else first
+        return add if number else overwrite
 
-    last = _kept(feed, *softmax(arena, mean))
-    return [added(number, share) for number, share in enumerate(shares)], last
+    views = [plan_view(number, weight) for number, weight in enumerate(view_weights)]
+    return views, _write_probabilities(inputs, *softmax(arena, mean))
 
 
-def _kept(feed: StepInputs, p: Array, _: Array, softmax_of: Task) -> Task:
-    """Return a task that computes the softmax, copies it to the feed, and advances to the next step."""
+def _write_probabilities(inputs: StepInputs, p: Array, _: Array, compute_softmax: Task) -> Task:
+    """Return a task that computes the softmax, copies it to the inputs, and advances to the next step."""
 
     def run() -> None:
-        softmax_of()
-        first = int(feed.position[0]) * len(p)
-        feed.probabilities[first : first + len(p)] = p
-        feed.position += 1
+        compute_softmax()
+        first = int(inputs.position[0]) * len(p)
+        inputs.probabilities[first : first + len(p)] = p
+        inputs.position += 1
 
     return run
 
 
-def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+def cross_entropy(arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
     """Plan the loss, its gradient, and the number of right predictions.
 
     The loss is the mean over the batch of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K,
@@ -77,19 +79,19 @@ def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothin
     (Bishop 2006, eq. 4.109).
     """
     N, K = logits.value.shape
-    p, total, softmax_of = softmax(arena, logits.value)
-    labels, guesses, rows = (arena.take((N,), np.int64) for _ in range(3))
-    right = arena.take((N,), bool)
+    p, total, compute_softmax = softmax(arena, logits.value)
+    labels, predictions, rows = (arena.take((N,), np.int64) for _ in range(3))
+    correct = arena.take((N,), bool)
     chosen, spread, per_image = (arena.take((N,), logits.value.dtype) for _ in range(3))
     flat, flat_gradient = logits.value.reshape(-1), logits.gradient.reshape(-1)
 
     def run() -> None:
-        step = feed.position[0]
-        feed.labels.take(feed.order[step * N : (step + 1) * N], out=labels, mode="clip")
-        logits.value.argmax(axis=1, out=guesses)
-        np.equal(guesses, labels, out=right)
-        feed.hits[step] = np.count_nonzero(right)
-        softmax_of()
+        step = inputs.position[0]
+        inputs.labels.take(inputs.order[step * N : (step + 1) * N], out=labels, mode="clip")
+        logits.value.argmax(axis=1, out=predictions)
+        np.equal(predictions, labels, out=correct)
+        inputs.n_correct[step] = np.count_nonzero(correct)
+        compute_softmax()
         # 0, K, 2K, …: the first element of each image's logits (np.arange would allocate), plus the label.
         rows.fill(K)
         rows[0] = 0
@@ -107,7 +109,7 @@ def cross_entropy(arena: Arena, feed: StepInputs, logits: Tensor, label_smoothin
         np.subtract(per_image, chosen, out=chosen)
         np.log(total[:, 0], out=per_image)
         np.add(per_image, chosen, out=per_image)
-        feed.losses[step] = np.add.reduce(per_image, dtype=np.float64) / N
+        inputs.losses[step] = np.add.reduce(per_image, dtype=np.float64) / N
         if label_smoothing:
             np.subtract(p, label_smoothing / K, out=p)
         np.divide(p, N, out=logits.gradient)

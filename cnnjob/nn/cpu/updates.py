@@ -12,7 +12,7 @@ from cnnjob.nn.workers import SHARDS, Workers, run_all
 
 PIECE_ELEMENTS = 1 << 16
 """Number of elements of a piece, whose operands fit into a core's cache."""
-MOST_PIECES = 4096
+MAX_PIECES = 4096
 """Number of pieces of an update beyond which the pieces grow, so that planning stays quick."""
 
 Rate = Callable[[], float]
@@ -25,34 +25,34 @@ def update(
     optimiser: Optimiser,
     segments: Sequence[Segment],
     buffers: tuple[Array, Array, dict[str, Array]],
-    feed: StepInputs,
+    inputs: StepInputs,
 ) -> Task:
     """Plan the update of all segments; :mod:`cnnjob.nn.optimisers` has the formulas."""
     weights, gradients, slots = buffers
     # Several NumPy calls pass over the same operands: in pieces they are still in the cache at the next call.
-    length = max(PIECE_ELEMENTS, -(-weights.size // MOST_PIECES))
+    length = max(PIECE_ELEMENTS, -(-weights.size // MAX_PIECES))
 
-    def piece(number: int, segment: Segment, start: int) -> Task:
-        part = slice(start, min(start + length, segment.place.stop))
-        own = {name: flat[part] for name, flat in slots.items()}
-        work = arena.scratch(number % SHARDS, *[(weights[part].shape, weights.dtype)] * 2)
+    def plan_piece(number: int, segment: Segment, start: int) -> Task:
+        part = slice(start, min(start + length, segment.elements.stop))
+        w, g, piece_slots = weights[part], gradients[part], {name: flat[part] for name, flat in slots.items()}
+        scratch = arena.scratch(number % SHARDS, (w.shape, w.dtype), (w.shape, w.dtype))
         decay = optimiser.weight_decay if segment.decays else 0.0
 
         def rate() -> float:
-            return float(feed.learning_rates[feed.position[0]]) * segment.learning_rate_factor
+            return float(inputs.learning_rates[inputs.position[0]]) * segment.learning_rate_factor
 
         if isinstance(optimiser, AdamW):
-            return _adamw(optimiser, weights[part], gradients[part], own, work, decay, rate, feed)
-        return _sgd(optimiser, weights[part], gradients[part], own, work, decay, rate)
+            return _plan_adamw(optimiser, w, g, piece_slots, scratch, decay, rate, inputs)
+        return _plan_sgd(optimiser, w, g, piece_slots, scratch, decay, rate)
 
-    places = [(s, start) for s in segments for start in range(s.place.start, s.place.stop, length)]
-    pieces = [piece(number, segment, start) for number, (segment, start) in enumerate(places)]
-    move = workers.share(_by_shard(pieces), work=weights.size)
+    starts = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, length)]
+    pieces = [plan_piece(number, segment, start) for number, (segment, start) in enumerate(starts)]
+    apply_rule = workers.distribute(_by_shard(pieces), work=weights.size)
     if not optimiser.lookahead:
-        return move
-    # A list of its own: the pieces here are cut across the segments, so they need all of them updated.
-    look = _lookahead(workers, arena, weights, slots["slow"], length, feed)
-    return partial(run_all, [move, look])
+        return apply_rule
+    # A list of its own: its pieces are cut across the segments, so they need all of them updated.
+    apply_lookahead = _plan_lookahead(workers, arena, weights, slots["slow"], length, inputs)
+    return partial(run_all, [apply_rule, apply_lookahead])
 
 
 def _by_shard(pieces: list[Task]) -> list[Task]:
@@ -60,25 +60,29 @@ def _by_shard(pieces: list[Task]) -> list[Task]:
     return [partial(run_all, pieces[shard::SHARDS]) for shard in range(min(SHARDS, len(pieces)))]
 
 
-def _sgd(
-    optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], work: list[Array], decay: float, rate: Rate
+def _plan_sgd(
+    optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], scratch: list[Array], decay: float, rate: Rate
 ) -> Task:
     """Plan the update of one piece by SGD, see :class:`cnnjob.nn.optimisers.Sgd`."""
-    change, v = work[0], slots.get("velocity", g)  # without momentum, v = g
+    change, decayed = scratch
+    # The decayed gradient has a buffer of its own, so that those of the state stay the gradients of the loss.
+    coupled = decay != 0 and not optimiser.decoupled
+    gradient = decayed if coupled else g  # g + λw, or g
+    v = slots.get("velocity", gradient)  # without momentum, v = g
 
     def run() -> None:
         eta = rate()
-        if decay and optimiser.decoupled:
-            np.multiply(w, 1 - eta * decay, out=w)
+        if coupled:
+            np.multiply(w, decay, out=decayed)
+            np.add(g, decayed, out=decayed)
         elif decay:
-            np.multiply(w, decay, out=change)
-            np.add(g, change, out=g)
+            np.multiply(w, 1 - eta * decay, out=w)
         if optimiser.momentum:
             np.multiply(v, optimiser.momentum, out=v)
-            np.add(v, g, out=v)
+            np.add(v, gradient, out=v)
         if optimiser.momentum and optimiser.nesterov:
             np.multiply(v, optimiser.momentum, out=change)
-            np.add(change, g, out=change)
+            np.add(change, gradient, out=change)
             np.multiply(change, eta, out=change)
         else:
             np.multiply(v, eta, out=change)
@@ -87,22 +91,22 @@ def _sgd(
     return run
 
 
-def _adamw(
+def _plan_adamw(
     optimiser: AdamW,
     w: Array,
     g: Array,
     slots: dict[str, Array],
-    work: list[Array],
+    scratch: list[Array],
     decay: float,
     rate: Rate,
-    feed: StepInputs,
+    inputs: StepInputs,
 ) -> Task:
     """Plan the update of one piece by AdamW, see :class:`cnnjob.nn.optimisers.AdamW`."""
-    change, root = work
+    change, root = scratch
     m, v = slots["first_moment"], slots["second_moment"]
 
     def run() -> None:
-        eta, t = rate(), int(feed.position[1]) + 1  # the position advances after the update
+        eta, t = rate(), int(inputs.position[1]) + 1  # the position advances after the update
         if decay:
             np.multiply(w, 1 - eta * decay, out=w)
         for moment, beta in ((m, optimiser.momentum), (v, optimiser.beta2)):
@@ -110,7 +114,7 @@ def _adamw(
             np.multiply(change, 1 - beta, out=change)
             np.multiply(moment, beta, out=moment)
             np.add(moment, change, out=moment)
-        # √v̂ = √v / √(1 − β₂ᵗ): v itself is kept without the correction, which changes with t.
+        # √v̂ = √v / √(1 − β₂ᵗ): v itself is stored without the correction, which changes with t.
         np.sqrt(v, out=root)
         np.multiply(root, 1 / (1 - optimiser.beta2**t) ** 0.5, out=root)
         np.add(root, optimiser.eps, out=root)
@@ -121,26 +125,26 @@ def _adamw(
     return run
 
 
-def _lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, feed: StepInputs) -> Task:
-    """Plan slow ← slow + (1 − share)(fast − slow), fast ← slow, which runs after steps with a share."""
+def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, inputs: StepInputs) -> Task:
+    """Plan slow ← slow + (1 − α)(fast − slow), fast ← slow, which runs after steps with a reset."""
 
-    def piece(number: int, start: int) -> Task:
+    def plan_piece(number: int, start: int) -> Task:
         f, s = fast[start : start + length], slow[start : start + length]
         (change,) = arena.scratch(number % SHARDS, (f.shape, f.dtype))
 
         def run() -> None:
             np.subtract(f, s, out=change)
-            np.multiply(change, 1 - float(feed.lookahead[feed.position[0]]), out=change)
+            np.multiply(change, 1 - float(inputs.lookahead[inputs.position[0]]), out=change)
             np.add(s, change, out=s)
             np.copyto(f, s)
 
         return run
 
-    pieces = [piece(*place) for place in enumerate(range(0, fast.size, length))]
-    move = workers.share(_by_shard(pieces), work=fast.size)
+    pieces = [plan_piece(number, start) for number, start in enumerate(range(0, fast.size, length))]
+    reset = workers.distribute(_by_shard(pieces), work=fast.size)
 
     def run() -> None:
-        if feed.lookahead[feed.position[0]] >= 0:
-            move()
+        if inputs.lookahead[inputs.position[0]] >= 0:  # −1 in steps without a reset
+            reset()
 
     return run

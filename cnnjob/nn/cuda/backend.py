@@ -12,17 +12,26 @@ from typing import Any
 import numpy as np
 
 from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, Shape
-from cnnjob.nn.cuda import blocks, stages
+from cnnjob.nn.cuda import blocks
+from cnnjob.nn.cuda.activations import accumulate, activate, residual_add
 from cnnjob.nn.cuda.batches import gather
 from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
-from cnnjob.nn.cuda.deferred import GatherPart, LayerPart, Loss, Part, in_place, parts_of
+from cnnjob.nn.cuda.deferred import (
+    DeferredBatch,
+    DeferredLoss,
+    DeferredOperation,
+    DeferredPart,
+    parts_of,
+    resolve_tasks,
+)
 from cnnjob.nn.cuda.device_api import Device, ShapeOnlyDevice, in_order
-from cnnjob.nn.cuda.fused import fused
+from cnnjob.nn.cuda.fused import fuse
 from cnnjob.nn.cuda.graphs import Captured
 from cnnjob.nn.cuda.norm import norm
+from cnnjob.nn.cuda.pooling import pool
 from cnnjob.nn.cuda.updates import update
 from cnnjob.nn.memory import Arena, Array
-from cnnjob.nn.operations import Norm, Operation
+from cnnjob.nn.operations import Activate, Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
@@ -68,23 +77,24 @@ class CudaBackend:
     def copy(self, source: Array, target: Array) -> None:
         """Copy between arrays of equal shape and dtype, on the device or the host; complete on return."""
         if source.shape != target.shape or source.dtype != target.dtype:
-            raise ValueError(f"{source.dtype} {source.shape} into {target.dtype} {target.shape}")
+            raise ValueError(f"cannot copy {source.dtype} {source.shape} into {target.dtype} {target.shape}")
         if source.nbytes:
-            self.device.copy(_packed(source), target)
+            # The device copies contiguous bytes, while an array of the host may be a view with gaps.
+            self.device.copy(np.ascontiguousarray(source) if _is_host(source) else source, target)
 
     def resident(self, array: Array) -> Array:
         """Return the array on the device: itself, or a copy."""
         if not _is_host(array):
             return array
-        there = self.zeros(array.shape, array.dtype)
-        self.copy(array, there)
-        return there
+        on_device = self.zeros(array.shape, array.dtype)
+        self.copy(array, on_device)
+        return on_device
 
     def host(self, array: Array) -> Array:
         """Return a copy of the array as a NumPy array."""
-        here: Array = np.empty(array.shape, array.dtype)
-        self.copy(array, here)
-        return here
+        on_host: Array = np.empty(array.shape, array.dtype)
+        self.copy(array, on_host)
+        return on_host
 
     def staging(self, target: Array) -> Array:
         """Return page-locked memory of the host, which the device copies from while the host continues."""
@@ -95,65 +105,80 @@ class CudaBackend:
         return self.device.upload(source, target) if source.nbytes else in_order([])
 
     def gather(
-        self, arena: Arena, feed: StepInputs, x: Tensor, pixels: PixelNormalisation, change: Augmentation | View | None
+        self,
+        arena: Arena,
+        inputs: StepInputs,
+        x: Tensor,
+        pixels: PixelNormalisation,
+        change: Augmentation | View | None,
     ) -> Task:
         """Plan the loading of a batch."""
-        alone = partial(gather, self.device, arena, feed, x, pixels, change)
-        return GatherPart((x,), alone, feed, pixels, changes=change is not None).step.forward
+        plan_alone = partial(gather, self.device, arena, inputs, x, pixels, change)
+        return DeferredBatch((x,), plan_alone, inputs, pixels, changes=change is not None).tasks.forward
 
-    def block(
+    def plan_operation(
         self,
         arena: Arena,
-        block: Operation,
+        operation: Operation,
         x: Tensor,
         y: Tensor,
         parameters: tuple[dict[str, Array], dict[str, Array]],
-        feed: StepInputs,
-        place: int,
+        inputs: StepInputs,
+        layer_index: int,
     ) -> ForwardBackward:
         """Plan one operation of a training or an evaluation."""
-        alone = partial(self._alone, arena, block, x, y, parameters, feed, place)
-        return LayerPart((x,), alone, block, x, y, *parameters).step
+        plan_alone = partial(self._plan_alone, arena, operation, x, y, parameters, inputs, layer_index)
+        return DeferredOperation((x,), plan_alone, operation, x, y, *parameters).tasks
 
-    def _alone(
+    def _plan_alone(
         self,
         arena: Arena,
-        block: Operation,
+        operation: Operation,
         x: Tensor,
         y: Tensor,
         parameters: tuple[dict[str, Array], dict[str, Array]],
-        feed: StepInputs,
-        place: int,
+        inputs: StepInputs,
+        layer_index: int,
     ) -> ForwardBackward:
         """Plan an operation that is not fused with a neighbour."""
-        if isinstance(block, Conv):
-            return conv(self.device, arena, block, x, y, *parameters, self._column_bytes)
-        if isinstance(block, Dense):
-            return blocks.dense(self.device, arena, block, x, y, *parameters)
-        if isinstance(block, Norm):
-            return norm(self.device, arena, block, x, y, *parameters)
-        if isinstance(block, Dropout):
-            return blocks.dropout(self.device, block, x, y, feed, place)
-        return stages.stage(self.device, arena, block, x, y)
+        if isinstance(operation, Conv):
+            return conv(self.device, arena, operation, x, y, *parameters, self._column_bytes)
+        if isinstance(operation, Dense):
+            return blocks.dense(self.device, arena, operation, x, y, *parameters)
+        if isinstance(operation, Norm):
+            return norm(self.device, arena, operation, x, y, *parameters)
+        if isinstance(operation, Dropout):
+            return blocks.dropout(self.device, operation, x, y, inputs, layer_index)
+        if isinstance(operation, Activate):
+            return activate(self.device, operation, x, y)
+        return pool(self.device, arena, operation, x, y)
 
-    def join(self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation) -> ForwardBackward:  # noqa: ARG002 - a backend's form
+    def residual_add(
+        self,
+        arena: Arena,  # noqa: ARG002 - the interface has it
+        body: Tensor,
+        shortcut: Tensor,
+        y: Tensor,
+        activation: Activation,
+    ) -> ForwardBackward:
         """Plan the end of a residual block."""
-        return Part((body, shortcut), partial(stages.join, self.device, body, shortcut, y, activation)).step
+        plan_alone = partial(residual_add, self.device, body, shortcut, y, activation)
+        return DeferredPart((body, shortcut), plan_alone).tasks
 
-    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - a backend's form
+    def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
         """Plan the addition of one gradient to another."""
-        return stages.accumulate(self.device, source, target)
+        return accumulate(self.device, source, target)
 
-    def loss(self, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+    def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
         """Plan the loss and its gradient."""
-        alone = partial(blocks.cross_entropy, self.device, arena, feed, logits, label_smoothing)
-        return Loss((logits,), alone, feed, label_smoothing).step.forward
+        plan_alone = partial(blocks.cross_entropy, self.device, arena, inputs, logits, label_smoothing)
+        return DeferredLoss((logits,), plan_alone, inputs, label_smoothing).tasks.forward
 
     def mean_outputs(
-        self, arena: Arena, feed: StepInputs, logits: Tensor, shares: Sequence[float]
+        self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
         """Plan the mean over views, its softmax, and the advance to the next step."""
-        return stages.mean_outputs(self.device, arena, feed, logits, shares)
+        return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
 
     def update(
         self,
@@ -161,25 +186,21 @@ class CudaBackend:
         optimiser: Optimiser,
         segments: Sequence[Segment],
         buffers: tuple[Array, Array, dict[str, Array]],
-        feed: StepInputs,
+        inputs: StepInputs,
     ) -> Task:
         """Plan the update of the flat parameter buffer, and the advance to the next step."""
-        return update(self.device, arena, optimiser, segments, buffers, feed)
+        return update(self.device, arena, optimiser, segments, buffers, inputs)
 
-    def whole(self, arena: Arena, feed: StepInputs, tasks: Iterable[Task]) -> Task:
+    def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:
         """Plan the parts that the tasks describe, and return one task that runs them all."""
         tasks = list(tasks)
         # Only now are all parts of a step known, and with them which neighbours share a kernel.
-        planned = fused(self.device, arena, parts_of(tasks)) if self._fuses else {}
-        run = in_order(in_place(tasks, planned))
-        reads = lambda: (feed.images, feed.order, feed.probabilities)  # noqa: E731 - an evaluation may replace them
-        return Captured(self.device, run, reads) if self._captures else run
+        planned = fuse(self.device, arena, parts_of(tasks)) if self._fuses else {}
+        run = in_order(resolve_tasks(tasks, planned))
+        if not self._captures:
+            return run
+        return Captured(self.device, run, lambda: (inputs.images, inputs.order, inputs.probabilities))
 
 
 def _is_host(array: Any) -> bool:
     return isinstance(array, np.ndarray)
-
-
-def _packed(array: Array) -> Array:
-    """Return an array of the device as it is, one of the host without gaps: the device copies contiguous bytes."""
-    return np.ascontiguousarray(array) if _is_host(array) else array

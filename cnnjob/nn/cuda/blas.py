@@ -17,8 +17,8 @@ WORKSPACE_BYTES = 32 << 20
 The workspace is not cuBLAS's own, so that its address in a recorded graph stays valid.
 """
 
-KINDS = {"float32": 0, "float16": 2}  # CUDA_R_32F, CUDA_R_16F
-HALF_BYTES = 2
+TYPE_CODES = {"float32": 0, "float16": 2}  # CUDA_R_32F, CUDA_R_16F
+FLOAT16_BYTES = 2
 NORMAL, TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 COMPUTE_FLOAT32, COMPUTE_TF32 = 68, 77  # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32
 DEFAULT_ALGORITHM = -1
@@ -53,14 +53,14 @@ class Blas:
         """
         self._library, self._workspace = library, workspace
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32
-        self._handle, number = c_void_p(), c_int()
+        self._handle, version = c_void_p(), c_int()
         self._call("cublasCreate_v2", byref(self._handle))
         # The stream before the workspace: cublasSetStream resets the workspace to the library's default.
         self._call("cublasSetStream_v2", self._handle, c_void_p(stream))
         memory = c_void_p(address(workspace)), c_size_t(workspace.nbytes)
         self._call("cublasSetWorkspace_v2", self._handle, *memory)
-        self._call("cublasGetVersion_v2", self._handle, byref(number))
-        self.version = number.value
+        self._call("cublasGetVersion_v2", self._handle, byref(version))
+        self.version = version.value
 
     def gemm(
         self,
@@ -87,17 +87,17 @@ class Blas:
         """
         (M, N), K = out.shape, a.shape[0 if transpose[0] else 1]
         if a.shape != ((K, M) if transpose[0] else (M, K)) or b.shape != ((N, K) if transpose[1] else (K, N)):
-            raise ValueError(f"{a.shape} times {b.shape} into {out.shape}, transposed {transpose}")
+            raise ValueError(f"cannot multiply {a.shape} by {b.shape} into {out.shape} (transposed: {transpose})")
         # All in reverse order: b before a, N before M.
         operations = [c_int(TRANSPOSED if flag else NORMAL) for flag in reversed(transpose)]
-        factors, kind = (byref(c_float(alpha)), byref(c_float(beta))), c_int(KINDS[a.dtype.name])
-        compute = COMPUTE_FLOAT32 if a.dtype.itemsize == HALF_BYTES else self._compute
+        factors, type_code = (byref(c_float(alpha)), byref(c_float(beta))), c_int(TYPE_CODES[a.dtype.name])
+        compute = COMPUTE_FLOAT32 if a.dtype.itemsize == FLOAT16_BYTES else self._compute
         (first, second, result), sizes = map(self._matrix, (b, a, out)), map(c_int, (N, M, K))
         self._call(
             "cublasGemmEx",
             *(self._handle, *operations, *sizes, factors[0]),
-            *(first[0], kind, first[1], second[0], kind, second[1], factors[1]),
-            *(result[0], c_int(KINDS[out.dtype.name]), result[1], c_int(compute), c_int(DEFAULT_ALGORITHM)),
+            *(first[0], type_code, first[1], second[0], type_code, second[1], factors[1]),
+            *(result[0], c_int(TYPE_CODES[out.dtype.name]), result[1], c_int(compute), c_int(DEFAULT_ALGORITHM)),
         )
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:

@@ -1,5 +1,6 @@
 """Dense and dropout blocks, softmax and loss on a device."""
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -38,62 +39,85 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
     N, U = y.value.shape
     flat, weights = x.value.reshape(N, -1), w["weights"]  # (N, V), (V, U)
     bias = w.get("bias", arena.take((U,), y.value.dtype))  # zeros if there is none: one kernel for both
-    add = each(device, "add_bias", N, U, y.value, bias, block.output_scale, block.activation == "relu")
-    forward = in_order([gemm(device, flat, weights, y.value), add])
+    add_bias = each(device, "add_bias", N, U, y.value, bias, block.output_scale, block.activation == "relu")
+    forward = in_order([gemm(device, flat, weights, y.value), add_bias])
     if not y.trainable:
         return ForwardBackward(forward, forward)
-    slopes, unused = arena.scratch(0, ((N, U), y.value.dtype), ((U,), y.value.dtype))
-    sums = dw.get("bias", unused)
-    arguments = [y.value, y.gradient, slopes, sums, block.output_scale, block.activation == "relu", N, U]
+    dz, unused = arena.scratch(0, ((N, U), y.value.dtype), ((U,), y.value.dtype))
+    d_bias = dw.get("bias", unused)
+    arguments = [y.value, y.gradient, dz, d_bias, block.output_scale, block.activation == "relu", N, U]
     grid, threads = (-(-U // WARP), 1), (WARP, ROWS)
     backward: list[Task] = [partial(device.launch, "dense_slope", grid, threads, scalars(arguments))]
     if "weights" in dw:
-        backward.append(gemm(device, flat, slopes, dw["weights"], (True, False)))
+        backward.append(gemm(device, flat, dz, dw["weights"], (True, False)))
     if x.trainable:
-        backward.append(gemm(device, slopes, weights, x.gradient.reshape(N, -1), (False, True)))
+        backward.append(gemm(device, dz, weights, x.gradient.reshape(N, -1), (False, True)))
     return ForwardBackward(forward, in_order(backward))
 
 
-def dropout(device: Device, block: Dropout, x: Tensor, y: Tensor, feed: StepInputs, place: int) -> ForwardBackward:
-    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, place, step, element).
+def dropout(
+    device: Device, block: Dropout, x: Tensor, y: Tensor, inputs: StepInputs, layer_index: int
+) -> ForwardBackward:
+    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
 
     Args:
         device: runs the kernels.
         block: the probability p of m = 0.
         x: input (N, …).
         y: output of the same shape.
-        feed: seed and step.
-        place: place of the layer in the network.
+        inputs: seed and step.
+        layer_index: index of the layer in the network.
 
     Returns:
         The two tasks; both draw m, so that it is not stored.
     """
     N, *inner = x.value.shape
-    address = feed.position, np.uint32(feed.seed), np.uint32(Purpose.DROPOUT + place)
+    address = inputs.position, np.uint32(inputs.seed), np.uint32(Purpose.DROPOUT + layer_index)
     numbers = block.probability, 1 / (1 - block.probability)
 
-    def masked(source: Array, target: Array) -> Task:
+    def plan_masking(source: Array, target: Array) -> Task:
         arrays = *bordered(source), *bordered(target), row_length(source.shape)
         return each(device, "dropout", N, prod(inner), *arrays, *address, *numbers)
 
-    backward = masked(y.gradient, x.gradient) if x.trainable else in_order([])
-    return ForwardBackward(masked(x.value, y.value), backward)
+    backward = plan_masking(y.gradient, x.gradient) if x.trainable else in_order([])
+    return ForwardBackward(plan_masking(x.value, y.value), backward)
 
 
-def softmax(device: Device, arena: Arena, feed: StepInputs, logits: Array) -> Task:
-    """Plan the softmax of (N, K) logits, which goes to ``feed.probabilities``, and the advance to the next step."""
+def softmax(device: Device, arena: Arena, inputs: StepInputs, logits: Array) -> Task:
+    """Plan the softmax of (N, K) logits, which goes to ``inputs.probabilities``, and the advance to the next step."""
     N, K = logits.shape
     ticket = arena.take((1,), np.uint32)  # counts the thread blocks, of which the last one advances the position
 
     def run() -> None:
-        arguments = scalars([logits, feed.probabilities, feed.position, ticket, N, K])
-        device.launch("softmax", *_warps(N), arguments)
+        arguments = scalars([logits, inputs.probabilities, inputs.position, ticket, N, K])
+        device.launch("softmax", *_warp_grid(N), arguments)
 
     return run
 
 
+def mean_outputs(
+    device: Device, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
+) -> tuple[list[Task], Task]:
+    """Plan the softmax of the weighted mean of the logits (N, K) of several views.
+
+    The last task writes it to ``inputs.probabilities`` and advances to the next step.
+
+    Returns:
+        One task to run after each view, and the last task.
+    """
+    # A single view has weight 1: its logits are the mean.
+    if len(view_weights) == 1:
+        return [in_order([])], softmax(device, arena, inputs, logits.value)
+    (N, K), mean = logits.value.shape, arena.take(logits.value.shape, logits.value.dtype)
+    add_views = [
+        each(device, "add_share", N, K, logits.value, mean, weight, number == 0)  # the first overwrites the mean
+        for number, weight in enumerate(view_weights)
+    ]
+    return add_views, softmax(device, arena, inputs, mean)
+
+
 def cross_entropy(
-    device: Device, arena: Arena, feed: StepInputs, logits: Tensor, label_smoothing: float
+    device: Device, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float
 ) -> ForwardBackward:
     """Plan the loss, its gradient, and the number of right predictions.
 
@@ -102,16 +126,16 @@ def cross_entropy(
     (Bishop 2006, eq. 4.109).
     """
     N, K = logits.value.shape
-    losses, hits = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)
-    truth = feed.labels, feed.order, feed.position
-    of_images = scalars([logits.value, *truth, logits.gradient, losses, hits, label_smoothing, N, K])
-    of_step = scalars([losses, hits, feed.position, feed.losses, feed.hits, N])
-    loss = partial(device.launch, "cross_entropy", *_warps(N), of_images)
+    losses, correct = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)  # per image
+    truth = inputs.labels, inputs.order, inputs.position
+    image_arguments = scalars([logits.value, *truth, logits.gradient, losses, correct, label_smoothing, N, K])
+    step_arguments = scalars([losses, correct, inputs.position, inputs.losses, inputs.n_correct, N])
+    loss = partial(device.launch, "cross_entropy", *_warp_grid(N), image_arguments)
     # One thread block adds up the batch, so that the sum has a fixed order.
-    tally = partial(device.launch, "tally", (1, 1), (THREADS, 1), of_step)
+    tally = partial(device.launch, "tally", (1, 1), (THREADS, 1), step_arguments)
     return ForwardBackward(in_order([loss, tally]), in_order([]))
 
 
-def _warps(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _warp_grid(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return grid and block of a kernel with one warp per image."""
     return (-(-images // WARPS), 1), (WARP, WARPS)

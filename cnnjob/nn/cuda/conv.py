@@ -1,7 +1,7 @@
 """Conv block on a device: convolution, bias, activation and max-pooling, for a few images at a time.
 
 The matrix of patches (im2col) covers as many images as stay in the device's cache until the GEMM has read it. It is not
-stored for backward, which makes it again. Of a pooling window only the place of the maximum is stored.
+stored for backward, which makes it again. Of a pooling window only the position of the maximum is stored.
 """
 
 from math import prod
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob.nn.blocks import Conv
-from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm, in_order, slope, sum_parts
+from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm, in_order, relu_backward, rows_per_sum
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 
@@ -19,8 +19,8 @@ COLUMN_BYTES = 16 << 20
 
 It does not depend on the GPU, so that the order of every sum is fixed.
 """
-LARGEST_BYTE = 255
-SLOPE_SCALE = 16
+MAX_BYTE = 255
+GRADIENT_SCALE = 16
 """Factor on float16 gradients, times the number of images in the batch.
 
 The loss is a mean over the batch, whose gradients are too small for float16.
@@ -49,82 +49,90 @@ def conv(
     """
     N, H, W, F = y.value.shape
     outputs, taps, dtype = H * W * block.pool**2, block.kernel**2 * x.value.shape[3], y.value.dtype
-    halves = device.precision == "float16"
-    factor = np.dtype(np.float16) if halves else dtype
-    n = min(N, max(1, column_bytes // (outputs * taps * factor.itemsize)))  # images at a time
-    code = np.uint8 if block.pool**2 - 1 <= LARGEST_BYTE else np.uint16  # the place of the maximum in its window
+    in_float16 = device.precision == "float16"
+    factor_dtype = np.dtype(np.float16) if in_float16 else dtype
+    n = min(N, max(1, column_bytes // (outputs * taps * factor_dtype.itemsize)))  # images at a time
+    winner_dtype = np.uint8 if block.pool**2 - 1 <= MAX_BYTE else np.uint16  # position of the maximum in its window
     # For n images: patches, z, and in float16 the gradient of z. For all images: the gradients before the activation
-    # and the partial sums of the bias, or in an evaluation the places of the maxima, which nothing reads.
-    working: list[Any] = [((n * outputs, taps), factor), ((n * outputs, F), dtype)]
-    working.append(((n * outputs if halves and y.trainable else 0, F), factor))
-    working += [((N, H, W, F), dtype), ((sum_parts(N * H * W), F), dtype)] if y.trainable else [((N, H, W, F), code)]
-    columns, z, dz, *others = arena.scratch(0, *working)
-    winner = arena.take((N, H, W, F), code) if y.trainable else others[0]
-    slopes = others[0] if y.trainable else y.gradient
-    kernel, prepare = w["weights"].reshape(taps, F), in_order([])
-    if halves:
-        kernel = arena.take((taps, F), factor)
-        prepare = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
+    # and the partial sums of the bias, or in an evaluation the positions of the maxima, which nothing reads.
+    scratch: list[Any] = [((n * outputs, taps), factor_dtype), ((n * outputs, F), dtype)]
+    scratch.append(((n * outputs if in_float16 and y.trainable else 0, F), factor_dtype))
+    if y.trainable:
+        n_partial = -(-N * H * W // rows_per_sum(N * H * W))
+        scratch += [((N, H, W, F), dtype), ((n_partial, F), dtype)]
+    else:
+        scratch.append(((N, H, W, F), winner_dtype))
+    columns, z, dz, *others = arena.scratch(0, *scratch)
+    winner = arena.take((N, H, W, F), winner_dtype) if y.trainable else others[0]
+    d_pooled = others[0] if y.trainable else y.gradient
+    kernel, load_kernel = w["weights"].reshape(taps, F), in_order([])
+    if in_float16:
+        kernel = arena.take((taps, F), factor_dtype)
+        load_kernel = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
     w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeros if there is none
 
-    def part(first: int) -> ForwardBackward:
+    def plan_images(first: int) -> ForwardBackward:
         images = slice(first, min(first + n, N))
-        return _part(device, block, (x, y), w, dw, (columns, z, dz, slopes[images], winner[images]), images)
+        buffers = columns, z, dz, d_pooled[images], winner[images]
+        return _plan_images(device, block, (x, y), w, dw, buffers, images)
 
-    steps = [part(first) for first in range(0, N, n)]
-    forward = in_order([prepare, *(step.forward for step in steps)])
+    steps = [plan_images(first) for first in range(0, N, n)]
+    forward = in_order([load_kernel, *(step.forward for step in steps)])
     if not y.trainable:
         return ForwardBackward(forward, forward)
-    backward = [slope(device, y, block.activation, slopes)]
+    backward = [relu_backward(device, y, block.activation, d_pooled)]
     if "bias" in dw:
-        backward.append(column_sums(device, slopes.reshape(-1, F), others[1], dw["bias"]))
+        backward.append(column_sums(device, d_pooled.reshape(-1, F), others[1], dw["bias"]))
     return ForwardBackward(forward, in_order([*backward, *(step.backward for step in steps)]))
 
 
-def _part(
+def _plan_images(
     device: Device,
     block: Conv,
-    signals: tuple[Tensor, Tensor],
+    tensors: tuple[Tensor, Tensor],
     w: Arrays,
     dw: Arrays,
     buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
 ) -> ForwardBackward:
     """Plan the block for some images; backward adds their gradient of the weights, the first images set it."""
-    x, y = signals
-    # columns (n·H'·P·W'·P, K·K·C); z and dz (n·H'·P·W'·P, F); slopes and winner (n, H', W', F)
-    columns, z, dz, slopes, winner = buffers
+    x, y = tensors
+    # columns (n·H'·P·W'·P, K·K·C); z and dz (n·H'·P·W'·P, F); d_pooled and winner (n, H', W', F)
+    columns, z, dz, d_pooled, winner = buffers
     n, H, W, F = winner.shape
     K, S, P, C = block.kernel, block.stride, block.pool, x.value.shape[3]
     height, width, taps = H * P, W * P, K * K * C
     columns, z, kernel = columns[: n * height * width], z[: n * height * width], w["weights"]
-    code, relu = "byte" if winner.itemsize == 1 else "short", block.activation == "relu"
-    halved, scale = ("_half", SLOPE_SCALE * len(y.value)) if columns.dtype == np.float16 else ("", 1)
+    winner_type, relu = "byte" if winner.itemsize == 1 else "short", block.activation == "relu"
+    suffix, scale = ("_half", GRADIENT_SCALE * len(y.value)) if columns.dtype == np.float16 else ("", 1)
 
     padded, pooled = bordered(x.padded[images]), bordered(y.value[images])
-    patches = each(device, f"im2col{halved}", n, height * width * taps, *padded, columns, K, S, C, width)
+    patches = each(device, f"im2col{suffix}", n, height * width * taps, *padded, columns, K, S, C, width)
     forward = [
         patches,
         gemm(device, columns, kernel, z),
-        each(device, f"pool_{code}", n, H * W * F, z, w["bias"], *pooled, winner, P, W, F, relu),
+        each(device, f"pool_{winner_type}", n, H * W * F, z, w["bias"], *pooled, winner, P, W, F, relu),
     ]
     if not y.trainable:
         return ForwardBackward(in_order(forward), in_order([]))
-    backward = [each(device, f"unpool_{code}", n, H * W * F, slopes, winner, z, P, W, F)]  # z becomes its gradient
+    backward = [
+        each(device, f"unpool_{winner_type}", n, H * W * F, d_pooled, winner, z, P, W, F)
+    ]  # z becomes its gradient
     # The scale on dz goes through both products, whose results are divided by it.
-    if halved:
+    if suffix:
         dz = dz[: len(z)]
         backward.append(each(device, "halve", n, height * width * F, z, dz, float(scale)))
     else:
         dz = z
     if "weights" in dw:
-        into, beta = dw["weights"].reshape(taps, F), float(images.start > 0)
-        backward += [patches, gemm(device, columns, dz, into, (True, False), alpha=1 / scale, beta=beta)]
+        # With beta 0 the first images overwrite the gradient of the step before, so nothing has to clear it.
+        dw_matrix, beta = dw["weights"].reshape(taps, F), 1.0 if images.start else 0.0
+        backward += [patches, gemm(device, columns, dz, dw_matrix, (True, False), alpha=1 / scale, beta=beta)]
     if x.trainable:
         sizes = K, S, block.pad, C, x.value.shape[2], height, width
         source, target = (columns, 1 / scale), bordered(x.gradient[images])
         backward += [
             gemm(device, dz, kernel, columns, (False, True)),  # columns become their gradient, after the GEMM above
-            each(device, f"col2im{halved}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
+            each(device, f"col2im{suffix}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
         ]
     return ForwardBackward(in_order(forward), in_order(backward))

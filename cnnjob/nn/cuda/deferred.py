@@ -10,7 +10,7 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class DeferredPart:
     """One part of a step that is not planned yet.
 
     Parts are dictionary keys, so they are compared by identity.
@@ -18,20 +18,20 @@ class Part:
 
     reads: tuple[Tensor, ...]
     """Its inputs."""
-    alone: Callable[[], ForwardBackward]
+    plan_alone: Callable[[], ForwardBackward]
     """Function that plans it without its neighbours."""
 
     @property
-    def step(self) -> ForwardBackward:
-        """Return placeholders for its two tasks, which :func:`in_place` replaces."""
-        return ForwardBackward(Half(self, forward=True), Half(self, forward=False))
+    def tasks(self) -> ForwardBackward:
+        """Return placeholders for its two tasks, which :func:`resolve_tasks` replaces."""
+        return ForwardBackward(DeferredTask(self, forward=True), DeferredTask(self, forward=False))
 
 
 @dataclass(frozen=True, eq=False)
-class GatherPart(Part):
+class DeferredBatch(DeferredPart):
     """Loading of a batch; ``reads`` is the tensor that it writes."""
 
-    feed: StepInputs
+    inputs: StepInputs
     pixels: PixelNormalisation
     changes: bool
     """True if images are flipped or moved."""
@@ -43,10 +43,10 @@ class GatherPart(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class LayerPart(Part):
+class DeferredOperation(DeferredPart):
     """One operation, from x to y."""
 
-    block: Operation
+    operation: Operation
     x: Tensor
     y: Tensor
     weights: dict[str, Array]
@@ -56,40 +56,40 @@ class LayerPart(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class Loss(Part):
+class DeferredLoss(DeferredPart):
     """Loss and its gradient with respect to the logits."""
 
-    feed: StepInputs
+    inputs: StepInputs
     label_smoothing: float
 
 
 @dataclass(frozen=True, eq=False)
-class Half:
+class DeferredTask:
     """Placeholder for the forward or the backward task of a part."""
 
-    part: Part
+    part: DeferredPart
     forward: bool
 
     def __call__(self) -> None:
         """Raise an error: a placeholder must be replaced before the step runs."""
-        raise RuntimeError(f"a half of a {type(self.part).__name__} that was not planned")
+        raise RuntimeError(f"{type(self.part).__name__}: its task was called before it was planned")
 
 
-def parts_of(tasks: Iterable[Task]) -> list[Part]:
+def parts_of(tasks: Iterable[Task]) -> list[DeferredPart]:
     """Return the parts whose placeholders are among the tasks, in order and without repetitions."""
-    return list(dict.fromkeys(task.part for task in tasks if isinstance(task, Half)))
+    return list(dict.fromkeys(task.part for task in tasks if isinstance(task, DeferredTask)))
 
 
-def in_place(tasks: Iterable[Task], planned: dict[Part, ForwardBackward]) -> list[Task]:
+def resolve_tasks(tasks: Iterable[Task], planned: dict[DeferredPart, ForwardBackward]) -> list[Task]:
     """Return the tasks with all placeholders replaced; parts that are not in ``planned`` are planned alone."""
     tasks = list(tasks)
     # All at once: the two placeholders of a part belong to one plan, which is made once.
-    steps = {part: planned.get(part) or part.alone() for part in parts_of(tasks)}
+    plans = {part: planned.get(part) or part.plan_alone() for part in parts_of(tasks)}
 
-    def put(task: Task) -> Task:
-        if not isinstance(task, Half):
+    def resolve(task: Task) -> Task:
+        if not isinstance(task, DeferredTask):
             return task
-        step = steps[task.part]
-        return step.forward if task.forward else step.backward
+        plan = plans[task.part]
+        return plan.forward if task.forward else plan.backward
 
-    return [put(task) for task in tasks]
+    return [resolve(task) for task in tasks]

@@ -1,17 +1,27 @@
-"""The GPU as a device: the only module that calls CuPy, and the one that loads cuBLAS."""
+"""The GPU as a device: the only module that calls CuPy, and the one that loads cuBLAS and the kernels' source."""
 
 from collections.abc import Sequence
 from ctypes import CDLL
 from functools import cache
 from math import prod
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas, address
-from cnnjob.nn.cuda.sources import kernel_source
 from cnnjob.nn.memory import Array
 from cnnjob.nn.tensors import Task
+
+KERNELS_FOLDER = Path(__file__).parent
+FIRST_SOURCE = "kernels.cu"
+"""Source file that comes first, since it defines what the others use."""
+
+
+def kernel_source(folder: Path = KERNELS_FOLDER) -> str:
+    """Return the CUDA C source of all kernels: several files that are compiled as one module."""
+    files = sorted(folder.glob("*.cu"), key=lambda path: (path.name != FIRST_SOURCE, path.name))
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 class CudaDevice:
@@ -42,8 +52,8 @@ class CudaDevice:
     def copy(self, source: Array, target: Array) -> None:
         """Copy between contiguous arrays of equal size, on the GPU or the host; complete on return."""
         # On the same stream, so that it comes after everything that was launched before.
-        ends = address(target), address(source)
-        self._runtime.memcpyAsync(*ends, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
+        addresses = address(target), address(source)
+        self._runtime.memcpyAsync(*addresses, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         self.wait()
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -54,8 +64,8 @@ class CudaDevice:
 
     def upload(self, source: Array, target: Array) -> Task:
         """Begin to copy from page-locked memory to the GPU; return a function that waits for the end of the copy."""
-        ends = address(target), address(source)
-        self._runtime.memcpyAsync(*ends, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
+        addresses = address(target), address(source)
+        self._runtime.memcpyAsync(*addresses, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         copied = self._cupy.cuda.Event(disable_timing=True)
         copied.record(self._stream)
         return copied.synchronize  # type: ignore[no-any-return]

@@ -13,8 +13,10 @@ from cnnjob.nn.tensors import Task, Tensor
 
 THREADS = 256
 """Threads per block of most kernels."""
-MOST_BLOCKS = 65535
+MAX_BLOCKS = 65535
 """CUDA's limit on the blocks in the second dimension of a grid."""
+CHANNELS, LANES = 32, 8
+"""Channels, and lanes per channel, of a thread block that sums over pixels."""
 
 
 class Device(Protocol):
@@ -92,7 +94,7 @@ class ShapeOnlyDevice:
         """Return a function that raises an error: plans may refer to it, but not call it."""
 
         def fail(*_: Any, **__: Any) -> Any:
-            raise RuntimeError(f"{name} of a device that only counts")
+            raise RuntimeError(f"{name}: called on a device without memory, which only counts")
 
         return fail
 
@@ -100,14 +102,14 @@ class ShapeOnlyDevice:
 def scalars(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """Return the arguments of a kernel, with Python's numbers as its ``int`` and ``float``."""
     # 32 bits, where CuPy would pass them with 64; a 64-bit argument comes as a NumPy scalar.
-    kinds = {int: np.int32, bool: np.int32, float: np.float32}
-    return tuple(kinds.get(type(value), lambda same: same)(value) for value in arguments)
+    scalar_types = {int: np.int32, bool: np.int32, float: np.float32}
+    return tuple(scalar_types.get(type(value), lambda same: same)(value) for value in arguments)
 
 
 def each(device: Device, name: str, images: int, size: int, *arguments: Any) -> Task:
     """Plan a kernel with a thread for each of ``size`` values of each image; both numbers are its last arguments."""
     # Images beyond the limit of the grid are left to a loop in the kernels.
-    grid = (max(1, -(-size // THREADS)), min(images, MOST_BLOCKS))
+    grid = (max(1, -(-size // THREADS)), min(images, MAX_BLOCKS))
     return partial(device.launch, name, grid, (THREADS, 1), scalars([*arguments, images, size]))
 
 
@@ -149,28 +151,23 @@ def row_length(shape: Shape) -> int:
     return prod(shape[2:]) if len(shape) > 2 else shape[1]  # noqa: PLR2004 - N, H, W, C
 
 
-def slope(device: Device, y: Tensor, activation: str, out: Array) -> Task:
-    """Plan the gradient before a block's activation, which goes to ``out``, (N, …) without a border."""
+def relu_backward(device: Device, y: Tensor, activation: str, out: Array) -> Task:
+    """Plan the gradient before a ReLU or no activation, which goes to ``out``, (N, …) without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
     arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"
     return each(device, "activation_slope", N, prod(inner), *arguments)
 
 
-SUM_ROWS = 256
+MIN_ROWS_PER_SUM = 256
 """Minimum number of rows that a thread block adds up."""
-MOST_SUMS = 128
+MAX_PARTIAL_SUMS = 128
 """Maximum number of thread blocks that add up one column."""
 
 
-def sum_parts(rows: int) -> int:
-    """Return the number of partial sums that :func:`column_sums` makes of a number of rows."""
-    return -(-rows // _part(rows))
-
-
-def _part(rows: int) -> int:
-    """Return the number of rows per partial sum."""
-    return max(SUM_ROWS, -(-rows // MOST_SUMS))
+def rows_per_sum(rows: int) -> int:
+    """Return the number of rows that :func:`column_sums` adds up in one partial sum."""
+    return max(MIN_ROWS_PER_SUM, -(-rows // MAX_PARTIAL_SUMS))
 
 
 def column_sums(device: Device, values: Array, partial_sums: Array, out: Array) -> Task:
@@ -179,18 +176,23 @@ def column_sums(device: Device, values: Array, partial_sums: Array, out: Array) 
     Args:
         device: runs the kernels.
         values: (R, U).
-        partial_sums: scratch (``sum_parts(R)``, U), overwritten.
+        partial_sums: scratch (⌈R / ``rows_per_sum(R)``⌉, U), overwritten.
         out: receives the sums, (U,).
 
     Returns:
         The task.
     """
     # Two launches instead of atomic additions, whose order would change from run to run.
-    (rows, columns), parts = values.shape, len(partial_sums)
+    (rows, columns), n_partial = values.shape, len(partial_sums)
 
-    def sums(source: Array, target: Array, rows: int, part: int) -> Task:
-        grid = (-(-columns // 32), -(-rows // part))
-        arguments = scalars([source, target, np.int64(rows), columns, np.int64(part)])
+    def plan_sums(source: Array, target: Array, rows: int, rows_per_block: int) -> Task:
+        grid = (-(-columns // 32), -(-rows // rows_per_block))
+        arguments = scalars([source, target, np.int64(rows), columns, np.int64(rows_per_block)])
         return partial(device.launch, "column_sums", grid, (32, 8), arguments)
 
-    return in_order([sums(values, partial_sums, rows, _part(rows)), sums(partial_sums, out, parts, parts)])
+    return in_order(
+        [
+            plan_sums(values, partial_sums, rows, rows_per_sum(rows)),
+            plan_sums(partial_sums, out, n_partial, n_partial),
+        ]
+    )

@@ -1,6 +1,6 @@
 """Fused parts of a step: the first conv block reads the images' bytes, and the classifier computes the loss.
 
-:meth:`First.of` and :meth:`Head.of` decide which parts are fused; all others are planned part by part.
+:meth:`First.find` and :meth:`Head.find` decide which parts are fused; all others are planned part by part.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from typing import Any, Self, TypeGuard
 import numpy as np
 
 from cnnjob.nn.blocks import Activation, Conv, Dense
-from cnnjob.nn.cuda.deferred import GatherPart, LayerPart, Loss, Part
+from cnnjob.nn.cuda.deferred import DeferredBatch, DeferredLoss, DeferredOperation, DeferredPart
 from cnnjob.nn.cuda.device_api import Device, bordered, gemm, in_order, scalars
-from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.memory import Arena
 from cnnjob.nn.tensors import ForwardBackward, Task
 
 LANES, WARPS, TILE = 32, 8, 6144
 """Lanes and warps of a thread block of ``fused.cu``, and floats of its shared memory."""
 FIRST_BLOCKS = [(kernel, pool, channels) for kernel, channels in ((3, 1), (3, 3), (5, 1)) for pool in (1, 2)]
 """Kernel side, pooling side and channels for which ``fused.cu`` has kernels."""
-MOST_GROUPS = 128
+MAX_GROUPS = 128
 """Maximum number of thread blocks that sum the gradients of the first conv block, about one per multiprocessor.
 
 It does not depend on the GPU, so that the order of every sum is fixed.
 """
-MOST_VALUES, MOST_CLASSES, HEAD_THREADS = 1024, 32, 128
+MAX_VALUES, MAX_CLASSES, HEAD_THREADS = 1024, 32, 128
 """Maximum inputs and classes of a classifier that is fused with its loss, and threads per block of that kernel."""
 BATCH_SUMS = (LANES, 8)
 """Threads of a block of the kernel ``batch_sums``."""
@@ -35,7 +35,7 @@ NOTHING = ForwardBackward(in_order([]), in_order([]))
 """Tasks of a part that another part computes."""
 
 
-def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, ForwardBackward]:
+def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[DeferredPart, ForwardBackward]:
     """Plan the parts that are computed together with a neighbour.
 
     Args:
@@ -46,17 +46,17 @@ def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, For
     Returns:
         The two tasks of each of those parts; all other parts are to be planned alone.
     """
-    first, head = First.of(parts), Head.of(parts)
-    planned: dict[Part, ForwardBackward] = {}
+    first, head = First.find(parts), Head.find(parts)
+    planned: dict[DeferredPart, ForwardBackward] = {}
     sums = _Sums(device, arena)
     if first:
-        planned |= first.planned(device, arena, sums)
+        planned |= first.plan(device, arena, sums)
     if head:
-        planned |= head.planned(device, arena, sums)
+        planned |= head.plan(device, arena, sums)
     # The part whose backward runs last: by then all gradients to be summed over the batch have been computed.
     last = first.layer if first else head and (head.hidden or head.classifier)
     if last and last.gradients:
-        planned[last] = ForwardBackward(planned[last].forward, in_order([planned[last].backward, sums.task()]))
+        planned[last] = ForwardBackward(planned[last].forward, in_order([planned[last].backward, sums.plan()]))
     return planned
 
 
@@ -64,30 +64,32 @@ def fused(device: Device, arena: Arena, parts: Sequence[Part]) -> dict[Part, For
 class First:
     """Batch and the conv block that reads it, computed in one kernel."""
 
-    batch: GatherPart
-    layer: LayerPart
+    batch: DeferredBatch
+    layer: DeferredOperation
     block: Conv
+    """The operation of the layer."""
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> Self | None:
+    def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
         """Return the first conv block of a step if there is a kernel for its sizes, or None."""
-        batch = next((part for part in parts if isinstance(part, GatherPart)), None)
+        batch = next((part for part in parts if isinstance(part, DeferredBatch)), None)
         if not batch or batch.changes:
             return None
         # Fused, the batch is never stored: nothing else may read it, not even a window of it, as a shortcut does. The
         # batch of another view counts as a reader too, so a block that several views share is not fused with the first.
         readers = [
             part for part in parts
-            if part is not batch and any(batch.x.value is read for one in part.reads for read in (one.value, one.whole))
+            if part is not batch and any(batch.x.value is array for x in part.reads for array in (x.value, x.window_of))
         ]  # fmt: skip
-        if len(readers) != 1 or not isinstance(layer := readers[0], LayerPart):
+        if len(readers) != 1 or not isinstance(layer := readers[0], DeferredOperation):
             return None
-        block, C = layer.block, batch.x.value.shape[-1]
-        if not (isinstance(block, Conv) and block == _known(block) and _learns_all(layer)):
+        block, C = layer.operation, batch.x.value.shape[-1]
+        if not (isinstance(block, Conv) and block == _with_supported_settings(block) and _is_fully_trainable(layer)):
             return None
-        found = cls(batch, layer, block)
-        sizes = (block.kernel, block.pool, C) in FIRST_BLOCKS and block.stride == 1
-        return found if sizes and C * found.rows * found.pitch <= TILE else None
+        if (block.kernel, block.pool, C) not in FIRST_BLOCKS or block.stride != 1:
+            return None
+        first = cls(batch, layer, block)
+        return first if C * first.rows * first.pitch <= TILE else None
 
     @property
     def rows(self) -> int:
@@ -102,36 +104,37 @@ class First:
         """
         width = self.layer.y.value.shape[2] * self.block.pool + self.block.kernel - 1
         even = int(width + width % 2)
-        return even + 2 * (even % 32 == 0)
+        return even + 2 if even % 32 == 0 else even
 
-    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, ForwardBackward]:
+    def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
         """Plan both parts; the batch itself needs no task."""
         layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
         (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
         training, bands = y.trainable, -(-height // WARPS)
         name = f"{block.kernel}_{block.pool}_{C}"
         winner = arena.take((N, height, width, F) if training else (1,), np.uint8)
-        pixels = [arena.constant(np.asarray(v, np.float32)) for v in (self.batch.pixels.scale, self.batch.pixels.shift)]
+        normalisation = self.batch.pixels.scale, self.batch.pixels.shift
+        pixels = [arena.constant(np.asarray(values, np.float32)) for values in normalisation]
         filters = -(-F // LANES)
         sizes = H, W, block.pad, self.pitch, height, width, F
         w, flags = layer.weights, (block.activation == "relu", training)
-        feed = self.batch.feed
+        inputs = self.batch.inputs
 
         # The arguments are collected at each call: an evaluation may replace images and order.
         def forward() -> None:
-            source = feed.images, feed.rows, feed.position
+            source = inputs.images, inputs.rows, inputs.position
             arrays = *source, *pixels, w["weights"], w["bias"], *bordered(y.value), winner
             arguments = scalars([*arrays, *sizes, *flags, N])
             device.launch(f"first_forward_{name}", (N * bands, filters), (LANES, WARPS), arguments)
 
         if not training:
             return {self.batch: NOTHING, layer: ForwardBackward(forward, forward)}
-        groups, taps = min(N * bands, MOST_GROUPS), block.kernel**2 * C
-        parts = arena.take((groups, (taps + 1) * F), np.float32)
-        source = feed.images, feed.rows, feed.position
+        groups, taps = min(N * bands, MAX_GROUPS), block.kernel**2 * C
+        parts = arena.take((groups, (taps + 1) * F), np.float32)  # of the weights, then of the bias
+        source = inputs.images, inputs.rows, inputs.position
         arguments = scalars([*source, *pixels, *bordered(y.gradient), winner, parts, *sizes, N])
         backward = partial(device.launch, f"first_backward_{name}", (groups, filters), (LANES, WARPS), arguments)
-        sums.add_filters(parts, taps * F, layer.gradients)
+        sums.filters = parts, layer.gradients["weights"], layer.gradients["bias"], groups, taps * F, (taps + 1) * F
         return {self.batch: NOTHING, layer: ForwardBackward(forward, backward)}
 
 
@@ -139,51 +142,55 @@ class First:
 class Head:
     """Classifier and loss, with the dense block before them if there is one."""
 
-    hidden: LayerPart | None
+    hidden: DeferredOperation | None
     """The dense block before the classifier."""
     relu: bool
     """True if that block has a ReLU."""
-    classifier: LayerPart
-    loss: Loss
+    classifier: DeferredOperation
+    loss: DeferredLoss
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> Self | None:
+    def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
         """Return the head of a training step if one thread block can compute an image, or None."""
-        loss = next((part for part in parts if isinstance(part, Loss)), None)
+        loss = next((part for part in parts if isinstance(part, DeferredLoss)), None)
         if not loss or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
             return None
         before, classifier = parts[-3:-1]
         if not (_is_dense(classifier, "none") and classifier.y is loss.reads[0]):
             return None
         values, classes = prod(classifier.x.value.shape[1:]), classifier.y.value.shape[1]
-        if values > MOST_VALUES or classes > MOST_CLASSES:
+        if values > MAX_VALUES or classes > MAX_CLASSES:
             return None
         if (relu := _is_dense(before, "relu")) or _is_dense(before, "none"):
             return cls(before, relu, classifier, loss)
         return cls(None, False, classifier, loss)  # noqa: FBT003 - no activation
 
-    def planned(self, device: Device, arena: Arena, sums: "_Sums") -> dict[Part, ForwardBackward]:
+    def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
         """Plan all parts: the products of the dense block as GEMMs, and the rest in one kernel and in the sums."""
         classifier, hidden = self.classifier, self.hidden
-        (N, classes), x, feed = classifier.y.value.shape, classifier.x, self.loss.feed
+        (N, classes), x, inputs = classifier.y.value.shape, classifier.x, self.loss.inputs
         flat, values = x.value.reshape(N, -1), prod(x.value.shape[1:])
-        losses, hits, ticket = arena.take((N,), np.float32), arena.take((N,), np.int32), arena.take((1,), np.uint32)
+        losses, correct = arena.take((N,), np.float32), arena.take((N,), np.int32)  # per image
+        ticket = arena.take((1,), np.uint32)
         w, dz, dx = classifier.weights, classifier.y.gradient, x.gradient if x.trainable else losses
-        truth = feed.labels, feed.order, feed.position
+        truth = inputs.labels, inputs.order, inputs.position
         # The kernel takes an array for every argument; the flags tell it which of them are placeholders.
-        before = hidden.weights["bias"] if hidden else w["bias"]
-        arrays = flat, before, w["weights"], w["bias"], *truth, dz, dx, losses, hits, feed.losses, feed.hits, ticket
+        hidden_bias = hidden.weights["bias"] if hidden else w["bias"]
+        written = dz, dx, losses, correct, inputs.losses, inputs.n_correct, ticket
+        arrays = flat, hidden_bias, w["weights"], w["bias"], *truth, *written
         flags = self.loss.label_smoothing, bool(hidden), self.relu, x.trainable
         head = partial(device.launch, "head", (N, 1), (HEAD_THREADS, 1), scalars([*arrays, *flags, values, classes, N]))
-        sums.add_head(flat, dz, classifier.gradients)
-        planned: dict[Part, ForwardBackward] = {self.loss: ForwardBackward(head, in_order([])), classifier: NOTHING}
+        gradients = classifier.gradients
+        sums.classifier = dz, gradients["bias"], classes, flat, gradients["weights"], values * classes, N
+        loss_tasks = ForwardBackward(head, in_order([]))
+        planned: dict[DeferredPart, ForwardBackward] = {self.loss: loss_tasks, classifier: NOTHING}
         if hidden:
-            sums.add_hidden(dx, hidden.gradients)
-            planned[hidden] = _products(device, hidden)
+            sums.hidden = dx, hidden.gradients["bias"], values
+            planned[hidden] = _plan_products(device, hidden)
         return planned
 
 
-def _products(device: Device, layer: LayerPart) -> ForwardBackward:
+def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
     """Plan a dense block without bias and activation: z = x w, and both gradients from that of z."""
     x, w, dw, z, dz = layer.x, layer.weights["weights"], layer.gradients["weights"], layer.y.value, layer.y.gradient
     flat = x.value.reshape(len(z), -1)
@@ -199,54 +206,39 @@ class _Sums:
     def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device
         nothing = arena.take((1,), np.float32)  # placeholder for absent terms, which have 0 columns
-        self._filters: tuple[Any, ...] = (nothing, nothing, nothing, 0, 0, 0)
-        self._hidden: tuple[Any, ...] = (nothing, nothing, 0)
-        self._classifier: tuple[Any, ...] = (nothing, nothing, 0, nothing, nothing, 0, 0)
-        self._columns = 0
+        self.filters: tuple[Any, ...] = nothing, nothing, nothing, 0, 0, 0
+        """First conv block: partial sums (groups, (K·K·C + 1)·F), gradients of weights and bias; number of groups, of
+        weights, and of columns of the partial sums."""
+        self.hidden: tuple[Any, ...] = nothing, nothing, 0
+        """Dense block before the classifier: gradients (N, U) before its activation, gradient of the bias; U."""
+        self.classifier: tuple[Any, ...] = nothing, nothing, 0, nothing, nothing, 0, 0
+        """Classifier: gradients of its outputs (N, classes), gradient of the bias, classes; its inputs (N, V), gradient
+        of the weights, number of weights; N."""
 
-    def add_filters(self, parts: Array, taps: int, gradients: dict[str, Array]) -> None:
-        """Add the gradients of a first conv block, given the partial sums ``parts``, (groups, (K·K·C + 1)·F).
-
-        ``taps`` is the number of weights, K·K·C·F; the last F columns are the bias.
-        """
-        groups, columns = parts.shape
-        self._filters = parts, gradients["weights"], gradients["bias"], groups, taps, columns
-        self._columns += columns
-
-    def add_hidden(self, slopes: Array, gradients: dict[str, Array]) -> None:
-        """Add the gradient of a dense block's bias, given the gradients (N, U) before its activation."""
-        self._hidden = slopes, gradients["bias"], slopes.shape[1]
-        self._columns += slopes.shape[1]
-
-    def add_head(self, x: Array, slopes: Array, gradients: dict[str, Array]) -> None:
-        """Add the gradients of the classifier, given its inputs (N, V) and its outputs' gradients (N, classes)."""
-        (N, values), classes = x.shape, slopes.shape[1]
-        products = values * classes
-        self._classifier = slopes, gradients["bias"], classes, x, gradients["weights"], products, N
-        self._columns += classes + products
-
-    def task(self) -> Task:
-        """Return the task that computes all sums."""
-        arguments = scalars([*self._filters, *self._hidden, *self._classifier])
-        grid = (-(-self._columns // LANES), 1)
-        return partial(self._device.launch, "batch_sums", grid, BATCH_SUMS, arguments)
+    def plan(self) -> Task:
+        """Plan all sums."""
+        columns = self.filters[5] + self.hidden[2] + self.classifier[2] + self.classifier[5]
+        arguments = scalars([*self.filters, *self.hidden, *self.classifier])
+        return partial(self._device.launch, "batch_sums", (-(-columns // LANES), 1), BATCH_SUMS, arguments)
 
 
-def _known(block: Conv) -> Conv:
+def _with_supported_settings(block: Conv) -> Conv:
     """Return a block with only those settings that the fused kernels support; other settings make it unequal."""
     names = "init", "bias_init", "learning_rate_factor", "activation", "filters", "kernel", "stride", "pad", "pool"
     return Conv(**{name: getattr(block, name) for name in names})
 
 
-def _is_dense(part: Part, activation: Activation) -> TypeGuard[LayerPart]:
+def _is_dense(part: DeferredPart, activation: Activation) -> TypeGuard[DeferredOperation]:
     """Return whether a part is a fully trainable dense block with this activation and no other settings."""
-    if not (isinstance(part, LayerPart) and isinstance(block := part.block, Dense) and _learns_all(part)):
+    if not (
+        isinstance(part, DeferredOperation) and isinstance(block := part.operation, Dense) and _is_fully_trainable(part)
+    ):
         return False
     names = "init", "bias_init", "learning_rate_factor", "units"
     return block == Dense(activation=activation, **{name: getattr(block, name) for name in names})
 
 
-def _learns_all(layer: LayerPart) -> bool:
+def _is_fully_trainable(layer: DeferredOperation) -> bool:
     """Return whether a layer has weights and bias, both of them trainable unless it is an evaluation."""
     names = {"weights", "bias"}
     return layer.weights.keys() >= names and (not layer.gradients or layer.gradients.keys() >= names)

@@ -8,7 +8,7 @@ from cnnjob.nn.tensors import Task
 
 EAGER_RUNS = 2
 """Runs before the recording: the first compiles and loads kernels, which a capture forbids; the second is a margin."""
-MOST_AHEAD = 64
+MAX_QUEUED_STEPS = 64
 """Maximum number of queued steps: few enough to notice a stop request soon, enough to keep the device busy."""
 
 
@@ -24,21 +24,21 @@ class Captured:
             reads: returns the arrays that may be replaced between calls; if one is, the task is recorded again.
         """
         self._device, self._run, self._reads = device, run, reads
-        self._seen: tuple[Array, ...] = ()
+        self._recorded_arrays: tuple[Array, ...] = ()
         self._runs = 0
         self._replay: Task | None = None
 
     def __call__(self) -> None:
         """Run or replay the task once."""
         # A graph holds addresses. Identity is compared, not equality: another array lies elsewhere.
-        seen = self._reads()
-        if len(seen) != len(self._seen) or any(now is not before for now, before in zip(seen, self._seen, strict=True)):
-            self._seen, self._runs, self._replay = seen, 0, None
+        arrays = self._reads()
+        if [*map(id, arrays)] != [*map(id, self._recorded_arrays)]:
+            self._recorded_arrays, self._runs, self._replay = arrays, 0, None
         if self._runs < EAGER_RUNS:
             self._run()
         else:
             self._replay = self._replay or self._device.capture(self._run)
             self._replay()
         self._runs += 1
-        if self._runs % MOST_AHEAD == 0:
+        if self._runs % MAX_QUEUED_STEPS == 0:
             self._device.wait()

@@ -5,15 +5,25 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.cuda.device_api import THREADS, Device, bordered, each, in_order, row_length, scalars
-from cnnjob.nn.cuda.stages import ACTIVATIONS, CHANNELS, LANES
+from cnnjob.nn.cuda.activations import ACTIVATIONS
+from cnnjob.nn.cuda.device_api import (
+    CHANNELS,
+    LANES,
+    THREADS,
+    Device,
+    bordered,
+    each,
+    in_order,
+    row_length,
+    scalars,
+)
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
-PART_ROWS = 128
+MIN_PART_ROWS = 128
 """Minimum number of pixels that a thread block adds up."""
-MOST_PARTS = 512
+MAX_PARTS = 512
 """Maximum number of thread blocks that add up one channel."""
 
 Arrays = dict[str, Array]
@@ -40,33 +50,34 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
     """
     N, H, W, C = x.value.shape
     rows, dtype, constants = np.int64(N * H * W), x.value.dtype, (block.settings.momentum, block.settings.eps)
-    part = np.int64(max(PART_ROWS, -(-int(rows) // MOST_PARTS)))
-    mean, inverse, *own = (arena.take((C,), dtype) for _ in range(4))  # own: sums that no parameter has a gradient for
+    part_rows = np.int64(max(MIN_PART_ROWS, -(-int(rows) // MAX_PARTS)))
+    # The last two receive the gradients of shift and scale where the block has none or they are not trainable.
+    mean, inverse, unused_shift, unused_scale = (arena.take((C,), dtype) for _ in range(4))
     scale = w["scale"] if "scale" in w else arena.constant(np.ones(C, dtype))
-    channels, running, kind = (mean, inverse, scale, w["shift"]), (w["mean"], w["variance"]), block.activation
-    known = row_length(x.value.shape), ACTIVATIONS[kind]
-    normalise = each(device, "normalise", N, H * W * C, x.value, *channels, *bordered(y.value), *known, C)
+    channels, running = (mean, inverse, scale, w["shift"]), (w["mean"], w["variance"])
+    length, kind = row_length(x.value.shape), ACTIVATIONS[block.activation]
+    normalise = each(device, "normalise", N, H * W * C, x.value, *channels, *bordered(y.value), length, kind, C)
     if not y.trainable:
-        fixed = scalars([*running, constants[1], mean, inverse, C])
-        take = partial(device.launch, "running_statistics", (-(-C // THREADS), 1), (THREADS, 1), fixed)
-        return ForwardBackward(in_order([take, normalise]), normalise)
+        arguments = scalars([*running, constants[1], mean, inverse, C])
+        load_statistics = partial(device.launch, "running_statistics", (-(-C // THREADS), 1), (THREADS, 1), arguments)
+        return ForwardBackward(in_order([load_statistics, normalise]), normalise)
     # One row of partial sums per thread block, added up in a fixed order by a second kernel: no atomics.
-    parts = int(-(-rows // part))
+    parts = int(-(-rows // part_rows))
     sums = arena.scratch(0, ((parts, C), dtype), ((parts, C), dtype))
-    slopes = dw.get("shift", own[0]), dw.get("scale", own[1])
+    gradients = dw.get("shift", unused_shift), dw.get("scale", unused_scale)
 
-    def summed(name: str, blocks: int, *arguments: Any) -> Task:
+    def plan_sums(name: str, blocks: int, *arguments: Any) -> Task:
         return partial(device.launch, name, (-(-C // CHANNELS), blocks), (CHANNELS, LANES), scalars(arguments))
 
     source = x.value, *channels, *bordered(y.gradient)
     forward = [
-        summed("moments", parts, x.value, *sums, rows, C, part),
-        summed("batch_statistics", 1, *sums, rows, part, parts, C, *running, *constants, mean, inverse),
+        plan_sums("moments", parts, x.value, *sums, rows, C, part_rows),
+        plan_sums("batch_statistics", 1, *sums, rows, part_rows, parts, C, *running, *constants, mean, inverse),
         normalise,
     ]
     backward = [
-        summed("slope_sums", parts, *source, known[1], *sums, rows, H, W, C, part),
-        summed("sum_parts", 2, *sums, *slopes, parts, C),
-        each(device, "normalise_back", N, H * W * C, *source, *known, *slopes, x.gradient, rows, C),
+        plan_sums("slope_sums", parts, *source, kind, *sums, rows, H, W, C, part_rows),
+        plan_sums("sum_parts", 2, *sums, *gradients, parts, C),
+        each(device, "normalise_back", N, H * W * C, *source, length, kind, *gradients, x.gradient, rows, C),
     ]
     return ForwardBackward(in_order(forward), in_order(backward))
