@@ -1,4 +1,4 @@
-"""Compare two runs of one job bit for bit: an unbroken one, and one that was killed and resumed."""
+"""Compare two runs of one job bit for bit: an uninterrupted one, and one that was killed and resumed."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,23 +13,23 @@ from cnnjob.runs.run import Run
 
 COMPARED = ("weights", "predictions", "history", "result")
 """The parts of a run that are compared."""
-OF_THE_CLOCK = {"seconds", "images_per_second"}
+TIMING_KEYS = {"seconds", "images_per_second"}
 """Keys of a history record that depend on time, so that they differ between any two runs."""
-OF_THE_COST = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}
+COST_KEYS = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}
 """Keys of the result that depend on time, memory and the number of attempts."""
-OF_THE_PLACE = {"device", "bits_may_differ_from_step"}
+MACHINE_KEYS = {"device", "bits_may_differ_from_step"}
 """Keys of the result that depend on the machine; :func:`remarks` says whether that may have changed the bits."""
 
 
 @dataclass(frozen=True)
 class RunDifference:
-    """The first difference between two runs, in one of the things compared."""
+    """The first difference between two runs in one of their parts."""
 
-    what: str
+    part: str
     """One of :data:`COMPARED`."""
     where: str
-    """Where it is: ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
-    unbroken: str
+    """Position in that part: ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
+    uninterrupted: str
     killed: str
 
 
@@ -37,23 +37,23 @@ class RunDifference:
 class Kill:
     """An attempt that was ended by ``SIGKILL``."""
 
-    life: int
+    attempt: int
     """Number of the attempt, from 1."""
     seconds: float
-    """Seconds since its training started; on a cluster, since a checkpoint was seen."""
+    """Seconds since its training started; on a cluster, since the checkpoint before it."""
     step: int | None
-    """Last step that it had done; None if that is not known."""
+    """Last step that it had done; None if unknown."""
     saved_step: int
     """Step of the newest checkpoint."""
     during: str
-    """``starting``, ``training``, ``evaluation`` or ``saving``; empty if that is not known."""
+    """``starting``, ``training``, ``evaluation`` or ``saving``; empty if unknown."""
     resumed_at_step: int | None = None
     """Step from which the next attempt resumed; None if that was killed before it did."""
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """The comparison of an unbroken and a killed run."""
+    """The comparison of an uninterrupted and a killed run."""
 
     run: str
     """Name of the run, the same for both."""
@@ -61,12 +61,12 @@ class RunComparison:
     seed: int
     """Seed with which the moments of the kills were drawn."""
     kills: list[Kill]
-    lives: int
+    attempts: int
     """Number of attempts of the killed run."""
     train_seconds: tuple[float, float]
-    """Training time of the unbroken run, and of the killed one without the work that was lost."""
+    """Training time of the uninterrupted run, and of the killed one without the lost work."""
     digests: dict[str, tuple[str, str]]
-    """SHA-256 of each of :data:`COMPARED`, of the unbroken and the killed run."""
+    """SHA-256 of each of :data:`COMPARED`, of the uninterrupted and the killed run."""
     differences: list[RunDifference]
     remarks: list[str]
     """Why the bits may differ, and why there were fewer kills than wanted."""
@@ -93,20 +93,20 @@ def digests(run: Run) -> dict[str, str]:
     Raises:
         DataError: the run is not finished, or damaged.
     """
-    read = {"history": _history(run), "result": _result(run)}
+    values = {"history": _history(run), "result": _result(run)}
     # Arrays may be larger than the limit that read_bytes has for text.
     return {
         "weights": files.sha256_of(files.read_bytes(run.weights_file, sys.maxsize)),
         "predictions": files.sha256_of(files.read_bytes(run.predictions_file, sys.maxsize)),
-        **{what: files.sha256_of(files.canonical_json(values).encode()) for what, values in read.items()},
+        **{part: files.sha256_of(files.canonical_json(content).encode()) for part, content in values.items()},
     }
 
 
-def compare(unbroken: Run, killed: Run) -> list[RunDifference]:
+def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
     """Find the first difference of each kind between two finished runs.
 
     Args:
-        unbroken: the run that was not interrupted.
+        uninterrupted: the run that was not interrupted.
         killed: the run that was killed and resumed.
 
     Returns:
@@ -118,15 +118,15 @@ def compare(unbroken: Run, killed: Run) -> list[RunDifference]:
     readers: dict[str, Callable[[Run], dict[str, Any]]] = {
         "weights": Run.weights, "predictions": Run.predictions, "history": _history, "result": _result,
     }  # fmt: skip
-    found = []
-    before, after = digests(unbroken), digests(killed)
-    for what in COMPARED:
-        first, second = readers[what](unbroken), readers[what](killed)
-        if before[what] != after[what]:
+    differences = []
+    expected, actual = digests(uninterrupted), digests(killed)
+    for part in COMPARED:
+        first, second = readers[part](uninterrupted), readers[part](killed)
+        if expected[part] != actual[part]:
             # Files with equal arrays can still differ, in the order of the arrays or the bytes around them.
-            whole = RunDifference(what, "the file", before[what], after[what])
-            found.append(next(_differences(what, first, second), whole))
-    return found
+            whole_file = RunDifference(part, "the file", expected[part], actual[part])
+            differences.append(next(_differences(part, first, second), whole_file))
+    return differences
 
 
 def _history(run: Run) -> dict[str, Any]:
@@ -135,61 +135,62 @@ def _history(run: Run) -> dict[str, Any]:
         f"epoch {record.get('epoch', number)}, {key}": value
         for number, record in enumerate(run.history(), start=1)
         for key, value in record.items()
-        if key not in OF_THE_CLOCK
+        if key not in TIMING_KEYS
     }
 
 
 def _result(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.result().items() if key not in OF_THE_COST | OF_THE_PLACE}
+    return {key: value for key, value in run.result().items() if key not in COST_KEYS | MACHINE_KEYS}
 
 
-def _differences(what: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[RunDifference]:
+def _differences(part: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[RunDifference]:
     for name in {**first, **second}:
-        one, other = first.get(name), second.get(name)
-        if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and _kind(one) == _kind(other):
-            if (index := _first_index(one, other)) is not None:
-                place = f"[{', '.join(map(str, index))}]" if index else ""
-                yield RunDifference(what, f"{name}{place}", str(one[index]), str(other[index]))
-        elif isinstance(one, np.ndarray) or isinstance(other, np.ndarray) or one != other:
-            yield RunDifference(what, name, _shown(one), _shown(other))
+        a, b = first.get(name), second.get(name)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and _dtype_and_shape(a) == _dtype_and_shape(b):
+            if (index := _first_different_index(a, b)) is not None:
+                where = f"{name}[{', '.join(map(str, index))}]" if index else name
+                yield RunDifference(part, where, str(a[index]), str(b[index]))
+        elif isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or a != b:
+            yield RunDifference(part, name, _value_text(a), _value_text(b))
 
 
-def _first_index(one: np.ndarray, other: np.ndarray) -> tuple[int, ...] | None:
+def _first_different_index(a: np.ndarray, b: np.ndarray) -> tuple[int, ...] | None:
     """Return the first index where two arrays of equal dtype and shape differ; None if they are equal.
 
     Bytes are compared, not numbers: −0.0 differs from 0.0, and a NaN equals a NaN with the same bits.
     """
-    size = one.dtype.itemsize
     # (elements, bytes per element) each
-    bytes_of = (np.frombuffer(array.tobytes(), np.uint8).reshape(-1, size) for array in (one, other))
-    places = np.flatnonzero(np.not_equal(*bytes_of).any(1))
-    return tuple(map(int, np.unravel_index(places[0], one.shape))) if len(places) else None
+    a_bytes, b_bytes = (np.frombuffer(x.tobytes(), np.uint8).reshape(-1, x.dtype.itemsize) for x in (a, b))
+    positions = np.flatnonzero((a_bytes != b_bytes).any(axis=1))
+    return tuple(map(int, np.unravel_index(positions[0], a.shape))) if len(positions) else None
 
 
-def _kind(array: np.ndarray) -> str:
+def _dtype_and_shape(array: np.ndarray) -> str:
     return f"{array.dtype} {array.shape}"
 
 
-def _shown(value: Any) -> str:
-    return _kind(value) if isinstance(value, np.ndarray) else "missing" if value is None else str(value)
+def _value_text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return _dtype_and_shape(value)
+    return "missing" if value is None else str(value)
 
 
-def remarks(unbroken: Run, killed: Run) -> list[str]:
+def remarks(uninterrupted: Run, killed: Run) -> list[str]:
     """Return why the bits of two runs may differ although nothing is wrong: environments that differ."""
-    said = []
-    if differing := environment.environment_differences(unbroken.environment(), killed.environment()):
-        said.append(f"bits may differ, the killed run has {'; '.join(differing)}")
-    for name, run in (("unbroken", unbroken), ("killed", killed)):
+    reasons = []
+    if differing := environment.environment_differences(uninterrupted.environment(), killed.environment()):
+        reasons.append(f"bits may differ: the killed run has {'; '.join(differing)}")
+    for name, run in (("uninterrupted", uninterrupted), ("killed", killed)):
         if (step := run.result().get("bits_may_differ_from_step")) is not None:
-            said.append(f"bits of the {name} run may differ from step {step}, see {run.log_file}")
-    return said
+            reasons.append(f"bits of the {name} run may differ from step {step}: see {run.log_file}")
+    return reasons
 
 
-def compare_runs(unbroken: Run, killed: Run, kills: list[Kill], wanted: int, seed: int) -> RunComparison:
+def compare_runs(uninterrupted: Run, killed: Run, kills: list[Kill], wanted: int, seed: int) -> RunComparison:
     """Compare both runs once they are finished, and record the step from which each killed attempt was resumed.
 
     Args:
-        unbroken: the run that was not interrupted.
+        uninterrupted: the run that was not interrupted.
         killed: the run that was killed and resumed.
         kills: the kills, in order.
         wanted: how many kills there should have been.
@@ -201,19 +202,20 @@ def compare_runs(unbroken: Run, killed: Run, kills: list[Kill], wanted: int, see
     Raises:
         DataError: a run is not finished, or damaged.
     """
-    said, attempts, results = remarks(unbroken, killed), killed.attempts(), (unbroken.result(), killed.result())
+    notes, attempts = remarks(uninterrupted, killed), killed.attempts()
+    results = uninterrupted.result(), killed.result()
     if len(kills) < wanted:
-        said.append(f"{len(kills)} of {wanted} kills, the run was finished before the others")
+        notes.append(f"only {len(kills)} of {wanted} kills: the run finished before the others")
     resumed = {attempt["attempt"]: attempt.get("resumed_at_step") for attempt in attempts}
-    before, after = digests(unbroken), digests(killed)
+    expected, actual = digests(uninterrupted), digests(killed)
     return RunComparison(
         run=killed.name,
         steps=results[0]["steps"],
         seed=seed,
-        kills=[replace(kill, resumed_at_step=resumed.get(kill.life + 1)) for kill in kills],
-        lives=len(attempts),
+        kills=[replace(kill, resumed_at_step=resumed.get(kill.attempt + 1)) for kill in kills],
+        attempts=len(attempts),
         train_seconds=(results[0]["train_seconds"], results[1]["train_seconds"]),
-        digests={what: (before[what], after[what]) for what in COMPARED},
-        differences=compare(unbroken, killed),
-        remarks=said,
+        digests={part: (expected[part], actual[part]) for part in COMPARED},
+        differences=compare(uninterrupted, killed),
+        remarks=notes,
     )

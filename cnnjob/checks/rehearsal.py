@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cnnjob.data.dataset import Dataset
-from cnnjob.errors import CnnjobError
+from cnnjob.errors import CnnjobError, plural
 from cnnjob.jobs.job import Job
 from cnnjob.reporting.report import report
 from cnnjob.training.progress import NoProgress
@@ -18,7 +18,7 @@ STEPS = 2
 """Steps of each of the two attempts."""
 
 
-class _Stops(NoProgress):
+class _StopAfterSteps(NoProgress):
     """A progress callback that stops the training after some steps, as a cluster would: with a signal."""
 
     def __init__(self) -> None:
@@ -44,21 +44,19 @@ def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
     Raises:
         CnnjobError: a part failed, as it would have on the cluster.
     """
-    anywhere = (
-        job.resources if job.resources.backend == "numpy" else job.resources.model_copy(update={"backend": "auto"})
-    )
-    job = job.model_copy(update={"resources": anywhere})  # a login node may have no GPU
+    if job.resources.backend != "numpy":  # a login node may have no GPU
+        job = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})
     with TemporaryDirectory(prefix="cnnjob-") as folder:
         setup = TrainingSetup.checked(job, dataset)
         run = setup.create_run(Path(folder) / "runs")
-        for life in (1, 2):
-            outcome = train(run, _Stops(), setup=setup, cores=1)
+        for attempt in (1, 2):
+            outcome = train(run, _StopAfterSteps(), setup=setup, cores=1)
             if outcome.state == "finished":
-                yield f"life {life}: finished, test accuracy {run.result()['test_accuracy']:.4f}"
+                yield f"attempt {attempt}: finished, test accuracy {run.result()['test_accuracy']:.4f}"
                 break
             [path] = sorted(run.checkpoints_folder.glob("step-*.npz"))[-1:]
-            yield f"life {life}: {STEPS} steps, stopped by a signal, a checkpoint of {path.stat().st_size:,} bytes"
+            yield f"attempt {attempt}: {STEPS} steps, stopped by a signal, checkpoint of {path.stat().st_size:,} bytes"
         if len(run.attempts()) == 2 and run.attempts()[1].get("resumed_at_step") != STEPS:  # noqa: PLR2004
-            raise CnnjobError(f"{run.name}: the second life did not go on where the first had stopped")
+            raise CnnjobError(f"{run.name}: the second attempt did not resume where the first stopped")
         written = report([run], Path(folder) / "report")
-        yield f"report: {len(written.files)} files"
+        yield f"report: {plural(len(written.files), 'file')}"

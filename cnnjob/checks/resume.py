@@ -1,6 +1,6 @@
-"""Run a job twice on this machine, unbroken and killed at random moments, and compare the bits.
+"""Run a job twice on this machine, uninterrupted and killed at random moments, and compare the bits.
 
-Each attempt is a process of its own, which keeps the number of its last step in the file STEPS:
+Each attempt is a separate process, which keeps the number of its last step in the file STEPS:
 
     python -m cnnjob.checks.resume RUN STEPS
 """
@@ -20,7 +20,7 @@ from typing import Any
 from cnnjob import files
 from cnnjob.checks.comparison import Kill, RunComparison, compare_runs
 from cnnjob.data.dataset import Dataset
-from cnnjob.errors import EXIT_STOPPED, CnnjobError
+from cnnjob.errors import EXIT_STOPPED, CnnjobError, plural
 from cnnjob.jobs.job import Job
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.creation import create_run
@@ -29,12 +29,12 @@ from cnnjob.training.progress import NoProgress
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 
-CHECKPOINTS_A_LIFE = 4
+CHECKPOINTS_PER_ATTEMPT = 4
 """Checkpoints saved between two kills, on average."""
-LOOK_SECONDS = 0.005
-"""Between two reads of the file of steps."""
+POLL_SECONDS = 0.005
+"""Between two reads of the step file."""
 STEP_BYTES = 8
-"""Size of the file of steps: one unsigned integer, big-endian."""
+"""Size of the step file: one unsigned integer, big-endian."""
 
 
 def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
@@ -60,11 +60,11 @@ def _with(job: Job, **changes: Any) -> Job:
 def verify_resume(
     job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say: Callable[[str], None]
 ) -> RunComparison:
-    """Run a job on this machine, unbroken and then killed at random moments, and compare the two runs.
+    """Run a job on this machine, uninterrupted and then killed at random moments, and compare the two runs.
 
-    The moments are drawn uniformly over the duration of the unbroken run, from the first step to the end, so that kills
-    fall into training, evaluation and saving alike. Each is expressed as the step that was done by then plus a delay,
-    so that it falls into the same phase even if the machine's speed varies.
+    The moments are drawn uniformly over the duration of the uninterrupted run, from the first step to the end, so that
+    kills fall into training, evaluation and saving alike. Each is expressed as the step that was done by then plus a
+    delay, so that it falls into the same phase even if the machine's speed varies.
 
     Args:
         job: the job, shortened already if it is to be.
@@ -80,24 +80,26 @@ def verify_resume(
     Raises:
         CnnjobError: an attempt failed without being killed.
     """
-    unbroken = TrainingSetup.checked(job, dataset).create_run(folder / "unbroken")
-    whole = _live(unbroken)
-    say(f"unbroken: finished in {whole.seconds:.1f} s")
+    uninterrupted = TrainingSetup.checked(job, dataset).create_run(folder / "uninterrupted")
+    baseline = _run_attempt(uninterrupted)
+    say(f"uninterrupted: finished in {baseline.seconds:.1f} s")
     # The time between checkpoints is not part of a job's digest: both runs are of the same job.
-    often = save_often(job, whole.seconds / (kills + 1) / CHECKPOINTS_A_LIFE)
+    often = save_often(job, baseline.seconds / (kills + 1) / CHECKPOINTS_PER_ATTEMPT)
     killed = create_run(often, dataset, folder / "killed")
     draw = random.Random(seed)  # noqa: S311 - moments, no secrets
     done: list[Kill] = []
-    for moment in sorted(draw.uniform(0, whole.seconds) for _ in range(kills)):
-        life = _live(killed, whole.place_of(moment))
-        if not life.killed or killed.result_file.exists():  # after the result a kill interrupts nothing
+    for moment in sorted(draw.uniform(0, baseline.seconds) for _ in range(kills)):
+        # The last step done by then, and the seconds from that step to the moment.
+        seconds, step = [(0.0, 0), *(entry for entry in baseline.steps if entry[0] <= moment)][-1]
+        attempt = _run_attempt(killed, (step, moment - seconds))
+        if not attempt.killed or killed.result_file.exists():  # after the result a kill interrupts nothing
             break
-        done.append(_kill(killed, life, steps_per_epoch(job, dataset)))
-        say(f"kill {len(done)} of {kills}: life {len(done)}, {life.seconds:.2f} s old, step {life.step}")
+        done.append(_describe_kill(killed, attempt, steps_per_epoch(job, dataset)))
+        say(f"kill {len(done)} of {kills}: attempt {len(done)}, after {attempt.seconds:.2f} s, at step {attempt.step}")
     if not killed.result_file.exists():
-        _live(killed)  # the last attempt runs to the end
-    say(f"killed: finished in {len(killed.attempt_files())} lives")
-    return compare_runs(unbroken, killed, done, kills, seed)
+        _run_attempt(killed)  # the last attempt runs to the end
+    say(f"killed: finished in {plural(len(killed.attempt_files()), 'attempt')}")
+    return compare_runs(uninterrupted, killed, done, kills, seed)
 
 
 @dataclass(frozen=True)
@@ -115,30 +117,29 @@ class _TimedAttempt:
         """The last step that it had done; 0 if none."""
         return self.steps[-1][1] if self.steps else 0
 
-    def place_of(self, moment: float) -> tuple[int, float]:
-        """Return the last step that was done by a moment, and the seconds from then to the moment."""
-        seconds, step = [(0.0, 0), *(seen for seen in self.steps if seen[0] <= moment)][-1]
-        return step, moment - seconds
 
-
-def _live(run: Run, place: tuple[int, float] | None = None) -> _TimedAttempt:
-    """Run one attempt in a process of its own; kill it at a place, a step and seconds after it, unless it has ended."""
+def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAttempt:
+    """Run one attempt in a separate process; kill it some seconds after a step, if both are given."""
     steps_file = run.path.with_name("steps")
     steps_file.write_bytes(b"")
     saved = newest_step(run.checkpoints_folder)
     with _child(run, steps_file) as child:
         # A step that a checkpoint already holds will not be done again: then the delay counts from the start.
-        until = None if place is None else place[0] if place[0] > saved else 0
+        until = None
+        if kill_at:
+            until = kill_at[0] if kill_at[0] > saved else 0
         started, steps = _watch(child, steps_file, until)
         try:
-            child.wait(place[1] if place else None)
+            child.wait(kill_at[1] if kill_at else None)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        lived, killed = time.monotonic() - started, place is not None and child.returncode == -signal.SIGKILL
+        seconds, killed = time.monotonic() - started, kill_at is not None and child.returncode == -signal.SIGKILL
     if child.returncode and not killed:
-        raise CnnjobError(f"{run.path}: a life ended with exit code {child.returncode}, {_last_words(run)}")
-    return _TimedAttempt(lived, [*steps, (lived, int.from_bytes(steps_file.read_bytes()))], killed)
+        lines = run.path.with_name("stderr").read_text(errors="replace").split("\n")
+        last_line = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+        raise CnnjobError(f"{run.path}: an attempt failed (exit code {child.returncode}): {last_line}")
+    return _TimedAttempt(seconds, [*steps, (seconds, int.from_bytes(steps_file.read_bytes()))], killed)
 
 
 def _watch(
@@ -159,21 +160,21 @@ def _watch(
                 steps.append((now - started, step))
         else:
             started = time.monotonic()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return started, steps
 
 
 @contextmanager
 def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that makes one attempt at a run; it is killed at the end of the block.
+    """Start a process for one attempt at a run; it is killed at the end of the block.
 
-    It has a session of its own, so that Ctrl-C in the terminal does not reach it.
+    It runs in a new session, so that Ctrl-C in the terminal does not reach it.
     """
     command = [sys.executable, "-P", "-m", "cnnjob.checks.resume", str(run.path.resolve()), str(steps_file.resolve())]
-    with run.path.with_name("words").open("wb") as words:
+    with run.path.with_name("stderr").open("wb") as stderr:
         child = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True,
-            env={**os.environ, **_own_path()},
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
+            env={**os.environ, **_python_path()},
         )  # fmt: skip
         try:
             yield child
@@ -182,7 +183,7 @@ def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
             child.wait()
 
 
-def _own_path() -> dict[str, str]:
+def _python_path() -> dict[str, str]:
     """Return PYTHONPATH for a child process if this package was found only through the current folder.
 
     That is so with ``python -m cnnjob`` in a source folder that is not installed: the child runs with ``-P``, which
@@ -194,21 +195,18 @@ def _own_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def _last_words(run: Run) -> str:
-    lines = run.path.with_name("words").read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-
-
-def _kill(run: Run, life: _TimedAttempt, steps: int) -> Kill:
+def _describe_kill(run: Run, attempt: _TimedAttempt, steps_per_epoch: int) -> Kill:
     """Describe a kill, right after it, from what the attempt left in the run folder."""
     if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):  # a checkpoint that was not renamed yet
         during = "saving"
-    elif not life.step:
+    elif not attempt.step:
         during = "starting"
     else:
-        during = "training" if life.step % steps else "evaluation"  # evaluation follows the last step of an epoch
-    number = len(run.attempt_files())
-    return Kill(number, round(life.seconds, 3), life.step or None, newest_step(run.checkpoints_folder), during)
+        during = (
+            "training" if attempt.step % steps_per_epoch else "evaluation"
+        )  # evaluation follows the last step of an epoch
+    number, saved = len(run.attempt_files()), newest_step(run.checkpoints_folder)
+    return Kill(number, round(attempt.seconds, 3), attempt.step or None, saved, during)
 
 
 class _Counter(NoProgress):

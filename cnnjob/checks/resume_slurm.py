@@ -1,4 +1,4 @@
-"""Run a job twice on a cluster, unbroken and with its process killed at random moments, and compare the bits.
+"""Run a job twice on a cluster, uninterrupted and with its process killed at random moments, and compare the bits.
 
 The batch script of the killed run restarts it as it would restart any other.
 """
@@ -44,7 +44,7 @@ def verify_resume_on_slurm(
     wait_minutes: float,
     say: Callable[[str], None],
 ) -> RunComparison:
-    """Run a job on the cluster twice at once, unbroken and killed at random moments, and compare the two runs.
+    """Run a job on the cluster twice at once, uninterrupted and killed at random moments, and compare the two runs.
 
     Args:
         job: the job, shortened already if it is to be.
@@ -65,7 +65,7 @@ def verify_resume_on_slurm(
     """
     often = save_often(job, CHECKPOINT_SECONDS)
     setup = TrainingSetup.checked(often, dataset)
-    unbroken, killed = runs = [setup.create_run(folder / name) for name in ("unbroken", "killed")]
+    uninterrupted, killed = runs = [setup.create_run(folder / name) for name in ("uninterrupted", "killed")]
     total, draw = setup.steps_per_epoch * job.train.epochs, random.Random(seed)  # noqa: S311 - no secrets
     # One point in each of the first `kills` of kills + 1 equal sections: after the last kill there is work left.
     points = [total * (part + draw.random()) / (kills + 1) for part in range(kills)]
@@ -77,7 +77,7 @@ def verify_resume_on_slurm(
         while not watch.both_are_over():
             killer.summary()
             time.sleep(LOOK_SECONDS)
-    return comparison.compare_runs(unbroken, killed, killer.done, kills, seed)
+    return comparison.compare_runs(uninterrupted, killed, killer.done, kills, seed)
 
 
 class _Killer:
@@ -94,22 +94,24 @@ class _Killer:
         attempts, saved = self._run.attempts(), newest_step(self._run.checkpoints_folder)
         before = self.done[-1] if self.done else Kill(0, 0.0, None, 0, "")
         point = self._points[len(self.done)]
-        if not attempts or len(attempts) == before.life or saved < point or saved <= before.saved_step:
+        if not attempts or len(attempts) == before.attempt or saved < point or saved <= before.saved_step:
             return
         # A random time after the checkpoint, so that kills are spread over all that happens between two checkpoints.
         seconds = self._draw.uniform(0, CHECKPOINT_SECONDS)
         time.sleep(seconds)
         self._kill(len(attempts), attempts[-1]["job_id"], seconds)
 
-    def _kill(self, life: int, job_id: str, seconds: float) -> None:
+    def _kill(self, attempt: int, job_id: str, seconds: float) -> None:
         saved = newest_step(self._run.checkpoints_folder)
         try:
             # Step 0 is the process that srun started; sent to the job itself, KILL would cancel the job.
             client.ask(["scancel", "--signal=KILL", f"{job_id}.0"])
         except SchedulerError:
             return  # it has just ended, or is being requeued: the next call tries again
-        self.done.append(Kill(life, round(seconds, 3), None, saved, ""))
-        self._say(f"kill {len(self.done)} of {len(self._points)}: life {life}, job {job_id}, saved at step {saved}")
+        self.done.append(Kill(attempt, round(seconds, 3), None, saved, ""))
+        self._say(
+            f"kill {len(self.done)} of {len(self._points)}: attempt {attempt}, job {job_id}, saved at step {saved}"
+        )
 
 
 class _Watch:

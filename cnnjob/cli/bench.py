@@ -30,22 +30,20 @@ HEADER = (
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="WORKLOAD", autocompletion=completion.workloads, help="Of them only; the default is all."
-        ),
+        typer.Argument(metavar="WORKLOAD", autocompletion=completion.workloads, help="Workloads; all by default."),
     ] = None,
-    against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch beside it, if installed.")] = "torch",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine, of five steps or 0.2 s.")] = 20,
+    against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch too, if it is installed.")] = "torch",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns per engine, of five steps or 0.2 s.")] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Where to compute.")] = "cpu",
     as_json: opt.JSON = False,
 ) -> None:
     """Measure training steps on this machine.
 
-    Of mnist-baseline, cifar10-baseline, cifar10, cifar10-small and conv-64-128. The engines take turns in one
-    process. "× torch" is torch's time in its better memory layout over the engine's, turn by turn, the median; "at
-    best" the same of the fastest steps. "× course" is against the algorithm as a course teaches it, in float64; "of
-    products" the time of the matrix products alone over the engine's. With --device gpu: part by part, fused, and
-    as a CUDA graph, each in float32 and tf32 and against torch in the same precision, its graphs included.
+    The workloads are mnist-baseline, cifar10-baseline, cifar10, cifar10-small and conv-64-128. All engines take
+    turns in one process. "× torch" is the time of torch in its better memory layout divided by the engine's: the median
+    over the turns; "at best" is the same for the fastest steps. "× course" compares with the algorithm as a course
+    teaches it, in float64. "of products" is the time of the matrix products alone divided by the engine's. --device
+    gpu measures steps part by part, fused and as a CUDA graph, in float32 and tf32, next to torch likewise.
 
     Example: cnnjob bench mnist-baseline --rounds 50
     """
@@ -53,7 +51,7 @@ def bench(
 
     for name in workloads or ():
         if name not in NAMES:
-            raise JobError(f"{name}: no such workload; choose from {', '.join(NAMES)}")
+            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}")
     rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
     if as_json:
         print_json([row.as_json() for row in rows])

@@ -25,7 +25,7 @@ COMMANDS = {
     "status": ("status", "Show how runs stand; of a single one also why."),
     "logs": ("status", "Print what a run's newest job has written."),
     "cancel": ("status", "Cancel the jobs of runs; what is saved stays."),
-    "verify-resume": ("verify", "Run a job unbroken and killed, and compare the bits."),
+    "verify-resume": ("verify", "Run a job once uninterrupted and once killed, and compare the bits."),
     "predict": ("train", "Print the class and its probability for each image."),
     "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Turn runs into one page, tables and figures."),

@@ -2,14 +2,14 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
 from cnnjob.cli.screen import print_json, print_table
-from cnnjob.errors import JobError
+from cnnjob.errors import JobError, plural
 
 if TYPE_CHECKING:
     from cnnjob.checks.comparison import RunComparison, RunDifference
@@ -25,11 +25,15 @@ SEEDS = 10**6
 def verify_resume(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
-    steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs that hold so many steps.")] = 2000,
-    kills: Annotated[int, typer.Option(min=1, help="How often to kill it.")] = 5,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the moments; a new one by default.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="A new folder to keep both runs in.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Shorten the job to as many epochs as hold this many steps.")
+    ] = 2000,
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 5,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the moments of the kills; random by default.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep both runs, in this new folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     profile: opt.PROFILE = None,
     partition: opt.PARTITION = None,
     account: opt.ACCOUNT = None,
@@ -39,15 +43,17 @@ def verify_resume(
     mem: opt.MEM = None,
     gpus: opt.GPUS = None,
     sbatch: opt.SBATCH = None,
-    wait_minutes: Annotated[float, typer.Option(min=0, help="On a cluster: then the jobs are cancelled.")] = 120,
+    wait_minutes: Annotated[
+        float, typer.Option(min=0, help="On a cluster: time limit for both runs, queueing included.")
+    ] = 120,
     data: opt.DATA = DATA_FOLDER,
 ) -> None:
-    """Run a job unbroken and killed, and compare the bits.
+    """Run a job once uninterrupted and once killed, and compare the bits.
 
-    It is killed at random moments. With any option of sbatch's it runs on the cluster, in a folder under
-    verify-resume/. Ctrl-C cancels its jobs.
+    The kills come at random moments. With any option of sbatch both runs are SLURM jobs, in a folder under
+    verify-resume/; Ctrl-C cancels them.
 
-    Exit code 0: they are the same. 1: they are not; the first differences are named, and both runs kept.
+    Exit code 0: the bits are the same. 1: they differ; the first differences are listed, and both runs are kept.
 
     Example: cnnjob verify-resume digits --kills 3
     """
@@ -57,45 +63,35 @@ def verify_resume(
     from cnnjob.checks.resume import shorten_job
     from cnnjob.data.dataset import Dataset
     from cnnjob.jobs.job import Job
+    from cnnjob.slurm.submit import profiles
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
         "mem": mem, "gpus": gpus}  # fmt: skip
     on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
-    request = _request(profile, given, sbatch) if on_cluster else None
-    chosen = [f"resources.backend={request.backend}"] if request and request.backend else []
-    whole = Job.load(job, [*chosen, *(overrides or ())])
+    request = profiles.load(profile, given, sbatch or ()) if on_cluster else None
+    defaults = [f"resources.backend={request.backend}"] if request and request.backend else []
+    whole = Job.load(job, [*defaults, *(overrides or ())])
     dataset = Dataset.find(whole.dataset, data)
-    request = request and request.with_gpus(whole.resources.backend, asked=_asks_for_gpus(given, sbatch))
+    asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
+    request = request and request.with_gpus(whole.resources.backend, asked=asks_for_gpus)
     short = shorten_job(whole, dataset, steps)
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
-    # `passing`: the folder is removed at the end, even after Ctrl-C or an error, unless --keep is given or bits differ.
-    folder, passing = _new_folder(keep, short.name if request else None), keep is None
+    # The folder is removed at the end, even after Ctrl-C or an error, unless --keep is given or the bits differ.
+    folder, is_temporary = _new_folder(keep, short.name if request else None), keep is None
     try:
         with ending_as_interrupted():
-            verdict = _verify(short, dataset, folder, request, kills, seed, wait_minutes)
-        passing = passing and verdict.same
+            comparison = _verify(short, dataset, folder, request, kills, seed, wait_minutes)
+        is_temporary = is_temporary and comparison.same
     finally:
-        if passing:
+        if is_temporary:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # the folder of another verification is in it
+            with suppress(OSError):  # another verification uses it
                 CLUSTER_FOLDER.rmdir()
-    _print(verdict, None if passing else folder, as_json=as_json)
-    if not verdict.same:
+    _print(comparison, None if is_temporary else folder, as_json=as_json)
+    if not comparison.same:
         raise typer.Exit(1)
-
-
-def _request(profile: str | None, given: dict[str, Any], sbatch: list[str] | None) -> "Request":
-    from cnnjob.slurm.submit import profiles
-
-    return profiles.load(profile, given, sbatch or ())
-
-
-def _asks_for_gpus(given: dict[str, Any], sbatch: list[str] | None) -> bool:
-    from cnnjob.slurm.submit import profiles
-
-    return profiles.ask_for_gpus(given, sbatch or ())
 
 
 def _verify(
@@ -106,9 +102,9 @@ def _verify(
         from cnnjob.checks.resume import verify_resume
 
         return verify_resume(job, dataset, folder, kills, seed, _say)
-    from cnnjob.checks.resume_slurm import verify_resume_on_slurm as verify_there
+    from cnnjob.checks.resume_slurm import verify_resume_on_slurm
 
-    return verify_there(job, dataset, folder, request, kills, seed, wait_minutes, _say)
+    return verify_resume_on_slurm(job, dataset, folder, request, kills, seed, wait_minutes, _say)
 
 
 def _say(text: str) -> None:
@@ -120,7 +116,8 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
 
     epochs, all_epochs, steps = short.train.epochs, whole.train.epochs, steps_per_epoch(short, dataset)
     part = f"all {epochs}" if epochs == all_epochs else f"{epochs} of {all_epochs}"
-    return f"{short.name}: {part} epochs of {steps:,} steps; unbroken, then killed {kills} times, seed {seed}"
+    total = f"{part} epochs of {steps:,} steps"
+    return f"{short.name}: {total}; once uninterrupted, once killed {plural(kills, 'time')}; seed {seed}"
 
 
 def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
@@ -137,32 +134,34 @@ def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="cnnjob-"))
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise JobError(f"--keep {keep}: there is something already; name a new folder")
+        raise JobError(f"--keep {keep}: exists already and is not an empty folder. Name a new folder")
     keep.mkdir(parents=True, exist_ok=True)
     return keep
 
 
-def _print(verdict: "RunComparison", kept: Path | None, *, as_json: bool) -> None:
+def _print(comparison: "RunComparison", kept: Path | None, *, as_json: bool) -> None:
     if as_json:
-        print_json({**verdict.as_json(), "folder": str(kept) if kept else None})
+        print_json({**comparison.as_json(), "folder": str(kept) if kept else None})
         return
-    print_table(["killed in life", "after", "at step", "during", "saved", "went on from"], _kills(verdict))
+    print_table(["attempt", "killed after", "at step", "during", "saved step", "resumed at"], _kills(comparison))
     typer.echo()
-    print_table(["SHA-256", "unbroken", "killed", ""], _digests(verdict))
+    print_table(["SHA-256", "uninterrupted", "killed", ""], _digests(comparison))
     typer.echo()
-    for line in (*map(_difference, verdict.differences), *verdict.remarks):
+    for line in (*map(_difference, comparison.differences), *comparison.remarks):
         typer.echo(line)
     if kept:
         typer.echo(f"both runs are kept in {kept}")
-    differing = ", ".join(difference.what for difference in verdict.differences)
-    typer.echo(f"{verdict.run}: " + ("the bits are the same" if verdict.same else f"the bits differ in {differing}"))
+    differing = ", ".join(difference.part for difference in comparison.differences)
+    typer.echo(
+        f"{comparison.run}: " + ("the bits are the same" if comparison.same else f"the bits differ in {differing}")
+    )
 
 
-def _kills(verdict: "RunComparison") -> list[list[str]]:
+def _kills(comparison: "RunComparison") -> list[list[str]]:
     return [
-        [str(kill.life), f"{kill.seconds:.2f} s", *map(_known, (kill.step, kill.during, kill.saved_step)),
+        [str(kill.attempt), f"{kill.seconds:.2f} s", *map(_known, (kill.step, kill.during, kill.saved_step)),
          _known(kill.resumed_at_step)]
-        for kill in verdict.kills
+        for kill in comparison.kills
     ]  # fmt: skip
 
 
@@ -170,13 +169,14 @@ def _known(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def _digests(verdict: "RunComparison") -> list[list[str]]:
+def _digests(comparison: "RunComparison") -> list[list[str]]:
     rows = [
-        [what, one[:SHORT_DIGITS], other[:SHORT_DIGITS], "equal" if one == other else "different"]
-        for what, (one, other) in verdict.digests.items()
+        [part, expected[:SHORT_DIGITS], actual[:SHORT_DIGITS], "equal" if expected == actual else "different"]
+        for part, (expected, actual) in comparison.digests.items()
     ]
-    return [*rows, ["(training time)", *(f"{seconds:.1f} s" for seconds in verdict.train_seconds), ""]]
+    return [*rows, ["(training time)", *(f"{seconds:.1f} s" for seconds in comparison.train_seconds), ""]]
 
 
-def _difference(found: "RunDifference") -> str:
-    return f"{found.what}: {found.where} is {found.unbroken} unbroken, {found.killed} killed"
+def _difference(difference: "RunDifference") -> str:
+    values = f"{difference.uninterrupted} uninterrupted, {difference.killed} killed"
+    return f"{difference.part}: {difference.where} is {values}"

@@ -36,4 +36,4 @@ def test_one_block_without_torch() -> None:
 def test_a_mistake_is_one_message() -> None:
     found = cnnjob("bench", "nothing")
     assert (found.exit_code, found.stdout) == (2, "")
-    assert "nothing: no such workload; choose from mnist-baseline, " in found.stderr
+    assert "nothing: unknown workload. Choose from mnist-baseline, " in found.stderr

@@ -1,4 +1,4 @@
-"""Killed at random moments a run ends with the bits of the unbroken one; the first difference of two runs is found."""
+"""A run killed at random moments has the bits of an uninterrupted one; the first difference of two runs is found."""
 
 import json
 import os
@@ -86,14 +86,14 @@ def test_one_bit_of_the_weights_is_found(pair: tuple[Run, Run]) -> None:
     change_array(pair[1].weights_file, name, one_bit)
     [found] = compare(*pair)
     last = ", ".join(str(side - 1) for side in array.shape)
-    assert (found.what, found.where) == ("weights", f"{name}[{last}]")
-    assert found.unbroken == str(array.flat[-1]) != found.killed
+    assert (found.part, found.where) == ("weights", f"{name}[{last}]")
+    assert found.uninterrupted == str(array.flat[-1]) != found.killed
 
 
 def test_a_zero_of_the_other_sign_is_found(pair: tuple[Run, Run]) -> None:
     for run, zero in zip(pair, (0.0, -0.0), strict=True):
         change_array(run.predictions_file, "probabilities", lambda array, zero=zero: array * np.float32(zero))
-    assert [(found.where, found.unbroken, found.killed) for found in compare(*pair)] == [
+    assert [(found.where, found.uninterrupted, found.killed) for found in compare(*pair)] == [
         ("probabilities[0, 0]", "0.0", "-0.0")
     ]
 
@@ -104,7 +104,7 @@ def test_another_shape_and_another_order_are_found(pair: tuple[Run, Run]) -> Non
     npz.write_arrays(pair[1].weights_file, dict(reversed(weights.items())))
     in_weights, in_predictions = compare(*pair)
     assert in_weights.where == "the file"
-    assert (in_predictions.unbroken, in_predictions.killed) == ("int64 (40,)", "int64 (39,)")
+    assert (in_predictions.uninterrupted, in_predictions.killed) == ("int64 (40,)", "int64 (39,)")
 
 
 def test_a_record_and_a_result_are_found_and_the_clock_is_not(pair: tuple[Run, Run]) -> None:
@@ -115,7 +115,7 @@ def test_a_record_and_a_result_are_found_and_the_clock_is_not(pair: tuple[Run, R
     pair[1].history_file.write_text("".join(json.dumps({**record, "train_loss": 0.5}) + "\n" for record in records))
     change_json(pair[1].result_file, test_loss=None)
     history, result = compare(*pair)
-    assert (history.what, history.where, history.killed) == ("history", "epoch 1, train_loss", "0.5")
+    assert (history.part, history.where, history.killed) == ("history", "epoch 1, train_loss", "0.5")
     assert (result.where, result.killed) == ("test_loss", "missing")
 
 
@@ -123,8 +123,8 @@ def test_other_environments_are_said(pair: tuple[Run, Run]) -> None:
     change_json(pair[0].environment_file, bits={**pair[0].environment()["bits"], "numpy": "1.0"})
     change_json(pair[1].result_file, bits_may_differ_from_step=7)
     first, second = compare_runs(*pair, kills=[], wanted=0, seed=1).remarks
-    assert re.fullmatch(r"bits may differ, the killed run has numpy \S+ instead of 1\.0", first)
-    assert second.startswith("bits of the killed run may differ from step 7, see ")
+    assert re.fullmatch(r"bits may differ: the killed run has numpy \S+ instead of 1\.0", first)
+    assert second.startswith("bits of the killed run may differ from step 7: see ")
 
 
 def test_a_damaged_run_is_said(pair: tuple[Run, Run]) -> None:
@@ -144,41 +144,46 @@ def test_a_job_is_shortened_to_whole_epochs(tmp_path: Path, steps: int, epochs: 
 def test_the_bits_are_the_same(here: Path, tmp_path: Path) -> None:
     found = cnnjob(*VERIFY, "--kills", "3", "--seed", "4", "--keep", "both runs")
     assert found.exit_code == 0, found.output
-    assert f"toy: all {EPOCHS} epochs of 20 steps; unbroken, then killed 3 times, seed 4\n" in found.stderr
+    assert f"toy: all {EPOCHS} epochs of 20 steps; once uninterrupted, once killed 3 times; seed 4\n" in found.stderr
     assert re.search(r"\ntoy-\w{8}: the bits are the same\n$", found.stdout)
     assert (
         len(re.findall(r"^(?:weights|predictions|history|result) +(\w{12}) +\1 +equal$", found.stdout, re.MULTILINE))
         == 4
     )
-    unbroken, killed = (kept_run(here / "both runs" / name) for name in ("unbroken", "killed"))
+    uninterrupted, killed = (kept_run(here / "both runs" / name) for name in ("uninterrupted", "killed"))
     attempts = killed.attempts()
     assert [attempt["why"] for attempt in attempts] == [*[None] * (len(attempts) - 1), "finished"]
     assert len(attempts) > 1
     assert len(re.findall(r"^ +\d+ +\d\.\d\d s ", found.stdout, re.MULTILINE)) == len(attempts) - 1
-    assert len(unbroken.attempts()) == 1
+    assert len(uninterrupted.attempts()) == 1
     assert not list((tmp_path / "tmp").iterdir())
     again = cnnjob(*VERIFY, "--keep", "both runs")
-    assert (again.exit_code, "--keep both runs: there is something already" in again.stderr) == (2, True)
+    assert (again.exit_code, "--keep both runs: exists already" in again.stderr) == (2, True)
 
 
 def test_json_of_a_shortened_job(here: Path, tmp_path: Path) -> None:
     found = cnnjob(*VERIFY, "--steps", "500", "--json")
     assert found.exit_code == 0, found.output
     assert "toy: 25 of 30 epochs of 20 steps; " in found.stderr
-    verdict = json.loads(found.stdout)
-    assert (verdict["same"], verdict["steps"], verdict["differences"], verdict["folder"]) == (True, 500, [], None)
-    assert verdict["lives"] == len(verdict["kills"]) + 1
-    assert all(kill["resumed_at_step"] >= kill["saved_step"] for kill in verdict["kills"])
+    comparison = json.loads(found.stdout)
+    assert (comparison["same"], comparison["steps"], comparison["differences"], comparison["folder"]) == (
+        True,
+        500,
+        [],
+        None,
+    )
+    assert comparison["attempts"] == len(comparison["kills"]) + 1
+    assert all(kill["resumed_at_step"] >= kill["saved_step"] for kill in comparison["kills"])
     assert not list((tmp_path / "tmp").iterdir())
     assert sorted(path.name for path in here.iterdir()) == ["data", "toy.toml"]
 
 
 @pytest.mark.usefixtures("here")
 def test_a_difference_is_exit_1_and_keeps_both_runs(tmp_path: Path) -> None:
-    """The weights of the unbroken run are changed while the other runs."""
+    """The weights of the uninterrupted run are changed while the other runs."""
 
     def change() -> None:
-        while not (done := list((tmp_path / "tmp").glob("*/unbroken/*/result.json"))):
+        while not (done := list((tmp_path / "tmp").glob("*/uninterrupted/*/result.json"))):
             time.sleep(0.01)
         weights = Run(done[0].parent).weights_file
         change_array(weights, next(iter(npz.read_arrays(weights))), one_bit)
@@ -189,17 +194,17 @@ def test_a_difference_is_exit_1_and_keeps_both_runs(tmp_path: Path) -> None:
     thread.join()
     assert found.exit_code == 1, found.output
     [folder] = (tmp_path / "tmp").iterdir()
-    assert re.search(r"^weights: \S+\[.+\] is \S+ unbroken, \S+ killed$", found.stdout, re.MULTILINE)
+    assert re.search(r"^weights: \S+\[.+\] is \S+ uninterrupted, \S+ killed$", found.stdout, re.MULTILINE)
     assert f"both runs are kept in {folder}\n" in found.stdout
     assert re.search(r": the bits differ in weights\n$", found.stdout)
 
 
 @pytest.mark.usefixtures("here")
-def test_what_ends_a_life_is_said(tmp_path: Path) -> None:
+def test_what_ends_an_attempt_is_reported(tmp_path: Path) -> None:
     found = cnnjob(*VERIFY, "--set", "train.learning_rate=900.0", "--set", "model.blocks=[{dense=8,activation='none'}]")
     assert found.exit_code == 1
     assert re.fullmatch(
-        r"cnnjob: .*: a life ended with exit code 1, .*the loss is nan at step .*", found.stderr.splitlines()[-1]
+        r"cnnjob: .*: an attempt failed \(exit code 1\): .*the loss is nan at step .*", found.stderr.splitlines()[-1]
     )
     assert not list((tmp_path / "tmp").iterdir())
 
@@ -227,7 +232,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "cnnjob", *VERIFY, "--set", "train.epochs=100000", "--steps", "1000000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    while not list((tmp_path / "tmp").glob("*/unbroken/*/history.jsonl")):
+    while not list((tmp_path / "tmp").glob("*/uninterrupted/*/history.jsonl")):
         assert process.poll() is None
         time.sleep(0.02)
     assert lives_below(tmp_path / "tmp")

@@ -39,10 +39,10 @@ def place(one: lab.Cluster, request: pytest.FixtureRequest) -> Path:
 def test_verified(one: lab.Cluster, place: Path, user_python: Path) -> None:
     command = (user_python, "-m", "cnnjob", *VERIFY, "--kills", "2", "--seed", "1", "--keep", "both", "--json")
     found = one.run(*command, cwd=place, timeout=120)
-    verdict = json.loads(found.stdout)
-    assert verdict["same"], found.stdout
-    assert [kill["resumed_at_step"] >= kill["saved_step"] > 0 for kill in verdict["kills"]] == [True, True]
-    assert verdict["lives"] == 3
+    comparison = json.loads(found.stdout)
+    assert comparison["same"], found.stdout
+    assert [kill["resumed_at_step"] >= kill["saved_step"] > 0 for kill in comparison["kills"]] == [True, True]
+    assert comparison["attempts"] == 3
     [killed] = [path for path in (place / "both" / "killed").iterdir() if not path.name.startswith(".")]
     assert [attempt["why"] for attempt in Run(killed).attempts()] == [None, None, "finished"]
 

@@ -282,7 +282,7 @@ def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: 
 
 def test_a_job_for_a_gpu_is_rehearsed_where_there_is_none(tmp_path: Path) -> None:
     run = made(tmp_path)
-    assert next(rehearse(run.job(), dataset(tmp_path))).startswith("life 1: 2 steps, stopped by a signal")
+    assert next(rehearse(run.job(), dataset(tmp_path))).startswith("attempt 1: 2 steps, stopped by a signal")
 
 
 def test_the_memory_on_a_gpu_is_said_where_none_is(tmp_path: Path) -> None:

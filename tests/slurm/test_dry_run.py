@@ -25,7 +25,7 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
     assert "\n#!/bin/bash\n" in found.stdout
     said = re.findall(r"^rehearsal: (.*?)(?:, a checkpoint of [\d,]+ bytes|: \d files)?$", found.stdout, re.MULTILINE)
     assert said == [
-        "life 1: 2 steps, stopped by a signal", "life 2: 2 steps, stopped by a signal", "report",
+        "attempt 1: 2 steps, stopped by a signal", "attempt 2: 2 steps, stopped by a signal", "report",
     ]  # fmt: skip
     assert found.stdout.endswith("\nnothing was submitted\n")
     assert file_contents() == before
@@ -35,7 +35,7 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
 def test_a_rehearsal_of_less_than_four_steps_ends() -> None:
     short = ("--set", "train.epochs=1", "--set", "train.batch_size=60")
     found = cnnjob("submit", "toy.toml", "--dry-run", *short)
-    assert "rehearsal: life 2: finished, test accuracy 0." in found.stdout, found.output
+    assert "rehearsal: attempt 2: finished, test accuracy 0." in found.stdout, found.output
     assert found.stdout.count("rehearsal: ") == 3
 
 

@@ -11,8 +11,8 @@ from statistics import median
 from typing import Any
 
 from cnnjob.checks.benchmarks import course, floors, gpu, gpu_rivals, ours, rivals
-from cnnjob.checks.benchmarks.engines import LOOKS_A_TURN, Engine
-from cnnjob.checks.benchmarks.workloads import NAMES, Workload, workload
+from cnnjob.checks.benchmarks.engines import MEASUREMENTS_PER_TURN, Engine
+from cnnjob.checks.benchmarks.workloads import NAMES, Workload, find_workload
 from cnnjob.errors import JobError
 from cnnjob.nn.cuda.availability import why_unavailable
 
@@ -69,11 +69,11 @@ class _Times:
     """Seconds per step of one engine: the median of each turn, and the fastest and slowest step of all."""
 
     turns: list[float]
-    least: float
-    most: float
+    min: float
+    max: float
 
     @property
-    def middle(self) -> float:
+    def median(self) -> float:
         return median(self.turns)
 
 
@@ -90,63 +90,59 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
         One row per workload and engine.
 
     Raises:
-        JobError: a GPU is asked for, and none can be used.
+        JobError: a GPU is requested, and none can be used.
     """
-    if on_gpu and (lacking := why_unavailable()):
-        raise JobError(f"--device gpu: {lacking}")
+    if on_gpu and (reason := why_unavailable()):
+        raise JobError(f"--device gpu: {reason}")
     for name in names:
-        work = workload(name)
+        work = find_workload(name)
         with ExitStack() as stack:
             if on_gpu:
-                engines = {**gpu.engines(work), **(gpu_rivals.engines(work) if torch else {})}
+                engines = {**gpu.gpu_engines(work), **(gpu_rivals.torch_gpu_engines(work) if torch else {})}
             else:
                 engines = {
-                    **stack.enter_context(ours.engines(work)),
-                    **(rivals.engines(work) if torch else {}),
-                    **stack.enter_context(floors.engines(work)),
+                    **stack.enter_context(ours.numpy_engines(work)),
+                    **(rivals.torch_engines(work) if torch else {}),
+                    **stack.enter_context(floors.floor_engines(work)),
                 }
-            if course.computes(work):
-                engines[course.NAME] = Engine(course.engine(work), "course")
+            if course.supports(work):
+                engines[course.NAME] = Engine(course.build_step(work), "course")
             times = _take_turns(engines, rounds)
         yield from _rows(work, engines, times)
 
 
 def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
     # Seconds per step by engine, from which the number of steps per turn follows.
-    warm = {name: engine.warm_up() for name, engine in engines.items()}
-    found: dict[str, list[list[float]]] = {name: [] for name in engines}
+    warm_seconds = {name: engine.warm_up() for name, engine in engines.items()}
+    measured: dict[str, list[list[float]]] = {name: [] for name in engines}
     for turn in range(rounds):
         for name, engine in engines.items():
-            slow = warm[name] > SLOW_SECONDS
-            if turn < SLOW_TURNS or not slow:
-                found[name].append(engine.turn(1 if slow else LOOKS_A_TURN, warm[name]))
+            is_slow = warm_seconds[name] > SLOW_SECONDS
+            if turn < SLOW_TURNS or not is_slow:
+                measured[name].append(engine.turn(1 if is_slow else MEASUREMENTS_PER_TURN, warm_seconds[name]))
     return {
         name: _Times([median(turn) for turn in turns], min(map(min, turns)), max(map(max, turns)))
-        for name, turns in found.items()
+        for name, turns in measured.items()
     }
 
 
 def _rows(work: Workload, engines: dict[str, Engine], times: dict[str, _Times]) -> Iterator[Row]:
-    for name, found in times.items():
-        group = {role: _of(engines, times, role, engines[name].group) for role in ("torch", "products")}
-        torch = min(group["torch"], key=lambda times: times.middle, default=None)
-        fastest = min((times.least for times in group["torch"]), default=None)
-        products = group["products"]
+    for name, own in times.items():
+        peers = [(engine.role, times[peer]) for peer, engine in engines.items() if engine.group == engines[name].group]
+        layouts = [peer for role, peer in peers if role == "torch"]
+        torch = min(layouts, key=lambda layout: layout.median, default=None)
+        fastest = min((layout.min for layout in layouts), default=None)
+        products = next((peer for role, peer in peers if role == "products"), None)
         yield Row(
             work.name,
             name,
             work.batch_size,
-            median_ms=1000 * found.middle,
-            min_ms=1000 * found.least,
-            max_ms=1000 * found.most,
-            epoch_seconds=work.steps * found.middle if work.steps else None,
-            speed_against_torch=median(map(float.__truediv__, torch.turns, found.turns)) if torch else None,
-            speed_against_torch_at_best=fastest / found.least if fastest else None,
-            speed_against_course=times[course.NAME].middle / found.middle if course.NAME in times else None,
-            share_of_products=products[0].middle / found.middle if products else None,
+            median_ms=1000 * own.median,
+            min_ms=1000 * own.min,
+            max_ms=1000 * own.max,
+            epoch_seconds=work.steps * own.median if work.steps else None,
+            speed_against_torch=median(map(float.__truediv__, torch.turns, own.turns)) if torch else None,
+            speed_against_torch_at_best=fastest / own.min if fastest else None,
+            speed_against_course=times[course.NAME].median / own.median if course.NAME in times else None,
+            share_of_products=products.median / own.median if products else None,
         )
-
-
-def _of(engines: dict[str, Engine], times: dict[str, _Times], role: str, group: str) -> list[_Times]:
-    """Return the times of the engines of one role in a group."""
-    return [times[name] for name, engine in engines.items() if (engine.role, engine.group) == (role, group)]

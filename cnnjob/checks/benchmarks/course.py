@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.checks.benchmarks.engines import Run
+from cnnjob.checks.benchmarks.engines import Action
 from cnnjob.checks.benchmarks.workloads import Array, Workload
 from cnnjob.nn.operations import operations_of
 
@@ -19,7 +19,7 @@ Backward = Callable[[Array], Array]
 """Maps the gradient of the output to the gradient of the input, and updates the parameters in place (SGD)."""
 
 
-def computes(work: Workload) -> bool:
+def supports(work: Workload) -> bool:
     """Return whether the course had all of a workload's blocks: convolution with ReLU and pooling, dense, dropout."""
     return all(
         isinstance(block, nn.Dropout)
@@ -28,26 +28,28 @@ def computes(work: Workload) -> bool:
     )
 
 
-def engine(work: Workload) -> Run:
+def build_step(work: Workload) -> Action:
     """Return a training step of a workload; of a single block, forward and backward."""
     random = np.random.default_rng(0)
-    layers = [_layer(layer.block, layer.input_shape, work.learning_rate, random) for layer in work.layers]
+    layers = [_build_layer(layer.block, layer.input_shape, work.learning_rate, random) for layer in work.layers]
     images = work.images.transpose(0, 3, 1, 2)
-    slope = random.standard_normal((work.batch_size, *np.roll(work.layers[-1].output_shape, 1)))
+    output_gradient = random.standard_normal((work.batch_size, *np.roll(work.layers[-1].output_shape, 1)))
 
     def step() -> None:
         x, backwards = images / 255, []
         for layer in layers:
             x, backward = layer(x)
             backwards.append(backward)
-        gradient = _cross_entropy_gradient(x, work.labels) if work.steps else slope
+        gradient = _cross_entropy_gradient(x, work.labels) if work.steps else output_gradient
         for backward in reversed(backwards):
             gradient = backward(gradient)
 
     return step
 
 
-def _layer(block: Any, shape: tuple[int, ...], rate: float, random: np.random.Generator) -> Callable[[Array], Any]:
+def _build_layer(
+    block: Any, shape: tuple[int, ...], rate: float, random: np.random.Generator
+) -> Callable[[Array], Any]:
     if isinstance(block, nn.Dropout):
         return lambda x: _dropout(x, block.probability, random)
     size = block.parameters(shape)["weights"].shape
@@ -102,9 +104,9 @@ def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
     def backward(dy: Array) -> Array:
         dwindows = np.zeros(windows.shape)
         np.put_along_axis(dwindows, first, dy[..., None], axis=-1)
-        back = dwindows.reshape(N, C, H // side, W // side, side, side).transpose(0, 1, 2, 4, 3, 5)
+        dinside = dwindows.reshape(N, C, H // side, W // side, side, side).transpose(0, 1, 2, 4, 3, 5)
         dx = np.zeros(x.shape)
-        dx[:, :, : H - H % side, : W - W % side] = back.reshape(inside.shape)
+        dx[:, :, : H - H % side, : W - W % side] = dinside.reshape(inside.shape)
         return dx
 
     return windows.max(axis=-1), backward
@@ -126,8 +128,8 @@ def dense(x: Array, w: Array, b: Array, rate: float, *, relu: bool) -> tuple[Arr
 
 
 def _dropout(x: Array, probability: float, random: np.random.Generator) -> tuple[Array, Backward]:
-    kept = (random.random(x.shape) >= probability) / (1 - probability)
-    return x * kept, lambda dy: dy * kept
+    mask = (random.random(x.shape) >= probability) / (1 - probability)
+    return x * mask, lambda dy: dy * mask
 
 
 def _cross_entropy_gradient(logits: Array, labels: Array) -> Array:

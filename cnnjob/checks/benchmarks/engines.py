@@ -1,24 +1,24 @@
-"""Engines of a benchmark: something that does steps, with its role in the comparison."""
+"""Engines of a benchmark: implementations of one training step, with their roles in the comparison."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Run = Callable[[], object]
+Action = Callable[[], object]
 Role = Literal["ours", "torch", "course", "products", "bytes"]
 
-LOOKS_A_TURN = 5
-MOST_LOOKS_A_TURN = 50
-TURN_SECONDS = 0.2
+MEASUREMENTS_PER_TURN = 5
+MAX_MEASUREMENTS_PER_TURN = 50
+MIN_TURN_SECONDS = 0.2
 """Shortest turn of a fast engine: during its first steps the caches still hold another engine's data."""
-LOOK_SECONDS = 0.005
+MIN_MEASUREMENT_SECONDS = 0.005
 """Asynchronous steps are timed together, over at least this time."""
-MOST_STEPS_A_LOOK = 200
-MOST_STEPS_A_TURN = LOOKS_A_TURN * MOST_STEPS_A_LOOK
+MAX_STEPS_PER_MEASUREMENT = 200
+MAX_STEPS_PER_TURN = MEASUREMENTS_PER_TURN * MAX_STEPS_PER_MEASUREMENT
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Do nothing: for an engine that has nothing to prepare or to wait for."""
 
 
@@ -26,13 +26,13 @@ def nothing() -> None:
 class Engine:
     """One implementation of a workload's step."""
 
-    step: Run
+    step: Action
     role: Role
     group: str = "cpu"
     """Device and precision; ratios are taken within a group."""
-    begin: Run = nothing
+    begin: Action = do_nothing
     """Called before each turn, untimed."""
-    wait: Run | None = None
+    wait: Action | None = None
     """Waits until all queued steps are done; None if a step is done when it returns."""
 
     def warm_up(self) -> float:
@@ -42,18 +42,19 @@ class Engine:
             self.times(4, 1)
         return self.times(1, 1)[0]
 
-    def turn(self, looks: int, warm_seconds: float) -> list[float]:
+    def turn(self, measurements: int, warm_seconds: float) -> list[float]:
         """Take one turn; return the seconds per step of each of its measurements."""
         self.begin()
         if self.wait:
-            return self.times(looks, min(MOST_STEPS_A_LOOK, max(1, round(LOOK_SECONDS / warm_seconds))))
-        return self.times(max(looks, min(MOST_LOOKS_A_TURN, round(TURN_SECONDS / warm_seconds))), 1)
+            steps = max(1, round(MIN_MEASUREMENT_SECONDS / warm_seconds))
+            return self.times(measurements, min(MAX_STEPS_PER_MEASUREMENT, steps))
+        return self.times(max(measurements, min(MAX_MEASUREMENTS_PER_TURN, round(MIN_TURN_SECONDS / warm_seconds))), 1)
 
-    def times(self, looks: int, steps: int) -> list[float]:
-        """Measure ``looks`` times; return the seconds per step, each the mean of ``steps`` steps timed together."""
-        wait = self.wait or nothing
+    def times(self, measurements: int, steps: int) -> list[float]:
+        """Return the seconds per step of each measurement: the mean of ``steps`` steps timed together."""
+        wait = self.wait or do_nothing
         seconds = []
-        for _ in range(looks):
+        for _ in range(measurements):
             start = time.perf_counter()
             for _ in range(steps):
                 self.step()

@@ -16,15 +16,18 @@ from cnnjob.nn.workers import SHARDS, SMALL_WORK, split_evenly
 PRODUCTS, BYTES = "floor: products", "floor: bytes"
 PARAMETER_PASSES = 6
 """Per parameter: read in forward pass, backward pass and update, written by the update; gradient written, read."""
-SIGNAL_PASSES = 5
+ACTIVATION_PASSES = 5
 """Per activation: written, read by the next block, read in backward pass; gradient written, read."""
 
 
 @contextmanager
-def engines(work: Workload) -> Iterator[dict[str, Engine]]:
+def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
     """Yield the lower bounds as engines by the name of their row, on all cores."""
     with nn.Workers(nn.available_cores()) as workers:
-        products, copies = list(_products(work)), _copies(work)
+        size = min_bytes_per_step(work) // 2  # a copy reads and writes
+        source, target = (np.zeros(size, np.uint8) for _ in range(2))
+        copies = [_copy(source[shard], target[shard]) for shard in split_evenly(size, SHARDS)]
+        products = list(_products(work))
         yield {
             PRODUCTS: Engine(workers.distribute(products, work=SMALL_WORK), "products"),
             BYTES: Engine(workers.distribute(copies, work=SMALL_WORK), "bytes"),
@@ -33,16 +36,16 @@ def engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 def _products(work: Workload) -> Iterator[Task]:
     """Yield the matrix products of each block and shard: forward, gradient of the weights, of the input if used."""
-    for number, layer in enumerate(work.layers):
+    for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
-        trainable = work.learns_input or number > 0
+        needs_input_gradient = work.needs_input_gradient or layer_index > 0
         for rows, inner, columns in _shards(layer, work.batch_size):
             x, w, y = (np.ones(shape, np.float32) for shape in ((rows, inner), (inner, columns), (rows, columns)))
             dx, dw, z = np.empty_like(x), np.empty_like(w), np.empty_like(y)
             yield _product(x, w, z)
             yield _product(x.T, y, dw)
-            if trainable:
+            if needs_input_gradient:
                 yield _product(y, w.T, dx)
 
 
@@ -52,9 +55,11 @@ def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
     inner, columns = prod(weights[:-1]), weights[-1]
     if isinstance(layer.block, nn.Conv):
         positions = prod(layer.output_shape[:2]) * layer.block.pool**2
-        yield from (((part.stop - part.start) * positions, inner, columns) for part in split_evenly(count, SHARDS))
+        for shard in split_evenly(count, SHARDS):
+            yield (shard.stop - shard.start) * positions, inner, columns
     else:
-        yield from ((count, part.stop - part.start, columns) for part in split_evenly(inner, SHARDS))
+        for shard in split_evenly(inner, SHARDS):
+            yield count, shard.stop - shard.start, columns
 
 
 def _product(a: Array, b: Array, out: Array) -> Task:
@@ -64,19 +69,12 @@ def _product(a: Array, b: Array, out: Array) -> Task:
     return run
 
 
-def bytes_of(work: Workload) -> int:
+def min_bytes_per_step(work: Workload) -> int:
     """Return the bytes that a step must at least read and write, if each block passes over its tensors once."""
     shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
     parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
-    signals = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)
-    return 4 * (PARAMETER_PASSES * parameters + SIGNAL_PASSES * signals) + work.images.nbytes
-
-
-def _copies(work: Workload) -> list[Task]:
-    """Return tasks that copy as many bytes as a step must move."""
-    size = bytes_of(work) // 2  # a copy reads and writes
-    source, target = (np.zeros(size, np.uint8) for _ in range(2))
-    return [_copy(source[part], target[part]) for part in split_evenly(size, SHARDS)]
+    activations = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)
+    return 4 * (PARAMETER_PASSES * parameters + ACTIVATION_PASSES * activations) + work.images.nbytes
 
 
 def _copy(source: Array, target: Array) -> Task:

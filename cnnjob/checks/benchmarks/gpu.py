@@ -7,7 +7,7 @@ import numpy as np
 
 from cnnjob import nn
 from cnnjob.checks.benchmarks import floors, ours
-from cnnjob.checks.benchmarks.engines import Engine, Role, Run, nothing
+from cnnjob.checks.benchmarks.engines import Action, Engine, Role, do_nothing
 from cnnjob.checks.benchmarks.workloads import Workload
 from cnnjob.nn.cuda.availability import choose_kernel_cache
 from cnnjob.nn.cuda.device import CudaDevice
@@ -19,10 +19,10 @@ PRECISIONS = ("float32", "tf32")
 GENERAL = "part by part"
 
 
-def engines(work: Workload) -> dict[str, Engine]:
+def gpu_engines(work: Workload) -> dict[str, Engine]:
     """Return the engines by the name of their row: eager, graph and part by part (unfused), in each precision."""
     choose_kernel_cache()
-    found = {}
+    by_row = {}
     for precision in PRECISIONS:
         device = CudaDevice(precision)
         backends = {
@@ -31,21 +31,21 @@ def engines(work: Workload) -> dict[str, Engine]:
             "cnnjob graph": nn.CudaBackend(device),
         }
         for name, backend in backends.items():
-            begin, step = (ours.training if work.steps else ours.block)(backend, work)
-            found[f"{name} {precision}"] = _engine(device, step, "ours", begin)
+            begin, step = (ours.build_training_step if work.steps else ours.build_block_step)(backend, work)
+            by_row[f"{name} {precision}"] = _engine(device, step, "ours", begin)
         for name, role, run in _floors(device, work):
-            found[f"{name} {precision}"] = _engine(device, Captured(device, run, tuple), role, nothing)
-    return found
+            by_row[f"{name} {precision}"] = _engine(device, Captured(device, run, tuple), role, do_nothing)
+    return by_row
 
 
-def _engine(device: CudaDevice, step: Run, role: Role, begin: Run) -> Engine:
+def _engine(device: CudaDevice, step: Action, role: Role, begin: Action) -> Engine:
     return Engine(step, role, f"gpu {device.precision}", begin, device.wait)
 
 
 def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
     """Yield the matrix products alone, of whole batches; and a kernel that moves as many bytes as a step must."""
     yield floors.PRODUCTS, "products", in_order(list(_products(device, work)))
-    size = floors.bytes_of(work) // 8  # floats, read and written
+    size = floors.min_bytes_per_step(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
     arguments = source, source, np.int64(size), 0, size, target, False
     yield floors.BYTES, "bytes", each(device, "activation_slope", 1, size, *arguments)
@@ -53,7 +53,7 @@ def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Tas
 
 def _products(device: CudaDevice, work: Workload) -> Iterator[Task]:
     """Yield the matrix products of each block: forward, gradient of the weights, of the input if used."""
-    for number, layer in enumerate(work.layers):
+    for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
         weights = layer.block.parameters(layer.input_shape)["weights"].shape
@@ -63,5 +63,5 @@ def _products(device: CudaDevice, work: Workload) -> Iterator[Task]:
         x, w, y = (device.zeros(shape, np.float32) for shape in ((rows, inner), (inner, columns), (rows, columns)))
         yield gemm(device, x, w, y)
         yield gemm(device, x, y, w, (True, False))
-        if work.learns_input or number > 0:
+        if work.needs_input_gradient or layer_index > 0:
             yield gemm(device, y, w, x, (False, True))

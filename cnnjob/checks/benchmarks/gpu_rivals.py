@@ -3,8 +3,8 @@
 from functools import partial
 from typing import Any
 
-from cnnjob.checks.benchmarks.engines import Engine, Run
-from cnnjob.checks.benchmarks.rivals import training
+from cnnjob.checks.benchmarks.engines import Action, Engine
+from cnnjob.checks.benchmarks.rivals import build_torch_training_step
 from cnnjob.checks.benchmarks.workloads import Workload
 
 PRECISIONS = ("float32", "tf32")
@@ -12,7 +12,7 @@ WARM_UPS = 3
 """Steps before a graph is recorded, as in torch's documentation of CUDA graphs."""
 
 
-def engines(work: Workload) -> dict[str, Engine]:
+def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
     """Return the engines by the name of their row; none if torch finds no GPU, or for a single block."""
     try:
         import torch  # noqa: PLC0415 - slow to load
@@ -21,37 +21,40 @@ def engines(work: Workload) -> dict[str, Engine]:
     if not torch.cuda.is_available() or not work.steps:
         return {}
     torch.backends.cudnn.benchmark = True
-    found = {}
+    by_row = {}
     for precision in PRECISIONS:
-        choose = partial(_choose, torch, precision)
+        choose = partial(_set_precision, torch, precision)
         for name, layout in {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items():
             choose()  # before the steps are built: recording a graph fixes the precision in it
-            plain, kept = (training(torch, work, layout, "cuda", partial(_in_few_groups, torch)) for _ in range(2))
-            steps = {"eager": plain, "graph": _recorded(torch, kept)}
-            for how, run in steps.items():
-                label = f"torch {how} {name} {precision}"
-                found[label] = Engine(run, "torch", f"gpu {precision}", choose, torch.cuda.synchronize)
-    return found
+            arranged = partial(_with_fewest_groups, torch)
+            # Two steps with separate tensors: a recorded graph keeps writing to its own.
+            eager, captured = (build_torch_training_step(torch, work, layout, "cuda", arranged) for _ in range(2))
+            for mode, step in {"eager": eager, "graph": _record_graph(torch, captured)}.items():
+                label = f"torch {mode} {name} {precision}"
+                by_row[label] = Engine(step, "torch", f"gpu {precision}", choose, torch.cuda.synchronize)
+    return by_row
 
 
-def _choose(torch: Any, precision: str) -> None:
+def _set_precision(torch: Any, precision: str) -> None:
     """Set the precision of all products from now on: torch's switches are global to the process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def _in_few_groups(torch: Any, optimiser: Any) -> Any:
+def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
     """Return the SGD with one group per learning rate and decay, fused: torch's fastest form of the update."""
     if not isinstance(optimiser, torch.optim.SGD):
         return optimiser
-    alike: dict[tuple[float, float], list[Any]] = {}
+    by_rate_and_decay: dict[tuple[float, float], list[Any]] = {}
     for group in optimiser.param_groups:
-        alike.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
-    groups = [{"params": tensors, "lr": rate, "weight_decay": decay} for (rate, decay), tensors in alike.items()]
+        by_rate_and_decay.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
+    groups = [
+        {"params": tensors, "lr": rate, "weight_decay": decay} for (rate, decay), tensors in by_rate_and_decay.items()
+    ]
     settings = {name: optimiser.param_groups[0][name] for name in ("momentum", "nesterov")}
     return torch.optim.SGD(groups, fused=True, **settings)
 
 
-def _recorded(torch: Any, step: Run) -> Run:
+def _record_graph(torch: Any, step: Action) -> Action:
     """Record a step as a CUDA graph; return what replays it."""
     aside = torch.cuda.Stream()  # torch's documentation asks for warm-ups on a side stream before the capture
     aside.wait_stream(torch.cuda.current_stream())
@@ -62,5 +65,5 @@ def _recorded(torch: Any, step: Run) -> Run:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    replay: Run = graph.replay
+    replay: Action = graph.replay
     return replay

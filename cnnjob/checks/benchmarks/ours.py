@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.checks.benchmarks.engines import MOST_STEPS_A_TURN, Engine, Run, nothing
+from cnnjob.checks.benchmarks.engines import MAX_STEPS_PER_TURN, Action, Engine, do_nothing
 from cnnjob.checks.benchmarks.workloads import Array, Workload
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Shape
@@ -18,32 +18,32 @@ from cnnjob.nn.tensors import Task, Tensor
 
 
 @contextmanager
-def engines(work: Workload) -> Iterator[dict[str, Engine]]:
+def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
     """Yield the NumPy backend's step by the name of its row, with BLAS at one thread; torch keeps its own threads."""
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
 
     with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:
         backend = nn.NumPyBackend(workers)
-        begin, step = (training if work.steps else block)(backend, work)
+        begin, step = (build_training_step if work.steps else build_block_step)(backend, work)
         yield {f"cnnjob {backend.name}": Engine(step, "ours", begin=begin)}
 
 
-def training(backend: Backend, work: Workload) -> tuple[Run, Run]:
-    """Return a function that rewinds the inputs to its first step, and a training step."""
+def build_training_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
+    """Return a function that rewinds the inputs to their first step, and a training step."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
     pixels = nn.PixelNormalisation.unit(work.image_shape[-1])
     state.initialise(network, 0, work.images, pixels)
-    # The inputs is as long as the longest turn, and every step of it reads the same batch.
-    inputs = nn.build_step_inputs(backend, work.images, work.labels, MOST_STEPS_A_TURN, work.batch_size, 0)
+    # The inputs are as long as the longest turn, and every step reads the same batch.
+    inputs = nn.build_step_inputs(backend, work.images, work.labels, MAX_STEPS_PER_TURN, work.batch_size, 0)
     backend.copy(np.resize(np.arange(work.batch_size), len(inputs.order)), inputs.order)
-    backend.copy(np.full(MOST_STEPS_A_TURN, work.learning_rate), inputs.learning_rates)
+    backend.copy(np.full(MAX_STEPS_PER_TURN, work.learning_rate), inputs.learning_rates)
     plan = nn.TrainingPlan(backend, network, state, work.optimiser, inputs, pixels, work.batch_size)
 
     return partial(backend.copy, np.zeros(2, np.int64), inputs.position), plan.step
 
 
-def block(backend: Backend, work: Workload) -> tuple[Run, Run]:
+def build_block_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
     """Return a function that does nothing, and the forward and backward pass of the only block."""
     [layer] = work.layers
     random, count = np.random.default_rng(0), work.batch_size
@@ -67,4 +67,4 @@ def block(backend: Backend, work: Workload) -> tuple[Run, Run]:
     x, y, run = Arena.allocate(backend, build)
     backend.copy(drawn(x.padded.shape), x.padded)
     backend.copy(drawn(y.gradient.shape), y.gradient)
-    return nothing, run
+    return do_nothing, run

@@ -3,50 +3,50 @@
 from collections.abc import Callable
 from typing import Any
 
-from cnnjob.checks.benchmarks.engines import Engine, Run
+from cnnjob.checks.benchmarks.engines import Action, Engine
 from cnnjob.checks.benchmarks.torch_networks import module_of, optimiser_like
 from cnnjob.checks.benchmarks.workloads import Workload
 
 
-def engines(work: Workload) -> dict[str, Engine]:
+def torch_engines(work: Workload) -> dict[str, Engine]:
     """Return a step in each memory layout by the name of its row; none if torch is not installed."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
         return {}
     layouts = {"torch NCHW": torch.contiguous_format, "torch NHWC": torch.channels_last}
-    make = training if work.steps else _block
+    make = build_torch_training_step if work.steps else _build_torch_block_step
     return {name: Engine(make(torch, work, layout), "torch") for name, layout in layouts.items()}
 
 
-def training(
+def build_torch_training_step(
     torch: Any, work: Workload, layout: Any, device: str = "cpu", arranged: Callable[[Any], Any] = lambda it: it
-) -> Run:
-    """Return a training step; its one batch lies on the device as uint8, so torch is spared gathering images."""
+) -> Action:
+    """Return a training step on one batch that lies on the device as uint8: torch gathers no images."""
     network = module_of(torch, work.layers).to(device, memory_format=layout)
     optimiser = arranged(optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
     raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
-    answers = torch.from_numpy(work.labels).to(device)
+    labels = torch.from_numpy(work.labels).to(device)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
         outputs = network(raw.float() / 255)
-        torch.nn.functional.cross_entropy(outputs, answers).backward()
+        torch.nn.functional.cross_entropy(outputs, labels).backward()
         optimiser.step()
 
     return step
 
 
-def _block(torch: Any, work: Workload, layout: Any) -> Run:
+def _build_torch_block_step(torch: Any, work: Workload, layout: Any) -> Action:
     """Return the forward and backward pass of the only block, with the gradient of its input."""
     network = module_of(torch, work.layers).to(memory_format=layout)
     H, W, C = work.image_shape
     x = torch.randn(work.batch_size, C, H, W).contiguous(memory_format=layout).requires_grad_()
-    slope = torch.randn_like(network(x))
+    dy = torch.randn_like(network(x))
 
     def step() -> None:
         network.zero_grad()
         x.grad = None
-        network(x).backward(slope)
+        network(x).backward(dy)
 
     return step

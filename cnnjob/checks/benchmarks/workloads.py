@@ -12,7 +12,7 @@ from cnnjob.nn.blocks import Layer
 from cnnjob.training.build import build_network, build_optimiser
 
 CLASSES = 10
-CONVOLUTION = "conv-64-128"
+SINGLE_CONVOLUTION = "conv-64-128"
 IMAGES = {
     "mnist-baseline": ((28, 28, 1), 60_000),
     "cifar10-baseline": ((32, 32, 3), 50_000),
@@ -20,7 +20,7 @@ IMAGES = {
     "cifar10-small": ((32, 32, 3), 49_000),
 }
 """Shape (H, W, C) and number of the training images, by the job's name."""
-NAMES = (*IMAGES, CONVOLUTION)
+NAMES = (*IMAGES, SINGLE_CONVOLUTION)
 
 Array = np.ndarray[Any, Any]
 
@@ -43,7 +43,7 @@ class Workload:
         return self.layers[0].input_shape
 
     @property
-    def learns_input(self) -> bool:
+    def needs_input_gradient(self) -> bool:
         """Return whether the gradient of the input is computed too."""
         return not self.steps
 
@@ -58,9 +58,9 @@ class Workload:
         return np.random.default_rng(1).integers(0, CLASSES, self.batch_size)
 
 
-def workload(name: str) -> Workload:
+def find_workload(name: str) -> Workload:
     """Return the workload of a name: ``conv-64-128``, or a job."""
-    if name == CONVOLUTION:  # 3×3, 64 → 128 filters at 16×16, 64 images
+    if name == SINGLE_CONVOLUTION:  # 3×3, 64 → 128 filters at 16×16, 64 images
         block, shape = nn.Conv(filters=128, activation="none"), (16, 16, 64)
         return Workload(name, (Layer("conv1", block, shape, block.output_shape(shape)),), 64, 0, nn.Sgd(), 0.0)
     job, (image_shape, images) = Job.load(name), IMAGES[name]
