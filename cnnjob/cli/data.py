@@ -13,17 +13,17 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
-from cnnjob.errors import DataError, JobError
+from cnnjob.errors import DataError, JobError, format_seconds
 from cnnjob.training.stopping import handled_signals
 
 if TYPE_CHECKING:
     from cnnjob.data.dataset import Dataset
+    from cnnjob.data.images import Fit
     from cnnjob.data.prepare.prepare import Prepared
     from cnnjob.jobs.job import Job
     from cnnjob.training.setup import TrainingSetup
 
 DATA_FOLDER = Path("data")
-KILOBYTE = 1e3
 AGAIN_SECONDS = 0.01
 
 
@@ -33,7 +33,7 @@ def prepare(
         typer.Argument(
             metavar="NAME",
             autocompletion=completion.datasets,
-            help="A known dataset, or 'folder', or the path of a folder of images.",
+            help="A known dataset; or the path of a folder of images; or any name, with --source.",
         ),
     ],
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the folder of images.")] = None,
@@ -42,47 +42,60 @@ def prepare(
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="FILE", help="The file to write; data/NAME.h5 by default.")
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of a folder's images: scaled and cropped.")] = None,
-    test_fraction: Annotated[
-        float | None, typer.Option(help="Share of a folder's images for testing, where it has no test/ folder.")
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table of labels: CSV or TSV with columns path, label, split.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Pack again, over whatever file is there.")] = False,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Scale a folder's images to this size.")] = None,
+    fit: Annotated[
+        str, typer.Option(metavar="HOW", help="How to scale: crop what is outside, pad with white, or stretch.")
+    ] = "crop",
+    test_fraction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTION", help="Share of each class to test on, without a test folder; or 'val': its val folder."
+        ),
+    ] = None,
+    skip_damaged: Annotated[int, typer.Option(metavar="N", min=0, help="Skip up to N unusable images.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again, over whatever file is there.")] = False,
     as_json: opt.JSON = False,
 ) -> None:
-    """Pack a dataset into one HDF5 file.
+    """Prepare a dataset as one HDF5 file.
 
     Example: cnnjob prepare mnist --source ~/downloads/mnist
     """
     from cnnjob.data.prepare.prepare import KNOWN, prepare
 
     known = {entry.name for entry in KNOWN}
-    is_path = bool(name) and name not in known and name != "folder" and Path(name).is_dir()
+    is_path = bool(name) and name not in known and name != "folder" and Path(name).exists() and source is None
     if path is not None and (name != "folder" or source is not None):
-        raise JobError(f"prepare {name} {path}: one argument too many; a source is given with --source")
-    if is_path and source is not None:
-        raise JobError(f"prepare {name}: two sources (found --source {source}). Leave one out")
+        raise JobError(f"prepare {name} {path}: one argument too many. Give a source with --source")
     if is_path:
         name, path = "folder", Path(name)
     if name == "folder":
         source = str(path) if path is not None else source
     stem = Path(source).resolve().name if name == "folder" and source else name
     with ending_as_interrupted():
-        packed = prepare(
+        prepared = prepare(
             name,
             DATA_FOLDER / f"{stem}.h5" if out is None else _named_file(out),
             source=source,
             sha256=sha256,
             size=_height_and_width(size),
-            test_fraction=test_fraction,
+            fit=_fit(fit),
+            test_fraction=_fraction(test_fraction),
+            labels=labels,
+            skip_damaged=skip_damaged,
             force=force,
             progress=True,
         )
-    for warning in packed.warnings:
+    if prepared.description:
+        typer.echo(f"cnnjob: read as {prepared.description}", err=True)
+    for warning in prepared.warnings:
         typer.echo(f"cnnjob: warning: {warning}", err=True)
     if as_json:
-        print_json({**_described(packed.dataset), "packed_now": packed.created})
+        print_json({**_described(prepared.dataset), "prepared_now": prepared.created})
     else:
-        _print_packed(packed)
+        _print_prepared(prepared)
 
 
 @contextmanager
@@ -128,18 +141,32 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _print_packed(packed: "Prepared") -> None:
-    _print_dataset(packed.dataset)
-    if packed.created:
-        speed = _speed(packed.bytes / packed.seconds)
-        typer.echo(f"{packed.dataset.path}: packed in {packed.seconds:.1f} s, {speed}")
+def _fit(text: str) -> "Fit":
+    from cnnjob.data.images import FITS
+
+    for fit in FITS:
+        if text == fit:
+            return fit
+    raise JobError(f"--fit {text}: unknown. Give one of {', '.join(FITS)}")
+
+
+def _fraction(text: str | None) -> float | str | None:
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _print_prepared(prepared: "Prepared") -> None:
+    dataset = prepared.dataset
+    _print_dataset(dataset)
+    for name, fault in dataset.options.get("skipped", {}).items():
+        typer.echo(f"skipped: {name}: {fault}")
+    if prepared.created:
+        rate = dataset.size_bytes / prepared.seconds / MEGABYTE
+        typer.echo(f"{dataset.path}: prepared in {format_seconds(prepared.seconds)}, {rate:.1f} MB/s")
     else:
-        typer.echo(f"{packed.dataset.path}: already there and up to date; --force packs it again")
-
-
-def _speed(rate: float) -> str:
-    """Format a number of bytes per second."""
-    return f"{rate / MEGABYTE:.0f} MB/s" if rate >= MEGABYTE else f"{rate / KILOBYTE:.0f} KB/s"
+        typer.echo(f"{dataset.path}: already prepared from this source; --force prepares it again")
 
 
 def _print_dataset(dataset: "Dataset") -> None:
@@ -160,12 +187,12 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="WHAT", autocompletion=completion.shown, help="A packed file, a job's name, a job file or a run."
+            metavar="WHAT", autocompletion=completion.shown, help="A prepared file, a job's name, a job file or a run."
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
     keys: Annotated[bool, typer.Option("--keys", help="Explain every key of a job file, a line each.")] = False,
-    data: Annotated[Path, typer.Option(help="Folder of the packed datasets.")] = DATA_FOLDER,
+    data: Annotated[Path, typer.Option(help="Folder of the prepared datasets.")] = DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:
     """List datasets and jobs, or show one and verify it.
@@ -219,7 +246,7 @@ def _list(data: Path, *, as_json: bool) -> None:
     datasets = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
     listed = [_listed(path) for path in jobs.known().values()]
     if as_json:
-        rows = [{"dataset": name, "packed": there == "yes", "about": about} for name, there, about in datasets]
+        rows = [{"dataset": name, "prepared": there == "yes", "about": about} for name, there, about in datasets]
         found = [{"job": name, "dataset": dataset, "file": file} for name, dataset, file in listed]
         print_json({"datasets": rows, "jobs": found})
         return
@@ -278,8 +305,8 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
     from cnnjob.training.memory import estimate_memory
     from cnnjob.training.setup import TrainingSetup
 
-    dataset, packed = _dataset_or_catalogue(job, data)
-    run = run or (Run.of(job, dataset.digest, data).name if packed else None)
+    dataset, is_prepared = _dataset_or_catalogue(job, data)
+    run = run or (Run.of(job, dataset.digest, data).name if is_prepared else None)
     memory = asdict(estimate_memory(TrainingSetup.build(job, dataset)))
     print_json({"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory})
 
@@ -289,7 +316,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
     from cnnjob.training.setup import TrainingSetup
 
     typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
-    dataset, packed = _dataset_or_catalogue(job, data)
+    dataset, is_prepared = _dataset_or_catalogue(job, data)
     setup = TrainingSetup.build(job, dataset)
     network = setup.network
     counts = [sum(prod(p.shape) for p in layer.parameters.values() if p.counts) for layer in network.layers]
@@ -300,10 +327,10 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
     typer.echo(f"images: {setup.n_training:,} to train on, {setup.n_validation:,} held out for validation")
     typer.echo(memory_line(setup))
-    if run or packed:
+    if run or is_prepared:
         typer.echo(f"run: {run or Run.of(job, dataset.digest, data).name}")
     else:
-        typer.echo(f"{dataset.path} is not packed yet; sizes are the catalogue's")
+        typer.echo(f"{dataset.path} is not prepared yet; its sizes are those of the catalogue")
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":

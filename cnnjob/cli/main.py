@@ -18,7 +18,7 @@ from cnnjob.cli.screen import printable_streams
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, note_names
 
 COMMANDS = {
-    "prepare": ("data", "Pack a dataset into one HDF5 file."),
+    "prepare": ("data", "Prepare a dataset as one HDF5 file."),
     "show": ("data", "List datasets and jobs, or show one and verify it."),
     "train": ("train", "Train a job here, or resume it where it was stopped."),
     "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),
@@ -146,7 +146,7 @@ def _options(
         bool, typer.Option("--show-completion", callback=show_callback, help="Print what does so, to put elsewhere.")
     ] = False,
 ) -> None:
-    """Batch jobs for cluster GPUs: pack images, train a CNN written from scratch, report.
+    """Batch jobs for cluster GPUs: prepare images, train a CNN written from scratch, report.
 
     Example: cnnjob demo
     """

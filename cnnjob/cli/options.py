@@ -31,7 +31,7 @@ OVERRIDES = Annotated[
         help="Override a key of the job file, as train.epochs=3; repeatable.",
     ),
 ]
-DATA = Annotated[Path, typer.Option(help="Folder of the packed datasets.")]
+DATA = Annotated[Path, typer.Option(help="Folder of the prepared datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same, and more of it, as JSON.")]
 

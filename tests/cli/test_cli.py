@@ -74,10 +74,10 @@ def test_prepare_and_show(here: Path) -> None:
     first = cnnjob("prepare", "digits", "--out", "d.h5")
     assert first.exit_code == 0, first.output
     assert "train: 1,437 images, 8×8×1" in first.stdout
-    assert re.search(r"d.h5: packed in [\d.]+ s, [\d.]+ [KM]B/s", first.stdout)
+    assert re.search(r"d.h5: prepared in \d+ s, [\d.]+ MB/s", first.stdout)
     assert "mean of the training pixels / 255: 0.3" in first.stdout
     again = cnnjob("prepare", "digits", "--out", "d.h5")
-    assert (again.exit_code, "already there and up to date" in again.stdout) == (0, True)
+    assert (again.exit_code, "already prepared from this source" in again.stdout) == (0, True)
     shown = cnnjob("show", "d.h5")
     assert (shown.exit_code, "every checksum holds" in shown.stdout) == (0, True)
     assert "no checksum" not in shown.stdout
@@ -95,18 +95,18 @@ def test_prepare_folder(here: Path) -> None:
         for name in ("cat", "dog"):
             (here / "pets" / split / name).mkdir(parents=True)
             for number in range(3):
-                Image.new("RGB", (9, 7), (40 * number, 0, 99)).save(here / "pets" / split / name / f"{number}.png")
+                Image.new("RGB", (9, 7), (40 * number, len(split), ord(name[0]))).save(
+                    here / "pets" / split / name / f"{number}.png"
+                )
     for arguments in (["pets"], ["folder", "pets"]):
         made = cnnjob("prepare", *arguments, "--size", "8x8")
         assert made.exit_code == 0, made.output
     assert "data/pets.h5" in made.stdout
-    for arguments in (["pets", "pets"], ["folder", "pets", "--source", "pets"], ["pets", "--source", "pets"], [""]):
+    for arguments in (["pets", "pets"], ["folder", "pets", "--source", "pets"], [""]):
         assert cnnjob("prepare", *arguments).exit_code == 2, arguments
-    assert made.stderr == ""
-    (here / "pets" / "valid").mkdir()
-    assert (
-        "cnnjob: warning: pets: some files or folders are left out" in cnnjob("prepare", "pets", "--size", "8x8").stderr
-    )
+    assert made.stderr == "cnnjob: read as class folders in train/ (train), test/ (test), 2 classes\n"
+    (here / "pets" / "extra").write_text("")
+    assert "cnnjob: warning: pets: left out: extra (" in cnnjob("prepare", "pets", "--size", "8x8").stderr
     assert "train: 6 images, 8×8×3" in made.stdout
 
 
@@ -126,7 +126,7 @@ def test_show_lists_and_resolves(here: Path) -> None:
     assert re.search(r"^conv1 +6×6×1 +6×6×4 +44$", normalised.stdout, re.MULTILINE)  # no running statistics
     unprepared = cnnjob("show", "toy.toml", "--set", "dataset=mnist")  # the job is shown all the same
     assert (unprepared.exit_code, 'dataset = "mnist"' in unprepared.stdout) == (0, True)
-    assert "data/mnist.h5 is not packed yet; sizes are the catalogue's" in unprepared.stdout
+    assert "data/mnist.h5 is not prepared yet; its sizes are those of the catalogue" in unprepared.stdout
     (here / "shown.toml").write_text(shown.stdout.partition("\n\n\n")[0].split("block ")[0])
     assert cnnjob("show", "shown.toml").stdout.splitlines()[1:] == shown.stdout.splitlines()[1:]
 
@@ -263,9 +263,9 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["train", "toy.toml", "--set", "train.epoch=3"], 2, "train.epoch: no such key, did you mean 'epochs'?"),
         (["train", "toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),
-        (["prepare", "mnits"], 2, "did you mean 'mnist'?"),
-        (["prepare", "mnist", "there"], 2, "a source is given with --source"),
-        (["prepare", "folder"], 2, "name the folder of images"),
+        (["prepare", "mnits"], 2, "Did you mean mnist?"),
+        (["prepare", "mnist", "there"], 2, "Give a source with --source"),
+        (["prepare", "folder"], 2, "Give the folder of images"),
         (["prepare", "folder", "data", "--size", "8"], 2, "--size 8: not of the form HxW"),
         (["prepare", "mnist", "--source", "gone"], 3, "gone"),
         (["show", "gone.h5"], 3, "gone.h5: no such dataset"),

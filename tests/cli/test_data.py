@@ -32,9 +32,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("", 2, "cnnjob: --out '': no name of a file"),
         ("new/", 2, "cnnjob: --out new/: no name of a file"),
-        (".", 2, "cnnjob: .: not a file, found a folder"),
-        ("paper.pdf", 2, "cnnjob: paper.pdf: already there, found no dataset of this program; give another --out"),
-        ("paper.pdf/x.h5", 3, "cnnjob: paper.pdf/x.h5: cannot be written, found "),
+        (".", 2, "cnnjob: .: not a file (found a folder)"),
+        (
+            "paper.pdf",
+            2,
+            "cnnjob: paper.pdf: it exists and is not a dataset of cnnjob (found a file that is no dataset)",
+        ),
+        ("paper.pdf/x.h5", 3, "cnnjob: paper.pdf/x.h5: cannot be written ("),
     ],
 )
 def test_an_out_that_cannot_be(here: Path, out: str, code: int, message: str) -> None:
@@ -100,14 +104,14 @@ learning_rate = 0.05
         ("digits", "8×8×1", "1,437"),
     ],
 )
-def test_a_job_is_shown_before_its_dataset_is_packed(here: Path, name: str, block: str, images: str) -> None:
+def test_a_job_is_shown_before_its_dataset_is_prepared(here: Path, name: str, block: str, images: str) -> None:
     (here / "job.toml").write_text(f'dataset = "{name}"\n{JOB}')
     shown = cnnjob("show", "job.toml", "--set", "data.validation_fraction=0", "--set", "train.select_on='test'")
     assert shown.exit_code == 0, shown.output
     assert re.search(rf"^conv1 +{block} ", shown.stdout, re.MULTILINE)
     assert f"\nimages: {images} to train on, 0 held out" in shown.stdout
     assert "\nmemory of the arrays: " in shown.stdout
-    assert shown.stdout.endswith(f"\ndata/{name}.h5 is not packed yet; sizes are the catalogue's\n")
+    assert shown.stdout.endswith(f"\ndata/{name}.h5 is not prepared yet; its sizes are those of the catalogue\n")
     assert "\nrun: " not in shown.stdout
 
 
@@ -144,11 +148,6 @@ def test_a_broken_job_is_listed_with_what_is_wrong(here: Path) -> None:
     assert re.search(r"^a +jobs/a.toml: not readable as TOML, ", listed.stdout, re.MULTILINE)
     assert re.search(r"^b +jobs/b.toml: not a valid job: train.epoch: no such key", listed.stdout, re.MULTILINE)
     assert re.search(r"^c +mnist +jobs/c.toml *$", listed.stdout, re.MULTILINE)
-
-
-@pytest.mark.parametrize(("rate", "said"), [(12_345_678, "12 MB/s"), (1_000_000, "1 MB/s"), (49_600, "50 KB/s")])
-def test_a_small_speed_is_not_none(rate: float, said: str) -> None:
-    assert data._speed(rate) == said
 
 
 @pytest.mark.usefixtures("here")

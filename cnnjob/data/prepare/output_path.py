@@ -1,14 +1,20 @@
 """Check the path of a dataset before any work: it must be writable, and must not overwrite anything else."""
 
+import fcntl
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cnnjob.data.dataset import SPLITS, Dataset, is_damaged
+from cnnjob.data.dataset import Dataset, is_damaged
 from cnnjob.errors import DataError, JobError
+from cnnjob.files import open_regular
 
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_FOLDERS = 200  # Path.mkdir(parents=True) recurses once per missing folder
-_INSTEAD = "give another --out, or overwrite it with --force"
+_INSTEAD = "Give another --out, or replace it with --force"
+SKIPPED = "skipped"
+"""Option of a prepared dataset: the fault of each file of the source that was skipped, by name."""
 
 
 def target_of(out: Path) -> Path:
@@ -31,25 +37,39 @@ def require_title(out: Path, title: str) -> None:
         raise JobError(f"{out}: the dataset's name is not UTF-8 (found {title!a}). Give --out a name that is")
 
 
-def require_apart(out: Path, source: Path, *, of_images: bool) -> None:
-    """Refuse a file that is its own source, or that a later ``prepare`` of the source would read as an image.
+def require_not_source(out: Path, source: Path) -> None:
+    """Refuse a file that is its own source.
 
     Args:
         out: the file to be written.
         source: the folder or file to be read.
-        of_images: whether the source is a folder of images, in whose subfolders every file counts as an image.
 
     Raises:
-        JobError: the file is the source, or would lie among its images.
+        JobError: the file is the source.
     """
-    target, read = target_of(out), target_of(source)
-    if target == read and not target.is_dir():
+    target = target_of(out)
+    if target == target_of(source) and not target.is_dir():
         raise JobError(f"{out}: it is the source (found --source {source}). Give another --out")
-    if of_images and target != read and target.is_relative_to(read):
-        splits = [split for split in SPLITS if (read / split).is_dir()]
-        first, *inside = target.relative_to(read).parts
-        if inside and not first.startswith(".") and (not splits or first in splits):
-            raise JobError(f"{out}: it would lie among the images of {source} (found in {first}). Give another --out")
+
+
+def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
+    """Refuse a file that a later ``prepare`` of the same folder would read as an image.
+
+    Args:
+        out: the file to be written.
+        root: the folder of images.
+        class_folders: the folders in it in which each folder is a class.
+
+    Raises:
+        JobError: the file would lie among the images.
+    """
+    target, read = target_of(out), target_of(root)
+    for folder in map(target_of, class_folders):
+        inside = target.relative_to(folder).parts if target.is_relative_to(folder) else ()
+        # A file directly in the root is beside its class folders, and a hidden folder is not read.
+        if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):
+            first = target.relative_to(read).parts[0]
+            raise JobError(f"{out}: it would lie among the images of {root} (found in {first}). Give another --out")
 
 
 def require_writable(out: Path) -> None:
@@ -65,25 +85,25 @@ def require_writable(out: Path) -> None:
     try:
         _require_writable(out, target_of(out))
     except OSError as error:
-        raise DataError(f"{out}: cannot be written, {error.strerror}; give another --out") from error
+        raise DataError(f"{out}: cannot be written ({error.strerror}). Give another --out") from error
 
 
 def _require_writable(out: Path, target: Path) -> None:
     if len(target.parts) > _MOST_FOLDERS:
-        raise JobError(f"{out}: too deep, found {len(target.parts)} folders; give another --out")
+        raise JobError(f"{out}: too deep (found {len(target.parts)} folders). Give another --out")
     if target.is_dir():
-        raise JobError(f"{out}: not a file, found a folder; name a file in it, as --out {out / 'NAME.h5'}")
+        raise JobError(f"{out}: not a file (found a folder). Name a file in it, as --out {out / 'NAME.h5'}")
     if os.path.lexists(target) and not target.is_file():
-        raise JobError(f"{out}: not a plain file, found a device, a pipe or a loop of links; give another --out")
+        raise JobError(f"{out}: not a regular file (found a device, a pipe or a loop of links). Give another --out")
     # The nearest folder that exists; the missing ones will be created in it.
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise DataError(f"{out}: cannot be written, found {folder} to be no folder; give another --out")
+        raise DataError(f"{out}: cannot be written ({folder} is not a folder). Give another --out")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{out}: cannot be written, found no permission in {folder}; give another --out")
+        raise DataError(f"{out}: cannot be written (no permission in {folder}). Give another --out")
 
 
-def found_at(out: Path, name: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
+def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
     """Return the dataset that already exists at a path, if it is the requested one.
 
     Args:
@@ -100,24 +120,45 @@ def found_at(out: Path, name: str, sha256: dict[str, str] | None, options: dict[
     """
     if not out.exists():
         return None
+    _require_not_open(out)
     try:
         dataset = Dataset.open(out)
     except DataError as error:
         if is_damaged(out):
             return None
-        raise JobError(f"{out}: already there, found no dataset of this program; {_INSTEAD}") from error
+        kind = "another program's HDF5 file" if _is_hdf5(out) else "a file that is no dataset"
+        raise JobError(f"{out}: it exists and is not a dataset of cnnjob (found {kind}). Give another --out") from error
+    # What was skipped follows from the source and from how many unusable files are allowed.
+    existing = {key: value for key, value in dataset.options.items() if key != SKIPPED}
     if dataset.name != name:
-        raise JobError(f"{out}: already there, found the dataset {dataset.name!r} and not {name!r}; {_INSTEAD}")
-    if dataset.options != options:
-        raise JobError(f"{out}: already there, found packed with {_said(dataset.options)}; {_INSTEAD}")
+        raise JobError(f"{out}: it exists (found the dataset {dataset.name!r} and not {name!r}). {_INSTEAD}")
+    if existing != options:
+        raise JobError(f"{out}: it exists (found prepared with {_as_typed(existing)}). {_INSTEAD}")
     if sha256 is not None and dataset.source_sha256 != sha256:
-        raise JobError(f"{out}: already there, found packed from other source files; {_INSTEAD}")
+        raise JobError(f"{out}: it exists (found prepared from other source files). {_INSTEAD}")
     return dataset
 
 
-def _said(options: dict[str, Any]) -> str:
+def _require_not_open(out: Path) -> None:
+    """Refuse a file that another process writes: HDF5 holds a lock on it."""
+    with open_regular(out) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JobError(f"{out}: another program has it open for writing. Give another --out") from error
+        except OSError:  # a file system without locks
+            return
+
+
+def _is_hdf5(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
+
+
+def _as_typed(options: dict[str, Any]) -> str:
     """Return a dataset's options as typed on the command line."""
-    size, fraction = options.get("size"), options.get("test_fraction")
+    size, fraction, fit = options.get("size"), options.get("test_fraction"), options.get("fit")
     given = [f"--size {'x'.join(map(str, size))}"] if isinstance(size, list) else []
+    given += [f"--fit {fit}"] if fit else []
     given += [f"--test-fraction {fraction}"] if fraction else []
     return " ".join(given) or "no options"

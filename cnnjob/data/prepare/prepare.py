@@ -1,8 +1,9 @@
 """Prepare a dataset: source files in, one HDF5 file out.
 
-:func:`prepare` is the only entry point. :mod:`~cnnjob.data.prepare.sources` finds, downloads and hashes the source
-files; the module of a format reads them as a stream of chunks; :mod:`~cnnjob.data.prepare.writer` writes any such
-stream. Prepared files are read by :mod:`cnnjob.data.dataset`.
+:func:`prepare` is the only entry point. :mod:`~cnnjob.data.prepare.sources` finds, downloads and hashes the files of a
+published dataset, :mod:`~cnnjob.data.prepare.folders` the images of a user; the module of a format reads them as a
+stream of chunks; :mod:`~cnnjob.data.prepare.writer` writes any such stream. Prepared files are read by
+:mod:`cnnjob.data.dataset`.
 """
 
 import math
@@ -10,11 +11,14 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cnnjob.data.dataset import Dataset
-from cnnjob.data.prepare import cifar, digits, folder, idx, output_path, sources
+from cnnjob.data.images import FITS, Fit
+from cnnjob.data.prepare import cifar, digits, idx, output_path, sources
 from cnnjob.data.prepare.catalogue import DIGITS, KNOWN, Entry
+from cnnjob.data.prepare.folders.folder import MAX_PIXELS, read_folder
+from cnnjob.data.prepare.folders.options import VAL, FolderOptions
+from cnnjob.data.prepare.folders.tree import FolderTree
 from cnnjob.data.prepare.progress import counted
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import DataError, JobError, closest_name
@@ -33,14 +37,14 @@ class Prepared:
         dataset: the prepared dataset.
         created: whether the file was written by this call; otherwise a complete file of the same source existed.
         seconds: duration of the call.
-        bytes: size of the dataset's images, in bytes.
+        description: what the source was recognised as, in one line; empty for a published dataset.
         warnings: what the user should know about the source, one line each.
     """
 
     dataset: Dataset
     created: bool
     seconds: float
-    bytes: int
+    description: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -51,19 +55,26 @@ def prepare(
     source: str | Path | None = None,
     sha256: str | None = None,
     size: tuple[int, int] | None = None,
-    test_fraction: float | None = None,
+    fit: Fit = FITS[0],
+    test_fraction: float | str | None = None,
+    labels: Path | None = None,
+    skip_damaged: int = 0,
     force: bool = False,
     progress: bool = False,
 ) -> Prepared:
     """Convert a dataset into one HDF5 file, unless that file already exists.
 
     Args:
-        name: name of an entry of :data:`KNOWN`, or ``folder`` for a folder of images.
+        name: name of an entry of :data:`KNOWN`; or ``folder`` or any other name, for the images of ``source``.
         out: the file to write; its folder is created, and a symbolic link is followed.
         source: a folder, a file or a URL; None downloads from the publisher and its mirrors.
         sha256: the expected SHA-256 of the source, which permits a source other than the published one.
-        size: (H, W) to which a folder's images are scaled and cropped.
-        test_fraction: fraction of each class of a folder that becomes the test split, in (0, 1).
+        size: (H, W) to which a folder's images are scaled.
+        fit: how: ``crop``, ``pad`` or ``stretch``.
+        test_fraction: fraction of each class of a folder that becomes the test split, in (0, 1); ``val`` makes the
+            validation images the test images.
+        labels: a table of the labels of a folder's images.
+        skip_damaged: number of unusable images that may be skipped; the file names them.
         force: whether to write again if the file exists, whatever it is.
         progress: whether to show progress bars on stderr.
 
@@ -75,28 +86,45 @@ def prepare(
         JobError: the arguments contradict each other, or another file exists.
     """
     started = time.perf_counter()
-    request = _Request(name, None if source is None else str(source), sha256, size, test_fraction)
+    _require_known(name, source)
+    options = FolderOptions(str(source), out, size, fit, test_fraction, labels, skip_damaged)
+    request = _Request(name, None if source is None else str(source), sha256, options)
     request.require_possible()
-    # A folder of images is in no catalogue: the file it is written to names the dataset.
+    # Images of a user are in no catalogue: the file they are written to names the dataset.
     title = out.stem if name == FOLDER else name
     output_path.require_title(out, title)
     output_path.require_writable(out)
     if source is not None:
-        output_path.require_apart(out, Path(source), of_images=name == FOLDER)
+        output_path.require_not_source(out, Path(source))
     published = request.published()
     # With published checksums an existing file is recognised without downloading or hashing the sources.
-    there = None if force else output_path.found_at(out, title, published, request.options)
-    warnings: tuple[str, ...] = ()
-    if there is None or published is None:
+    dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
+    existed = dataset is not None
+    contents: DatasetContents | None = None
+    if dataset is None or published is None:
         contents = request.contents(progress=progress)
-        warnings = contents.warnings
+        output_path.require_outside(out, Path(source or ""), contents.class_folders)
         # Again, now that the sources are hashed; their pixels are not read before they are written.
-        there = None if force else output_path.found_at(out, title, contents.sha256, request.options)
-        if there is None:
-            write(out, title, counted(contents, title) if progress else contents, request.options)
-    dataset = there or Dataset.open(out)
-    n_bytes = sum(math.prod(shape) for shape in dataset.shapes.values())
-    return Prepared(dataset, there is None, time.perf_counter() - started, n_bytes, warnings)
+        dataset = None if force else output_path.existing_dataset(out, title, contents.sha256, options.as_json())
+        existed = dataset is not None
+        if dataset is None:
+            stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
+            write(out, title, counted(contents, title) if progress else contents, stored)
+    dataset = dataset or Dataset.open(out)
+    described = (contents.description, contents.warnings) if contents else ("", ())
+    return Prepared(dataset, not existed, time.perf_counter() - started, *described)
+
+
+def _require_known(name: str, source: str | Path | None) -> None:
+    """Refuse a name that is in no catalogue, unless it names the images of a source."""
+    known = (*_ENTRIES, FOLDER)
+    if name in known:
+        return
+    near = name.lower() if name.lower() in known else closest_name(name.lower(), known)
+    if source is not None and near != name.lower() and "/" not in name:
+        return
+    hint = f"Did you mean {near}?" if near else f"Give a folder, or one of {', '.join(known)}"
+    raise JobError(f"{name}: no such dataset, folder or archive. {hint}")
 
 
 @dataclass(frozen=True)
@@ -106,12 +134,11 @@ class _Request:
     name: str
     source: str | None
     sha256: str | None
-    size: tuple[int, int] | None
-    test_fraction: float | None
+    options: FolderOptions
 
     @property
-    def options(self) -> dict[str, Any]:
-        return {"size": self.size and list(self.size), "test_fraction": self.test_fraction}
+    def is_published(self) -> bool:
+        return self.name in _ENTRIES
 
     def published(self) -> dict[str, str] | None:
         """Return the checksums of the files that would be downloaded; None if they are not known in advance."""
@@ -123,48 +150,53 @@ class _Request:
         """Return the contents of the source: hashed, not yet parsed."""
         if self.name == DIGITS.name:
             return digits.contents(DIGITS.class_names)
-        if self.name == FOLDER:
-            return self._pinned(folder.contents(Path(self.source or ""), self.size, self.test_fraction))
+        if not self.is_published:
+            return self._pinned(read_folder(FolderTree(Path(self.source or "")), self.options))
         entry = _ENTRIES[self.name]
         files = sources.obtain(entry, self.source, self.sha256, progress=progress)
         sums = sources.check(entry, files, self.sha256)
         return DatasetContents(entry.class_names, sums, cifar.read(entry, files) if entry.archive else idx.read(files))
 
     def _pinned(self, contents: DatasetContents) -> DatasetContents:
-        found = sources.pin_of(contents.sha256)
-        if self.sha256 is not None and self.sha256.lower() != found:
+        digest = sources.pin_of(contents.sha256)
+        if self.sha256 is not None and self.sha256.lower() != digest:
             raise DataError(
-                f"{self.source}: not the pinned folder, found sha256 {found}, expected {self.sha256}; copy it again"
+                f"{self.source}: not the pinned source (found sha256 {digest}, expected {self.sha256}). Copy it again"
             )
         return contents
 
     def require_possible(self) -> None:
         """Refuse arguments that contradict each other."""
-        names = (*_ENTRIES, FOLDER)
-        if self.name not in names:
-            near = closest_name(self.name, names)
-            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(names)}"
-            raise JobError(f"{self.name}: no such dataset, found no {self.name!r} in the catalogue; {hint}")
         self._require_possible_source()
-        if self.name == FOLDER:
+        if not self.is_published:
             self._require_possible_images()
-        elif self.options != {"size": None, "test_fraction": None}:
-            raise JobError(f"{self.name}: its size and splits are fixed, found {self.options}; leave them out")
+            return
+        if given := self.options.as_typed():
+            raise JobError(f"{self.name}: its size and splits are fixed (found {' '.join(given)}). Leave these out")
 
     def _require_possible_source(self) -> None:
         if self.name == FOLDER and self.source is None:
-            raise JobError(f"{FOLDER}: no source, found none; name the folder of images")
+            raise JobError(f"{FOLDER}: no source. Give the folder of images")
         if self.name == DIGITS.name and self.source is not None:
-            raise JobError(f"{self.name}: it comes with scikit-learn, found source {self.source}; leave it out")
+            raise JobError(f"{self.name}: it comes with scikit-learn (found --source {self.source}). Leave it out")
         if self.source is not None and not self.source.strip():
-            raise JobError(f"{self.name}: no source, found {self.source!r}; name a folder, a file or an address")
+            raise JobError(f"{self.name}: no source (found {self.source!r}). Give a folder, a file or an address")
         if self.sha256 is not None and self.source is None:
-            raise JobError(f"{self.name}: a sha256 of no source, found {self.sha256}; give the source too")
+            raise JobError(f"{self.name}: a sha256 without a source (found {self.sha256}). Give --source too")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
-            raise JobError(f"sha256: no SHA-256, found {self.sha256!r}; it has 64 hexadecimal characters")
+            raise JobError(f"sha256: not a SHA-256 (found {self.sha256!r}). Give 64 hexadecimal characters")
 
     def _require_possible_images(self) -> None:
-        if self.size and not (min(self.size) > 0 and math.prod(self.size) <= folder.MAX_PIXELS):
-            raise JobError(f"size: from 1x1 to {folder.MAX_PIXELS:,} pixels, found {self.size}; give another")
-        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
-            raise JobError(f"test_fraction: between 0 and 1, found {self.test_fraction}; 0.2 is usual")
+        size, fraction = self.options.size, self.options.test_fraction
+        if size and not (min(size) > 0 and math.prod(size) <= MAX_PIXELS):
+            raise JobError(f"size: from 1x1 to {MAX_PIXELS:,} pixels (found {size[0]}x{size[1]}). Give another")
+        if self.options.fit not in FITS:
+            raise JobError(f"fit: unknown (found {self.options.fit!r}). Give one of {', '.join(FITS)}")
+        if self.options.fit != FITS[0] and size is None:
+            raise JobError(f"fit: no size to fit to (found {self.options.fit}). Give --size too")
+        if self.options.skip_damaged < 0:
+            raise JobError(f"skip_damaged: not a count (found {self.options.skip_damaged}). Give 0 or more")
+        if fraction not in {None, VAL} and not (isinstance(fraction, int | float) and 0 < fraction < 1):
+            raise JobError(
+                f"test_fraction: between 0 and 1, or {VAL} (found {fraction}). For example --test-fraction 0.2"
+            )

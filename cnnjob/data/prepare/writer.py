@@ -9,7 +9,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -58,12 +58,18 @@ class DatasetContents:
         sha256: SHA-256 of each source file, by name.
         blocks: the images, in chunks; nothing is parsed before the first chunk is requested.
         warnings: what the user should know about the source, one line each.
+        description: what the source was recognised as, in one line.
+        faults: the fault of each file that is skipped, by name; complete when all blocks have been read.
+        class_folders: the folders in which each folder is a class.
     """
 
     class_names: tuple[str, ...]
     sha256: dict[str, str]
     blocks: Iterator[Chunk]
     warnings: tuple[str, ...] = ()
+    description: str = ""
+    faults: dict[str, str] = field(default_factory=dict)
+    class_folders: tuple[Path, ...] = ()
 
 
 def write(path: Path, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:

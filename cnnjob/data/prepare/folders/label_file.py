@@ -1,0 +1,170 @@
+"""Read a table of labels: CSV or TSV with a column for the image, one for its label, and perhaps one for its split."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cnnjob.data.dataset import SPLITS
+from cnnjob.data.prepare.folders.layout import Layout, natural_order, split_of_name
+from cnnjob.errors import DataError, plural
+
+_COLUMNS = {
+    "path": ("path", "file", "filename", "filepath", "filenames", "image", "imagepath", "imagename", "imagefile", "img",
+             "imgname", "imgpath", "imageid", "imgid", "id", "idcode", "name"),
+    "label": ("label", "labels", "class", "classname", "classid", "category", "target", "y", "species", "breed",
+              "diagnosis", "dx"),
+    "split": ("split", "set", "subset", "partition", "dataset", "datasplit", "usage"),
+}  # fmt: skip
+"""Accepted names of each column, in order of preference; compared in lower case, without spaces, - and _."""
+_DELIMITERS = (",", "\t", ";")
+_SHOWN = 10
+
+
+class _Row(NamedTuple):
+    line: int
+    path: str
+    label: str
+    split: str
+
+
+def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str) -> Layout:
+    """Find classes and splits in a table of labels.
+
+    Args:
+        content: the table.
+        where: its path, for messages.
+        files: the files that may be images, relative to the folder.
+        root: the folder, for messages.
+
+    Returns:
+        The layout, with a split ``train`` alone if the table has no column for it.
+
+    Raises:
+        DataError: a column or an image is missing, or an image is named twice; all such rows are listed.
+    """
+    rows = list(_rows(content, where))
+    named = _named_files(rows, where, files, root)
+    names = natural_order({row.label for row in rows})
+    label_of = {name: label for label, name in enumerate(names)}
+    _require_one_spelling(rows, where)
+    splits: dict[str, list[list[str]]] = {}
+    for row, path in zip(rows, named, strict=True):
+        classes = splits.setdefault(_split(row, where), [[] for _ in names])
+        classes[label_of[row.label]].append(path)
+    for classes in splits.values():
+        for members in classes:
+            members.sort(key=lambda path: path.split("/"))
+    if "train" not in splits:
+        raise DataError(f"{where}: no training images (found the splits {', '.join(splits)}). Call their split train")
+    used = set(named)
+    return Layout(
+        f"{plural(len(rows), 'label')} of {plural(len(names), 'class') if len(names) == 1 else f'{len(names)} classes'}"
+        f" in {where}",
+        tuple(names),
+        {split: splits[split] for split in SPLITS if split in splits},
+        (),
+        tuple(path for path in files if path not in used),
+    )
+
+
+def _rows(content: bytes, where: str) -> Iterator[_Row]:
+    """Yield the rows; a row without a path or a label is an error."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (found another byte at {error.start}). Save it as UTF-8") from error
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=first.count), strict=True)
+    try:
+        columns = _columns(next(reader, []), where)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            values = {kind: cells[column].strip() if column < len(cells) else "" for kind, column in columns.items()}
+            if not all(values.values()):
+                missing = next(kind for kind, value in values.items() if not value)
+                raise DataError(f"{where}:{reader.line_num}: no {missing} (found {cells}). Complete or remove the row")
+            yield _Row(reader.line_num, values["path"], values["label"], values.get("split", ""))
+    except csv.Error as error:
+        raise DataError(f"{where}:{reader.line_num}: not a row of a table (found {error}). Repair the row") from error
+
+
+def _columns(header: Sequence[str], where: str) -> dict[str, int]:
+    """Return the position of each kind of column."""
+    plain = ["".join(letter for letter in cell.lower() if letter not in " -_") for cell in header]
+    columns = {
+        kind: plain.index(next(name for name in names if name in plain))
+        for kind, names in _COLUMNS.items()
+        if any(name in plain for name in names)
+    }
+    missing = [kind for kind in ("path", "label") if kind not in columns]
+    if missing:
+        raise DataError(
+            f"{where}: no column {' and '.join(missing)} (found {', '.join(map(repr, header)) or 'no columns'}). "
+            "Call the column of the files path, that of the classes label, and that of train, val and test split"
+        )
+    return columns
+
+
+def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: str) -> list[str]:
+    """Return the file that each row names: by its path, its end, or its name without a suffix."""
+    by_end: dict[str, set[str]] = defaultdict(set)
+    for path in files:
+        for end in _ends(path):
+            by_end[end].add(path)
+    known = set(files)
+    named, problems = [], []
+    first: dict[str, _Row] = {}
+    for row in rows:
+        key = row.path.replace("\\", "/").removeprefix("./").strip("/")
+        matches = {key} if key in known else by_end.get(key, set())
+        if len(matches) == 1:
+            (path,) = matches
+            before = first.setdefault(path, row)
+            if before is not row:
+                problems.append(f"{row.path} in line {row.line}: already in line {before.line}, as {before.label!r}")
+            named.append(path)
+        elif matches:
+            problems.append(f"{row.path} in line {row.line}: several files, {' and '.join(sorted(matches)[:2])}")
+        else:
+            problems.append(f"{row.path} in line {row.line}: no such file")
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+        raise DataError(
+            f"{where}: {plural(len(problems), 'row')} that name no image of their own in {root} (found:\n  "
+            + "\n  ".join(problems[:_SHOWN])
+            + f"{more}).\nCorrect or remove them; paths are relative to {root}"
+        )
+    return named
+
+
+def _ends(path: str) -> Iterator[str]:
+    """Yield the ends of a path by which a table may name it, each with and without the file's suffix."""
+    while path:
+        yield path
+        stem, dot, _ = path.rpartition(".")
+        if dot and not stem.endswith("/") and stem:
+            yield stem
+        path = path.partition("/")[2]
+
+
+def _require_one_spelling(rows: Sequence[_Row], where: str) -> None:
+    """Refuse two names for one split, such as PublicTest and PrivateTest: they may be meant to be different."""
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        spellings[_split(row, where)].add(row.split.lower())
+    for split, names in spellings.items():
+        if len(names) > 1:
+            found = ", ".join(repr(name) for name in sorted(names))
+            raise DataError(f"{where}: several names for the split {split} (found {found}). Write train, val or test")
+
+
+def _split(row: _Row, where: str) -> str:
+    if not row.split:
+        return "train"
+    found = split_of_name(row.split)
+    if found is None:
+        raise DataError(f"{where}:{row.line}: unknown split (found {row.split!r}). Write train, val or test")
+    return found[0]

@@ -1,0 +1,292 @@
+"""Find classes and splits in the names of folders: pure functions of a list of paths.
+
+Splits may have any common name (``train``, ``Training``, ``seg_train``, ``val2017``), classes are the folders inside
+them, and single folders around either are skipped. A tree that can be read in two ways is refused, since a wrong guess
+would give wrong labels without any sign of it.
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from cnnjob.data.dataset import SPLITS
+from cnnjob.data.prepare.folders.tree import Listing
+from cnnjob.errors import DataError, plural
+
+_SPLIT_OF_WORD = {
+    **dict.fromkeys(("train", "training", "trn", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "testset"), "test"),
+}
+_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
+_IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png", "photos", "pictures"})
+"""Names of a folder inside a class that holds its images, as in Tiny ImageNet."""
+_MAX_CLASSES = 1 << 16  # labels have at most 16 bits
+_SHOWN = 10
+ANNOTATIONS = "val_annotations.txt"
+"""Tiny ImageNet's labels of its validation images."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which images belong to which split and class.
+
+    Attributes:
+        description: what was recognised, in one line.
+        class_names: one name per class, in the order of the labels.
+        splits: for each split, one list of paths per class.
+        bases: the folders in which each folder is a class, relative to the root; the root is an empty string.
+        left_out: paths of the listing that belong to no class.
+    """
+
+    description: str
+    class_names: tuple[str, ...]
+    splits: dict[str, list[list[str]]]
+    bases: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass
+class _Folder:
+    """A folder with its direct content."""
+
+    path: str
+    folders: dict[str, "_Folder"] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def all_files(self) -> Iterator[str]:
+        yield from self.files
+        for folder in self.folders.values():
+            yield from folder.all_files()
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def has_files(self) -> bool:
+        return next(self.all_files(), None) is not None
+
+    def holds_images(self) -> bool:
+        """Return whether its images lie directly in it, or in a folder such as ``images`` that is all it has."""
+        if self.files:
+            return True
+        inside = [folder for folder in self.folders.values() if folder.has_files()]
+        return len(inside) == 1 and bool(inside[0].files) and inside[0].name.lower() in _IMAGE_FOLDERS
+
+
+def split_of_name(name: str) -> tuple[str, str] | None:
+    """Return the split that a name stands for, and the rest of the name, with a star in place of the split's word.
+
+    Args:
+        name: such as ``seg_train`` or ``Testing``.
+
+    Returns:
+        A pair such as ``("train", "seg_*")``; None if the name contains no word for a split, or several.
+    """
+    words = [word for word in _WORD.finditer(name) if word[0].lower() in _SPLIT_OF_WORD]
+    if len(words) != 1:
+        return None
+    word = words[0]
+    rest = f"{name[: word.start()]}*{name[word.end() :]}".lower()
+    return _SPLIT_OF_WORD[word[0].lower()], rest
+
+
+def natural_order(names: set[str]) -> list[str]:
+    """Sort names: by value if all are numbers, else by their characters."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | None = None) -> Layout:
+    """Find the classes and splits of a folder.
+
+    Args:
+        listing: its files and folders.
+        where: its path, for messages.
+        annotations: Tiny ImageNet's class of each validation image by the file's name, if the folder has them.
+
+    Returns:
+        The layout, with a split ``train`` alone if the folder has no splits.
+
+    Raises:
+        DataError: there are no class folders, or they can be read in several ways.
+    """
+    root = _unwrapped(_nested(listing))
+    split_folders = _find_splits(root, where)
+    # Test images of competitions have no labels: they are left out, and named.
+    flat = {split: folder for split, folder in split_folders.items() if folder.has_files() and _is_flat(folder)}
+    training = split_folders.get("train", root)
+    if "train" in flat or (training is root and root.has_files() and _is_flat(root)):
+        raise DataError(
+            f"{where}/{training.path}: images without class folders (found "
+            f"{plural(sum(1 for _ in training.all_files()), 'image')}). "
+            "Name their labels in a table, with --labels FILE"
+        )
+    bases = {split: folder for split, folder in split_folders.items() if split not in flat} or {"train": root}
+    bases = {split: _unwrapped(folder, inside_split=folder is not root) for split, folder in bases.items()}
+    annotated = flat.get("val") if annotations else None
+    classes = {split: _classes(base, where) for split, base in bases.items()}
+    names = natural_order(set(classes["train"]))
+    _require_common(classes, bases, where)
+    splits = {split: [found[name] for name in names] for split, found in classes.items()}
+    if annotated and annotations:
+        splits["val"] = _annotated(annotated, annotations, names, where)
+    used = {path for lists in splits.values() for files in lists for path in files}
+    paths = {split: folder.path for split, folder in split_folders.items() if split in splits}
+    return Layout(
+        _describe(root, paths, len(names)),
+        tuple(names),
+        {split: splits[split] for split in SPLITS if split in splits},
+        tuple(paths.values()) or (root.path,),
+        tuple(path for path in listing.files if path not in used),
+    )
+
+
+def _describe(root: _Folder, paths: Mapping[str, str], n_classes: int) -> str:
+    classes = "1 class" if n_classes == 1 else f"{n_classes} classes"
+    if not paths:
+        return f"class folders in {root.path}/, {classes}" if root.path else f"class folders, {classes}"
+    named = ", ".join(f"{paths[split]}/ ({split})" for split in SPLITS if split in paths)
+    return f"class folders in {named}, {classes}"
+
+
+def _nested(listing: Listing) -> _Folder:
+    """Build the tree of a listing."""
+    root = _Folder("")
+    by_path = {"": root}
+
+    def folder_at(path: str) -> _Folder:
+        if path not in by_path:
+            parent, _, name = path.rpartition("/")
+            by_path[path] = folder_at(parent).folders[name] = _Folder(path)
+        return by_path[path]
+
+    for path in listing.folders:
+        folder_at(path)
+    for path in listing.files:
+        folder_at(path.rpartition("/")[0]).files.append(path)
+    return root
+
+
+def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
+    """Skip folders that contain nothing but one other folder with folders in it."""
+    while len(folder.folders) == 1 and not folder.files:
+        child = next(iter(folder.folders.values()))
+        if not child.folders or child.holds_images() or (not inside_split and split_of_name(child.name)):
+            break
+        folder = child
+    return folder
+
+
+def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
+    """Return the folder of each split; empty if the folders are classes."""
+    groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in root.folders:
+        if found := split_of_name(name):
+            split, rest = found
+            groups[rest][split].append(name)
+    with_train = {rest: splits for rest, splits in groups.items() if "train" in splits}
+    if not with_train:
+        if "*" in groups:  # a folder that is called exactly test or val
+            names = ", ".join(sorted(name for found in groups["*"].values() for name in found))
+            raise DataError(f"{where}: no train folder (found {names}). Rename the folder of the training images train")
+        return {}
+    if len(with_train) > 1 and "*" not in with_train:
+        names = ", ".join(name for splits in with_train.values() for name in splits["train"])
+        raise DataError(f"{where}: several folders of training images (found {names}). Give one dataset's folder")
+    group = with_train.get("*") or next(iter(with_train.values()))
+    if _are_classes(root, group):
+        return {}
+    for split, folders in group.items():
+        if len(folders) > 1:
+            raise DataError(f"{where}: several folders for {split} (found {', '.join(folders)}). Rename or remove one")
+    return {split: root.folders[group[split][0]] for split in SPLITS if split in group}
+
+
+def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
+    """Return whether a folder called train is the class of trains: it holds images, beside other such folders."""
+    if set(group) != {"train"}:
+        return False
+    train = root.folders[group["train"][0]]
+    others = [folder for folder in root.folders.values() if folder is not train]
+    return bool(train.files) and any(folder.files for folder in others)
+
+
+def _is_flat(folder: _Folder) -> bool:
+    """Return whether a folder has no class folders, so that its images have no labels."""
+    folder = _unwrapped(folder, inside_split=True)
+    inside = [child for child in folder.folders.values() if child.has_files()]
+    return not inside or (len(inside) == 1 and inside[0].name.lower() in {*_IMAGE_FOLDERS, folder.name.lower()})
+
+
+def _classes(base: _Folder, where: str) -> dict[str, list[str]]:
+    """Return the files of each class folder, by the class's name in NFC; macOS writes names in NFD."""
+    place = f"{where}/{base.path}" if base.path else where
+    if not 0 < len(base.folders) <= _MAX_CLASSES:
+        raise DataError(f"{place}: {len(base.folders)} class folders (found no images in folders). Make one per class")
+    classes: dict[str, list[str]] = {}
+    original: dict[str, str] = {}
+    for name, folder in base.folders.items():
+        _require_name(name, place)
+        key = unicodedata.normalize("NFC", name)
+        if key in classes:
+            raise DataError(f"{place}: two classes of one name (found {original[key]!a} and {name!a}). Rename a folder")
+        _require_images(folder, place)
+        original[key] = name
+        classes[key] = sorted(folder.all_files(), key=lambda path: path.split("/"))
+    return classes
+
+
+def _require_name(name: str, place: str) -> None:
+    if name != name.encode(errors="replace").decode():  # a lone surrogate stands for a byte that is not UTF-8
+        raise DataError(f"{place}: a class whose name is not UTF-8 (found {name!a}). Rename its folder")
+    if not name.strip():
+        raise DataError(f"{place}: a class without a name (found {name!r}). Rename its folder")
+
+
+def _require_images(folder: _Folder, place: str) -> None:
+    """Refuse a class that holds only other folders: the classes are probably one level deeper."""
+    inside = [name for name, child in folder.folders.items() if child.has_files()]
+    if inside and not folder.holds_images():
+        raise DataError(
+            f"{place}: the class folder {folder.name} holds no images, only folders (found {_shown(sorted(inside))}). "
+            "Give the folder whose folders are the classes, or name the labels in a table, with --labels FILE"
+        )
+
+
+def _require_common(classes: Mapping[str, Mapping[str, list[str]]], bases: Mapping[str, _Folder], where: str) -> None:
+    """Refuse splits whose classes differ, and list every difference."""
+    train = set(classes["train"])
+    differences = []
+    for split, found in classes.items():
+        for folder, only in (("train", train - set(found)), (split, set(found) - train)):
+            if only:
+                path = bases[folder].path
+                differences.append(f"only in {path}/: {_shown(natural_order(only))}")
+    if differences:
+        raise DataError(
+            f"{where}: the splits have different classes (found {'; '.join(differences)}). "
+            "Every class needs a folder in each split"
+        )
+
+
+def _annotated(folder: _Folder, annotations: Mapping[str, str], names: list[str], where: str) -> list[list[str]]:
+    """Return Tiny ImageNet's validation images by class."""
+    by_class: dict[str, list[str]] = {name: [] for name in names}
+    for path in sorted(folder.all_files(), key=lambda path: path.split("/")):
+        label = annotations.get(path.rpartition("/")[2])
+        if label not in by_class:
+            raise DataError(
+                f"{where}/{path}: its class is not one of the training images' (found {label!r} in {ANNOTATIONS}). "
+                "Copy or download the dataset again"
+            )
+        by_class[label].append(path)
+    return list(by_class.values())
+
+
+def _shown(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

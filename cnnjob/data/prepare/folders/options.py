@@ -1,0 +1,55 @@
+"""Options of a folder of images, and the command that has them."""
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cnnjob.data.images import FITS, Fit
+
+VAL = "val"
+"""As ``test_fraction``: the validation images become the test images."""
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How the images of a folder are read.
+
+    Attributes:
+        source: the folder or archive as the user named it.
+        out: the file to be written.
+        size: (H, W) to which the images are scaled; None if all have the same size.
+        fit: how: one of :data:`cnnjob.data.images.FITS`.
+        test_fraction: fraction of each class that becomes the test split, or :data:`VAL`.
+        labels: a table of labels.
+        skip_damaged: number of unusable files that may be skipped.
+    """
+
+    source: str
+    out: Path
+    size: tuple[int, int] | None = None
+    fit: Fit = FITS[0]
+    test_fraction: float | str | None = None
+    labels: Path | None = None
+    skip_damaged: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options that decide the result, as they are stored in the file."""
+        # fit is left out at its default, as it is in files that were written before it existed.
+        fit = {} if self.fit == FITS[0] else {"fit": self.fit}
+        return {"size": self.size and list(self.size), "test_fraction": self.test_fraction, **fit}
+
+    def as_typed(self) -> list[str]:
+        """Return the options as words of a command."""
+        words = ["--labels", str(self.labels)] if self.labels else []
+        words += ["--size", "x".join(map(str, self.size))] if self.size else []
+        words += ["--fit", self.fit] if self.fit != FITS[0] else []
+        words += ["--test-fraction", str(self.test_fraction)] if self.test_fraction is not None else []
+        return words + (["--skip-damaged", str(self.skip_damaged)] if self.skip_damaged else [])
+
+    def command(self, **changed: Any) -> str:
+        """Return the command with these options, some of them changed."""
+        words = ["cnnjob", "prepare", self.source]
+        if self.out != Path("data", f"{Path(self.source).resolve().name}.h5"):
+            words += ["--out", str(self.out)]
+        return shlex.join([*words, *replace(self, **changed).as_typed()])

@@ -1,0 +1,168 @@
+"""List the files of a folder once, so that everything that follows works on the same list.
+
+Links are followed, to files and to folders. A link that leads back to a folder above it is an error.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from cnnjob.errors import DataError
+from cnnjob.files import open_regular
+
+_CLUTTER = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin"})
+_NO_IMAGES = frozenset({
+    *("txt", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "md", "rst", "html", "log", "ini", "cfg"),
+    *("mat", "npy", "npz", "pkl", "h5", "hdf5", "db", "sqlite", "py", "ipynb", "sh", "lst", "names", "cache"),
+})  # fmt: skip
+_MAX_DEPTH = 50
+_MAX_CONTENT_BYTES = 64 << 20
+_MAX_LINKED_FOLDERS = 100_000  # links to folders can multiply: each level of two links doubles the number of paths
+
+Inode = tuple[int, int]
+Stamp = tuple[int, int, int, int]
+
+
+def is_visible(name: str) -> bool:
+    """Return whether a name is neither hidden nor one that desktops and archivers leave behind."""
+    return not name.startswith(".") and name.lower() not in _CLUTTER
+
+
+def may_be_image(name: str) -> bool:
+    """Return whether a file's suffix allows an image: annotations, tables and code are known to be none."""
+    return name.lower().rpartition(".")[2] not in _NO_IMAGES
+
+
+@dataclass
+class Listing:
+    """The content of a folder or an archive, as paths relative to it, with slashes.
+
+    Attributes:
+        files: files that may be images.
+        folders: all visible folders, also empty ones.
+        left_out: files and folders that are hidden, clutter, or known to be no images.
+    """
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def add_file(self, path: str) -> None:
+        """Add a file whose folders are visible."""
+        name = path.rpartition("/")[2]
+        (self.files if is_visible(name) and may_be_image(name) else self.left_out).append(path)
+
+
+class FolderTree:
+    """A folder of image files."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the folder; nothing is read yet."""
+        self.root = root
+
+    def list(self) -> Listing:
+        """Return all files and folders.
+
+        Raises:
+            DataError: a folder cannot be read, or its links lead in a circle.
+        """
+        listing = Listing()
+        for path, is_folder in _walk(self.root, "", (_inode(self.root),), [0]):
+            name = path.rpartition("/")[2]
+            if not is_folder:
+                listing.add_file(path)
+            elif is_visible(name):
+                listing.folders.append(path)
+            else:
+                listing.left_out.append(path)
+        return listing
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file, for messages."""
+        return self.root / name
+
+    def read(self, name: str) -> tuple[bytes | None, Stamp]:
+        """Read a file.
+
+        Returns:
+            Its content, or None if it is too large to be held in memory; and a stamp, which changes whenever the file
+            is replaced or written to.
+
+        Raises:
+            DataError: it is missing, cannot be read, or is not a regular file.
+        """
+        path = self.root / name
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
+            stamp = (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+            try:
+                return (file.read() if status.st_size <= _MAX_CONTENT_BYTES else None), stamp
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror}). Repair or remove it") from error
+
+    def digest(self, name: str) -> bytes:
+        """Return the SHA-256 of a file that is too large to be held in memory."""
+        with open_regular(self.root / name) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+
+def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[int]) -> Iterator[tuple[str, bool]]:
+    """Yield each path below a folder, sorted within its folder, and whether it is a folder.
+
+    Args:
+        folder: the folder.
+        prefix: its path relative to the root, with a slash at the end.
+        above: the inodes of the folder and of those above it.
+        n_linked: the number of links to folders followed so far, updated.
+
+    Raises:
+        DataError: a folder cannot be read, is too deep, or is a link that leads in a circle.
+    """
+    if len(above) > _MAX_DEPTH + 1:
+        raise DataError(f"{folder}: folders are nested too deeply (found more than {_MAX_DEPTH}). Move the images up")
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        _refuse(folder, error)
+    for entry in entries:
+        path = prefix + entry.name
+        is_folder = _is_folder(entry)
+        yield path, is_folder
+        if is_folder and is_visible(entry.name):
+            inode = _inode(Path(entry.path))
+            if entry.is_symlink():
+                _require_no_circle(entry, inode, above, n_linked)
+            yield from _walk(Path(entry.path), f"{path}/", (*above, inode), n_linked)
+
+
+def _require_no_circle(entry: "os.DirEntry[str]", inode: Inode, above: tuple[Inode, ...], n_linked: list[int]) -> None:
+    n_linked[0] += 1
+    if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
+        raise DataError(f"{entry.path}: a link that leads in a circle (found {Path(entry.path).readlink()}). Remove it")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: it fails again, with a message, when it is opened as a file
+        return False
+
+
+def _inode(folder: Path) -> Inode:
+    try:
+        status = folder.stat()
+    except OSError as error:
+        _refuse(folder, error)
+    return status.st_dev, status.st_ino
+
+
+def _refuse(folder: Path, error: OSError) -> NoReturn:
+    if isinstance(error, FileNotFoundError):
+        raise DataError(f"{folder}: no such folder. Give the folder that contains the class folders") from error
+    if isinstance(error, NotADirectoryError):
+        raise DataError(f"{folder}: not a folder (found a file). Give the folder of the class folders") from error
+    raise DataError(f"{folder}: cannot be read ({error.strerror}). Change its permissions, or remove it") from error

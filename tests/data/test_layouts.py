@@ -1,0 +1,334 @@
+"""Folders as people have them: every common layout gives the right pixels and labels, or is refused with what to do."""
+
+import re
+import shlex
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from cnnjob.data.dataset import Dataset
+from cnnjob.data.prepare.folders.layout import split_of_name
+from cnnjob.data.prepare.prepare import Prepared, prepare
+from cnnjob.errors import DataError, JobError
+from tests.helpers.image_sources import encoded, random_bytes
+
+SIDE = 4
+
+
+def draw(root: Path, *names: str, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
+    """An image per name whose pixels follow from the name."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_of(name, size)).save(path)
+    return root
+
+
+def pixels_of(name: str, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
+    return random_bytes((*size, 3), zlib.crc32(name.encode()))
+
+
+def prepared(root: Path, **options: object) -> Prepared:
+    return prepare("folder", root.parent / "data" / "out.h5", source=root, **options)  # type: ignore[arg-type]
+
+
+def require(dataset: Dataset, split: str, expected: Iterable[tuple[str, str]]) -> None:
+    """Compare a split with the names of its images and their classes, in order."""
+    images, labels = dataset.load(split)
+    pairs = list(expected)
+    assert [dataset.class_names[label] for label in labels] == [label for _, label in pairs]
+    for image, (name, _) in zip(images, pairs, strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(dataset.path.parents[1] / "root" / name)))
+
+
+def refused(root: Path, message: str, error: type[Exception] = DataError, **options: object) -> str:
+    with pytest.raises(error, match=message) as refusal:
+        prepared(root, **options)
+    assert not (root.parent / "data").exists()
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "Testing"),
+        ("TRN", "DEV", "TST"),
+        ("seg_train", "seg_valid", "seg_test"),
+        ("train2017", "val2017", "eval2017"),
+        ("TrainingSet", "ValidSet", "TestSet"),
+        ("archive/train", "archive/dev", "archive/evaluation"),
+        ("a/b/seg_train/seg_train", "a/b/seg_val/seg_val", "a/b/seg_test/seg_test"),
+        ("train/images", "valid/images", "test/images"),
+    ],
+)
+def test_splits_of_any_common_name(tmp_path: Path, train: str, val: str, test: str) -> None:
+    root = draw(tmp_path / "root", *(f"{folder}/{name}" for folder in (train, val, test)
+                                     for name in ("dog/2.png", "dog/10.png", "cat/1.png")))  # fmt: skip
+    done = prepared(root)
+    assert done.dataset.class_names == ("cat", "dog")
+    for split, folder in (("train", train), ("val", val), ("test", test)):
+        pairs = [(f"{folder}/cat/1.png", "cat"), (f"{folder}/dog/10.png", "dog"), (f"{folder}/dog/2.png", "dog")]
+        require(done.dataset, split, pairs)
+    assert "(train)" in done.description
+    assert "(test), 2 classes" in done.description
+    assert done.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("Trn", "train"), ("my-valid_set", "val"), ("constraint", None), ("contest", None), ("train_test", None),
+     ("latest", None), ("device", None), ("testEnv", "test")],
+)  # fmt: skip
+def test_only_whole_words_name_a_split(name: str, split: str | None) -> None:
+    found = split_of_name(name)
+    assert (found and found[0]) == split
+
+
+def test_the_class_of_trains_is_no_split(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{name}/{i}.png" for name in ("bus", "car", "train") for i in range(4)))
+    assert prepared(root, test_fraction=0.25).dataset.class_names == ("bus", "car", "train")
+
+
+def test_train_and_test_are_never_classes(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{i}.png" for split in ("Training", "Testing") for i in range(4)))
+    refused(root, r"root/Training: images without class folders .found 4 images.. .* --labels FILE", test_fraction=0.2)
+
+
+def test_a_class_that_holds_only_folders_is_refused(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{group}/{name}/{i}.png" for group in "ab" for name in "cd" for i in range(3)))
+    refused(root, "the class folder a holds no images, only folders .found c, d.", test_fraction=0.2)
+    inside = draw(tmp_path / "other", "cat/train/1.png", "cat/test/1.png", "dog/train/1.png", "dog/test/1.png")
+    refused(inside, "the class folder cat holds no images, only folders .found test, train.", test_fraction=0.2)
+
+
+def test_different_classes_are_listed(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", "train/a/1.png", "train/b/1.png", "train/C/1.png", "test/a/1.png", "test/c/1.png")
+    refused(root, re.escape("(found only in train/: C, b; only in test/: c)"))
+
+
+def test_two_spellings_of_one_letter_are_one_class(tmp_path: Path) -> None:
+    one, two = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    root = draw(tmp_path / "root", f"train/{two}/1.png", "train/b/1.png", f"test/{one}/2.png", "test/b/2.png")
+    dataset = prepared(root).dataset
+    assert dataset.class_names == ("b", one)
+    require(dataset, "train", [("train/b/1.png", "b"), (f"train/{two}/1.png", one)])
+    require(dataset, "test", [("test/b/2.png", "b"), (f"test/{one}/2.png", one)])
+
+
+def test_numbers_are_in_the_order_of_their_values(tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    root = draw(tmp_path / "root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in names))
+    assert prepared(root).dataset.class_names == tuple(names)
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/a/1.png" for split in ("train", "val", "valid", "test")))
+    refused(root, "several folders for val .found val, valid.")
+
+
+def test_test_images_without_labels_are_left_out_and_named(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"train/{name}/{i}.png" for name in "ab" for i in range(5)), "test/x.png")
+    done = prepared(root, test_fraction=0.2)
+    assert done.dataset.counts("train") == (4, 4)
+    assert done.warnings[0].startswith(f"{root}: left out: test/ with 1 file ")
+
+
+def test_validation_images_become_test_images_when_asked(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", "train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png")
+    message = refused(root, "no test images", JobError)
+    commands = [line.strip() for line in message.splitlines() if line.startswith("  ")]
+    assert [shlex.split(command)[-1] for command in commands] == ["0.2", "val"]
+    dataset = prepared(root, test_fraction="val").dataset
+    assert dataset.splits == ("train", "test")
+    require(dataset, "test", [("val/a/2.png", "a"), ("val/b/2.png", "b")])
+
+
+def test_tiny_imagenet(tmp_path: Path) -> None:
+    names = ("n02", "n01")
+    root = draw(tmp_path / "root", *(f"train/{name}/images/{name}_{i}.png" for name in names for i in range(2)),
+                "val/images/val_0.png", "val/images/val_1.png", "test/images/test_0.png")  # fmt: skip
+    (root / "val" / "val_annotations.txt").write_text("val_0.png\tn02\t0\t0\t9\t9\nval_1.png\tn01\t0\t0\t9\t9\n")
+    (root / "train" / "n01" / "n01_boxes.txt").write_text("n01_0.png\t0\t0\t9\t9\n")
+    done = prepared(root, test_fraction="val")
+    assert done.dataset.class_names == ("n01", "n02")
+    require(done.dataset, "test", [("val/images/val_1.png", "n01"), ("val/images/val_0.png", "n02")])
+    assert "test/ with 1 file" in done.warnings[0]
+
+
+LABELS = {
+    "paths": "path,label\ntrain/1.png,b\ntrain/2.png,a\n./train/3.png,b\ntrain/4.png,a\n",
+    "ends": "Image Name\tClass\n1.png\tb\n2.png\ta\n3.png\tb\n4.png\ta\n",
+    "names without suffix": "id;breed\n1;b\n2;a\n\n3;b\n4;a\n",
+    "quoted, with a mark": '\ufeff"image_id","x","category"\n"1",,"b"\n"2",,"a"\n"3",,"b"\n"4",,"a"\n',
+}
+
+
+@pytest.mark.parametrize("table", LABELS.values(), ids=LABELS)
+def test_labels_of_a_table(tmp_path: Path, table: str) -> None:
+    root = draw(tmp_path / "root", *(f"train/{i}.png" for i in range(1, 5)), "test/9.png")
+    (tmp_path / "table.csv").write_text(table, encoding="utf-8")
+    done = prepared(root, labels=tmp_path / "table.csv", test_fraction=0.5)
+    assert done.dataset.class_names == ("a", "b")
+    for split in ("train", "test"):
+        images, labels = done.dataset.load(split)
+        expected = {
+            pixels_of(f"train/{i}.png").tobytes(): label for i, label in zip(range(1, 5), (1, 0, 1, 0), strict=True)
+        }
+        assert [expected[image.tobytes()] for image in images] == labels.tolist() == [0, 1]
+    assert "test/ with 1 file" in done.warnings[0]
+    assert done.dataset.source_sha256.keys() == {"folder", "labels"}
+    (tmp_path / "table.csv").write_text(f"{table}\n", encoding="utf-8")
+    with pytest.raises(JobError, match="other source files"):
+        prepared(root, labels=tmp_path / "table.csv", test_fraction=0.5)
+
+
+def test_splits_and_numbers_of_a_table(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{i}.png" for i in range(6)))
+    rows = ["0.png,10,Train", "1.png,2,Train", "2.png,10,valid", "3.png,2,valid", "4.png,10,TEST", "5.png,2,TEST"]
+    (tmp_path / "t.csv").write_text("\n".join(["file_name,target,split", *rows]))
+    dataset = prepared(root, labels=tmp_path / "t.csv").dataset
+    assert dataset.class_names == ("2", "10")
+    for split, start in (("train", 0), ("val", 2), ("test", 4)):
+        require(dataset, split, [(f"{start + 1}.png", "2"), (f"{start}.png", "10")])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("foo,bar\n1,2\n", "no column path and label .found 'foo', 'bar'.. Call the column of the files path"),
+        ("path,x\n1,2\n", "no column label .found 'path', 'x'."),
+        ("", "no column path and label .found no columns."),
+        (
+            "path,label\n1.png,a\n9.png,b\n8.png,b\n",
+            "(?s)2 rows that name .*9.png in line 3: no such file.*8.png in line 4",
+        ),
+        ("path,label\n1.png,a\n1,b\n", "1 in line 3: already in line 2, as 'a'"),
+        ("path,label\n2.png,a\n", "2.png in line 2: several files, x/2.png and y/2.png"),
+        ("path,label\n1.png,\n", "t.csv:2: no label"),
+        ("path,label,split\n1.png,a,one\n", "t.csv:2: unknown split .found 'one'."),
+        ("path,label,usage\n1.png,a,PublicTest\nx/2.png,a,PrivateTest\n", "several names for the split test"),
+        ("path,label,split\n1.png,a,test\n", "no training images"),
+        ('path,label\n1.png,"a\n', "t.csv:2: not a row"),
+        ("path,label\n\udce91,b\n", "t.csv: not UTF-8"),
+    ],
+)
+def test_a_table_that_does_not_fit(tmp_path: Path, table: str, message: str) -> None:
+    root = draw(tmp_path / "root", "1.png", "x/2.png", "y/2.png")
+    (tmp_path / "t.csv").write_bytes(table.encode(errors="surrogateescape"))
+    refused(root, message, labels=tmp_path / "t.csv", test_fraction=0.5)
+
+
+def broken(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"no image")
+
+
+def test_all_unusable_files_are_listed_and_can_be_skipped(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab"
+                                     for i in range(3)))  # fmt: skip
+    broken(root, "train/a/x.png", "test/b/y.jpg")
+    content = encoded(Image.fromarray(pixels_of("z")), "jpeg")
+    (root / "train/b/z.jpg").write_bytes(content[:-20])  # its header is whole
+    message = refused(root, "(?s)root: 2 files cannot be used")
+    assert all(f"  {root}/{name}: " in message for name in ("train/a/x.png", "test/b/y.jpg"))
+    command = shlex.split(message.splitlines()[-1])
+    assert command[-2:] == ["--skip-damaged", "2"]
+    with pytest.raises(DataError, match=r"(?s)3 files cannot be used.*z.jpg: not a usable image.*--skip-damaged 3$"):
+        prepared(root, skip_damaged=2)
+    done = prepared(root, skip_damaged=3)
+    assert done.dataset.options["skipped"].keys() == {"train/a/x.png", "test/b/y.jpg", "train/b/z.jpg"}
+    require(done.dataset, "train", [(f"train/{name}/{i}.png", name) for name in "ab" for i in range(3)])
+    assert not prepared(root, skip_damaged=3).created
+    with pytest.raises(DataError, match="2 files cannot be used"):
+        prepared(root)
+
+
+def test_files_that_are_no_images_are_left_out(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
+    clutter = ("train/a/Thumbs.db", "train/a/Desktop.ini", "train/@eaDir/1.png", "__MACOSX/train/a/._1.png",
+               "train/a/._1.png", "train/b/notes.txt", "train/b/boxes.XML", "labels.csv")  # fmt: skip
+    broken(root, *clutter)
+    done = prepared(root)
+    assert done.dataset.counts("train") == (1, 1)
+    assert "__MACOSX/, " in done.warnings[0] or "__MACOSX" in done.warnings[0]
+
+
+def test_copies_are_counted_and_named(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab"
+                                     for i in range(2)))  # fmt: skip
+    for copy, name in (("test/a/copy.png", "train/a/0.png"), ("train/b/copy.png", "train/a/1.png")):
+        (root / copy).write_bytes((root / name).read_bytes())
+    crossing, ambiguous = prepared(root).warnings
+    assert crossing.endswith("1 image found in more than one split, byte for byte: "
+                             "train/a/0.png (train) = test/a/copy.png (test)")  # fmt: skip
+    assert ambiguous.endswith("1 image found with more than one label, byte for byte: "
+                              "train/a/1.png (a) = train/b/copy.png (b)")  # fmt: skip
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+def test_a_cut_never_puts_copies_into_both_splits(tmp_path: Path, fraction: float) -> None:
+    root = draw(tmp_path / "root", *(f"{name}/{i}.png" for name in "ab" for i in range(8)))
+    for i in range(8):  # of the same class, and two of the other
+        (root / f"a/{i} copy.png").write_bytes((root / f"a/{i}.png").read_bytes())
+    for i in range(2):
+        (root / f"b/of a {i}.png").write_bytes((root / f"a/{i}.png").read_bytes())
+    dataset = prepared(root, test_fraction=fraction).dataset
+    contents = {split: {image.tobytes() for image in dataset.load(split)[0]} for split in ("train", "test")}
+    assert not contents["train"] & contents["test"]
+    assert len(contents["train"] | contents["test"]) == 16
+    assert sum(map(sum, (dataset.counts("train"), dataset.counts("test")))) == 26
+
+
+@pytest.mark.parametrize("change", ["write", "add", "remove"])
+def test_a_change_while_the_folder_is_read_is_an_error(tmp_path: Path, change: str) -> None:
+    from cnnjob.data.prepare.folders.folder import read_folder
+    from cnnjob.data.prepare.folders.options import FolderOptions
+    from cnnjob.data.prepare.folders.tree import FolderTree
+
+    root = draw(tmp_path / "root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
+    contents = read_folder(FolderTree(root), FolderOptions(str(root), tmp_path / "x.h5"))
+    if change == "remove":
+        (root / "test" / "b" / "1.png").unlink()
+    else:
+        draw(root, "train/a/2.png")
+        (root / "train/a/2.png").rename(root / ("test/b/1.png" if change == "write" else "test/b/2.png"))
+        (root / "test" / "b" / "1.png").touch()  # a new time alone is no change
+    with pytest.raises(DataError, match=r"test/b/[12].png: (changed|added or removed|no such file)"):
+        list(contents.blocks)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_images_are_fitted_as_pillow_does(tmp_path: Path, fit: str) -> None:
+    root = tmp_path / "root"
+    sizes = {"train/a/1.png": (8, 20), "train/b/1.png": (20, 8), "test/a/1.png": (6, 6), "test/b/1.png": (3, 4)}
+    for name, size in sizes.items():
+        draw(root, name, size=size)
+    dataset = prepared(root, size=(6, 10), fit=fit).dataset
+    for name in sizes:
+        split, label, _ = name.split("/")
+        image = Image.open(root / name)
+        if fit == "crop":
+            expected = ImageOps.fit(image, (10, 6), Image.Resampling.BILINEAR)
+        elif fit == "pad":
+            expected = ImageOps.pad(image, (10, 6), Image.Resampling.BILINEAR, color=(255, 255, 255))
+        else:
+            expected = image.resize((10, 6), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(dataset.load(split)[0]["ab".index(label)], np.asarray(expected))
+
+
+def test_sizes_are_listed_with_the_command_that_does(tmp_path: Path) -> None:
+    root = draw(tmp_path / "my root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
+    draw(root, "test/b/2.png", size=(7, 900))
+    message = refused(root, "(?s)4 images of 4x4, as train/a/1.png.*1 image of 7x900, as test/b/2.png", JobError)
+    program, command, source, *options = shlex.split(message.splitlines()[-1])
+    assert (program, command, Path(source)) == ("cnnjob", "prepare", root)
+    assert options[-2:] == ["--size", "4x4"]
+    assert prepared(root, size=(4, 4)).created
+    with pytest.raises(JobError, match="fit: no size to fit to"):
+        prepared(root, fit="pad")
