@@ -76,7 +76,7 @@ def test_the_handle_is_on_its_stream_with_its_workspace_and_its_precision(librar
 def test_shapes_that_do_not_fit_and_a_failing_library_are_said(library: ctypes.CDLL) -> None:
     ours = blas(library)
     a, b = np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)
-    with pytest.raises(ValueError, match=r"\(2, 3\) times \(2, 3\) into \(2, 3\), transposed \(False, False\)"):
+    with pytest.raises(ValueError, match=r"cannot multiply \(2, 3\) by \(2, 3\) into \(2, 3\)"):
         ours.gemm(a, b, np.ones((2, 3), np.float32))
     with pytest.raises(RuntimeError, match=r"cublasGemmEx: invalid value \(cuBLAS status 7\)"):
         ours.gemm(np.ones((2, 0), np.float32), np.ones((0, 3), np.float32), a)

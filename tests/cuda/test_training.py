@@ -176,7 +176,7 @@ def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_
     assert said.startswith(f"None {tmp_path}/cnnjob-kernels-")
     impossible = {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"}
     said = said_by(AVAILABLE, impossible)
-    assert "CuPy cannot keep what it compiles" in said
+    assert "CuPy cannot store compiled kernels" in said
     assert "set CUPY_CACHE_DIR to a folder that can be written to" in said
 
 
@@ -256,7 +256,7 @@ def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path:
 @pytest.mark.parametrize(
     ("here", "lacking"),
     [
-        ({"STANDIN_DRIVER": "0"}, "there is no NVIDIA driver; use a machine that has one"),
+        ({"STANDIN_DRIVER": "0"}, "there is no NVIDIA driver; use a machine with an NVIDIA GPU"),
         ({"STANDIN_DRIVER": "12040"}, "the driver is for CUDA 12.4, this CuPy for CUDA 13.2; install a newer driver"),
         ({"STANDIN_GPUS": "0"}, "the driver shows no GPU (cudaErrorNoDevice: no CUDA-capable device is detected); see"),
         (

@@ -45,15 +45,15 @@ def mean_outputs(
     mean, work = (arena.take(logits.value.shape, logits.value.dtype) for _ in range(2))
 
     def plan_view(number: int, weight: float) -> Task:
-        def add() -> None:
-            np.multiply(logits.value, weight, out=work)
-            np.add(mean, work, out=mean)
+        def add_view() -> None:
+            # The first view of a step overwrites the mean of the step before.
+            if number == 0:
+                np.multiply(logits.value, weight, out=mean)
+            else:
+                np.multiply(logits.value, weight, out=work)
+                np.add(mean, work, out=mean)
 
-        # The first view of a step overwrites the mean of the step before.
-        def overwrite() -> None:
-            np.multiply(logits.value, weight, out=mean)
-
-        return add if number else overwrite
+        return add_view
 
     views = [plan_view(number, weight) for number, weight in enumerate(view_weights)]
     return views, _write_probabilities(inputs, *softmax(arena, mean))

@@ -60,7 +60,9 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
             passes["sum_squares"]()
             channels.compute_variance()
         else:
-            channels.load_running_statistics()
+            np.copyto(channels.mean, w["mean"])
+            np.copyto(channels.inverse, w["variance"])
+            channels.compute_factor()
         passes["normalise"]()
 
     def backward() -> None:
@@ -99,15 +101,9 @@ class _Channels:
             np.multiply(of_batch, correction * self._settings.momentum, out=self._work)
             np.multiply(running, 1 - self._settings.momentum, out=running)
             np.add(running, self._work, out=running)
-        self._compute_factor()
+        self.compute_factor()
 
-    def load_running_statistics(self) -> None:
-        """Compute factor and offset of an evaluation from the running statistics."""
-        np.copyto(self.mean, self._w["mean"])
-        np.copyto(self.inverse, self._w["variance"])
-        self._compute_factor()
-
-    def _compute_factor(self) -> None:
+    def compute_factor(self) -> None:
         """Compute factor and offset of y = x·factor + offset, from the mean and the variance in ``inverse``."""
         # `inverse` becomes 1/√(variance + eps), which backward needs too.
         np.add(self.inverse, self._settings.eps, out=self.inverse)

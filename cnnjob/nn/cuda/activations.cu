@@ -1,8 +1,8 @@
-// ---- activations, and the sum of a residual block ----------------------------------------------------------------------
+// ---- activations, and the sum of a residual block -------------------------------------------------------------------
 
 enum { LINEAR, RELU, GELU };
 
-// The standard normal distribution's function.
+// Distribution function of the standard normal distribution.
 __device__ float normal_cdf(float u) {
   return 0.5f + 0.5f * erff(u * 0.70710678f);
 }
@@ -12,13 +12,13 @@ __device__ float activated(float u, int kind) {
   return kind == RELU && u <= 0 ? 0 : u;
 }
 
-// The activation's derivative.
+// Derivative of the activation.
 __device__ float steepness(float u, int kind) {
   if (kind == GELU) return normal_cdf(u) + u * 0.39894228f * expf(-0.5f * u * u);
   return kind == RELU && !(u > 0) ? 0 : 1;
 }
 
-// y = activation(a + b), or with one term of a alone; each array lies in its own way.
+// y = activation(a + b), or activation(a) with one term; each array has its own strides.
 KERNEL activate(const float *a, wide a_image, int a_row, const float *b, wide b_image, int b_row, int terms, float *y,
                 wide y_image, int y_row, int length, int kind, int images, int size) {
   EACH(n, images, i, size) {

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 INSTALL = "pip install 'cupy-cuda12x[ctk]' for a driver of CUDA 12, 'cupy-cuda13x[ctk]' for CUDA 13"
+"""Advice after the reason, from which callers separate it at the first ``"; "``."""
 LIBRARIES = ("nvrtc", "cublas")
-OLDEST_CUPY = 14
+MIN_CUPY = 14
 
 
 def why_unavailable() -> str | None:
@@ -20,21 +21,21 @@ def why_unavailable() -> str | None:
     except ImportError as error:
         return f"CuPy cannot be loaded ({error}); {INSTALL}"
     except OSError as error:
-        return f"CuPy cannot keep what it compiles ({error}); set CUPY_CACHE_DIR to a folder that can be written to"
-    if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
+        return f"CuPy cannot store compiled kernels ({error}); set CUPY_CACHE_DIR to a writable folder"
+    if int(cupy.__version__.split(".")[0]) < MIN_CUPY:
         return f"CuPy {cupy.__version__} is too old; {INSTALL}"
-    return _lack_of_driver(cupy.cuda.runtime) or _lack_of_libraries(pathfinder)
+    return _driver_problem(cupy.cuda.runtime) or _library_problem(pathfinder)
 
 
-def _lack_of_driver(runtime: Any) -> str | None:
+def _driver_problem(runtime: Any) -> str | None:
     """Return what is wrong with the driver: missing, too old, or without a GPU; None if nothing is."""
     # Versions are 1000 × major + 10 × minor, and 0 without a driver. Minor versions of CUDA are compatible.
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if driver == 0:
-        return "there is no NVIDIA driver; use a machine that has one, nvidia-smi lists its GPUs"
+        return "there is no NVIDIA driver; use a machine with an NVIDIA GPU, which nvidia-smi lists"
     if driver // 1000 < needed // 1000:
-        found = f"the driver is for CUDA {_dotted(driver)}, this CuPy for CUDA {_dotted(needed)}"
-        return f"{found}; install a newer driver, or: {INSTALL}"
+        versions = f"the driver is for CUDA {_format_version(driver)}, this CuPy for CUDA {_format_version(needed)}"
+        return f"{versions}; install a newer driver, or: {INSTALL}"
     try:
         count = runtime.getDeviceCount()
     except RuntimeError as error:
@@ -42,7 +43,7 @@ def _lack_of_driver(runtime: Any) -> str | None:
     return None if count else "the driver shows no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
-def _lack_of_libraries(pathfinder: Any) -> str | None:
+def _library_problem(pathfinder: Any) -> str | None:
     """Return which CUDA library cannot be loaded and why; None if all can."""
     for name in LIBRARIES:
         try:
@@ -53,8 +54,8 @@ def _lack_of_libraries(pathfinder: Any) -> str | None:
     return None
 
 
-def _dotted(version: int) -> str:
-    """Return a CUDA version in dotted form: 12.4 for 12040."""
+def _format_version(version: int) -> str:
+    """Return a CUDA version in dotted form, such as 12.4 for 12040."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -67,9 +68,11 @@ def choose_kernel_cache() -> None:
     """
     if os.environ.get("CUPY_CACHE_DIR"):
         return
-    own, users = os.environ.get("CNNJOB_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    cnnjob_cache, user_cache = os.environ.get("CNNJOB_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
     try:
-        folder = (Path(own) if own else Path(users or Path.home() / ".cache") / "cnnjob") / "kernels"
+        if not cnnjob_cache:
+            cnnjob_cache = str(Path(user_cache or Path.home() / ".cache") / "cnnjob")
+        folder = Path(cnnjob_cache) / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
         # mkdir accepts an existing folder also on a read-only file system: only a file shows that it is writable.
         with tempfile.TemporaryFile(dir=folder):

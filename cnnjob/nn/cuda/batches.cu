@@ -1,8 +1,8 @@
-// ---- the batch, changed ----------------------------------------------------------------------------------------------
+// ---- augmented batches ----------------------------------------------------------------------------------------------
 
 enum { AS_IT_IS, BY_CHANCE, ALTERNATING };
 
-// How the images of a batch are changed: flipped (0 or 1), and pixels down and to the right, see nn/pixels.py.
+// Draws the change of each image: flip (0 or 1), and pixels down and to the right; see nn/pixels.py.
 KERNEL draw_views(const wide *order, const wide *position, int *views, wide steps, unsigned seed, unsigned purpose,
                   int flip, int reach, int images) {
   int n = blockIdx.x * blockDim.x + threadIdx.x;
@@ -18,13 +18,13 @@ KERNEL draw_views(const wide *order, const wide *position, int *views, wide step
     views[3 * n + axis] = (int)((2 * reach + 1) * (unsigned_wide)words[axis] >> 32) - reach;
 }
 
-// A place of a row of pixels, or the one that it is the image of in the mirror at the row's end.
+// Maps a position outside a row of pixels to the pixel that is mirrored there; other positions stay.
 __device__ int mirrored(int place, int size) {
   int inside = place < 0 ? -place : place;
   return inside < size ? inside : 2 * (size - 1) - inside;
 }
 
-// As gather, of images that are changed.
+// Like gather, for images that are flipped or moved.
 KERNEL gather_views(const unsigned char *pixels, const wide *order, const wide *position, const int *views,
                     const float *scale, const float *shift, float *x, wide image, int row, int length, int channels,
                     int images, int size) {

@@ -1,6 +1,6 @@
 // ---- convolution: K kernel side, S stride, P pooling side, C channels, F filters -----------------------------------
 
-// The matrix's values are float, or Half (halves.cu).
+// The values of the matrix are float, or Half (halves.cu).
 __device__ float number(float x) {
   return x;
 }
@@ -9,7 +9,7 @@ __device__ void put(float &target, float x) {
   target = x;
 }
 
-// What output (i, j) of image n sees, as row (n, i, j) of a matrix: its K*K*C values. The images have their border.
+// Row (n, i, j) of the matrix holds the K*K*C values that output (i, j) of image n depends on. x includes its border.
 template <class Value>
 __device__ void to_columns(const float *x, wide image, int row, Value *columns, int K, int S, int C, int width,
                            int images, int size) {
@@ -20,7 +20,7 @@ __device__ void to_columns(const float *x, wide image, int row, Value *columns, 
   }
 }
 
-// The transpose: a pixel's gradient is the sum over the places of the matrix where it was put, tap by tap.
+// The transpose: the gradient of a pixel is the sum over the elements of the matrix that it was copied to, tap by tap.
 template <class Value>
 __device__ void to_image(const Value *columns, float factor, float *dx, wide image, int row, int K, int S, int pad,
                          int C, int W, int height, int width, int images, int size) {
@@ -51,7 +51,7 @@ KERNEL col2im(const float *columns, float factor, float *dx, wide image, int row
   to_image(columns, factor, dx, image, row, K, S, pad, C, W, height, width, images, size);
 }
 
-// Where the P x P window of pooled value e = (i, j, f) starts in an image of P*W outputs a row.
+// Start of the P x P window of pooled value e = (i, j, f) in an image with P*W outputs per row.
 __device__ wide window(int e, int P, int W, int F) {
   int f = e % F, j = e / F % W, i = e / (F * W);
   return ((wide)i * P * W * P + j * P) * F + f;
@@ -61,7 +61,8 @@ __device__ wide within(int p, int P, int W, int F) {
   return ((wide)(p / P) * W * P + p % P) * F;
 }
 
-// y = activation(max of the window + bias), and which of the window it was: the first of equals, judged before the bias.
+// y = activation(max of the window + bias). The winner is the index of the maximum: the first of equals, compared
+// before the bias is added.
 template <class Code>
 __device__ void pool(const float *z, const float *bias, float *y, wide image, int row, Code *winner, int P, int W, int F,
                      int relu, int images, int size) {
@@ -71,7 +72,7 @@ __device__ void pool(const float *z, const float *bias, float *y, wide image, in
     int first = 0;
     for (int p = 1; p < P * P; p++) {
       float value = values[within(p, P, W, F)];
-      if (value > best || value != value) {  // what is no number stays so
+      if (value > best || value != value) {  // a NaN stays a NaN
         best = value;
         first = p;
       }
@@ -82,7 +83,7 @@ __device__ void pool(const float *z, const float *bias, float *y, wide image, in
   }
 }
 
-// The gradient before the pooling: the winner of each window takes all.
+// The gradient before the pooling: the whole gradient of a window goes to its winner.
 template <class Code>
 __device__ void unpool(const float *slope, const Code *winner, float *dz, int P, int W, int F, int images, int size) {
   EACH(n, images, e, size) {

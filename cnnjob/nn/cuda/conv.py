@@ -71,12 +71,11 @@ def conv(
         load_kernel = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
     w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeros if there is none
 
-    def plan_images(first: int) -> ForwardBackward:
+    steps: list[ForwardBackward] = []
+    for first in range(0, N, n):
         images = slice(first, min(first + n, N))
         buffers = columns, z, dz, d_pooled[images], winner[images]
-        return _plan_images(device, block, (x, y), w, dw, buffers, images)
-
-    steps = [plan_images(first) for first in range(0, N, n)]
+        steps.append(_plan_images(device, block, (x, y), w, dw, buffers, images))
     forward = in_order([load_kernel, *(step.forward for step in steps)])
     if not y.trainable:
         return ForwardBackward(forward, forward)

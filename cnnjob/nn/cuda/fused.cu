@@ -1,5 +1,5 @@
-// What a step does at once where it can: the first conv block straight from the images' bytes, and the classifier with
-// its loss. Compiled after kernels.cu, as one module.
+// Fused kernels: the first conv block, which reads the bytes of the images, and the classifier with its loss. Compiled
+// after kernels.cu, as one module.
 
 #define WARPS 8
 #define TILE 6144
@@ -9,9 +9,9 @@ struct alignas(8) Pair {
   float values[2];
 };
 
-// ---- the first conv block: a lane a filter, a warp a row of pooled outputs; a block a band of WARPS rows ------------
-// K kernel side, P pooling side, C channels. The tile has the rows of pixels that a band sees, as floats with their
-// border of zeros, channel by channel: every lane of a warp reads the same pixel, and its own filter.
+// ---- first conv block: one lane per filter, one warp per row of pooled outputs, one block per band of WARPS rows ----
+// K kernel side, P pooling side, C channels. The tile holds the rows of pixels that a band depends on, as floats with
+// their border of zeros, channel by channel. All lanes of a warp read the same pixel, each for its own filter.
 
 template <int K, int P>
 struct Band {
@@ -44,7 +44,7 @@ __device__ void load_band(const unsigned char *image, const float *scale, const 
 #define BACKWARD_GIVEN                                                                                                \
   pixels, order, position, scale, shift, dy, image, row, winner, sums, H, W, pad, pitch, height, width, F, images
 
-// y = activation(max of the window + bias); winner is which of the window it was, P * P where the activation is 0.
+// y = activation(max of the window + bias); winner is the index of the maximum, or P * P where the activation is 0.
 template <int K, int P, int C>
 __device__ void first_forward FIRST_FORWARD {
   const int rows = Band<K, P>::ROWS, side = Band<K, P>::SIDE;
@@ -73,7 +73,7 @@ __device__ void first_forward FIRST_FORWARD {
 #pragma unroll
     for (int c = 0; c < C; c++)
 #pragma unroll
-      for (int r = 0; r < side; r++) {  // the window moves on: all but P of its columns were seen before
+      for (int r = 0; r < side; r++) {  // the window moves right: all but P of its columns are in registers
         const float *next = patch + (c * rows + r) * pitch + j * P + K - 1;
 #pragma unroll
         for (int m = 0; m < K - 1; m++) seen[c][r][m] = seen[c][r][m + P];
@@ -100,7 +100,7 @@ __device__ void first_forward FIRST_FORWARD {
     int first = 0;
 #pragma unroll
     for (int p = 1; p < P * P; p++)
-      if (z[p] > best || z[p] != z[p]) {  // what is no number stays so
+      if (z[p] > best || z[p] != z[p]) {  // a NaN stays a NaN
         best = z[p];
         first = p;
       }
@@ -114,7 +114,7 @@ __device__ void first_forward FIRST_FORWARD {
 #define STRIP 4
 #define AT_A_TIME (TILE / (32 * WARPS))
 
-// The gradients of the weights, and of the bias after them: those of a block's bands, as row blockIdx.x of `sums`.
+// Gradients of the weights and then of the bias, summed over the bands of a block: row blockIdx.x of `sums`.
 template <int K, int P, int C>
 __device__ void first_backward FIRST_BACKWARD {
   const int rows = Band<K, P>::ROWS, taps = K * K * C;
@@ -126,7 +126,7 @@ __device__ void first_backward FIRST_BACKWARD {
   for (int item = blockIdx.x; item < images * bands; item += gridDim.x) {
     int n = item / bands, band = item % bands, i = band * WARPS + threadIdx.y;
     const unsigned char *source = pixels + order[position[0] * images + n] * H * W * C;
-    __syncthreads();  // all have read what is now overwritten
+    __syncthreads();  // all threads have read the tile, which is overwritten now
     load_band<K, P, C>(source, scale, shift, tile, band, pitch, H, W, pad);
     __syncthreads();
     if (f >= F || i >= height) continue;
@@ -136,7 +136,7 @@ __device__ void first_backward FIRST_BACKWARD {
       float slope[STRIP];
       int code[STRIP];
 #pragma unroll
-      for (int s = 0; s < STRIP; s++) {  // all are on their way before the first is used
+      for (int s = 0; s < STRIP; s++) {  // all loads are issued before the first value is used
         bool there = j + s < width;
         slope[s] = there ? slopes[(j + s) * F] : 0;
         code[s] = there ? won[(j + s) * F] : P * P;
@@ -153,7 +153,7 @@ __device__ void first_backward FIRST_BACKWARD {
     }
   }
 #pragma unroll
-  for (int start = 0; start <= taps; start += AT_A_TIME) {  // what the warps found, added up in order
+  for (int start = 0; start <= taps; start += AT_A_TIME) {  // the sums of the warps, added up in a fixed order
     __syncthreads();
 #pragma unroll
     for (int t = start; t < start + AT_A_TIME; t++)
@@ -182,14 +182,13 @@ FUSED first_backward_3_2_3 FIRST_BACKWARD { first_backward<3, 2, 3>(BACKWARD_GIV
 FUSED first_backward_5_1_1 FIRST_BACKWARD { first_backward<5, 1, 1>(BACKWARD_GIVEN); }
 FUSED first_backward_5_2_1 FIRST_BACKWARD { first_backward<5, 2, 1>(BACKWARD_GIVEN); }
 
-// ---- the head: the classifier and its loss, and the bias and activation of a dense block before it; a block an image --
+// ---- head: classifier and loss, with bias and activation of a dense block before them; one block per image ----------
 
 #define MOST_VALUES 1024
 #define HEAD_THREADS 128
 
-// x = activation(x + x_bias) if `hidden`; z = x w + b; loss, hits and gradient of z as in cross_entropy; dx, before the
-// activation if `hidden`.
-// The last block adds up the step's loss and hits.
+// x = activation(x + x_bias) if `hidden`; z = x w + b; loss, right predictions and gradient of z as in cross_entropy;
+// dx, before the activation if `hidden`. The last block adds up the losses and right predictions of the step.
 KERNEL head(float *x, const float *x_bias, const float *weights, const float *bias, const wide *labels,
             const wide *order, const wide *position, float *gradient, float *dx, float *losses, int *hits,
             double *epoch_losses, wide *epoch_hits, unsigned *ticket, float smoothing, int hidden, int relu, int learns, int values,
@@ -238,8 +237,8 @@ KERNEL head(float *x, const float *x_bias, const float *weights, const float *bi
   if (is_last(ticket)) add_up(losses, hits, position, epoch_losses, epoch_hits, images);
 }
 
-// ---- the sums over a batch that are left: a lane a column of all of them, LANES lanes a column -----------------------
-// `parts` columns of `groups` rows, as first_backward left them; the biases and weights of the head, from its slopes.
+// ---- remaining sums over the batch: LANES threads per column share its rows --------------------------------------------
+// `parts` columns of `groups` rows, written by first_backward; then biases and weights of the head, from its gradients.
 
 KERNEL batch_sums(const float *sums, float *filters, float *filter_bias, int groups, int taps, int parts,
                   const float *dx, float *hidden_bias, int units, const float *dz, float *bias, int classes,

@@ -1,6 +1,6 @@
-// ---- float16, of a matrix product's factors -----------------------------------------------------------------------------
+// ---- float16 factors of matrix products -----------------------------------------------------------------------------
 
-#ifndef EMULATED  // on a CPU, these two are tests/cuda/shim.h's
+#ifndef EMULATED  // on a CPU, tests/cuda/shim.h defines these two
 __device__ unsigned short half_bits(float x) {
   unsigned short bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
@@ -22,7 +22,8 @@ __device__ float number(Half x) {
   return half_value(x.bits);
 }
 
-// What is too large becomes no number, not infinity, of which ReLU would hide one: so the loss is sure to show it.
+// A value that is too large becomes NaN, not infinity: ReLU would hide a negative infinity, while a NaN reaches the
+// loss.
 __device__ void put(Half &target, float x) {
   target.bits = fabsf(x) < 65520 ? half_bits(x) : 0x7e00;
 }

@@ -1,15 +1,15 @@
-// The network in CUDA C: compiled by NVRTC where there is a GPU, and by g++ through tests/cuda/shim.h where there is none.
+// The network in CUDA C, compiled by NVRTC for a GPU, and by g++ with tests/cuda/shim.h for the CPU.
 //
-// N images of `size` values lie one after the other, as rows of `length` values (a row of pixels with all channels; a
-// vector is one row). Where a border of zeros surrounds the pixels, rows lie `row` values apart and images `image` values.
-// Every sum has a fixed order and there are no atomics: the same input gives the same bits.
+// N images of `size` values follow each other, as rows of `length` values (a row of pixels with all channels; a vector
+// is one row). If a border of zeros surrounds the pixels, rows start `row` values apart, and images `image` values
+// apart. Every sum has a fixed order and none uses atomics: the same input gives the same bits.
 
 typedef long long wide;
 typedef unsigned long long unsigned_wide;
 
 #define KERNEL extern "C" __global__ void
 
-// Value i of image n, each by one thread; see launches.each for the grid.
+// One thread for value i of image n; device_api.each has the grid.
 #define EACH(n, images, i, size)                                \
   for (int n = blockIdx.y; n < (images); n += gridDim.y)        \
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (size); i += gridDim.x * blockDim.x)
@@ -18,8 +18,8 @@ __device__ wide place(int n, int i, int length, wide image, int row) {
   return n * image + (wide)(i / length) * row + i % length;
 }
 
-// Whether this block is the last of the grid to come here: it then sees what the others wrote before. `ticket` is 0
-// before and after. Only who is last depends on the time, so nothing may be summed in the blocks' order.
+// True in the last block of the grid to arrive here, which sees everything that the others wrote before. `ticket` is 0
+// before and after. Which block is last depends on timing, so no sum may follow the order in which blocks arrive.
 __device__ bool is_last(unsigned *ticket) {
   __shared__ bool last;
   __threadfence();
@@ -31,19 +31,19 @@ __device__ bool is_last(unsigned *ticket) {
   return last;
 }
 
-// The step within the epoch, and the steps since the start of the training.
+// Advances the step within the epoch, and the steps since the start of the training.
 __device__ void move_on(wide *position) {
   if (threadIdx.x < 2 && threadIdx.y == 0) position[threadIdx.x] += 1;
 }
 
-// ---- the batch ------------------------------------------------------------------------------------------------------
+// ---- batches --------------------------------------------------------------------------------------------------------
 
-// Rounded twice, as NumPy does it: the same bits.
+// Rounded twice, as in NumPy, for the same bits: no fused multiply-add.
 __device__ float scaled(float pixel, float scale, float shift) {
   return __fadd_rn(__fmul_rn(pixel, scale), shift);
 }
 
-// x = pixel * scale + shift, of the images that order[step * images ...] names.
+// x = pixel * scale + shift, for the images whose rows are order[step * images ...].
 KERNEL gather(const unsigned char *pixels, const wide *order, const wide *position, const float *scale,
               const float *shift, float *x, wide image, int row, int length, int channels, int images, int size) {
   const wide *chosen = order + position[0] * images;
@@ -53,7 +53,7 @@ KERNEL gather(const unsigned char *pixels, const wide *order, const wide *positi
   }
 }
 
-// ---- what conv and dense share --------------------------------------------------------------------------------------
+// ---- shared by conv and dense blocks --------------------------------------------------------------------------------
 
 // y = activation(scale * (y + bias))
 KERNEL add_bias(float *y, const float *bias, float scale, int relu, int images, int size) {
@@ -63,7 +63,7 @@ KERNEL add_bias(float *y, const float *bias, float scale, int relu, int images, 
   }
 }
 
-// The gradient before the activation, without a border: y and dy lie alike.
+// The gradient before the activation, without a border; y and dy have the same strides.
 KERNEL activation_slope(const float *y, const float *dy, wide image, int row, int length, float *slope, int relu,
                         int images, int size) {
   EACH(n, images, i, size) {
@@ -74,7 +74,7 @@ KERNEL activation_slope(const float *y, const float *dy, wide image, int row, in
 
 #define LANES 8
 
-// Column sums of `rows` rows, those of one block's `part` rows in row blockIdx.y of `sums`. Block 32 x LANES.
+// Sums over the rows of a matrix: those of the `part` rows of a block go to row blockIdx.y of `sums`. Block 32 x LANES.
 KERNEL column_sums(const float *values, float *sums, wide rows, int columns, wide part) {
   __shared__ float lanes[LANES][32];
   int column = blockIdx.x * 32 + threadIdx.x;
@@ -109,9 +109,9 @@ KERNEL dense_slope(const float *y, const float *dy, float *slope, float *sums, f
   }
 }
 
-// ---- dropout ----------------------------------------------------------------------------------------------------------
+// ---- dropout --------------------------------------------------------------------------------------------------------
 
-// Four random words for four of a counter and the key (seed, purpose): Philox4x32-10 (Salmon et al. 2011, 3.2).
+// Turns a counter of four words into random words, with key (seed, purpose): Philox4x32-10 (Salmon et al. 2011, 3.2).
 __device__ void philox(unsigned *c, unsigned seed, unsigned purpose) {
   for (int round = 0; round < 10; round++) {
     unsigned_wide a = (unsigned_wide)0xD2511F53u * c[0], b = (unsigned_wide)0xCD9E8D57u * c[2];
@@ -124,7 +124,7 @@ __device__ void philox(unsigned *c, unsigned seed, unsigned purpose) {
   }
 }
 
-// Element i of step t is word i % 4 of the block with counter (i / 4, t, t >> 32, 0), as cnnjob/nn/random.py has it.
+// Element i of step t is word i % 4 of the block with counter (i / 4, t, t >> 32, 0), as in cnnjob/nn/random.py.
 __device__ float uniform(wide element, wide step, unsigned seed, unsigned purpose) {
   unsigned c[4] = {(unsigned)(element / 4), (unsigned)step, (unsigned)(step >> 32), 0};
   philox(c, seed, purpose);
@@ -133,7 +133,8 @@ __device__ float uniform(wide element, wide step, unsigned seed, unsigned purpos
   return (bits >> 8) * (1.0f / 16777216);
 }
 
-// y = x * factor where the element's number is at least the probability, else 0; forward and, on gradients, backward.
+// y = x * factor where the random number of the element is at least the probability, else 0; backward likewise, on
+// gradients.
 KERNEL dropout(const float *x, wide x_image, int x_row, float *y, wide y_image, int y_row, int length,
                const wide *position, unsigned seed, unsigned purpose, float probability, float factor, int images,
                int size) {
@@ -143,7 +144,7 @@ KERNEL dropout(const float *x, wide x_image, int x_row, float *y, wide y_image, 
   }
 }
 
-// ---- the loss: a warp an image ---------------------------------------------------------------------------------------
+// ---- loss: one warp per image ---------------------------------------------------------------------------------------
 
 #define ALL_LANES 0xffffffffu
 
@@ -177,7 +178,8 @@ __device__ float total_of(const float *z, int classes, float largest) {
   return warp_sum(total);
 }
 
-// Rows position[0] * images ... of the probabilities. When all have read the position it moves on to the next step.
+// Writes rows position[0] * images ... of the probabilities. The last block advances the position, after all have read
+// it.
 KERNEL softmax(const float *logits, float *probabilities, wide *position, unsigned *ticket, int images, int classes) {
   int n = blockIdx.x * blockDim.y + threadIdx.y;
   if (n < images) {
@@ -189,15 +191,15 @@ KERNEL softmax(const float *logits, float *probabilities, wide *position, unsign
   if (is_last(ticket)) move_on(position);
 }
 
-// How far the outputs lie below the largest, in all.
+// Sum over the outputs of their distance to the largest one.
 __device__ float depth_of(const float *z, int classes, float largest) {
   float depth = 0;
   for (int k = threadIdx.x; k < classes; k += 32) depth += largest - z[k];
   return warp_sum(depth);
 }
 
-// An image's loss, whether its first largest output is its label's, and the gradient (softmax - t) / N, where t is
-// (1 - smoothing) * onehot + smoothing / classes.
+// Loss of an image, 1 if its first largest output is that of its label, and the gradient (softmax - t) / N with
+// t = (1 - smoothing) * onehot + smoothing / classes.
 KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order, const wide *position, float *gradient,
                      float *losses, int *hits, float smoothing, int images, int classes) {
   int n = blockIdx.x * blockDim.y + threadIdx.y;
@@ -221,7 +223,7 @@ KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order,
 
 #define MOST_THREADS 256
 
-// The step's mean loss and its hits, by all threads of a block, a power of two of them.
+// Mean loss and number of right predictions of the step, by all threads of a block, whose number is a power of two.
 __device__ void add_up(const float *losses, const int *hits, const wide *position, double *epoch_losses,
                        wide *epoch_hits, int images) {
   __shared__ double loss[MOST_THREADS];

@@ -1,21 +1,21 @@
-// ---- batch normalisation, and the activation after it ------------------------------------------------------------------
+// ---- batch normalisation, and the activation after it ---------------------------------------------------------------
 //
-// An input of N x H x W x C lies as `rows` rows of C channels. A block sums `part` rows of 32 channels, the first in row
-// blockIdx.y * part; what the parts make is put together in their order.
+// An input of N x H x W x C is `rows` rows of C channels. A block sums `part` rows of 32 channels, the first of them
+// row blockIdx.y * part; the results of the parts are combined in a fixed order.
 
-// How many values there are, their mean, and the sum of their squared deviations from it.
+// Number of values, their mean, and the sum of their squared deviations from it.
 struct Moments {
   float count, mean, squares;
 };
 
-// Of two sets of values together (Chan, Golub & LeVeque 1983, eq. 2.1).
+// Moments of the union of two sets of values (Chan, Golub & LeVeque 1983, eq. 2.1).
 __device__ Moments together(Moments a, Moments b) {
   if (b.count == 0) return a;
   float count = a.count + b.count, share = b.count / count, apart = b.mean - a.mean;
   return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * a.count * share};
 }
 
-// Of each channel over a part of the rows (Welford 1962). Block 32 x LANES.
+// Moments of each channel over a part of the rows (Welford 1962). Block 32 x LANES.
 KERNEL moments(const float *x, float *means, float *squares, wide rows, int C, wide part) {
   __shared__ Moments lanes[LANES][32];
   int c = blockIdx.x * 32 + threadIdx.x;
@@ -37,7 +37,7 @@ KERNEL moments(const float *x, float *means, float *squares, wide rows, int C, w
   }
 }
 
-// A batch's mean and 1 / sqrt(variance + eps) from its parts; the running statistics move on. Block 32 x LANES.
+// Mean and 1 / sqrt(variance + eps) of a batch from its parts; updates the running statistics. Block 32 x LANES.
 KERNEL batch_statistics(const float *means, const float *squares, wide rows, wide part, int parts, int C,
                         float *running_mean, float *running_variance, float momentum, float eps, float *mean,
                         float *inverse) {
@@ -61,7 +61,7 @@ KERNEL batch_statistics(const float *means, const float *squares, wide rows, wid
   }
 }
 
-// What an evaluation is normalised by.
+// Mean and 1 / sqrt(variance + eps) of an evaluation.
 KERNEL running_statistics(const float *running_mean, const float *running_variance, float eps, float *mean,
                           float *inverse, int C) {
   int c = blockIdx.x * blockDim.x + threadIdx.x;
@@ -70,7 +70,7 @@ KERNEL running_statistics(const float *running_mean, const float *running_varian
   inverse[c] = 1 / sqrtf(running_variance[c] + eps);
 }
 
-// What the activation acts on: the same bits wherever it is computed.
+// Input of the activation. Forward and backward must get the same bits, hence the explicit fused multiply-add.
 __device__ float shifted(float normal, float scale, float shift) {
   return fmaf(normal, scale, shift);
 }
@@ -85,8 +85,8 @@ KERNEL normalise(const float *x, const float *mean, const float *inverse, const 
   }
 }
 
-// With g the gradient before the activation: a part's sums of g and of g * (x - mean) * inverse. The images are H x W, dy
-// may have a border. Block 32 x LANES.
+// Sums of g and of g * (x - mean) * inverse over a part, with g the gradient before the activation. The images have
+// H x W pixels; dy may have a border. Block 32 x LANES.
 KERNEL slope_sums(const float *x, const float *mean, const float *inverse, const float *scale, const float *shift,
                   const float *dy, wide image, int row, int kind, float *sums, float *products, wide rows, int H, int W,
                   int C, wide part) {
@@ -121,7 +121,7 @@ KERNEL slope_sums(const float *x, const float *mean, const float *inverse, const
   }
 }
 
-// The gradients of shift and scale: those sums over all parts. Row blockIdx.y is one of the two. Block 32 x LANES.
+// Gradients of shift and scale: these sums over all parts. blockIdx.y selects one of the two. Block 32 x LANES.
 KERNEL sum_parts(const float *sums, const float *products, float *of_sums, float *of_products, int parts, int C) {
   __shared__ float lanes[LANES][32];
   const float *values = blockIdx.y ? products : sums;

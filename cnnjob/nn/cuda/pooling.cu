@@ -1,6 +1,6 @@
-// ---- pooling, and the mean of several views --------------------------------------------------------------------------
+// ---- pooling, and the mean of several views -------------------------------------------------------------------------
 
-// The largest of each P x P window, W of them a row, and which of the window it was: the first of equals.
+// Maximum of each P x P window, with W windows per row, and its index in the window: the first of equals.
 KERNEL max_pool(const float *x, wide x_image, int x_row, float *y, wide y_image, int y_row, unsigned short *winner,
                 int P, int W, int C, int images, int size) {
   EACH(n, images, e, size) {
@@ -10,7 +10,7 @@ KERNEL max_pool(const float *x, wide x_image, int x_row, float *y, wide y_image,
     int first = 0;
     for (int p = 1; p < P * P; p++) {
       float value = window[(wide)(p / P) * x_row + p % P * C];
-      if (value > best || value != value) {  // what is no number stays so
+      if (value > best || value != value) {  // a NaN stays a NaN
         best = value;
         first = p;
       }
@@ -20,7 +20,8 @@ KERNEL max_pool(const float *x, wide x_image, int x_row, float *y, wide y_image,
   }
 }
 
-// The winner of each of height x width windows takes all; pixels of no window take nothing. W pixels a row.
+// The gradient of each of height x width windows goes to its winner; pixels outside all windows get 0. W pixels per
+// row.
 KERNEL max_pool_back(const float *dy, wide dy_image, int dy_row, const unsigned short *winner, float *dx, wide dx_image,
                      int dx_row, int P, int W, int C, int height, int width, int images, int size) {
   EACH(n, images, e, size) {
@@ -34,7 +35,7 @@ KERNEL max_pool_back(const float *dy, wide dy_image, int dy_row, const unsigned 
   }
 }
 
-// Of each channel of image blockIdx.x, the mean over the pixels. Block 32 x LANES.
+// Mean of each channel of image blockIdx.x over the pixels. Block 32 x LANES.
 KERNEL global_mean(const float *x, wide image, int row, float *y, int W, int C, int pixels) {
   __shared__ float lanes[LANES][32];
   int c = blockIdx.y * 32 + threadIdx.x;
@@ -55,7 +56,7 @@ KERNEL global_mean_back(const float *dy, float *dx, wide image, int row, int len
   EACH(n, images, i, size) dx[place(n, i, length, image, row)] = dy[(wide)n * C + i % C] / pixels;
 }
 
-// Likewise the largest, and the first pixel that has it.
+// Maximum of each channel likewise, and the first pixel that has it.
 KERNEL global_max(const float *x, wide image, int row, float *y, int *first, int W, int C, int pixels) {
   __shared__ float values[LANES][32];
   __shared__ int places[LANES][32];
@@ -95,7 +96,7 @@ KERNEL global_max_back(const float *dy, const int *first, float *dx, wide image,
   }
 }
 
-// mean = share * logits, or that added to it; all (N, K).
+// mean = share * logits in the first view, mean += share * logits in the others; all (N, K).
 KERNEL add_share(const float *logits, float *mean, float share, int begins, int images, int size) {
   EACH(n, images, k, size) {
     wide at = (wide)n * size + k;

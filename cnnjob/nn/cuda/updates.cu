@@ -1,10 +1,10 @@
-// ---- the update: of the flat buffers, a piece a block ----------------------------------------------------------------
+// ---- update of the flat buffers: one piece per block ----------------------------------------------------------------
 //
-// When all blocks of the last kernel have read the position it moves on to the next step.
-// A piece starts at `starts`, has `counts` values, and learns with `factors` of the step's rate and `decays` of itself.
+// The last block of the step's last kernel advances the position, after all blocks have read it.
+// A piece starts at `starts` and has `counts` values; `factors` scale the learning rate, `decays` are the weight decay.
 
-// g + decay w, v = momentum v + that, w -= rate v; Nesterov's takes g + momentum v there, and decoupled decay
-// w *= 1 - rate decay. Without momentum v is not there.
+// g += decay w, v = momentum v + g, w -= rate v. Nesterov momentum: w -= rate (g + momentum v). Decoupled decay:
+// w *= 1 - rate decay, and g unchanged. Without momentum there is no v, and w -= rate g.
 KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *starts, const int *counts,
            const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
            int last, float momentum, int nesterov, int decoupled) {
@@ -25,8 +25,8 @@ KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *
   if (last && is_last(ticket)) move_on(position);
 }
 
-// w *= 1 - rate decay, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps), with
-// m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t.
+// w *= 1 - rate decay, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps),
+// with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t.
 KERNEL adamw(float *weights, const float *gradients, float *first, float *second, const wide *starts, const int *counts,
              const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
              int last, double beta1, double beta2, float eps) {
@@ -51,7 +51,7 @@ KERNEL adamw(float *weights, const float *gradients, float *first, float *second
   if (last && is_last(ticket)) move_on(position);
 }
 
-// After a step that has a share: slow += (1 - share) (fast - slow), fast = slow.
+// After a step with a reset: slow += (1 - share) (fast - slow), fast = slow. In other steps the share is -1.
 KERNEL look_ahead(float *fast, float *slow, const double *shares, wide *position, unsigned *ticket, wide size) {
   double share = shares[position[0]];
   if (share < 0) size = 0;
