@@ -122,10 +122,16 @@ def draw(folder: Path, count: int, seed: int) -> list[Fault]:
     return list(drawn)
 
 
-def mirror(path: Path) -> str:
-    """Return the tests of the package that a module is in."""
+def mirror(folder: Path, path: Path) -> list[str]:
+    """Return the test modules of the package that a module is in, those first that import the module."""
     name = path.with_suffix("").parts[1]
-    return f"tests/{SINGLE_FILES.get(name, name)}"
+    tests = folder / "tests" / SINGLE_FILES.get(name, name)
+    imported = re.compile(rf"^from cnnjob.*\b{path.stem}\b", re.MULTILINE)
+    found = sorted(tests.glob("test_*.py")) if tests.is_dir() else [tests]
+    found.sort(
+        key=lambda test: (test.stem != f"test_{path.stem}", not imported.search(test.read_text(encoding="utf-8")))
+    )
+    return [str(test.relative_to(folder)) for test in found]
 
 
 def copy_repository(folder: Path) -> None:
@@ -170,11 +176,12 @@ def killer(folder: Path, fault: Fault, selected: list[str]) -> str:
         ignored.append(failed)
 
 
-def other_tests(path: Path) -> list[str]:
-    """Return the default tests outside the mirror of a module, without those of ``nn`` and ``cuda``."""
-    folders = ("slurm", "training", "cli", "runs", "reporting", "checks", "jobs", "data", "doctor")
-    names = [*folders, *SINGLE_FILES.values(), "durability/test_smoke.py", "test_docs.py"]
-    return [f"tests/{name}" for name in names if f"tests/{name}" != mirror(path)]
+def other_tests(folder: Path, path: Path) -> list[str]:
+    """Return the default test modules outside the mirror of a module, without those of ``nn`` and ``cuda``."""
+    packages = ("slurm", "training", "cli", "runs", "reporting", "checks", "jobs", "data", "doctor")
+    modules = [module for package in (*packages, *SINGLE_FILES) for module in mirror(folder, Path("cnnjob", package))]
+    modules += ["tests/durability/test_smoke.py", "tests/test_docs.py"]
+    return [module for module in modules if module not in mirror(folder, path)]
 
 
 def say(line: str) -> None:
@@ -203,7 +210,8 @@ def main() -> None:
                 continue
             said, began = "", time.monotonic()
             if not options.list:
-                selections = [[mirror(fault.path)], *([] if options.mirror_only else [other_tests(fault.path)])]
+                selections = [mirror(folder, fault.path)]
+                selections += [] if options.mirror_only else [other_tests(folder, fault.path)]
                 found = next(filter(None, (killer(folder, fault, selected) for selected in selections)), "")
                 said = f"killed by {found}" if found else "SURVIVED"
                 said = f": {said} ({time.monotonic() - began:.0f} s)"
