@@ -137,11 +137,12 @@ def test_no_package_hides_its_classes_in_its_init() -> None:
 
 def test_nn_can_be_lifted_out() -> None:
     assert not between_nodes()["nn"]
+    assert not {"pydantic", "typer", "submitit", "h5py"} & loaded_by("import cnnjob.nn")
 
 
-def test_reports_need_neither_the_network_nor_a_cluster() -> None:
+def test_reports_need_neither_the_training_nor_a_cluster() -> None:
     loaded = loaded_by("import cnnjob.reporting.report, cnnjob.reporting.plots")
-    assert not {"cupy", "submitit", "h5py", "cnnjob.nn"} & loaded
+    assert not {"cupy", "submitit", "h5py", "cnnjob.training.trainer"} & loaded
 
 
 def loaded_by(code: str) -> set[str]:

@@ -222,9 +222,9 @@ class TrainSettings(Settings):
     """Seconds between two checkpoints; no influence on the result."""
 
     @classmethod
-    def place_now(cls, key: str, table: Mapping[str, Any]) -> str:
-        """Return where a key that lay flat in ``train`` up to format 2 is now."""
-        return older.place_now(key, table)
+    def explain_moved_key(cls, key: str, table: Mapping[str, Any]) -> str:
+        """Return the new spelling of a key that was directly in ``train`` up to format 2; empty for other keys."""
+        return older.explain_moved_key(key, table)
 
     @field_validator("early_stopping", mode="after")
     @classmethod
@@ -456,8 +456,11 @@ def _apply(
     for number, name in enumerate(key[:-1], start=1):
         # A kind that an earlier assignment chose is kept, and a key of another kind is refused.
         is_kind = ".".join(key[:number]) in KINDS and key[:number] not in done
-        if is_kind and isinstance(table, dict) and not _is_of_kind(table.get(name), key[number]):
-            table[name] = key[number]
+        if is_kind and isinstance(table, dict):
+            setting = table.get(name)
+            selected = setting if isinstance(setting, dict) else [setting]
+            if key[number] not in selected:
+                table[name] = key[number]
         table = _child(table, name, key[number], override)
     if (index := _index(table, key[-1])) is not None:
         table[index] = value
@@ -480,11 +483,6 @@ def _child(table: Any, name: str, following: str, override: str) -> Any:
     elif table[index] == following:
         table[index] = {following: {}}
     return table[index]
-
-
-def _is_of_kind(setting: Any, name: str) -> bool:
-    """Return whether the setting of an optimiser or schedule selects this kind."""
-    return setting == name or (isinstance(setting, dict) and name in setting)
 
 
 def _index(table: Any, name: str) -> int | None:

@@ -44,7 +44,7 @@ def translate(job: Mapping[str, Any]) -> dict[str, Any]:
     return {**job, "train": new}
 
 
-def place_now(key: str, train: Mapping[str, Any]) -> str:
+def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
     """Return where a key that used to lie flat in ``train`` is now.
 
     Args:

@@ -7,7 +7,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from itertools import groupby, pairwise
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cnnjob.jobs.job import Job
-from cnnjob.jobs.schema import OneOf, as_typed, sections_in
+from cnnjob.jobs.schema import OneOf, Section, Table, as_typed, tables_in
 
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 _MADE_BY = "Made by `python -m cnnjob.jobs.reference > docs/job-file.md` from the fields' docstrings."
@@ -54,35 +54,38 @@ def markdown() -> str:
     lines = ["# The keys of a job file", "", f"{about} `cnnjob show --keys` prints the same.", "", _MADE_BY]
     for table, found in groupby(keys(), key=lambda key: key.table):
         if table:
-            lines += ["", f"## `{table}`", "", _one_line(inspect.getdoc(tables[table]) or "")]
+            section = tables[table]
+            description = section.about if isinstance(section, Table) else inspect.getdoc(section) or ""
+            lines += ["", f"## `{table}`", "", _one_line(description)]
         lines += ["", "| key | takes | default | meaning |", "|---|---|---|---|"]
         lines += [f"| `{one.name}` | {one.takes} | {one.default} | {one.meaning} |" for one in found]
     return "\n".join(lines) + "\n"
 
 
-def _tables(section: type[BaseModel], name: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def _tables(section: Section, name: str) -> Iterator[tuple[str, Section]]:
     """Yield a table and all tables below it by dotted name; a block is named after its own key."""
     yield name, section
     for key, field in section.model_fields.items():
-        for inner in sections_in(field.annotation):
+        for inner in tables_in(field):
             own = f"{{ {next(iter(inner.model_fields))} = … }}"
             yield from _tables(inner, own if get_origin(field.annotation) is tuple else f"{name}.{key}".strip("."))
 
 
 @cache
-def _docstrings(section: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring below each field of a class and of its bases."""
-    # Python keeps no docstrings of attributes, so they are read from the source, bases first to be overridden.
+def _docstrings(section: Section) -> dict[str, str]:
+    """Return the docstring of each key: the one below its field in the class or in one of its bases."""
+    source, names = (section.source, section.keys) if isinstance(section, Table) else (section, {})
     found: dict[str, str] = {}
-    for base in reversed(section.__mro__):
-        if issubclass(base, BaseModel) and base is not BaseModel:
-            body = ast.parse(inspect.getsource(base)).body[0]
-            statements = body.body if isinstance(body, ast.ClassDef) else []
-            for statement, following in pairwise(statements):
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                    match following:
-                        case ast.Expr(value=ast.Constant(value=str(text))):
-                            found[statement.target.id] = inspect.cleandoc(text)
+    # Python keeps no docstrings of attributes, so they are read from the source, bases first to be overridden.
+    for base in reversed([base for base in source.__mro__ if base.__module__.startswith("cnnjob.")]):
+        body = ast.parse(inspect.getsource(base)).body[0]
+        statements = body.body if isinstance(body, ast.ClassDef) else []
+        for statement, following in pairwise(statements):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                match following:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        name = statement.target.id
+                        found[names.get(name, name)] = inspect.cleandoc(text)
     return found
 
 
@@ -94,18 +97,10 @@ def _takes(field: FieldInfo) -> str:
     """Return the types and limits of a key's values."""
     bounds = [
         _BOUNDS[name].format(f"{getattr(one, name):,}")
-        for one in _metadata(field) for name in _BOUNDS if hasattr(one, name)
+        for one in field.metadata for name in _BOUNDS if hasattr(one, name)
     ]  # fmt: skip
     kinds = dict.fromkeys(_kinds(field.annotation))
     return " or ".join(" ".join([kind, *bounds]) if kind in {"integer", "number"} else kind for kind in kinds)
-
-
-def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """Yield the limits of a field, also those inside a union such as ``Annotated[…] | None``."""
-    # pydantic moves the limits of a plain annotation to the field, but leaves those inside a union where they are.
-    within = [one for inner in get_args(field.annotation) for one in getattr(inner, "__metadata__", ())]
-    for part in (*field.metadata, *within):
-        yield from getattr(part, "metadata", [part])
 
 
 def _kinds(annotation: Any) -> Iterator[str]:
@@ -118,7 +113,7 @@ def _kinds(annotation: Any) -> Iterator[str]:
         yield "array"
     elif isinstance(annotation, type) and issubclass(annotation, OneOf):
         yield from (*map(_quoted, annotation.model_fields), "table")
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    elif isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         yield "table"
     else:
         for inner in get_args(annotation):
@@ -137,7 +132,7 @@ def _default(field: FieldInfo) -> str:
             return "–"
         case OneOf() as default:
             return _quoted(default.kind)
-        case BaseModel():
+        case default if isinstance(default, BaseModel) or is_dataclass(default):
             return "its keys' defaults"
         case default:
             return f"`{as_typed(default)}`".replace("'", '"')

@@ -1,7 +1,9 @@
 """Base classes for the tables of a job file or a profile, and error messages in the terms of those files."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, get_args
+from dataclasses import fields
+from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -9,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -16,6 +19,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
 
 from cnnjob.errors import closest_name, printable
 
@@ -36,6 +41,7 @@ _SHOWN_LETTERS = 80
 _SHOWN_PROBLEMS = 50
 _EXPECTED = {
     "bool_type": "true or false",
+    "dataclass_type": "a table of its settings",
     "finite_number": "a finite number",
     "float_type": "a number",
     "int_from_float": "an integer",
@@ -48,25 +54,86 @@ _EXPECTED = {
 """Names of the expected values in messages, by pydantic's error type."""
 
 
+def _require_float32(value: Any) -> Any:
+    """Replace -0.0, which would give another digest, by 0.0; refuse other numbers below float32's normal range."""
+    if not isinstance(value, float):
+        return value
+    if 0 < abs(value) < _SMALLEST:
+        raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest of float32, found {value:g}")
+    return value + 0.0  # -0.0 + 0.0 is 0.0
+
+
 class Settings(BaseModel):
     """A table of a job file or a profile: frozen, and strict about names and types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="after")
-    @classmethod
-    def _one_zero(cls, value: Any) -> Any:
-        """Replace -0.0, which would give another digest, by 0.0; refuse other numbers below float32's normal range."""
-        if not isinstance(value, float):
-            return value
-        if 0 < abs(value) < _SMALLEST:
-            raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest of float32, found {value:g}")
-        return value + 0.0  # -0.0 + 0.0 is 0.0
+    _floats = field_validator("*", mode="after")(_require_float32)
 
-    @classmethod
-    def place_now(cls, key: str, table: Mapping[str, Any]) -> str:  # noqa: ARG003 - most have never changed
-        """Return a sentence on where a key of an older layout is now; empty for any other key."""
-        return ""
+
+class Table:
+    """Annotation of a dataclass: a table of a job file with its fields as keys, as strict as :class:`Settings`.
+
+    If the dataclass has a ``kind``, as a block does, that is the key of its first field: ``{ conv = 32, kernel = 5 }``.
+    """
+
+    def __init__(
+        self,
+        source: type[Any],
+        *,
+        about: str = "",
+        fixed: Mapping[str, Any] | None = None,
+        annotations: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Describe the table of a dataclass.
+
+        Args:
+            source: the dataclass.
+            about: what the table is; by default the first paragraph of the dataclass's docstring.
+            fixed: fields that are no keys of the table, with their values.
+            annotations: annotations in the place of the dataclass's, by name of the field.
+        """
+        self.source, self.fixed = source, fixed or {}
+        self.about = about or (inspect.getdoc(source) or "").split("\n\n")[0]
+        self._annotations = get_type_hints(source, include_extras=True) | dict(annotations or {})
+        names = [field.name for field in fields(source)]
+        renamed = {names[0]: source.kind} if hasattr(source, "kind") else {}
+        self.keys = {name: renamed.get(name, name) for name in names if name not in self.fixed}
+        """The key of each field."""
+        self.model_fields = {
+            # ``...`` is pydantic's default of a required field.
+            key: FieldInfo.from_annotated_attribute(self._annotations[name], getattr(source, name, ...))
+            for name, key in self.keys.items()
+        }
+        """The key's type, limits and default, as pydantic has them in a model."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Return the schema of the table (called by pydantic)."""
+        arguments = []
+        for name, key in self.keys.items():
+            schema = handler.generate_schema(self._annotations[name])
+            schema = core_schema.no_info_after_validator_function(_require_float32, schema)
+            if hasattr(source, name):
+                schema = core_schema.with_default_schema(schema, default=getattr(source, name))
+            arguments.append(core_schema.dataclass_field(name, schema, validation_alias=key, serialization_alias=key))
+        for name, value in self.fixed.items():
+            schema = core_schema.with_default_schema(core_schema.any_schema(), default=value)
+            arguments.append(core_schema.dataclass_field(name, schema, init=False, serialization_exclude=True))
+        return core_schema.dataclass_schema(
+            source,
+            core_schema.dataclass_args_schema(source.__name__, arguments),
+            [field.name for field in fields(source)],
+            post_init=hasattr(source, "__post_init__"),
+            # A strict dataclass would refuse tables; its fields are strict.
+            strict=False,
+            config=core_schema.CoreConfig(
+                strict=True, allow_inf_nan=False, extra_fields_behavior="forbid", serialize_by_alias=True
+            ),
+        )
+
+
+Section = type[BaseModel] | Table
+"""The schema of one table: its ``model_fields`` are its keys."""
 
 
 class OneOf(Settings):
@@ -173,7 +240,7 @@ def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
 def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
     kind, loc, found = problem["type"], problem["loc"], problem["input"]
     match kind:
-        case "extra_forbidden":
+        case "extra_forbidden" | "unexpected_keyword_argument":
             return _unknown_key(loc, root, content)
         case "missing":
             return "missing"
@@ -181,32 +248,30 @@ def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
             return _unknown_block(loc, found, root)
         case "value_error":
             return str(problem["ctx"]["error"])
-    return f"{_expected(kind, problem['msg'], found)}, found {as_typed(found)}"
-
-
-def _expected(kind: str, message: str, found: Any) -> str:
-    """Return what was expected, in the terms of a job file."""
-    # pydantic refuses an integer that no float can hold with the same error as a string.
+    message = problem["msg"][0].lower() + problem["msg"][1:]
     if kind == "float_type" and isinstance(found, int) and not isinstance(found, bool):
-        return "input should be a number below 1e308"
-    return f"input should be {_EXPECTED[kind]}" if kind in _EXPECTED else message[0].lower() + message[1:]
+        # pydantic refuses an integer that no float can hold with the same error as a string.
+        message = "input should be a number below 1e308"
+    elif kind in _EXPECTED:
+        message = f"input should be {_EXPECTED[kind]}"
+    return f"{message}, found {as_typed(found)}"
 
 
 def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any) -> str:
     sections, key = _sections_at(loc[:-1], root), str(loc[-1])
+    table = content
+    for part in loc[:-1]:
+        table = table.get(part) if isinstance(table, dict) else None
     for section in sections:
-        if issubclass(section, Settings) and (now := section.place_now(key, _table_at(loc[:-1], content))):
-            return now
+        if hasattr(section, "explain_moved_key") and (new_spelling := section.explain_moved_key(key, table or {})):
+            return str(new_spelling)
     keys = list(dict.fromkeys(key for section in sections for key in section.model_fields))
-    meant = near(key, keys) or _elsewhere(key, root)
-    return f"no such key{meant or '; the keys are ' + ', '.join(keys)}"
-
-
-def _table_at(loc: tuple[int | str, ...], content: Any) -> dict[str, Any]:
-    """Return the table at a location of a job; an empty one if there is none."""
-    for part in loc:
-        content = content.get(part) if isinstance(content, dict) else None
-    return content if isinstance(content, dict) else {}
+    if meant := near(key, keys):
+        return f"no such key{meant}"
+    for name in root.model_fields:
+        if any(key in section.model_fields for section in _sections_at((name,), root)):
+            return f"no such key, did you mean '{name}.{key}'?"
+    return f"no such key; the keys are {', '.join(keys)}"
 
 
 def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]) -> str:
@@ -218,28 +283,27 @@ def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]
     return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
 
 
-def _elsewhere(key: str, root: type[BaseModel]) -> str:
-    """Suggest another table of the job that has such a key."""
-    tables = {name: _sections_at((name,), root) for name in root.model_fields}
-    found = [name for name, sections in tables.items() if any(key in one.model_fields for one in sections)]
-    return f", did you mean '{found[0]}.{key}'?" if found else ""
-
-
-def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[type[BaseModel]]:
-    """Return the classes of tables that are allowed at a location."""
-    found = [root]
+def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[Section]:
+    """Return the schemas of the tables that are allowed at a location."""
+    found: list[Section] = [root]
     for number, part in enumerate(loc):
         if _is_kind(loc, number):
             found = [section for section in found if next(iter(section.model_fields)) == part]
         elif isinstance(part, str):
-            fields = [section.model_fields[part] for section in found if part in section.model_fields]
-            found = [section for field in fields for section in sections_in(field.annotation)]
+            keys = [section.model_fields[part] for section in found if part in section.model_fields]
+            found = [section for field in keys for section in tables_in(field)]
     return found
 
 
-def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the classes of tables in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def tables_in(field: FieldInfo) -> Iterator[Section]:
+    """Yield the schemas of the tables that a key takes."""
+    # pydantic moves the metadata of an annotation to the field, but not those of the members of a union.
+    tables = [part for part in field.metadata if isinstance(part, Table)]
+    yield from tables or _tables_in(field.annotation)
+
+
+def _tables_in(annotation: Any) -> Iterator[Section]:
+    if isinstance(annotation, Table) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         yield annotation
     for inner in get_args(annotation):
-        yield from sections_in(inner)
+        yield from _tables_in(inner)

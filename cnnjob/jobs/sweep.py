@@ -28,7 +28,10 @@ def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: in
         JobError: the job is not valid at some point, a key is swept twice, there are too many points, or a sweep
             cannot be parsed.
     """
-    always, axes = list(overrides), [_axis(text) for text in sweeps]
+    always, axes = list(overrides), list[tuple[str, list[str]]]()
+    for text in sweeps:
+        key, values = assignment.divide(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
+        axes.append((assignment.written(key), assignment.values(values)))
     if (count := math.prod(len(values) for _, values in axes) * (seeds or 1)) > MOST_RUNS:
         raise JobError(
             f"--sweep, --seeds: they ask for {count:,} runs, at most {MOST_RUNS:,} at once are made; ask for less"
@@ -54,9 +57,3 @@ def job_differences(jobs: Sequence[Job]) -> list[str]:
         if len({repr(one.get(key, ...)) for one in flat if is_of_its_kind(key, one)}) > 1
     ]  # fmt: skip
     return [", ".join(f"{key}={one[key]}" for key in keys if key in one) for one in flat]
-
-
-def _axis(text: str) -> tuple[str, list[str]]:
-    """Parse a sweep into its key and its values, each still as text for ``--set``."""
-    key, values = assignment.divide(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
-    return assignment.written(key), assignment.values(values)

@@ -1,16 +1,30 @@
-"""Building blocks of a network as data: their settings, shapes and parameters. The arithmetic is in the backends."""
+"""Building blocks of a network as data: their settings, shapes and parameters. The arithmetic is in the backends.
+
+The fields of a block are also the keys of its table in a job file: their types, limits, defaults and docstrings are the
+schema and the reference of job files (:mod:`cnnjob.jobs.model`). Here the limits are not checked.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
 
 Shape = tuple[int, ...]
 """Shape of the values of one image: (H, W, C), or (U,) after a dense block; also that of a parameter."""
 
-Initialiser = Literal["he", "dirac", "whitening"] | float
+Initialiser = Literal["he"] | float
+"""``"he"``, or the standard deviation of a normal distribution with mean 0."""
+ConvInitialiser = Literal["he", "dirac", "whitening"] | float
+"""Also ``"dirac"`` (each filter passes one channel through) and, for the first block only, ``"whitening"`` (filters
+computed from patches of the training images)."""
 Activation = Literal["relu", "gelu", "none"]
 Part = Literal["norm", "activation", "pool"]
+Order = tuple[Part, ...]
+"""Each part once."""
+BiasInitialiser = Annotated[float, Ge(-10), Le(10)]
+Factor = Annotated[float, Ge(0), Le(1e6)]
 
 
 @dataclass(frozen=True)
@@ -18,7 +32,7 @@ class Parameter:
     """Array that the optimiser updates, or a running statistic of the activations."""
 
     shape: Shape
-    init: Initialiser
+    init: ConvInitialiser
     """Distribution of the initial values, see :mod:`cnnjob.nn.initialisers`; a number is a standard deviation."""
     fan_in: int
     """Number of inputs of one output."""
@@ -34,22 +48,27 @@ class Parameter:
     """True if it counts as a parameter of the network; False for running statistics."""
 
 
+DERIVED: Any = None
+"""Default of a setting that ``__post_init__`` derives from the other settings of its block."""
+
+
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation: y = scale·(x − mean)/√(variance + eps) + shift (Ioffe & Szegedy 2015, alg. 1).
+    """Batch normalisation (Ioffe & Szegedy 2015).
 
-    A training step uses mean and biased variance of each channel over the batch. An evaluation uses the running
-    statistics r ← (1 − momentum)·r + momentum·(statistic of the batch), with the unbiased variance.
+    y = scale·(x − mean)/√(variance + eps) + shift (alg. 1). A training step uses mean and biased variance of each
+    channel over the batch. An evaluation uses the running statistics r ← (1 − momentum)·r + momentum·(statistic of the
+    batch), with the unbiased variance.
     """
 
-    momentum: float = 0.1
-    """Weight of the current batch in the running statistics."""
-    eps: float = 1e-5
-    """Added to the variance."""
+    momentum: Annotated[float, Gt(0), Le(1)] = 0.1
+    """Share of the batch's statistics in the new running ones, as torch's; Keras's is one minus it."""
+    eps: Annotated[float, Ge(0), Le(1)] = 1e-5
+    """Added to the variance before its square root is taken."""
     scale: bool = True
-    """True if it has a trainable scale; otherwise the scale is 1."""
-    learning_rate_factor: float = 1.0
-    """Factor on the learning rate of scale and shift, in addition to that of the block."""
+    """Add a trainable scale per channel; a trainable shift is always there."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of scale and shift, on top of the block's; 0 keeps the shift at 0."""
 
     def parameters(self, channels: int, *, factor: float, trainable: bool) -> dict[str, Parameter]:
         """Return scale, shift, and the running mean and variance, each (C,)."""
@@ -70,48 +89,59 @@ class BatchNorm:
         }
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """Fields shared by the blocks with weights and biases."""
+def _weights_and_bias(block: "Conv | Dense", shape: Shape) -> dict[str, Parameter]:
+    """Return the weights of a shape (..., outputs), and the bias (outputs,) if there is one."""
+    fan_in, factor = prod(shape[:-1]), block.learning_rate_factor
+    weights = Parameter(shape, block.init, fan_in, learning_rate_factor=factor, trainable=not block.frozen)
+    bias = {"bias": Parameter(shape[-1:], 0.0, fan_in, block.bias_init, factor, decays=False)} if block.bias else {}
+    return {"weights": weights, **bias}
 
-    init: Initialiser = "he"
-    """Distribution of the initial weights."""
-    bias: bool = True
-    """True if it has a bias."""
-    bias_init: float = 0.0
-    """Initial value of the bias."""
-    learning_rate_factor: float = 1.0
-    """Factor on the learning rate of all its parameters."""
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with its bias, normalisation, activation and max-pooling, as one block."""
+
+    # In shapes F is the number of filters, K the side of the kernel, S the stride and P the side of a pooling window.
+    filters: Annotated[int, Ge(1), Le(65536)]
+    """Number of filters."""
+    kernel: Annotated[int, Ge(1), Le(64)] = 3
+    """Side of the square kernel, in pixels."""
+    stride: Annotated[int, Ge(1), Le(64)] = 1
+    """Stride of the kernel, in pixels."""
+    pad: Annotated[int, Ge(0), Le(64)] = DERIVED
+    """Zero padding on each side, in pixels, less than ``kernel``; the default, kernel // 2, keeps the image's size at
+    stride 1 if the kernel is odd."""
+    pool: Annotated[int, Ge(1), Le(64)] = 1
+    """Side and stride of the max-pooling window; 1 is none."""
+    batch_norm: BatchNorm | None = None
+    """Batch normalisation: ``true`` or a table of its settings; ``false`` is none."""
     activation: Activation = "relu"
+    """Activation function, at its position in ``order``; ``gelu`` is the exact form with erf."""
+    order: Order = ("norm", "activation", "pool")
+    """Order of normalisation, activation and pooling after the convolution and its bias."""
+    init: ConvInitialiser = "he"
+    """Initial weights: ``he`` is normal with variance 2 / fan-in, a number up to 10 is the standard deviation of a
+    normal distribution, ``dirac`` passes channels through, ``whitening`` (first block only) decorrelates patches of
+    the training images."""
+    bias: bool = DERIVED
+    """Add a bias; by default only without batch normalisation."""
+    bias_init: BiasInitialiser = 0.0
+    """Initial value of the bias."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
-    """True if the weights keep their initial values; bias and normalisation are trained nevertheless."""
-
-    def _weights_and_bias(self, shape: Shape) -> dict[str, Parameter]:
-        fan_in, factor = prod(shape[:-1]), self.learning_rate_factor
-        weights = Parameter(shape, self.init, fan_in, learning_rate_factor=factor, trainable=not self.frozen)
-        bias = {"bias": Parameter(shape[-1:], 0.0, fan_in, self.bias_init, factor, decays=False)} if self.bias else {}
-        return {"weights": weights, **bias}
-
-
-@dataclass(frozen=True)
-class Conv(_Affine):
-    """Convolution, bias, then normalisation, activation and max-pooling in any order."""
-
-    filters: int = 1
-    """F: channels of the output."""
-    kernel: int = 3
-    """K: side of the kernel, in pixels."""
-    stride: int = 1
-    """S: pixels from one output to the next."""
-    pad: int = 1
-    """Pixels of zeros around the input."""
-    pool: int = 1
-    """P: side of a pooling window, in outputs of the convolution; 1 for no pooling."""
-    norm: BatchNorm | None = None
-    order: tuple[Part, Part, Part] = ("norm", "activation", "pool")
-    """Order of what follows the convolution; absent parts are skipped."""
+    """Keep the weights at their initial values; bias and normalisation are still trained."""
 
     kind = "conv"
+
+    def __post_init__(self) -> None:
+        """Derive the padding and the bias if they are not given."""
+        # The derived settings are stored, so that a block is equal to one in which they are written out.
+        if self.pad is DERIVED:
+            object.__setattr__(self, "pad", self.kernel // 2)
+        if self.bias is DERIVED:
+            # A bias before a normalisation has no effect: the mean that is subtracted contains it.
+            object.__setattr__(self, "bias", self.batch_norm is None)
 
     def convolved(self, shape: Shape) -> tuple[int, int]:
         """Return height and width after the convolution, before the pooling."""
@@ -140,19 +170,37 @@ class Conv(_Affine):
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Return weights (K, K, C, F), bias (F,), and the parameters of the normalisation."""
-        own = self._weights_and_bias((self.kernel, self.kernel, shape[-1], self.filters))
+        own = _weights_and_bias(self, (self.kernel, self.kernel, shape[-1], self.filters))
         factor = self.learning_rate_factor
-        return own | (self.norm.parameters(self.filters, factor=factor, trainable=True) if self.norm else {})
+        return own | (
+            self.batch_norm.parameters(self.filters, factor=factor, trainable=True) if self.batch_norm else {}
+        )
 
 
 @dataclass(frozen=True)
-class Dense(_Affine):
-    """Fully connected layer on all values of an image: y = activation(output_scale·(x w + b))."""
+class Dense:
+    """A fully connected layer with its bias and activation, as one block.
 
-    units: int = 1
-    """U: number of outputs."""
-    output_scale: float = 1.0
-    """Constant factor before the activation."""
+    y = activation(output_scale·(x w + b)), with x all values of an image.
+    """
+
+    units: Annotated[int, Ge(1), Le(1_000_000)]
+    """Number of units."""
+    activation: Activation = "relu"
+    """Activation function; ``gelu`` is the exact form with erf."""
+    init: Initialiser = "he"
+    """Initial weights: ``he`` is normal with variance 2 / fan-in, a number up to 10 is the standard deviation of a
+    normal distribution."""
+    bias: bool = True
+    """Add a bias to the outputs."""
+    bias_init: BiasInitialiser = 0.0
+    """Initial value of the bias."""
+    learning_rate_factor: Factor = 1.0
+    """Factor on the learning rate of the layer's weights and bias."""
+    frozen: bool = False
+    """Keep the weights at their initial values; a bias is still trained."""
+    output_scale: Annotated[float, Gt(0), Le(1000)] = 1.0
+    """Factor on the outputs before the softmax."""
 
     kind = "dense"
 
@@ -162,7 +210,7 @@ class Dense(_Affine):
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Return weights (values per image, U) and bias (U,)."""
-        return self._weights_and_bias((prod(shape), self.units))
+        return _weights_and_bias(self, (prod(shape), self.units))
 
 
 @dataclass(frozen=True)
@@ -180,19 +228,23 @@ class _Plain:
 
 @dataclass(frozen=True)
 class Dropout(_Plain):
-    """Inverted dropout: y = x·m/(1−p), m ∈ {0, 1} drawn anew in each step (Srivastava et al. 2014, §4)."""
+    """Dropout: sets values to zero at random while training (Srivastava et al. 2014).
 
-    probability: float
-    """p: probability of m = 0, in [0, 1)."""
+    Inverted dropout: y = x·m/(1−p), with m ∈ {0, 1} drawn anew in each step; m = 0 has the probability p (§4).
+    """
+
+    probability: Annotated[float, Ge(0), Lt(1)]
+    """Probability of setting a value to zero while training; other values are divided by one minus it."""
 
     kind = "dropout"
 
 
 @dataclass(frozen=True)
 class GlobalPool(_Plain):
-    """Mean or maximum of each channel over all pixels of an image (Lin et al. 2014, §3.2)."""
+    """Global pooling: one number per channel, its mean or maximum over all pixels (Lin et al. 2014)."""
 
-    how: Literal["mean", "max"] = "mean"
+    how: Literal["mean", "max"]
+    """Mean or maximum of each channel over all pixels, of which there must be more than one."""
 
     kind = "global_pool"
 
@@ -209,15 +261,18 @@ class GlobalPool(_Plain):
 
 @dataclass(frozen=True)
 class Residual:
-    """Residual block: y = activation(body(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2).
+    """A body of blocks and a shortcut around it (He et al. 2016); the shortcut is a projection if the shapes differ.
 
-    The shortcut is the identity; where the shapes differ it is a 1×1 convolution with the normalisation of the body's
-    last convolution. Its stride is the one that makes the shapes equal. Where no stride does, it has the stride of the
-    body and reads a window of the image, from the pixel at the centre of the body's first output to that of the last.
+    y = activation(body(x) + shortcut(x)) (eq. 1 and 2). The shortcut is the identity; where the shapes differ it is a
+    1×1 convolution with the normalisation of the body's last convolution. Its stride is the one that makes the shapes
+    equal. Where no stride does, it has the stride of the body and reads a window of the image, from the pixel at the
+    centre of the body's first output to that of the last.
     """
 
-    blocks: tuple["Conv | Dropout", ...]
+    blocks: tuple[Conv | Dropout, ...]
+    """Blocks of the body, ``conv`` or ``dropout``; the last ``conv`` is best without activation."""
     activation: Activation = "relu"
+    """Activation function after the sum of body and shortcut."""
 
     kind = "residual"
 
@@ -257,9 +312,8 @@ class Residual:
             raise ValueError(
                 f"its body leads from {_by(shape)} to {_by(after)}, for which no shortcut has enough pixels"
             )
-        norm = self._convs[-1].norm
-        # A bias before a normalisation has no effect: the mean that is subtracted contains it.
-        conv = Conv(filters=after[-1], kernel=1, pad=0, stride=stride, norm=norm, bias=norm is None, activation="none")
+        norm = self._convs[-1].batch_norm
+        conv = Conv(after[-1], kernel=1, stride=stride, batch_norm=norm, activation="none")
         seen = *(side.stop - side.start for side in window), shape[-1]
         return Layer("projection", conv, seen, after)
 

@@ -72,14 +72,14 @@ def operations_of(block: Block) -> list[Operation | Residual]:
         if isinstance(block, Dense) and block.activation == "gelu":
             return [replace(block, activation="none"), Activate("gelu")]
         return [block]
-    if block.norm is None and block.activation != "gelu":
+    if block.batch_norm is None and block.activation != "gelu":
         return [block]
-    present = {"norm": block.norm is not None, "activation": block.activation != "none", "pool": block.pool > 1}
+    present = {"norm": block.batch_norm is not None, "activation": block.activation != "none", "pool": block.pool > 1}
     parts = [part for part in block.order if present[part]]
     if parts[:1] == ["pool"]:
-        convolution, parts = replace(block, norm=None, activation="none"), parts[1:]
+        convolution, parts = replace(block, batch_norm=None, activation="none"), parts[1:]
     else:
-        convolution = replace(block, norm=None, activation="none", pool=1)
+        convolution = replace(block, batch_norm=None, activation="none", pool=1)
     return [convolution, *_operations_after(block, parts)]
 
 
@@ -87,8 +87,8 @@ def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
     """Return the operations after the convolution, an activation merged with the normalisation right before it."""
     operations: list[Operation] = []
     for part in parts:
-        if part == "norm" and block.norm:
-            operations.append(Norm(block.norm))
+        if part == "norm" and block.batch_norm:
+            operations.append(Norm(block.batch_norm))
         elif part == "pool":
             operations.append(MaxPool(block.pool))
         elif operations and isinstance(operations[-1], Norm):

@@ -14,6 +14,7 @@ import numpy as np
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.schema import in_one_line
 from cnnjob.runs import metrics
+from cnnjob.training.build import build_schedule
 
 _TOLERANCE = 1e-6
 """Largest difference between two values that agree: absolute below 1, relative above."""
@@ -119,8 +120,6 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
     """
     if not _is_whole(table, "step") or table["step"][0] < 1:
         return
-    from cnnjob.training.build import build_schedule  # noqa: PLC0415 - the network, which nothing else of a report needs
-
     epochs, steps = len(table["epoch"]), int(table["step"][0])
     yield Check("history.jsonl", "the number of epochs", epochs, "job.json", _last_epoch(table, job))
     total = job.train.epochs * steps

@@ -20,7 +20,6 @@ from cnnjob import __version__
 from cnnjob.errors import DataError
 from cnnjob.files import PACKAGE
 from cnnjob.jobs import json_files
-from cnnjob.nn import ARITHMETIC, Backend, CudaBackend, available_cores
 from cnnjob.runs import schemas
 
 PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
@@ -28,11 +27,15 @@ GIT_SECONDS = 10
 COMMIT_FILE = "cnnjob-commit.json"
 
 
-def describe(backend: Backend) -> dict[str, Any]:
+def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any = None) -> dict[str, Any]:
     """Describe what this process computes with.
 
     Args:
-        backend: the NumPy or the CUDA backend.
+        backend: ``numpy`` or ``cuda``.
+        precision: of the arithmetic.
+        arithmetic: version of the arithmetic, :data:`cnnjob.nn.ARITHMETIC`.
+        cores: number of cores that this process may use.
+        gpu: the :class:`cnnjob.nn.cuda.device.CudaDevice`; None on a CPU.
 
     Returns:
         The content of ``environment.json``; equal ``bits`` promise equal results, bit for bit.
@@ -44,18 +47,18 @@ def describe(backend: Backend) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "host": socket.gethostname(),
-        "device": f"gpu: {backend.device.name}" if isinstance(backend, CudaBackend) else f"cpu: {_processor()}",
-        "cores": available_cores(),
-        "backend": backend.name,
-        "precision": backend.device.precision if isinstance(backend, CudaBackend) else backend.dtype.name,
+        "device": f"gpu: {gpu.name}" if gpu else f"cpu: {_processor()}",
+        "cores": cores,
+        "backend": backend,
+        "precision": precision,
         "bits": {
-            "backend": backend.name,
-            "arithmetic": ARITHMETIC,
+            "backend": backend,
+            "arithmetic": arithmetic,
             "cnnjob": packages["cnnjob"],
             "numpy": packages["numpy"],
             "machine": platform.machine(),
             # BLAS and NumPy choose kernels by the processor's features, and these add up in different orders.
-            **(_gpu(backend.device) if isinstance(backend, CudaBackend) else {"blas": _blas(), "simd": _simd()}),
+            **(_gpu(gpu) if gpu else {"blas": _blas(), "simd": _simd()}),
         },
     }
 

@@ -1,12 +1,14 @@
 """Choice of a run's backend: NumPy on the CPU or CUDA on a GPU, decided by the first attempt and then kept."""
 
 import os
+from typing import Any
 
 from cnnjob import nn
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
 from cnnjob.nn.cuda.availability import why_unavailable
 from cnnjob.nn.cuda.device import CudaDevice
+from cnnjob.runs import environment
 from cnnjob.runs.run import Run
 from cnnjob.training.memory import require_device_memory
 from cnnjob.training.setup import TrainingSetup
@@ -82,3 +84,10 @@ def make_backend(name: str, workers: nn.Workers, setup: TrainingSetup) -> nn.Bac
     backend = nn.CudaBackend(CudaDevice(job.train.precision))
     require_device_memory(setup, backend)
     return backend
+
+
+def describe_environment(backend: nn.Backend) -> dict[str, Any]:
+    """Describe what this process computes with, for the run's ``environment.json``."""
+    gpu = backend.device if isinstance(backend, nn.CudaBackend) else None
+    precision = gpu.precision if gpu else backend.dtype.name
+    return environment.describe(backend.name, precision, nn.ARITHMETIC, nn.available_cores(), gpu)

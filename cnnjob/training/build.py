@@ -1,10 +1,9 @@
 """Conversion of a job's settings to objects of :mod:`cnnjob.nn`: network, optimiser, schedule, augmentation, pixels."""
 
-from typing import Any
+from dataclasses import replace
 
 from cnnjob import nn
 from cnnjob.errors import JobError
-from cnnjob.jobs import model as blocks
 from cnnjob.jobs.job import DataSettings, DecaySettings, Job, SgdSettings, TrainSettings
 from cnnjob.jobs.model import Model
 
@@ -23,28 +22,10 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
     Raises:
         JobError: a block does not fit the output of the block before it.
     """
-    classifier = nn.Dense(units=classes, activation="none", **dict(model.classifier))
     try:
-        return nn.Network.build([*(_build_block(block) for block in model.blocks), classifier], image_shape)
+        return nn.Network.build([*model.blocks, replace(model.classifier, units=classes)], image_shape)
     except ValueError as error:
         raise JobError(f"model.blocks: {error}; change the block or its place") from error
-
-
-def _build_block(block: Any) -> Any:
-    """Return the :mod:`cnnjob.nn` block for a job's block, whose kind is the key of its main setting, as ``conv``."""
-    settings = dict(block)
-    match block:
-        case blocks.Conv():
-            norm = nn.BatchNorm(**dict(block.batch_norm)) if block.batch_norm else None
-            del settings["batch_norm"]
-            return nn.Conv(filters=settings.pop("conv"), norm=norm, **settings)
-        case blocks.Dense():
-            return nn.Dense(units=settings.pop("dense"), **settings)
-        case blocks.GlobalPool():
-            return nn.GlobalPool(block.global_pool)
-        case blocks.Residual():
-            return nn.Residual(tuple(map(_build_block, block.residual)), block.activation)
-    return nn.Dropout(settings["dropout"])
 
 
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:

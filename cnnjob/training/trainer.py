@@ -22,6 +22,7 @@ from cnnjob.runs.checkpoints import Checkpoint, TrainingProgress, newest_step
 from cnnjob.runs.claims import Claim
 from cnnjob.runs.process import now
 from cnnjob.training import predict
+from cnnjob.training.backend import describe_environment
 from cnnjob.training.build import build_optimiser, build_pixels, build_schedule, build_training_options
 from cnnjob.training.evaluation import (
     CHECKED_AT_ONCE_BYTES,
@@ -70,7 +71,7 @@ class Trainer:
         )
         self.backend = backend
         self.digest = self.run.manifest()["digest"]
-        self.environment = environment.describe(backend)
+        self.environment = describe_environment(backend)
         optimiser = build_optimiser(job.train)
         self.state = nn.State(network, optimiser, backend)
         pixels = build_pixels(job.data, dataset.mean, dataset.std)

@@ -71,7 +71,7 @@ class Work:
 
 def normed(filters: int, *, scale: bool = True, momentum: float = 0.1, **others: Any) -> nn.Conv:
     """A convolution with batch normalisation, and without a bias, whose gradient would be nothing but rounding."""
-    return nn.Conv(filters=filters, bias=False, norm=nn.BatchNorm(momentum, eps=1e-3, scale=scale), **others)
+    return nn.Conv(filters=filters, bias=False, batch_norm=nn.BatchNorm(momentum, eps=1e-3, scale=scale), **others)
 
 
 STRIPES = np.zeros((15, 8, 8, 1), np.uint8)
@@ -86,9 +86,11 @@ WORKS = {
     ),
     "stride over the kernel": Work([nn.Conv(filters=3, pad=0), nn.Conv(filters=3, kernel=2, stride=3)], (14, 12, 1)),
     "stride, pool 3": Work([nn.Conv(filters=4), nn.Conv(filters=5, kernel=4, stride=2, pad=3, pool=3)], (13, 15, 5)),
-    "even kernel, rows left out": Work([nn.Conv(filters=5, kernel=2, pad=1, pool=2), nn.Conv(pool=3)], (10, 9, 4)),
+    "even kernel, rows left out": Work(
+        [nn.Conv(filters=5, kernel=2, pad=1, pool=2), nn.Conv(filters=1, pool=3)], (10, 9, 4)
+    ),
     "kernel 1": Work([nn.Conv(filters=33, kernel=1, pad=0), nn.Conv(filters=2, kernel=1, pad=0)], (5, 6, 2)),
-    "no activation": Work([nn.Conv(filters=3, activation="none", pool=2), nn.Conv(activation="none")]),
+    "no activation": Work([nn.Conv(filters=3, activation="none", pool=2), nn.Conv(filters=1, activation="none")]),
     "dropout everywhere": Work(
         [nn.Dropout(0.2), nn.Conv(filters=3), nn.Dropout(0.5), nn.Conv(filters=4, pool=2), nn.Dropout(0.3)], (7, 7, 3)
     ),
@@ -124,13 +126,13 @@ WORKS = {
     "norm, activation and pool in every order": Work(
         [
             normed(4, order=("pool", "norm", "activation"), activation="gelu", pool=2),
-            nn.Conv(filters=4, norm=nn.BatchNorm(), order=("activation", "norm", "pool"), pool=2),
+            nn.Conv(filters=4, batch_norm=nn.BatchNorm(), bias=True, order=("activation", "norm", "pool"), pool=2),
             normed(3, order=("norm", "pool", "activation"), activation="gelu", pool=2),
         ],
         (14, 15, 2),
     ),
     "gelu": Work([nn.Conv(filters=4, activation="gelu", pool=2), nn.Dense(units=6, activation="gelu")]),
-    "means": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool()], (5, 5, 1)),
+    "means": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool("mean")], (5, 5, 1)),
     "maxima": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool("max")], (2, 3, 1)),
     "tied maxima": Work(
         [nn.Conv(filters=4, kernel=1, pad=0, activation="gelu", pool=2), nn.GlobalPool("max")],
@@ -142,7 +144,7 @@ WORKS = {
             normed(4),
             nn.Residual((normed(4), nn.Conv(filters=4, activation="none"))),
             nn.Residual((normed(6, stride=2),), activation="gelu"),
-            nn.GlobalPool(),
+            nn.GlobalPool("mean"),
         ]
     ),
     "residual of nothing": Work(

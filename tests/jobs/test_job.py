@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnjob import nn
 from cnnjob.cli.data import as_toml
 from cnnjob.errors import JobError
 from cnnjob.jobs import job as jobs
-from cnnjob.jobs import model
 from cnnjob.jobs.job import Job
 from tests.helpers.run_folders import pending_run
 from tests.helpers.toy_jobs import job
@@ -151,10 +151,9 @@ def test_what_is_left_out_follows_from_what_is_said() -> None:
         model__blocks=[CONV, CONV | {"batch_norm": True}, CONV | {"batch_norm": {"scale": False}, "bias": True},
                        CONV | {"batch_norm": {}}]
     ).model.blocks  # fmt: skip
-    assert all(isinstance(block, model.Conv) for block in (plain, normalised, biased, empty))
-    assert [block.model_dump()["bias"] for block in (plain, normalised, biased, empty)] == [True, False, True, False]
-    assert plain.model_dump()["batch_norm"] is None
-    assert normalised.model_dump()["batch_norm"] == model.BatchNorm().model_dump()
+    assert plain == nn.Conv(filters=3, kernel=2, pad=1, bias=True)
+    assert normalised == empty == nn.Conv(filters=3, kernel=2, pad=1, batch_norm=nn.BatchNorm(), bias=False)
+    assert biased == nn.Conv(filters=3, kernel=2, pad=1, batch_norm=nn.BatchNorm(scale=False), bias=True)
     assert [job(train__lookahead=said).train.lookahead for said in (True, False, {"every": 2})] == [
         jobs.LookaheadSettings(),
         None,
@@ -205,9 +204,9 @@ def test_overrides_are_toml_values_or_bare_words() -> None:
         "mnist", ["train.epochs=3", "dataset=other", "model.blocks=[{dense=5}]", "model.blocks.0.dense=6", "name='x y'"]
     )
     assert (loaded.train.epochs, loaded.dataset, loaded.name) == (3, "other", "x y")
-    assert [block.model_dump()["dense"] for block in loaded.model.blocks] == [6]
+    assert loaded.model.blocks == (nn.Dense(units=6),)
     replaced = Job.load("mnist", ["model.blocks.1={dropout=0.5}", "train.early_stopping.patience=2"])
-    assert isinstance(replaced.model.blocks[1], model.Dropout)
+    assert replaced.model.blocks[1] == nn.Dropout(0.5)
     assert replaced.train.early_stopping == jobs.EarlyStoppingSettings(patience=2)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
-from cnnjob.runs import environment
+from cnnjob.training.backend import describe_environment
 from tests.cuda.shop import WORKS, Array, reference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,7 +53,7 @@ def figures(result: dict[str, Array]) -> list[float]:
 
 def place() -> str:
     """What decides the bits, but for the code."""
-    bits: dict[str, Any] = environment.describe(nn.NumPyBackend(nn.Workers(1)))["bits"]
+    bits: dict[str, Any] = describe_environment(nn.NumPyBackend(nn.Workers(1)))["bits"]
     return f"{bits['machine']}, {' '.join(platform.libc_ver())}, numpy {bits['numpy']}, {bits['blas']}"
 
 

@@ -133,7 +133,7 @@ def convs(draw: st.DrawFn) -> nn.Conv:
         pad=draw(st.integers(0, min(2, kernel - 1))),
         pool=pool,
         activation=draw(st.sampled_from(["relu", "gelu", "none"])),
-        norm=norm,
+        batch_norm=norm,
         order=draw(order),  # type: ignore[arg-type]
         bias=norm is None and draw(st.booleans()),
         init=draw(st.sampled_from(["he", "dirac"])) if pool == 1 else "he",  # pixels that pass as they are often tie
@@ -150,7 +150,7 @@ def networks(draw: st.DrawFn) -> nn.Network:
     if draw(st.booleans()):
         width, stride = draw(st.integers(2, 6)), draw(st.sampled_from([1, 2]))
         norm = draw(st.none() | st.just(nn.BatchNorm(eps=1e-3)))
-        first = nn.Conv(filters=width, norm=norm, bias=norm is None, stride=stride)
+        first = nn.Conv(filters=width, batch_norm=norm, bias=norm is None, stride=stride)
         start = replace(first, pool=draw(st.sampled_from([1, 2, 3])), pad=draw(st.sampled_from([0, 1])))
         body = start, replace(first, stride=1, activation="none")
         blocks.append(nn.Residual(body, draw(st.sampled_from(["relu", "gelu", "none"]))))
@@ -164,7 +164,7 @@ def networks(draw: st.DrawFn) -> nn.Network:
         network = nn.Network.build([*blocks, head], shape)
     except ValueError:
         reject()
-    normalised = [layer for layer in network.layers if isinstance(layer.block, nn.Conv) and layer.block.norm]
+    normalised = [layer for layer in network.layers if isinstance(layer.block, nn.Conv) and layer.block.batch_norm]
     assume(all(COUNT * prod(layer.output_shape[:2]) >= ENOUGH for layer in normalised))
     return network
 

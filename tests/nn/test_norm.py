@@ -93,7 +93,7 @@ def test_gradients_are_finite_differences(
     """Also of the convolution before it, which gets its input's gradient."""
     norm = nn.BatchNorm(eps=1e-2, scale=scale)
     block = nn.Conv(
-        filters=3, kernel=2, stride=stride, pool=pool, norm=norm, order=order, activation=activation, bias=False
+        filters=3, kernel=2, stride=stride, pool=pool, batch_norm=norm, order=order, activation=activation, bias=False
     )
     bench = rig([nn.Conv(filters=2, activation="none"), block, nn.Dense(units=4)], (7, 8, 2), count=3, seed=seed)
     check_gradients(bench, seed)
@@ -102,7 +102,7 @@ def test_gradients_are_finite_differences(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_parts_follow_in_their_order(order: tuple[Part, Part, Part], activation: Activation) -> None:
-    block = nn.Conv(filters=3, pool=2, norm=nn.BatchNorm(eps=1e-3), order=order, activation=activation)
+    block = nn.Conv(filters=3, pool=2, batch_norm=nn.BatchNorm(eps=1e-3), bias=True, order=order, activation=activation)
     bench = rig([block], (5, 6, 2), count=3)
     w = bench.state.weights
     w["conv1/scale"][0] = -1  # it turns the order of values round
@@ -126,7 +126,7 @@ def convolved(bench: Rig) -> Array:
 
 def test_running_statistics_follow_the_batches_and_an_evaluation_takes_them() -> None:
     settings = nn.BatchNorm(momentum=0.3, eps=1e-3)
-    block = nn.Conv(filters=2, norm=settings, bias=False, activation="none")
+    block = nn.Conv(filters=2, batch_norm=settings, bias=False, activation="none")
     bench = rig([block], (3, 4, 2), count=5)
     mean, variance, random = np.zeros(2), np.ones(2), np.random.default_rng(1)
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_running_statistics_follow_the_batches_and_an_evaluation_takes_them() ->
 
 
 def test_one_value_per_channel_is_refused_for_training_alone() -> None:
-    one = [nn.Conv(filters=2, kernel=1, pad=0, norm=nn.BatchNorm())]
+    one = [nn.Conv(filters=2, kernel=1, pad=0, batch_norm=nn.BatchNorm(), bias=True)]
     with pytest.raises(ValueError, match="conv1: a batch of 1 image, normalised at 1×1×2, has one value per channel"):
         rig(one, (1, 1, 1), count=1)
     bench = rig(one, (1, 1, 1), count=2)
@@ -168,5 +168,7 @@ def test_statistics_are_no_parameters_and_nothing_decays_them() -> None:
     }
     assert parameters["scale"].learning_rate_factor == parameters["shift"].learning_rate_factor == 8.0
     assert "scale" not in nn.BatchNorm(scale=False).parameters(3, factor=1.0, trainable=True)
-    counted = [rig([nn.Conv(filters=3, norm=norm)]).network.parameter_count for norm in (None, nn.BatchNorm())]
+    counted = [
+        rig([nn.Conv(filters=3, batch_norm=norm, bias=True)]).network.parameter_count for norm in (None, nn.BatchNorm())
+    ]
     assert counted[1] - counted[0] == 6

@@ -153,7 +153,7 @@ def test_a_training_sees_changed_images_and_an_evaluation_does_not() -> None:
 
 @pytest.mark.parametrize("views", sorted(VIEWS))
 def test_views_are_a_weighted_mean_of_the_outputs_of_changed_images(views: str) -> None:
-    blocks = [nn.Conv(filters=3, norm=nn.BatchNorm()), nn.Conv(filters=4, pool=2, activation="gelu")]
+    blocks = [nn.Conv(filters=3, batch_norm=nn.BatchNorm(), bias=True), nn.Conv(filters=4, pool=2, activation="gelu")]
     bench = rig(blocks, (6, 7, 3), count=9, learning_rate=0.1)
     bench.step()
     plans = {

@@ -75,7 +75,7 @@ def test_global_pooling_is_its_formula_and_ties_go_to_the_first(how: Any) -> Non
 
 
 def residual(filters: int, stride: int, norm: nn.BatchNorm | None, activation: Activation) -> nn.Residual:
-    first = nn.Conv(filters=filters, stride=stride, norm=norm, bias=norm is None, activation="gelu")
+    first = nn.Conv(filters=filters, stride=stride, batch_norm=norm, bias=norm is None, activation="gelu")
     return nn.Residual((first, replace(first, stride=1, activation="none")), activation)
 
 
@@ -151,7 +151,7 @@ def test_a_shortcut_fits_every_body_that_keeps_its_convolutions_centred(
 ) -> None:
     blocks = tuple(nn.Conv(filters=2, kernel=k, pad=k // 2, stride=s, pool=p) for k, s, p in body)
     try:
-        nn.Network.build([*blocks, nn.Dense()], (*sides, 1))
+        nn.Network.build([*blocks, nn.Dense(units=1)], (*sides, 1))
     except ValueError:
         reject()  # the body itself leaves nothing
     assert nn.Residual(blocks).output_shape((*sides, 1))[2] == 2
@@ -203,9 +203,13 @@ def test_smoothed_labels_are_their_formula() -> None:
 
 ALL_BLOCKS: list[Block] = [
     nn.Conv(filters=4, kernel=2, pad=0, init="whitening", frozen=True, activation="gelu"),
-    nn.Conv(filters=5, pool=2, norm=nn.BatchNorm(), order=("pool", "norm", "activation"), activation="gelu"),
-    nn.Residual((nn.Conv(filters=6, stride=2, norm=nn.BatchNorm()), nn.Dropout(0.2), nn.Conv(filters=6))),
-    nn.Conv(filters=6, norm=nn.BatchNorm(), order=("activation", "pool", "norm"), pool=2),
+    nn.Conv(
+        filters=5, pool=2, batch_norm=nn.BatchNorm(), bias=True, order=("pool", "norm", "activation"), activation="gelu"
+    ),
+    nn.Residual(
+        (nn.Conv(filters=6, stride=2, batch_norm=nn.BatchNorm(), bias=True), nn.Dropout(0.2), nn.Conv(filters=6))
+    ),
+    nn.Conv(filters=6, batch_norm=nn.BatchNorm(), bias=True, order=("activation", "pool", "norm"), pool=2),
     nn.GlobalPool("max"),
     nn.Dense(units=7, activation="gelu"),
     nn.Dropout(0.3),

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 BLOCKS: list[Block] = [
     nn.Conv(filters=3, frozen=True),
-    nn.Conv(filters=2, norm=nn.BatchNorm(learning_rate_factor=5.0), learning_rate_factor=3.0, bias=False),
+    nn.Conv(filters=2, batch_norm=nn.BatchNorm(learning_rate_factor=5.0), learning_rate_factor=3.0, bias=False),
     nn.Dense(units=4, learning_rate_factor=0.5),
 ]
 FACTORS = {"conv1": 1.0, "conv2": 3.0, "dense1": 0.5, "classifier": 1.0}

@@ -256,9 +256,9 @@ def test_there_is_a_core() -> None:
 
 def trained(workers: int) -> bytes:
     """The parameters after steps of a network of all blocks, large enough to be shared."""
-    norm, inner = nn.BatchNorm(), nn.Conv(filters=12, norm=nn.BatchNorm(), bias=False)
+    norm, inner = nn.BatchNorm(), nn.Conv(filters=12, batch_norm=nn.BatchNorm(), bias=False)
     blocks: list[Block] = [
-        nn.Conv(filters=9, norm=norm, pool=2, order=("norm", "pool", "activation"), activation="gelu"),
+        nn.Conv(filters=9, batch_norm=norm, bias=True, pool=2, order=("norm", "pool", "activation"), activation="gelu"),
         nn.Dropout(0.2),
         nn.Residual((inner, replace(inner, activation="none"))),
         nn.Residual((nn.Conv(filters=16, stride=2), nn.Conv(filters=16, activation="none"))),

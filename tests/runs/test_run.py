@@ -25,6 +25,7 @@ from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS, is_alive, now, process_
 from cnnjob.runs.run import UNRECORDED, UNSEALED, Run
 from cnnjob.runs.summary import read_summary
 from cnnjob.slurm import cleanup
+from cnnjob.training.backend import describe_environment
 from cnnjob.training.onnx import export
 from cnnjob.training.predict import load_classifier
 from cnnjob.training.progress import NoProgress
@@ -304,8 +305,8 @@ def test_only_numpys_blas_decides_the_bits() -> None:
     blas = []
     for imports in ("os", "scipy.linalg, sklearn.linear_model"):
         code = (
-            f"import {imports}; from cnnjob.runs import environment as environments; from cnnjob import nn;"
-            "print(environments.describe(nn.NumPyBackend(nn.Workers(1)))['bits']['blas'])"
+            f"import {imports}; from cnnjob.training.backend import describe_environment; from cnnjob import nn;"
+            "print(describe_environment(nn.NumPyBackend(nn.Workers(1)))['bits']['blas'])"
         )
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         blas.append(done.stdout.strip())
@@ -315,7 +316,7 @@ def test_only_numpys_blas_decides_the_bits() -> None:
 
 
 def test_environments_that_may_compute_other_bits() -> None:
-    bits = environment.describe(nn.NumPyBackend(nn.Workers(1)))["bits"]
+    bits = describe_environment(nn.NumPyBackend(nn.Workers(1)))["bits"]
     now = {"bits": bits}
     assert environment.environment_differences(now, now) == []
     several = {"bits": {**bits, "blas": f"openblas 0.1 Zen, {bits['blas']}"}}  # as it was frozen once

@@ -23,20 +23,26 @@ from tests.helpers.toy_jobs import corrupt, dataset, trained
 
 Array = np.ndarray[Any, Any]
 NORM = nn.BatchNorm(eps=1e-3)
-BODY = nn.Conv(filters=4, norm=NORM, bias=False), nn.Dropout(0.2), nn.Conv(filters=4, activation="none")
+BODY = nn.Conv(filters=4, batch_norm=NORM, bias=False), nn.Dropout(0.2), nn.Conv(filters=4, activation="none")
 NETWORKS: dict[str, list[Block]] = {
     "classifier": [],
     "conv": [nn.Conv(filters=3, kernel=4, stride=2, pad=1, pool=2), nn.Conv(filters=2, bias=False, activation="none")],
     "dense": [nn.Dense(units=6, activation="gelu"), nn.Dropout(0.5), nn.Dense(units=5, bias=False)],
-    "norm": [nn.Conv(filters=3, norm=NORM, activation="gelu", pool=3)],
-    "no scale": [nn.Conv(filters=3, norm=nn.BatchNorm(scale=False), order=("pool", "norm", "activation"), pool=2)],
-    "norm last": [nn.Conv(filters=3, norm=NORM, order=("activation", "pool", "norm"), pool=2, activation="gelu")],
+    "norm": [nn.Conv(filters=3, batch_norm=NORM, bias=True, activation="gelu", pool=3)],
+    "no scale": [
+        nn.Conv(
+            filters=3, batch_norm=nn.BatchNorm(scale=False), bias=True, order=("pool", "norm", "activation"), pool=2
+        )
+    ],
+    "norm last": [
+        nn.Conv(filters=3, batch_norm=NORM, bias=True, order=("activation", "pool", "norm"), pool=2, activation="gelu")
+    ],
     "gelu": [nn.Conv(filters=3, activation="gelu", pool=2, order=("activation", "pool", "norm"), init="dirac")],
     "frozen": [nn.Conv(filters=6, kernel=2, pad=0, init="whitening", frozen=True), nn.GlobalPool("mean")],
     "residual": [nn.Conv(filters=4), nn.Residual(BODY, "gelu"), nn.GlobalPool("max"), nn.Dense(units=4)],
     "window": [nn.Residual((nn.Conv(filters=4, pool=4),)), nn.Residual((nn.Conv(filters=4, kernel=2, pad=0),))],
     "projection": [
-        nn.Residual((nn.Conv(filters=4, stride=2, norm=NORM), replace(BODY[0], activation="none"))),
+        nn.Residual((nn.Conv(filters=4, stride=2, batch_norm=NORM, bias=True), replace(BODY[0], activation="none"))),
         nn.Residual((nn.Conv(filters=5, kernel=5, pad=2),), "none"),
     ],
 }

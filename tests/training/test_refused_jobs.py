@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import AugmentSettings, ConstantSettings, DecaySettings, EarlyStoppingSettings, ScheduleSettings
-from cnnjob.jobs.model import Dropout
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 from tests.helpers.toy_jobs import CLASSES, blots, dataset, job, outcome_of, run_of
@@ -111,7 +112,8 @@ def replaced(one: Any, path: str, value: Any) -> Any:
     name, _, rest = path.partition(".")
     if isinstance(one, tuple):
         return tuple(replaced(part, rest, value) if str(place) == name else part for place, part in enumerate(one))
-    return one.model_copy(update={name: replaced(getattr(one, name), rest, value) if rest else value})
+    changes = {name: replaced(getattr(one, name), rest, value) if rest else value}
+    return one.model_copy(update=changes) if isinstance(one, BaseModel) else replace(one, **changes)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def replaced(one: Any, path: str, value: Any) -> Any:
 def test_what_a_job_leaves_out_or_refuses_has_no_influence_on_the_bits(tmp_path: Path, path: str, value: Any) -> None:
     blocks = [{"conv": 3, "pool": 2}, {"conv": 3, "activation": "gelu"}, {"dropout": 0.2}, {"dense": 4}]
     plain, packed = job(train__epochs=2, model__blocks=blocks), dataset(tmp_path)
-    idle = (Dropout(dropout=0.0), *plain.model.blocks[3:])
+    idle = (nn.Dropout(0.0), *plain.model.blocks[3:])
     other = replaced(plain, path, value or (*plain.model.blocks[:3], *idle))
     assert other != plain
     runs = [run_of(one, packed, tmp_path / str(number)) for number, one in enumerate((plain, other))]

@@ -44,9 +44,9 @@ def _conv(torch: Any, block: nn.Conv, channels: int) -> Iterator[tuple[str, Any]
     affine.weight.requires_grad_(not block.frozen)
     yield "affine", affine
     for part in block.order:
-        if part == "norm" and block.norm:
-            norm = torch.nn.BatchNorm2d(block.filters, block.norm.eps, block.norm.momentum)
-            norm.weight.requires_grad_(block.norm.scale)
+        if part == "norm" and block.batch_norm:
+            norm = torch.nn.BatchNorm2d(block.filters, block.batch_norm.eps, block.batch_norm.momentum)
+            norm.weight.requires_grad_(block.batch_norm.scale)
             yield "norm", norm
         elif part == "activation":
             yield from _activation(torch, block.activation)
@@ -117,9 +117,9 @@ def _tensors(module: Any, block: nn.Conv | nn.Dense) -> Iterator[tuple[str, Any,
     yield "weights", module.affine.weight, block.kind
     if block.bias:
         yield "bias", module.affine.bias, "same"
-    if isinstance(block, nn.Conv) and block.norm:
+    if isinstance(block, nn.Conv) and block.batch_norm:
         norm = module.norm
-        if block.norm.scale:
+        if block.batch_norm.scale:
             yield "scale", norm.weight, "same"
         yield from [("shift", norm.bias, "same"), ("mean", norm.running_mean, "same")]
         yield "variance", norm.running_var, "same"

@@ -250,7 +250,7 @@ def _plan_turned_backward(block: Conv, x: Tensor, part: slice, memory: Arrays, k
     # (P, P, n, H', W', F): phase (i, j) of a window lies i rows and j columns from the window's first output.
     dz_phases = dz.reshape(pool, pool, *dz.shape[1:])
     inner_phases = as_strided(inner, dz_phases.shape, (row, column, image, pool * row, pool * column, channel))
-    stride_1 = Conv(kernel=block.kernel)
+    stride_1 = Conv(block.filters, kernel=block.kernel)
     # The padding of the forward convolution needs no gradient, which leaves a border of K − 1 − pad zeros.
     dz_patches = _Patches(padded_dz[:, block.pad :, block.pad :], stride_1, dx.shape[1:3], memory["dz_columns"])
     turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
