@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnjob.reporting.report import report
 from cnnjob.runs import npz
 from cnnjob.runs.run import Run
 from tests.helpers import earlier_runs
@@ -45,10 +46,14 @@ def test_status_names_the_state_of_each(runs: dict[str, Run]) -> None:
 
 
 def test_report_and_show_read_them(runs: dict[str, Run]) -> None:
-    reported = cnnjob("report", "runs")
-    assert reported.exit_code == 0, reported.output
-    assert "report/index.html: 5 runs; " in reported.stdout
-    assert '"test_accuracy": 0.675' in Path("report/metrics.json").read_text()
+    reported = report(Run.all(Path("runs")), Path("report"), figures_limit=0)
+    rows = {row["run"]: (row["state"], row["test_accuracy"], row["reason"]) for row in reported.rows}
+    waiting = ("pending", None, "pending: not started yet")
+    assert rows == {
+        runs["finished"].name: ("finished", 0.675, None),
+        runs["stopped"].name: ("stopped", None, "stopped: SIGUSR1"),
+        **{runs[name].name: waiting for name in ("waiting", "18_0", "18_1")},
+    }
     shown = cnnjob("show", "data/toy.h5")
     assert (shown.exit_code, "every checksum holds" in shown.stdout) == (0, True), shown.output
     shown = cnnjob("show", str(runs["stopped"].path))
