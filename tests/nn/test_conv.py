@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
-from cnnjob.nn.cpu.conv import FEW_CHANNELS, PIECE_BYTES, conv
+from cnnjob.nn.cpu.conv import CACHE_BLOCK_BYTES, FEW_CHANNELS, conv
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle
@@ -121,7 +121,7 @@ def test_a_shard_in_pieces_is_the_same_sum() -> None:
     """Images that do not fit the caches together: the gradients are those of one image after the other, added."""
     block, random = nn.Conv(filters=16, pool=2), np.random.default_rng(0)
     x, w, b = random.normal(size=(17, 64, 64, 9)), random.normal(size=(3, 3, 9, 16)), random.normal(size=16)
-    assert 64 * 64 * (9 * 9 + 16) * x.itemsize * 3 > PIECE_BYTES  # the three images of a shard
+    assert 64 * 64 * (9 * 9 + 16) * x.itemsize * 3 > CACHE_BLOCK_BYTES  # the three images of a shard
     dy = random.normal(size=(17, 32, 32, 16))
     y, dx, dw, db = run_conv(block, x, w, b, dy)
     single = [run_conv(block, x[n : n + 1], w, b, dy[n : n + 1]) for n in range(17)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Activation, Part
-from cnnjob.nn.cpu.norm import PIECE_ELEMENTS, norm
+from cnnjob.nn.cpu.norm import CACHE_BLOCK_ELEMENTS, norm
 from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import Tensor
@@ -59,7 +59,7 @@ def test_it_is_its_formula(shape: tuple[int, ...], activation: Activation) -> No
 def test_a_batch_in_pieces_is_the_same_sum() -> None:
     """Images beyond what a core's cache holds: the passes go piece by piece."""
     random, shape = np.random.default_rng(0), (24, 48, 48, 16)
-    assert PIECE_ELEMENTS < 48 * 48 * 16 * 3  # the three images of a shard
+    assert CACHE_BLOCK_ELEMENTS < 48 * 48 * 16 * 3  # the three images of a shard
     x, dy, w = random.normal(3, 2, shape), random.normal(size=shape), channels(16, random)
     scale, shift, eps = w["scale"].copy(), w["shift"].copy(), 1e-5
     y, dx, d_scale, d_shift = run_norm(Norm(nn.BatchNorm()), x, w, dy, workers=2)

@@ -164,7 +164,7 @@ def test_shares_are_by_address() -> None:
 
 def test_a_large_parameter_is_updated_in_pieces() -> None:
     bench = rig([nn.Dense(units=1100)], (8, 8, 1), optimiser=nn.Sgd(0.0, 0.01), workers=2, learning_rate=0.1)
-    assert bench.state.weights["dense1/weights"].size > updates.PIECE_ELEMENTS
+    assert bench.state.weights["dense1/weights"].size > updates.CACHE_BLOCK_ELEMENTS
     before = bench.state.weights["dense1/weights"].copy()
     bench.step()
     expected = before - 0.1 * (bench.gradients["dense1/weights"] + 0.01 * before)

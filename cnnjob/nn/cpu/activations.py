@@ -1,6 +1,6 @@
 """Activations on NumPy, and the sums of residual blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import pi, sqrt
 
@@ -28,23 +28,7 @@ Backward = Callable[[Array, Array], object]
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan an activation of a tensor (N, …), see :func:`plan_activation`."""
-    kind = block.activation
-
-    def shard(number: int, part: slice) -> ForwardBackward:
-        u, dy = x.value[part], y.gradient[part]
-        t, *scratch = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + SCRATCH_ARRAYS[kind]))
-        activate_forward, activate_backward = plan_activation(
-            arena, kind, y.value[part], scratch, trainable=y.trainable
-        )
-
-        def forward() -> None:
-            np.copyto(t, u)  # it overwrites its input
-            activate_forward(t)
-
-        return ForwardBackward(forward, lambda: activate_backward(dy, x.gradient[part]))
-
-    parts = split_evenly(len(x.value), SHARDS)
-    return distribute_shards(workers, [shard(number, part) for number, part in enumerate(parts)], work=x.value.size)
+    return _plan_sum(workers, arena, [x.value], x.gradient, y, block.activation)
 
 
 def residual_add(
@@ -54,28 +38,38 @@ def residual_add(
 
     Backward writes the gradient of the sum to that of the body; the shortcut's gradient is the same.
     """
+    return _plan_sum(workers, arena, [body.value, shortcut.value], body.gradient, y, kind)
 
-    def shard(number: int, part: slice) -> ForwardBackward:
-        u, dy = body.value[part], y.gradient[part]
-        t, *scratch = arena.scratch(number, *[(u.shape, u.dtype)] * (1 + SCRATCH_ARRAYS[kind]))
-        activate_forward, activate_backward = plan_activation(
-            arena, kind, y.value[part], scratch, trainable=y.trainable
-        )
+
+def _plan_sum(
+    workers: Workers, arena: Arena, terms: Sequence[Array], d_sum: Array, y: Tensor, kind: Activation
+) -> ForwardBackward:
+    """Plan y = activation(sum of one or two terms), and the gradient of the sum."""
+
+    def plan_shard(number: int, images: slice) -> ForwardBackward:
+        first, *others = (term[images] for term in terms)
+        out, dy, dx = y.value[images], y.gradient[images], d_sum[images]
+        t, *scratch = arena.scratch(number, *[(out.shape, out.dtype)] * (1 + SCRATCH_ARRAYS[kind]))
+        activate_forward, activate_backward = plan_activation(arena, kind, out, scratch, trainable=y.trainable)
 
         def forward() -> None:
-            np.add(u, shortcut.value[part], out=t)
+            # Into scratch memory, since the activation overwrites its input, which other operations may read.
+            if others:
+                np.add(first, others[0], out=t)
+            else:
+                np.copyto(t, first)
             activate_forward(t)
 
-        return ForwardBackward(forward, lambda: activate_backward(dy, body.gradient[part]))
+        return ForwardBackward(forward, lambda: activate_backward(dy, dx))
 
-    parts = split_evenly(len(y.value), SHARDS)
-    return distribute_shards(workers, [shard(number, part) for number, part in enumerate(parts)], work=y.value.size)
+    shards = [plan_shard(number, images) for number, images in enumerate(split_evenly(len(y.value), SHARDS))]
+    return distribute_shards(workers, shards, work=y.value.size)
 
 
 def accumulate(workers: Workers, source: Array, target: Array) -> Task:
     """Plan target ← target + source, both (N, …)."""
-    parts = [(target[part], source[part]) for part in split_evenly(len(target), SHARDS)]
-    tasks = [partial(np.add, target_part, source_part, out=target_part) for target_part, source_part in parts]
+    shards = [(target[images], source[images]) for images in split_evenly(len(target), SHARDS)]
+    tasks = [partial(np.add, target_shard, source_shard, out=target_shard) for target_shard, source_shard in shards]
     return workers.distribute(tasks, work=target.size)
 
 

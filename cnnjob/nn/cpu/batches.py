@@ -30,8 +30,8 @@ def gather(
         arena.constant(np.broadcast_to(values, inner).astype(dtype)) for values in (pixels.scale, pixels.shift)
     )
 
-    def shard(number: int, part: slice) -> Task:
-        shape = part.stop - part.start, *inner
+    def plan_shard(number: int, shard: slice) -> Task:
+        shape = shard.stop - shard.start, *inner
         images, values = arena.scratch(number, (shape, np.uint8), (shape, dtype))
         if change:
             take_images = _plan_changed(arena, inputs, change, images)
@@ -41,16 +41,16 @@ def gather(
 
         def load() -> None:
             first = inputs.position[0] * N
-            take_images(slice(first + part.start, first + part.stop))
+            take_images(slice(first + shard.start, first + shard.stop))
             np.copyto(values, images)  # uint8 → float
             np.multiply(values, scale, out=values)
-            np.add(values, shift, out=x.value[part])
+            np.add(values, shift, out=x.value[shard])
 
         return load
 
     work = x.value.size
-    parts = split_evenly(N, SHARDS if work >= SMALL_WORK else 1)
-    return workers.distribute([shard(number, part) for number, part in enumerate(parts)], work)
+    shards = split_evenly(N, SHARDS if work >= SMALL_WORK else 1)
+    return workers.distribute([plan_shard(number, shard) for number, shard in enumerate(shards)], work)
 
 
 def _plan_changed(arena: Arena, inputs: StepInputs, change: Augmentation | View, images: Array) -> TakeImages:

@@ -109,12 +109,12 @@ def dropout(
     factor = x.value.dtype.type(1 / (1 - block.probability))
     values = prod(x.value.shape[1:])
 
-    def shard(part: slice) -> ForwardBackward:
-        first, count = part.start * values, (part.stop - part.start) * values
+    def plan_shard(images: slice) -> ForwardBackward:
+        first, count = images.start * values, (images.stop - images.start) * values
         # Philox makes four numbers at once: a shard that starts within a block of four draws all of it and skips some.
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
-        mask = arena.take((part.stop - part.start, *x.value.shape[1:]), x.value.dtype)
+        mask = arena.take((images.stop - images.start, *x.value.shape[1:]), x.value.dtype)
         uniform = Uniform(words, uniforms, first // 4)
         drawn = uniforms.reshape(-1)[first % 4 : first % 4 + count].reshape(mask.shape)
 
@@ -122,13 +122,13 @@ def dropout(
             uniform.draw(inputs.seed, Purpose.DROPOUT + layer_index, int(inputs.position[1]))
             np.greater_equal(drawn, block.probability, out=mask, casting="unsafe")  # bool → 0.0 or 1.0
             np.multiply(mask, factor, out=mask)
-            np.multiply(x.value[part], mask, out=y.value[part])
+            np.multiply(x.value[images], mask, out=y.value[images])
 
         def backward() -> None:
             if x.trainable:
-                np.multiply(y.gradient[part], mask, out=x.gradient[part])
+                np.multiply(y.gradient[images], mask, out=x.gradient[images])
 
         return ForwardBackward(forward, backward)
 
-    steps = [shard(part) for part in split_evenly(len(x.value), SHARDS)]
+    steps = [plan_shard(images) for images in split_evenly(len(x.value), SHARDS)]
     return distribute_shards(workers, steps, work=x.value.size)

@@ -5,9 +5,9 @@ outputs, so that max-pooling is the maximum of P² arrays and everything after i
 stores one mask per phase, of the windows whose gradient the phase receives: of equal maxima the first in row-major
 order does.
 
-A batch is split into shards, which the workers share, and a shard into pieces whose arrays fit into a core's cache.
-Patches are therefore gathered again in backward, which is faster than storing them. Only patches of few channels, which
-are small and slow to gather, are stored.
+A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit into a core's
+cache. Patches are therefore gathered again in backward, which is faster than storing them. Only patches of few
+channels, which are small and slow to gather, are stored.
 """
 
 from functools import partial
@@ -21,10 +21,10 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
 
-PIECE_BYTES = 1_200_000
-"""Size of the patches and phases of a piece, which should stay in the caches; smaller pieces cost more calls."""
-MAX_PIECES = 64
-"""Number of pieces per shard beyond which the pieces grow, so that planning stays quick."""
+CACHE_BLOCK_BYTES = 1_200_000
+"""Size of the patches and phases of a cache block, which should stay in the caches; smaller blocks need more calls."""
+MAX_CACHE_BLOCKS = 64
+"""Maximum number of cache blocks per shard, so that planning stays quick; larger shards have larger blocks."""
 FEW_CHANNELS = 8
 """Number of channels below which patches lie tap by tap, since the values of one tap are then the longer runs."""
 SMALL_PRODUCT = 1_000_000
@@ -48,18 +48,18 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
     Returns:
         The two tasks.
     """
-    parts = split_evenly(len(y.value), SHARDS)
-    kernel = _Kernel(arena, w, dw, len(parts), with_turned=x.trainable)
-    steps = [_plan_shard(arena, block, x, y, kernel, number, part) for number, part in enumerate(parts)]
-    shards = distribute_shards(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
+    shards = split_evenly(len(y.value), SHARDS)
+    kernel = _Kernel(arena, w, dw, len(shards), with_turned=x.trainable)
+    steps = [_plan_shard(arena, block, x, y, kernel, number, shard) for number, shard in enumerate(shards)]
+    tasks = distribute_shards(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
     # What is common to all shards runs on the caller alone, before or after them.
     def forward() -> None:
         kernel.load_parameters()
-        shards.forward()
+        tasks.forward()
 
     def backward() -> None:
-        shards.backward()
+        tasks.backward()
         kernel.sum_shards()
 
     return ForwardBackward(forward, backward)
@@ -107,15 +107,18 @@ class _Kernel:
 
 
 def _plan_shard(
-    arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
+    arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, shard: slice
 ) -> ForwardBackward:
-    """Plan the block for the images of one shard, piece by piece."""
+    """Plan the block for the images of one shard, one cache block after the other."""
     _, H, W, F = y.value.shape
     image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
-    count = part.stop - part.start
+    count = shard.stop - shard.start
+    n_blocks = min(MAX_CACHE_BLOCKS, -(-count * image_bytes // CACHE_BLOCK_BYTES))
     steps = [
-        _plan_piece(arena, block, x, y, kernel, number, slice(part.start + piece.start, part.start + piece.stop))
-        for piece in split_evenly(count, min(MAX_PIECES, -(-count * image_bytes // PIECE_BYTES)))
+        _plan_cache_block(
+            arena, block, x, y, kernel, number, slice(shard.start + images.start, shard.start + images.stop)
+        )
+        for images in split_evenly(count, n_blocks)
     ]
     backwards = [step.backward for step in steps]
 
@@ -126,11 +129,11 @@ def _plan_shard(
     return ForwardBackward(partial(run_all, [step.forward for step in steps]), backward)
 
 
-def _plan_piece(
-    arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, part: slice
+def _plan_cache_block(
+    arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, images: slice
 ) -> ForwardBackward:
-    """Plan the block for a few images; backward adds their gradient of the kernel to the shard's sum."""
-    n, H, W, F = shape = y.value[part].shape
+    """Plan the block for a few images; backward adds their gradient of the kernel to the sum of shard ``number``."""
+    n, H, W, F = shape = y.value[images].shape
     P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
     columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
     with_turned = x.trainable and block.stride == 1
@@ -149,23 +152,23 @@ def _plan_piece(
     if stores_patches:
         memory["columns"] = arena.take(columns, dtype)
     by_phase = C < FEW_CHANNELS and n * H * W * kernel.matrix.size <= SMALL_PRODUCT
-    patches = _Patches(x.padded[part], block, (H, W), memory["columns"], by_phase=by_phase)
+    patches = _Patches(x.padded[images], block, (H, W), memory["columns"], by_phase=by_phase)
     needs_masks = y.trainable and (block.activation == "relu" or P > 1)
     masks = arena.take((P * P, *shape) if needs_masks else (0, *shape), bool)
     if in_output:
-        memory["z"] = y.value[part][None]  # (1, n, H', W', F)
-    forward = _plan_forward(block, patches, memory, kernel.matrix, y.value[part], masks)
+        memory["z"] = y.value[images][None]  # (1, n, H', W', F)
+    forward = _plan_forward(block, patches, memory, kernel.matrix, y.value[images], masks)
     if not y.trainable:
         return ForwardBackward(forward, forward)
     # dz overwrites z, which nothing reads after the masks are made.
-    memory["dz"] = y.gradient[part][None] if in_output else memory["z"]
+    memory["dz"] = y.gradient[images][None] if in_output else memory["z"]
     kernel_backward = _plan_kernel_backward(
-        patches, memory, kernel, total, y.gradient[part], masks, gathers=not stores_patches
+        patches, memory, kernel, total, y.gradient[images], masks, gathers=not stores_patches
     )
     if not x.trainable:
         return ForwardBackward(forward, kernel_backward)
     plan_input_backward = _plan_turned_backward if with_turned else _plan_scattered_backward
-    input_backward = plan_input_backward(block, x, part, memory, kernel)
+    input_backward = plan_input_backward(block, x, images, memory, kernel)
 
     def backward() -> None:
         kernel_backward()
@@ -175,7 +178,7 @@ def _plan_piece(
 
 
 def _plan_forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
-    """Plan the output of a piece and the masks that its backward needs."""
+    """Plan the output of a cache block and the masks that its backward needs."""
     z = memory["z"]  # (P·P, n, H', W', F)
     values = z.reshape(len(patches.groups), -1, out.shape[-1])
     in_output = np.may_share_memory(z, out)
@@ -241,7 +244,7 @@ def _turned_shapes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
     return {"padded_dz": (n, rows, columns, F), "dz_columns": (n * H * W, taps), "dx": (n, H, W, C)}
 
 
-def _plan_turned_backward(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
+def _plan_turned_backward(block: Conv, x: Tensor, images: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """Plan the input's gradient for stride 1: the gradient of z with a border, convolved with the turned kernel."""
     dz, padded_dz, dx, pool = memory["dz"], memory["padded_dz"], memory["dx"], block.pool
     border = block.kernel - 1
@@ -261,22 +264,22 @@ def _plan_turned_backward(block: Conv, x: Tensor, part: slice, memory: Arrays, k
         np.copyto(inner_phases, dz_phases)
         dz_patches.gather()
         np.matmul(dz_patches.groups[0], turned, out=flat_dx)
-        np.copyto(x.gradient[part], dx)
+        np.copyto(x.gradient[images], dx)
 
     return backward
 
 
-def _plan_scattered_backward(block: Conv, x: Tensor, part: slice, memory: Arrays, kernel: _Kernel) -> Task:
+def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arrays, kernel: _Kernel) -> Task:
     """Plan the input's gradient for any stride: the gradients of the patches overwrite the patches and are added up."""
     dz = memory["dz"]
     flat_dz = dz.reshape(-1, dz.shape[-1])
     weights = kernel.matrix[: kernel.taps]
-    patches = _Patches(x.padded_gradient[part], block, dz.shape[2:4], memory["columns"])
+    patches = _Patches(x.padded_gradient[images], block, dz.shape[2:4], memory["columns"])
     d_patches = patches.groups[..., : kernel.taps]
 
     def backward() -> None:
         np.matmul(flat_dz.reshape(*d_patches.shape[:2], -1), weights.T, out=d_patches)
-        x.padded_gradient[part] = 0
+        x.padded_gradient[images] = 0
         # Tap by tap: patches overlap in memory, but the values of one tap do not, so no addition overwrites another.
         for k, m in np.ndindex(block.kernel, block.kernel):
             target = patches.view[..., k, m, :]

@@ -1,7 +1,7 @@
 """Batch normalisation on NumPy, with the activation that follows it.
 
-A batch is split into a fixed number of shards, and a shard into pieces that fit into a core's cache. Every sum is
-taken over the pieces of a shard and then over the shards, in order.
+A batch is split into a fixed number of shards, and a shard into cache blocks that fit into a core's cache. Every sum is
+taken over the cache blocks of a shard and then over the shards, in order.
 """
 
 from collections import defaultdict
@@ -16,14 +16,14 @@ from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly
 
-PIECE_ELEMENTS = 1 << 16
-"""Number of elements of a piece, whose few arrays fit into a core's cache."""
-MAX_PIECES = 64
-"""Number of pieces per shard beyond which the pieces grow, so that planning stays quick."""
+CACHE_BLOCK_ELEMENTS = 1 << 16
+"""Number of elements of a cache block, whose few arrays fit into a core's cache."""
+MAX_CACHE_BLOCKS = 64
+"""Maximum number of cache blocks per shard, so that planning stays quick; larger shards have larger blocks."""
 
 Arrays = dict[str, Array]
 Passes = dict[str, list[Task]]
-"""Tasks for the pieces of a shard, by the name of the pass."""
+"""Tasks for the cache blocks of a shard, by the name of the pass."""
 
 
 def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
@@ -45,8 +45,8 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
         The two tasks; forward of a training also updates the running statistics.
     """
     channels = _Channels(arena, block, x, w, dw)
-    parts = split_evenly(len(x.value), SHARDS)
-    shards = [_plan_shard_passes(arena, block, x, y, channels, number, part) for number, part in enumerate(parts)]
+    slices = split_evenly(len(x.value), SHARDS)
+    shards = [_plan_shard_passes(arena, block, x, y, channels, number, shard) for number, shard in enumerate(slices)]
     # A pass ends in all shards before the next begins, since each needs the sums of the one before.
     passes = {
         name: workers.distribute([partial(run_all, shard[name]) for shard in shards], work=x.value.size)
@@ -131,25 +131,25 @@ class _Channels:
 
 
 def _plan_shard_passes(
-    arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, part: slice
+    arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, shard: slice
 ) -> Passes:
-    """Plan the passes over one shard, piece by piece."""
-    count, image_elements = part.stop - part.start, prod(x.value.shape[1:])
-    pieces = split_evenly(count, min(MAX_PIECES, -(-count * image_elements // PIECE_ELEMENTS)))
+    """Plan the passes over one shard, one cache block after the other."""
+    count, image_elements = shard.stop - shard.start, prod(x.value.shape[1:])
+    cache_blocks = split_evenly(count, min(MAX_CACHE_BLOCKS, -(-count * image_elements // CACHE_BLOCK_ELEMENTS)))
     passes: Passes = defaultdict(list)
-    for piece in pieces:
-        images = slice(part.start + piece.start, part.start + piece.stop)
-        resets = not piece.start
-        for name, task in _plan_piece_passes(arena, block, x, y, channels, number, images, resets=resets).items():
+    for cache_block in cache_blocks:
+        images = slice(shard.start + cache_block.start, shard.start + cache_block.stop)
+        resets = cache_block.start == 0
+        for name, task in _plan_cache_block_passes(arena, block, x, y, channels, number, images, resets=resets).items():
             passes[name].append(task)
     return passes
 
 
-def _plan_piece_passes(
-    arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, part: slice, *, resets: bool
+def _plan_cache_block_passes(
+    arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, images: slice, *, resets: bool
 ) -> dict[str, Task]:
-    """Plan the passes over a few images; the first piece of a shard resets the sums."""
-    z, out, dy, g = x.value[part], y.value[part], y.gradient[part], x.gradient[part]
+    """Plan the passes over a few images; the first cache block of a shard resets the sums."""
+    z, out, dy, g = x.value[images], y.value[images], y.gradient[images], x.gradient[images]
     n, H, W, C = z.shape
     shapes = [z.shape, (1, n * H * W), (1, C), *[(W, C)] * 3, *[z.shape] * SCRATCH_ARRAYS[block.activation]]
     t, ones, total, mean, factor, offset, *scratch = arena.scratch(number, *((shape, z.dtype) for shape in shapes))

@@ -29,9 +29,9 @@ def _max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tens
         inside = array[:, : H * P, : W * P]
         return [inside[:, i::P, j::P] for i in range(P) for j in range(P)]
 
-    def shard(part: slice) -> ForwardBackward:
-        out, dy, dx = y.value[part], y.gradient[part], x.gradient[part]
-        phases, dx_phases = phases_of(x.value[part]), phases_of(dx) if y.trainable else []
+    def plan_shard(images: slice) -> ForwardBackward:
+        out, dy, dx = y.value[images], y.gradient[images], x.gradient[images]
+        phases, dx_phases = phases_of(x.value[images]), phases_of(dx) if y.trainable else []
         masks = arena.take((len(dx_phases), *out.shape), bool)
 
         def forward() -> None:
@@ -58,7 +58,7 @@ def _max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tens
 
         return ForwardBackward(forward, backward)
 
-    shards = [shard(part) for part in split_evenly(len(x.value), SHARDS)]
+    shards = [plan_shard(images) for images in split_evenly(len(x.value), SHARDS)]
     return distribute_shards(workers, shards, work=x.value.size)
 
 
@@ -69,8 +69,8 @@ def _global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y
     """
     N, H, W, C = x.value.shape
 
-    def shard(number: int, part: slice) -> ForwardBackward:
-        z, dz, out, dy = x.value[part], x.gradient[part], y.value[part], y.gradient[part]
+    def plan_shard(number: int, images: slice) -> ForwardBackward:
+        z, dz, out, dy = x.value[images], x.gradient[images], y.value[images], y.gradient[images]
         (t,) = arena.scratch(number, ((len(z), H * W, C), z.dtype))
         first_maxima = arena.take((len(z), 1, C) if block.how == "max" else (0, 1, 1), np.int64)
 
@@ -94,5 +94,5 @@ def _global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y
 
         return ForwardBackward(forward, backward)
 
-    shards = [shard(number, part) for number, part in enumerate(split_evenly(N, SHARDS))]
+    shards = [plan_shard(number, images) for number, images in enumerate(split_evenly(N, SHARDS))]
     return distribute_shards(workers, shards, work=x.value.size)

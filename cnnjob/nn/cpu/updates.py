@@ -1,4 +1,4 @@
-"""Optimiser updates of the flat parameter buffer on NumPy, piece by piece."""
+"""Optimiser updates of the flat parameter buffer on NumPy, split into cache blocks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,10 +10,10 @@ from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
 from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
-PIECE_ELEMENTS = 1 << 16
-"""Number of elements of a piece, whose operands fit into a core's cache."""
-MAX_PIECES = 4096
-"""Number of pieces of an update beyond which the pieces grow, so that planning stays quick."""
+CACHE_BLOCK_ELEMENTS = 1 << 16
+"""Number of elements of a cache block, whose operands fit into a core's cache."""
+MAX_CACHE_BLOCKS = 4096
+"""Maximum number of cache blocks of an update, so that planning stays quick; more parameters have larger blocks."""
 
 Rate = Callable[[], float]
 """Function that returns the learning rate of the current step."""
@@ -29,12 +29,12 @@ def update(
 ) -> Task:
     """Plan the update of all segments; :mod:`cnnjob.nn.optimisers` has the formulas."""
     weights, gradients, slots = buffers
-    # Several NumPy calls pass over the same operands: in pieces they are still in the cache at the next call.
-    length = max(PIECE_ELEMENTS, -(-weights.size // MAX_PIECES))
+    # Several NumPy calls pass over the same operands, which in a small block are still in the cache at the next call.
+    length = max(CACHE_BLOCK_ELEMENTS, -(-weights.size // MAX_CACHE_BLOCKS))
 
-    def plan_piece(number: int, segment: Segment, start: int) -> Task:
+    def plan_cache_block(number: int, segment: Segment, start: int) -> Task:
         part = slice(start, min(start + length, segment.elements.stop))
-        w, g, piece_slots = weights[part], gradients[part], {name: flat[part] for name, flat in slots.items()}
+        w, g, block_slots = weights[part], gradients[part], {name: flat[part] for name, flat in slots.items()}
         scratch = arena.scratch(number % SHARDS, (w.shape, w.dtype), (w.shape, w.dtype))
         decay = optimiser.weight_decay if segment.decays else 0.0
 
@@ -42,28 +42,28 @@ def update(
             return float(inputs.learning_rates[inputs.position[0]]) * segment.learning_rate_factor
 
         if isinstance(optimiser, AdamW):
-            return _plan_adamw(optimiser, w, g, piece_slots, scratch, decay, rate, inputs)
-        return _plan_sgd(optimiser, w, g, piece_slots, scratch, decay, rate)
+            return _plan_adamw(optimiser, w, g, block_slots, scratch, decay, rate, inputs)
+        return _plan_sgd(optimiser, w, g, block_slots, scratch, decay, rate)
 
     starts = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, length)]
-    pieces = [plan_piece(number, segment, start) for number, (segment, start) in enumerate(starts)]
-    apply_rule = workers.distribute(_by_shard(pieces), work=weights.size)
+    cache_blocks = [plan_cache_block(number, segment, start) for number, (segment, start) in enumerate(starts)]
+    apply_rule = workers.distribute(_by_shard(cache_blocks), work=weights.size)
     if not optimiser.lookahead:
         return apply_rule
-    # A list of its own: its pieces are cut across the segments, so they need all of them updated.
+    # A list of its own: its cache blocks are cut across the segments, so they need all of them updated.
     apply_lookahead = _plan_lookahead(workers, arena, weights, slots["slow"], length, inputs)
     return partial(run_all, [apply_rule, apply_lookahead])
 
 
-def _by_shard(pieces: list[Task]) -> list[Task]:
-    """Return one task per shard, which runs its pieces in order since they use the same scratch memory."""
-    return [partial(run_all, pieces[shard::SHARDS]) for shard in range(min(SHARDS, len(pieces)))]
+def _by_shard(cache_blocks: list[Task]) -> list[Task]:
+    """Return one task per shard, which runs its cache blocks in order since they use the same scratch memory."""
+    return [partial(run_all, cache_blocks[shard::SHARDS]) for shard in range(min(SHARDS, len(cache_blocks)))]
 
 
 def _plan_sgd(
     optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], scratch: list[Array], decay: float, rate: Rate
 ) -> Task:
-    """Plan the update of one piece by SGD, see :class:`cnnjob.nn.optimisers.Sgd`."""
+    """Plan the update of one cache block by SGD, see :class:`cnnjob.nn.optimisers.Sgd`."""
     change, decayed = scratch
     # The decayed gradient has a buffer of its own, so that those of the state stay the gradients of the loss.
     coupled = decay != 0 and not optimiser.decoupled
@@ -101,7 +101,7 @@ def _plan_adamw(
     rate: Rate,
     inputs: StepInputs,
 ) -> Task:
-    """Plan the update of one piece by AdamW, see :class:`cnnjob.nn.optimisers.AdamW`."""
+    """Plan the update of one cache block by AdamW, see :class:`cnnjob.nn.optimisers.AdamW`."""
     change, root = scratch
     m, v = slots["first_moment"], slots["second_moment"]
 
@@ -128,7 +128,7 @@ def _plan_adamw(
 def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, inputs: StepInputs) -> Task:
     """Plan slow ← slow + (1 − α)(fast − slow), fast ← slow, which runs after steps with a reset."""
 
-    def plan_piece(number: int, start: int) -> Task:
+    def plan_cache_block(number: int, start: int) -> Task:
         f, s = fast[start : start + length], slow[start : start + length]
         (change,) = arena.scratch(number % SHARDS, (f.shape, f.dtype))
 
@@ -140,8 +140,8 @@ def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, le
 
         return run
 
-    pieces = [plan_piece(number, start) for number, start in enumerate(range(0, fast.size, length))]
-    reset = workers.distribute(_by_shard(pieces), work=fast.size)
+    cache_blocks = [plan_cache_block(number, start) for number, start in enumerate(range(0, fast.size, length))]
+    reset = workers.distribute(_by_shard(cache_blocks), work=fast.size)
 
     def run() -> None:
         if inputs.lookahead[inputs.position[0]] >= 0:  # −1 in steps without a reset

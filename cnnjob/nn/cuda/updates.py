@@ -11,7 +11,7 @@ from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.optimisers import AdamW, Optimiser, Segment
 from cnnjob.nn.tensors import StepInputs, Task
 
-PIECE_ELEMENTS = 1024
+BLOCK_ELEMENTS = 1024
 """Number of elements that one thread block updates."""
 
 
@@ -26,10 +26,10 @@ def update(
     """Plan the update of all segments, see :mod:`cnnjob.nn.optimisers`, and the advance to the next step."""
     weights, gradients, slots = buffers
     # A single launch for all segments: the table tells each thread block its piece and how that piece is updated.
-    pieces = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, PIECE_ELEMENTS)]
+    pieces = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, BLOCK_ELEMENTS)]
     table: dict[str, Array] = {
         "starts": np.array([start for _, start in pieces]),
-        "counts": np.array([min(PIECE_ELEMENTS, s.elements.stop - start) for s, start in pieces], np.int32),
+        "counts": np.array([min(BLOCK_ELEMENTS, s.elements.stop - start) for s, start in pieces], np.int32),
         "factors": np.array([s.learning_rate_factor for s, _ in pieces]),
         "decays": np.array([optimiser.weight_decay if s.decays else 0.0 for s, _ in pieces], np.float32),
     }
