@@ -39,21 +39,21 @@ def prepare(name: str, out: Path | None = None, **options: Any) -> Dataset:
     return preparation.prepare(name, out or DATA / f"{name}.h5", **options).dataset
 
 
-def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, listener: ProgressCallback | None = None) -> Run:
+def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: ProgressCallback | None = None) -> Run:
     """Train a job on this machine, or resume it where it stopped.
 
     Args:
         job: the job, its name, or its file.
         data: the folder of its dataset.
         runs: the folder of the runs.
-        listener: receives progress events.
+        progress: receives progress events.
 
     Returns:
         The run, whose state is ``finished``, or ``stopped`` if it was asked to stop; the same call resumes it.
     """
     setup, run = _made(job, data, runs)
     _warn_of_older([run])
-    training.train(run, listener, setup=setup, job_is_over=job_is_over)
+    training.train(run, progress, setup=setup, job_is_over=job_is_over)
     return run
 
 

@@ -250,7 +250,7 @@ def _read_result(summary: RunSummary, record: Record) -> None:
     if views != "none":
         record.remarks.append(f"test-time augmentation: {views}; its figures are of the mean over changed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:
-        record.remarks.append(f"bits may differ from step {step}: it went on with other versions or threads")
+        record.remarks.append(f"bits may differ from step {step}: it was resumed with other versions or threads")
 
 
 def _read_environment(summary: RunSummary, record: Record) -> None:

@@ -83,7 +83,7 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     # Saved twice, a NaN would have replaced both good checkpoints, and nothing would be left to resume from.
     for name, array in checkpoint.arrays.items():
         if not np.isfinite(array).all():
-            raise TrainingError(f"{name}: not finite at step {checkpoint.progress.step}; nothing was saved")
+            raise TrainingError(f"{name} is not finite at step {checkpoint.progress.step}, so no checkpoint was saved")
     head = {"format": FORMAT, **checkpoint.header, "progress": asdict(checkpoint.progress)}
     path = folder / f"step-{checkpoint.progress.step:09d}.npz"
     if not folder.is_dir():

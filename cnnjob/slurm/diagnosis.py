@@ -236,7 +236,9 @@ def _own_error(status: Status, text: str) -> Cause | None:
     if _NUMBER.search(why):
         said = why.removeprefix(f"{seen.run.path}: ").removeprefix(f"{seen.run.path.resolve()}: ")
         slower = next_command.continue_command(seen.run, change="train.learning_rate")
-        return Cause(said.partition(";")[0], _attempt_file(status), slower)
+        # Older versions wrote the advice after a semicolon.
+        sentence = re.split(r"[.;] lower ", said, maxsplit=1, flags=re.IGNORECASE)[0]
+        return Cause(sentence, _attempt_file(status), slower)
     kind, error = why.partition(":")[0], last_error(text)
     if error and kind in error.partition(":")[0]:
         return Cause(error, f"{_attempt_file(status)} and {newest_log(seen.run)}", next_command.logs_command(seen.run))

@@ -31,15 +31,15 @@ class EvaluationSplit:
     labels: Array
     """int64 (len(order),), labels of these images."""
 
-    def scores(self, classifier: Classifier) -> tuple[Array, float, float]:
+    def evaluate(self, classifier: Classifier) -> tuple[Array, float, float]:
         """Return probabilities (len(order), classes), loss in nats per image and accuracy, with the current weights."""
         probabilities = classifier.probabilities(self.images, self.order)
-        loss, accuracy = (score(probabilities, self.labels) for score in (metrics.cross_entropy, metrics.accuracy))
-        return probabilities, loss, accuracy
+        loss = metrics.cross_entropy(probabilities, self.labels)
+        return probabilities, loss, metrics.accuracy(probabilities, self.labels)
 
 
 class DigestCheck:
-    """Compares a dataset's arrays with their digests: images as they are loaded or, if that takes long, in a thread."""
+    """Compares a dataset's arrays with their digests: images as they are loaded or, if they are large, in a thread."""
 
     def __init__(self, dataset: Dataset, at_once_bytes: int = CHECKED_AT_ONCE_BYTES) -> None:
         """Prepare to check a dataset; if it is larger than ``at_once_bytes``, its images are checked in a thread."""
@@ -71,7 +71,7 @@ class DigestCheck:
                 # Popped, so that an array's memory can be freed once it is checked.
                 self._dataset.require_digest(*self._arrays.pop())
             self._end.set_result(None)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the end is asked for
+        except BaseException as error:  # noqa: BLE001 - passed() and wait() raise it
             self._end.set_exception(error)
 
     def passed(self) -> bool:
@@ -114,19 +114,19 @@ def load_evaluation_split(dataset: Dataset, name: str, backend: nn.Backend, chec
 
 
 def select_watched_splits(
-    job: Job, held_out: EvaluationSplit, test: EvaluationSplit
+    job: Job, validation: EvaluationSplit, test: EvaluationSplit
 ) -> Iterator[tuple[str, EvaluationSplit]]:
     """Yield the splits that are evaluated after each epoch, with their names in the history.
 
     Args:
         job: its ``train.select_on`` says which split the weights are chosen on.
-        held_out: the validation images; may be empty.
+        validation: the validation images; may be empty.
         test: the test images.
 
     Yields:
         ``validation`` if there are such images, and ``test`` if the weights are chosen on it.
     """
-    if len(held_out.order):
-        yield "validation", held_out
+    if len(validation.order):
+        yield "validation", validation
     if job.train.select_on == "test":
         yield "test", test

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from cnnjob.jobs.job import Job
 
-_RUN_AWAY = 1e5
+_DIVERGED = 1e5
 
 
 class ProgressCallback(Protocol):
@@ -40,37 +40,37 @@ class SafeProgress:
     A closed pipe, a lost terminal or a full disk must not end a training.
     """
 
-    def __init__(self, listener: ProgressCallback) -> None:
-        """Pass events on to ``listener``."""
-        self._listener = listener
+    def __init__(self, callback: ProgressCallback) -> None:
+        """Pass events on to a callback."""
+        self._callback = callback
 
     def say(self, text: str) -> None:
         """Pass on a line of the log."""
         with suppress(OSError):
-            self._listener.say(text)
+            self._callback.say(text)
 
     def start(self, job: Job, steps: int) -> None:
         """Pass on the job and its number of steps per epoch."""
         with suppress(OSError):
-            self._listener.start(job, steps)
+            self._callback.start(job, steps)
 
     def step(self, epoch: int, step: int) -> None:
         """Pass on that a step is done."""
         with suppress(OSError):
-            self._listener.step(epoch, step)
+            self._callback.step(epoch, step)
 
 
 def format_loss(loss: float) -> str:
     """Return a loss with four decimal places, or in scientific notation if it has diverged."""
-    return f"{loss:.4f}" if abs(loss) < _RUN_AWAY else f"{loss:.3e}"
+    return f"{loss:.4f}" if abs(loss) < _DIVERGED else f"{loss:.3e}"
 
 
 def format_epoch(record: dict[str, Any], epochs: int) -> str:
     """Return a record of the history as one line of text."""
-    splits = [name for name in ("train", "validation", "test") if f"{name}_loss" in record]
     scores = "; ".join(
         f"{name} loss {format_loss(record[f'{name}_loss'])}, accuracy {record[f'{name}_accuracy']:.4f}"
-        for name in splits
+        for name in ("train", "validation", "test")
+        if f"{name}_loss" in record
     )
     speed = f"{record['seconds']:.1f} s, {record['images_per_second']:,.0f} images/s"
     return f"epoch {record['epoch']}/{epochs}: {scores}; {speed}"

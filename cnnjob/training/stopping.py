@@ -14,7 +14,7 @@ What each signal does to a training, and who sends it:
     SIGPWR              the power fails, or a container is shut down     saves and stops
     SIGALRM             cnnjob.slurm.node.deadlines: no reaction at the end   ends it
     SIGPIPE, SIGXFSZ    output without a reader, a file at its limit     ignored by Python: the write fails
-    others              timers, terminals, faults                        as the system has it
+    others              timers, terminals, faults                        the system's default
 
 A signal that was ignored when the process started, as nohup does with SIGHUP, stays ignored; except SIGINT, since a
 shell makes every background job ignore it.
@@ -37,7 +37,7 @@ SIGNALS = (
 
 def handled_signals() -> list[signal.Signals]:
     """Return those of ``SIGNALS`` that this process is to handle: SIGINT, and all that are not ignored."""
-    return [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
+    return [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @dataclass
@@ -63,30 +63,30 @@ class StopRequest:
 
     def __init__(self, deadline: Deadline | None = None) -> None:
         """Start without a request; one is made when the deadline passes."""
-        self._asked_by: str | None = None
+        self._requested_by: str | None = None
         self._deadline = deadline or Deadline()
-        self._kept: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Install the signal handlers."""
-        self._kept = {number: signal.signal(number, self._ask) for number in handled_signals()}
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in handled_signals()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the handlers that were installed before."""
-        for number, handler in self._kept.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @property
-    def asked_by(self) -> str | None:
+    def requested_by(self) -> str | None:
         """What requested a stop: the name of a signal, or ``time limit``; None if nothing has."""
-        if self._asked_by is None and self._deadline.is_over():
-            self._asked_by = "time limit"
-        return self._asked_by
+        if self._requested_by is None and self._deadline.is_over():
+            self._requested_by = "time limit"
+        return self._requested_by
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the interpreter's form
-        if self._asked_by == "SIGINT" and number == signal.SIGINT:
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the interpreter's form
+        if self._requested_by == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt  # in the middle of a step: the work since the last checkpoint is lost
-        self._asked_by = signal.Signals(number).name
+        self._requested_by = signal.Signals(number).name

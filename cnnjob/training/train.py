@@ -40,7 +40,7 @@ class Outcome:
 
 def train(
     run: Run,
-    listener: ProgressCallback | None = None,
+    progress: ProgressCallback | None = None,
     *,
     setup: TrainingSetup | None = None,
     deadline: Deadline | None = None,
@@ -52,7 +52,7 @@ def train(
 
     Args:
         run: a run from :meth:`TrainingSetup.create_run`.
-        listener: receives progress events.
+        progress: receives progress events.
         setup: the setup that the run was created with; read from the run's folder by default.
         deadline: when to save and stop; never by default.
         cores: number of cores to use; all by default. The bits do not depend on it.
@@ -85,50 +85,50 @@ def train(
             claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")
     disk_errors = disk_errors_as_cnnjob_error(run.path)
-    # StopRequest encloses _attempt: a signal while the attempt's end is being recorded only sets the flag.
-    with _cores(cores) as workers, StopRequest(deadline) as stop, _attempt(claim) as attempt, disk_errors:
+    # StopRequest encloses _record_end: a signal while the attempt's end is being recorded only sets the flag.
+    with _start_workers(cores) as workers, StopRequest(deadline) as stop, _record_end(claim) as ending, disk_errors:
         with memory_errors_as_job_error(setup.job):
             backend = make_backend(name, workers, setup)
-            attempt.loop = Trainer(claim, setup, backend, listener or NoProgress(), checked_at_once_bytes)
-            finished = attempt.loop.go_on(stop)
-        attempt.why = "finished" if finished else f"stopped: {stop.asked_by}"
-    return Outcome(run, "finished" if finished else "stopped", attempt.why)
+            ending.trainer = Trainer(claim, setup, backend, progress or NoProgress(), checked_at_once_bytes)
+            finished = ending.trainer.train(stop)
+        ending.why = "finished" if finished else f"stopped: {stop.requested_by}"
+    return Outcome(run, "finished" if finished else "stopped", ending.why)
 
 
-class _Attempt:
-    """What the record of an attempt's end needs: how far it came, and why it ended."""
+class _Ending:
+    """What the record of an attempt's end needs: the trainer, which knows the step, and why the attempt ended."""
 
-    loop: Trainer | None = None
+    trainer: Trainer | None = None
     why = ""
 
 
 @contextmanager
-def _attempt(claim: Claim) -> Iterator[_Attempt]:
+def _record_end(claim: Claim) -> Iterator[_Ending]:
     """Keep the heartbeat during an attempt, and record why it ended, whatever ended it."""
-    attempt = _Attempt()
+    ending = _Ending()
     try:
-        with _beating(claim):
-            yield attempt
+        with _keep_heartbeat(claim):
+            yield ending
     except BusyError:
         raise  # the run, and so its records and its log, belongs to another process now
     except KeyboardInterrupt:
-        attempt.why = "stopped: SIGINT twice, at once"
+        ending.why = "stopped: SIGINT twice, at once"
         raise
     except BaseException as error:
-        attempt.why = (
+        ending.why = (
             f"failed: {error}" if isinstance(error, CnnjobError) else f"failed: {type(error).__name__}: {error}"
         )
         raise
     finally:
-        if attempt.why:
+        if ending.why:
             with suppress(OSError, DataError):  # without a recorded end it counts as lost, which is resumable too
-                claim.end(attempt.why, attempt.loop.progress.step if attempt.loop else 0)
-            if attempt.loop and attempt.why.startswith("failed"):
-                attempt.loop.log(attempt.why)
+                claim.end(ending.why, ending.trainer.progress.step if ending.trainer else 0)
+            if ending.trainer and ending.why.startswith("failed"):
+                ending.trainer.log(ending.why)
 
 
 @contextmanager
-def _beating(claim: Claim) -> Iterator[None]:
+def _keep_heartbeat(claim: Claim) -> Iterator[None]:
     """Update the heartbeat from a thread, so that other hosts see this process alive during long evaluations too."""
     over = Event()
 
@@ -145,12 +145,12 @@ def _beating(claim: Claim) -> Iterator[None]:
 
 
 @contextmanager
-def _cores(count: int | None) -> Iterator[nn.Workers]:
+def _start_workers(count: int | None) -> Iterator[nn.Workers]:
     """Yield workers on a number of cores, or on all, with BLAS limited to one thread.
 
     The order in which BLAS sums, and so the bits, would depend on its number of threads.
     """
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
 
     with threadpool_limits(1), nn.Workers(count or nn.available_cores()) as workers:
         yield workers

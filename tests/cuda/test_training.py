@@ -137,13 +137,13 @@ def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(librari
     assert run.environment()["precision"] == run.result()["precision"] == "tf32"
     train(other, setup=on_numpy(other))
     assert other.result()["precision"] == "float32"
-    assert "train.precision: 'tf32' is for a GPU, NumPy computes in float32" in other.log_file.read_text()
+    assert "train.precision: 'tf32' needs a GPU; NumPy uses float32" in other.log_file.read_text()
 
 
 def test_a_number_too_large_for_float16_is_said(libraries: Path, tmp_path: Path) -> None:
     blocks = [{"conv": 3, "init": 10.0}] * 5
     run, cpu = (made(tmp_path / name, train__precision="float16", model__blocks=blocks) for name in ("gpu", "cpu"))
-    assert "change the initial weights, or train.precision: float16 ends at 65504" in trained(run, libraries)
+    assert "change the initial weights or train.precision: the largest float16 is 65504" in trained(run, libraries)
     with pytest.raises(JobError, match=r"'float16' is for a GPU, found resources.backend 'numpy'; change one"):
         train(cpu, setup=on_numpy(cpu))
     small = made(tmp_path / "small", train__precision="float16", model__blocks=BLOCKS, train__epochs=1)
@@ -217,7 +217,7 @@ def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Pa
     cpu = made(tmp_path / "cpu", **wild)
     with pytest.raises(TrainingError) as by_numpy:
         train(cpu, setup=on_numpy(cpu))
-    [step] = re.findall(r"the loss is \w+ at (step \d+ \(epoch 1\), the step before it was \S+), learning", said)
+    [step] = re.findall(r"the loss is \w+ at (step \d+ \(epoch 1, previous loss \S+), learning", said)
     assert step in str(by_numpy.value)
     assert [path.name for path in run.checkpoints_folder.glob("*.npz")] == ["step-000000000.npz"]
     assert "failed: " in run.attempts()[-1]["why"]
@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Pa
 
 def test_a_last_update_after_which_the_outputs_overflow_fails_the_run(libraries: Path, tmp_path: Path) -> None:
     run = made(tmp_path, **WILD)
-    assert "the test loss with the weights of epoch 1 is nan; lower" in trained(run, libraries)
+    assert "the test loss is nan with the weights of epoch 1. Lower" in trained(run, libraries)
     assert run.state() == "failed"
     assert not any(path.exists() for path in (run.result_file, run.weights_file, run.predictions_file))
 

@@ -71,7 +71,8 @@ def requeued_then_ended(root: Path) -> Run:
 
 
 OOM = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0. Some of the step tasks have been OOM Killed.\n"
-NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it was 2.3, learning rate 9; lower it"
+NAN = "failed: {run}: the loss is nan at step 12 (epoch 1, previous loss 2.3, learning rate 9). Lower it"
+OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it was 2.3, learning rate 9; lower it"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,9 @@ NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step before it w
         (lambda root: failed_run(root, "failed: OSError: [Errno 28] No space left on device"), "", "",
          "the disk is full",
          "No space left", "df -h runs/.*"),
-        (lambda root: failed_run(root, NAN.format(run=root)), "", "", r".*the loss is nan at step 12 \(epoch 1\), .*",
+        (lambda root: failed_run(root, NAN.format(run=root)), "", "", r".*, previous loss 2.3, learning rate 9\)",
+         "attempts/0001.json", "cnnjob submit tiny.toml --set train.learning_rate=0.005"),
+        (lambda root: failed_run(root, OLDER_NAN.format(run=root)), "", "", r".*the loss is nan .*, learning rate 9",
          "attempts/0001.json", "cnnjob submit tiny.toml --set train.learning_rate=0.005"),
         (lambda root: with_log(failed_run(root), BANNER + TRACE), "", "", "KeyError: 'x' at /a/loops.py:12 in _step",
          "attempts/0001.json and runs/", "cnnjob logs .*"),

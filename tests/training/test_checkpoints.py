@@ -23,7 +23,7 @@ def test_lost_checkpoints_are_said(tmp_path: Path) -> None:
         path.unlink()
     listener = Recorder()
     assert train(run, listener).state == "finished"
-    assert "warning: no checkpoint is left of the attempts before, starting anew" in listener.lines
+    assert "warning: no checkpoint of the previous attempts is left; training from scratch" in listener.lines
 
 
 def test_good_checkpoints_outlive_damaged_ones_with_higher_steps(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
 
 def test_an_infinite_weight_is_never_saved(tmp_path: Path) -> None:
     arrays = {"weights/a": np.array([1.0, np.inf])}
-    with pytest.raises(TrainingError, match="weights/a: not finite at step 0; nothing was saved"):
+    with pytest.raises(TrainingError, match="weights/a is not finite at step 0, so no checkpoint was saved"):
         checkpoints.save(tmp_path, checkpoints.Checkpoint(checkpoints.TrainingProgress(), arrays, {}), lambda: None)
     assert not list(tmp_path.iterdir())
 
