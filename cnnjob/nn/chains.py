@@ -57,7 +57,7 @@ class Chain:
         return x, y, steps
 
     def _take_tensor(self, shape: Shape, border: int = 0, *, trainable: bool | None = None) -> Tensor:
-        """Take a tensor for a batch of values of this shape, trainable in a training unless told otherwise."""
+        """Take a tensor for a batch of values of this shape, trainable in a training by default."""
         trainable = self.trainable if trainable is None else trainable
         size, dtype = (self.batch_size, *shape), self.backend.dtype
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)

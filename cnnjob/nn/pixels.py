@@ -83,8 +83,8 @@ VIEWS: dict[str, dict[View, float]] = {
     "none": {(0, 0, 0): 1.0},
     "flip": {(0, 0, 0): 0.5, (1, 0, 0): 0.5},
     "flip_translate": {
-        (flip, move, -move if flip else move): weight
-        for move, weight in ((0, 0.25), (1, 0.125), (-1, 0.125))
+        (flip, shift, -shift if flip else shift): weight
+        for shift, weight in ((0, 0.25), (1, 0.125), (-1, 0.125))
         for flip in (0, 1)
     },
 }

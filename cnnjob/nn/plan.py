@@ -140,7 +140,7 @@ class EvaluationPlan:
         return probabilities
 
     def _evaluate(self, images: Array | ImageSource, order: Array, probabilities: Array) -> None:
-        """Evaluate as many images as ``inputs.order`` can hold, and copy their probabilities to the host at once."""
+        """Evaluate as many images as ``inputs.order`` can hold, and copy their probabilities to the host."""
         backend, inputs = self._backend, self._inputs
         steps = -(-len(order) // self._batch_size)
         # np.resize repeats the indices until the last batch is full; the rows of the repeated ones are not copied.

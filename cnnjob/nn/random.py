@@ -36,7 +36,7 @@ def generator(seed: int, purpose: int, *indices: int) -> np.random.Generator:
         indices: up to two more numbers of the address, such as the epoch.
 
     Returns:
-        A new generator, to be used at once and then discarded.
+        A new generator, for immediate use.
     """
     # NumPy counts up from the lowest word: with the indices in the high words, two addresses never share a block.
     counter = np.array([0, 0, *indices, 0, 0][:4], np.uint64)
@@ -93,7 +93,7 @@ class Uniform:
     """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), in preallocated memory.
 
     Element i of step t is word i mod 4 of the :class:`Philox` block with counter (i div 4, t, t div 2³², 0) and key
-    (seed, purpose). A number is made of the 24 highest bits of a word, which a float32 holds exactly.
+    (seed, purpose). A number consists of the 24 highest bits of a word, which a float32 holds exactly.
     """
 
     def __init__(self, memory: Array, values: Array, first: int = 0) -> None:

@@ -20,7 +20,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
     """Plan a dense block: y = activation(output_scale·(x w + b)), with ReLU or no activation.
 
     Args:
-        workers: the workers that share the products.
+        workers: the workers that compute the products.
         arena: memory for the buffers.
         block: the block's settings.
         x: input (N, …), without a border.
@@ -95,7 +95,7 @@ def dropout(
     """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
 
     Args:
-        workers: the workers that share the batch.
+        workers: the workers that compute the batch.
         arena: memory for the buffers.
         block: the probability p of m = 0.
         x: input (N, …).
@@ -111,7 +111,7 @@ def dropout(
 
     def plan_shard(images: slice) -> ForwardBackward:
         first, count = images.start * values, (images.stop - images.start) * values
-        # Philox makes four numbers at once: a shard that starts within a block of four draws all of it and skips some.
+        # Philox draws four numbers at a time: a shard that starts within such a block draws all of it and skips some.
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
         mask = arena.take((images.stop - images.start, *x.value.shape[1:]), x.value.dtype)

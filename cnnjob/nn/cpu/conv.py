@@ -37,7 +37,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
     """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
 
     Args:
-        workers: the workers that share the batch.
+        workers: the workers that compute the batch.
         arena: memory for the buffers.
         block: the block's settings.
         x: input (N, H, W, C) with a border of ``block.pad``.

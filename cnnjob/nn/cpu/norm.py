@@ -33,7 +33,7 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
     dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3).
 
     Args:
-        workers: the workers that share the batch.
+        workers: the workers that compute the batch.
         arena: memory for the buffers.
         block: the settings, and the activation.
         x: input (N, H, W, C), without a border.

@@ -7,15 +7,14 @@ from math import prod
 import numpy as np
 
 from cnnjob.nn.blocks import Dense, Dropout
-from cnnjob.nn.cuda.device_api import THREADS, Device, bordered, each, gemm, in_order, row_length, scalars
+from cnnjob.nn.cuda.device_api import THREADS, WARP, Device, bordered, each, gemm, in_order, row_length, scalars
 from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
-WARP = 32
-WARPS = 4
+IMAGES_PER_BLOCK = 4
 """Images per thread block of softmax and loss, one per warp."""
-ROWS = 8
+ROWS_AT_A_TIME = 8
 """Rows that a thread block of a sum over rows reads at a time."""
 
 Arrays = dict[str, Array]
@@ -46,7 +45,7 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
     dz, unused = arena.scratch(0, ((N, U), y.value.dtype), ((U,), y.value.dtype))
     d_bias = dw.get("bias", unused)
     arguments = [y.value, y.gradient, dz, d_bias, block.output_scale, block.activation == "relu", N, U]
-    grid, threads = (-(-U // WARP), 1), (WARP, ROWS)
+    grid, threads = (-(-U // WARP), 1), (WARP, ROWS_AT_A_TIME)
     backward: list[Task] = [partial(device.launch, "dense_slope", grid, threads, scalars(arguments))]
     if "weights" in dw:
         backward.append(gemm(device, flat, dz, dw["weights"], (True, False)))
@@ -138,4 +137,4 @@ def cross_entropy(
 
 def _warp_grid(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return grid and block of a kernel with one warp per image."""
-    return (-(-images // WARPS), 1), (WARP, WARPS)
+    return (-(-images // IMAGES_PER_BLOCK), 1), (WARP, IMAGES_PER_BLOCK)

@@ -1,7 +1,7 @@
 """Conv block on a device: convolution, bias, activation and max-pooling, for a few images at a time.
 
 The matrix of patches (im2col) covers as many images as stay in the device's cache until the GEMM has read it. It is not
-stored for backward, which makes it again. Of a pooling window only the position of the maximum is stored.
+stored for backward, which computes it again. Of a pooling window only the position of the maximum is stored.
 """
 
 from math import prod

@@ -13,6 +13,8 @@ from cnnjob.nn.tensors import Task, Tensor
 
 THREADS = 256
 """Threads per block of most kernels."""
+WARP = 32
+"""Threads of a warp."""
 MAX_BLOCKS = 65535
 """CUDA's limit on the blocks in the second dimension of a grid."""
 CHANNELS, LANES = 32, 8
@@ -84,7 +86,7 @@ class Device(Protocol):
 
 
 class ShapeOnlyDevice:
-    """Device without memory, to count with; it cannot run anything."""
+    """Device without memory, which only counts; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
         """Count for this precision."""

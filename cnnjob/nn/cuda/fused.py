@@ -1,6 +1,6 @@
 """Fused parts of a step: the first conv block reads the images' bytes, and the classifier computes the loss.
 
-:meth:`First.find` and :meth:`Head.find` decide which parts are fused; all others are planned part by part.
+:meth:`FirstConv.find` and :meth:`Head.find` decide which parts are fused; all others are planned part by part.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ import numpy as np
 
 from cnnjob.nn.blocks import Activation, Conv, Dense
 from cnnjob.nn.cuda.deferred import DeferredBatch, DeferredLoss, DeferredOperation, DeferredPart
-from cnnjob.nn.cuda.device_api import Device, bordered, gemm, in_order, scalars
+from cnnjob.nn.cuda.device_api import WARP, Device, bordered, gemm, in_order, scalars
 from cnnjob.nn.memory import Arena
 from cnnjob.nn.tensors import ForwardBackward, Task
 
-LANES, WARPS, TILE = 32, 8, 6144
-"""Lanes and warps of a thread block of ``fused.cu``, and floats of its shared memory."""
+WARPS, TILE = 8, 6144
+"""Warps of a thread block of the first conv block, and floats of its shared memory, as in ``fused.cu``."""
 FIRST_BLOCKS = [(kernel, pool, channels) for kernel, channels in ((3, 1), (3, 3), (5, 1)) for pool in (1, 2)]
 """Kernel side, pooling side and channels for which ``fused.cu`` has kernels."""
 MAX_GROUPS = 128
@@ -28,10 +28,10 @@ It does not depend on the GPU, so that the order of every sum is fixed.
 """
 MAX_VALUES, MAX_CLASSES, HEAD_THREADS = 1024, 32, 128
 """Maximum inputs and classes of a classifier that is fused with its loss, and threads per block of that kernel."""
-BATCH_SUMS = (LANES, 8)
+BATCH_SUMS = (WARP, 8)
 """Threads of a block of the kernel ``batch_sums``."""
 
-NOTHING = ForwardBackward(in_order([]), in_order([]))
+NO_TASKS = ForwardBackward(in_order([]), in_order([]))
 """Tasks of a part that another part computes."""
 
 
@@ -46,7 +46,7 @@ def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[De
     Returns:
         The two tasks of each of those parts; all other parts are to be planned alone.
     """
-    first, head = First.find(parts), Head.find(parts)
+    first, head = FirstConv.find(parts), Head.find(parts)
     planned: dict[DeferredPart, ForwardBackward] = {}
     sums = _Sums(device, arena)
     if first:
@@ -61,7 +61,7 @@ def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[De
 
 
 @dataclass(frozen=True)
-class First:
+class FirstConv:
     """Batch and the conv block that reads it, computed in one kernel."""
 
     batch: DeferredBatch
@@ -115,7 +115,7 @@ class First:
         winner = arena.take((N, height, width, F) if training else (1,), np.uint8)
         normalisation = self.batch.pixels.scale, self.batch.pixels.shift
         pixels = [arena.constant(np.asarray(values, np.float32)) for values in normalisation]
-        filters = -(-F // LANES)
+        filters = -(-F // WARP)
         sizes = H, W, block.pad, self.pitch, height, width, F
         w, flags = layer.weights, (block.activation == "relu", training)
         inputs = self.batch.inputs
@@ -125,17 +125,17 @@ class First:
             source = inputs.images, inputs.rows, inputs.position
             arrays = *source, *pixels, w["weights"], w["bias"], *bordered(y.value), winner
             arguments = scalars([*arrays, *sizes, *flags, N])
-            device.launch(f"first_forward_{name}", (N * bands, filters), (LANES, WARPS), arguments)
+            device.launch(f"first_forward_{name}", (N * bands, filters), (WARP, WARPS), arguments)
 
         if not training:
-            return {self.batch: NOTHING, layer: ForwardBackward(forward, forward)}
+            return {self.batch: NO_TASKS, layer: ForwardBackward(forward, forward)}
         groups, taps = min(N * bands, MAX_GROUPS), block.kernel**2 * C
         parts = arena.take((groups, (taps + 1) * F), np.float32)  # of the weights, then of the bias
         source = inputs.images, inputs.rows, inputs.position
         arguments = scalars([*source, *pixels, *bordered(y.gradient), winner, parts, *sizes, N])
-        backward = partial(device.launch, f"first_backward_{name}", (groups, filters), (LANES, WARPS), arguments)
+        backward = partial(device.launch, f"first_backward_{name}", (groups, filters), (WARP, WARPS), arguments)
         sums.filters = parts, layer.gradients["weights"], layer.gradients["bias"], groups, taps * F, (taps + 1) * F
-        return {self.batch: NOTHING, layer: ForwardBackward(forward, backward)}
+        return {self.batch: NO_TASKS, layer: ForwardBackward(forward, backward)}
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Head:
         gradients = classifier.gradients
         sums.classifier = dz, gradients["bias"], classes, flat, gradients["weights"], values * classes, N
         loss_tasks = ForwardBackward(head, in_order([]))
-        planned: dict[DeferredPart, ForwardBackward] = {self.loss: loss_tasks, classifier: NOTHING}
+        planned: dict[DeferredPart, ForwardBackward] = {self.loss: loss_tasks, classifier: NO_TASKS}
         if hidden:
             sums.hidden = dx, hidden.gradients["bias"], values
             planned[hidden] = _plan_products(device, hidden)
@@ -219,7 +219,7 @@ class _Sums:
         """Plan all sums."""
         columns = self.filters[5] + self.hidden[2] + self.classifier[2] + self.classifier[5]
         arguments = scalars([*self.filters, *self.hidden, *self.classifier])
-        return partial(self._device.launch, "batch_sums", (-(-columns // LANES), 1), BATCH_SUMS, arguments)
+        return partial(self._device.launch, "batch_sums", (-(-columns // WARP), 1), BATCH_SUMS, arguments)
 
 
 def _with_supported_settings(block: Conv) -> Conv:
