@@ -190,8 +190,8 @@ def test_predict_of_a_dataset_that_has_changed(here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no image", "not an image of a known format"),
-        (b"", "not an image of a known format"),
+        (b"no image", "not a PNG image, in spite of its name"),
+        (b"", "an empty file, not an image"),
         (None, "no such file"),
     ],
 )
