@@ -44,7 +44,7 @@ def test_results_are_in_the_order_of_the_tasks(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_error_is_raised_where_its_result_would_be(count: int) -> None:
     before, results = processes_below(os.getpid()), []
-    with worker_processes(count) as work, pytest.raises(DataError, match="five: is refused"):
+    with worker_processes(count) as work, pytest.raises(DataError, match="five: is refused"):  # noqa: PT012
         for number in work(refuse, range(40)):
             results.append(number)  # noqa: PERF402 - extend may lose what comes before the error
     assert results == [0, 1, 2, 3, 4]
