@@ -1,5 +1,7 @@
 """Folders as people have them: every common layout gives the right pixels and labels, or is refused with what to do."""
 
+import itertools
+import os
 import re
 import shlex
 import zlib
@@ -48,7 +50,7 @@ def require(dataset: Dataset, split: str, expected: Iterable[tuple[str, str]]) -
 def refused(root: Path, message: str, error: type[Exception] = DataError, **options: object) -> str:
     with pytest.raises(error, match=message) as refusal:
         prepared(root, **options)
-    assert not (root.parent / "data").exists()
+    assert not [*(root.parent / "data").glob("*")]
     return str(refusal.value)
 
 
@@ -235,18 +237,33 @@ def test_all_unusable_files_are_listed_and_can_be_skipped(tmp_path: Path) -> Non
     broken(root, "train/a/x.png", "test/b/y.jpg")
     content = encoded(Image.fromarray(pixels_of("z")), "jpeg")
     (root / "train/b/z.jpg").write_bytes(content[:-20])  # its header is whole
-    message = refused(root, "(?s)root: 2 files cannot be used")
-    assert all(f"  {root}/{name}: " in message for name in ("train/a/x.png", "test/b/y.jpg"))
+    message = refused(root, "(?s)root: 3 files cannot be used")
+    assert all(f"  {root}/{name}: " in message for name in ("train/a/x.png", "test/b/y.jpg", "train/b/z.jpg"))
     command = shlex.split(message.splitlines()[-1])
-    assert command[-2:] == ["--skip-damaged", "2"]
+    assert command[-2:] == ["--skip-damaged", "3"]
     with pytest.raises(DataError, match=r"(?s)3 files cannot be used.*z.jpg: not a usable image.*--skip-damaged 3$"):
         prepared(root, skip_damaged=2)
     done = prepared(root, skip_damaged=3)
     assert done.dataset.options["skipped"].keys() == {"train/a/x.png", "test/b/y.jpg", "train/b/z.jpg"}
     require(done.dataset, "train", [(f"train/{name}/{i}.png", name) for name in "ab" for i in range(3)])
     assert not prepared(root, skip_damaged=3).created
-    with pytest.raises(DataError, match="2 files cannot be used"):
+    with pytest.raises(DataError, match="3 files cannot be used"):
         prepared(root)
+
+
+def test_damage_that_only_the_second_pass_finds_is_listed_too(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for split, name, i in itertools.product(("train", "test"), "ab", range(25)):  # enough for two processes
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(random_bytes((70, 65, 3), i))
+        image.save(root / split / name / f"{i}.jpg")
+    for name in ("train/a/3.jpg", "test/b/20.jpg"):
+        (root / name).write_bytes((root / name).read_bytes()[:-40])
+    message = refused(root, "(?s)root: 2 files cannot be used")
+    assert all(f"  {root}/{name}: not a usable image" in message for name in ("train/a/3.jpg", "test/b/20.jpg"))
+    done = prepared(root, skip_damaged=2)
+    assert done.dataset.counts("train") == (24, 25)
+    assert done.dataset.counts("test") == (25, 24)
 
 
 def test_files_that_are_no_images_are_left_out(tmp_path: Path) -> None:
@@ -332,3 +349,40 @@ def test_sizes_are_listed_with_the_command_that_does(tmp_path: Path) -> None:
     assert prepared(root, size=(4, 4)).created
     with pytest.raises(JobError, match="fit: no size to fit to"):
         prepared(root, fit="pad")
+
+
+def test_the_file_is_the_same_on_any_number_of_cores(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for split, name, i in itertools.product(("train", "test"), "ab", range(30)):
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_bytes((40 + i, 60, 3), i)).save(root / split / name / f"{i}.png")
+    cores = os.sched_getaffinity(0)
+    contents = []
+    try:
+        for some in ({min(cores)}, cores):
+            os.sched_setaffinity(0, some)
+            contents.append(prepared(root, size=(30, 20), force=True).dataset.path.read_bytes())
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert contents[0] == contents[-1]
+
+
+def test_what_was_done_to_images_is_said(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
+    clear = np.dstack([pixels_of("c"), np.full((SIDE, SIDE), 100, np.uint8)])
+    Image.fromarray(clear).save(root / "train/a/clear.png")
+    Image.fromarray(np.full((SIDE, SIDE), 4095, np.uint16)).save(root / "train/a/deep.png")
+    first = Image.fromarray(pixels_of("f"))
+    first.save(root / "train/b/moving.png", save_all=True, append_images=[Image.fromarray(pixels_of("s"))])
+    done = prepared(root)
+    assert [line.split(": ", 1)[1] for line in done.warnings] == [
+        "1 image: transparent pixels on the background",
+        "1 image: 16 bits with no value above 4095, so nearly black: scale 12-bit data to 16 bits first",
+        "1 image: first of several images",
+    ]
+    images, _ = done.dataset.load("train")
+    np.testing.assert_array_equal(images[1], (clear[..., :3].astype(int) * 100 + 255 * 155 + 127) // 255)
+    np.testing.assert_array_equal(images[2], 15)
+    np.testing.assert_array_equal(images[4], first)
+    images, _ = prepared(root, background=(0, 0, 0), force=True).dataset.load("train")
+    np.testing.assert_array_equal(images[1], (clear[..., :3].astype(int) * 100 + 127) // 255)

@@ -14,18 +14,18 @@ from cnnjob.data.prepare.parallel import worker_processes
 from cnnjob.errors import DataError
 
 
-def slow_square(number: int) -> int:
+def slow_square(_: None, number: int) -> int:
     time.sleep(0.01 * (number % 3))  # later tasks are often done first
     return number**2
 
 
-def refuse(number: int) -> int:
+def refuse(_: None, number: int) -> int:
     if number == 5:
         raise DataError("five: is refused")
     return number
 
 
-def kill_own_process(number: int) -> int:
+def kill_own_process(_: None, number: int) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
@@ -37,14 +37,14 @@ def processes_below(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_results_are_in_the_order_of_the_tasks(count: int) -> None:
-    with worker_processes(count) as work:
+    with worker_processes(count, None) as work:
         assert [*work(slow_square, range(40))] == [number**2 for number in range(40)]
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_error_is_raised_where_its_result_would_be(count: int) -> None:
     before, results = processes_below(os.getpid()), []
-    with worker_processes(count) as work, pytest.raises(DataError, match="five: is refused"):  # noqa: PT012
+    with worker_processes(count, None) as work, pytest.raises(DataError, match="five: is refused"):  # noqa: PT012
         for number in work(refuse, range(40)):
             results.append(number)  # noqa: PERF402 - extend may lose what comes before the error
     assert results == [0, 1, 2, 3, 4]
@@ -59,25 +59,25 @@ def test_only_few_tasks_are_begun_before_their_results_are_used() -> None:
             begun.append(number)
             yield number
 
-    with worker_processes(2) as work:
+    with worker_processes(2, 7) as work:
         results = work(slow_square, tasks())
         next(results)
         assert len(begun) < 10
 
 
 def test_a_killed_process_is_an_error_of_the_user() -> None:
-    with worker_processes(2) as work, pytest.raises(DataError, match="was killed, perhaps for want of memory"):
+    with worker_processes(2, 7) as work, pytest.raises(DataError, match="was killed, perhaps for want of memory"):
         [*work(kill_own_process, range(40))]
 
 
 def test_killed_callers_leave_no_process_behind() -> None:
     code = (
         "import time\nfrom cnnjob.data.prepare.parallel import worker_processes\n"
-        "with worker_processes(2) as work:\n    print(*work(int, range(3)), flush=True)\n    time.sleep(60)\n"
+        "with worker_processes(2, 7) as work:\n    print(*work(max, range(9)), flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as caller:
         assert caller.stdout
-        assert caller.stdout.readline() == "0 1 2\n"
+        assert caller.stdout.readline() == "7 7 7 7 7 7 7 7 8\n"
         workers = processes_below(caller.pid)
         assert len(workers) == 2
         caller.kill()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnjob.data.dataset import Dataset
-from cnnjob.data.images import FITS, Fit
+from cnnjob.data.images import FITS, WHITE, Fit
 from cnnjob.data.prepare import cifar, digits, idx, output_path, sources
 from cnnjob.data.prepare.catalogue import DIGITS, KNOWN, Entry
 from cnnjob.data.prepare.folders.folder import MAX_PIXELS, read_folder
@@ -21,7 +21,7 @@ from cnnjob.data.prepare.folders.options import VAL, FolderOptions
 from cnnjob.data.prepare.folders.tree import FolderTree
 from cnnjob.data.prepare.progress import counted
 from cnnjob.data.prepare.writer import DatasetContents, write
-from cnnjob.errors import DataError, JobError, closest_name
+from cnnjob.errors import DataError, JobError, closest_name, plural
 
 __all__ = ["KNOWN", "Entry", "Prepared", "prepare"]
 
@@ -59,6 +59,7 @@ def prepare(
     test_fraction: float | str | None = None,
     labels: Path | None = None,
     skip_damaged: int = 0,
+    background: tuple[int, int, int] = WHITE,
     force: bool = False,
     progress: bool = False,
 ) -> Prepared:
@@ -75,6 +76,7 @@ def prepare(
             validation images the test images.
         labels: a table of the labels of a folder's images.
         skip_damaged: number of unusable images that may be skipped; the file names them.
+        background: colour (R, G, B) below transparent pixels and around padded images, each 0..255.
         force: whether to write again if the file exists, whatever it is.
         progress: whether to show progress bars on stderr.
 
@@ -87,7 +89,7 @@ def prepare(
     """
     started = time.perf_counter()
     _require_known(name, source)
-    options = FolderOptions(str(source), out, size, fit, test_fraction, labels, skip_damaged)
+    options = FolderOptions(str(source), out, size, fit, test_fraction, labels, skip_damaged, background)
     request = _Request(name, None if source is None else str(source), sha256, options)
     request.require_possible()
     # Images of a user are in no catalogue: the file they are written to names the dataset.
@@ -111,8 +113,12 @@ def prepare(
             stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
             write(out, title, counted(contents, title) if progress else contents, stored)
     dataset = dataset or Dataset.open(out)
-    described = (contents.description, contents.warnings) if contents else ("", ())
+    described = (contents.description, (*contents.warnings, *_remarks(contents, source))) if contents else ("", ())
     return Prepared(dataset, not existed, time.perf_counter() - started, *described)
+
+
+def _remarks(contents: DatasetContents, source: str | Path | None) -> list[str]:
+    return [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
 
 
 def _require_known(name: str, source: str | Path | None) -> None:
@@ -151,7 +157,7 @@ class _Request:
         if self.name == DIGITS.name:
             return digits.contents(DIGITS.class_names)
         if not self.is_published:
-            return self._pinned(read_folder(FolderTree(Path(self.source or "")), self.options))
+            return self._pinned(read_folder(FolderTree(Path(self.source or "")), self.options, progress=progress))
         entry = _ENTRIES[self.name]
         files = sources.obtain(entry, self.source, self.sha256, progress=progress)
         sums = sources.check(entry, files, self.sha256)

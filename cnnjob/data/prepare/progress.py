@@ -1,10 +1,22 @@
 """Progress bars on stderr, shown only if stderr is a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
 
 from cnnjob.data.prepare.writer import Chunk, DatasetContents
 
@@ -19,16 +31,46 @@ def counted(contents: DatasetContents, name: str) -> DatasetContents:
     Returns:
         The contents to write instead.
     """
-    return replace(contents, blocks=_counted(contents.blocks, name))
+    return replace(contents, blocks=_counted(contents.blocks, name, contents.n_images))
 
 
-def _counted(blocks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
-    columns = (TextColumn("{task.description} {task.completed:,.0f} images"), TimeElapsedColumn())
-    with _bar(*columns) as bar:
-        task = bar.add_task(name, total=None)
+def _counted(blocks: Iterator[Chunk], name: str, total: int | None) -> Iterator[Chunk]:
+    with image_bar(name, total, shown=True) as advance:
         for block in blocks:
             yield block
-            bar.advance(task, len(block.images))
+            advance(len(block.images))
+
+
+@contextmanager
+def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show how many images are done, how many per second, and the time left.
+
+    Args:
+        label: what is done.
+        total: number of images, if known.
+        shown: whether to show it.
+
+    Yields:
+        A function that counts images.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}"),
+        TextColumn("of {task.total:,.0f} images" if total else "images"),
+        _SpeedColumn(),
+        TimeRemainingColumn() if total else TimeElapsedColumn(),
+    )
+    with _bar(*columns) if shown else nullcontext() as bar:
+        task = bar.add_task(label, total=total) if bar else None
+        yield lambda count: bar.advance(task, count) if bar and task is not None else None
+
+
+class _SpeedColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
 def _bar(*columns: ProgressColumn) -> Progress:

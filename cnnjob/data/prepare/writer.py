@@ -61,6 +61,9 @@ class DatasetContents:
         description: what the source was recognised as, in one line.
         faults: the fault of each file that is skipped, by name; complete when all blocks have been read.
         class_folders: the folders in which each folder is a class.
+        remarks: what the user should know of how images were read, with their number; complete when all blocks have
+            been read.
+        n_images: number of images of all splits; None if it is not known before they are read.
     """
 
     class_names: tuple[str, ...]
@@ -70,6 +73,8 @@ class DatasetContents:
     description: str = ""
     faults: dict[str, str] = field(default_factory=dict)
     class_folders: tuple[Path, ...] = ()
+    remarks: Counter[str] = field(default_factory=Counter)
+    n_images: int | None = None
 
 
 def write(path: Path, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:

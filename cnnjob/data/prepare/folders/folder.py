@@ -1,26 +1,17 @@
-"""Read the images of a folder: list them, survey every file once, then read the pixels in the order of the dataset.
-
-The first pass reads each file for its digest, size and colours; the second decodes it. The second pass holds to the
-list of the first: a file that is changed, added or gone in between is an error.
-"""
+"""Turn a folder of images into a dataset: its splits, classes, size, and what the user should know of it."""
 
 import hashlib
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from cnnjob.data.dataset import BLOCK_BYTES
-from cnnjob.data.images import Fit, Header, decoding_limits, header, read_picture
 from cnnjob.data.prepare.folders.label_file import layout_of_labels
 from cnnjob.data.prepare.folders.layout import ANNOTATIONS, Layout, find_layout
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
-from cnnjob.data.prepare.folders.tree import FolderTree, Listing, Stamp
+from cnnjob.data.prepare.folders.reading import ImageFile, Splits, Survey, chunks, refuse_unusable, survey
+from cnnjob.data.prepare.folders.tree import FolderTree, Listing
 from cnnjob.data.prepare.split import cut
-from cnnjob.data.prepare.writer import Chunk, DatasetContents
+from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes, sha256_of
 
@@ -29,104 +20,6 @@ _MAX_SUGGESTED_SIDE = 224
 MAX_LABEL_BYTES = 256 << 20
 _SHOWN = 5
 _SHOWN_COPIES = 3
-
-
-@dataclass(slots=True)
-class ImageFile:
-    """A file of the list.
-
-    Attributes:
-        name: its path relative to the root.
-        label: index of its class.
-        digest: SHA-256 of the file, 32 bytes.
-        stamp: device, inode, size and time of the last change of the inode.
-    """
-
-    name: str
-    label: int
-    digest: bytes = b""
-    stamp: Stamp = (0, 0, 0, 0)
-
-
-Splits = dict[str, list[ImageFile]]
-
-
-@dataclass
-class Survey:
-    """What the first pass found.
-
-    Attributes:
-        splits: the usable images of each split, in the order of the dataset.
-        sizes: how many images have each size (H, W), and the name of the first of them.
-        is_grey: whether no image has colours.
-        faults: the fault of each unusable file, by name.
-    """
-
-    splits: Splits = field(default_factory=dict)
-    sizes: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
-    is_grey: bool = True
-    faults: dict[str, str] = field(default_factory=dict)
-
-    def add(self, found: Header, name: str) -> None:
-        """Count an image's size and colours."""
-        size = (found.height, found.width)
-        count, first = self.sizes.get(size, (0, name))
-        self.sizes[size] = (count + 1, first)
-        self.is_grey = self.is_grey and found.is_grey  # a single image in colour makes all of them RGB
-
-
-def survey(tree: FolderTree, layout: Layout, *, decode: bool) -> Survey:
-    """Read every file of a layout: its digest and its header.
-
-    Args:
-        tree: the files.
-        layout: their splits and classes.
-        decode: whether to decode each image too, which finds all unusable files.
-
-    Returns:
-        The usable images, and the faults of all others.
-    """
-    result = Survey()
-    with decoding_limits():
-        for split, classes in layout.splits.items():
-            images = result.splits[split] = []
-            for label, names in enumerate(classes):
-                for name in names:
-                    try:
-                        image, found = examine_file(tree, name, label, decode=decode)
-                    except DataError as error:
-                        result.faults[name] = str(error)
-                    else:
-                        images.append(image)
-                        result.add(found, name)
-    return result
-
-
-def examine_file(tree: FolderTree, name: str, label: int, *, decode: bool) -> tuple[ImageFile, Header]:
-    """Read one file in the first pass."""
-    path = tree.path(name)
-    content, stamp = tree.read(name)
-    digest = tree.digest(name) if content is None else hashlib.sha256(content).digest()
-    found = read_picture(path, None, content=content).header if decode else header(path, content=content)
-    return ImageFile(name, label, digest, stamp), found
-
-
-def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoReturn:
-    """List all unusable files, and the command that skips them.
-
-    Args:
-        faults: the message of each file, by name.
-        options: for the command.
-
-    Raises:
-        DataError: always.
-    """
-    listed = "\n".join(f"  {message}" for message in faults.values())
-    them = "it" if len(faults) == 1 else "them"
-    raise DataError(
-        f"{options.source}: {plural(len(faults), 'file')} cannot be used (found:\n{listed}).\n"
-        f"Repair or remove {them}, or skip {them}:\n  {options.command(skip_damaged=len(faults))}"
-    )
 
 
 def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fraction: float) -> Splits:
@@ -199,7 +92,9 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
     Raises:
         JobError: the images differ in size, or are too large, and no size is given.
     """
-    channels = 1 if found.is_grey else 3
+    # Below transparent pixels, a coloured background makes a grey image coloured.
+    is_grey = found.is_grey and not (found.has_alpha and len({*options.background}) > 1)
+    channels = 1 if is_grey else 3
     if options.size is not None:
         return (*options.size, channels)
     height, width = max(found.sizes, key=lambda size: found.sizes[size][0])
@@ -287,73 +182,13 @@ def _parents(path: str) -> list[str]:
     return parents
 
 
-def chunks(
-    tree: FolderTree, found: Survey, shape: tuple[int, int, int], options: FolderOptions, listed: Sequence[str]
-) -> Iterator[Chunk]:
-    """Read the pixels of all images, in the order of the dataset.
-
-    Args:
-        tree: the files.
-        found: the survey.
-        shape: (H, W, C) to which the images are brought.
-        options: how.
-        listed: all files that the first pass listed.
-
-    Yields:
-        Chunks of a few MiB.
-
-    Raises:
-        DataError: images cannot be decoded; or a file was changed, added or removed since the first pass.
-    """
-    rows = max(1, BLOCK_BYTES // math.prod(shape))
-    faults: dict[str, str] = {}
-    for split, images in found.splits.items():
-        for start in range(0, len(images), rows):
-            some = images[start : start + rows]
-            pixels = np.zeros((len(some), *shape), np.uint8)  # (N, H, W, C)
-            with decoding_limits():
-                for row, image in enumerate(some):
-                    try:
-                        pixels[row] = read_image(tree, image, shape, options.fit)
-                    except DataError as error:  # raised after the last image, with all others
-                        faults[image.name] = str(error)
-            yield Chunk(str(tree.root), split, start, pixels, np.array([image.label for image in some]), len(images))
-    if added_or_removed := sorted(set(listed) ^ set(tree.list().files)):
-        raise DataError(
-            f"{tree.path(added_or_removed[0])}: added or removed while the folder was read "
-            f"(found {plural(len(added_or_removed), 'such file')}). Prepare it again when nothing changes the folder"
-        )
-    if faults:
-        refuse_unusable(found.faults | faults, options)
-
-
-def read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
-    """Read the pixels of one image in the second pass; it must be the file that the first pass read.
-
-    Returns:
-        (H, W, C) uint8.
-
-    Raises:
-        DataError: the file was changed or removed, or cannot be decoded.
-    """
-    path = tree.path(image.name)
-    content, stamp = tree.read(image.name)
-    if stamp != image.stamp:
-        # A changed stamp alone may be a new link or mode: the digest decides.
-        digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
-        if digest != image.digest:
-            raise DataError(
-                f"{path}: changed while the folder was read. Prepare it again when nothing changes the folder"
-            )
-    return read_picture(path, shape, fit=fit, content=content).pixels
-
-
-def read_folder(tree: FolderTree, options: FolderOptions) -> DatasetContents:
+def read_folder(tree: FolderTree, options: FolderOptions, *, progress: bool = False) -> DatasetContents:
     """List and survey the images of a folder.
 
     Args:
         tree: the folder.
         options: how they are to be read.
+        progress: whether to show progress bars on stderr.
 
     Returns:
         The contents, with one digest over the digests and names of all images; pixels are read later.
@@ -371,8 +206,7 @@ def read_folder(tree: FolderTree, options: FolderOptions) -> DatasetContents:
     else:
         layout = find_layout(listing, str(tree.root), _annotations(tree, listing))
     layout = _with_test_split(layout, options, tree)
-    # With files to skip, their number must be known before the arrays are created.
-    found = survey(tree, layout, decode=options.skip_damaged > 0)
+    found = survey(tree, layout, options, progress=progress)
     if len(found.faults) > options.skip_damaged:
         refuse_unusable(found.faults, options)
     if "test" not in found.splits:
@@ -393,6 +227,8 @@ def read_folder(tree: FolderTree, options: FolderOptions) -> DatasetContents:
         layout.description,
         found.faults,
         tuple(tree.root / base for base in layout.bases),
+        found.remarks,
+        sum(map(len, found.splits.values())),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnnjob.data.images import FITS, Fit
+from cnnjob.data.images import FITS, WHITE, Fit
 
 VAL = "val"
 """As ``test_fraction``: the validation images become the test images."""
@@ -23,6 +23,7 @@ class FolderOptions:
         test_fraction: fraction of each class that becomes the test split, or :data:`VAL`.
         labels: a table of labels.
         skip_damaged: number of unusable files that may be skipped.
+        background: colour (R, G, B) below transparent pixels and around padded images.
     """
 
     source: str
@@ -32,18 +33,21 @@ class FolderOptions:
     test_fraction: float | str | None = None
     labels: Path | None = None
     skip_damaged: int = 0
+    background: tuple[int, int, int] = WHITE
 
     def as_json(self) -> dict[str, Any]:
         """Return the options that decide the result, as they are stored in the file."""
-        # fit is left out at its default, as it is in files that were written before it existed.
-        fit = {} if self.fit == FITS[0] else {"fit": self.fit}
-        return {"size": self.size and list(self.size), "test_fraction": self.test_fraction, **fit}
+        # Those that came later are left out at their default, as in files that were written before they existed.
+        later: dict[str, Any] = {} if self.fit == FITS[0] else {"fit": self.fit}
+        later |= {} if self.background == WHITE else {"background": list(self.background)}
+        return {"size": self.size and list(self.size), "test_fraction": self.test_fraction, **later}
 
     def as_typed(self) -> list[str]:
         """Return the options as words of a command."""
         words = ["--labels", str(self.labels)] if self.labels else []
         words += ["--size", "x".join(map(str, self.size))] if self.size else []
         words += ["--fit", self.fit] if self.fit != FITS[0] else []
+        words += ["--background", "#{:02x}{:02x}{:02x}".format(*self.background)] if self.background != WHITE else []
         words += ["--test-fraction", str(self.test_fraction)] if self.test_fraction is not None else []
         return words + (["--skip-damaged", str(self.skip_damaged)] if self.skip_damaged else [])
 

@@ -97,16 +97,27 @@ class FolderTree:
         path = self.root / name
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            stamp = (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+            stamp = _stamp_of(status)
             try:
                 return (file.read() if status.st_size <= _MAX_CONTENT_BYTES else None), stamp
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror}). Repair or remove it") from error
 
+    def stamp(self, name: str) -> Stamp | None:
+        """Return a file's stamp as :meth:`read` does, without reading it; None if it is gone."""
+        try:
+            return _stamp_of((self.root / name).stat())
+        except OSError:
+            return None
+
     def digest(self, name: str) -> bytes:
         """Return the SHA-256 of a file that is too large to be held in memory."""
         with open_regular(self.root / name) as file:
             return hashlib.file_digest(file, "sha256").digest()
+
+
+def _stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
 def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[int]) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,274 @@
+"""Read image files in several processes: survey every file, then read the pixels in the order of the dataset.
+
+The survey reads each file for its digest, size and colours; the second pass decodes it, and holds to what the survey
+found: a file that is changed, added or gone in between is an error. Images of few pixels are decoded in the survey
+already, because to open such a file takes longer than to decode it.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from cnnjob.data.images import Header, Picture, decoding_limits, examine, fit_pixels, header, read_picture
+from cnnjob.data.prepare.folders.layout import Layout
+from cnnjob.data.prepare.folders.options import FolderOptions
+from cnnjob.data.prepare.folders.tree import FolderTree, Stamp
+from cnnjob.data.prepare.parallel import worker_processes
+from cnnjob.data.prepare.progress import image_bar
+from cnnjob.data.prepare.writer import Chunk
+from cnnjob.errors import DataError, plural
+
+_FEW_PIXELS = 64 * 64
+"""Height times width up to which an image is decoded in the survey."""
+_MAX_KEPT_BYTES = 256 << 20
+"""Of pixels that the survey decoded, in all."""
+_SURVEY_TASK, _DECODE_TASK = 64, 16
+"""Files per task of a process."""
+_FILES_PER_PROCESS = 32
+"""Fewer files are not worth another process."""
+
+
+@dataclass(slots=True)
+class ImageFile:
+    """A file of the list.
+
+    Attributes:
+        name: its path relative to the root.
+        label: index of its class.
+        digest: SHA-256 of the file, 32 bytes.
+        stamp: device, inode, size and time of the last change of the inode.
+        picture: the image, if the survey decoded it.
+    """
+
+    name: str
+    label: int
+    digest: bytes = b""
+    stamp: Stamp = (0, 0, 0, 0)
+    picture: Picture | None = None
+
+
+Splits = dict[str, list[ImageFile]]
+
+
+@dataclass
+class Survey:
+    """What the first pass found.
+
+    Attributes:
+        splits: the usable images of each split, in the order of the dataset.
+        sizes: how many images have each size (H, W), and the name of the first of them.
+        is_grey: whether no image has colours.
+        faults: the fault of each unusable file, by name.
+        has_alpha: whether any image has a place for transparency.
+        remarks: what a user should know of how images were read, with their number; complete after the second pass.
+    """
+
+    splits: Splits = field(default_factory=dict)
+    sizes: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
+    is_grey: bool = True
+    faults: dict[str, str] = field(default_factory=dict)
+    has_alpha: bool = False
+    remarks: Counter[str] = field(default_factory=Counter)
+
+    def add(self, found: Header, name: str) -> None:
+        """Count an image's size and colours."""
+        size = (found.height, found.width)
+        count, first = self.sizes.get(size, (0, name))
+        self.sizes[size] = (count + 1, first)
+        self.has_alpha = self.has_alpha or found.has_alpha
+        self.is_grey = self.is_grey and found.is_grey  # a single image in colour makes all of them RGB
+
+
+_File = tuple[str, int, str]
+"""Split, label and name."""
+
+
+class _Examined(NamedTuple):
+    """A usable file in the survey."""
+
+    digest: bytes
+    stamp: Stamp
+    header: Header
+    picture: Picture | None
+
+
+def survey(tree: FolderTree, layout: Layout, options: FolderOptions, *, progress: bool = False) -> Survey:
+    """Read every file of a layout: its digest and its header.
+
+    Args:
+        tree: the files.
+        layout: their splits and classes.
+        options: with files to skip, each image is decoded, which finds all unusable files: their number must be known
+            before the arrays are created.
+        progress: whether to show a bar on stderr.
+
+    Returns:
+        The usable images, and the faults of all others.
+    """
+    result = Survey()
+    files = [
+        (split, label, name)
+        for split, classes in layout.splits.items()
+        for label, names in enumerate(classes)
+        for name in names
+    ]
+    tasks = (([name for _, _, name in some], options) for some in _tasks(files, _SURVEY_TASK))
+    kept_bytes = 0
+    result.splits = {split: [] for split in layout.splits}
+    with (
+        worker_processes(_n_processes(len(files)), tree) as work,
+        image_bar("survey", len(files), shown=progress) as advance,
+    ):
+        examined = (one for some in work(_examine_files, tasks) for one in some)
+        for (split, label, name), found in zip(files, examined, strict=True):
+            advance(1)
+            if isinstance(found, str):
+                result.faults[name] = found
+                continue
+            image = ImageFile(name, label, found.digest, found.stamp)
+            if found.picture and kept_bytes + found.picture.pixels.nbytes <= _MAX_KEPT_BYTES:
+                image.picture = found.picture
+                kept_bytes += found.picture.pixels.nbytes
+            result.splits[split].append(image)
+            result.add(found.header, name)
+    return result
+
+
+def _tasks(items: Sequence[_File], size: int) -> Iterator[Sequence[_File]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _n_processes(n_files: int) -> int:
+    return min(len(os.sched_getaffinity(0)), max(1, n_files // _FILES_PER_PROCESS))
+
+
+def _examine_files(tree: FolderTree, task: tuple[Iterable[str], FolderOptions]) -> list[_Examined | str]:
+    """Examine files in a process; a text is a file's fault."""
+    names, options = task
+    results: list[_Examined | str] = []
+    with decoding_limits():
+        for name in names:
+            try:
+                results.append(_examine_file(tree, name, options))
+            except DataError as error:
+                results.append(str(error))
+    return results
+
+
+def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Examined:
+    path = tree.path(name)
+    content, stamp = tree.read(name)
+    if content is None:
+        found, picture = header(path), None
+        digest = tree.digest(name)
+    else:
+        digest = hashlib.sha256(content).digest()
+        found, picture = examine(path, content, _FEW_PIXELS, options.background)
+    if options.skip_damaged and picture is None:
+        read_picture(path, None, content=content)
+    return _Examined(digest, stamp, found, picture)
+
+
+def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoReturn:
+    """List all unusable files, and the command that skips them.
+
+    Args:
+        faults: the message of each file, by name.
+        options: for the command.
+
+    Raises:
+        DataError: always.
+    """
+    listed = "\n".join(f"  {message}" for message in faults.values())
+    them = "it" if len(faults) == 1 else "them"
+    raise DataError(
+        f"{options.source}: {plural(len(faults), 'file')} cannot be used (found:\n{listed}).\n"
+        f"Repair or remove {them}, or skip {them}:\n  {options.command(skip_damaged=len(faults))}"
+    )
+
+
+def chunks(
+    tree: FolderTree, found: Survey, shape: tuple[int, int, int], options: FolderOptions, listed: Sequence[str]
+) -> Iterator[Chunk]:
+    """Read the pixels of all images, in the order of the dataset.
+
+    Args:
+        tree: the files.
+        found: the survey; the remarks on images are added to it.
+        shape: (H, W, C) to which the images are brought.
+        options: how.
+        listed: all files that the survey listed.
+
+    Yields:
+        Chunks of a few images.
+
+    Raises:
+        DataError: images cannot be decoded; or a file was changed, added or removed since the survey.
+    """
+    tasks = [
+        (split, start, images[start : start + _DECODE_TASK])
+        for split, images in found.splits.items()
+        for start in range(0, len(images), _DECODE_TASK)
+    ]
+    faults: dict[str, str] = {}
+    n_images = sum(map(len, found.splits.values()))
+    with worker_processes(_n_processes(n_images), tree) as work:
+        results = work(_read_images, ((images, shape, options) for _, _, images in tasks))
+        for (split, start, images), pictures in zip(tasks, results, strict=True):
+            pixels = np.zeros((len(images), *shape), np.uint8)  # (N, H, W, C)
+            for row, (image, picture) in enumerate(zip(images, pictures, strict=True)):
+                if isinstance(picture, str):
+                    faults[image.name] = picture  # raised after the last image, with all others
+                else:
+                    pixels[row] = picture.pixels
+                    found.remarks.update(picture.remarks())
+            labels = np.array([image.label for image in images])
+            yield Chunk(str(tree.root), split, start, pixels, labels, len(found.splits[split]))
+    if added_or_removed := sorted(set(listed) ^ set(tree.list().files)):
+        raise DataError(
+            f"{tree.path(added_or_removed[0])}: added or removed while the folder was read "
+            f"(found {plural(len(added_or_removed), 'such file')}). Prepare it again when nothing changes the folder"
+        )
+    if faults:
+        refuse_unusable(found.faults | faults, options)
+
+
+def _read_images(
+    tree: FolderTree, task: tuple[Sequence[ImageFile], tuple[int, int, int], FolderOptions]
+) -> list[Picture | str]:
+    """Read the pixels of images in a process; a text is a file's fault."""
+    images, shape, options = task
+    results: list[Picture | str] = []
+    with decoding_limits():
+        for image in images:
+            try:
+                results.append(_read_image(tree, image, shape, options))
+            except DataError as error:
+                results.append(str(error))
+    return results
+
+
+def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> Picture:
+    """Read the pixels of one image in the second pass; it must be the file that the survey read.
+
+    Raises:
+        DataError: the file was changed or removed, or cannot be decoded.
+    """
+    path = tree.path(image.name)
+    if image.picture and tree.stamp(image.name) == image.stamp:
+        return image.picture._replace(pixels=fit_pixels(image.picture.pixels, shape, options.fit, options.background))
+    content, stamp = tree.read(image.name)
+    if stamp != image.stamp:
+        # A changed stamp alone may be a new link or mode: the digest decides.
+        digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
+        if digest != image.digest:
+            raise DataError(
+                f"{path}: changed while the folder was read. Prepare it again when nothing changes the folder"
+            )
+    return read_picture(path, shape, fit=options.fit, background=options.background, content=content)
