@@ -18,6 +18,7 @@ from cnnjob.runs.creation import describe_replaced_runs
 from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.client import job_is_over
 from cnnjob.training import train as training
+from cnnjob.training.default_job import load_job
 from cnnjob.training.progress import ProgressCallback
 from cnnjob.training.setup import TrainingSetup
 
@@ -100,7 +101,7 @@ def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
 
 def _made(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
     """Return the checked setup of a job on its dataset, and its run."""
-    job = Job.load(job) if isinstance(job, str) else job
+    job = load_job(job, data=data) if isinstance(job, str) else job
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
     return setup, setup.create_run(runs)
 

@@ -101,8 +101,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that was probably meant; None if none is similar."""
-    return next(iter(get_close_matches(name, known, 1)), None)
+    """Return the known name that was probably meant, in whatever case; None if none is similar."""
+    by_lower = {other.lower(): other for other in known}
+    return next((by_lower[lower] for lower in get_close_matches(name.lower(), by_lower, 1)), None)
 
 
 def note_names(path: object) -> None:

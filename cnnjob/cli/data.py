@@ -1,5 +1,6 @@
 """The commands ``cnnjob prepare`` and ``cnnjob show``."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,20 @@ def _print_prepared(prepared: "Prepared") -> None:
         typer.echo(f"{dataset.path}: prepared in {format_seconds(prepared.seconds)}, {rate:.1f} MB/s")
     else:
         typer.echo(f"{dataset.path}: already prepared from this source; --force prepares it again")
+    typer.echo(f"Train on it:\n    {shlex.join(['cnnjob', 'train', _job_name(dataset)])}")
+
+
+def _job_name(dataset: "Dataset") -> str:
+    """Return the job to train on a dataset: the one of its name, or the file, which stands for its built-in job."""
+    from cnnjob.jobs.job import Job, known
+
+    name = dataset.path.stem
+    if dataset.path.parent != DATA_FOLDER or dataset.path.suffix != ".h5":
+        return str(dataset.path)
+    try:
+        return name if name not in known() or Job.load(name).dataset == name else str(dataset.path)
+    except JobError:  # the job file is not valid
+        return str(dataset.path)
 
 
 def _print_dataset(dataset: "Dataset") -> None:
@@ -206,8 +221,8 @@ def show(
     elif what.endswith((".h5", ".hdf5")):
         _verify(Path(what), as_json=as_json)
     else:
-        from cnnjob.jobs.job import Job
         from cnnjob.runs.run import Run
+        from cnnjob.training.default_job import load_job
 
         run = Run(Path(what))
         is_run = run.job_file.exists()
@@ -218,7 +233,7 @@ def show(
             show_job(run.job(), data, run.name)
             print_notes(run)
         else:
-            show_job(Job.load(what, overrides or ()), data)
+            show_job(load_job(what, overrides or (), data), data)
 
 
 def _explain_keys(what: str | None, *, as_json: bool) -> None:
@@ -240,18 +255,45 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
 
 
 def _list(data: Path, *, as_json: bool) -> None:
+    """Print every file in the folder of the datasets, the known datasets that are not there, and the jobs."""
     from cnnjob.data.prepare.prepare import KNOWN
     from cnnjob.jobs import job as jobs
 
-    datasets = [[entry.name, "yes" if (data / f"{entry.name}.h5").exists() else "no", entry.about] for entry in KNOWN]
-    listed = [_listed(path) for path in jobs.known().values()]
+    datasets = [_dataset_row(path) for path in sorted(data.glob("*.h5"))]
+    names = {row["dataset"] for row in datasets}
+    datasets += [
+        {"dataset": entry.name, "prepared": False, "file": None, "about": entry.about}
+        for entry in KNOWN
+        if entry.name not in names
+    ]
+    jobs_found = [_listed(path) for path in jobs.known().values()]
     if as_json:
-        rows = [{"dataset": name, "prepared": there == "yes", "about": about} for name, there, about in datasets]
-        found = [{"job": name, "dataset": dataset, "file": file} for name, dataset, file in listed]
-        print_json({"datasets": rows, "jobs": found})
+        job_rows = [{"job": name, "dataset": dataset, "file": file} for name, dataset, file in jobs_found]
+        print_json({"datasets": datasets, "jobs": job_rows})
         return
-    print_table(["dataset", f"in {data}/", "what it is"], datasets)
-    print_table(["job", "dataset", "file"], listed)
+    rows = [[row["dataset"], row["file"] or "not prepared", row["about"]] for row in datasets]
+    print_table(["dataset", "file", "what it is"], rows)
+    print_table(["job", "dataset", "file"], jobs_found)
+
+
+def _dataset_row(path: Path) -> dict[str, Any]:
+    """Describe a file in the folder of the datasets by what it contains, whatever its name."""
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.data.prepare.catalogue import published_entry
+
+    try:
+        dataset = Dataset.open(path)
+    except DataError as error:
+        return {"dataset": path.stem, "prepared": False, "file": str(path), "about": " ".join(str(error).split())}
+    if entry := published_entry(dataset):
+        about = entry.about
+    else:
+        (height, width, channels), classes = dataset.image_shape, len(dataset.class_names)
+        count = sum(count for count, *_ in dataset.shapes.values())
+        colour = "grey" if channels == 1 else "colour"
+        named = ", ".join(dataset.source_sha256)
+        about = f"{count:,} images, {height}x{width} {colour}, {classes} classes; from another source ({named})"
+    return {"dataset": dataset.name, "prepared": True, "file": str(path), "about": about}
 
 
 def _listed(path: Path) -> list[str]:
@@ -312,10 +354,11 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
 
 
 def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
+    from cnnjob.jobs.toml import format_toml
     from cnnjob.runs.run import Run
     from cnnjob.training.setup import TrainingSetup
 
-    typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)))
+    typer.echo(format_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset, is_prepared = _dataset_or_catalogue(job, data)
     setup = TrainingSetup.build(job, dataset)
     network = setup.network
@@ -367,25 +410,3 @@ def memory_line(setup: "TrainingSetup") -> str:
     on_gpu = gigabytes(estimate_device_memory(setup).on_device)
     elsewhere = "" if setup.job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
     return f"memory of the arrays: {gigabytes(memory.total)}: {named}{elsewhere}"
-
-
-def as_toml(content: dict[str, object]) -> str:
-    """Format a resolved job as TOML."""
-    from json import dumps
-
-    lines = [f"{key} = {dumps(value)}" for key, value in content.items() if not isinstance(value, dict)]
-    for name, table in content.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_inline(value)}" for key, value in table.items())]
-    return "\n".join(lines)
-
-
-def _inline(value: object, indent: str = "") -> str:
-    """Format a TOML value; a list of tables has one table per line."""
-    from json import dumps
-
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_inline(item, indent)}" for key, item in value.items()) + " }"
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return "[\n" + "".join(f"{indent}  {_inline(item, indent + '  ')},\n" for item in value) + f"{indent}]"
-    return dumps(value)

@@ -19,6 +19,7 @@ from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, note_names
 
 COMMANDS = {
     "prepare": ("data", "Prepare a dataset as one HDF5 file."),
+    "new": ("new", "Write the built-in job of a dataset as a file to edit."),
     "show": ("data", "List datasets and jobs, or show one and verify it."),
     "train": ("train", "Train a job here, or resume it where it was stopped."),
     "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),

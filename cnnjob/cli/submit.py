@@ -7,10 +7,10 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER, as_toml, ending_as_interrupted, memory_line
+from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted, memory_line
 from cnnjob.cli.screen import warn_of_clocks
 from cnnjob.cli.train import RUNS_FOLDER
-from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError
+from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +73,7 @@ def submit(
     """
     from cnnjob.jobs.sweep import expand
     from cnnjob.slurm.submit import profiles
+    from cnnjob.training.default_job import DefaultJobs
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
@@ -83,7 +84,9 @@ def submit(
     asks = profiles.ask_for_gpus(given, sbatch or ())
     # The user's overrides come last: --set resources.backend=… wins over the profile.
     chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
-    grids = [_bound(expand(name, chosen, sweep or (), seeds), data) for name in jobs or [_only_job(data)]]
+    grids = [
+        _bound(expand(name, chosen, sweep or (), seeds, DefaultJobs(data)), data) for name in jobs or [_only_job(data)]
+    ]
     if dry_run:
         for grid in grids:
             _dry_run(grid, request, runs, parallel, asked=asks, rehearsal=rehearsal)
@@ -111,14 +114,16 @@ def _parts(grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request"
 
 
 def _only_job(data: Path) -> str:
-    """Return the name of the only job whose dataset is prepared."""
-    from cnnjob.jobs.job import known
-
-    prepared = {path.stem for path in data.glob("*.h5")} & set(known())
+    """Return the name of the only prepared dataset, whose job has the same name or is the built-in one."""
+    prepared = sorted(path.stem for path in data.glob("*.h5"))
     if len(prepared) == 1:
-        return prepared.pop()
-    found = f"{len(prepared)} prepared datasets have one" if prepared else f"no dataset in {data}/ has one"
-    raise JobError(f"submit: no job named, and {found}; name one of {', '.join(known())}")
+        return prepared[0]
+    raise JobError(
+        f"submit: no job named (found {plural(len(prepared), 'prepared dataset')} in {data}/). "
+        f"Name one of {', '.join(prepared)}"
+        if prepared
+        else f"submit: no job named, and no dataset in {data}/. Prepare one first"
+    )
 
 
 def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
@@ -259,6 +264,7 @@ def _dry_run(
 ) -> None:  # fmt: skip
     """Print what would happen, and rehearse the first job."""
     from cnnjob.jobs.sweep import job_differences
+    from cnnjob.jobs.toml import format_toml
     from cnnjob.runs.estimate import describe_estimate
     from cnnjob.runs.run import Run
     from cnnjob.training.setup import TrainingSetup
@@ -266,7 +272,7 @@ def _dry_run(
     job, dataset = bound[0]
     runs = [Run.of(job, dataset.digest, root) for job, dataset in bound]
     parts = _parts(bound, root, request, asked=asked)
-    typer.echo(as_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
+    typer.echo(format_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
     for run, what in zip(runs, job_differences([job for job, _ in bound]), strict=True):
         typer.echo(f"run: {run.path}{what and f' ({what})'}, {run.state()}")
     for part in parts:

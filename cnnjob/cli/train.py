@@ -28,13 +28,13 @@ def train(
     Example: cnnjob train mnist --set train.epochs=3
     """
     from cnnjob.data.dataset import Dataset
-    from cnnjob.jobs.job import Job
     from cnnjob.runs.creation import describe_replaced_runs
     from cnnjob.slurm.scheduler import client
+    from cnnjob.training.default_job import load_job
     from cnnjob.training.setup import TrainingSetup
     from cnnjob.training.train import train as train_run
 
-    wanted = Job.load(job, overrides or ())
+    wanted = load_job(job, overrides or (), data)
     setup = TrainingSetup.checked(wanted, Dataset.find(wanted.dataset, data))
     run = setup.create_run(runs)
     for anew in describe_replaced_runs([run]):

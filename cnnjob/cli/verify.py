@@ -62,8 +62,8 @@ def verify_resume(
 
     from cnnjob.checks.resume import shorten_job
     from cnnjob.data.dataset import Dataset
-    from cnnjob.jobs.job import Job
     from cnnjob.slurm.submit import profiles
+    from cnnjob.training.default_job import load_job
 
     given = {
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
@@ -71,7 +71,7 @@ def verify_resume(
     on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
     request = profiles.load(profile, given, sbatch or ()) if on_cluster else None
     defaults = [f"resources.backend={request.backend}"] if request and request.backend else []
-    whole = Job.load(job, [*defaults, *(overrides or ())])
+    whole = load_job(job, [*defaults, *(overrides or ())], data)
     dataset = Dataset.find(whole.dataset, data)
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     request = request and request.with_gpus(whole.resources.backend, asked=asks_for_gpus)

@@ -13,7 +13,7 @@ is refused once the dataset is known (:mod:`cnnjob.training.idle_settings`).
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -45,6 +45,10 @@ FROZEN = "job.json"
 """Name of the file that holds the job in a run's folder."""
 KINDS = ("train.optimiser", "train.schedule")
 """Tables that have exactly one of their keys; listed as a setting, the value of such a table is that key."""
+
+
+DefaultJob = Callable[[str], dict[str, Any] | None]
+"""Returns the content of the built-in job of a dataset, given its name; None if there is no such dataset."""
 
 
 class AugmentSettings(Settings):
@@ -304,13 +308,14 @@ class Job(Settings):
         return job.model_copy(update={"data": job.data.model_copy(update={"augment": augment})})
 
     @classmethod
-    def load(cls, name: str, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, name: str, overrides: Iterable[str] = (), default: DefaultJob | None = None) -> Self:
         """Read a job file, apply the overrides and check the result.
 
         Args:
             name: the path of a job file; the name of a job in ``./jobs/`` or of one that comes with the package; or a
                 run's folder, for the run's own job.
             overrides: one ``key=value`` each, with a dotted key and a value in TOML (or a bare word).
+            default: gives the content of the job of a name that is no job's, or None.
 
         Returns:
             The job, with all defaults filled in.
@@ -318,8 +323,14 @@ class Job(Settings):
         Raises:
             JobError: there is no such job, or it is not valid; the message lists all problems.
         """
-        path = find(name)
-        content = _read_frozen(path) if path.name == FROZEN else toml.read(path)
+        try:
+            path = find(name)
+            content = _read_frozen(path) if path.name == FROZEN else toml.read(path)
+        except JobError:
+            built_in = default(name) if default else None
+            if built_in is None:
+                raise
+            path, content = Path(name), built_in
         done: dict[tuple[str, ...], str] = {}
         for override in overrides:
             key, value = assignment.parse(override)

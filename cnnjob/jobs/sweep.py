@@ -6,13 +6,19 @@ from itertools import chain, product
 
 from cnnjob.errors import JobError
 from cnnjob.jobs import assignment
-from cnnjob.jobs.job import Job, is_of_its_kind, settings_of
+from cnnjob.jobs.job import DefaultJob, Job, is_of_its_kind, settings_of
 
 MOST_RUNS = 10_000
 """Maximum number of runs in one sweep."""
 
 
-def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: int | None = None) -> list[Job]:
+def expand(
+    name: str,
+    overrides: Iterable[str],
+    sweeps: Iterable[str],
+    seeds: int | None = None,
+    default: DefaultJob | None = None,
+) -> list[Job]:
     """Load a job once per point of a grid.
 
     Args:
@@ -20,6 +26,7 @@ def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: in
         overrides: one ``key=value`` each, the same for every point.
         sweeps: one ``key=value,value,…`` each; the last one varies fastest.
         seeds: number of seeds, counted up from the job's own; they vary faster than all sweeps.
+        default: as in :meth:`cnnjob.jobs.job.Job.load`.
 
     Returns:
         The jobs without duplicates, in the order of the grid.
@@ -37,14 +44,16 @@ def expand(name: str, overrides: Iterable[str], sweeps: Iterable[str], seeds: in
             f"--sweep, --seeds: they ask for {count:,} runs, at most {MOST_RUNS:,} at once are made; ask for less"
         )
     if seeds is not None:
-        first = Job.load(name, always).seed
+        first = Job.load(name, always, default).seed
         axes.append(("seed", [str(first + count) for count in range(seeds)]))
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise JobError(f"{twice}: swept twice; give all its values in one --sweep, or --seeds")
     points = product(*([f"{key}={value}" for value in values] for key, values in axes))
     return list(
-        {job.model_dump_json(): job for job in (Job.load(name, [*always, *point]) for point in points)}.values()
+        {
+            job.model_dump_json(): job for job in (Job.load(name, [*always, *point], default) for point in points)
+        }.values()
     )
 
 

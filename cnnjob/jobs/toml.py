@@ -1,7 +1,9 @@
-"""Read TOML from users (job files, profiles, assignments) in bounded time and memory, whatever it contains."""
+"""Read TOML from users (job files, profiles, assignments) in bounded time and memory, and format a job as TOML."""
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,21 @@ def parse(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("its tables or lists are nested too deep") from error
+
+
+def format_toml(content: Mapping[str, Any]) -> str:
+    """Format the content of a job file as TOML."""
+    lines = [f"{key} = {_inline(value)}" for key, value in content.items() if not isinstance(value, dict)]
+    for name, table in content.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_inline(value)}" for key, value in table.items())]
+    return "\n".join(lines)
+
+
+def _inline(value: object, indent: str = "") -> str:
+    """Format a value; a list of tables has one table per line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(item, indent)}" for key, item in value.items()) + " }"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return "[\n" + "".join(f"{indent}  {_inline(item, indent + '  ')},\n" for item in value) + f"{indent}]"
+    return json.dumps(value, ensure_ascii=False)  # JSON's escapes of characters beyond 16 bits are not TOML's

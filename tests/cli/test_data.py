@@ -2,12 +2,14 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -154,3 +156,77 @@ def test_a_broken_job_is_listed_with_what_is_wrong(here: Path) -> None:
 def test_nothing_stands_on_a_stderr_that_is_no_terminal() -> None:
     prepared = cnnjob("prepare", "digits")
     assert (prepared.exit_code, prepared.stderr) == (0, "")
+
+
+def draw(folder: Path, count: int) -> None:
+    for split in ("train", "test"):
+        for label in "ab":
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                colour = (60 * number, len(split), ord(label))
+                Image.new("RGB", (9, 8), colour).save(folder / split / label / f"{number}.png")
+
+
+def test_the_printed_commands_work(here: Path) -> None:
+    draw(here / "my photos", 3)
+    prepared = cnnjob("prepare", "my photos")
+    assert (prepared.exit_code, prepared.stdout.splitlines()[-2]) == (0, "Train on it:")
+    program, *command = shlex.split(prepared.stdout.splitlines()[-1])
+    assert (program, command) == ("cnnjob", ["train", "my photos"])
+    trained = cnnjob(*command, "--set", "train.epochs=2")
+    assert trained.exit_code == 0, trained.output
+    written = cnnjob("new", "my photos")
+    assert written.exit_code == 0, written.output
+    assert shlex.split(written.stdout.splitlines()[-1]) == ["cnnjob", "train", "my photos"]
+    assert (here / "jobs" / "my photos.toml").read_text().startswith("# A job for my photos")
+    again = cnnjob("train", "my photos", "--set", "train.epochs=2")
+    assert again.stdout.replace("was finished", "finished") == trained.stdout  # the same run
+    refused = cnnjob("new", "my photos")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "cnnjob: jobs/my photos.toml: it exists already. Edit it, or remove it first\n",
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_new_needs_a_dataset() -> None:
+    missing = cnnjob("new", "photos")
+    assert (missing.exit_code, "data/photos.h5: no such dataset." in missing.stderr) == (3, True)
+
+
+def test_a_dataset_of_a_name_that_a_job_of_another_has_is_trained_by_its_file(here: Path) -> None:
+    draw(here / "cifar10-baseline", 2)
+    prepared = cnnjob("prepare", "cifar10-baseline")
+    assert prepared.stdout.splitlines()[-1].strip() == "cnnjob train data/cifar10-baseline.h5"
+
+
+def test_show_lists_every_file_by_what_it_contains(here: Path) -> None:
+    draw(here / "mnist", 2)
+    assert cnnjob("prepare", "folder", "mnist").exit_code == 0
+    assert cnnjob("prepare", "digits", "--out", "data/numbers.h5").exit_code == 0
+    (here / "data" / "broken.h5").write_bytes(b"x")
+    listed = cnnjob("show").stdout
+    assert re.search(
+        r"^mnist +data/mnist.h5 +8 images, 8x9 colour, 2 classes; from another source", listed, re.MULTILINE
+    )
+    assert re.search(r"^digits +data/numbers.h5 +1,797 handwritten digits", listed, re.MULTILINE)
+    assert re.search(r"^broken +data/broken.h5 +data/broken.h5: ", listed, re.MULTILINE)
+    assert re.search(r"^cifar10 +not prepared +60,000 photographs", listed, re.MULTILINE)
+
+
+def test_a_file_that_another_program_writes_is_left_alone(here: Path) -> None:
+    (here / "data").mkdir()
+    with h5py.File(here / "data" / "digits.h5", "w") as file:
+        file["weights"] = [1.5]
+        refused = cnnjob("prepare", "digits")
+    assert (refused.exit_code, "open" in refused.stderr) == (2, True)
+    assert "--force" not in refused.stderr
+    refused = cnnjob("prepare", "digits")
+    assert "not a dataset of cnnjob (found another program's HDF5 file). Give another --out\n" in refused.stderr
+
+
+@pytest.mark.usefixtures("here")
+def test_names_in_capitals_are_suggested() -> None:
+    for name in ("CIFAR10", "Mnist"):
+        assert f"Did you mean {name.lower()}?" in cnnjob("prepare", name).stderr
+        assert f"Did you mean {name.lower()}?" in cnnjob("prepare", name, "--source", ".").stderr

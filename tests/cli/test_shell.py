@@ -105,7 +105,7 @@ def test_what_prints_a_table_prints_json_too(tmp_path: Path, monkeypatch: pytest
     assert said["predict"][0]["image"] == "image.npy[0]"
     assert said["clean"] == []
     listed, described, job = (as_json("show", *words) for words in ([], ["data/digits.h5"], ["toy.toml"]))
-    assert [row["dataset"] for row in listed["datasets"] if row["prepared"]] == ["digits"]
+    assert [row["dataset"] for row in listed["datasets"] if row["prepared"]] == ["digits", "toy"]
     assert {row["job"] for row in listed["jobs"]} >= {"mnist", "cifar10"}
     assert {**described, "prepared_now": True} == said["prepare"]
     assert (job["job"]["dataset"], job["run"][:4]) == ("toy", "toy-")

@@ -75,6 +75,7 @@ class Reader:
             "RUN": str(runs[0]) if runs else word,
             "RUNS": "runs/",
             "JOB": "digits",
+            "DATASET": "digits",
             "NAME": name,
             "IMAGE": str(next((self.folder / "pets" / "test" / "cats").iterdir())),
             "FOLDER": str(self.mnist) if name == "mnist" else "pets",

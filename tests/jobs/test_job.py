@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjob import nn
-from cnnjob.cli.data import as_toml
 from cnnjob.errors import JobError
 from cnnjob.jobs import job as jobs
 from cnnjob.jobs.job import Job
+from cnnjob.jobs.toml import format_toml
 from tests.helpers.run_folders import pending_run
 from tests.helpers.toy_jobs import job
 
@@ -187,7 +187,7 @@ EVERYTHING = {
 
 def test_a_job_of_everything_is_printed_as_a_file_says_it() -> None:
     loaded = job(**EVERYTHING)
-    printed = as_toml(loaded.model_dump(mode="json", exclude_none=True))
+    printed = format_toml(loaded.model_dump(mode="json", exclude_none=True))
     assert Job.checked(tomllib.loads(printed), "printed") == loaded
     assert 'order = ["pool", "norm", "activation"]' in printed
     assert "  { residual = [\n    { conv = 6, " in printed

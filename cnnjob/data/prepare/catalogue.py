@@ -246,3 +246,13 @@ DIGITS = Entry(
 )
 
 KNOWN = (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, DIGITS)
+
+
+def published_entry(dataset: Dataset) -> Entry | None:
+    """Return the entry whose published files a dataset was prepared from; None for files of another origin."""
+    for entry in KNOWN:
+        sets = [{file.name: file.sha256 for file in files} for files in (entry.files, entry.unpacked) if files]
+        digits = entry is DIGITS and dataset.shapes == entry.shapes
+        if dataset.name == entry.name and (digits or dataset.source_sha256 in sets):
+            return entry
+    return None

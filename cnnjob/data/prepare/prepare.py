@@ -126,8 +126,9 @@ def _require_known(name: str, source: str | Path | None) -> None:
     known = (*_ENTRIES, FOLDER)
     if name in known:
         return
-    near = name.lower() if name.lower() in known else closest_name(name.lower(), known)
-    if source is not None and near != name.lower() and "/" not in name:
+    near = closest_name(name, (*known, *(path.name for path in Path().glob("*/"))))
+    is_capitalised = name.lower() in known
+    if source is not None and not is_capitalised and "/" not in name:
         return
     hint = f"Did you mean {near}?" if near else f"Give a folder, or one of {', '.join(known)}"
     raise JobError(f"{name}: no such dataset, folder or archive. {hint}")

@@ -4,10 +4,10 @@ import os
 import tomllib
 from pathlib import Path
 
-from cnnjob.cli.data import as_toml
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.sweep import expand, job_differences
+from cnnjob.jobs.toml import format_toml
 from tests.fuzz.targets import Target
 
 _FILES = (
@@ -69,7 +69,7 @@ def _read(content: bytes, folder: Path) -> None:
         assert len(job_differences(found)) == len(found)
     for job in found:
         assert Job.checked(job.model_dump(mode="json"), "again") == job
-        assert Job.checked(tomllib.loads(as_toml(job.model_dump(mode="json", exclude_none=True))), "printed") == job
+        assert Job.checked(tomllib.loads(format_toml(job.model_dump(mode="json", exclude_none=True))), "printed") == job
 
 
 TARGET = Target(_seeds, _read, (JobError,), text=True)

@@ -1,0 +1,44 @@
+"""The command ``cnnjob new``."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnjob.cli import completion
+from cnnjob.cli import options as opt
+from cnnjob.cli.data import DATA_FOLDER
+
+JOBS_FOLDER = Path("jobs")
+
+
+def new(
+    name: Annotated[
+        str, typer.Argument(metavar="DATASET", autocompletion=completion.shown, help="Name of a prepared dataset.")
+    ],
+    data: opt.DATA = DATA_FOLDER,
+) -> None:
+    """Write the built-in job of a dataset as a file to edit.
+
+    The file is jobs/DATASET.toml. An existing file is left alone.
+
+    Example: cnnjob new photos
+    """
+    from cnnjob.errors import DataError, JobError
+    from cnnjob.files import create_exclusive
+    from cnnjob.jobs.job import Job
+    from cnnjob.jobs.toml import format_toml
+    from cnnjob.training.default_job import DefaultJobs
+
+    content = DefaultJobs(data)(name)
+    if content is None:
+        raise DataError(f"{data / name}.h5: no such dataset. Prepare it first, with cnnjob prepare")
+    path = JOBS_FOLDER / f"{content.pop('name')}.toml"
+    Job.checked({"name": path.stem, **content}, str(path))
+    comment = f"# A job for {name}, chosen by the size and the number of its images. Every key is explained by\n"
+    text = f"{comment}# cnnjob show --keys\n\n{format_toml(content)}\n"
+    path.parent.mkdir(exist_ok=True)
+    if not create_exclusive(path, text.encode()):
+        raise JobError(f"{path}: it exists already. Edit it, or remove it first")
+    typer.echo(f"{path}: written. Edit it, then train:\n    {shlex.join(['cnnjob', 'train', path.stem])}")

@@ -1,0 +1,112 @@
+"""The built-in job of a dataset that has no job file: a network by the images' size, settings that fit their number."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjob.data.dataset import Dataset
+from cnnjob.errors import JobError, closest_name
+from cnnjob.jobs.job import Job, known
+from cnnjob.training.split import count_validation_images
+
+_VALIDATION_FRACTION = 0.1
+_MIN_SIDE = 6
+"""Images are pooled until a side is shorter than this, in pixels."""
+_FILTERS = (16, 128)
+"""Of the first convolution and at most; each has twice as many as the one before it."""
+_MAX_FEATURES = 1 << 16
+"""Values per image before the dense block; more are reduced by a global pooling."""
+_BATCH_SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
+_MIN_STEPS = 4
+"""Per epoch, as far as there are as many images."""
+_STEPS = 3000
+"""Of a whole training, within the limits on the epochs."""
+_EPOCHS = (10, 100)
+
+
+def load_job(name: str, overrides: Any = (), data: Path = Path("data")) -> Job:
+    """Load a job by its name or file, or else the built-in job of a prepared dataset.
+
+    Args:
+        name: a job, as in :meth:`cnnjob.jobs.job.Job.load`; or the name or file of a prepared dataset.
+        overrides: one ``key=value`` each.
+        data: the folder of the datasets.
+
+    Raises:
+        JobError: there is no such job and no such dataset, or the job is not valid.
+        DataError: the dataset is damaged.
+    """
+    return Job.load(name, overrides, default=DefaultJobs(data))
+
+
+class DefaultJobs:
+    """The built-in jobs of the datasets in a folder."""
+
+    def __init__(self, data: Path) -> None:
+        """Take the folder of the datasets."""
+        self.data = data
+
+    def __call__(self, name: str) -> dict[str, Any] | None:
+        """Return the content of the job of a dataset, given its name or file; None if there is no such dataset.
+
+        Raises:
+            JobError: a dataset has a similar name.
+            DataError: the dataset is damaged.
+        """
+        path = Path(name) if Path(name).suffix in {".h5", ".hdf5"} else self.data / f"{name}.h5"
+        if path.exists():
+            return default_job(Dataset.open(path), name)
+        prepared = {path.stem for path in self.data.glob("*.h5")}
+        if (near := closest_name(name, prepared | known().keys())) in prepared:
+            raise JobError(f"{name}: no such job or dataset. Did you mean {near}?")
+        return None
+
+
+def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
+    """Return the content of a job file for a dataset, even for one of a few images.
+
+    Args:
+        dataset: the dataset.
+        name: what the job calls it: its name, or the path of its file.
+    """
+    counts = np.array(dataset.counts("train"))
+    has_val = "val" in dataset.splits
+    n_validation = 0 if has_val else int(count_validation_images(counts, _VALIDATION_FRACTION).sum())
+    n_training = int(counts.sum()) - n_validation
+    batch_size = next((size for size in _BATCH_SIZES if size * _MIN_STEPS <= n_training), 1)
+    epochs = min(max(_STEPS // (n_training // batch_size), _EPOCHS[0]), _EPOCHS[1])
+    # With one image per class none can be held out, so that no epoch can be chosen.
+    is_validated = has_val or n_validation > 0
+    content: dict[str, Any] = {
+        "name": re.sub(r"[^\w .+-]", "_", Path(name).stem.lstrip(" .+-"))[:100] or "job",
+        "dataset": name,
+        "data": {"validation_fraction": 0.0} if not is_validated else {},
+        "model": {"blocks": list(_blocks(*dataset.image_shape[:2]))},
+        "train": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": 0.001,
+            "schedule": "cosine",
+            "optimiser": "adamw",
+            **({} if is_validated else {"select_on": "last"}),
+        },
+    }
+    return {key: value for key, value in content.items() if value != {}}
+
+
+def _blocks(height: int, width: int) -> Iterator[dict[str, Any]]:
+    """Yield convolutions with pooling down to a few pixels, then a dense block."""
+    filters, limit = _FILTERS
+    features = height * width
+    while min(height, width) >= _MIN_SIDE:
+        yield {"conv": filters, "kernel": 3, "pool": 2}
+        height, width = height // 2, width // 2
+        features = height * width * filters
+        filters = min(2 * filters, limit)
+    if features > _MAX_FEATURES:  # a long and narrow image
+        yield {"global_pool": "max"}
+    yield {"dropout": 0.3}
+    yield {"dense": 128}
