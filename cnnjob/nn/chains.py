@@ -11,8 +11,8 @@ from cnnjob.nn.operations import (
     Operation,
     border_of,
     first_inner_index,
-    operations_of,
     parameters_of,
+    split_block,
 )
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Tensor
 
@@ -67,7 +67,7 @@ class Chain:
         links: list[_Link] = []
         for layer_index, layer in enumerate(layers, start=first_index):
             shape = layer.input_shape
-            for operation in operations_of(layer.block):
+            for operation in split_block(layer.block):
                 shape = operation.output_shape(shape)
                 if self.trainable or not isinstance(operation, Dropout):
                     links.append(_Link(operation, prefix + layer.name, layer_index, shape, layer))

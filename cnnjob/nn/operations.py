@@ -62,7 +62,7 @@ Operation = Conv | Dense | Dropout | GlobalPool | Norm | Activate | MaxPool
 """One operation of a backend; a :class:`Conv` here has no normalisation, and ReLU or no activation."""
 
 
-def operations_of(block: Block) -> list[Operation | Residual]:
+def split_block(block: Block) -> list[Operation | Residual]:
     """Split a block into operations that follow each other.
 
     ReLU and max-pooling commute, so a convolution followed by nothing else is one operation. A pooling that comes
@@ -130,7 +130,7 @@ def _operations(
     """Yield name and index of the layer, operation and output shape of every operation, also in residual blocks."""
     for layer_index, layer in enumerate(layers, start=first_index):
         shape = layer.input_shape
-        for operation in operations_of(layer.block):
+        for operation in split_block(layer.block):
             if isinstance(operation, Residual):
                 yield from _operations(operation.layers(shape), f"{layer.name}.", first_inner_index(layer_index))
                 continue

@@ -11,7 +11,7 @@ import numpy as np
 from cnnjob import __version__, files, nn
 from cnnjob.errors import CnnjobError, JobError, printable, printable_json
 from cnnjob.nn.blocks import Activation, Dense, Layer, Residual, Shape
-from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation, operations_of
+from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation, split_block
 from cnnjob.runs.run import Run
 from cnnjob.training.build import build_pixels
 from cnnjob.training.predict import load_classifier
@@ -145,7 +145,7 @@ class _Graph:
     def chain(self, layers: Sequence[Layer], x: str, prefix: str = "") -> str:
         """Add layers one after the other; return the name of the last output."""
         for layer in layers:
-            for number, operation in enumerate(operations_of(layer.block)):
+            for number, operation in enumerate(split_block(layer.block)):
                 x = self.operation(operation, layer, prefix + layer.name, number, x)
         return x
 

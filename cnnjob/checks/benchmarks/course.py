@@ -11,7 +11,7 @@ import numpy as np
 from cnnjob import nn
 from cnnjob.checks.benchmarks.engines import Action
 from cnnjob.checks.benchmarks.workloads import Array, Workload
-from cnnjob.nn.operations import operations_of
+from cnnjob.nn.operations import split_block
 
 NAME = "course float64"
 
@@ -23,7 +23,7 @@ def supports(work: Workload) -> bool:
     """Return whether the course had all of a workload's blocks: convolution with ReLU and pooling, dense, dropout."""
     return all(
         isinstance(block, nn.Dropout)
-        or (isinstance(block, nn.Conv | nn.Dense) and block.bias and operations_of(block) == [block])
+        or (isinstance(block, nn.Conv | nn.Dense) and block.bias and split_block(block) == [block])
         for block in (layer.block for layer in work.layers)
     )
 

@@ -12,7 +12,7 @@ from cnnjob.checks.benchmarks.workloads import Array, Workload
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Shape
 from cnnjob.nn.memory import Arena
-from cnnjob.nn.operations import operations_of
+from cnnjob.nn.operations import split_block
 from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Task, Tensor
 
@@ -59,7 +59,7 @@ def build_block_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
         x = Tensor.take(arena, (count, *layer.input_shape), backend.dtype, border=getattr(layer.block, "pad", 0))
         y = Tensor.take(arena, (count, *layer.output_shape), backend.dtype)
         inputs = empty_step_inputs(layer.input_shape, backend)
-        [operation] = operations_of(layer.block)
+        [operation] = split_block(layer.block)
         assert not isinstance(operation, nn.Residual)  # noqa: S101 - the types
         step = backend.plan_operation(arena, operation, x, y, (weights, gradients), inputs, 0)
         return x, y, backend.compile_step(arena, inputs, [step.forward, step.backward])
