@@ -177,7 +177,7 @@ def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_
     impossible = {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"}
     said = said_by(AVAILABLE, impossible)
     assert "CuPy cannot store compiled kernels" in said
-    assert "set CUPY_CACHE_DIR to a folder that can be written to" in said
+    assert "set CUPY_CACHE_DIR to a writable folder" in said
 
 
 @pytest.mark.parametrize("step", [1, 20, 39, 45])
@@ -276,7 +276,7 @@ def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: 
     run = made(tmp_path)
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert "JobError resources.backend: 'cuda', but there is no NVIDIA driver" in said
-    assert "nvidia-smi lists its GPUs; or submit it with --gpus 0, or set it to 'numpy'" in said
+    assert "which nvidia-smi lists; or submit it with --gpus 0, or set it to 'numpy'" in said
     assert run.attempts() == []
 
 
