@@ -44,7 +44,7 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: Pro
     """Train a job on this machine, or resume it where it stopped.
 
     Args:
-        job: the job, its name, or its file.
+        job: a job, its name, or its file.
         data: the folder of its dataset.
         runs: the folder of the runs.
         progress: receives progress events.
@@ -52,7 +52,7 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: Pro
     Returns:
         The run, whose state is ``finished``, or ``stopped`` if it was asked to stop; the same call resumes it.
     """
-    setup, run = _made(job, data, runs)
+    setup, run = _set_up(job, data, runs)
     _warn_of_older([run])
     training.train(run, progress, setup=setup, job_is_over=job_is_over)
     return run
@@ -60,7 +60,7 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: Pro
 
 def submit(
     jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path = DATA,
-    runs: Path = RUNS, **asked: Any,
+    runs: Path = RUNS, **options: Any,
 ) -> list[Run]:  # fmt: skip
     """Submit jobs to SLURM, several as one job array; jobs that are finished, running or waiting are left alone.
 
@@ -70,20 +70,20 @@ def submit(
         parallel: maximum number of array tasks that run at once.
         data: the folder of their datasets.
         runs: the folder of the runs.
-        asked: options of sbatch, as ``partition="gpu"``, ``time="2h"``; one GPU unless stated.
+        options: options of sbatch, such as ``partition="gpu"``, ``time="2h"``; one GPU by default.
 
     Returns:
         One run per job, in order; ``cnnjob status`` shows their states.
     """
     from cnnjob.slurm.submit import profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
 
-    request = profiles.load(profile, asked)
-    made = [_made(job, data, runs) for job in jobs]
-    _warn_of_older(run for _, run in made)
-    pairs = [(setup.job, run) for setup, run in made]
-    for part in submission.in_parts(pairs, request, asked=profiles.ask_for_gpus(asked)):
+    request = profiles.load(profile, options)
+    prepared = [_set_up(job, data, runs) for job in jobs]
+    _warn_of_older(run for _, run in prepared)
+    pairs = [(setup.job, run) for setup, run in prepared]
+    for part in submission.in_parts(pairs, request, asked=profiles.ask_for_gpus(options)):
         submission.submit(part.runs, part.request, parallel)
-    return [run for _, run in made]
+    return [run for _, run in prepared]
 
 
 def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
@@ -99,7 +99,7 @@ def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
     return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out)
 
 
-def _made(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
+def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
     """Return the checked setup of a job on its dataset, and its run."""
     job = load_job(job, data=data) if isinstance(job, str) else job
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
@@ -107,5 +107,5 @@ def _made(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
 
 
 def _warn_of_older(runs: Iterable[Run]) -> None:
-    for anew in describe_replaced_runs(runs):
-        warnings.warn(anew, stacklevel=3)
+    for message in describe_replaced_runs(runs):
+        warnings.warn(message, stacklevel=3)

@@ -23,47 +23,47 @@ SETTINGS = (
 
 def settings(incomplete: str) -> list[str]:
     """Return the keys of a job file; their values are not completed."""
-    return _beginning(incomplete, SETTINGS)
+    return _matching(incomplete, SETTINGS)
 
 
 def jobs(incomplete: str) -> list[str]:
     """Return the names of jobs; without a match the shell offers files, such as job files."""
-    return _beginning(incomplete, named_toml_files("jobs"))
+    return _matching(incomplete, named_toml_files("jobs"))
 
 
 def datasets(incomplete: str) -> list[str]:
     """Return the datasets that can be prepared by name."""
-    return _beginning(incomplete, (*DATASETS, "folder"))
+    return _matching(incomplete, (*DATASETS, "folder"))
 
 
 def shown(incomplete: str) -> list[str]:
     """Return prepared datasets and jobs."""
-    return [*_beginning(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
+    return [*_matching(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
 
 
 def runs(incomplete: str) -> list[str]:
     """Return the run folders in the folder that has been typed, or in ``runs/``."""
-    place = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
-    found = place.iterdir() if place.is_dir() else ()
-    return _beginning(incomplete, sorted(str(path) for path in found if path.is_dir() and path.name[0] != "."))
+    folder = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return _matching(incomplete, sorted(str(path) for path in paths if path.is_dir() and path.name[0] != "."))
 
 
 def images(incomplete: str) -> list[str]:
     """Return matching addresses in a run's dataset with matching files; without an address the shell offers files."""
-    addresses = _beginning(incomplete, ADDRESSES) if incomplete else []
-    return addresses and addresses + _beginning(incomplete, sorted(map(str, Path().iterdir())))
+    addresses = _matching(incomplete, ADDRESSES) if incomplete else []
+    return addresses and addresses + _matching(incomplete, sorted(map(str, Path().iterdir())))
 
 
 def profiles(incomplete: str) -> list[str]:
     """Return the names of cluster profiles."""
-    return _beginning(incomplete, named_toml_files("slurm"))
+    return _matching(incomplete, named_toml_files("slurm"))
 
 
 def workloads(incomplete: str) -> list[str]:
     """Return the workloads of ``cnnjob bench``."""
-    return _beginning(incomplete, WORKLOADS)
+    return _matching(incomplete, WORKLOADS)
 
 
-def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+def _matching(incomplete: str, names: Iterable[str]) -> list[str]:
     # The shell would put an unprintable file name on the command line as it is, control characters included.
     return [name for name in names if name.startswith(incomplete) and name.isprintable()]

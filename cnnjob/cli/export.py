@@ -21,8 +21,8 @@ def export(
 ) -> None:
     """Write a finished run's network as ONNX.
 
-    Uint8 images (N, H, W, C) in, probabilities out: the pixels' normalisation is in the file, test-time augmentation is
-    not. Needs the onnx package: pip install onnx.
+    It maps uint8 images (N, H, W, C) to probabilities. The normalisation of the pixels is part of the file, test-time
+    augmentation is not. It needs the onnx package: pip install onnx.
 
     Example: cnnjob export runs/mnist-1a2b3c4d -o mnist.onnx
     """
@@ -32,23 +32,23 @@ def export(
 
     written = export_run(Run(run), output or Path(f"{run.resolve().name}.onnx"))
     print_notes(Run(run))
-    taken, given = ["N", *written.image_shape], ["N", len(written.class_names)]
+    input_shape, output_shape = ["N", *written.image_shape], ["N", len(written.class_names)]
     if as_json:
         print_json({
             "path": str(written.path),
             "bytes": written.bytes,
             "opset": OPSET,
             "parameters": written.parameters,
-            "input": {"name": INPUT, "dtype": "uint8", "shape": taken},
-            "output": {"name": OUTPUT, "dtype": "float32", "shape": given},
+            "input": {"name": INPUT, "dtype": "uint8", "shape": input_shape},
+            "output": {"name": OUTPUT, "dtype": "float32", "shape": output_shape},
             "class_names": list(written.class_names),
             "left_out": written.left_out,
         })  # fmt: skip
         return
-    shapes = f"{INPUT} uint8 {_by(taken)} in, {OUTPUT} float32 {_by(given)} out"
+    shapes = f"{INPUT} uint8 {_by(input_shape)} in, {OUTPUT} float32 {_by(output_shape)} out"
     typer.echo(f"{written.path}: {written.parameters:,} parameters, opset {OPSET}; {shapes}")
     if written.left_out != "none":
-        typer.echo(f"the run's test-time augmentation ({written.left_out}) is left out: the file sees each image once")
+        typer.echo(f"the run's test-time augmentation ({written.left_out}) is not part of the file")
 
 
 def _by(sides: list[Any]) -> str:

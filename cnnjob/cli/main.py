@@ -23,16 +23,16 @@ COMMANDS = {
     "show": ("data", "List datasets and jobs, or show one and verify it."),
     "train": ("train", "Train a job here, or resume it where it was stopped."),
     "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),
-    "status": ("status", "Show how runs stand; of a single one also why."),
-    "logs": ("status", "Print what a run's newest job has written."),
-    "cancel": ("status", "Cancel the jobs of runs; what is saved stays."),
-    "verify-resume": ("verify", "Run a job once uninterrupted and once killed, and compare the bits."),
-    "predict": ("train", "Print the class and its probability for each image."),
+    "status": ("status", "Show the status of runs; for one run, also the cause."),
+    "logs": ("status", "Print the log of a run's newest job."),
+    "cancel": ("status", "Cancel the jobs of runs; saved work is kept."),
+    "verify-resume": ("verify", "Test that a killed run ends with the same bits."),
+    "predict": ("train", "Print the predicted class and its probability per image."),
     "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Turn runs into one page, tables and figures."),
     "bench": ("bench", "Measure training steps on this machine."),
     "doctor": ("doctor", "Check this machine, the runs' file system and the cluster."),
-    "clean": ("clean", "List what no run needs any more, and remove it."),
+    "clean": ("clean", "List files that no run needs any more, and remove them."),
     "demo": ("train", "Prepare, train and report a small dataset in seconds."),
 }
 """All commands in the order of the help: the module of the function, and the first line of its docstring."""
@@ -49,10 +49,10 @@ class _Light:
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """Return the completions without their help texts, which rich would render."""
-        offered = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
-        for item in offered:
-            item.help = None
-        return offered
+        completions = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for completion in completions:
+            completion.help = None
+        return completions
 
 
 class Command(_Light, typer.core.TyperCommand):
@@ -81,9 +81,9 @@ class Listed(typer.core.TyperCommand):
             note_names(word)
         name = str(self.name)
         function = getattr(import_module(f"cnnjob.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
-        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-        alone.command(name, cls=Command)(function)
-        return typer.main.get_command(alone).make_context(info_name, args, parent, **settings)
+        app_of_one = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app_of_one.command(name, cls=Command)(function)
+        return typer.main.get_command(app_of_one).make_context(info_name, args, parent, **settings)
 
 
 class Commands(_Light, typer.core.TyperGroup):
@@ -94,25 +94,25 @@ class Commands(_Light, typer.core.TyperGroup):
         super().__init__(**settings)
         self.commands.update({name: Listed(name, help=about) for name, (_, about) in COMMANDS.items()})
 
+    @printable_streams()
     def invoke(self, ctx: Any) -> Any:
         """Run a command.
 
         Raises:
             typer.Exit: with the exit code of the error.
         """
-        with printable_streams():
-            return self._invoke(ctx)
-
-    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except CnnjobError as error:
             typer.echo(f"cnnjob: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
-        except (OSError, MemoryError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # the reader of a pipe has closed it: typer exits quietly
-            typer.echo(f"cnnjob: {str(error) or 'out of memory'}; see to the file, its disk or the memory", err=True)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has closed it: typer exits quietly
+        except MemoryError as error:
+            typer.echo(f"cnnjob: {str(error) or 'out of memory'}. Free memory and run the command again", err=True)
+            raise typer.Exit(1) from error
+        except OSError as error:
+            typer.echo(f"cnnjob: {error}. Check the file, its permissions and the free disk space", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo(f"cnnjob: interrupted{f'; {error}' if error.args else ''}", err=True)
@@ -141,10 +141,11 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     install_completion: Annotated[
-        bool, typer.Option("--install-completion", callback=install_callback, help="Let this shell complete at TAB.")
+        bool,
+        typer.Option("--install-completion", callback=install_callback, help="Install TAB completion for this shell."),
     ] = False,
     show_completion: Annotated[
-        bool, typer.Option("--show-completion", callback=show_callback, help="Print what does so, to put elsewhere.")
+        bool, typer.Option("--show-completion", callback=show_callback, help="Print the completion script.")
     ] = False,
 ) -> None:
     """Batch jobs for cluster GPUs: prepare images, train a CNN written from scratch, report.

@@ -12,7 +12,7 @@ Number = int | None
 Words = list[str] | None
 
 JOB = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="A job's name or a job file.")]
-PLACES = Annotated[
+RUN_PATHS = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="RUNS",
@@ -28,12 +28,12 @@ OVERRIDES = Annotated[
         "--set",
         metavar="KEY=VALUE",
         autocompletion=completion.settings,
-        help="Override a key of the job file, as train.epochs=3; repeatable.",
+        help="Override a key of the job file, such as train.epochs=3; repeatable.",
     ),
 ]
 DATA = Annotated[Path, typer.Option(help="Folder of the prepared datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print the same, and more of it, as JSON.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the same as JSON, in more detail.")]
 
 # Requests to SLURM, with sbatch's names
 PROFILE = Annotated[
@@ -43,17 +43,17 @@ PARTITION = Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.
 ACCOUNT = Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")]
 QOS = Annotated[Text, typer.Option("--qos", "-q", help="As sbatch's.")]
 TIME = Annotated[Text, typer.Option("--time", "-t", help="As sbatch's, or 90m, 2h, 1d12h.")]
-CPUS_PER_TASK = Annotated[Number, typer.Option("--cpus-per-task", "-c", min=1, help="Cores, all used.")]
-MEM = Annotated[Text, typer.Option(help="As sbatch's; one of the three.")]
-MEM_PER_CPU = Annotated[Text, typer.Option(help="As sbatch's; one of the three.")]
-MEM_PER_GPU = Annotated[Text, typer.Option(help="As sbatch's; one of the three.")]
-GPUS = Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N in the site's form; 1 unless on numpy.")]
+CPUS_PER_TASK = Annotated[Number, typer.Option("--cpus-per-task", "-c", min=1, help="Cores; all are used.")]
+MEM = Annotated[Text, typer.Option(help="As sbatch's; at most one of the three.")]
+MEM_PER_CPU = Annotated[Text, typer.Option(help="As sbatch's; at most one of the three.")]
+MEM_PER_GPU = Annotated[Text, typer.Option(help="As sbatch's; at most one of the three.")]
+GPUS = Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N; 1 by default, none with numpy.")]
 GPUS_PER_NODE = Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus.")]
-GRES = Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus or beside it.")]
+GRES = Annotated[Text, typer.Option(help="As sbatch's, instead of --gpus or with it.")]
 CONSTRAINT = Annotated[Text, typer.Option("--constraint", "-C", help="As sbatch's.")]
 NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="As sbatch's.")]
 EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="As sbatch's.")]
 DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="As sbatch's.")]
-JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="As sbatch's; the run's name.")]
+JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="As sbatch's; by default the run's name.")]
 REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="As sbatch's.")]
 SBATCH = Annotated[Words, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")]

@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import print_json, print_table
-from cnnjob.errors import DataError
+from cnnjob.errors import DataError, plural
 
 HEADER = ("run", "group", "seed", "state", "test accuracy", "epochs", "reason")
 SPARE = ("epochs", "group", "reason", "seed", "state")
@@ -27,7 +27,7 @@ def report(
 ) -> None:
     """Turn runs into one page, tables and figures.
 
-    Open report/index.html: it needs no network. More than 50 runs have figures of their own only where they are named.
+    Open report/index.html; it needs no network. Of more than 50 runs, only those named get figures of their own.
 
     Example: cnnjob report runs/
     """
@@ -37,32 +37,30 @@ def report(
 
     for path in runs:
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder; name run folders, or the folder that holds them")
+            raise DataError(f"{path}: no such file or folder. Name run folders, or a folder that holds them")
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
     if not found:
-        raise DataError(
-            f"{' '.join(map(str, runs))}: no runs, found no folder in it; train one with `cnnjob train JOB`"
-        )
+        raise DataError(f"{' '.join(map(str, runs))}: no runs found. To train one:\n  cnnjob train JOB")
     if sys.stderr.isatty():
-        typer.echo(f"reading {len(found)} runs and drawing; a second or two for each that gets new figures", err=True)
-    written = write_report(found, out, named=named)
+        typer.echo(f"reading {plural(len(found), 'run')}; new figures take a second or two per run", err=True)
+    result = write_report(found, out, named=named)
     if as_json:
-        print_json(written.rows)
+        print_json(result.rows)
         return
-    several = len(written.groups) > 1
-    print_table(HEADER, [_shown(row, several=several) for row in written.rows], spare=SPARE)
+    several = len(result.groups) > 1
+    print_table(HEADER, [_cells(row, several=several) for row in result.rows], spare=SPARE)
     if several:
         typer.echo()
-        print_table(GROUP_HEADER, [group_cells(group) for group in written.groups], spare=("test loss",))
-    if written.without_figures:
-        typer.echo(f"{len(written.without_figures)} runs have no figures of their own; name some of them to get theirs")
-    changed = len(written.written)
-    count = f"{len(written.rows)} run{'s' * (len(written.rows) != 1)}"
-    typer.echo(f"{out / 'index.html'}: {count}; {changed} of {len(written.files)} files changed; open it in a browser")
+        print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
+    if result.without_figures:
+        count = plural(len(result.without_figures), "run")
+        typer.echo(f"{count} without figures of their own; to get the figures of a run, name it")
+    changed = f"{len(result.written)} of {len(result.files)} files changed"
+    typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
 
 
-def _shown(row: dict[str, Any], *, several: bool) -> list[str]:
+def _cells(row: dict[str, Any], *, several: bool) -> list[str]:
     accuracy, epochs = row["test_accuracy"], row["epochs"]
     cells = "" if accuracy is None else f"{100 * accuracy:.2f} %", "" if epochs is None else str(epochs)
     group = (row["group"] or "") if several else ""

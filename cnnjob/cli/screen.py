@@ -33,8 +33,8 @@ def warn_of_clocks(runs: "Iterable[Run]") -> None:
     from cnnjob.runs import clock
 
     for folder in sorted({run.path.parent for run in runs}):
-        if wrong := clock.describe_skew(folder):
-            typer.echo(f"cnnjob: {wrong}", err=True)
+        if skew := clock.describe_skew(folder):
+            typer.echo(f"cnnjob: {skew}", err=True)
 
 
 class Printable(io.TextIOBase):
@@ -111,11 +111,11 @@ def print_table(
     rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
     if spare is not None:
-        header, rows = fitting(header, rows, spare, sys.maxsize if is_long else console().width)
+        header, rows = fit_columns(header, rows, spare, sys.maxsize if is_long else console().width)
     if is_long:
         typer.echo(_plain(header, rows))
     else:
-        console().print(table_of(header, rows, narrow=spare is not None))
+        console().print(build_table(header, rows, narrow=spare is not None))
 
 
 def print_notes(run: "Run") -> None:
@@ -165,7 +165,7 @@ def console() -> "Console":
     return Console(file=terminal(sys.stdout), width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
-def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
+def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
     """Build a rich table; columns of numbers are aligned to the right.
 
     Args:
@@ -184,14 +184,14 @@ def table_of(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow
     for column, title in enumerate(header):
         cells = [row[column] for row in rows]
         numbers = _are_numbers(cells) and bool(cells)
-        whole = narrow and column < len(header) - 1
-        table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=whole)
+        is_unfolded = narrow and column < len(header) - 1
+        table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=is_unfolded)
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def fitting(
+def fit_columns(
     header: "Sequence[str]", rows: "Sequence[Sequence[str]]", spare: "Iterable[str]", width: int
 ) -> tuple[list[str], list[list[str]]]:
     """Drop the empty columns of a table and, as far as the width requires, its spare columns.
@@ -205,14 +205,18 @@ def fitting(
     Returns:
         The remaining header and rows.
     """
-    needs = {title: max(len(row[column]) for row in (header, *rows)) for column, title in enumerate(header)}
-    needs = {title: need for column, (title, need) in enumerate(needs.items()) if any(row[column] for row in rows)}
-    needs |= {header[-1]: LAST_WIDTH} if header[-1] in needs else {}
+    widths = {
+        title: max(len(row[column]) for row in (header, *rows))
+        for column, title in enumerate(header)
+        if any(row[column] for row in rows)
+    }
+    if header[-1] in widths:
+        widths[header[-1]] = LAST_WIDTH
     for title in spare:
-        if sum(needs.values()) + 2 * len(needs) > width:
-            needs.pop(title, None)
-    places = [header.index(title) for title in needs]
-    return list(needs), [[row[place] for place in places] for row in rows]
+        if sum(widths.values()) + 2 * len(widths) > width:
+            widths.pop(title, None)
+    columns = [header.index(title) for title in widths]
+    return list(widths), [[row[column] for column in columns] for row in rows]
 
 
 def gigabytes(count: float) -> str:

@@ -24,21 +24,27 @@ if TYPE_CHECKING:
 
 JOBS = Annotated[
     opt.Words,
-    typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="Names or job files; that of the one dataset."),
+    typer.Argument(
+        metavar="JOB",
+        autocompletion=completion.jobs,
+        help="Job names or job files; by default the job of the only prepared dataset.",
+    ),
 ]
 SWEEP = Annotated[
     opt.Words,
-    typer.Option(metavar="KEY=A,B", autocompletion=completion.settings, help="Try each value, and each combination."),
+    typer.Option(
+        metavar="KEY=A,B", autocompletion=completion.settings, help="One run per value, and per combination of values."
+    ),
 ]
-REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: four steps here.")]
+REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: train four steps here.")]
 
 
 def submit(
     jobs: JOBS = None,
     overrides: opt.OVERRIDES = None,
     sweep: SWEEP = None,
-    seeds: Annotated[opt.Number, typer.Option(min=1, help="So many seeds, from the job's own upwards.")] = None,
-    parallel: Annotated[opt.Number, typer.Option(min=1, help="So many of a sweep at once.")] = None,
+    seeds: Annotated[opt.Number, typer.Option(min=1, help="Number of seeds, from the job's own upwards.")] = None,
+    parallel: Annotated[opt.Number, typer.Option(min=1, help="Maximum number of runs at once.")] = None,
     profile: opt.PROFILE = None,
     partition: opt.PARTITION = None,
     account: opt.ACCOUNT = None,
@@ -58,16 +64,18 @@ def submit(
     job_name: opt.JOB_NAME = None,
     requeue: opt.REQUEUE = None,
     sbatch: opt.SBATCH = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; 0 if all finished.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Here, through submitit, without SLURM.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show and rehearse; submit nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all runs have ended.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Train on this machine, without SLURM.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show and rehearse the job; submit nothing.")
+    ] = False,
     rehearsal: REHEARSAL = True,
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
     """Submit jobs to SLURM; stopped runs are resumed.
 
-    A finished or running one is left alone. A sweep is one job array. --local and --dry-run need no SLURM.
+    Finished and running ones are left alone. A sweep is one job array. --local and --dry-run need no SLURM.
 
     Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """
@@ -81,35 +89,37 @@ def submit(
         "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
         "dependency": dependency, "job_name": job_name, "requeue": requeue}  # fmt: skip
     request = profiles.load(profile, given, sbatch or ())
-    asks = profiles.ask_for_gpus(given, sbatch or ())
+    asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     # The user's overrides come last: --set resources.backend=… wins over the profile.
-    chosen = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
-    grids = [
-        _bound(expand(name, chosen, sweep or (), seeds, DefaultJobs(data)), data) for name in jobs or [_only_job(data)]
-    ]
+    settings = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
+    names = jobs or [_only_job(data)]
+    grids = [_with_datasets(expand(name, settings, sweep or (), seeds, DefaultJobs(data)), data) for name in names]
     if dry_run:
         for grid in grids:
-            _dry_run(grid, request, runs, parallel, asked=asks, rehearsal=rehearsal)
+            _dry_run(grid, request, runs, parallel, asked=asks_for_gpus, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
     # All jobs have been checked by now: a mistake in the last one creates no run of the others.
-    made = [_runs_of(grid, runs) for grid in grids]
+    created = {path: named for grid in grids for path, named in _create_runs(grid, runs).items()}
     if local:
-        _run_here({path: run for one in made for path, run in one.items()}, request, parallel or 1)
+        _run_here(created, request, parallel or 1)
     else:
-        parts = [part for grid in grids for part in _parts(grid, runs, request, asked=asks)]
-        _submit_all(parts, {path: what for one in made for path, (_, what) in one.items()}, parallel, wait=wait)
+        parts = [part for grid in grids for part in _split_by_gpus(grid, runs, request, asked=asks_for_gpus)]
+        _submit_all(parts, {path: settings for path, (_, settings) in created.items()}, parallel, wait=wait)
 
 
-def _parts(grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool) -> "list[Part]":
+def _split_by_gpus(
+    grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool
+) -> "list[Part]":
     """Split the runs of a grid by the GPUs that they use, and warn of GPUs that are requested but not used."""
     from cnnjob.runs.run import Run
     from cnnjob.slurm.submit.submission import in_parts
 
     runs = [(job, Run.of(job, dataset.digest, root)) for job, dataset in grid]
     parts = in_parts(list({run.path: (job, run) for job, run in runs}.values()), request, asked=asked)
-    for idle in {idle: None for part in parts if (idle := part.request.idle_gpus(part.backend))}:  # each warning once
-        typer.echo(f"cnnjob: warning: {idle}", err=True)
+    warnings = [part.request.idle_gpus(part.backend) for part in parts]
+    for warning in dict.fromkeys(filter(None, warnings)):  # each warning once
+        typer.echo(f"cnnjob: warning: {warning}", err=True)
     return parts
 
 
@@ -118,35 +128,36 @@ def _only_job(data: Path) -> str:
     prepared = sorted(path.stem for path in data.glob("*.h5"))
     if len(prepared) == 1:
         return prepared[0]
-    raise JobError(
-        f"submit: no job named (found {plural(len(prepared), 'prepared dataset')} in {data}/). "
-        f"Name one of {', '.join(prepared)}"
-        if prepared
-        else f"submit: no job named, and no dataset in {data}/. Prepare one first"
-    )
+    if not prepared:
+        raise JobError(f"submit: no job named, and no dataset in {data}/. Prepare one first")
+    count = plural(len(prepared), "prepared dataset")
+    raise JobError(f"submit: no job named (found {count} in {data}/). Name one of {', '.join(prepared)}")
 
 
-def _bound(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
+def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
     """Return each job with its dataset; check that they fit before anything is created or submitted."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.training.setup import TrainingSetup
 
-    bound = [(job, Dataset.find(job.dataset, data)) for job in jobs]
-    for job, dataset in bound:
+    grid = [(job, Dataset.find(job.dataset, data)) for job in jobs]
+    for job, dataset in grid:
         TrainingSetup.checked(job, dataset)
-    return bound
+    return grid
 
 
-def _runs_of(bound: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
+def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
     """Create the run of each job, and return it, once per folder, with the settings that distinguish it."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import create_run, describe_replaced_runs
 
-    made = [create_run(job, dataset, runs) for job, dataset in bound]
-    for anew in describe_replaced_runs(made):
-        typer.echo(anew, err=True)
-    told = job_differences([job for job, _ in bound])
-    return {run.path: (run, f" ({what})" if what else "") for run, what in zip(made, told, strict=True)}
+    created = [create_run(job, dataset, runs) for job, dataset in grid]
+    for message in describe_replaced_runs(created):
+        typer.echo(message, err=True)
+    differences = job_differences([job for job, _ in grid])
+    return {
+        run.path: (run, f" ({settings})" if settings else "")
+        for run, settings in zip(created, differences, strict=True)
+    }
 
 
 def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> None:
@@ -169,9 +180,10 @@ def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]",
     for warning in sorted({done.warning for done in submitted if done.warning}):
         typer.echo(f"cnnjob: warning: {warning}", err=True)
     for done in submitted:
-        said = f"submitted as job {done.job_id}" if done.job_id else f"{done.why}, nothing submitted"
-        asked = f": {request.sentence()}" if done.job_id else ""
-        typer.echo(f"{done.run.path}{names[done.run.path]}: {said}{asked}")
+        outcome = f"{done.why}, nothing submitted"
+        if done.job_id:
+            outcome = f"submitted as job {done.job_id}: {request.sentence()}"
+        typer.echo(f"{done.run.path}{names[done.run.path]}: {outcome}")
 
 
 def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int | None, *, wait: bool) -> None:
@@ -185,7 +197,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
             refusals.append(str(error))
         except SchedulerError as error:
             if is_absent(error):
-                raise SchedulerError(f"{error}; without SLURM, `cnnjob submit --local` trains here") from error
+                raise SchedulerError(f"{error}. To train here, without SLURM:\n  cnnjob submit --local") from error
             raise
     if refusals:
         raise BusyError("\n".join(refusals))
@@ -198,12 +210,12 @@ def _wait_for(runs: "Sequence[Run]") -> None:
     from cnnjob.slurm.wait import wait_for_runs
 
     ended = []
-    for one in wait_for_runs(runs):
-        if one.job is None:
-            ended.append(one)
-            _print_end(one)
+    for status in wait_for_runs(runs):
+        if status.job is None:
+            ended.append(status)
+            _print_end(status)
         else:
-            _print_held(one)
+            _print_held(status)
     _exit_as(ended)
 
 
@@ -211,38 +223,42 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
     from cnnjob.slurm.status import of_folder
     from cnnjob.slurm.submit.local import run_here
 
-    left = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
-    for run, what in runs.values():
-        typer.echo(f"{run.path}{what}: {'to be trained here' if run in left else f'{run.state()}, left alone'}")
-    ended = [of_folder(run) for run, _ in runs.values() if run not in left]
-    if left:
-        cores = f"{request.cpus_per_task} core{'s' * (request.cpus_per_task > 1)} each"
+    unfinished = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
+    for run, settings in runs.values():
         typer.echo(
-            f"{parallel} at once, {cores}; `cnnjob status` elsewhere tells how far; Ctrl-C stops them, all work saved"
+            f"{run.path}{settings}: {'will be trained here' if run in unfinished else f'{run.state()}, left alone'}"
         )
+    ended = [of_folder(run) for run, _ in runs.values() if run not in unfinished]
+    if unfinished:
+        cores = plural(request.cpus_per_task, "core")
+        typer.echo(f"{parallel} at once, {cores} each. Ctrl-C stops them and saves all work. To see the progress:")
+        typer.echo("  cnnjob status")
     with ending_as_interrupted():
-        for done in run_here(left, parallel, request.cpus_per_task, request.time_minutes):
+        for done in run_here(unfinished, parallel, request.cpus_per_task, request.time_minutes):
             ended.append(of_folder(done.run, done.error))
             _print_end(ended[-1])
     _exit_as(ended)
 
 
-def _print_end(one: "Status") -> None:
+def _print_end(status: "Status") -> None:
     """Print in one line how a run ended, with the cause if it is not finished."""
     from cnnjob.slurm.diagnosis import diagnose
 
-    run = one.summary.run
-    said = f"test accuracy {100 * run.result()['test_accuracy']:.2f} %" if one.state == "finished" else one.error
-    typer.echo(f"{run.path}: {one.state}, {said or ' '.join(diagnose(one).sentence.split())}")
+    run = status.summary.run
+    if status.state == "finished":
+        outcome = f"test accuracy {100 * run.result()['test_accuracy']:.2f} %"
+    else:
+        outcome = status.error or " ".join(diagnose(status).sentence.split())
+    typer.echo(f"{run.path}: {status.state}, {outcome}")
 
 
-def _print_held(one: "Status") -> None:
+def _print_held(status: "Status") -> None:
     """Print why a job does not start by itself, and the command that helps."""
     from cnnjob.slurm.diagnosis import diagnose
 
-    command = diagnose(one).command
+    command = diagnose(status).command
     advice = f". To change that:\n  {command}" if command else ""
-    typer.echo(f"{one.summary.run.path}: job {one.job_id} does not start by itself, {one.detail}{advice}")
+    typer.echo(f"{status.summary.run.path}: job {status.job_id} does not start by itself, {status.detail}{advice}")
 
 
 def _exit_as(ended: "Sequence[Status]") -> None:
@@ -250,16 +266,16 @@ def _exit_as(ended: "Sequence[Status]") -> None:
 
     If all runs have finished, return.
     """
-    left = [one for one in ended if one.state != "finished"]
-    if not left:
+    unfinished = [status for status in ended if status.state != "finished"]
+    if not unfinished:
         return
-    if any(not one.is_resumable and one.state != "running" for one in left):
+    if any(not status.is_resumable and status.state != "running" for status in unfinished):
         raise typer.Exit(1)
-    raise typer.Exit(EXIT_STOPPED if any(one.is_resumable for one in left) else BusyError.exit_code)
+    raise typer.Exit(EXIT_STOPPED if any(status.is_resumable for status in unfinished) else BusyError.exit_code)
 
 
 def _dry_run(
-    bound: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *,
+    grid: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *,
     asked: bool, rehearsal: bool,
 ) -> None:  # fmt: skip
     """Print what would happen, and rehearse the first job."""
@@ -269,31 +285,26 @@ def _dry_run(
     from cnnjob.runs.run import Run
     from cnnjob.training.setup import TrainingSetup
 
-    job, dataset = bound[0]
-    runs = [Run.of(job, dataset.digest, root) for job, dataset in bound]
-    parts = _parts(bound, root, request, asked=asked)
+    job, dataset = grid[0]
+    runs = [Run.of(job, dataset.digest, root) for job, dataset in grid]
+    parts = _split_by_gpus(grid, root, request, asked=asked)
     typer.echo(format_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
-    for run, what in zip(runs, job_differences([job for job, _ in bound]), strict=True):
-        typer.echo(f"run: {run.path}{what and f' ({what})'}, {run.state()}")
+    for run, settings in zip(runs, job_differences([job for job, _ in grid]), strict=True):
+        typer.echo(f"run: {run.path}{settings and f' ({settings})'}, {run.state()}")
     for part in parts:
-        typer.echo(f"request: {_request_of(part, len(runs))}")
+        each = " each" if len(part.runs) > 1 else ""
+        share = f", {len(part.runs)} of {len(runs)} runs" if len(part.runs) < len(runs) else ""
+        typer.echo(f"request: {part.request.sentence()}{each}{share}")
     typer.echo(memory_line(TrainingSetup.build(job, dataset)))
     typer.echo(f"time: {describe_estimate(job, dataset, root)}")
     for part in parts:
-        left = [run for run in part.runs if run.state() not in {"finished", "running"}]
-        _forecast(left, part.request, parallel)
+        unfinished = [run for run in part.runs if run.state() not in {"finished", "running"}]
+        _forecast(unfinished, part.request, parallel)
     if rehearsal:
         from cnnjob.checks.rehearsal import rehearse
 
         for line in rehearse(job, dataset):
             typer.echo(f"rehearsal: {line}")
-
-
-def _request_of(part: "Part", total: int) -> str:
-    """Return what is requested, and for how many of the runs if not for all."""
-    each = " each" * (len(part.runs) > 1)
-    some = f", {len(part.runs)} of {total} runs" * (len(part.runs) < total)
-    return f"{part.request.sentence()}{each}{some}"
 
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
@@ -311,8 +322,9 @@ def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -
     refusals = []
     for batch in submission.in_batches(runs, here.max_array_size if here else len(runs) or 1):
         script = submission.script(batch, request, parallel)
-        said, refused = forecasts.test_only(script) if here else (answer, False)
-        refusals += [said] * refused
-        typer.echo(f"SLURM: {said}\n\n{script}")
+        message, is_refused = forecasts.test_only(script) if here else (answer, False)
+        if is_refused:
+            refusals.append(message)
+        typer.echo(f"SLURM: {message}\n\n{script}")
     if refusals:
         raise SchedulerError(f"this request would be refused: {refusals[0]}")

@@ -23,7 +23,7 @@ def train(
 ) -> None:
     """Train a job here, or resume it where it was stopped.
 
-    Ctrl-C stops it at the next step with all its work saved; run the same command to resume.
+    Ctrl-C stops the training at the next step and saves all work; run the same command to resume.
 
     Example: cnnjob train mnist --set train.epochs=3
     """
@@ -34,8 +34,8 @@ def train(
     from cnnjob.training.setup import TrainingSetup
     from cnnjob.training.train import train as train_run
 
-    wanted = load_job(job, overrides or (), data)
-    setup = TrainingSetup.checked(wanted, Dataset.find(wanted.dataset, data))
+    requested = load_job(job, overrides or (), data)
+    setup = TrainingSetup.checked(requested, Dataset.find(requested.dataset, data))
     run = setup.create_run(runs)
     for anew in describe_replaced_runs([run]):
         typer.echo(anew, err=True)
@@ -46,11 +46,13 @@ def train(
         raise typer.Exit(EXIT_STOPPED)
     result = run.result()
     epochs, best = result.get("epochs", math.inf), result.get("best_epoch")
-    early = f"; ended after epoch {epochs} of {wanted.train.epochs}, no better since {best}"
-    said = f"{outcome.state}, test accuracy {100 * result.get('test_accuracy', math.nan):.2f} %"
+    line = f"{run.path}: {outcome.state}, test accuracy {100 * result.get('test_accuracy', math.nan):.2f} %"
     views = result.get("test_time_augmentation", "none")
-    seen = "" if views == "none" else f" (test-time augmentation: {views})"
-    print_last(f"{run.path}: {said}{seen}{early if epochs < wanted.train.epochs else ''}")
+    if views != "none":
+        line += f" (test-time augmentation: {views})"
+    if epochs < requested.train.epochs:
+        line += f"; stopped early after epoch {epochs} of {requested.train.epochs}, best epoch {best}"
+    print_last(line)
 
 
 def predict(
@@ -62,44 +64,47 @@ def predict(
         typer.Argument(
             metavar="IMAGE",
             autocompletion=completion.images,
-            help="Image files, .npy files of uint8 (N, H, W, C), or test:N, train:N, val:N of the run's data.",
+            help="Image files, .npy files of uint8 (N, H, W, C), or test:N, train:N, val:N of the run's dataset.",
         ),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the run's dataset; where it lay at first by default.")
+        Path | None, typer.Option(help="Folder of the run's dataset; by default the one that it was trained from.")
     ] = None,
     as_json: opt.JSON = False,
 ) -> None:
-    """Print the class and its probability for each image.
+    """Print the predicted class and its probability per image.
 
-    Of images of the run's own dataset, which are counted from 0, it says the true class too; val:N are those that it
-    held out. Files of other sizes are scaled.
+    For images of the run's own dataset (counted from 0) the true class is printed too; val:N are the validation images.
+    Image files of another size are scaled.
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
     from cnnjob.runs.run import Run
     from cnnjob.training.predict import predict as predict_images
 
-    guesses = predict_images(Run(run), images, data)
+    predictions = predict_images(Run(run), images, data)
     print_notes(Run(run))
-    for size in sorted({g.scaled_from for g in guesses if g.scaled_from}):
+    for size in sorted({each.scaled_from for each in predictions if each.scaled_from}):
         typer.echo(
-            f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network knows only images like its own", err=True
+            f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network was trained on images of one size", err=True
         )
-    rows = [{"image": g.image, "class": g.class_name, "probability": g.probability} for g in guesses]
-    truths = [{"true_class": g.true_class} if g.true_class is not None else {} for g in guesses]
     if as_json:
+        rows = [
+            {"image": each.image, "class": each.class_name, "probability": each.probability} for each in predictions
+        ]
+        truths = [{} if each.true_class is None else {"true_class": each.true_class} for each in predictions]
         print_json([row | truth for row, truth in zip(rows, truths, strict=True)])
         return
-    header = ["image", "class", "probability", *(["true class"] if any(truths) else [])]
-    cells = [[g.image, g.class_name, f"{g.probability:.4f}", g.true_class or ""] for g in guesses]
+    cells = [[each.image, each.class_name, f"{each.probability:.4f}", each.true_class or ""] for each in predictions]
+    # An empty last column is not printed.
+    header = ["image", "class", "probability", *(["true class"] if any(row[-1] for row in cells) else [])]
     print_table(header, [row[: len(header)] for row in cells])
 
 
 def demo() -> None:
     """Prepare, train and report a small dataset in seconds.
 
-    The digits are embedded; the three commands are printed as they are run.
+    The digits are part of scikit-learn, so nothing is downloaded. The three commands are printed as they run.
 
     Example: cnnjob demo
     """
@@ -113,5 +118,5 @@ def demo() -> None:
     typer.echo("$ cnnjob report runs/")
     report([RUNS_FOLDER])
     pictures = sorted(Path("report").rglob("*.png"))
-    typer.echo("pictures:\n" + "\n".join(f"  {path}" for path in pictures))
-    typer.echo("open report/index.html in a browser; `cnnjob show` lists other datasets and jobs")
+    typer.echo("figures:\n" + "\n".join(f"  {path}" for path in pictures))
+    typer.echo("Open report/index.html in a browser. To list other datasets and jobs:\n  cnnjob show")

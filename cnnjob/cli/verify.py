@@ -48,9 +48,9 @@ def verify_resume(
     ] = 120,
     data: opt.DATA = DATA_FOLDER,
 ) -> None:
-    """Run a job once uninterrupted and once killed, and compare the bits.
+    """Test that a killed run ends with the same bits.
 
-    The kills come at random moments. With any option of sbatch both runs are SLURM jobs, in a folder under
+    The job is run once uninterrupted and once killed at random moments. With any option of sbatch both runs are SLURM jobs, in a folder under
     verify-resume/; Ctrl-C cancels them.
 
     Exit code 0: the bits are the same. 1: they differ; the first differences are listed, and both runs are kept.

@@ -212,7 +212,7 @@ def test_predict_of_images_held_out_and_of_other_sizes(here: Path) -> None:
     assert (found.exit_code, found.stderr) == (0, ""), found.output
     assert re.search(r"^val:0 +(row|column|corner)", found.stdout, re.MULTILINE)
     scaled = cnnjob("predict", str(run), "wide.png", "fits.png")
-    assert scaled.stderr == "cnnjob: scaled from 9×12 pixels; the network knows only images like its own\n"
+    assert scaled.stderr == "cnnjob: scaled from 9×12 pixels; the network was trained on images of one size\n"
 
 
 @pytest.mark.usefixtures("here")
@@ -401,11 +401,11 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for line in lines if line.startswith("$ ")] == [
         "$ cnnjob prepare digits", "$ cnnjob train digits", "$ cnnjob report runs/",
     ]  # fmt: skip
-    assert re.search(r"; ended after epoch \d+ of 30, no better since \d+$", shown.stdout, re.MULTILINE)
+    assert re.search(r"; stopped early after epoch \d+ of 30, best epoch \d+$", shown.stdout, re.MULTILINE)
     [accuracy] = [float(match[1]) for line in lines if (match := re.search(r"test accuracy ([\d.]+) %", line))]
     assert accuracy > 96
-    pictures = [line.strip() for line in lines[lines.index("pictures:") + 1 : -1]]
+    pictures = [line.strip() for line in lines[lines.index("figures:") + 1 : -2]]
     assert "report/curves.png" in pictures
     assert len(pictures) == 4
-    assert lines[-1].startswith("open report/index.html in a browser")
+    assert lines[-2].startswith("Open report/index.html in a browser")
     assert all((tmp_path / path).is_file() for path in pictures)

@@ -15,7 +15,7 @@ import pytest
 
 from cnnjob import files
 from cnnjob.cli import status as screen
-from cnnjob.cli.screen import fitting
+from cnnjob.cli.screen import fit_columns
 from cnnjob.reporting import record as records
 from cnnjob.runs.logs import last_lines, newest_log
 from tests.helpers.cli import cnnjob
@@ -68,7 +68,7 @@ def test_json(idle_slurm: FakeSlurm) -> None:
 
 def test_no_runs_yet_is_no_mistake() -> None:
     found = cnnjob("status")
-    assert (found.exit_code, found.stdout) == (0, "runs/: no runs yet; `cnnjob submit JOB` makes one\n")
+    assert (found.exit_code, found.stdout) == (0, "runs/: no runs yet. To start one:\n  cnnjob submit JOB\n")
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])
@@ -77,7 +77,7 @@ def test_what_is_no_run_is_a_usage_error(command: str) -> None:
     for path in ("empty", "nowhere"):
         found = cnnjob(command, path)
         assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
-        assert f"{path}: no run, and no folder of runs" in found.stderr
+        assert f"{path}: neither a run nor a folder of runs" in found.stderr
     assert "Example: cnnjob" in cnnjob(command, "--help").stdout
 
 
@@ -91,7 +91,7 @@ def test_a_small_screen_goes_without_what_is_spare() -> None:
     run = with_job(stopped_run(Path("runs")), "1234567")
     change_json(run.attempt_files()[-1], job_id="1234567")
     rows = [screen._row(status_of(run))]
-    whole, small = (fitting(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
+    whole, small = (fit_columns(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
     assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
     assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]
 
@@ -172,7 +172,7 @@ def test_following_a_run_that_is_over_ends(started: Callable[..., subprocess.Pop
 
 def test_which_log() -> None:
     run = with_job(stopped_run(Path("runs")))
-    assert cnnjob("logs", str(run.path)).stderr.startswith(f"cnnjob: {run.path}: nothing is written yet; ")
+    assert cnnjob("logs", str(run.path)).stderr.startswith(f"cnnjob: {run.path}: the log is still empty. ")
     run.log_file.write_text("a\nb\nc\n")
     assert cnnjob("logs", str(run.path), "--lines", "2").stdout == "b\nc\n"
     with_log(run, "of a job\n", "16")
@@ -183,7 +183,7 @@ def test_which_log() -> None:
     os.utime(run.log_file, (time.time() + 1000,) * 2)
     assert newest_log(run) == run.log_file
     two = cnnjob("logs", "runs", "-n", "1")
-    assert (two.exit_code, "runs: no run folder, it holds 1" in two.stderr) == (2, True)
+    assert (two.exit_code, "runs: not a run but a folder of runs (found 1 run, " in two.stderr) == (2, True)
 
 
 def test_the_last_lines_of_a_long_file(tmp_path: Path) -> None:

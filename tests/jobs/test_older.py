@@ -208,12 +208,12 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
 
 
 def test_a_submission_names_the_run_that_it_begins_anew(toys: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    from cnnjob.cli.submit import _runs_of
+    from cnnjob.cli.submit import _create_runs
     from tests.helpers.toy_jobs import run_of
 
     older = as_older(run_of(job(), toys, Path("runs")), PLAIN)
     for expected in (True, False):
-        made = _runs_of([(job(), toys), (job(seed=1), toys)], Path("runs"))
+        made = _create_runs([(job(), toys), (job(seed=1), toys)], Path("runs"))
         assert (f"{older.path}: another version of cnnjob began this run" in capsys.readouterr().err) == expected
         train(next(iter(made.values()))[0])
 

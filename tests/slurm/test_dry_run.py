@@ -23,7 +23,7 @@ def test_a_dry_run_shows_and_rehearses_and_leaves_nothing() -> None:
     assert "\nrequest: 1 node, 1 task, 2 cores, 1 G, 2 h on gpu\n" in found.stdout
     assert "\nmemory of the arrays: " in found.stdout
     assert "\n#!/bin/bash\n" in found.stdout
-    said = re.findall(r"^rehearsal: (.*?)(?:, a checkpoint of [\d,]+ bytes|: \d files)?$", found.stdout, re.MULTILINE)
+    said = re.findall(r"^rehearsal: (.*?)(?:, checkpoint of [\d,]+ bytes|: \d files)?$", found.stdout, re.MULTILINE)
     assert said == [
         "attempt 1: 2 steps, stopped by a signal", "attempt 2: 2 steps, stopped by a signal", "report",
     ]  # fmt: skip

@@ -29,14 +29,14 @@ from tests.helpers.slurm_runs import only_run
 @pytest.mark.usefixtures("no_slurm")
 def test_the_job_of_the_one_prepared_dataset() -> None:
     none = cnnjob("submit", "--dry-run")
-    assert (none.exit_code, "no dataset in data/ has one; name one of cifar10, " in none.stderr) == (2, True)
+    assert (none.exit_code, "no dataset in data/ has a job. Name one of cifar10, " in none.stderr) == (2, True)
     Path("jobs").mkdir()
     Path("jobs/toy.toml").write_text(JOB_OF_NUMPY)
     one = cnnjob("submit", "--dry-run", "--no-rehearsal")
     assert (one.exit_code, 'name = "toy"' in one.stdout) == (0, True), one.output
     Path("data/digits.h5").touch()
     two = cnnjob("submit", "--dry-run")
-    assert (two.exit_code, "2 prepared datasets have one; name one of " in two.stderr) == (2, True)
+    assert (two.exit_code, "2 prepared datasets have a job. Name one of " in two.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,9 @@ def test_what_a_scheduler_may_do(slurm: FakeSlurm, answers: dict[str, str | None
     assert (found.exit_code, found.stdout) == (4, ""), found.output
     assert message in found.stderr
     assert found.stderr.startswith("cnnjob: ")
-    assert found.stderr.count("\n") == 1
+    advice = ". To train here, without SLURM:\n  cnnjob submit --local" if "no SLURM" in message else ""
+    assert found.stderr.count("\n") == 1 + advice.count("\n")
+    assert advice in found.stderr
 
 
 @pytest.mark.usefixtures("slurm")
