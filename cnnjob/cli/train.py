@@ -37,8 +37,8 @@ def train(
     requested = load_job(job, overrides or (), data)
     setup = TrainingSetup.checked(requested, Dataset.find(requested.dataset, data))
     run = setup.create_run(runs)
-    for anew in describe_replaced_runs([run]):
-        typer.echo(anew, err=True)
+    for message in describe_replaced_runs([run]):
+        typer.echo(message, err=True)
     with Screen() as screen:
         outcome = train_run(run, screen, setup=setup, job_is_over=client.job_is_over)
     if outcome.state == "stopped":

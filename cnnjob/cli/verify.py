@@ -50,8 +50,8 @@ def verify_resume(
 ) -> None:
     """Test that a killed run ends with the same bits.
 
-    The job is run once uninterrupted and once killed at random moments. With any option of sbatch both runs are SLURM jobs, in a folder under
-    verify-resume/; Ctrl-C cancels them.
+    The job is run once uninterrupted and once killed at random moments. With any option of sbatch both runs are SLURM
+    jobs, in a folder under verify-resume/; Ctrl-C cancels them.
 
     Exit code 0: the bits are the same. 1: they differ; the first differences are listed, and both runs are kept.
 
