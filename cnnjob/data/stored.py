@@ -5,8 +5,7 @@ SIGBUS. HDF5 is not involved, so nothing of it crosses a fork or takes a lock.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -82,27 +81,46 @@ class StoredArray:
             reader.read(start, values)
         return values
 
-    @contextmanager
-    def open(self) -> Iterator["RowReader"]:
-        """Open the file for reading rows, until the ``with`` block ends.
+    def open(self) -> "RowReader":
+        """Open the file for reading rows.
 
         Raises:
             DataError: the file is missing, cannot be read, or is another version.
         """
-        with open_regular(self.path) as file:
-            reader = RowReader(self, file.fileno())
-            reader.require_version(file.fileno())
-            yield reader
+        return RowReader(self)
 
 
 class RowReader:
-    """Reads rows of a stored array from its open file."""
+    """Reads rows of a stored array; the file stays open until :meth:`close`, and a replaced file is noticed."""
 
-    def __init__(self, array: StoredArray, descriptor: int) -> None:
-        """Read from an open file."""
-        self._array, self._descriptor = array, descriptor
+    def __init__(self, array: StoredArray) -> None:
+        """Open the file of an array; see :meth:`StoredArray.open`."""
+        self.shape, self._array = array.shape, array
+        with open_regular(array.path) as file:
+            self._descriptor = os.dup(file.fileno())
+        # Also closes the file of a reader that is only dropped, as by a training that could not begin.
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+        self._require_version(self._descriptor)
 
-    def require_version(self, file: Path | int) -> None:
+    def __enter__(self) -> Self:
+        """Return the reader, which is closed when the ``with`` block ends."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._array)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows with the given indices, read as by :meth:`take`."""
+        rows = np.empty((len(indices), *self.shape[1:]), self._array.dtype)
+        self.take(indices, rows)
+        return rows
+
+    def _require_version(self, file: Path | int) -> None:
         """Refuse a file that was replaced or written to since it was described.
 
         Raises:
@@ -158,7 +176,7 @@ class RowReader:
         Raises:
             DataError: the file was replaced, changed or truncated, or cannot be read.
         """
-        self.require_version(self._array.path)
+        self._require_version(self._array.path)
         # Neighbours in the file are read at once, as those of an evaluation are.
         starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
         firsts, bounds = indices[starts].tolist(), [*starts.tolist(), len(indices)]

@@ -83,15 +83,6 @@ def _is_the_same(name: str, before: Any, now: Any) -> bool:
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
 
-def available_memory_bytes() -> int:
-    """Return the memory that new processes can use without swapping: the kernel's estimate, else the free pages."""
-    with suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _gpu(device: Any) -> dict[str, Any]:
     """Return the GPU's name, its driver's version and the versions of CUDA's libraries."""
     try:

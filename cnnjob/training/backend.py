@@ -10,8 +10,6 @@ from cnnjob.nn.cuda.availability import why_unavailable
 from cnnjob.nn.cuda.device import CudaDevice
 from cnnjob.runs import environment
 from cnnjob.runs.run import Run
-from cnnjob.training.memory import require_device_memory
-from cnnjob.training.setup import TrainingSetup
 
 
 def select_backend(job: Job, run: Run) -> str:
@@ -60,30 +58,27 @@ def first_backend(job: Job, run: Run) -> str | None:
     return first
 
 
-def make_backend(name: str, workers: nn.Workers, setup: TrainingSetup) -> nn.Backend:
-    """Make a backend, after checking that the training fits into the GPU's memory.
+def make_backend(name: str, workers: nn.Workers, job: Job) -> nn.Backend:
+    """Make a backend.
 
     Args:
         name: ``numpy`` or ``cuda``, from :func:`select_backend`.
         workers: the cores for NumPy.
-        setup: what to train.
+        job: what to train.
 
     Returns:
         The backend.
 
     Raises:
-        JobError: the GPU has too little memory; or the job asks for NumPy together with float16.
+        JobError: the job asks for NumPy together with float16.
     """
-    job = setup.job
     if job.resources.backend == "numpy" and job.train.precision == "float16":
         raise JobError(
             "train.precision: 'float16' is for a GPU, found resources.backend 'numpy'; change one of the two"
         )
     if name == "numpy":
         return nn.NumPyBackend(workers)
-    backend = nn.CudaBackend(CudaDevice(job.train.precision))
-    require_device_memory(setup, backend)
-    return backend
+    return nn.CudaBackend(CudaDevice(job.train.precision))
 
 
 def describe_environment(backend: nn.Backend) -> dict[str, Any]:

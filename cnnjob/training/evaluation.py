@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from cnnjob import nn
-from cnnjob.data.dataset import Dataset
+from cnnjob.data.dataset import Dataset, Rows
+from cnnjob.data.stored import RowReader
 from cnnjob.jobs.job import Job
 from cnnjob.runs import metrics
 from cnnjob.training.predict import Classifier
@@ -18,14 +19,16 @@ CHECKED_AT_ONCE_BYTES = 10**9
 """Datasets up to this size are compared with their digests before the first step, which takes a second or two."""
 
 Array = np.ndarray[Any, Any]
+Images: TypeAlias = Array | RowReader
+"""Images in a backend's memory, or those of a file that is open for streaming."""
 
 
 @dataclass(frozen=True)
 class EvaluationSplit:
     """Images that are evaluated together."""
 
-    images: Array
-    """uint8 (N, H, W, C), in the backend's memory; shared with other splits."""
+    images: Images
+    """uint8 (N, H, W, C), in the backend's memory or streamed; shared with other splits."""
     order: Array
     """int64, indices of the images that belong to the split."""
     labels: Array
@@ -44,11 +47,11 @@ class DigestCheck:
     def __init__(self, dataset: Dataset, at_once_bytes: int = CHECKED_AT_ONCE_BYTES) -> None:
         """Prepare to check a dataset; if it is larger than ``at_once_bytes``, its images are checked in a thread."""
         self._dataset, self._at_once = dataset, dataset.size_bytes <= at_once_bytes
-        self._arrays: list[tuple[str, Array]] = []
+        self._arrays: list[tuple[str, Rows]] = []
         self._end: Future[None] = Future()
 
-    def add(self, name: str, array: Array) -> None:
-        """Check an array that was loaded, or queue it for :meth:`start`.
+    def add(self, name: str, array: Rows) -> None:
+        """Check an array that was loaded or will be streamed, or queue it for :meth:`start`.
 
         Raises:
             DataError: it does not match its digest.
@@ -91,25 +94,34 @@ class DigestCheck:
         self._end.result()
 
 
-def load_split(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> tuple[Array, Array]:
-    """Load all images and labels of a split.
+def load_split(
+    dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck, *, streams: bool
+) -> tuple[Images, Array]:
+    """Load the labels of a split, and load its images or open them for streaming.
 
     Args:
         dataset: the dataset.
         name: ``train``, ``val`` or ``test``.
         backend: the backend that computes on them.
         check: compares them with their digests.
+        streams: True to read the images when they are needed.
 
     Returns:
-        Images uint8 (N, H, W, C) in the backend's memory, and labels int64 (N,) in NumPy's.
+        Images uint8 (N, H, W, C) in the backend's memory or to be streamed, and labels int64 (N,) in NumPy's.
     """
+    if streams:
+        stored = dataset.stored(name)
+        check.add(stored.name, stored)
+        return stored.open(), dataset.labels(name)
     images, labels = dataset.load(name, check.add)
     return backend.resident(images), labels
 
 
-def load_evaluation_split(dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck) -> EvaluationSplit:
+def load_evaluation_split(
+    dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck, *, streams: bool
+) -> EvaluationSplit:
     """Load all images of a split for evaluation, in their order; arguments as for :func:`load_split`."""
-    images, labels = load_split(dataset, name, backend, check)
+    images, labels = load_split(dataset, name, backend, check, streams=streams)
     return EvaluationSplit(images, np.arange(len(images)), labels)
 
 

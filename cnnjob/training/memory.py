@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from cnnjob import nn
+from cnnjob.data.dataset import CHUNKED_FORMAT
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
-from cnnjob.runs import environment
+from cnnjob.runs.free_memory import available_memory_bytes
 from cnnjob.training.build import build_optimiser, build_training_options
 from cnnjob.training.setup import TrainingSetup
 
 EVALUATION_BATCH = 256
 """Maximum number of images per evaluation step."""
+DEVICE_MARGIN_BYTES = 64 << 20
+"""GPU memory that streamed images leave free: kernels and the allocator take some that no array shows."""
 INDEX_BYTES = 8
 """Size of a label or an index, int64."""
 
@@ -25,7 +28,7 @@ class MemoryEstimate:
     """The exact sizes of a training's arrays in bytes, by purpose."""
 
     data: int
-    """Images, labels, and the indices of the images of each step."""
+    """Images or, if they are streamed, the buffers for them; labels, and the indices of the images of each step."""
     parameters: int
     """Parameters, gradients, the optimiser's slots and the best parameters so far."""
     training: int
@@ -46,20 +49,52 @@ class MemoryEstimate:
         return self.data + self.parameters + self.training + self.evaluation
 
 
-def estimate_memory(setup: TrainingSetup, backend: nn.Backend | None = None) -> MemoryEstimate:
-    """Count the memory of a training without allocating it; on the NumPy backend by default."""
+@dataclass(frozen=True)
+class ImagePlacement:
+    """Where the images of a training lie."""
+
+    streams: bool = False
+    """True if they are read from the file as they are needed; False if all of them are in memory."""
+    n_resident: int = 0
+    """Number of training images that stay in the GPU's memory nevertheless."""
+
+
+IN_MEMORY = ImagePlacement()
+STREAMED = ImagePlacement(streams=True)
+
+
+def estimate_memory(
+    setup: TrainingSetup, backend: nn.Backend | None = None, placement: ImagePlacement = IN_MEMORY
+) -> MemoryEstimate:
+    """Count the memory of a training without allocating it; on the NumPy backend with all images in memory by default.
+
+    Args:
+        setup: what to train.
+        backend: what computes.
+        placement: where the images lie.
+
+    Returns:
+        The sizes of the arrays.
+    """
     job, dataset, network = setup.job, setup.dataset, setup.network
     backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), build_optimiser(job.train)
     state = nn.State(network, optimiser, backend, shape_only=True)  # arrays with shapes but without memory
     batch = evaluation_batch([dataset.shapes["test"][0], dataset.shapes.get("val", (setup.n_validation,))[0]])
-    images = sum(prod(shape) + shape[0] * INDEX_BYTES for shape in dataset.shapes.values())  # a pixel is one byte
-    chosen = 2 * dataset.shapes["train"][0] * INDEX_BYTES  # the epoch's order; training and validation indices
+    images = dataset.size_bytes  # a pixel is one byte
+    if placement.streams:
+        largest = max(batch, job.train.batch_size)
+        images = nn.ImageStream.count_bytes(dataset.image_shape, largest, placement.n_resident)
+    labels = sum(shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
+    # The epoch's order; training and validation indices; of a stream, also where the images of the order lie.
+    chosen = (2 + placement.streams) * dataset.shapes["train"][0] * INDEX_BYTES
     best, options = state.parameters.nbytes, build_training_options(job)
     return MemoryEstimate(
-        images + chosen,
+        images + labels + chosen,
         state.size_bytes + best,
         nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size, options),
-        nn.EvaluationPlan.count_bytes(backend, network, state, batch, job.train.test_time_augmentation),
+        nn.EvaluationPlan.count_bytes(
+            backend, network, state, batch, job.train.test_time_augmentation, streams=placement.streams
+        ),
         best + sum(flat.nbytes for flat in state.saved_buffers.values()),
     )
 
@@ -74,47 +109,85 @@ def evaluation_batch(counts: Iterable[int]) -> int:
     return min(EVALUATION_BATCH, max(counts))
 
 
-def require_memory(setup: TrainingSetup, backend: str = "numpy") -> None:
-    """Refuse a job that does not fit into this machine's memory, before anything is allocated.
+def place_in_host_memory(
+    setup: TrainingSetup, backend: str = "numpy", in_memory_bytes: int | None = None
+) -> ImagePlacement:
+    """Decide whether the images are loaded into this machine's memory; refuse a job that does not fit either way.
 
     Args:
         setup: what to train.
         backend: ``numpy``; or ``cuda``, for which only data and checkpoints pass through host memory.
+        in_memory_bytes: size up to which a dataset's images are loaded; by default, they are if they fit.
+
+    Returns:
+        :data:`IN_MEMORY` or :data:`STREAMED`.
 
     Raises:
         JobError: the job needs more memory than is available; the message names both sizes.
     """
-    memory = estimate_memory(setup)
-    needed = memory.total if backend == "numpy" else memory.data + memory.checkpoint
-    free = environment.available_memory_bytes()
-    if needed > free:
-        raise JobError(
-            f"{setup.job.name}: needs {needed / 1e9:.1f} GB of memory for its arrays, {free / 1e9:.1f} GB are free; "
-            "lower train.batch_size or the blocks' sizes, or use a larger machine"
-        )
+    free = available_memory_bytes()
+
+    def needed(placement: ImagePlacement) -> int:
+        memory = estimate_memory(setup, placement=placement)
+        return memory.total if backend == "numpy" else memory.data + memory.checkpoint
+
+    fits = needed(IN_MEMORY) <= free
+    if in_memory_bytes is not None:
+        fits = fits and setup.dataset.size_bytes <= in_memory_bytes
+    if fits:
+        return IN_MEMORY
+    if needed(STREAMED) <= free and setup.dataset.format != CHUNKED_FORMAT:
+        return STREAMED
+    raise JobError(
+        f"{setup.job.name}: needs {needed(_least(setup)) / 1e9:.1f} GB of memory for its arrays "
+        f"(found {free / 1e9:.1f} GB free). {_to_stream(setup)}Lower train.batch_size or the blocks' sizes, or use a "
+        "larger machine"
+    )
 
 
-def require_device_memory(setup: TrainingSetup, backend: nn.CudaBackend) -> None:
-    """Refuse a job that does not fit into the GPU's memory, before anything is allocated.
+def _least(setup: TrainingSetup) -> ImagePlacement:
+    """Return the placement that takes the least memory; images in chunks cannot be streamed."""
+    return IN_MEMORY if setup.dataset.format == CHUNKED_FORMAT else STREAMED
+
+
+def _to_stream(setup: TrainingSetup) -> str:
+    """Return what to do about images that cannot be streamed, with a space at its end; nothing for others."""
+    is_older = setup.dataset.format == CHUNKED_FORMAT
+    return f"Prepare {setup.dataset.path} again with --force, so that its images can be streamed. " if is_older else ""
+
+
+def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: ImagePlacement) -> ImagePlacement:
+    """Decide how many images stay in the GPU's memory; refuse a job that does not fit without any of them.
+
+    Args:
+        setup: what to train.
+        backend: the backend of the GPU.
+        host: the decision of :func:`place_in_host_memory`.
+
+    Returns:
+        :data:`IN_MEMORY` if all images fit on both sides; else the number of training images that stay on the GPU.
 
     Raises:
         JobError: it needs more than is free; the message names the largest batch size that fits.
     """
-    job = setup.job
+    job, least = setup.job, _least(setup)
     free, batch = backend.device.free_bytes, job.train.batch_size
 
-    def needed(size: int) -> int:
+    def needed(size: int, placement: ImagePlacement = least) -> int:
         resized = job.model_copy(update={"train": job.train.model_copy(update={"batch_size": size})})
-        return estimate_memory(replace(setup, job=resized), backend).on_device
+        return estimate_memory(replace(setup, job=resized), backend, placement).on_device
 
-    if needed(batch) <= free:
-        return
+    if not host.streams and needed(batch, IN_MEMORY) <= free:
+        return IN_MEMORY
+    if least.streams and needed(batch) <= free:
+        room = max(0, free - needed(batch) - DEVICE_MARGIN_BYTES) // prod(setup.dataset.image_shape)
+        return replace(STREAMED, n_resident=min(room, setup.dataset.shapes["train"][0]))
     # needed() grows with the batch size; counting allocates nothing, so trying some sizes costs little.
     largest = bisect_right(range(1, batch), free, key=needed)
     fits = f"the largest train.batch_size that fits is {largest}" if largest else "not even a batch of one image fits"
     raise JobError(
-        f"{job.name}: needs {needed(batch):,} bytes of GPU memory, {free:,} are free on {backend.device.name} "
-        f"and {fits}; lower it or the blocks' sizes, or use a larger GPU"
+        f"{job.name}: needs {needed(batch):,} bytes of GPU memory (found {free:,} free on {backend.device.name}): "
+        f"{fits}. {_to_stream(setup)}Lower it or the blocks' sizes, or use a larger GPU"
     )
 
 

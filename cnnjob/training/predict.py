@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnjob import nn
 from cnnjob.data.dataset import SPLITS, Dataset
+from cnnjob.data.stored import RowReader
 from cnnjob.errors import DataError, JobError
 from cnnjob.files import read_bytes
 from cnnjob.runs import metrics
@@ -35,11 +36,11 @@ class Classifier:
     state: nn.State
     plan: nn.EvaluationPlan
 
-    def probabilities(self, images: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+    def probabilities(self, images: np.ndarray | RowReader, order: np.ndarray | None = None) -> np.ndarray:
         """Compute the class probabilities of images.
 
         Args:
-            images: uint8 (N, H, W, C).
+            images: uint8 (N, H, W, C), in memory; or to be streamed, if the plan has a stream.
             order: int64, indices of the images to classify; all by default.
 
         Returns:
@@ -229,7 +230,7 @@ def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any,
 
 def prediction_arrays(
     probabilities: np.ndarray[Any, Any],
-    images: np.ndarray[Any, Any],
+    images: np.ndarray[Any, Any] | RowReader,
     labels: np.ndarray[Any, Any],
     class_names: tuple[str, ...],
 ) -> dict[str, np.ndarray[Any, Any]]:
@@ -237,7 +238,7 @@ def prediction_arrays(
 
     Args:
         probabilities: (N, K).
-        images: uint8 (N, H, W, C).
+        images: uint8 (N, H, W, C), of which only some are read.
         labels: int64 (N,).
         class_names: one name per class.
 

@@ -5,7 +5,7 @@ why the attempt ended.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Literal
@@ -21,7 +21,7 @@ from cnnjob.runs.process import HEARTBEAT_SECONDS
 from cnnjob.runs.run import JobIsOver, Run
 from cnnjob.training.backend import make_backend, select_backend
 from cnnjob.training.evaluation import CHECKED_AT_ONCE_BYTES
-from cnnjob.training.memory import memory_errors_as_job_error, require_memory
+from cnnjob.training.memory import memory_errors_as_job_error, place_in_device_memory, place_in_host_memory
 from cnnjob.training.progress import NoProgress, ProgressCallback
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.stopping import Deadline, StopRequest
@@ -47,6 +47,7 @@ def train(
     cores: int | None = None,
     job_is_over: JobIsOver | None = None,
     checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
+    in_memory_bytes: int | None = None,
 ) -> Outcome:
     """Train a run, from scratch or from its newest checkpoint.
 
@@ -60,6 +61,8 @@ def train(
             :func:`cnnjob.runs.claims.claim`.
         checked_at_once_bytes: datasets up to this size are compared with their digests before the first step; larger
             ones in a thread, and nothing is saved before it has ended.
+        in_memory_bytes: size up to which a dataset's images are loaded; the images of a larger one are read from the
+            file as they are needed. By default, they are loaded if they fit. The bits do not depend on it.
 
     Returns:
         Its state is ``finished``, ``stopped`` (on request; the same call resumes), or ``was finished``.
@@ -77,7 +80,7 @@ def train(
     setup = setup or TrainingSetup.of_run(run)
     open_run_dataset(run, setup.dataset)
     name = select_backend(setup.job, run)
-    require_memory(setup, name)
+    placement = place_in_host_memory(setup, name, in_memory_bytes)
     with disk_errors_as_cnnjob_error(run.path):
         claim = claims.claim(run, job_is_over)
     if run.result_file.exists():  # another process finished it between the check above and the claim
@@ -88,9 +91,12 @@ def train(
     # StopRequest encloses _record_end: a signal while the attempt's end is being recorded only sets the flag.
     with _start_workers(cores) as workers, StopRequest(deadline) as stop, _record_end(claim) as ending, disk_errors:
         with memory_errors_as_job_error(setup.job):
-            backend = make_backend(name, workers, setup)
-            ending.trainer = Trainer(claim, setup, backend, progress or NoProgress(), checked_at_once_bytes)
-            finished = ending.trainer.train(stop)
+            backend = make_backend(name, workers, setup.job)
+            if isinstance(backend, nn.CudaBackend):
+                placement = place_in_device_memory(setup, backend, placement)
+            ending.trainer = Trainer(claim, setup, backend, progress or NoProgress(), checked_at_once_bytes, placement)
+            with closing(ending.trainer):
+                finished = ending.trainer.train(stop)
         ending.why = "finished" if finished else f"stopped: {stop.requested_by}"
     return Outcome(run, "finished" if finished else "stopped", ending.why)
 

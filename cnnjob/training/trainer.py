@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob import files, nn
+from cnnjob.data.stored import RowReader
 from cnnjob.errors import CnnjobError, TrainingError
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.runs import checkpoints, environment, npz
@@ -32,7 +33,7 @@ from cnnjob.training.evaluation import (
     load_split,
     select_watched_splits,
 )
-from cnnjob.training.memory import evaluation_batch
+from cnnjob.training.memory import IN_MEMORY, ImagePlacement, evaluation_batch
 from cnnjob.training.predict import Classifier
 from cnnjob.training.progress import ProgressCallback, SafeProgress, format_epoch
 from cnnjob.training.setup import TrainingSetup
@@ -51,6 +52,7 @@ class Trainer:
         backend: nn.Backend,
         callback: ProgressCallback,
         checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
+        placement: ImagePlacement = IN_MEMORY,
     ) -> None:
         """Load the data, plan the network's steps, and restore the newest checkpoint or initialise the weights.
 
@@ -60,6 +62,7 @@ class Trainer:
             backend: what computes.
             callback: receives progress events.
             checked_at_once_bytes: as in :func:`cnnjob.training.train.train`.
+            placement: where the images lie.
         """
         self.run, self.claim, self.callback = claim.run, claim, SafeProgress(callback)
         self.job, self.dataset, self.backend = setup.job, setup.dataset, backend
@@ -68,8 +71,7 @@ class Trainer:
         self.digests = DigestCheck(setup.dataset, checked_at_once_bytes)
         self.steps = setup.steps_per_epoch
         self.training_indices = setup.training
-        validation, self.test = self._load_data(setup)
-        self.watched = dict(select_watched_splits(setup.job, validation, self.test))
+        self._load_data(setup, placement)
         self._plan(setup.network)
         self.progress = TrainingProgress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
@@ -78,18 +80,36 @@ class Trainer:
         self._next_save = math.inf
         self._restore_or_initialise()
 
-    def _load_data(self, setup: TrainingSetup) -> tuple[EvaluationSplit, EvaluationSplit]:
-        """Load all images; return the validation and the test images."""
-        backend, dataset, job = self.backend, self.dataset, self.job
-        images, labels = load_split(dataset, "train", backend, self.digests)
+    def _load_data(self, setup: TrainingSetup, placement: ImagePlacement) -> None:
+        """Load all images, or open the file for streaming them."""
+        backend, dataset, batch_size = self.backend, self.dataset, self.job.train.batch_size
+        streams = placement.streams
+        self.images, labels = load_split(dataset, "train", backend, self.digests, streams=streams)
         # Validation images taken from the training images stay among them: one array, and two lists of indices.
-        validation = EvaluationSplit(images, setup.validation, labels[setup.validation])
+        validation = EvaluationSplit(self.images, setup.validation, labels[setup.validation])
         if "val" in dataset.splits:
-            validation = load_evaluation_split(dataset, "val", backend, self.digests)
-        test = load_evaluation_split(dataset, "test", backend, self.digests)
+            validation = load_evaluation_split(dataset, "val", backend, self.digests, streams=streams)
+        self.test = load_evaluation_split(dataset, "test", backend, self.digests, streams=streams)
         self.digests.start()
-        self.inputs = nn.build_step_inputs(backend, images, labels, self.steps, job.train.batch_size, job.seed)
-        return validation, test
+        self.watched = dict(select_watched_splits(self.job, validation, self.test))
+        evaluated = len(self.test.order), *(len(split.order) for split in self.watched.values())
+        self.evaluation_batch = evaluation_batch(evaluated)
+        self.stream, images = None, self.images
+        if isinstance(images, RowReader):
+            largest, resident = max(self.evaluation_batch, batch_size), (images, placement.n_resident)
+            self.stream = nn.ImageStream(backend, dataset.image_shape, largest, resident)
+            images = self.stream.images
+        self.inputs = nn.build_step_inputs(
+            backend, images, labels, self.steps, batch_size, self.job.seed, streams=streams
+        )
+
+    def close(self) -> None:
+        """End the reading of streamed images."""
+        if self.stream:
+            self.stream.close()
+        for images in (self.images, self.test.images, *(split.images for split in self.watched.values())):
+            if isinstance(images, RowReader):
+                images.close()
 
     def _plan(self, network: nn.Network) -> None:
         """Allocate the state of the training, and plan its steps and evaluations."""
@@ -109,9 +129,8 @@ class Trainer:
             job.train.batch_size,
             build_training_options(job),
         )
-        batch = evaluation_batch([len(self.test.order), *(len(split.order) for split in self.watched.values())])
-        views = job.train.test_time_augmentation
-        evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views)
+        views, batch = job.train.test_time_augmentation, self.evaluation_batch
+        evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views, self.stream)
         self.classifier = Classifier(network, self.state, evaluation)
 
     def _restore_or_initialise(self) -> None:
@@ -131,10 +150,8 @@ class Trainer:
             # Attempts that ended before their first step, for example for lack of memory, are no reason to warn.
             if any(attempt.get("step") for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint of the previous attempts is left; training from scratch")
-            # Whitening filters are computed from the first training images.
-            images = self.backend.host(self.inputs.images[: nn.WHITENING_IMAGES])
-            indices = self.training_indices[self.training_indices < len(images)]
-            self.state.initialise(self.classifier.network, self.job.seed, images[indices], self.pixels)
+            images = self._whitening_images()
+            self.state.initialise(self.classifier.network, self.job.seed, images, self.pixels)
         if not self.run.environment_file.exists():
             content = {**self.environment, "data_sha256": self.dataset.digest}
             files.write_json(self.run.environment_file, content, fence=self.claim.check)
@@ -142,6 +159,16 @@ class Trainer:
         resumed_at_step = self.progress.step if checkpoint else None
         self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step)
         self._write_history()
+
+    def _whitening_images(self) -> Array | None:
+        """Return the first training images, from which whitening filters are computed; None if there are no filters."""
+        if not any(parameter.init == "whitening" for parameter in self.classifier.network.parameters.values()):
+            return None
+        indices = self.training_indices[self.training_indices < nn.WHITENING_IMAGES]
+        if isinstance(self.images, RowReader):
+            return self.images[indices]
+        images: Array = self.backend.host(self.images[: nn.WHITENING_IMAGES])[indices]
+        return images
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint's progress and arrays into this training."""
@@ -202,7 +229,11 @@ class Trainer:
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
         # (steps · batch_size,); the images that fill no last batch are others in each epoch.
-        self.backend.copy(self.training_indices[shuffled[: len(self.inputs.order)]], self.inputs.order)
+        order = self.training_indices[shuffled[: len(self.inputs.order)]]
+        self.backend.copy(order, self.inputs.order)
+        if self.stream and isinstance(self.images, RowReader):
+            rows = self.stream.start(self.images, order, train.batch_size, self.progress.epoch_step)
+            self.backend.copy(rows, self.inputs.rows)
         first, total = epoch * self.steps, train.epochs * self.steps
         steps = range(first, first + self.steps)
         self.learning_rates = self.schedule.rates(steps, total)
@@ -213,6 +244,8 @@ class Trainer:
         self._checked_steps = self.progress.epoch_step
 
     def _step(self) -> None:
+        if self.stream:
+            self.stream.next()
         self.plan.step()
         self.progress.epoch_step += 1
         self.progress.step += 1
@@ -372,8 +405,8 @@ class Trainer:
             weights = f"the weights of epoch {self.progress.best_epoch}"
             raise TrainingError(f"{self.run.path}: the test loss is {loss} with {weights}. {self._remedy}")
         npz.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
-        images, labels = self.backend.host(self.test.images), self.test.labels
-        predictions = predict.prediction_arrays(probabilities, images, labels, self.dataset.class_names)
+        images = self.test.images if isinstance(self.test.images, RowReader) else self.backend.host(self.test.images)
+        predictions = predict.prediction_arrays(probabilities, images, self.test.labels, self.dataset.class_names)
         npz.write_arrays(self.run.predictions_file, predictions, fence=self.claim.check)
         result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}
         files.write_json(self.run.result_file, result, fence=self.claim.check)
