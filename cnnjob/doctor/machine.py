@@ -16,7 +16,7 @@ from cnnjob.files import MOUNT_PROC, NO_PROC
 from cnnjob.nn import available_cores
 from cnnjob.nn.cuda.availability import why_unavailable
 from cnnjob.nn.cuda.device import CudaDevice
-from cnnjob.runs.free_memory import available_memory_bytes
+from cnnjob.runs.environment import available_memory_bytes
 
 GIGABYTE = 1e9
 LITTLE_MEMORY_BYTES = 2e9

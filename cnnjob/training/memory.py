@@ -11,7 +11,7 @@ from cnnjob.data.dataset import CHUNKED_FORMAT
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
-from cnnjob.runs.free_memory import available_memory_bytes
+from cnnjob.runs.environment import available_memory_bytes
 from cnnjob.training.build import build_optimiser, build_training_options
 from cnnjob.training.setup import TrainingSetup
 

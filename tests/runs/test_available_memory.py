@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cnnjob.runs.free_memory import available_memory_bytes
+from cnnjob.runs.environment import available_memory_bytes
 
 GIB = 1 << 30
 
