@@ -51,7 +51,7 @@ class Chain:
         Returns:
             Input tensor, output tensor, and the two tasks of each operation between them, in forward order.
         """
-        links = self._links(network.layers)
+        links = self._build_links(network.layers)
         x = self._take_tensor(network.image_shape, border_of(links[0].operation), trainable=False)
         y, steps = self._plan_links(links, x)
         return x, y, steps
@@ -62,7 +62,7 @@ class Chain:
         size, dtype = (self.batch_size, *shape), self.backend.dtype
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
-    def _links(self, layers: Sequence[Layer], prefix: str = "", first_index: int = 0) -> list[_Link]:
+    def _build_links(self, layers: Sequence[Layer], prefix: str = "", first_index: int = 0) -> list[_Link]:
         """Return the operations of layers in order; an evaluation leaves dropout out."""
         links: list[_Link] = []
         for layer_index, layer in enumerate(layers, start=first_index):
@@ -105,7 +105,7 @@ class Chain:
     def _plan_residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
         """Plan the shortcut, the body and their sum; backward, the gradients of both are added up in that of x."""
         shape, prefix, first_index = link.layer.input_shape, f"{link.name}/", first_inner_index(link.layer_index)
-        body, steps = self._plan_links(self._links(block.body(shape), prefix, first_index), x)
+        body, steps = self._plan_links(self._build_links(block.body(shape), prefix, first_index), x)
         # The gradient of a sum is that of both terms, so the shortcut shares the array of the body's output. No
         # operation writes to the gradient of its own output: the array is still intact after the body's backward.
         dx_of_shortcut, shortcut = body.gradient, x
@@ -118,7 +118,7 @@ class Chain:
             value = self.arena.take(y.value.shape, self.backend.dtype)
             target = Tensor(value, value, body.gradient, body.gradient)
             # The last index of the block: it does not change with the length of the body.
-            links = self._links([projection], prefix, first_index + LAYERS_PER_RESIDUAL - 1)
+            links = self._build_links([projection], prefix, first_index + LAYERS_PER_RESIDUAL - 1)
             shortcut, projection_steps = self._plan_links(links, source, target)
             steps = [*projection_steps, *steps]
         # Backward runs from the end of the list: the sum into x.gradient stands first, so the body has written it.

@@ -121,8 +121,8 @@ class ExpectedArrays:
             array = arrays.get(name)
             if array is None or array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
                 raise ValueError(f"it has no {name} of {shape} finite numbers")
-        hits = arrays.get("hits")
-        if hits is None or hits.shape != (progress.epoch_step,) or hits.dtype.kind not in "iu":
+        n_correct = arrays.get("hits")
+        if n_correct is None or n_correct.shape != (progress.epoch_step,) or n_correct.dtype.kind not in "iu":
             raise ValueError(f"it has no hits of {progress.epoch_step} steps")
 
 
