@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis draws the same examples every time, and never looks at the clock.
+"""Settings and fixtures of all tests: hypothesis draws the same examples every time, without a deadline.
 
 ``pytest --hypothesis-profile explore`` draws new ones, and many. Ctrl-C and SIGQUIT act, here and in what the tests
 start, also where the tests themselves were started in the background by a shell that has both ignored.
@@ -50,14 +50,14 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.fixture
 def slurm(no_slurm: FakeSlurm) -> FakeSlurm:
-    """The same, with a SLURM that takes every job as number 17."""
+    """The same, with a SLURM that accepts each job as number 17."""
     no_slurm.install(**ANSWERS)
     return no_slurm
 
 
 @pytest.fixture
 def idle_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A folder without jobs' files, on a machine whose commands of SLURM note that they were called."""
+    """A folder with a job file, and a SLURM with an empty queue, whose commands record their calls."""
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -70,7 +70,7 @@ def idle_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.fixture
 def counting_slurm(no_slurm: FakeSlurm) -> FakeSlurm:
-    """A SLURM that counts its jobs from 17, and keeps the scripts that it was given."""
+    """A SLURM that numbers its jobs from 17 and keeps the scripts that are submitted."""
     no_slurm.install(**ANSWERS)
     count = 'n=$(cat count 2>/dev/null || echo 16); echo $((n + 1)) > count; cp "$1" $((n + 1)).sh'
     no_slurm.install(cp='exec /bin/cp "$@"', cat='exec /bin/cat "$@"')

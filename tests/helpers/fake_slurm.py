@@ -27,7 +27,7 @@ class FakeSlurm:
         folder.mkdir()
 
     def install(self, **answers: str | None) -> None:
-        """Let a command run these lines of shell; None takes it away."""
+        """Make commands that run these lines of shell; None removes a command."""
         for name, lines in answers.items():
             (self.folder / name).unlink(missing_ok=True)
             if lines is not None:
@@ -36,7 +36,7 @@ class FakeSlurm:
 
 
 def set_answers(slurm: FakeSlurm, squeue: str = "", sacct: str = "", **others: str | None) -> None:
-    """Let the queue and the accounts answer these lines."""
+    """Let squeue and sacct print these lines, and record each call."""
     answers = {"squeue": squeue, "sacct": sacct}
     for name, lines in answers.items():
         (slurm.folder.parent / f"{name}.txt").write_text(f"{lines}\n")

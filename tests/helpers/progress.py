@@ -10,12 +10,12 @@ class StopsAt(NoProgress):
     """Asks to stop, by a real signal, during one step."""
 
     def __init__(self, step: int, number: int = signal.SIGUSR1) -> None:
-        self.left, self.number = step, number
+        self.steps_left, self.number = step, number
         self.lines: list[str] = []
 
     def step(self, epoch: int, step: int) -> None:
-        self.left -= 1
-        if self.left == 0:
+        self.steps_left -= 1
+        if self.steps_left == 0:
             os.kill(os.getpid(), self.number)
 
     def say(self, text: str) -> None:
@@ -23,7 +23,7 @@ class StopsAt(NoProgress):
 
 
 class Recorder(StopsAt):
-    """Listens, and never asks."""
+    """Records the lines and never asks to stop."""
 
     def __init__(self) -> None:
         super().__init__(-1)

@@ -22,16 +22,16 @@ MakeRun = Callable[[Path], Run]
 
 
 def with_job(run: Run, job_id: str = "17", **facts: Any) -> Run:
-    """Say that a job carries a run."""
+    """Record that a SLURM job carries a run."""
     run.slurm_folder.mkdir(exist_ok=True)
     log = str(run.slurm_folder / f"{job_id}_0_log.out")
-    said = {"job_id": job_id, "comment": f"cnnjob {run.path.resolve()} 1", "log": log, "submitted": LATER}
-    files.write_json(run.submission_file, said | facts)
+    record = {"job_id": job_id, "comment": f"cnnjob {run.path.resolve()} 1", "log": log, "submitted": LATER}
+    files.write_json(run.submission_file, record | facts)
     return run
 
 
 def on_another_host(run: Run, age_seconds: float, job_id: str = "17") -> Run:
-    """Move the last life to another host, where it was heard of some time ago."""
+    """Move the last attempt to another host, with its last heartbeat so many seconds ago."""
     [*_, last] = run.attempt_files()
     change_json(last, host="n1", job_id=job_id)
     for path in (last, run.heartbeat_file):
@@ -40,10 +40,10 @@ def on_another_host(run: Run, age_seconds: float, job_id: str = "17") -> Run:
 
 
 def with_decision(run: Run, **facts: Any) -> Run:
-    """Write down what the batch script decided."""
+    """Record what the batch script decided."""
     run.slurm_folder.mkdir(exist_ok=True)
-    told = {"job_id": "17", "ended_by": "itself", "code": 1, "step": 100, "restarted": "", "said": "finished"}
-    files.write_json(run.slurm_folder / "restarts.json", [told | facts])
+    decision = {"job_id": "17", "ended_by": "itself", "code": 1, "step": 100, "restarted": "", "said": "finished"}
+    files.write_json(run.slurm_folder / "restarts.json", [decision | facts])
     return run
 
 
@@ -129,7 +129,7 @@ def run_batch_script(run: Run, **environment: str) -> subprocess.CompletedProces
 
 
 def set_job(monkeypatch: pytest.MonkeyPatch, job_id: str, restarts: int) -> None:
-    """Make this process a life of a SLURM job."""
+    """Make this process an attempt in a SLURM job."""
     monkeypatch.setenv("SLURM_JOB_ID", job_id)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
 

@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_job_or_format_is_refused(tmp_path: Path) -> Non
 def test_checkpoints_that_are_removed_while_it_trains_are_saved_again(tmp_path: Path) -> None:
     class Removes(StopsAt):
         def step(self, epoch: int, step: int) -> None:
-            if self.left == 3:
+            if self.steps_left == 3:
                 shutil.rmtree(run.checkpoints_folder)
             super().step(epoch, step)
 

@@ -259,8 +259,8 @@ def test_running_statistics_that_overflow_fail_the_epoch(checkpoint_seconds: flo
 def test_memory_that_ends_in_a_later_step_is_said_and_the_same_call_goes_on(tmp_path: Path) -> None:
     class Greedy(StopsAt):
         def step(self, epoch: int, step: int) -> None:
-            self.left -= 1
-            if self.left == 0:
+            self.steps_left -= 1
+            if self.steps_left == 0:
                 np.empty(1 << 60, np.uint8)
 
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
