@@ -52,10 +52,11 @@ class ImageStream:
         """
         self._memory, self._batch_size = memory, batch_size
         self._resident_source: ImageSource | None = resident[0] if resident else None
-        self._n_resident = resident[1] if resident else 0
-        self.images: Array = memory.zeros((self._n_resident + BATCHES * batch_size, *image_shape), np.uint8)
+        self.n_resident = resident[1] if resident else 0
+        """Number of images that stay in memory."""
+        self.images: Array = memory.zeros((self.n_resident + BATCHES * batch_size, *image_shape), np.uint8)
         """The images that stay in memory, then the ring; uint8."""
-        self._ring = self.images[self._n_resident :]
+        self._ring = self.images[self.n_resident :]
         self._staged = memory.staging(self._ring)
         self._reader = ThreadPoolExecutor(1, "images")
         self._read: dict[int, Future[int]] = {}
@@ -73,8 +74,8 @@ class ImageStream:
         """Read the images that stay in memory, as many at a time as the ring holds."""
         if not self._resident_source:
             return
-        for first in range(0, self._n_resident, len(self._ring)):
-            part = slice(first, min(first + len(self._ring), self._n_resident))
+        for first in range(0, self.n_resident, len(self._ring)):
+            part = slice(first, min(first + len(self._ring), self.n_resident))
             staged = self._staged[: part.stop - part.start]
             self._resident_source.take(np.arange(part.start, part.stop), staged)
             self._memory.upload(staged, self.images[part])()
@@ -93,7 +94,7 @@ class ImageStream:
         """
         self._drop()
         batches = order.reshape(-1, batch_size)
-        n_resident = self._n_resident if source is self._resident_source else 0
+        n_resident = self.n_resident if source is self._resident_source else 0
 
         def start_read(step: int) -> None:
             if step < len(batches):
@@ -102,7 +103,7 @@ class ImageStream:
         self._step, self._start_read = step, start_read
         for ahead in range(step, step + BATCHES - 1):
             start_read(ahead)
-        slots = self._n_resident + np.arange(BATCHES)[:, None] * self._batch_size
+        slots = self.n_resident + np.arange(BATCHES)[:, None] * self._batch_size
         if not n_resident:
             return np.resize(slots + np.arange(batch_size), order.shape)
         streamed = batches >= n_resident

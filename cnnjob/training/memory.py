@@ -17,8 +17,8 @@ from cnnjob.training.setup import TrainingSetup
 
 EVALUATION_BATCH = 256
 """Maximum number of images per evaluation step."""
-DEVICE_MARGIN_BYTES = 64 << 20
-"""GPU memory that streamed images leave free: kernels and the allocator take some that no array shows."""
+DEVICE_MARGIN = 64
+"""A GPU's free memory over the part of it that streamed images leave free, for kernels and the allocator."""
 INDEX_BYTES = 8
 """Size of a label or an index, int64."""
 
@@ -131,29 +131,29 @@ def place_in_host_memory(
         memory = estimate_memory(setup, placement=placement)
         return memory.total if backend == "numpy" else memory.data + memory.checkpoint
 
-    fits = needed(IN_MEMORY) <= free
-    if in_memory_bytes is not None:
-        fits = fits and setup.dataset.size_bytes <= in_memory_bytes
-    if fits:
-        return IN_MEMORY
-    if needed(STREAMED) <= free and setup.dataset.format != CHUNKED_FORMAT:
-        return STREAMED
+    placements = _possible_placements(setup)
+    if in_memory_bytes is not None and setup.dataset.size_bytes > in_memory_bytes and STREAMED in placements:
+        placements = [STREAMED]
+    for placement in placements:
+        if needed(placement) <= free:
+            return placement
     raise JobError(
-        f"{setup.job.name}: needs {needed(_least(setup)) / 1e9:.1f} GB of memory for its arrays "
-        f"(found {free / 1e9:.1f} GB free). {_to_stream(setup)}Lower train.batch_size or the blocks' sizes, or use a "
-        "larger machine"
+        f"{setup.job.name}: needs {min(map(needed, placements)) / 1e9:.1f} GB of memory for its arrays "
+        f"(found {free / 1e9:.1f} GB free). {_how_to_stream(setup)}Lower train.batch_size or the blocks' sizes, or use "
+        "a larger machine"
     )
 
 
-def _least(setup: TrainingSetup) -> ImagePlacement:
-    """Return the placement that takes the least memory; images in chunks cannot be streamed."""
-    return IN_MEMORY if setup.dataset.format == CHUNKED_FORMAT else STREAMED
+def _possible_placements(setup: TrainingSetup) -> list[ImagePlacement]:
+    """Return the placements to try in turn; images in chunks cannot be streamed."""
+    return [IN_MEMORY] if setup.dataset.format == CHUNKED_FORMAT else [IN_MEMORY, STREAMED]
 
 
-def _to_stream(setup: TrainingSetup) -> str:
+def _how_to_stream(setup: TrainingSetup) -> str:
     """Return what to do about images that cannot be streamed, with a space at its end; nothing for others."""
-    is_older = setup.dataset.format == CHUNKED_FORMAT
-    return f"Prepare {setup.dataset.path} again with --force, so that its images can be streamed. " if is_older else ""
+    if setup.dataset.format != CHUNKED_FORMAT:
+        return ""
+    return f"Prepare {setup.dataset.path} again with --force, so that its images can be streamed. "
 
 
 def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: ImagePlacement) -> ImagePlacement:
@@ -170,24 +170,28 @@ def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: 
     Raises:
         JobError: it needs more than is free; the message names the largest batch size that fits.
     """
-    job, least = setup.job, _least(setup)
+    job, placements = setup.job, [STREAMED] if host.streams else _possible_placements(setup)
     free, batch = backend.device.free_bytes, job.train.batch_size
 
-    def needed(size: int, placement: ImagePlacement = least) -> int:
+    def needed(size: int, placement: ImagePlacement) -> int:
         resized = job.model_copy(update={"train": job.train.model_copy(update={"batch_size": size})})
         return estimate_memory(replace(setup, job=resized), backend, placement).on_device
 
-    if not host.streams and needed(batch, IN_MEMORY) <= free:
-        return IN_MEMORY
-    if least.streams and needed(batch) <= free:
-        room = max(0, free - needed(batch) - DEVICE_MARGIN_BYTES) // prod(setup.dataset.image_shape)
-        return replace(STREAMED, n_resident=min(room, setup.dataset.shapes["train"][0]))
-    # needed() grows with the batch size; counting allocates nothing, so trying some sizes costs little.
-    largest = bisect_right(range(1, batch), free, key=needed)
+    def least(size: int) -> int:
+        return min(needed(size, placement) for placement in placements)
+
+    for placement in placements:
+        if (needs := needed(batch, placement)) <= free:
+            # What is left holds images that are then not streamed.
+            room = (free - needs - free // DEVICE_MARGIN) // prod(setup.dataset.image_shape)
+            resident = min(max(0, room), setup.dataset.shapes["train"][0]) if placement.streams else 0
+            return replace(placement, n_resident=resident)
+    # least() grows with the batch size; counting allocates nothing, so trying some sizes costs little.
+    largest = bisect_right(range(1, batch), free, key=least)
     fits = f"the largest train.batch_size that fits is {largest}" if largest else "not even a batch of one image fits"
     raise JobError(
-        f"{job.name}: needs {needed(batch):,} bytes of GPU memory (found {free:,} free on {backend.device.name}): "
-        f"{fits}. {_to_stream(setup)}Lower it or the blocks' sizes, or use a larger GPU"
+        f"{job.name}: needs {least(batch):,} bytes of GPU memory (found {free:,} free on {backend.device.name}); "
+        f"{fits}. {_how_to_stream(setup)}Lower it or the blocks' sizes, or use a larger GPU"
     )
 
 

@@ -142,6 +142,8 @@ class Trainer:
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")
+        if self.stream:
+            self.say(f"images are read from {self.dataset.path} during the training{self._describe_resident()}")
         for warning in warnings:
             self.say(f"warning: {warning}. The previous checkpoint is used")
         if checkpoint:
@@ -159,6 +161,12 @@ class Trainer:
         resumed_at_step = self.progress.step if checkpoint else None
         self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step)
         self._write_history()
+
+    def _describe_resident(self) -> str:
+        """Return how many training images stay on a GPU although images are streamed."""
+        if not self.stream or self.backend.name != "cuda":
+            return ""
+        return f"; {self.stream.n_resident:,} of {len(self.images):,} stay on the GPU"
 
     def _whitening_images(self) -> Array | None:
         """Return the first training images, from which whitening filters are computed; None if there are no filters."""

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cnnjob import nn
 from cnnjob.checks.rehearsal import rehearse
 from cnnjob.cli.data import memory_line
 from cnnjob.errors import JobError, TrainingError
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
+from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
 from cnnjob.runs import npz
 from cnnjob.runs.run import Run
+from cnnjob.training.memory import estimate_memory
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 from tests.cuda.emulation import needs_compiler
@@ -234,8 +237,8 @@ def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tm
     run = made(tmp_path, train__batch_size=100)
     said = trained(run, libraries, STANDIN_FREE="450000")
     [(needed, largest)] = re.findall(
-        r"JobError toy: needs ([\d,]+) bytes of GPU memory, 450,000 are free on Stand-in GPU and the largest "
-        r"train.batch_size that fits is (\d+); lower it or the blocks' sizes, or use a larger GPU",
+        r"JobError toy: needs ([\d,]+) bytes of GPU memory .found 450,000 free on Stand-in GPU.; the largest "
+        r"train.batch_size that fits is (\d+). Lower it or the blocks' sizes, or use a larger GPU",
         said,
     )
     assert 1 < int(largest) < 100
@@ -243,8 +246,32 @@ def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tm
     smaller = made(tmp_path / "smaller", train__batch_size=int(largest))
     assert trained(smaller, libraries, STANDIN_FREE="450000").endswith("finished\n")
     exact = int(needed.replace(",", ""))
-    assert f"{exact - 1:,} are free" in trained(run, libraries, STANDIN_BYTES=str(exact - 1 + WORKSPACE_BYTES))
+    assert f"{exact - 1:,} free" in trained(run, libraries, STANDIN_BYTES=str(exact - 1 + WORKSPACE_BYTES))
     assert trained(run, libraries, STANDIN_BYTES=str(exact + WORKSPACE_BYTES)).endswith("finished\n")
+
+
+def test_images_that_do_not_fit_are_streamed(libraries: Path, tmp_path: Path) -> None:
+    """Some stay on the GPU, others are streamed: the bits are those of a run with all of them on the GPU."""
+    images, changes = 8000, {"train__batch_size": 100, "train__epochs": 1, "data__augment": {"flip": "random"}}
+    changes |= {"data__validation_fraction": 0.01, "model__blocks": [{"dense": 4}]}
+    dataset(tmp_path, images)
+    whole, parted, stopped = (made(tmp_path, **changes, name=name) for name in ("whole", "parted", "stopped"))
+    assert trained(whole, libraries).endswith("finished\n")
+    setup, device = TrainingSetup.of_run(parted), nn.CudaBackend(ShapeOnlyDevice())
+    free = str(estimate_memory(setup, device).on_device - 10_000)
+    said = trained(parted, libraries, STANDIN_FREE=free)
+    assert said.endswith("finished\n")
+    [(resident, of)] = re.findall(
+        r"images are read from .*toy\.h5 during the training; ([\d,]+) of ([\d,]+) stay", said
+    )
+    assert 0 < int(resident.replace(",", "")) < images == int(of.replace(",", ""))
+    assert outcome_of(parted) == outcome_of(whole)
+    stop = "__import__('os').kill(__import__('os').getpid(), 15)"
+    for _ in range(3):
+        assert trained(stopped, libraries, stop, STANDIN_FREE=free).endswith("stopped\n")
+    assert trained(stopped, libraries, STANDIN_FREE=free).endswith("finished\n")
+    assert [attempt["resumed_at_step"] for attempt in stopped.attempts()] == [None, 1, 2, 3]
+    assert outcome_of(stopped) == outcome_of(whole)
 
 
 def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path: Path) -> None:

@@ -211,7 +211,9 @@ def test_images_are_streamed_if_they_do_not_fit(tmp_path: Path) -> None:
 def test_images_in_chunks_cannot_be_streamed(tmp_path: Path) -> None:
     dataset(tmp_path)
     data = Dataset.open(as_format_1(tmp_path / "toy.h5"))
+    huge = job(model__blocks=[{"dense": 1_000_000}, {"dense": 1_000_000}])
     with pytest.raises(JobError, match=r"Prepare .*toy\.h5 again with --force, so that its images can be streamed"):
-        place_in_host_memory(TrainingSetup.checked(job(), data), in_memory_bytes=0)
+        place_in_host_memory(TrainingSetup.checked(huge, data))
+    assert place_in_host_memory(TrainingSetup.checked(job(), data), in_memory_bytes=0) == IN_MEMORY
     with pytest.raises(DataError, match=r"its images lie in chunks .found format 1"):
         data.stored("train")
