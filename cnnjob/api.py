@@ -75,13 +75,13 @@ def submit(
     Returns:
         One run per job, in order; ``cnnjob status`` shows their states.
     """
-    from cnnjob.slurm.submit import profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
+    from cnnjob.slurm.submit import backend_parts, profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
 
     request = profiles.load(profile, options)
     prepared = [_set_up(job, data, runs) for job in jobs]
     _warn_of_older(run for _, run in prepared)
     pairs = [(setup.job, run) for setup, run in prepared]
-    for part in submission.in_parts(pairs, request, asked=profiles.ask_for_gpus(options)):
+    for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.ask_for_gpus(options)):
         submission.submit(part.runs, part.request, parallel)
     return [run for _, run in prepared]
 

@@ -35,12 +35,12 @@ def clean(
     from cnnjob.runs.run import Run
     from cnnjob.slurm import cleanup
 
-    items = cleanup.named([Run(path) for path in named]) if named else cleanup.leftovers(runs, data)
+    items = cleanup.removable_runs([Run(path) for path in named]) if named else cleanup.leftovers(runs, data)
     total = f"{plural(len(items), 'item')}, {gigabytes(sum(item.size for item in items))}"
     if as_json:
-        print_json([{"path": str(item.path), "why": item.why, "bytes": item.size} for item in items])
+        print_json([{"path": str(item.path), "why": item.reason, "bytes": item.size} for item in items])
     elif items:
-        print_table(["path", "reason", "size"], [[str(item.path), item.why, gigabytes(item.size)] for item in items])
+        print_table(["path", "reason", "size"], [[str(item.path), item.reason, gigabytes(item.size)] for item in items])
     # With --json only JSON goes to stdout.
     if not items:
         typer.echo("nothing to remove", err=as_json)

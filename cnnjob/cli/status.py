@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cnnjob.runs.run import Run
-    from cnnjob.slurm.status import Answer, Status
+    from cnnjob.slurm.state import Status
+    from cnnjob.slurm.status import Answer
 
 WATCH_SECONDS, MAX_WATCH_SECONDS = 30.0, 180.0
 QUERY_SECONDS = 30.0
@@ -74,9 +75,9 @@ def _find_runs(paths: "Sequence[Path] | None") -> "list[Run]":
 
 
 def _query(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
-    from cnnjob.slurm.status import statuses
+    from cnnjob.slurm.status import query_statuses
 
-    answer = statuses(runs, thorough=thorough)
+    answer = query_statuses(runs, thorough=thorough)
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
     warn_of_clocks(status.summary.run for status in answer.statuses if status.state not in {"finished", "damaged"})
@@ -114,7 +115,7 @@ def _count_states(answer: "Answer") -> str:
 def _print_status(run: "Run") -> None:
     """Print the state of one run, then its cause and the next command."""
     from cnnjob.slurm.diagnosis import diagnose
-    from cnnjob.slurm.status import skew
+    from cnnjob.slurm.state import describe_skew
 
     [status] = _query([run], thorough=True).statuses
     diagnosis = diagnose(status)
@@ -123,7 +124,7 @@ def _print_status(run: "Run") -> None:
             images = f" on the {status.summary.split} images" if name in {"loss", "accuracy"} else ""
             typer.echo(f"{name + ':':<11}{value}{images}")
     typer.echo(f"{'cause:':<11}{diagnosis.sentence}\n{'evidence:':<11}{diagnosis.evidence}")
-    for note in filter(None, ("; ".join(status.summary.notes), skew(status.summary))):
+    for note in filter(None, ("; ".join(status.summary.notes), describe_skew(status.summary))):
         typer.echo(f"{'note:':<11}{note}")
     if diagnosis.command:
         typer.echo(f"{'next:':<11}{diagnosis.command}")
@@ -226,7 +227,8 @@ class _LogEnd:
     def is_reached(self) -> bool:
         """Return whether nothing more will be written to the log."""
         from cnnjob.runs.summary import read_summary
-        from cnnjob.slurm.status import is_settled, statuses
+        from cnnjob.slurm.state import is_settled
+        from cnnjob.slurm.status import query_statuses
 
         summary = read_summary(self._run)
         if is_settled(summary):
@@ -235,7 +237,7 @@ class _LogEnd:
         if summary.state == "running" or time.monotonic() - self._last_query < QUERY_SECONDS:
             return False
         self._last_query = time.monotonic()
-        answer = statuses([self._run])
+        answer = query_statuses([self._run])
         [status] = answer.statuses
         return not answer.remark and status.job is None and status.state not in {"pending", "running"}
 
@@ -259,6 +261,6 @@ def cancel(
 
     results = cancel_runs(_find_runs(runs))
     for result in results:
-        typer.echo(f"{result.run.path}: {result.said}")
+        typer.echo(f"{result.run.path}: {result.message}")
     if code := max((result.exit_code for result in results), default=0):
         raise typer.Exit(code)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from cnnjob.data.dataset import Dataset
     from cnnjob.jobs.job import Job
     from cnnjob.runs.run import Run
-    from cnnjob.slurm.status import Status
+    from cnnjob.slurm.state import Status
+    from cnnjob.slurm.submit.backend_parts import Part
     from cnnjob.slurm.submit.request import Request
-    from cnnjob.slurm.submit.submission import Part, Submitted
+    from cnnjob.slurm.submit.submission import Submitted
 
 JOBS = Annotated[
     opt.Words,
@@ -113,10 +114,11 @@ def _split_by_gpus(
 ) -> "list[Part]":
     """Split the runs of a grid by the GPUs that they use, and warn of GPUs that are requested but not used."""
     from cnnjob.runs.run import Run
-    from cnnjob.slurm.submit.submission import in_parts
+    from cnnjob.slurm.submit.backend_parts import split_by_backend
 
     runs = [(job, Run.of(job, dataset.digest, root)) for job, dataset in grid]
-    parts = in_parts(list({run.path: (job, run) for job, run in runs}.values()), request, asked=asked)
+    pairs = list({run.path: (job, run) for job, run in runs}.values())
+    parts = split_by_backend(pairs, request, asks_for_gpus=asked)
     warnings = [part.request.idle_gpus(part.backend) for part in parts]
     for warning in dict.fromkeys(filter(None, warnings)):  # each warning once
         typer.echo(f"cnnjob: warning: {warning}", err=True)
@@ -180,7 +182,7 @@ def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]",
     for warning in sorted({done.warning for done in submitted if done.warning}):
         typer.echo(f"cnnjob: warning: {warning}", err=True)
     for done in submitted:
-        outcome = f"{done.why}, nothing submitted"
+        outcome = f"{done.status}, nothing submitted"
         if done.job_id:
             outcome = f"submitted as job {done.job_id}: {request.sentence()}"
         typer.echo(f"{done.run.path}{names[done.run.path]}: {outcome}")
@@ -220,7 +222,7 @@ def _wait_for(runs: "Sequence[Run]") -> None:
 
 
 def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
-    from cnnjob.slurm.status import of_folder
+    from cnnjob.slurm.state import status_from_folder
     from cnnjob.slurm.submit.local import run_here
 
     unfinished = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
@@ -228,14 +230,14 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
         typer.echo(
             f"{run.path}{settings}: {'will be trained here' if run in unfinished else f'{run.state()}, left alone'}"
         )
-    ended = [of_folder(run) for run, _ in runs.values() if run not in unfinished]
+    ended = [status_from_folder(run) for run, _ in runs.values() if run not in unfinished]
     if unfinished:
         cores = plural(request.cpus_per_task, "core")
         typer.echo(f"{parallel} at once, {cores} each. Ctrl-C stops them and saves all work. To see the progress:")
         typer.echo("  cnnjob status")
     with ending_as_interrupted():
         for done in run_here(unfinished, parallel, request.cpus_per_task, request.time_minutes):
-            ended.append(of_folder(done.run, done.error))
+            ended.append(status_from_folder(done.run, done.error))
             _print_end(ended[-1])
     _exit_as(ended)
 
@@ -309,19 +311,19 @@ def _dry_run(
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
     """Print what SLURM says about a request, what happens if the job ends early, and the exact batch script."""
+    from cnnjob.slurm.submit import batch_script
     from cnnjob.slurm.submit import dry_run as forecasts
-    from cnnjob.slurm.submit import submission
 
-    here, answer = forecasts.ask_site()
+    here, answer = forecasts.try_query_site()
     if here:
         here.check(request)
-        if warning := here.waits(request):
+        if warning := here.explain_wait(request):
             typer.echo(f"partition: {warning}")
     typer.echo(f"time limit: {forecasts.at_the_time_limit(request, here)}")
     typer.echo(f"preemption: {forecasts.at_preemption(request, here)}")
     refusals = []
-    for batch in submission.in_batches(runs, here.max_array_size if here else len(runs) or 1):
-        script = submission.script(batch, request, parallel)
+    for array in batch_script.split_into_arrays(runs, here.max_array_size if here else len(runs) or 1):
+        script = batch_script.preview_script(array, request, parallel)
         message, is_refused = forecasts.test_only(script) if here else (answer, False)
         if is_refused:
             refusals.append(message)

@@ -74,7 +74,7 @@ def verify_resume(
     whole = load_job(job, [*defaults, *(overrides or ())], data)
     dataset = Dataset.find(whole.dataset, data)
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
-    request = request and request.with_gpus(whole.resources.backend, asked=asks_for_gpus)
+    request = request and request.with_gpus(whole.resources.backend, explicit=asks_for_gpus)
     short = shorten_job(whole, dataset, steps)
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))

@@ -89,7 +89,7 @@ def query_cluster() -> Cluster:
     here = site.query_site()
     answer = client.ask(["sinfo", "--noheader", "--format=%R|%D|%c|%m|%G"])
     nodes = tuple(nodes for nodes in map(Nodes.parse, answer.splitlines()) if nodes)
-    return Cluster(here, nodes, tuple(site.yours("account")) if here.keeps_accounts else ())
+    return Cluster(here, nodes, tuple(site.query_own_names("account")) if here.keeps_accounts else ())
 
 
 def findings(cluster: Cluster) -> Iterator[Finding]:

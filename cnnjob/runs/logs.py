@@ -21,7 +21,9 @@ _MOST_BYTES = 64 * _TAIL_BYTES
 """How much is read at once, and how much is shown of a log without line ends."""
 _MOST_LETTERS = 1000
 """Longer lines are cut, in characters: matching a pattern may take quadratic time in the length of a line."""
-_LIFE = re.compile(r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|goes on).*$", re.MULTILINE)
+_LIFE = re.compile(
+    r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|resumes the run|goes on).*$", re.MULTILINE
+)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)$', re.MULTILINE)
 _OWN = re.compile(r"^cnnjob: (.+)$", re.MULTILINE)
 _ERROR = re.compile(r"^\S.*$", re.MULTILINE)

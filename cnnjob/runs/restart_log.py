@@ -20,7 +20,9 @@ NO_STEP = 254
 UNDECIDED = "cannot decide about a restart, exit code"
 """What a batch script writes to its log if its Python interpreter, or a package that it needs, is missing."""
 
-CANCELLED = "cancelled; submit the job again to go on"
+CANCELLED = "cancelled; submit the job again to resume it"
+TO_RESUME = "; to resume: "
+"""In the restart log: stands before the command to type. Older versions wrote ``; to go on:``."""
 PREDECESSOR = "CNNJOB_PREDECESSOR"
 """The environment variable with the id of the job whose batch script submitted this one."""
 

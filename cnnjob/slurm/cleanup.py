@@ -17,7 +17,8 @@ from cnnjob.runs import clock
 from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS
 from cnnjob.runs.run import Run
 from cnnjob.slurm.job_array import SWEEPS, JobArray
-from cnnjob.slurm.status import Answer, Status, statuses
+from cnnjob.slurm.state import Status
+from cnnjob.slurm.status import Answer, query_statuses
 from cnnjob.slurm.submit.code_snapshot import CODE, snapshot_folder
 
 YOUNG_SECONDS = 3600.0
@@ -32,8 +33,8 @@ class Leftover:
     """A file or folder that can be removed."""
 
     path: Path
-    why: str
-    """The reason, in a few words."""
+    reason: str
+    """Why it can be removed, in a few words."""
     size: int
     """Size in bytes, including everything inside."""
 
@@ -49,12 +50,14 @@ class Leftover:
             if not self.path.is_dir() or self.path.is_symlink():
                 self.path.unlink(missing_ok=True)
                 return
-            going = files.temporary_name(self.path)
-            self.path.rename(going)
-            shutil.rmtree(going)
+            temporary = files.temporary_name(self.path)
+            self.path.rename(temporary)
+            shutil.rmtree(temporary)
         except OSError as error:
-            why = error.strerror or error
-            raise DataError(f"{self.path}: cannot be removed, {why}; see to the permissions of its folder") from error
+            reason = error.strerror or error
+            raise DataError(
+                f"{self.path}: cannot be removed ({reason}). Check the permissions of its folder"
+            ) from error
 
 
 def leftovers(runs: Path, data: Path) -> list[Leftover]:
@@ -65,19 +68,18 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
         data: the folder of the prepared datasets.
 
     Returns:
-        Temporary files of processes that are gone, snapshots of the code that no unfinished run was submitted with, and
-        folders of sweeps whose runs have all been removed; sorted by path.
+        Temporary files of processes that have ended, snapshots of the code that no unfinished run was submitted with,
+        and folders of sweeps whose runs have all been removed; sorted by path.
     """
-    known = Run.all(runs)
-    found = [
-        *(_leftover(path, "half written, its process is gone") for path in _abandoned(runs, data)),
-        *(_leftover(path, "code of no unfinished run") for path in _unused_code(runs, known)),
-        *(_leftover(path, "a sweep of no run") for path in _sweeps(runs) if not _runs_of(path)),
+    items = [
+        *(_leftover(path, "unfinished file of a process that has ended") for path in _abandoned(runs, data)),
+        *(_leftover(path, "code that no unfinished run uses") for path in _unused_code(runs, Run.all(runs))),
+        *(_leftover(path, "a sweep whose runs are all removed") for path in _sweeps(runs) if not _runs_of(path)),
     ]
-    return sorted(found, key=lambda one: one.path)
+    return sorted(items, key=lambda item: item.path)
 
 
-def named(runs: Sequence[Run]) -> list[Leftover]:
+def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
     """Return named runs as leftovers, after checking that nothing is using them; finished runs too.
 
     Args:
@@ -88,47 +90,54 @@ def named(runs: Sequence[Run]) -> list[Leftover]:
         BusyError: a process writes one of the runs, or a job carries it.
         SchedulerError: a job may carry one of the runs, and the queue could not be read.
     """
-    runs = list({run.path.resolve(): _itself(run) for run in runs}.values())
+    by_path: dict[Path, Run] = {}
     for run in runs:
+        path = run.path.resolve()
+        # messages name a run as the user did, except by a link or `.`, of which only the run itself can be removed
+        by_path[path] = run if run.path.name and not run.path.is_symlink() else Run(path)
+    for run in by_path.values():
         if not (run.job_file.exists() or run.attempts_folder.exists()):
-            raise DataError(f"{run.path}: no run, and only runs are removed by name; remove it by hand if it can go")
-    answer = statuses(runs, thorough=True)
-    for one in answer.statuses:
-        _require_idle(one, answer)
-    return [_leftover(one.summary.run.path, f"named, {one.state}") for one in answer.statuses]
+            raise DataError(f"{run.path}: not a run, and only runs are removed by name. Remove it yourself")
+    answer = query_statuses(list(by_path.values()), thorough=True)
+    for status in answer.statuses:
+        _require_idle(status, answer)
+    return [_leftover(status.summary.run.path, f"named, {status.state}") for status in answer.statuses]
 
 
-def _itself(run: Run) -> Run:
-    """Return the run itself for one named by a link or ``.``; other runs as they were named."""
-    return run if run.path.name and not run.path.is_symlink() else Run(run.path.resolve())
+def _require_idle(status: Status, answer: Answer) -> None:
+    """Check that no process writes a run and no job carries it.
 
-
-def _require_idle(one: Status, answer: Answer) -> None:
-    where = one.summary.run.path
-    if one.job or (one.state == "running" and one.node):
-        holder = f"job {one.job_id} carries it" if one.job else f"it is running on {one.node}"
-        raise BusyError(f"{where}: not removed, {holder}; `cnnjob cancel {where}` first")
-    if one.state == "running" or (one.state == "damaged" and _may_be_written(one.summary.run)):
+    Raises:
+        BusyError: one does, or may.
+        SchedulerError: a job may carry it, and the queue could not be read.
+    """
+    summary = status.summary
+    path = summary.run.path
+    if status.job or (status.state == "running" and status.node):
+        user = f"job {status.job_id} carries it" if status.job else f"it is running on {status.node}"
+        command = f"cnnjob cancel {shlex.quote(str(path))}"
+        raise BusyError(f"{path}: not removed, {user}. Cancel it first:\n  {command}")
+    if status.state == "running" or (status.state == "damaged" and _may_be_written(summary.run)):
         raise BusyError(
-            f"{where}: not removed, a process that cannot be named may write it; stop it, or try again "
-            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s after its last sign of life"
+            f"{path}: not removed, an unknown process may be writing it. Stop that process, or try again "
+            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s after its last heartbeat"
         )
-    if one.is_elsewhere:
+    if status.is_elsewhere:
         raise BusyError(
-            f"{where}: not removed, job {one.summary.job_id} of cluster {one.summary.other_cluster} may carry it, "
-            f"and this one is {one.summary.here}. Cancel it, then wait until it has ended:\n"
-            f"  scancel -M {shlex.quote(one.summary.other_cluster)} {one.summary.job_id}"
+            f"{path}: not removed, job {summary.job_id} of cluster {summary.other_cluster} may carry it, and this "
+            f"cluster is {summary.here}. Cancel it, then wait until it has ended:\n"
+            f"  scancel -M {shlex.quote(summary.other_cluster)} {summary.job_id}"
         )
-    if not one.summary.job_ids or one.state in {"finished", "damaged"}:
+    if not summary.job_ids or status.state in {"finished", "damaged"}:
         return
-    if one.is_hidden:
+    if status.is_hidden:
         raise BusyError(
-            f"{where}: not removed, job {one.job_id} of another user may carry it, and this site shows nobody the jobs "
-            "of others. Ask that user"
+            f"{path}: not removed, job {status.job_id} of another user may carry it, and this site hides the jobs of "
+            "other users. Ask that user"
         )
     if answer.silent:
-        said = answer.remark.partition(";")[0]
-        raise SchedulerError(f"{where}: not removed, its job may be in the queue ({said}). Run the same command again")
+        remark = answer.remark.partition(";")[0]
+        raise SchedulerError(f"{path}: not removed, its job may be in the queue ({remark}). Run the same command again")
 
 
 def _may_be_written(run: Run) -> bool:
@@ -139,34 +148,33 @@ def _may_be_written(run: Run) -> bool:
         return any(_age(path) < HEARTBEAT_LIMIT_SECONDS for path in run.attempt_files()[-1:])
 
 
-def _leftover(path: Path, why: str) -> Leftover:
-    return Leftover(path, why, _size(path))
-
-
-def _size(path: Path) -> int:
-    """Return the size in bytes of a file, or of all files below a folder."""
+def _leftover(path: Path, reason: str) -> Leftover:
+    """Return a leftover with its size."""
     if not path.is_dir():
-        return path.lstat().st_size
-    inside = (Path(place, name) for place, _, names in os.walk(path) for name in names)
-    return sum(file.lstat().st_size for file in inside)
+        return Leftover(path, reason, path.lstat().st_size)
+    inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return Leftover(path, reason, sum(file.lstat().st_size for file in inside))
 
 
 def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
-    """Yield temporary files and folders of processes that are gone, or of other hosts and a day old."""
-    for place in (runs, data):
-        for folder, folders, names in os.walk(place):
-            for name in (*names, *folders):
+    """Yield temporary files and folders of processes that have ended, or of other hosts and a day old."""
+    for root in (runs, data):
+        for folder, subfolders, names in os.walk(root):
+            for name in (*names, *subfolders):
                 path = Path(folder, name)
                 if name.endswith(files.TEMPORARY_SUFFIX) and name.startswith(".") and _is_abandoned(path):
                     yield path
             # in place, so that os.walk skips the snapshots and the insides of temporary folders
-            folders[:] = [name for name in folders if name != CODE and not name.endswith(files.TEMPORARY_SUFFIX)]
+            subfolders[:] = [name for name in subfolders if name != CODE and not name.endswith(files.TEMPORARY_SUFFIX)]
+    # a submission that was killed leaves an unfinished snapshot, whose name does not tell its process
     yield from (path for path in _folders(runs / CODE) if path.name.startswith(".") and _age(path) > FOREIGN_SECONDS)
 
 
 def _is_abandoned(path: Path) -> bool:
     gone = files.writer_is_gone(path)
-    return _age(path) > FOREIGN_SECONDS if gone is None else gone
+    if gone is None:  # written on another host, whose processes cannot be looked up from here
+        return _age(path) > FOREIGN_SECONDS
+    return gone
 
 
 def _age(path: Path) -> float:
@@ -182,17 +190,18 @@ def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
     copies = [path for path in _folders(runs / CODE) if not path.name.startswith(".") and _age(path) > YOUNG_SECONDS]
     if not copies:
         return
-    places = [run.slurm_folder for run in known if _may_go_on(run)]
-    places += [sweep for sweep in _sweeps(runs) if any(map(_may_go_on, _runs_of(sweep)))]
-    if not all(os.access(place, os.R_OK | os.X_OK) for place in places if os.path.lexists(place)):
+    folders = [run.slurm_folder for run in known if _may_need_code(run)]
+    folders += [sweep for sweep in _sweeps(runs) if any(map(_may_need_code, _runs_of(sweep)))]
+    if not all(os.access(folder, os.R_OK | os.X_OK) for folder in folders if os.path.lexists(folder)):
         return  # what another user's run needs is not known
     # the batch scripts name the snapshot that their job runs
-    used = {name for place in places for script in place.glob("*.sh") for name in _CODE.findall(_text(script))}
+    scripts = (files.read_tail(path, files.TEXT_BYTES) for folder in folders for path in folder.glob("*.sh"))
+    used = {name for script in scripts for name in _CODE.findall(script)}
     used.add(snapshot_folder(Run(runs / "any")).name)  # a submission may be about to use it
     yield from (path for path in copies if path.name not in used)
 
 
-def _may_go_on(run: Run) -> bool:
+def _may_need_code(run: Run) -> bool:
     """Return whether a job of a run may still need its code, which its batch script does for a while after the end."""
     is_finished = os.path.exists(run.result_file)  # noqa: PTH110 - Path's raises where it may not look
     return run.path.is_dir() and not (is_finished and _age(run.result_file) > YOUNG_SECONDS)
@@ -210,9 +219,5 @@ def _runs_of(sweep: Path) -> list[Run]:
         return [Run(sweep)]
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-
-
-def _text(path: Path) -> str:
-    return files.read_tail(path, files.TEXT_BYTES)
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

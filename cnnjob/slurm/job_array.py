@@ -24,7 +24,7 @@ from cnnjob.slurm.scheduler.queue import QueuedJob
 
 SWEEPS = ".sweeps"
 """Name of the folder of all sweeps, inside the folder of runs."""
-_NAMED = re.compile(r"cnnjob (.*) \d+")
+_COMMENT = re.compile(r"cnnjob (.*) \d+")
 """The comment of a job: folder of the run or sweep, and a number that changes with each attempt."""
 
 
@@ -81,7 +81,7 @@ class JobArray:
         It changes with each attempt and each restart of one of the runs, so that a job and its successor, which may be
         in the queue at once, have different comments.
         """
-        return f"cnnjob {self.folder} {sum(attempt_of(run) + len(try_read_restart_log(run)) for run in self.runs)}"
+        return f"cnnjob {self.folder} {sum(next_attempt(run) + len(try_read_restart_log(run)) for run in self.runs)}"
 
     def write(self) -> None:
         """Create the folder, and for a sweep write the list of runs."""
@@ -97,50 +97,52 @@ class JobArray:
         """
         return self.run_of(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
 
-    def run_of(self, element: str) -> Run:
+    def run_of(self, task: str) -> Run:
         """Return the run of an array task, or the only run whatever the task.
 
         Args:
-            element: the number of the array task, as text.
+            task: the number of the array task, as text.
 
         Raises:
             DataError: there is no such array task.
         """
         if not self.is_array:
             return self.runs[0]
-        if not element.isdecimal() or int(element) >= len(self.runs):
-            raise DataError(f"{self.folder}: no element {element!r}, found {len(self.runs)}; submit the sweep again")
-        return self.runs[int(element)]
+        if not task.isdecimal() or int(task) >= len(self.runs):
+            raise DataError(
+                f"{self.folder}: no array task {task!r} (found {len(self.runs)} runs). Submit the sweep again"
+            )
+        return self.runs[int(task)]
 
 
-def attempt_of(run: Run) -> int:
+def next_attempt(run: Run) -> int:
     """Return the number of a run's next attempt."""
     return len(run.attempt_files()) + 1
 
 
-def batch_of(job: QueuedJob) -> JobArray | None:
-    """Return the job array that a job names in its comment; None if it names none or that cannot be read."""
-    named = _NAMED.fullmatch(job.comment)
+def read_job_array(job: QueuedJob) -> JobArray | None:
+    """Read the job array that a job names in its comment; return None if it names none or that cannot be read."""
+    match = _COMMENT.fullmatch(job.comment)
     try:
-        return JobArray.read(Path(named[1])) if named else None
+        return JobArray.read(Path(match[1])) if match else None
     except DataError:
         return None
 
 
-def queued(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
+def newest_job_ids(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
     """Return the id of the last job that carries each run, by its comment: ``17``, or ``17_3`` for an array task."""
-    return {path: found[-1].job_id for path, found in carried(jobs).items()}
+    return {path: own[-1].job_id for path, own in jobs_by_run(jobs).items()}
 
 
-def carried(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
+def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
     """Return the jobs that carry each run, by their comments."""
     read = lru_cache(None)(JobArray.read)  # all tasks of an array have the same comment, so its file is read once
-    found: dict[Path, list[QueuedJob]] = {}
+    by_run: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
-        if named := _NAMED.fullmatch(job.comment):
+        if match := _COMMENT.fullmatch(job.comment):
             try:
-                run = read(Path(named[1])).run_of(job.job_id.partition("_")[2])
+                run = read(Path(match[1])).run_of(job.job_id.partition("_")[2])
             except DataError:
                 continue  # the folder of its sweep was removed, so it is no job of a run here
-            found.setdefault(run.path, []).append(job)
-    return found
+            by_run.setdefault(run.path, []).append(job)
+    return by_run

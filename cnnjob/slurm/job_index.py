@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,18 @@ from cnnjob.slurm import job_array
 from cnnjob.slurm.scheduler import job_states
 from cnnjob.slurm.scheduler.client import CLOCKS_SECONDS
 from cnnjob.slurm.scheduler.queue import QueuedJob
+from cnnjob.slurm.scheduler.times import parse_time
 
 _SUBMITTER = re.compile(r"\.submitter-([0-9]{1,10})", re.ASCII)
 
 
-def users_of(looks: Sequence[RunSummary]) -> set[int]:
+def users_of(summaries: Sequence[RunSummary]) -> set[int]:
     """Return the ids of users whose jobs may carry some runs.
 
     These are this user, and those who own, submitted or trained one of the runs or submitted into their folders.
     """
-    folders = {one.run.path.resolve().parent for one in looks}
-    known = {user for one in looks for user in (one.owner, one.submitter, one.trainer)}
+    folders = {summary.run.path.resolve().parent for summary in summaries}
+    known = {user for summary in summaries for user in (summary.owner, summary.submitter, summary.trainer)}
     return {os.getuid(), *(user for user in known if user is not None), *chain.from_iterable(map(_submitters, folders))}
 
 
@@ -51,7 +51,7 @@ def _submitters(runs: Path) -> list[int]:
         names = [path.name for path in runs.iterdir()]
     except OSError:
         return []
-    return [int(found[1]) for name in names if (found := _SUBMITTER.fullmatch(name))]
+    return [int(match[1]) for name in names if (match := _SUBMITTER.fullmatch(name))]
 
 
 class JobIndex:
@@ -67,40 +67,40 @@ class JobIndex:
         live = [job for job in jobs if job.state not in job_states.ENDED]
         self._ended = {job.job_id: job for job in jobs if job.state in job_states.ENDED}
         self._by_id = {job.job_id: job for job in live}
-        self._by_run = job_array.carried(live)
+        self._by_run = job_array.jobs_by_run(live)
 
-    def own(self, seen: RunSummary) -> list[QueuedJob]:
+    def own(self, summary: RunSummary) -> list[QueuedJob]:
         """Return all jobs in the queue that cnnjob submitted for a run, oldest first."""
-        found = {job.job_id: job for job in self.for_folder(seen.run.path.resolve())}
+        jobs = {job.job_id: job for job in self.for_folder(summary.run.path.resolve())}
         # by its recorded id as well: some sites rewrite or drop comments
-        recorded = self._by_id.get(str(seen.submission.get("job_id")))
-        if recorded and not seen.other_cluster and _is_of(seen.submission, recorded):
-            found[recorded.job_id] = recorded
-        return sorted(found.values(), key=lambda job: number_of(job.job_id))
+        recorded = self._by_id.get(str(summary.submission.get("job_id")))
+        if recorded and not summary.other_cluster and _is_of(summary.submission, recorded):
+            jobs[recorded.job_id] = recorded
+        return sorted(jobs.values(), key=lambda job: number_of(job.job_id))
 
-    def ended(self, seen: RunSummary) -> QueuedJob | None:
+    def ended(self, summary: RunSummary) -> QueuedJob | None:
         """Return the newest job of a run if it ended a short while ago; None if the number is another job's."""
-        job = self._ended.get(str(seen.job_id))
-        is_submitted = str(seen.submission.get("job_id")) == seen.job_id
-        return job if job and (not is_submitted or _is_of(seen.submission, job)) else None
+        job = self._ended.get(str(summary.job_id))
+        is_submitted = str(summary.submission.get("job_id")) == summary.job_id
+        return job if job and (not is_submitted or _is_of(summary.submission, job)) else None
 
     def for_folder(self, path: Path) -> list[QueuedJob]:
         """Return the jobs in the queue whose comments name the run in a folder."""
         return self._by_run.get(path, [])
 
-    def of(self, seen: RunSummary) -> QueuedJob | None:
+    def of(self, summary: RunSummary) -> QueuedJob | None:
         """Return the job that carries a run, or None.
 
         A running job goes before a waiting one, and a job of cnnjob before one that the training is merely inside of.
         """
-        if seen.state in {"finished", "damaged"}:
+        if summary.state in {"finished", "damaged"}:
             return None
-        if own := self.own(seen):
+        if own := self.own(summary):
             return min(own, key=lambda job: job.state in job_states.WAITING)
-        if seen.state != "running" or seen.other_cluster:
+        if summary.state != "running" or summary.other_cluster:
             return None
-        inside = self._by_id.get(str(seen.attempt.get("job_id")))
-        return inside if inside and _may_hold(inside, seen.attempt) else None
+        enclosing = self._by_id.get(str(summary.attempt.get("job_id")))
+        return enclosing if enclosing and _may_contain(enclosing, summary.attempt) else None
 
 
 def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
@@ -109,19 +109,21 @@ def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
     Their comments are compared, which a site may change or drop. If the queue showed the job after its submission, the
     comment as shown was recorded; otherwise the job's comment must be empty or contain the requested one.
     """
-    known, asked = submission.get("shown"), submission.get("comment")
-    return job.comment == known or (known is None and (not job.comment or bool(asked and asked in job.comment)))
+    shown, requested = submission.get("shown"), submission.get("comment")
+    if shown is not None:
+        return bool(job.comment == shown)
+    return not job.comment or bool(requested and requested in job.comment)
 
 
-def _may_hold(job: QueuedJob, attempt: dict[str, Any]) -> bool:
+def _may_contain(job: QueuedJob, attempt: dict[str, Any]) -> bool:
     """Return whether an attempt may have begun in a job with its number: the job did not start long after it."""
-    with suppress(ValueError, OverflowError):
-        started = datetime.fromisoformat(attempt["started"]).timestamp()
-        return datetime.fromisoformat(job.start).timestamp() <= started + CLOCKS_SECONDS
-    return True  # no start is known
+    attempt_start, job_start = parse_time(attempt["started"]), parse_time(job.start)
+    if attempt_start is None or job_start is None:
+        return True  # SLURM does not know the job's start
+    return job_start <= attempt_start + CLOCKS_SECONDS
 
 
 def number_of(job_id: str) -> int:
     """Return the number of a job or job array, 17 for ``17`` and ``17_3``; 0 if there is none."""
-    found = re.match(r"\d+", job_id)
-    return int(found[0]) if found else 0
+    match = re.match(r"\d+", job_id)
+    return int(match[0]) if match else 0

@@ -249,8 +249,8 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), r"cnnjob: .*: not finished, its job has ended without a word; see .*"),
-        (("--wait-minutes", "0"), r"cnnjob: verify-resume: not finished in time, its jobs are cancelled; .*"),
+        ((), r"cnnjob: .*: not finished \(its job ended without recording why\). See .*"),
+        (("--wait-minutes", "0"), r"cnnjob: verify-resume: not finished in time, so its jobs are cancelled. .*"),
     ],
 )
 def test_a_cluster_that_does_not_run_it(
@@ -258,7 +258,7 @@ def test_a_cluster_that_does_not_run_it(
 ) -> None:
     FakeSlurm(tmp_path / "commands").install(**ANSWERS)
     monkeypatch.setenv("PATH", str(tmp_path / "commands"))
-    monkeypatch.setattr("cnnjob.checks.resume_slurm.FIRST_ASK_SECONDS", 0.1)
+    monkeypatch.setattr("cnnjob.checks.resume_slurm.FIRST_QUERY_SECONDS", 0.1)
     found = cnnjob(*VERIFY, "--profile", "lab", *options)
     assert (found.exit_code, found.stdout) == (1, "")
     assert re.fullmatch(said, found.stderr.splitlines()[-1])
@@ -269,4 +269,4 @@ def test_a_cluster_that_does_not_run_it(
 def test_without_a_slurm_it_is_exit_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = cnnjob(*VERIFY, "--partition", "gpu")
-    assert (found.exit_code, "not found; this machine has no SLURM" in found.stderr) == (4, True)
+    assert (found.exit_code, "not found, this machine has no SLURM" in found.stderr) == (4, True)

@@ -34,7 +34,7 @@ def test_the_table(idle_slurm: FakeSlurm) -> None:
     assert re.split(r" {2,}", line.strip())[:7] == [
         run.name, "pending", "2/4", "0.7500", "80.00 %", "2 s", "17",
     ]  # fmt: skip
-    assert "jobs of higher priority go first" in line
+    assert "jobs of higher priority start first" in line
     assert count == "1 run: 1 pending"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from cnnjob.runs.process import is_alive
 from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
-from cnnjob.slurm.node.restart import GONE
+from cnnjob.slurm.node.restart import SIGNAL_CODES
 from tests.cluster import lab
 from tests.helpers.cli import JOB
 from tests.helpers.toy_jobs import dataset
@@ -96,7 +96,7 @@ class Place:
 
     def jobs(self, first: str) -> list[str]:
         """The jobs that have carried the run: the first one and its successors."""
-        found = (re.match(r"job (\d+) goes on", told["said"]) for told in try_read_restart_log(self.run))
+        found = (re.match(r"job (\d+) resumes the run", told["said"]) for told in try_read_restart_log(self.run))
         return [first, *(one[1] for one in found if one)]
 
     def n_attempts(self, first: str) -> int:
@@ -109,7 +109,7 @@ class Place:
         ``the job`` has saved and asked its batch script to; ``the batch script`` found its process gone.
         """
         own = [told for told in try_read_restart_log(self.run) if told["restarted"] in {"requeued", "successor"}]
-        script = sum(told["code"] >= GONE for told in own)
+        script = sum(told["code"] >= SIGNAL_CODES for told in own)
         who = {"SLURM": self.n_attempts(first) - 1 - len(own), "the job": len(own) - script, "the batch script": script}
         return {name: count for name, count in who.items() if count}
 

@@ -31,10 +31,10 @@ def test_a_run_that_is_trained_on_another_cluster(cluster: Start, user_python: P
     assert "running, nothing submitted" in elsewhere.cnnjob("submit", "toy.toml").stdout
     refused = elsewhere.cnnjob("cancel", run, check=False)
     assert (refused.returncode, refused.stdout) == (
-        5, f"{run}: not cancelled, {where}. To cancel it:\n  scancel -M lab {job}\n",
+        5, f"{run}: not cancelled: {where}. To cancel it:\n  scancel -M lab {job}\n",
     )  # fmt: skip
     assert first.state(job) == "RUNNING"
     assert "cancelled job" in place.cnnjob("cancel", run).stdout
     place.until_ended(job, "CANCELLED")
     assert [attempt["attempt"] for attempt in place.run.attempts()] == [1]
-    assert elsewhere.cnnjob("cancel", run).stdout == f"{run}: nothing to cancel, it is cancelled\n"
+    assert elsewhere.cnnjob("cancel", run).stdout == f"{run}: nothing to cancel: cancelled\n"

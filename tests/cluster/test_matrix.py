@@ -515,7 +515,7 @@ def test_slurmctld_is_away_while_a_life_ends(fleet: Callable[..., Fleet], table:
         place.until_saved()
         places.at_once(lambda: places.cluster.daemon("stop", "slurmctld"))
         place.kill(signal.SIGUSR2)
-        lab.until(lambda: "asking again in" in log_of(place), 60, "patience")
+        lab.until(lambda: "trying again in" in log_of(place), 60, "patience")
         places.at_once(lambda: places.cluster.daemon("start", "slurmctld"))
 
     survive(places, table("slurmctld restarted while a life ends"), whole, strike, plainly)

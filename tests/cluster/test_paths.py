@@ -58,8 +58,8 @@ def test_a_dry_run_asks_slurm_and_tells_what_will_happen(place: Place) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--time", "2-0"), "--time 2-0: longer than gpu allows, which is 1 d; ask for less"),
-        (("--partition", "gpo"), "--partition gpo: no such partition, this site has debug, gpu, high, low; did you"),
+        (("--time", "2-0"), "--time 2-0: longer than the limit of gpu, 1 d. Request less"),
+        (("--partition", "gpo"), "--partition gpo: no such partition. Did you mean 'gpu'? This site has debug, gpu"),
         (("--mem", "9000G"), "sbatch: refused, sbatch: error: "),
         (("--constraint", "nvlink"), "sbatch: refused, sbatch: error: "),
     ],

@@ -52,7 +52,7 @@ def test_a_batch_script_that_was_killed_after_a_requeue(place: Place) -> None:
     found = until(place, "stopped")
     killed = "its batch script was killed or lost before it restarted the run, which saved and stopped at step "
     assert found["cause"].startswith(killed)
-    undecided = "attempts/0002.json: stopped: SIGTERM; its batch script decided nothing about a restart"
+    undecided = "attempts/0002.json: stopped: SIGTERM; its batch script recorded no decision about a restart"
     assert found["evidence"] == undecided
     assert place.said() == [f"job {job} is requeued"]
 
@@ -63,14 +63,16 @@ def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest)
     job = place.submit("--sbatch", "begin=now+1hour")
     found = facts(place)
     assert (found["state"], found["job_id"], found["slurm_reason"]) == ("pending", job, "BeginTime")
-    assert found["cause"].startswith("its job waits: its earliest start is still to come, expected to start at 20")
+    assert found["cause"].startswith(
+        "its job is waiting: its earliest start time has not come, expected to start at 20"
+    )
     place.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     place.until_saved()
     found = until(place, "running")
     assert (found["restarts"], found["slurm_state"], found["epochs"]) == (0, "RUNNING", LONG)
     assert found["node"] == "n1"
     said = place.cnnjob("cancel", "runs").stdout
-    assert said == f"{place.run.path.relative_to(place.folder)}: cancelled job {job}, its work is saved as it ends\n"
+    assert said == f"{place.run.path.relative_to(place.folder)}: cancelled job {job}, which saves before it ends\n"
     place.until_ended(job, "CANCELLED")
     found = until(place, "cancelled")
     assert found["command"].startswith("cnnjob submit toy.toml --partition low --time 10m --cpus-per-task 1 --mem 500M")
@@ -78,7 +80,7 @@ def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest)
         found = until(place, "cancelled", lambda one: "user" in one["cause"])
         assert found["cause"] == f"its job {job} was cancelled by nobody (user 65534)"
         assert found["evidence"] == "sacct: CANCELLED by 65534"
-    assert place.cnnjob("cancel", "runs").stdout.endswith(": nothing to cancel, it is cancelled\n")
+    assert place.cnnjob("cancel", "runs").stdout.endswith(": nothing to cancel: cancelled\n")
 
 
 @pytest.mark.slurm
@@ -119,7 +121,7 @@ def test_a_job_that_waits_for_the_end_of_a_reservation(place: Place) -> None:
     finally:
         place.cluster.clear()
         place.cluster.admin("scontrol", "delete", "ReservationName=kept")
-    assert "its nodes are reserved, for maintenance or for others, before it could end" in found["cause"]
+    assert "its nodes are reserved, for maintenance or other jobs, from a time before it could end" in found["cause"]
 
 
 @pytest.mark.slurm

@@ -115,11 +115,11 @@ def test_a_successor_is_cancelled_whenever_it_is_submitted(place: Place, moment:
         shell = start(place, "cancel", "runs", PATH=paths["squeue"])
         lab.until((place.folder / "reached").exists, 60, "the answer of the queue")
         place.kill(signal.SIGUSR2)
-        lab.until(lambda: "goes on" in "".join(place.said()), 60, "the successor")
+        lab.until(lambda: "resumes the run" in "".join(place.said()), 60, "the successor")
         (place.folder / "go").touch()
         out, error = shell.communicate(timeout=60)
         assert shell.returncode == 0, (out, error)
-        assert re.search(rf"cancelled job {first}, .*; and job \d+, which came meanwhile\n", out), out
+        assert re.search(rf"cancelled job {first}, .*; and job \d+, which was submitted meanwhile\n", out), out
     else:
         place.kill(signal.SIGUSR2)
         lab.until((place.folder / "reached").exists, 60, "the successor")
@@ -174,9 +174,9 @@ def test_a_job_that_cnnjob_did_not_submit_is_never_cancelled(cluster: Start, use
     cancelled = place.cnnjob("cancel", "one", "two", check=False)
     assert cancelled.returncode == 5, cancelled
     said = cancelled.stdout.splitlines()
-    assert f"inside job {job}, which is not cnnjob's. To let it save and stop:" in said[0]
+    assert f"inside job {job}, which cnnjob did not submit. To let it save and stop:" in said[0]
     assert said[1] == f"  ssh n1 kill -TERM {first.attempts()[-1]['pid']}"
-    assert said[2].endswith(f": asked step {job}.0 to save and stop; its job goes on"), said
+    assert said[2].endswith(f": asked step {job}.0 to save and stop; its job keeps running"), said
     lab.until(lambda: second.state() == "stopped", 30, "the stop")
     assert first.attempts()[-1]["ended"] is None
     assert place.cluster.state(job) == "RUNNING"
@@ -200,7 +200,7 @@ def test_what_a_user_writes_is_not_read_as_what_slurm_says(cluster: Start, monke
             facts = client.job_facts(job)
             assert (facts["JobState"], facts["Restarts"], facts["Requeue"]) == ("PENDING", "0", "1")
         listing = queue.listing([pwd.getpwnam("nobody").pw_uid])
-        assert (listing.whole, job in {one.job_id for one in listing.jobs}) == (True, True)
+        assert (listing.complete, job in {one.job_id for one in listing.jobs}) == (True, True)
         assert "17" not in {one.job_id for one in listing.jobs}
 
 
@@ -238,7 +238,7 @@ def test_a_folder_of_several_users(place: Place) -> None:
     refused = place.cnnjob("cancel", "runs", check=False)
     assert refused.returncode == 4, refused
     assert f": job {job} was not cancelled: scancel: error: " in refused.stdout
-    assert f": cancelled job {job}, which waited\n" in as_another(place, "cancel", "runs").stdout
+    assert f": cancelled job {job}, which was waiting\n" in as_another(place, "cancel", "runs").stdout
     assert not place.cluster.admin("squeue", "--noheader")
 
 
@@ -247,9 +247,9 @@ def test_a_site_that_hides_the_jobs_of_others(cluster: Start, user_python: Path)
     job = shared(place)
     told = place.cnnjob("status", "--json")
     assert [(one["state"], one["job_id"]) for one in json.loads(told.stdout)] == [("pending", job)]
-    assert "this site shows nobody the jobs of others" in told.stderr
+    assert "this site hides the jobs of other users" in told.stderr
     again = place.cnnjob("submit", "toy.toml", *REQUEST, check=False)
     assert again.returncode == 5
-    assert f"job {job} of another user may carry it, and this site shows nobody the jobs of others" in again.stderr
+    assert f"job {job} of another user may carry it, and this site hides the jobs of other users" in again.stderr
     as_another(place, "cancel", "runs")
     assert not place.cluster.admin("squeue", "--noheader")

@@ -83,7 +83,7 @@ def test_an_unknown_partition_is_exit_4_with_the_near_one(place: Place) -> None:
     found = place.cnnjob("submit", "toy.toml", "--partition", "hihg", check=False)
     assert found.returncode == 4
     assert (
-        "--partition hihg: no such partition, this site has debug, gpu, high, low; did you mean 'high'?" in found.stderr
+        "--partition hihg: no such partition. Did you mean 'high'? This site has debug, gpu, high, low" in found.stderr
     )
     assert found.stderr.count("\n") == 1
 
@@ -93,11 +93,11 @@ def test_a_partition_that_is_down_takes_the_job_with_a_warning(place: Place) -> 
     try:
         place.cluster.admin("scontrol", "update", "PartitionName=low", "State=DOWN")
         found = place.cnnjob("submit", "toy.toml", *REQUEST)
-        assert found.stderr.startswith("cnnjob: warning: --partition low: it is DOWN, the job waits in the queue")
+        assert found.stderr.startswith("cnnjob: warning: --partition low: DOWN; the job will wait in the queue")
         assert "its partition is down" in place.cnnjob("status", place.run.path).stdout
         place.cluster.admin("scontrol", "update", "PartitionName=low", "State=DRAIN")
         found = place.cnnjob("submit", "toy.toml", *REQUEST, "--set", "seed=5", check=False)
-        assert (found.returncode, "it is DRAIN and takes no jobs" in found.stderr) == (4, True)
+        assert (found.returncode, "DRAIN, it accepts no jobs" in found.stderr) == (4, True)
     finally:
         place.cluster.admin("scontrol", "update", "PartitionName=low", "State=UP")
 
@@ -147,7 +147,7 @@ def test_cancelled_stays_cancelled_and_goes_on_when_submitted_again(place: Place
     place.until_saved()
     place.cluster.run("scancel", job)
     place.until_ended(job, "CANCELLED")
-    assert place.said() == ["cancelled; submit the job again to go on"]
+    assert place.said() == ["cancelled; submit the job again to resume it"]
     assert place.run.state() == "stopped"
     until_finished(place, place.submit(), whole, n_attempts=2)
 
@@ -175,7 +175,7 @@ def test_killed_where_requeueing_is_forbidden(place: Place, whole: Outcome) -> N
     place.until_saved()
     place.kill()
     place.cluster.wait(job, "FAILED")
-    found = re.match(r"job (\d+) goes on \(", place.said()[0])
+    found = re.match(r"job (\d+) resumes the run \(", place.said()[0])
     assert found, place.said()
     until_finished(place, found[1], whole, n_attempts=2)
 
@@ -229,7 +229,7 @@ def test_the_jobs_own_error_is_not_restarted(place: Place) -> None:
     )
     job = place.submit(*(word for change in wrong for word in ("--set", change)))
     place.until_ended(job, "FAILED")
-    assert place.said() == ["the job's own error is not restarted"]
+    assert place.said() == ["not restarted after the job's own error"]
     assert place.cluster.job(job)["ExitCode"] == "1:0"
     assert place.run.state() == "failed"
 
@@ -239,7 +239,7 @@ def test_a_job_that_holds_a_gpu_does_not_silently_compute_without(place: Place) 
     job = place.submit("--partition", "gpu", "--set", "resources.backend=auto")
     place.until_ended(job, "FAILED")
     assert place.cluster.job(job)["ExitCode"] == "2:0"
-    assert place.said() == ["the job's own error is not restarted"]
+    assert place.said() == ["not restarted after the job's own error"]
     log = (place.run.slurm_folder / f"{job}_0_log.out").read_text()
     held = r"cnnjob: resources\.backend: 'auto', and this SLURM job holds the GPU 0, but .+; or submit it with --gpus 0"
     assert re.search(held, log), log
@@ -254,7 +254,7 @@ def test_a_job_that_wants_numpy_may_hold_a_gpu(place: Place, whole: Outcome) -> 
 def test_what_cannot_even_start_is_the_jobs_own_error(place: Place) -> None:
     job = place.submit(setup="module load nonsense")
     place.until_ended(job, "FAILED")
-    assert place.said() == ["the job's own error is not restarted"]
+    assert place.said() == ["not restarted after the job's own error"]
     assert place.run.state() == "pending"
 
 
@@ -275,7 +275,7 @@ def test_waiting_for_a_held_job_says_so_once_and_ends_when_it_is_cancelled(place
     inside = ["env", f"--chdir={place.folder}", *command]
     with path.open("w") as output:
         child = subprocess.Popen([str(lab.SCRIPT), "run", str(place.cluster.folder), *inside], stdout=output)
-    lab.until(lambda: "does not start by itself, its user holds it" in path.read_text(), 30, "what holds it")
+    lab.until(lambda: "does not start by itself, it is held by its user" in path.read_text(), 30, "what holds it")
     job = place.run.submission_file.read_text().partition('"job_id": "')[2].partition('"')[0]
     assert f"\n  scontrol release {job}\n" in path.read_text()
     place.cluster.run("scancel", job)

@@ -120,7 +120,7 @@ def test_no_slurm() -> None:
     rows = found()
     assert (rows["SLURM"]["level"], rows["SLURM"]["message"]) == ("note", "not on this machine")
     refused = cnnjob("doctor", "--write-profile", "mine")
-    assert (refused.exit_code, "scontrol: not found; this machine has no SLURM" in refused.stderr) == (4, True)
+    assert (refused.exit_code, "scontrol: not found, this machine has no SLURM" in refused.stderr) == (4, True)
     assert list(Path().iterdir()) == []
 
 
@@ -163,7 +163,7 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
     ("arguments", "code", "message"),
     [
         (("../x",), 2, "--write-profile ../x: not a name for a profile"),
-        (("x", "--partition", "gpuu"), 4, "this site has cpu, gpu, idle, new, theirs; did you mean 'gpu'?"),
+        (("x", "--partition", "gpuu"), 4, "Did you mean 'gpu'? This site has cpu, gpu, idle, new, theirs"),
     ],
 )
 def test_a_profile_that_cannot_be(arguments: tuple[str, ...], code: int, message: str) -> None:

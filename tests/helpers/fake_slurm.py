@@ -64,4 +64,4 @@ NO_ANSWER = 'echo "slurm_load_jobs error: Unable to contact slurm controller (co
 
 def slurm_time(seconds: float) -> str:
     """Return a time from now as SLURM writes it."""
-    return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM says it
+    return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM reports it

@@ -12,7 +12,7 @@ import pytest
 
 from cnnjob import files
 from cnnjob.runs.run import Run
-from cnnjob.slurm import diagnosis, status
+from cnnjob.slurm import diagnosis, state, status
 from tests.helpers.run_folders import change_json, lost_run, pending_run, running_run, stopped_run
 
 UID = os.getuid()
@@ -54,8 +54,8 @@ def with_log(run: Run, text: str, job_id: str = "17") -> Run:
     return run
 
 
-def status_of(run: Run, *, thorough: bool = False) -> status.Status:
-    return status.statuses([run], thorough=thorough).statuses[0]
+def status_of(run: Run, *, thorough: bool = False) -> state.Status:
+    return status.query_statuses([run], thorough=thorough).statuses[0]
 
 
 def cause_of(run: Run) -> diagnosis.Cause:
@@ -85,7 +85,9 @@ def failed_run(root: Path, why: str = "failed: KeyError: 'x'") -> Run:
 
 
 def cancelled_by_script(root: Path) -> Run:
-    return with_decision(stopped_in_job(root), ended_by="cancelled", said="cancelled; submit the job again to go on")
+    return with_decision(
+        stopped_in_job(root), ended_by="cancelled", said="cancelled; submit the job again to resume it"
+    )
 
 
 def crash_loop(root: Path) -> Run:
@@ -103,7 +105,7 @@ def remote_run(root: Path) -> Run:
 BANNER = "2026-01-01T00:00:00+00:00 --- attempt 1 on n1, cpu\n"
 TRACE = """Traceback (most recent call last):
   File "/a/life.py", line 3, in __call__
-    self._live()
+    self._run_attempt()
     ~~~~~~~~~~^^
   File "/a/loops.py", line 12, in _step
     raise KeyError("x")

@@ -413,8 +413,8 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
     assert read_record(held.run, "run").reasons == [UNRECORDED]
     with pytest.raises(BusyError, match="a process that has no record in attempts/ wrote here"):
         claim(held.run)
-    with pytest.raises(BusyError, match="not removed, a process that cannot be named may write it"):
-        cleanup.named([held.run])
+    with pytest.raises(BusyError, match="not removed, an unknown process may be writing it"):
+        cleanup.removable_runs([held.run])
     old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
     os.utime(held.run.heartbeat_file, (old, old))
     claim(held.run).note(**dead_process())

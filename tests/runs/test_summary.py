@@ -9,7 +9,7 @@ from cnnjob.runs import claims
 from cnnjob.runs.attempts import read_attempts
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
-from cnnjob.slurm.status import of_folder
+from cnnjob.slurm.state import status_from_folder
 from tests.helpers.run_folders import change_json, finished_run, lost_run, stopped_run
 
 
@@ -18,7 +18,7 @@ def test_a_damaged_record_of_an_earlier_attempt_changes_no_state(tmp_path: Path)
     claims.claim(run).end("stopped: SIGTERM", 200)
     run.attempt_files()[0].write_text("7")
     record = read_record(run, "run")
-    assert record.row["state"] == of_folder(run).state == "stopped"
+    assert record.row["state"] == status_from_folder(run).state == "stopped"
     assert record.reasons[0] == "stopped: SIGTERM"
     assert [reason.partition(":")[0] for reason in record.reasons[1:]] == ["attempts/0001.json"]
 
@@ -26,7 +26,7 @@ def test_a_damaged_record_of_an_earlier_attempt_changes_no_state(tmp_path: Path)
 def test_a_damaged_record_of_the_last_attempt_leaves_a_finished_run_finished(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     run.attempt_files()[-1].write_text("7")
-    status, record = of_folder(run), read_record(run, "run")
+    status, record = status_from_folder(run), read_record(run, "run")
     assert status.state == record.row["state"] == "finished"
     assert "0002.json: damaged" in status.detail
     assert record.row["test_accuracy"] == 0.8
@@ -36,7 +36,7 @@ def test_a_damaged_record_of_the_last_attempt_hides_the_state_of_another(tmp_pat
     run = stopped_run(tmp_path)
     run.attempt_files()[-1].write_text("7")
     record = read_record(run, "run")
-    assert record.row["state"] == of_folder(run).state == "damaged"
+    assert record.row["state"] == status_from_folder(run).state == "damaged"
     assert len(record.reasons) == 1
 
 

@@ -79,14 +79,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 @pytest.mark.usefixtures("here")
 def test_squeue() -> None:
     listing = queue.listing([65534], ended=True)
-    assert listing.whole
+    assert listing.complete
     states = {job.job_id: job.state for job in listing.jobs}
     assert states == {
         "2_0": "COMPLETED", "17": "FAILED", "2_4": "PENDING", "2_5": "PENDING", "26": "PENDING", "10": "SUSPENDED",
         "1": "RUNNING",
     }  # fmt: skip
     assert listing.jobs[-1].comment == "cnnjob a|b c"
-    assert not job_states.waits_for(next(job.reason for job in listing.jobs if job.job_id == "26")).never
+    assert not job_states.parse_reason(next(job.reason for job in listing.jobs if job.job_id == "26")).never
 
 
 @pytest.mark.usefixtures("here")

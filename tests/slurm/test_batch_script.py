@@ -29,7 +29,7 @@ def test_the_batch_script_of_a_job_with_a_mistake_of_its_own(slurm: FakeSlurm) -
     done = run_batch_script(only_run(), SLURM_JOB_END_TIME="9999999999")
     assert done.returncode == 1, done.stdout
     assert "the loss is" in done.stdout
-    assert [told["said"] for told in try_read_restart_log(only_run())] == ["the job's own error is not restarted"]
+    assert [told["said"] for told in try_read_restart_log(only_run())] == ["not restarted after the job's own error"]
     assert "requeue" not in Path("asked").read_text()
 
 
@@ -39,7 +39,7 @@ def test_the_batch_script_of_a_job_whose_setup_fails() -> None:
     cnnjob("submit", "toy.toml", "--profile", "site.toml")
     done = run_batch_script(only_run())
     assert done.returncode == 7, done.stdout
-    assert [told["said"] for told in try_read_restart_log(only_run())] == ["the job's own error is not restarted"]
+    assert [told["said"] for told in try_read_restart_log(only_run())] == ["not restarted after the job's own error"]
 
 
 def test_the_batch_script_of_a_job_whose_time_is_over(slurm: FakeSlurm) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cnnjob import files
 from cnnjob.runs import process
 from cnnjob.runs.restart_log import cancellation_file, try_read_cancellation
-from cnnjob.slurm import status
+from cnnjob.slurm import state
 from cnnjob.slurm.node.restart import main as restart
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm, queue_row, recorded_calls, set_answers
@@ -27,10 +27,10 @@ def test_cancelling_asks_once_and_cancels_at_once(idle_slurm: FakeSlurm) -> None
     set_answers(idle_slurm, queue_row("PENDING", job="17") + queue_row("RUNNING", job="18"))
     found = cnnjob("cancel", *(str(run.path) for run in (*runs, over)))
     assert (found.exit_code, found.stdout.splitlines()) == (0, [
-        f"{runs[0].path}: cancelled job 17, which waited",
-        f"{runs[1].path}: cancelled job 18, its work is saved as it ends",
-        f"{runs[2].path}: nothing to cancel, it is lost",
-        f"{over.path}: nothing to cancel, it is finished",
+        f"{runs[0].path}: cancelled job 17, which was waiting",
+        f"{runs[1].path}: cancelled job 18, which saves before it ends",
+        f"{runs[2].path}: nothing to cancel: lost",
+        f"{over.path}: nothing to cancel: finished",
     ])  # fmt: skip
     assert recorded_calls(idle_slurm) == ["squeue", "sacct", "scancel 17 18", "squeue"]
     set_answers(idle_slurm)
@@ -100,8 +100,8 @@ def test_a_run_with_a_link_does_not_keep_the_others_from_their_end(idle_slurm: F
     set_answers(idle_slurm, queue_row("PENDING") + queue_row("PENDING", job="18"))
     found = cnnjob("cancel", *(str(run.path) for run in runs))
     lines = found.stdout.splitlines()
-    assert lines[0].startswith(f"{runs[0].path}: not cancelled, {runs[0].slurm_folder}: a link")
-    assert (found.exit_code, lines[1]) == (3, f"{runs[1].path}: cancelled job 18, which waited")
+    assert lines[0].startswith(f"{runs[0].path}: not cancelled: {runs[0].slurm_folder}: a link")
+    assert (found.exit_code, lines[1]) == (3, f"{runs[1].path}: cancelled job 18, which was waiting")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
     assert [cancellation_file(run).exists() for run in runs] == [False, True]
 
@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_cancelled_while_its_job_ends(idle_slurm: FakeSlur
     over, other = with_job(finished_run(Path("runs"))), pending_run(Path("runs"), seed=1)
     set_answers(idle_slurm, queue_row("COMPLETING"))
     assert cnnjob("cancel", str(over.path), str(other.path)).stdout.splitlines() == [
-        f"{over.path}: nothing to cancel, it is finished", f"{other.path}: nothing to cancel, it is pending",
+        f"{over.path}: nothing to cancel: finished", f"{other.path}: nothing to cancel: pending",
     ]  # fmt: skip
     assert not cancellation_file(over).exists()
     assert recorded_calls(idle_slurm) == ["squeue"]
@@ -125,9 +125,9 @@ def test_a_process_of_this_machine_is_asked_to_stop(idle_slurm: FakeSlurm) -> No
     assert found.stdout == f"{run.path}: asked process {child.pid} to save and stop\n"
     assert child.wait(20) == -signal.SIGTERM
     change_json(run.attempt_files()[-1], ended=process.now(), why="stopped: SIGTERM", step=150)
-    assert status_of(run).state == status.of_folder(run).state == "cancelled"
-    assert status.of_folder(run, "no memory").state == "failed"
-    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is cancelled\n"
+    assert status_of(run).state == state.status_from_folder(run).state == "cancelled"
+    assert state.status_from_folder(run, "no memory").state == "failed"
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel: cancelled\n"
 
 
 def test_a_process_of_another_machine_is_left_alone() -> None:
@@ -135,4 +135,4 @@ def test_a_process_of_another_machine_is_left_alone() -> None:
     change_json(run.attempt_files()[-1], host="n1")
     said = f"process {os.getpid()} on n1 trains it. To let it save and stop:\n  ssh n1 kill -TERM {os.getpid()}\n"
     found = cnnjob("cancel", str(run.path))
-    assert (found.exit_code, found.stdout) == (5, f"{run.path}: not cancelled, {said}")
+    assert (found.exit_code, found.stdout) == (5, f"{run.path}: not cancelled: {said}")

@@ -72,7 +72,7 @@ def test_temporary_files_of_processes_that_are_gone() -> None:
     made(Path(f"data/.young.h5.{host}-17-0badcafe.tmp"))
     made(Path("data/mine.tmp"), old=True)
     assert set(listed()) == set(map(str, gone))
-    assert set(listed().values()) == {"half written, its process is gone"}
+    assert set(listed().values()) == {"unfinished file of a process that has ended"}
     before = tree()
     said = cnnjob("clean")
     assert said.stdout.endswith("\nnothing was removed; --yes removes these items\n")
@@ -120,7 +120,7 @@ def test_code_of_unfinished_runs_stays() -> None:
     code_snapshot.save_snapshot(done)
     aged(code_snapshot.snapshot_folder(done))
     (root / ".code" / "0000000b").mkdir()  # just made: its script will come
-    assert listed() == {"runs/.code/0000000a": "code of no unfinished run"}
+    assert listed() == {"runs/.code/0000000a": "code that no unfinished run uses"}
     sweep = JobArray.of([done, Run(root / "gone-12345678")])
     sweep.write()
     copied(done, "0000000c", sweep=sweep.folder)
@@ -172,7 +172,7 @@ def test_a_run_that_lives_is_refused_and_nothing_is_removed() -> None:
     before = tree()
     said = cnnjob("clean", "--yes", str(done.path), str(live.path))
     assert (said.exit_code, "not removed, it is running on " in said.stderr) == (5, True), said.output
-    assert f"`cnnjob cancel {live.path}` first" in said.stderr
+    assert f"Cancel it first:\n  cnnjob cancel {live.path}" in said.stderr
     assert tree() == before
 
 
@@ -199,7 +199,7 @@ def test_only_runs_are_removed_by_name() -> None:
     made(Path("data/mnist.h5"))
     for place in ("data", "data/mnist.h5", "gone"):
         said = cnnjob("clean", "--yes", place)
-        assert (said.exit_code, f"cnnjob: {place}: no run, and only runs" in said.stderr) == (3, True), said.output
+        assert (said.exit_code, f"cnnjob: {place}: not a run, and only runs" in said.stderr) == (3, True), said.output
     assert Path("data/mnist.h5").exists()
 
 
@@ -207,8 +207,8 @@ def test_a_link_and_a_point_name_the_run_itself_and_once(tmp_path: Path, monkeyp
     run = finished_run(tmp_path)
     (tmp_path / "link").symlink_to(run.path)
     monkeypatch.chdir(run.path)
-    [one] = cleanup.named([Run(Path()), Run(tmp_path / "link"), Run(run.path), Run(Path("../link"))])
+    [one] = cleanup.removable_runs([Run(Path()), Run(tmp_path / "link"), Run(run.path), Run(Path("../link"))])
     assert one.path.resolve() == run.path
-    [one] = cleanup.named([Run(tmp_path / "link")])
+    [one] = cleanup.removable_runs([Run(tmp_path / "link")])
     one.remove()
     assert not run.path.exists()

@@ -42,7 +42,7 @@ esac"""
 
 def at(seconds: float) -> str:
     """A time from now as SLURM writes it."""
-    return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM says it
+    return f"{datetime.now() + timedelta(seconds=seconds):%FT%T}"  # noqa: DTZ005 - as SLURM reports it
 
 
 def knows(**facts: Any) -> str:
@@ -82,7 +82,7 @@ def test_whether_the_job_of_an_attempt_has_ended(
 ) -> None:
     idle_slurm.install(scontrol=at_lab(UNKNOWN if answer is None else knows(**answer)))
     assert client.job_is_over(owner_record(**record), silent) is ended
-    assert client.ended_among(lambda: ())(owner_record(**record), silent) is ended
+    assert client.make_job_is_over(lambda: ())(owner_record(**record), silent) is ended
 
 
 def held_at(cluster: str | None, make: Any = running_run, **facts: Any) -> Run:
@@ -101,7 +101,7 @@ def test_a_run_that_is_trained_on_another_cluster_is_not_taken_over(idle_slurm: 
         with pytest.raises(BusyError):
             claim(run, client.job_is_over)
         assert (status_of(run).state, status_of(run).job_id, status_of(run).node) == ("running", "17", "n1")
-        assert [done.why for done in submission.submit([run], Request())] == ["running"]
+        assert [done.status for done in submission.submit([run], Request())] == ["running"]
         change_json(run.attempt_files()[-1], cluster=None)  # an older version wrote down none
         on_another_host(run, 20)
         change_json(run.submission_file, cluster=None)
@@ -116,11 +116,11 @@ def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any
     for queued in ("", queue_row("RUNNING", node="n9"), queue_row("CANCELLED")):  # another job with its number here
         set_answers(idle_slurm, queued, "17|CANCELLED by 5|0:0||\n", scontrol=at_lab(), **SUBMITS)
         found = status_of(run, thorough=True)
-        where = "job 17 is of cluster other, and this one is lab"
+        where = "job 17 is on cluster other, this cluster is lab"
         assert (found.state, found.detail, found.job) == (state, where, None)
         cancelled = cnnjob("cancel", str(run.path))
         assert (cancelled.exit_code, cancelled.stdout) == (
-            5, f"{run.path}: not cancelled, {where}. To cancel it:\n  scancel -M other 17\n",
+            5, f"{run.path}: not cancelled: {where}. To cancel it:\n  scancel -M other 17\n",
         )  # fmt: skip
         removed = cnnjob("clean", str(run.path), "--yes")
         assert removed.exit_code == 5
@@ -133,7 +133,7 @@ def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any
     if state == "stopped":
         run.submission_file.unlink()
         set_answers(idle_slurm, scontrol=at_lab(), **SUBMITS)
-        assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
+        assert [done.status for done in submission.submit([run], Request())] == ["submitted"]
         assert files.read_json(run.submission_file)["cluster"] == "lab"
 
 
@@ -141,8 +141,8 @@ def test_what_the_batch_script_of_another_cluster_left_is_submitted_here(idle_sl
     run = with_decision(held_at("other", stopped_run), cluster="other", ended_by="cancelled", said="cancelled")
     set_answers(idle_slurm, queue_row("RUNNING"), scontrol=at_lab(), **SUBMITS)
     assert status_of(run).state == "cancelled"
-    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is cancelled\n"
-    assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel: cancelled\n"
+    assert [done.status for done in submission.submit([run], Request())] == ["submitted"]
 
 
 def test_a_job_here_is_not_taken_for_an_earlier_one_of_another_cluster(idle_slurm: FakeSlurm) -> None:
@@ -152,7 +152,7 @@ def test_a_job_here_is_not_taken_for_an_earlier_one_of_another_cluster(idle_slur
     with_decision(run, cluster="other", ended_by="cancelled", said="cancelled")
     files.write_json(restart_log.cancellation_file(run), {"by": "me", "jobs": ["17"], "cluster": "other", "attempt": 1})
     set_answers(idle_slurm, queue_row("PENDING", "Priority"), scontrol=at_lab())
-    assert (status_of(run).state, status_of(run).detail) == ("pending", "jobs of higher priority go first")
+    assert (status_of(run).state, status_of(run).detail) == ("pending", "jobs of higher priority start first")
     set_answers(idle_slurm, "", "17|TIMEOUT|0:0|n1|\n", scontrol=at_lab())
     assert status_of(run).state == "stopped"
 
@@ -198,7 +198,7 @@ def test_a_job_without_the_variable_asks_for_its_cluster(
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "")
     life_of_job(monkeypatch, "17", 0)
     run = finished_run(tmp_path)
-    assert node_task.NodeTask(str(run.path), 30)._live() == 0
+    assert node_task.NodeTask(str(run.path), 30)._run_attempt() == 0
     assert process.cluster() == "lab"
 
 

@@ -21,7 +21,7 @@ from cnnjob.slurm.diagnosis import diagnose
 from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.node import node_task
 from cnnjob.slurm.scheduler import client
-from cnnjob.slurm.submit import locks, submission
+from cnnjob.slurm.submit import locks, queued_runs, submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import ANSWERS, FakeSlurm, queue_row, recorded_calls, set_answers
@@ -68,11 +68,11 @@ def test_a_training_inside_a_job_of_the_user_on_another_host(idle_slurm: FakeSlu
     set_answers(idle_slurm, ALLOCATION)
     said = cnnjob("cancel", str(run.path)).stdout
     assert said.startswith(
-        f"{run.path}: not cancelled, process {os.getpid()} on n1 trains it, inside job 44, which is "
+        f"{run.path}: not cancelled: process {os.getpid()} on n1 trains it, inside job 44, which cnnjob did not "
     )
     assert said.endswith(f"\n  ssh n1 kill -TERM {os.getpid()}\n")
     change_json(run.attempt_files()[-1], job_step="3")
-    assert "asked step 44.3 to save and stop; its job goes on" in cnnjob("cancel", str(run.path)).stdout
+    assert "asked step 44.3 to save and stop; its job keeps running" in cnnjob("cancel", str(run.path)).stdout
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel --signal=TERM 44.3"]
     idle_slurm.install(scancel='echo "scancel: error: Invalid job id 44.3" >&2; exit 1')
     refused = cnnjob("cancel", str(run.path))
@@ -85,7 +85,7 @@ def test_a_waiting_job_and_a_training_outside_of_it_both_end(idle_slurm: FakeSlu
     set_answers(idle_slurm, queue_row("PENDING", job="18"))
     with subprocess.Popen(["/bin/sleep", "60"]) as child:
         change_json(run.attempt_files()[-1], pid=child.pid, pid_started=process._start_of(child.pid))
-        said = f"cancelled job 18, which waited; asked process {child.pid} to save and stop"
+        said = f"cancelled job 18, which was waiting; asked process {child.pid} to save and stop"
         assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: {said}\n"
     assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["18"]
 
@@ -97,7 +97,7 @@ def test_a_waiting_job_ends_though_the_step_outside_of_it_does_not(idle_slurm: F
     set_answers(idle_slurm, queue_row("PENDING", job="18"), scancel=denied)
     found = cnnjob("cancel", str(run.path))
     assert found.exit_code == 4
-    assert "cancelled job 18, which waited; step 44.3 was not asked to stop" in found.stdout
+    assert "cancelled job 18, which was waiting; step 44.3 was not asked to stop" in found.stdout
     assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["18"]
 
 
@@ -106,7 +106,7 @@ def test_a_job_that_has_submitted_its_successor_trains_no_more(idle_slurm: FakeS
     run = with_decision(with_job(on_another_host(running_run(Path("runs")), 20), "18"), restarted="successor")
     set_answers(idle_slurm, queue_row("PENDING", job="18"))
     found = cnnjob("cancel", str(run.path))
-    assert (found.exit_code, found.stdout) == (0, f"{run.path}: cancelled job 18, which waited\n")
+    assert (found.exit_code, found.stdout) == (0, f"{run.path}: cancelled job 18, which was waiting\n")
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,20 @@ def test_a_job_that_has_submitted_its_successor_trains_no_more(idle_slurm: FakeS
 def test_a_job_that_ends_and_does_not_bring_its_run_back_is_not_waited_for_long(
     idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, make: MakeRun, restarted: str, said: str
 ) -> None:
-    monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
+    monkeypatch.setattr(queued_runs, "ENDING_SECONDS", 0.0)
     run = with_decision(make(Path("runs")), restarted=restarted)
     set_answers(idle_slurm, queue_row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
     if said:
         with pytest.raises(BusyError, match=said):
             submission.submit([run], Request())
     else:
-        assert [done.why for done in submission.submit([run], Request())] == ["queued as 17"]
+        assert [done.status for done in submission.submit([run], Request())] == ["queued as 17"]
 
 
 def test_the_other_runs_of_a_sweep_are_submitted_while_a_job_of_one_is_ending(
     idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
+    monkeypatch.setattr(queued_runs, "ENDING_SECONDS", 0.0)
     ending, other = with_decision(stopped_in_job(Path("runs")), restarted=""), pending_run(Path("runs"), seed=1)
     answers = {name: ANSWERS[name] for name in SUBMITS} | {"sbatch": 'echo "Submitted batch job 18"'}
     set_answers(idle_slurm, queue_row("COMPLETING"), **answers)
@@ -151,20 +151,20 @@ def test_a_job_that_is_ending_is_waited_for(idle_slurm: FakeSlurm) -> None:
         (idle_slurm.folder.parent / "squeue.txt").write_text("")
 
     assert [done.job_id for done in submission.submit([run], Request(), None, say)] == ["18"]
-    assert said == ["1 of 1 runs have a job that is ending, waiting for up to 15 s"]
+    assert said == ["1 of 1 run: the job is ending; waiting up to 15 s"]
 
 
 def test_a_cancelled_job_that_is_ending_is_not_what_a_run_waits_for(
     idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "ENDING_SECONDS", 0.0)
+    monkeypatch.setattr(queued_runs, "ENDING_SECONDS", 0.0)
     run = stopped_in_job(Path("runs"))
     set_answers(idle_slurm, queue_row("COMPLETING"), **{name: ANSWERS[name] for name in SUBMITS})
     assert "cancelled job 17" in cnnjob("cancel", str(run.path)).stdout
     with pytest.raises(BusyError, match="job 17 is ending"):
         submission.submit([run], Request())
     set_answers(idle_slurm)
-    assert [done.why for done in submission.submit([run], Request())] == ["submitted"]
+    assert [done.status for done in submission.submit([run], Request())] == ["submitted"]
 
 
 def test_a_job_with_the_number_of_ours_and_another_comment_is_not_cancelled(idle_slurm: FakeSlurm) -> None:
@@ -183,11 +183,11 @@ def test_every_job_of_a_run_is_cancelled_and_told(idle_slurm: FakeSlurm) -> None
     sweep.write()
     lines = [queue_row("RUNNING", job=f"17_{n}", comment=sweep.comment) for n in range(2)]
     set_answers(idle_slurm, "".join(lines) + queue_row("PENDING", job="18_[0-1]", comment=sweep.comment))
-    assert [one.detail for one in status.statuses(runs).statuses] == [
-        "its job starts; job 18_0 is for it too", "its job starts; job 18_1 is for it too",
+    assert [one.detail for one in status.query_statuses(runs).statuses] == [
+        "its job is starting; job 18_0 carries it too", "its job is starting; job 18_1 carries it too",
     ]  # fmt: skip
     said = cnnjob("cancel", "runs").stdout
-    assert said.count("its work is saved as it ends") == 2
+    assert said.count("which saves before it ends") == 2
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 17_0 17_1 18_0 18_1"]
 
 
@@ -197,7 +197,7 @@ def test_what_of_several_jobs_is_refused_is_said(idle_slurm: FakeSlurm) -> None:
     theirs = queue_row("PENDING", job="18", comment=f"cnnjob {run.path.resolve()} 1")
     set_answers(idle_slurm, queue_row("PENDING") + theirs, scancel=f'echo "{denied}" >&2')
     said = cnnjob("cancel", str(run.path)).stdout
-    assert said == f"{run.path}: cancelled job 17, which waited; job 18 was not cancelled: {denied}\n"
+    assert said == f"{run.path}: cancelled job 17, which was waiting; job 18 was not cancelled: {denied}\n"
     assert files.read_json(run.slurm_folder / "cancelled.json")["jobs"] == ["17"]
 
 
@@ -208,7 +208,7 @@ def test_what_of_several_jobs_is_refused_is_said(idle_slurm: FakeSlurm) -> None:
 def test_cancel_names_the_state_that_status_names(make: MakeRun) -> None:
     run = make(Path("runs"))
     [told] = json.loads(cnnjob("status", str(run.path), "--json").stdout)
-    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel, it is {told['state']}\n"
+    assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel: {told['state']}\n"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_what_resumes_a_run_while_it_is_cancelled_is_cancelled_too(
     read = 'f=../first; [ -e ../asked ] && f=../then; while read -r l; do echo "$l"; done < $f'
     idle_slurm.install(squeue=read, sacct="exit 1", scancel='echo "$*" >> ../asked')
     found = cnnjob("cancel", str(run.path))
-    assert (found.exit_code, "which came meanwhile" in found.stdout) == (0, bool(ids))
+    assert (found.exit_code, "which was submitted meanwhile" in found.stdout) == (0, bool(ids))
     assert recorded_calls(idle_slurm)[1:] == ids
     assert set(ids) <= set(files.read_json(run.slurm_folder / "cancelled.json")["jobs"])
 
@@ -244,7 +244,10 @@ def test_a_queue_that_is_silent_after_a_cancellation_is_said(idle_slurm: FakeSlu
     rows = queue_row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()
     idle_slurm.install(squeue=f'[ -e ../asked ] && exit 1; echo "{rows}"', scancel='echo "$*" >> ../asked')
     found = cnnjob("cancel", str(run.path))
-    assert (found.exit_code, found.stdout.count("cancelled job 17, which waited; whether a successor was")) == (4, 1)
+    assert (found.exit_code, found.stdout.count("cancelled job 17, which was waiting; whether another job was")) == (
+        4,
+        1,
+    )
 
 
 # --- copies and moves
@@ -268,8 +271,8 @@ def test_a_copy_owns_no_job_and_no_process(idle_slurm: FakeSlurm) -> None:
     copy = copied(run)
     assert (status_of(run).state, status_of(copy).state) == ("running", "lost")
     assert (status_of(copy).job_id, status_of(copy).node) == (None, process.process_identity()["host"])
-    assert status_of(copy).detail == f"a copy of {run.path.resolve()}, whose jobs are not its own"
-    assert cnnjob("cancel", "copy").stdout == "copy: nothing to cancel, it is lost\n"
+    assert status_of(copy).detail == f"a copy of {run.path.resolve()}, whose jobs do not train this copy"
+    assert cnnjob("cancel", "copy").stdout == "copy: nothing to cancel: lost\n"
     assert not [line for line in recorded_calls(idle_slurm) if "scancel" in line]
     assert claim(copy).number == 2
     assert run.state() == "running"
@@ -297,7 +300,7 @@ def test_a_run_that_was_moved_while_its_job_waits(idle_slurm: FakeSlurm) -> None
     assert (status_of(moved).state, status_of(moved).job_id) == ("pending", "17")
     assert (
         status_of(moved).detail
-        == f"jobs of higher priority go first; job 17 is for {old}, from where this folder was moved"
+        == f"jobs of higher priority start first; job 17 is for {old}, where this folder was before"
     )
     with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, .*\n  cnnjob cancel elsewhere"):
         submission.submit([moved], Request())
@@ -313,18 +316,18 @@ def test_another_name_of_a_folder_is_no_move(idle_slurm: FakeSlurm, depth: int, 
     folder = str(run.path.resolve()) if depth > deep else f"/host/{names.format('runs', run.name)}"
     with_job(run, **(known | {"folder": folder, "parents": known["parents"][:depth]}))
     set_answers(idle_slurm, queue_row("PENDING", "Priority"), **{name: ANSWERS[name] for name in SUBMITS})
-    assert (status_of(run).job_id, status_of(run).detail) == ("17", "jobs of higher priority go first")
-    assert [done.why for done in submission.submit([run], Request())] == ["queued as 17"]
+    assert (status_of(run).job_id, status_of(run).detail) == ("17", "jobs of higher priority start first")
+    assert [done.status for done in submission.submit([run], Request())] == ["queued as 17"]
 
 
 def test_a_link_to_the_folder_above_is_no_move(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
     with_job(run, **(run.identity() | {"folder": str(Path("other", run.name).absolute())}))
     set_answers(idle_slurm, queue_row("PENDING", "Priority"))
-    assert "was moved" in status_of(run).detail
+    assert "this folder was before" in status_of(run).detail
     Path("other").symlink_to("runs")
     for path in (run.path, Path("other", run.name), Path("runs", "..", "other", run.name)):
-        assert status_of(Run(path)).detail == "jobs of higher priority go first"
+        assert status_of(Run(path)).detail == "jobs of higher priority start first"
 
 
 @pytest.mark.parametrize("moved", ["old/{}", "runs/x", "deeper/runs/{}"])
@@ -335,7 +338,7 @@ def test_a_folder_above_that_was_moved_is_a_move(idle_slurm: FakeSlurm, moved: s
     place = Path(moved.format(run.name))
     place.parent.parent.mkdir(exist_ok=True)
     (run.path if place.name == "x" else Path("runs")).rename(place if place.name == "x" else place.parent)
-    assert "from where this folder was moved" in status_of(Run(place)).detail
+    assert "where this folder was before" in status_of(Run(place)).detail
 
 
 def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(idle_slurm: FakeSlurm) -> None:
@@ -346,8 +349,8 @@ def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(idle_slurm: FakeSlu
     os.utime(copy.heartbeat_file)
     set_answers(idle_slurm)
     found = status_of(copy, thorough=True)
-    assert (found.state, found.detail) == ("lost", f"a copy of {run.path.resolve()}, whose jobs are not its own")
-    assert diagnose(found).sentence.startswith(f"it is a copy of {run.path.resolve()}, made while that was trained")
+    assert (found.state, found.detail) == ("lost", f"a copy of {run.path.resolve()}, whose jobs do not train this copy")
+    assert diagnose(found).sentence.startswith(f"it is a copy of {run.path.resolve()}, made during its training")
     assert claim(copy).number == 2
     assert run.state() == "running"
 
@@ -359,7 +362,7 @@ def test_what_may_be_a_run_under_another_name_is_held_by_its_heartbeat(idle_slur
     silent(run, 20)
     set_answers(idle_slurm)
     assert status_of(run).state == "running"
-    assert status_of(run).detail == "a copy of /name/on/n1, or that under another name, heard of 20 s ago"
+    assert status_of(run).detail == "a copy of /name/on/n1, or the same folder by another path; last heartbeat 20 s ago"
     with pytest.raises(BusyError):
         claim(run)
     silent(run, 301)
@@ -382,7 +385,7 @@ def test_a_run_that_was_moved_to_another_disk_while_its_job_waits(idle_slurm: Fa
     set_answers(
         idle_slurm, queue_row("PENDING", comment=f"cnnjob {old} 1"), **{name: ANSWERS[name] for name in SUBMITS}
     )
-    with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, which is not there .*\n  scancel 17"):
+    with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, which no longer exists.*\n  scancel 17"):
         submission.submit([copy], Request())
 
 
@@ -430,7 +433,7 @@ def test_a_hidden_job_is_not_taken_for_one_that_has_ended(idle_slurm: FakeSlurm)
 
 
 def hidden_and_mine(idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, queue: str) -> tuple[Run, Run]:
-    """Two runs at a site that shows nobody the jobs of others: one that another user submitted, one of this user."""
+    """Two runs at a site that hides the jobs of other users: one that another user submitted, one of this user."""
     theirs, mine = waiting_run(Path("runs")), pending_run(Path("runs"), seed=1)
     monkeypatch.setattr(os, "getuid", lambda: UID + 1)
     monkeypatch.setenv("LOGNAME", "me")
@@ -447,8 +450,8 @@ def test_a_hidden_job_keeps_nobody_from_cancelling_another(
     theirs, mine = hidden_and_mine(idle_slurm, monkeypatch, "PENDING")
     found = cnnjob("cancel", str(theirs.path), str(mine.path))
     told = found.stdout.splitlines()
-    assert told[0].startswith(f"{theirs.path}: not cancelled, job 17 of another user may carry it, and this site")
-    assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which waited")
+    assert told[0].startswith(f"{theirs.path}: not cancelled: job 17 of another user may carry it, and this site")
+    assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which was waiting")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
 
 
@@ -458,10 +461,10 @@ def test_a_hidden_job_keeps_nobody_from_waiting_for_another(
     theirs, mine = hidden_and_mine(idle_slurm, monkeypatch, "")
     monkeypatch.setattr(waiting, "SILENT_SECONDS", 0.0)
     over: list[Path] = []
-    with pytest.raises(SchedulerError, match="nobody the jobs of others"):
+    with pytest.raises(SchedulerError, match="hides the jobs of other users"):
         over.extend(one.summary.run.path for one in waiting.wait_for_runs([theirs, mine]))
     assert over == [mine.path]
-    with_decision(theirs, said="the job's own error is not restarted")
+    with_decision(theirs, said="not restarted after the job's own error")
     assert [one.state for one in waiting.wait_for_runs([theirs, mine])] == ["failed", "pending"]
 
 
@@ -485,10 +488,10 @@ def test_a_submission_waits_for_another(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
         with (tmp_path / locks.LOCK).open("r+") as file:
-            assert not locks.take(file.fileno(), 0)
+            assert not locks.acquire(file.fileno(), 0)
             other.stdin.write("\n")
             other.stdin.flush()
-            assert locks.take(file.fileno(), 60)
+            assert locks.acquire(file.fileno(), 60)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=known) as other:
         assert other.stdin is not None
         assert other.stdout is not None
@@ -503,7 +506,7 @@ def test_a_submission_waits_for_another(tmp_path: Path) -> None:
         with locks.submitting(tmp_path, say) as held:
             assert held
     [sentence] = said
-    assert f"another submission is under way (process {owner} of " in sentence
+    assert f"waiting for another submission to end (process {owner} of " in sentence
     with locks.submitting(tmp_path / "nowhere") as held:
         assert not held
 
@@ -520,11 +523,11 @@ def test_an_earlier_job_waits_until_a_later_one_is_cancelled(
     monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
     idle_slurm.install(scontrol='[ -e asked ] && echo "JobState=CANCELLED" || echo "JobState=RUNNING"; : > asked')
     if waits_for_it:
-        assert node_task.NodeTask(str(run.path), 30)._live() == 0
+        assert node_task.NodeTask(str(run.path), 30)._run_attempt() == 0
         assert run.state() == "finished"
     else:
         with pytest.raises(BusyError):
-            node_task.NodeTask(str(run.path), 30)._live()
+            node_task.NodeTask(str(run.path), 30)._run_attempt()
 
 
 def test_a_run_without_an_attempt_has_no_later_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,7 +550,7 @@ def test_of_two_jobs_the_later_one_is_cancelled_by_its_submission(idle_slurm: Fa
     set_answers(idle_slurm, **answers, cat='exec /bin/cat "$@"')
     idle_slurm.install(squeue=f"[ -e submitted ] && {others}", sbatch=': > submitted; echo "Submitted batch job 17"')
     done = submission.submit(runs, Request())
-    assert [(one.job_id, one.why) for one in done] == [
+    assert [(one.job_id, one.status) for one in done] == [
         (None, "queued as 16_0"), (None, "queued as 16_1"), ("17_2", "submitted"),
     ]  # fmt: skip
     assert recorded_calls(idle_slurm) == ["scancel 17_0 17_1"]
@@ -569,6 +572,6 @@ def test_a_job_that_is_kept_for_a_twin_has_what_it_runs(idle_slurm: FakeSlurm) -
     idle_slurm.install(**{name: ANSWERS[name] for name in SUBMITS})
     idle_slurm.install(squeue=f"[ -e taken ] || exit 0; {queue}", sbatch=": > taken; echo welcome")
     [done] = submission.submit([run], Request())
-    assert (done.job_id, done.why) == (None, "queued as 16")
+    assert (done.job_id, done.status) == (None, "queued as 16")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
     assert {path.name for path in run.slurm_folder.glob("16_*")} == {"16_submitted.pkl"}

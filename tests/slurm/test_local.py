@@ -14,7 +14,7 @@ import pytest
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
-from cnnjob.slurm.status import statuses
+from cnnjob.slurm.status import query_statuses
 from cnnjob.slurm.submit import local
 from tests.helpers.cli import cnnjob
 from tests.helpers.run_folders import change_json
@@ -91,13 +91,13 @@ def test_runs_that_wait_their_turn_here_can_be_cancelled() -> None:
         out, _ = child.communicate(timeout=60)
     assert told.exit_code == 0, told.output
     assert told.stdout.count(": asked process ") == 1
-    assert told.stdout.count(f": cancelled, it waited for process {child.pid} on ") == 2
+    assert told.stdout.count(f": cancelled: process {child.pid} on ") == 2
     assert (child.returncode, len(re.findall(r": cancelled, .*cnnjob cancel", out))) == (1, 3), out
     runs = Run.all(Path("runs"))
     assert sorted(len(run.attempt_files()) for run in runs) == [0, 0, 1]
-    assert [one.state for one in statuses(runs).statuses] == ["cancelled"] * 3
+    assert [one.state for one in query_statuses(runs).statuses] == ["cancelled"] * 3
     assert not list(Path("runs").glob("*/slurm/local.json"))
-    assert set(re.findall("nothing to cancel, it is (.*)", cnnjob("cancel", "runs").stdout)) == {"cancelled"}
+    assert set(re.findall("nothing to cancel: (.*)", cnnjob("cancel", "runs").stdout)) == {"cancelled"}
 
 
 @pytest.mark.usefixtures("no_slurm")
@@ -137,7 +137,7 @@ def test_a_run_here_that_was_killed_resumes_until_it_makes_no_progress() -> None
         [run] = Run.all(Path("runs"))
         os.kill(run.attempts()[-1]["pid"], signal.SIGKILL)
         said = child.communicate(timeout=60)[0].decode()
-    assert (child.returncode, "its process is gone without a word" in said) == (75, True), said
+    assert (child.returncode, "the process died without recording why" in said) == (75, True), said
     attempt, step = run.attempt_files()[0], newest_step(run.checkpoints_folder)
     for number in range(2, 6):
         shutil.copy(attempt, run.attempts_folder / f"000{number}.json")

@@ -90,7 +90,7 @@ def test_a_run_is_taken_over_from_a_job_that_has_ended(
     whole.result_file.unlink()
     claim(whole).note(host="elsewhere", job_id="16", cluster="lab")
     slurm.install(scontrol='case "$*" in *16) echo JobState=NODE_FAIL;; esac')
-    assert node_task.NodeTask(str(whole.path), 30)._live() == 0
+    assert node_task.NodeTask(str(whole.path), 30)._run_attempt() == 0
     assert [attempt["ended"] is None for attempt in whole.attempts()] == [False, True, False]
 
 
@@ -197,5 +197,5 @@ def test_a_job_that_holds_gpus_does_not_silently_compute_without(
 @pytest.mark.usefixtures("slurm")
 def test_a_life_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(tmp_path / "whole").run
-    assert node_task.NodeTask(str(run.path), 30)._live() == 0
+    assert node_task.NodeTask(str(run.path), 30)._run_attempt() == 0
     assert capsys.readouterr().out == f"{run.path}: was finished\n"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
 @pytest.mark.parametrize(
     ("squeue", "said"),
     [
-        ("exit 1", "squeue: refused, exit code 1; this is what the run folders tell"),
+        ("exit 1", "squeue: refused, exit code 1; the states are those of the run folders"),
         # https://github.com/fls-bioinformatics-core/auto_process_ngs/issues/1182
         (
             'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1',
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
         ),
         # https://github.com/NCAR/ncar-python-tutorial/issues/13
         ('echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1', "Socket timed out"),
-        (SILENCE, "no answer in 0.3 s"),
+        (SILENCE, "no answer within 0.3 s"),
         ('printf "\\377\\376|\\000|\\n"', "its answer was not understood"),
         ("echo slurm_load_jobs error: Invalid user", "its answer was not understood"),
         ('echo "17_[1,3,5...]|PENDING|None||N/A|N/A|"', "its answer was not understood"),
         ('echo "17|PENDING"', "its answer was not understood"),
-        (None, "squeue: not found; this is what the run folders tell"),
+        (None, "squeue: not found, this machine has no SLURM; the states are those of the run folders"),
     ],
 )
 def test_a_queue_that_cannot_be_read_makes_nothing_lost(
@@ -143,7 +143,7 @@ def test_a_command_that_cannot_be_executed(idle_slurm: FakeSlurm) -> None:
     ],
 )
 def test_words_for_states(text: str, state: str) -> None:
-    assert words.state_of(text) == state
+    assert words.parse_state(text) == state
 
 
 @pytest.mark.parametrize("state", sorted(words.STATES | {"NEVER_HEARD_OF", "EXPEDITING"}))
@@ -214,7 +214,7 @@ def test_accounts_of_arrays(idle_slurm: FakeSlurm) -> None:
 def test_queues(idle_slurm: FakeSlurm, answer: str, jobs: list[str], whole: bool) -> None:  # noqa: FBT001
     set_answers(idle_slurm, f"{answer}\n" if answer else "")
     found = queue.listing([0], ["17"])
-    assert ([job.job_id for job in found.jobs], found.whole) == (jobs, whole)
+    assert ([job.job_id for job in found.jobs], found.complete) == (jobs, whole)
 
 
 def test_a_comment_of_several_lines_is_no_other_job(idle_slurm: FakeSlurm) -> None:
@@ -223,7 +223,7 @@ def test_a_comment_of_several_lines_is_no_other_job(idle_slurm: FakeSlurm) -> No
     begin = 'for mark; do :; done; printf "%s|" "${mark%%|*}"'
     idle_slurm.install(squeue=f"{begin}; printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
     found = queue.listing([0])
-    assert ([job.job_id for job in found.jobs], found.whole) == (["18"], True)
+    assert ([job.job_id for job in found.jobs], found.complete) == (["18"], True)
 
 
 LONG = "9" * 5000
@@ -267,42 +267,42 @@ def test_a_comment_may_hold_the_separator(idle_slurm: FakeSlurm) -> None:
     ("reason", "said", "never"),
     [
         # https://slurm.schedmd.com/job_reason_codes.html, and src/common/job_state_reason.c of SLURM 24.11
-        ("Priority", "jobs of higher priority go first", False),
-        ("PartitionTimeLimit", "it asks for more time than its partition allows", True),
-        ("QOSMaxWallDurationPerJobLimit", "it asks for more time than its QOS allows a job", True),
-        ("QOSMaxCpuPerUserLimit", "the cores that its QOS allows a user are in use", False),
-        ("QOSMaxGRESPerUser", "the GPUs that its QOS allows a user are in use", False),
-        ("QOSMaxMemoryPerJob", "it asks for more memory than its QOS allows a job", True),
-        ("QOSGrpNodeLimit", "the nodes that its QOS allows are in use", False),
-        ("QOSMinGRES", "it asks for less GPUs than its QOS demands", True),
-        ("AssocGrpCPUMinutesLimit", "the cores that its account allows are in use", False),
-        ("AssocMaxJobsLimit", "the jobs that its account allows are in use", False),
-        ("MaxGRESPerAccount", "the GPUs that its account allows are in use", False),
+        ("Priority", "jobs of higher priority start first", False),
+        ("PartitionTimeLimit", "it requests more time than its partition allows", True),
+        ("QOSMaxWallDurationPerJobLimit", "it requests more time than its QOS allows per job", True),
+        ("QOSMaxCpuPerUserLimit", "the limit of its QOS on cores per user is reached", False),
+        ("QOSMaxGRESPerUser", "the limit of its QOS on GPUs per user is reached", False),
+        ("QOSMaxMemoryPerJob", "it requests more memory than its QOS allows per job", True),
+        ("QOSGrpNodeLimit", "the limit of its QOS on nodes is reached", False),
+        ("QOSMinGRES", "it requests fewer GPUs than its QOS requires", True),
+        ("AssocGrpCPUMinutesLimit", "the limit of its account on cores is reached", False),
+        ("AssocMaxJobsLimit", "the limit of its account on jobs is reached", False),
+        ("MaxGRESPerAccount", "the limit of its account on GPUs is reached", False),
         ("AccountingPolicy", "AccountingPolicy", False),
-        ("BadConstraints", "no node has what it asks for", True),
+        ("BadConstraints", "no node has what it requests", True),
         ("DependencyNeverSatisfied", "the job that it depends on failed", True),
         # a class repository's fixture of DAS-5's squeue, February 2021
         ("ReqNodeNotAvail, UnavailableNodes:node[028,054,074]",
-         "nodes that it asks for are down or drained (node[028,054,074])", False),
+         "nodes that it requests are down or drained (node[028,054,074])", False),
         ("(Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions)",
-         "nodes that it asks for are down, drained, or kept for jobs of partitions of higher priority", False),
+         "nodes that it requests are down, drained, or reserved for partitions of higher priority", False),
         # 22.05, observed of reservations with and without the flag MAINT; 24.11, observed
         ("ReqNodeNotAvail, Reserved for maintenance",
-         "its nodes are reserved, for maintenance or for others, before it could end", False),
-        ("ReqNodeNotAvail, May be reserved for other job", "nodes that it asks for may be reserved for another job",
+         "its nodes are reserved, for maintenance or other jobs, from a time before it could end", False),
+        ("ReqNodeNotAvail, May be reserved for other job", "nodes that it requests may be reserved for another job",
          False),
-        ("ReqNodeNotAvail, UnavailableNodes:", "nodes that it asks for are not available", False),
-        ("ReqNodeNotAvail", "nodes that it asks for are not available", False),
+        ("ReqNodeNotAvail, UnavailableNodes:", "nodes that it requests are not available", False),
+        ("ReqNodeNotAvail", "nodes that it requests are not available", False),
         ("Reservation", "its reservation has not begun", False),
-        ("job_requeued_in_held_state", "it was requeued held", False),  # up to 23.02
-        ("launch failed requeued held", "it was requeued held", False),
+        ("job_requeued_in_held_state", "it was requeued and is held", False),  # up to 23.02
+        ("launch failed requeued held", "it was requeued and is held", False),
         ("Never, heard", "Never, heard", False),
         ("", "SLURM does not say why", False),
     ],
 )  # fmt: skip
 def test_reasons(reason: str, said: str, never: bool) -> None:  # noqa: FBT001
-    found = words.waits_for(reason)
-    assert (found.words, found.never) == (said, never)
+    found = words.parse_reason(reason)
+    assert (found.phrase, found.never) == (said, never)
 
 
 def test_patience_is_bounded(idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

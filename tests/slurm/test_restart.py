@@ -22,7 +22,7 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.node import node_task, restart
 from cnnjob.slurm.node.restart import decide, main, restarts_without_progress
 from cnnjob.slurm.scheduler import client, sbatch
-from cnnjob.slurm.status import statuses
+from cnnjob.slurm.status import query_statuses
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.fake_slurm import NO_ANSWER, FakeSlurm
@@ -73,8 +73,8 @@ def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) 
 
 
 FAILED = {"why": "failed: the loss is nan"}
-AGAIN, LEFT = "", "the job's own error is not restarted"
-CANCELLED = "cancelled; submit the job again to go on"
+AGAIN, LEFT = "", "not restarted after the job's own error"
+CANCELLED = "cancelled; submit the job again to resume it"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ CANCELLED = "cancelled; submit the job again to go on"
         (stopped_run, {}, 75, "unknown", AGAIN),
         (stopped_run, {}, 1, "itself", AGAIN),
         (stopped_run, {}, 75, "cancelled", CANCELLED),
-        (stopped_run, {}, 143, "requeued", "SLURM has put the job back into its queue"),
+        (stopped_run, {}, 143, "requeued", "requeued by SLURM"),
         (lost_run, {}, 137, "itself", AGAIN),
         (lost_run, {}, 1, "itself", AGAIN),
         (lost_run, {}, 0, "itself", AGAIN),
@@ -189,13 +189,17 @@ SHOWN = 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; *) '
         (
             f'{SHOWN} echo "is disabled" >&2; exit 1;; esac',
             "itself",
-            "job 18 goes on (scontrol requeue 17: refused, is disabled)",
+            "job 18 resumes the run (scontrol requeue 17: refused, is disabled)",
         ),
-        ("exit 1", "unknown", "job 18 goes on (scontrol requeue 17: refused, exit code 1)"),
+        ("exit 1", "unknown", "job 18 resumes the run (scontrol requeue 17: refused, exit code 1)"),
         ("printf '\\377 = garbage\\n'", "itself", "job 17 is requeued"),
-        (None, "unknown", "job 18 goes on (scontrol: not found; this machine has no SLURM, log in to one that has)"),
-        ("echo JobState=COMPLETING Restarts=0", "cancelled", "cancelled; submit the job again to go on"),
-        ("echo JobState=COMPLETING Restarts=1", "requeued", "SLURM has put the job back into its queue"),
+        (
+            None,
+            "unknown",
+            "job 18 resumes the run (scontrol: not found, this machine has no SLURM. Log in to a machine that has it)",
+        ),
+        ("echo JobState=COMPLETING Restarts=0", "cancelled", "cancelled; submit the job again to resume it"),
+        ("echo JobState=COMPLETING Restarts=1", "requeued", "requeued by SLURM"),
     ],
 )
 def test_after_a_life(
@@ -205,7 +209,15 @@ def test_after_a_life(
     main(str(lost.path), "137")
     assert capsys.readouterr().out.endswith(f"cnnjob: {lost.path}: {said}\n")
     [told] = try_read_restart_log(lost)
-    how = "requeued" if "is requeued" in said else "successor" if "18" in said else "by SLURM" if "back" in said else ""
+    how = (
+        "requeued"
+        if "is requeued" in said
+        else "successor"
+        if "18" in said
+        else "by SLURM"
+        if "by SLURM" in said
+        else ""
+    )
     assert told == {
         "cluster": None, "job_id": "17", "job_restarts": 0, "ended_by": ended_by, "code": 137, "step": 0,
         "restarted": how, "said": said,
@@ -229,7 +241,7 @@ def test_when_nothing_can_be_done_the_last_word_is_what_to_type(slurm: FakeSlurm
     [told] = try_read_restart_log(lost)
     refused = f"not restarted, {lost.name}: refused by SLURM (QOSMaxSubmitJobPerUserLimit): your QOS allows you"
     assert told["said"].startswith(refused)
-    assert "; to go on: cnnjob submit runs/tiny" in told["said"]
+    assert "; to resume: cnnjob submit runs/tiny" in told["said"]
     assert "--partition gpu" in told["said"]
     assert told["restarted"] == ""
 
@@ -261,7 +273,7 @@ def test_a_scheduler_that_is_away_is_waited_for(
     slurm.install(scontrol=first(2, 'echo "$@" >> asked; echo "JobId=17 JobState=RUNNING Restarts=0"'))
     main(str(lost.path), "137")
     said = capsys.readouterr().out.splitlines()
-    assert [line.rpartition("; ")[2] for line in said[:2]] == ["asking again in 0.1 s", "asking again in 0.2 s"]
+    assert [line.rpartition("; ")[2] for line in said[:2]] == ["trying again in 0.1 s", "trying again in 0.2 s"]
     assert said[2:] == [f"cnnjob: {lost.path}: job 17 is requeued"]
     assert Path("asked").read_text().splitlines() == ["show job 17", "requeue 17"]
 
@@ -291,7 +303,7 @@ comment=$(/bin/grep -o "cnnjob /[^']*[0-9]'" taken.sh); echo "18|PENDING|Priorit
     main(str(lost.path), "137")
     assert Path("tried").read_text() == "x\n"
     [told] = try_read_restart_log(lost)
-    assert (told["restarted"], told["said"][:15]) == ("successor", "job 18 goes on ")
+    assert (told["restarted"], told["said"][:15]) == ("successor", "job 18 resumes ")
     assert files.read_json(lost.submission_file)["job_id"] == "18"
     assert (lost.slurm_folder / "18_submitted.pkl").exists()
 
@@ -302,7 +314,7 @@ def test_patience_has_an_end(slurm: FakeSlurm, lost: Run, monkeypatch: pytest.Mo
     main(str(lost.path), "137")
     [told] = try_read_restart_log(lost)
     assert told["said"].startswith("not restarted, scontrol show job 17: refused, slurm_load_jobs error: ")
-    assert "; to go on: cnnjob submit runs/tiny" in told["said"]
+    assert "; to resume: cnnjob submit runs/tiny" in told["said"]
 
 
 @pytest.mark.parametrize(("make", "code", "said"), [(finished_run, 0, "finished"), (pending_run, 127, LEFT)])
@@ -321,7 +333,7 @@ def test_nobody_is_waited_for_when_there_is_nothing_to_do(
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ("JobState=COMPLETING", "cancelled; submit the job again to go on"),
+        ("JobState=COMPLETING", "cancelled; submit the job again to resume it"),
         ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", "job 17 is requeued"),
     ],
 )
@@ -332,7 +344,7 @@ def test_what_comes_while_it_waits_is_asked_about(slurm: FakeSlurm, lost: Run, f
     command = [sys.executable, "-c", code, str(lost.path), "137"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout is not None
-        assert "asking again in 60 s" in waiting.stdout.readline()
+        assert "trying again in 60 s" in waiting.stdout.readline()
         Path("known").touch()
         waiting.send_signal(signal.SIGTERM)
         assert waiting.communicate(timeout=60)[0].endswith(f": {said}\n")
@@ -366,11 +378,11 @@ def test_what_may_have_been_cancelled_is_left_to_its_user(slurm: FakeSlurm, lost
     assert told["said"].startswith(
         f"not restarted, it may have been cancelled: {restart_log.cancellation_file(lost)}: "
     )
-    assert "; to go on: cnnjob submit runs/tiny" in told["said"]
+    assert "; to resume: cnnjob submit runs/tiny" in told["said"]
     assert told["restarted"] == ""
     assert not Path("asked").exists()
     slurm.install(squeue="exit 0", sacct="exit 1")
-    [found] = statuses([lost]).statuses
+    [found] = query_statuses([lost]).statuses
     assert (found.state, str(restart_log.cancellation_file(lost)) in "".join(found.summary.notes)) == ("lost", True)
     os.utime(lost.submission_file, (time.time() + 9,) * 2)  # submitted again
     main(str(lost.path), "143")
@@ -405,9 +417,9 @@ def test_a_cancellation_while_the_successor_is_submitted_ends_both(slurm: FakeSl
     main(str(lost.path), "143")
     assert Path("cancelled").read_text() == "18\n"
     [told] = try_read_restart_log(lost)
-    assert (told["restarted"], told["said"]) == ("", f"{CANCELLED}, and with it its successor 18")
+    assert (told["restarted"], told["said"]) == ("", f"{CANCELLED}; its successor 18 was cancelled too")
     slurm.install(squeue="exit 0", sacct="exit 1")
-    [found] = statuses([lost]).statuses
+    [found] = query_statuses([lost]).statuses
     assert (found.state, found.job_id, found.is_resumable) == ("cancelled", "18", False)
 
 
@@ -431,7 +443,7 @@ def test_a_successor_that_cannot_be_cancelled_is_said(slurm: FakeSlurm, lost: Ru
     cancels = f"""echo '{{"by": "me", "jobs": ["17"]}}' > "{record}\""""
     slurm.install(scontrol="exit 1", sbatch=f'{cancels}; echo "Submitted batch job 18"', scancel=f'echo "{denied}" >&2')
     main(str(lost.path), "143")
-    assert f"cancelled, but its successor 18 is not: {denied}" in try_read_restart_log(lost)[0]["said"]
+    assert f"cancelled, but its successor 18 could not be cancelled: {denied}" in try_read_restart_log(lost)[0]["said"]
 
 
 def test_a_life_that_found_the_run_taken_changes_nothing(
@@ -440,7 +452,7 @@ def test_a_life_that_found_the_run_taken_changes_nothing(
     slurm.install(scontrol="exit 1")
     before = file_contents()
     main(str(lost.path), "5")
-    assert capsys.readouterr().out == f"cnnjob: {lost.path}: left to the process that has it\n"
+    assert capsys.readouterr().out == f"cnnjob: {lost.path}: another process owns the run\n"
     assert file_contents() == before
 
 

@@ -52,10 +52,14 @@ def test_one_partition_of_several_is_enough(counting_slurm: FakeSlurm) -> None:
 @pytest.mark.parametrize(
     ("request_", "limit", "preemption"),
     [
-        (Request(), "after 5 min: asked 90 s before it", "jobs of gpu are not preempted by partition"),
+        (
+            Request(),
+            "after 5 min: 90 s before it, at SLURM's signal or by its own clock",
+            "jobs of gpu are not preempted by partition",
+        ),
         (
             Request(partition="low", time="2h"),
-            "after 2 h: asked 90 s before it by SLURM, or by its own clock, the job saves and stops; "
+            "after 2 h: 90 s before it, at SLURM's signal or by its own clock, the job saves and stops; "
             "its batch script requeues it",
             "in low a preempted job gets SIGTERM and 30 s, in which it saves and stops; SLURM requeues it",
         ),
@@ -66,7 +70,7 @@ def test_one_partition_of_several_is_enough(counting_slurm: FakeSlurm) -> None:
         ),
         (
             Request(partition="spare", requeue=False),
-            "its batch script submits a successor that goes on",
+            "its batch script submits a successor, and it resumes",
             "in spare a preempted job gets SIGTERM and 20 s, in which it saves and stops; SLURM does not requeue it "
             "(CANCEL), so its batch script submits a successor",
         ),

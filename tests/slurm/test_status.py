@@ -38,17 +38,17 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
     ("make", "squeue", "sacct", "state", "detail"),
     [
         # in the queue
-        (waiting_run, queue_row("PENDING", "Priority"), "", "pending", "jobs of higher priority go first"),
-        (waiting_run, queue_row("RUNNING", node="n1"), "", "running", "its job starts"),
-        (stopped_in_job, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
-        (stopped_in_job, queue_row("RUNNING"), "", "running", "its job starts"),
+        (waiting_run, queue_row("PENDING", "Priority"), "", "pending", "jobs of higher priority start first"),
+        (waiting_run, queue_row("RUNNING", node="n1"), "", "running", "its job is starting"),
+        (stopped_in_job, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start time has not come"),
+        (stopped_in_job, queue_row("RUNNING"), "", "running", "its job is starting"),
         (stopped_in_job, queue_row("COMPLETING"), "", "stopped", "its job is ending"),
-        (lost_in_job, queue_row("RUNNING"), "", "running", "no sign of life for 0 s"),
+        (lost_in_job, queue_row("RUNNING"), "", "running", "no heartbeat for 0 s"),
         (failed_run, queue_row("RUNNING"), "", "failed", "its job is ending"),
-        (failed_run, queue_row("PENDING", "Resources"), "", "pending", "what it asks for is in use"),
+        (failed_run, queue_row("PENDING", "Resources"), "", "pending", "the resources that it requests are in use"),
         (running_run, queue_row("PENDING"), "", "running", ""),
         (remote_run, queue_row("RUNNING"), "", "running", ""),
-        (remote_run, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start is still to come"),
+        (remote_run, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start time has not come"),
         (silent_run, queue_row("RUNNING"), "", "running", ""),
         (finished_run, queue_row("COMPLETING"), "", "finished", ""),
         # gone from it
@@ -69,12 +69,13 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
         (stopped_run, "", "17|CANCELLED by 1000|0:0||\n", "stopped", ""),
         (lost_in_job, "", "17|FAILED|9:0|n1|\n", "lost", ""),
         (remote_run, "", "", "running", ""),
-        (silent_run, "", "", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),
+        (silent_run, "", "", "lost", "job 17 is no longer in the queue, no heartbeat for 3 min 20 s"),
         (silent_run, "", "17|NODE_FAIL|0:0|n1|\n", "lost", "job 17 NODE_FAIL"),
         (silent_run, "", "17|CANCELLED by 5|0:0|n1|\n", "cancelled", "job 17 CANCELLED by 5"),
         # a runaway job, or accounting that is late
-        (silent_run, "", "17|RUNNING|0:0|n1|\n", "lost", "job 17 is gone, no sign of life for 3 min 20 s"),  # or late
-        (silent_run, "some words", "17|RUNNING|0:0|n1|\n", "running", "sacct says RUNNING"),
+        (silent_run, "", "17|RUNNING|0:0|n1|\n", "lost",
+         "job 17 is no longer in the queue, no heartbeat for 3 min 20 s"),
+        (silent_run, "some words", "17|RUNNING|0:0|n1|\n", "running", "sacct reports RUNNING"),
         (waiting_run, queue_row("CANCELLED"), "17|PENDING|0:0||\n", "cancelled",
          "job 17 CANCELLED"),  # sacct is seconds late
         (running_run, "", "", "running", ""),
@@ -91,7 +92,7 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
         (waiting_run, queue_row("CANCELLED", comment="another's"), "", "lost",
          "job 17 left the queue before it started (cancelled or purged)"),
         (crash_loop, "", "", "failed", "3 restarts without progress"),
-        (lambda root: with_decision(waiting_run(root), said="the job's own error is not restarted"), "", "",
+        (lambda root: with_decision(waiting_run(root), said="not restarted after the job's own error"), "", "",
          "failed", None),
         (lambda root: with_decision(stopped_in_job(root), said="not restarted, sbatch: no"), "", "", "stopped", None),
     ],
@@ -162,7 +163,7 @@ def test_a_job_is_known_by_its_comment(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("a place"))
     other = pending_run(Path("a place"), seed=3)
     set_answers(idle_slurm, queue_row("PENDING", "Priority", comment=f"cnnjob {run.path.resolve()} 4"))
-    assert [found.job_id for found in status.statuses([run, other]).statuses] == ["17", None]
+    assert [found.job_id for found in status.query_statuses([run, other]).statuses] == ["17", None]
 
 
 def test_an_element_of_an_array(idle_slurm: FakeSlurm) -> None:
@@ -170,7 +171,7 @@ def test_an_element_of_an_array(idle_slurm: FakeSlurm) -> None:
     set_answers(
         idle_slurm, queue_row("RUNNING", node="n1", job="17_0") + queue_row("PENDING", "Priority", job="17_[1,3-5:2%2]")
     )
-    assert [found.state for found in status.statuses(runs).statuses] == [
+    assert [found.state for found in status.query_statuses(runs).statuses] == [
         "running", "pending", "lost", "pending", "lost", "pending",
     ]  # fmt: skip
 

@@ -13,14 +13,14 @@ from tests.helpers.slurm_runs import on_another_host, status_of, stopped_in_job,
 pytestmark = pytest.mark.usefixtures("idle_slurm")
 
 
-AHEAD = "its last sign of life is 2 h in the future, so the clock of n1 or of this machine is wrong"
+AHEAD = "its last heartbeat is 2 h in the future, so the clock of n1 or of this machine is wrong"
 
 
 @pytest.mark.parametrize(
     ("squeue", "sacct", "state", "detail"),
     [
         (queue_row("RUNNING", node="n1"), "", "running", AHEAD),
-        ("", "", "lost", f"job 17 is gone; {AHEAD}"),
+        ("", "", "lost", f"job 17 is no longer in the queue; {AHEAD}"),
         ("", "17|TIMEOUT|0:0|n1|\n", "lost", f"job 17 TIMEOUT; {AHEAD}"),
         ("some words", "", "running", AHEAD),
     ],

@@ -43,14 +43,18 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
     ("arguments", "code", "message"),
     [
         (["toyy.toml"], 2, "toyy.toml: no such file"),
-        (["toy.toml", "--profile", "lob"], 2, "--profile lob: no such profile; did you mean 'lab'?"),
+        (["toy.toml", "--profile", "lob"], 2, "--profile lob: no such profile. Did you mean 'lab'?"),
         (["toy.toml", "--mem", "4G", "--mem-per-cpu", "1G"], 2, "mem and mem_per_cpu exclude each other"),
-        (["toy.toml", "--time", "soon"], 2, "'soon' is no time"),
+        (["toy.toml", "--time", "soon"], 2, "not a time limit (found 'soon')"),
         (["toy.toml", "--sbatch", "=5"], 2, "--sbatch =5: not of the form KEY=VALUE"),
         (["toy.toml", "--cpus-per-task", "0"], 2, "'--cpus-per-task' / '-c'"),
         (["toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
-        (["toy.toml"], 4, "scontrol: not found; this machine has no SLURM, log in to one that has"),
-        (["toy.toml", "-p", "gpu"], 4, "scontrol: not found; this machine has no SLURM, log in to one that has"),
+        (["toy.toml"], 4, "scontrol: not found, this machine has no SLURM. Log in to a machine that has it"),
+        (
+            ["toy.toml", "-p", "gpu"],
+            4,
+            "scontrol: not found, this machine has no SLURM. Log in to a machine that has it",
+        ),
     ],
 )
 @pytest.mark.usefixtures("no_slurm")
@@ -100,8 +104,8 @@ def test_a_job_that_waits_or_runs_is_left_alone(slurm: FakeSlurm) -> None:
     again = cnnjob("submit", "toy.toml")
     assert (again.exit_code, again.stdout) == (0, f"{run.path}: queued as 17, nothing submitted\n")
     running = running_run(Path("other"))
-    assert [done.why for done in submission.submit([running], Request())] == ["running"]
-    assert [done.why for done in submission.submit([finished_run(Path("another"))], Request())] == ["finished"]
+    assert [done.status for done in submission.submit([running], Request())] == ["running"]
+    assert [done.status for done in submission.submit([finished_run(Path("another"))], Request())] == ["finished"]
 
 
 def test_a_job_whose_run_folder_was_removed_while_it_waits_gets_its_files_again(slurm: FakeSlurm) -> None:
@@ -119,7 +123,7 @@ def test_a_job_whose_run_folder_was_removed_while_it_waits_gets_its_files_again(
 def test_a_stopped_or_lost_run_goes_on() -> None:
     for run in (stopped_run(Path("a")), lost_run(Path("b")), pending_run(Path("c"))):
         [done] = submission.submit([run], Request())
-        assert (done.job_id, done.why) == ("17", "submitted")
+        assert (done.job_id, done.status) == ("17", "submitted")
 
 
 # --- a scheduler that does not answer as it should
@@ -135,25 +139,25 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ),
         (
             {"scontrol": "echo PartitionName=gpu-long; echo PartitionName=batch State=UP"},
-            "--partition gpu: no such partition, this site has batch, gpu-long; ",
+            "--partition gpu: no such partition. This site has batch, gpu-long",
         ),
-        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: it is DRAIN and takes no jobs"),
-        ({"scontrol": "echo PartitionName=gpu State=INACTIVE"}, "--partition gpu: it is INACTIVE and takes no jobs"),
+        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: DRAIN, it accepts no jobs"),
+        ({"scontrol": "echo PartitionName=gpu State=INACTIVE"}, "--partition gpu: INACTIVE, it accepts no jobs"),
         (
             {"scontrol": "echo PartitionName=gpu MaxTime=00:30:00"},
-            "--time 2h: longer than gpu allows, which is 30 min; ask for less",
+            "--time 2h: longer than the limit of gpu, 30 min. Request less",
         ),
         (
             {"scontrol": "echo PartitionName=gpu AllowAccounts=them,uss"},
-            "--account us: not allowed in gpu, this partition has them, uss; did you mean 'uss'?",
+            "--account us: not allowed in gpu. Did you mean 'uss'? This partition has them, uss",
         ),
         (
             {"squeue": "exit 1"},
             f"|{queue.FORMAT}: refused, exit code 1",
         ),
-        ({"squeue": None}, "squeue: not found; this machine has no SLURM"),
-        ({"srun": None}, "srun: not found; this machine has no SLURM"),
-        ({"sbatch": None}, "sbatch: not found; this machine has no SLURM"),
+        ({"squeue": None}, "squeue: not found, this machine has no SLURM"),
+        ({"srun": None}, "srun: not found, this machine has no SLURM"),
+        ({"sbatch": None}, "sbatch: not found, this machine has no SLURM"),
         (
             {"sbatch": 'echo "Batch job submission failed: Invalid account" >&2; exit 1'},
             "sbatch: refused, Batch job submission failed: Invalid account",
@@ -161,8 +165,14 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ({"sbatch": 'echo "sbatch: error: one" >&2; echo "two" >&2; exit 1'}, "sbatch: refused, sbatch: error: one"),
         ({"sbatch": 'echo "sbatch: no option x" >&2; echo "Try --help" >&2; exit 1'}, "refused, sbatch: no option x"),
         ({"sbatch": "exit 1"}, "sbatch: refused, exit code 1"),
-        ({"sbatch": "echo garbage"}, "sbatch: gave no job's id, 'garbage', and no such job is in the queue; submit"),
-        ({"sbatch": "exit 0"}, "sbatch: gave no job's id, '', and no such job is in the queue; submit again"),
+        (
+            {"sbatch": "echo garbage"},
+            "sbatch: its answer has no job id (found 'garbage'), and no such job is in the queue. Submit",
+        ),
+        (
+            {"sbatch": "exit 0"},
+            "sbatch: its answer has no job id (found ''), and no such job is in the queue. Submit again",
+        ),
     ],
 )
 def test_what_a_scheduler_may_do(slurm: FakeSlurm, answers: dict[str, str | None], message: str) -> None:
@@ -180,7 +190,7 @@ def test_what_a_scheduler_may_do(slurm: FakeSlurm, answers: dict[str, str | None
 def test_an_unknown_partition_is_named_with_the_near_one() -> None:
     found = cnnjob("submit", "toy.toml", "--partition", "debug,gup")
     assert found.exit_code == 4
-    assert "--partition gup: no such partition, this site has debug, gpu, gpu-long; did you mean 'gpu'?" in found.stderr
+    assert "--partition gup: no such partition. Did you mean 'gpu'? This site has debug, gpu, gpu-long" in found.stderr
     assert cnnjob("submit", "toy.toml", "--partition", "debug,gpu").exit_code == 0
 
 
@@ -202,11 +212,11 @@ def test_a_partition_that_is_down_takes_jobs_and_a_warning_is_said(
     slurm.install(scontrol=f'case "$*" in *partition*) {lines};; esac')
     options = ["--partition", asked] * bool(asked)
     found = cnnjob("submit", "toy.toml", *options)
-    said = f"cnnjob: warning: --partition {warned}: it is DOWN, the job waits in the queue until the site sets it UP\n"
+    said = f"cnnjob: warning: --partition {warned}: DOWN; the job will wait in the queue until the site sets it to UP\n"
     assert (found.exit_code, found.stderr) == (0, said * bool(warned)), found.output
     assert ": submitted as job 17" in found.stdout
     shown = cnnjob("submit", "toy.toml", "--set", "seed=5", *options, "--dry-run", "--no-rehearsal").stdout
-    assert ("it is DOWN, the job waits" in shown) == bool(warned)
+    assert ("DOWN; the job will wait" in shown) == bool(warned)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +261,9 @@ def test_a_hidden_partition_is_there_all_the_same(slurm: FakeSlurm) -> None:
 def test_the_accounts_of_the_user_are_said_when_one_is_refused(slurm: FakeSlurm) -> None:
     refused = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     slurm.install(sbatch=f'echo "{refused}" >&2; exit 1', sacctmgr='printf "%s\\n" us them us')
-    assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}; yours are them, us\n")
+    assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}. Your accounts: them, us\n")
     slurm.install(sacctmgr="exit 0")
-    assert "SLURM knows no account of yours, ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
+    assert "SLURM lists no account of yours; ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
     slurm.install(sacctmgr="exit 1")
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}\n")
 
@@ -284,11 +294,14 @@ POLICY = (
         ("MaxSubmitJobsPerAccount", "your QOS allows your account a limited number of jobs in the queue"),
         (
             "QOSMaxWallDurationPerJobLimit",
-            "it asks for more time than your QOS allows a job (01:00:00). Ask for another",
+            "it requests more time than your QOS allows per job (01:00:00). Request another",
         ),
-        ("AssocMaxWallDurationPerJobLimit", "it asks for more time than your account allows a job. Ask for another"),
-        ("QOSMaxGRESPerUser", "it asks for more GPUs than your QOS allows you. Ask for another amount with --gpus"),
-        ("QOSMinCpuNotSatisfied", "it asks for less cores than your QOS demands. Ask for another amount"),
+        ("AssocMaxWallDurationPerJobLimit", "it requests more time than your account allows per job. Request another"),
+        (
+            "QOSMaxGRESPerUser",
+            "it requests more GPUs than your QOS allows per user. Request another amount with --gpus",
+        ),
+        ("QOSMinCpuNotSatisfied", "it requests fewer cores than your QOS requires. Request another amount"),
     ],
 )
 def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -> None:
@@ -306,7 +319,7 @@ def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -
         assert ": submitted as job 17" in cnnjob(*command[1:]).stdout
     slurm.install(sacctmgr="exit 1", sbatch=f'echo "{POLICY}" >&2; exit 1')
     found = cnnjob("submit", "toy.toml", "--set", "seed=7")
-    assert "A limit of your account or QOS is reached; ask the site for them" in found.stderr
+    assert "A limit of your account or QOS is reached; ask the administrators of the site for it" in found.stderr
 
 
 def test_garbage_in_the_queue_is_no_job_of_ours(slurm: FakeSlurm) -> None:
@@ -317,7 +330,7 @@ def test_garbage_in_the_queue_is_no_job_of_ours(slurm: FakeSlurm) -> None:
 def test_no_answer_in_time(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "ANSWER_SECONDS", 0.1)
     slurm.install(squeue="exec /bin/sleep 60")
-    with pytest.raises(SchedulerError, match=r"squeue: no answer in 0\.1 s; try again"):
+    with pytest.raises(SchedulerError, match=r"squeue: no answer within 0\.1 s\. Try again"):
         queue.mine()
 
 
@@ -326,7 +339,9 @@ def test_what_a_command_started_ends_with_it(slurm: FakeSlurm) -> None:
     os.mkfifo("held")
     held = os.open("held", os.O_RDONLY | os.O_NONBLOCK)
     slurm.install(sbatch="/bin/sleep 60 > held & echo waits for the controller >&2; wait")
-    with pytest.raises(SchedulerError, match=r"sbatch: no answer in 1 s \(it said: waits for the controller\); try"):
+    with pytest.raises(
+        SchedulerError, match=r"sbatch: no answer within 1 s, last message 'waits for the controller'. Try"
+    ):
         client.ask(["sbatch", "x.sh"], 1)
     poll = select.poll()
     poll.register(held)
@@ -350,6 +365,6 @@ def test_the_facts_of_a_job(slurm: FakeSlurm) -> None:
 @pytest.mark.usefixtures("counting_slurm")
 def test_a_run_that_is_running_is_left_alone() -> None:
     run = running_run(Path("runs/a"))
-    assert [done.why for done in submission.submit([run], Request())] == ["running"]
-    with pytest.raises(JobError, match="SLURM reads the %"):
+    assert [done.status for done in submission.submit([run], Request())] == ["running"]
+    with pytest.raises(JobError, match="SLURM would expand the %"):
         submission.submit([pending_run(Path("%j"))], Request())

@@ -137,10 +137,10 @@ def test_few_questions_about_runs_whose_jobs_are_in_the_queue(counting_slurm: Fa
     runs = [on_another_host(running_run(Path("runs"), seed=seed), 20, str(40 + seed)) for seed in range(4)]
     lines = "".join(f'echo "{number}|RUNNING|None|n1|N/A|N/A|x";' for number in range(40, 43))
     counting_slurm.install(squeue=lines, scontrol='echo "$*" >> asked; echo JobState=RUNNING')
-    assert {done.why for done in submission.submit(runs, Request())} == {"running"}
+    assert {done.status for done in submission.submit(runs, Request())} == {"running"}
     assert Path("asked").read_text().splitlines() == ["show job 43"]
     counting_slurm.install(squeue="exit 1")
-    assert {done.why for done in submission.submit(runs, Request())} == {"running"}
+    assert {done.status for done in submission.submit(runs, Request())} == {"running"}
     assert len(Path("asked").read_text().splitlines()) == 1
 
 
@@ -148,7 +148,7 @@ def test_few_questions_about_runs_whose_jobs_are_in_the_queue(counting_slurm: Fa
 def test_a_percent_sign_in_the_folder_is_refused() -> None:
     found = cnnjob("submit", "toy.toml", "--runs", "100%")
     assert (found.exit_code, found.stderr) == (
-        2, f"cnnjob: --runs {Path.cwd()}/100%: SLURM reads the % as a pattern; give a folder without it\n",
+        2, f"cnnjob: --runs {Path.cwd()}/100%: SLURM would expand the %. Name a folder without it\n",
     )  # fmt: skip
 
 
@@ -161,12 +161,12 @@ def test_a_batch_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     assert batch.own_run() == runs[2]
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    with pytest.raises(DataError, match="no element '3', found 3; submit the sweep again"):
+    with pytest.raises(DataError, match=r"no array task '3' .found 3 runs.. Submit the sweep again"):
         batch.own_run()
     (batch.folder / "runs.json").write_text("[]")
     with pytest.raises(DataError, match="damaged, it has 0 members"):
         JobArray.read(batch.folder)
-    assert job_array.queued([waits("7_1", f"cnnjob {batch.folder} 3")]) == {}
+    assert job_array.newest_job_ids([waits("7_1", f"cnnjob {batch.folder} 3")]) == {}
 
 
 def test_a_job_in_the_queue_is_known_by_its_comment(tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_a_job_in_the_queue_is_known_by_its_comment(tmp_path: Path) -> None:
     batch.write()
     comments = {"7_1": batch.comment, "7_9": batch.comment, "8": f"cnnjob {runs[0].path} 2", "9": "other 3", "10": ""}
     jobs = [waits(job_id, comment) for job_id, comment in comments.items()]
-    assert job_array.queued(jobs) == {runs[1].path: "7_1", runs[0].path: "8"}
+    assert job_array.newest_job_ids(jobs) == {runs[1].path: "7_1", runs[0].path: "8"}

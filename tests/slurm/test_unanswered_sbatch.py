@@ -32,14 +32,17 @@ def test_a_job_that_was_taken_in_silence_is_not_submitted_twice(counting_slurm: 
     counting_slurm.install(
         sbatch=f'echo x >> tried; echo "{error}" >&2; exit 1', squeue=f'echo "23_1{PENDING_FIELDS}cnnjob /runs/a 1"'
     )
-    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "23"
+    assert sbatch.submit_script("cnnjob /runs/a 1", "x.sh") == "23"
     assert Path("tried").read_text() == "x\n"
     with pytest.raises(SchedulerError, match="refused, sbatch: error"):
-        sbatch.submit("cnnjob /runs/a 2", "x.sh")
+        sbatch.submit_script("cnnjob /runs/a 2", "x.sh")
     assert Path("tried").read_text() == "x\n" * 3  # a second try, as nothing was queued
     counting_slurm.install(squeue="exit 1")
-    with pytest.raises(SchedulerError, match="whether it has the job is not known, submitting again looks first"):
-        sbatch.submit("cnnjob /runs/a 2", "x.sh")
+    with pytest.raises(
+        SchedulerError,
+        match=r"SLURM may have accepted the job\. Run the same command again, which looks for that job first",
+    ):
+        sbatch.submit_script("cnnjob /runs/a 2", "x.sh")
 
 
 @pytest.mark.usefixtures("settled")
@@ -47,12 +50,12 @@ def test_the_second_try_may_go_well(counting_slurm: FakeSlurm) -> None:
     counting_slurm.install(
         sbatch='[ -e tried ] && echo "Submitted batch job 9" || { : > tried; echo "timed out" >&2; exit 1; }'
     )
-    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "9"
+    assert sbatch.submit_script("cnnjob /runs/a 1", "x.sh") == "9"
 
 
 def test_what_an_answer_without_a_number_means_shows_in_the_queue(counting_slurm: FakeSlurm) -> None:
     counting_slurm.install(sbatch="echo Welcome to our cluster", squeue=f'echo "23{PENDING_FIELDS}cnnjob /runs/a 1"')
-    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "23"
+    assert sbatch.submit_script("cnnjob /runs/a 1", "x.sh") == "23"
 
 
 @pytest.mark.usefixtures("counting_slurm")
@@ -83,7 +86,7 @@ def test_a_job_that_was_taken_in_silence_is_completed_by_the_next_submission(
     counting_slurm.install(sbatch=f"{taken}; {silent}", squeue=f"[ ! -e 17.sh ] || {{ {silent}; }}")
     words = ("submit", "toy.toml", "--seeds", str(seeds))
     found = cnnjob(*words)
-    assert (found.exit_code, "submitting again looks first" in found.stderr) == (4, True), found.output
+    assert (found.exit_code, "which looks for that job first" in found.stderr) == (4, True), found.output
     [comment] = re.findall("cnnjob /[^']*[0-9](?=')", Path("17.sh").read_text())
     tasks = ["17"] if seeds == 1 else ["17_0", "17_1"]
     counting_slurm.install(squeue="".join(f'echo "{task}{PENDING_FIELDS}{comment}";' for task in tasks))
@@ -109,8 +112,8 @@ def test_a_job_whose_files_cannot_be_written_is_cancelled(counting_slurm: FakeSl
 def test_no_second_try_where_the_queue_is_not_understood(counting_slurm: FakeSlurm) -> None:
     silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
     counting_slurm.install(sbatch=f"echo x >> tried; {silent}", squeue='echo "17|???"')
-    with pytest.raises(SchedulerError, match="whether it has the job is not known"):
-        sbatch.submit("cnnjob /runs/a 1", "x.sh")
+    with pytest.raises(SchedulerError, match="SLURM may have accepted the job"):
+        sbatch.submit_script("cnnjob /runs/a 1", "x.sh")
     assert Path("tried").read_text() == "x\n"
 
 
@@ -151,7 +154,7 @@ def test_only_the_line_of_sbatch_names_the_job(counting_slurm: FakeSlurm, answer
     counting_slurm.install(
         sbatch=answer, squeue=f'echo "8{PENDING_FIELDS}other"; echo "17{PENDING_FIELDS}cnnjob /runs/a 1"'
     )
-    assert sbatch.submit("cnnjob /runs/a 1", "x.sh") == "17"
+    assert sbatch.submit_script("cnnjob /runs/a 1", "x.sh") == "17"
 
 
 def test_a_sweep_through_a_wrapper_that_talks(counting_slurm: FakeSlurm) -> None:

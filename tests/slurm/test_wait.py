@@ -29,8 +29,8 @@ from tests.helpers.slurm_runs import waiting_run as waits_in_queue
 
 def own_error(root: Path) -> Run:
     """A run whose job ended before it could claim it."""
-    run = with_decision(waits_in_queue(root), code=2, said="the job's own error is not restarted")
-    return with_log(run, "cnnjob: resources.backend: no CuPy\ncnnjob: x: the job's own error is not restarted\n")
+    run = with_decision(waits_in_queue(root), code=2, said="not restarted after the job's own error")
+    return with_log(run, "cnnjob: resources.backend: no CuPy\ncnnjob: x: not restarted after the job's own error\n")
 
 
 def submitted_again(root: Path) -> Run:
@@ -106,9 +106,12 @@ def test_wait_ends_with_75_only_where_the_same_command_resumes(
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("JobHeldUser", "its user holds it. To change that:\n  scontrol release 17"),
-        ("JobHeldAdmin", "an administrator holds it"),
-        ("PartitionTimeLimit", "it asks for more time than its partition allows, it never starts so. To change that:"),
+        ("JobHeldUser", "it is held by its user. To change that:\n  scontrol release 17"),
+        ("JobHeldAdmin", "it is held by an administrator"),
+        (
+            "PartitionTimeLimit",
+            "it requests more time than its partition allows, so it will never start. To change that:",
+        ),
     ],
 )
 def test_a_job_that_does_not_start_by_itself_is_said_once(
@@ -136,5 +139,5 @@ def test_a_scheduler_that_stays_silent_ends_the_waiting(
     assert [one.left_queue for one in wait.wait_for_runs([run])] == [True]
     monkeypatch.setattr(wait, "SILENT_SECONDS", 0.0)
     counting_slurm.install(squeue=silent)
-    with pytest.raises(SchedulerError, match="no longer waiting, the jobs are not affected"):
+    with pytest.raises(SchedulerError, match="Stopped waiting; the jobs are not affected"):
         list(wait.wait_for_runs([run]))

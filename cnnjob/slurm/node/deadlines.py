@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from math import inf
 
 from cnnjob.errors import SchedulerError
 from cnnjob.runs.process import job_id
 from cnnjob.slurm.scheduler import client
+from cnnjob.slurm.scheduler.times import parse_time
 from cnnjob.training.stopping import Deadline
 
 LAST_SECONDS = 10.0
@@ -77,13 +77,13 @@ def end_now(seconds: float = ANSWER_SECONDS) -> float | None:
     if own is None:
         return inf
     try:
-        answer = client.job_facts(own, seconds).get("EndTime")
+        text = client.job_facts(own, seconds).get("EndTime")
     except SchedulerError:
         return None
-    try:
-        return None if answer is None else datetime.fromisoformat(answer).timestamp()
-    except (ValueError, OverflowError):
-        return inf  # "Unknown", which SLURM prints for a job without a limit
+    if text is None:
+        return None
+    end = parse_time(text)
+    return inf if end is None else end  # SLURM prints "Unknown" for a job without a limit
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class NodeTask:
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
-            code = self._live()
+            code = self._run_attempt()
         except CnnjobError as error:
             code = error.exit_code
             with suppress(OSError):
@@ -66,7 +66,8 @@ class NodeTask:
             sys.stderr.flush()
         os._exit(code)  # skips submitit's result pickle: the run's folder has the result
 
-    def _live(self) -> int:
+    def _run_attempt(self) -> int:
+        """Train the run of this task, and return the exit code of the outcome."""
         code_snapshot.check_snapshot()
         if job_id() and not cluster() and (name := client.cluster()):
             # SLURM has long set it, but where it does not, the records of this attempt would name no cluster
@@ -112,11 +113,12 @@ def _is_cancelled(run: Run) -> bool:
 
 def _has_later_job(run: Run) -> bool:
     """Return whether the job of a run's last attempt was submitted after this one."""
-    attempts, own = run.attempts(), job_id()
-    holder = str(attempts[-1].get("job_id")) if attempts else ""
+    attempts, this_job = run.attempts(), job_id()
+    if not attempts or this_job is None:
+        return False
     # job ids are ordered by submission within one cluster only
-    is_of_this_cluster = bool(attempts) and attempts[-1].get("cluster") == cluster()
-    return bool(own) and is_of_this_cluster and number_of(holder) > number_of(str(own))
+    is_of_this_cluster = attempts[-1].get("cluster") == cluster()
+    return is_of_this_cluster and number_of(str(attempts[-1].get("job_id"))) > number_of(this_job)
 
 
 class LogLines:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +22,7 @@ from cnnjob.runs import process
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.restart_log import (
     CANCELLED,
+    TO_RESUME,
     cancellation_file,
     read_cancellation,
     read_restart_log,
@@ -36,13 +36,13 @@ from cnnjob.slurm.scheduler import client
 
 RESTARTS_WITHOUT_PROGRESS = 3
 """Number of restarts in a row without a new checkpoint after which a run is given up."""
-GONE = 128
+SIGNAL_CODES = 128
 """Exit codes from here on are those of a process killed by a signal."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
 """Pauses between questions to a scheduler that does not answer: about half an hour in all."""
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
+TEMPORARY_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
 """Error numbers of a disk that is full, read-only or not mounted, which may be temporary."""
-GOES_ON = "to be restarted"
+TO_BE_RESTARTED = "to be restarted"
 """Recorded until it is known how the run was restarted."""
 
 
@@ -65,29 +65,25 @@ def decide(run: Run, code: int, ended_by: str) -> str:
     if ended_by == "cancelled":
         return CANCELLED
     if ended_by == "requeued":
-        return "SLURM has put the job back into its queue"
+        return "requeued by SLURM"
     if _is_own_error(run, code):
-        return "the job's own error is not restarted"
-    if _restarts_in_vain(run) >= RESTARTS_WITHOUT_PROGRESS:
+        return "not restarted after the job's own error"
+    if _count_restarts_in_vain(run) >= RESTARTS_WITHOUT_PROGRESS:
         return f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
     return ""
 
 
-def _has_progressed(run: Run) -> bool:
-    """Return whether this start of this job left a newer checkpoint than the one it resumed from."""
-    return _has_begun(run) and newest_step(run.checkpoints_folder) > (run.attempts()[-1].get("resumed_at_step") or 0)
-
-
-def _restarts_in_vain(run: Run) -> int:
+def _count_restarts_in_vain(run: Run) -> int:
     """Count the latest restarts without progress.
 
     Raises:
         DataError: the restart log is damaged, and this start of the job made no progress.
     """
+    step = newest_step(run.checkpoints_folder)
     try:
-        return restarts_without_progress(read_restart_log(run), newest_step(run.checkpoints_folder))
+        return restarts_without_progress(read_restart_log(run), step)
     except DataError as error:
-        if _has_progressed(run):
+        if _has_begun(run) and step > (run.attempts()[-1].get("resumed_at_step") or 0):
             return 0
         raise DataError(f"it made no progress, and how often it was restarted is not known: {error}") from error
 
@@ -100,7 +96,7 @@ def _is_own_error(run: Run, code: int) -> bool:
     if _has_begun(run):
         return run.state() == "failed"
     # The newest record, if there is one, is of an earlier attempt and says nothing about this one.
-    return code not in {0, EXIT_STOPPED} and code < GONE
+    return code not in {0, EXIT_STOPPED} and code < SIGNAL_CODES
 
 
 def _has_begun(run: Run) -> bool:
@@ -118,26 +114,34 @@ def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
         restarts: the restart log, oldest first.
         step: the step of the newest checkpoint.
     """
-    own = [restart for restart in restarts if restart.get("restarted") != "by SLURM"]
-    return len(list(takewhile(lambda one: one["step"] == step and one.get("restarted", True), reversed(own))))
+    count = 0
+    for restart in reversed(restarts):
+        if restart.get("restarted") == "by SLURM":
+            continue
+        if restart["step"] != step or not restart.get("restarted", True):
+            break
+        count += 1
+    return count
 
 
 def main(folder: str, code: str) -> None:
     """Decide about a restart, carry it out and record it; the batch script then exits with the attempt's own code."""
     run = JobArray.read(Path(folder)).own_run()
     if int(code) == BusyError.exit_code:
-        _say(run, "left to the process that has it")  # nothing is written: another process owns the run
+        _log(run, "another process owns the run")  # nothing is written
         return
     before = _restarts_before(run)
     try:
-        said = _with_patience(run, int(code), before)
+        decision = _retry_until_restarted(run, int(code), before)
     except (CnnjobError, OSError) as error:
         from cnnjob.slurm.next_command import continue_command  # noqa: PLC0415 - only needed here
 
-        said = f"not restarted, {error}; to go on: {continue_command(run)}"
+        # on one line, as the last line of a log that does not begin with "cnnjob: " counts as that of the training
+        decision = f"not restarted, {error}{TO_RESUME}{continue_command(run)}"
         with suppress(OSError):
-            files.write_json(restart_log_file(run), [*before, {**_facts(run, int(code), "unknown"), "said": said}])
-    _say(run, said)
+            record = {**_facts(run, int(code), "unknown"), "said": decision}
+            files.write_json(restart_log_file(run), [*before, record])
+    _log(run, decision)
 
 
 def _restarts_before(run: Run) -> list[dict[str, Any]]:
@@ -145,11 +149,11 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
     try:
         return read_restart_log(run)
     except DataError as error:
-        _say(run, str(error))
+        _log(run, str(error))
         return []
 
 
-def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
+def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) -> str:
     """Decide and restart, trying again until the scheduler answers and the run's folder can be written.
 
     Raises:
@@ -157,37 +161,37 @@ def _with_patience(run: Run, code: int, before: list[dict[str, Any]]) -> str:
         OSError: the folder could not be written for half an hour, or does not exist.
     """
     for pause in PAUSES_SECONDS:
-        with suppress(_AskedToEnd), _sigterm_asks_again():
+        with suppress(_Terminated), _sigterm_retries():
             try:
-                return _go_on(run, code, before)
+                return _decide_and_restart(run, code, before)
             except SchedulerError as error:
                 if not client.is_silent(error):
                     raise
-                _say(run, f"{error}; asking again in {pause} s")
+                _log(run, f"{error}; trying again in {pause} s")
             except OSError as error:
-                if error.errno not in PASSING:
+                if error.errno not in TEMPORARY_ERRORS:
                     raise
-                _say(run, f"{error}; trying again in {pause} s")
+                _log(run, f"{error}; trying again in {pause} s")
             _wait(pause)
-    return _go_on(run, code, before)
+    return _decide_and_restart(run, code, before)
 
 
-class _AskedToEnd(Exception):  # noqa: N818 - not an error
+class _Terminated(Exception):  # noqa: N818 - not an error
     """SIGTERM arrived."""
 
 
 @contextmanager
-def _sigterm_asks_again() -> Iterator[None]:
-    """Raise :class:`_AskedToEnd` at SIGTERM inside the block, and ignore SIGTERM after it.
+def _sigterm_retries() -> Iterator[None]:
+    """Raise :class:`_Terminated` at SIGTERM inside the block, and ignore SIGTERM after it.
 
     The signal may mean that the job is now being cancelled, so SLURM is asked again who ends it. Outside the block it
     must not interrupt the record of a decision.
     """
 
-    def ask_again(*_: object) -> NoReturn:
-        raise _AskedToEnd
+    def interrupt(*_: object) -> NoReturn:
+        raise _Terminated
 
-    signal.signal(signal.SIGTERM, ask_again)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
@@ -206,28 +210,29 @@ def _wait(seconds: float) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _go_on(run: Run, code: int, before: list[dict[str, Any]]) -> str:
+def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> str:
     """Decide about a restart and carry it out; return what was done, as a phrase for the log.
 
     Raises:
         SchedulerError: the restart failed.
     """
-    ended_by, silent = _ended_by(run)
-    said = decide(run, code, ended_by)
-    if silent and not said:  # only a restart needs the scheduler; a decision against one is recorded without it
-        raise silent
-    told = _facts(run, code, ended_by)
+    ended_by, silent_error = _ended_by(run)
+    decision = decide(run, code, ended_by)
+    if silent_error and not decision:  # only a restart needs the scheduler; a decision against one does without
+        raise silent_error
+    facts = _facts(run, code, ended_by)
     how = ""
     if ended_by == "requeued" and len(try_read_restart_log(run)) > len(before):
-        how, said = _requeued()  # an earlier try recorded its intention and succeeded, though its answer got lost
+        how, decision = _requeued()  # an earlier try recorded its intention and succeeded, though its answer got lost
     elif ended_by == "requeued":
         how = "by SLURM"
-    elif not said:
+    elif not decision:
         # recorded before and after, as a requeue ends this script at once
-        files.write_json(restart_log_file(run), [*before, {**told, "restarted": "requeued", "said": GOES_ON}])
-        how, said = _restart(run)
-    files.write_json(restart_log_file(run), [*before, {**told, "restarted": how, "said": said}])
-    return said
+        intention = {**facts, "restarted": "requeued", "said": TO_BE_RESTARTED}
+        files.write_json(restart_log_file(run), [*before, intention])
+        how, decision = _restart(run)
+    files.write_json(restart_log_file(run), [*before, {**facts, "restarted": how, "said": decision}])
+    return decision
 
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
@@ -235,18 +240,24 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
-        return client.ended_by(client.job_facts(_own_job()), process.job_restarts()), None
+        return client.ended_by(client.job_facts(_own_job_id()), process.job_restarts()), None
     except SchedulerError as error:
         return "unknown", error if client.is_silent(error) else None
 
 
 def _facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
-    step = newest_step(run.checkpoints_folder)
-    own = {"cluster": process.cluster(), "job_id": _own_job(), "job_restarts": process.job_restarts()}
-    return {**own, "ended_by": ended_by, "code": code, "step": step, "restarted": ""}
+    return {
+        "cluster": process.cluster(),
+        "job_id": _own_job_id(),
+        "job_restarts": process.job_restarts(),
+        "ended_by": ended_by,
+        "code": code,
+        "step": newest_step(run.checkpoints_folder),
+        "restarted": "",
+    }
 
 
-def _own_job() -> str:
+def _own_job_id() -> str:
     return process.job_id() or ""
 
 
@@ -262,7 +273,7 @@ def _restart(run: Run) -> tuple[str, str]:
     from cnnjob.slurm.submit.submission import resubmit  # noqa: PLC0415 - a requeue does without submitit
 
     try:
-        client.ask(["scontrol", "requeue", _own_job()])
+        client.ask(["scontrol", "requeue", _own_job_id()])
     except SchedulerError as refused:
         if client.is_silent(refused):  # it may have requeued the job all the same: with a successor there would be two
             raise
@@ -270,8 +281,8 @@ def _restart(run: Run) -> tuple[str, str]:
         # The successor first, then this check: `cnnjob cancel` writes its record first and then reads the queue, so
         # that one of the two always sees the other.
         if _was_cancelled(run):
-            return "", _withdrawn(run, job_id)
-        return "successor", f"job {job_id} goes on ({refused})"
+            return "", _cancel_successor(run, job_id)
+        return "successor", f"job {job_id} resumes the run ({refused})"
     return _requeued()
 
 
@@ -284,21 +295,15 @@ def _was_cancelled(run: Run) -> bool:
     try:
         record = read_cancellation(run)
         is_here = process.may_be_same_cluster(record.get("cluster"), process.cluster())
-        return is_here and _own_job() in (record.get("jobs") or [])
+        return is_here and _own_job_id() in (record.get("jobs") or [])
     except DataError as error:
-        if _submitted_after(run, cancellation_file(run)):
-            return False
+        with suppress(OSError):  # submitted again later, so the cancellation no longer counts
+            if run.submission_file.lstat().st_mtime > cancellation_file(run).lstat().st_mtime:
+                return False
         raise DataError(f"it may have been cancelled: {error}") from error
 
 
-def _submitted_after(run: Run, record: Path) -> bool:
-    """Return whether the newest submission is later than a record."""
-    with suppress(OSError):
-        return run.submission_file.lstat().st_mtime > record.lstat().st_mtime
-    return False
-
-
-def _withdrawn(run: Run, job_id: str) -> str:
+def _cancel_successor(run: Run, job_id: str) -> str:
     """Cancel a successor and add it to the record of the cancellation; return a phrase for the log.
 
     Raises:
@@ -307,16 +312,16 @@ def _withdrawn(run: Run, job_id: str) -> str:
     record = try_read_cancellation(run)
     refused = client.refusals([job_id], client.cancel([job_id]))
     if refused:
-        raise SchedulerError(f"cancelled, but its successor {job_id} is not: {refused[job_id]}")
+        raise SchedulerError(f"cancelled, but its successor {job_id} could not be cancelled: {refused[job_id]}")
     files.write_json(cancellation_file(run), {**record, "jobs": [*record.get("jobs", []), job_id]})
-    return f"{CANCELLED}, and with it its successor {job_id}"
+    return f"{CANCELLED}; its successor {job_id} was cancelled too"
 
 
 def _requeued() -> tuple[str, str]:
-    return "requeued", f"job {_own_job()} is requeued"
+    return "requeued", f"job {_own_job_id()} is requeued"
 
 
-def _say(run: Run, text: str) -> None:
+def _log(run: Run, text: str) -> None:
     with suppress(OSError):  # the log may be on the disk that is full
         print(f"cnnjob: {run.path}: {text}", flush=True)  # noqa: T201 - the job's own log
 

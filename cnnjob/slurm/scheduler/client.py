@@ -17,6 +17,7 @@ from typing import Any
 from cnnjob.errors import SchedulerError
 from cnnjob.runs.process import RECENT_HEARTBEAT_SECONDS
 from cnnjob.slurm.scheduler.job_states import ENDED
+from cnnjob.slurm.scheduler.times import parse_duration, parse_time
 
 ANSWER_SECONDS = 60
 """Default time limit of a command."""
@@ -28,9 +29,9 @@ _SILENT = re.compile(
     re.IGNORECASE,
 )
 """Messages by which a command says that SLURM's controller did not answer."""
-_ABSENT = re.compile(r"not found; this machine|configuration source")
+_ABSENT = re.compile(r"this machine has no SLURM|configuration source")
 """Messages of a machine that has no commands of SLURM, or no configuration for them."""
-_OVER = ("already completing", "already completed", "Invalid job id")
+_ALREADY_OVER = ("already completing", "already completed", "Invalid job id")
 """Parts of scancel's messages about a job that is over."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
 """Messages about a job number that SLURM does not know, or no longer knows."""
@@ -39,7 +40,7 @@ _OF_SLURM = re.compile(
     r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
 )
 """Prefixes of the variables that SLURM's commands and submitit set or read."""
-_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+_CLUSTER_CHOICE = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 """Variables that select the cluster and the user, which commands keep."""
 _FREE_TEXT = re.compile(
     r"\b(?:JobName|Account|QOS|WCKey|Reason|Features|Reservation|Licenses|Network|Container|Command|WorkDir|Comment"
@@ -60,7 +61,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     In a user's profile, ``SQUEUE_STATES`` would hide jobs and ``SLURM_TIME_FORMAT`` would make times unreadable.
     """
-    return {name: value for name, value in environment.items() if name in _KEPT or not _OF_SLURM.match(name)}
+    return {name: value for name, value in environment.items() if name in _CLUSTER_CHOICE or not _OF_SLURM.match(name)}
 
 
 def ask(command: Sequence[str], seconds: float | None = None) -> str:
@@ -79,10 +80,10 @@ def ask(command: Sequence[str], seconds: float | None = None) -> str:
     return _run(command, seconds).stdout
 
 
-def tell(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run one of SLURM's commands that prints nothing unless something is wrong; return its stderr.
+def ask_stderr(command: Sequence[str], seconds: float | None = None) -> str:
+    """Run one of SLURM's commands that answers on stderr, and return that.
 
-    ``scancel`` reports some refusals with exit code 0.
+    ``scancel`` reports some refusals there with exit code 0.
 
     Raises:
         SchedulerError: as in :func:`ask`.
@@ -91,29 +92,39 @@ def tell(command: Sequence[str], seconds: float | None = None) -> str:
 
 
 def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
-    patience = ANSWER_SECONDS if seconds is None else seconds
+    limit_seconds = ANSWER_SECONDS if seconds is None else seconds
     if any("\0" in word for word in command):  # a record or file name from outside; Popen raises ValueError at it
-        raise SchedulerError(f"{command[0]}: cannot be asked about a name with a NUL (found {command[-1][:80]!r})")
+        raise SchedulerError(f"{command[0]}: an argument contains a NUL (found {command[-1][:80]!r})")
     try:
-        done = _finished(command, patience)
+        done = _run_or_kill(command, limit_seconds)
     except FileNotFoundError as error:
-        raise SchedulerError(f"{command[0]}: not found; this machine has no SLURM, log in to one that has") from error
+        raise SchedulerError(not_found_message(command[0])) from error
     except OSError as error:
-        raise SchedulerError(f"{command[0]}: cannot be run, {error.strerror}; see to its installation") from error
+        raise SchedulerError(f"{command[0]}: cannot be run ({error.strerror}). Check its installation") from error
     except subprocess.TimeoutExpired as error:
         # an exception of communicate has bytes, even with text=True
         lines = (error.stderr or b"").decode(errors="replace").split("\n")
-        last = next((f" (it said: {line.strip()[:200]})" for line in reversed(lines) if line.strip()), "")
-        raise SchedulerError(f"{command[0]}: no answer in {patience:g} s{last}; try again", silent=True) from error
+        last = next((f", last message {line.strip()[:200]!r}" for line in reversed(lines) if line.strip()), "")
+        text = f"{command[0]}: no answer within {limit_seconds:g} s{last}. Try again"
+        raise SchedulerError(text, silent=True) from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        message = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        # Paths among the command's words do not count, as a folder may be named "connection".
+        stderr = done.stderr
+        for word in command[1:]:
+            stderr = stderr.replace(word, "") if "/" in word else stderr
         # killed by a signal, a command may have done its work just as after a time-out
-        silent = done.returncode < 0 or _is_silence(command, done.stderr)
-        raise SchedulerError(f"{' '.join(command)}: refused, {said}", silent=silent)
+        silent = done.returncode < 0 or bool(_SILENT.search(stderr))
+        raise SchedulerError(f"{' '.join(command)}: refused, {message}", silent=silent)
     return done
 
 
-def _finished(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+def not_found_message(program: str) -> str:
+    """Return the message for one of SLURM's commands that this machine does not have."""
+    return f"{program}: not found, this machine has no SLURM. Log in to a machine that has it"
+
+
+def _run_or_kill(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; on a time-out or an interrupt kill it together with its child processes.
 
     A site's sbatch may be a wrapper, whose real sbatch would otherwise submit the job later.
@@ -136,16 +147,6 @@ def _finished(command: Sequence[str], seconds: float) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def _is_silence(command: Sequence[str], said: str) -> bool:
-    """Return whether the message of a command means that SLURM did not answer.
-
-    Paths among the command's words are ignored, as a folder may be named ``connection``.
-    """
-    for word in command[1:]:
-        said = said.replace(word, "") if "/" in word else said
-    return bool(_SILENT.search(said))
-
-
 def cancel(job_ids: Sequence[str]) -> list[str]:
     """Cancel jobs and return the lines that scancel printed, for :func:`refusals`.
 
@@ -155,7 +156,7 @@ def cancel(job_ids: Sequence[str]) -> list[str]:
     if not job_ids:
         return []
     try:
-        return tell(["scancel", *job_ids]).splitlines()
+        return ask_stderr(["scancel", *job_ids]).splitlines()
     except SchedulerError as error:
         # scancel reports the jobs that it could not cancel with exit code 0 or 1
         lines = str(error).partition(": refused, ")[2].splitlines()
@@ -164,10 +165,10 @@ def cancel(job_ids: Sequence[str]) -> list[str]:
         return lines
 
 
-def refusals(job_ids: Sequence[str], said: Sequence[str]) -> dict[str, str]:
+def refusals(job_ids: Sequence[str], lines: Sequence[str]) -> dict[str, str]:
     """Return the jobs that are not over and could not be cancelled, each with its line of :func:`cancel`."""
-    errors = [line for line in said if "error" in line and not any(words_ in line for words_ in _OVER)]
-    return {one: line for one in job_ids for line in errors if one in line.replace(":", " ").split()}
+    errors = [line for line in lines if "error" in line and not any(part in line for part in _ALREADY_OVER)]
+    return {job_id: line for job_id in job_ids for line in errors if job_id in line.replace(":", " ").split()}
 
 
 def parse_words(text: str) -> dict[str, str]:
@@ -194,8 +195,7 @@ def _facts(answer: str) -> Iterator[tuple[str, str]]:
     is skipped. Except for the name, texts that may contain a line end come last.
     """
     for line in answer.splitlines():
-        read = _FREE_TEXT.split(line, maxsplit=1)[0]
-        yield from parse_words(read).items()
+        yield from parse_words(_FREE_TEXT.split(line, maxsplit=1)[0]).items()
 
 
 def is_silent(error: BaseException | None) -> bool:
@@ -211,11 +211,11 @@ def is_absent(error: SchedulerError) -> bool:
     return bool(_ABSENT.search(str(error)))
 
 
-def job_is_over(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+def job_is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
     """Return whether SLURM says that the job of an attempt is over; False if SLURM does not answer.
 
     Args:
-        holder: the record of the attempt.
+        attempt: the record of the attempt.
         silent_seconds: time since its last heartbeat.
 
     Returns:
@@ -223,69 +223,64 @@ def job_is_over(holder: Mapping[str, Any], silent_seconds: float) -> bool:
         or it now belongs to another job, a job of this cluster is over once it has missed three heartbeats. A record
         without a cluster may belong to any: such a job is over only if SLURM says so and three heartbeats are missing.
     """
-    return _is_over(holder, silent_seconds, cache(config))
+    return _query_is_over(attempt, silent_seconds, cache(config))
 
 
-def _is_over(holder: Mapping[str, Any], silent_seconds: float, ask_config: Callable[[], Mapping[str, str]]) -> bool:
-    recorded, is_quiet = holder.get("cluster"), silent_seconds >= RECENT_HEARTBEAT_SECONDS
+def _query_is_over(
+    attempt: Mapping[str, Any], silent_seconds: float, ask_config: Callable[[], Mapping[str, str]]
+) -> bool:
+    recorded, is_quiet = attempt.get("cluster"), silent_seconds >= RECENT_HEARTBEAT_SECONDS
     if recorded and recorded != cluster(ask_config):
         return False
     try:
-        facts = list(_facts(ask(["scontrol", "show", "job", str(holder["job_id"])])))
+        facts = list(_facts(ask(["scontrol", "show", "job", str(attempt["job_id"])])))
     except SchedulerError as error:
         is_unknown = bool(_UNKNOWN.search(str(error)))
         return is_unknown and bool(recorded) and is_quiet and not hides_jobs(ask_config)
     states = {value for name, value in facts if name == "JobState"}  # several if a text of the user's has a line end
-    if not _is_job_of(holder, dict(reversed(facts))):  # reversed: the first of equal keys wins, as in job_facts
+    if not _is_job_of(attempt, dict(reversed(facts))):  # reversed: the first of equal keys wins, as in job_facts
         return bool(recorded) and is_quiet
     return bool(states) and states <= ENDED and (bool(recorded) or is_quiet)
 
 
-def _is_job_of(holder: Mapping[str, Any], job: Mapping[str, str]) -> bool:
+def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
     """Return whether an attempt may belong to a job with its number, as SLURM uses numbers again.
 
     It does not if the job is another user's, was submitted after the attempt began and not requeued since, or ended
     before the attempt began.
     """
     user = re.search(r"\(([0-9]{1,10})\)$", job.get("UserId", ""))
-    if user and holder.get("uid") not in {None, int(user[1])}:
+    if user and attempt.get("uid") not in {None, int(user[1])}:
         return False
-    started = datetime.fromisoformat(holder["started"]).timestamp()
-    is_later_life = parse_number(job.get("Restarts", "")) > (holder.get("job_restarts") or 0)
+    started = datetime.fromisoformat(attempt["started"]).timestamp()
+    was_requeued = parse_number(job.get("Restarts", "")) > (attempt.get("job_restarts") or 0)
     # a requeue moves SubmitTime, so that the job of an earlier start looks younger than its attempt
-    submitted, ended = (_timestamp(job.get(name, "")) for name in ("SubmitTime", "EndTime"))
-    if submitted and submitted > started + CLOCKS_SECONDS and not is_later_life:
+    submitted, ended = (parse_time(job.get(name, "")) for name in ("SubmitTime", "EndTime"))
+    if submitted and submitted > started + CLOCKS_SECONDS and not was_requeued:
         return False
     return not (ended and job.get("JobState") in ENDED and ended < started - CLOCKS_SECONDS)
 
 
-def _timestamp(clock: str) -> float | None:
-    """Return one of SLURM's times in seconds since the epoch; None for a word such as ``Unknown``."""
-    try:
-        return datetime.fromisoformat(clock).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def ended_among(queued: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
+def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
     """Return a :func:`job_is_over` for many jobs that asks SLURM about none of those in the queue.
 
     Args:
-        queued: returns the ids of the jobs that have not ended. Called at most once; if it raises a SchedulerError, no
-            job counts as ended.
+        read_job_ids: returns the ids of the jobs that have not ended. Called at most once; if it raises a
+            SchedulerError, no job counts as ended.
     """
-    known, ask_config = cache(queued), cache(config)
+    queued_ids, ask_config = cache(read_job_ids), cache(config)
     silent = False
 
-    def ended(holder: Mapping[str, Any], silent_seconds: float) -> bool:
+    def is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
         nonlocal silent
         try:
-            return not silent and holder["job_id"] not in known() and _is_over(holder, silent_seconds, ask_config)
-        except SchedulerError:
+            is_queued = silent or attempt["job_id"] in queued_ids()
+        except SchedulerError:  # asked once only: each further question could wait for its time limit
             silent = True
             return False
+        return not is_queued and _query_is_over(attempt, silent_seconds, ask_config)
 
-    return ended
+    return is_over
 
 
 def config(seconds: float | None = None) -> dict[str, str]:
@@ -326,7 +321,8 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
     # SLURM keeps PreemptTime over a requeue: an earlier one is of an earlier start. ISO times compare as strings.
     if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
         return "preempted"
-    if state.startswith("TIMEOUT") or _seconds(job.get("RunTime", "")) >= _seconds(job.get("TimeLimit", "")) > 0:
+    run_seconds, limit_seconds = (parse_duration(job.get(name, "")) or 0 for name in ("RunTime", "TimeLimit"))
+    if state.startswith("TIMEOUT") or run_seconds >= limit_seconds > 0:
         return "time limit"
     return "cancelled" if state.startswith(("COMPLETING", "CANCELLED")) else "itself"
 
@@ -335,12 +331,3 @@ def parse_number(text: str) -> int:
     """Return the number at the beginning of a text; 0 if there is none or it is longer than ``MOST_DIGITS``."""
     digits = re.match(r"[0-9]*", text)
     return int(digits[0]) if digits and 0 < len(digits[0]) <= MOST_DIGITS else 0
-
-
-def _seconds(clock: str) -> int:
-    """Convert ``D-HH:MM:SS`` to seconds; 0 for a word such as ``UNLIMITED``."""
-    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", clock)
-    if not found:
-        return 0
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

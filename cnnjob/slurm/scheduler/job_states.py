@@ -20,21 +20,21 @@ ENDED = frozenset({*REFUSED, "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED",
 STATES = frozenset({*WAITING, *RUNNING, ENDING, *ENDED})
 
 
-def state_of(text: str) -> str:
+def parse_state(text: str) -> str:
     """Return the state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``, in full."""
     word = text.split(maxsplit=1)[0] if text.split() else ""
     if not word.endswith("+"):
         return word
     stem = word.rstrip("+")  # sacct marks a state that it cut to the column's width with a +
-    whole = [state for state in STATES if state.startswith(stem)]
-    return stem if stem in STATES or len(whole) != 1 else whole[0]
+    matches = [state for state in STATES if state.startswith(stem)]
+    return stem if stem in STATES or len(matches) != 1 else matches[0]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The reason why a job waits, in words that complete "its job waits: …"."""
+    """The reason why a job waits, as a phrase that completes "its job waits: …"."""
 
-    words: str
+    phrase: str
     never: bool = False
     """True if the job can never start as requested."""
     option: str = ""
@@ -51,51 +51,54 @@ class Wait:
 
 
 _KNOWN = {
-    "None": Wait("the scheduler has not looked at it yet"),
-    "Priority": Wait("jobs of higher priority go first"),
-    "Resources": Wait("what it asks for is in use"),
-    "BeginTime": Wait("its earliest start is still to come"),
-    "Cleaning": Wait("its last life is still being cleaned up"),
-    "Prolog": Wait("its node is being made ready"),
+    "None": Wait("the scheduler has not considered it yet"),
+    "Priority": Wait("jobs of higher priority start first"),
+    "Resources": Wait("the resources that it requests are in use"),
+    "BeginTime": Wait("its earliest start time has not come"),
+    "Cleaning": Wait("its previous start is still being cleaned up"),
+    "Prolog": Wait("its node is being prepared"),
     "Dependency": Wait("the job that it depends on has not ended"),
     "DependencyNeverSatisfied": Wait("the job that it depends on failed", never=True, option="--dependency"),
-    "JobArrayTaskLimit": Wait("as many jobs of its array run as may"),
-    "JobHeldUser": Wait("its user holds it", release=True),
-    "JobHeldAdmin": Wait("an administrator holds it", held=True),
-    "JobHoldMaxRequeue": Wait("it was requeued too often and is held", release=True),
+    "JobArrayTaskLimit": Wait("its array already runs its maximum number of tasks"),
+    "JobHeldUser": Wait("it is held by its user", release=True),
+    "JobHeldAdmin": Wait("it is held by an administrator", held=True),
+    "JobHoldMaxRequeue": Wait("it was requeued too often and is therefore held", release=True),
     "Licenses": Wait("the licences are in use"),
     "Reservation": Wait("its reservation has not begun"),
-    "ReservationDeleted": Wait("its reservation is gone", never=True),
+    "ReservationDeleted": Wait("its reservation was deleted", never=True),
     "PartitionDown": Wait("its partition is down"),
     "PartitionInactive": Wait("its partition starts no jobs"),
-    "PartitionTimeLimit": Wait("it asks for more time than its partition allows", never=True, option="--time"),
-    "PartitionNodeLimit": Wait("it asks for more nodes than its partition allows or has", never=True),
-    "PartitionConfig": Wait("its partition does not allow what it asks for", never=True, option="--partition"),
-    "BadConstraints": Wait("no node has what it asks for", never=True, option="--constraint"),
-    "Constraints": Wait("no node has what it asks for", never=True, option="--constraint"),
-    "InvalidAccount": Wait("there is no such account", never=True, option="--account"),
+    "PartitionTimeLimit": Wait("it requests more time than its partition allows", never=True, option="--time"),
+    "PartitionNodeLimit": Wait("it requests more nodes than its partition has or allows", never=True),
+    "PartitionConfig": Wait("its partition does not allow what it requests", never=True, option="--partition"),
+    "BadConstraints": Wait("no node has what it requests", never=True, option="--constraint"),
+    "Constraints": Wait("no node has what it requests", never=True, option="--constraint"),
+    "InvalidAccount": Wait("its account does not exist", never=True, option="--account"),
     "AccountNotAllowed": Wait("its account may not use its partition", never=True, option="--account"),
-    "InvalidQOS": Wait("there is no such QOS", never=True, option="--qos"),
+    "InvalidQOS": Wait("its QOS does not exist", never=True, option="--qos"),
     "QOSNotAllowed": Wait("its QOS may not be used in its partition", never=True, option="--qos"),
-    "MaxMemPerLimit": Wait("it asks for more memory than its partition allows", never=True, option="--mem"),
-    "ReqNodeNotAvail": Wait("nodes that it asks for are not available"),
-    "NodeDown": Wait("a node that it asks for is down"),
+    "MaxMemPerLimit": Wait("it requests more memory than its partition allows", never=True, option="--mem"),
+    "ReqNodeNotAvail": Wait("nodes that it requests are not available"),
+    "NodeDown": Wait("a node that it requests is down"),
 }
 _PHRASES = (
-    (re.compile(r"requeued[ _]in[ _]held|requeued[ _]held", re.IGNORECASE), Wait("it was requeued held", release=True)),
+    (
+        re.compile(r"requeued[ _]in[ _]held|requeued[ _]held", re.IGNORECASE),
+        Wait("it was requeued and is held", release=True),
+    ),
     (
         re.compile(r"Reserved for maintenance"),  # SLURM says so for any reservation, with the flag MAINT or without
-        Wait("its nodes are reserved, for maintenance or for others, before it could end"),
+        Wait("its nodes are reserved, for maintenance or other jobs, from a time before it could end"),
     ),
-    (re.compile(r"May be reserved for other job"), Wait("nodes that it asks for may be reserved for another job")),
+    (re.compile(r"May be reserved for other job"), Wait("nodes that it requests may be reserved for another job")),
     (
         re.compile(r"Nodes required for job are"),
-        Wait("nodes that it asks for are down, drained, or kept for jobs of partitions of higher priority"),
+        Wait("nodes that it requests are down, drained, or reserved for partitions of higher priority"),
     ),
 )
 _UNAVAILABLE = re.compile(r"UnavailableNodes:([^\s,(][^\s]{0,200})")
-_LIMITED = re.compile(r"(QOS|Assoc(?:iation)?)?(Grp|Max|Min)?(.*)")
-_THINGS = {
+_LIMIT = re.compile(r"(?P<owner>QOS|Assoc(?:iation)?)?(?P<kind>Grp|Max|Min)?.*")
+_RESOURCES = {
     "wall": ("time", "--time"),
     "time": ("time", "--time"),
     "cpu": ("cores", "--cpus-per-task"),
@@ -107,59 +110,59 @@ _THINGS = {
 """Part of SLURM's code → the resource in plain words, and the option that requests it."""
 
 
-def waits_for(reason: str) -> Wait:
+def parse_reason(reason: str) -> Wait:
     """Translate squeue's reason for a job that waits.
 
     Args:
         reason: for example ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
 
     Returns:
-        What is known about it; for an unknown reason, its own text as the words.
+        What is known about it; for an unknown reason, its own text as the phrase.
     """
     text = reason.strip().removeprefix("(").removesuffix(")")
-    word = re.split(r"[,\s(]", text, maxsplit=1)[0]
-    phrase = next((known for pattern, known in _PHRASES if pattern.search(text)), None)
+    code = re.split(r"[,\s(]", text, maxsplit=1)[0]
     if nodes := _UNAVAILABLE.search(text):
-        phrase = Wait(f"nodes that it asks for are down or drained ({nodes[1]})")
-    return phrase or _KNOWN.get(word) or _limit(word) or Wait(text or "SLURM does not say why")
+        return Wait(f"nodes that it requests are down or drained ({nodes[1]})")
+    phrase = next((wait for pattern, wait in _PHRASES if pattern.search(text)), None)
+    return phrase or _KNOWN.get(code) or _parse_limit_reason(code) or Wait(text or "SLURM does not say why")
 
 
-def _limit(word: str) -> Wait | None:
+def _parse_limit_reason(code: str) -> Wait | None:
     """Translate a limit: ``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``, ….
 
     A job that exceeds the limit of a single job never starts; one that exceeds the share of a user, an account or a
     group starts when other jobs have ended.
     """
-    found = _LIMITED.fullmatch(word)
-    if not found or not (found[1] or (found[2] and "PerAccount" in word)):
+    match = _LIMIT.fullmatch(code)
+    if not match or not (match["owner"] or (match["kind"] and "PerAccount" in code)):
         return None
-    owner, thing, option = _owner(word), *_thing(word)
-    if found[2] == "Min":
-        return Wait(f"it asks for less {thing} than {owner} demands", never=True, option=option)
-    if "PerJob" in word or "PerNode" in word:
-        return Wait(f"it asks for more {thing} than {owner} allows a job", never=True, option=option)
-    whom = " a user" if "PerUser" in word else ""
-    return Wait(f"the {thing} that {owner} allows{whom} are in use")
+    owner = "its QOS" if code.startswith("QOS") and "PerAccount" not in code else "its account"
+    resource, option = _resource_in(code)
+    if match["kind"] == "Min":
+        return Wait(f"it requests {_too_little(resource)} than {owner} requires", never=True, option=option)
+    if "PerJob" in code or "PerNode" in code:
+        return Wait(f"it requests more {resource} than {owner} allows per job", never=True, option=option)
+    per_user = " per user" if "PerUser" in code else ""
+    return Wait(f"the limit of {owner} on {resource}{per_user} is reached")
 
 
-def _owner(word: str) -> str:
-    """Return the owner of the limit that SLURM's code names."""
-    return "its QOS" if word.startswith("QOS") and "PerAccount" not in word else "its account"
-
-
-def _thing(word: str) -> tuple[str, str]:
+def _resource_in(code: str) -> tuple[str, str]:
     """Return the resource that SLURM's code is about, and the option that requests it."""
-    return next((pair for key, pair in _THINGS.items() if key in word.lower()), ("resources", ""))
+    return next((pair for key, pair in _RESOURCES.items() if key in code.lower()), ("resources", ""))
+
+
+def _too_little(resource: str) -> str:
+    return f"less {resource}" if resource in {"time", "memory"} else f"fewer {resource}"
 
 
 @dataclass(frozen=True)
 class Limit:
     """A limit that makes sbatch refuse a job."""
 
-    word: str
+    code: str
     """SLURM's code."""
-    words: str
-    """The limit in plain words, with ``{}`` in place of its value."""
+    template: str
+    """The limit as a clause, with ``{}`` in place of its value."""
     table: str
     """The table of sacctmgr that holds the value: ``associations`` or ``qos``."""
     field: str
@@ -168,8 +171,8 @@ class Limit:
     """The option to change; empty for limits on the number of jobs in the queue."""
 
 
-_OF_REFUSALS = re.compile(r"error: ((?:QOS|Assoc|MaxSubmit)[A-Za-z]+)$")
-_COUNTED = {
+_REFUSAL_CODE = re.compile(r"error: ((?:QOS|Assoc|MaxSubmit)[A-Za-z]+)$")
+_JOB_LIMITS = {
     "AssocMaxSubmit": ("your account allows you {} in the queue", "associations", "maxsubmit"),
     "AssocGrpSubmit": ("your account allows all its users together {} in the queue", "associations", "grpsubmit"),
     "QOSGrpSubmit": ("your QOS allows all its users together {} in the queue", "qos", "grpsubmit"),
@@ -179,19 +182,26 @@ _COUNTED = {
 """Limits on the number of jobs: part of SLURM's code → words, table and column."""
 
 
-def limit_of(refusal: str) -> Limit | None:
+def parse_limit(refusal: str) -> Limit | None:
     """Return the limit that a line of sbatch names, as ``sbatch: error: QOSMaxWallDurationPerJobLimit``, or None."""
-    found = _OF_REFUSALS.search(refusal.strip())
-    if not found:
+    match = _REFUSAL_CODE.search(refusal.strip())
+    if not match:
         return None
-    word = found[1]
-    if "Submit" in word:
-        counted = next((known for key, known in _COUNTED.items() if key in word), None)
-        return counted and Limit(word, *counted)
-    table, prefix = ("qos", "your QOS") if word.startswith("QOS") else ("associations", "your account")
-    thing, option = _thing(word)
-    if "Min" in word:
-        return Limit(word, f"it asks for less {thing} than {prefix} demands ({{}})", table, "mintres", option)
-    whom = "you" if "PerUser" in word else "a job" if "PerJob" in word or thing == "time" else "its users"
-    field = "maxwall" if thing == "time" else {"you": "maxtrespu", "a job": "maxtres"}.get(whom, "grptres")
-    return Limit(word, f"it asks for more {thing} than {prefix} allows {whom} ({{}})", table, field, option)
+    code = match[1]
+    if "Submit" in code:
+        job_limit = next((limit for part, limit in _JOB_LIMITS.items() if part in code), None)
+        return job_limit and Limit(code, *job_limit)
+    table, owner = ("qos", "your QOS") if code.startswith("QOS") else ("associations", "your account")
+    resource, option = _resource_in(code)
+    if "Min" in code:
+        return Limit(
+            code, f"it requests {_too_little(resource)} than {owner} requires ({{}})", table, "mintres", option
+        )
+    if "PerUser" in code:
+        scope, field = "per user", "maxtrespu"
+    elif "PerJob" in code or resource == "time":
+        scope, field = "per job", "maxtres"
+    else:
+        scope, field = "to all its users together", "grptres"
+    field = "maxwall" if resource == "time" else field
+    return Limit(code, f"it requests more {resource} than {owner} allows {scope} ({{}})", table, field, option)

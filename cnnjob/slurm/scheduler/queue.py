@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from cnnjob.errors import SchedulerError
 from cnnjob.slurm.scheduler.client import ask
-from cnnjob.slurm.scheduler.job_states import state_of
+from cnnjob.slurm.scheduler.job_states import parse_state
 
 FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
 FORMAT = "%i|%T|%r|%N|%S|%e|%k"
@@ -18,7 +18,7 @@ NO_COMMENT = {"(null)", "N/A"}
 _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
 """Forms of an id: ``17``, ``17_3``, ``17+0`` (heterogeneous job), ``17_[3-5,9%2]`` (pending array tasks)."""
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
-_MOST_ELEMENTS = 200_000
+_MOST_TASKS = 200_000
 """Limit on the ids that ranges of one answer stand for: with ``--array`` squeue lists array tasks one by one."""
 
 
@@ -43,19 +43,19 @@ class QueueListing:
     """The answer of squeue."""
 
     jobs: list[QueuedJob]
-    whole: bool
+    complete: bool
     """True if every line was understood: only then does a job that is not listed count as gone."""
 
-    def require_whole(self) -> None:
+    def require_complete(self) -> None:
         """Require that every line was understood, so that a job that is not listed is gone.
 
         Raises:
             SchedulerError: some of the answer was not understood.
         """
-        if not self.whole:
+        if not self.complete:
             raise SchedulerError(
-                "squeue: its answer was not understood, or not all, so whether a job is in the queue is not known. "
-                "Look at what squeue prints, and run the same command again",
+                "squeue: its answer was not understood completely, so jobs in the queue may be missing. "
+                "Check what squeue prints, then run the same command again",
                 silent=True,
             )
 
@@ -76,8 +76,8 @@ def listing(
 
     Args:
         users: user ids.
-        ids: jobs that are looked for besides those of cnnjob. The answer counts as whole even if lines of any other
-            jobs were not understood.
+        ids: jobs that are looked for besides those of cnnjob. The answer counts as complete even if lines of any
+            other jobs were not understood.
         ended: also show jobs that ended in the last minutes, until SLURM forgets them (``MinJobAge``).
         seconds: how long to wait for the answer.
 
@@ -90,13 +90,14 @@ def listing(
     # A comment may contain line ends, and text that looks like another job's line. It cannot contain a random mark.
     mark = secrets.token_hex(4)
     command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
-    answer = ask([*command, *["--states=all"] * ended, "--format", f"{mark}|{FORMAT}"], seconds)
+    states = ["--states=all"] if ended else []
+    answer = ask([*command, *states, "--format", f"{mark}|{FORMAT}"], seconds)
     rows = _rows(answer, mark)
-    jobs = [list(_jobs(row, row_ids)) for row, row_ids in zip(rows, ids_of_all(row[0] for row in rows), strict=True)]
+    jobs = [_jobs_in(row, row_ids) for row, row_ids in zip(rows, parse_all_ids(row[0] for row in rows), strict=True)]
     numbers = {job_id.partition("_")[0] for job_id in ids}
-    strange = [row for row, found in zip(rows, jobs, strict=True) if not found and _may_be_sought(row, numbers)]
-    said_nothing = bool(answer.strip()) and not rows
-    return QueueListing([job for found in jobs for job in found], not strange and not said_nothing)
+    missed = any(not row_jobs and _may_be_sought(row, numbers) for row, row_jobs in zip(rows, jobs, strict=True))
+    only_foreign_lines = bool(answer.strip()) and not rows
+    return QueueListing([job for row_jobs in jobs for job in row_jobs], not missed and not only_foreign_lines)
 
 
 def _rows(answer: str, mark: str) -> list[list[str]]:
@@ -115,41 +116,41 @@ def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
     return number[0] in numbers or "cnnjob" in row[-1]
 
 
-def _jobs(row: list[str], ids: Iterable[str]) -> Iterator[QueuedJob]:
-    """Yield the job of a row, or the pending tasks of an array that share a row; nothing if it is not a job."""
+def _jobs_in(row: list[str], ids: Iterable[str]) -> list[QueuedJob]:
+    """Return the job of a row, or the pending tasks of an array that share a row; nothing if it is not a job."""
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
-        return
+        return []
     comment = "" if row[-1] in NO_COMMENT else row[-1]
-    job = replace(QueuedJob(*row), state=state_of(row[1]), comment=comment)
-    yield from (replace(job, job_id=job_id) for job_id in ids)
+    job = replace(QueuedJob(*row), state=parse_state(row[1]), comment=comment)
+    return [replace(job, job_id=job_id) for job_id in ids]
 
 
-def ids_of_all(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the ids that each text stands for, as :func:`ids_in`; ranges give at most ``_MOST_ELEMENTS`` in all."""
-    left = _MOST_ELEMENTS
+def parse_all_ids(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the ids that each text stands for, as :func:`parse_ids`; ranges give at most ``_MOST_TASKS`` in all."""
+    remaining = _MOST_TASKS
     for text in texts:
-        ids = ids_in(text, left)
-        left -= len(ids) if len(ids) > 1 else 0
+        ids = parse_ids(text, remaining)
+        remaining -= len(ids) if len(ids) > 1 else 0
         yield ids
 
 
-def ids_in(text: str, most: int = _MOST_ELEMENTS) -> list[str]:
+def parse_ids(text: str, most: int = _MOST_TASKS) -> list[str]:
     """Return the ids that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none if the text was cut short.
 
     Args:
         text: squeue's or sacct's id of a job, an array task, a component of a heterogeneous job, or several tasks.
         most: the largest number of array tasks; none are returned if there are more.
     """
-    found = _ID.fullmatch(text)
-    if not found:
+    match = _ID.fullmatch(text)
+    if not match:
         return []
-    job, element, elements = found.groups()
-    if elements is None:
-        return [job if element is None else f"{job}_{element}"]
-    ranges = [_RANGE.fullmatch(part) for part in elements.split(",")]
-    if not all(ranges):
+    job_id, task, tasks = match.groups()
+    if tasks is None:
+        return [job_id if task is None else f"{job_id}_{task}"]
+    matches = [_RANGE.fullmatch(part) for part in tasks.split(",")]
+    if not all(matches):
         return []
-    numbers = [range(int(r[1]), int(r[2] or r[1]) + 1, int(r[3] or 1) or 1) for r in ranges if r]
-    if sum(map(len, numbers)) > most:  # counted before any list is built: a line may say 0-999999999
+    ranges = [range(int(m[1]), int(m[2] or m[1]) + 1, int(m[3] or 1) or 1) for m in matches if m]
+    if sum(map(len, ranges)) > most:  # counted before any list is built: a line may say 0-999999999
         return []
-    return [f"{job}_{number}" for some in numbers for number in some]
+    return [f"{job_id}_{number}" for numbers in ranges for number in numbers]

@@ -21,7 +21,7 @@ SETTLE_SECONDS = 5.0
 _SUBMITTED = re.compile(r"^[ \t]*Submitted batch job ([0-9]{1,18})(?: on cluster \S+)?[ \t\r]*$", re.MULTILINE)
 
 
-def submit(comment: str, script: str, tries: int = TRIES) -> str:
+def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
     """Submit a script with sbatch and return the job's id.
 
     Args:
@@ -38,32 +38,28 @@ def submit(comment: str, script: str, tries: int = TRIES) -> str:
     try:
         answer = ask(["sbatch", script])
     except SchedulerError as error:
-        said = str(error).replace(f" {script}", "")  # a temporary file, gone by the time that a user reads of it
+        message = str(error).replace(f" {script}", "")  # a temporary file, gone by the time that a user reads of it
         if not is_silent(error):
-            raise SchedulerError(said) from error
+            raise SchedulerError(message) from error
+        # sbatch's message may still be on its way to slurmctld
         time.sleep(SETTLE_SECONDS)
-        if known := _known(comment, said):
-            return known
+        if job_id := _find_in_queue(comment, message):
+            return job_id
         if tries == 1:
-            raise SchedulerError(said) from error
-        return submit(comment, script, tries - 1)
-    # A site's wrapper may have swallowed the line with the id; the job may be in the queue all the same.
-    strange = f"sbatch: gave no job's id, {answer.strip()[:MOST_LETTERS]!r}"
-    if job_id := id_in(answer) or _known(comment, strange):
-        return job_id
-    raise SchedulerError(f"{strange}, and no such job is in the queue; submit again")
-
-
-def id_in(answer: str) -> str:
-    """Return the job's id in sbatch's answer, or ``""`` if it names none or several.
-
-    Only sbatch's own line counts, as a site's wrapper may print other numbers around it.
-    """
+            raise SchedulerError(message) from error
+        return submit_script(comment, script, tries - 1)
+    # Only sbatch's own line counts, as a site's wrapper may print other numbers around it, or swallow the line: then
+    # the job may be in the queue all the same.
     ids = set(_SUBMITTED.findall(answer))
-    return ids.pop() if len(ids) == 1 else ""
+    if len(ids) == 1:
+        return str(ids.pop())
+    no_id = f"sbatch: its answer has no job id (found {answer.strip()[:MOST_LETTERS]!r})"
+    if job_id := _find_in_queue(comment, no_id):
+        return job_id
+    raise SchedulerError(f"{no_id}, and no such job is in the queue. Submit again")
 
 
-def _known(comment: str, said: str) -> str:
+def _find_in_queue(comment: str, message: str) -> str:
     """Return the id of the newest job in the queue with this comment; empty if there is none.
 
     Raises:
@@ -73,8 +69,8 @@ def _known(comment: str, said: str) -> str:
         listing = queue.listing([os.getuid()])
         ids = [int(job.job_id.partition("_")[0]) for job in listing.jobs if job.comment == comment]
         if not ids:
-            listing.require_whole()
+            listing.require_complete()
     except SchedulerError as error:
-        text = f"{said}; whether it has the job is not known, submitting again looks first"
+        text = f"{message}. SLURM may have accepted the job. Run the same command again, which looks for that job first"
         raise SchedulerError(text, silent=True) from error
     return str(max(ids, default=""))

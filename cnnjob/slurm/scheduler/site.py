@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pwd import getpwuid
 from typing import Self
 
-from cnnjob.errors import SchedulerError, closest_name, format_seconds
+from cnnjob.errors import SchedulerError, closest_name, format_seconds, plural
 from cnnjob.slurm.scheduler.client import ask, parse_number, parse_words
-from cnnjob.slurm.scheduler.job_states import Limit, limit_of
-from cnnjob.slurm.submit.request import Request, parse_minutes
+from cnnjob.slurm.scheduler.job_states import Limit, parse_limit
+from cnnjob.slurm.scheduler.times import parse_duration
+from cnnjob.slurm.submit.request import Request
 
 MOST_ROWS = 1000
 """Maximum number of rows read from an answer of sacctmgr."""
@@ -26,7 +27,7 @@ class Partition:
     state: str
     """``UP``; ``DOWN``, which accepts jobs and starts none; ``DRAIN`` or ``INACTIVE``, which accept none."""
     max_minutes: int | None
-    """Largest time limit; None if there is none."""
+    """Largest time limit, rounded up to minutes; None if there is none."""
     default_minutes: int | None
     """Time limit of a job that requests none; None if not set."""
     preempt_mode: str
@@ -37,20 +38,20 @@ class Partition:
     """Accounts that may use it; ``("ALL",)`` for no restriction."""
 
     @classmethod
-    def of(cls, said: dict[str, str]) -> Self:
+    def of(cls, facts: dict[str, str]) -> Self:
         """Build a partition from the pairs of ``scontrol show partition``; a missing one counts as no limit.
 
         Old versions of SLURM print fewer pairs.
         """
         return cls(
-            name=said["PartitionName"],
-            is_default=said.get("Default") == "YES",
-            state=said.get("State", "UP"),
-            max_minutes=_minutes(said.get("MaxTime", "")),
-            default_minutes=_minutes(said.get("DefaultTime", "")),
-            preempt_mode=said.get("PreemptMode", "OFF"),
-            grace_seconds=parse_number(said.get("GraceTime", "")),
-            accounts=tuple(said.get("AllowAccounts", "ALL").split(",")),
+            name=facts["PartitionName"],
+            is_default=facts.get("Default") == "YES",
+            state=facts.get("State", "UP"),
+            max_minutes=_minutes(facts.get("MaxTime", "")),
+            default_minutes=_minutes(facts.get("DefaultTime", "")),
+            preempt_mode=facts.get("PreemptMode", "OFF"),
+            grace_seconds=parse_number(facts.get("GraceTime", "")),
+            accounts=tuple(facts.get("AllowAccounts", "ALL").split(",")),
         )
 
 
@@ -78,7 +79,7 @@ class Site:
         """Return the first partition that is requested, or the default one; None if the site has no such partition."""
         if request.partition:
             return self.partitions.get(request.partition.split(",")[0])
-        return next((one for one in self.partitions.values() if one.is_default), None)
+        return next((partition for partition in self.partitions.values() if partition.is_default), None)
 
     def check(self, request: Request) -> None:
         """Check that this site would neither refuse a request nor let it wait for ever.
@@ -91,21 +92,23 @@ class Site:
             return  # SLURM listed no partitions: sbatch decides
         for name in request.partition.split(",") if request.partition else []:
             if name not in self.partitions:
-                raise SchedulerError(f"--partition {name}: no such partition, {_choose(name, self.partitions, 'site')}")
+                raise SchedulerError(
+                    f"--partition {name}: no such partition. {_choices(name, self.partitions, 'site')}"
+                )
         # a job may start in any of the partitions that it names, so that one is enough
-        reasons = [_refusal(partition, request) for partition in self._chosen(request)]
+        reasons = [_refusal_by(partition, request) for partition in self._requested(request)]
         if reasons and all(reasons):
             raise SchedulerError("; ".join(reasons))
 
-    def waits(self, request: Request) -> str:
+    def explain_wait(self, request: Request) -> str:
         """Return a warning if the partition accepts the job but starts none at present; otherwise empty."""
-        usable = [one for one in self._chosen(request) if not _refusal(one, request)]
-        if not usable or any(one.state != "DOWN" for one in usable):
+        usable = [partition for partition in self._requested(request) if not _refusal_by(partition, request)]
+        if not usable or any(partition.state != "DOWN" for partition in usable):
             return ""
-        names = ",".join(one.name for one in usable)
-        return f"--partition {names}: it is DOWN, the job waits in the queue until the site sets it UP"
+        names = ",".join(partition.name for partition in usable)
+        return f"--partition {names}: DOWN; the job will wait in the queue until the site sets it to UP"
 
-    def _chosen(self, request: Request) -> list[Partition]:
+    def _requested(self, request: Request) -> list[Partition]:
         """Return the partitions that a request names, or the default one."""
         names = request.partition.split(",") if request.partition else []
         named = [self.partitions[name] for name in names if name in self.partitions]
@@ -121,74 +124,72 @@ def query_site() -> Site:
     """
     # --all: hidden partitions accept jobs too
     lines = ask(["scontrol", "--all", "show", "partition", "--oneliner"]).splitlines()
-    partitions = [Partition.of(said) for said in map(parse_words, lines) if "PartitionName" in said]
-    said = parse_words(ask(["scontrol", "show", "config"]))
+    partitions = [Partition.of(facts) for facts in map(parse_words, lines) if "PartitionName" in facts]
+    config = parse_words(ask(["scontrol", "show", "config"]))
     return Site(
         partitions={partition.name: partition for partition in partitions},
-        requeues=said.get("JobRequeue", "1") != "0",
-        max_array_size=parse_number(said.get("MaxArraySize", "")) or 1001,  # 1001 and 30 are SLURM's defaults
-        kill_wait_seconds=parse_number(said.get("KillWait", "")) or 30,
-        signals_preempted="preempt_send_user_signal" in said.get("SlurmctldParameters", ""),
-        version=said.get("SLURM_VERSION", ""),
+        requeues=config.get("JobRequeue", "1") != "0",
+        max_array_size=parse_number(config.get("MaxArraySize", "")) or 1001,  # 1001 and 30 are SLURM's defaults
+        kill_wait_seconds=parse_number(config.get("KillWait", "")) or 30,
+        signals_preempted="preempt_send_user_signal" in config.get("SlurmctldParameters", ""),
+        version=config.get("SLURM_VERSION", ""),
         # --gpus-per-node and the like need this plugin
-        counts_gpus=said.get("SelectType", "select/cons_tres") == "select/cons_tres",
-        keeps_accounts=said.get("AccountingStorageType", "").endswith("slurmdbd"),
+        counts_gpus=config.get("SelectType", "select/cons_tres") == "select/cons_tres",
+        keeps_accounts=config.get("AccountingStorageType", "").endswith("slurmdbd"),
     )
 
 
-def explained(refusal: str, tasks: int = 1, alone: str = "") -> str:
+def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> str:
     """Return sbatch's refusal with what this user can do about it: the limit, or the valid choices.
 
     Args:
         refusal: the line in which sbatch gives the reason.
         tasks: number of array tasks of the job, 1 for a job that is not an array.
-        alone: the command that submits a single one of several tasks.
+        single_command: the command that submits a single one of several tasks.
     """
-    if limit := limit_of(refusal):
-        return f"refused by SLURM ({limit.word}): {_beyond(limit, tasks, alone)}"
+    if limit := parse_limit(refusal):
+        return f"refused by SLURM ({limit.code}): {_explain_limit(limit, tasks, single_command)}"
     if "accounting/QOS policy" in refusal:
-        return f"{refusal}. A limit of your account or QOS is reached; ask the site for them"
-    return f"{refusal}{_choices(refusal)}"
+        return f"{refusal}. A limit of your account or QOS is reached; ask the administrators of the site for it"
+    return f"{refusal}{_valid_choices(refusal)}"
 
 
-def _beyond(limit: Limit, tasks: int, alone: str) -> str:
+def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
     """Return a sentence on a limit, and what to do."""
     value = _value_of(limit)
     if limit.option:
-        said = limit.words.format(value) if value else limit.words.replace(" ({})", "")
-        return f"{said}. Ask for another amount with {limit.option}"
-    said = limit.words.format(f"at most {value} job{'s' * (value != '1')}" if value else "a limited number of jobs")
+        clause = limit.template.format(value) if value else limit.template.replace(" ({})", "")
+        return f"{clause}. Request another amount with {limit.option}"
+    if value.isdecimal():
+        value = plural(int(value), "job")
+    elif value:  # several, each with its account or QOS
+        value = f"{value} jobs"
+    clause = limit.template.format(f"at most {value}" if value else "a limited number of jobs")
     if tasks == 1:
-        return f"{said}; one that is ending still counts. Wait until one has ended, then run the same command"
+        return f"{clause}; one that is ending still counts. Wait until one has ended, then run the same command"
     return (
-        f"{said}, and each of these {tasks} array tasks counts, so --parallel does not help. Submit fewer values or "
-        f"seeds at once, or one run alone:\n  {alone}"
+        f"{clause}, and each of these {tasks} array tasks counts, so --parallel does not help. Submit fewer values or "
+        f"seeds at once, or one run alone:\n  {single_command}"
     )
 
 
 def _value_of(limit: Limit) -> str:
     """Return the value of a limit, by account or QOS if this user has several; empty if SLURM does not tell."""
     try:
-        values = _of_accounts(limit.field) if limit.table == "associations" else _of_qos(limit.field)
+        if limit.table == "associations":
+            # a row without a user has the limits of the account as a whole
+            accounts, users = f"account={','.join(query_own_names('account'))}", {"", _user_name()}
+            rows = _table("associations", accounts, f"format=account,user,{limit.field}")
+            values = {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
+        else:
+            mine = query_own_names("qos")
+            rows = _table("qos", f"format=name,{limit.field}")
+            values = {row[0]: row[1] for row in rows if row[0] in mine and row[1:] > [""]}
     except SchedulerError:
         return ""
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return ", ".join(f"{value} ({name})" for name, value in sorted(values.items()))
-
-
-def _of_accounts(field: str) -> dict[str, str]:
-    """Return a column of this user's associations and of those of the accounts as a whole, by account."""
-    # a row without a user has the limits of the account as a whole
-    accounts, users = f"account={','.join(yours('account'))}", {"", _me()}
-    rows = _table("associations", accounts, f"format=account,user,{field}")
-    return {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
-
-
-def _of_qos(field: str) -> dict[str, str]:
-    """Return a column of this user's QOS, by QOS."""
-    mine = yours("qos")
-    return {row[0]: row[1] for row in _table("qos", f"format=name,{field}") if row[0] in mine and row[1:] > [""]}
 
 
 def _table(*words: str) -> list[list[str]]:
@@ -197,23 +198,24 @@ def _table(*words: str) -> list[list[str]]:
     return [line.split("|") for line in lines[:MOST_ROWS]]
 
 
-def _me() -> str:
+def _user_name() -> str:
     return getpwuid(os.getuid()).pw_name
 
 
-def _choices(refusal: str) -> str:
+def _valid_choices(refusal: str) -> str:
     """Return what this user may choose if sbatch refused an account or a QOS; otherwise empty."""
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
     if key is None:
         return ""
     try:
-        found = yours(key)
+        names = query_own_names(key)
     except SchedulerError:
         return ""
-    return f"; yours are {', '.join(found)}" if found else f"; SLURM knows no {key} of yours, ask the site"
+    kind = {"account": "accounts", "qos": "QOS"}[key]
+    return f". Your {kind}: {', '.join(names)}" if names else f". SLURM lists no {key} of yours; ask the site"
 
 
-def yours(key: str) -> list[str]:
+def query_own_names(key: str) -> list[str]:
     """Return this user's accounts or QOS, sorted by name.
 
     Args:
@@ -222,37 +224,36 @@ def yours(key: str) -> list[str]:
     Raises:
         SchedulerError: the site keeps no accounting, or SLURM did not answer.
     """
-    rows = _table("associations", f"user={_me()}", f"format={key}")
+    rows = _table("associations", f"user={_user_name()}", f"format={key}")
     return sorted({name for row in rows for name in re.split(r"[\s,]+", row[0]) if name})
 
 
-def _refusal(partition: Partition, request: Request) -> str:
+def _refusal_by(partition: Partition, request: Request) -> str:
     """Return why a partition would never start this request; empty if it would."""
     if partition.state in CLOSED:
-        return f"--partition {partition.name}: it is {partition.state} and takes no jobs; choose another, or wait"
-    wanted, most = request.time_minutes, partition.max_minutes
-    if wanted and most and wanted > most:
+        return f"--partition {partition.name}: {partition.state}, it accepts no jobs. Choose another, or wait"
+    limit = partition.max_minutes
+    if request.time_minutes and limit and request.time_minutes > limit:
         return (
-            f"--time {request.time}: longer than {partition.name} allows, which is {format_seconds(60 * most)}; "
-            "ask for less, a job that is stopped by the limit goes on by itself"
+            f"--time {request.time}: longer than the limit of {partition.name}, {format_seconds(60 * limit)}. "
+            "Request less; a job that reaches its time limit is restarted and resumes"
         )
     if request.account and partition.accounts != ("ALL",) and request.account not in partition.accounts:
         return (
-            f"--account {request.account}: not allowed in {partition.name}, "
-            f"{_choose(request.account, partition.accounts, 'partition')}"
+            f"--account {request.account}: not allowed in {partition.name}. "
+            f"{_choices(request.account, partition.accounts, 'partition')}"
         )
     return ""
 
 
-def _choose(name: str, known: dict[str, Partition] | tuple[str, ...], what: str) -> str:
+def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
+    """Return the names that a site or a partition knows, with the one that was probably meant."""
     near = closest_name(name, known)
-    hint = f"did you mean {near!r}?" if near else "choose one of these"
-    return f"this {what} has {', '.join(sorted(known))}; {hint}"
+    hint = f"Did you mean {near!r}? " if near else ""
+    return f"{hint}This {owner} has {', '.join(sorted(known))}"
 
 
 def _minutes(text: str) -> int | None:
-    """Convert a time limit to minutes; None for a word such as ``UNLIMITED``."""
-    try:
-        return parse_minutes(text)
-    except ValueError:
-        return None
+    """Convert a time limit to minutes, rounded up as SLURM does; None for a word such as ``UNLIMITED``."""
+    seconds = parse_duration(text)
+    return -(-seconds // 60) if seconds else None

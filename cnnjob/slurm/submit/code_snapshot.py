@@ -17,7 +17,7 @@ from cnnjob.runs.run import Run
 
 CODE = ".code"
 _ROOT = files.PACKAGE.parent
-_PACKAGES = ("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONUSERBASE", "PYTHONNOUSERSITE")
+_PACKAGE_VARIABLES = ("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONUSERBASE", "PYTHONNOUSERSITE")
 """Variables that decide which standard library and packages an interpreter finds."""
 _UNSET = ("PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONPYCACHEPREFIX", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONDEVMODE")
 """Variables that would hide an exit code, load byte code from elsewhere, or turn a warning into an error."""
@@ -44,8 +44,8 @@ def environment(code: Path) -> dict[str, str | None]:
     Returns:
         The value of each variable; None for those that must be unset.
     """
-    own = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {**{name: os.environ.get(name) for name in _PACKAGES}, **dict.fromkeys(_UNSET), **own}
+    fixed = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**{name: os.environ.get(name) for name in _PACKAGE_VARIABLES}, **dict.fromkeys(_UNSET), **fixed}
 
 
 def save_snapshot(run: Run) -> Path:
@@ -58,10 +58,12 @@ def save_snapshot(run: Run) -> Path:
     folder = _folder(run, package)
     try:
         if folder.is_symlink() or _contents(folder) != package:
-            with _written(folder, package) as fresh:
-                _put(fresh, folder, package)
+            with _temporary_copy(folder, package) as fresh:
+                _install(fresh, folder, package)
     except OSError as error:
-        raise DataError(f"{folder}: the copy of the code cannot be written, {error}; see to that folder") from error
+        raise DataError(
+            f"{folder}: cannot write the copy of the code ({error}). Check the disk and the folder"
+        ) from error
     return folder
 
 
@@ -73,18 +75,18 @@ def check_snapshot() -> None:
     """
     if _ROOT.parent.name != CODE:
         return
-    found = _contents(_ROOT)
-    if (name := _name(found)) != _ROOT.name:
-        odd = [f" and {entry}" for entry, content in found.items() if content is None or "__pycache__" in entry]
-        strange = f"found digest {name}{''.join(odd[:1])}"
-        raise DataError(f"{_ROOT}: not the code that was submitted ({strange}). Submit the run again")
+    contents = _contents(_ROOT)
+    if (digest := _digest(contents)) != _ROOT.name:
+        odd = [f" and {entry}" for entry, content in contents.items() if content is None or "__pycache__" in entry]
+        difference = f"digest {digest}{''.join(odd[:1])}"
+        raise DataError(f"{_ROOT}: not the code that was submitted (found {difference}). Submit the run again")
 
 
 def _folder(run: Run, package: Contents) -> Path:
-    return run.path.resolve().parent / CODE / _name(package)
+    return run.path.resolve().parent / CODE / _digest(package)
 
 
-def _name(contents: Contents) -> str:
+def _digest(contents: Contents) -> str:
     # lengths and NULs keep two different sets of files from giving the same bytes
     parts = [
         f"{name}\0".encode() if content is None else f"{name}\0{len(content)}\0".encode() + content
@@ -99,8 +101,8 @@ def _package() -> dict[str, bytes]:
     The copy is not a Git repository, so the commit of the code is stored with it.
     """
     paths = [path for path in files.PACKAGE.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts]
-    found = {str(path.relative_to(_ROOT)): path.read_bytes() for path in paths}
-    return {**found, COMMIT_FILE: files.readable_json(commit()).encode()}
+    contents = {str(path.relative_to(_ROOT)): path.read_bytes() for path in paths}
+    return {**contents, COMMIT_FILE: files.readable_json(commit()).encode()}
 
 
 def _contents(folder: Path) -> Contents:
@@ -108,15 +110,15 @@ def _contents(folder: Path) -> Contents:
 
     Any of them could change what Python imports.
     """
-    found: dict[str, bytes | None] = {}
-    for place, folders, names in os.walk(folder):
-        here = Path(place)
-        links = [name for name in folders if (here / name).is_symlink()]
-        entries = [here / name for name in (*names, *links) if not name.startswith(_NFS)]
-        found |= {str(entry.relative_to(folder)): _content(entry) for entry in entries}
-        if not (folders or names) and here != folder:
-            found[str(here.relative_to(folder))] = None
-    return found
+    contents: dict[str, bytes | None] = {}
+    for directory, subfolders, names in os.walk(folder):
+        parent = Path(directory)
+        links = [name for name in subfolders if (parent / name).is_symlink()]
+        entries = [parent / name for name in (*names, *links) if not name.startswith(_NFS)]
+        contents |= {str(entry.relative_to(folder)): _content(entry) for entry in entries}
+        if not (subfolders or names) and parent != folder:
+            contents[str(parent.relative_to(folder))] = None
+    return contents
 
 
 def _content(path: Path) -> bytes | None:
@@ -127,7 +129,7 @@ def _content(path: Path) -> bytes | None:
 
 
 @contextmanager
-def _written(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
+def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
     """Write a new copy next to a folder and yield it; on exit remove it with whatever was moved into it."""
     temporary = files.temporary_name(folder)
     try:
@@ -140,7 +142,7 @@ def _written(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
+def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
     """Put the new copy in place of a folder.
 
     At the same time a job may start from that folder, and another submission may put the same copy there.
@@ -149,7 +151,7 @@ def _put(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
         OSError: the copy could not be put there.
     """
     if folder.is_symlink() or not folder.is_dir():
-        _take_away(folder, fresh)
+        _move_away(folder, fresh)
     if folder.is_dir():
         _repair(folder, package, fresh)
         return
@@ -165,19 +167,19 @@ def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
 
     The folder itself stays, as a job may be starting from it.
     """
-    found = _contents(folder)
+    contents = _contents(folder)
     folders = {parent for name in package for parent in Path(name).parents}
-    for name in (name for name, content in found.items() if content is None or name not in package):
+    for name in (name for name, content in contents.items() if content is None or name not in package):
         # a folder that the package does not have goes as a whole
         outermost = next((path for path in reversed(Path(name).parents) if path not in folders), Path(name))
-        _take_away(folder / outermost, fresh)
+        _move_away(folder / outermost, fresh)
     for name, content in package.items():
-        if found.get(name) != content:
+        if contents.get(name) != content:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).replace(folder / name)
 
 
-def _take_away(path: Path, fresh: Path) -> None:
+def _move_away(path: Path, fresh: Path) -> None:
     """Move a path that does not belong to the package into a folder that is about to be removed."""
     with suppress(FileNotFoundError):  # another submission has removed it
         path.rename(files.temporary_name(fresh / path.name))

@@ -6,11 +6,11 @@ from pathlib import Path
 from cnnjob.errors import SchedulerError, format_seconds
 from cnnjob.slurm.node.restart import RESTARTS_WITHOUT_PROGRESS
 from cnnjob.slurm.scheduler import client, site
-from cnnjob.slurm.scheduler.site import Partition, Site
+from cnnjob.slurm.scheduler.site import Site
 from cnnjob.slurm.submit.request import Request
 
 
-def ask_site() -> tuple[Site | None, str]:
+def try_query_site() -> tuple[Site | None, str]:
     """Return what the site allows and an empty string, or None and the reason; a dry run needs no SLURM."""
     if not client.is_there():
         return None, "not on this machine"
@@ -29,49 +29,45 @@ def test_only(script: str) -> tuple[str, bool]:
         path = Path(folder) / "submission.sh"
         path.write_text(script)
         try:
-            # sbatch prints this answer to stderr
-            return client.tell(["sbatch", "--test-only", str(path)]).removeprefix("sbatch: "), False
+            return client.ask_stderr(["sbatch", "--test-only", str(path)]).removeprefix("sbatch: "), False
         except SchedulerError as error:
             return str(error).replace(f" {path}", ""), True  # a temporary file, gone when the message is read
 
 
-def at_the_time_limit(request: Request, here: Site | None) -> str:
+def at_the_time_limit(request: Request, current_site: Site | None) -> str:
     """Return a sentence on what happens if the time limit comes before the end of the training."""
-    partition = here.partition_of(request) if here else None
+    partition = current_site.partition_of(request) if current_site else None
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
     when = f"after {format_seconds(60 * minutes)}" if minutes else "at the site's time limit"
     return (
-        f"{when}: asked {request.signal_seconds} s before it by SLURM, or by its own clock, the job saves and stops; "
-        f"{_comes_back(request, here)}, as often as it gets on "
-        f"(it ends after {RESTARTS_WITHOUT_PROGRESS} restarts without progress)"
+        f"{when}: {request.signal_seconds} s before it, at SLURM's signal or by its own clock, the job saves and "
+        f"stops; {_how_it_resumes(request, current_site)}. This repeats as long as it makes progress: after "
+        f"{RESTARTS_WITHOUT_PROGRESS} restarts without a new checkpoint it is not restarted"
     )
 
 
-def at_preemption(request: Request, here: Site | None) -> str:
+def at_preemption(request: Request, current_site: Site | None) -> str:
     """Return a sentence on what happens if a job of higher priority preempts this one."""
-    partition = here.partition_of(request) if here else None
-    if here is None or partition is None:
-        return "not known without SLURM; wherever a job is ended, it goes on from its last checkpoint"
+    partition = current_site.partition_of(request) if current_site else None
+    if current_site is None or partition is None:
+        return "not known without SLURM; a job that is ended resumes from its last checkpoint"
     if partition.preempt_mode in {"OFF", "GANG"}:
         return f"jobs of {partition.name} are not preempted by partition"
-    return f"{_warning(partition, here)}; {_after(partition, request, here)}"
+    seconds = partition.grace_seconds or current_site.kill_wait_seconds
+    signal = "its signal" if current_site.signals_preempted and partition.grace_seconds else "SIGTERM"
+    warning = f"in {partition.name} a preempted job gets {signal} and {seconds} s, in which it saves and stops"
+    mode = partition.preempt_mode
+    if mode == "REQUEUE" and request.requeue is not False and (request.requeue or current_site.requeues):
+        return f"{warning}; SLURM requeues it, and it resumes"
+    return f"{warning}; SLURM does not requeue it ({mode}), so {_how_it_resumes(request, None)}"
 
 
-def _warning(partition: Partition, here: Site) -> str:
-    seconds = partition.grace_seconds or here.kill_wait_seconds
-    signal = "its signal" if here.signals_preempted and partition.grace_seconds else "SIGTERM"
-    return f"in {partition.name} a preempted job gets {signal} and {seconds} s, in which it saves and stops"
-
-
-def _after(partition: Partition, request: Request, here: Site) -> str:
-    if partition.preempt_mode == "REQUEUE" and request.requeue is not False and (request.requeue or here.requeues):
-        return "SLURM requeues it, and it goes on from there"
-    return f"SLURM does not requeue it ({partition.preempt_mode}), so {_comes_back(request, None)}"
-
-
-def _comes_back(request: Request, here: Site | None) -> str:
-    allowed = request.requeue if request.requeue is not None else here.requeues if here else None
-    successor = "its batch script submits a successor that goes on"
+def _how_it_resumes(request: Request, current_site: Site | None) -> str:
+    """Return who restarts a job that saved and stopped, as far as the request and the site tell."""
+    allowed = request.requeue
+    if allowed is None and current_site:
+        allowed = current_site.requeues
     if allowed is None:
-        return f"its batch script requeues it, or, where that is refused, {successor.removeprefix('its batch script ')}"
-    return "its batch script requeues it, and it goes on" if allowed else successor
+        return "its batch script requeues it or, where that is refused, submits a successor; then it resumes"
+    how = "requeues it" if allowed else "submits a successor"
+    return f"its batch script {how}, and it resumes"

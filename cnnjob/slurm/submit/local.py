@@ -13,7 +13,6 @@ from typing import Any
 import submitit
 
 from cnnjob import files
-from cnnjob.files import read_tail
 from cnnjob.jobs import json_files
 from cnnjob.runs import schemas
 from cnnjob.runs.checkpoints import newest_step
@@ -35,15 +34,15 @@ YEAR_MINUTES = 366 * 24 * 60
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedRun:
     """A run whose process has ended."""
 
     run: Run
     error: str
-    """Reason why another try would end the same: an error before the run was claimed, or no progress; else empty."""
+    """Why another try would end the same way: an error before the run was claimed, or no progress; else empty."""
 
 
-def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None = None) -> Iterator[Ended]:
+def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None = None) -> Iterator[EndedRun]:
     """Train runs in processes on this machine.
 
     When this generator is closed, as by Ctrl-C, the trainings save and stop, and it waits for them.
@@ -57,39 +56,39 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
     Yields:
         Each run when its process has ended, however it ended.
     """
-    waiting, going, turns = deque(runs), dict[Any, tuple[Run, int]](), _Turns(runs)
+    waiting, running, announcement = deque(runs), dict[Any, tuple[Run, int]](), _Announcement(runs)
     try:
-        while waiting or going:
-            while waiting and len(going) < parallel:
+        while waiting or running:
+            while waiting and len(running) < parallel:
                 run, attempts = waiting[0], len(waiting[0].attempt_files())
-                if turns.is_cancelled(run):
-                    yield Ended(waiting.popleft(), "")
+                if announcement.is_cancelled(run):
+                    yield EndedRun(waiting.popleft(), "")
                     continue
-                going[_start(run, cores, minutes)] = waiting.popleft(), attempts
-            for job in [job for job in going if job.done()]:
-                run, attempts = going.pop(job)
-                yield Ended(run, "") if turns.is_cancelled(run) else _ended(job, run, attempts)
-            for job, (run, attempts) in going.items():
-                if turns.is_cancelled(run) and len(run.attempt_files()) == attempts:
+                running[_start(run, cores, minutes)] = waiting.popleft(), attempts
+            for job in [job for job in running if job.done()]:
+                run, attempts = running.pop(job)
+                yield EndedRun(run, "") if announcement.is_cancelled(run) else _ended(job, run, attempts)
+            for job, (run, attempts) in running.items():
+                if announcement.is_cancelled(run) and len(run.attempt_files()) == attempts:
                     # It has not claimed the run yet; once it has, `cnnjob cancel` itself signals it.
                     job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT
-            turns.beat()
+            announcement.refresh()
             time.sleep(POLL_SECONDS)
     finally:
-        for job in going:
+        for job in running:
             job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT, of which a second one kills
-        for job in going:
+        for job in running:
             job._process.wait()  # noqa: SLF001
-        turns.end()
+        announcement.end()
 
 
-class _Turns:
-    """The records that announce which runs this process is going to train, and the check for cancelled ones."""
+class _Announcement:
+    """Announces which runs this process is going to train, by a record in each, and notices cancelled ones."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._cancelled = {run.path: _version(cancellation_file(run)) for run in runs}
         self._records = [local_wait_file(run) for run in runs]
-        self._beaten = time.monotonic()
+        self._refreshed = time.monotonic()
         for run in runs:
             with suppress(OSError):
                 run.slurm_folder.mkdir(exist_ok=True)
@@ -100,10 +99,10 @@ class _Turns:
         version = _version(cancellation_file(run))
         return version is not None and version != self._cancelled[run.path]
 
-    def beat(self) -> None:
+    def refresh(self) -> None:
         """Update the heartbeat of this process, at most every ``HEARTBEAT_SECONDS``."""
-        if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
-            self._beaten = time.monotonic()
+        if time.monotonic() - self._refreshed > HEARTBEAT_SECONDS:
+            self._refreshed = time.monotonic()
             for record in self._records:
                 with suppress(OSError):
                     os.utime(record)
@@ -124,48 +123,47 @@ def _version(path: Path) -> tuple[int, int] | None:
     return state.st_ino, state.st_mtime_ns
 
 
-def _ended(job: Any, run: Run, attempts: int) -> Ended:
+def _ended(job: Any, run: Run, attempts: int) -> EndedRun:
     if len(run.attempt_files()) > attempts or run.result_file.exists():
-        return Ended(run, NO_PROGRESS if _is_crash_loop(run) else "")
-    text = read_tail(job.paths.stdout, LOG_BYTES)
-    return Ended(
-        run, last_own_message(text) or last_error(text) or last_program_line(text) or "its process left no message"
+        return EndedRun(run, NO_PROGRESS if _is_crash_loop(run) else "")
+    text = files.read_tail(job.paths.stdout, LOG_BYTES)
+    return EndedRun(
+        run, last_own_message(text) or last_error(text) or last_program_line(text) or "its process wrote no message"
     )
 
 
 def _is_crash_loop(run: Run) -> bool:
     """Return whether the latest attempts all died without recording an end and without a new checkpoint."""
-    last = [
-        json_files.read(path, schemas.AttemptRecord) for path in run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
-    ]
-    steps = {newest_step(run.checkpoints_folder), *(one.get("resumed_at_step") or 0 for one in last)}
-    died = all(one.get("ended") is None for one in last)
-    return died and len(last) > RESTARTS_WITHOUT_PROGRESS and len(steps) == 1
+    paths = run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
+    attempts = [json_files.read(path, schemas.AttemptRecord) for path in paths]
+    steps = {newest_step(run.checkpoints_folder), *(attempt.get("resumed_at_step") or 0 for attempt in attempts)}
+    died = all(attempt.get("ended") is None for attempt in attempts)
+    return died and len(attempts) > RESTARTS_WITHOUT_PROGRESS and len(steps) == 1
 
 
 def _start(run: Run, cores: int, minutes: int | None) -> Any:
     executor = submitit.LocalExecutor(run.slurm_folder)
     executor.update_parameters(timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
-    with _for_children(code_snapshot.save_snapshot(run)):
+    with _child_environment(code_snapshot.save_snapshot(run)):
         return executor.submit(NodeTask(str(run.path.resolve()), MARGIN_SECONDS, cores, minutes))
 
 
 @contextmanager
-def _for_children(code: Path) -> Iterator[None]:
+def _child_environment(code: Path) -> Iterator[None]:
     """Let processes started in the block run a copy of the code, and survive Ctrl-C at the terminal.
 
     They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit takes
     no environment for the processes that it starts, so this process's own is changed for the block. A terminal sends
     SIGINT to all its processes; where it is ignored, it stays ignored in a child.
     """
-    ours = code_snapshot.environment(code)
-    known = {name: os.environ.pop(name) for name in ours if name in os.environ}
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update({name: value for name, value in ours.items() if value is not None})
+    variables = code_snapshot.environment(code)
+    saved = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        for name in ours:
+        signal.signal(signal.SIGINT, handler)
+        for name in variables:
             os.environ.pop(name, None)
-        os.environ.update(known)
+        os.environ.update(saved)

@@ -1,7 +1,7 @@
 """A lock that allows one submission at a time into a folder of runs, if its file system supports locks.
 
 It is a POSIX lock (``fcntl``), which NFS, Lustre and similar file systems can hold across nodes; ``cnnjob doctor``
-tells whether they do here. Nothing depends on it alone: see :func:`cnnjob.slurm.submit.submission.submit`.
+checks whether they do here. Nothing depends on it alone: see :func:`cnnjob.slurm.submit.submission.submit`.
 """
 
 import errno
@@ -44,59 +44,60 @@ def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Itera
     try:
         with suppress(OSError):
             os.fchmod(handle, runs.stat().st_mode & 0o666)  # everyone who may write to the folder may lock it
-        held = take(
-            handle, WAIT_SECONDS, lambda: say(f"{runs}: another submission is under way{_owner(handle)}, waiting")
+        held = acquire(
+            handle, WAIT_SECONDS, lambda: say(f"{runs}: waiting for another submission to end{_read_owner(handle)}")
         )
         if held:
-            _sign(handle, f"process {os.getpid()} of {_user()} on {socket.gethostname()}, since {now()}")
+            owner = f"process {os.getpid()} of {_user_name()} on {socket.gethostname()}, since {now()}"
+            _write_owner(handle, owner)
         yield held
         if held:
-            _sign(handle, "")
+            _write_owner(handle, "")
     finally:
         os.close(handle)  # releases the lock; the file stays, as removing it would let two processes lock two files
 
 
-def take(handle: int, seconds: float, waits: Callable[[], None] = lambda: None) -> bool:
+def acquire(handle: int, seconds: float, before_wait: Callable[[], None] = lambda: None) -> bool:
     """Lock an open file, waiting for another process to release it; return whether the lock was acquired.
 
     Args:
         handle: file descriptor, open for writing.
         seconds: how long to wait.
-        waits: called once, before waiting.
+        before_wait: called once, before waiting.
     """
     # polled, because a blocking lock has no time limit
-    end, is_said = time.monotonic() + seconds, False
+    end, announced = time.monotonic() + seconds, False
     while True:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in HELD or time.monotonic() > end:
                 return False
-            if not is_said:
-                is_said = True
-                waits()
+            if not announced:
+                announced = True
+                before_wait()
             time.sleep(POLL_SECONDS)
         else:
             return True
 
 
-def _sign(handle: int, owner: str) -> None:
+def _write_owner(handle: int, owner: str) -> None:
     """Write the owner of the lock into its file; failing to do so, as on a full disk, does not matter."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, owner.encode(errors="replace"), 0)
 
 
-def _owner(handle: int) -> str:
+def _read_owner(handle: int) -> str:
     """Return the owner of a lock in parentheses; empty if it is not written down."""
     try:
         owner = os.pread(handle, _MOST_BYTES, 0).decode(errors="replace")
     except OSError:
         owner = ""
-    return f" ({printable(owner)})" * bool(owner)
+    return f" ({printable(owner)})" if owner else ""
 
 
-def _user() -> str:
+def _user_name() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

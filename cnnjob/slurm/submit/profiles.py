@@ -50,16 +50,19 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
     users = toml.read(config_file()) if config_file().is_file() else {}
     usual = users.pop("profile", None)
     if not isinstance(usual, str | None):
-        raise JobError(f'{config_file()}: profile is no name (found {as_typed(usual)}). Write profile = "NAME"')
+        raise JobError(f'{config_file()}: profile is not a name (found {as_typed(usual)}). Write profile = "NAME"')
     name = profile or usual
     variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
     layers = [users, _read(name) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
     try:
-        content = _over_each_other(layers)
-        content["sbatch"] |= dict(map(_pair, extra))
+        content = _merge_layers(layers)
+        content["sbatch"] |= dict(map(_parse_option, extra))
         return Request.model_validate(content)
     except ValidationError as error:
-        where = " and ".join([*[str(config_file())] * bool(users), *[f"profile {name}"] * bool(name)]) or "submit"
+        sources = [str(config_file())] if users else []
+        if name:
+            sources.append(f"profile {name}")
+        where = " and ".join(sources) or "submit"
         lines = "\n".join(f"  {line}" for line in problems_of(error, Request))
         raise JobError(f"{where}: not a valid request:\n{lines}") from error
 
@@ -74,7 +77,7 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
 
 
-def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Merge layers, of which later ones override earlier ones.
 
     Of options that exclude each other, the one in a later layer replaces the others.
@@ -82,23 +85,23 @@ def _over_each_other(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         JobError: ``sbatch`` is not a table.
     """
-    found: dict[str, Any] = {"sbatch": {}}
+    merged: dict[str, Any] = {"sbatch": {}}
     for layer in layers:
         # without this, the --mem-per-cpu of a command line would contradict the mem of a profile
         for group in (("mem", "mem_per_cpu", "mem_per_gpu"), GPU_OPTIONS):
             if layer.keys() & set(group):
-                found = {key: value for key, value in found.items() if key not in group}
+                merged = {key: value for key, value in merged.items() if key not in group}
         options = layer.get("sbatch", {})
         if not isinstance(options, dict):
-            raise JobError(f"sbatch: no table of options (found {as_typed(options)}). Write [sbatch] above them")
-        found |= {**layer, "sbatch": {**found["sbatch"], **options}}
-    return found
+            raise JobError(f"sbatch: not a table of options (found {as_typed(options)}). Write [sbatch] above them")
+        merged |= {**layer, "sbatch": {**merged["sbatch"], **options}}
+    return merged
 
 
-def _pair(text: str) -> tuple[str, str | bool]:
+def _parse_option(text: str) -> tuple[str, str | bool]:
     key, equals, value = text.partition("=")
     if not key.strip("-"):
-        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE; for example --sbatch reservation=course")
+        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE. Write for example --sbatch reservation=course")
     return key.lstrip("-"), value if equals else True
 
 
@@ -107,6 +110,6 @@ def _read(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None or not path.is_file():
         near = closest_name(name, known)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known) or 'none'}"
-        raise JobError(f"--profile {name}: no such profile; {hint}")
+        hint = f"Did you mean {near!r}?" if near else f"Known profiles: {', '.join(known) or 'none'}"
+        raise JobError(f"--profile {name}: no such profile. {hint}")
     return toml.read(path)

@@ -6,15 +6,15 @@ from unicodedata import category
 
 from pydantic import Field, model_validator
 
-from cnnjob.errors import format_seconds
+from cnnjob.errors import format_seconds, plural
 from cnnjob.jobs.schema import Settings
+from cnnjob.slurm.scheduler.times import parse_duration
 
 MINUTES = {"m": 1, "h": 60, "d": 1440}
 """Minutes per unit of time."""
-_CLOCK = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<numbers>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 _MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
 _GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
-_OF_GPUS = re.compile(r"(?:^|-)gpus?(?:-|$)")
+_GPU_OPTION = re.compile(r"(?:^|-)gpus?(?:-|$)")
 """Long options of sbatch on GPUs, as ``gpus-per-task`` or ``cpus-per-gpu``."""
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 MOST_CORES = 65_533
@@ -27,9 +27,9 @@ DIRECT = (
 )
 """Options for which submitit has parameters of the same names."""
 OWN = {
-    "output": "the log lies in the run's folder",
-    "error": "the log lies in the run's folder",
-    "open-mode": "the log is appended, or a requeued job would lose it",
+    "output": "the log is in the run's folder",
+    "error": "the log is in the run's folder",
+    "open-mode": "the log is always appended to, so that a requeued job does not lose it",
     "comment": "it names the run in the queue",
     "array": "use --sweep, --seeds and --parallel",
     "signal": "set signal_seconds in the profile",
@@ -44,10 +44,10 @@ OWN = {
     "ntasks-per-node": "a run is one task on one node",
     "tasks-per-node": "a run is one task on one node",
     "ntasks-per-gpu": "a run is one task on one node",
-    "help": "type sbatch --help",
-    "usage": "type sbatch --usage",
-    "version": "type sbatch --version",
-    "wckey": "say it with a profile's setup line: export SBATCH_WCKEY=…",
+    "help": "run sbatch --help",
+    "usage": "run sbatch --usage",
+    "version": "run sbatch --version",
+    "wckey": "set it in a setup line of the profile: export SBATCH_WCKEY=…",
 }
 """Options of sbatch that ``--sbatch`` cannot set, and the reason or what to use instead."""
 
@@ -104,14 +104,14 @@ class Request(Settings):
         _only_one(self, "gpus", "gpus_per_node", "gres" if _GRES_GPU.search(self.gres or "") else "")
         for name in ("mem", "mem_per_cpu", "mem_per_gpu"):
             if not _MEMORY.fullmatch(getattr(self, name) or "0"):
-                raise ValueError(f"{name}: {getattr(self, name)!r} is no memory; write 4G or 500M")
+                raise ValueError(f"{name}: not an amount of memory (found {getattr(self, name)!r}). Write 4G or 500M")
         for name in ("gpus", "gpus_per_node"):
             if not _GPUS.fullmatch(str(getattr(self, name) or 0)):
-                raise ValueError(f"{name}: {getattr(self, name)!r} is no number of GPUs; write 1 or a100:1")
+                raise ValueError(f"{name}: not a number of GPUs (found {getattr(self, name)!r}). Write 1 or a100:1")
         if self.time is not None:
             parse_minutes(self.time)
         for key in self.sbatch:
-            _may_be_given(key.lstrip("-").replace("_", "-"))
+            _require_settable(key.lstrip("-").replace("_", "-"))
         return self
 
     @property
@@ -129,21 +129,25 @@ class Request(Settings):
         """The number of GPUs requested."""
         return self._gpus()[1]
 
-    def with_gpus(self, backend: str, *, asked: bool = False) -> Self:
+    def with_gpus(self, backend: str, *, explicit: bool = False) -> Self:
         """Return the request with the GPUs for a backend: those it names, by default one, and none for NumPy.
 
         Args:
             backend: the job's backend.
-            asked: whether the command line requests GPUs; then they stay, whatever the backend.
+            explicit: whether the command line requests GPUs; then they stay, whatever the backend.
         """
-        if backend == "numpy" and not asked:
+        if backend == "numpy" and not explicit:
             return self._without_gpus()
         return self if self.asks_for_gpus else self.model_copy(update={"gpus": int(backend != "numpy")})
 
     def _without_gpus(self) -> Self:
         """Return the request without a profile's options on GPUs; memory per GPU becomes memory per node."""
         gres = [part for part in (self.gres or "").split(",") if part and not re.match(r"(gres/)?gpu(?![\w-])", part)]
-        sbatch = {key: value for key, value in self.sbatch.items() if not _is_of_gpus(key, value)}
+        sbatch = {
+            key: value for key, value in self.sbatch.items()
+            if not _GPU_OPTION.search(name := key.lstrip("-").replace("_", "-"))
+            and not (name.startswith("tres-") and "gpu" in str(value))
+        }  # fmt: skip
         changes = {"gpus": 0, "gpus_per_node": None, "gres": ",".join(gres) or None, "sbatch": sbatch}
         memory = {"mem": self.mem_per_gpu, "mem_per_gpu": None} if self.mem_per_gpu else {}
         return self.model_copy(update={**changes, **memory})
@@ -153,36 +157,37 @@ class Request(Settings):
         used = int(backend != "numpy")
         if self.gpu_count <= used:
             return ""
-        what = "a run uses one GPU" if used else "a run on NumPy uses no GPU"
-        idle = f"{self.gpu_count - used} of {self.gpu_count} will be idle" if used else "what it holds will be idle"
-        return f"{what}, {idle}. Ask for --gpus {used}"
+        usage = "a run uses one GPU" if used else "a run on NumPy uses no GPU"
+        return f"{usage}, so {self.gpu_count - used} of {self.gpu_count} will be idle. Request --gpus {used}"
 
     def _gpus(self) -> tuple[str, int]:
         """Return the type, or ``""``, and the number of GPUs."""
-        if found := _GRES_GPU.search(self.gres or ""):
-            return found["type"] or "", int(found["count"] or 1)
-        found = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
-        assert found is not None  # noqa: S101 - the validator has checked it
-        return found["type"] or self.gpu_type or "", int(found["count"])
+        if match := _GRES_GPU.search(self.gres or ""):
+            return match["type"] or "", int(match["count"] or 1)
+        match = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
+        assert match is not None  # noqa: S101 - the validator has checked it
+        return match["type"] or self.gpu_type or "", int(match["count"])
 
     def sentence(self) -> str:
         """Return the request in words: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
         time = "the site's time limit" if self.time_minutes is None else format_seconds(60 * self.time_minutes)
-        memory = self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} a core") or self.mem_per_gpu or "default memory"
+        memory = (
+            self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} per core") or self.mem_per_gpu or "default memory"
+        )
         kind, count = self._gpus()
-        graphics = [" ".join([str(count), *[kind] * bool(kind), f"GPU{'s' * (count > 1)}"])] * (count > 0)
-        cores = f"{self.cpus_per_task} core{'s' * (self.cpus_per_task > 1)}"
-        parts = ["1 node", "1 task", *graphics, cores, re.sub(r"(\d)([A-Za-z])", r"\1 \2", memory), time]
+        gpus = [plural(count, f"{kind} GPU" if kind else "GPU")] if count else []
+        memory = re.sub(r"(\d)([A-Za-z])", r"\1 \2", memory)
+        parts = ["1 node", "1 task", *gpus, plural(self.cpus_per_task, "core"), memory, time]
         return f"{', '.join(parts)} on {self.partition or 'the default partition'}"
 
     def parameters(self) -> dict[str, Any]:
         """Return the request as parameters of :class:`submitit.SlurmExecutor`."""
-        found = {name: getattr(self, name) for name in DIRECT if getattr(self, name) is not None}
+        direct = {name: getattr(self, name) for name in DIRECT if getattr(self, name) is not None}
         extra: dict[str, Any] = {key.lstrip("-").replace("_", "-"): value for key, value in self.sbatch.items()}
         if self.requeue is not None:
             extra["requeue" if self.requeue else "no-requeue"] = True
         return {
-            **found,
+            **direct,
             "time": self.time_minutes,
             "cpus_per_task": self.cpus_per_task,
             "signal_delay_s": self.signal_seconds,
@@ -195,8 +200,8 @@ class Request(Settings):
         kind, count = self._gpus()
         if self.gres or not count:
             return {"gres": self.gres} if self.gres else {}
-        wanted = f"{kind}:{count}" if kind else str(count)
-        return {self.gpu_request: f"gpu:{wanted}" if self.gpu_request == "gres" else wanted}
+        gpus = f"{kind}:{count}" if kind else str(count)
+        return {self.gpu_request: f"gpu:{gpus}" if self.gpu_request == "gres" else gpus}
 
 
 def _require_lines(request: Request) -> None:
@@ -212,7 +217,7 @@ def _require_lines(request: Request) -> None:
             _require_line(name, part)
     for key, value in request.sbatch.items():
         if not _OPTION.fullmatch(key.lstrip("-").replace("_", "-")):
-            raise ValueError(f"sbatch: {key!r} is no name of an option; write letters, digits and -")
+            raise ValueError(f"sbatch: not the name of an option (found {key!r}). Use letters, digits and -")
         _require_line(f"sbatch.{key}", value)
 
 
@@ -224,16 +229,10 @@ def _require_line(name: str, value: Any) -> None:
     """
     if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
         raise ValueError(
-            f"{name}: a line end or control character (found {value[:80]!r}). Write one line in each string"
+            f"{name}: contains a line end or control character (found {value[:80]!r}). Write one line per string"
         )
     if isinstance(value, int) and abs(value) >= MOST_NUMBER:
-        raise ValueError(f"{name}: the number is too large. Write at most 18 digits")
-
-
-def _is_of_gpus(key: str, value: str | int | bool) -> bool:  # noqa: FBT001 - a value of TOML
-    """Return whether an option of sbatch requests GPUs or says how to use them."""
-    name = key.lstrip("-").replace("_", "-")
-    return bool(_OF_GPUS.search(name)) or (name.startswith("tres-") and "gpu" in str(value))
+        raise ValueError(f"{name}: too large a number. Write at most 18 digits")
 
 
 def _only_one(request: Request, *names: str) -> None:
@@ -244,25 +243,25 @@ def _only_one(request: Request, *names: str) -> None:
     """
     given = [name for name in names if name and getattr(request, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
+        raise ValueError(f"{' and '.join(given)} exclude each other. Keep one")
 
 
-def _may_be_given(key: str) -> None:
+def _require_settable(key: str) -> None:
     """Check that ``sbatch`` may set an option, which is so unless it would contradict another one.
 
     Raises:
         ValueError: the option has a field of its own, is set by cnnjob, or abbreviates one of these.
     """
-    own = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
+    reserved = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
     if key in OWN:
-        raise ValueError(f"sbatch: {key} cannot be given, {OWN[key]}")
-    if key in own:
+        raise ValueError(f"sbatch: {key} cannot be set here: {OWN[key]}")
+    if key in reserved:
         raise ValueError(
-            f"sbatch: {key} has an option of its own; give --{key}, or {key.replace('-', '_')} in the profile"
+            f"sbatch: {key} has an option of its own. Use --{key}, or {key.replace('-', '_')} in the profile"
         )
     # sbatch completes an abbreviation, so that `--outp` would replace the path of the log
-    if longer := sorted(name for name in own if name.startswith(key)):
-        raise ValueError(f"sbatch: {key} is short for {longer[0]}. Write options in full")
+    if matches := sorted(name for name in reserved if name.startswith(key)):
+        raise ValueError(f"sbatch: {key} is short for {matches[0]}. Write options in full")
 
 
 def parse_minutes(text: str) -> int:
@@ -277,24 +276,14 @@ def parse_minutes(text: str) -> int:
     Raises:
         ValueError: the text has none of these forms, or the time is zero.
     """
-    units = re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text)
-    clock = _CLOCK.fullmatch(text)
-    if units:
-        total = 60 * sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", text))
-    elif clock:
-        total = _clock_seconds(clock)
+    if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text):
+        seconds: int | None = 60 * sum(
+            int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", text)
+        )
     else:
-        raise ValueError(f"time: {text!r} is no time; write 90m, 2h, 1d12h, or SLURM's M, H:M:S, D-H")
-    if total == 0:
-        raise ValueError(f"time: {text!r} is no time at all")
-    return -(-total // 60)  # SLURM also rounds up to whole minutes
-
-
-def _clock_seconds(clock: re.Match[str]) -> int:
-    numbers = [int(number) for number in clock["numbers"].split(":")]
-    if clock["days"] is not None:
-        hours, mins, seconds = (*numbers, 0, 0)[:3]
-        return ((int(clock["days"]) * 24 + hours) * 60 + mins) * 60 + seconds
-    if len(numbers) == 3:  # noqa: PLR2004 - H:M:S
-        return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
-    return numbers[0] * 60 + (numbers[1] if numbers[1:] else 0)
+        seconds = parse_duration(text)
+    if seconds is None:
+        raise ValueError(f"time: not a time limit (found {text!r}). Write 90m, 2h, 1d12h, or SLURM's M, H:M:S, D-H")
+    if seconds == 0:
+        raise ValueError(f"time: zero (found {text!r}). Request at least a minute")
+    return -(-seconds // 60)  # SLURM also rounds up to whole minutes

@@ -53,8 +53,8 @@ ANSWERS = (
 def _jobs() -> None:
     listing = queue.listing([65534], ended=True)
     for job in listing.jobs[:1000]:
-        job_states.waits_for(job.reason)
-    job_array.queued(listing.jobs[:1000])
+        job_states.parse_reason(job.reason)
+    job_array.newest_job_ids(listing.jobs[:1000])
     JobIndex(listing.jobs)
 
 
@@ -78,12 +78,12 @@ def _site() -> None:
     request = Request(partition="debug", time="2h", account="lab")
     dry_run.at_the_time_limit(request, found.site)
     dry_run.at_preemption(request, found.site)
-    found.site.waits(request)
+    found.site.explain_wait(request)
     found.site.check(request)
 
 
 def _submitted() -> None:
-    assert len(sbatch.submit("cnnjob /runs/toy-1a2b3c4d 1", "script.sh")) <= client.MOST_DIGITS
+    assert len(sbatch.submit_script("cnnjob /runs/toy-1a2b3c4d 1", "script.sh")) <= client.MOST_DIGITS
 
 
 def _limits() -> None:
@@ -93,8 +93,8 @@ def _limits() -> None:
         "QOSMaxGRESPerUser",
         "QOSMaxSubmitJobPerUserLimit",
     ):
-        site.explained(f"sbatch: error: {word}", 3, "cnnjob submit toy")
-    site.explained("sbatch: error: Invalid account")
+        site.explain_refusal(f"sbatch: error: {word}", 3, "cnnjob submit toy")
+    site.explain_refusal("sbatch: error: Invalid account")
 
 
 def _refusal(text: str) -> None:
@@ -102,7 +102,7 @@ def _refusal(text: str) -> None:
     client.is_silent(error)
     client.is_absent(error)
     for line in text.splitlines()[:20]:
-        job_states.limit_of(line)
+        job_states.parse_limit(line)
 
 
 READERS: dict[str, Callable[[], None]] = {

@@ -1,0 +1,288 @@
+"""The state of one run, decided from its folder, its job in the queue and the outcome of its last job.
+
+Nothing here asks SLURM. The folder has precedence over the scheduler.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cnnjob.errors import format_seconds
+from cnnjob.runs.process import RECENT_HEARTBEAT_SECONDS
+from cnnjob.runs.run import Run
+from cnnjob.runs.summary import RunSummary, read_summary
+from cnnjob.slurm.scheduler import job_states
+from cnnjob.slurm.scheduler.accounting import JobOutcome
+from cnnjob.slurm.scheduler.queue import QueuedJob
+
+ENDED_EARLY = {"pending", "stopped", "failed", "cancelled", "lost"}
+"""States of readable runs that are neither being trained nor finished."""
+STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "lost", "damaged")
+
+
+@dataclass(frozen=True)
+class Status:
+    """The status of one run."""
+
+    summary: RunSummary
+    state: str
+    """One of ``STATES``."""
+    detail: str = ""
+    """A short remark on the state."""
+    job: QueuedJob | None = None
+    """Its job in the queue."""
+    outcome: JobOutcome | None = None
+    """Outcome of its newest job."""
+    own_jobs: tuple[QueuedJob, ...] = ()
+    """All jobs in the queue that cnnjob submitted for it."""
+    error: str = ""
+    """Reason why a process ended before it could claim the run, if the caller knows."""
+    is_hidden: bool = False
+    """True if its job may be in a queue that was not shown: another user's job or another cluster's."""
+    left_queue: bool = False
+    """True if its newest job has left the queue without having started, and its outcome is not known."""
+    sacct_answered: bool = False
+    """True if sacct was asked about its newest job and answered, perhaps without knowing it."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if a job of another cluster may carry the run."""
+        return self.is_hidden and bool(self.summary.other_cluster)
+
+    @property
+    def is_resumable(self) -> bool:
+        """True if the run was interrupted and submitting it again resumes it.
+
+        A run that was cancelled or failed is not, although submitting it resumes it too.
+        """
+        return self.state in {"pending", "stopped", "lost"} and not self.left_queue
+
+    @property
+    def job_id(self) -> str | None:
+        """Id of the job in the queue, otherwise of the newest job."""
+        return self.job.job_id if self.job else self.summary.job_id
+
+    @property
+    def node(self) -> str | None:
+        """Name of the node on which the run is, or was last, trained."""
+        node = self.job.node if self.job and self.job.node not in {"", "(null)"} else self.summary.attempt.get("host")
+        return str(node) if node else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time left in the training; None if not known."""
+        return self.summary.seconds_left if self.state in {"pending", "running", "stopped"} else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all facts under names that do not change between versions."""
+        summary, seconds = self.summary, self.seconds_left
+        slurm_state = self.job.state if self.job else self.outcome.printed if self.outcome else None
+        return {
+            "run": summary.run.name,
+            "path": str(summary.run.path),
+            "state": self.state,
+            "detail": self.detail,
+            "epoch": summary.epoch,
+            "epochs": summary.epochs,
+            "split": summary.split,
+            "loss": summary.score("loss"),
+            "accuracy": summary.score("accuracy"),
+            "seconds_left": None if seconds is None else round(seconds, 1),
+            "job_id": self.job_id,
+            "node": self.node,
+            "restarts": max(0, summary.n_attempts - 1),
+            "slurm_state": slurm_state,
+            "slurm_reason": self.job.reason if self.job else None,
+        }
+
+
+def status_from_folder(run: Run, error: str = "") -> Status:
+    """Return the status of a run by its folder alone.
+
+    Args:
+        run: the run.
+        error: why a process ended before it could claim the run; then the run has failed.
+    """
+    summary = read_summary(run)
+    if not error and summary.state in {"pending", "stopped", "lost"} and (cancelled := _cancelled(summary, None)):
+        return Status(summary, "cancelled", cancelled)
+    return Status(summary, "failed" if error else summary.state, summary.damage, error=error)
+
+
+def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcome | None, *, gone: bool) -> Status:
+    """Decide the status of a run.
+
+    Args:
+        summary: the summary of its folder.
+        job: its job in the queue.
+        outcome: the outcome of its newest job, if known.
+        gone: whether the whole queue was read and no job in it carries the run.
+    """
+    outcome = None if job or summary.other_cluster else outcome
+    if summary.state in {"finished", "damaged"}:
+        return Status(summary, summary.state, summary.damage)
+    if gone and not outcome and _left_queue(summary):
+        state = "lost" if summary.state == "pending" else summary.state
+        return Status(summary, state, describe_left_queue(summary), left_queue=True)
+    if job and job.state in job_states.WAITING:
+        state, detail = _waiting(summary, job)
+    elif job and job.state != job_states.ENDING:
+        state, detail = _in_a_job(summary, job)
+    else:
+        state, detail = _without_a_job(summary, outcome, gone=gone)
+        detail = "its job is ending" if job else detail
+    remarks = [detail]
+    if summary.is_older and not job and state in ENDED_EARLY:
+        remarks.append("started by another version of cnnjob, cannot be resumed")
+    remarks.append(describe_skew(summary))
+    return Status(summary, state, "; ".join(filter(None, remarks)), job, outcome)
+
+
+def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
+    """Add to the detail what is unusual about a run's jobs: there are several, or they are for another folder."""
+    summary, remarks = status.summary, [status.detail]
+    if own_jobs and summary.moved_from:
+        remarks.append(f"job {own_jobs[0].job_id} is for {summary.moved_from}, where this folder was before")
+    elif summary.original and not own_jobs and status.state == "running":
+        heard = format_seconds(summary.heartbeat_age_seconds)
+        remarks.append(f"a copy of {summary.original}, or the same folder by another path; last heartbeat {heard} ago")
+    elif summary.original and not own_jobs and status.state != "finished":
+        remarks.append(f"a copy of {summary.original}, whose jobs do not train this copy")
+    if summary.other_cluster and status.state != "finished":
+        remarks.append(f"job {summary.job_id} is on cluster {summary.other_cluster}, this cluster is {summary.here}")
+    others = [job.job_id for job in own_jobs if status.job and job.job_id != status.job.job_id]
+    if others:
+        remarks.append(f"job {', '.join(others)} carries it too")
+    return replace(status, detail="; ".join(filter(None, remarks)), own_jobs=tuple(own_jobs))
+
+
+def _left_queue(summary: RunSummary) -> bool:
+    """Return whether a job that is gone never started, as far as the folder tells."""
+    may_wait = bool(summary.job_id) and summary.state != "running"
+    return may_wait and not summary.has_begun and not summary.was_cancelled_by_cnnjob
+
+
+def describe_left_queue(summary: RunSummary) -> str:
+    """Return a sentence on a job that is gone and never started."""
+    return f"job {summary.job_id} left the queue before it started (cancelled or purged)"
+
+
+def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
+    """Return the state and a remark while the job waits."""
+    if summary.state == "running" and (summary.other_cluster or str(summary.attempt.get("job_id")) != job.job_id):
+        return "running", f"job {job.job_id} is waiting too"
+    wait = job_states.parse_reason(job.reason)
+    return "pending", f"{wait.phrase}, so it will never start" if wait.never else wait.phrase
+
+
+def _in_a_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
+    """Return the state and a remark while the job runs."""
+    is_same_job = not summary.other_cluster and str(summary.attempt.get("job_id")) == job.job_id
+    if summary.state == "failed" and is_same_job:
+        return "failed", "its job is ending"
+    if job.state not in job_states.RUNNING:
+        return summary.state, f"SLURM reports {job.state}"
+    if job.state != "RUNNING":
+        return "running", f"SLURM reports {job.state}"
+    if summary.state == "running":
+        return "running", ""
+    is_quiet = is_same_job and summary.state == "lost"
+    return (
+        "running",
+        f"no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}" if is_quiet else "its job is starting",
+    )
+
+
+def _without_a_job(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
+    """Return the state of a run that has no job waiting or running, and a remark."""
+    if outcome and outcome.state in job_states.WAITING | job_states.RUNNING:  # its line of the queue was not understood
+        state = "pending" if outcome.state in job_states.WAITING else "running"
+        return state, f"{outcome.source} reports {outcome.printed}"
+    if summary.state == "running":
+        return _alive_or_lost(summary, outcome, gone=gone)
+    if summary.state != "failed" and (cancelled := _cancelled(summary, outcome)):
+        return "cancelled", cancelled
+    if given_up := reason_given_up(summary):
+        return "failed", given_up
+    if summary.state == "pending":
+        return _never_began(summary, outcome, gone=gone)
+    decision = str(summary.current_decision.get("said", ""))
+    return summary.state, decision if decision.startswith("not restarted") else ""
+
+
+def is_settled(summary: RunSummary) -> bool:
+    """Return whether a run's folder says that nothing will restart it by itself."""
+    if summary.state in {"finished", "failed", "damaged"}:
+        return True
+    is_cancelled = summary.current_decision.get("ended_by") == "cancelled"
+    return summary.state != "running" and (is_cancelled or bool(reason_given_up(summary)))
+
+
+def may_be_restarted(summary: RunSummary) -> bool:
+    """Return whether the newest job of a run may still exist or restart it, as far as the folder tells."""
+    is_submitted = str(summary.submission.get("job_id")) == str(summary.job_id)
+    was_left = summary.state != "running" and (summary.current_decision.get("restarted") == "" or not is_submitted)
+    return not (is_settled(summary) or summary.was_cancelled_by_cnnjob or was_left)
+
+
+def is_quiet(summary: RunSummary) -> bool:
+    """Return whether no recent heartbeat contradicts a scheduler that does not know the job.
+
+    A heartbeat from the future proves nothing, as one of the clocks is wrong.
+    """
+    return summary.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or summary.ahead_seconds > 0
+
+
+def describe_skew(summary: RunSummary) -> str:
+    """Return a sentence on clocks that differ; empty if none do."""
+    if not summary.ahead_seconds:
+        return ""
+    ahead, host = format_seconds(summary.ahead_seconds), summary.attempt.get("host") or "its machine"
+    return f"its last heartbeat is {ahead} in the future, so the clock of {host} or of this machine is wrong"
+
+
+def reason_given_up(summary: RunSummary) -> str:
+    """Return why its batch script has given the run up; empty if it has not."""
+    decision = str(summary.current_decision.get("said", ""))
+    return decision if "without progress" in decision or "own error" in decision else ""
+
+
+def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
+    """Return the state of a run whose last attempt has recorded no end and sent a heartbeat recently."""
+    if (
+        summary.is_on_this_host or not summary.job_id
+    ):  # the summary has looked its process up, or there is no job to ask about
+        return "running", ""
+    if outcome and outcome.state in job_states.ENDED:
+        state = "cancelled" if outcome.state == "CANCELLED" else "lost"
+        return state, f"job {outcome.job_id} {outcome.printed}"
+    if gone and is_quiet(summary):
+        heard = "" if summary.ahead_seconds else f", no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"
+        return "lost", f"job {summary.job_id} is no longer in the queue{heard}"
+    return "running", ""
+
+
+def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
+    """Return by whom or with which job a run was cancelled, as far as is known; empty if it was not."""
+    if outcome and outcome.state == "CANCELLED":
+        return f"job {outcome.job_id} {outcome.printed}"
+    if summary.was_cancelled_by_cnnjob:
+        return f"by {summary.cancellation.get('by')}"
+    # The batch script cannot tell a deadline from a cancellation, as SLURM says COMPLETING for both until the job has
+    # ended. The outcome can.
+    if outcome and outcome.state in job_states.ENDED:
+        return ""
+    return f"job {summary.job_id}" if summary.current_decision.get("ended_by") == "cancelled" else ""
+
+
+def _never_began(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
+    """Return the state of a run without an attempt whose job is not in the queue, and a remark."""
+    if not summary.job_id:
+        return "pending", "not submitted"
+    if outcome:
+        # A failure would repeat, so the run has failed; after any other end, submitting it again may help.
+        state = "failed" if outcome.state in job_states.REFUSED else "lost"
+        return state, f"job {outcome.job_id} {outcome.printed} before the run began"
+    if gone:
+        return "lost", f"job {summary.job_id} ended before the run began"
+    return "pending", "" if summary.other_cluster else f"job {summary.job_id}"

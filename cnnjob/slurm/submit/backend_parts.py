@@ -1,0 +1,51 @@
+"""Splitting runs by backend: runs on GPUs and runs on NumPy need different requests."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cnnjob.errors import DataError
+from cnnjob.jobs.job import Job
+from cnnjob.runs.run import Run
+from cnnjob.slurm.submit.request import Request
+from cnnjob.training.backend import first_backend
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs with the same backend and the same request."""
+
+    backend: str
+    """Their backend: ``numpy``, ``cuda``, or ``auto``."""
+    request: Request
+    runs: list[Run]
+
+
+def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_for_gpus: bool) -> list[Part]:
+    """Split runs by backend: the one that a run was started with, otherwise the one of its job.
+
+    Args:
+        jobs: each run with its job, which has the resources of this submission.
+        request: the request, to which GPUs are added or from which they are removed.
+        asks_for_gpus: whether the command line requests GPUs.
+
+    Returns:
+        The parts, each with its runs in their order.
+
+    Raises:
+        JobError: a run was started with another backend than its job asks for.
+    """
+    runs_by_backend: dict[str, list[Run]] = {}
+    for job, run in jobs:
+        runs_by_backend.setdefault(_backend(job, run), []).append(run)
+    return [
+        Part(backend, request.with_gpus(backend, explicit=asks_for_gpus), runs)
+        for backend, runs in runs_by_backend.items()
+    ]
+
+
+def _backend(job: Job, run: Run) -> str:
+    requested = job.resources.backend
+    with suppress(DataError):  # a damaged folder: its job reports that
+        return requested if run.state() == "finished" else first_backend(job, run) or requested
+    return requested

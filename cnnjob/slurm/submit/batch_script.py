@@ -1,0 +1,110 @@
+"""The batch script of a submission: submitit's own, with the shell lines that decide about a restart.
+
+The script survives every signal that can be trapped until its step has ended. Its EXIT trap then decides about a
+restart and exits with the step's code.
+"""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from cnnjob.runs.restart_log import NO_STEP, UNDECIDED
+from cnnjob.runs.run import Run
+from cnnjob.slurm.job_array import JobArray
+from cnnjob.slurm.submit import code_snapshot
+from cnnjob.slurm.submit.request import Request
+
+SIGNALS = "{1..16} {20..31} {34..64}"
+"""All signals that a shell can trap except SIGCHLD (17), by which it notices the end of a child, and SIGCONT (18)."""
+
+
+def split_into_arrays(runs: Sequence[Run], size: int) -> list[JobArray]:
+    """Split runs into as few jobs as possible, each with at most ``size`` array tasks."""
+    return [JobArray.of(runs[first : first + size]) for first in range(0, len(runs), size)]
+
+
+def preview_script(array: JobArray, request: Request, parallel: int | None = None) -> str:
+    """Return the exact batch script that would be submitted now; needs no SLURM."""
+    code = code_snapshot.snapshot_folder(array.runs[0])
+    return build_script(array, script_parameters(array, request, code, parallel))
+
+
+def build_script(array: JobArray, parameters: Mapping[str, Any]) -> str:
+    """Return the exact batch script of a job.
+
+    Args:
+        array: the runs.
+        parameters: the value of :func:`script_parameters`.
+    """
+    folder = array.files_folder
+    # not the folder of the submission: the files are moved here once SLURM has accepted the job
+    command = f"{python_command()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command, folder, **parameters))
+
+
+def python_command() -> str:
+    """Return the command of this interpreter for a shell; with ``-P`` it imports nothing from the current folder."""
+    return f"{shlex.quote(sys.executable)} -P"
+
+
+def script_parameters(array: JobArray, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
+    """Return submitit's parameters for a batch script, with the shell lines before its step.
+
+    Args:
+        array: the runs.
+        request: their resources.
+        code: the snapshot of the code.
+        parallel: maximum number of array tasks at once; None for no limit.
+    """
+    restart = f"{python_command()} -m cnnjob.slurm.node.restart {shlex.quote(str(array.folder))} $1"
+    undecided = shlex.quote(f"cnnjob: {array.folder}: {sys.executable} {UNDECIDED}")
+    traps = [
+        *_path_lines(request),
+        *_own_code_lines(code),
+        "restart() {",
+        f"    trap '' {SIGNALS}",
+        f"    own_code; {restart} || echo {undecided} $?",
+        "    exit $1",
+        "}",
+        "trap 'restart $?' EXIT  # whatever ends the job, and however early",
+        f"trap : {SIGNALS}  # no signal ends this script before its step: only the step's exit code decides",
+    ]
+    # own_code comes twice: setup lines may change the environment, and the EXIT trap also runs if they fail
+    setup = ["set -e", *request.setup, "set +e"] if request.setup else []
+    step = [
+        "own_code",
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
+        f"export SLURM_EXIT_ERROR={NO_STEP}  # srun's own exit code where it could not run the step",
+    ]
+    count = len(array.runs)
+    return {
+        **request.parameters(),
+        **({"map_count": count, "array_parallelism": parallel or count} if array.is_array else {}),
+        "job_name": request.job_name or array.name,
+        "comment": array.comment,
+        "wckey": None,  # submitit would set its own
+        "stderr_to_stdout": True,
+        "srun_args": ["--export=ALL"],  # of this script's environment, also where sbatch got --export=NONE
+        "setup": [*traps, *setup, *step],
+    }
+
+
+def _path_lines(request: Request) -> list[str]:
+    """Return the line by which the script finds SLURM's commands if sbatch is told which environment to export."""
+    srun = shutil.which("srun")
+    if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
+        return []
+    return [f"export PATH={shlex.quote(str(Path(srun).parent))}:$PATH"]
+
+
+def _own_code_lines(code: Path) -> list[str]:
+    """Return the lines of a shell function that makes Python run a copy of the code, whatever the environment."""
+    variables = code_snapshot.environment(code)
+    values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
+    unset = [name for name, value in variables.items() if value is None]
+    return ["own_code() {", f"    unset {' '.join(unset)}", f"    export {' '.join(values)}", "}"]

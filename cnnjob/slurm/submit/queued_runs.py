@@ -1,0 +1,187 @@
+"""What the queue already has for runs that are about to be submitted."""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cnnjob import files
+from cnnjob.errors import SchedulerError, plural
+from cnnjob.runs import process
+from cnnjob.runs.process import now
+from cnnjob.runs.restart_log import cancellation_file
+from cnnjob.runs.run import Run
+from cnnjob.runs.summary import RunSummary, read_summary
+from cnnjob.slurm import job_array, next_command
+from cnnjob.slurm.job_array import JobArray
+from cnnjob.slurm.job_index import JobIndex, users_of
+from cnnjob.slurm.scheduler import client, job_states, queue
+from cnnjob.slurm.scheduler.queue import QueuedJob
+from cnnjob.slurm.state import may_be_restarted
+from cnnjob.slurm.submit import executor
+from cnnjob.slurm.submit.request import Request
+
+REQUEST = "request.json"
+"""Name of the file with the request, in a run's folder of SLURM files: a successor is submitted from it."""
+ENDING_SECONDS, POLL_SECONDS = 15.0, 1.0
+"""Time to wait for a job that is ending, and the pause between two checks."""
+
+
+def find_queued(
+    runs: Sequence[Run], request: Request, say: Callable[[str], None]
+) -> tuple[dict[Run, str], dict[Path, str]]:
+    """Find which runs are in the queue, and which cannot be submitted now.
+
+    If a job is ending and will not restart its run, wait for its end for up to ``ENDING_SECONDS``.
+
+    Args:
+        runs: runs that are neither finished nor running.
+        request: their resources; written for a queued job that lacks the file.
+        say: called with a sentence before waiting.
+
+    Returns:
+        The id of the oldest job of each queued run; and for each run that cannot be submitted, the reason.
+
+    Raises:
+        SchedulerError: the queue could not be read.
+    """
+    deadline, announced = time.monotonic() + ENDING_SECONDS, False
+    while True:
+        summaries, index = _read_queue(runs)
+        jobs = {summary.run: (summary, index.own(summary)) for summary in summaries}
+        ending = {run.path: text for run, (summary, own) in jobs.items() if (text := _ending(summary, own))}
+        if not ending or time.monotonic() > deadline:
+            break
+        if not announced:
+            announced = True
+            say(f"{len(ending)} of {plural(len(runs), 'run')}: the job is ending; waiting up to {ENDING_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
+    refusals = {summary.run.path: text for summary, own in jobs.values() if (text := _refusal(summary, own, index))}
+    refusals |= ending
+    queued = {run: own for run, (_, own) in jobs.items() if own and run.path not in refusals}
+    complete_files(queued, request)
+    for run in queued:  # the user wants it to run, so an earlier cancellation no longer counts
+        with suppress(OSError):
+            cancellation_file(run).unlink(missing_ok=True)
+    return {run: own[0].job_id for run, own in queued.items()}, refusals
+
+
+def _read_queue(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
+    """Return the summaries of runs, and an index of the jobs that carry them.
+
+    Raises:
+        SchedulerError: the queue could not be read.
+    """
+    cluster = client.cluster()
+    summaries = [read_summary(run).on(cluster) for run in runs]
+    listing = queue.listing(users_of(summaries), {job_id for summary in summaries for job_id in summary.job_ids})
+    listing.require_complete()
+    return summaries, JobIndex(listing.jobs)
+
+
+def find_successor(array: JobArray) -> QueuedJob | None:
+    """Return the successor that an earlier try submitted without receiving sbatch's answer, or None.
+
+    Raises:
+        SchedulerError: the scheduler did not answer.
+    """
+    try:
+        listing = queue.listing([os.getuid()])
+        matches = [job for job in listing.jobs if job.comment == array.comment and job.job_id != process.job_id()]
+        if not matches:
+            listing.require_complete()
+    except SchedulerError as error:
+        if client.is_silent(error):
+            raise
+        return None  # squeue refused, which is no reason against a successor
+    return matches[0] if matches else None
+
+
+def complete_files(queued: Mapping[Run, Sequence[QueuedJob]], request: Request | None = None) -> None:
+    """Write the missing files and records of jobs in the queue.
+
+    They were removed, or the submission was killed before it wrote them, or sbatch's answer with the id got lost.
+
+    Args:
+        queued: the jobs of each run.
+        request: the resources of the runs; None if they have their own record of it.
+    """
+    arrays = [(run, job, job_array.read_job_array(job)) for run, jobs in queued.items() for job in jobs]
+    # found before any is completed: the pickles of one run's array are also those of the other runs in it
+    incomplete = [(run, job, array) for run, job, array in arrays if array and executor.lacks_files(array, job.job_id)]
+    for run, job, array in incomplete:
+        executor.write_missing_pickles(array, job.job_id.partition("_")[0])
+        if request and not os.path.lexists(run.slurm_folder / REQUEST):  # a batch script reads it for a successor
+            run.slurm_folder.mkdir(exist_ok=True)
+            files.write_json(run.slurm_folder / REQUEST, request.model_dump(mode="json"))
+        record_submission(array, run, job.job_id, comment=job.comment, shown=job.comment)
+
+
+def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, shown: str | None) -> None:
+    """Record which job carries a run.
+
+    Args:
+        array: the runs of the job.
+        run: one of them.
+        job_id: id of the job or of the run's array task.
+        comment: the comment as requested.
+        shown: the comment as the queue shows it, which differs where the site rewrites comments; None if not known.
+    """
+    record = {
+        "cluster": client.cluster() or None,
+        "job_id": job_id,
+        "comment": comment,
+        "shown": shown,
+        "log": str(array.files_folder / f"{job_id}_0_log.out"),
+        "attempt": job_array.next_attempt(run),
+    }
+    files.write_json(run.submission_file, {**record, **run.identity(), "submitted": now()})
+
+
+def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
+    """Return why a run cannot be submitted: its job is for another folder or may be hidden. Empty if it can."""
+    run, submission_file = summary.run, shlex.quote(str(summary.run.submission_file))
+    if jobs and summary.moved_from:
+        return (
+            f"{run.path}: job {jobs[0].job_id} is in the queue for {summary.moved_from}, from where this folder was "
+            f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
+            f"  {next_command.cancel_command(run)}"
+        )
+    if not jobs and summary.other_cluster and may_be_restarted(summary):
+        return (
+            f"{run.path}: job {summary.job_id} of cluster {summary.other_cluster} may carry it, and this cluster is "
+            f"{summary.here}. Look for it there:\n"
+            f"  squeue -M {shlex.quote(summary.other_cluster)} -j {summary.job_id}\n"
+            f"If it has ended:\n  rm {submission_file}"
+        )
+    if not jobs and summary.is_other_users and may_be_restarted(summary) and client.hides_jobs():
+        return (
+            f"{run.path}: job {summary.job_id} of another user may carry it, and this site hides the jobs of other "
+            f"users. Ask that user; if the job has ended:\n  rm {submission_file}"
+        )
+    waiting = index.for_folder(Path(summary.original)) if _is_gone(summary.original) else []
+    if waiting:  # moved to another file system: this folder is a copy, of one that no longer exists
+        return (
+            f"{run.path}: job {waiting[0].job_id} is in the queue for {summary.original}, which no longer exists. "
+            f"Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
+        )
+    return ""
+
+
+def _is_gone(folder: str) -> bool:
+    return bool(folder) and not Path(folder).exists()
+
+
+def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
+    """Return a message if all jobs of a run are ending and will not restart it; otherwise empty.
+
+    Those are jobs that were cancelled, and jobs whose batch script has decided against a restart.
+    """
+    final = set(summary.cancellation.get("jobs") or [])
+    if summary.current_decision.get("restarted") == "":
+        final.add(summary.job_id)
+    if jobs and all(job.state == job_states.ENDING and job.job_id in final for job in jobs):
+        return f"{summary.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment"
+    return ""
