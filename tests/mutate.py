@@ -1,8 +1,9 @@
 """Plant faults in the package, one at a time in a copy, and show which of them the tests find.
 
 ``python -m tests.mutate --count 40 --seed 0`` draws faults in all packages but ``nn`` (whose arithmetic has its own
-tests of this kind in ``tests/cuda``) and runs the tests in the folder that mirrors the changed module's package, then,
-if they pass, those of the whole default suite outside ``nn`` and ``cuda``. ``--only 3,17`` runs some of a draw again.
+tests of this kind in ``tests/cuda``) and runs the test modules that are nearest to the changed module, then, if they
+pass, the folder that mirrors its package, then the rest of the default suite outside ``nn`` and ``cuda``.
+``--only 3,17`` runs some of a draw again. A draw depends on the code, so repeat one at the same commit.
 A fault that survives is a missing test, or changes nothing that matters: read its diff.
 """
 
@@ -123,15 +124,20 @@ def draw(folder: Path, count: int, seed: int) -> list[Fault]:
 
 
 def mirror(folder: Path, path: Path) -> list[str]:
-    """Return the test modules of the package that a module is in, those first that import the module."""
+    """Return the test modules of the package that a module is in."""
     name = path.with_suffix("").parts[1]
     tests = folder / "tests" / SINGLE_FILES.get(name, name)
-    imported = re.compile(rf"^from cnnjob.*\b{path.stem}\b", re.MULTILINE)
     found = sorted(tests.glob("test_*.py")) if tests.is_dir() else [tests]
-    found.sort(
-        key=lambda test: (test.stem != f"test_{path.stem}", not imported.search(test.read_text(encoding="utf-8")))
-    )
     return [str(test.relative_to(folder)) for test in found]
+
+
+def nearest(folder: Path, path: Path) -> list[str]:
+    """Return the test modules of a module's package that are named after it or import it, at most three of them."""
+    imported = re.compile(rf"^from cnnjob.*\b{path.stem}\b", re.MULTILINE)
+    names = [f"test_{path.stem}.py", f"test_{path.parent.name}.py"]
+    named = [name for name in mirror(folder, path) if Path(name).name in names]
+    importing = [name for name in mirror(folder, path) if imported.search((folder / name).read_text(encoding="utf-8"))]
+    return list(dict.fromkeys([*named, *importing]))[:3]
 
 
 def copy_repository(folder: Path) -> None:
@@ -184,6 +190,10 @@ def other_tests(folder: Path, path: Path) -> list[str]:
     return [module for module in modules if module not in mirror(folder, path)]
 
 
+SELECTIONS = {"nearest": nearest, "mirror": mirror, "others": other_tests}
+"""Which tests are run, one selection after the other, until one of them fails."""
+
+
 def say(line: str) -> None:
     """Print a line at once."""
     sys.stdout.write(f"{line}\n")
@@ -197,7 +207,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="numbers of drawn faults, separated by commas")
     parser.add_argument("--list", action="store_true", help="print the faults without running tests")
-    parser.add_argument("--mirror-only", action="store_true", help="do not try survivors against the other tests")
+    parser.add_argument("--tests", nargs="+", choices=SELECTIONS, default=list(SELECTIONS), help="which are run")
     options = parser.parse_args()
     only = {int(number) for number in options.only.split(",") if number}
     say(f"seed {options.seed}, {options.count} faults")
@@ -210,8 +220,7 @@ def main() -> None:
                 continue
             said, began = "", time.monotonic()
             if not options.list:
-                selections = [mirror(folder, fault.path)]
-                selections += [] if options.mirror_only else [other_tests(folder, fault.path)]
+                selections = [selected for name in options.tests if (selected := SELECTIONS[name](folder, fault.path))]
                 found = next(filter(None, (killer(folder, fault, selected) for selected in selections)), "")
                 said = f"killed by {found}" if found else "SURVIVED"
                 said = f": {said} ({time.monotonic() - began:.0f} s)"
