@@ -60,7 +60,7 @@ def mean_outputs(
 
 
 def _write_probabilities(inputs: StepInputs, p: Array, _: Array, compute_softmax: Task) -> Task:
-    """Return a task that computes the softmax, copies it to the inputs, and advances to the next step."""
+    """Return a task that computes the softmax, copies it to ``inputs.probabilities``, and advances to the next step."""
 
     def run() -> None:
         compute_softmax()
