@@ -21,7 +21,7 @@ _SPACE = re.compile(r"\s*")
 _OPENING = ("[", "{", '"', "'")
 
 
-def parse(text: str) -> tuple[tuple[str, ...], Any]:
+def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
     """Parse one ``KEY=VALUE`` as TOML; a value that is not TOML is a string, unless it opens a quote or a bracket.
 
     Args:
@@ -33,11 +33,11 @@ def parse(text: str) -> tuple[tuple[str, ...], Any]:
     Raises:
         JobError: the text is not exactly one assignment, or its value cannot be parsed.
     """
-    key, value = divide(text, "--set", "KEY=VALUE; for example --set train.epochs=3")
-    return key, _value(value, text)
+    key, value = split_assignment(text, "--set", "KEY=VALUE; for example --set train.epochs=3")
+    return key, _parse_value(value, text)
 
 
-def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
+def split_assignment(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
     """Split an assignment at its equals sign.
 
     Args:
@@ -61,7 +61,7 @@ def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
     try:
         table: Any = toml.parse(f"{match[1]} = 0")
     except ValueError as error:
-        raise JobError(f"{option} {in_one_line(text)}: its key is not TOML, {error}") from error
+        raise JobError(f"{option} {in_one_line(text)}: its key is not TOML ({error}). Quote its parts") from error
     names: list[str] = []
     while isinstance(table, dict):
         ((name, table),) = table.items()
@@ -69,12 +69,12 @@ def divide(text: str, option: str, form: str) -> tuple[tuple[str, ...], str]:
     return tuple(names), match[2].strip()
 
 
-def written(names: Iterable[str]) -> str:
+def format_key(names: Iterable[str]) -> str:
     """Return a dotted key in TOML; names that are not bare keys are quoted."""
     return ".".join(name if _BARE.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names)
 
 
-def values(text: str) -> list[str]:
+def split_values(text: str) -> list[str]:
     """Split a list of values at the commas outside brackets, braces and quotes.
 
     Args:
@@ -83,31 +83,31 @@ def values(text: str) -> list[str]:
     Returns:
         The text of each value, without surrounding space.
     """
-    found, start = list[str](), 0
+    values, start = list[str](), 0
     while start <= len(text):
-        end = _end_of_value(text, start)
-        found.append(text[start:end].strip())
+        end = _find_end_of_value(text, start)
+        values.append(text[start:end].strip())
         start = end + 1
-    return found
+    return values
 
 
-def _end_of_value(text: str, start: int) -> int:
+def _find_end_of_value(text: str, start: int) -> int:
     """Return the index of the comma after the value at ``start``, or the length of the text."""
     first = _SPACE.match(text, start)
-    place = first.end() if first else start
-    if text.startswith(_OPENING, place):
+    index = first.end() if first else start
+    if text.startswith(_OPENING, index):
         depth = 0
-        while place < len(text) and (depth or text[place] != ","):
-            token = _TOKEN.match(text, place)
+        while index < len(text) and (depth or text[index] != ","):
+            token = _TOKEN.match(text, index)
             if token is None:  # an unclosed quote; the TOML parser reports it
                 return len(text)
-            depth += (token[0] in "[{") - (token[0] in "]}")
-            place = token.end()
-    comma = text.find(",", place)
+            depth += 1 if token[0] in "[{" else -1 if token[0] in "]}" else 0
+            index = token.end()
+    comma = text.find(",", index)
     return len(text) if comma < 0 else comma
 
 
-def _value(text: str, assignment: str) -> Any:
+def _parse_value(text: str, assignment: str) -> Any:
     """Parse a value as the only member of an array, so that neither a comment nor a second assignment can follow it."""
     try:
         parsed = toml.parse(f"value = [{text},]")
@@ -119,7 +119,7 @@ def _value(text: str, assignment: str) -> Any:
         reason = "more than one value"
     if text.startswith(_OPENING) or not text.isprintable():
         raise JobError(
-            f"--set {in_one_line(assignment)}: not one assignment of TOML, {reason}; quote it for the shell, close its "
-            "brackets, and give each assignment its own --set"
+            f"--set {in_one_line(assignment)}: not a single TOML assignment ({reason}). Quote it for the shell, close "
+            "its brackets, and give each assignment its own --set"
         )
     return text

@@ -22,19 +22,18 @@ _FIRST_YEAR, _LAST_YEAR = 1971, 9000
 """Range of years in which a time can be converted to any zone and compared with any other."""
 
 
-def _time(text: str) -> str:
+def _require_time(text: str) -> str:
     time = datetime.fromisoformat(text)
     if not time.tzinfo or not _FIRST_YEAR <= time.year <= _LAST_YEAR:
-        raise ValueError("a time needs a zone, and a year that can be")
+        raise ValueError(f"a time needs a zone, and a year from {_FIRST_YEAR} to {_LAST_YEAR}")
     return text
 
 
 # 2**53: the integers that every JSON reader represents exactly; inode numbers have up to 64 bits.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Inode = Annotated[int, Field(ge=0, lt=2**64)]
-Number = float
 Share = Annotated[float, Field(ge=0, le=1)]
-Time = Annotated[str, AfterValidator(_time)]
+Time = Annotated[str, AfterValidator(_require_time)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -83,7 +82,9 @@ def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
     """
     members: list[Any] = checked(files.read_json(path), list[kind], str(path))
     if len(members) < at_least:
-        raise DataError(f"{path}: damaged, it has {len(members)} members, at least {at_least} are needed")
+        raise DataError(
+            f"{path}: damaged, too few members (found {len(members)}, at least {at_least} are needed). Restore it"
+        )
     return members
 
 
@@ -115,7 +116,7 @@ def parse(text: str, kind: Any, where: str) -> Any:
     try:
         content = files.parse_json(text)
     except ValueError as error:
-        raise DataError(f"{where}: damaged, not readable as JSON ({error})") from error
+        raise DataError(f"{where}: damaged, not readable as JSON ({error}). Restore it") from error
     return checked(content, kind, where)
 
 
@@ -129,14 +130,14 @@ def checked(content: Any, kind: Any, where: str) -> Any:
     try:
         _adapter(kind).validate_python(content)
     except ValidationError as error:
-        what = _explain(error.errors()[0])
+        what = _describe_problem(error.errors()[0])
         raise DataError(
             f"{where}: damaged, {what}. Restore it, or remove the file if nothing trains the run"
         ) from error
     return content
 
 
-def _explain(problem: Any) -> str:
+def _describe_problem(problem: Any) -> str:
     """Return what is wrong with a field, such as ``data.mean is missing``."""
     field = ".".join(map(str, problem["loc"])) or "it"
     if problem["type"] == "missing":

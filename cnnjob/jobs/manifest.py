@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cnnjob.jobs.json_files import Count, Fields, Number, Sha256
+from cnnjob.jobs.json_files import Count, Fields, Sha256
 
 
 class ManifestData(Fields):
@@ -18,8 +18,8 @@ class ManifestData(Fields):
     """:attr:`cnnjob.data.dataset.Dataset.digest`."""
     image_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)] | None = None
     class_names: Annotated[list[str], Field(min_length=1)] | None = None
-    mean: list[Number] | None = None
-    std: list[Number] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

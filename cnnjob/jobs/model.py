@@ -28,7 +28,9 @@ def _named_or_deviation(*names: str) -> BeforeValidator:
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
             return float(value) + 0.0  # -0.0 becomes 0.0
         listed = ", ".join(map(repr, names))
-        raise ValueError(f"not {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {as_typed(value)}")
+        raise ValueError(
+            f"input should be {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {as_typed(value)}"
+        )
 
     return BeforeValidator(checked)
 
@@ -43,28 +45,28 @@ def _require_effect(block: nn.Conv | nn.Dense, info: ValidationInfo) -> Any:
         return block
     if block.bias_init and not block.bias:
         raise ValueError(
-            f"bias_init: there is no bias to begin at {block.bias_init:g}; set bias to true, or leave it out"
+            f"bias_init: there is no bias (found bias_init = {block.bias_init:g}). Set bias = true, or leave it out"
         )
     if block.learning_rate_factor == 0:
         raise ValueError(
-            "learning_rate_factor: at 0 nothing of the block is trained; set frozen to true, which keeps its weights "
-            "as they start, and bias to false"
+            "learning_rate_factor: at 0 nothing of the block is trained. Set frozen = true, which keeps the initial "
+            "weights, and bias = false"
         )
     is_normalised = isinstance(block, nn.Conv) and block.batch_norm is not None
     if block.frozen and not block.bias and block.learning_rate_factor != 1 and not is_normalised:
-        raise ValueError("learning_rate_factor: nothing of a frozen block without a bias is trained; leave it out")
+        raise ValueError("learning_rate_factor: nothing of a frozen block without a bias is trained. Leave it out")
     return block
 
 
 def _require_trained_scale(norm: nn.BatchNorm, info: ValidationInfo) -> nn.BatchNorm:
     if norm.scale and norm.learning_rate_factor == 0 and not is_older(info):
-        raise ValueError("scale: at a learning_rate_factor of 0 it stays at 1; set scale to false")
+        raise ValueError("scale: at learning_rate_factor = 0 the scale stays 1. Set scale = false")
     return norm
 
 
 def _require_each_part(order: Order) -> Order:
     if sorted(order) != sorted(_ORDER):
-        raise ValueError(f"not 'norm', 'activation' and 'pool', each once, found {list(order)}")
+        raise ValueError(f"input should be 'norm', 'activation' and 'pool', each once, found {list(order)}")
     return order
 
 
@@ -96,7 +98,7 @@ def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(block for index, block in enumerate(blocks) if index < last or not is_idle[index])
 
 
-def _kind_of(block: Any) -> str | None:
+def _find_kind(block: Any) -> str | None:
     """Return a block's kind, given by the key that no other kind has; None if there is none or more than one."""
     if not isinstance(block, dict):
         return getattr(block, "kind", None)
@@ -106,7 +108,7 @@ def _kind_of(block: Any) -> str | None:
 
 KINDS = ("conv", "dense", "dropout", "global_pool", "residual")
 # With a discriminator pydantic reports the problems of the block that was meant, not those of all kinds.
-_BY_KIND = Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no such block")
+_BY_KIND = Discriminator(_find_kind, custom_error_type="kind", custom_error_message="no such block")
 
 # Tuples are not strict: TOML has lists, which pydantic would refuse for a tuple.
 _BatchNorm = Annotated[nn.BatchNorm, Table(nn.BatchNorm), AfterValidator(_require_trained_scale)]
@@ -167,7 +169,7 @@ class Model(Settings):
         bodies = [block for outer in self.blocks if isinstance(outer, nn.Residual) for block in outer.blocks]
         if any(isinstance(block, nn.Conv) and block.init == "whitening" for block in [*self.blocks[1:], *bodies]):
             raise ValueError(
-                "blocks: init 'whitening' is of the first block alone, which sees the images, found in another; "
-                "take 'dirac' or 'he'"
+                "blocks: only the first block, which reads the images, can have init = 'whitening' (found in another). "
+                "Set 'dirac' or 'he'"
             )
         return self

@@ -11,7 +11,7 @@ from cnnjob.jobs.schema import as_typed
 
 _WARMUP = {"warmup": "warmup", "start_factor": "start_factor"}
 _FALL = {**_WARMUP, "end_factor": "end_factor"}
-_PLACES: dict[str, dict[str, dict[str, str]]] = {
+_MOVED_KEYS: dict[str, dict[str, dict[str, str]]] = {
     "optimiser": {
         "sgd": {key: key for key in ("momentum", "nesterov", "decoupled_weight_decay")},
         "adamw": {"momentum": "beta1", "beta2": "beta2", "eps": "eps"},
@@ -33,11 +33,11 @@ def translate(job: Mapping[str, Any]) -> dict[str, Any]:
     train = job.get("train")
     if not isinstance(train, dict):
         return dict(job)
-    flat = {old for kinds in _PLACES.values() for names in kinds.values() for old in names}
+    flat = {old for kinds in _MOVED_KEYS.values() for names in kinds.values() for old in names}
     new = {key: value for key, value in train.items() if key not in flat}
-    for table, kinds in _PLACES.items():
+    for table, kinds in _MOVED_KEYS.items():
         # A misspelt kind has no keys here; the schema then reports it.
-        names = kinds.get(kind := _kind_of(table, train), {})
+        names = kinds.get(kind := _selected_kind(table, train), {})
         settings = {new_name: train[old] for old, new_name in names.items() if old in train}
         if settings and not isinstance(train.get(table), dict):
             new[table] = {kind: settings}
@@ -55,30 +55,30 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
         A sentence with the new spelling of this key and of all others that move to the same table; empty for a key
         that never lay flat.
     """
-    for table, kinds in _PLACES.items():
+    for table, kinds in _MOVED_KEYS.items():
         homes = [kind for kind, names in kinds.items() if key in names]
         if not homes:
             continue
-        kind = _kind_of(table, train)
+        kind = _selected_kind(table, train)
         if kind in homes:
             spelling = _spelling(table, kind, [old for old in kinds[kind] if old in train], train)
-            return f"is now train.{table}.{kind}.{kinds[kind][key]}; in a job file {spelling}"
+            return f"is now train.{table}.{kind}.{kinds[kind][key]}. In a job file: {spelling}"
         spelling = _spelling(table, homes[-1], [key], train)
         others = " or ".join(map(repr, homes))
-        return f"cannot act with {table} '{kind}', only with {others}; remove it, or write {spelling}"
+        return f"cannot act with {table} '{kind}', only with {others}. Remove it, or write {spelling}"
     return ""
 
 
 def _spelling(table: str, kind: str, keys: Iterable[str], train: Mapping[str, Any]) -> str:
     """Return the table of a kind with some of the old keys, in the current spelling."""
-    settings = ", ".join(f"{_PLACES[table][kind][key]} = {as_typed(train[key])}" for key in keys)
+    settings = ", ".join(f"{_MOVED_KEYS[table][kind][key]} = {as_typed(train[key])}" for key in keys)
     return f"{table} = {{ {kind} = {{ {settings} }} }}"
 
 
-def _kind_of(table: str, train: Mapping[str, Any]) -> str:
+def _selected_kind(table: str, train: Mapping[str, Any]) -> str:
     """Return the optimiser or schedule that a ``train`` table selects, in the old layout or the current one."""
-    said = train.get(table)
-    kinds = _PLACES[table]
-    if isinstance(said, dict):
-        return next((kind for kind in said if kind in kinds), next(iter(kinds)))
-    return said if isinstance(said, str) else next(iter(kinds))
+    setting = train.get(table)
+    kinds = _MOVED_KEYS[table]
+    if isinstance(setting, dict):
+        return next((kind for kind in setting if kind in kinds), next(iter(kinds)))
+    return setting if isinstance(setting, str) else next(iter(kinds))

@@ -108,11 +108,11 @@ def _kinds(annotation: Any) -> Iterator[str]:
     if annotation in _WORDS:
         yield _WORDS[annotation]
     elif get_origin(annotation) is Literal:
-        yield from map(_quoted, get_args(annotation))
+        yield from map(_code_string, get_args(annotation))
     elif get_origin(annotation) is tuple:
         yield "array"
     elif isinstance(annotation, type) and issubclass(annotation, OneOf):
-        yield from (*map(_quoted, annotation.model_fields), "table")
+        yield from (*map(_code_string, annotation.model_fields), "table")
     elif isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         yield "table"
     else:
@@ -120,7 +120,7 @@ def _kinds(annotation: Any) -> Iterator[str]:
             yield from _kinds(inner)
 
 
-def _quoted(word: str) -> str:
+def _code_string(word: str) -> str:
     return f'`"{word}"`'
 
 
@@ -131,7 +131,7 @@ def _default(field: FieldInfo) -> str:
         case None:
             return "–"
         case OneOf() as default:
-            return _quoted(default.kind)
+            return _code_string(default.kind)
         case default if isinstance(default, BaseModel) or is_dataclass(default):
             return "its keys' defaults"
         case default:

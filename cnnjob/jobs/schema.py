@@ -1,6 +1,7 @@
 """Base classes for the tables of a job file or a profile, and error messages in the terms of those files."""
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, get_args, get_type_hints
@@ -37,6 +38,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
 # In float32 a dropout rate that rounds to 1 divides by zero, and a learning rate of 1e-300 trains nothing.
 _SMALLEST, _HALF_STEP = 2.0**-126, 2.0**-25
 """The smallest normal number of float32, and half the spacing of its numbers just below 1."""
+_NAMES_KEY = re.compile(r"[a-z_.0-9]+: ")
 _SHOWN_LETTERS = 80
 _SHOWN_PROBLEMS = 50
 _EXPECTED = {
@@ -227,7 +229,9 @@ def problems_of(error: ValidationError, root: type[BaseModel], content: Any = No
         place = [part for number, part in enumerate(loc) if not _is_kind(loc, number) or number == last]
         where = in_one_line(".".join(str(part) for part in place))
         what = _explain(problem, root, content)
-        yield f"{where}: {what}" if where else what
+        # The check of a whole table names the key that is wrong, as in ``bias_init: there is no bias``.
+        separator = "." if _NAMES_KEY.match(what) else ": "
+        yield f"{where}{separator}{what}" if where else what
     if len(problems) > _SHOWN_PROBLEMS:
         yield f"and {len(problems) - _SHOWN_PROBLEMS} more"
 
@@ -271,16 +275,16 @@ def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any
     for name in root.model_fields:
         if any(key in section.model_fields for section in _sections_at((name,), root)):
             return f"no such key, did you mean '{name}.{key}'?"
-    return f"no such key; the keys are {', '.join(keys)}"
+    return f"no such key. The keys are {', '.join(keys)}"
 
 
 def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]) -> str:
     kinds = [next(iter(section.model_fields)) for section in _sections_at(loc, root)]
     keys = list(found) if isinstance(found, dict) else []
     if len(several := [key for key in keys if key in kinds]) > 1:
-        return f"several blocks in one, found {' and '.join(several)}; give each its own table"
+        return f"several blocks in one table (found {' and '.join(several)}). Give each its own table"
     meant = next((meant for key in keys if (meant := near(key, kinds))), "")
-    return f"no such block{meant}; a block has one of the keys {', '.join(kinds)}"
+    return f"no such block{meant or '.'} A block has one of the keys {', '.join(kinds)}"
 
 
 def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[Section]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, product
 
 from cnnjob.errors import JobError
-from cnnjob.jobs import assignment
-from cnnjob.jobs.job import DefaultJob, Job, is_of_its_kind, settings_of
+from cnnjob.jobs.assignment import format_key, split_assignment, split_values
+from cnnjob.jobs.dotted_keys import is_of_its_kind, settings_of
+from cnnjob.jobs.job import DefaultJob, Job
 
 MOST_RUNS = 10_000
 """Maximum number of runs in one sweep."""
@@ -37,18 +38,16 @@ def expand(
     """
     always, axes = list(overrides), list[tuple[str, list[str]]]()
     for text in sweeps:
-        key, values = assignment.divide(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
-        axes.append((assignment.written(key), assignment.values(values)))
+        key, values = split_assignment(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
+        axes.append((format_key(key), split_values(values)))
     if (count := math.prod(len(values) for _, values in axes) * (seeds or 1)) > MOST_RUNS:
-        raise JobError(
-            f"--sweep, --seeds: they ask for {count:,} runs, at most {MOST_RUNS:,} at once are made; ask for less"
-        )
+        raise JobError(f"--sweep, --seeds: too many runs (found {count:,}, at most {MOST_RUNS:,}). Give fewer values")
     if seeds is not None:
         first = Job.load(name, always, default).seed
         axes.append(("seed", [str(first + count) for count in range(seeds)]))
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise JobError(f"{twice}: swept twice; give all its values in one --sweep, or --seeds")
+        raise JobError(f"{twice}: swept twice. Give all its values in one --sweep, or use --seeds")
     points = product(*([f"{key}={value}" for value in values] for key, values in axes))
     return list(
         {

@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, Any]:
     except DataError as error:
         raise JobError(f"{error}. Give a TOML file") from error
     except ValueError as error:
-        raise JobError(f"{path}: not readable as TOML, {error}") from error
+        raise JobError(f"{path}: not readable as TOML ({error}). Correct the file") from error
 
 
 def parse(text: str) -> dict[str, Any]:

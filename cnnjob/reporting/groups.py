@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob.files import canonical_json
-from cnnjob.jobs.job import is_of_its_kind
+from cnnjob.jobs.dotted_keys import is_of_its_kind
 from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95

@@ -13,7 +13,8 @@ import numpy as np
 from cnnjob.errors import CnnjobError, DataError, printable
 from cnnjob.files import short_digest
 from cnnjob.jobs import older
-from cnnjob.jobs.job import FORMAT, KINDS
+from cnnjob.jobs.dotted_keys import KINDS
+from cnnjob.jobs.job import FORMAT
 from cnnjob.reporting import crosscheck, plots
 from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.figures import Drawing

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cnnjob.jobs.json_files import Count, Fields, Inode, Number, Sha256, Share, Time
+from cnnjob.jobs.json_files import Count, Fields, Inode, Sha256, Share, Time
 
 
 class EnvironmentRecord(Fields):
@@ -58,11 +58,11 @@ class ProgressRecord(Fields):
     step: Count = 0
     done: bool = False
     best_epoch: Count = 0
-    best_accuracy: Number = -1.0
+    best_accuracy: float = -1.0
     history: list["EpochRecord"] = Field(default_factory=list)
-    epoch_seconds: Number = 0.0
-    train_seconds: Number = 0.0
-    cpu_seconds: Number = 0.0
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0
+    cpu_seconds: float = 0.0
     bits_may_differ_from_step: Count | None = None
 
     @model_validator(mode="after")
@@ -85,14 +85,14 @@ class EpochRecord(Fields):
 
     epoch: Count
     step: Count
-    learning_rate: Number | None = None
-    seconds: Number | None = None
-    images_per_second: Number | None = None
-    train_loss: Number | None = None
+    learning_rate: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    train_loss: float | None = None
     train_accuracy: Share | None = None
-    validation_loss: Number | None = None
+    validation_loss: float | None = None
     validation_accuracy: Share | None = None
-    test_loss: Number | None = None
+    test_loss: float | None = None
     test_accuracy: Share | None = None
 
 
@@ -100,13 +100,13 @@ class ResultRecord(Fields):
     """``result.json``: the metrics and costs of a finished run."""
 
     test_accuracy: Share
-    test_loss: Number | None = None
+    test_loss: float | None = None
     epochs: Count | None = None
     best_epoch: Count | None = None
     steps: Count | None = None
-    train_seconds: Number | None = None
-    cpu_hours: Number | None = None
-    gpu_hours: Number | None = None
+    train_seconds: float | None = None
+    cpu_hours: float | None = None
+    gpu_hours: float | None = None
     peak_memory_bytes: Count | None = None
     parameters: Count | None = None
     device: str | None = None

@@ -9,7 +9,8 @@ from typing import Any
 
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import json_files
-from cnnjob.jobs.job import Job, is_of_its_kind, settings_of
+from cnnjob.jobs.dotted_keys import is_of_its_kind, settings_of
+from cnnjob.jobs.job import Job
 from cnnjob.runs.run import Run
 from cnnjob.slurm.submit.request import Request
 

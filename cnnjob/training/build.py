@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from cnnjob import nn
 from cnnjob.errors import JobError
-from cnnjob.jobs.job import DataSettings, DecaySettings, Job, SgdSettings, TrainSettings
+from cnnjob.jobs.job import Job
 from cnnjob.jobs.model import Model
+from cnnjob.jobs.settings import DataSettings, DecaySettings, SgdSettings, TrainSettings
 
 
 def build_network(model: Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:

@@ -13,7 +13,8 @@ from math import prod
 from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import JobError
-from cnnjob.jobs.job import DataSettings, Job, LookaheadSettings
+from cnnjob.jobs.job import Job
+from cnnjob.jobs.settings import DataSettings, LookaheadSettings
 from cnnjob.nn.blocks import Layer
 
 

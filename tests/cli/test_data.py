@@ -147,7 +147,7 @@ def test_a_broken_job_is_listed_with_what_is_wrong(here: Path) -> None:
     (here / "jobs" / "c.toml").write_text(f'dataset = "mnist"\n{JOB}')
     listed = cnnjob("show")
     assert listed.exit_code == 0, listed.output
-    assert re.search(r"^a +jobs/a.toml: not readable as TOML, ", listed.stdout, re.MULTILINE)
+    assert re.search(r"^a +jobs/a.toml: not readable as TOML \(", listed.stdout, re.MULTILINE)
     assert re.search(r"^b +jobs/b.toml: not a valid job: train.epoch: no such key", listed.stdout, re.MULTILINE)
     assert re.search(r"^c +mnist +jobs/c.toml *$", listed.stdout, re.MULTILINE)
 

@@ -25,7 +25,7 @@ from cnnjob.cli.main import COMMANDS, app
 from cnnjob.data.prepare.prepare import KNOWN
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.reference import keys as explained
-from cnnjob.jobs.schema import OneOf
+from cnnjob.jobs.schema import OneOf, Table
 from tests.helpers.cli import HEAVY, JOB
 from tests.helpers.run_folders import finished_run, pending_run, stopped_run
 from tests.helpers.toy_jobs import dataset, trained
@@ -174,11 +174,13 @@ def test_the_names_that_are_offered_without_a_look_are_those_there_are() -> None
     assert of_kinds <= {f"{one.table}.{one.name}" for one in explained()}
 
 
-def _keys_of(section: type[BaseModel], above: str = "") -> Iterator[str]:
+def _keys_of(section: type[BaseModel] | Table, above: str = "") -> Iterator[str]:
     """The dotted keys of a table and of those within it."""
     for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, OneOf):
+        inner = next((part for part in field.metadata if isinstance(part, Table)), field.annotation)
+        if isinstance(inner, Table) or (
+            isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, OneOf)
+        ):
             yield from _keys_of(inner, f"{above}{name}.")
         else:
             yield f"{above}{name}"

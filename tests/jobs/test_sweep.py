@@ -61,13 +61,17 @@ def test_what_tells_one_from_another(toml: str) -> None:
         (
             ["train.epochs=1,2"],
             10**9,
-            "--sweep, --seeds: they ask for 2,000,000,000 runs, at most 10,000 at once are made",
+            "--sweep, --seeds: too many runs (found 2,000,000,000, at most 10,000)",
         ),
-        (["train.epochs=1,2\ntrain.batch_size=7"], None, "epochs=2\\ntrain.batch_size=7: not one assignment of TOML, "),
+        (
+            ["train.epochs=1,2\ntrain.batch_size=7"],
+            None,
+            "epochs=2\\ntrain.batch_size=7: not a single TOML assignment ",
+        ),
         (["'train'.epochs = 1,2", "train.epochs=3"], None, "train.epochs: swept twice"),
         (["train.epoch=1,2"], None, "train.epoch: no such key, did you mean 'epochs'?"),
         (["train.epochs=1,none"], None, "train.epochs: input should be an integer, found 'none'"),
-        (["model.blocks=[{dense=4},"], None, "model.blocks=[{dense=4},: not one assignment of TOML, "),
+        (["model.blocks=[{dense=4},"], None, "model.blocks=[{dense=4},: not a single TOML assignment "),
     ],
 )
 def test_mistakes(toml: str, sweeps: list[str], seeds: int | None, message: str) -> None:

@@ -258,7 +258,7 @@ NESTED = "[sbatch]\n" + ".".join("a" * 3000) + " = 1\n"
         ("[sbatch.nice]\nx = 1\n", "sbatch.nice"),
         ("[[sbatch]]\nx = 1\n", "sbatch: not a table of options"),
         ("[partition]\nx = 1\n", "partition: input should be a string"),
-        (NESTED, "not readable as TOML, a name has more than 64 parts between dots"),
+        (NESTED, "not readable as TOML (a name has more than 64 parts between dots"),
         (f"partition = {'[' * 3000}{']' * 3000}\n", "its tables or lists are nested too deep"),
         (f"partition = {'{a=' * 3000}1{'}' * 3000}\n", "its tables or lists are nested too deep"),
         (f"cpus_per_task = {'9' * 5000}\n", "not readable as TOML"),

@@ -11,7 +11,13 @@ from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import JobError
-from cnnjob.jobs.job import AugmentSettings, ConstantSettings, DecaySettings, EarlyStoppingSettings, ScheduleSettings
+from cnnjob.jobs.settings import (
+    AugmentSettings,
+    ConstantSettings,
+    DecaySettings,
+    EarlyStoppingSettings,
+    ScheduleSettings,
+)
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 from tests.helpers.toy_jobs import CLASSES, blots, dataset, job, outcome_of, run_of

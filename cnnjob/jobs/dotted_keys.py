@@ -1,0 +1,126 @@
+"""Dotted keys of a job, such as ``train.optimiser.sgd.momentum``: list all settings, or set one as ``--set`` does."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cnnjob.errors import JobError
+from cnnjob.jobs.assignment import format_key
+from cnnjob.jobs.schema import in_one_line
+
+_INDEX = re.compile(r"[0-9]{1,6}")  # short: int() refuses thousands of digits
+KINDS = ("train.optimiser", "train.schedule")
+"""Tables that have exactly one of their keys; listed as a setting, the value of such a table is that key."""
+
+
+def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting of a job with its dotted key.
+
+    Args:
+        table: the job, as returned by :meth:`Job.model_dump`.
+        above: prefix of the keys, ending in a dot.
+
+    Yields:
+        Keys and values; a list is one value. A table of :data:`KINDS` is preceded by its kind, such as
+        ``train.optimiser`` and ``"sgd"``.
+    """
+    for key, value in table.items():
+        name = above + key
+        if name in KINDS and isinstance(value, dict) and len(value) == 1:
+            yield name, next(iter(value))
+        if isinstance(value, dict):
+            yield from settings_of(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def is_of_its_kind(key: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a key belongs to the optimiser or schedule in use; ``sgd.momentum`` does not with AdamW."""
+    kinds = (f"{table}.{settings[table]}." for table in KINDS if table in settings and key.startswith(f"{table}."))
+    return all(key.startswith(kind) or key == kind[:-1] for kind in kinds)
+
+
+def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, ...], override: str) -> None:
+    """Refuse an assignment that would undo an earlier one, because it replaces the table that the other changed.
+
+    Args:
+        applied: the earlier assignments by their keys.
+        key: the parts of the dotted key.
+        override: the assignment, for the message.
+
+    Raises:
+        JobError: the assignment replaces the table of an earlier one, or selects another optimiser or schedule.
+    """
+    for before, text in applied.items():
+        if len(before) > len(key) and before[: len(key)] == key:
+            raise JobError(
+                f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which replaces all of "
+                f"{format_key(key)}. Give them in the other order, or as one value"
+            )
+        table, kind, earlier = key[:2], key[2:3], before[2:3]
+        if before[:2] == table and ".".join(table) in KINDS and kind and earlier and kind != earlier:
+            raise JobError(
+                f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which selects another "
+                f"{format_key(table)}. Give one of the two"
+            )
+
+
+def apply_override(
+    content: dict[str, Any], key: tuple[str, ...], value: Any, override: str, applied: Mapping[tuple[str, ...], str]
+) -> None:
+    """Set one key in a job file's content; a key of another optimiser or schedule than the file's also selects that.
+
+    Args:
+        content: the content, which is changed.
+        key: the parts of the dotted key.
+        value: the value.
+        override: the assignment, for the message.
+        applied: the earlier assignments by their keys.
+
+    Raises:
+        JobError: the key leads to nothing.
+    """
+    table: Any = content
+    for number, name in enumerate(key[:-1], start=1):
+        # A kind that an earlier assignment chose is kept, and a key of another kind is refused.
+        is_kind = ".".join(key[:number]) in KINDS and key[:number] not in applied
+        if is_kind and isinstance(table, dict):
+            setting = table.get(name)
+            selected = setting if isinstance(setting, dict) else [setting]
+            if key[number] not in selected:
+                table[name] = key[number]
+        table = _enter_table(table, name, key[number], override)
+    if (index := _list_index(table, key[-1])) is not None:
+        table[index] = value
+    elif isinstance(table, dict):
+        table[key[-1]] = value
+    else:
+        raise JobError(_no_key_message(override, format_key(key)))
+
+
+def _enter_table(table: Any, name: str, following: str, override: str) -> Any:
+    """Return the table of a name; a shorthand for one (``true``, or the name of a kind) is expanded first."""
+    index: Any = _list_index(table, name)
+    if index is None and not isinstance(table, dict):
+        raise JobError(_no_key_message(override, name))
+    if index is None:
+        index = name
+        table.setdefault(name, {})
+    if isinstance(table[index], bool):
+        table[index] = {}
+    elif table[index] == following:
+        table[index] = {following: {}}
+    return table[index]
+
+
+def _list_index(table: Any, name: str) -> int | None:
+    """Return the list index that a name stands for; None if the table is no list or has no such index."""
+    if not isinstance(table, list) or not _INDEX.fullmatch(name):
+        return None
+    return int(name) if int(name) < len(table) else None
+
+
+def _no_key_message(override: str, name: str) -> str:
+    return (
+        f"--set {in_one_line(override)}: there is no '{in_one_line(name)}' to set. To see every key:\n  cnnjob show JOB"
+    )
