@@ -111,6 +111,10 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
          said="not restarted, refused by SLURM (X): at most 2 jobs. Wait; to go on: cnnjob submit tiny"), "", "",
          r"its job ended and was not restarted: refused by SLURM \(X\): at most 2 jobs. Wait", "slurm/restarts.json",
          "cnnjob submit tiny.toml"),
+        (lambda root: with_decision(stopped_in_job(root), ended_by="unknown",
+         said="not restarted, refused by SLURM (X): at most 1 job. Wait; to resume: cnnjob submit tiny"), "", "",
+         r"its job ended and was not restarted: refused by SLURM \(X\): at most 1 job. Wait", "slurm/restarts.json",
+         "cnnjob submit tiny.toml"),
         (lost_in_job, "", "17|TIMEOUT|0:0|n1|\n", "its job reached the time limit", "sacct: job 17 TIMEOUT",
          "cnnjob submit .*"),
         (lost_in_job, "", "17|PREEMPTED|0:0|n1|\n", "its job was preempted by one of higher priority", "sacct: ",
@@ -191,6 +195,15 @@ def test_causes(
     assert shown.exit_code == 0, shown.output
     assert f"cause:     {found.sentence}\n" in shown.stdout
     assert (f"next:      {found.command}\n" in shown.stdout) == bool(found.command)
+
+
+@pytest.mark.parametrize("sacct", ["exit 1", None])
+def test_sacct_is_no_evidence_where_it_gave_no_answer(idle_slurm: FakeSlurm, sacct: str | None) -> None:
+    run = waiting_run(Path("runs"))
+    idle_slurm.install(sacct=sacct)
+    found = cause_of(run)
+    assert found.sentence == "job 17 left the queue before it started (cancelled or purged)"
+    assert "squeue does not list it, sacct gave no answer about it, and it left no attempt" in found.evidence
 
 
 def test_a_job_that_ends_before_its_run_began_does_not_wait(idle_slurm: FakeSlurm) -> None:

@@ -1,6 +1,7 @@
 """The dry run and the batch script: what they show and request."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def test_no_rehearsal() -> None:
 def test_what_is_wrong_with_a_job_shows_in_its_rehearsal() -> None:
     found = cnnjob("submit", "toy.toml", "--dry-run", "--set", "train.batch_size=500")
     assert (found.exit_code, "500 is more than the 162 training images" in found.stderr) == (2, True), found.output
+
+
+LOADED = """
+import sys
+from typer.testing import CliRunner
+from cnnjob.cli.main import app
+done = CliRunner().invoke(app, ["submit", "toy.toml", "--dry-run", *sys.argv[1:]])
+print(done.exit_code, *sorted({"cnnjob.training.train", "cnnjob.training.trainer"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize(
+    ("options", "exit_code", "loads"),
+    [
+        (("--no-rehearsal",), 0, False),
+        (("--partition", "nowhere"), 4, False),
+        (("--partition", "gpu", "--time", "9d"), 4, False),
+        ((), 0, True),
+    ],
+)
+def test_only_the_rehearsal_loads_the_training_loop(options: tuple[str, ...], exit_code: int, *, loads: bool) -> None:
+    command = [sys.executable, "-c", LOADED, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    loaded = " cnnjob.training.train cnnjob.training.trainer" if loads else ""
+    assert done.stdout == f"{exit_code}{loaded}\n", done.stderr
 
 
 def lines(*options: str) -> list[str]:

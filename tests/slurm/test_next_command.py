@@ -118,3 +118,11 @@ def test_the_next_command_says_where_the_data_lies() -> None:
         about = {"image_shape": [6, 6, 1], "class_names": ["ant"], "mean": [0.5], "std": [0.5]}
         change_job(run, data={**about, **data, "path": str(Path(place, "tiny.h5").absolute())})
         assert next_command.continue_command(run) == f"cnnjob train tiny.toml{said}"
+
+
+def test_a_batch_of_one_image_is_not_halved() -> None:
+    halved = next_command.continue_command(pending_run(Path("runs"), batch_size=8), change="train.batch_size")
+    assert "--set train.batch_size=4" in halved
+    smallest = pending_run(Path("runs"), batch_size=1)
+    command = next_command.continue_command(smallest, change="train.batch_size")
+    assert command == next_command.continue_command(smallest)
