@@ -1,11 +1,11 @@
-"""Errors that a user can act on, with their exit codes; and the texts of messages.
+"""Errors that a user can act on, with their exit codes; and parts of messages.
 
     CnnjobError            one message on stderr, no traceback                          1
     ├── JobError           a job file, an option or an argument asks for something
     │                      impossible                                                   2
     ├── DataError          a source, a dataset, a checkpoint or a run folder is
     │                      missing, damaged, or not the expected one                    3
-    ├── SchedulerError     SLURM refused, or is not there                               4
+    ├── SchedulerError     SLURM refused, or is missing                                 4
     ├── BusyError          another process is writing this run                          5
     └── TrainingError      the training itself failed: the loss is no longer finite     1
 
@@ -29,10 +29,10 @@ EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 _INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
 """Unicode's general categories of control characters, unassigned characters, surrogates, and line separators."""
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+_BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Unicode's bidirectional controls: they change the direction of the text that follows."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""First characters for which a spreadsheet takes a CSV cell for a formula."""
+"""First characters that make a spreadsheet treat a CSV cell as a formula."""
 _UNITS = (
     (("d", 86_400), ("h", 3600)),
     (("h", 3600), ("min", 60)),
@@ -40,7 +40,7 @@ _UNITS = (
 )
 """Pairs of a unit and the next smaller one, with their seconds, the largest first."""
 _BROKEN: set[str] = set()
-"""The names with a line break or a tab that :func:`note_names` has met."""
+"""Names with a line break or a tab that :func:`note_names` remembers."""
 
 
 class CnnjobError(Exception):
@@ -62,7 +62,7 @@ class DataError(CnnjobError):
 
 
 class SchedulerError(CnnjobError):
-    """SLURM refused, or is not there.
+    """SLURM refused a request, or is not available.
 
     Attributes:
         silent: whether SLURM did not answer, in which case it may have done what it was asked, or may yet do it.
@@ -142,9 +142,9 @@ def _escaped(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 def _is_hidden(letter: str) -> bool:
-    return category(letter) in _INVISIBLE or bidirectional(letter) in _TURNING
+    return category(letter) in _INVISIBLE or bidirectional(letter) in _BIDI_CONTROLS
 
 
 def spreadsheet_cell(value: object) -> object:
-    """Return the value for a CSV cell, with an apostrophe before text that a spreadsheet would take for a formula."""
+    """Return the value for a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -33,18 +33,18 @@ NO_PROC = "/proc is not readable"
 MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
 TEXT_BYTES = 16 * 2**20
 """Maximum size of a text or JSON file, in bytes."""
-_KINDS = {
+_FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_LEVELS = 64
+_MAX_LEVELS = 64
 """Maximum nesting depth of JSON."""
-_DIGITS = 20
+_MAX_DIGITS = 20
 """Maximum length of a 64-bit integer in decimal, sign included."""
-_SHOWN = 40
+_MAX_QUOTED = 40
 """Maximum length of an invalid value quoted in a message, in characters."""
 _SURROGATE = re.compile(r"\\u[dD]")
 
@@ -273,7 +273,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 def _require_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        kind = _FILE_KINDS.get(stat.S_IFMT(mode), "an unknown kind")
         raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or name another")
 
 
@@ -364,8 +364,8 @@ def parse_json(content: bytes | str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     # Counting brackets, those in strings too, gives a quick upper bound of the depth.
-    if text.count("[") + text.count("{") > _LEVELS:
-        _require_shallow(value, _LEVELS)
+    if text.count("[") + text.count("{") > _MAX_LEVELS:
+        _require_shallow(value, _MAX_LEVELS)
     if _SURROGATE.search(text):
         # Encoding raises at half a pair, but passes U+DC80 to U+DCFF: Python's form of a file name's undecodable byte.
         json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
@@ -375,21 +375,21 @@ def parse_json(content: bytes | str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)  # 1e999 is valid JSON, and infinity in Python
     if not math.isfinite(number):
-        raise ValueError(f"{text[:_SHOWN]} is no finite number")
+        raise ValueError(f"{text[:_MAX_QUOTED]} is not a finite number")
     return number
 
 
 def _integer(text: str) -> int:
     # Length first: beyond 4300 digits int() raises an error that says how to raise Python's limit.
-    if len(text) > _DIGITS or not -(2**63) <= (number := int(text)) < 2**64:
-        raise ValueError(f"an integer of more than 64 bits, {text[:_SHOWN]}")
+    if len(text) > _MAX_DIGITS or not -(2**63) <= (number := int(text)) < 2**64:
+        raise ValueError(f"an integer of more than 64 bits, {text[:_MAX_QUOTED]}")
     return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("duplicate key in an object")
     return members
 
 
@@ -398,7 +398,7 @@ def _require_shallow(value: Any, levels: int) -> None:
     for member in members:
         if isinstance(member, dict | list):
             if levels == 1:
-                raise ValueError(f"more than {_LEVELS} levels")
+                raise ValueError(f"more than {_MAX_LEVELS} levels")
             _require_shallow(member, levels - 1)
 
 
@@ -420,7 +420,7 @@ def short_digest(digest: str) -> str:
 
 @contextmanager
 def disk_errors_as_cnnjob_error(path: Path) -> Iterator[None]:
-    """Turn an OSError, as of a full or failing disk, into a CnnjobError; files written before are intact.
+    """Turn an OSError, for example of a full disk, into a CnnjobError; files written before are intact.
 
     Raises:
         CnnjobError: in place of an ``OSError``.
@@ -429,5 +429,5 @@ def disk_errors_as_cnnjob_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CnnjobError(
-            f"{path}: cannot be read or written, {error}; see to the disk, and run the same command again"
+            f"{path}: cannot be read or written ({reason_of(error)}). Check the disk, then run the same command again"
         ) from error
