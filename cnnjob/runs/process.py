@@ -76,7 +76,7 @@ def job_restarts() -> int:
 
 def is_same_job_start(holder: dict[str, Any]) -> bool:
     """Return whether a process belongs, or belonged, to this SLURM job since its last restart."""
-    return _is_of_this_job(holder) and holder.get("job_restarts", 0) == job_restarts()
+    return _is_of_this_job(holder) and (holder.get("job_restarts") or 0) == job_restarts()
 
 
 def _is_of_this_job(holder: dict[str, Any]) -> bool:
@@ -89,7 +89,7 @@ def is_earlier_job_start(holder: dict[str, Any]) -> bool:
 
     It may still be alive, on a node that SLURM presumed dead.
     """
-    return job_id() is not None and _is_of_this_job(holder) and holder.get("job_restarts", 0) < job_restarts()
+    return job_id() is not None and _is_of_this_job(holder) and (holder.get("job_restarts") or 0) < job_restarts()
 
 
 def is_alive(holder: dict[str, Any], record: Path) -> bool:

@@ -21,7 +21,7 @@ from cnnjob.jobs import json_files
 from cnnjob.reporting.record import read_record
 from cnnjob.runs import environment
 from cnnjob.runs.claims import Claim, claim
-from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS, is_alive, now, process_identity
+from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS, is_alive, is_same_job_start, now, process_identity
 from cnnjob.runs.run import UNRECORDED, UNSEALED, Run
 from cnnjob.runs.summary import read_summary
 from cnnjob.slurm import cleanup
@@ -141,6 +141,8 @@ def held_by(run: Run, **facts: object) -> Path:
     ("holder", "mine", "free"),
     [
         (("17", 0), ("17", 1), True),
+        (("17", None), ("17", 1), True),  # an older version recorded no number
+        (("17", None), ("17", 0), False),
         (("17", 1), ("17", 3), True),
         (("17", 1), ("17", 1), False),
         (("17", 2), ("17", 1), False),
@@ -151,7 +153,7 @@ def held_by(run: Run, **facts: object) -> Path:
 def test_a_later_life_of_a_job_takes_over_from_an_earlier_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    holder: tuple[str | None, int],
+    holder: tuple[str | None, int | None],
     mine: tuple[str, int],
     *,
     free: bool,
@@ -168,6 +170,15 @@ def test_a_later_life_of_a_job_takes_over_from_an_earlier_one(
                 with pytest.raises(BusyError):
                     claim(run)
         files.write_json(record, files.read_json(record) | {"ended": now()})
+
+
+@pytest.mark.parametrize("number", [{}, {"job_restarts": None}, {"job_restarts": 0}])
+def test_an_attempt_without_a_number_of_restarts_is_of_the_first_start(
+    monkeypatch: pytest.MonkeyPatch, number: dict[str, int | None]
+) -> None:
+    for restarts, expected in ((0, True), (1, False)):
+        set_job(monkeypatch, "17", restarts)
+        assert is_same_job_start({"job_id": "17", "cluster": None, **number}) == expected
 
 
 def test_the_superseded_life_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
