@@ -149,9 +149,11 @@ class RowReader:
         Raises:
             DataError: the file is truncated, or cannot be read.
         """
+        self._read(self._array.offset + start * self._array.row_bytes, rows.data.cast("B"))
+
+    def _read(self, position: int, content: memoryview) -> None:
+        """Read bytes from a position in the file, in as many reads as it takes."""
         array = self._array
-        content = rows.data.cast("B")
-        position = array.offset + start * array.row_bytes
         while content:
             try:
                 count = os.preadv(self._descriptor, [content[:MOST_READ_BYTES]], position)
@@ -176,12 +178,21 @@ class RowReader:
         Raises:
             DataError: the file was replaced, changed or truncated, or cannot be read.
         """
-        self._require_version(self._array.path)
+        array, content, descriptor = self._array, rows.data.cast("B"), self._descriptor
+        self._require_version(array.path)
         # Neighbours in the file are read at once, as those of an evaluation are.
-        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-        firsts, bounds = indices[starts].tolist(), [*starts.tolist(), len(indices)]
-        for number, first in enumerate(firsts):
-            self.read(first, rows[bounds[number] : bounds[number + 1]])
+        firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        positions = array.offset + indices[firsts] * array.row_bytes
+        bounds = np.append(firsts, len(indices)) * array.row_bytes
+        # As little Python as possible per read: the training's own thread waits for the interpreter meanwhile.
+        for position, start, stop in zip(positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            part = content[start:stop]
+            try:
+                is_whole = os.preadv(descriptor, (part,), position) == stop - start
+            except OSError:
+                is_whole = False
+            if not is_whole:
+                self._read(position, part)  # again, which says what is wrong
 
 
 _RESUME = "then run the same command to resume"
