@@ -56,4 +56,7 @@ EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="As sbatch's.")]
 DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="As sbatch's.")]
 JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="As sbatch's; by default the run's name.")]
 REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="As sbatch's.")]
+STAGE = Annotated[
+    bool | None, typer.Option("--stage/--no-stage", help="First copy the dataset to the node's own disk.")
+]
 SBATCH = Annotated[Words, typer.Option(metavar="KEY[=VALUE]", help="Any other option of sbatch; repeatable.")]

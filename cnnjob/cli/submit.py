@@ -1,5 +1,6 @@
 """The command ``cnnjob submit``."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +65,7 @@ def submit(
     dependency: opt.DEPENDENCY = None,
     job_name: opt.JOB_NAME = None,
     requeue: opt.REQUEUE = None,
+    stage: opt.STAGE = None,
     sbatch: opt.SBATCH = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all runs have ended.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Train on this machine, without SLURM.")] = False,
@@ -88,7 +90,7 @@ def submit(
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
         "mem": mem, "mem_per_cpu": mem_per_cpu, "mem_per_gpu": mem_per_gpu, "gpus": gpus, "gres": gres,
         "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
-        "dependency": dependency, "job_name": job_name, "requeue": requeue}  # fmt: skip
+        "dependency": dependency, "job_name": job_name, "requeue": requeue, "stage": stage}  # fmt: skip
     request = profiles.load(profile, given, sbatch or ())
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     # The user's overrides come last: --set resources.backend=… wins over the profile.
@@ -224,6 +226,7 @@ def _wait_for(runs: "Sequence[Run]") -> None:
 def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
     from cnnjob.slurm.state import status_from_folder
     from cnnjob.slurm.submit.local import run_here
+    from cnnjob.training.staging import STAGE
 
     unfinished = [run for run, _ in runs.values() if run.state() not in {"finished", "running"}]
     for run, settings in runs.values():
@@ -235,6 +238,8 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
         cores = plural(request.cpus_per_task, "core")
         typer.echo(f"{parallel} at once, {cores} each. Ctrl-C stops them and saves all work. To see the progress:")
         typer.echo("  cnnjob status")
+    if request.stage:
+        os.environ[STAGE] = "1"  # which the processes of the trainings inherit
     with ending_as_interrupted():
         for done in run_here(unfinished, parallel, request.cpus_per_task, request.time_minutes):
             ended.append(status_from_folder(done.run, done.error))

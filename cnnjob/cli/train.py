@@ -20,6 +20,7 @@ def train(
     overrides: opt.OVERRIDES = None,
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
+    stage: opt.STAGE = None,
 ) -> None:
     """Train a job here, or resume it where it was stopped.
 
@@ -32,6 +33,7 @@ def train(
     from cnnjob.slurm.scheduler import client
     from cnnjob.training.default_job import load_job
     from cnnjob.training.setup import TrainingSetup
+    from cnnjob.training.staging import stage_dataset
     from cnnjob.training.train import train as train_run
 
     requested = load_job(job, overrides or (), data)
@@ -39,6 +41,9 @@ def train(
     run = setup.create_run(runs)
     for message in describe_replaced_runs([run]):
         typer.echo(message, err=True)
+    if stage and not run.result_file.exists():
+        staged = stage_dataset(setup.dataset, lambda text: typer.echo(text, err=True))
+        setup = TrainingSetup.of_run(run, setup.job, staged)
     with Screen() as screen:
         outcome = train_run(run, screen, setup=setup, job_is_over=client.job_is_over)
     if outcome.state == "stopped":

@@ -178,8 +178,11 @@ class RowReader:
         Raises:
             DataError: the file was replaced, changed or truncated, or cannot be read.
         """
-        array, content, descriptor = self._array, rows.data.cast("B"), self._descriptor
+        array, descriptor = self._array, self._descriptor
         self._require_version(array.path)
+        if not len(indices):
+            return
+        content = rows.data.cast("B")
         # Neighbours in the file are read at once, as those of an evaluation are.
         firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
         positions = array.offset + indices[firsts] * array.row_bytes

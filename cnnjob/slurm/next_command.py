@@ -142,6 +142,7 @@ def _other_options(run: Run) -> list[str]:
     request = _read_request(run)
     requeue = request.get("requeue")
     flags = [] if requeue is None else ["--requeue" if requeue else "--no-requeue"]
+    flags += ["--stage"] if request.get("stage") else []
     pairs = (key if value is True else f"{key}={value}" for key, value in request.get("sbatch", {}).items())
     return [*flags, *(f"--sbatch {shlex.quote(pair)}" for pair in pairs)]
 

@@ -18,6 +18,7 @@ from cnnjob import files
 from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError
 from cnnjob.jobs.job import Job
 from cnnjob.runs import restart_log
+from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.process import cluster, job_id
 from cnnjob.runs.run import Run
 from cnnjob.slurm.job_array import JobArray
@@ -25,6 +26,8 @@ from cnnjob.slurm.job_index import number_of
 from cnnjob.slurm.node import deadlines
 from cnnjob.slurm.scheduler import client
 from cnnjob.slurm.submit import code_snapshot
+from cnnjob.training.setup import TrainingSetup
+from cnnjob.training.staging import STAGE, stage_dataset
 from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import Outcome, train
 
@@ -91,12 +94,26 @@ class NodeTask:
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:
-                return train(run, LogLines(), deadline=deadline, cores=self.cores, job_is_over=client.job_is_over)
+                return train(
+                    run,
+                    LogLines(),
+                    setup=self._staged_setup(run),
+                    deadline=deadline,
+                    cores=self.cores,
+                    job_is_over=client.job_is_over,
+                )
             except BusyError:
                 # of two simultaneous submissions the later one withdraws its own job, which may have started first
                 if not _has_later_job(run) or time.monotonic() > end:
                     raise
             time.sleep(POLL_SECONDS)
+
+    @staticmethod
+    def _staged_setup(run: Run) -> TrainingSetup | None:
+        """Return the setup on this node's copy of the dataset, if one is asked for."""
+        if not os.environ.get(STAGE) or run.result_file.exists():
+            return None
+        return TrainingSetup.of_run(run, dataset=stage_dataset(open_run_dataset(run), LogLines().say))
 
 
 def _is_cancelled(run: Run) -> bool:

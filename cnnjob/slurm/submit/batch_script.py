@@ -18,6 +18,7 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.submit import code_snapshot
 from cnnjob.slurm.submit.request import Request
+from cnnjob.training.staging import STAGE
 
 SIGNALS = "{1..16} {20..31} {34..64}"
 """All signals that a shell can trap except SIGCHLD (17), by which it notices the end of a child, and SIGCONT (18)."""
@@ -76,6 +77,8 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
     ]
     # own_code comes twice: setup lines may change the environment, and the EXIT trap also runs if they fail
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
+    if request.stage:
+        setup.append(f"export {STAGE}=1")
     step = [
         "own_code",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",

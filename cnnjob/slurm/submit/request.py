@@ -87,6 +87,8 @@ class Request(Settings):
     """Time before the time limit at which SLURM signals the job."""
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Shell lines to run before the job, as ``module load cuda``, one per string. A line that fails ends the job."""
+    stage: bool | None = None
+    """Whether to copy the dataset to the node's local disk before the training."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
     """Backend in place of the job's."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
