@@ -26,21 +26,25 @@ def select_backend(job: Job, run: Run) -> str:
         JobError: the run was started with the other backend; or the job asks for a GPU, or this SLURM job was
             allocated one, and it cannot be used.
     """
-    asked, first = job.resources.backend, first_backend(job, run)
+    wanted, started_with = job.resources.backend, first_backend(job, run)
+    name = started_with or wanted
     # SLURM sets the first in the batch script, the second in a step.
-    held = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
-    wanted = first or asked
-    lacking = f"{run.path} was started on the CPU" if wanted == "numpy" else why_unavailable()
+    allocated = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+    obstacle = f"{run.path} was started on the CPU" if name == "numpy" else why_unavailable()
     # With a GPU allocated, "auto" never falls back to the CPU silently: the GPU would be idle for the whole job.
-    if asked == "numpy" or (lacking and wanted != "cuda" and not held):
+    if wanted == "numpy" or (obstacle and name != "cuda" and not allocated):
         return "numpy"
-    if not lacking:
+    if not obstacle:
         return "cuda"
-    reasons = (
-        [f"this SLURM job holds the GPU {held}"] if held else [f"{run.path} was started on a GPU"] if first else []
+    reason = ""
+    if allocated:
+        reason = f", and this SLURM job holds the GPU {allocated}"
+    elif started_with:
+        reason = f", and {run.path} was started on a GPU"
+    raise JobError(
+        f"resources.backend: {wanted!r}{reason}, but {obstacle}. Or submit it with --gpus 0, or set "
+        "resources.backend to 'numpy'"
     )
-    wish = ", and ".join([f"resources.backend: {asked!r}", *reasons])
-    raise JobError(f"{wish}, but {lacking}; or submit it with --gpus 0, or set it to 'numpy'")
 
 
 def first_backend(job: Job, run: Run) -> str | None:
@@ -49,13 +53,13 @@ def first_backend(job: Job, run: Run) -> str | None:
     Raises:
         JobError: its job now asks for the other backend.
     """
-    asked, first = job.resources.backend, run.environment().get("backend")
-    if first and asked not in {"auto", first}:
+    wanted, started_with = job.resources.backend, run.environment().get("backend")
+    if started_with and wanted not in {"auto", started_with}:
         raise JobError(
-            f"resources.backend: {asked!r}, but {run.path} was started with {first!r} and other bits would come out; "
-            f"leave it at {first!r}, or move the run away"
+            f"resources.backend: {wanted!r}, but {run.path} was started with {started_with!r}, and another backend "
+            f"gives other bits. Leave it at {started_with!r}, or move the run away"
         )
-    return first
+    return started_with
 
 
 def make_backend(name: str, workers: nn.Workers, job: Job) -> nn.Backend:
@@ -74,7 +78,7 @@ def make_backend(name: str, workers: nn.Workers, job: Job) -> nn.Backend:
     """
     if job.resources.backend == "numpy" and job.train.precision == "float16":
         raise JobError(
-            "train.precision: 'float16' is for a GPU, found resources.backend 'numpy'; change one of the two"
+            "train.precision: 'float16' needs a GPU (found resources.backend 'numpy'). Change one of the two"
         )
     if name == "numpy":
         return nn.NumPyBackend(workers)

@@ -208,6 +208,6 @@ def memory_errors_as_job_error(job: Job) -> Iterator[None]:
         # CuPy's subclass shows that it is the GPU's memory that has run out.
         kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")
         raise JobError(
-            f"{job.name}: no memory for its arrays ({kind}: {error}); "
-            "see what else runs here, or lower train.batch_size; what is saved stays"
+            f"{job.name}: out of memory ({kind}: {error}). Lower train.batch_size, or end other programs on this "
+            "machine. Saved checkpoints are intact"
         ) from error

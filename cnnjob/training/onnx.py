@@ -61,7 +61,7 @@ def export(run: Run, path: Path) -> Exported:
     try:
         import onnx  # noqa: F401, PLC0415 - not everybody exports
     except ImportError as error:
-        raise CnnjobError(f"export: needs the onnx package, {error}; pip install onnx") from error
+        raise CnnjobError(f"export: needs the onnx package ({error}). Install it:\n  pip install onnx") from error
     classifier, job, data = load_classifier(run), run.job(), run.data()
     content = build_onnx_model(
         classifier.network,
@@ -75,7 +75,7 @@ def export(run: Run, path: Path) -> Exported:
     try:
         files.write_whole(path, content)
     except OSError as error:
-        raise JobError(f"{path}: cannot be written, {error}; give another file with --output") from error
+        raise JobError(f"{path}: cannot be written ({error}). Name another file with --output") from error
     network, left_out = classifier.network, job.train.test_time_augmentation
     names = tuple(data["class_names"])
     return Exported(path, len(content), network.image_shape, names, network.parameter_count, left_out)
@@ -101,7 +101,7 @@ def build_onnx_model(
     """
     if (size := sum(array.nbytes for array in weights.values())) > _MOST_BYTES:
         raise JobError(
-            f"export: an ONNX file holds less than 2 GiB (found weights of {size / 1e9:.1f} GB); use cnnjob predict"
+            f"export: an ONNX file holds less than 2 GiB (found weights of {size / 1e9:.1f} GB). Use cnnjob predict"
         )
     from onnx import TensorProto, checker, helper  # noqa: PLC0415
 

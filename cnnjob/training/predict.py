@@ -23,7 +23,7 @@ from cnnjob.training.memory import EVALUATION_BATCH
 from cnnjob.training.split import validation_indices
 
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
-_TRAIN_AGAIN = "train again with a lower train.learning_rate or other initial weights"
+_TRAIN_AGAIN = "Train again with a lower train.learning_rate or other initial weights"
 _MOST_ARRAY_BYTES = 1 << 30
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
@@ -82,14 +82,15 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
         JobError: there is no such address.
     """
     classifier, class_names = load_classifier(run), run.data()["class_names"]
-    read = list(_read(run, images, data))
-    probabilities = classifier.probabilities(np.stack([one.pixels for one in read]))  # (N, H, W, C) → (N, classes)
-    for one, row in zip(read, probabilities, strict=True):
+    read_images = list(_read_images(run, images, data))
+    # (N, H, W, C) → (N, classes)
+    probabilities = classifier.probabilities(np.stack([image.pixels for image in read_images]))
+    for image, row in zip(read_images, probabilities, strict=True):
         if not np.isfinite(row).all():
-            raise DataError(f"{run.path}: the network's outputs for {one.name} overflow; {_TRAIN_AGAIN}")
+            raise DataError(f"{run.path}: the network's outputs for {image.name} overflow. {_TRAIN_AGAIN}")
     return [
-        Prediction(one.name, class_names[row.argmax()], float(row.max()), one.true_class, one.scaled_from)
-        for one, row in zip(read, probabilities, strict=True)
+        Prediction(image.name, class_names[row.argmax()], float(row.max()), image.true_class, image.scaled_from)
+        for image, row in zip(read_images, probabilities, strict=True)
     ]
 
 
@@ -107,25 +108,26 @@ def load_classifier(run: Run) -> Classifier:
             test loss is not finite.
     """
     if not run.path.is_dir():
-        below = Path("runs") / run.path
-        raise DataError(f"{run.path}: no such run; name the folder of a finished one{f', as {below}' * below.is_dir()}")
+        in_runs = Path("runs") / run.path
+        example = f", such as {in_runs}" if in_runs.is_dir() else ""
+        raise DataError(f"{run.path}: no such run. Name the folder of a finished run{example}")
     if not run.job_file.exists():
-        raise DataError(f"{run.path}: no run folder, it has no job.json; name one")
+        raise DataError(f"{run.path}: not a run folder, it has no job.json. Name the folder of a finished run")
     if not run.result_file.exists():
-        raise DataError(f"{run.path}: not finished, no weights have been chosen yet; train it to its end")
+        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to its end")
     job, data, weights = run.job(), run.data(), run.weights()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(nn.Workers(1))
     state = nn.State(network, build_optimiser(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
-        raise DataError(f"{run.weights_file}: not the weights of {run.job_file}")
+        raise DataError(f"{run.weights_file}: not the weights of {run.job_file}. Restore it, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):
         raise DataError(f"{run.weights_file}: damaged, some weights are not float32. Restore it, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):
-        raise DataError(f"{run.weights_file}: some weights are not finite; {_TRAIN_AGAIN}")
+        raise DataError(f"{run.weights_file}: some weights are not finite. {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
     if isinstance(loss, float) and not math.isfinite(loss):  # older versions did not fail such a training
-        raise DataError(f"{run.result_file}: the test loss is {loss}; {_TRAIN_AGAIN}")
+        raise DataError(f"{run.result_file}: the test loss is {loss}. {_TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
     views = job.train.test_time_augmentation
@@ -142,59 +144,58 @@ class _Image(NamedTuple):
     scaled_from: tuple[int, int] | None = None
 
 
-def _read(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
+def _read_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
     """Yield the images that files and addresses name, in order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     verified: set[str] = set()  # comparing a split with its digest reads all of it: once is enough
     for image in images:
         if address := _ADDRESS.fullmatch(image):
-            dataset = dataset or _dataset(run, data)
-            split, index = _place(run, dataset, address[1], _number(image, address[2]))
+            if dataset is None:
+                moved = Dataset.open(data / Path(run.data()["path"]).name) if data else None
+                dataset = open_run_dataset(run, moved)
+            split, index = _locate(run, dataset, address[1], _parse_index(image, address[2]))
             pixels, label = dataset.example(split, index)
             if split not in verified:
                 dataset.verify(split)
                 verified.add(split)
             yield _Image(image, pixels, dataset.class_names[label])
         else:
-            yield from _images(Path(image), shape)
+            yield from _read_file(Path(image), shape)
 
 
-def _dataset(run: Run, folder: Path | None) -> Dataset:
-    """Return the dataset that a run was created with, from a folder or from where it was then."""
-    return open_run_dataset(run, Dataset.open(folder / Path(run.data()["path"]).name) if folder else None)
-
-
-def _place(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
+def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
     """Return the split and index of an image in the dataset's file.
 
-    If the dataset has no split ``val``, its images are those that the run held out of ``train``.
+    If the dataset has no split ``val``, its images are the training images that the run kept for validation.
 
     Raises:
-        JobError: the run held out fewer images.
+        JobError: the run has fewer validation images.
     """
     if split != "val" or split in dataset.splits:
         return split, index
-    held_out = validation_indices(run, dataset)
-    if index >= len(held_out):
-        raise JobError(f"{run.path}: no image val:{index}, found {len(held_out):,} held out; name test:N or train:N")
-    return "train", int(held_out[index])
-
-
-def _number(address: str, said: str) -> int:
-    if not _NUMBER.fullmatch(said):
+    validation = validation_indices(run, dataset)
+    if index >= len(validation):
         raise JobError(
-            f"{address}: no image of the dataset, found {said!r} for its number; count from 0, or write ./{address} "
-            "where it is a file"
+            f"{run.path}: no image val:{index} (found {len(validation):,} validation images). Name test:N or train:N"
         )
-    return int(said)
+    return "train", int(validation[index])
 
 
-def _images(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
+def _parse_index(address: str, text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise JobError(
+            f"{address}: not an image of the dataset (found {text!r} for its index). Count from 0, or write "
+            f"./{address} if it is a file"
+        )
+    return int(text)
+
+
+def _read_file(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
     """Yield the images of a file: one, or all of an array file."""
     from cnnjob.data import images  # noqa: PLC0415 - Pillow, which a training does not need
 
     if not path.exists():
-        raise DataError(f"{path}: no such file; name one, or an image of the run's data as test:0")
+        raise DataError(f"{path}: no such file. Name a file, or an image of the run's dataset such as test:0")
     if path.suffix == ".npy":
         for number, image in enumerate(read_image_array(path, shape)):
             yield _Image(f"{path}[{number}]", image)
@@ -221,10 +222,14 @@ def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any,
         array = array_from_bytes(memoryview(read_bytes(path, _MOST_ARRAY_BYTES)))
     except ValueError as error:
         raise DataError(f"{path}: not readable as an array ({error}). Save uint8 images with numpy.save") from error
-    ways = [shape, (len(array) if array.ndim else 0, *shape), *([shape[:2]] if shape[2] == 1 else [])]
-    if array.dtype != np.uint8 or array.shape not in ways or not array.size:
-        many = f"(N, {', '.join(map(str, shape))})"
-        raise DataError(f"{path}: {array.dtype} {array.shape}, the network takes uint8 {shape} or {many}; convert it")
+    accepted = [shape, (len(array) if array.ndim else 0, *shape)]
+    if shape[2] == 1:
+        accepted.append(shape[:2])
+    if array.dtype != np.uint8 or array.shape not in accepted or not array.size:
+        raise DataError(
+            f"{path}: the network takes uint8 {shape} or (N, {', '.join(map(str, shape))}) (found {array.dtype} "
+            f"{array.shape}). Convert it"
+        )
     return array.reshape(-1, *shape)
 
 

@@ -27,11 +27,11 @@ class TrainingSetup:
     training: np.ndarray
     """int64 (n_training,), indices into the training images, ascending; empty if the dataset is not prepared."""
     validation: np.ndarray
-    """int64 (n_validation,), indices of the held-out ones, ascending; also empty if there is a validation split."""
+    """int64 (n_validation,), indices of those for validation, ascending; also empty if there is a validation split."""
     n_training: int
     """Number of images to train on; an estimate if the dataset is not prepared."""
     n_validation: int
-    """Number of held-out images; an estimate if the dataset is not prepared."""
+    """Number of training images kept for validation; an estimate if the dataset is not prepared."""
 
     @classmethod
     def build(cls, job: Job, dataset: Dataset) -> Self:
@@ -106,23 +106,27 @@ class TrainingSetup:
         try:
             nn.require_trainable(self.network, job.train.batch_size)
         except ValueError as error:
-            raise JobError(f"model.blocks: {error}; change the block or train.batch_size") from error
+            raise JobError(f"model.blocks: {error}. Change the block or train.batch_size") from error
         steps = self.steps_per_epoch * job.train.epochs
         if job.train.lookahead and job.train.lookahead.every > steps:
             raise JobError(
                 f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} steps of the training, "
-                "so it would not act; lower it, or leave out train.lookahead"
+                "so it has no effect. Lower it, or leave out train.lookahead"
             )
         require_effect(job, self.dataset, self.network, build_schedule(job.train), steps)
 
     def _check_trainable(self) -> None:
         """Refuse a network without trainable parameters, and weight decay without trainable weights."""
         # With a learning rate factor of 0 a parameter is trainable in name only.
-        trainable = [one for one in self.network.parameters.values() if one.trainable and one.learning_rate_factor]
+        trainable = [
+            parameter
+            for parameter in self.network.parameters.values()
+            if parameter.trainable and parameter.learning_rate_factor
+        ]
         if not trainable:
-            raise JobError("model: nothing of it is trained, all of it is frozen; set frozen to false in one block")
-        if self.job.train.weight_decay and not any(one.decays for one in trainable):
-            raise JobError("train.weight_decay: all weights are frozen, and it acts on nothing else; leave it out")
+            raise JobError("model: all parameters are frozen, so nothing is trained. Set frozen = false in a block")
+        if self.job.train.weight_decay and not any(parameter.decays for parameter in trainable):
+            raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
     def _check_translations(self) -> None:
         """Refuse a translation by the width of an image or more: pixels that enter at an edge are mirrored there."""
@@ -135,8 +139,8 @@ class TrainingSetup:
         for key, pixels in translations.items():
             if pixels >= min(height, width):
                 raise JobError(
-                    f"{key}: moves images of {height}×{width} pixels by {pixels}, at most {min(height, width) - 1} can "
-                    "be mirrored at their edges; ask for less"
+                    f"{key}: moves images of {height}×{width} pixels by {pixels}, at most {min(height, width) - 1} "
+                    "can be mirrored at their edges. Lower it"
                 )
 
     def _check_counts(self) -> None:
@@ -144,19 +148,19 @@ class TrainingSetup:
         job, dataset = self.job, self.dataset
         if len(dataset.class_names) == 1:
             raise JobError(
-                f"{dataset.path}: it has a single class, '{dataset.class_names[0]}', so there is nothing to tell "
-                "apart; prepare a dataset of two or more classes"
+                f"{dataset.path}: a training needs two or more classes (found one, '{dataset.class_names[0]}'). "
+                "Prepare a dataset with more classes"
             )
         count, batch_size = self.n_training + self.n_validation, job.train.batch_size
         share = f"data.validation_fraction: {job.data.validation_fraction:g} of {count:,} training images"
         if job.train.select_on == "validation" and not self.n_validation and "val" not in dataset.splits:
-            raise JobError(f"{share} is none, but train.select_on is 'validation'; set one of the two")
+            raise JobError(f"{share} is none, but train.select_on is 'validation'. Change one of the two")
         if count >= batch_size > self.n_training:
             raise JobError(
-                f"{share} leaves {self.n_training:,}, fewer than a batch of {batch_size:,}; lower it, or "
+                f"{share} leaves {self.n_training:,}, fewer than a batch of {batch_size:,}. Lower it or "
                 "train.batch_size"
             )
         if batch_size > self.n_training:
             raise JobError(
-                f"train.batch_size: {batch_size:,} is more than the {self.n_training:,} training images; lower it"
+                f"train.batch_size: {batch_size:,} is more than the {self.n_training:,} training images. Lower it"
             )

@@ -11,13 +11,13 @@ from cnnjob.runs.run import OLDEST_FORMAT, Run, manifest_format
 
 
 def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return which training images are trained on, and which are held out for validation.
+    """Split the training images into those to train on and those for validation.
 
     The choice is the same for every seed, so that seeds are compared on the same images.
 
     Args:
-        job: its ``data.validation_fraction`` says how much is held out.
-        dataset: the dataset; if it has a validation split of its own, nothing is held out.
+        job: its ``data.validation_fraction`` is the share of validation images.
+        dataset: the dataset; if it has a validation split of its own, all training images are trained on.
 
     Returns:
         int64 indices of both, ascending.
@@ -25,34 +25,34 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
     count = dataset.shapes["train"][0]
     order = permutation(count, 0, Purpose.VALIDATION)  # seed 0, not the job's
     labels = np.zeros(0, np.int64) if "val" in dataset.splits else dataset.labels("train")[order]
-    held_out = count_validation_images(
+    counts = count_validation_images(
         np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction
     )
     # The first images of each class, in one random order. With no labels (a validation split), all arrays are empty.
     by_class = np.argsort(labels, kind="stable")  # positions in the order, grouped by class
     rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class, from 0
-    validation = order[by_class[rank < held_out[labels[by_class]]]]
+    validation = order[by_class[rank < counts[labels[by_class]]]]
     return np.setdiff1d(np.arange(count), validation), np.sort(validation)
 
 
 def estimate_split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
-    """Estimate how many images of an unprepared dataset are trained on and held out, assuming equally large classes."""
+    """Estimate the numbers of training and validation images of an unprepared dataset, assuming equal classes."""
     count, classes = dataset.shapes["train"][0], len(dataset.class_names)
-    equal = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
-    validation = int(count_validation_images(equal, job.data.validation_fraction).sum())
+    class_counts = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
+    validation = int(count_validation_images(class_counts, job.data.validation_fraction).sum())
     return count - validation, validation
 
 
 def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Return how many images of each class are held out.
+    """Return how many images of each class are for validation.
 
     In total it is the fraction of all images, rounded, and apportioned to the classes by largest remainder. But of a
-    class with two or more images, at least one is held out and at least one is trained on; a single image is trained
-    on.
+    class with two or more images, at least one is for validation and at least one is trained on; a single image is
+    trained on.
 
     Args:
         counts: (K,) number of images per class.
-        fraction: the fraction to hold out, in 0..1; for 0 nothing is held out.
+        fraction: the share of validation images, in 0..1; for 0 there are none.
 
     Returns:
         (K,) int64.
@@ -61,16 +61,17 @@ def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
     share = Fraction(str(fraction))
     wanted = [share * int(count) for count in counts]
     most = [max(0, int(count) - 1) for count in counts]
-    given = [min(max(int(part), 1), limit) if share else 0 for part, limit in zip(wanted, most, strict=True)]
-    left = round(sum(wanted)) - sum(given)
-    for label in sorted(range(len(counts)), key=lambda label: given[label] - wanted[label]):
-        more = int(left > 0 and given[label] < most[label])
-        given[label], left = given[label] + more, left - more
-    return np.array(given, np.int64)
+    apportioned = [min(max(int(part), 1), limit) if share else 0 for part, limit in zip(wanted, most, strict=True)]
+    rest = round(sum(wanted)) - sum(apportioned)
+    for label in sorted(range(len(counts)), key=lambda label: apportioned[label] - wanted[label]):
+        if rest > 0 and apportioned[label] < most[label]:
+            apportioned[label] += 1
+            rest -= 1
+    return np.array(apportioned, np.int64)
 
 
 def validation_indices(run: Run, dataset: Dataset) -> np.ndarray:
-    """Return the indices of the training images that a run held out, int64, ascending; up to format 2 not by class."""
+    """Return the indices of a run's validation images, int64, ascending; up to format 2 they were chosen otherwise."""
     job = run.job()
     if manifest_format(run.manifest()) > OLDEST_FORMAT or "val" in dataset.splits:
         return split_training_images(job, dataset)[1]

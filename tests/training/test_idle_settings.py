@@ -27,22 +27,22 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
         (
             blocks(TO_ONE_PIXEL, {"global_pool": "max"}),
             blocks(TO_ONE_PIXEL | {"kernel": 5}, {"global_pool": "max"}),
-            "model.blocks: global_pool1: there is a single pixel .found 1×1. to pool; leave the block out",
+            "model.blocks: global_pool1: its input is a single pixel, so it has no effect. Leave the block out",
         ),
         (
             blocks(TO_ONE_PIXEL | {"stride": 2}),
             blocks(TO_ONE_PIXEL | {"stride": 2, "kernel": 4}),
-            "model.blocks: conv1: the kernel has a single place in 6×6 pixels, so no stride moves it .found 2.; leave",
+            "model.blocks: conv1: the kernel covers its input of 6×6 pixels, so the stride has no effect .found 2",
         ),
         (
             blocks(TO_ONE_PIXEL, {"residual": [{"conv": 3}, {"conv": 3, "stride": 3}]}),
             blocks(TO_ONE_PIXEL, {"residual": [{"conv": 3}, {"conv": 3}]}),
-            "model.blocks: residual1/conv2: the kernel has a single place in 1×1 pixels",
+            "model.blocks: residual1/conv2: the kernel covers its input of 1×1 pixels",
         ),
         (
             ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5}}},
             ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5, "start_factor": 0.5}}},
-            "train.schedule.constant.warmup: the only step of the training has the learning rate 0; leave it out, or",
+            "train.schedule.constant.warmup: the only step of the training has the learning rate 0. Leave it out, or",
         ),
         (
             {"train__schedule": {"triangular": {"warmup": 0.975}}},
@@ -52,7 +52,7 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
         (
             {"train__lookahead": {"every": 40, "power": 2.0}},
             {"train__lookahead": {"every": 39, "power": 2.0}},
-            "train.lookahead.power: it acts once, after the last of 40 steps, where any power of 1 is 1 .found 2.",
+            "train.lookahead.power: it acts once, after the last of 40 steps, so the power has no effect .found 2.",
         ),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_validation_fraction_beside_a_validation_split_is_refused(tmp_path: Pa
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(data__validation_fraction=0.1), packed)
     message = (
-        r"toy.h5 has a validation split of its own, so nothing is held out .found 0.25.; leave it at its default, 0.1"
+        r"toy.h5 has a validation split of its own, so this has no effect .found 0.25.. Leave it at its default, 0.1"
     )
     with pytest.raises(JobError, match=f"data.validation_fraction: .*{message}"):
         TrainingSetup.checked(job(), packed)
@@ -85,7 +85,7 @@ def test_images_of_one_column_have_no_mirror_image(tmp_path: Path, key: str, val
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(model__blocks=[{"dense": 3}]), packed)
     name = "data.augment.flip" if "augment" in key and "data" in key else key.replace("__", ".")
-    with pytest.raises(JobError, match=f"{name}: images of one column have no other mirror image"):
+    with pytest.raises(JobError, match=f"{name}: images of one column equal their mirror images"):
         TrainingSetup.checked(job(model__blocks=[{"dense": 3}], **{key: value}), packed)
 
 

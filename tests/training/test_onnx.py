@@ -85,7 +85,7 @@ def test_onnxruntime_agrees(name: str) -> None:
 def test_weights_beyond_what_a_file_holds_are_refused() -> None:
     network, state, pixels, _ = made([])
     large = state.weights | {"classifier/weights": np.broadcast_to(np.float32(0), (2**15, 2**14))}
-    with pytest.raises(JobError, match=r"an ONNX file holds less than 2 GiB .found weights of 2.1 GB.; use cnnjob pre"):
+    with pytest.raises(JobError, match=r"an ONNX file holds less than 2 GiB .found weights of 2.1 GB.. Use cnnjob pre"):
         build_onnx_model(network, large, pixels, {})
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_exported_is_said(finished: Path, tmp_path: Path) -> None
     assert (nothing.exit_code, "no such run" in nothing.stderr) == (3, True)
     (tmp_path / "open").mkdir()
     unfinished = cnnjob("export", tmp_path / "open")
-    assert (unfinished.exit_code, "no run folder, it has no job.json" in unfinished.stderr) == (3, True)
+    assert (unfinished.exit_code, "not a run folder, it has no job.json" in unfinished.stderr) == (3, True)
     nowhere = cnnjob("export", finished, "-o", tmp_path / "gone" / "net.onnx")
     assert (nowhere.exit_code, "cannot be written" in nowhere.stderr) == (2, True)
 
@@ -216,6 +216,6 @@ def test_without_the_onnx_package_its_name_is_said(finished: Path) -> None:
         [sys.executable, "-c", code, "export", str(finished)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("cnnjob: export: needs the onnx package, ")
+    assert done.stderr.startswith("cnnjob: export: needs the onnx package (")
     assert "pip install onnx" in done.stderr
     assert "Traceback" not in done.stderr

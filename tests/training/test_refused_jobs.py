@@ -32,21 +32,21 @@ def blocks(*of: dict[str, Any], classifier: dict[str, Any] | None = None) -> dic
 def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     for changes, message in (
-        ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images; lower it"),
+        ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images. Lower it"),
         ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
         ({"data__validation_fraction": 0.0}, "data.validation_fraction: 0 of 216 training images is none"),
         (
             {"data__validation_fraction": 0.9999},
-            "data.validation_fraction: 0.9999 of 216 training images leaves 3, fewer than a batch of 8; lower it",
+            "data.validation_fraction: 0.9999 of 216 training images leaves 3, fewer than a batch of 8. Lower it",
         ),
         (
             blocks({"conv": 2, "frozen": True, "bias": False}, classifier={"frozen": True, "bias": False}),
-            "model: nothing of it is trained, all of it is frozen",
+            "model: all parameters are frozen, so nothing is trained",
         ),
         (
             {"train__weight_decay": 0.1}
             | blocks({"conv": 2, "frozen": True, "batch_norm": True}, classifier={"frozen": True, "bias": False}),
-            "train.weight_decay: all weights are frozen, and it acts on nothing else; leave it out",
+            "train.weight_decay: has no effect, since all weights are frozen. Leave it out",
         ),
         ({"data__augment": {"translate": 6}}, "data.augment.translate: moves images of 6×6 pixels by 6, at most"),
         (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
@@ -78,7 +78,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ),
         (
             {"train__epochs": 2, "train__lookahead": {"every": 41}},
-            "train.lookahead.every: 41 is more than the 40 steps of the training, so it would not act; lower it",
+            "train.lookahead.every: 41 is more than the 40 steps of the training, so it has no effect. Lower it",
         ),
         (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening takes an even number of filters up to 18"),
     ):
