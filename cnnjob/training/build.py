@@ -26,7 +26,7 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
     try:
         return nn.Network.build([*model.blocks, replace(model.classifier, units=classes)], image_shape)
     except ValueError as error:
-        raise JobError(f"model.blocks: {error}; change the block or its place") from error
+        raise JobError(f"model.blocks: {error}. Change the block or its position") from error
 
 
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:

@@ -62,7 +62,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ),
         (
             blocks({"conv": 2, "pad": 64, "pool": 64}),
-            "model.blocks: conv1: pad 64 is not less than kernel 3, so outputs at the edges see only padding; change",
+            "model.blocks: conv1: pad 64 is not less than kernel 3, so outputs at the edges see only padding. Change",
         ),
         (
             blocks({"residual": [{"conv": 2, "kernel": 1, "pad": 1}, {"conv": 2, "pad": 0}]}),
