@@ -68,7 +68,7 @@ def test_every_link_and_job_that_is_named_exists() -> None:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / target).exists(), f"{path.name}: {target}"
         for name in re.findall(r"cnnjob train ([a-z][\w-]+)", text):
-            assert name in job.known(), name
+            assert name in job.list_jobs(), name
 
 
 def test_the_readme_test_command_is_what_ci_runs() -> None:
@@ -82,12 +82,12 @@ def test_the_readme_test_command_is_what_ci_runs() -> None:
 
 
 def test_the_reference_of_a_job_file_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "job-file.md").read_text() == reference.markdown()
+    assert (ROOT / "docs" / "job-file.md").read_text() == reference.format_markdown()
 
 
 def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
     found = CliRunner().invoke(app, ["show", "--keys"]).stdout.splitlines()
-    assert len(found) == len(reference.keys()) == len(set(found))
+    assert len(found) == len(reference.list_keys()) == len(set(found))
     for line in found:
         assert re.fullmatch(r"[\w.{} =…]+ \(.+\): [^\n]{8,}\.", line), line
     text = "\n".join(found)

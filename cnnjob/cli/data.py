@@ -173,13 +173,13 @@ def _print_prepared(prepared: "Prepared") -> None:
 
 def _job_name(dataset: "Dataset") -> str:
     """Return the job to train on a dataset: the one of its name, or the file, which stands for its built-in job."""
-    from cnnjob.jobs.job import Job, known
+    from cnnjob.jobs.job import Job, list_jobs
 
     name = dataset.path.stem
     if dataset.path.parent != DATA_FOLDER or dataset.path.suffix != ".h5":
         return str(dataset.path)
     try:
-        return name if name not in known() or Job.load(name).dataset == name else str(dataset.path)
+        return name if name not in list_jobs() or Job.load(name).dataset == name else str(dataset.path)
     except JobError:  # the job file is not valid
         return str(dataset.path)
 
@@ -240,9 +240,9 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
     """Print every key of a job file, or those of one table such as ``train`` or ``train.optimiser``."""
     from dataclasses import asdict
 
-    from cnnjob.jobs.reference import keys
+    from cnnjob.jobs.reference import list_keys
 
-    found = [one for one in keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
+    found = [one for one in list_keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
     if not found:
         raise JobError(f"show --keys {what}: no such table; leave it out, or name one, as train or train.optimiser")
     if as_json:
@@ -266,7 +266,7 @@ def _list(data: Path, *, as_json: bool) -> None:
         for entry in KNOWN
         if entry.name not in names
     ]
-    jobs_found = [_listed(path) for path in jobs.known().values()]
+    jobs_found = [_listed(path) for path in jobs.list_jobs().values()]
     if as_json:
         job_rows = [{"job": name, "dataset": dataset, "file": file} for name, dataset, file in jobs_found]
         print_json({"datasets": datasets, "jobs": job_rows})

@@ -13,7 +13,7 @@ KINDS = ("train.optimiser", "train.schedule")
 """Tables that have exactly one of their keys; listed as a setting, the value of such a table is that key."""
 
 
-def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def iterate_settings(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every setting of a job with its dotted key.
 
     Args:
@@ -29,12 +29,12 @@ def settings_of(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str
         if name in KINDS and isinstance(value, dict) and len(value) == 1:
             yield name, next(iter(value))
         if isinstance(value, dict):
-            yield from settings_of(value, f"{name}.")
+            yield from iterate_settings(value, f"{name}.")
         else:
             yield name, value
 
 
-def is_of_its_kind(key: str, settings: Mapping[str, Any]) -> bool:
+def belongs_to_selected_kind(key: str, settings: Mapping[str, Any]) -> bool:
     """Return whether a key belongs to the optimiser or schedule in use; ``sgd.momentum`` does not with AdamW."""
     kinds = (f"{table}.{settings[table]}." for table in KINDS if table in settings and key.startswith(f"{table}."))
     return all(key.startswith(kind) or key == kind[:-1] for kind in kinds)

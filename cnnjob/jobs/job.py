@@ -32,7 +32,7 @@ from cnnjob.jobs.assignment import parse_assignment
 from cnnjob.jobs.dotted_keys import apply_override, require_no_conflict
 from cnnjob.jobs.lookup import named_toml_files
 from cnnjob.jobs.model import Model
-from cnnjob.jobs.schema import Settings, as_typed, is_older, near, problems_of
+from cnnjob.jobs.schema import Settings, describe_problems, format_value, is_older, suggest_name
 from cnnjob.jobs.settings import DataSettings, ResourceSettings, TrainSettings
 
 FORMAT = 3
@@ -47,11 +47,11 @@ DefaultJob = Callable[[str], dict[str, Any] | None]
 """Returns the content of the built-in job of a dataset, given its name; None if there is no such dataset."""
 
 
-def _require_name(name: str) -> str:
+def _require_job_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
             "input should be a letter, a digit or _, followed by at most 99 of these, spaces and .+-, "
-            f"found {as_typed(name)}"
+            f"found {format_value(name)}"
         )
     return name
 
@@ -59,7 +59,7 @@ def _require_name(name: str) -> str:
 class Job(Settings):
     """A complete description of one training."""
 
-    name: Annotated[str, AfterValidator(_require_name)]
+    name: Annotated[str, AfterValidator(_require_job_name)]
     """First part of the run folder's name, before the digest; by default the job file's name without its suffix."""
     dataset: Annotated[str, Field(min_length=1)]
     """Name of a prepared dataset, or the path of its HDF5 file."""
@@ -115,7 +115,7 @@ class Job(Settings):
             JobError: there is no such job, or it is not valid; the message lists all problems.
         """
         try:
-            path = find(name)
+            path = find_job_file(name)
             content = _read_frozen(path) if path.name == FROZEN else toml.read(path)
         except JobError:
             built_in = default(name) if default else None
@@ -148,7 +148,7 @@ class Job(Settings):
         try:
             return cls.model_validate(content, context={"older": not is_current})
         except ValidationError as error:
-            problems = "\n".join(f"  {line}" for line in problems_of(error, cls, content))
+            problems = "\n".join(f"  {line}" for line in describe_problems(error, cls, content))
             raise JobError(f"{where}: not a valid job:\n{problems}") from error
 
     def digest(self, data_digest: str) -> str:
@@ -169,12 +169,12 @@ class Job(Settings):
         return sha256_of(canonical_json({"format": FORMAT, "job": settings, "data": data_digest}).encode())
 
 
-def known() -> dict[str, Path]:
+def list_jobs() -> dict[str, Path]:
     """Return every job that has a name, with its file; jobs in ``./jobs/`` take precedence over the package's."""
     return named_toml_files("jobs")
 
 
-def find(name: str) -> Path:
+def find_job_file(name: str) -> Path:
     """Return the file of a job, given its path, its name, or the folder of a run.
 
     Raises:
@@ -189,10 +189,12 @@ def find(name: str) -> Path:
         return path / FROZEN
     if path.suffix or "/" in name:
         raise JobError(f"{name}: no such file. Name a .toml file, or a job of this list:\n  cnnjob show")
-    jobs = known()
+    jobs = list_jobs()
     if name in jobs:
         return jobs[name]
-    raise JobError(f"{name}: no such job{near(name, jobs) or '.'} The jobs are {', '.join(jobs)}; or give a .toml file")
+    raise JobError(
+        f"{name}: no such job{suggest_name(name, jobs) or '.'} The jobs are {', '.join(jobs)}; or give a .toml file"
+    )
 
 
 def _read_frozen(path: Path) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
             f"{path}: damaged or edited, it lacks its SHA-256. Restore it, or train the changed job in a run folder of "
             "its own"
         )
-    if content.get(SEAL) not in {None, seal_of(content)}:
+    if content.get(SEAL) not in {None, compute_seal(content)}:
         raise DataError(
             f"{path}: damaged or edited, its SHA-256 does not fit its other content. Restore it, or train the changed "
             "job in a run folder of its own"
@@ -176,12 +176,12 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     return content
 
 
-def seal_of(content: Mapping[str, Any]) -> str:
+def compute_seal(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a file's content without its seal."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     return files.sha256_of(files.canonical_json(rest).encode())
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def add_seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with its seal added."""
-    return {**content, SEAL: seal_of(content)}
+    return {**content, SEAL: compute_seal(content)}

@@ -17,8 +17,8 @@ def named_toml_files(name: str) -> dict[str, Path]:
     """
     # An installed package has the files under share/; in a checkout they lie beside the package.
     package = Path(__file__).parents[1]
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in (Path(name), package / "share" / name, package.parent / name):
         for path in folder.glob("*.toml"):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+            files.setdefault(path.stem, path)
+    return dict(sorted(files.items()))

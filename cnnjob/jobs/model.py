@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from cnnjob import nn
-from cnnjob.jobs.schema import Fraction, OrFalse, Settings, Table, as_typed, is_older
+from cnnjob.jobs.schema import Fraction, OrFalse, Settings, Table, format_value, is_older
 from cnnjob.nn.blocks import ConvInitialiser, Initialiser, Order, Part
 
 LARGEST_SIGMA = 10
@@ -29,7 +29,7 @@ def _named_or_deviation(*names: str) -> BeforeValidator:
             return float(value) + 0.0  # -0.0 becomes 0.0
         listed = ", ".join(map(repr, names))
         raise ValueError(
-            f"input should be {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {as_typed(value)}"
+            f"input should be {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {format_value(value)}"
         )
 
     return BeforeValidator(checked)

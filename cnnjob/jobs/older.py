@@ -7,7 +7,7 @@ optimiser or schedule that uses them, as in ``optimiser = { sgd = { momentum = 0
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cnnjob.jobs.schema import as_typed
+from cnnjob.jobs.schema import format_value
 
 _WARMUP = {"warmup": "warmup", "start_factor": "start_factor"}
 _FALL = {**_WARMUP, "end_factor": "end_factor"}
@@ -71,7 +71,7 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
 
 def _spelling(table: str, kind: str, keys: Iterable[str], train: Mapping[str, Any]) -> str:
     """Return the table of a kind with some of the old keys, in the current spelling."""
-    settings = ", ".join(f"{_MOVED_KEYS[table][kind][key]} = {as_typed(train[key])}" for key in keys)
+    settings = ", ".join(f"{_MOVED_KEYS[table][kind][key]} = {format_value(train[key])}" for key in keys)
     return f"{table} = {{ {kind} = {{ {settings} }} }}"
 
 

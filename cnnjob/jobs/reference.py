@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cnnjob.jobs.job import Job
-from cnnjob.jobs.schema import OneOf, Section, Table, as_typed, tables_in
+from cnnjob.jobs.schema import OneOf, Section, Table, format_value, tables_in
 
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 _MADE_BY = "Made by `python -m cnnjob.jobs.reference > docs/job-file.md` from the fields' docstrings."
@@ -38,7 +38,7 @@ class Key:
     """The field's docstring, in one line."""
 
 
-def keys() -> list[Key]:
+def list_keys() -> list[Key]:
     """Return every key of a job file, table by table, outer tables first."""
     # dict(): conv and dropout are met twice, as blocks of the network and inside a residual.
     return [
@@ -48,17 +48,17 @@ def keys() -> list[Key]:
     ]
 
 
-def markdown() -> str:
+def format_markdown() -> str:
     """Return the reference as Markdown, with one table per table of a job file."""
     tables, about = dict(_tables(Job, "")), _one_line(inspect.getdoc(Job) or "")
     lines = ["# The keys of a job file", "", f"{about} `cnnjob show --keys` prints the same.", "", _MADE_BY]
-    for table, found in groupby(keys(), key=lambda key: key.table):
+    for table, rows in groupby(list_keys(), key=lambda key: key.table):
         if table:
             section = tables[table]
             description = section.about if isinstance(section, Table) else inspect.getdoc(section) or ""
             lines += ["", f"## `{table}`", "", _one_line(description)]
         lines += ["", "| key | takes | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{one.name}` | {one.takes} | {one.default} | {one.meaning} |" for one in found]
+        lines += [f"| `{key.name}` | {key.takes} | {key.default} | {key.meaning} |" for key in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -67,15 +67,16 @@ def _tables(section: Section, name: str) -> Iterator[tuple[str, Section]]:
     yield name, section
     for key, field in section.model_fields.items():
         for inner in tables_in(field):
-            own = f"{{ {next(iter(inner.model_fields))} = … }}"
-            yield from _tables(inner, own if get_origin(field.annotation) is tuple else f"{name}.{key}".strip("."))
+            is_block = get_origin(field.annotation) is tuple
+            block_name = f"{{ {next(iter(inner.model_fields))} = … }}"
+            yield from _tables(inner, block_name if is_block else f"{name}.{key}".strip("."))
 
 
 @cache
 def _docstrings(section: Section) -> dict[str, str]:
     """Return the docstring of each key: the one below its field in the class or in one of its bases."""
     source, names = (section.source, section.keys) if isinstance(section, Table) else (section, {})
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     # Python keeps no docstrings of attributes, so they are read from the source, bases first to be overridden.
     for base in reversed([base for base in source.__mro__ if base.__module__.startswith("cnnjob.")]):
         body = ast.parse(inspect.getsource(base)).body[0]
@@ -85,8 +86,8 @@ def _docstrings(section: Section) -> dict[str, str]:
                 match following:
                     case ast.Expr(value=ast.Constant(value=str(text))):
                         name = statement.target.id
-                        found[names.get(name, name)] = inspect.cleandoc(text)
-    return found
+                        texts[names.get(name, name)] = inspect.cleandoc(text)
+    return texts
 
 
 def _one_line(text: str) -> str:
@@ -96,8 +97,8 @@ def _one_line(text: str) -> str:
 def _takes(field: FieldInfo) -> str:
     """Return the types and limits of a key's values."""
     bounds = [
-        _BOUNDS[name].format(f"{getattr(one, name):,}")
-        for one in field.metadata for name in _BOUNDS if hasattr(one, name)
+        _BOUNDS[name].format(f"{getattr(limit, name):,}")
+        for limit in field.metadata for name in _BOUNDS if hasattr(limit, name)
     ]  # fmt: skip
     kinds = dict.fromkeys(_kinds(field.annotation))
     return " or ".join(" ".join([kind, *bounds]) if kind in {"integer", "number"} else kind for kind in kinds)
@@ -135,8 +136,8 @@ def _default(field: FieldInfo) -> str:
         case default if isinstance(default, BaseModel) or is_dataclass(default):
             return "its keys' defaults"
         case default:
-            return f"`{as_typed(default)}`".replace("'", '"')
+            return f"`{format_value(default)}`".replace("'", '"')
 
 
 if __name__ == "__main__":
-    sys.stdout.write(markdown())
+    sys.stdout.write(format_markdown())

@@ -26,14 +26,14 @@ from pydantic_core import core_schema
 from cnnjob.errors import closest_name, printable
 
 
-def _below_one(share: float) -> float:
+def _require_below_one(share: float) -> float:
     """Refuse a fraction that rounds to 1 in float32."""
     if share >= 1 - _HALF_STEP:
         raise ValueError(f"input should be less than 1 in float32 too, at most 0.9999999, found {share}")
     return share
 
 
-Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
+Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_require_below_one)]
 
 # In float32 a dropout rate that rounds to 1 divides by zero, and a learning rate of 1e-300 trains nothing.
 _SMALLEST, _HALF_STEP = 2.0**-126, 2.0**-25
@@ -146,10 +146,12 @@ class OneOf(Settings):
     def _by_name(cls, value: Any) -> Any:
         if isinstance(value, str) and value in cls.model_fields:
             return {value: {}}
-        if not isinstance(value, dict | cls) or (isinstance(value, dict) and not _has_one(value, cls.model_fields)):
+        if not isinstance(value, dict | cls) or (
+            isinstance(value, dict) and not _has_one_kind(value, cls.model_fields)
+        ):
             *some, last = map(repr, cls.model_fields)
             kinds = f"{', '.join(some)} or {last}"
-            raise ValueError(f"input should be {kinds}, or a table with one of these keys, found {as_typed(value)}")
+            raise ValueError(f"input should be {kinds}, or a table with one of these keys, found {format_value(value)}")
         return value
 
     @property
@@ -163,7 +165,7 @@ class OneOf(Settings):
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
-def _has_one(table: dict[str, Any], kinds: Iterable[str]) -> bool:
+def _has_one_kind(table: dict[str, Any], kinds: Iterable[str]) -> bool:
     """Return whether a table has one kind, or only unknown keys, which pydantic then reports with a near match."""
     known = [kind for kind in kinds if table.get(kind) is not None and table[kind] is not False]
     return len(known) == 1 or (not known and any(key not in kinds for key in table))
@@ -174,16 +176,16 @@ def is_older(info: ValidationInfo) -> bool:
     return bool(info.context and info.context.get("older"))
 
 
-def _unless_false(value: Any) -> Any:
+def _expand_flag(value: Any) -> Any:
     """Map ``false`` to None and ``true`` to a table of defaults, since TOML has no null."""
     return {} if value is True else None if value is False else value
 
 
-OrFalse = BeforeValidator(_unless_false)
+OrFalse = BeforeValidator(_expand_flag)
 """Validator of an optional table: ``false`` is none, ``true`` is a table of defaults."""
 
 
-def near(name: str, names: Iterable[str]) -> str:
+def suggest_name(name: str, names: Iterable[str]) -> str:
     """Return a suggestion of the name that was probably meant, to be appended to a message; empty if none is close."""
     close = closest_name(name, names)
     return f", did you mean '{close}'?" if close else ""
@@ -195,7 +197,7 @@ def in_one_line(text: str) -> str:
     return line if len(line) <= _SHOWN_LETTERS else f"{line[:_SHOWN_LETTERS]}…"
 
 
-def as_typed(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value in TOML, in one short line."""
     try:
         return in_one_line(_as_toml(value))
@@ -209,11 +211,11 @@ def _as_toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_as_toml, value))}]"
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_as_toml(one)}' for key, one in value.items())} }}" if value else "{}"
+        return f"{{ {', '.join(f'{key} = {_as_toml(item)}' for key, item in value.items())} }}" if value else "{}"
     return repr(value) if isinstance(value, str | int | float) else str(value)
 
 
-def problems_of(error: ValidationError, root: type[BaseModel], content: Any = None) -> Iterator[str]:
+def describe_problems(error: ValidationError, root: type[BaseModel], content: Any = None) -> Iterator[str]:
     """Yield one line per problem: the key's dotted name, what is wrong, and what was found.
 
     Args:
@@ -226,8 +228,8 @@ def problems_of(error: ValidationError, root: type[BaseModel], content: Any = No
         loc = problem["loc"]
         # pydantic inserts a block's kind after its index, as in blocks.0.conv.kernel; the file has no such level.
         last = len(loc) if problem["type"] == "value_error" else len(loc) - 1
-        place = [part for number, part in enumerate(loc) if not _is_kind(loc, number) or number == last]
-        where = in_one_line(".".join(str(part) for part in place))
+        parts = [str(part) for number, part in enumerate(loc) if not _is_kind(loc, number) or number == last]
+        where = in_one_line(".".join(parts))
         what = _explain(problem, root, content)
         # The check of a whole table names the key that is wrong, as in ``bias_init: there is no bias``.
         separator = "." if _NAMES_KEY.match(what) else ": "
@@ -242,23 +244,23 @@ def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
 
 
 def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
-    kind, loc, found = problem["type"], problem["loc"], problem["input"]
-    match kind:
+    error_type, loc, value = problem["type"], problem["loc"], problem["input"]
+    match error_type:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return _unknown_key(loc, root, content)
         case "missing":
             return "missing"
         case "kind":
-            return _unknown_block(loc, found, root)
+            return _unknown_block(loc, value, root)
         case "value_error":
             return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    if kind == "float_type" and isinstance(found, int) and not isinstance(found, bool):
+    if error_type == "float_type" and isinstance(value, int) and not isinstance(value, bool):
         # pydantic refuses an integer that no float can hold with the same error as a string.
         message = "input should be a number below 1e308"
-    elif kind in _EXPECTED:
-        message = f"input should be {_EXPECTED[kind]}"
-    return f"{message}, found {as_typed(found)}"
+    elif error_type in _EXPECTED:
+        message = f"input should be {_EXPECTED[error_type]}"
+    return f"{message}, found {format_value(value)}"
 
 
 def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any) -> str:
@@ -270,33 +272,33 @@ def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any
         if hasattr(section, "explain_moved_key") and (new_spelling := section.explain_moved_key(key, table or {})):
             return str(new_spelling)
     keys = list(dict.fromkeys(key for section in sections for key in section.model_fields))
-    if meant := near(key, keys):
-        return f"no such key{meant}"
+    if suggestion := suggest_name(key, keys):
+        return f"no such key{suggestion}"
     for name in root.model_fields:
         if any(key in section.model_fields for section in _sections_at((name,), root)):
             return f"no such key, did you mean '{name}.{key}'?"
     return f"no such key. The keys are {', '.join(keys)}"
 
 
-def _unknown_block(loc: tuple[int | str, ...], found: Any, root: type[BaseModel]) -> str:
+def _unknown_block(loc: tuple[int | str, ...], value: Any, root: type[BaseModel]) -> str:
     kinds = [next(iter(section.model_fields)) for section in _sections_at(loc, root)]
-    keys = list(found) if isinstance(found, dict) else []
-    if len(several := [key for key in keys if key in kinds]) > 1:
-        return f"several blocks in one table (found {' and '.join(several)}). Give each its own table"
-    meant = next((meant for key in keys if (meant := near(key, kinds))), "")
-    return f"no such block{meant or '.'} A block has one of the keys {', '.join(kinds)}"
+    keys = list(value) if isinstance(value, dict) else []
+    if len(present := [key for key in keys if key in kinds]) > 1:
+        return f"several blocks in one table (found {' and '.join(present)}). Give each its own table"
+    suggestions = filter(None, (suggest_name(key, kinds) for key in keys))
+    return f"no such block{next(suggestions, '.')} A block has one of the keys {', '.join(kinds)}"
 
 
 def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[Section]:
     """Return the schemas of the tables that are allowed at a location."""
-    found: list[Section] = [root]
+    sections: list[Section] = [root]
     for number, part in enumerate(loc):
         if _is_kind(loc, number):
-            found = [section for section in found if next(iter(section.model_fields)) == part]
+            sections = [section for section in sections if next(iter(section.model_fields)) == part]
         elif isinstance(part, str):
-            keys = [section.model_fields[part] for section in found if part in section.model_fields]
-            found = [section for field in keys for section in tables_in(field)]
-    return found
+            matching = [section.model_fields[part] for section in sections if part in section.model_fields]
+            sections = [section for field in matching for section in tables_in(field)]
+    return sections
 
 
 def tables_in(field: FieldInfo) -> Iterator[Section]:

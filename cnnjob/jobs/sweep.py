@@ -6,7 +6,7 @@ from itertools import chain, product
 
 from cnnjob.errors import JobError
 from cnnjob.jobs.assignment import format_key, split_assignment, split_values
-from cnnjob.jobs.dotted_keys import is_of_its_kind, settings_of
+from cnnjob.jobs.dotted_keys import belongs_to_selected_kind, iterate_settings
 from cnnjob.jobs.job import DefaultJob, Job
 
 MOST_RUNS = 10_000
@@ -58,10 +58,10 @@ def expand(
 
 def job_differences(jobs: Sequence[Job]) -> list[str]:
     """Return the settings in which each job differs, such as ``train.learning_rate=0.1, seed=2``; empty for one job."""
-    flat = [dict(settings_of(job.model_dump(mode="json"))) for job in jobs]
+    settings = [dict(iterate_settings(job.model_dump(mode="json"))) for job in jobs]
     # A setting of another kind (beta2 beside SGD) is no difference of its own; ``...`` stands for a missing key.
     keys = [
-        key for key in dict.fromkeys(chain(*flat))
-        if len({repr(one.get(key, ...)) for one in flat if is_of_its_kind(key, one)}) > 1
+        key for key in dict.fromkeys(chain(*settings))
+        if len({repr(values.get(key, ...)) for values in settings if belongs_to_selected_kind(key, values)}) > 1
     ]  # fmt: skip
-    return [", ".join(f"{key}={one[key]}" for key in keys if key in one) for one in flat]
+    return [", ".join(f"{key}={values[key]}" for key in keys if key in values) for values in settings]

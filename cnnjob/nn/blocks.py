@@ -156,7 +156,7 @@ class Conv:
                 whitening filters is odd or too large.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
-            raise ValueError("a conv block needs an image, found a vector; put it before the dense blocks")
+            raise ValueError("a conv block needs an image (found a vector, as after a dense block)")
         H, W = self.convolved(shape)
         if min(H, W) < self.pool:
             raise ValueError(
@@ -165,16 +165,16 @@ class Conv:
             )
         most = 2 * self.kernel**2 * shape[2]
         if self.init == "whitening" and (self.filters % 2 or self.filters > most):
-            raise ValueError(f"whitening takes an even number of filters up to {most}, found {self.filters}")
+            raise ValueError(f"whitening needs an even number of filters up to {most} (found {self.filters})")
         return H // self.pool, W // self.pool, self.filters
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Return weights (K, K, C, F), bias (F,), and the parameters of the normalisation."""
-        own = _weights_and_bias(self, (self.kernel, self.kernel, shape[-1], self.filters))
-        factor = self.learning_rate_factor
-        return own | (
-            self.batch_norm.parameters(self.filters, factor=factor, trainable=True) if self.batch_norm else {}
-        )
+        parameters = _weights_and_bias(self, (self.kernel, self.kernel, shape[-1], self.filters))
+        if self.batch_norm:
+            factor = self.learning_rate_factor
+            parameters |= self.batch_norm.parameters(self.filters, factor=factor, trainable=True)
+        return parameters
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class GlobalPool(_Plain):
             ValueError: the input is not an image.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
-            raise ValueError("a global_pool block needs an image, found a vector; put it before the dense blocks")
+            raise ValueError("a global_pool block needs an image (found a vector, as after a dense block)")
         return shape[-1:]
 
 
@@ -285,14 +285,14 @@ class Residual:
         """
         if not self._convs:
             raise ValueError("a residual block needs a conv block in its body")
-        after = self.body(shape)[-1].output_shape
-        if shape != after:
+        output = self.body(shape)[-1].output_shape
+        if shape != output:
             self.projection(shape)
-        return after
+        return output
 
     def body(self, shape: Shape) -> "tuple[Layer, ...]":
         """Return the layers of the body for an input (H, W, C)."""
-        return layers_of(self.blocks, list(_names(self.blocks)), shape)
+        return build_layers(self.blocks, list(_number_names(self.blocks)), shape)
 
     def projection(self, shape: Shape) -> "Layer | None":
         """Return the layer of the shortcut, whose input is :meth:`window`; None if the shortcut is the identity.
@@ -300,31 +300,33 @@ class Residual:
         Raises:
             ValueError: no shortcut has the shape of the body's output.
         """
-        after = self.body(shape)[-1].output_shape
-        if shape == after:
+        output = self.body(shape)[-1].output_shape
+        if shape == output:
             return None
-        if any(outputs > pixels for outputs, pixels in zip(after[:2], shape[:2], strict=True)):
+        if any(outputs > pixels for outputs, pixels in zip(output[:2], shape[:2], strict=True)):
             raise ValueError(
-                f"its body enlarges the image from {_by(shape)} to {_by(after)}, which no shortcut does; lower its pads"
+                f"its pads enlarge the image from {_format_shape(shape)} to {_format_shape(output)}, which no shortcut "
+                "does"
             )
-        stride, window = self._reach(shape, after)
+        stride, window = self._find_window(shape, output)
         if any(side.stop > pixels for side, pixels in zip(window, shape, strict=False)):
             raise ValueError(
-                f"its body leads from {_by(shape)} to {_by(after)}, for which no shortcut has enough pixels"
+                f"its body leads from {_format_shape(shape)} to {_format_shape(output)}, for which no shortcut has "
+                "enough pixels"
             )
         norm = self._convs[-1].batch_norm
-        conv = Conv(after[-1], kernel=1, stride=stride, batch_norm=norm, activation="none")
-        seen = *(side.stop - side.start for side in window), shape[-1]
-        return Layer("projection", conv, seen, after)
+        conv = Conv(output[-1], kernel=1, stride=stride, batch_norm=norm, activation="none")
+        window_shape = *(side.stop - side.start for side in window), shape[-1]
+        return Layer("projection", conv, window_shape, output)
 
     def window(self, shape: Shape) -> tuple[slice, slice]:
         """Return the rows and columns of the input (H, W, C) that the shortcut reads."""
-        return self._reach(shape, self.body(shape)[-1].output_shape)[1]
+        return self._find_window(shape, self.body(shape)[-1].output_shape)[1]
 
-    def _reach(self, shape: Shape, after: Shape) -> tuple[int, tuple[slice, slice]]:
+    def _find_window(self, shape: Shape, output: Shape) -> tuple[int, tuple[slice, slice]]:
         """Return the stride of the shortcut, and the rows and columns that it reads."""
-        stride = -(-shape[0] // after[0])
-        if all(-(-pixels // stride) == outputs for pixels, outputs in zip(shape[:2], after[:2], strict=True)):
+        stride = -(-shape[0] // output[0])
+        if all(-(-pixels // stride) == outputs for pixels, outputs in zip(shape[:2], output[:2], strict=True)):
             return stride, (slice(0, shape[0]), slice(0, shape[1]))
         # In pixels of the body's input: `stride` is the distance between two inputs of the current convolution, whose
         # first output is centred on its input number (K − 1) // 2 − pad.
@@ -333,7 +335,7 @@ class Residual:
             first += stride * ((block.kernel - 1) // 2 - block.pad)
             stride *= block.stride * block.pool
         first = max(0, first)
-        rows, columns = (slice(first, first + (outputs - 1) * stride + 1) for outputs in after[:2])
+        rows, columns = (slice(first, first + (outputs - 1) * stride + 1) for outputs in output[:2])
         return stride, (rows, columns)
 
     @property
@@ -389,7 +391,7 @@ class Network:
         Raises:
             ValueError: a block does not fit its input; the message names the block.
         """
-        return cls(layers_of(blocks, [*_names(blocks[:-1]), "classifier"], image_shape))
+        return cls(build_layers(blocks, [*_number_names(blocks[:-1]), "classifier"], image_shape))
 
     @property
     def image_shape(self) -> Shape:
@@ -412,8 +414,8 @@ class Network:
         return sum(prod(parameter.shape) for parameter in self.parameters.values() if parameter.counts)
 
 
-def layers_of(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tuple[Layer, ...]:
-    """Return the layers of blocks that follow each other, on an input of the given shape.
+def build_layers(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tuple[Layer, ...]:
+    """Build the layers of blocks that follow each other, on an input of the given shape.
 
     Raises:
         ValueError: a block does not fit its input; the message names the block.
@@ -428,13 +430,13 @@ def layers_of(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tu
     return tuple(layers)
 
 
-def _names(blocks: Sequence[Block]) -> Iterator[str]:
+def _number_names(blocks: Sequence[Block]) -> Iterator[str]:
     """Yield the names of blocks: ``conv1``, ``conv2``, ``dense1``, …."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for block in blocks:
-        seen[block.kind] = seen.get(block.kind, 0) + 1
-        yield f"{block.kind}{seen[block.kind]}"
+        counts[block.kind] = counts.get(block.kind, 0) + 1
+        yield f"{block.kind}{counts[block.kind]}"
 
 
-def _by(shape: Shape) -> str:
+def _format_shape(shape: Shape) -> str:
     return "×".join(str(side) for side in shape)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob.files import canonical_json
-from cnnjob.jobs.dotted_keys import is_of_its_kind
+from cnnjob.jobs.dotted_keys import belongs_to_selected_kind
 from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95
@@ -252,7 +252,7 @@ def differing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 def _applies(key: str, settings: dict[str, Any]) -> bool:
     tables = _enclosing_tables(key)
-    return is_of_its_kind(key, settings) and all(settings.get(table, True) is not None for table in tables)
+    return belongs_to_selected_kind(key, settings) and all(settings.get(table, True) is not None for table in tables)
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -45,7 +45,9 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         "mean": dataset.mean,
         "std": dataset.std,
     }
-    content = json_files.sealed({"format": FORMAT, "digest": digest, "job": job.model_dump(mode="json"), "data": data})
+    content = json_files.add_seal(
+        {"format": FORMAT, "digest": digest, "job": job.model_dump(mode="json"), "data": data}
+    )
     with disk_errors_as_cnnjob_error(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         if frozen:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cnnjob.errors import CnnjobError
 from cnnjob.jobs import json_files
-from cnnjob.jobs.dotted_keys import is_of_its_kind, settings_of
+from cnnjob.jobs.dotted_keys import belongs_to_selected_kind, iterate_settings
 from cnnjob.jobs.job import Job
 from cnnjob.runs.run import Run
 from cnnjob.slurm.submit.request import Request
@@ -106,12 +106,12 @@ def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
 
 def _differences(job: Job, base: Job) -> dict[str, Any]:
     """Return the settings of a job that differ from those of another one, by their keys."""
-    settings, base_settings = (dict(settings_of(each.model_dump(mode="json"))) for each in (job, base))
-    short = dict(settings_of(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without their defaults
+    settings, base_settings = (dict(iterate_settings(each.model_dump(mode="json"))) for each in (job, base))
+    short = dict(iterate_settings(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without their defaults
     changed = [
         key for key in settings
         if base_settings.get(key, ...) != settings[key] and not key.startswith(_OUTSIDE_DIGEST)
-        and (key in short or is_of_its_kind(key, base_settings))
+        and (key in short or belongs_to_selected_kind(key, base_settings))
     ]  # fmt: skip
     return {key: short.get(key, settings[key]) for key in changed}
 

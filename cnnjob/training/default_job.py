@@ -9,7 +9,7 @@ import numpy as np
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import JobError, closest_name
-from cnnjob.jobs.job import Job, known
+from cnnjob.jobs.job import Job, list_jobs
 from cnnjob.training.split import count_validation_images
 
 _VALIDATION_FRACTION = 0.1
@@ -60,7 +60,7 @@ class DefaultJobs:
         if path.exists():
             return default_job(Dataset.open(path), name)
         prepared = {path.stem for path in self.data.glob("*.h5")}
-        if (near := closest_name(name, prepared | known().keys())) in prepared:
+        if (near := closest_name(name, prepared | list_jobs().keys())) in prepared:
             raise JobError(f"{name}: no such job or dataset. Did you mean {near}?")
         return None
 

@@ -24,7 +24,7 @@ from cnnjob.cli import completion
 from cnnjob.cli.main import COMMANDS, app
 from cnnjob.data.prepare.prepare import KNOWN
 from cnnjob.jobs.job import Job
-from cnnjob.jobs.reference import keys as explained
+from cnnjob.jobs.reference import list_keys
 from cnnjob.jobs.schema import OneOf, Table
 from tests.helpers.cli import HEAVY, JOB
 from tests.helpers.run_folders import finished_run, pending_run, stopped_run
@@ -171,7 +171,7 @@ def test_the_names_that_are_offered_without_a_look_are_those_there_are() -> None
     keys = [key for key in _keys_of(Job) if key != "name" and ".classifier." not in key]
     of_kinds = {key for key in completion.SETTINGS if key.startswith(("train.optimiser.", "train.schedule."))}
     assert sorted(keys) == sorted(set(completion.SETTINGS) - of_kinds)
-    assert of_kinds <= {f"{one.table}.{one.name}" for one in explained()}
+    assert of_kinds <= {f"{one.table}.{one.name}" for one in list_keys()}
 
 
 def _keys_of(section: type[BaseModel] | Table, above: str = "") -> Iterator[str]:

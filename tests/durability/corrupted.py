@@ -146,7 +146,7 @@ def odd_values(path: Path, random: Random) -> None:
     elif path.suffix == ".json":
         value = _odd(json.loads(path.read_text()), random)
         is_sealed = isinstance(value, dict) and json_files.SEAL in value and random.random() < 0.7
-        path.write_text(json.dumps(json_files.sealed(value) if is_sealed else value))
+        path.write_text(json.dumps(json_files.add_seal(value) if is_sealed else value))
     else:
         path.write_bytes(path.read_bytes() + random.choice((b"\x1b[2J", b"\r" * 10**6, b"x" * 10**7, b"\xff" * 99)))
 

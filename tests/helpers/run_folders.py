@@ -54,7 +54,7 @@ def frozen_run(root: Path, job: Job) -> Run:
     run.path.mkdir(parents=True)
     data = {"path": "data/tiny.h5", "digest": DATA_DIGEST, "name": "tiny"}
     frozen = {"format": FORMAT, "job": job.model_dump(mode="json"), "data": data, "digest": job.digest(DATA_DIGEST)}
-    files.write_json(run.job_file, json_files.sealed(frozen))
+    files.write_json(run.job_file, json_files.add_seal(frozen))
     return run
 
 
@@ -152,7 +152,7 @@ def change_json(path: Path, **facts: Any) -> None:
 
 def change_job(run: Run, **facts: Any) -> None:
     """Change facts in a run's job file, whose checksum is then right."""
-    files.write_json(run.job_file, json_files.sealed(files.read_json(run.job_file) | facts))
+    files.write_json(run.job_file, json_files.add_seal(files.read_json(run.job_file) | facts))
 
 
 def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:

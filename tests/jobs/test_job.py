@@ -240,11 +240,12 @@ def test_unknown_jobs_are_said_with_a_near_match(tmp_path: Path, monkeypatch: py
 
 def test_a_job_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "mnist.toml").write_text(jobs.find("mnist").read_text().replace("epochs = ", "epochs = 1"))
+    shipped_text = jobs.find_job_file("mnist").read_text()
+    (tmp_path / "jobs" / "mnist.toml").write_text(shipped_text.replace("epochs = ", "epochs = 1"))
     shipped = Job.load("mnist")
     monkeypatch.chdir(tmp_path)
     assert Job.load("mnist").train.epochs > shipped.train.epochs
-    assert jobs.known()["mnist"] == Path("jobs/mnist.toml")
+    assert jobs.list_jobs()["mnist"] == Path("jobs/mnist.toml")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def test_the_manifest_of_a_run_names_its_job(tmp_path: Path) -> None:
     assert Job.load(str(run.job_file)) == Job.load(str(run.path)) == run.job()
 
 
-@pytest.mark.parametrize("name", sorted(jobs.known()))
+@pytest.mark.parametrize("name", sorted(jobs.list_jobs()))
 def test_the_shipped_jobs_are_valid_and_survive_being_written_down(name: str) -> None:
     loaded = Job.load(name)
     assert Job.checked(loaded.model_dump(mode="json"), name) == loaded
@@ -312,7 +313,7 @@ def test_the_digest_depends_on_what_decides_the_result_and_on_nothing_else() -> 
 
 
 def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path: Path) -> None:
-    shipped = jobs.find("mnist").read_bytes()
+    shipped = jobs.find_job_file("mnist").read_bytes()
     (tmp_path / "mnist.toml").write_bytes(b"\xef\xbb\xbf" + shipped.replace(b"\n", b"\r\n"))
     assert Job.load(str(tmp_path / "mnist.toml")) == Job.load("mnist")
 
@@ -476,7 +477,7 @@ def test_what_may_act_makes_another_run(one: dict[str, Any], other: dict[str, An
     assert job(**one).digest("data") != job(**other).digest("data")
 
 
-@pytest.mark.parametrize("name", sorted(jobs.known()))
+@pytest.mark.parametrize("name", sorted(jobs.list_jobs()))
 @pytest.mark.parametrize("kind", ["train.optimiser", "train.schedule"])
 def test_each_kind_can_be_swept_over_on_every_job(name: str, kind: str) -> None:
     from cnnjob.jobs.sweep import expand, job_differences

@@ -220,7 +220,7 @@ def test_initial_weights_are_of_the_asked_spread_and_of_their_place_only() -> No
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ([nn.Dense(units=3), nn.Conv(filters=1)], r"conv1: a conv block needs an image, found a vector"),
+        ([nn.Dense(units=3), nn.Conv(filters=1)], r"conv1: a conv block needs an image .found a vector"),
         (
             [nn.Conv(filters=1, pad=0, kernel=9)],
             r"conv1: kernel 9, stride 1, pad 0 and pool 1 leave nothing of 6×5 pixels",

@@ -80,8 +80,8 @@ def test_numbers_are_of_the_seed_and_the_place() -> None:
         assert not np.any(one == draw_initial_values(parameter, seed, place, np.zeros(0)))
 
 
-@pytest.mark.parametrize(("filters", "found"), [(7, "even number of filters up to 24, found 7"), (26, "found 26")])
+@pytest.mark.parametrize(("filters", "found"), [(7, "even number of filters up to 24 .found 7"), (26, "found 26")])
 def test_whitening_wants_pairs_of_filters(filters: int, found: str) -> None:
     block = nn.Conv(filters=filters, kernel=2, init="whitening")
-    with pytest.raises(ValueError, match=f"conv1: whitening takes an .*{found}"):
+    with pytest.raises(ValueError, match=f"conv1: whitening needs an .*{found}"):
         nn.Network.build([block, nn.Dense(units=2)], (6, 6, 3))

@@ -358,7 +358,7 @@ def test_valid_json_that_is_no_record_is_said(tmp_path: Path, name: str, content
 def test_a_flipped_bit_of_a_job_file_is_found(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     content, before, refused = run.job_file.read_bytes(), run.manifest(), 0
-    assert before["sha256"] == json_files.seal_of(before)
+    assert before["sha256"] == json_files.compute_seal(before)
     bits = range(0, 8 * len(content), 29)
     for bit in bits:
         changed = bytearray(content)

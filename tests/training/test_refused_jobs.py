@@ -58,7 +58,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ),
         (
             blocks({"residual": [{"conv": 2, "kernel": 2, "pad": 1}]}),
-            "residual1: its body enlarges the image from 6×6×1 to 7×7×2, which no shortcut does; lower its pads",
+            "residual1: its pads enlarge the image from 6×6×1 to 7×7×2, which no shortcut does",
         ),
         (
             blocks({"conv": 2, "pad": 64, "pool": 64}),
@@ -80,7 +80,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
             {"train__epochs": 2, "train__lookahead": {"every": 41}},
             "train.lookahead.every: 41 is more than the 40 steps of the training, so it has no effect. Lower it",
         ),
-        (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening takes an even number of filters up to 18"),
+        (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening needs an even number of filters up to 18"),
     ):
         with pytest.raises(JobError, match=message):
             run_of(job(**changes), packed, tmp_path / "runs")

@@ -308,7 +308,7 @@ def test_another_environment_is_said_and_recorded(tmp_path: Path) -> None:
 def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     run = run_of(job(), packed, tmp_path / "runs")
-    files.write_json(run.job_file, json_files.sealed({**run.manifest(), "digest": "f" * 64}))
+    files.write_json(run.job_file, json_files.add_seal({**run.manifest(), "digest": "f" * 64}))
     with pytest.raises(DataError, match="belongs to another job whose digest begins with the same digits"):
         run_of(job(), packed, tmp_path / "runs")
 

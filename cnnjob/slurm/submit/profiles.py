@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from cnnjob.errors import JobError, closest_name
 from cnnjob.jobs import toml
 from cnnjob.jobs.lookup import named_toml_files
-from cnnjob.jobs.schema import as_typed, problems_of
+from cnnjob.jobs.schema import describe_problems, format_value
 from cnnjob.slurm.submit.request import Request
 
 GPU_OPTIONS = ("gpus", "gpus_per_node", "gres")
@@ -50,7 +50,7 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
     users = toml.read(config_file()) if config_file().is_file() else {}
     usual = users.pop("profile", None)
     if not isinstance(usual, str | None):
-        raise JobError(f'{config_file()}: profile is not a name (found {as_typed(usual)}). Write profile = "NAME"')
+        raise JobError(f'{config_file()}: profile is not a name (found {format_value(usual)}). Write profile = "NAME"')
     name = profile or usual
     variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
     layers = [users, _read(name) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
@@ -63,7 +63,7 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
         if name:
             sources.append(f"profile {name}")
         where = " and ".join(sources) or "submit"
-        lines = "\n".join(f"  {line}" for line in problems_of(error, Request))
+        lines = "\n".join(f"  {line}" for line in describe_problems(error, Request))
         raise JobError(f"{where}: not a valid request:\n{lines}") from error
 
 
@@ -93,7 +93,7 @@ def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 merged = {key: value for key, value in merged.items() if key not in group}
         options = layer.get("sbatch", {})
         if not isinstance(options, dict):
-            raise JobError(f"sbatch: not a table of options (found {as_typed(options)}). Write [sbatch] above them")
+            raise JobError(f"sbatch: not a table of options (found {format_value(options)}). Write [sbatch] above them")
         merged |= {**layer, "sbatch": {**merged["sbatch"], **options}}
     return merged
 
