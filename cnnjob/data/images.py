@@ -32,6 +32,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from cnnjob import files
 from cnnjob.errors import DataError
@@ -189,7 +190,7 @@ class _TimedReader(io.BufferedReader):
         return super().read(size)
 
 
-def header(path: Path, *, content: bytes | None = None, most_seconds: float = MOST_SECONDS) -> Header:
+def header(path: Path | str, *, content: bytes | None = None, most_seconds: float = MOST_SECONDS) -> Header:
     """Read an image's header, without its pixels (except where only they tell whether a palette image is grey).
 
     Args:
@@ -209,7 +210,7 @@ def header(path: Path, *, content: bytes | None = None, most_seconds: float = MO
 
 
 def examine(
-    path: Path, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
+    path: Path | str, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
 ) -> tuple[Header, Picture | None]:
     """Read an image's header, and its pixels too if they are few: then opening it takes longer than decoding it.
 
@@ -225,6 +226,8 @@ def examine(
     Raises:
         DataError: the file is not an image, not a usable one, or cannot be decoded.
     """
+    if _LIMITED and len(content) <= _FEW_BYTES and (picture := _plain_picture(content, most_pixels)):
+        return picture.header, picture
     with _opened(path, content, MOST_SECONDS) as opened:
         head = opened.header()
         few = head.height * head.width <= most_pixels
@@ -232,7 +235,7 @@ def examine(
 
 
 def read_picture(
-    path: Path,
+    path: Path | str,
     shape: tuple[int, int, int] | None,
     *,
     fit: Fit = "crop",
@@ -283,14 +286,49 @@ def fit_pixels(
     return _array(_fitted(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), shape, fit, background))
 
 
+def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
+    """Read the most frequent kind of small image without what only others need, which saves a third of the time.
+
+    Args:
+        content: a file's content.
+        most_pixels: height times width up to which it is read.
+
+    Returns:
+        The image that :meth:`_Opened.picture` returns too; None if it is anything but an opaque PNG or JPEG of 8 bits
+        per channel that states no orientation, or is not usable.
+    """
+    try:
+        if content.startswith(b"\x89PNG"):
+            image: ImageFile = PngImageFile(io.BytesIO(content))
+            special = any(name in content for name in _PNG_EXIF) or image.is_animated  # type: ignore[attr-defined]
+        elif content.startswith(b"\xff\xd8\xff"):
+            image = JpegImageFile(io.BytesIO(content))
+            special = "mpoffset" in image.info or b"MPF\0" in content
+        else:
+            return None
+        width, height = image.size
+        raw_mode: Any = image.tile[0].args
+        if (
+            special
+            or width * height > min(most_pixels, _FEW_PIXELS)
+            or (raw_mode if isinstance(raw_mode, str) else raw_mode[0]) != image.mode
+            or image.mode not in {"L", "RGB"}
+            or not image.info.keys().isdisjoint((*_EXIF, "transparency"))
+        ):
+            return None
+        return Picture(_array(image), Header(height, width, image.mode == "L"), is_transparent=False, is_dim=False)
+    except (MemoryError, *_UNREADABLE):
+        return None  # it is opened again, with limits on its time, for the error
+
+
 def _array(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
 
 
-def _content(path: Path) -> bytes | None:
+def _content(path: Path | str) -> bytes | None:
     """Return a file's content; None if it is too large to hold in memory beside its pixels."""
     try:
-        with files.open_regular(path) as file:
+        with files.open_regular(Path(path)) as file:
             return file.read() if os.fstat(file.fileno()).st_size <= _MOST_CONTENT else None
     except OSError as error:
         raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
@@ -392,10 +430,10 @@ def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
 
 
 @contextmanager
-def _opened(path: Path, content: bytes | None, most_seconds: float) -> Iterator[_Opened]:
+def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Iterator[_Opened]:
     """Open an image with limits on memory and time, and check its header; errors of Pillow become a DataError."""
     try:
-        with decoding_limits(), io.BytesIO(content) if content is not None else files.open_regular(path) as file:
+        with decoding_limits(), io.BytesIO(content) if content is not None else files.open_regular(Path(path)) as file:
             if content is not None and len(content) <= _FEW_BYTES:
                 # Little can take long if its pixels are few as well: then no clock is read at each of Pillow's reads.
                 image = _usable_image(file)
@@ -567,10 +605,10 @@ _OTHER_FORMATS = (
 """Position and bytes by which formats that are not read are recognised, their name, and what to do."""
 
 
-def _unknown_format(path: Path, content: bytes | None) -> str:
+def _unknown_format(path: Path | str, content: bytes | None) -> str:
     """Return what is wrong with a file that is no image of a known format, by its first bytes."""
     if content is None:
-        with files.open_regular(path) as file:
+        with files.open_regular(Path(path)) as file:
             content = file.read(256)
     if not content:
         return "an empty file, not an image. Remove it"
@@ -578,7 +616,7 @@ def _unknown_format(path: Path, content: bytes | None) -> str:
         if content.startswith(signature, position):
             return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not read. {advice}"
     known = ", ".join(FORMATS)
-    named = Image.registered_extensions().get(path.suffix.lower())  # loads all of Pillow's formats
+    named = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all of Pillow's formats
     if named in FORMATS:
         return f"not a {named} image, in spite of its name. Restore or remove it"
     if named:

@@ -5,6 +5,7 @@ import resource
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjob.data.images import header, read_picture
+from cnnjob.data.images import Picture, decoding_limits, examine, header, read_picture
 from cnnjob.data.prepare.prepare import prepare
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run
@@ -126,6 +127,7 @@ def test_no_program_is_started(tmp_path: Path, run: Run, monkeypatch: pytest.Mon
 
 SHORT_OF_MEMORY = """
 import resource, sys
+from collections.abc import Callable
 from pathlib import Path
 from cnnjob.errors import DataError
 from cnnjob.data.images import read_picture
@@ -176,3 +178,22 @@ def test_the_limit_of_memory_is_taken_back(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         header(path)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.parametrize("name", [*usable_images(), *(name for name, (_, content) in UNUSABLE.items() if content)])
+def test_a_small_image_is_examined_as_it_is_read(tmp_path: Path, name: str) -> None:
+    content = (usable_images() | {name: content for name, (_, content) in UNUSABLE.items()})[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    def outcome(read: Callable[[], Picture | None]) -> object:
+        try:
+            picture = read()
+        except DataError as error:
+            return str(error)
+        return picture and (picture.pixels.tolist(), *picture[1:])
+
+    with decoding_limits():
+        examined = outcome(lambda: examine(path, content, 64 * 64)[1])
+    if examined is not None:
+        assert examined == outcome(lambda: read_picture(path, None))

@@ -6,14 +6,16 @@ already, because to open such a file takes longer than to decode it.
 """
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
+from cnnjob.data.dataset import BLOCK_BYTES
 from cnnjob.data.images import Header, Picture, decoding_limits, examine, fit_pixels, header, read_picture
 from cnnjob.data.prepare.folders.layout import Layout
 from cnnjob.data.prepare.folders.options import FolderOptions
@@ -84,8 +86,7 @@ class Survey:
         self.is_grey = self.is_grey and found.is_grey  # a single image in colour makes all of them RGB
 
 
-_File = tuple[str, int, str]
-"""Split, label and name."""
+_T = TypeVar("_T")
 
 
 class _Examined(NamedTuple):
@@ -125,8 +126,9 @@ def survey(tree: FolderTree, layout: Layout, options: FolderOptions, *, progress
         image_bar("survey", len(files), shown=progress) as advance,
     ):
         examined = (one for some in work(_examine_files, tasks) for one in some)
-        for (split, label, name), found in zip(files, examined, strict=True):
-            advance(1)
+        for number, ((split, label, name), found) in enumerate(zip(files, examined, strict=True)):
+            if number % _SURVEY_TASK == 0:
+                advance(min(_SURVEY_TASK, len(files) - number))
             if isinstance(found, str):
                 result.faults[name] = found
                 continue
@@ -139,7 +141,7 @@ def survey(tree: FolderTree, layout: Layout, options: FolderOptions, *, progress
     return result
 
 
-def _tasks(items: Sequence[_File], size: int) -> Iterator[Sequence[_File]]:
+def _tasks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
@@ -162,7 +164,7 @@ def _examine_files(tree: FolderTree, task: tuple[Iterable[str], FolderOptions]) 
 
 
 def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Examined:
-    path = tree.path(name)
+    path = f"{tree.root}/{name}"
     content, stamp = tree.read(name)
     if content is None:
         found, picture = header(path), None
@@ -211,25 +213,26 @@ def chunks(
     Raises:
         DataError: images cannot be decoded; or a file was changed, added or removed since the survey.
     """
-    tasks = [
-        (split, start, images[start : start + _DECODE_TASK])
-        for split, images in found.splits.items()
-        for start in range(0, len(images), _DECODE_TASK)
-    ]
+    rows = max(1, BLOCK_BYTES // math.prod(shape))
     faults: dict[str, str] = {}
-    n_images = sum(map(len, found.splits.values()))
-    with worker_processes(_n_processes(n_images), tree) as work:
-        results = work(_read_images, ((images, shape, options) for _, _, images in tasks))
-        for (split, start, images), pictures in zip(tasks, results, strict=True):
-            pixels = np.zeros((len(images), *shape), np.uint8)  # (N, H, W, C)
-            for row, (image, picture) in enumerate(zip(images, pictures, strict=True)):
-                if isinstance(picture, str):
-                    faults[image.name] = picture  # raised after the last image, with all others
-                else:
-                    pixels[row] = picture.pixels
-                    found.remarks.update(picture.remarks())
-            labels = np.array([image.label for image in images])
-            yield Chunk(str(tree.root), split, start, pixels, labels, len(found.splits[split]))
+    n_unread = sum(image.picture is None for images in found.splits.values() for image in images)
+    with worker_processes(_n_processes(n_unread), tree) as work:
+        unread = ([image for image in images if not image.picture] for images in found.splits.values())
+        tasks = ((some, shape, options) for images in unread for some in _tasks(images, _DECODE_TASK))
+        decoded = (picture for pictures in work(_read_images, tasks) for picture in pictures)
+        for split, images in found.splits.items():
+            for start in range(0, len(images), rows):
+                some = images[start : start + rows]
+                pixels = np.zeros((len(some), *shape), np.uint8)  # (N, H, W, C)
+                for row, image in enumerate(some):
+                    picture = _fitted(tree, image, shape, options) if image.picture else next(decoded)
+                    if isinstance(picture, str):
+                        faults[image.name] = picture  # raised after the last image, with all others
+                    else:
+                        pixels[row] = picture.pixels
+                        found.remarks.update(picture.remarks())
+                labels = np.array([image.label for image in some])
+                yield Chunk(str(tree.root), split, start, pixels, labels, len(images))
     if added_or_removed := sorted(set(listed) ^ set(tree.list().files)):
         raise DataError(
             f"{tree.path(added_or_removed[0])}: added or removed while the folder was read "
@@ -237,6 +240,18 @@ def chunks(
         )
     if faults:
         refuse_unusable(found.faults | faults, options)
+
+
+def _fitted(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> Picture | str:
+    """Return an image that the survey decoded, or its fault."""
+    if tree.stamp(image.name) != image.stamp or not image.picture:
+        try:
+            return _read_image(tree, image, shape, options)
+        except DataError as error:
+            return str(error)
+    if image.picture.pixels.shape == shape:
+        return image.picture
+    return image.picture._replace(pixels=fit_pixels(image.picture.pixels, shape, options.fit, options.background))
 
 
 def _read_images(
@@ -261,8 +276,6 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
         DataError: the file was changed or removed, or cannot be decoded.
     """
     path = tree.path(image.name)
-    if image.picture and tree.stamp(image.name) == image.stamp:
-        return image.picture._replace(pixels=fit_pixels(image.picture.pixels, shape, options.fit, options.background))
     content, stamp = tree.read(image.name)
     if stamp != image.stamp:
         # A changed stamp alone may be a new link or mode: the digest decides.

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import NoReturn
 
 from cnnjob.errors import DataError
@@ -94,19 +95,27 @@ class FolderTree:
         Raises:
             DataError: it is missing, cannot be read, or is not a regular file.
         """
-        path = self.root / name
-        with open_regular(path) as file:
-            status = os.fstat(file.fileno())
-            stamp = _stamp_of(status)
-            try:
-                return (file.read() if status.st_size <= _MAX_CONTENT_BYTES else None), stamp
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror}). Repair or remove it") from error
+        path = f"{self.root}/{name}"  # pathlib, and Python's file objects, take as long as decoding a small image
+        try:
+            is_regular = S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC) if is_regular else -1
+        except OSError:
+            descriptor = -1
+        if descriptor < 0:
+            open_regular(Path(path)).close()  # raises what is wrong
+        try:
+            status = os.fstat(descriptor)
+            content = os.read(descriptor, status.st_size + 1) if status.st_size <= _MAX_CONTENT_BYTES else None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}). Repair or remove it") from error
+        finally:
+            os.close(descriptor)
+        return content, _stamp_of(status)
 
     def stamp(self, name: str) -> Stamp | None:
         """Return a file's stamp as :meth:`read` does, without reading it; None if it is gone."""
         try:
-            return _stamp_of((self.root / name).stat())
+            return _stamp_of(os.stat(f"{self.root}/{name}"))  # noqa: PTH116 - pathlib takes three times as long
         except OSError:
             return None
 
