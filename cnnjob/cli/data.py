@@ -48,7 +48,8 @@ def prepare(
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Scale a folder's images to this size.")] = None,
     fit: Annotated[
-        str, typer.Option(metavar="HOW", help="How to scale: crop what is outside, pad with white, or stretch.")
+        str,
+        typer.Option(metavar="HOW", help="How to scale: crop what is outside, pad with the background, or stretch."),
     ] = "crop",
     test_fraction: Annotated[
         str | None,
@@ -56,6 +57,9 @@ def prepare(
             metavar="FRACTION", help="Share of each class to test on, without a test folder; or 'val': its val folder."
         ),
     ] = None,
+    background: Annotated[
+        str, typer.Option(metavar="COLOUR", help="Colour behind transparent pixels, such as black or #c0c0c0.")
+    ] = "white",
     skip_damaged: Annotated[int, typer.Option(metavar="N", min=0, help="Skip up to N unusable images.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Prepare again, over whatever file is there.")] = False,
     as_json: opt.JSON = False,
@@ -86,6 +90,7 @@ def prepare(
             test_fraction=_fraction(test_fraction),
             labels=labels,
             skip_damaged=skip_damaged,
+            background=_colour(background),
             force=force,
             progress=True,
         )
@@ -149,6 +154,18 @@ def _fit(text: str) -> "Fit":
         if text == fit:
             return fit
     raise JobError(f"--fit {text}: unknown. Give one of {', '.join(FITS)}")
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    if text == "white":
+        return 255, 255, 255
+    from PIL import ImageColor
+
+    try:
+        colour = ImageColor.getrgb(text)
+    except ValueError:
+        raise JobError(f"--background {text}: no colour. Give a name, such as black, or #rrggbb") from None
+    return colour[0], colour[1], colour[2]
 
 
 def _fraction(text: str | None) -> float | str | None:

@@ -93,6 +93,9 @@ def predict(
         typer.echo(
             f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network was trained on images of one size", err=True
         )
+    for each in predictions:
+        for remark in each.remarks:
+            typer.echo(f"cnnjob: {each.image}: {remark}", err=True)
     if as_json:
         rows = [
             {"image": each.image, "class": each.class_name, "probability": each.probability} for each in predictions

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cnnjob import files
 from cnnjob.data.dataset import Dataset
@@ -36,7 +37,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         )
     if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
         return run
-    data = {
+    data: dict[str, Any] = {
         "path": str(dataset.path.resolve()),
         "name": dataset.name,
         "digest": dataset.digest,
@@ -44,6 +45,8 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         "class_names": dataset.class_names,
         "mean": dataset.mean,
         "std": dataset.std,
+        # How images of other sizes and with transparency were prepared, where that differs from what is usual.
+        **{key: dataset.options[key] for key in ("fit", "background") if key in dataset.options},
     }
     content = json_files.add_seal(
         {"format": FORMAT, "digest": digest, "job": job.model_dump(mode="json"), "data": data}

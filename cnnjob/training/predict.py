@@ -62,6 +62,8 @@ class Prediction:
     """None if it is unknown."""
     scaled_from: tuple[int, int] | None = None
     """Original height and width of an image file that was scaled to the network's input size."""
+    remarks: tuple[str, ...] = ()
+    """What else was done to an image file, such as that transparent pixels were put on the background."""
 
 
 def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[Prediction]:
@@ -89,7 +91,9 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
         if not np.isfinite(row).all():
             raise DataError(f"{run.path}: the network's outputs for {image.name} overflow. {_TRAIN_AGAIN}")
     return [
-        Prediction(image.name, class_names[row.argmax()], float(row.max()), image.true_class, image.scaled_from)
+        Prediction(
+            image.name, class_names[row.argmax()], float(row.max()), image.true_class, image.scaled_from, image.remarks
+        )
         for image, row in zip(read_images, probabilities, strict=True)
     ]
 
@@ -142,6 +146,7 @@ class _Image(NamedTuple):
     """uint8 (H, W, C)."""
     true_class: str | None = None
     scaled_from: tuple[int, int] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def _read_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
@@ -160,7 +165,7 @@ def _read_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator
                 verified.add(split)
             yield _Image(image, pixels, dataset.class_names[label])
         else:
-            yield from _read_file(Path(image), shape)
+            yield from _read_file(Path(image), shape, run.data())
 
 
 def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
@@ -190,7 +195,7 @@ def _parse_index(address: str, text: str) -> int:
     return int(text)
 
 
-def _read_file(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
+def _read_file(path: Path, shape: tuple[int, int, int], prepared: dict[str, Any]) -> Iterator[_Image]:
     """Yield the images of a file: one, or all of an array file."""
     from cnnjob.data import images  # noqa: PLC0415 - Pillow, which a training does not need
 
@@ -200,9 +205,11 @@ def _read_file(path: Path, shape: tuple[int, int, int]) -> Iterator[_Image]:
         for number, image in enumerate(read_image_array(path, shape)):
             yield _Image(f"{path}[{number}]", image)
         return
-    picture = images.read_picture(path, shape)
+    background = prepared.get("background", images.WHITE)
+    picture = images.read_picture(path, shape, fit=prepared.get("fit", images.FITS[0]), background=tuple(background))
     size = picture.header.height, picture.header.width
-    yield _Image(str(path), picture.pixels, scaled_from=None if size == shape[:2] else size)
+    scaled_from = None if size == shape[:2] else size
+    yield _Image(str(path), picture.pixels, scaled_from=scaled_from, remarks=tuple(picture.remarks()))
 
 
 def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:

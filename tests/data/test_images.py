@@ -1,5 +1,6 @@
 """Image files: `prepare` and `predict` say the same of the same file."""
 
+import itertools
 import os
 import resource
 import struct
@@ -18,8 +19,9 @@ from cnnjob.data.prepare.prepare import prepare
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run
 from cnnjob.training.predict import predict
+from cnnjob.training.train import train
 from tests.helpers.image_sources import jpeg_of_scans, png_of_chunks, unusable_images, usable_images, write_images
-from tests.helpers.toy_jobs import trained
+from tests.helpers.toy_jobs import job, run_of, trained
 
 UNUSABLE = unusable_images()
 
@@ -197,3 +199,19 @@ def test_a_small_image_is_examined_as_it_is_read(tmp_path: Path, name: str) -> N
         examined = outcome(lambda: examine(path, content, 64 * 64)[1])
     if examined is not None:
         assert examined == outcome(lambda: read_picture(path, None))
+
+
+def test_predict_fits_an_image_as_its_dataset_was_fitted(tmp_path: Path) -> None:
+    for split, name in itertools.product(("train", "test"), "ab"):
+        write_images(tmp_path / "shapes" / split / name, 8, mode="RGBA", size=(9, 6), seed=ord(name))
+    orange = (200, 100, 0)
+    source = tmp_path / "shapes"
+    dataset = prepare("folder", tmp_path / "toy.h5", source=source, size=(8, 8), fit="pad", background=orange).dataset
+    made = train(run_of(job(train__epochs=1), dataset, tmp_path / "runs")).run
+    path = source / "test" / "a" / "0000.png"
+    images, _ = dataset.load("test")
+    expected = read_picture(path, (8, 8, 3), fit="pad", background=orange).pixels
+    np.testing.assert_array_equal(images[0], expected)
+    by_file, by_address = predict(made, [str(path), "test:0"])
+    assert (by_file.class_name, by_file.probability) == (by_address.class_name, by_address.probability)
+    assert by_file.remarks == ("transparent pixels on the background",)
