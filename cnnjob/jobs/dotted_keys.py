@@ -90,6 +90,7 @@ def apply_override(
             if key[number] not in selected:
                 table[name] = key[number]
         table = _enter_table(table, name, key[number], override)
+    # A list keeps its length: a block can be replaced, not appended.
     if (index := _list_index(table, key[-1])) is not None:
         table[index] = value
     elif isinstance(table, dict):

@@ -13,7 +13,7 @@ from cnnjob import nn
 from cnnjob.jobs.schema import Fraction, OrFalse, Settings, Table, format_value, is_older
 from cnnjob.nn.blocks import ConvInitialiser, Initialiser, Order, Part
 
-LARGEST_SIGMA = 10
+LARGEST_DEVIATION = 10
 """Largest standard deviation of initial weights."""
 _ORDER: Order = ("norm", "activation", "pool")
 
@@ -25,11 +25,11 @@ def _named_or_deviation(*names: str) -> BeforeValidator:
     def checked(value: Any) -> Any:
         if value in names:
             return value
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIGMA:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_DEVIATION:
             return float(value) + 0.0  # -0.0 becomes 0.0
         listed = ", ".join(map(repr, names))
         raise ValueError(
-            f"input should be {listed} or a standard deviation from 0 to {LARGEST_SIGMA}, found {format_value(value)}"
+            f"input should be {listed} or a standard deviation from 0 to {LARGEST_DEVIATION}, found {format_value(value)}"
         )
 
     return BeforeValidator(checked)

@@ -145,6 +145,7 @@ class Conv:
 
     def convolved(self, shape: Shape) -> tuple[int, int]:
         """Return height and width after the convolution, before the pooling."""
+        # Rows and columns at the end that the stride does not reach are left out, as in torch.
         H, W = ((side + 2 * self.pad - self.kernel) // self.stride + 1 for side in shape[:2])
         return H, W
 
@@ -163,9 +164,10 @@ class Conv:
                 f"kernel {self.kernel}, stride {self.stride}, pad {self.pad} and pool {self.pool} leave nothing "
                 f"of {shape[0]}×{shape[1]} pixels"
             )
-        most = 2 * self.kernel**2 * shape[2]
-        if self.init == "whitening" and (self.filters % 2 or self.filters > most):
-            raise ValueError(f"whitening needs an even number of filters up to {most} (found {self.filters})")
+        # A patch of K×K×C values has K²·C eigenvectors; each gives a filter and its negative.
+        max_filters = 2 * self.kernel**2 * shape[2]
+        if self.init == "whitening" and (self.filters % 2 or self.filters > max_filters):
+            raise ValueError(f"whitening needs an even number of filters up to {max_filters} (found {self.filters})")
         return H // self.pool, W // self.pool, self.filters
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:

@@ -33,6 +33,7 @@ def build_optimiser(train: TrainSettings) -> nn.Optimiser:
     """Build the optimiser that a job asks for; SGD by default."""
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
     if adamw := train.optimiser.adamw:
+        # nn calls β₁ momentum, a field of every optimiser.
         return nn.AdamW(adamw.beta1, train.weight_decay, lookahead, adamw.beta2, adamw.eps)
     sgd = train.optimiser.sgd or SgdSettings()
     return nn.Sgd(sgd.momentum, train.weight_decay, lookahead, sgd.nesterov, sgd.decoupled_weight_decay)
