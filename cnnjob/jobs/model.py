@@ -29,7 +29,8 @@ def _named_or_deviation(*names: str) -> BeforeValidator:
             return float(value) + 0.0  # -0.0 becomes 0.0
         listed = ", ".join(map(repr, names))
         raise ValueError(
-            f"input should be {listed} or a standard deviation from 0 to {LARGEST_DEVIATION}, found {format_value(value)}"
+            f"input should be {listed} or a standard deviation from 0 to {LARGEST_DEVIATION}, "
+            f"found {format_value(value)}"
         )
 
     return BeforeValidator(checked)
