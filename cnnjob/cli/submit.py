@@ -186,7 +186,7 @@ def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]",
     for done in submitted:
         outcome = f"{done.status}, nothing submitted"
         if done.job_id:
-            outcome = f"submitted as job {done.job_id}: {request.sentence()}"
+            outcome = f"submitted as job {done.job_id}: {request.describe()}"
         typer.echo(f"{done.run.path}{names[done.run.path]}: {outcome}")
 
 
@@ -301,7 +301,7 @@ def _dry_run(
     for part in parts:
         each = " each" if len(part.runs) > 1 else ""
         share = f", {len(part.runs)} of {len(runs)} runs" if len(part.runs) < len(runs) else ""
-        typer.echo(f"request: {part.request.sentence()}{each}{share}")
+        typer.echo(f"request: {part.request.describe()}{each}{share}")
     typer.echo(memory_line(TrainingSetup.build(job, dataset)))
     typer.echo(f"time: {describe_estimate(job, dataset, root)}")
     for part in parts:

@@ -148,7 +148,7 @@ def _accounts(cluster: Cluster) -> Finding:
 
 def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
     """Return the cluster; or None, and a finding that says why it cannot be queried."""
-    if not client.is_there():
+    if not client.has_slurm():
         advice = "train here with cnnjob train or cnnjob submit --local, or log in to a machine that has SLURM"
         return None, Finding("SLURM", "note", "not on this machine", advice)
     try:

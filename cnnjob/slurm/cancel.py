@@ -108,7 +108,7 @@ def _cancel_new_jobs(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
     index = JobIndex(listing.jobs if listing else [])
     results = {}
     for status, summary in zip(cancelled, summaries, strict=True):
-        if job_ids := _new_jobs(status, index.own(summary)):
+        if job_ids := _new_jobs(status, index.jobs_for(summary)):
             results[summary.run] = _cancel_later_jobs(summary.run, job_ids)
     return results
 

@@ -69,7 +69,7 @@ class JobIndex:
         self._by_id = {job.job_id: job for job in live}
         self._by_run = job_array.jobs_by_run(live)
 
-    def own(self, summary: RunSummary) -> list[QueuedJob]:
+    def jobs_for(self, summary: RunSummary) -> list[QueuedJob]:
         """Return all jobs in the queue that cnnjob submitted for a run, oldest first."""
         jobs = {job.job_id: job for job in self.for_folder(summary.run.path.resolve())}
         # by its recorded id as well: some sites rewrite or drop comments
@@ -78,7 +78,7 @@ class JobIndex:
             jobs[recorded.job_id] = recorded
         return sorted(jobs.values(), key=lambda job: number_of(job.job_id))
 
-    def ended(self, summary: RunSummary) -> QueuedJob | None:
+    def ended_job_for(self, summary: RunSummary) -> QueuedJob | None:
         """Return the newest job of a run if it ended a short while ago; None if the number is another job's."""
         job = self._ended.get(str(summary.job_id))
         is_submitted = str(summary.submission.get("job_id")) == summary.job_id
@@ -88,14 +88,14 @@ class JobIndex:
         """Return the jobs in the queue whose comments name the run in a folder."""
         return self._by_run.get(path, [])
 
-    def of(self, summary: RunSummary) -> QueuedJob | None:
+    def job_for(self, summary: RunSummary) -> QueuedJob | None:
         """Return the job that carries a run, or None.
 
         A running job goes before a waiting one, and a job of cnnjob before one that the training is merely inside of.
         """
         if summary.state in {"finished", "damaged"}:
             return None
-        if own := self.own(summary):
+        if own := self.jobs_for(summary):
             return min(own, key=lambda job: job.state in job_states.WAITING)
         if summary.state != "running" or summary.other_cluster:
             return None

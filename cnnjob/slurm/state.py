@@ -121,7 +121,9 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
     outcome = None if job or summary.other_cluster else outcome
     if summary.state in {"finished", "damaged"}:
         return Status(summary, summary.state, summary.damage)
-    if gone and not outcome and _left_queue(summary):
+    # as far as the folder tells, a job that is gone never started
+    never_started = bool(summary.job_id) and summary.state != "running" and not summary.has_begun
+    if gone and not outcome and never_started and not summary.was_cancelled_by_cnnjob:
         state = "lost" if summary.state == "pending" else summary.state
         return Status(summary, state, describe_left_queue(summary), left_queue=True)
     if job and job.state in job_states.WAITING:
@@ -154,12 +156,6 @@ def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
     if others:
         remarks.append(f"job {', '.join(others)} carries it too")
     return replace(status, detail="; ".join(filter(None, remarks)), own_jobs=tuple(own_jobs))
-
-
-def _left_queue(summary: RunSummary) -> bool:
-    """Return whether a job that is gone never started, as far as the folder tells."""
-    may_wait = bool(summary.job_id) and summary.state != "running"
-    return may_wait and not summary.has_begun and not summary.was_cancelled_by_cnnjob
 
 
 def describe_left_queue(summary: RunSummary) -> str:

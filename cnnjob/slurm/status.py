@@ -48,16 +48,16 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
         One status per run, in their order.
     """
     deadline = time.monotonic() + ANSWER_SECONDS
-    ask_config = cache(lambda: client.config(0.2 * ANSWER_SECONDS))
+    ask_config = cache(lambda: client.query_config(0.2 * ANSWER_SECONDS))
     summaries = _on_this_cluster([read_summary(run) for run in runs], ask_config)
     listing, remark = query_queue(summaries)
     index = JobIndex(listing.jobs if listing else [])
-    jobs = [index.of(summary) for summary in summaries]
+    jobs = [index.job_for(summary) for summary in summaries]
     hidden = _find_hidden(summaries, jobs, ask_config) if listing else {}
     silent = bool(remark)
     remark = remark or "; ".join(sorted({reason for reason in hidden.values() if reason}))
     # squeue still shows jobs that ended minutes ago, which saves the question to sacct
-    outcomes = {summary.run: _outcome_in_queue(job) for summary in summaries if (job := index.ended(summary))}
+    outcomes = {summary.run: _outcome_in_queue(job) for summary in summaries if (job := index.ended_job_for(summary))}
     answered: set[str] = set()
     if listing:
         without_job = [summary for summary, job in zip(summaries, jobs, strict=True) if not job]
@@ -79,7 +79,7 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
         gone = complete and not job and summary.run not in hidden
         status = decide_status(summary, job, outcomes.get(summary.run), gone=gone)
         status = replace(status, is_hidden=summary.run in hidden, sacct_answered=summary.job_id in answered)
-        statuses.append(add_job_remarks(status, index.own(summary)))
+        statuses.append(add_job_remarks(status, index.jobs_for(summary)))
     return Answer(statuses, remark, silent)
 
 
@@ -128,7 +128,7 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
         return None, ""
     try:
         job_ids = {job_id for summary in open_ones for job_id in summary.job_ids}
-        listing = queue.listing(users_of(open_ones), job_ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
+        listing = queue.list_jobs(users_of(open_ones), job_ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
         # a machine without SLURM, and no run that had a job: nothing is missing
         if "this machine has no SLURM" in str(error) and not any(summary.job_id for summary in summaries):
@@ -167,7 +167,7 @@ def _query_outcomes(summaries: Sequence[RunSummary], seconds: float) -> tuple[di
     if not job_ids or seconds <= 0:
         return {}, set()
     try:
-        return accounting.job_outcomes(sorted(job_ids, key=number_of), seconds), job_ids
+        return accounting.query_outcomes(sorted(job_ids, key=number_of), seconds), job_ids
     except SchedulerError:
         return {}, set()
 

@@ -197,9 +197,9 @@ def test_what_a_user_writes_is_not_read_as_what_slurm_says(cluster: Start, monke
         holder = {"job_id": job, "cluster": client.cluster(), "started": process.now()}
         assert not client.job_is_over(holder, 0)
         if name != lines:  # ours have no line end in their names
-            facts = client.job_facts(job)
+            facts = client.query_job(job)
             assert (facts["JobState"], facts["Restarts"], facts["Requeue"]) == ("PENDING", "0", "1")
-        listing = queue.listing([pwd.getpwnam("nobody").pw_uid])
+        listing = queue.list_jobs([pwd.getpwnam("nobody").pw_uid])
         assert (listing.complete, job in {one.job_id for one in listing.jobs}) == (True, True)
         assert "17" not in {one.job_id for one in listing.jobs}
 

@@ -135,7 +135,7 @@ def test_an_old_and_small_site(site: FakeSlurm) -> None:
     assert rows["accounts"]["message"].startswith("no accounting")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
     request = profiles.load("old", {})
-    assert request.sentence() == "1 node, 1 task, 1 core, default memory, 2 h on all"
+    assert request.describe() == "1 node, 1 task, 1 core, default memory, 2 h on all"
     assert request.backend == "numpy"
 
 
@@ -148,13 +148,13 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
     )
     text = Path("slurm/mysite.toml").read_text()
     request = profiles.load("mysite", {})
-    assert request.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
+    assert request.describe() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     assert (request.account, request.gpu_request) == ("us", "gpus-per-node")
     again = cnnjob("doctor", "--write-profile", "mysite")
     assert (again.exit_code, "slurm/mysite.toml exists already" in again.stderr) == (2, True)
     assert Path("slurm/mysite.toml").read_text() == text
     assert cnnjob("doctor", "--write-profile", "cpus", "--partition", "cpu").exit_code == 0
-    assert profiles.load("cpus", {}).sentence() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
+    assert profiles.load("cpus", {}).describe() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
     assert "# Your other accounts: us\n" in Path("slurm/cpus.toml").read_text()
 
 

@@ -78,7 +78,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.mark.usefixtures("here")
 def test_squeue() -> None:
-    listing = queue.listing([65534], ended=True)
+    listing = queue.list_jobs([65534], ended=True)
     assert listing.complete
     states = {job.job_id: job.state for job in listing.jobs}
     assert states == {
@@ -91,7 +91,7 @@ def test_squeue() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_sacct() -> None:
-    fates = accounting.job_outcomes(["1", "2_4", "3", "8"])
+    fates = accounting.query_outcomes(["1", "2_4", "3", "8"])
     assert {job_id: fate.state for job_id, fate in fates.items()} == {
         "1": "CANCELLED", "2_4": "COMPLETED", "2_5": "PENDING", "2_6": "PENDING", "3": "FAILED", "8": "RUNNING",
     }  # fmt: skip
@@ -113,7 +113,7 @@ def test_a_job(here: FakeSlurm, state: str, restarts: int, ran: str, preempted: 
     for name, text in texts:
         said = JOB.format(name=name, text=text, state=state, restarts=restarts, ran=ran, preempted=preempted)
         here.install(scontrol=f"echo '{said}'")
-        job = client.job_facts("10")
+        job = client.query_job("10")
         assert (job["JobState"], job["EndTime"], job["Requeue"]) == (state, "2026-11-29T18:56:50", "1")
         assert client.ended_by(job, 0) == ended_by
 

@@ -24,16 +24,16 @@ from tests.helpers.toy_jobs import trained
 
 def test_when_the_job_ends(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1234567890")
-    assert deadlines.first_end() == 1234567890
+    assert deadlines.read_first_end() == 1234567890
     monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
     slurm.install(scontrol='echo "JobId=17 EndTime=2026-01-01T00:00:00"')
-    assert deadlines.first_end() == math.inf  # no job, no end
+    assert deadlines.read_first_end() == math.inf  # no job, no end
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert 1.7e9 < (deadlines.first_end() or 0) < 1.8e9
+    assert 1.7e9 < (deadlines.read_first_end() or 0) < 1.8e9
     for answer, end in (('echo "EndTime=Unknown"', math.inf), ("echo garbage", None), ("exit 1", None), (None, None)):
         slurm.install(scontrol=answer)
-        assert deadlines.first_end() == end
-        assert deadlines.end_now() == end
+        assert deadlines.read_first_end() == end
+        assert deadlines.query_end() == end
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_an_end_that_slurm_did_not_tell_at_the_start_is_asked_for_later(
     """Less and less often, until it answers; then an end is confirmed as any other."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     slurm.install(scontrol="echo x >> asked; exit 1")
-    assert deadlines.first_end() is None
-    one = deadlines.deadline(None, 30.0)
+    assert deadlines.read_first_end() is None
+    one = deadlines.make_deadline(None, 30.0)
     pauses = []
     for _ in range(6):
         pauses.append(one.time - time.time())

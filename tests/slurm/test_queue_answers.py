@@ -175,7 +175,7 @@ def test_no_state_in_the_queue_makes_a_run_fail(idle_slurm: FakeSlurm, state: st
 )  # fmt: skip
 def test_accounts(idle_slurm: FakeSlurm, sacct: str, state: str, by: str | None) -> None:
     set_answers(idle_slurm, "", sacct)
-    fate = accounting.job_outcomes(["17"])["17"]
+    fate = accounting.query_outcomes(["17"])["17"]
     assert (fate.state, fate.cancelled_by) == (state, by)
 
 
@@ -185,7 +185,7 @@ def test_accounts_of_arrays(idle_slurm: FakeSlurm) -> None:
         "",
         "17_3|FAILED|1:0|n1|x\n17_3.batch|FAILED|1:0|n1|x\n17_[4-6%2]|PENDING|0:0|None assigned|Unknown\n",
     )
-    assert {job: fate.state for job, fate in accounting.job_outcomes(["17_3"]).items()} == {
+    assert {job: fate.state for job, fate in accounting.query_outcomes(["17_3"]).items()} == {
         "17_3": "FAILED", "17_4": "PENDING", "17_5": "PENDING", "17_6": "PENDING",
     }  # fmt: skip
 
@@ -213,7 +213,7 @@ def test_accounts_of_arrays(idle_slurm: FakeSlurm) -> None:
 )
 def test_queues(idle_slurm: FakeSlurm, answer: str, jobs: list[str], whole: bool) -> None:  # noqa: FBT001
     set_answers(idle_slurm, f"{answer}\n" if answer else "")
-    found = queue.listing([0], ["17"])
+    found = queue.list_jobs([0], ["17"])
     assert ([job.job_id for job in found.jobs], found.complete) == (jobs, whole)
 
 
@@ -222,7 +222,7 @@ def test_a_comment_of_several_lines_is_no_other_job(idle_slurm: FakeSlurm) -> No
     lines = ("18|RUNNING|None|n1|x|y|a", "17|RUNNING|None|n1|x|y|cnnjob /a 1", "1|2", "b\u2028c|d")
     begin = 'for mark; do :; done; printf "%s|" "${mark%%|*}"'
     idle_slurm.install(squeue=f"{begin}; printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
-    found = queue.listing([0])
+    found = queue.list_jobs([0])
     assert ([job.job_id for job in found.jobs], found.complete) == (["18"], True)
 
 
@@ -236,9 +236,9 @@ def test_numbers_of_5000_digits_are_no_numbers(idle_slurm: FakeSlurm) -> None:
     )]  # fmt: skip
     for line in rows:
         set_answers(idle_slurm, f"{line}\n")
-        assert queue.mine() == []
+        assert queue.list_own_jobs() == []
     set_answers(idle_slurm, "", f"{LONG}|FAILED|1:0|n1|x\n17_{LONG}|FAILED|1:0|n1|x\n17|CANCELLED by {LONG}|1:0|n1|x\n")
-    fates = accounting.job_outcomes(["17"])
+    fates = accounting.query_outcomes(["17"])
     assert list(fates) == ["17"]
     assert LONG in diagnosis.user_of(fates["17"].cancelled_by)
     facts = {"JobState": "RUNNING", "Restarts": LONG, "RunTime": f"{LONG}-00:00:00", "TimeLimit": f"{LONG}:00:00"}
@@ -260,7 +260,7 @@ def test_a_site_of_numbers_of_5000_digits(idle_slurm: FakeSlurm) -> None:
 
 def test_a_comment_may_hold_the_separator(idle_slurm: FakeSlurm) -> None:
     set_answers(idle_slurm, queue_row("PENDING", comment="cnnjob /a|b 1"))
-    assert queue.mine()[0].comment == "cnnjob /a|b 1"
+    assert queue.list_own_jobs()[0].comment == "cnnjob /a|b 1"
 
 
 @pytest.mark.parametrize(

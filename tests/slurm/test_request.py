@@ -67,11 +67,11 @@ def test_all_forms_of_a_time_agree(days: int, hours: int, mins: int, seconds: in
     ],
 )
 def test_sentences(request_: Request, sentence: str) -> None:
-    assert request_.sentence() == sentence
+    assert request_.describe() == sentence
 
 
 def test_memory_a_gpu_is_said_too() -> None:
-    assert "32 G" in Request(mem_per_gpu="32G").sentence()
+    assert "32 G" in Request(mem_per_gpu="32G").describe()
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
     path = tmp_path / "gpu-site.toml"
     path.write_text(EXAMPLE.read_text())
     found = load(str(path), {})
-    assert found.sentence() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
+    assert found.describe() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     named = set(re.findall(r"^(?:# )?\[?(\w+)(?: = |\]$)", EXAMPLE.read_text(), re.MULTILINE))
     assert set(Request.model_fields) <= named
     assert "gpu-site" not in profiles.profiles()

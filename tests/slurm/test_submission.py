@@ -75,7 +75,7 @@ def test_what_is_submitted_is_what_the_dry_run_shows() -> None:
     found = cnnjob("submit", *options)
     assert found.exit_code == 0, found.output
     run = only_run()
-    assert found.stdout == f"{run.path}: submitted as job 17: {Request(partition='gpu', time='2h').sentence()}\n"
+    assert found.stdout == f"{run.path}: submitted as job 17: {Request(partition='gpu', time='2h').describe()}\n"
     script = (run.path / "slurm" / "17_submission.sh").read_text()
     assert f"\n{script}\nnothing was submitted\n" in shown
     assert Request.model_validate(files.read_json(run.path / "slurm" / "request.json")).gpus == 0
@@ -324,14 +324,14 @@ def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -
 
 def test_garbage_in_the_queue_is_no_job_of_ours(slurm: FakeSlurm) -> None:
     slurm.install(squeue=r'printf "\377\376 \n\n   \nslurm_load_jobs error\n"')
-    assert queue.mine() == []
+    assert queue.list_own_jobs() == []
 
 
 def test_no_answer_in_time(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "ANSWER_SECONDS", 0.1)
     slurm.install(squeue="exec /bin/sleep 60")
     with pytest.raises(SchedulerError, match=r"squeue: no answer within 0\.1 s\. Try again"):
-        queue.mine()
+        queue.list_own_jobs()
 
 
 def test_what_a_command_started_ends_with_it(slurm: FakeSlurm) -> None:
@@ -350,15 +350,15 @@ def test_what_a_command_started_ends_with_it(slurm: FakeSlurm) -> None:
 
 
 def test_whether_there_is_a_slurm(no_slurm: FakeSlurm) -> None:
-    assert not client.is_there()
+    assert not client.has_slurm()
     no_slurm.install(**ANSWERS)
-    assert client.is_there()
+    assert client.has_slurm()
 
 
 def test_the_facts_of_a_job(slurm: FakeSlurm) -> None:
     facts = "PreemptTime=None TRES=cpu=2,mem=1G Nodes= NtasksPerN:B:S:C=0:0:*:*"
     slurm.install(scontrol=f'printf "%s\\n" "JobId=7 JobName=a b" "   {facts}"')
-    found = client.job_facts("7")
+    found = client.query_job("7")
     assert (found["JobId"], found["PreemptTime"], found["TRES"], found["Nodes"]) == ("7", "None", "cpu=2,mem=1G", "")
 
 

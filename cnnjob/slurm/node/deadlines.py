@@ -28,7 +28,7 @@ LAST_SECONDS = 10.0
 """Time before the job's end that the batch script needs to restart the run."""
 ANSWER_SECONDS = 10.0
 """Time that a training waits for an answer before it stops at the end that it already knows."""
-LOOK_SECONDS = 60.0
+CHECK_SECONDS = 60.0
 """Longest pause between two checks of the wall clock, which may be set meanwhile."""
 ASK_SECONDS = 2.0
 """Pause between two questions to a scheduler that does not answer when the known end is near."""
@@ -36,7 +36,7 @@ ASK_LATER_SECONDS = (60.0, 960.0)
 """First and longest pause while no end is known; the pause doubles each time."""
 
 
-def first_end() -> float | None:
+def read_first_end() -> float | None:
     """Return when this job will end.
 
     Returns:
@@ -45,21 +45,21 @@ def first_end() -> float | None:
     known = os.environ.get("SLURM_JOB_END_TIME", "")
     if known.isdecimal():
         return float(known)
-    return end_now(client.ANSWER_SECONDS)
+    return query_end(client.ANSWER_SECONDS)
 
 
-def deadline(end: float | None, margin_seconds: float) -> Deadline:
+def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
     """Return the deadline at which a training saves and stops: a margin before its job's end.
 
     Args:
-        end: the value of :func:`first_end`. If None, SLURM is asked again, less and less often.
+        end: the value of :func:`read_first_end`. If None, SLURM is asked again, less and less often.
         margin_seconds: how long before the end.
     """
     pause, longest = ASK_LATER_SECONDS
 
     def time_now() -> float | None:
         nonlocal end, pause
-        now = end_now()
+        now = query_end()
         if now is not None:
             end = now
             return now - margin_seconds
@@ -71,13 +71,13 @@ def deadline(end: float | None, margin_seconds: float) -> Deadline:
     return Deadline(time.time() + pause if end is None else end - margin_seconds, time_now)
 
 
-def end_now(seconds: float = ANSWER_SECONDS) -> float | None:
-    """Ask SLURM when this job will end, as :func:`first_end`; return None if it does not answer within ``seconds``."""
-    own = job_id()
-    if own is None:
+def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
+    """Ask SLURM when this job will end, as :func:`read_first_end`; return None if it does not answer in time."""
+    this_job = job_id()
+    if this_job is None:
         return inf
     try:
-        text = client.job_facts(own, seconds).get("EndTime")
+        text = client.query_job(this_job, seconds).get("EndTime")
     except SchedulerError:
         return None
     if text is None:
@@ -122,9 +122,9 @@ def main(end: float) -> None:
     """
     parent, pause, later = os.getppid(), 0.0, ASK_LATER_SECONDS[0]
     while not select.select([sys.stdin], [], [], pause)[0]:  # readable at EOF, when the parent has closed its end
-        if (left := end - LAST_SECONDS - time.time()) > 0:
-            pause = min(left, LOOK_SECONDS)
-        elif (now := end_now()) is None:
+        if (remaining := end - LAST_SECONDS - time.time()) > 0:
+            pause = min(remaining, CHECK_SECONDS)
+        elif (now := query_end()) is None:
             pause, later = (ASK_SECONDS, later) if end else (later, min(2 * later, ASK_LATER_SECONDS[1]))
         elif now - LAST_SECONDS > time.time():
             end, pause = now, 0.0

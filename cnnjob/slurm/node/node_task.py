@@ -79,8 +79,8 @@ class NodeTask:
         if _is_cancelled(run):
             print(f"{run.path}: {restart_log.CANCELLED}", flush=True)  # noqa: T201
             return EXIT_STOPPED
-        end = inf if self.minutes else deadlines.first_end()
-        deadline = deadlines.deadline(end, self.margin_seconds)
+        end = inf if self.minutes else deadlines.read_first_end()
+        deadline = deadlines.make_deadline(end, self.margin_seconds)
         if self.minutes:  # without SLURM
             deadline = Deadline(time.time() + 60 * self.minutes)
         with deadlines.ended_in_time(end):

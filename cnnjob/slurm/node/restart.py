@@ -240,7 +240,7 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
-        return client.ended_by(client.job_facts(_own_job_id()), process.job_restarts()), None
+        return client.ended_by(client.query_job(_own_job_id()), process.job_restarts()), None
     except SchedulerError as error:
         return "unknown", error if client.is_silent(error) else None
 

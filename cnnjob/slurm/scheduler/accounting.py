@@ -35,7 +35,7 @@ class JobOutcome:
         return match[1] if match else None
 
 
-def job_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
+def query_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
     """Return how jobs ended.
 
     A step that ran out of memory counts for its job: if ``srun`` started the step, the job itself is only ``FAILED``.

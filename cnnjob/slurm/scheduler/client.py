@@ -51,7 +51,7 @@ MOST_DIGITS = 18
 """Longer numbers in an answer are ignored: Python refuses to convert very long ones, and ``range`` overflows."""
 
 
-def is_there() -> bool:
+def has_slurm() -> bool:
     """Return whether this machine has SLURM's commands."""
     return shutil.which("sbatch") is not None
 
@@ -176,7 +176,7 @@ def parse_words(text: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", text))
 
 
-def job_facts(job_id: str, seconds: float | None = None) -> dict[str, str]:
+def query_job(job_id: str, seconds: float | None = None) -> dict[str, str]:
     """Return what SLURM knows about a job: ``JobState``, ``EndTime``, ``Requeue``, ….
 
     Raises:
@@ -223,7 +223,7 @@ def job_is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
         or it now belongs to another job, a job of this cluster is over once it has missed three heartbeats. A record
         without a cluster may belong to any: such a job is over only if SLURM says so and three heartbeats are missing.
     """
-    return _query_is_over(attempt, silent_seconds, cache(config))
+    return _query_is_over(attempt, silent_seconds, cache(query_config))
 
 
 def _query_is_over(
@@ -268,7 +268,7 @@ def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Ma
         read_job_ids: returns the ids of the jobs that have not ended. Called at most once; if it raises a
             SchedulerError, no job counts as ended.
     """
-    queued_ids, ask_config = cache(read_job_ids), cache(config)
+    queued_ids, ask_config = cache(read_job_ids), cache(query_config)
     silent = False
 
     def is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
@@ -283,7 +283,7 @@ def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Ma
     return is_over
 
 
-def config(seconds: float | None = None) -> dict[str, str]:
+def query_config(seconds: float | None = None) -> dict[str, str]:
     """Return SLURM's configuration; empty if it does not answer."""
     try:
         return parse_words(ask(["scontrol", "show", "config"], seconds))
@@ -291,14 +291,14 @@ def config(seconds: float | None = None) -> dict[str, str]:
         return {}
 
 
-def cluster(ask_config: Callable[[], Mapping[str, str]] = config) -> str:
+def cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) -> str:
     """Return the name of the cluster whose SLURM answers here; empty if it is not known or there are several."""
     chosen = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SLURM_CLUSTER_NAME")
     name = chosen or ask_config().get("ClusterName", "")
     return "" if "," in name or name == "all" else name.lower()
 
 
-def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = config) -> bool:
+def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = query_config) -> bool:
     """Return whether users see only their own jobs here (``PrivateData``), as far as SLURM tells."""
     return "jobs" in ask_config().get("PrivateData", "").split(",")
 
@@ -309,7 +309,7 @@ def ended_by(job: Mapping[str, str], restarts: int) -> str:
     While the script still runs, SLURM says ``COMPLETING`` whatever the cause, so the other facts decide.
 
     Args:
-        job: the facts of :func:`job_facts`.
+        job: the facts of :func:`query_job`.
         restarts: ``SLURM_RESTART_COUNT`` of this start of the job.
 
     Returns:

@@ -60,16 +60,16 @@ class QueueListing:
             )
 
 
-def mine() -> list[QueuedJob]:
+def list_own_jobs() -> list[QueuedJob]:
     """Return all jobs that squeue shows of this user.
 
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
     """
-    return listing([os.getuid()]).jobs
+    return list_jobs([os.getuid()]).jobs
 
 
-def listing(
+def list_jobs(
     users: Iterable[int], ids: Collection[str] = (), *, ended: bool = False, seconds: float | None = None
 ) -> QueueListing:
     """Return the jobs that squeue shows of some users.

@@ -12,7 +12,7 @@ from cnnjob.slurm.submit.request import Request
 
 def try_query_site() -> tuple[Site | None, str]:
     """Return what the site allows and an empty string, or None and the reason; a dry run needs no SLURM."""
-    if not client.is_there():
+    if not client.has_slurm():
         return None, "not on this machine"
     try:
         return site.query_site(), ""

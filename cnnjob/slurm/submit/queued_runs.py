@@ -50,7 +50,7 @@ def find_queued(
     deadline, announced = time.monotonic() + ENDING_SECONDS, False
     while True:
         summaries, index = _read_queue(runs)
-        jobs = {summary.run: (summary, index.own(summary)) for summary in summaries}
+        jobs = {summary.run: (summary, index.jobs_for(summary)) for summary in summaries}
         ending = {run.path: text for run, (summary, own) in jobs.items() if (text := _ending(summary, own))}
         if not ending or time.monotonic() > deadline:
             break
@@ -76,7 +76,7 @@ def _read_queue(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
     """
     cluster = client.cluster()
     summaries = [read_summary(run).on(cluster) for run in runs]
-    listing = queue.listing(users_of(summaries), {job_id for summary in summaries for job_id in summary.job_ids})
+    listing = queue.list_jobs(users_of(summaries), {job_id for summary in summaries for job_id in summary.job_ids})
     listing.require_complete()
     return summaries, JobIndex(listing.jobs)
 
@@ -88,7 +88,7 @@ def find_successor(array: JobArray) -> QueuedJob | None:
         SchedulerError: the scheduler did not answer.
     """
     try:
-        listing = queue.listing([os.getuid()])
+        listing = queue.list_jobs([os.getuid()])
         matches = [job for job in listing.jobs if job.comment == array.comment and job.job_id != process.job_id()]
         if not matches:
             listing.require_complete()
@@ -161,17 +161,14 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
             f"{run.path}: job {summary.job_id} of another user may carry it, and this site hides the jobs of other "
             f"users. Ask that user; if the job has ended:\n  rm {submission_file}"
         )
-    waiting = index.for_folder(Path(summary.original)) if _is_gone(summary.original) else []
+    is_moved = bool(summary.original) and not Path(summary.original).exists()
+    waiting = index.for_folder(Path(summary.original)) if is_moved else []
     if waiting:  # moved to another file system: this folder is a copy, of one that no longer exists
         return (
             f"{run.path}: job {waiting[0].job_id} is in the queue for {summary.original}, which no longer exists. "
             f"Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
         )
     return ""
-
-
-def _is_gone(folder: str) -> bool:
-    return bool(folder) and not Path(folder).exists()
 
 
 def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:

@@ -170,7 +170,7 @@ class Request(Settings):
         assert match is not None  # noqa: S101 - the validator has checked it
         return match["type"] or self.gpu_type or "", int(match["count"])
 
-    def sentence(self) -> str:
+    def describe(self) -> str:
         """Return the request in words: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
         time = "the site's time limit" if self.time_minutes is None else format_seconds(60 * self.time_minutes)
         memory = (

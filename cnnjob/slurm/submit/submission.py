@@ -89,7 +89,7 @@ def submit(
     """
     _check_name(runs[0].path.resolve())
     with locks.submitting(runs[0].path.parent, say):
-        job_is_over = client.make_job_is_over(lambda: {job.job_id for job in queue.mine()})
+        job_is_over = client.make_job_is_over(lambda: {job.job_id for job in queue.list_own_jobs()})
         states = {run.path: run.state(job_is_over) for run in runs}
         results = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
         refusals: dict[Path, str] = {}
@@ -218,11 +218,11 @@ def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dic
     """
     summaries = [read_summary(run) for run in array.runs]
     try:
-        jobs = queue.listing(users_of(summaries)).jobs
+        jobs = queue.list_jobs(users_of(summaries)).jobs
     except SchedulerError:
         return {}, {}
     index = JobIndex(jobs)
-    own = {summary.run.path: index.own(summary) for summary in summaries}
+    own = {summary.run.path: index.jobs_for(summary) for summary in summaries}
     return own, {job.job_id: job.comment for job in jobs}
 
 

@@ -51,7 +51,7 @@ ANSWERS = (
 
 
 def _jobs() -> None:
-    listing = queue.listing([65534], ended=True)
+    listing = queue.list_jobs([65534], ended=True)
     for job in listing.jobs[:1000]:
         job_states.parse_reason(job.reason)
     job_array.newest_job_ids(listing.jobs[:1000])
@@ -59,15 +59,15 @@ def _jobs() -> None:
 
 
 def _fates() -> None:
-    for fate in list(accounting.job_outcomes(["1", "2_5"]).values())[:1000]:
+    for fate in list(accounting.query_outcomes(["1", "2_5"]).values())[:1000]:
         diagnosis.user_of(fate.cancelled_by)
 
 
 def _job() -> None:
-    assert client.ended_by(client.job_facts("10"), 1) in {"requeued", "preempted", "time limit", "cancelled", "itself"}
+    assert client.ended_by(client.query_job("10"), 1) in {"requeued", "preempted", "time limit", "cancelled", "itself"}
     attempt = {"cluster": None, "job_id": "10", "job_restarts": 0, "uid": 0, "started": "2026-11-29T18:52:00+00:00"}
     client.job_is_over(attempt, 100)
-    deadlines.end_now()
+    deadlines.query_end()
 
 
 def _site() -> None:
