@@ -11,6 +11,7 @@ from typing import Any
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare import prepare as preparation
+from cnnjob.data.prepare.arrays.stream import arrays_of
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
 from cnnjob.reporting.report import Report
@@ -25,18 +26,35 @@ from cnnjob.training.setup import TrainingSetup
 DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
 
 
-def prepare(name: str, out: Path | None = None, **options: Any) -> Dataset:
+def prepare(
+    name: str,
+    out: Path | None = None,
+    *,
+    images: Any = None,
+    labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    **options: Any,
+) -> Dataset:
     """Write a dataset as one verified HDF5 file, unless the file exists.
 
     Args:
-        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or ``folder``, with ``source``.
+        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or a name of your own, with
+            ``source`` or ``images``.
         out: the file to write; ``data/NAME.h5`` by default.
+        images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or a dict of such arrays with the keys ``train``,
+            ``test`` and perhaps ``val``.
+        labels: integers (N,), or a dict of them; with ``source``, the path of a table of labels.
+        class_names: with ``images``, one name per class; the labels then count from 0.
         options: keyword arguments of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``,
             ``test_fraction``, ``force``.
 
     Returns:
         The dataset.
     """
+    if images is not None:
+        options["arrays"] = arrays_of(name, images, labels, class_names)
+    elif labels is not None:
+        options["labels"] = Path(labels)
     return preparation.prepare(name, out or DATA / f"{name}.h5", **options).dataset
 
 

@@ -54,8 +54,8 @@ LYING_HEADERS = {
     "floats": ("not an IDX file of 3 dimension", b"\0\0\x0d\3" + idx(IMAGES)[4:]),
     "no height": ("header is wrong", struct.pack(">4B3I", 0, 0, 8, 3, 30, 0, 4)),
     "huge images": ("header is wrong", struct.pack(">4B3I", 0, 0, 8, 3, 30, 2**31, 2**31)),
-    "many images": ("30 labels, found 4294967295 images", struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 5, 4)),
-    "one image less": ("30 labels, found 29 images", idx(IMAGES[:-1])),
+    "many images": ("30 labels .found 4294967295 images", struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 5, 4)),
+    "one image less": ("30 labels .found 29 images", idx(IMAGES[:-1])),
 }
 
 

@@ -42,7 +42,8 @@ def packed(root: Path, out: Path, size: tuple[int, int] | None = None, test_frac
 
 
 def contents(root: Path) -> DatasetContents:
-    return read_folder(FolderTree(root), FolderOptions(str(root), Path("x.h5"), test_fraction=0.2))
+    tree = FolderTree(root)
+    return read_folder(tree, tree.list(), FolderOptions(str(root), Path("x.h5"), test_fraction=0.2))
 
 
 def trees(root: Path, *splits: str, mode: str = "RGB") -> Path:

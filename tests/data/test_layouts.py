@@ -309,7 +309,8 @@ def test_a_change_while_the_folder_is_read_is_an_error(tmp_path: Path, change: s
     from cnnjob.data.prepare.folders.tree import FolderTree
 
     root = draw(tmp_path / "root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
-    contents = read_folder(FolderTree(root), FolderOptions(str(root), tmp_path / "x.h5"))
+    tree = FolderTree(root)
+    contents = read_folder(tree, tree.list(), FolderOptions(str(root), tmp_path / "x.h5"))
     if change == "remove":
         (root / "test" / "b" / "1.png").unlink()
     else:

@@ -7,13 +7,17 @@ References:
 """
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO
 
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular
@@ -21,6 +25,7 @@ from cnnjob.files import open_regular
 MOST_MEMBER_BYTES = 160 << 20  # CIFAR-100's training batch has 155 MB
 _MOST_BYTES = 1 << 30  # a whole archive, unpacked; CIFAR's have 186 MB
 _MOST_HEADERS = 10_000
+_MOST_IMAGES = 20_000_000  # headers of an archive of images, a pax header and the member's own for each
 _MOST_HEADER_BYTES = 64 << 10
 _MOST_DECODER_BYTES = 100 << 20  # `xz -9` takes 65 MB
 _BLOCK = 512
@@ -28,6 +33,7 @@ _READ_BYTES = 1 << 20
 _DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
 _CHECKSUM = slice(148, 156)
 _FILES = b"0\0" + b"7"  # regular files: of ustar, of the oldest tars, and contiguous ones
+_FOLDER = b"5"
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size they state
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
 
@@ -108,18 +114,81 @@ class _Xz(io.RawIOBase):
         return packed
 
 
+def decompressed_file(archive: Path) -> BinaryIO:
+    """Open a tar archive, or decompress it into a temporary file without a name.
+
+    Raises:
+        DataError: it is damaged, or there is no space for it.
+    """
+    file = open_regular(archive)
+    stream = _decoder(file)
+    if stream is file:
+        return file
+    with file:
+        temporary = tempfile.TemporaryFile()  # noqa: SIM115 - the caller keeps it
+        try:
+            shutil.copyfileobj(stream, temporary, _READ_BYTES)
+        except _DAMAGED as error:
+            temporary.close()
+            reason = f"no space in {tempfile.gettempdir()} to decompress it"
+            is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+            advice = "Set TMPDIR to a folder with space" if is_full else "Copy or download it again"
+            raise DataError(f"{archive}: {reason if is_full else f'damaged ({error})'}. {advice}") from error
+    return temporary
+
+
+def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, bool, int, int]]:
+    """List the files and folders of a decompressed tar archive.
+
+    Args:
+        archive: the archive, for messages.
+        file: its decompressed content.
+
+    Yields:
+        Name of a file or folder, whether it is a folder, position and size of its content.
+
+    Raises:
+        DataError: the archive is damaged.
+    """
+    size = file.seek(0, io.SEEK_END)
+    try:
+        # Without its end, an archive that was cut between two members would only seem to hold fewer.
+        _require_end(file, size)
+        unpacked = _Unpacked(file, size)
+        for member in _headers(unpacked, _MOST_IMAGES):
+            position = file.tell()
+            _require_within(position + member.size, size)
+            if member.is_file or member.kind == _FOLDER:
+                yield member.name, member.kind == _FOLDER, position, member.size
+            file.seek(position + member.size + -member.size % _BLOCK)
+    except _DAMAGED as error:
+        raise DataError(f"{archive}: damaged, or no tar archive ({error}). Copy or download it again") from error
+
+
+def _require_end(file: BinaryIO, size: int) -> None:
+    file.seek(max(0, size - _BLOCK))
+    if file.read(_BLOCK).strip(b"\0"):
+        raise EOFError("its end is missing")
+    file.seek(0)
+
+
+def _require_within(end: int, size: int) -> None:
+    if end > size:
+        raise EOFError("it ends within a member")
+
+
 class _Unpacked:
     """Decompressed bytes of an archive, with a limit on their number."""
 
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream, self._left = stream, _MOST_BYTES
+    def __init__(self, stream: IO[bytes] | io.BufferedIOBase, most_bytes: int = _MOST_BYTES) -> None:
+        self._stream, self._left, self._most = stream, most_bytes, most_bytes
 
     def read(self, size: int) -> bytes:
         """Read ``size`` bytes; fewer at the end of the archive."""
         content = self._stream.read(size)
         self._left -= len(content)
         if self._left < 0:
-            raise ValueError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+            raise ValueError(f"it unpacks to more than {self._most:,} bytes")
         return content
 
     def pieces(self, size: int) -> Iterator[bytes]:
@@ -164,10 +233,10 @@ class _Member:
         return self.kind in _FILES
 
 
-def _headers(unpacked: _Unpacked) -> Iterator[_Member]:
+def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member]:
     """Yield the members; the caller must read or skip a member's content before it asks for the next."""
     extended: dict[str, str] = {}
-    for _ in range(_MOST_HEADERS):
+    for _ in range(most):
         head = unpacked.read(_BLOCK)
         if not head.strip(b"\0"):  # a block of zeros, or nothing, ends the archive
             unpacked.drain()
@@ -183,7 +252,7 @@ def _headers(unpacked: _Unpacked) -> Iterator[_Member]:
         size = 0 if member.kind in _WITHOUT_CONTENT else int(extended.get("size", member.size))
         yield _Member(extended.get("path", member.name), member.kind, size)
         extended = {}
-    raise ValueError(f"more than {_MOST_HEADERS:,} headers")
+    raise ValueError(f"more than {most:,} headers")
 
 
 def _parsed(head: bytes) -> _Member:

@@ -8,9 +8,9 @@ import gzip
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +21,40 @@ from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_UNSIGNED_BYTES = 8  # the type code in an IDX magic number
+_TYPES: dict[int, np.dtype] = {8: np.dtype("u1"), 11: np.dtype(">i2"), 12: np.dtype(">i4")}
+"""Types by their code in an IDX magic number."""
 _PREFIXES = {"train": "train", "test": "t10k"}
-_AGAIN = "copy or download it again"
+_AGAIN = "Copy or download it again"
 
 
 @dataclass(frozen=True)
-class _Idx:
-    """An open IDX file, positioned after its header."""
+class IdxFile:
+    """An open IDX file, positioned after its header.
+
+    Attributes:
+        where: its path, for messages.
+        stream: its content.
+        shape: shape of its array.
+        dtype: type of its values, big-endian.
+    """
 
     where: str
     stream: BufferedIOBase
     shape: tuple[int, ...]
+    dtype: np.dtype
 
     def read(self, rows: int) -> np.ndarray:
-        """Read the next rows as an array (rows, …) uint8."""
-        expected = rows * math.prod(self.shape[1:])
+        """Read the next rows as an array (rows, …)."""
+        expected = rows * math.prod(self.shape[1:]) * self.dtype.itemsize
         content = _take(self.where, self.stream, expected)
         if len(content) != expected:
-            raise DataError(f"{self.where}: shorter than its header says, it promises {self.shape}; {_AGAIN}")
-        return np.frombuffer(content, np.uint8).reshape(rows, *self.shape[1:])
+            raise DataError(f"{self.where}: shorter than its header says (found {self.shape} promised). {_AGAIN}")
+        return np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
 
     def require_end(self) -> None:
         """Require the end of the file; reaching it also makes gzip verify its checksum."""
         if _take(self.where, self.stream, 1):
-            raise DataError(f"{self.where}: longer than its header says, it promises {self.shape}; {_AGAIN}")
+            raise DataError(f"{self.where}: longer than its header says (found {self.shape} promised). {_AGAIN}")
 
 
 def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
@@ -61,49 +70,69 @@ def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
         DataError: a file is damaged, or the numbers of images and labels differ.
     """
     for split, prefix in _PREFIXES.items():
-        mine = {name.split("-")[1]: path for name, path in files.items() if name.startswith(prefix)}
-        yield from _read_split(split, mine["images"], mine["labels"])
+        by_kind = {name.split("-")[1]: path for name, path in files.items() if name.startswith(prefix)}
+        with open_idx(by_kind["images"], (3,)) as images, open_idx(by_kind["labels"], (1,)) as labels:
+            yield from _read_split(split, images, labels)
 
 
-def _read_split(split: str, images_path: Path, labels_path: Path) -> Iterator[Chunk]:
-    with ExitStack() as stack:
-        images = stack.enter_context(_open(images_path, dimensions=3))
-        labels = stack.enter_context(_open(labels_path, dimensions=1))
-        n, height, width = images.shape
-        if labels.shape != (n,):
-            raise DataError(f"{labels.where}: {labels.shape[0]} labels, found {n} images in {images.where}; {_AGAIN}")
-        step = max(1, BLOCK_BYTES // (height * width))
-        for start in range(0, n, step):
-            rows = min(step, n - start)
-            pixels = images.read(rows)[..., None]  # (rows, H, W, 1)
-            yield Chunk(labels.where, split, start, pixels, labels.read(rows), n)
-        images.require_end()
-        labels.require_end()
+def _read_split(split: str, images: IdxFile, labels: IdxFile) -> Iterator[Chunk]:
+    n, height, width = images.shape
+    if labels.shape != (n,):
+        raise DataError(f"{labels.where}: {labels.shape[0]} labels (found {n} images in {images.where}). {_AGAIN}")
+    step = max(1, BLOCK_BYTES // (height * width))
+    for start in range(0, n, step):
+        rows = min(step, n - start)
+        pixels = images.read(rows)[..., None]  # (rows, H, W, 1)
+        yield Chunk(labels.where, split, start, pixels, labels.read(rows), n)
+    images.require_end()
+    labels.require_end()
 
 
 @contextmanager
-def _open(path: Path, dimensions: int) -> Iterator[_Idx]:
-    """Open an IDX file and read its header; the content decides whether it is gzipped, not the name."""
+def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
+    """Open an IDX file and read its header; the content decides whether it is gzipped, not the name.
+
+    Args:
+        path: the file.
+        dimensions: the numbers of dimensions that its array may have. Images, of three dimensions, must be bytes.
+
+    Raises:
+        DataError: it is not such a file.
+    """
     with open_regular(path) as file:
-        zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        file.seek(0)
-        stream: BufferedIOBase = gzip.GzipFile(fileobj=file) if zipped else file
-        yield _Idx(str(path), stream, _read_header(str(path), stream, dimensions))
+        stream = _decompressed(file)
+        head = _take(str(path), stream, 4)
+        if len(head) != 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] not in dimensions:  # noqa: PLR2004
+            raise DataError(f"{path}: not an IDX file of {' or '.join(map(str, dimensions))} dimension(s) "
+                            f"(found {head.hex(' ') or 'no bytes'}). {_AGAIN}")  # fmt: skip
+        dtype = _TYPES[head[2]]
+        if head[3] > 2 and dtype.itemsize > 1:  # noqa: PLR2004 - only labels have one or two dimensions
+            raise DataError(f"{path}: not an IDX file of bytes (found {dtype}). {_AGAIN}")
+        content = _take(str(path), stream, 4 * head[3])
+        if len(content) != 4 * head[3]:
+            raise DataError(f"{path}: not an IDX file of {head[3]} dimension(s) (found half a header). {_AGAIN}")
+        shape = tuple(np.frombuffer(content, ">u4").tolist())
+        # Only a row's size is bounded: rows are read one block at a time, and a file that is too short is noticed then.
+        if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
+            raise DataError(f"{path}: its header is wrong (found {shape} promised). {_AGAIN}")
+        yield IdxFile(str(path), stream, shape, dtype)
 
 
-def _read_header(where: str, stream: BufferedIOBase, dimensions: int) -> tuple[int, ...]:
-    """Read the magic number and the dimensions, 4 bytes each, and return the shape."""
-    header = _take(where, stream, 4 + 4 * dimensions)
-    magic = bytes([0, 0, _UNSIGNED_BYTES, dimensions])
-    if header[:4] != magic or len(header) != 4 + 4 * dimensions:
-        raise DataError(
-            f"{where}: not an IDX file of {dimensions} dimension(s), it starts {header[:4].hex(' ')}; {_AGAIN}"
-        )
-    shape = tuple(np.frombuffer(header[4:], ">u4").tolist())
-    # Only a row's size is bounded: rows are read one block at a time, and a file that is too short is noticed then.
-    if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
-        raise DataError(f"{where}: its header is wrong, it promises {shape}; {_AGAIN}")
-    return shape
+def peek_header(path: Path) -> int | None:
+    """Return the number of dimensions of an IDX file; None if the file is not one."""
+    with open_regular(path) as file:
+        try:
+            head = _take(str(path), _decompressed(file), 4)
+        except DataError:
+            return None
+    is_idx = len(head) == 4 and head[:2] == b"\0\0" and head[2] in _TYPES and 1 <= head[3] <= 4  # noqa: PLR2004
+    return head[3] if is_idx else None
+
+
+def _decompressed(file: BufferedReader) -> BufferedIOBase:
+    is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if is_gzip else file
 
 
 def _take(where: str, stream: BufferedIOBase, size: int) -> bytes:
@@ -111,4 +140,4 @@ def _take(where: str, stream: BufferedIOBase, size: int) -> bytes:
     try:
         return stream.read(size)
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{where}: damaged, {error}; {_AGAIN}") from error
+        raise DataError(f"{where}: damaged ({error}). {_AGAIN}") from error

@@ -15,11 +15,12 @@ from pathlib import Path
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.images import FITS, WHITE, Fit
 from cnnjob.data.prepare import cifar, digits, idx, output_path, sources
+from cnnjob.data.prepare.arrays.stream import ArraySet, read_array_set
 from cnnjob.data.prepare.catalogue import DIGITS, KNOWN, Entry
-from cnnjob.data.prepare.folders.folder import MAX_PIXELS, read_folder
+from cnnjob.data.prepare.folders.folder import MAX_PIXELS
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
-from cnnjob.data.prepare.folders.tree import FolderTree
 from cnnjob.data.prepare.progress import counted
+from cnnjob.data.prepare.recognise import read_source
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import DataError, JobError, closest_name, plural
 
@@ -59,6 +60,7 @@ def prepare(
     test_fraction: float | str | None = None,
     labels: Path | None = None,
     skip_damaged: int = 0,
+    arrays: ArraySet | None = None,
     background: tuple[int, int, int] = WHITE,
     force: bool = False,
     progress: bool = False,
@@ -77,6 +79,7 @@ def prepare(
         labels: a table of the labels of a folder's images.
         skip_damaged: number of unusable images that may be skipped; the file names them.
         background: colour (R, G, B) below transparent pixels and around padded images, each 0..255.
+        arrays: images and labels in memory, instead of a source; see :func:`.arrays.stream.arrays_of`.
         force: whether to write again if the file exists, whatever it is.
         progress: whether to show progress bars on stderr.
 
@@ -88,9 +91,11 @@ def prepare(
         JobError: the arguments contradict each other, or another file exists.
     """
     started = time.perf_counter()
-    _require_known(name, source)
-    options = FolderOptions(str(source), out, size, fit, test_fraction, labels, skip_damaged, background)
-    request = _Request(name, None if source is None else str(source), sha256, options)
+    _require_known(name, name if arrays else source)
+    options = FolderOptions(
+        name if source is None else str(source), out, size, fit, test_fraction, labels, skip_damaged, background
+    )
+    request = _Request(name, None if source is None else str(source), sha256, options, arrays)
     request.require_possible()
     # Images of a user are in no catalogue: the file they are written to names the dataset.
     title = out.stem if name == FOLDER else name
@@ -142,6 +147,7 @@ class _Request:
     source: str | None
     sha256: str | None
     options: FolderOptions
+    arrays: ArraySet | None = None
 
     @property
     def is_published(self) -> bool:
@@ -149,7 +155,7 @@ class _Request:
 
     def published(self) -> dict[str, str] | None:
         """Return the checksums of the files that would be downloaded; None if they are not known in advance."""
-        if self.source is not None or self.name == DIGITS.name:
+        if self.source is not None or not self.is_published or self.name == DIGITS.name:
             return None
         return {file.name: file.sha256 for file in _ENTRIES[self.name].files}
 
@@ -157,8 +163,10 @@ class _Request:
         """Return the contents of the source: hashed, not yet parsed."""
         if self.name == DIGITS.name:
             return digits.contents(DIGITS.class_names)
+        if self.arrays:
+            return read_array_set(self.arrays, self.options)
         if not self.is_published:
-            return self._pinned(read_folder(FolderTree(Path(self.source or "")), self.options, progress=progress))
+            return self._pinned(read_source(Path(self.source or ""), self.options, progress=progress))
         entry = _ENTRIES[self.name]
         files = sources.obtain(entry, self.source, self.sha256, progress=progress)
         sums = sources.check(entry, files, self.sha256)
@@ -182,6 +190,9 @@ class _Request:
             raise JobError(f"{self.name}: its size and splits are fixed (found {' '.join(given)}). Leave these out")
 
     def _require_possible_source(self) -> None:
+        if self.arrays and (self.source is not None or self.name in {*_ENTRIES, FOLDER}):
+            found = f"the name {self.name}" if self.source is None else f"source {self.source}"
+            raise JobError(f"{self.name}: arrays have a name of their own and no source (found {found}). Change it")
         if self.name == FOLDER and self.source is None:
             raise JobError(f"{FOLDER}: no source. Give the folder of images")
         if self.name == DIGITS.name and self.source is not None:

@@ -182,11 +182,14 @@ def _parents(path: str) -> list[str]:
     return parents
 
 
-def read_folder(tree: FolderTree, options: FolderOptions, *, progress: bool = False) -> DatasetContents:
-    """List and survey the images of a folder.
+def read_folder(
+    tree: FolderTree, listing: Listing, options: FolderOptions, *, progress: bool = False
+) -> DatasetContents:
+    """Survey the images of a folder.
 
     Args:
         tree: the folder.
+        listing: its files.
         options: how they are to be read.
         progress: whether to show progress bars on stderr.
 
@@ -197,7 +200,6 @@ def read_folder(tree: FolderTree, options: FolderOptions, *, progress: bool = Fa
         DataError: the folder is missing, or a class or an image is not usable.
         JobError: a size or a test fraction is missing, or does not apply to this folder.
     """
-    listing = tree.list()
     sources: dict[str, str] = {}
     if options.labels:
         content = read_bytes(options.labels, MAX_LABEL_BYTES)

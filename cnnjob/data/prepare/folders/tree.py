@@ -20,7 +20,7 @@ _NO_IMAGES = frozenset({
     *("mat", "npy", "npz", "pkl", "h5", "hdf5", "db", "sqlite", "py", "ipynb", "sh", "lst", "names", "cache"),
 })  # fmt: skip
 _MAX_DEPTH = 50
-_MAX_CONTENT_BYTES = 64 << 20
+MAX_CONTENT_BYTES = 64 << 20
 _MAX_LINKED_FOLDERS = 100_000  # links to folders can multiply: each level of two links doubles the number of paths
 
 Inode = tuple[int, int]
@@ -105,17 +105,17 @@ class FolderTree:
             open_regular(Path(path)).close()  # raises what is wrong
         try:
             status = os.fstat(descriptor)
-            content = os.read(descriptor, status.st_size + 1) if status.st_size <= _MAX_CONTENT_BYTES else None
+            content = os.read(descriptor, status.st_size + 1) if status.st_size <= MAX_CONTENT_BYTES else None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}). Repair or remove it") from error
         finally:
             os.close(descriptor)
-        return content, _stamp_of(status)
+        return content, stamp_of(status)
 
     def stamp(self, name: str) -> Stamp | None:
         """Return a file's stamp as :meth:`read` does, without reading it; None if it is gone."""
         try:
-            return _stamp_of(os.stat(f"{self.root}/{name}"))  # noqa: PTH116 - pathlib takes three times as long
+            return stamp_of(os.stat(f"{self.root}/{name}"))  # noqa: PTH116 - pathlib takes three times as long
         except OSError:
             return None
 
@@ -125,7 +125,8 @@ class FolderTree:
             return hashlib.file_digest(file, "sha256").digest()
 
 
-def _stamp_of(status: os.stat_result) -> Stamp:
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what changes whenever a file is replaced or written to: device, inode, size, time of change."""
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 

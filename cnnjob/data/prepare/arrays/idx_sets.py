@@ -1,0 +1,141 @@
+"""Find IDX sets of any name in a folder: MNIST's descendants, as KMNIST, EMNIST, QMNIST, or a torchvision root.
+
+References:
+    Cohen et al., "EMNIST: an extension of MNIST to handwritten letters" (2017).
+    Yadav and Bottou, "Cold case: the lost MNIST digits" (2019).
+"""
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cnnjob.data.prepare.arrays.stream import ArraySet, LabelledStream, rows_per_block
+from cnnjob.data.prepare.folders.layout import split_of_name
+from cnnjob.data.prepare.idx import open_idx, peek_header
+from cnnjob.errors import DataError, JobError
+from cnnjob.files import read_text
+
+_IMAGES_NDIM = 3
+_LABELS_NDIM = (1, 2)
+
+Roles = dict[tuple[str, str], Path]
+
+
+def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
+    """Find the IDX files among the files of a folder.
+
+    Args:
+        root: the folder.
+        names: paths of files in it that are no images.
+
+    Returns:
+        The files of each set by split and kind (images or labels); the key is the set's name, which may be empty.
+
+    Raises:
+        DataError: two files have the same role in one set.
+    """
+    sets: dict[str, Roles] = defaultdict(dict)
+    # A file that has been unpacked comes before its archive, which is then not read.
+    for name in sorted(names, key=lambda name: (name.endswith(".gz"), name)):
+        path = root / name
+        found = split_of_name(path.name.replace("t10k", "test"))
+        dimensions = peek_header(path) if found else None
+        if found is None or dimensions is None:
+            continue
+        split, rest = found
+        folder = path.parent
+        if folder.name == path.name and folder != root:  # Kaggle's archives have each file in a folder of its name
+            folder = folder.parent
+        prefix = rest.partition("*")[0].strip("-_. ")
+        key = "/".join(filter(None, (str(folder.relative_to(root)).strip("."), prefix)))
+        kind = "images" if dimensions == _IMAGES_NDIM else "labels"
+        other = sets[key].get((split, kind))
+        if other and other.name != path.name.removesuffix(".gz"):
+            raise DataError(f"{root}: two files for the {split} {kind} (found {other.relative_to(root)} and {name}). "
+                            "Remove one")  # fmt: skip
+        sets[key].setdefault((split, kind), path)
+    return {key: roles for key, roles in sets.items() if ("train", "images") in roles}
+
+
+def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
+    """Return the images of the set in a folder; if there are several, of the one that is named.
+
+    Args:
+        root: the folder.
+        sets: the sets in it.
+        name: the dataset's name.
+
+    Raises:
+        DataError: a file is damaged, or images come without labels.
+        JobError: there are several sets, and none is named.
+    """
+    matching = [key for key in sets if _matches(key, name)]
+    keys = matching if len(matching) == 1 else list(sets)
+    if len(keys) > 1:
+        commands = "\n".join(
+            f"  {shlex.join(['cnnjob', 'prepare', _name_of(key), '--source', str(root)])}" for key in sorted(keys)
+        )
+        raise JobError(f"{root}: several IDX sets (found {len(keys)}). Name one:\n{commands}")
+    roles = sets[keys[0]]
+    for split, kind in list(roles):
+        other = "labels" if kind == "images" else "images"
+        if (split, other) not in roles:
+            raise DataError(
+                f"{root}: no {split} {other} (found {roles[split, kind].relative_to(root)}). Copy them there"
+            )
+    is_emnist = "emnist" in keys[0].lower()
+    splits = {split: _stream(roles[split, "images"], roles[split, "labels"], turned=is_emnist)
+              for split, kind in roles if kind == "images"}  # fmt: skip
+    title = " of EMNIST, turned upright" if is_emnist else ""
+    return ArraySet(
+        f"IDX files{title} {', '.join(path.name for path in roles.values())}",
+        splits,
+        list(roles.values()),
+        _mapping(roles["train", "images"]) if is_emnist else None,
+    )
+
+
+def _name_of(key: str) -> str:
+    """Return a name for a set: the last part of its folder that says something, or its prefix."""
+    parts = [part for part in key.split("/") if part not in {"raw", "gzip", ""}]
+    return (parts[-1] if parts else "idx").lower()
+
+
+def _matches(key: str, name: str) -> bool:
+    plain = str.maketrans("", "", "-_ ")
+    return _name_of(key).translate(plain) == name.lower().translate(plain)
+
+
+def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledStream:
+    with open_idx(labels_path, _LABELS_NDIM) as file:
+        rows = file.read(file.shape[0])
+        file.require_end()
+    labels = rows if rows.ndim == 1 else rows[:, 0]  # QMNIST's other columns tell the writer
+    with open_idx(images_path, (_IMAGES_NDIM,)) as file:
+        count, height, width = file.shape
+    shape = (count, width, height, 1) if turned else (count, height, width, 1)
+    step = rows_per_block(height * width)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with open_idx(images_path, (_IMAGES_NDIM,)) as file:
+            for start in range(0, count, step):
+                block = file.read(min(step, count - start))
+                yield (block.transpose(0, 2, 1) if turned else block)[..., None]
+            file.require_end()
+
+    return LabelledStream(str(images_path), shape, blocks, labels.astype(np.int64))
+
+
+def _mapping(images: Path) -> dict[int, str] | None:
+    """Read EMNIST's table of labels and ASCII codes, which lies beside the images; its letters are counted from 1."""
+    prefix = images.name.partition("train")[0]
+    path = images.parent / f"{prefix}mapping.txt"
+    if not path.is_file():
+        return None
+    rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    if not all(len(row) > 1 and all(cell.isdecimal() for cell in row) for row in rows):
+        raise DataError(f"{path}: not a table of labels and ASCII codes. Copy or download it again")
+    return {int(label): "".join(chr(int(code)) for code in codes) for label, *codes in rows}

@@ -1,0 +1,281 @@
+"""Make a dataset of streams of images with their labels, whatever file format they come from.
+
+The images are read twice: first for the digest of each, then to be written. Memory holds one block at a time.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnnjob.data.dataset import BLOCK_BYTES, SPLITS
+from cnnjob.data.images import fit_pixels
+from cnnjob.data.prepare.folders.folder import MAX_PIXELS, copies, cut_test_images, require_classes
+from cnnjob.data.prepare.folders.options import VAL, FolderOptions
+from cnnjob.data.prepare.folders.reading import ImageFile, Splits
+from cnnjob.data.prepare.writer import Chunk, DatasetContents
+from cnnjob.errors import DataError, JobError
+from cnnjob.files import open_regular, sha256_of
+
+_CHANNELS = (1, 3)
+_MAX_CLASSES = 1 << 16
+
+
+@dataclass(frozen=True)
+class LabelledStream:
+    """The images of one split, which can be read any number of times, and their labels.
+
+    Attributes:
+        where: the file of the images, for messages.
+        shape: (N, H, W, C) of all images.
+        blocks: starts to read; gives the images in order, in blocks (n, H, W, C) uint8.
+        labels: (N,) int64.
+    """
+
+    where: str
+    shape: tuple[int, int, int, int]
+    blocks: Callable[[], Iterator[np.ndarray]]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ArraySet:
+    """Images stored as arrays.
+
+    Attributes:
+        description: what they were recognised as, in one line.
+        splits: the images of each split.
+        files: the files that were read.
+        class_names: the name of each label; the label itself by default.
+        left_out: names of files that were not read.
+        sha256: SHA-256 of arrays that come from no file, by name.
+    """
+
+    description: str
+    splits: Mapping[str, LabelledStream]
+    files: Sequence[Path] = ()
+    class_names: Mapping[int, str] | None = None
+    left_out: Sequence[str] = ()
+    sha256: Mapping[str, str] | None = None
+
+
+def rows_per_block(row_bytes: int) -> int:
+    """Return how many images of a size in bytes are read at a time."""
+    return max(1, BLOCK_BYTES // row_bytes)
+
+
+def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
+    """Check images stored as arrays, and return the dataset that they make.
+
+    Args:
+        found: the images.
+        options: a test fraction and a size, as for a folder of images.
+
+    Returns:
+        The contents; the images are read again when they are written.
+
+    Raises:
+        DataError: a file is damaged, or images and labels do not fit.
+        JobError: a test fraction is missing, or an option does not apply.
+    """
+    if options.labels or options.skip_damaged:
+        raise JobError(f"{options.source}: arrays have their own labels and none is skipped (found "
+                       f"{' '.join(options.as_typed())}). Leave --labels and --skip-damaged out")  # fmt: skip
+    streams = _with_test_split(found, options)
+    values, names = _classes(found, streams)
+    rows = {split: _survey(stream, values, split) for split, stream in streams.items()}
+    splits: Splits = dict(rows)
+    if "test" not in splits:
+        splits = cut_test_images(rows["train"], names, float(options.test_fraction or 0)) | {
+            split: images for split, images in rows.items() if split != "train"
+        }
+    require_classes(splits, names, options.source)
+    warnings = [f"{options.source}: {line}" for line in copies(splits, names)]
+    if found.left_out:
+        warnings.insert(0, f"{options.source}: left out: {', '.join(found.left_out[:5])}")
+    digests = dict(found.sha256 or {}) | {path.name: _digest(path) for path in found.files}
+    blocks = _chunks(streams, rows, splits, options)
+    return DatasetContents(names, digests, blocks, tuple(warnings), f"{found.description}, {len(names)} classes")
+
+
+def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, LabelledStream]:
+    streams = {split: found.splits[split] for split in SPLITS if split in found.splits}
+    if "train" not in streams:
+        raise DataError(f"{options.source}: no training images (found {', '.join(streams) or 'none'}). Name them train")
+    fraction = options.test_fraction
+    if "test" in streams and fraction is not None:
+        raise JobError(f"{options.source}: it has test images, and a test fraction is given (found {fraction}). "
+                       "Leave --test-fraction out")  # fmt: skip
+    if "test" not in streams and fraction is None:
+        how = ", with test_fraction=0.2" if found.sha256 else f":\n  {options.command(test_fraction=0.2)}"
+        raise JobError(
+            f"{options.source}: no test images (found {found.description}). Cut them from the training images{how}"
+        )
+    if fraction == VAL:
+        if VAL not in streams:
+            raise JobError(f"{options.source}: no validation images to test on. Give a fraction, such as 0.2")
+        streams["test"] = streams.pop(VAL)
+    shapes = {split: stream.shape[1:] for split, stream in streams.items()}
+    if options.size is None and len(set(shapes.values())) > 1:
+        raise DataError(f"{options.source}: the splits' images differ in shape (found {shapes}). Give --size HxW")
+    for stream in streams.values():
+        height, width, channels = stream.shape[1:]
+        if channels not in _CHANNELS or not 0 < height * width <= MAX_PIXELS:
+            raise DataError(f"{stream.where}: images that are not grey or RGB (found {stream.shape[1:]} each, as "
+                            f"height, width, channels). Convert them to 1 or 3 channels")  # fmt: skip
+        if stream.labels.shape != (stream.shape[0],):
+            raise DataError(
+                f"{stream.where}: the number of labels is not that of the images (found {stream.labels.size:,} labels "
+                f"and {stream.shape[0]:,} images). Copy or download both again"
+            )
+    return streams
+
+
+def _classes(found: ArraySet, streams: Mapping[str, LabelledStream]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the labels that occur, in order, and the name of each."""
+    values = np.unique(np.concatenate([stream.labels for stream in streams.values()]))
+    if len(values) > _MAX_CLASSES:
+        where = next(iter(streams.values())).where
+        raise DataError(f"{where}: too many classes (found {len(values):,} different labels). Check the labels")
+    if found.class_names:
+        if unknown := sorted(set(values.tolist()) - found.class_names.keys()):
+            raise DataError(f"{next(iter(streams.values())).where}: labels without a class (found {unknown[:5]}). "
+                            "Copy or download the files again")  # fmt: skip
+        values = np.array(sorted(found.class_names))
+    names = found.class_names or {}
+    return values, tuple(names.get(value, str(value)) for value in values.tolist())
+
+
+def _survey(stream: LabelledStream, values: np.ndarray, split: str) -> list[ImageFile]:
+    """Return each image of a split with its label and the digest of its pixels."""
+    labels = np.searchsorted(values, stream.labels).tolist()
+    digests = [hashlib.sha256(image).digest() for block in stream.blocks() for image in np.ascontiguousarray(block)]
+    if len(digests) != len(labels):
+        raise DataError(f"{stream.where}: it ended early (found {len(digests):,} images of {len(labels):,})")
+    pairs = enumerate(zip(digests, labels, strict=True))
+    return [ImageFile(f"{split}[{row}]", label, digest) for row, (digest, label) in pairs]
+
+
+def _chunks(
+    streams: Mapping[str, LabelledStream], rows: Mapping[str, list[ImageFile]], splits: Splits, options: FolderOptions
+) -> Iterator[Chunk]:
+    """Read all images again, each into its split."""
+    split_of = {image.name: split for split, images in splits.items() for image in images}
+    counts = {split: len(images) for split, images in splits.items()}
+    written: Counter[str] = Counter()
+    for source, stream in streams.items():
+        start = 0
+        for block in stream.blocks():
+            images = rows[source][start : start + len(block)]
+            _require_same(stream, block, images)
+            shape = (*options.size, block.shape[3]) if options.size else None
+            fitted = np.stack([fit_pixels(one, shape, options.fit) for one in block]) if shape else block
+            for split in dict.fromkeys(split_of[image.name] for image in images):
+                chosen = np.array([split_of[image.name] == split for image in images])
+                labels = np.array([image.label for image in images])[chosen]
+                yield Chunk(stream.where, split, written[split], fitted[chosen], labels, counts[split])
+                written[split] += int(chosen.sum())
+            start += len(block)
+
+
+def _require_same(stream: LabelledStream, block: np.ndarray, images: Sequence[ImageFile]) -> None:
+    digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(block)]
+    if digests != [image.digest for image in images]:
+        raise DataError(f"{stream.where}: changed while it was read. Prepare it again when nothing changes it")
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_memory(where: str, images: np.ndarray, labels: np.ndarray) -> LabelledStream:
+    """Return arrays in memory as a stream.
+
+    Args:
+        where: their name, for messages.
+        images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
+        labels: (N,) or (N, 1) integers.
+
+    Raises:
+        DataError: the arrays are not images and labels.
+    """
+    shape, arrange = image_layout(where, images.shape, images.dtype)
+    step = rows_per_block(math.prod(shape[1:]))
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, shape[0], step):
+            yield arrange(images[start : start + step])
+
+    return LabelledStream(where, shape, blocks, as_labels(where, labels))
+
+
+def arrays_of(name: str, images: object, labels: object, class_names: Sequence[str] | None = None) -> ArraySet:
+    """Return arrays in memory as a source.
+
+    Args:
+        name: the dataset's name, for messages.
+        images: an array of training images, or one per split: ``{"train": …, "val": …, "test": …}``.
+        labels: the labels likewise.
+        class_names: one name per class, if the labels count from 0.
+
+    Raises:
+        DataError: the arrays are not images and labels.
+    """
+    by_split = images if isinstance(images, Mapping) else {"train": images}
+    labels_by_split = labels if isinstance(labels, Mapping) else {"train": labels}
+    if not by_split or by_split.keys() != labels_by_split.keys() or not by_split.keys() <= set(SPLITS):
+        raise DataError(
+            f"{name}: images and labels are not of the same splits (found {', '.join(map(str, by_split))} and "
+            f"{', '.join(map(str, labels_by_split))}). Give both as arrays, or as dicts with the keys train, val, test"
+        )
+    arrays = {split: (np.asarray(by_split[split]), np.asarray(labels_by_split[split])) for split in by_split}
+    digests = {
+        f"{split} {kind}": sha256_of(np.ascontiguousarray(array).data)
+        for split, pair in arrays.items()
+        for kind, array in zip(("images", "labels"), pair, strict=True)
+    }
+    splits = {split: in_memory(f"{name}: {split}", *pair) for split, pair in arrays.items()}
+    names = None if class_names is None else dict(enumerate(class_names))
+    return ArraySet(f"arrays for {', '.join(arrays)}", splits, class_names=names, sha256=digests)
+
+
+Arrange = Callable[[np.ndarray], np.ndarray]
+
+
+def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, int, int, int], Arrange]:
+    """Return the shape (N, H, W, C) of images in an array, and what brings a block of it into that order.
+
+    Raises:
+        DataError: the array does not hold images of bytes.
+    """
+    if dtype != np.uint8:
+        raise DataError(f"{where}: the images are not bytes (found {dtype}). Scale them to 0 to 255, as uint8")
+    match shape:
+        case (count, height, width):
+            return (count, height, width, 1), lambda block: block[..., None]
+        case (count, height, width, channels) if channels in _CHANNELS:
+            return (count, height, width, channels), lambda block: block
+        case (count, channels, height, width) if channels in _CHANNELS:
+            return (count, height, width, channels), lambda block: block.transpose(0, 2, 3, 1)
+    raise DataError(
+        f"{where}: not an array of images (found the shape {shape}). Give (N, H, W), (N, H, W, C) or (N, C, H, W), "
+        "with 1 or 3 channels"
+    )
+
+
+def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
+    """Return labels as int64 (N,).
+
+    Raises:
+        DataError: they are not one integer per image.
+    """
+    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # noqa: PLR2004 - a column
+    if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or flat.dtype == bool):
+        raise DataError(f"{where}: the labels are not one integer per image (found {labels.dtype} of the shape "
+                        f"{labels.shape}). Give an array (N,) of integers")  # fmt: skip
+    return flat.astype(np.int64)

@@ -1,0 +1,167 @@
+"""Read SVHN's cropped digits: ``train_32x32.mat`` and ``test_32x32.mat``, MATLAB files of version 5.
+
+References:
+    Netzer et al., "Reading digits in natural images with unsupervised feature learning" (2011).
+    MathWorks, "MAT-File Format": level 5.
+"""
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+import numpy as np
+
+from cnnjob.data.prepare.arrays.stream import ArraySet, LabelledStream, rows_per_block
+from cnnjob.errors import DataError
+from cnnjob.files import open_regular
+
+_SUFFIX = "_32x32.mat"
+_HEADER_BYTES = 128
+_MATRIX, _COMPRESSED = 14, 15
+_UINT8 = 2
+"""Type of data of bytes."""
+_MAX_SMALL_ELEMENT = 1 << 10
+_READ_BYTES = 1 << 16
+_ZERO = 10
+"""The label of the digit 0."""
+_AGAIN = "Copy or download it again"
+
+
+def svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
+    """Return SVHN's images in a folder; None if it holds no such files.
+
+    Args:
+        root: the folder.
+        names: paths of the files in it that are no images.
+
+    Raises:
+        DataError: a file is damaged, or is SVHN's other version.
+    """
+    by_name = {name.rpartition("/")[2]: root / name for name in names}
+    if "digitStruct.mat" in by_name:
+        raise DataError(f"{root}: SVHN's version with whole numbers, which is not read (found digitStruct.mat). "
+                        "Download train_32x32.mat and test_32x32.mat instead")  # fmt: skip
+    files = {split: by_name[f"{split}{_SUFFIX}"] for split in ("train", "test") if f"{split}{_SUFFIX}" in by_name}
+    if not files:
+        return None
+    left_out = [name for name in by_name if name == f"extra{_SUFFIX}"]
+    names_of_labels = {label: str(label % _ZERO) for label in range(1, _ZERO + 1)}
+    splits = {split: _stream(path) for split, path in files.items()}
+    return ArraySet("cropped digits of SVHN", splits, list(files.values()), names_of_labels, left_out)
+
+
+def _stream(path: Path) -> LabelledStream:
+    with _open_matrix(path, "y") as matrix:
+        labels = np.frombuffer(matrix.stream.read(math.prod(matrix.shape)), np.uint8).astype(np.int64)
+    with _open_matrix(path, "X") as matrix:
+        shape = matrix.shape
+    if len(shape) != 4 or shape[2] != 3:  # noqa: PLR2004 - (H, W, C, N)
+        raise DataError(f"{path}: not SVHN's images (found the shape {shape}). {_AGAIN}")
+    height, width, channels, count = shape
+    step = rows_per_block(height * width * channels)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with _open_matrix(path, "X") as matrix:
+            for start in range(0, count, step):
+                rows = min(step, count - start)
+                content = matrix.stream.read(rows * height * width * channels)
+                # MATLAB's first index varies fastest: (N, C, W, H) in C order.
+                yield np.frombuffer(content, np.uint8).reshape(rows, channels, width, height).transpose(0, 3, 2, 1)
+
+    # In the order of the digits: the label of 0 is 10.
+    return LabelledStream(str(path), (count, height, width, channels), blocks, labels)
+
+
+class _Stream:
+    """The bytes of a file from a position on, decompressed if they are compressed."""
+
+    def __init__(self, file: BufferedReader, *, compressed: bool) -> None:
+        self._file = file
+        self._decoder = zlib.decompressobj() if compressed else None
+
+    def read(self, size: int) -> bytes:
+        """Read exactly ``size`` bytes.
+
+        Raises:
+            EOFError: there are fewer.
+        """
+        if self._decoder is None:
+            content = self._file.read(size)
+        else:
+            parts: list[bytes] = []
+            missing = size
+            while missing and not self._decoder.eof:
+                packed = self._decoder.unconsumed_tail or self._file.read(_READ_BYTES)
+                if not packed:
+                    break
+                parts.append(self._decoder.decompress(packed, missing))
+                missing -= len(parts[-1])
+            content = b"".join(parts)
+        if len(content) != size:
+            raise EOFError(f"it ends after {len(content):,} of {size:,} bytes")
+        return content
+
+    def element(self) -> tuple[int, int, bytes]:
+        """Read the tag of an element: its type, its size, and its content if that is within the tag."""
+        first, second = struct.unpack("<II", tag := self.read(8))
+        small = first >> 16  # a size in the upper half: the content follows in the same 8 bytes
+        return (first & 0xFFFF, small, tag[4 : 4 + small]) if small else (first, second, b"")
+
+    def small_element(self) -> bytes:
+        """Read an element of few bytes whole."""
+        _, size, content = self.element()
+        if content or not size:
+            return content
+        if size > _MAX_SMALL_ELEMENT:
+            raise ValueError(f"a field of {size:,} bytes")
+        return self.read(size + -size % 8)[:size]
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """An array of bytes in a MATLAB file, positioned at its first value."""
+
+    shape: tuple[int, ...]
+    stream: _Stream
+
+
+@contextmanager
+def _open_matrix(path: Path, name: str) -> Iterator[_Matrix]:
+    """Open an array by its name; errors within the block become a DataError."""
+    try:
+        with open_regular(path) as file:
+            yield _find_matrix(file, name)
+    except (EOFError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(f"{path}: not readable as a MATLAB file of version 5 ({error}). {_AGAIN}") from error
+
+
+def _find_matrix(file: BufferedReader, name: str) -> _Matrix:
+    if file.read(_HEADER_BYTES)[126:128] != b"IM":
+        raise ValueError("no header of little-endian MATLAB")
+    while True:
+        position = file.tell()
+        kind, size = struct.unpack("<II", _exactly(file, 8))
+        stream = _Stream(file, compressed=kind == _COMPRESSED)
+        if kind == _COMPRESSED:
+            kind, _ = struct.unpack("<II", stream.read(8))
+        if kind == _MATRIX:
+            stream.small_element()  # flags
+            shape = struct.unpack(f"<{len(content := stream.small_element()) // 4}i", content)
+            if stream.small_element().decode("latin-1") == name:
+                data_kind, n_bytes, small = stream.element()
+                if data_kind != _UINT8 or small or n_bytes != math.prod(shape):
+                    raise ValueError(f"{name} is not an array of bytes")
+                return _Matrix(shape, stream)
+        file.seek(position + 8 + size)
+
+
+def _exactly(file: BufferedReader, size: int) -> bytes:
+    content = file.read(size)
+    if len(content) != size:
+        raise EOFError("an array is missing")
+    return content

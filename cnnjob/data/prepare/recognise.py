@@ -1,0 +1,114 @@
+"""Recognise by its content what a folder or file of a user holds, and read it."""
+
+import shlex
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cnnjob.data.prepare.arrays.binary import binary_set
+from cnnjob.data.prepare.arrays.idx_sets import find_idx_sets, idx_set
+from cnnjob.data.prepare.arrays.numpy_files import MAGIC as NUMPY_MAGIC
+from cnnjob.data.prepare.arrays.numpy_files import array_files, numpy_set
+from cnnjob.data.prepare.arrays.stream import ArraySet, read_array_set
+from cnnjob.data.prepare.arrays.svhn import svhn_set
+from cnnjob.data.prepare.folders.archive import TarTree, ZipTree
+from cnnjob.data.prepare.folders.folder import read_folder
+from cnnjob.data.prepare.folders.options import FolderOptions
+from cnnjob.data.prepare.folders.tree import FolderTree, is_visible
+from cnnjob.data.prepare.idx import peek_header
+from cnnjob.data.prepare.writer import DatasetContents
+from cnnjob.errors import DataError
+from cnnjob.files import open_regular
+
+_IMAGE_SUFFIXES = frozenset({
+    *("png", "jpg", "jpeg", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"),
+    *("heic", "heif", "avif", "jp2", "jxl", "tga", "dcm"),
+})  # fmt: skip
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2")
+_PICKLED = {"data_batch_1": "cifar10", "test_batch": "cifar10", "meta": "cifar100"}
+"""Files of the Python versions of CIFAR, which are read by name."""
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_TAR_MAGIC = (257, b"ustar")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+
+
+def read_source(source: Path, options: FolderOptions, *, progress: bool = False) -> DatasetContents:
+    """Recognise a folder or file and read it.
+
+    Args:
+        source: a folder of images, IDX files, NumPy arrays or another known binary version; or an archive or an array
+            file.
+        options: how it is read.
+        progress: whether to show progress bars on stderr.
+
+    Returns:
+        The contents: hashed, their pixels not read yet.
+
+    Raises:
+        DataError: it is not recognised, damaged or missing.
+        JobError: an option is missing or does not apply.
+    """
+    if source.is_file():
+        return _read_file(source, options, progress=progress)
+    tree = FolderTree(source)
+    listing = tree.list()
+    # Images decide, wherever they lie: what else is there is then left out, and named.
+    if options.labels or any(name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES for name in listing.files):
+        return read_folder(tree, listing, options, progress=progress)
+    others = [*listing.files, *(name for name in listing.left_out if all(map(is_visible, name.split("/"))))]
+    others = [name for name in others if (source / name).is_file()]
+    if found := _find_arrays(source, others, options):
+        return read_array_set(found, options)
+    archives = [name for name in others if name.lower().endswith(_ARCHIVE_SUFFIXES)]
+    if archives:
+        raise DataError(f"{source}: no images, only archives (found {', '.join(archives[:3])}). Give one of them, "
+                        "or unpack them")  # fmt: skip
+    return read_folder(tree, listing, options, progress=progress)
+
+
+def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> ArraySet | None:
+    """Return the arrays in a folder without images; None if it has none."""
+    for name in names:
+        entry = _PICKLED.get(name.rpartition("/")[2])
+        if entry and _starts_with(source / name, b"\x80"):
+            command = shlex.join(["cnnjob", "prepare", entry, "--source", str((source / name).parent)])
+            raise DataError(f"{source}: CIFAR's Python version (found {name}). Prepare it by its name:\n  {command}")
+    readers: list[Callable[[Path, Sequence[str]], ArraySet | None]] = [binary_set, svhn_set]
+    for reader in readers:
+        if found := reader(source, names):
+            return found
+    if sets := find_idx_sets(source, list(names)):
+        return idx_set(source, sets, options.out.stem)
+    files = [source / name for name in names if name.lower().endswith((".npy", ".npz"))]
+    return numpy_set([array for path in files for array in array_files(path)], str(source)) if files else None
+
+
+def _read_file(source: Path, options: FolderOptions, *, progress: bool) -> DatasetContents:
+    with open_regular(source) as file:
+        start = file.read(_TAR_MAGIC[0] + len(_TAR_MAGIC[1]))
+    if start.startswith(NUMPY_MAGIC):
+        return read_array_set(numpy_set(array_files(source), str(source)), options)
+    if start.startswith(b"PK") and zipfile.is_zipfile(source):
+        if source.suffix == ".npz":
+            return read_array_set(numpy_set(array_files(source), str(source)), options)
+        return _read_tree(ZipTree(source), options, progress=progress)
+    if peek_header(source):
+        raise DataError(f"{source}: one IDX file (found {source.name}). Give the folder of all its files")
+    if start[_TAR_MAGIC[0] :] == _TAR_MAGIC[1] or start.startswith(_COMPRESSED):
+        return _read_tree(TarTree(source), options, progress=progress)
+    if start.startswith(_HDF5_MAGIC):
+        raise DataError(f"{source}: an HDF5 file of another program. Read its arrays with h5py, and prepare them in "
+                        "Python, with cnnjob.prepare(images=…, labels=…, name=…)")  # fmt: skip
+    if start.startswith(b"MATLAB"):
+        raise DataError(f"{source}: a MATLAB file. Give the folder of train_32x32.mat and test_32x32.mat if it is of "
+                        "SVHN; save the arrays of others with numpy.savez")  # fmt: skip
+    raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Give the folder of images")
+
+
+def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> DatasetContents:
+    return read_folder(tree, tree.list(), options, progress=progress)
+
+
+def _starts_with(path: Path, start: bytes) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(start)) == start
