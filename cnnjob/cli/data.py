@@ -34,7 +34,7 @@ def prepare(
         typer.Argument(
             metavar="NAME",
             autocompletion=completion.datasets,
-            help="A known dataset; or the path of a folder of images; or any name, with --source.",
+            help="A known dataset; or a folder, archive or array file of images; or any name, with --source.",
         ),
     ],
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the folder of images.")] = None,
@@ -68,6 +68,7 @@ def prepare(
 
     Example: cnnjob prepare mnist --source ~/downloads/mnist
     """
+    from cnnjob.data.prepare.folders.options import default_name
     from cnnjob.data.prepare.prepare import KNOWN, prepare
 
     known = {entry.name for entry in KNOWN}
@@ -78,7 +79,7 @@ def prepare(
         name, path = "folder", Path(name)
     if name == "folder":
         source = str(path) if path is not None else source
-    stem = Path(source).resolve().name if name == "folder" and source else name
+    stem = default_name(source) if name == "folder" and source else name
     with ending_as_interrupted():
         prepared = prepare(
             name,

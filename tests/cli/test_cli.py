@@ -113,7 +113,7 @@ def test_prepare_folder(here: Path) -> None:
 def test_show_lists_and_resolves(here: Path) -> None:
     listed = cnnjob("show")
     assert listed.exit_code == 0, listed.output
-    assert re.search(r"^mnist +no +70,000", listed.stdout, re.MULTILINE)
+    assert re.search(r"^mnist +not prepared +70,000", listed.stdout, re.MULTILINE)
     assert re.search(r"^cifar10-baseline +cifar10 ", listed.stdout, re.MULTILINE)
     shown = cnnjob("show", "toy.toml", "--set", "seed=5")
     assert shown.exit_code == 0, shown.output

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,3 +231,13 @@ def test_names_in_capitals_are_suggested() -> None:
     for name in ("CIFAR10", "Mnist"):
         assert f"Did you mean {name.lower()}?" in cnnjob("prepare", name).stderr
         assert f"Did you mean {name.lower()}?" in cnnjob("prepare", name, "--source", ".").stderr
+
+
+def test_an_archive_gives_its_name_without_its_suffixes(here: Path) -> None:
+    draw(here / "photos", 2)
+    shutil.make_archive("my.photos", "gztar", here, "photos")
+    prepared = cnnjob("prepare", "my.photos.tar.gz")
+    assert prepared.exit_code == 0, prepared.output
+    assert (here / "data" / "my.photos.h5").exists()
+    assert prepared.stdout.splitlines()[-1].strip() == "cnnjob train my.photos"
+    assert cnnjob("train", "my.photos", "--set", "train.epochs=1").exit_code == 0

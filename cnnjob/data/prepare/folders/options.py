@@ -11,6 +11,18 @@ VAL = "val"
 """As ``test_fraction``: the validation images become the test images."""
 
 
+_SUFFIXES = (".npz", ".npy", ".zip", ".gz", ".xz", ".bz2", ".tar", ".tgz", ".txz", ".tbz2")
+
+
+def default_name(source: str) -> str:
+    """Return the name of a dataset whose source is a folder, an archive or a file of arrays."""
+    path = Path(source).resolve()
+    name = path.name
+    while path.is_file() and name.lower().endswith(_SUFFIXES):
+        name = name.rpartition(".")[0]
+    return name or path.name
+
+
 @dataclass(frozen=True)
 class FolderOptions:
     """How the images of a folder are read.
@@ -54,6 +66,6 @@ class FolderOptions:
     def command(self, **changed: Any) -> str:
         """Return the command with these options, some of them changed."""
         words = ["cnnjob", "prepare", self.source]
-        if self.out != Path("data", f"{Path(self.source).resolve().name}.h5"):
+        if self.out != Path("data", f"{default_name(self.source)}.h5"):
             words += ["--out", str(self.out)]
         return shlex.join([*words, *replace(self, **changed).as_typed()])
