@@ -26,6 +26,10 @@ HEADER = (
     "of products",
 )
 
+DATA = "data"
+"""The word in place of workloads that measures the reading of datasets."""
+TURN_SECONDS = 0.2
+
 
 def bench(
     workloads: Annotated[
@@ -35,6 +39,7 @@ def bench(
     against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch too, if it is installed.")] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns per engine, of five steps or 0.2 s.")] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Where to compute.")] = "cpu",
+    gigabytes: Annotated[float, typer.Option(min=0.001, help="Size of each file that is written to measure data.")] = 1,
     as_json: opt.JSON = False,
 ) -> None:
     """Measure training steps on this machine.
@@ -45,18 +50,45 @@ def bench(
     teaches it, in float64. "of products" is the time of the matrix products alone divided by the engine's. --device
     gpu measures steps part by part, fused and as a CUDA graph, in float32 and tf32, next to torch likewise.
 
+    "data" instead of workloads measures the reading of datasets: random batches of 128 and the file in order, from the
+    page cache and from the disk of the current folder, where it writes two files and removes them.
+
     Example: cnnjob bench mnist-baseline --rounds 50
     """
     from cnnjob.checks.benchmarks.bench import NAMES, measure
 
+    if workloads == [DATA]:
+        _bench_reading(gigabytes, rounds * TURN_SECONDS, as_json=as_json)
+        return
     for name in workloads or ():
         if name not in NAMES:
-            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}")
+            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}, or {DATA} alone")
     rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
     if as_json:
         print_json([row.as_json() for row in rows])
     else:
         print_table(HEADER, [_cells(row) for row in rows], spare=())
+
+
+def _bench_reading(gigabytes: float, seconds: float, *, as_json: bool) -> None:
+    from pathlib import Path
+
+    from cnnjob.checks.benchmarks.reading import measure_reading
+
+    rows = list(measure_reading(Path(), int(gigabytes * 1e9), seconds))
+    if as_json:
+        print_json([row.as_json() for row in rows])
+        return
+    cells = [
+        [
+            "×".join(map(str, row.image_shape)),
+            row.reading,
+            f"{row.images_per_second:,.0f}",
+            f"{row.megabytes_per_second:,.0f}",
+        ]
+        for row in rows
+    ]
+    print_table(["images", "reading", "images/s", "MB/s"], cells)
 
 
 def _cells(row: "Row") -> list[str]:

@@ -8,7 +8,7 @@ from cnnjob.jobs.lookup import named_toml_files
 # Written out here, because importing the catalogue, the benchmarks or the job's schema takes too long for TAB.
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
 ADDRESSES = ("test:0", "train:0", "val:0")
-WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128")
+WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128", "data")
 SETTINGS = (
     *("dataset", "seed", "data.pixels", "data.validation_fraction", "data.augment", "model.blocks"),
     *("train.epochs", "train.batch_size", "train.learning_rate", "train.schedule"),

@@ -362,13 +362,17 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
     from dataclasses import asdict
 
     from cnnjob.runs.run import Run
-    from cnnjob.training.memory import estimate_memory
+    from cnnjob.training.memory import STREAMED, estimate_memory
     from cnnjob.training.setup import TrainingSetup
 
     dataset, is_prepared = _dataset_or_catalogue(job, data)
     run = run or (Run.of(job, dataset.digest, data).name if is_prepared else None)
-    memory = asdict(estimate_memory(TrainingSetup.build(job, dataset)))
-    print_json({"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory})
+    setup = TrainingSetup.build(job, dataset)
+    memory = asdict(estimate_memory(setup))
+    streamed = asdict(estimate_memory(setup, placement=STREAMED))
+    print_json(
+        {"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory, "memory_bytes_streamed": streamed}
+    )
 
 
 def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
@@ -414,7 +418,7 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
 
 def memory_line(setup: "TrainingSetup") -> str:
     """Return the exact memory of a training's arrays, in one line."""
-    from cnnjob.training.memory import estimate_device_memory, estimate_memory
+    from cnnjob.training.memory import STREAMED, estimate_device_memory, estimate_memory
 
     memory = estimate_memory(setup)
     parts = {
@@ -427,4 +431,7 @@ def memory_line(setup: "TrainingSetup") -> str:
     named = ", ".join(f"{name} {gigabytes(count)}" for name, count in parts.items())
     on_gpu = gigabytes(estimate_device_memory(setup).on_device)
     elsewhere = "" if setup.job.resources.backend == "numpy" else f"; on a GPU {on_gpu}"
+    streamed = estimate_memory(setup, placement=STREAMED).total
+    if streamed < memory.total:
+        elsewhere += f"; {gigabytes(streamed)} with streamed images"
     return f"memory of the arrays: {gigabytes(memory.total)}: {named}{elsewhere}"

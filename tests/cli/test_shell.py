@@ -167,7 +167,7 @@ def test_what_tab_offers_where() -> None:
 
 def test_the_names_that_are_offered_without_a_look_are_those_there_are() -> None:
     assert tuple(entry.name for entry in KNOWN) == completion.DATASETS
-    assert tuple(NAMES) == completion.WORKLOADS
+    assert (*NAMES, "data") == completion.WORKLOADS
     keys = [key for key in _keys_of(Job) if key != "name" and ".classifier." not in key]
     of_kinds = {key for key in completion.SETTINGS if key.startswith(("train.optimiser.", "train.schedule."))}
     assert sorted(keys) == sorted(set(completion.SETTINGS) - of_kinds)

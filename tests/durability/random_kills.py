@@ -1,6 +1,6 @@
 """Script: kill trainings at random moments until enough were killed; each goes on until it is finished.
 
-python -m tests.durability.random_kills FOLDER KILLS SEED
+python -m tests.durability.random_kills FOLDER KILLS SEED [streamed]
 """
 
 import random
@@ -23,9 +23,10 @@ RUNS_PER_KILL = 4
 FINISHED = {"finished", "was finished"}
 
 
-def train(folder: Path, runs: str, seconds: float) -> str:
-    """Train the toy from where it stands."""
-    return training.train(toy_run(folder, epochs=EPOCHS, seconds=seconds, runs=runs, units=WIDE)).state
+def train(folder: Path, runs: str, seconds: float, in_memory_bytes: int | None = None) -> str:
+    """Train the toy from its newest checkpoint."""
+    run = toy_run(folder, epochs=EPOCHS, seconds=seconds, runs=runs, units=WIDE)
+    return training.train(run, in_memory_bytes=in_memory_bytes).state
 
 
 def killed_at(moment: float, child: Child) -> Ended:
@@ -35,20 +36,22 @@ def killed_at(moment: float, child: Child) -> Ended:
     return child.wait()
 
 
-def kills_until_finished(folder: Path, runs: str, draw: random.Random, life: float) -> int:
+def kills_until_finished(folder: Path, runs: str, draw: random.Random, life: float, in_memory_bytes: int | None) -> int:
     """Kill a run again and again, and at last let it finish; say how often it was killed."""
     kills = 0
     for _ in range(draw.randint(1, 6)):
         seconds = draw.choice(CADENCES)
-        ended = killed_at(draw.uniform(0, life / 2), Child.start(partial(train, folder, runs, seconds)))
+        ended = killed_at(
+            draw.uniform(0, life / 2), Child.start(partial(train, folder, runs, seconds, in_memory_bytes))
+        )
         assert ended.signal or ended.value in FINISHED, ended
         kills += ended.signal == signal.SIGKILL
-    ended = in_child(partial(train, folder, runs, 0.05))
+    ended = in_child(partial(train, folder, runs, 0.05, in_memory_bytes))
     assert ended.value in FINISHED, ended
     return kills
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
+def main(folder: Path, kills: int, seed: int, in_memory_bytes: int | None = None) -> None:
     """Report every run as a line of JSON."""
     draw = random.Random(seed)
     for runs in ("warm", "unbroken"):
@@ -59,7 +62,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     done = 0
     for number in range(RUNS_PER_KILL * kills):
         runs = f"runs-{number}"
-        times = kills_until_finished(folder, runs, draw, life)
+        times = kills_until_finished(folder, runs, draw, life, in_memory_bytes)
         wrong = list(wrong_end(toy_run(folder, epochs=EPOCHS, runs=runs, units=WIDE), expected))
         print_json({"kills": times, "wrong": wrong})
         done += times
@@ -68,4 +71,4 @@ def main(folder: Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3]), 0 if sys.argv[4:] == ["streamed"] else None)

@@ -16,17 +16,20 @@ from tests.durability.toys import fingerprint, toy_job, toy_run
 
 pytestmark = pytest.mark.durability
 
-KILLS = 120
+KILLS, STREAMED_KILLS = 120, 50
 CLI_KILLS = 12
 SEED = 20
 EPOCHS = 40
 
 
-def test_killed_at_random_moments(folder: Path, say: Say) -> None:
-    runs = run_script("random_kills", folder, KILLS, SEED)
+@pytest.mark.parametrize(
+    ("kills", "options"), [(KILLS, ()), (STREAMED_KILLS, ("streamed",))], ids=["in memory", "streamed"]
+)
+def test_killed_at_random_moments(folder: Path, say: Say, kills: int, options: tuple[str, ...]) -> None:
+    runs = run_script("random_kills", folder, kills, SEED, *options)
     say(f"{sum(run['kills'] for run in runs)} kills of {len(runs)} runs, up to {max(r['kills'] for r in runs)}")
     assert not [run for run in runs if run["wrong"]]
-    assert sum(run["kills"] for run in runs) >= KILLS
+    assert sum(run["kills"] for run in runs) >= kills
     assert max(run["kills"] for run in runs) >= 3
 
 

@@ -21,7 +21,6 @@ from cnnjob.nn.memory import HostMemory
 
 IMAGE_SHAPES = ((32, 32, 3), (224, 224, 3))
 BATCH_SIZE = 128
-TURN_SECONDS = 3.0
 BLOCK_BYTES = 8 << 20
 """Size of one read in order."""
 CHUNK_BYTES = 64 << 20
@@ -43,19 +42,20 @@ class ReadingRow:
         return asdict(self)
 
 
-def measure_reading(folder: Path, file_bytes: int) -> Iterator[ReadingRow]:
+def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[ReadingRow]:
     """Measure on files of random images, which are removed afterwards.
 
     Args:
         folder: where the files are written: its disk is measured.
         file_bytes: size of each file.
+        seconds: duration of each reading of random batches.
 
     Yields:
         One row per kind of image and of reading: from the page cache, then from the disk.
     """
     for shape in IMAGE_SHAPES:
         with TemporaryDirectory(prefix="cnnjob-bench-", dir=folder) as inside:
-            yield from _measure(_write_dataset(Path(inside, "images.h5"), shape, file_bytes), file_bytes)
+            yield from _measure(_write_dataset(Path(inside, "images.h5"), shape, file_bytes), file_bytes, seconds)
 
 
 def _write_dataset(path: Path, shape: tuple[int, int, int], file_bytes: int) -> Dataset:
@@ -75,7 +75,7 @@ def _write_dataset(path: Path, shape: tuple[int, int, int], file_bytes: int) -> 
     return Dataset.open(path)
 
 
-def _measure(dataset: Dataset, file_bytes: int) -> Iterator[ReadingRow]:
+def _measure(dataset: Dataset, file_bytes: int, turn_seconds: float) -> Iterator[ReadingRow]:
     shape, image_bytes = dataset.image_shape, prod(dataset.image_shape)
     with dataset.stored("train").open() as images:
 
@@ -85,11 +85,11 @@ def _measure(dataset: Dataset, file_bytes: int) -> Iterator[ReadingRow]:
         in_order, at_random = "in order", f"random batches of {BATCH_SIZE}"
         _read_in_order(images)  # into the page cache
         yield row(f"{in_order}, page cache", *_read_in_order(images))
-        yield row(f"{at_random}, page cache", *_read_at_random(images))
+        yield row(f"{at_random}, page cache", *_read_at_random(images, turn_seconds))
         with _checking(dataset):
-            yield row(f"{at_random}, page cache, while digests are checked", *_read_at_random(images))
+            yield row(f"{at_random}, page cache, while digests are checked", *_read_at_random(images, turn_seconds))
         _drop_from_page_cache(dataset.path)
-        yield row(f"{at_random}, disk", *_read_at_random(images))
+        yield row(f"{at_random}, disk", *_read_at_random(images, turn_seconds))
         _drop_from_page_cache(dataset.path)
         yield row(f"{in_order}, disk", *_read_in_order(images))
 
@@ -104,19 +104,19 @@ def _read_in_order(images: RowReader) -> tuple[int, float]:
     return len(images), time.perf_counter() - started
 
 
-def _read_at_random(images: RowReader) -> tuple[int, float]:
+def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]:
     """Read batches as a training does, for a few seconds; return the number of images and the seconds."""
     order = np.random.default_rng(0).permutation(len(images))
     order = order[: len(order) // BATCH_SIZE * BATCH_SIZE]
     stream = nn.ImageStream(HostMemory(), images.shape[1:], BATCH_SIZE)
     count, started = 0, time.perf_counter()
     seconds = 0.0
-    while seconds < TURN_SECONDS:
+    while seconds < turn_seconds:
         stream.start(images, order, BATCH_SIZE)
         for _ in range(len(order) // BATCH_SIZE):
             stream.next()
             count, seconds = count + BATCH_SIZE, time.perf_counter() - started
-            if seconds >= TURN_SECONDS:
+            if seconds >= turn_seconds:
                 break
     stream.close()
     return count, seconds
