@@ -306,8 +306,8 @@ def _read_predictions(summary: RunSummary, record: Record) -> None:
     if not _are_predictions(probabilities, labels, names, record.n_classes):
         raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
     counts = record.counts = metrics.confusion(probabilities, labels)
-    classes = record.classes = metrics.per_class_of(counts)
-    overall = metrics.summary_of(probabilities, labels, classes)
+    classes = record.classes = metrics.per_class(counts)
+    overall = metrics.summarise(probabilities, labels, classes)
     record.row |= overall._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
     record.mistakes = _mistakes(arrays, record.class_names)

@@ -144,18 +144,18 @@ def load(folder: Path, digest: str, contents: ExpectedArrays | None = None) -> t
     warnings: list[str] = []
     for number, path in enumerate(paths):
         try:
-            found = _read(path, digest, contents)
+            checkpoint = _read_checkpoint(path, digest, contents)
         except _DamagedError as error:
             warnings.append(str(error))
             continue
         # Only once an intact one is found: if all of them seem damaged, the disk may be at fault, so none is touched.
         for damaged in paths[:number]:
             damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
-        return found, warnings
+        return checkpoint, warnings
     if paths:
         raise DataError(
-            "\n".join(warnings) + f"\n{folder}: no whole checkpoint is left; "
-            f"see to the disk, or remove {folder.parent} to start the run anew"
+            "\n".join(warnings) + f"\n{folder}: no intact checkpoint is left. Restore one from a backup, or remove "
+            f"{folder.parent} to start from scratch"
         )
     return None, []
 
@@ -166,14 +166,14 @@ def newest_step(folder: Path) -> int:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the oldest first; from step 10⁹ on the order of names is another."""
+    """Return the checkpoints in a folder, the oldest first; from step 10⁹ on, sorting by name would be wrong."""
     return sorted(folder.glob("step-*.npz"), key=lambda path: (_step_of(path), path.name))
 
 
 def _step_of(path: Path) -> int:
     """Return the step of a checkpoint by its name; -1 if it has none."""
-    named = _NAME.fullmatch(path.name)
-    return int(named[1]) if named else -1
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 class _OtherFormatError(DataError):
@@ -184,10 +184,10 @@ class _DamagedError(DataError):
     """The checkpoint cannot be read; the one before it may be intact."""
 
 
-def _read(path: Path, digest: str, contents: ExpectedArrays | None) -> Checkpoint:
+def _read_checkpoint(path: Path, digest: str, contents: ExpectedArrays | None) -> Checkpoint:
     try:
         arrays = npz.read_arrays(path)
-        head = _header(arrays.pop("header", None), path)
+        head = _parse_header(arrays.pop("header", None), path)
     except _OtherFormatError:
         raise
     except DataError as error:
@@ -204,7 +204,7 @@ def _read(path: Path, digest: str, contents: ExpectedArrays | None) -> Checkpoin
     return checkpoint
 
 
-def _header(array: np.ndarray | None, path: Path) -> dict[str, Any]:
+def _parse_header(array: np.ndarray | None, path: Path) -> dict[str, Any]:
     if array is None or array.shape or array.dtype.kind != "U":
         raise DataError(f"{path}: damaged, it has no header")
     try:

@@ -48,12 +48,12 @@ class Claim:
         records, successor = self.run.attempt_files(), self.number + 1
         newest = successor if _attempt_file(self.run, successor).exists() else max(map(_number_of, records), default=0)
         if newest > self.number:
-            raise BusyError(f"{self.run.path}: this process was taken for dead, attempt {newest} has the run")
+            raise BusyError(f"{self.run.path}: this process was presumed dead, and attempt {newest} owns the run now")
         if not self.path.exists():
             others = ", ".join(path.name for path in records) or "no record"
             raise DataError(
-                f"{self.path}: the record of this training was removed (found {others}). It stops and writes nothing "
-                "more, since another may start beside it. Run the same command to resume from the newest checkpoint"
+                f"{self.path}: the record of this training was removed (found {others}), so it stops: another training "
+                "could start beside it. Run the same command to resume from the newest checkpoint"
             )
         record = json_files.read(self.path, schemas.AttemptRecord)
         if any(record.get(key) != self.record[key] for key in _IDENTITY):
@@ -82,7 +82,7 @@ class Claim:
 def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     """Claim a run for this process.
 
-    A run is free if its owner is gone from this host, is an earlier start of the same SLURM job, or has had no
+    A run is free if its owner no longer exists on this host, is an earlier start of the same SLURM job, or has given no
     heartbeat for five minutes. An owner that is still alive then can no longer write.
 
     Args:
@@ -98,20 +98,20 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
         DataError: a record is damaged, or there is a link inside the run folder.
     """
     run.require_no_links()
-    held = run.attempt_files()
+    records = run.attempt_files()
     if (seconds := run.unrecorded_seconds()) is not None:
         raise BusyError(
-            f"{run.path}: a process that has no record in attempts/ wrote here {seconds:.0f} s ago; the record of a "
-            f"training was removed while it runs. Stop it, or wait until {HEARTBEAT_LIMIT_SECONDS:.0f} s have passed"
-            f"{_from_the_future(run.heartbeat_file)}"
+            f"{run.path}: a process without a record in attempts/ trains this run (found its heartbeat {seconds:.0f} s "
+            f"ago); its record was removed. Stop it, or wait until {HEARTBEAT_LIMIT_SECONDS:.0f} s have passed"
+            f"{_reset_future_heartbeats(run.heartbeat_file)}"
         )
-    if held:
-        last = json_files.read(held[-1], schemas.AttemptRecord)
-        if last["ended"] is None and owner_is_alive(last, held[-1], job_is_over):
-            raise BusyError(f"{_busy(run, last)}{_from_the_future(held[-1], run.heartbeat_file)}")
+    if records:
+        last = json_files.read(records[-1], schemas.AttemptRecord)
+        if last["ended"] is None and owner_is_alive(last, records[-1], job_is_over):
+            raise BusyError(f"{_describe_owner(run, last)}{_reset_future_heartbeats(records[-1], run.heartbeat_file)}")
     for folder in (run.attempts_folder, run.checkpoints_folder):
         folder.mkdir(parents=True, exist_ok=True)
-    number = _number_of(held[-1]) + 1 if held else 1
+    number = _number_of(records[-1]) + 1 if records else 1
     with suppress(OSError):
         if run.heartbeat_file.lstat().st_nlink > 1:  # in a copy by hard links, touching it would touch the original's
             run.heartbeat_file.unlink()
@@ -126,37 +126,37 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     }
     # Any number of processes may have got this far; one of them creates the record, and the others are refused.
     if not files.create_exclusive(_attempt_file(run, number), files.readable_json(record).encode()):
-        raise BusyError(_busy(run, json_files.read(_attempt_file(run, number), schemas.AttemptRecord)))
+        raise BusyError(_describe_owner(run, json_files.read(_attempt_file(run, number), schemas.AttemptRecord)))
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
         files.remove_leftovers(folder)  # not before the claim: an owner that is alive could still be writing one
-    held_now = Claim(run, number, record)
+    new_claim = Claim(run, number, record)
     with suppress(OSError):  # the disk may be full; training reports that
-        held_now.beat()
-    return held_now
+        new_claim.beat()
+    return new_claim
 
 
-def _busy(run: Run, holder: dict[str, Any]) -> str:
+def _describe_owner(run: Run, owner: dict[str, Any]) -> str:
     return (
-        f"{run.path}: another process is writing this run, process {holder['pid']} on {holder['host']} "
-        f"since {holder['started']}; wait for it, or stop it"
+        f"{run.path}: another process is writing this run, process {owner['pid']} on {owner['host']} "
+        f"since {owner['started']}. Wait for it, or stop it"
     )
 
 
-def _from_the_future(*signs: Path) -> str:
+def _reset_future_heartbeats(*paths: Path) -> str:
     """Set heartbeats dated in the future to now, and return a sentence about it; empty without one.
 
     A dead owner's heartbeat from the future would otherwise hold the run until that time plus the limit.
     """
-    ahead = max(ahead_seconds(sign) for sign in signs)
+    ahead = max(ahead_seconds(path) for path in paths)
     if not ahead:
         return ""
-    for sign in signs:
+    for path in paths:
         with suppress(OSError):
-            os.utime(sign)
+            os.utime(path)
     minutes, limit = f"{ahead / 60:,.0f} min", f"{HEARTBEAT_LIMIT_SECONDS / 60:.0f} min"
     return (
-        f". Its last sign of life is {minutes} in the future: the clock of that machine or of this one is wrong. "
-        f"If that process is dead, run the same command again in {limit}"
+        f". Its last heartbeat is {minutes} in the future: the clock of that machine or of this one is wrong. If that "
+        f"process is dead, run the same command again in {limit}"
     )
 
 

@@ -78,10 +78,10 @@ def describe_skew(folder: Path) -> str:
     seconds = skew_seconds(folder)
     if not seconds:
         return ""
-    way = "ahead of" if seconds > 0 else "behind"
+    direction = "ahead of" if seconds > 0 else "behind"
     return (
-        f"{folder}: the clock of this machine is {abs(seconds) / 60:,.0f} min {way} its file system's. Ages are by the "
-        "file system's; ask the site to set the clock"
+        f"{folder}: the clock of this machine is {abs(seconds) / 60:,.0f} min {direction} its file system's. Ages are "
+        "measured by the file system's. Ask the site to set the clock"
     )
 
 

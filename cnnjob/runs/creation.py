@@ -74,20 +74,20 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
         DataError: it is missing, damaged or not the same.
     """
     data = run.data()
-    found = dataset or Dataset.open(Path(data["path"]))
-    if found.digest != data["digest"]:
-        found_digest, expected = files.short_digest(found.digest), files.short_digest(data["digest"])
+    opened = dataset or Dataset.open(Path(data["path"]))
+    if opened.digest != data["digest"]:
+        found_digest, expected = files.short_digest(opened.digest), files.short_digest(data["digest"])
         raise DataError(
-            f"{found.path}: not the data that {run.path} was created with (found digest {found_digest}, expected "
+            f"{opened.path}: not the data that {run.path} was created with (found digest {found_digest}, expected "
             f"{expected}). Prepare the same sources again"
         )
     # The digest covers images and labels only, but standardised pixels depend on these two as well.
-    if [[*found.mean], [*found.std]] != [[*data["mean"]], [*data["std"]]]:
+    if [[*opened.mean], [*opened.std]] != [[*data["mean"]], [*data["std"]]]:
         raise DataError(
-            f"{found.path}: damaged, mean and std are not those that {run.path} was made with (found {found.mean}, "
-            f"{found.std}). Prepare the same sources again"
+            f"{opened.path}: damaged, mean and std are not those that {run.path} was created with (found "
+            f"{opened.mean}, {opened.std}). Prepare the same sources again"
         )
-    return found
+    return opened
 
 
 def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
@@ -118,16 +118,16 @@ def describe_replaced_runs(runs: Iterable[Run]) -> Iterator[str]:
     Yields:
         A message for the user.
     """
-    places: dict[tuple[Path, str], dict[str, Run]] = {}
+    older_runs: dict[tuple[Path, str], dict[str, Run]] = {}
     for run in runs:
         if run.state() != "pending":
             continue
         frozen = run.manifest()
-        place = run.path.parent, frozen["job"]["name"]
-        if place not in places:
-            places[place] = find_unfinished_older_runs(*place)
-        if older := places[place].get(frozen["digest"]):
+        key = run.path.parent, frozen["job"]["name"]
+        if key not in older_runs:
+            older_runs[key] = find_unfinished_older_runs(*key)
+        if older := older_runs[key].get(frozen["digest"]):
             yield (
                 f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images "
-                f"were chosen otherwise, so it is not resumed; the run begins anew in {run.path}"
+                f"were chosen differently, so it is not resumed; the new run is {run.path}"
             )

@@ -70,9 +70,9 @@ def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[
     """Return one line per difference between two environments that may change the bits of a result."""
     before, bits = first.get("bits"), now["bits"]
     if not isinstance(before, dict):
-        return ["what it first ran with is not known"]
+        return ["the environment of the first attempt is unknown"]
     return [
-        f"{name} {bits.get(name)} instead of {before.get(name, 'an unknown one')}"
+        f"{name} {bits.get(name)} instead of {before.get(name, 'an unknown value')}"
         for name in {**before, **bits}
         if not _is_the_same(name, before.get(name), bits.get(name))
     ]

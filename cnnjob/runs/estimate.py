@@ -22,32 +22,26 @@ def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[st
     Returns:
         Seconds by device name, one value per run; empty if there is no such run.
     """
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    estimates: defaultdict[str, list[float]] = defaultdict(list)
+    shape = _shape({"job": job.model_dump(mode="json"), "data": {"digest": dataset.digest}})
     for run in Run.all(root):
         try:
-            if run.result_file.exists() and _shape(run.manifest()) == _shape_of(job, dataset):
+            if run.result_file.exists() and _shape(run.manifest()) == shape:
                 result = run.result()
-                found[str(result["device"])].append(result["train_seconds"] / result["epochs"] * job.train.epochs)
+                estimates[str(result["device"])].append(result["train_seconds"] / result["epochs"] * job.train.epochs)
         except (DataError, OSError, LookupError, TypeError, ZeroDivisionError):
             continue  # a run that is damaged, or too old to have these fields, gives no estimate
-    return dict(found)
+    return dict(estimates)
 
 
 def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
     """Return the estimate as text: the median for each device, or that it is unknown."""
-    found = estimate_training_seconds(job, dataset, root)
-    return "; ".join(_of_device(device, seconds) for device, seconds in found.items()) or (
-        f"unknown, no run of this shape has finished in {root}"
-    )
-
-
-def _of_device(device: str, seconds: list[float]) -> str:
-    runs = plural(len(seconds), "finished run")
-    return f"{format_seconds(median(seconds))} of training on {device}, by {runs} of this shape"
-
-
-def _shape_of(job: Job, dataset: Dataset) -> Any:
-    return _shape({"job": job.model_dump(mode="json"), "data": {"digest": dataset.digest}})
+    estimates = []
+    for device, seconds in estimate_training_seconds(job, dataset, root).items():
+        runs = plural(len(seconds), "finished run")
+        duration = format_seconds(median(seconds))
+        estimates.append(f"{duration} of training on {device}, by {runs} with the same data, blocks and batch size")
+    return "; ".join(estimates) or (f"unknown: no run with the same data, blocks and batch size has finished in {root}")
 
 
 def _shape(frozen: dict[str, Any]) -> Any:
@@ -60,7 +54,7 @@ def _shape(frozen: dict[str, Any]) -> Any:
 def _without_initialisers(value: Any) -> Any:
     """Return blocks, also those inside of residual blocks, without the keys of their initialisers."""
     if isinstance(value, list):
-        return [_without_initialisers(one) for one in value]
+        return [_without_initialisers(block) for block in value]
     if isinstance(value, dict):
-        return {key: _without_initialisers(one) for key, one in value.items() if "init" not in key}
+        return {key: _without_initialisers(member) for key, member in value.items() if "init" not in key}
     return value

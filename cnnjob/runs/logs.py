@@ -12,7 +12,7 @@ from cnnjob.files import open_regular, read_tail
 from cnnjob.runs.restart_log import read_slurm_records
 from cnnjob.runs.run import Run
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """Polling interval when following a log."""
 _APART_SECONDS = 60.0
 """A ``log.txt`` newer than the newest job's log by more than this was written by a training outside of any job."""
@@ -21,7 +21,7 @@ _MOST_BYTES = 64 * _TAIL_BYTES
 """How much is read at once, and how much is shown of a log without line ends."""
 _MOST_LETTERS = 1000
 """Longer lines are cut, in characters: matching a pattern may take quadratic time in the length of a line."""
-_LIFE = re.compile(
+_ATTEMPT_START = re.compile(
     r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|resumes the run|goes on).*$", re.MULTILINE
 )
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)$', re.MULTILINE)
@@ -35,7 +35,7 @@ def newest_log(run: Run) -> Path:
     A job's log has all that ``log.txt`` has, and what the batch script, SLURM and a crash wrote.
     """
     recorded = read_slurm_records(run).submission.get("log")
-    # The recorded log first: a job that waits has no log yet, and then the last one written is the newest.
+    # The recorded log comes first: a job that waits has no log yet, and then the last one written is the newest.
     written = sorted(filter(_is_file, run.slurm_folder.glob("*_log.out")), key=_changed)
     candidates = [*([Path(str(recorded))] if recorded else []), *reversed(written)]
     newest = next(filter(_is_file, candidates), run.log_file)
@@ -57,8 +57,8 @@ def _changed(path: Path) -> float:
 def last_attempt_log(run: Run) -> str:
     """Return what the last attempt wrote that wrote anything, as far as the end of the log reaches back."""
     text = shorten_lines(read_tail(newest_log(run), _TAIL_BYTES))
-    lives = [part for part in _LIFE.split(text) if part.strip()]
-    return lives[-1] if lives else ""
+    parts = [part for part in _ATTEMPT_START.split(text) if part.strip()]
+    return parts[-1] if parts else ""
 
 
 def shorten_lines(text: str) -> str:
@@ -78,13 +78,13 @@ def first_line_with(pattern: re.Pattern[str], text: str) -> str:
 
 def last_error(text: str) -> str:
     """Return the last traceback of a text on one line, as ``KeyError: 'x' at train.py:12 in step``; else empty."""
-    _, found, trace = text.rpartition("Traceback (most recent call last):\n")
-    frames = list(_FRAME.finditer(trace)) if found else []
+    _, header, trace = text.rpartition("Traceback (most recent call last):\n")
+    frames = list(_FRAME.finditer(trace)) if header else []
     if not frames:
         return ""
     error = _ERROR.search(trace, frames[-1].end())
-    place = f"{frames[-1]['file']}:{frames[-1]['line']} in {frames[-1]['function']}"
-    return f"{error[0] if error else 'an error'} at {place}"
+    where = f"{frames[-1]['file']}:{frames[-1]['line']} in {frames[-1]['function']}"
+    return f"{error[0] if error else 'an error'} at {where}"
 
 
 def last_own_message(text: str, decision: str = "") -> str:
@@ -138,7 +138,7 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
             return
         else:
             over = is_over()  # if so, read once more: something may have been written since the read above
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 def _size(path: Path) -> int:

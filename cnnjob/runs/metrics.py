@@ -102,20 +102,7 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(np.maximum(right, SMALLEST_PROBABILITY)).mean())
 
 
-def per_class(probabilities: np.ndarray, labels: np.ndarray) -> PerClass:
-    """Return precision, recall, F1 and support of each class.
-
-    Args:
-        probabilities: (N, K) floating point.
-        labels: (N,) integer in 0..K-1.
-
-    Returns:
-        Four arrays (K,).
-    """
-    return per_class_of(confusion(probabilities, labels))
-
-
-def per_class_of(counts: np.ndarray) -> PerClass:
+def per_class(counts: np.ndarray) -> PerClass:
     """Return precision, recall, F1 and support of each class from a confusion matrix.
 
     Args:
@@ -134,21 +121,17 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0))
 
 
-def summary(probabilities: np.ndarray, labels: np.ndarray) -> Summary:
+def summarise(probabilities: np.ndarray, labels: np.ndarray, classes: PerClass) -> Summary:
     """Return accuracy, loss, and the macro means of precision, recall and F1.
 
     Args:
         probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
+        classes: the metrics per class, from :func:`per_class`.
 
     Returns:
         Five numbers.
     """
-    return summary_of(probabilities, labels, per_class(probabilities, labels))
-
-
-def summary_of(probabilities: np.ndarray, labels: np.ndarray, classes: PerClass) -> Summary:
-    """Return the same as :func:`summary`, given the metrics per class."""
     means = (float(values.mean()) for values in (classes.precision, classes.recall, classes.f1))
     return Summary(accuracy(probabilities, labels), cross_entropy(probabilities, labels), *means)
 

@@ -74,54 +74,54 @@ def job_restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)  # SLURM sets it from the first restart on
 
 
-def is_same_job_start(holder: dict[str, Any]) -> bool:
+def is_same_job_start(owner: dict[str, Any]) -> bool:
     """Return whether a process belongs, or belonged, to this SLURM job since its last restart."""
-    return _is_of_this_job(holder) and (holder.get("job_restarts") or 0) == job_restarts()
+    return _is_of_this_job(owner) and (owner.get("job_restarts") or 0) == job_restarts()
 
 
-def _is_of_this_job(holder: dict[str, Any]) -> bool:
+def _is_of_this_job(owner: dict[str, Any]) -> bool:
     """Return whether a process belongs, or belonged, to this SLURM job, not to one with its id on another cluster."""
-    return holder.get("job_id") == job_id() and holder.get("cluster") == cluster()
+    return owner.get("job_id") == job_id() and owner.get("cluster") == cluster()
 
 
-def is_earlier_job_start(holder: dict[str, Any]) -> bool:
+def is_earlier_job_start(owner: dict[str, Any]) -> bool:
     """Return whether a process belongs to this SLURM job, from before its last restart.
 
     It may still be alive, on a node that SLURM presumed dead.
     """
-    return job_id() is not None and _is_of_this_job(holder) and (holder.get("job_restarts") or 0) < job_restarts()
+    return job_id() is not None and _is_of_this_job(owner) and (owner.get("job_restarts") or 0) < job_restarts()
 
 
-def is_alive(holder: dict[str, Any], record: Path) -> bool:
+def is_alive(owner: dict[str, Any], record: Path) -> bool:
     """Return whether the process of an attempt is still alive.
 
     In this process's pid namespace its pid answers that, right after a ``kill -9`` too. Elsewhere the age of its last
     heartbeat does.
 
     Args:
-        holder: the attempt's record.
+        owner: the attempt's record.
         record: the file of that record, whose modification time is the last heartbeat.
     """
-    if shares_processes(holder):
-        started = _start_of(holder["pid"])
+    if shares_processes(owner):
+        started = _start_of(owner["pid"])
         if started != _HIDDEN:
-            return started is not None and started == holder["pid_started"]
+            return started is not None and started == owner["pid_started"]
     limit = HEARTBEAT_LIMIT_SECONDS
     # A record of this host name and another boot: either this machine was rebooted, and the process is dead, or it is
     # another machine of the same name. A heartbeat since this machine's boot can only be that other machine's.
-    if holder["host"] == socket.gethostname() and holder["boot"] != boot_id():
+    if owner["host"] == socket.gethostname() and owner["boot"] != boot_id():
         limit = min(limit, max(RECENT_HEARTBEAT_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)))
     return heartbeat_age_seconds(record) < limit
 
 
-def shares_processes(holder: dict[str, Any]) -> bool:
+def shares_processes(owner: dict[str, Any]) -> bool:
     """Return whether this process can look up an attempt's process by its pid, and send it signals.
 
     Containers on one machine may share a host name and a boot, but each has pids of its own.
     """
     mine = pid_namespace()
-    same_machine = holder["host"] == socket.gethostname() and holder["boot"] == boot_id()
-    return same_machine and mine is not None and holder.get("pid_namespace", mine) == mine
+    same_machine = owner["host"] == socket.gethostname() and owner["boot"] == boot_id()
+    return same_machine and mine is not None and owner.get("pid_namespace", mine) == mine
 
 
 def heartbeat_age_seconds(record: Path) -> float:

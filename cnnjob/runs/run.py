@@ -42,8 +42,8 @@ from cnnjob.runs.process import (
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: the process died without recording why; resumable."""
 
-UNRECORDED = "a process that has no record in attempts/ writes here; it stops at its next checkpoint"
-UNSEALED = "job.json carries no SHA-256 of its content (an older version wrote it), so damage or an edit is not noticed"
+UNRECORDED = "a process without a record in attempts/ trains this run; it stops at its next checkpoint"
+UNSEALED = "job.json has no SHA-256 of its content (an older version wrote it), so damage or an edit goes unnoticed"
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
@@ -75,7 +75,7 @@ class Run:
         return cls(root / f"{job.name}-{short_digest(job.digest(data_digest))}")
 
     @classmethod
-    def all(cls, *places: Path) -> list[Self]:
+    def all(cls, *paths: Path) -> list[Self]:
         """Return the run folders at the given paths or directly below them, sorted by name within each.
 
         Hidden folders are skipped. A folder that is not a run is included, and so is one that cannot be read, so that
@@ -84,14 +84,14 @@ class Run:
         Raises:
             DataError: one of the paths cannot be listed.
         """
-        found: dict[Path, None] = {}  # an ordered set: a run that is named twice is listed once
-        for place in places:
-            if looks_like_a_run(place):
-                found[place] = None
-            elif os.path.isdir(place):  # noqa: PTH112 - Path's raises where it may not look
-                children = (child for child in _listed(place) if os.path.isdir(child))  # noqa: PTH112
-                found.update(dict.fromkeys(sorted(child for child in children if not child.name.startswith("."))))
-        return [cls(path) for path in found]
+        runs: dict[Path, None] = {}  # an ordered set: a run that is named twice is listed once
+        for path in paths:
+            if looks_like_a_run(path):
+                runs[path] = None
+            elif os.path.isdir(path):  # noqa: PTH112 - Path's raises if permission is denied
+                children = (child for child in _list_folder(path) if os.path.isdir(child))  # noqa: PTH112
+                runs.update(dict.fromkeys(sorted(child for child in children if not child.name.startswith("."))))
+        return [cls(path) for path in runs]
 
     @property
     def name(self) -> str:
@@ -227,8 +227,9 @@ class Run:
         Raises:
             DataError: the file is damaged.
         """
-        there = self.history_file.exists()
-        return json_files.read_lines(self.history_file, schemas.EpochRecord, HISTORY_BYTES) if there else []
+        if not self.history_file.exists():
+            return []
+        return json_files.read_lines(self.history_file, schemas.EpochRecord, HISTORY_BYTES)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the chosen weights by name, after verifying the file's checksum.
@@ -260,7 +261,7 @@ class Run:
         Raises:
             DataError: their folder cannot be read, which does not mean that there are none.
         """
-        records = (path for path in _listed(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
+        records = (path for path in _list_folder(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
@@ -285,7 +286,7 @@ class Run:
 
         If that folder cannot be seen, it may be this very one, with the path and the inode that another host sees.
         """
-        return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path's raises where it may not look
+        return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path's raises if permission is denied
 
     def was_moved(self, record: dict[str, Any]) -> bool:
         """Return whether this folder, or a folder above it, was moved or renamed after a record was made.
@@ -319,7 +320,7 @@ class Run:
         # An attempt touches the heartbeat file and then its record, so a kill in between leaves them an interval apart.
         if written <= recorded + 2 * HEARTBEAT_SECONDS or (paths and self._is_copied(paths[-1])):
             return None
-        age = max(clock.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)
+        age = max(clock.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)  # the future counts as now
         return age if age < HEARTBEAT_LIMIT_SECONDS else None
 
     def _is_copied(self, record: Path) -> bool:
@@ -344,7 +345,7 @@ class Run:
             if path.is_symlink():
                 raise DataError(
                     f"{path}: a link (found one to {path.readlink()}), and nothing is written through links inside a "
-                    "run folder. Remove it, or put what it leads to in its place"
+                    "run folder. Remove it, or move its target here"
                 )
 
     def state(self, job_is_over: JobIsOver | None = None) -> State:
@@ -395,7 +396,7 @@ def looks_like_a_run(path: Path) -> bool:
     try:
         return any(_exists(path / name) for name in ("job.json", "attempts", "result.json"))
     except DataError:
-        return os.path.isdir(path)  # noqa: PTH112 - Path's raises where it may not look
+        return os.path.isdir(path)  # noqa: PTH112 - Path's raises if permission is denied
 
 
 def _exists(path: Path) -> bool:
@@ -410,7 +411,7 @@ def _exists(path: Path) -> bool:
         raise DataError(_unreadable(path.parent, error)) from error
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     """Return the entries of a folder; none if it does not exist.
 
     Raises:
@@ -425,7 +426,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _unreadable(folder: Path, error: OSError) -> str:
-    return f"{folder}: cannot be read ({error.strerror}). Ask its owner to open it to you"
+    return f"{folder}: cannot be read ({error.strerror}). Ask its owner for permission"
 
 
 def _inodes_above(path: Path) -> list[int]:
@@ -449,21 +450,21 @@ def _is_same(path: Path, other: Path) -> bool:
     return state is not None and others is not None and os.path.samestat(state, others)
 
 
-def owner_is_alive(holder: dict[str, Any], record: Path, job_is_over: JobIsOver | None) -> bool:
+def owner_is_alive(owner: dict[str, Any], record: Path, job_is_over: JobIsOver | None) -> bool:
     """Return whether the owner of a run still owns it.
 
     Args:
-        holder: the record of the run's last attempt.
+        owner: the record of the run's last attempt.
         record: the file of that record.
         job_is_over: called at most once, about the owner's SLURM job, if the owner seems alive.
 
     Returns:
-        False if the owner is gone from this host, is an earlier start of this process's SLURM job, has had no
+        False if the owner no longer exists on this host, is an earlier start of this process's SLURM job, has had no
         heartbeat for five minutes, or owns the folder that this one is a copy of.
     """
-    if Run(record.parents[1]).is_copied(holder):
+    if Run(record.parents[1]).is_copied(owner):
         return False
-    if is_earlier_job_start(holder) or not is_alive(holder, record):
+    if is_earlier_job_start(owner) or not is_alive(owner, record):
         return False
     # The scheduler is asked last: that runs a command, and nothing else has shown that the owner is dead.
-    return not (holder.get("job_id") and job_is_over and job_is_over(holder, heartbeat_age_seconds(record)))
+    return not (owner.get("job_id") and job_is_over and job_is_over(owner, heartbeat_age_seconds(record)))

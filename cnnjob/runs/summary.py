@@ -195,9 +195,9 @@ class RunSummary:
         return (self.epochs - self.epoch) * sum(known) / len(known) if known and self.epochs else None
 
 
-def find_runs(*places: Path) -> list[Run]:
+def find_runs(*paths: Path) -> list[Run]:
     """Return the runs at the given paths or directly below them, sorted by name; skip other folders."""
-    return [run for run in Run.all(*places) if looks_like_a_run(run.path)]
+    return [run for run in Run.all(*paths) if looks_like_a_run(run.path)]
 
 
 def read_summary(run: Run) -> RunSummary:
@@ -228,7 +228,7 @@ def _notes(run: Run, manifest: dict[str, Any], state: str) -> Iterator[str]:
     if state == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
     if state in {"running", "lost"} and not clock.is_readable(run.path.resolve(), run.path.parent, run.path):
-        yield "the last sign of life is dated by this machine's clock, as the file system's is not known here"
+        yield "the last heartbeat is dated by this machine's clock, since the file system's cannot be read here"
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

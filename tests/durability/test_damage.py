@@ -76,7 +76,7 @@ def test_both_damaged_is_an_error_that_says_what_to_do(folder: Path) -> None:
     for path in both(run):
         path.write_bytes(flipped(path.read_bytes(), 4000))
     kept = [path.read_bytes() for path in both(run)]
-    with pytest.raises(DataError, match="no whole checkpoint is left; see to the disk, or remove"):
+    with pytest.raises(DataError, match=r"no intact checkpoint is left\. Restore one from a backup, or remove"):
         train.train(run)
     done = commands.run_train(toy_job(folder))
     assert done.returncode == DataError.exit_code

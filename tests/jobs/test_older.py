@@ -228,7 +228,7 @@ def test_a_run_of_another_job_or_other_data_is_not_named(toys: Dataset) -> None:
     frozen = files.read_json(other.job_file)
     other.job_file.write_text(json.dumps(frozen | {"job": json.loads(PLAIN)}))
     assert str(other.path) in next(describe_replaced_runs([mine]))
-    with pytest.warns(UserWarning, match="so it is not resumed; the run begins anew in"):
+    with pytest.warns(UserWarning, match="so it is not resumed; the new run is"):
         api.train(job())
     other.job_file.write_text("{")
     assert not list(describe_replaced_runs([run_of(job(seed=5), toys, Path("runs"))]))

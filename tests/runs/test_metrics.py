@@ -52,7 +52,7 @@ def test_the_smallest_probability_is_the_smallest_positive_float32() -> None:
 
 def test_per_class_by_hand() -> None:
     """Class 0: given to images 0 and 3. Class 1: to 1 and 2. Class 2: to none. Class 3: to image 4."""
-    classes = metrics.per_class(PROBABILITIES, LABELS)
+    classes = metrics.per_class(metrics.confusion(PROBABILITIES, LABELS))
     assert classes.precision.tolist() == [1 / 2, 1 / 2, 0, 0]
     assert classes.recall.tolist() == [1 / 2, 1, 0, 0]
     assert classes.f1 == pytest.approx([1 / 2, 2 / 3, 0, 0])
@@ -60,7 +60,8 @@ def test_per_class_by_hand() -> None:
 
 
 def test_summary_by_hand() -> None:
-    summary = metrics.summary(PROBABILITIES, LABELS)
+    classes = metrics.per_class(metrics.confusion(PROBABILITIES, LABELS))
+    summary = metrics.summarise(PROBABILITIES, LABELS, classes)
     assert summary.test_accuracy == 0.4
     assert summary.test_loss == metrics.cross_entropy(PROBABILITIES, LABELS)
     assert summary.precision_macro == pytest.approx(1 / 4)
@@ -91,7 +92,8 @@ def test_confusion_counts_every_image_once(case: tuple[np.ndarray, np.ndarray]) 
 def test_the_numbers_agree_with_the_confusion_matrix(case: tuple[np.ndarray, np.ndarray]) -> None:
     counts = metrics.confusion(*case)
     hits = counts.diagonal()
-    classes, summary = metrics.per_class(*case), metrics.summary(*case)
+    classes = metrics.per_class(metrics.confusion(*case))
+    summary = metrics.summarise(*case, classes)
     assert classes.support.tolist() == counts.sum(axis=1).tolist()
     assert classes.recall == pytest.approx(hits / np.maximum(counts.sum(axis=1), 1))
     assert classes.precision == pytest.approx(hits / np.maximum(counts.sum(axis=0), 1))
@@ -109,5 +111,5 @@ def test_the_numbers_are_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarra
     judged = precision_recall_fscore_support(labels, guesses, labels=classes, zero_division=0)
     K = probabilities.shape[1]
     assert (metrics.confusion(*case) == confusion_matrix(labels, guesses, labels=classes)[:K, :K]).all()
-    for mine, theirs in zip(metrics.per_class(*case), judged, strict=True):
+    for mine, theirs in zip(metrics.per_class(metrics.confusion(*case)), judged, strict=True):
         assert mine == pytest.approx(theirs[:K])

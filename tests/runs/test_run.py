@@ -55,9 +55,9 @@ def test_a_sign_of_life_from_the_future_counts_from_when_it_is_seen(tmp_path: Pa
     files.write_json(held.path, {**held.record, "host": "elsewhere"})
     for sign in (held.path, run.heartbeat_file):
         os.utime(sign, (time.time() + 7200,) * 2)
-    with pytest.raises(BusyError, match=r"Its last sign of life is 120 min in the future: .* again in 5 min$"):
+    with pytest.raises(BusyError, match=r"Its last heartbeat is 120 min in the future: .* again in 5 min$"):
         claim(run)
-    with pytest.raises(BusyError, match=r"wait for it, or stop it$"):
+    with pytest.raises(BusyError, match=r"Wait for it, or stop it$"):
         claim(run)
     os.utime(held.path, (held.path.stat().st_mtime - HEARTBEAT_LIMIT_SECONDS - 1,) * 2)
     os.utime(run.heartbeat_file, (held.path.stat().st_mtime,) * 2)
@@ -68,7 +68,7 @@ def test_a_heartbeat_from_the_future_of_no_recorded_attempt_counts_from_when_it_
     run = Run(tmp_path / "a")
     claim(run).end("stopped: SIGTERM", 5)
     os.utime(run.heartbeat_file, (time.time() + 7200,) * 2)
-    with pytest.raises(BusyError, match=r"no record in attempts/ .* 120 min in the future: .* again in 5 min$"):
+    with pytest.raises(BusyError, match=r"without a record in attempts/ .* 120 min in the future: .* again in 5 min$"):
         claim(run)
     assert run.heartbeat_file.stat().st_mtime <= time.time()
 
@@ -96,7 +96,7 @@ def test_a_held_run_is_left_alone(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     claim(run)
     before = tree(tmp_path)
-    with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* since .*; wait for it, or stop it"):
+    with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* since .*\. Wait for it, or stop it"):
         claim(run)
     assert tree(tmp_path) == before
 
@@ -188,7 +188,7 @@ def test_the_superseded_life_cannot_write(tmp_path: Path, monkeypatch: pytest.Mo
     second = claim(Run(tmp_path))
     second.check()
     for write in (first.check, lambda: first.end("stopped: SIGTERM", 5)):
-        with pytest.raises(BusyError, match="this process was taken for dead, attempt 2 has the run"):
+        with pytest.raises(BusyError, match="this process was presumed dead, and attempt 2 owns the run"):
             write()
     assert Run(tmp_path).attempts()[0]["ended"] is None
 
@@ -338,7 +338,9 @@ def test_environments_that_may_compute_other_bits() -> None:
         f"blas {bits['blas']} instead of openblas 0.1 Zen",
     ]
     older = {"bits": {name: value for name, value in bits.items() if name != "arithmetic"}}
-    assert environment.environment_differences(older, now) == [f"arithmetic {nn.ARITHMETIC} instead of an unknown one"]
+    assert environment.environment_differences(older, now) == [
+        f"arithmetic {nn.ARITHMETIC} instead of an unknown value"
+    ]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "3", "null"])
@@ -348,7 +350,7 @@ def test_valid_json_that_is_no_record_is_said(tmp_path: Path, name: str, content
     run.result_file.unlink()
     (run.path / name).write_text(content)
     if name == "environment.json" and content == "{}":
-        assert train(run).state == "finished"  # what it first ran with is not known, so the bits may differ
+        assert train(run).state == "finished"  # the environment of the first attempt is unknown, so the bits may differ
         assert run.result()["bits_may_differ_from_step"] is not None
         return
     with pytest.raises(DataError, match=f"{name}: damaged, (it is no object|job is missing|attempt is missing)"):
@@ -422,7 +424,7 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
     assert held.run.state() == "running"
     assert read_summary(held.run).notes == (UNRECORDED,)
     assert read_record(held.run, "run").reasons == [UNRECORDED]
-    with pytest.raises(BusyError, match="a process that has no record in attempts/ wrote here"):
+    with pytest.raises(BusyError, match="a process without a record in attempts/ trains this run"):
         claim(held.run)
     with pytest.raises(BusyError, match="not removed, an unknown process may be writing it"):
         cleanup.removable_runs([held.run])
@@ -511,7 +513,7 @@ def test_an_attempt_is_superseded_by_any_later_one(tmp_path: Path) -> None:
     """The record between them was removed."""
     held = claim(Run(tmp_path))
     shutil.copy(held.path, held.path.with_name("0003.json"))
-    with pytest.raises(BusyError, match="taken for dead, attempt 3 has the run"):
+    with pytest.raises(BusyError, match="presumed dead, and attempt 3 owns the run"):
         held.check()
 
 

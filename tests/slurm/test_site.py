@@ -99,12 +99,15 @@ def test_a_dry_run_asks_slurm(counting_slurm: FakeSlurm) -> None:
 @pytest.mark.usefixtures("no_slurm")
 def test_the_time_is_known_from_finished_runs_of_the_same_shape() -> None:
     dry = ("submit", "toy.toml", "--dry-run", "--no-rehearsal")
-    assert "\ntime: unknown, no run of this shape has finished in runs\n" in cnnjob(*dry).stdout
+    assert (
+        "\ntime: unknown: no run with the same data, blocks and batch size has finished in runs\n"
+        in cnnjob(*dry).stdout
+    )
     assert cnnjob("train", "toy.toml").exit_code == 0
     [run] = Run.all(Path("runs"))
     result = json.loads(run.result_file.read_text())
     run.result_file.write_text(json.dumps({**result, "train_seconds": 20.0, "epochs": 2, "device": "GPU"}))
-    said = "\ntime: 1 min of training on GPU, by 1 finished run of this shape\n"
+    said = "\ntime: 1 min of training on GPU, by 1 finished run with the same data, blocks and batch size\n"
     assert said in cnnjob(*dry, "--set", "train.epochs=6", "--set", "seed=9").stdout
     assert "\ntime: unknown" in cnnjob(*dry, "--set", "train.batch_size=9").stdout
     run.result_file.write_text("{}")

@@ -77,7 +77,7 @@ def test_with_no_whole_checkpoint_left_nothing_is_overwritten(tmp_path: Path) ->
     for path in run.checkpoints_folder.iterdir():
         corrupt(path)
     with pytest.raises(
-        DataError, match=r"no whole checkpoint is left; see to the disk, or remove .* to start the run anew"
+        DataError, match=r"no intact checkpoint is left. Restore one from a backup, or remove .* to start from scratch"
     ):
         train(run)
     assert run.state() == "failed"

@@ -70,7 +70,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ),
         (
             {"train__batch_size": 1} | blocks({"conv": 3, "pad": 0}, {"conv": 5, "pad": 0, "pool": 2} | NORM_LAST),
-            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel; change",
+            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel. Change",
         ),
         (
             {"train__batch_size": 1} | blocks({"residual": [{"conv": 3, "pool": 6} | NORM_LAST]}),
