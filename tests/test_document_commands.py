@@ -30,7 +30,6 @@ HERE = {
     "cnnjob predict RUN IMAGE": "",
     "cnnjob predict RUN test:0 test:17": "",
     "cnnjob predict RUN test:17": "",
-    "cnnjob prepare FOLDER": "--size 32x32",
     "cnnjob prepare FOLDER --size 32x32": "",
     "cnnjob prepare NAME": "",
     "cnnjob prepare NAME --source FOLDER": "--sha256 MNIST_SUM",

@@ -98,12 +98,12 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source")
     (source / "t10k-labels-idx1-ubyte.gz").unlink()
-    refused("mnist", source, None, "missing t10k-labels-idx1-ubyte.gz; copy")
+    refused("mnist", source, None, "missing t10k-labels-idx1-ubyte.gz.. Copy")
 
 
 def test_one_file_for_a_dataset_of_four(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source")
-    with pytest.raises(JobError, match="mnist is 4 files; give the folder"):
+    with pytest.raises(JobError, match=r"mnist has 4 files .found one.. Give the folder"):
         prepare("mnist", tmp_path / "out.h5", source=source / "train-images-idx3-ubyte.gz")
 
 
@@ -167,19 +167,19 @@ ROWS = random_bytes((4, 3072), 0)
 
 
 BAD_ARCHIVES = {
-    "a member less": ("lacks data_batch_3", archive_without("data_batch_3")),
+    "a member less": ("missing data_batch_3", archive_without("data_batch_3")),
     "cut gzip": ("damaged", cut_archive("w:gz")),
     "cut xz": ("damaged", cut_archive("w:xz")),
     "cut tar": ("damaged", cut_archive("w")),
     "flipped xz": ("damaged", flipped_archive),
     "garbage": ("damaged", garbage),
-    "a smaller batch": ("3 images, found 4", archive_with(data_batch_2=cifar_batch(1, 3))),
+    "a smaller batch": ("3 images .found 4", archive_with(data_batch_2=cifar_batch(1, 3))),
     "label 10": ("out of range", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2, 10]))),
-    "label -1": ("small whole", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2, -1]))),
-    "a label less": ("3 labels, found 4", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2]))),
-    "short rows": ("no rows of 3,072", archive_with(test_batch=python2_batch(ROWS[:, :9], [0] * 4))),
-    "a list": ("no rows of 3,072", archive_with(test_batch=pickle.dumps([1]))),
-    "no labels": ("no list", archive_with(test_batch=python2_batch(ROWS, [0] * 4, "coarse"))),
+    "label -1": ("small integers", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2, -1]))),
+    "a label less": ("3 labels .found 4", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2]))),
+    "short rows": ("not rows of 3,072", archive_with(test_batch=python2_batch(ROWS[:, :9], [0] * 4))),
+    "a list": ("not rows of 3,072", archive_with(test_batch=pickle.dumps([1]))),
+    "no labels": ("not a list", archive_with(test_batch=python2_batch(ROWS, [0] * 4, "coarse"))),
     "cut pickle": ("not a readable pickle", archive_with(test_batch=cifar_batch(5)[:-9])),
     "empty pickle": ("not a readable pickle", archive_with(test_batch=b"")),
 }
@@ -227,7 +227,7 @@ def test_a_hostile_pickle_does_nothing(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
     members = cifar10_members() | {"data_batch_1": pickle.dumps({"data": Hostile(trace)}, protocol)}
     archive = write_tar(tmp_path / "own.tar.gz", members)
-    refused("cifar10", archive, sha256(archive), "an unsafe pickle, it names '(posix|nt) system'")
+    refused("cifar10", archive, sha256(archive), "an unsafe pickle.*found the name '(posix|nt) system'")
     assert not trace.exists()
 
 
@@ -242,7 +242,7 @@ def test_batches_that_python_3_pickled_are_read(protocol: int) -> None:
 @pytest.mark.parametrize("array", [np.asfortranarray(ROWS), ROWS.astype(np.int64), ROWS[None], np.array(3)])
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_arrays_of_another_kind_are_refused(array: np.ndarray, protocol: int) -> None:
-    with pytest.raises(DataError, match="no rows of 3,072"):
+    with pytest.raises(DataError, match="not rows of 3,072"):
         cifar.parse(pickle.dumps({"data": array, "labels": [0] * 4}, protocol), "x")
 
 

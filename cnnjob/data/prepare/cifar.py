@@ -23,7 +23,7 @@ from cnnjob.files import read_bytes
 _CHANNELS, _SIDE = 3, 32
 _IMAGE_BYTES = _CHANNELS * _SIDE * _SIDE
 _LABELS = ("fine_labels", "labels")
-_AGAIN = "copy or download it again"
+_AGAIN = "Copy or download it again"
 
 
 def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
@@ -39,19 +39,19 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
     Raises:
         DataError: the archive or a batch is damaged, or a batch is missing.
     """
-    places = _places(entry)
-    loose = places.keys() <= files.keys()
-    batches = _loose(files, list(places)) if loose else _members(next(iter(files.values())), list(places))
+    positions = _batch_positions(entry)
+    loose = positions.keys() <= files.keys()
+    batches = _loose(files, list(positions)) if loose else _members(next(iter(files.values())), list(positions))
     sizes: dict[str, int] = {}
     step = BLOCK_BYTES // _IMAGE_BYTES
     for name, where, content in batches:
         images, labels = parse(content, where)
-        split, index = places[name]
+        split, index = positions[name]
         # Batches may come in any order: equal sizes give the position of each from its number alone.
         n = sizes.setdefault(split, len(labels))
         if n != len(labels):
-            raise DataError(f"{where}: {len(labels)} images, found {n} in the batch before; {_AGAIN}")
-        count = n * sum(other == split for other, _ in places.values())
+            raise DataError(f"{where}: {len(labels)} images (found {n} in the batch before). {_AGAIN}")
+        count = n * sum(other == split for other, _ in positions.values())
         for start in range(0, n, step):
             rows = slice(start, start + step)
             pixels = images[rows].transpose(0, 2, 3, 1)  # N×H×W×C
@@ -74,12 +74,14 @@ def parse(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = load(content, where)
     images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
     if not _is_rows(images):
-        raise DataError(f"{where}: not a CIFAR batch, its data are no rows of {_IMAGE_BYTES:,} bytes; {_AGAIN}")
+        raise DataError(
+            f"{where}: not a CIFAR batch (found data that are not rows of {_IMAGE_BYTES:,} bytes). {_AGAIN}"
+        )
     # type() and not isinstance(): a bool is an int. The shift is 0 only for labels from 0 to 65,535.
     if not isinstance(labels, list) or any(type(label) is not int or label >> 16 for label in labels):
-        raise DataError(f"{where}: not a CIFAR batch, its labels are no list of small whole numbers; {_AGAIN}")
+        raise DataError(f"{where}: not a CIFAR batch (found labels that are not a list of small integers). {_AGAIN}")
     if images.shape[0] != len(labels):
-        raise DataError(f"{where}: {len(labels)} labels, found {images.shape[0]} images; {_AGAIN}")
+        raise DataError(f"{where}: {len(labels)} labels (found {images.shape[0]} images). {_AGAIN}")
     # (N, C, H, W), a view of the pickle's bytes: each row has all reds, then all greens, then all blues.
     pixels = np.frombuffer(images.content, np.uint8).reshape(-1, _CHANNELS, _SIDE, _SIDE)
     return pixels, np.array(labels, np.int64)
@@ -98,7 +100,7 @@ def _is_rows(array: Any) -> bool:
     return array.code in {"u1", "|u1"} and array.shape == (n, _IMAGE_BYTES) and n > 0 and rest == 0
 
 
-def _places(entry: Entry) -> dict[str, tuple[str, int]]:
+def _batch_positions(entry: Entry) -> dict[str, tuple[str, int]]:
     """Return the split of each batch and its number in that split, by the batch's name."""
     names = [file.name for file in entry.unpacked]
     tests = [name for name in names if name.startswith("test")]
@@ -122,4 +124,4 @@ def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes
         missing.remove(name)
         yield name, f"{archive}: {name}", content
     if missing:
-        raise DataError(f"{archive}: incomplete, it lacks {', '.join(missing)}; {_AGAIN}")
+        raise DataError(f"{archive}: incomplete (missing {', '.join(missing)}). {_AGAIN}")

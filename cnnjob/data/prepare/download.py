@@ -17,7 +17,7 @@ _ROUNDS = 2  # attempts per address
 _PAUSE_SECONDS = 0.5
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 64 << 10
-_AS_IT_IS = {"Accept-Encoding": "identity"}  # otherwise the .gz files of some servers arrive unpacked
+_UNCHANGED = {"Accept-Encoding": "identity"}  # otherwise the .gz files of some servers arrive unpacked
 _REASON_CHARACTERS = 100
 _REASONS: dict[type[BaseException], str] = {
     socket.gaierror: "name not resolved",
@@ -27,7 +27,7 @@ _REASONS: dict[type[BaseException], str] = {
     ConnectionResetError: "closed before the end",
     http.client.IncompleteRead: "closed before the end",
 }
-_INSTEAD = "try later, or download it elsewhere and give it with --source"
+_INSTEAD = "Try later, or download it elsewhere and give it with --source"
 
 
 def cache_folder() -> Path:
@@ -52,25 +52,25 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
     Raises:
         DataError: no address served the right file; the message has the failure of each.
     """
-    if target.exists() and not _trouble_with(target, accept):
+    if target.exists() and not _reason_of_refusal(target, accept):
         return target
-    troubles: dict[str, str] = {}
+    failures: dict[str, str] = {}
     pending = list(addresses)
     for round_ in range(_ROUNDS):
         time.sleep(_PAUSE_SECONDS if round_ else 0)
         for address in pending.copy():
-            troubles[address] = _transfer(address, target, progress=progress)
-            if troubles[address]:
+            failures[address] = _transfer(address, target, progress=progress)
+            if failures[address]:
                 continue
             pending.remove(address)  # a complete but wrong file would be as wrong at the second try
-            troubles[address] = _trouble_with(target, accept)
-            if not troubles[address]:
+            failures[address] = _reason_of_refusal(target, accept)
+            if not failures[address]:
                 return target
-    listed = "".join(f"\n  {urlsplit(address).netloc}: {trouble}" for address, trouble in troubles.items())
-    raise DataError(f"{target.name}: no address gave the right file; {_INSTEAD}; found{listed}")
+    listed = "".join(f"\n  {urlsplit(address).netloc}: {failure}" for address, failure in failures.items())
+    raise DataError(f"{target.name}: no address gave the right file. {_INSTEAD}. Tried:{listed}")
 
 
-def _trouble_with(target: Path, accept: Callable[[Path], None]) -> str:
+def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
     """Return why a file is not accepted, and remove it; return an empty string if it is accepted."""
     try:
         accept(target)
@@ -85,10 +85,10 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     import pooch
 
     if urlsplit(address).scheme not in {"http", "https"}:
-        raise JobError(f"{address}: not an address of the web; give http://…, https://…, a file or a folder")
+        raise JobError(f"{address}: not a web address. Give http://…, https://…, a file or a folder")
     pooch.get_logger().setLevel(logging.WARNING)
     bar = DownloadBar(target.name) if progress else None
-    downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_AS_IT_IS)
+    downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_UNCHANGED)
     try:  # without a checksum, since the caller checks the file
         pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
     except (OSError, ValueError) as error:  # all errors of requests are one or the other

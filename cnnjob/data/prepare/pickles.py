@@ -134,7 +134,7 @@ def load(content: bytes, where: str) -> Any:
             return _Unpickler(content, where).load()
     except _MALFORMED as error:
         raise DataError(
-            f"{where}: not a readable pickle, {type(error).__name__}: {error}; copy or download it again"
+            f"{where}: not a readable pickle ({type(error).__name__}: {error}). Copy or download it again"
         ) from error
 
 
@@ -157,5 +157,5 @@ def _look_through(content: bytes, where: str) -> None:
 
 def _refuse(where: str, what: str) -> NoReturn:
     raise DataError(
-        f"{where}: an unsafe pickle, it names {what!r}; nothing of it was run, get the data from its publisher"
+        f"{where}: an unsafe pickle, of which nothing was run (found the name {what!r}). Get the data from its publisher"
     )

@@ -41,7 +41,7 @@ def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool)
     try:
         return _find(entry, Path(source))
     except OSError as error:
-        raise DataError(f"{source}: cannot be read, {error.strerror}; see to its permissions") from error
+        raise DataError(f"{source}: cannot be read ({error.strerror}). Change its permissions") from error
 
 
 def _require_address(url: str) -> None:
@@ -76,7 +76,7 @@ def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str,
     if pin is not None:
         first = next(iter(files.values()))
         where = first if len(files) == 1 else first.parent
-        raise DataError(f"{where}: not the pinned source, found sha256 {found}, expected {pin}; copy it again")
+        raise DataError(f"{where}: not the pinned source (found sha256 {found}, expected {pin}). Copy it again")
     for name, both in sums.items():
         _require_published(entry, files[name], name, both, found)
     return sha256
@@ -90,9 +90,9 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
     known = {expected.md5, expected.sha256} - {""}
     if not known or not known <= set(sums):
         raise DataError(
-            f"{path}: not as published, found {_named(*sums)}, published is {expected.name} with"
-            f" {_named(expected.md5, expected.sha256)}; copy or download it again, or, if you trust all"
-            f" that lies here, add --sha256 {pin}"
+            f"{path}: not as published (found {_named(*sums)}; published is {expected.name} with"
+            f" {_named(expected.md5, expected.sha256)}). Copy or download it again, or, if you trust these files,"
+            f" add --sha256 {pin}"
         )
 
 
@@ -126,7 +126,7 @@ def _sums(path: Path) -> tuple[str, str]:
                 md5.update(block)
                 sha256.update(block)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read, {error}; copy it again") from error
+        raise DataError(f"{path}: cannot be read ({error}). Copy it again") from error
     return md5.hexdigest(), sha256.hexdigest()
 
 
@@ -134,7 +134,7 @@ def _refuse_web_page(path: Path) -> None:
     with open_regular(path) as file:
         start = file.read(_WEB_PAGE_BYTES)
     if start.lstrip().lower().startswith(_WEB_PAGE):
-        raise DataError(f"{path}: not data but a web page (HTML), found {start[:40]!r}; try another address")
+        raise DataError(f"{path}: not data but a web page (found {start[:40]!r}). Try another address")
 
 
 def _find(entry: Entry, source: Path) -> Files:
@@ -142,7 +142,7 @@ def _find(entry: Entry, source: Path) -> Files:
     if source.is_file():
         return {source.name: _single(entry, source)}
     if not source.is_dir():
-        raise DataError(f"{source}: no such file or folder; give the folder of the downloaded files")
+        raise DataError(f"{source}: no such file or folder. Give the folder of the downloaded files")
     # The folder itself, or the one in which the archive was unpacked.
     layouts = [
         [folder / name for name in names] for folder in (source, source / entry.folder) for names in entry.layouts
@@ -153,13 +153,13 @@ def _find(entry: Entry, source: Path) -> Files:
     # The message lists what is missing of the layout that is most nearly complete.
     nearest = max(layouts, key=lambda paths: sum(path.is_file() for path in paths))
     missing = ", ".join(path.name for path in nearest if not path.is_file())
-    raise DataError(f"{source}: not the files of {entry.name}, missing {missing}; copy them there")
+    raise DataError(f"{source}: not the files of {entry.name} (missing {missing}). Copy them there")
 
 
 def _single(entry: Entry, source: Path) -> Path:
     if entry.archive is None:
         names = ", ".join(file.name for file in entry.files)
-        raise JobError(f"{source}: {entry.name} is {len(entry.files)} files; give the folder of {names}")
+        raise JobError(f"{source}: {entry.name} has {len(entry.files)} files (found one). Give the folder of {names}")
     return source
 
 
@@ -186,7 +186,7 @@ def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Fil
     else:
         name = PurePosixPath(unquote(urlsplit(url).path)).name  # unquoted first: an escaped slash is one too
         if not name or not name.isprintable():
-            raise JobError(f"{url}: it names no file; give the address of the archive, or one that ends in a slash")
+            raise JobError(f"{url}: it names no file. Give the address of the archive, or one that ends in a slash")
         addresses = {name: url}
         _single(entry, Path(name))
 
