@@ -157,5 +157,5 @@ def _look_through(content: bytes, where: str) -> None:
 
 def _refuse(where: str, what: str) -> NoReturn:
     raise DataError(
-        f"{where}: an unsafe pickle, of which nothing was run (found the name {what!r}). Get the data from its publisher"
+        f"{where}: an unsafe pickle, of which nothing was run (found the name {what!r}). Get it from its publisher"
     )
