@@ -125,7 +125,7 @@ def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
         if expected[part] != actual[part]:
             # Files with equal arrays can still differ, in the order of the arrays or the bytes around them.
             whole_file = RunDifference(part, "the file", expected[part], actual[part])
-            differences.append(next(_differences(part, first, second), whole_file))
+            differences.append(next(_part_differences(part, first, second), whole_file))
     return differences
 
 
@@ -143,7 +143,7 @@ def _result(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.result().items() if key not in COST_KEYS | MACHINE_KEYS}
 
 
-def _differences(part: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[RunDifference]:
+def _part_differences(part: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[RunDifference]:
     for name in {**first, **second}:
         a, b = first.get(name), second.get(name)
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and _dtype_and_shape(a) == _dtype_and_shape(b):

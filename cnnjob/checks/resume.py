@@ -128,7 +128,7 @@ def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAt
         until = None
         if kill_at:
             until = kill_at[0] if kill_at[0] > saved else 0
-        started, steps = _watch(child, steps_file, until)
+        started, steps = _watch_steps(child, steps_file, until)
         try:
             child.wait(kill_at[1] if kill_at else None)
         except subprocess.TimeoutExpired:
@@ -142,7 +142,7 @@ def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAt
     return _TimedAttempt(seconds, [*steps, (seconds, int.from_bytes(steps_file.read_bytes()))], killed)
 
 
-def _watch(
+def _watch_steps(
     child: "subprocess.Popen[bytes]", steps_file: Path, until: int | None
 ) -> tuple[float, list[tuple[float, int]]]:
     """Watch an attempt until it has done the step ``until`` or has ended.

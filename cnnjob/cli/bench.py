@@ -67,7 +67,7 @@ def bench(
     if as_json:
         print_json([row.as_json() for row in rows])
     else:
-        print_table(HEADER, [_cells(row) for row in rows], spare=())
+        print_table(HEADER, [_measurement_cells(row) for row in rows], spare=())
 
 
 def _bench_reading(gigabytes: float, seconds: float, *, as_json: bool) -> None:
@@ -91,7 +91,7 @@ def _bench_reading(gigabytes: float, seconds: float, *, as_json: bool) -> None:
     print_table(["images", "reading", "images/s", "MB/s"], cells)
 
 
-def _cells(row: "Row") -> list[str]:
+def _measurement_cells(row: "Row") -> list[str]:
     times = (f"{value:.2f}" for value in (row.median_ms, row.min_ms, row.max_ms))
     ratios = (row.speed_against_torch, row.speed_against_torch_at_best, row.speed_against_course, row.share_of_products)
     rest = ("" if value is None else f"{value:.2f}" for value in (row.epoch_seconds, *ratios))

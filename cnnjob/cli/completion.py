@@ -54,7 +54,7 @@ def images(incomplete: str) -> list[str]:
     return addresses and addresses + _matching(incomplete, sorted(map(str, Path().iterdir())))
 
 
-def profiles(incomplete: str) -> list[str]:
+def profile_names(incomplete: str) -> list[str]:
     """Return the names of cluster profiles."""
     return _matching(incomplete, named_toml_files("slurm"))
 

@@ -42,7 +42,7 @@ def doctor(
     for finding in examine(runs):
         findings.append(finding)
         if not as_json:
-            _print(finding)  # as soon as it is known: some checks take seconds
+            _print_finding(finding)  # as soon as it is known: some checks take seconds
     if as_json:
         print_json([asdict(finding) for finding in findings])
     if write_profile:
@@ -53,7 +53,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _print(finding: "Finding") -> None:
+def _print_finding(finding: "Finding") -> None:
     """Print a finding and its advice, wrapped to the width of a terminal."""
     from textwrap import wrap
 

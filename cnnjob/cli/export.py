@@ -45,11 +45,11 @@ def export(
             "left_out": written.left_out,
         })  # fmt: skip
         return
-    shapes = f"{INPUT} uint8 {_by(input_shape)} in, {OUTPUT} float32 {_by(output_shape)} out"
+    shapes = f"{INPUT} uint8 {_format_shape(input_shape)} in, {OUTPUT} float32 {_format_shape(output_shape)} out"
     typer.echo(f"{written.path}: {written.parameters:,} parameters, opset {OPSET}; {shapes}")
     if written.left_out != "none":
         typer.echo(f"the run's test-time augmentation ({written.left_out}) is not part of the file")
 
 
-def _by(sides: list[Any]) -> str:
+def _format_shape(sides: list[Any]) -> str:
     return "×".join(map(str, sides))

@@ -37,7 +37,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print the same as JSON, in m
 
 # Requests to SLURM, with sbatch's names
 PROFILE = Annotated[
-    Text, typer.Option(autocompletion=completion.profiles, help="Cluster profile: a name in slurm/, or a file.")
+    Text, typer.Option(autocompletion=completion.profile_names, help="Cluster profile: a name in slurm/, or a file.")
 ]
 PARTITION = Annotated[Text, typer.Option("--partition", "-p", help="As sbatch's.")]
 ACCOUNT = Annotated[Text, typer.Option("--account", "-A", help="As sbatch's.")]

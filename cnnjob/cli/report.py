@@ -49,7 +49,7 @@ def report(
         print_json(result.rows)
         return
     several = len(result.groups) > 1
-    print_table(HEADER, [_cells(row, several=several) for row in result.rows], spare=SPARE)
+    print_table(HEADER, [_run_cells(row, several=several) for row in result.rows], spare=SPARE)
     if several:
         typer.echo()
         print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
@@ -60,7 +60,7 @@ def report(
     typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
 
 
-def _cells(row: dict[str, Any], *, several: bool) -> list[str]:
+def _run_cells(row: dict[str, Any], *, several: bool) -> list[str]:
     accuracy, epochs = row["test_accuracy"], row["epochs"]
     cells = "" if accuracy is None else f"{100 * accuracy:.2f} %", "" if epochs is None else str(epochs)
     group = (row["group"] or "") if several else ""

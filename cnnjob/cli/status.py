@@ -50,7 +50,7 @@ def status(
 
     selected = _find_runs(runs)
     if watch:
-        _watch(runs)
+        _watch_table(runs)
     elif as_json:
         statuses = _query(selected, thorough=True).statuses
         print_json([{**status.as_json(), **diagnose(status).as_json()} for status in statuses])
@@ -130,7 +130,7 @@ def _print_status(run: "Run") -> None:
         typer.echo(f"{'next:':<11}{diagnosis.command}")
 
 
-def _watch(paths: "Sequence[Path] | None") -> None:
+def _watch_table(paths: "Sequence[Path] | None") -> None:
     """Show the table repeatedly, less often while nothing changes; on a pipe print one table after the other."""
     from rich.console import Group
     from rich.live import Live

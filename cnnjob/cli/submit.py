@@ -170,13 +170,13 @@ def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> Non
 
     warn_of_clocks(part.runs)
     try:
-        _print_submitted(submit_runs(part.runs, part.request, parallel, _say), names, part.request)
+        _print_submitted(submit_runs(part.runs, part.request, parallel, _print_remark), names, part.request)
     except (PartlyBusyError, PartlySubmittedError) as error:
         _print_submitted(error.done, names, part.request)
         raise
 
 
-def _say(text: str) -> None:
+def _print_remark(text: str) -> None:
     typer.echo(f"cnnjob: {text}", err=True)
 
 

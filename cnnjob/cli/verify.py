@@ -82,19 +82,19 @@ def verify_resume(
     folder, is_temporary = _new_folder(keep, short.name if request else None), keep is None
     try:
         with ending_as_interrupted():
-            comparison = _verify(short, dataset, folder, request, kills, seed, wait_minutes)
+            comparison = _run_verification(short, dataset, folder, request, kills, seed, wait_minutes)
         is_temporary = is_temporary and comparison.same
     finally:
         if is_temporary:
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another verification uses it
                 CLUSTER_FOLDER.rmdir()
-    _print(comparison, None if is_temporary else folder, as_json=as_json)
+    _print_comparison(comparison, None if is_temporary else folder, as_json=as_json)
     if not comparison.same:
         raise typer.Exit(1)
 
 
-def _verify(
+def _run_verification(
     job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
 ) -> "RunComparison":
     """Verify on the cluster if there is a request, otherwise on this machine."""
@@ -139,7 +139,7 @@ def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
     return keep
 
 
-def _print(comparison: "RunComparison", kept: Path | None, *, as_json: bool) -> None:
+def _print_comparison(comparison: "RunComparison", kept: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json({**comparison.as_json(), "folder": str(kept) if kept else None})
         return
@@ -147,7 +147,7 @@ def _print(comparison: "RunComparison", kept: Path | None, *, as_json: bool) -> 
     typer.echo()
     print_table(["SHA-256", "uninterrupted", "killed", ""], _digests(comparison))
     typer.echo()
-    for line in (*map(_difference, comparison.differences), *comparison.remarks):
+    for line in (*map(_describe_difference, comparison.differences), *comparison.remarks):
         typer.echo(line)
     if kept:
         typer.echo(f"both runs are kept in {kept}")
@@ -177,6 +177,6 @@ def _digests(comparison: "RunComparison") -> list[list[str]]:
     return [*rows, ["(training time)", *(f"{seconds:.1f} s" for seconds in comparison.train_seconds), ""]]
 
 
-def _difference(difference: "RunDifference") -> str:
+def _describe_difference(difference: "RunDifference") -> str:
     values = f"{difference.uninterrupted} uninterrupted, {difference.killed} killed"
     return f"{difference.part}: {difference.where} is {values}"

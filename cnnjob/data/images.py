@@ -482,8 +482,8 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 def decoding_limits() -> Iterator[None]:
     """Limit the growth of this process to the memory that an image may take, and silence Pillow's warnings.
 
-    Whoever reads many small images enters it once: that takes a fifth of the time of reading one. Entered again, it
-    does nothing. It is of the whole process, so only one thread may decode.
+    A caller that reads many small images enters it once, since entering takes a fifth of the time of reading one. A
+    nested entry does nothing. The limit is that of the whole process, so only one thread may decode.
     """
     if _LIMITED:
         yield

@@ -92,7 +92,7 @@ def query_cluster() -> Cluster:
     return Cluster(here, nodes, tuple(site.query_own_names("account")) if here.keeps_accounts else ())
 
 
-def findings(cluster: Cluster) -> Iterator[Finding]:
+def check_cluster(cluster: Cluster) -> Iterator[Finding]:
     """Yield one finding per fact about the cluster."""
     here = cluster.site
     name = f"SLURM {here.version}" if here.version else "SLURM"

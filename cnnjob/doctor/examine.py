@@ -19,10 +19,10 @@ def examine(runs: Path) -> Iterator[Finding]:
     Yields:
         One finding per check, as soon as it is known.
     """
-    yield from machine.findings()
+    yield from machine.check_machine()
     described, unreachable = cluster.query_if_reachable()
-    yield from filesystem.findings(runs, on_cluster=described is not None)
+    yield from filesystem.check_filesystem(runs, on_cluster=described is not None)
     if described:
-        yield from cluster.findings(described)
+        yield from cluster.check_cluster(described)
     if unreachable:
         yield unreachable

@@ -67,7 +67,7 @@ class Mount(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-def findings(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
+def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
     """Check the folder of runs, or its nearest existing parent; nothing is left behind in it.
 
     Args:

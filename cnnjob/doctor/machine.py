@@ -24,17 +24,17 @@ SMI_SECONDS = 30
 _GPU_ERRORS = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
 
 
-def findings() -> Iterator[Finding]:
+def check_machine() -> Iterator[Finding]:
     """Check this machine; yield one finding per check."""
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
     if not Path("/proc/self").exists():
         yield Finding("processes", "bad", f"{NO_PROC}, so no run can be trained", MOUNT_PROC)
-    yield _packages()
-    yield _processor()
-    yield _gpu()
+    yield _check_packages()
+    yield _check_processor()
+    yield _check_gpu()
 
 
-def _packages() -> Finding:
+def _check_packages() -> Finding:
     """Check that the packages that cnnjob requires are installed in versions that it supports."""
     try:
         declared = [Requirement(text) for text in metadata.requires("cnnjob") or ()]
@@ -44,22 +44,22 @@ def _packages() -> Finding:
         )
     # With an empty extra, requirements of optional extras are left out.
     required = [need for need in declared if need.marker is None or need.marker.evaluate({"extra": ""})]
-    unmet = [need for need in required if not need.specifier.contains(_version(need.name), prereleases=True)]
+    unmet = [need for need in required if not need.specifier.contains(_installed_version(need.name), prereleases=True)]
     if unmet:
-        versions = ", ".join(f"{need.name}{need.specifier} ({_version(need.name)})" for need in unmet)
+        versions = ", ".join(f"{need.name}{need.specifier} ({_installed_version(need.name)})" for need in unmet)
         command = " ".join(["pip install", *(f"'{need.name}{need.specifier}'" for need in unmet)])
         return Finding("packages", "bad", f"missing or too old: {versions}", command)
-    return Finding("packages", "ok", f"all {len(required)} required packages, NumPy {_version('numpy')}")
+    return Finding("packages", "ok", f"all {len(required)} required packages, NumPy {_installed_version('numpy')}")
 
 
-def _version(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "0"
 
 
-def _processor() -> Finding:
+def _check_processor() -> Finding:
     cores, memory = available_cores(), available_memory_bytes()
     message = f"{plural(cores, 'core')}, {memory / GIGABYTE:.1f} GB of memory free"
     if memory < LITTLE_MEMORY_BYTES:
@@ -67,7 +67,7 @@ def _processor() -> Finding:
     return Finding("processor", "ok", message)
 
 
-def _gpu() -> Finding:
+def _check_gpu() -> Finding:
     """Check the GPU, which a training uses by default if it can."""
     unavailable = why_unavailable()
     if unavailable:

@@ -48,7 +48,7 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
     Yields:
         The name and content of each file, None as the content of an unchanged one; the notes after each drawn figure.
     """
-    notes, code, drawn_anew = _notes(out), _drawing_code_digest(), False
+    notes, code, drawn_anew = _read_notes(out), _drawing_code_digest(), False
     for stem, drawing in drawings.items():
         source = files.sha256_of(code, drawing.draw.__name__.encode(), *_bytes_to_hash(drawing.arguments))
         note = notes.get(stem, {})
@@ -75,7 +75,7 @@ def _has_recorded_content(stem: Path, note: Mapping[str, str]) -> bool:
         return False
 
 
-def _notes(out: Path) -> Notes:
+def _read_notes(out: Path) -> Notes:
     """Return the notes of earlier reports on figures that still exist; empty if they cannot be read."""
     try:
         notes = files.read_json(out / NOTES)

@@ -296,11 +296,11 @@ def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
         best, *others = measured
         few = len(measured) <= MAX_PAIRWISE_GROUPS
         pairs = combinations(measured, 2) if few else ((best, other) for other in others)
-        differences += [_difference(better, worse) for better, worse in pairs]
+        differences += [_compare_groups(better, worse) for better, worse in pairs]
     return differences
 
 
-def _difference(better: Group, other: Group) -> GroupDifference:
+def _compare_groups(better: Group, other: Group) -> GroupDifference:
     shared = [seed for seed in better.by_seed if seed in other.by_seed]
     paired = [better.by_seed[seed].row["test_accuracy"] - other.by_seed[seed].row["test_accuracy"] for seed in shared]
     return GroupDifference(better, other, interval(paired))

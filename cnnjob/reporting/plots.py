@@ -257,7 +257,7 @@ def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
 
 
 @_style()
-def filters(weights: np.ndarray, title: str) -> "Figure":
+def first_layer_filters(weights: np.ndarray, title: str) -> "Figure":
     """Draw the filters of a first layer as small images, see :func:`cnnjob.reporting.filter_grid.filter_tiles`.
 
     An axis label states how many filters or channels are not shown.

@@ -112,7 +112,7 @@ class Record:
         if self.counts is not None:
             drawings["confusion"] = Drawing(plots.confusion_matrix, (self.counts, self.class_names, self.name))
         if self.filters is not None:
-            drawings["filters"] = Drawing(plots.filters, (self.filters, self.name))
+            drawings["filters"] = Drawing(plots.first_layer_filters, (self.filters, self.name))
         return drawings
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from cnnjob.errors import spreadsheet_cell
 from cnnjob.files import short_digest
-from cnnjob.reporting.groups import Group, setting_text
+from cnnjob.reporting.groups import Group, Interval, setting_text
 from cnnjob.reporting.record import COLUMNS, Record
 
 FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
@@ -68,7 +68,7 @@ def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
 def group_cells(group: Group) -> list[str]:
     """Return a group's cells for a reader: label, mean accuracy in %, n, mean loss."""
     accuracy, loss = group.interval("test_accuracy"), group.interval("test_loss")
-    return [group.label, _spread(accuracy, 100, 2), str(len(group.by_seed)), _spread(loss, 1, 4)]
+    return [group.label, format_interval(accuracy, 100, 2), str(len(group.by_seed)), format_interval(loss, 1, 4)]
 
 
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
@@ -82,7 +82,8 @@ def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _spread(interval: Any, factor: float, digits: int) -> str:
+def format_interval(interval: Interval | None, factor: float, digits: int) -> str:
+    """Return an interval as ``99.14 ± 0.12``, or a dash if there is none."""
     if interval is None:
         return "–"
     half = "" if interval.half_width is None else f" ± {factor * interval.half_width:.{digits}f}"
@@ -125,7 +126,7 @@ def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, over
         The content of ``metrics.md``.
     """
     table = _markdown(COLUMNS, ([_readable(*cell) for cell in record.row.items()] for record in records))
-    remarks = (f"- {_escaped(record.name)}: {remark}" for record in records for remark in record.remarks)
+    remarks = (f"- {_escape_markdown(record.name)}: {remark}" for record in records for remark in record.remarks)
     overlay = "![Learning curves of all runs](curves.svg)" if overlaid else ""
     links = [_figure_links(record) for record in drawn]
     if len(drawn) < len(records):
@@ -145,15 +146,15 @@ def _readable(column: str, value: Any) -> str:
 
 def _figure_links(record: Record) -> str:
     links = (f"[{FIGURE_TITLES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
-    return f"- {_escaped(record.name)}: {' · '.join(links) or 'no figures'}"
+    return f"- {_escape_markdown(record.name)}: {' · '.join(links) or 'no figures'}"
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = (f"| {' | '.join(map(_escaped, row))} |" for row in rows)
-    return "\n".join([f"| {' | '.join(map(_escaped, header))} |", f"|{' --- |' * len(header)}", *lines])
+    lines = (f"| {' | '.join(map(_escape_markdown, row))} |" for row in rows)
+    return "\n".join([f"| {' | '.join(map(_escape_markdown, header))} |", f"|{' --- |' * len(header)}", *lines])
 
 
-def _escaped(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     # Markdown passes HTML through, and a | would begin a new cell.
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 

@@ -215,7 +215,7 @@ def examined(runs: Path, **environment: str) -> dict[str, dict[str, str]]:
 
 
 def looked(runs: Path, **options: Any) -> dict[str, Finding]:
-    return {finding.check: finding for finding in filesystem.findings(runs, **{"on_cluster": False, **options})}
+    return {finding.check: finding for finding in filesystem.check_filesystem(runs, **{"on_cluster": False, **options})}
 
 
 def test_a_folder_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_of_many_classes_some_are_named() -> None:
 
 
 def sheet(weights: np.ndarray) -> np.ndarray:
-    return np.asarray(plots.filters(weights, "tiny").axes[0].images[0].get_array())
+    return np.asarray(plots.first_layer_filters(weights, "tiny").axes[0].images[0].get_array())
 
 
 def test_grey_filters_are_each_scaled_to_their_own_range() -> None:
@@ -194,17 +194,21 @@ def test_filters_of_three_channels_are_in_colour() -> None:
 
 @pytest.mark.parametrize(("C", "F", "across", "down"), [(2, 5, "filter", "channel"), (5, 2, "channel", "filter")])
 def test_filters_of_other_channels_have_a_picture_a_channel(C: int, F: int, across: str, down: str) -> None:
-    axes = plots.filters(np.random.default_rng(0).normal(size=(3, 3, C, F)), "tiny").axes[0]
+    axes = plots.first_layer_filters(np.random.default_rng(0).normal(size=(3, 3, C, F)), "tiny").axes[0]
     assert axes.images[0].get_size() == (2 * 10 + 1, 5 * 10 + 1)
     assert (axes.get_xlabel(), axes.get_ylabel()) == (across, down)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3", "4", "5"]
 
 
-def test_more_pictures_than_can_be_seen_are_cut_and_that_is_said() -> None:
-    axes = plots.filters(np.zeros((1, 1, 65, 2)), "tiny").axes[0]
-    assert axes.get_xlabel() == "the first 64 of 65 channels"
-    assert plots.filters(np.zeros((1, 1, 1, 5000)), "tiny").axes[0].get_xlabel().startswith("the first 4096 of 5000")
-    assert plots.filters(np.zeros((1, 1, 1, 1)), "tiny").axes[0].get_xlabel().startswith("1 filter of 1×1 pixels")
+def filter_label(*shape: int) -> str:
+    """The x label of a sheet of filters."""
+    return plots.first_layer_filters(np.zeros(shape), "tiny").axes[0].get_xlabel()
+
+
+def test_filters_and_channels_beyond_the_limit_are_counted() -> None:
+    assert filter_label(1, 1, 65, 2) == "the first 64 of 65 channels"
+    assert filter_label(1, 1, 1, 5000).startswith("the first 4096 of 5000")
+    assert filter_label(1, 1, 1, 1).startswith("1 filter of 1×1 pixels")
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 70))
@@ -225,7 +229,7 @@ def test_strange_names_are_printed_as_they_are(kind: plots.Format) -> None:
     figures = [
         plots.overlaid_curves([curve(name) for name in STRANGE]),
         plots.confusion_matrix(np.eye(6, dtype=np.int64), STRANGE, STRANGE[0]),
-        plots.filters(np.zeros((3, 3, 1, 2)), STRANGE[2]),
+        plots.first_layer_filters(np.zeros((3, 3, 1, 2)), STRANGE[2]),
     ]
     assert [name.strip() for name in legend(figures[0])][:2] == ["$\\frac{1", "_hidden"]
     assert len(legend(figures[0])) == len(STRANGE)

@@ -108,7 +108,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
             if course.supports(work):
                 engines[course.NAME] = Engine(course.build_step(work), "course")
             times = _take_turns(engines, rounds)
-        yield from _rows(work, engines, times)
+        yield from _result_rows(work, engines, times)
 
 
 def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
@@ -126,7 +126,7 @@ def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
     }
 
 
-def _rows(work: Workload, engines: dict[str, Engine], times: dict[str, _Times]) -> Iterator[Row]:
+def _result_rows(work: Workload, engines: dict[str, Engine], times: dict[str, _Times]) -> Iterator[Row]:
     for name, own in times.items():
         peers = [(engine.role, times[peer]) for peer, engine in engines.items() if engine.group == engines[name].group]
         layouts = [peer for role, peer in peers if role == "torch"]

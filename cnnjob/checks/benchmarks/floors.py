@@ -26,15 +26,15 @@ def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
     with nn.Workers(nn.available_cores()) as workers:
         size = min_bytes_per_step(work) // 2  # a copy reads and writes
         source, target = (np.zeros(size, np.uint8) for _ in range(2))
-        copies = [_copy(source[shard], target[shard]) for shard in split_evenly(size, SHARDS)]
-        products = list(_products(work))
+        copies = [_copy_task(source[shard], target[shard]) for shard in split_evenly(size, SHARDS)]
+        products = list(_cpu_products(work))
         yield {
             PRODUCTS: Engine(workers.distribute(products, work=SMALL_WORK), "products"),
             BYTES: Engine(workers.distribute(copies, work=SMALL_WORK), "bytes"),
         }
 
 
-def _products(work: Workload) -> Iterator[Task]:
+def _cpu_products(work: Workload) -> Iterator[Task]:
     """Yield the matrix products of each block and shard: forward, gradient of the weights, of the input if used."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
@@ -77,7 +77,7 @@ def min_bytes_per_step(work: Workload) -> int:
     return 4 * (PARAMETER_PASSES * parameters + ACTIVATION_PASSES * activations) + work.images.nbytes
 
 
-def _copy(source: Array, target: Array) -> Task:
+def _copy_task(source: Array, target: Array) -> Task:
     def run() -> None:
         np.copyto(target, source)
 

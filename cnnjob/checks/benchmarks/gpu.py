@@ -44,14 +44,14 @@ def _engine(device: CudaDevice, step: Action, role: Role, begin: Action) -> Engi
 
 def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
     """Yield the matrix products alone, of whole batches; and a kernel that moves as many bytes as a step must."""
-    yield floors.PRODUCTS, "products", in_order(list(_products(device, work)))
+    yield floors.PRODUCTS, "products", in_order(list(_gpu_products(device, work)))
     size = floors.min_bytes_per_step(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
     arguments = source, source, np.int64(size), 0, size, target, False
     yield floors.BYTES, "bytes", each(device, "activation_slope", 1, size, *arguments)
 
 
-def _products(device: CudaDevice, work: Workload) -> Iterator[Task]:
+def _gpu_products(device: CudaDevice, work: Workload) -> Iterator[Task]:
     """Yield the matrix products of each block: forward, gradient of the weights, of the input if used."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):

@@ -12,6 +12,7 @@ from cnnjob.reporting import groups
 from cnnjob.reporting.groups import Group, Interval
 from cnnjob.reporting.page import charts, sections
 from cnnjob.reporting.record import Record
+from cnnjob.reporting.tables import format_interval
 
 if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
@@ -115,7 +116,4 @@ def _fixed(value: Any, digits: int = 4) -> str:
 
 def _spread(interval: Interval | None, digits: int = 2, factor: float = 1) -> str:
     """Format an interval: ``99.14 ± 0.12``."""
-    if interval is None:
-        return ""
-    half = f" ± {factor * interval.half_width:.{digits}f}" if interval.half_width is not None else ""
-    return f"{factor * interval.mean:.{digits}f}{half}"
+    return format_interval(interval, factor, digits) if interval else ""

@@ -50,13 +50,13 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
     return _png_data_url(picture.quantize(colours) if colours and picture.mode == "RGB" else picture)
 
 
-def filters(weights: np.ndarray) -> tuple[str, int, int]:
+def filter_picture(weights: np.ndarray) -> tuple[str, int, int]:
     """Return the filters of a first layer, (K, K, C, F), as one image: ``data:`` URL, width and height in pixels."""
     sheet = (filter_grid.join_tiles(filter_grid.filter_tiles(weights)) * 255).round().astype(np.uint8)
     return data_url(sheet), sheet.shape[1], sheet.shape[0]
 
 
-def confusion(counts: np.ndarray) -> str:
+def confusion_picture(counts: np.ndarray) -> str:
     """Return a confusion matrix, (K, K), as an image: one pixel per cell, darker for a larger share of its row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     light, dark = np.array([255, 255, 255]), np.array([8, 48, 107])

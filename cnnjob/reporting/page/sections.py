@@ -83,11 +83,11 @@ def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
         charts=[chart for measure in measures if curve and (chart := charts.build_run_chart(curve, measure))],
         timeline=build_timeline(record.attempts),
         matrix=_matrix(counts) if counts is not None and has_numbers else [],
-        matrix_picture="" if counts is None or has_numbers else pictures.confusion(counts),
+        matrix_picture="" if counts is None or has_numbers else pictures.confusion_picture(counts),
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
-        classes=_classes(record.classes, record.class_names) if record.classes and detailed else [],
+        classes=_class_table(record.classes, record.class_names) if record.classes and detailed else [],
         thumbnails=_thumbnails(record.mistakes, n_runs),
-        filters=pictures.filters(record.filters) if record.filters is not None and detailed else None,
+        filters=pictures.filter_picture(record.filters) if record.filters is not None and detailed else None,
         filters_shape=record.filters.shape if record.filters is not None else (),
     )
 
@@ -180,5 +180,5 @@ def worst_pairs(counts: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, s
     ]
 
 
-def _classes(classes: PerClass, names: tuple[str, ...]) -> list[tuple[str, float, float, float, int]]:
+def _class_table(classes: PerClass, names: tuple[str, ...]) -> list[tuple[str, float, float, float, int]]:
     return list(zip(names, *(values.tolist() for values in classes), strict=True))

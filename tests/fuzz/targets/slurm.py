@@ -72,7 +72,7 @@ def _job() -> None:
 
 def _site() -> None:
     found = cluster.query_cluster()
-    list(cluster.findings(found))
+    list(cluster.check_cluster(found))
     for one in list(found.site.partitions.values())[:20]:
         profile.profile_text("lab", found, one)
     request = Request(partition="debug", time="2h", account="lab")
