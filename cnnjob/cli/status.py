@@ -115,7 +115,7 @@ def _count_states(answer: "Answer") -> str:
 def _print_status(run: "Run") -> None:
     """Print the state of one run, then its cause and the next command."""
     from cnnjob.slurm.diagnosis import diagnose
-    from cnnjob.slurm.state import describe_skew
+    from cnnjob.slurm.state import describe_heartbeat_skew
 
     [status] = _query([run], thorough=True).statuses
     diagnosis = diagnose(status)
@@ -124,7 +124,7 @@ def _print_status(run: "Run") -> None:
             images = f" on the {status.summary.split} images" if name in {"loss", "accuracy"} else ""
             typer.echo(f"{name + ':':<11}{value}{images}")
     typer.echo(f"{'cause:':<11}{diagnosis.sentence}\n{'evidence:':<11}{diagnosis.evidence}")
-    for note in filter(None, ("; ".join(status.summary.notes), describe_skew(status.summary))):
+    for note in filter(None, ("; ".join(status.summary.notes), describe_heartbeat_skew(status.summary))):
         typer.echo(f"{'note:':<11}{note}")
     if diagnosis.command:
         typer.echo(f"{'next:':<11}{diagnosis.command}")

@@ -48,7 +48,7 @@ def cancel(runs: Sequence[Run]) -> list[Cancellation]:
     refused = {status.summary.run: refusal for status in statuses if (refusal := _refuse_links(status))}
     with_jobs = [status for status in statuses if status.own_jobs and status.summary.run not in refused]
     with _recorded(with_jobs):
-        lines = client.cancel(sorted({job.job_id for status in with_jobs for job in status.own_jobs}))
+        lines = client.cancel_jobs(sorted({job.job_id for status in with_jobs for job in status.own_jobs}))
     results = [refused.get(status.summary.run) or _result_for(status, lines) for status in statuses]
     later = _cancel_new_jobs(with_jobs)  # last: a batch script that saw no record has its successor in the queue by now
     return [_joined(result, later[result.run]) if result.run in later else result for result in results]
@@ -129,7 +129,7 @@ def _cancel_later_jobs(run: Run, job_ids: Sequence[str]) -> Cancellation:
     with suppress(OSError):
         files.write_json(cancellation_file(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
     try:
-        refused = client.refusals(job_ids, client.cancel(job_ids))
+        refused = client.refusals(job_ids, client.cancel_jobs(job_ids))
     except SchedulerError as error:
         refused = dict.fromkeys(job_ids, str(error))
     phrases = [f"and job {job_id}, which was submitted meanwhile" for job_id in job_ids if job_id not in refused]

@@ -209,7 +209,7 @@ def _recorded_end(status: Status) -> str:
     return shorten_lines(str(status.summary.attempt.get("why") or ""))
 
 
-def _attempt_file(status: Status) -> str:
+def _attempt_file_name(status: Status) -> str:
     return f"attempts/{status.summary.n_attempts:04d}.json"
 
 
@@ -219,7 +219,7 @@ def _check_copy(status: Status, _: str) -> Cause | None:
     if not summary.original or status.state != "lost":
         return None
     sentence = f"it is a copy of {summary.original}, made during its training; no process trains the copy"
-    evidence = f"{_attempt_file(status)}: folder {summary.original}"
+    evidence = f"{_attempt_file_name(status)}: folder {summary.original}"
     return Cause(sentence, evidence, next_command.continue_command(summary.run))
 
 
@@ -247,12 +247,12 @@ def _check_own_error(status: Status, text: str) -> Cause | None:
         command = next_command.continue_command(summary.run, change="train.learning_rate")
         # Older versions wrote the advice after a semicolon.
         sentence = re.split(r"[.;] lower ", message, maxsplit=1, flags=re.IGNORECASE)[0]
-        return Cause(sentence, _attempt_file(status), command)
+        return Cause(sentence, _attempt_file_name(status), command)
     logs = next_command.logs_command(summary.run)
     error_type, error = failure.partition(":")[0], last_error(text)
     if error and error_type in error.partition(":")[0]:
-        return Cause(error, f"{_attempt_file(status)} and {newest_log(summary.run)}", logs)
-    return Cause(failure or "it failed", _attempt_file(status), logs)
+        return Cause(error, f"{_attempt_file_name(status)} and {newest_log(summary.run)}", logs)
+    return Cause(failure or "it failed", _attempt_file_name(status), logs)
 
 
 def _check_before_it_began(status: Status, text: str) -> Cause | None:
@@ -278,7 +278,7 @@ def _check_memory(status: Status, text: str) -> Cause | None:
         return Cause("the GPU ran out of memory", line, command)
     sentence, command = "it ran out of memory", next_command.continue_command(summary.run, change="--mem")
     if line := first_line_with(_MEMORY, _recorded_end(status)):
-        return Cause(sentence, f"{_attempt_file(status)}: {line}", command)
+        return Cause(sentence, f"{_attempt_file_name(status)}: {line}", command)
     # a training that saved and stopped in order did not die of what its log mentions
     if summary.state != "stopped" and (line := first_line_with(_MEMORY, text)):
         return Cause(sentence, f"{newest_log(summary.run).name}: {line}", command)
@@ -346,7 +346,7 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
     step = f" at step {summary.attempt.get('step')}"
     sentence = _STOP_REASONS.get(reason, reason.removeprefix("stopped: ") or "it stopped") + step
     decision = str(summary.current_decision.get("said", ""))
-    evidence = f"{_attempt_file(status)}: {reason}"
+    evidence = f"{_attempt_file_name(status)}: {reason}"
     # a batch script records what it decides: without a record, it ended before it could
     if (
         not summary.current_decision
@@ -421,4 +421,4 @@ def _explain_silence(status: Status) -> Cause:
     sentence = "the process died without recording why"
     if step := newest_step(summary.run.checkpoints_folder):
         sentence += f"; step {step:,} is saved"
-    return Cause(sentence, f"{_attempt_file(status)}: {heartbeat}", command)
+    return Cause(sentence, f"{_attempt_file_name(status)}: {heartbeat}", command)

@@ -59,7 +59,7 @@ def continue_command(run: Run, change: str = "") -> str:
         return "cnnjob submit JOB"
     name, changes = _name_and_changes(job, run)
     if change and not change.startswith("-"):
-        value = _value_of(job, change)
+        value = _setting_value(job, change)
         if value != 1:  # a batch of one image cannot become smaller
             changes = {**changes, change: value // 2 if isinstance(value, int) else value / 10}
     settings = [f"--set {shlex.quote(f'{key}={_toml(value)}')}" for key, value in changes.items()]
@@ -158,7 +158,7 @@ def _option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def _value_of(job: Job, key: str) -> Any:
+def _setting_value(job: Job, key: str) -> Any:
     section, _, name = key.partition(".")
     return getattr(getattr(job, section), name)
 

@@ -136,7 +136,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
     remarks = [detail]
     if summary.is_older and not job and state in ENDED_EARLY:
         remarks.append("started by another version of cnnjob, cannot be resumed")
-    remarks.append(describe_skew(summary))
+    remarks.append(describe_heartbeat_skew(summary))
     return Status(summary, state, "; ".join(filter(None, remarks)), job, outcome)
 
 
@@ -229,7 +229,7 @@ def is_quiet(summary: RunSummary) -> bool:
     return summary.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or summary.ahead_seconds > 0
 
 
-def describe_skew(summary: RunSummary) -> str:
+def describe_heartbeat_skew(summary: RunSummary) -> str:
     """Return a sentence on clocks that differ; empty if none do."""
     if not summary.ahead_seconds:
         return ""

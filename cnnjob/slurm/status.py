@@ -87,7 +87,7 @@ def _on_this_cluster(summaries: Sequence[RunSummary], ask_config: Callable[[], M
     """Return the summaries as seen on this cluster, whose name is asked for only if a run's cluster is recorded."""
     open_ones = [summary for summary in summaries if summary.state not in NO_LONGER_QUEUED]
     recorded = any(record.get("cluster") for summary in open_ones for record in (summary.attempt, summary.submission))
-    here = client.cluster(ask_config) if recorded else ""
+    here = client.current_cluster(ask_config) if recorded else ""
     return [summary.on(here) for summary in summaries]
 
 
@@ -128,7 +128,7 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
         return None, ""
     try:
         job_ids = {job_id for summary in open_ones for job_id in summary.job_ids}
-        listing = queue.list_jobs(users_of(open_ones), job_ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
+        listing = queue.list_queue(users_of(open_ones), job_ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
         # a machine without SLURM, and no run that had a job: nothing is missing
         if "this machine has no SLURM" in str(error) and not any(summary.job_id for summary in summaries):

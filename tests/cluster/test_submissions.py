@@ -194,12 +194,12 @@ def test_what_a_user_writes_is_not_read_as_what_slurm_says(cluster: Start, monke
         here.run("mkdir", "-p", folder)
         options = (f"--job-name={name}", f"--comment={text}", f"--chdir={folder}", f"--output={folder}/log")
         job = here.submit("--hold", *options, "--wrap=true")
-        holder = {"job_id": job, "cluster": client.cluster(), "started": process.now()}
+        holder = {"job_id": job, "cluster": client.current_cluster(), "started": process.now()}
         assert not client.job_is_over(holder, 0)
         if name != lines:  # ours have no line end in their names
             facts = client.query_job(job)
             assert (facts["JobState"], facts["Restarts"], facts["Requeue"]) == ("PENDING", "0", "1")
-        listing = queue.list_jobs([pwd.getpwnam("nobody").pw_uid])
+        listing = queue.list_queue([pwd.getpwnam("nobody").pw_uid])
         assert (listing.complete, job in {one.job_id for one in listing.jobs}) == (True, True)
         assert "17" not in {one.job_id for one in listing.jobs}
 

@@ -78,7 +78,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.mark.usefixtures("here")
 def test_squeue() -> None:
-    listing = queue.list_jobs([65534], ended=True)
+    listing = queue.list_queue([65534], ended=True)
     assert listing.complete
     states = {job.job_id: job.state for job in listing.jobs}
     assert states == {

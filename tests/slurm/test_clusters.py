@@ -179,16 +179,16 @@ def test_a_job_that_started_long_after_an_attempt_is_not_the_one_it_is_in(idle_s
 def test_a_cluster_is_known_by_its_variables_or_its_configuration(
     idle_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert client.cluster() == ""
+    assert client.current_cluster() == ""
     idle_slurm.install(scontrol=at_lab())
-    assert client.cluster() == "lab"
+    assert client.current_cluster() == "lab"
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "Inside")
-    assert (client.cluster(), process.cluster()) == ("inside", None)
+    assert (client.current_cluster(), process.cluster()) == ("inside", None)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert process.process_identity()["cluster"] == "inside"
     for chosen, name in (("third", "third"), ("all", ""), ("a,b", "")):
         monkeypatch.setenv("SLURM_CLUSTERS", chosen)
-        assert client.cluster() == name
+        assert client.current_cluster() == name
 
 
 def test_a_job_without_the_variable_asks_for_its_cluster(

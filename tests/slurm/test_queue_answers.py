@@ -213,7 +213,7 @@ def test_accounts_of_arrays(idle_slurm: FakeSlurm) -> None:
 )
 def test_queues(idle_slurm: FakeSlurm, answer: str, jobs: list[str], whole: bool) -> None:  # noqa: FBT001
     set_answers(idle_slurm, f"{answer}\n" if answer else "")
-    found = queue.list_jobs([0], ["17"])
+    found = queue.list_queue([0], ["17"])
     assert ([job.job_id for job in found.jobs], found.complete) == (jobs, whole)
 
 
@@ -222,7 +222,7 @@ def test_a_comment_of_several_lines_is_no_other_job(idle_slurm: FakeSlurm) -> No
     lines = ("18|RUNNING|None|n1|x|y|a", "17|RUNNING|None|n1|x|y|cnnjob /a 1", "1|2", "b\u2028c|d")
     begin = 'for mark; do :; done; printf "%s|" "${mark%%|*}"'
     idle_slurm.install(squeue=f"{begin}; printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
-    found = queue.list_jobs([0])
+    found = queue.list_queue([0])
     assert ([job.job_id for job in found.jobs], found.complete) == (["18"], True)
 
 

@@ -72,7 +72,7 @@ class NodeTask:
     def _run_attempt(self) -> int:
         """Train the run of this task, and return the exit code of the outcome."""
         code_snapshot.check_snapshot()
-        if job_id() and not cluster() and (name := client.cluster()):
+        if job_id() and not cluster() and (name := client.current_cluster()):
             # SLURM has long set it, but where it does not, the records of this attempt would name no cluster
             os.environ["SLURM_CLUSTER_NAME"] = name
         run = JobArray.read(Path(self.folder)).own_run()

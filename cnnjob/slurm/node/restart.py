@@ -139,7 +139,7 @@ def main(folder: str, code: str) -> None:
         # on one line, as the last line of a log that does not begin with "cnnjob: " counts as that of the training
         decision = f"not restarted, {error}{TO_RESUME}{continue_command(run)}"
         with suppress(OSError):
-            record = {**_facts(run, int(code), "unknown"), "said": decision}
+            record = {**_decision_facts(run, int(code), "unknown"), "said": decision}
             files.write_json(restart_log_file(run), [*before, record])
     _log(run, decision)
 
@@ -220,7 +220,7 @@ def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> st
     decision = decide(run, code, ended_by)
     if silent_error and not decision:  # only a restart needs the scheduler; a decision against one does without
         raise silent_error
-    facts = _facts(run, code, ended_by)
+    facts = _decision_facts(run, code, ended_by)
     how = ""
     if ended_by == "requeued" and len(try_read_restart_log(run)) > len(before):
         how, decision = _requeued()  # an earlier try recorded its intention and succeeded, though its answer got lost
@@ -245,7 +245,7 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
         return "unknown", error if client.is_silent(error) else None
 
 
-def _facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
+def _decision_facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
     return {
         "cluster": process.cluster(),
         "job_id": _own_job_id(),
@@ -310,7 +310,7 @@ def _cancel_successor(run: Run, job_id: str) -> str:
         SchedulerError: the successor could not be cancelled.
     """
     record = try_read_cancellation(run)
-    refused = client.refusals([job_id], client.cancel([job_id]))
+    refused = client.refusals([job_id], client.cancel_jobs([job_id]))
     if refused:
         raise SchedulerError(f"cancelled, but its successor {job_id} could not be cancelled: {refused[job_id]}")
     files.write_json(cancellation_file(run), {**record, "jobs": [*record.get("jobs", []), job_id]})

@@ -147,7 +147,7 @@ def _run_or_kill(command: Sequence[str], seconds: float) -> subprocess.Completed
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def cancel(job_ids: Sequence[str]) -> list[str]:
+def cancel_jobs(job_ids: Sequence[str]) -> list[str]:
     """Cancel jobs and return the lines that scancel printed, for :func:`refusals`.
 
     Raises:
@@ -166,7 +166,7 @@ def cancel(job_ids: Sequence[str]) -> list[str]:
 
 
 def refusals(job_ids: Sequence[str], lines: Sequence[str]) -> dict[str, str]:
-    """Return the jobs that are not over and could not be cancelled, each with its line of :func:`cancel`."""
+    """Return the jobs that are not over and could not be cancelled, each with its line of :func:`cancel_jobs`."""
     errors = [line for line in lines if "error" in line and not any(part in line for part in _ALREADY_OVER)]
     return {job_id: line for job_id in job_ids for line in errors if job_id in line.replace(":", " ").split()}
 
@@ -183,12 +183,12 @@ def query_job(job_id: str, seconds: float | None = None) -> dict[str, str]:
         SchedulerError: as in :func:`ask`; also if SLURM has forgotten the job.
     """
     facts: dict[str, str] = {}
-    for name, value in _facts(ask(["scontrol", "show", "job", job_id], seconds)):
+    for name, value in _parse_job_facts(ask(["scontrol", "show", "job", job_id], seconds)):
         facts.setdefault(name, value)  # the first: texts that may contain a line end come after SLURM's own values
     return facts
 
 
-def _facts(answer: str) -> Iterator[tuple[str, str]]:
+def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
     """Yield the ``Name=value`` pairs of a job without those inside text that its user chose.
 
     A name, comment or path may contain words of the same form, and line ends. So the rest of the line after such a text
@@ -230,10 +230,10 @@ def _query_is_over(
     attempt: Mapping[str, Any], silent_seconds: float, ask_config: Callable[[], Mapping[str, str]]
 ) -> bool:
     recorded, is_quiet = attempt.get("cluster"), silent_seconds >= RECENT_HEARTBEAT_SECONDS
-    if recorded and recorded != cluster(ask_config):
+    if recorded and recorded != current_cluster(ask_config):
         return False
     try:
-        facts = list(_facts(ask(["scontrol", "show", "job", str(attempt["job_id"])])))
+        facts = list(_parse_job_facts(ask(["scontrol", "show", "job", str(attempt["job_id"])])))
     except SchedulerError as error:
         is_unknown = bool(_UNKNOWN.search(str(error)))
         return is_unknown and bool(recorded) and is_quiet and not hides_jobs(ask_config)
@@ -291,7 +291,7 @@ def query_config(seconds: float | None = None) -> dict[str, str]:
         return {}
 
 
-def cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) -> str:
+def current_cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) -> str:
     """Return the name of the cluster whose SLURM answers here; empty if it is not known or there are several."""
     chosen = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SLURM_CLUSTER_NAME")
     name = chosen or ask_config().get("ClusterName", "")

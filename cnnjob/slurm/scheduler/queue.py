@@ -66,10 +66,10 @@ def list_own_jobs() -> list[QueuedJob]:
     Raises:
         SchedulerError: SLURM is not there, refused, or did not answer.
     """
-    return list_jobs([os.getuid()]).jobs
+    return list_queue([os.getuid()]).jobs
 
 
-def list_jobs(
+def list_queue(
     users: Iterable[int], ids: Collection[str] = (), *, ended: bool = False, seconds: float | None = None
 ) -> QueueListing:
     """Return the jobs that squeue shows of some users.
@@ -92,7 +92,7 @@ def list_jobs(
     command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
     states = ["--states=all"] if ended else []
     answer = ask([*command, *states, "--format", f"{mark}|{FORMAT}"], seconds)
-    rows = _rows(answer, mark)
+    rows = _parse_rows(answer, mark)
     jobs = [_jobs_in(row, row_ids) for row, row_ids in zip(rows, parse_all_ids(row[0] for row in rows), strict=True)]
     numbers = {job_id.partition("_")[0] for job_id in ids}
     missed = any(not row_jobs and _may_be_sought(row, numbers) for row, row_jobs in zip(rows, jobs, strict=True))
@@ -100,7 +100,7 @@ def list_jobs(
     return QueueListing([job for row_jobs in jobs for job in row_jobs], not missed and not only_foreign_lines)
 
 
-def _rows(answer: str, mark: str) -> list[list[str]]:
+def _parse_rows(answer: str, mark: str) -> list[list[str]]:
     """Return the cells of each line that belongs to a job, not to a site's wrapper or the middle of a comment."""
     lines = answer.split("\n")  # splitlines would also split a comment at other characters
     marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]

@@ -66,7 +66,7 @@ def _find_in_queue(comment: str, message: str) -> str:
         SchedulerError: the queue could not be read, or not all of it.
     """
     try:
-        listing = queue.list_jobs([os.getuid()])
+        listing = queue.list_queue([os.getuid()])
         ids = [int(job.job_id.partition("_")[0]) for job in listing.jobs if job.comment == comment]
         if not ids:
             listing.require_complete()

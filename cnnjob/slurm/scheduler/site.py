@@ -156,7 +156,7 @@ def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> s
 
 def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
     """Return a sentence on a limit, and what to do."""
-    value = _value_of(limit)
+    value = _query_limit_value(limit)
     if limit.option:
         clause = limit.template.format(value) if value else limit.template.replace(" ({})", "")
         return f"{clause}. Request another amount with {limit.option}"
@@ -173,7 +173,7 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
     )
 
 
-def _value_of(limit: Limit) -> str:
+def _query_limit_value(limit: Limit) -> str:
     """Return the value of a limit, by account or QOS if this user has several; empty if SLURM does not tell."""
     try:
         if limit.table == "associations":

@@ -76,17 +76,17 @@ def check_snapshot() -> None:
     if _ROOT.parent.name != CODE:
         return
     contents = _contents(_ROOT)
-    if (digest := _digest(contents)) != _ROOT.name:
+    if (digest := _snapshot_digest(contents)) != _ROOT.name:
         odd = [f" and {entry}" for entry, content in contents.items() if content is None or "__pycache__" in entry]
         difference = f"digest {digest}{''.join(odd[:1])}"
         raise DataError(f"{_ROOT}: not the code that was submitted (found {difference}). Submit the run again")
 
 
 def _folder(run: Run, package: Contents) -> Path:
-    return run.path.resolve().parent / CODE / _digest(package)
+    return run.path.resolve().parent / CODE / _snapshot_digest(package)
 
 
-def _digest(contents: Contents) -> str:
+def _snapshot_digest(contents: Contents) -> str:
     # lengths and NULs keep two different sets of files from giving the same bytes
     parts = [
         f"{name}\0".encode() if content is None else f"{name}\0{len(content)}\0".encode() + content
@@ -115,13 +115,13 @@ def _contents(folder: Path) -> Contents:
         parent = Path(directory)
         links = [name for name in subfolders if (parent / name).is_symlink()]
         entries = [parent / name for name in (*names, *links) if not name.startswith(_NFS)]
-        contents |= {str(entry.relative_to(folder)): _content(entry) for entry in entries}
+        contents |= {str(entry.relative_to(folder)): _file_content(entry) for entry in entries}
         if not (subfolders or names) and parent != folder:
             contents[str(parent.relative_to(folder))] = None
     return contents
 
 
-def _content(path: Path) -> bytes | None:
+def _file_content(path: Path) -> bytes | None:
     """Return a file's content; None for a link, a pipe, or a file that cannot be read or is too large for code."""
     with suppress(DataError):
         return None if path.is_symlink() else files.read_bytes(path)

@@ -53,7 +53,7 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no
         return submitit.SlurmJob(self.folder, self.accepted, [0])
 
 
-def submit(array: JobArray, parameters: dict[str, Any]) -> str:
+def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
     """Submit a job array and return the job's id, without the numbers of array tasks.
 
     Raises:
@@ -83,7 +83,7 @@ def submit(array: JobArray, parameters: dict[str, Any]) -> str:
             ) from error
         if executor.accepted:
             with suppress(SchedulerError):
-                client.cancel([executor.accepted])
+                client.cancel_jobs([executor.accepted])
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

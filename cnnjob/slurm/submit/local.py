@@ -86,7 +86,7 @@ class _Announcement:
     """Announces which runs this process is going to train, by a record in each, and notices cancelled ones."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self._cancelled = {run.path: _version(cancellation_file(run)) for run in runs}
+        self._cancelled = {run.path: _file_version(cancellation_file(run)) for run in runs}
         self._records = [local_wait_file(run) for run in runs]
         self._refreshed = time.monotonic()
         for run in runs:
@@ -96,7 +96,7 @@ class _Announcement:
 
     def is_cancelled(self, run: Run) -> bool:
         """Return whether a run was cancelled since this object was created."""
-        version = _version(cancellation_file(run))
+        version = _file_version(cancellation_file(run))
         return version is not None and version != self._cancelled[run.path]
 
     def refresh(self) -> None:
@@ -114,7 +114,7 @@ class _Announcement:
                 record.unlink(missing_ok=True)
 
 
-def _version(path: Path) -> tuple[int, int] | None:
+def _file_version(path: Path) -> tuple[int, int] | None:
     """Return inode and modification time, which tell a file from an earlier one of its name; None without a file."""
     try:
         state = path.stat()

@@ -53,7 +53,12 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
         raise JobError(f'{config_file()}: profile is not a name (found {format_value(usual)}). Write profile = "NAME"')
     name = profile or usual
     variables = {key: os.environ[variable] for variable, key in INPUT_VARIABLES.items() if os.environ.get(variable)}
-    layers = [users, _read(name) if name else {}, variables, {k: v for k, v in options.items() if v is not None}]
+    layers = [
+        users,
+        _read_profile(name) if name else {},
+        variables,
+        {k: v for k, v in options.items() if v is not None},
+    ]
     try:
         content = _merge_layers(layers)
         content["sbatch"] |= dict(map(_parse_option, extra))
@@ -105,7 +110,7 @@ def _parse_option(text: str) -> tuple[str, str | bool]:
     return key.lstrip("-"), value if equals else True
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read_profile(name: str) -> dict[str, Any]:
     known = profiles()
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None or not path.is_file():

@@ -74,9 +74,9 @@ def _read_queue(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
     Raises:
         SchedulerError: the queue could not be read.
     """
-    cluster = client.cluster()
+    cluster = client.current_cluster()
     summaries = [read_summary(run).on(cluster) for run in runs]
-    listing = queue.list_jobs(users_of(summaries), {job_id for summary in summaries for job_id in summary.job_ids})
+    listing = queue.list_queue(users_of(summaries), {job_id for summary in summaries for job_id in summary.job_ids})
     listing.require_complete()
     return summaries, JobIndex(listing.jobs)
 
@@ -88,7 +88,7 @@ def find_successor(array: JobArray) -> QueuedJob | None:
         SchedulerError: the scheduler did not answer.
     """
     try:
-        listing = queue.list_jobs([os.getuid()])
+        listing = queue.list_queue([os.getuid()])
         matches = [job for job in listing.jobs if job.comment == array.comment and job.job_id != process.job_id()]
         if not matches:
             listing.require_complete()
@@ -130,7 +130,7 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
         shown: the comment as the queue shows it, which differs where the site rewrites comments; None if not known.
     """
     record = {
-        "cluster": client.cluster() or None,
+        "cluster": client.current_cluster() or None,
         "job_id": job_id,
         "comment": comment,
         "shown": shown,

@@ -199,7 +199,7 @@ def _submit_array(
     if is_successor:  # on its node it checks whether this job was cancelled meanwhile, and then does not train
         parameters["setup"].append(f"export {PREDECESSOR}={process.job_id() or ''}")
     comment = parameters["comment"]
-    job_id = executor.submit(array, parameters)
+    job_id = executor.submit_array(array, parameters)
     jobs, comments = _read_queued_jobs(array)
     # a successor must not give way to the earlier job, which is the one that submits it
     earlier = {} if is_successor else _withdraw(array, job_id, comment, jobs)
@@ -218,7 +218,7 @@ def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dic
     """
     summaries = [read_summary(run) for run in array.runs]
     try:
-        jobs = queue.list_jobs(users_of(summaries)).jobs
+        jobs = queue.list_queue(users_of(summaries)).jobs
     except SchedulerError:
         return {}, {}
     index = JobIndex(jobs)
@@ -244,7 +244,7 @@ def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Se
     if len(withdrawn) == len(array.runs):
         withdrawn = [job_id]  # the whole array by one id
     try:
-        refused = "; ".join(client.refusals(withdrawn, client.cancel(withdrawn)).values())
+        refused = "; ".join(client.refusals(withdrawn, client.cancel_jobs(withdrawn)).values())
     except SchedulerError as error:
         refused = str(error)
     if refused:

@@ -51,7 +51,7 @@ ANSWERS = (
 
 
 def _jobs() -> None:
-    listing = queue.list_jobs([65534], ended=True)
+    listing = queue.list_queue([65534], ended=True)
     for job in listing.jobs[:1000]:
         job_states.parse_reason(job.reason)
     job_array.newest_job_ids(listing.jobs[:1000])
