@@ -62,6 +62,9 @@ def prepare(
     ] = "white",
     skip_damaged: Annotated[int, typer.Option(metavar="N", min=0, help="Skip up to N unusable images.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Prepare again, over whatever file is there.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash all files, also of a source that seems unchanged.")
+    ] = False,
     as_json: opt.JSON = False,
 ) -> None:
     """Prepare a dataset as one HDF5 file.
@@ -93,6 +96,7 @@ def prepare(
             skip_damaged=skip_damaged,
             background=_colour(background),
             force=force,
+            verify=verify,
             progress=True,
         )
     if prepared.description:

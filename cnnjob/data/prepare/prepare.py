@@ -14,13 +14,14 @@ from pathlib import Path
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.images import FITS, WHITE, Fit
-from cnnjob.data.prepare import cifar, digits, idx, output_path, sources
+from cnnjob.data.prepare import cifar, digits, idx, output_path, sources, unchanged
 from cnnjob.data.prepare.arrays.stream import ArraySet, read_array_set
 from cnnjob.data.prepare.catalogue import DIGITS, KNOWN, Entry
 from cnnjob.data.prepare.folders.folder import MAX_PIXELS
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
 from cnnjob.data.prepare.progress import counted
 from cnnjob.data.prepare.recognise import read_source
+from cnnjob.data.prepare.unchanged import Remembered
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import DataError, JobError, closest_name, plural
 
@@ -63,6 +64,7 @@ def prepare(
     arrays: ArraySet | None = None,
     background: tuple[int, int, int] = WHITE,
     force: bool = False,
+    verify: bool = False,
     progress: bool = False,
 ) -> Prepared:
     """Convert a dataset into one HDF5 file, unless that file already exists.
@@ -81,6 +83,7 @@ def prepare(
         background: colour (R, G, B) below transparent pixels and around padded images, each 0..255.
         arrays: images and labels in memory, instead of a source; see :func:`.arrays.stream.arrays_of`.
         force: whether to write again if the file exists, whatever it is.
+        verify: whether to read and hash a source whose files have the sizes and times of the last time.
         progress: whether to show progress bars on stderr.
 
     Returns:
@@ -108,6 +111,19 @@ def prepare(
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
     existed = dataset is not None
     contents: DatasetContents | None = None
+    fingerprint = None
+    if source is not None and not request.is_published:
+        fingerprint = unchanged.fingerprint(Path(source), options)
+        remembered = None if force or verify else unchanged.recall(out, fingerprint)
+        if remembered and (dataset := output_path.existing_dataset(out, title, remembered.sha256, options.as_json())):
+            request.require_pinned(remembered.sha256)
+            return Prepared(
+                dataset,
+                created=False,
+                seconds=time.perf_counter() - started,
+                description=remembered.description,
+                warnings=tuple(remembered.warnings),
+            )
     if dataset is None or published is None:
         contents = request.contents(progress=progress)
         output_path.require_outside(out, Path(source or ""), contents.class_folders)
@@ -118,8 +134,12 @@ def prepare(
             stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
             write(out, title, counted(contents, title) if progress else contents, stored)
     dataset = dataset or Dataset.open(out)
-    described = (contents.description, (*contents.warnings, *_remarks(contents, source))) if contents else ("", ())
-    return Prepared(dataset, not existed, time.perf_counter() - started, *described)
+    description, warnings = "", tuple[str, ...]()
+    if contents:
+        description, warnings = contents.description, (*contents.warnings, *_remarks(contents, source))
+        if fingerprint is not None and fingerprint == unchanged.fingerprint(Path(source or ""), options):
+            unchanged.remember(out, Remembered(fingerprint, contents.sha256, description, [*warnings]))
+    return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
 
 
 def _remarks(contents: DatasetContents, source: str | Path | None) -> list[str]:
@@ -166,19 +186,21 @@ class _Request:
         if self.arrays:
             return read_array_set(self.arrays, self.options)
         if not self.is_published:
-            return self._pinned(read_source(Path(self.source or ""), self.options, progress=progress))
+            contents = read_source(Path(self.source or ""), self.options, progress=progress)
+            self.require_pinned(contents.sha256)
+            return contents
         entry = _ENTRIES[self.name]
         files = sources.obtain(entry, self.source, self.sha256, progress=progress)
         sums = sources.check(entry, files, self.sha256)
         return DatasetContents(entry.class_names, sums, cifar.read(entry, files) if entry.archive else idx.read(files))
 
-    def _pinned(self, contents: DatasetContents) -> DatasetContents:
-        digest = sources.pin_of(contents.sha256)
+    def require_pinned(self, sums: dict[str, str]) -> None:
+        """Compare the checksums of a user's source with the expected one, if there is one."""
+        digest = sources.pin_of(sums)
         if self.sha256 is not None and self.sha256.lower() != digest:
             raise DataError(
                 f"{self.source}: not the pinned source (found sha256 {digest}, expected {self.sha256}). Copy it again"
             )
-        return contents
 
     def require_possible(self) -> None:
         """Refuse arguments that contradict each other."""
