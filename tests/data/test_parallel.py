@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob.data.prepare.parallel import worker_processes
+from cnnjob.data.prepare.folders.parallel import worker_processes
 from cnnjob.errors import DataError
 
 
@@ -72,7 +72,7 @@ def test_a_killed_process_is_an_error_of_the_user() -> None:
 
 def test_killed_callers_leave_no_process_behind() -> None:
     code = (
-        "import time\nfrom cnnjob.data.prepare.parallel import worker_processes\n"
+        "import time\nfrom cnnjob.data.prepare.folders.parallel import worker_processes\n"
         "with worker_processes(2, 7) as work:\n    print(*work(max, range(9)), flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as caller:

@@ -19,8 +19,8 @@ from cnnjob.data.dataset import BLOCK_BYTES
 from cnnjob.data.images import Header, Picture, decoding_limits, examine, fit_pixels, header, read_picture
 from cnnjob.data.prepare.folders.layout import Layout
 from cnnjob.data.prepare.folders.options import FolderOptions
+from cnnjob.data.prepare.folders.parallel import worker_processes
 from cnnjob.data.prepare.folders.tree import FolderTree, Stamp
-from cnnjob.data.prepare.parallel import worker_processes
 from cnnjob.data.prepare.progress import image_bar
 from cnnjob.data.prepare.writer import Chunk
 from cnnjob.errors import DataError, plural
