@@ -1,4 +1,4 @@
-"""``python -m cnnjob`` is the command ``cnnjob``."""
+"""Run the command line as ``python -m cnnjob``."""
 
 from cnnjob.cli.main import main
 

@@ -32,7 +32,7 @@ def verify_resume(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the moments of the kills; random by default.")
     ] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep both runs, in this new folder.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep both runs in this new folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     profile: opt.PROFILE = None,
     partition: opt.PARTITION = None,

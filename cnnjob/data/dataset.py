@@ -28,7 +28,7 @@ from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 FORMAT = 2
 """Version of the layout of a dataset file: its arrays are contiguous."""
 CHUNKED_FORMAT = 1
-"""An older version, which is still read: its arrays lie in chunks with a checksum each."""
+"""An older version, which is still read: its arrays are stored in chunks, each with a checksum."""
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 TRAINING_IMAGES = "train/images"
@@ -271,7 +271,8 @@ class Dataset:
         with self._arrays_of(split) as (images, _):
             if not isinstance(images, StoredArray):
                 raise DataError(
-                    f"{self.path}: its images lie in chunks (found format {self.format}). Prepare it again with --force"
+                    f"{self.path}: its images are stored in chunks (found format {self.format}). "
+                    "Prepare it again with --force"
                 )
             return images
 

@@ -83,7 +83,7 @@ def _find_decision(record: dict[str, Any], restart_log: Sequence[dict[str, Any]]
     """Return the text of the decision made after an attempt; empty without one.
 
     A job that SLURM requeues keeps its id, so a decision belongs to the attempt with the same restart count. An entry
-    without that count, as older versions wrote it, is taken by its position among the job's decisions.
+    without that count, as older versions wrote it, is identified by its position among the job's decisions.
     """
     job_id = record.get("job_id")
     entries = [entry for entry in restart_log if job_id and entry.get("job_id") == job_id]

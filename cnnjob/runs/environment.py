@@ -217,7 +217,7 @@ def _kernel_estimate(proc: Path) -> int:
 
 
 def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield what each control group with a limit on memory leaves; page cache counts as free, since it is dropped."""
+    """Yield the memory that each control group with a limit leaves; page cache counts as free, since it is dropped."""
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)

@@ -215,5 +215,5 @@ def test_images_in_chunks_cannot_be_streamed(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"Prepare .*toy\.h5 again with --force, so that its images can be streamed"):
         place_in_host_memory(TrainingSetup.checked(huge, data))
     assert place_in_host_memory(TrainingSetup.checked(job(), data), in_memory_bytes=0) == IN_MEMORY
-    with pytest.raises(DataError, match=r"its images lie in chunks .found format 1"):
+    with pytest.raises(DataError, match=r"its images are stored in chunks .found format 1"):
         data.stored("train")

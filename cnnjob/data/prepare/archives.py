@@ -55,7 +55,7 @@ def members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
         with open_regular(archive) as file:
             yield from _wanted_of(_Unpacked(_decoder(file)), wanted)
     except _DAMAGED as error:
-        raise DataError(f"{archive}: damaged, or no tar archive ({error}). Copy or download it again") from error
+        raise DataError(f"{archive}: damaged, or not a tar archive ({error}). Copy or download it again") from error
 
 
 def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -162,7 +162,7 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, bool, int,
                 yield member.name, member.kind == _FOLDER, position, member.size
             file.seek(position + member.size + -member.size % _BLOCK)
     except _DAMAGED as error:
-        raise DataError(f"{archive}: damaged, or no tar archive ({error}). Copy or download it again") from error
+        raise DataError(f"{archive}: damaged, or not a tar archive ({error}). Copy or download it again") from error
 
 
 def _require_end(file: BinaryIO, size: int) -> None:

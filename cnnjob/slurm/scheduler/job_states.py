@@ -183,7 +183,7 @@ _JOB_LIMITS = {
 
 
 def parse_limit(refusal: str) -> Limit | None:
-    """Return the limit that a line of sbatch names, as ``sbatch: error: QOSMaxWallDurationPerJobLimit``, or None."""
+    """Return the limit named in an error of sbatch (``… error: QOSMaxWallDurationPerJobLimit``); None without one."""
     match = _REFUSAL_CODE.search(refusal.strip())
     if not match:
         return None

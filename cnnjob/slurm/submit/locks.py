@@ -89,7 +89,7 @@ def _write_owner(handle: int, owner: str) -> None:
 
 
 def _read_owner(handle: int) -> str:
-    """Return the owner of a lock in parentheses; empty if it is not written down."""
+    """Return the owner of a lock in parentheses; empty if unknown."""
     try:
         owner = os.pread(handle, _MOST_BYTES, 0).decode(errors="replace")
     except OSError:

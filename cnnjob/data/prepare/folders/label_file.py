@@ -133,7 +133,7 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
     if problems:
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{where}: {plural(len(problems), 'row')} that name no image of their own in {root} (found:\n  "
+            f"{where}: {plural(len(problems), 'row')} without exactly one image in {root} (found:\n  "
             + "\n  ".join(problems[:_SHOWN])
             + f"{more}).\nCorrect or remove them; paths are relative to {root}"
         )

@@ -94,7 +94,7 @@ def split_of_name(name: str) -> tuple[str, str] | None:
 
 
 def natural_order(names: set[str]) -> list[str]:
-    """Sort names: by value if all are numbers, else by their characters."""
+    """Sort names: by value if all are numbers, otherwise by their characters."""
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
