@@ -135,7 +135,7 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
         if not all(vital):
             record.row["state"] = "damaged"
         # _mark_restarts needs the history and the attempts.
-        steps = (_read_environment, _read_history, _read_log, _read_attempts, _mark_restarts, _read_predictions)
+        steps = (_read_environment, _read_history, _read_attempts, _mark_restarts, _read_predictions)
         for step in (*steps, _read_filters) if pictures else steps:
             _try_step(step, summary, record)
         if not pictures:
@@ -280,12 +280,9 @@ def _read_history(summary: RunSummary, record: Record) -> None:
     record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])
 
 
-def _read_log(summary: RunSummary, record: Record) -> None:
+def _read_attempts(summary: RunSummary, record: Record) -> None:
     log_tail = shorten_lines(last_lines(summary.run.log_file, LOG_LINES)).expandtabs()
     record.log_tail = "\n".join(map(printable, log_tail.splitlines()))
-
-
-def _read_attempts(summary: RunSummary, record: Record) -> None:
     record.attempts = read_attempts(summary)
 
 
@@ -382,11 +379,8 @@ def _read_filters(summary: RunSummary, record: Record) -> None:
     _remark(record, crosscheck.check_weights(record.result, weights))
     kernels = (array for name, array in weights.items() if name.endswith("/weights") and array.ndim == len("KKCF"))
     first = next(kernels, None)  # a network without convolutions has none
-    if first is not None and not _are_filters(first):
+    is_square = first is None or (first.size > 0 and first.shape[0] == first.shape[1])
+    # The comparison is false for NaN, too.
+    if first is not None and not (is_square and first.dtype.kind == "f" and (np.abs(first) <= _LARGEST).all()):
         raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
     record.filters = first
-
-
-def _are_filters(weights: np.ndarray) -> bool:
-    square = weights.size > 0 and weights.shape[0] == weights.shape[1]
-    return square and weights.dtype.kind == "f" and bool((np.abs(weights) <= _LARGEST).all())  # false for NaN too

@@ -177,15 +177,12 @@ def array_from_bytes(content: memoryview) -> np.ndarray:
     if math.prod(shape) * dtype.itemsize != len(content) - start:  # before anything of that size is allocated
         raise ValueError(f"{len(content) - start:,} bytes are no {dtype} {shape}")
     if dtype.kind == "U":
-        _require_text(np.frombuffer(content[start:], "<u4"))  # NumPy stores text as UTF-32
+        codes = np.frombuffer(content[start:], "<u4")  # NumPy stores text as UTF-32
+        if codes.size and codes.max() > _LAST_CODE_POINT:
+            raise ValueError("its text has code points that do not exist")
     order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
     # Copied: a view would keep the whole file in memory, and would often be unaligned, as members begin at any byte.
     return np.ndarray(shape, dtype, content, start, order=order).copy(order="K")
-
-
-def _require_text(codes: np.ndarray) -> None:
-    if codes.size and codes.max() > _LAST_CODE_POINT:
-        raise ValueError("its text has code points that do not exist")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, fence: Callable[[], None] = files.no_fence) -> None:
