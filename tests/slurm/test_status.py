@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cnnjob import files
 from cnnjob.runs import summary
+from cnnjob.runs.restart_log import cancellation_file
 from cnnjob.runs.run import Run
 from cnnjob.slurm import status
 from tests.helpers.cli import cnnjob
@@ -193,6 +195,19 @@ def test_two_questions_for_a_thousand_runs(idle_slurm: FakeSlurm) -> None:
     assert found.exit_code == 0, found.output
     assert recorded_calls(idle_slurm) == ["squeue", "sacct"]
     assert found.stdout.splitlines()[-1] == "1000 runs: 800 lost, 100 pending, 100 cancelled"
+
+
+def cancelled_by_cnnjob(root: Path) -> Run:
+    run = stopped_in_job(root)
+    files.write_json(cancellation_file(run), {"by": "me", "jobs": ["17"], "attempt": 1, **run.identity()})
+    return run
+
+
+@pytest.mark.parametrize("make", [failed_run, crash_loop, cancelled_by_cnnjob])
+def test_sacct_is_not_queried_where_the_run_folder_says_how_it_ended(idle_slurm: FakeSlurm, make: MakeRun) -> None:
+    run = make(Path("runs"))
+    assert status_of(run).state in {"failed", "cancelled"}
+    assert recorded_calls(idle_slurm) == ["squeue"]
 
 
 def test_the_scheduler_is_left_alone_when_all_is_finished(idle_slurm: FakeSlurm) -> None:

@@ -45,6 +45,13 @@ def test_large_images_have_a_small_network(tmp_path: Path, shape: tuple[int, int
     assert TrainingSetup.checked(load_job("own", (), tmp_path), found).network.parameter_count < 10_000_000
 
 
+@pytest.mark.parametrize(("n_images", "batch_size", "epochs"), [(20, 4, 100), (20_000, 128, 21), (60_000, 128, 10)])
+def test_few_images_are_trained_for_more_epochs(tmp_path: Path, n_images: int, batch_size: int, epochs: int) -> None:
+    dataset(tmp_path, [0, 1] * (n_images // 2), (1, 1, 1))
+    job = load_job("own", (), tmp_path)
+    assert (job.train.batch_size, job.train.epochs) == (batch_size, epochs)
+
+
 def test_the_job_is_the_one_that_is_written(tmp_path: Path) -> None:
     dataset(tmp_path, [0, 1, 2] * 10, (9, 9, 3))
     content = DefaultJobs(tmp_path)("own")
