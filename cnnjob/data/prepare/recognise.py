@@ -1,5 +1,6 @@
 """Recognise by its content what a folder or file of a user holds, and read it."""
 
+import os
 import shlex
 import zipfile
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
         DataError: it is not recognised, damaged or missing.
         JobError: an option is missing or does not apply.
     """
-    if source.is_file():
+    if os.path.isfile(source):  # noqa: PTH113 - a folder without permission is named by the listing
         return _read_file(source, options, progress=progress)
     tree = FolderTree(source)
     listing = tree.list()

@@ -5,7 +5,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from cnnjob.files import open_regular
 _IMAGES = frozenset({"x", "images", "image", "imgs", "img", "pixels", "data"})
 _LABELS = frozenset({"y", "labels", "label", "targets", "target", "classes"})
 _MAX_HEADER = 10_000
-_MAX_BLOCK_BYTES = 1 << 30
-_DAMAGED = (EOFError, KeyError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
-            SyntaxError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
+_MAX_BLOCK_BYTES = 64 << 20  # read at a time; also of all labels
+_DAMAGED = (EOFError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError,
+            ValueError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 MAGIC = b"\x93NUMPY"
 
 
@@ -146,7 +146,8 @@ def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
         if role:
             roles[role] = array
     splits = [split for split, kind in roles if kind == "images"]
-    missing = [f"{split} {kind}" for split, kind in _both(roles) if (split, kind) not in roles]
+    named = dict.fromkeys(split for split, _ in roles)
+    missing = [f"{split} {kind}" for split in named for kind in ("images", "labels") if (split, kind) not in roles]
     if not splits or missing:
         names = ", ".join(array.name for array in arrays) or "none"
         raise DataError(
@@ -160,11 +161,6 @@ def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
         sorted({array.path for array in roles.values()}),
         left_out=[array.name for array in arrays if array.where not in used],
     )
-
-
-def _both(roles: Mapping[tuple[str, str], ArrayFile]) -> Iterator[tuple[str, str]]:
-    for split in dict.fromkeys(split for split, _ in roles):
-        yield from ((split, "images"), (split, "labels"))
 
 
 def _stream(images: ArrayFile, labels: ArrayFile) -> LabelledStream:

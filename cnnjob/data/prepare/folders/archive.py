@@ -83,7 +83,8 @@ class ZipTree(FolderTree):
             info = archive.getinfo(name)
             if info.flag_bits & _ENCRYPTED:
                 raise DataError(f"{self.path(name)}: it is encrypted. Unpack the archive, and give the folder")
-            if info.file_size > MAX_CONTENT_BYTES:
+            # zipfile reserves memory for the sizes that the archive states, whatever its own size is.
+            if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
             return archive.read(info), stamp
         except KeyError as error:

@@ -96,7 +96,8 @@ def split_of_name(name: str) -> tuple[str, str] | None:
 def natural_order(names: set[str]) -> list[str]:
     """Sort names: by value if all are numbers, otherwise by their characters."""
     if all(name.isascii() and name.isdigit() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
+        # By the digits without leading zeros: Python refuses to convert thousands of digits.
+        return sorted(names, key=lambda name: (len(digits := name.lstrip("0")), digits, name))
     return sorted(names)
 
 

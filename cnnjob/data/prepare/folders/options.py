@@ -1,5 +1,6 @@
 """Options of a folder of images, and the command that has them."""
 
+import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ def default_name(source: str) -> str:
     """Return the name of a dataset whose source is a folder, an archive or a file of arrays."""
     path = Path(source).resolve()
     name = path.name
-    while path.is_file() and name.lower().endswith(_SUFFIXES):
+    while os.path.isfile(path) and name.lower().endswith(_SUFFIXES):  # noqa: PTH113 - never an error
         name = name.rpartition(".")[0]
     return name or path.name
 

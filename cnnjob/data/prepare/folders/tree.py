@@ -15,6 +15,7 @@ from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
 _CLUTTER = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin"})
+# Suffixes of annotations, tables and code.
 _NO_IMAGES = frozenset({
     *("txt", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "md", "rst", "html", "log", "ini", "cfg"),
     *("mat", "npy", "npz", "pkl", "h5", "hdf5", "db", "sqlite", "py", "ipynb", "sh", "lst", "names", "cache"),
@@ -30,11 +31,6 @@ Stamp = tuple[int, int, int, int]
 def is_visible(name: str) -> bool:
     """Return whether a name is neither hidden nor one that desktops and archivers leave behind."""
     return not name.startswith(".") and name.lower() not in _CLUTTER
-
-
-def may_be_image(name: str) -> bool:
-    """Return whether a file's suffix allows an image: annotations, tables and code are known to be none."""
-    return name.lower().rpartition(".")[2] not in _NO_IMAGES
 
 
 @dataclass
@@ -54,7 +50,8 @@ class Listing:
     def add_file(self, path: str) -> None:
         """Add a file whose folders are visible."""
         name = path.rpartition("/")[2]
-        (self.files if is_visible(name) and may_be_image(name) else self.left_out).append(path)
+        may_be_image = is_visible(name) and name.lower().rpartition(".")[2] not in _NO_IMAGES
+        (self.files if may_be_image else self.left_out).append(path)
 
 
 class FolderTree:
