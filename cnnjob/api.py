@@ -95,7 +95,7 @@ def submit(
     """
     from cnnjob.slurm.submit import backend_parts, profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
 
-    request = profiles.load(profile, options)
+    request = profiles.load_request(profile, options)
     prepared = [_set_up(job, data, runs) for job in jobs]
     _warn_of_older(run for _, run in prepared)
     pairs = [(setup.job, run) for setup, run in prepared]

@@ -5,10 +5,12 @@ python -m tests.test_architecture prints what CONTRIBUTING.md shows of the struc
 
 import ast
 import importlib
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -29,6 +31,22 @@ MAX_SHORT_FUNCTIONS = 152
 """Functions of at most three lines that one place uses."""
 MAX_MODULES = 15
 """In one package; a sub-package counts by itself."""
+MIN_COMMENTS = 3.0
+"""Per 100 lines of code, without blank lines, docstrings, and comments for tools."""
+SAME_MEANING = {
+    "a command, its function in the API, and what does its work": {
+        *("cancel", "export", "predict", "prepare", "report", "submit", "train", "verify_resume"),
+    },
+    "an operation, planned by each backend": {
+        *("accumulate", "activate", "conv", "dense", "dropout", "gather", "mean_outputs", "norm", "pool"),
+        *("residual_add", "softmax", "update", "_global_pool", "_max_pool", "cross_entropy"),
+    },
+    "a task that does nothing": {"_nothing"},
+    "a shape in a message": {"_format_shape"},
+    "the content of a source file, as each reader gives it": {"read", "_stream", "_with_test_split"},
+    "where a process begins": {"main"},
+}
+"""The names that several modules define, and what they mean in all of these."""
 
 Graph = Mapping[str, set[str]]
 
@@ -276,6 +294,45 @@ def test_every_file_of_others_is_opened_as_a_regular_file() -> None:
     assert found <= READS_ITSELF, found - READS_ITSELF
 
 
+@cache
+def shared_names() -> dict[str, list[str]]:
+    """Return the functions and classes that several modules define, with these modules."""
+    found = defaultdict(list)
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found[node.name].append(module)
+    return {name: places for name, places in found.items() if len(places) > 1}
+
+
+def test_a_name_has_one_meaning() -> None:
+    known = set().union(*SAME_MEANING.values())
+    several = {name: places for name, places in shared_names().items() if name not in known}
+    assert not several, "\n".join(f"{name}: {', '.join(places)}" for name, places in sorted(several.items()))
+
+
+def comments_per_100_lines() -> float:
+    """Count comments, without those for tools, and lines of code, without docstrings."""
+    comments = lines = 0
+    for path in modules().values():
+        text = path.read_text(encoding="utf-8")
+        code: set[int] = set()
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                comments += not re.match(r"# ?(noqa|type:|fmt:|ruff:|codespell:)", token.string)
+            elif token.type in {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}:
+                code.update(range(token.start[0], token.end[0] + 1))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                code.difference_update(range(node.lineno, (node.end_lineno or 0) + 1))
+        lines += len(code)
+    return 100 * comments / lines
+
+
+def test_the_code_gives_its_reasons() -> None:
+    assert comments_per_100_lines() >= MIN_COMMENTS
+
+
 TESTS = Path(__file__).parent
 
 
@@ -293,6 +350,11 @@ def test_no_test_module_imports_another() -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(
-        f"{picture()}\n{figures()}\n{len(short_functions_of_one_caller())} short functions of one caller\n"
-    )
+    short = len(short_functions_of_one_caller())
+    lines = [picture(), figures(), f"{short} short functions of one caller"]
+    lines += [f"{comments_per_100_lines():.1f} comments per 100 lines of code", "names in several modules:"]
+    for meaning, names in SAME_MEANING.items():
+        lines += [
+            f"  {name}: {', '.join(shared_names()[name])} ({meaning})" for name in sorted(names & shared_names().keys())
+        ]
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -91,7 +91,7 @@ def submit(
         "mem": mem, "mem_per_cpu": mem_per_cpu, "mem_per_gpu": mem_per_gpu, "gpus": gpus, "gres": gres,
         "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
         "dependency": dependency, "job_name": job_name, "requeue": requeue, "stage": stage}  # fmt: skip
-    request = profiles.load(profile, given, sbatch or ())
+    request = profiles.load_request(profile, given, sbatch or ())
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     # The user's overrides come last: --set resources.backend=… wins over the profile.
     settings = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]

@@ -69,7 +69,7 @@ def verify_resume(
         "partition": partition, "account": account, "qos": qos, "time": time, "cpus_per_task": cpus_per_task,
         "mem": mem, "gpus": gpus}  # fmt: skip
     on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
-    request = profiles.load(profile, given, sbatch or ()) if on_cluster else None
+    request = profiles.load_request(profile, given, sbatch or ()) if on_cluster else None
     defaults = [f"resources.backend={request.backend}"] if request and request.backend else []
     whole = load_job(job, [*defaults, *(overrides or ())], data)
     dataset = Dataset.find(whole.dataset, data)

@@ -285,7 +285,7 @@ class Dataset:
             # Each call opens the file anew, so `prepare --force` may have replaced it in between.
             if _shapes(arrays) != self.shapes:
                 raise ValueError("the file was replaced while it was read")
-            images, labels = (_rows(self.path, f"{split}/{name}", arrays, self.format) for name in ARRAYS)
+            images, labels = (_open_rows(self.path, f"{split}/{name}", arrays, self.format) for name in ARRAYS)
             if self.format == CHUNKED_FORMAT:
                 yield images, labels
                 return
@@ -465,9 +465,9 @@ def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
     """Return the arrays of a file of some format by name, such as ``train/images``, checked but not read."""
     open_array = hdf5.chunked_array if version == CHUNKED_FORMAT else hdf5.contiguous_array
     arrays: dict[str, h5py.Dataset] = {}
-    for split in hdf5.members(file, SPLITS):
+    for split in hdf5.require_members(file, SPLITS):
         group = hdf5.subgroup(file, split)
-        hdf5.members(group, ARRAYS)
+        hdf5.require_members(group, ARRAYS)
         images = open_array(group, "images", (np.uint8,))
         labels = open_array(group, "labels", (np.uint8, np.dtype("<u2")))
         if images.ndim != _IMAGES_NDIM or labels.shape != images.shape[:1]:
@@ -476,7 +476,7 @@ def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
     return arrays
 
 
-def _rows(path: Path, name: str, arrays: Mapping[str, h5py.Dataset], version: int) -> Rows:
+def _open_rows(path: Path, name: str, arrays: Mapping[str, h5py.Dataset], version: int) -> Rows:
     """Return an array of a file of some format, to be read by slices of rows."""
     array = arrays[name]
     if version == CHUNKED_FORMAT:

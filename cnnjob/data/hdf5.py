@@ -25,7 +25,7 @@ _LAYOUTS = {
 }
 
 
-def members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
+def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
     """Return the names in a group.
 
     Args:

@@ -165,7 +165,7 @@ class _Opened(NamedTuple):
         if upright.has_transparency_data:
             upright, is_transparent = _opaque(upright, mode, background)
         image = upright if upright.mode == mode else upright.convert(mode)
-        return Picture(_array(_fitted(image, shape, fit, background)), head, is_transparent, is_dim)
+        return Picture(_array(_fit_image(image, shape, fit, background)), head, is_transparent, is_dim)
 
 
 class _TooLongError(Exception):
@@ -209,7 +209,7 @@ def header(path: Path | str, *, content: bytes | None = None, most_seconds: floa
         return opened.header()
 
 
-def examine(
+def inspect_image(
     path: Path | str, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
 ) -> tuple[Header, Picture | None]:
     """Read an image's header, and its pixels too if they are few: then opening it takes longer than decoding it.
@@ -283,7 +283,9 @@ def fit_pixels(
     """
     if pixels.shape == shape:
         return pixels
-    return _array(_fitted(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), shape, fit, background))
+    return _array(
+        _fit_image(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), shape, fit, background)
+    )
 
 
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
@@ -374,7 +376,7 @@ def _least_size(image: ImageFile, head: Header, size: tuple[int, int], fit: Fit)
     return (width, height) if (image.height, image.width) == (head.height, head.width) else (height, width)
 
 
-def _fitted(
+def _fit_image(
     image: Image.Image, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
 ) -> Image.Image:
     """Return an image of mode L or RGB in the size and channels of a shape (H, W, C)."""

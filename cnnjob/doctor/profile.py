@@ -36,7 +36,7 @@ def write_profile(name: str, partition: str | None = None) -> Path:
         raise JobError(f"--write-profile {name}: not a name for a profile. Use letters, digits, - and _")
     if path.exists():
         raise JobError(f"--write-profile {name}: {path} exists already. Choose another name, or move the file away")
-    request = profiles.load(None, {"partition": partition})
+    request = profiles.load_request(None, {"partition": partition})
     cluster.site.check(request)
     chosen = cluster.site.partition_of(request) if partition else best_partition(cluster)
     if chosen is None:

@@ -59,7 +59,7 @@ def split_assignment(text: str, option: str, form: str) -> tuple[tuple[str, ...]
         raise JobError(f"{option} {in_one_line(text)}: not of the form {form}")
     # The TOML parser resolves quotes and escapes in the key; the nested tables it returns hold one name each.
     try:
-        table: Any = toml.parse(f"{match[1]} = 0")
+        table: Any = toml.parse_toml(f"{match[1]} = 0")
     except ValueError as error:
         raise JobError(f"{option} {in_one_line(text)}: its key is not TOML ({error}). Quote its parts") from error
     names: list[str] = []
@@ -110,7 +110,7 @@ def _find_end_of_value(text: str, start: int) -> int:
 def _parse_value(text: str, assignment: str) -> Any:
     """Parse a value as the only member of an array, so that neither a comment nor a second assignment can follow it."""
     try:
-        parsed = toml.parse(f"value = [{text},]")
+        parsed = toml.parse_toml(f"value = [{text},]")
     except ValueError as error:
         reason = str(error)
     else:

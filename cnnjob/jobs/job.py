@@ -116,7 +116,7 @@ class Job(Settings):
         """
         try:
             path = find_job_file(name)
-            content = _read_frozen(path) if path.name == FROZEN else toml.read(path)
+            content = _read_frozen(path) if path.name == FROZEN else toml.read_toml(path)
         except JobError:
             built_in = default(name) if default else None
             if built_in is None:

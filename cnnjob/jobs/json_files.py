@@ -49,7 +49,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def read(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
+def read_checked(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     """Read a JSON file of one object.
 
     Args:
@@ -104,10 +104,10 @@ def read_lines(path: Path, kind: Any, at_most: int) -> list[Any]:
     """
     # Not splitlines(), which also splits at characters such as U+2028 that JSON allows inside a string.
     lines = files.read_text(path, at_most).split("\n")
-    return [parse(line, kind, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
+    return [parse_checked(line, kind, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
 
-def parse(text: str, kind: Any, where: str) -> Any:
+def parse_checked(text: str, kind: Any, where: str) -> Any:
     """Parse JSON of a known schema; ``where`` names it in messages.
 
     Raises:
@@ -161,7 +161,7 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, damaged or edited.
     """
-    content = read(path, kind)
+    content = read_checked(path, kind)
     # Every version that wrote a format also wrote a seal: a file with a format alone has lost its seal.
     if content.get(SEAL) is None and "format" in content:
         raise DataError(

@@ -17,21 +17,21 @@ DEEPEST = 64
 _BETWEEN_KEYS = re.compile(r"[\n,=\[\]{}#]")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
         JobError: the file is missing, not a regular file, unreadable, too large, or not TOML.
     """
     try:
-        return parse(files.read_text(path, LARGEST_BYTES))
+        return parse_toml(files.read_text(path, LARGEST_BYTES))
     except DataError as error:
         raise JobError(f"{error}. Give a TOML file") from error
     except ValueError as error:
         raise JobError(f"{path}: not readable as TOML ({error}). Correct the file") from error
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:

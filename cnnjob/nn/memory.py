@@ -202,7 +202,7 @@ def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BufferLayout:
     """Positions of named arrays in a flat buffer; each array starts on a cache line."""
 
     shapes: dict[str, Shape]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnnjob.nn.blocks import Network
-from cnnjob.nn.memory import Array, Layout
+from cnnjob.nn.memory import Array, BufferLayout
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Segment:
     """True if weight decay applies."""
 
 
-def trainable_segments(network: Network, layout: Layout) -> list[Segment]:
+def trainable_segments(network: Network, layout: BufferLayout) -> list[Segment]:
     """Return one segment per trainable parameter."""
     return [
         Segment(layout.slice_of(name), parameter.learning_rate_factor, parameter.decays)

@@ -7,7 +7,7 @@ import numpy as np
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network
 from cnnjob.nn.initialisers import WHITENING_IMAGES, draw_initial_values, whitening_filters
-from cnnjob.nn.memory import Array, Layout, shape_only_array
+from cnnjob.nn.memory import Array, BufferLayout, shape_only_array
 from cnnjob.nn.optimisers import Optimiser
 from cnnjob.nn.pixels import PixelNormalisation
 
@@ -23,7 +23,7 @@ class State:
         """Allocate buffers of zeros, see :meth:`initialise`; with ``shape_only`` only their shapes, to count memory."""
         self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
-        self.layout = Layout.of(shapes, dtype.itemsize)
+        self.layout = BufferLayout.of(shapes, dtype.itemsize)
         new_array = shape_only_array if shape_only else backend.zeros
         self.parameters: Array = new_array((self.layout.size,), dtype)
         self.gradients: Array = new_array((self.layout.size,), dtype)

@@ -126,7 +126,9 @@ class ExpectedArrays:
             raise ValueError(f"it has no hits of {progress.epoch_step} steps")
 
 
-def load(folder: Path, digest: str, contents: ExpectedArrays | None = None) -> tuple[Checkpoint | None, list[str]]:
+def load_newest(
+    folder: Path, digest: str, contents: ExpectedArrays | None = None
+) -> tuple[Checkpoint | None, list[str]]:
     """Read the newest intact checkpoint; newer ones that are damaged are renamed to ``….damaged``.
 
     Args:

@@ -55,7 +55,7 @@ class Claim:
                 f"{self.path}: the record of this training was removed (found {others}), so it stops: another training "
                 "could start beside it. Run the same command to resume from the newest checkpoint"
             )
-        record = json_files.read(self.path, schemas.AttemptRecord)
+        record = json_files.read_checked(self.path, schemas.AttemptRecord)
         if any(record.get(key) != self.record[key] for key in _IDENTITY):
             raise BusyError(f"{self.path}: the record of this training was replaced by that of process {record['pid']}")
         self.run.require_no_links()
@@ -106,7 +106,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
             f"{_reset_future_heartbeats(run.heartbeat_file)}"
         )
     if records:
-        last = json_files.read(records[-1], schemas.AttemptRecord)
+        last = json_files.read_checked(records[-1], schemas.AttemptRecord)
         if last["ended"] is None and owner_is_alive(last, records[-1], job_is_over):
             raise BusyError(f"{_describe_owner(run, last)}{_reset_future_heartbeats(records[-1], run.heartbeat_file)}")
     for folder in (run.attempts_folder, run.checkpoints_folder):
@@ -126,7 +126,9 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     }
     # Any number of processes may have got this far; one of them creates the record, and the others are refused.
     if not files.create_exclusive(_attempt_file(run, number), files.readable_json(record).encode()):
-        raise BusyError(_describe_owner(run, json_files.read(_attempt_file(run, number), schemas.AttemptRecord)))
+        raise BusyError(
+            _describe_owner(run, json_files.read_checked(_attempt_file(run, number), schemas.AttemptRecord))
+        )
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
         files.remove_leftovers(folder)  # not before the claim: an owner that is alive could still be writing one
     new_claim = Claim(run, number, record)

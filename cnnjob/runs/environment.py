@@ -171,7 +171,7 @@ def commit() -> dict[str, Any]:
     Beside a copy of the package, as a submitted job runs it, lies a record of the commit that was copied.
     """
     with suppress(DataError):
-        return json_files.read(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
+        return json_files.read_checked(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
     try:
         # A virtual environment may lie inside another project's checkout, whose commit says nothing of this package.
         _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py")

@@ -88,7 +88,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(predicted(probabilities) == labels))
 
 
-def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of -log of the right class's probability, computed in float64.
 
     Args:
@@ -133,7 +133,7 @@ def summarise(probabilities: np.ndarray, labels: np.ndarray, classes: PerClass) 
         Five numbers.
     """
     means = (float(values.mean()) for values in (classes.precision, classes.recall, classes.f1))
-    return Summary(accuracy(probabilities, labels), cross_entropy(probabilities, labels), *means)
+    return Summary(accuracy(probabilities, labels), mean_cross_entropy(probabilities, labels), *means)
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
     if bytes(body[-len(_LABEL) :]) != _LABEL or hashlib.sha256(body).hexdigest().encode() != bytes(digest):
         raise DataError(_damaged(where, len(content)))
     try:
-        return dict(_members(memoryview(content)))
+        return dict(_member_arrays(memoryview(content)))
     except _ODD as error:
         raise DataError(f"{where}: damaged, its checksum fits but it is not as cnnjob writes it ({error})") from error
 
@@ -111,13 +111,13 @@ def _damaged(where: str, size: int) -> str:
     return f"{where}: damaged, its checksum does not fit its {size:,} bytes"
 
 
-def _members(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
+def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the arrays of an archive whose members follow each other without a gap from its first byte."""
     names, position = set(), 0
     # BytesIO shares the memory of a bytes object, but copies any other buffer; a checkpoint may have gigabytes.
     with zipfile.ZipFile(io.BytesIO(content.obj if isinstance(content.obj, bytes) else content)) as archive:
         for info in archive.infolist():
-            start = _start_of(content, info, position)
+            start = _data_offset(content, info, position)
             position = start + info.file_size
             names.add(info.filename)
             yield info.filename.removesuffix(".npy"), array_from_bytes(content[start:position])
@@ -127,7 +127,7 @@ def _members(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
             raise ValueError("two of its arrays have one name")
 
 
-def _start_of(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
+def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
     """Return the offset of a member's data, if both of its headers are as this module writes them."""
     # A zip describes each member twice, in its local header and in the central directory. Readers differ in which one
     # they follow, so both must agree.

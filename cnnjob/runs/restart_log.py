@@ -65,7 +65,7 @@ def read_submission(run: Run) -> dict[str, Any]:
     """
     path = run.submission_file
     # lexists here and below: a dangling link is not a missing record, and reading it raises.
-    return json_files.read(path, schemas.SubmissionRecord) if os.path.lexists(path) else {}
+    return json_files.read_checked(path, schemas.SubmissionRecord) if os.path.lexists(path) else {}
 
 
 def try_read_restart_log(run: Run) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def read_cancellation(run: Run) -> dict[str, Any]:
         DataError: the record is damaged or cannot be read.
     """
     path = cancellation_file(run)
-    return json_files.read(path, schemas.CancellationRecord) if os.path.lexists(path) else {}
+    return json_files.read_checked(path, schemas.CancellationRecord) if os.path.lexists(path) else {}
 
 
 def local_wait_file(run: Run) -> Path:
@@ -121,7 +121,7 @@ def find_local_wait(run: Run) -> dict[str, Any]:
     """Return the process of a ``submit --local`` that will train a run; empty if there is none alive."""
     path = local_wait_file(run)
     try:
-        process = json_files.read(path, schemas.LocalWait) if os.path.lexists(path) else {}
+        process = json_files.read_checked(path, schemas.LocalWait) if os.path.lexists(path) else {}
         return process if process and run.owns(process) and is_alive(process, path) else {}
     except (DataError, OSError):
         return {}

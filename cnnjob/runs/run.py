@@ -210,7 +210,9 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Return the environment of the first attempt; empty before it."""
         return (
-            json_files.read(self.environment_file, schemas.EnvironmentRecord) if self.environment_file.exists() else {}
+            json_files.read_checked(self.environment_file, schemas.EnvironmentRecord)
+            if self.environment_file.exists()
+            else {}
         )
 
     def result(self) -> dict[str, Any]:
@@ -219,7 +221,7 @@ class Run:
         Raises:
             DataError: the run is not finished, or the file is damaged.
         """
-        return json_files.read(self.result_file, schemas.ResultRecord)
+        return json_files.read_checked(self.result_file, schemas.ResultRecord)
 
     def history(self) -> list[dict[str, Any]]:
         """Return one record per epoch, oldest first; empty before the first.
@@ -253,7 +255,7 @@ class Run:
         Raises:
             DataError: a record is damaged.
         """
-        return [json_files.read(path, schemas.AttemptRecord) for path in self.attempt_files()]
+        return [json_files.read_checked(path, schemas.AttemptRecord) for path in self.attempt_files()]
 
     def attempt_files(self) -> list[Path]:
         """Return the files of the attempts' records, oldest first.
@@ -329,7 +331,7 @@ class Run:
         A slow copy gives the two files times far apart, as if a process without a record had written one of them.
         """
         with suppress(DataError):
-            return self.is_copied(json_files.read(record, schemas.AttemptRecord))
+            return self.is_copied(json_files.read_checked(record, schemas.AttemptRecord))
         return False
 
     def require_no_links(self) -> None:
@@ -367,7 +369,7 @@ class Run:
         paths = self.attempt_files()
         if not paths:
             return "pending"
-        last = json_files.read(paths[-1], schemas.AttemptRecord)
+        last = json_files.read_checked(paths[-1], schemas.AttemptRecord)
         if last["ended"] is None:
             return "running" if owner_is_alive(last, paths[-1], job_is_over) else "lost"
         return "failed" if str(last["why"]).startswith("failed") else "stopped"

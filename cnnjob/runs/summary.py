@@ -240,7 +240,7 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     if paths:
         facts["trainer"] = _user_of(paths[-1])
         try:
-            attempt = json_files.read(paths[-1], schemas.AttemptRecord)
+            attempt = json_files.read_checked(paths[-1], schemas.AttemptRecord)
         except DataError as error:
             if state != "finished":  # the result needs no attempt, and nothing is trained any more
                 raise
@@ -279,5 +279,5 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in files.read_tail(path, _TAIL_BYTES).split("\n"):
         with suppress(CnnjobError):  # the first line may be cut, and the last one is empty
-            records.append(json_files.parse(line, schemas.EpochRecord, str(path)))
+            records.append(json_files.parse_checked(line, schemas.EpochRecord, str(path)))
     return records

@@ -149,7 +149,7 @@ def _other_options(run: Run) -> list[str]:
 
 def _read_request(run: Run) -> dict[str, Any]:
     try:
-        return json_files.read(run.slurm_folder / "request.json", Request)
+        return json_files.read_checked(run.slurm_folder / "request.json", Request)
     except CnnjobError:
         return {}
 

@@ -37,7 +37,7 @@ class EvaluationSplit:
     def evaluate(self, classifier: Classifier) -> tuple[Array, float, float]:
         """Return probabilities (len(order), classes), loss in nats per image and accuracy, with the current weights."""
         probabilities = classifier.probabilities(self.images, self.order)
-        loss = metrics.cross_entropy(probabilities, self.labels)
+        loss = metrics.mean_cross_entropy(probabilities, self.labels)
         return probabilities, loss, metrics.accuracy(probabilities, self.labels)
 
 

@@ -84,7 +84,7 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
         JobError: there is no such address.
     """
     classifier, class_names = load_classifier(run), run.data()["class_names"]
-    read_images = list(_read_images(run, images, data))
+    read_images = list(_load_images(run, images, data))
     # (N, H, W, C) → (N, classes)
     probabilities = classifier.probabilities(np.stack([image.pixels for image in read_images]))
     for image, row in zip(read_images, probabilities, strict=True):
@@ -149,7 +149,7 @@ class _Image(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def _read_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
+def _load_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
     """Yield the images that files and addresses name, in order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     verified: set[str] = set()  # comparing a split with its digest reads all of it: once is enough

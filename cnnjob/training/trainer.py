@@ -138,7 +138,7 @@ class Trainer:
         names = self.state.layout.shapes
         shapes = {f"{group}/{name}": shape for group in self._buffers() for name, shape in names.items()}
         contents = checkpoints.ExpectedArrays(shapes, self.steps)
-        checkpoint, warnings = checkpoints.load(self.run.checkpoints_folder, self.digest, contents)
+        checkpoint, warnings = checkpoints.load_newest(self.run.checkpoints_folder, self.digest, contents)
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")

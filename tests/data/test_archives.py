@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cnnjob.data.prepare import cifar
-from cnnjob.data.prepare.archives import members
+from cnnjob.data.prepare.archives import read_members
 from cnnjob.data.prepare.catalogue import CIFAR10
 from cnnjob.errors import DataError
 from tests.helpers.hostile_archives import hostile_archives, usual_archives
@@ -31,15 +31,15 @@ BOMBS = {
 def test_members_are_read_in_every_form(tmp_path: Path, number: int) -> None:
     path = tmp_path / "own"
     path.write_bytes(usual_archives()[number])
-    assert dict(members(path, ["b", "a", "c"])) == {"a": b"a" * 700, "b": b"b" * 700}
-    assert dict(members(path, ["b"])) == {"b": b"b" * 700}
+    assert dict(read_members(path, ["b", "a", "c"])) == {"a": b"a" * 700, "b": b"b" * 700}
+    assert dict(read_members(path, ["b"])) == {"b": b"b" * 700}
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"one/a": b"1", "a": b"2", "b": b"3"}, "w")
-    assert dict(members(path, ["b"])) == {"b": b"3"}
+    assert dict(read_members(path, ["b"])) == {"b": b"3"}
     with pytest.raises(DataError, match="a is in it twice"):
-        list(members(path, ["a", "b"]))
+        list(read_members(path, ["a", "b"]))
 
 
 def test_streams_of_xz_follow_each_other_after_zeros(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_streams_of_xz_follow_each_other_after_zeros(tmp_path: Path) -> None:
     content = usual_archives()[0]
     path = tmp_path / "own.tar.xz"
     path.write_bytes(lzma.compress(content[:1000]) + bytes(2 << 20) + lzma.compress(content[1000:]) + bytes(8))
-    assert [name for name, _ in members(path, ["a", "b"])] == ["a", "b"]
+    assert [name for name, _ in read_members(path, ["a", "b"])] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -63,7 +63,7 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_pickle_that_would_grow_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="not a readable pickle"):
-        cifar.parse(BOMBS[name], "x")
+        cifar.parse_batch(BOMBS[name], "x")
 
 
 READ = """
@@ -76,7 +76,10 @@ from cnnjob.data.prepare.catalogue import CIFAR10
 
 for path in sorted(Path(sys.argv[1]).iterdir()):
     with suppress(DataError):
-        list(cifar.read(CIFAR10, {path.name: path}) if path.name.count(".") else [cifar.parse(path.read_bytes(), "x")])
+        if path.name.count("."):
+            list(cifar.read(CIFAR10, {path.name: path}))
+        else:
+            cifar.parse_batch(path.read_bytes(), "x")
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1000)
 """
 
@@ -96,7 +99,7 @@ def test_the_largest_batch_takes_less_than_512_megabytes(tmp_path: Path) -> None
     batch = {b"data": rows, b"fine_labels": [7] * 50_000, b"coarse_labels": [7] * 50_000, b"filenames": names}
     (tmp_path / "train").write_bytes(pickle.dumps(batch, 4))
     assert (tmp_path / "train").stat().st_size > 155_000_000
-    assert cifar.parse((tmp_path / "train").read_bytes(), "x")[0].shape == (50_000, 3, 32, 32)
+    assert cifar.parse_batch((tmp_path / "train").read_bytes(), "x")[0].shape == (50_000, 3, 32, 32)
     assert megabytes_of(READ, tmp_path) < 512
 
 

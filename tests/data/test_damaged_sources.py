@@ -234,7 +234,7 @@ def test_a_hostile_pickle_does_nothing(tmp_path: Path, protocol: int) -> None:
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_batches_that_python_3_pickled_are_read(protocol: int) -> None:
     content = pickle.dumps({"data": ROWS, "labels": [3, 1, 2, 0]}, protocol)
-    images, labels = cifar.parse(content, "x")
+    images, labels = cifar.parse_batch(content, "x")
     np.testing.assert_array_equal(images.reshape(4, 3072), ROWS)
     assert labels.tolist() == [3, 1, 2, 0]
 
@@ -243,20 +243,20 @@ def test_batches_that_python_3_pickled_are_read(protocol: int) -> None:
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_arrays_of_another_kind_are_refused(array: np.ndarray, protocol: int) -> None:
     with pytest.raises(DataError, match="not rows of 3,072"):
-        cifar.parse(pickle.dumps({"data": array, "labels": [0] * 4}, protocol), "x")
+        cifar.parse_batch(pickle.dumps({"data": array, "labels": [0] * 4}, protocol), "x")
 
 
 def test_a_memo_that_would_fill_the_memory_is_refused() -> None:
     with pytest.raises(DataError, match="larger than its contents"):
-        pickles.load(b"\x80\x02]r\xff\xff\xff\x0f.", "x")
+        pickles.load_plain(b"\x80\x02]r\xff\xff\xff\x0f.", "x")
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_much_is_looked_through_without_copies(protocol: int) -> None:
     content = pickle.dumps({"data": np.zeros((1000, 3072), np.uint8), "labels": [0] * 1000}, protocol)
-    assert cifar.parse(content, "x")[0].shape == (1000, 3, 32, 32)
+    assert cifar.parse_batch(content, "x")[0].shape == (1000, 3, 32, 32)
     with pytest.raises(DataError, match="not a readable pickle"):
-        cifar.parse(content[: 2 << 20], "x")
+        cifar.parse_batch(content[: 2 << 20], "x")
 
 
 @given(st.binary(max_size=40), st.integers(0, 300), st.integers(0, 300))
@@ -264,13 +264,13 @@ def test_no_pickle_gives_more_than_a_data_error(patch: bytes, start: int, length
     content = python2_batch(ROWS[:1], [1])
     head = content[:250] + content[250 + 2700 :]  # short: most of what is patched is opcodes
     with suppress(DataError):
-        cifar.parse(head[:start] + patch + head[start + length :], "x")
+        cifar.parse_batch(head[:start] + patch + head[start + length :], "x")
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_give_more_than_a_data_error(content: bytes) -> None:
     with suppress(DataError):
-        pickles.load(content, "x")
+        pickles.load_plain(content, "x")
 
 
 @given(

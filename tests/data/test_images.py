@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjob.data.images import Picture, decoding_limits, examine, header, read_picture
+from cnnjob.data.images import Picture, decoding_limits, header, inspect_image, read_picture
 from cnnjob.data.prepare.prepare import prepare
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run
@@ -196,7 +196,7 @@ def test_a_small_image_is_examined_as_it_is_read(tmp_path: Path, name: str) -> N
         return picture and (picture.pixels.tolist(), *picture[1:])
 
     with decoding_limits():
-        examined = outcome(lambda: examine(path, content, 64 * 64)[1])
+        examined = outcome(lambda: inspect_image(path, content, 64 * 64)[1])
     if examined is not None:
         assert examined == outcome(lambda: read_picture(path, None))
 

@@ -134,7 +134,7 @@ def test_an_old_and_small_site(site: FakeSlurm) -> None:
     assert rows["GPUs"]["message"] == "none in any partition (all)"
     assert rows["accounts"]["message"].startswith("no accounting")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
-    request = profiles.load("old", {})
+    request = profiles.load_request("old", {})
     assert request.describe() == "1 node, 1 task, 1 core, default memory, 2 h on all"
     assert request.backend == "numpy"
 
@@ -147,14 +147,14 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
         "slurm/mysite.toml: written. To see what it requests:\n  cnnjob submit JOB --profile mysite --dry-run\n"
     )
     text = Path("slurm/mysite.toml").read_text()
-    request = profiles.load("mysite", {})
+    request = profiles.load_request("mysite", {})
     assert request.describe() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     assert (request.account, request.gpu_request) == ("us", "gpus-per-node")
     again = cnnjob("doctor", "--write-profile", "mysite")
     assert (again.exit_code, "slurm/mysite.toml exists already" in again.stderr) == (2, True)
     assert Path("slurm/mysite.toml").read_text() == text
     assert cnnjob("doctor", "--write-profile", "cpus", "--partition", "cpu").exit_code == 0
-    assert profiles.load("cpus", {}).describe() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
+    assert profiles.load_request("cpus", {}).describe() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
     assert "# Your other accounts: us\n" in Path("slurm/cpus.toml").read_text()
 
 
@@ -175,7 +175,7 @@ def test_a_profile_that_cannot_be(arguments: tuple[str, ...], code: int, message
 def test_a_site_without_the_form_of_newer_ones_is_asked_for_generic_resources(site: FakeSlurm) -> None:
     site.install(scontrol=PARTITIONS.replace("select/cons_tres", "select/linear"))
     assert cnnjob("doctor", "--write-profile", "linear").exit_code == 0
-    assert profiles.load("linear", {}).gpu_request == "gres"
+    assert profiles.load_request("linear", {}).gpu_request == "gres"
 
 
 def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: FakeSlurm) -> None:

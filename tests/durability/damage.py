@@ -35,7 +35,7 @@ def require_older(run: Run, content: bytes, what: str) -> None:
     """The newest checkpoint, of this content, is refused, and the older one is taken with a warning."""
     newest = run.checkpoints_folder / f"step-{STEP:09d}.npz"  # the one before this test is set aside by now
     newest.write_bytes(content)
-    found, warnings = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
+    found, warnings = checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])
     assert found is not None, what
     assert found.progress.step == STEP - 1, what
     assert len(warnings) == 1, what

@@ -133,7 +133,7 @@ def wrong_run(folder: Path, done: Sequence[Operation], expected: dict[str, Any])
 def wrong_checkpoint(run: Run, step: int) -> Iterator[str]:
     """What is wrong with a run's newest checkpoint, which must be of this step at least."""
     try:
-        found, warnings = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
+        found, warnings = checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])
     except DataError as error:
         yield f"no checkpoint loads: {error}"
         return

@@ -70,7 +70,7 @@ def toy_job(folder: Path, *, epochs: int = 2, seconds: float = 0.0, units: int =
 
 def fingerprint(run: Run) -> dict[str, Any]:
     """What a finished run must have in common, to the byte, with the unbroken one."""
-    last, _ = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
+    last, _ = checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])
     assert last is not None
     return {
         "weights": _sha256(run.weights_file.read_bytes()),

@@ -15,7 +15,7 @@ PROFILE = "partition = 'gpu'\n"
 
 
 def load_profile(path: str) -> Any:
-    return profiles.load(path, {})
+    return profiles.load_request(path, {})
 
 
 READERS = pytest.mark.parametrize(("load", "text"), [(Job.load, JOB), (load_profile, PROFILE)], ids=["job", "profile"])

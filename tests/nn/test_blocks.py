@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cnnjob import nn
 from cnnjob.nn.blocks import Block
-from cnnjob.nn.memory import Arena, HostMemory, Layout
+from cnnjob.nn.memory import Arena, BufferLayout, HostMemory
 from cnnjob.nn.random import Purpose
 from tests.nn import oracle
 from tests.nn.bench import distance, rig
@@ -196,7 +196,7 @@ def test_shards_that_never_run_at_once_share_scratch() -> None:
 
 
 def test_layouts_are_aligned_and_named() -> None:
-    layout = Layout.of({"a": (3, 2), "b": (17,), "c": ()}, 4)
+    layout = BufferLayout.of({"a": (3, 2), "b": (17,), "c": ()}, 4)
     flat = np.arange(layout.size, dtype=np.float32)
     views = layout.views(flat)
     assert layout.offsets == {"a": 0, "b": 16, "c": 48}

@@ -38,12 +38,12 @@ def test_accuracy_is_the_share_of_right_images() -> None:
 
 def test_cross_entropy_is_the_mean_surprise() -> None:
     expected = -(math.log(0.75) + math.log(0.25) + math.log(0.5) + math.log(0.5) + math.log(0.25)) / 5
-    assert metrics.cross_entropy(PROBABILITIES, LABELS) == pytest.approx(expected, rel=1e-15)
+    assert metrics.mean_cross_entropy(PROBABILITIES, LABELS) == pytest.approx(expected, rel=1e-15)
 
 
 def test_cross_entropy_of_the_impossible_is_finite() -> None:
     certain_and_wrong = np.array([[1.0, 0.0]], np.float32)
-    assert metrics.cross_entropy(certain_and_wrong, np.array([1])) == pytest.approx(149 * math.log(2))
+    assert metrics.mean_cross_entropy(certain_and_wrong, np.array([1])) == pytest.approx(149 * math.log(2))
 
 
 def test_the_smallest_probability_is_the_smallest_positive_float32() -> None:
@@ -63,7 +63,7 @@ def test_summary_by_hand() -> None:
     classes = metrics.per_class(metrics.confusion(PROBABILITIES, LABELS))
     summary = metrics.summarise(PROBABILITIES, LABELS, classes)
     assert summary.test_accuracy == 0.4
-    assert summary.test_loss == metrics.cross_entropy(PROBABILITIES, LABELS)
+    assert summary.test_loss == metrics.mean_cross_entropy(PROBABILITIES, LABELS)
     assert summary.precision_macro == pytest.approx(1 / 4)
     assert summary.recall_macro == pytest.approx(3 / 8)
     assert summary.f1_macro == pytest.approx((1 / 2 + 2 / 3) / 4)

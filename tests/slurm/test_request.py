@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cnnjob.errors import JobError
 from cnnjob.slurm.submit import profiles
-from cnnjob.slurm.submit.profiles import load
+from cnnjob.slurm.submit.profiles import load_request
 from cnnjob.slurm.submit.request import OWN, Request, parse_minutes
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_memory_a_gpu_is_said_too() -> None:
 )
 def test_contradictions_are_found_before_sbatch(options: dict[str, object], message: str) -> None:
     with pytest.raises(JobError) as error:
-        load(None, options)
+        load_request(None, options)
     assert str(error.value).startswith("submit: not a valid request:\n  ")
     assert message in str(error.value)
     assert error.value.exit_code == 2
@@ -102,7 +102,7 @@ def test_contradictions_are_found_before_sbatch(options: dict[str, object], mess
 def test_the_command_line_goes_before_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text('partition = "long"\ntime = "1d"\nmem = "4G"\n[sbatch]\nnice = 5\nreservation = "course"\n')
-    found = load(str(path), {"time": "2h", "qos": None, "partition": None}, ["nice=7", "--mail-type=FAIL"])
+    found = load_request(str(path), {"time": "2h", "qos": None, "partition": None}, ["nice=7", "--mail-type=FAIL"])
     assert (found.partition, found.time, found.mem, found.qos) == ("long", "2h", "4G", None)
     assert found.sbatch == {"nice": "7", "reservation": "course", "mail-type": "FAIL"}
     assert found.cpus_per_task == Request().cpus_per_task
@@ -111,15 +111,15 @@ def test_the_command_line_goes_before_the_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["=course", "", "--"])
 def test_an_option_of_sbatch_is_key_and_value(text: str) -> None:
     with pytest.raises(JobError, match="not of the form KEY=VALUE"):
-        load(None, {}, [text])
+        load_request(None, {}, [text])
 
 
 def test_a_profile_is_a_name_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load("lab", {}).backend == "numpy"
+    assert load_request("lab", {}).backend == "numpy"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "lab.toml").write_text('partition = "here"\n')
-    assert load("lab", {}).partition == "here"  # what lies here goes before what comes with the package
+    assert load_request("lab", {}).partition == "here"  # what lies here goes before what comes with the package
     assert next(iter(profiles.profiles())) == "lab"
     for name, message in (
         ("lob", "Did you mean 'lab'?"),
@@ -127,7 +127,7 @@ def test_a_profile_is_a_name_or_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         ("gone.toml", "no such profile"),
     ):
         with pytest.raises(JobError) as error:
-            load(name, {})
+            load_request(name, {})
         assert message in str(error.value)
 
 
@@ -136,13 +136,13 @@ def test_a_profile_that_is_not_readable(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "site.toml"
     path.write_bytes(content)
     with pytest.raises(JobError, match=r"site\.toml: not "):
-        load(str(path), {})
+        load_request(str(path), {})
 
 
 def test_a_folder_is_no_profile(tmp_path: Path) -> None:
     (tmp_path / "site.toml").mkdir()
     with pytest.raises(JobError, match="no such profile"):
-        load(str(tmp_path / "site.toml"), {})
+        load_request(str(tmp_path / "site.toml"), {})
 
 
 def test_what_submitit_is_told() -> None:
@@ -289,7 +289,7 @@ def test_a_profile_of_any_content_is_one_message(
     path = profiles.config_file() if where == "config" else tmp_path / "site.toml"
     path.write_text(content)
     with pytest.raises(JobError, match=re.escape(message)) as error:
-        load(str(path) if where == "profile" else None, {})
+        load_request(str(path) if where == "profile" else None, {})
     assert len(str(error.value)) < 7000
 
 
@@ -299,19 +299,19 @@ def test_a_configuration_whose_profile_is_no_name(tmp_path: Path, monkeypatch: p
     (tmp_path / "cnnjob").mkdir()
     profiles.config_file().write_text(f"profile.{value}\n" if "a" in value else f"profile = {value}\n")
     with pytest.raises(JobError, match="profile is not a name"):
-        load(None, {})
+        load_request(None, {})
 
 
 @pytest.mark.parametrize("key", [*OWN, "time", "mem-per-cpu", "--mem_per_cpu", "job-name", "gres"])
 def test_an_option_that_would_contradict_an_own_one(key: str) -> None:
     with pytest.raises(JobError, match=r"sbatch: [\w-]+ (cannot be set here|has an option of its own)"):
-        load(None, {}, [f"{key}=1"])
+        load_request(None, {}, [f"{key}=1"])
 
 
 @pytest.mark.parametrize("key", ["arr", "out", "comm", "ntask", "--wra", "depend", "test_onl", "partitio"])
 def test_a_shortened_option_that_sbatch_would_complete(key: str) -> None:
     with pytest.raises(JobError, match=rf"sbatch: {key.lstrip('-').replace('_', '-')} is short for [a-z-]+\. Write"):
-        load(None, {}, [f"{key}=1"])
+        load_request(None, {}, [f"{key}=1"])
 
 
 def test_the_layers_are_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,19 +322,19 @@ def test_the_layers_are_over_each_other(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "site.toml").write_text('partition = "profiles"\nqos = "profiles"\nmem_per_cpu = "2G"\n')
     monkeypatch.setenv("SBATCH_QOS", "variables")
     monkeypatch.setenv("SBATCH_ACCOUNT", "variables")
-    found = load(None, {"account": "lines"}, ["hold"])
+    found = load_request(None, {"account": "lines"}, ["hold"])
     assert (found.partition, found.qos, found.account) == ("profiles", "variables", "lines")
     assert (found.mem, found.mem_per_cpu, found.sbatch) == (None, "2G", {"nice": 1, "hold": True})
-    assert load("lab", {}).backend == "numpy"
+    assert load_request("lab", {}).backend == "numpy"
     profiles.config_file().write_text("partitoin = 1\n")
     with pytest.raises(JobError, match=r"config\.toml: not a valid request:\n  partitoin: no such key"):
-        load(None, {})
+        load_request(None, {})
 
 
 def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
     path = tmp_path / "gpu-site.toml"
     path.write_text(EXAMPLE.read_text())
-    found = load(str(path), {})
+    found = load_request(str(path), {})
     assert found.describe() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     named = set(re.findall(r"^(?:# )?\[?(\w+)(?: = |\]$)", EXAMPLE.read_text(), re.MULTILINE))
     assert set(Request.model_fields) <= named
@@ -343,7 +343,7 @@ def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "slurm").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_profiles_are_valid(path: Path) -> None:
-    assert load(str(path), {}).model_fields_set >= tomllib.loads(path.read_text()).keys()
+    assert load_request(str(path), {}).model_fields_set >= tomllib.loads(path.read_text()).keys()
 
 
 def test_a_request_outlives_its_file() -> None:

@@ -37,7 +37,7 @@ def test_good_checkpoints_outlive_damaged_ones_with_higher_steps(tmp_path: Path)
     train(run, StopsAt(1))
     names = sorted(path.name for path in run.checkpoints_folder.iterdir())
     assert names == [older.name, newer.name, f"{newer.name}.damaged", f"{extra.name}.damaged"]
-    assert checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])[1] == []
+    assert checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])[1] == []
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
         progress = checkpoints.TrainingProgress(step=step)
         checkpoints.save(tmp_path, checkpoints.Checkpoint(progress, {"a": np.zeros(1)}, {"digest": "0" * 64}), print)
     assert {path.name for path in tmp_path.iterdir()} == {"step-999999999.npz", "step-1000000000.npz"}
-    found, _ = checkpoints.load(tmp_path, "0" * 64)
+    found, _ = checkpoints.load_newest(tmp_path, "0" * 64)
     assert (found and found.progress.step, checkpoints.newest_step(tmp_path)) == (1_000_000_000, 1_000_000_000)
 
 
@@ -153,10 +153,14 @@ def test_a_checkpoint_of_other_content_with_a_fitting_checksum_is_damaged(saved:
     head["progress"] |= {name: fact for name, fact in facts.items() if not isinstance(fact, np.ndarray)}
     others = {name: fact for name, fact in facts.items() if isinstance(fact, np.ndarray)}
     npz.write_arrays(newest, {**arrays, "header": np.array(json.dumps(head)), **others})
-    found, [warning] = checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.ExpectedArrays(shapes, 20))
+    found, [warning] = checkpoints.load_newest(
+        run.checkpoints_folder, head["digest"], checkpoints.ExpectedArrays(shapes, 20)
+    )
     damaged = newest.with_name(f"{newest.name}.damaged")
     assert (found and found.progress.step, warning.startswith(f"{newest}: damaged, ")) == (24, True), warning
     damaged.unlink()
     npz.write_arrays(newest, arrays)
-    assert checkpoints.load(run.checkpoints_folder, head["digest"], checkpoints.ExpectedArrays(shapes, 20))[1] == []
+    assert (
+        checkpoints.load_newest(run.checkpoints_folder, head["digest"], checkpoints.ExpectedArrays(shapes, 20))[1] == []
+    )
     assert older.exists()

@@ -122,7 +122,7 @@ def test_stopped_at_every_step_it_is_the_unbroken_run(unbroken: Any) -> None:
         outcome = train(run, listener)
         if step < steps:
             assert outcome.state == "stopped"
-            assert checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])[0].progress.step == step  # type: ignore[union-attr]
+            assert checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])[0].progress.step == step  # type: ignore[union-attr]
             assert run.state() == "stopped"
             outcome = train(run)
         assert outcome.state in {"finished", "stopped"}
@@ -288,7 +288,7 @@ def test_a_process_that_was_taken_for_dead_cannot_write(tmp_path: Path) -> None:
     run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
     with pytest.raises(BusyError, match="this process was presumed dead, and attempt 2 owns the run"):
         train(run, Superseded())
-    found, _ = checkpoints.load(run.checkpoints_folder, run.manifest()["digest"])
+    found, _ = checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])
     assert found is not None
     assert found.progress.step == 4
     assert run.attempts()[0]["ended"] is None

@@ -38,7 +38,7 @@ _WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
 
 
-def members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
+def read_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
     """Read members of an archive, each at most once, in the archive's order.
 
     Args:
@@ -263,12 +263,12 @@ def _parsed(head: bytes) -> _Member:
     blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]
     if _number(head[_CHECKSUM]) != sum(blanked):
         raise ValueError("a header whose checksum does not fit")
-    name, kind, size = _text(head[:100]), head[156:157], _number(head[124:136])
-    prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
+    name, kind, size = _decode_field(head[:100]), head[156:157], _number(head[124:136])
+    prefix = _decode_field(head[345:500]) if head[257:263] == b"ustar\0" else ""
     return _Member(f"{prefix}/{name}" if prefix else name, kind, size)
 
 
-def _text(field: bytes) -> str:
+def _decode_field(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode(errors="surrogateescape")
 
 
@@ -285,7 +285,7 @@ def _number(field: bytes) -> int:
 def _extension(kind: bytes, content: bytes) -> dict[str, str]:
     """Return the keywords of a pax header, or GNU's long name as ``path``; global pax headers are ignored."""
     if kind == b"L":
-        return {"path": _text(content)}
+        return {"path": _decode_field(content)}
     keywords = {}
     while kind == b"x" and content:
         # A record is "LENGTH KEY=VALUE\n", and LENGTH counts the whole record.

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from cnnjob.data.dataset import BLOCK_BYTES
-from cnnjob.data.prepare.archives import MOST_MEMBER_BYTES, members
+from cnnjob.data.prepare.archives import MOST_MEMBER_BYTES, read_members
 from cnnjob.data.prepare.catalogue import Entry
-from cnnjob.data.prepare.pickles import PickledArray, load
+from cnnjob.data.prepare.pickles import PickledArray, load_plain
 from cnnjob.data.prepare.writer import Chunk
 from cnnjob.errors import DataError
 from cnnjob.files import read_bytes
@@ -41,11 +41,11 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
     """
     positions = _batch_positions(entry)
     loose = positions.keys() <= files.keys()
-    batches = _loose(files, list(positions)) if loose else _members(next(iter(files.values())), list(positions))
+    batches = _loose(files, list(positions)) if loose else _wanted_members(next(iter(files.values())), list(positions))
     sizes: dict[str, int] = {}
     step = BLOCK_BYTES // _IMAGE_BYTES
     for name, where, content in batches:
-        images, labels = parse(content, where)
+        images, labels = parse_batch(content, where)
         split, index = positions[name]
         # Batches may come in any order: equal sizes give the position of each from its number alone.
         n = sizes.setdefault(split, len(labels))
@@ -58,7 +58,7 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
             yield Chunk(where, split, index * n + start, pixels, labels[rows], count)
 
 
-def parse(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Read one pickled batch.
 
     Args:
@@ -71,7 +71,7 @@ def parse(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: the content is not a batch, or is an unsafe pickle.
     """
-    batch = load(content, where)
+    batch = load_plain(content, where)
     images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
     if not _is_rows(images):
         raise DataError(
@@ -117,10 +117,10 @@ def _loose(files: Mapping[str, Path], wanted: list[str]) -> Iterator[tuple[str, 
         yield name, str(files[name]), read_bytes(files[name], MOST_MEMBER_BYTES)
 
 
-def _members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
+def _wanted_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
     """Yield name, location for messages and content of each wanted member, in the archive's order."""
     missing = list(wanted)
-    for name, content in members(archive, wanted):
+    for name, content in read_members(archive, wanted):
         missing.remove(name)
         yield name, f"{archive}: {name}", content
     if missing:

@@ -85,7 +85,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only finds replacements
 
     def find_class(self, module: str, name: str) -> type:
         """Return the replacement of a global; refuse any other."""
-        return _PARTS.get((module, name)) or _refuse(self.where, f"{module} {name}")
+        return _PARTS.get((module, name)) or _refuse_pickle(self.where, f"{module} {name}")
 
 
 class _Unread(bytes):
@@ -115,7 +115,7 @@ class _Skimmed(io.BytesIO):
         return super().readline(_MUCH if size is None or size < 0 else size)
 
 
-def load(content: bytes, where: str) -> Any:
+def load_plain(content: bytes, where: str) -> Any:
     """Load a pickle of plain values and arrays.
 
     Args:
@@ -148,14 +148,14 @@ def _look_through(content: bytes, where: str) -> None:
         tuples += opcode.name.startswith("TUPLE")
         # STACK_GLOBAL takes its names from the stack, so that only find_class sees them.
         if opcode.name in {"GLOBAL", "INST"} and tuple(str(argument).split(" ", 1)) not in _PARTS:
-            _refuse(where, str(argument))
+            _refuse_pickle(where, str(argument))
         if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:
             raise ValueError("its memo is larger than its contents")  # an array as long as its largest index
         if taken > _MOST_BYTES or tuples > _MOST_TUPLES or number > _MOST_OPCODES:
             raise ValueError(f"it takes more than {_MOST_BYTES:,} bytes, or is nested")
 
 
-def _refuse(where: str, what: str) -> NoReturn:
+def _refuse_pickle(where: str, what: str) -> NoReturn:
     raise DataError(
         f"{where}: an unsafe pickle, of which nothing was run (found the name {what!r}). Get it from its publisher"
     )

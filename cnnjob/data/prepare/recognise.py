@@ -50,7 +50,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
         JobError: an option is missing or does not apply.
     """
     if os.path.isfile(source):  # noqa: PTH113 - a folder without permission is named by the listing
-        return _read_file(source, options, progress=progress)
+        return _read_source_file(source, options, progress=progress)
     tree = FolderTree(source)
     listing = tree.list()
     # Images decide, wherever they lie: what else is there is then left out, and named.
@@ -84,7 +84,7 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
     return numpy_set([array for path in files for array in array_files(path)], str(source)) if files else None
 
 
-def _read_file(source: Path, options: FolderOptions, *, progress: bool) -> DatasetContents:
+def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -> DatasetContents:
     with open_regular(source) as file:
         start = file.read(_TAR_MAGIC[0] + len(_TAR_MAGIC[1]))
     if start.startswith(NUMPY_MAGIC):

@@ -100,7 +100,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
                     written[block.split] += len(block.images)
                     disk.require_written()
                 _require_whole(file, contents, written)
-                _describe(file, name, contents, options)
+                _write_attributes(file, name, contents, options)
                 file.attrs["complete"] = 1  # last: a file without it is unfinished
             disk.require_written()  # once more, since closing the file writes what HDF5 still has in memory
     except OSError as error:
@@ -160,7 +160,7 @@ class _Disk(io.FileIO):
 
 def _put(file: h5py.File, block: Chunk, classes: int) -> None:
     """Write a chunk at its position in its split; the arrays are created by the first one."""
-    _require_labels(block, classes)
+    _require_chunk_labels(block, classes)
     group = file.require_group(block.split)
     if "images" not in group:
         _create_arrays(group, block, classes)
@@ -175,7 +175,7 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
         group[name][block.start : end] = values
 
 
-def _require_labels(block: Chunk, classes: int) -> None:
+def _require_chunk_labels(block: Chunk, classes: int) -> None:
     wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
     if wrong.size:
         raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
@@ -206,7 +206,7 @@ def _require_whole(file: h5py.File, contents: DatasetContents, written: Mapping[
             )
 
 
-def _describe(file: h5py.File, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
+def _write_attributes(file: h5py.File, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
     """Write the attributes, computed from what the file now contains."""
     _require_splits(file, contents)
     arrays = {f"{split}/{array}": file[split][array] for split in SPLITS if split in file for array in ARRAYS}

@@ -178,7 +178,7 @@ def _query_limit_value(limit: Limit) -> str:
     try:
         if limit.table == "associations":
             # a row without a user has the limits of the account as a whole
-            accounts, users = f"account={','.join(query_own_names('account'))}", {"", _user_name()}
+            accounts, users = f"account={','.join(query_own_names('account'))}", {"", _login_name()}
             rows = _table("associations", accounts, f"format=account,user,{limit.field}")
             values = {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
         else:
@@ -198,7 +198,7 @@ def _table(*words: str) -> list[list[str]]:
     return [line.split("|") for line in lines[:MOST_ROWS]]
 
 
-def _user_name() -> str:
+def _login_name() -> str:
     return getpwuid(os.getuid()).pw_name
 
 
@@ -224,7 +224,7 @@ def query_own_names(key: str) -> list[str]:
     Raises:
         SchedulerError: the site keeps no accounting, or SLURM did not answer.
     """
-    rows = _table("associations", f"user={_user_name()}", f"format={key}")
+    rows = _table("associations", f"user={_login_name()}", f"format={key}")
     return sorted({name for row in rows for name in re.split(r"[\s,]+", row[0]) if name})
 
 

@@ -135,7 +135,7 @@ def _ended(job: Any, run: Run, attempts: int) -> EndedRun:
 def _is_crash_loop(run: Run) -> bool:
     """Return whether the latest attempts all died without recording an end and without a new checkpoint."""
     paths = run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
-    attempts = [json_files.read(path, schemas.AttemptRecord) for path in paths]
+    attempts = [json_files.read_checked(path, schemas.AttemptRecord) for path in paths]
     steps = {newest_step(run.checkpoints_folder), *(attempt.get("resumed_at_step") or 0 for attempt in attempts)}
     died = all(attempt.get("ended") is None for attempt in attempts)
     return died and len(attempts) > RESTARTS_WITHOUT_PROGRESS and len(steps) == 1

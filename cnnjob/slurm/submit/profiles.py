@@ -30,7 +30,7 @@ def profiles() -> dict[str, Path]:
     return named_toml_files("slurm")
 
 
-def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
+def load_request(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
     """Build a request from layers, each of which overrides those before it.
 
     The layers are the built-in values, the user's configuration, the profile, sbatch's environment variables, and the
@@ -47,7 +47,7 @@ def load(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] =
     Raises:
         JobError: the profile is missing or not valid, or options contradict each other.
     """
-    users = toml.read(config_file()) if config_file().is_file() else {}
+    users = toml.read_toml(config_file()) if config_file().is_file() else {}
     usual = users.pop("profile", None)
     if not isinstance(usual, str | None):
         raise JobError(f'{config_file()}: profile is not a name (found {format_value(usual)}). Write profile = "NAME"')
@@ -117,4 +117,4 @@ def _read_profile(name: str) -> dict[str, Any]:
         near = closest_name(name, known)
         hint = f"Did you mean {near!r}?" if near else f"Known profiles: {', '.join(known) or 'none'}"
         raise JobError(f"--profile {name}: no such profile. {hint}")
-    return toml.read(path)
+    return toml.read_toml(path)

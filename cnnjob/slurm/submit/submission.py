@@ -154,7 +154,7 @@ def resubmit(run: Run) -> str:
     Raises:
         SchedulerError: SLURM refused, or did not answer.
     """
-    request = Request.model_validate(json_files.read(run.slurm_folder / REQUEST, Request))
+    request = Request.model_validate(json_files.read_checked(run.slurm_folder / REQUEST, Request))
     sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
     repeated = request.model_copy(update={"dependency": None, "sbatch": sbatch})
     array = JobArray.of([run])

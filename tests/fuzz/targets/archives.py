@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cnnjob.data.prepare.archives import members
+from cnnjob.data.prepare.archives import read_members
 from tests.fuzz.targets import Target
 from tests.helpers.hostile_archives import fitting, hostile_archives, usual_archives
 
@@ -19,7 +19,7 @@ def _finish(content: bytes) -> bytes:
 def _read(content: bytes, folder: Path) -> None:
     path = folder / "archive"
     path.write_bytes(content)
-    for name, member in members(path, ["a", "b"]):
+    for name, member in read_members(path, ["a", "b"]):
         assert name in {"a", "b"}
         assert len(member) <= len(content) * 1100
 

@@ -96,7 +96,7 @@ def _fitting(content: bytes) -> bytes:
 
 def _read(content: bytes, folder: Path) -> None:
     (folder / "step-000000006.npz").write_bytes(content)
-    found, _ = checkpoints.load(folder, _DIGEST, ExpectedArrays(_SHAPES, steps=4))
+    found, _ = checkpoints.load_newest(folder, _DIGEST, ExpectedArrays(_SHAPES, steps=4))
     assert found
     assert found.progress.epoch == len(found.progress.history)
 

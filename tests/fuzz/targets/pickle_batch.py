@@ -17,7 +17,7 @@ def _seeds() -> list[bytes]:
 
 
 def _read(content: bytes, folder: Path) -> None:  # noqa: ARG001 - it reads no file
-    images, labels = cifar.parse(content, "batch")
+    images, labels = cifar.parse_batch(content, "batch")
     assert len(images) == len(labels)
 
 

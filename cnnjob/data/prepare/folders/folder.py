@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cnnjob.data.prepare.folders.label_file import layout_of_labels
-from cnnjob.data.prepare.folders.layout import ANNOTATIONS, Layout, find_layout
+from cnnjob.data.prepare.folders.layout import ANNOTATIONS, FolderLayout, find_layout
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
 from cnnjob.data.prepare.folders.reading import ImageFile, Splits, Survey, chunks, refuse_unusable, survey
 from cnnjob.data.prepare.folders.tree import FolderTree, Listing
@@ -149,7 +149,7 @@ def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 
 
-def left_out_lines(layout: Layout, hidden: Sequence[str], where: str) -> Iterator[str]:
+def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> Iterator[str]:
     """Describe what of a folder is not read, folder by folder.
 
     Yields:
@@ -244,7 +244,7 @@ def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
     return {row[0]: row[1] for row in rows if len(row) > 1}
 
 
-def _with_test_split(layout: Layout, options: FolderOptions, tree: FolderTree) -> Layout:
+def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderTree) -> FolderLayout:
     """Check ``--test-fraction`` against the splits of a folder; make a test split of ``val`` if that was asked."""
     if "test" in layout.splits:
         if options.test_fraction is not None:

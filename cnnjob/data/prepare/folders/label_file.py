@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cnnjob.data.dataset import SPLITS
-from cnnjob.data.prepare.folders.layout import Layout, natural_order, split_of_name
+from cnnjob.data.prepare.folders.layout import FolderLayout, natural_order, split_of_name
 from cnnjob.errors import DataError, plural
 
 _COLUMNS = {
@@ -29,7 +29,7 @@ class _Row(NamedTuple):
     split: str
 
 
-def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str) -> Layout:
+def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str) -> FolderLayout:
     """Find classes and splits in a table of labels.
 
     Args:
@@ -44,14 +44,14 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     Raises:
         DataError: a column or an image is missing, or an image is named twice; all such rows are listed.
     """
-    rows = list(_rows(content, where))
+    rows = list(_parse_table(content, where))
     named = _named_files(rows, where, files, root)
     names = natural_order({row.label for row in rows})
     label_of = {name: label for label, name in enumerate(names)}
     _require_one_spelling(rows, where)
     splits: dict[str, list[list[str]]] = {}
     for row, path in zip(rows, named, strict=True):
-        classes = splits.setdefault(_split(row, where), [[] for _ in names])
+        classes = splits.setdefault(_split_of_row(row, where), [[] for _ in names])
         classes[label_of[row.label]].append(path)
     for classes in splits.values():
         for members in classes:
@@ -59,7 +59,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     if "train" not in splits:
         raise DataError(f"{where}: no training images (found the splits {', '.join(splits)}). Call their split train")
     used = set(named)
-    return Layout(
+    return FolderLayout(
         f"{plural(len(rows), 'label')} of {plural(len(names), 'class') if len(names) == 1 else f'{len(names)} classes'}"
         f" in {where}",
         tuple(names),
@@ -69,7 +69,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     )
 
 
-def _rows(content: bytes, where: str) -> Iterator[_Row]:
+def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
     """Yield the rows; a row without a path or a label is an error."""
     try:
         text = content.decode("utf-8-sig")
@@ -154,14 +154,14 @@ def _require_one_spelling(rows: Sequence[_Row], where: str) -> None:
     """Refuse two names for one split, such as PublicTest and PrivateTest: they may be meant to be different."""
     spellings: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        spellings[_split(row, where)].add(row.split.lower())
+        spellings[_split_of_row(row, where)].add(row.split.lower())
     for split, names in spellings.items():
         if len(names) > 1:
             found = ", ".join(repr(name) for name in sorted(names))
             raise DataError(f"{where}: several names for the split {split} (found {found}). Write train, val or test")
 
 
-def _split(row: _Row, where: str) -> str:
+def _split_of_row(row: _Row, where: str) -> str:
     if not row.split:
         return "train"
     found = split_of_name(row.split)

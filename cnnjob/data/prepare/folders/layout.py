@@ -30,7 +30,7 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """Which images belong to which split and class.
 
     Attributes:
@@ -101,7 +101,7 @@ def natural_order(names: set[str]) -> list[str]:
     return sorted(names)
 
 
-def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | None = None) -> Layout:
+def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | None = None) -> FolderLayout:
     """Find the classes and splits of a folder.
 
     Args:
@@ -129,7 +129,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     bases = {split: folder for split, folder in split_folders.items() if split not in flat} or {"train": root}
     bases = {split: _unwrapped(folder, inside_split=folder is not root) for split, folder in bases.items()}
     annotated = flat.get("val") if annotations else None
-    classes = {split: _classes(base, where) for split, base in bases.items()}
+    classes = {split: _files_by_class(base, where) for split, base in bases.items()}
     names = natural_order(set(classes["train"]))
     _require_common(classes, bases, where)
     splits = {split: [found[name] for name in names] for split, found in classes.items()}
@@ -137,8 +137,8 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
         splits["val"] = _annotated(annotated, annotations, names, where)
     used = {path for lists in splits.values() for files in lists for path in files}
     paths = {split: folder.path for split, folder in split_folders.items() if split in splits}
-    return Layout(
-        _describe(root, paths, len(names)),
+    return FolderLayout(
+        _describe_layout(root, paths, len(names)),
         tuple(names),
         {split: splits[split] for split in SPLITS if split in splits},
         tuple(paths.values()) or (root.path,),
@@ -146,7 +146,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     )
 
 
-def _describe(root: _Folder, paths: Mapping[str, str], n_classes: int) -> str:
+def _describe_layout(root: _Folder, paths: Mapping[str, str], n_classes: int) -> str:
     classes = "1 class" if n_classes == 1 else f"{n_classes} classes"
     if not paths:
         return f"class folders in {root.path}/, {classes}" if root.path else f"class folders, {classes}"
@@ -223,7 +223,7 @@ def _is_flat(folder: _Folder) -> bool:
     return not inside or (len(inside) == 1 and inside[0].name.lower() in {*_IMAGE_FOLDERS, folder.name.lower()})
 
 
-def _classes(base: _Folder, where: str) -> dict[str, list[str]]:
+def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
     """Return the files of each class folder, by the class's name in NFC; macOS writes names in NFD."""
     place = f"{where}/{base.path}" if base.path else where
     if not 0 < len(base.folders) <= _MAX_CLASSES:

@@ -16,8 +16,8 @@ from typing import NamedTuple, NoReturn, TypeVar
 import numpy as np
 
 from cnnjob.data.dataset import BLOCK_BYTES
-from cnnjob.data.images import Header, Picture, decoding_limits, examine, fit_pixels, header, read_picture
-from cnnjob.data.prepare.folders.layout import Layout
+from cnnjob.data.images import Header, Picture, decoding_limits, fit_pixels, header, inspect_image, read_picture
+from cnnjob.data.prepare.folders.layout import FolderLayout
 from cnnjob.data.prepare.folders.options import FolderOptions
 from cnnjob.data.prepare.folders.parallel import worker_processes
 from cnnjob.data.prepare.folders.tree import FolderTree, Stamp
@@ -98,7 +98,7 @@ class _Examined(NamedTuple):
     picture: Picture | None
 
 
-def survey(tree: FolderTree, layout: Layout, options: FolderOptions, *, progress: bool = False) -> Survey:
+def survey(tree: FolderTree, layout: FolderLayout, options: FolderOptions, *, progress: bool = False) -> Survey:
     """Read every file of a layout: its digest and its header.
 
     Args:
@@ -171,7 +171,7 @@ def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Exami
         digest = tree.digest(name)
     else:
         digest = hashlib.sha256(content).digest()
-        found, picture = examine(path, content, _FEW_PIXELS, options.background)
+        found, picture = inspect_image(path, content, _FEW_PIXELS, options.background)
     if options.skip_damaged and picture is None:
         read_picture(path, None, content=content)
     return _Examined(digest, stamp, found, picture)

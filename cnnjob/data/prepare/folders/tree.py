@@ -145,7 +145,7 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        _refuse(folder, error)
+        _raise_unreadable(folder, error)
     for entry in entries:
         path = prefix + entry.name
         is_folder = _is_folder(entry)
@@ -174,11 +174,11 @@ def _inode(folder: Path) -> Inode:
     try:
         status = folder.stat()
     except OSError as error:
-        _refuse(folder, error)
+        _raise_unreadable(folder, error)
     return status.st_dev, status.st_ino
 
 
-def _refuse(folder: Path, error: OSError) -> NoReturn:
+def _raise_unreadable(folder: Path, error: OSError) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         raise DataError(f"{folder}: no such folder. Give the folder that contains the class folders") from error
     if isinstance(error, NotADirectoryError):
