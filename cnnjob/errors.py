@@ -138,11 +138,12 @@ def printable_json(text: str) -> str:
 def _escaped(text: str, kept: str, escape: Callable[[str], str]) -> str:
     if text.isprintable():
         return text
-    return "".join(escape(letter) if _is_hidden(letter) and letter not in kept else letter for letter in text)
-
-
-def _is_hidden(letter: str) -> bool:
-    return category(letter) in _INVISIBLE or bidirectional(letter) in _BIDI_CONTROLS
+    hidden = {
+        letter
+        for letter in set(text) - set(kept)
+        if category(letter) in _INVISIBLE or bidirectional(letter) in _BIDI_CONTROLS
+    }
+    return "".join(escape(letter) if letter in hidden else letter for letter in text)
 
 
 def spreadsheet_cell(value: object) -> object:

@@ -44,10 +44,10 @@ ACCOUNT = Annotated[Text, typer.Option("--account", "-A", help="Account to charg
 QOS = Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")]
 TIME = Annotated[Text, typer.Option("--time", "-t", help="Time limit: as for sbatch, or 90m, 2h, 1d12h.")]
 CPUS_PER_TASK = Annotated[Number, typer.Option("--cpus-per-task", "-c", min=1, help="Cores; all are used.")]
-MEM = Annotated[Text, typer.Option(help="Memory per node, such as 16G; at most one of the three.")]
+MEM = Annotated[Text, typer.Option(help="Memory per node, such as 16G; at most one of the --mem options.")]
 MEM_PER_CPU = Annotated[Text, typer.Option(help="Memory per core.")]
 MEM_PER_GPU = Annotated[Text, typer.Option(help="Memory per GPU.")]
-GPUS = Annotated[Text, typer.Option("--gpus", "-G", help="[TYPE:]N; 1 by default, none with numpy.")]
+GPUS = Annotated[Text, typer.Option("--gpus", "-G", help="GPUs, as N or TYPE:N; 1 by default, 0 with numpy.")]
 GPUS_PER_NODE = Annotated[Text, typer.Option(help="GPUs per node, instead of --gpus.")]
 GRES = Annotated[Text, typer.Option(help="Generic resources, instead of --gpus or with it.")]
 CONSTRAINT = Annotated[Text, typer.Option("--constraint", "-C", help="Required features of the node.")]
@@ -55,7 +55,7 @@ NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="Nodes to use."
 EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="Nodes not to use.")]
 DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="Jobs to wait for, as for sbatch.")]
 JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="Name of the SLURM job; by default the run's.")]
-REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Whether SLURM may requeue the job.")]
+REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]
 STAGE = Annotated[
     bool | None, typer.Option("--stage/--no-stage", help="First copy the dataset to the node's own disk.")
 ]

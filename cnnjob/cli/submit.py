@@ -170,14 +170,14 @@ def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> Non
 
     warn_of_clocks(part.runs)
     try:
-        _print_submitted(submit_runs(part.runs, part.request, parallel, _print_remark), names, part.request)
+        _print_submitted(
+            submit_runs(part.runs, part.request, parallel, lambda text: typer.echo(f"cnnjob: {text}", err=True)),
+            names,
+            part.request,
+        )
     except (PartlyBusyError, PartlySubmittedError) as error:
         _print_submitted(error.done, names, part.request)
         raise
-
-
-def _print_remark(text: str) -> None:
-    typer.echo(f"cnnjob: {text}", err=True)
 
 
 def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]", request: "Request") -> None:

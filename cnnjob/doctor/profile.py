@@ -61,6 +61,8 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
     """Return the profile's text, in which comments give the reason of each choice."""
     nodes = max(cluster.nodes_of(partition), key=lambda nodes: nodes.count * (1 + nodes.gpu_count), default=None)
     limit = f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit"
+    accounts = [name for name in cluster.accounts if partition.accounts == ("ALL",) or name in partition.accounts]
+    account, others = accounts[:1], accounts[1:]
     lines = [
         f"# {name}: written by cnnjob doctor --write-profile {name}. All keys: gpu-site.toml.example",
         "#",
@@ -68,18 +70,13 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
         "",
         f"# {nodes.sentence() if nodes else 'No nodes listed'}; {limit}",
         f'partition = "{partition.name}"',
-        *_account(cluster, partition),
+        *([f"# Your other accounts: {', '.join(others)}"] if others else []),
+        *(f'account = "{name}"' for name in account),
         "# A run that needs longer resumes in its next attempt",
         f'time = "{min(TIME_LIMIT_MINUTES, partition.max_minutes or TIME_LIMIT_MINUTES)}m"',
         *(_resources(cluster, nodes) if nodes else ()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _account(cluster: Cluster, partition: Partition) -> list[str]:
-    accounts = [name for name in cluster.accounts if partition.accounts == ("ALL",) or name in partition.accounts]
-    lines = [f'account = "{name}"' for name in accounts[:1]]
-    return [f"# Your other accounts: {', '.join(accounts[1:])}", *lines] if len(accounts) > 1 else lines
 
 
 def _resources(cluster: Cluster, nodes: Nodes) -> list[str]:

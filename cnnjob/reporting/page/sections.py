@@ -13,7 +13,6 @@ from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
 from cnnjob.reporting.record import Mistake, Record
 from cnnjob.runs.attempts import Attempt
-from cnnjob.runs.metrics import PerClass
 
 MAX_DETAILED_RUNS = 100
 """With more runs than this a section has no images, curves and matrices."""
@@ -76,6 +75,8 @@ def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
     curve = record.curve if detailed else None
     measures: tuple[Any, ...] = ("accuracy", "loss")
     has_numbers = counts is None or len(counts) <= MAX_MATRIX_CLASSES
+    # Per class: name, precision, recall, F1 and number of images.
+    columns = [values.tolist() for values in record.classes] if record.classes and detailed else []
     return RunSection(
         record=record,
         anchor=anchor,
@@ -85,7 +86,7 @@ def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
         matrix=_matrix(counts) if counts is not None and has_numbers else [],
         matrix_picture="" if counts is None or has_numbers else pictures.confusion_picture(counts),
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
-        classes=_class_table(record.classes, record.class_names) if record.classes and detailed else [],
+        classes=list(zip(record.class_names, *columns, strict=True)) if columns else [],
         thumbnails=_thumbnails(record.mistakes, n_runs),
         filters=pictures.filter_picture(record.filters) if record.filters is not None and detailed else None,
         filters_shape=record.filters.shape if record.filters is not None else (),
@@ -178,7 +179,3 @@ def worst_pairs(counts: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, s
         for true, predicted in pairs
         if wrong[true, predicted]
     ]
-
-
-def _class_table(classes: PerClass, names: tuple[str, ...]) -> list[tuple[str, float, float, float, int]]:
-    return list(zip(names, *(values.tolist() for values in classes), strict=True))
