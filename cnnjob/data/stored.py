@@ -5,6 +5,7 @@ SIGBUS. HDF5 is not involved, so nothing of it crosses a fork or takes a lock.
 """
 
 import os
+import time
 import weakref
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,8 @@ from cnnjob.files import open_regular, reason_of
 
 MOST_READ_BYTES = 1 << 30
 """Maximum size of one read; Linux reads at most 2 GiB at a time."""
+SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
+"""Time that reading rows takes at most from the page cache; if it takes longer, the kernel is told the next ones."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class RowReader:
             self._descriptor = os.dup(file.fileno())
         # Also closes the file of a reader that is only dropped, as by a training that could not begin.
         self.close = weakref.finalize(self, os.close, self._descriptor)
+        self._is_slow = True
         self._require_version(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -182,11 +186,17 @@ class RowReader:
         self._require_version(array.path)
         if not len(indices):
             return
-        content = rows.data.cast("B")
+        content, started = rows.data.cast("B"), time.perf_counter()
         # Neighbours in the file are read at once, as those of an evaluation are.
         firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
         positions = array.offset + indices[firsts] * array.row_bytes
         bounds = np.append(firsts, len(indices)) * array.row_bytes
+        if self._is_slow:
+            # The disk then reads them side by side, in the order that suits it.
+            for position, start, stop in zip(
+                positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True
+            ):
+                os.posix_fadvise(descriptor, position, stop - start, os.POSIX_FADV_WILLNEED)
         # As little Python as possible per read: the training's own thread waits for the interpreter meanwhile.
         for position, start, stop in zip(positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             part = content[start:stop]
@@ -196,6 +206,8 @@ class RowReader:
                 is_whole = False
             if not is_whole:
                 self._read(position, part)  # again, which says what is wrong
+        limit = len(firsts) * SLOW_SECONDS_PER_READ + len(content) * SLOW_SECONDS_PER_BYTE
+        self._is_slow = time.perf_counter() - started > limit
 
 
 _RESUME = "then run the same command to resume"
