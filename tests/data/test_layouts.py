@@ -207,7 +207,7 @@ def test_splits_and_numbers_of_a_table(tmp_path: Path) -> None:
         ("", "no column path and label .found no columns."),
         (
             "path,label\n1.png,a\n9.png,b\n8.png,b\n",
-            "(?s)2 rows that name .*9.png in line 3: no such file.*8.png in line 4",
+            "(?s)2 rows without exactly one .*9.png in line 3: no such file.*8.png in line 4",
         ),
         ("path,label\n1.png,a\n1,b\n", "1 in line 3: already in line 2, as 'a'"),
         ("path,label\n2.png,a\n", "2.png in line 2: several files, x/2.png and y/2.png"),
