@@ -36,7 +36,7 @@ def test_the_tightest_control_group_counts_and_page_cache_is_free(tmp_path: Path
 
 def test_control_groups_of_version_1(tmp_path: Path) -> None:
     statistics = f"rss 5\nhierarchical_memory_limit {4 * GIB}\ntotal_rss {3 * GIB}\n"
-    place = reports(tmp_path, "9:cpu,memory:/job\n3:pids:/job\n", {"memory/job/memory.stat": statistics})
+    place = reports(tmp_path, "9:cpu,memory:/job\n3:pids:/user\n", {"memory/job/memory.stat": statistics})
     assert available_memory_bytes(*place, {}) == GIB
 
 
