@@ -387,3 +387,12 @@ def test_what_was_done_to_images_is_said(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images[4], first)
     images, _ = prepared(root, background=(0, 0, 0), force=True).dataset.load("train")
     np.testing.assert_array_equal(images[1], (clear[..., :3].astype(int) * 100 + 127) // 255)
+
+
+def test_classes_that_differ_only_in_capitals_are_named(tmp_path: Path) -> None:
+    names = ("anger", "ANGER", "joy")
+    root = draw(tmp_path / "root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in names))
+    done = prepared(root)
+    assert done.dataset.class_names == ("ANGER", "anger", "joy")
+    (warning,) = done.warnings
+    assert warning.endswith("classes whose names differ only in capitals or spaces (found 'ANGER' and 'anger')")

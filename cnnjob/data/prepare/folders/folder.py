@@ -120,6 +120,19 @@ def _suggested(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
+    """Describe classes whose names differ only in capitals or in spaces around them.
+
+    Yields:
+        One line, if there are any.
+    """
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in class_names:
+        by_name[name.strip().casefold()].append(name)
+    if alike := [" and ".join(map(repr, names)) for names in by_name.values() if len(names) > 1]:
+        yield f"classes whose names differ only in capitals or spaces (found {'; '.join(alike[:_SHOWN])})"
+
+
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
     """Describe exact copies of an image that are in several splits, or have several labels.
 
@@ -218,6 +231,7 @@ def read_folder(
     shape = image_shape(found, options, str(tree.root))
     warnings = (
         *left_out_lines(layout, listing.left_out, str(tree.root)),
+        *(f"{tree.root}: {line}" for line in similar_classes(layout.class_names)),
         *(f"{tree.root}: {line}" for line in copies(found.splits, layout.class_names)),
     )
     blocks = chunks(tree, found, shape, options, listing.files)
