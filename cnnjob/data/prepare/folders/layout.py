@@ -122,7 +122,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     training = split_folders.get("train", root)
     if "train" in flat or (training is root and root.has_files() and _is_flat(root)):
         raise DataError(
-            f"{where}/{training.path}: images without class folders (found "
+            f"{f'{where}/{training.path}'.rstrip('/')}: images without class folders (found "
             f"{plural(sum(1 for _ in training.all_files()), 'image')}). "
             "Name their labels in a table, with --labels FILE"
         )
