@@ -13,6 +13,7 @@ import pytest
 
 from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
+from cnnjob.slurm.next_command import continue_command
 from cnnjob.slurm.submit import executor
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm, slurm_time
@@ -142,3 +143,24 @@ def test_the_batch_script_lives_the_run_to_its_end(tmp_path: Path) -> None:
     assert outcome_of(run) == outcome_of(whole)
     again = cnnjob("submit", "toy.toml", "--set", "train.epochs=3")
     assert (again.exit_code, again.stdout) == (0, f"{run.path}: finished, nothing submitted\n")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_batch_script_of_a_job_on_a_copy_of_its_dataset(tmp_path: Path) -> None:
+    cnnjob("submit", "toy.toml", "--stage")
+    done = run_batch_script(only_run(), SLURM_JOB_END_TIME="9999999999", SLURM_TMPDIR=str(tmp_path / "node"))
+    assert done.returncode == 0, done.stdout
+    [copy] = (tmp_path / "node").rglob("*.h5")
+    assert f"{copy}: copying " in done.stdout
+    assert only_run().state() == "finished"
+    assert "--stage" in continue_command(only_run())
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_training_here_on_a_copy_of_its_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "node"))
+    trained_here = cnnjob("train", "toy.toml", "--stage")
+    assert trained_here.exit_code == 0, trained_here.output
+    [copy] = (tmp_path / "node").rglob("*.h5")
+    assert f"{copy}: copying " in trained_here.stderr
+    assert cnnjob("train", "toy.toml", "--stage").exit_code == 0
