@@ -27,7 +27,7 @@ from cnnjob.errors import DataError, plural
 
 _FEW_PIXELS = 64 * 64
 """Height times width up to which an image is decoded in the survey."""
-_MAX_KEPT_BYTES = 256 << 20
+_MAX_KEPT_BYTES = 128 << 20
 """Of pixels that the survey decoded, in all."""
 _SURVEY_TASK, _DECODE_TASK = 64, 16
 """Files per task of a process."""
