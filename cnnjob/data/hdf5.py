@@ -43,14 +43,11 @@ def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
             raise ValueError(f"a member that is not part of a dataset (found {name!r} in {group.name})")
         link = group.get(name, getlink=True)  # the link itself: nothing is followed
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"a link to elsewhere (found {_target(link)!r} for {name} in {group.name})")  # noqa: TRY004
+            target = f"{getattr(link, 'filename', '')}:{link.path}"
+            raise ValueError(f"a link to elsewhere (found {target!r} for {name} in {group.name})")  # noqa: TRY004
         if h5py.h5o.get_info(group.id, name.encode()).rc != 1:
             raise ValueError(f"an object with several names (found {name} in {group.name})")
     return names
-
-
-def _target(link: Any) -> str:
-    return f"{getattr(link, 'filename', '')}:{link.path}"
 
 
 def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> None:

@@ -40,8 +40,11 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
         DataError: the archive or a batch is damaged, or a batch is missing.
     """
     positions = _batch_positions(entry)
-    loose = positions.keys() <= files.keys()
-    batches = _loose(files, list(positions)) if loose else _wanted_members(next(iter(files.values())), list(positions))
+    batches: Iterator[tuple[str, str, bytes]]
+    if positions.keys() <= files.keys():
+        batches = ((name, str(files[name]), read_bytes(files[name], MOST_MEMBER_BYTES)) for name in positions)
+    else:
+        batches = _wanted_members(next(iter(files.values())), list(positions))
     sizes: dict[str, int] = {}
     step = BLOCK_BYTES // _IMAGE_BYTES
     for name, where, content in batches:
@@ -110,11 +113,6 @@ def _batch_positions(entry: Entry) -> dict[str, tuple[str, int]]:
         for split, batches in (("train", trains), ("test", tests))
         for index, name in enumerate(batches)
     }
-
-
-def _loose(files: Mapping[str, Path], wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
-    for name in wanted:
-        yield name, str(files[name]), read_bytes(files[name], MOST_MEMBER_BYTES)
 
 
 def _wanted_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:

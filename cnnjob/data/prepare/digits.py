@@ -4,8 +4,6 @@ References:
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI (1998).
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from cnnjob.data.prepare.split import cut
@@ -35,9 +33,6 @@ def contents(class_names: tuple[str, ...]) -> DatasetContents:
     digest = sha256_of(pixels.astype(np.uint8).tobytes(), labels.tobytes())
     # 0 … 16 to 0 … 255, rounded to the nearest; in integers, so that the digest of the result is the same everywhere.
     images = ((pixels * 255 + _DARKEST // 2) // _DARKEST).astype(np.uint8)[..., None]
-    return DatasetContents(class_names, {_WHERE: digest}, _cut_splits(images, labels))
-
-
-def _cut_splits(images: np.ndarray, labels: np.ndarray) -> Iterator[Chunk]:
-    for split, rows in cut(len(labels), _N_TEST, _SEED).items():
-        yield Chunk(_WHERE, split, 0, images[rows], labels[rows], len(rows))
+    splits = cut(len(labels), _N_TEST, _SEED)
+    blocks = (Chunk(_WHERE, split, 0, images[rows], labels[rows], len(rows)) for split, rows in splits.items())
+    return DatasetContents(class_names, {_WHERE: digest}, blocks)

@@ -136,14 +136,11 @@ def prepare(
     dataset = dataset or Dataset.open(out)
     description, warnings = "", tuple[str, ...]()
     if contents:
-        description, warnings = contents.description, (*contents.warnings, *_remarks(contents, source))
+        remarks = [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
+        description, warnings = contents.description, (*contents.warnings, *remarks)
         if fingerprint is not None and fingerprint == unchanged.fingerprint(Path(source or ""), options):
             unchanged.remember(out, Remembered(fingerprint, contents.sha256, description, [*warnings]))
     return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
-
-
-def _remarks(contents: DatasetContents, source: str | Path | None) -> list[str]:
-    return [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
 
 
 def _require_known(name: str, source: str | Path | None) -> None:

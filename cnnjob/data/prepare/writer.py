@@ -160,7 +160,9 @@ class _Disk(io.FileIO):
 
 def _put(file: h5py.File, block: Chunk, classes: int) -> None:
     """Write a chunk at its position in its split; the arrays are created by the first one."""
-    _require_chunk_labels(block, classes)
+    wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
+    if wrong.size:
+        raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
     group = file.require_group(block.split)
     if "images" not in group:
         _create_arrays(group, block, classes)
@@ -173,12 +175,6 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
         )
     for name, values in zip(ARRAYS, (block.images, block.labels), strict=True):
         group[name][block.start : end] = values
-
-
-def _require_chunk_labels(block: Chunk, classes: int) -> None:
-    wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
-    if wrong.size:
-        raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
 
 
 def _create_arrays(group: h5py.Group, block: Chunk, classes: int) -> None:

@@ -98,7 +98,8 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
     if options.size is not None:
         return (*options.size, channels)
     height, width = max(found.sizes, key=lambda size: found.sizes[size][0])
-    command = options.command(size=_suggested(height, width))
+    scale = min(1.0, _MAX_SUGGESTED_SIDE / max(height, width))
+    command = options.command(size=(max(1, round(height * scale)), max(1, round(width * scale))))
     if len(found.sizes) > 1:
         listed = sorted(found.sizes.items(), key=lambda item: -item[1][0])
         lines = [f"  {plural(count, 'image')} of {h}x{w}, as {name}" for (h, w), (count, name) in listed[:_SHOWN]]
@@ -113,11 +114,6 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
             f"Scale them:\n  {command}"
         )
     return height, width, channels
-
-
-def _suggested(height: int, width: int) -> tuple[int, int]:
-    scale = min(1.0, _MAX_SUGGESTED_SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def similar_classes(class_names: Sequence[str]) -> Iterator[str]:

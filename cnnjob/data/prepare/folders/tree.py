@@ -153,14 +153,11 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
         if is_folder and is_visible(entry.name):
             inode = _inode(Path(entry.path))
             if entry.is_symlink():
-                _require_no_circle(entry, inode, above, n_linked)
+                n_linked[0] += 1
+                if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
+                    target = Path(entry.path).readlink()
+                    raise DataError(f"{entry.path}: a link that leads in a circle (found {target}). Remove it")
             yield from _walk(Path(entry.path), f"{path}/", (*above, inode), n_linked)
-
-
-def _require_no_circle(entry: "os.DirEntry[str]", inode: Inode, above: tuple[Inode, ...], n_linked: list[int]) -> None:
-    n_linked[0] += 1
-    if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
-        raise DataError(f"{entry.path}: a link that leads in a circle (found {Path(entry.path).readlink()}). Remove it")
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
