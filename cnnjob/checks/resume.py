@@ -22,6 +22,7 @@ from cnnjob.checks.comparison import Kill, RunComparison, compare_runs
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import EXIT_STOPPED, CnnjobError, plural
 from cnnjob.jobs.job import Job
+from cnnjob.runs import process
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.creation import create_run
 from cnnjob.runs.run import Run
@@ -174,25 +175,13 @@ def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     with run.path.with_name("stderr").open("wb") as stderr:
         child = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
-            env={**os.environ, **_python_path()},
+            env={**os.environ, **process.python_path_for_children()},
         )  # fmt: skip
         try:
             yield child
         finally:
             child.kill()
             child.wait()
-
-
-def _python_path() -> dict[str, str]:
-    """Return PYTHONPATH for a child process if this package was found only through the current folder.
-
-    That is so with ``python -m cnnjob`` in a source folder that is not installed: the child runs with ``-P``, which
-    leaves the current folder out of ``sys.path``.
-    """
-    root = str(files.PACKAGE.resolve().parent)
-    if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:
-        return {}
-    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _describe_kill(run: Run, attempt: _TimedAttempt, steps_per_epoch: int) -> Kill:

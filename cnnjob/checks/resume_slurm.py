@@ -18,7 +18,7 @@ from cnnjob.jobs.job import Job
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
-from cnnjob.slurm import cancel, job_array
+from cnnjob.slurm import cancel, job_index
 from cnnjob.slurm.scheduler import client, queue
 from cnnjob.slurm.submit.request import Request
 from cnnjob.slurm.submit.submission import submit
@@ -141,7 +141,7 @@ class _Watch:
         self._pause = FIRST_QUERY_SECONDS if finished else min(1.5 * self._pause, LONGEST_QUERY_SECONDS)
         self._next_query = time.monotonic() + self._pause
         with suppress(SchedulerError):  # a scheduler that does not answer now may do so later
-            queued = job_array.newest_job_ids(queue.list_own_jobs())
+            queued = job_index.newest_job_ids(queue.list_own_jobs())
             for run in self._runs:
                 self._misses[run.path] = 0 if run.path.resolve() in queued else self._misses[run.path] + 1
             self._check()
@@ -166,6 +166,6 @@ def _cancelled_unless_done(runs: Sequence[Run]) -> Iterator[None]:
         with suppress(SchedulerError):
             cancel.cancel(runs)
             deadline, paths = time.monotonic() + END_SECONDS, {run.path.resolve() for run in runs}
-            while paths & job_array.newest_job_ids(queue.list_own_jobs()).keys() and time.monotonic() < deadline:
+            while paths & job_index.newest_job_ids(queue.list_own_jobs()).keys() and time.monotonic() < deadline:
                 time.sleep(FIRST_QUERY_SECONDS)
         raise

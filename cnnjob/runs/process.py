@@ -2,11 +2,13 @@
 
 import os
 import socket
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cnnjob import files
 from cnnjob.files import boot_id, is_gone, pid_namespace
 from cnnjob.runs import clock
 from cnnjob.runs.clock import SKEW_SECONDS
@@ -167,3 +169,15 @@ def _start_of(pid: int) -> str | None:
 def now() -> str:
     """Return the current time in UTC, in ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def python_path_for_children() -> dict[str, str]:
+    """Return the environment's PYTHONPATH for child processes that have to find this package; empty if they find it.
+
+    They do not with ``python -m cnnjob`` in a source folder that is not installed: a child runs with ``-P``, which
+    leaves the current folder out of ``sys.path``.
+    """
+    root = str(files.PACKAGE.resolve().parent)
+    if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -9,9 +9,8 @@ The files of a run that is submitted alone are in its own folder. A sweep is one
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +23,7 @@ from cnnjob.slurm.scheduler.queue import QueuedJob
 
 SWEEPS = ".sweeps"
 """Name of the folder of all sweeps, inside the folder of runs."""
-_COMMENT = re.compile(r"cnnjob (.*) \d+")
+COMMENT = re.compile(r"cnnjob (.*) \d+")
 """The comment of a job: folder of the run or sweep, and a number that changes with each attempt."""
 
 
@@ -122,27 +121,8 @@ def next_attempt(run: Run) -> int:
 
 def read_job_array(job: QueuedJob) -> JobArray | None:
     """Read the job array that a job names in its comment; return None if it names none or that cannot be read."""
-    match = _COMMENT.fullmatch(job.comment)
+    match = COMMENT.fullmatch(job.comment)
     try:
         return JobArray.read(Path(match[1])) if match else None
     except DataError:
         return None
-
-
-def newest_job_ids(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
-    """Return the id of the last job that carries each run, by its comment: ``17``, or ``17_3`` for an array task."""
-    return {path: own[-1].job_id for path, own in jobs_by_run(jobs).items()}
-
-
-def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
-    """Return the jobs that carry each run, by their comments."""
-    read = lru_cache(None)(JobArray.read)  # all tasks of an array have the same comment, so its file is read once
-    by_run: dict[Path, list[QueuedJob]] = {}
-    for job in jobs:
-        if match := _COMMENT.fullmatch(job.comment):
-            try:
-                run = read(Path(match[1])).run_of(job.job_id.partition("_")[2])
-            except DataError:
-                continue  # the folder of its sweep was removed, so it is no job of a run here
-            by_run.setdefault(run.path, []).append(job)
-    return by_run

@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cnnjob import files
+from cnnjob.errors import DataError
 from cnnjob.runs.process import now
 from cnnjob.runs.summary import RunSummary
 from cnnjob.slurm import job_array
@@ -67,7 +69,7 @@ class JobIndex:
         live = [job for job in jobs if job.state not in job_states.ENDED]
         self._ended = {job.job_id: job for job in jobs if job.state in job_states.ENDED}
         self._by_id = {job.job_id: job for job in live}
-        self._by_run = job_array.jobs_by_run(live)
+        self._by_run = jobs_by_run(live)
 
     def jobs_for(self, summary: RunSummary) -> list[QueuedJob]:
         """Return all jobs in the queue that cnnjob submitted for a run, oldest first."""
@@ -127,3 +129,24 @@ def number_of(job_id: str) -> int:
     """Return the number of a job or job array, 17 for ``17`` and ``17_3``; 0 if there is none."""
     match = re.match(r"\d+", job_id)
     return int(match[0]) if match else 0
+
+
+def newest_job_ids(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
+    """Return the id of the last job that carries each run, by its comment: ``17``, or ``17_3`` for an array task."""
+    return {path: own[-1].job_id for path, own in jobs_by_run(jobs).items()}
+
+
+def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
+    """Return the jobs that carry each run, by their comments."""
+    read = lru_cache(None)(
+        job_array.JobArray.read
+    )  # all tasks of an array have the same comment, so its file is read once
+    by_run: dict[Path, list[QueuedJob]] = {}
+    for job in jobs:
+        if match := job_array.COMMENT.fullmatch(job.comment):
+            try:
+                run = read(Path(match[1])).run_of(job.job_id.partition("_")[2])
+            except DataError:
+                continue  # the folder of its sweep was removed, so it is no job of a run here
+            by_run.setdefault(run.path, []).append(job)
+    return by_run

@@ -8,7 +8,7 @@ import pytest
 from cnnjob import files
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run
-from cnnjob.slurm import job_array
+from cnnjob.slurm import job_index
 from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.scheduler.queue import QueuedJob
 from cnnjob.slurm.submit import submission
@@ -166,7 +166,7 @@ def test_a_batch_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.M
     (batch.folder / "runs.json").write_text("[]")
     with pytest.raises(DataError, match="damaged, too few members"):
         JobArray.read(batch.folder)
-    assert job_array.newest_job_ids([waits("7_1", f"cnnjob {batch.folder} 3")]) == {}
+    assert job_index.newest_job_ids([waits("7_1", f"cnnjob {batch.folder} 3")]) == {}
 
 
 def test_a_job_in_the_queue_is_known_by_its_comment(tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_a_job_in_the_queue_is_known_by_its_comment(tmp_path: Path) -> None:
     batch.write()
     comments = {"7_1": batch.comment, "7_9": batch.comment, "8": f"cnnjob {runs[0].path} 2", "9": "other 3", "10": ""}
     jobs = [waits(job_id, comment) for job_id, comment in comments.items()]
-    assert job_array.newest_job_ids(jobs) == {runs[1].path: "7_1", runs[0].path: "8"}
+    assert job_index.newest_job_ids(jobs) == {runs[1].path: "7_1", runs[0].path: "8"}

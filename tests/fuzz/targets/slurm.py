@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cnnjob.doctor import cluster, profile
 from cnnjob.errors import SchedulerError
-from cnnjob.slurm import diagnosis, job_array
+from cnnjob.slurm import diagnosis, job_index
 from cnnjob.slurm.job_index import JobIndex
 from cnnjob.slurm.node import deadlines
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue, sbatch, site
@@ -54,7 +54,7 @@ def _jobs() -> None:
     listing = queue.list_queue([65534], ended=True)
     for job in listing.jobs[:1000]:
         job_states.parse_reason(job.reason)
-    job_array.newest_job_ids(listing.jobs[:1000])
+    job_index.newest_job_ids(listing.jobs[:1000])
     JobIndex(listing.jobs)
 
 
