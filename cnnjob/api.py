@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare import prepare as preparation
-from cnnjob.data.prepare.arrays.stream import arrays_of
+from cnnjob.data.prepare.arrays.in_memory import arrays_of
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
 from cnnjob.reporting.report import Report

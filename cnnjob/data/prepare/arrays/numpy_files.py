@@ -14,7 +14,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from cnnjob.data.prepare.arrays.stream import ArraySet, LabelledStream, as_labels, image_layout, rows_per_block
+from cnnjob.data.prepare.arrays.in_memory import as_labels, image_layout
+from cnnjob.data.prepare.arrays.stream import ArraySet, LabelledStream, rows_per_block
 from cnnjob.data.prepare.folders.layout import split_of_name
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular

@@ -1,0 +1,100 @@
+"""Read arrays that a user gives from Python: their shapes, their splits and their checksums."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from cnnjob.data.dataset import SPLITS
+from cnnjob.data.prepare.arrays.stream import ArraySet, LabelledStream, rows_per_block
+from cnnjob.errors import DataError
+from cnnjob.files import sha256_of
+
+_CHANNELS = (1, 3)
+
+Arrange = Callable[[np.ndarray], np.ndarray]
+
+
+def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, int, int, int], Arrange]:
+    """Return the shape (N, H, W, C) of images in an array, and what brings a block of it into that order.
+
+    Raises:
+        DataError: the array does not hold images of bytes.
+    """
+    if dtype != np.uint8:
+        raise DataError(f"{where}: the images are not bytes (found {dtype}). Scale them to 0 to 255, as uint8")
+    match shape:
+        case (count, height, width):
+            return (count, height, width, 1), lambda block: block[..., None]
+        case (count, height, width, channels) if channels in _CHANNELS:
+            return (count, height, width, channels), lambda block: block
+        case (count, channels, height, width) if channels in _CHANNELS:
+            return (count, height, width, channels), lambda block: block.transpose(0, 2, 3, 1)
+    raise DataError(
+        f"{where}: not an array of images (found the shape {shape}). Give (N, H, W), (N, H, W, C) or (N, C, H, W), "
+        "with 1 or 3 channels"
+    )
+
+
+def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
+    """Return labels as int64 (N,).
+
+    Raises:
+        DataError: they are not one integer per image.
+    """
+    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # noqa: PLR2004 - a column
+    if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or flat.dtype == bool):
+        raise DataError(f"{where}: the labels are not one integer per image (found {labels.dtype} of the shape "
+                        f"{labels.shape}). Give an array (N,) of integers")  # fmt: skip
+    return flat.astype(np.int64)
+
+
+def stream_of_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> LabelledStream:
+    """Return arrays in memory as a stream.
+
+    Args:
+        where: their name, for messages.
+        images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
+        labels: (N,) or (N, 1) integers.
+
+    Raises:
+        DataError: the arrays are not images and labels.
+    """
+    shape, arrange = image_layout(where, images.shape, images.dtype)
+    step = rows_per_block(math.prod(shape[1:]))
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, shape[0], step):
+            yield arrange(images[start : start + step])
+
+    return LabelledStream(where, shape, blocks, as_labels(where, labels))
+
+
+def arrays_of(name: str, images: object, labels: object, class_names: Sequence[str] | None = None) -> ArraySet:
+    """Return arrays in memory as a source.
+
+    Args:
+        name: the dataset's name, for messages.
+        images: an array of training images, or one per split: ``{"train": …, "val": …, "test": …}``.
+        labels: the labels likewise.
+        class_names: one name per class, if the labels count from 0.
+
+    Raises:
+        DataError: the arrays are not images and labels.
+    """
+    by_split = images if isinstance(images, Mapping) else {"train": images}
+    labels_by_split = labels if isinstance(labels, Mapping) else {"train": labels}
+    if not by_split or by_split.keys() != labels_by_split.keys() or not by_split.keys() <= set(SPLITS):
+        raise DataError(
+            f"{name}: images and labels are not of the same splits (found {', '.join(map(str, by_split))} and "
+            f"{', '.join(map(str, labels_by_split))}). Give both as arrays, or as dicts with the keys train, val, test"
+        )
+    arrays = {split: (np.asarray(by_split[split]), np.asarray(labels_by_split[split])) for split in by_split}
+    digests = {
+        f"{split} {kind}": sha256_of(np.ascontiguousarray(array).data)
+        for split, pair in arrays.items()
+        for kind, array in zip(("images", "labels"), pair, strict=True)
+    }
+    splits = {split: stream_of_arrays(f"{name}: {split}", *pair) for split, pair in arrays.items()}
+    names = None if class_names is None else dict(enumerate(class_names))
+    return ArraySet(f"arrays for {', '.join(arrays)}", splits, class_names=names, sha256=digests)
