@@ -143,7 +143,7 @@ def test_ctrl_c_while_sbatch_runs(place: Place) -> None:
     os.kill(pid, signal.SIGINT)
     _, error = shell.communicate(timeout=60)
     assert shell.returncode == 130, error
-    assert error.startswith(f"cnnjob: interrupted; {place.run.name}: SLURM may have taken the job. "), error
+    assert error.startswith(f"cnnjob: interrupted; {place.run.name}: SLURM may have accepted the job. "), error
     job = place.cluster.admin("squeue", "--noheader", "--format=%i").strip()
     assert place.cnnjob("submit", "toy.toml", *REQUEST).stdout.endswith(f": queued as {job}, nothing submitted\n")
     place.until_saved()
