@@ -12,7 +12,7 @@ from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import JobError, plural
 
 if TYPE_CHECKING:
-    from cnnjob.checks.comparison import RunComparison, RunDifference
+    from cnnjob.checks.comparison import RunComparison
     from cnnjob.data.dataset import Dataset
     from cnnjob.jobs.job import Job
     from cnnjob.slurm.submit.request import Request
@@ -147,8 +147,11 @@ def _print_comparison(comparison: "RunComparison", kept: Path | None, *, as_json
     typer.echo()
     print_table(["SHA-256", "uninterrupted", "killed", ""], _digests(comparison))
     typer.echo()
-    for line in (*map(_describe_difference, comparison.differences), *comparison.remarks):
-        typer.echo(line)
+    for difference in comparison.differences:
+        values = f"{difference.uninterrupted} uninterrupted, {difference.killed} killed"
+        typer.echo(f"{difference.part}: {difference.where} is {values}")
+    for remark in comparison.remarks:
+        typer.echo(remark)
     if kept:
         typer.echo(f"both runs are kept in {kept}")
     differing = ", ".join(difference.part for difference in comparison.differences)
@@ -175,8 +178,3 @@ def _digests(comparison: "RunComparison") -> list[list[str]]:
         for part, (expected, actual) in comparison.digests.items()
     ]
     return [*rows, ["(training time)", *(f"{seconds:.1f} s" for seconds in comparison.train_seconds), ""]]
-
-
-def _describe_difference(difference: "RunDifference") -> str:
-    values = f"{difference.uninterrupted} uninterrupted, {difference.killed} killed"
-    return f"{difference.part}: {difference.where} is {values}"

@@ -151,7 +151,8 @@ class _Opened(NamedTuple):
         self, head: Header, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
     ) -> Picture:
         """Decode it: upright, of 8 bits, opaque, and fitted to a shape (H, W, C), if one is given."""
-        mode = "L" if head.is_grey and _is_grey(background) else "RGB"
+        # Below transparent pixels, a coloured background makes a grey image coloured.
+        mode = "L" if head.is_grey and len({*background}) == 1 else "RGB"
         upright: Image.Image = self.image
         if shape and isinstance(self.image, JpegImageFile):
             self.image.draft(self.image.mode, _least_size(self.image, head, shape[:2], fit))
@@ -356,10 +357,6 @@ def _palette_is_grey(image: Image.Image) -> bool:
         return False
     counts = np.array(image.histogram())  # decodes the image: only its pixels tell which colours are used
     return not counts[coloured].any()
-
-
-def _is_grey(colour: tuple[int, int, int]) -> bool:
-    return len({*colour}) == 1
 
 
 def _luma(colour: tuple[int, int, int]) -> int:

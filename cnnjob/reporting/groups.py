@@ -180,16 +180,15 @@ def _with_labels(groups: list[Group]) -> list[Group]:
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}
-    labels = [_label(group, distinguishing[_job(group)], with_job=len(peers) > 1) for group in groups]
+    labels = []
+    for group, job in zip(groups, jobs, strict=True):
+        keys = distinguishing[job]
+        words = [f"{key} {setting_text(group.settings[key])}" for key in keys]
+        labels.append(", ".join([job, *words] if len(peers) > 1 or not keys else words))
     return [
         replace(group, label=label if len(label) <= _MAX_LABEL_LETTERS else f"{job} {number}")
         for number, (group, label, job) in enumerate(zip(groups, labels, jobs, strict=True), start=1)
     ]
-
-
-def _label(group: Group, keys: Sequence[str], *, with_job: bool) -> str:
-    job = [_job(group)] if with_job or not keys else []
-    return ", ".join([*job, *(f"{key} {setting_text(group.settings[key])}" for key in keys)])
 
 
 def _job(group: Group) -> str:
@@ -296,11 +295,9 @@ def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
         best, *others = measured
         few = len(measured) <= MAX_PAIRWISE_GROUPS
         pairs = combinations(measured, 2) if few else ((best, other) for other in others)
-        differences += [_compare_groups(better, worse) for better, worse in pairs]
+        for better, worse in pairs:
+            shared = [seed for seed in better.by_seed if seed in worse.by_seed]
+            rows = [(better.by_seed[seed].row, worse.by_seed[seed].row) for seed in shared]
+            paired = [row["test_accuracy"] - worse_row["test_accuracy"] for row, worse_row in rows]
+            differences.append(GroupDifference(better, worse, interval(paired)))
     return differences
-
-
-def _compare_groups(better: Group, other: Group) -> GroupDifference:
-    shared = [seed for seed in better.by_seed if seed in other.by_seed]
-    paired = [better.by_seed[seed].row["test_accuracy"] - other.by_seed[seed].row["test_accuracy"] for seed in shared]
-    return GroupDifference(better, other, interval(paired))

@@ -88,7 +88,11 @@ def report(
         figures.draw_changed(out, drawings),
     ]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
-    _remove_stale(out, records, changed)
+    # Figures of these runs that an earlier report wrote and this one does not have are removed. Only names that a
+    # report gives its figures: any other file in the folder belongs to the user.
+    stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURE_TITLES)]
+    for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(changed):
+        path.unlink(missing_ok=True)
     return Report(
         rows=[record.row for record in records],
         files=list(changed),
@@ -160,11 +164,3 @@ def _update(path: Path, content: bytes | None) -> bool:
     except OSError as error:
         raise JobError(f"{path}: cannot be written ({error}). Name another folder for the report") from error
     return True
-
-
-def _remove_stale(out: Path, records: Sequence[Record], kept: Iterable[Path]) -> None:
-    """Remove the figures of these runs that an earlier report wrote and this one does not have."""
-    # Only names that a report gives its figures: any other file in the folder belongs to the user.
-    stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURE_TITLES)]
-    for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(kept):
-        path.unlink(missing_ok=True)

@@ -128,7 +128,10 @@ def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, over
     table = _markdown(COLUMNS, ([_readable(*cell) for cell in record.row.items()] for record in records))
     remarks = (f"- {_escape_markdown(record.name)}: {remark}" for record in records for remark in record.remarks)
     overlay = "![Learning curves of all runs](curves.svg)" if overlaid else ""
-    links = [_figure_links(record) for record in drawn]
+    links = []
+    for record in drawn:
+        figures = (f"[{FIGURE_TITLES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
+        links.append(f"- {_escape_markdown(record.name)}: {' · '.join(figures) or 'no figures'}")
     if len(drawn) < len(records):
         links.append(_TOO_MANY)
     parts = ["# Runs", table, "\n".join(remarks), _UNITS, overlay, "\n".join(links)]
@@ -142,11 +145,6 @@ def _readable(column: str, value: Any) -> str:
         digits, *dirty = str(value).split("-")
         return "-".join([short_digest(digits), *dirty])
     return "" if value is None else str(value)
-
-
-def _figure_links(record: Record) -> str:
-    links = (f"[{FIGURE_TITLES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
-    return f"- {_escape_markdown(record.name)}: {' · '.join(links) or 'no figures'}"
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

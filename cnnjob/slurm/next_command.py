@@ -59,7 +59,8 @@ def continue_command(run: Run, change: str = "") -> str:
         return "cnnjob submit JOB"
     name, changes = _name_and_changes(job, run)
     if change and not change.startswith("-"):
-        value = _setting_value(job, change)
+        section, _, key = change.partition(".")
+        value = getattr(getattr(job, section), key)
         if value != 1:  # a batch of one image cannot become smaller
             changes = {**changes, change: value // 2 if isinstance(value, int) else value / 10}
     settings = [f"--set {shlex.quote(f'{key}={_toml(value)}')}" for key, value in changes.items()]
@@ -156,11 +157,6 @@ def _read_request(run: Run) -> dict[str, Any]:
 
 def _option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
-
-
-def _setting_value(job: Job, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(job, section), name)
 
 
 def _larger_value(option: str, value: Any) -> str:

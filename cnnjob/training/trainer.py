@@ -143,7 +143,10 @@ class Trainer:
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")
         if self.stream:
-            self.say(f"images are read from {self.dataset.path} during the training{self._describe_resident()}")
+            message = f"images are read from {self.dataset.path} during the training"
+            if self.backend.name == "cuda":
+                message += f"; {self.stream.n_resident:,} of {len(self.images):,} stay on the GPU"
+            self.say(message)
         for warning in warnings:
             self.say(f"warning: {warning}. The previous checkpoint is used")
         if checkpoint:
@@ -161,12 +164,6 @@ class Trainer:
         resumed_at_step = self.progress.step if checkpoint else None
         self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step)
         self._write_history()
-
-    def _describe_resident(self) -> str:
-        """Return how many training images stay on a GPU although images are streamed."""
-        if not self.stream or self.backend.name != "cuda":
-            return ""
-        return f"; {self.stream.n_resident:,} of {len(self.images):,} stay on the GPU"
 
     def _whitening_images(self) -> Array | None:
         """Return the first training images, from which whitening filters are computed; None if there are no filters."""

@@ -72,7 +72,9 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
         DataError: a file is damaged, or images come without labels.
         JobError: there are several sets, and none is named.
     """
-    matching = [key for key in sets if _matches(key, name)]
+    # A dataset's name may have other hyphens and spaces than the folder of its files.
+    plain = str.maketrans("", "", "-_ ")
+    matching = [key for key in sets if _name_of(key).translate(plain) == name.lower().translate(plain)]
     keys = matching if len(matching) == 1 else list(sets)
     if len(keys) > 1:
         commands = "\n".join(
@@ -102,11 +104,6 @@ def _name_of(key: str) -> str:
     """Return a name for a set: the last part of its folder that says something, or its prefix."""
     parts = [part for part in key.split("/") if part not in {"raw", "gzip", ""}]
     return (parts[-1] if parts else "idx").lower()
-
-
-def _matches(key: str, name: str) -> bool:
-    plain = str.maketrans("", "", "-_ ")
-    return _name_of(key).translate(plain) == name.lower().translate(plain)
 
 
 def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledStream:

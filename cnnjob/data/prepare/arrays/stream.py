@@ -170,7 +170,9 @@ def _chunks(
         start = 0
         for block in stream.blocks():
             images = rows[source][start : start + len(block)]
-            _require_same(stream, block, images)
+            digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(block)]
+            if digests != [image.digest for image in images]:
+                raise DataError(f"{stream.where}: changed while it was read. Prepare it again when nothing changes it")
             shape = (*options.size, block.shape[3]) if options.size else None
             fitted = np.stack([fit_pixels(one, shape, options.fit) for one in block]) if shape else block
             for split in dict.fromkeys(split_of[image.name] for image in images):
@@ -179,12 +181,6 @@ def _chunks(
                 yield Chunk(stream.where, split, written[split], fitted[chosen], labels, counts[split])
                 written[split] += int(chosen.sum())
             start += len(block)
-
-
-def _require_same(stream: LabelledStream, block: np.ndarray, images: Sequence[ImageFile]) -> None:
-    digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(block)]
-    if digests != [image.digest for image in images]:
-        raise DataError(f"{stream.where}: changed while it was read. Prepare it again when nothing changes it")
 
 
 def _digest(path: Path) -> str:
