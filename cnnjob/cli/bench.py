@@ -58,6 +58,7 @@ def bench(
     from cnnjob.checks.benchmarks.bench import NAMES, measure
 
     if workloads == [DATA]:
+        # Each reading takes as long as all turns of an engine.
         _bench_reading(gigabytes, rounds * TURN_SECONDS, as_json=as_json)
         return
     for name in workloads or ():
@@ -94,5 +95,6 @@ def _bench_reading(gigabytes: float, seconds: float, *, as_json: bool) -> None:
 def _measurement_cells(row: "Row") -> list[str]:
     times = (f"{value:.2f}" for value in (row.median_ms, row.min_ms, row.max_ms))
     ratios = (row.speed_against_torch, row.speed_against_torch_at_best, row.speed_against_course, row.share_of_products)
+    # None where there is nothing to measure, such as torch that is not installed, or epochs of a single block.
     rest = ("" if value is None else f"{value:.2f}" for value in (row.epoch_seconds, *ratios))
     return [row.workload, row.engine, *times, f"{row.images_per_second:.0f}", *rest]

@@ -44,6 +44,7 @@ def clean(
     # With --json only JSON goes to stdout.
     if not items:
         typer.echo("nothing to remove", err=as_json)
+    # Nobody can be asked without a terminal: the files stay then.
     elif yes or (not as_json and sys.stdin.isatty() and typer.confirm(f"remove {total}?")):
         for item in items:
             item.remove()

@@ -74,6 +74,7 @@ def prepare(
     from cnnjob.data.prepare.folders.options import default_name
     from cnnjob.data.prepare.prepare import KNOWN, prepare
 
+    # A known name is that dataset, also where a folder has the same name.
     known = {entry.name for entry in KNOWN}
     is_path = bool(name) and name not in known and name != "folder" and Path(name).exists() and source is None
     if path is not None and (name != "folder" or source is not None):
@@ -130,6 +131,7 @@ def ending_as_interrupted() -> Iterator[None]:
 
 
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
+    # What is raised here would be ignored too: the timer's signal raises it outside.
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
     else:
@@ -155,6 +157,7 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
 def _fit(text: str) -> "Fit":
     from cnnjob.data.images import FITS
 
+    # A loop and not "in": what is returned has the type Fit, not str.
     for fit in FITS:
         if text == fit:
             return fit
@@ -162,7 +165,7 @@ def _fit(text: str) -> "Fit":
 
 
 def _colour(text: str) -> tuple[int, int, int]:
-    if text == "white":
+    if text == "white":  # the default, without the import of Pillow
         return 255, 255, 255
     from PIL import ImageColor
 
@@ -176,7 +179,7 @@ def _colour(text: str) -> tuple[int, int, int]:
 def _fraction(text: str | None) -> float | str | None:
     try:
         return text if text is None else float(text)
-    except ValueError:
+    except ValueError:  # "val", or a mistake that prepare() refuses
         return text
 
 
@@ -200,6 +203,7 @@ def _job_name(dataset: "Dataset") -> str:
     name = dataset.path.stem
     if dataset.path.parent != DATA_FOLDER or dataset.path.suffix != ".h5":
         return str(dataset.path)
+    # A user's job of this name may be about another dataset.
     try:
         return name if name not in list_jobs() or Job.load(name).dataset == name else str(dataset.path)
     except JobError:  # the job file is not valid
@@ -273,6 +277,7 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
     for one in found:
         default = one.default if one.default in {"required", "–"} else f"default {one.default}"
         line = f"{f'{one.table}.{one.name}'.strip('.')} ({one.takes}; {default}): {one.meaning}"
+        # The texts are written for Markdown, in docs/job-file.md.
         typer.echo(line.replace("`", "").replace("; –)", ")"))
 
 

@@ -46,6 +46,7 @@ def doctor(
     if as_json:
         print_json([asdict(finding) for finding in findings])
     if write_profile:
+        # After the findings, and on stderr: with --json only JSON goes to stdout.
         path = write(write_profile, partition)
         command = f"cnnjob submit JOB --profile {write_profile} --dry-run"
         typer.echo(f"{path}: written. To see what it requests:\n  {command}", err=True)
@@ -67,4 +68,5 @@ def _print_finding(finding: "Finding") -> None:
         for line in wrap(printable_lines(text), width)
     ]
     head = (f"{finding.level:<6}", COLOURS[finding.level]), f"{printable(finding.check):<{INDENT - 6}}"
+    # The lines are wrapped above; without soft_wrap rich would also cut long paths and commands, which users copy.
     screen.print(Text.assemble(*head, f"\n{indent}".join(lines)), soft_wrap=True)

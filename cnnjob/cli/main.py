@@ -81,6 +81,7 @@ class Listed(typer.core.TyperCommand):
             note_names(word)
         name = str(self.name)
         function = getattr(import_module(f"cnnjob.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
+        # typer makes a command only from a function of an app.
         app_of_one = typer.Typer(add_completion=False, rich_markup_mode=None)
         app_of_one.command(name, cls=Command)(function)
         return typer.main.get_command(app_of_one).make_context(info_name, args, parent, **settings)
@@ -156,7 +157,7 @@ def _options(
 
 def main() -> None:
     """Run the command line: the console script ``cnnjob``."""
-    completion_init()
+    completion_init()  # typer calls it only for an app with its own options of completion
     for stream in (sys.stdout, sys.stderr):
         # With LANG=C a class name in another script cannot be encoded: it is printed with question marks.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -35,10 +35,12 @@ def new(
     if content is None:
         raise DataError(f"{data / name}.h5: no such dataset. Prepare it first, with cnnjob prepare")
     path = JOBS_FOLDER / f"{content.pop('name')}.toml"
+    # Checked before anything is written, so that a refused job leaves no file.
     Job.checked({"name": path.stem, **content}, str(path))
     comment = f"# A job for {name}, chosen by the size and the number of its images. Every key is explained by\n"
     text = f"{comment}# cnnjob show --keys\n\n{format_toml(content)}\n"
     path.parent.mkdir(exist_ok=True)
+    # Not exists() and a write: a file that appears in between would be replaced.
     if not create_exclusive(path, text.encode()):
         raise JobError(f"{path}: it exists already. Edit it, or remove it first")
     typer.echo(f"{path}: written. Edit it, then train:\n    {shlex.join(['cnnjob', 'train', path.stem])}")

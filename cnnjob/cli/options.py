@@ -18,7 +18,7 @@ RUN_PATHS = Annotated[
         metavar="RUNS",
         autocompletion=completion.runs,
         help="Run folders, or folders of runs; runs/ by default.",
-        readable=False,
+        readable=False,  # the command itself says what is wrong with a folder that cannot be read, and what to do
     ),
 ]
 
@@ -55,6 +55,7 @@ NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="Nodes to use."
 EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="Nodes not to use.")]
 DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="Jobs to wait for, as for sbatch.")]
 JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="Name of the SLURM job; by default the run's.")]
+# REQUEUE and STAGE: None leaves the choice to the profile.
 REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]
 STAGE = Annotated[
     bool | None, typer.Option("--stage/--no-stage", help="First copy the dataset to the node's own disk.")

@@ -38,6 +38,7 @@ def report(
     for path in runs:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder. Name run folders, or a folder that holds them")
+    # Only a run that was named itself, not the runs in a folder that was named, gets figures however many there are.
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
     if not found:

@@ -108,6 +108,7 @@ def print_table(
         spare: titles of the columns to leave out on a narrow terminal, the first to go first; the last column is folded
             then. None prints all columns.
     """
+    # Rich prints past Printable; and an escape is wider than its character, which the widths of columns must know.
     rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
     if spare is not None:
@@ -210,6 +211,7 @@ def fit_columns(
         for column, title in enumerate(header)
         if any(row[column] for row in rows)
     }
+    # The last column may be folded, so only its smallest width counts.
     if header[-1] in widths:
         widths[header[-1]] = LAST_WIDTH
     for title in spare:
@@ -246,7 +248,7 @@ class Screen:
     def start(self, job: "Job", steps: int) -> None:
         """Show the bar, if stderr is a terminal."""
         self._epochs = job.train.epochs
-        if sys.stderr.isatty():
+        if sys.stderr.isatty():  # elsewhere, as in a job of SLURM, rich is not imported
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -54,6 +54,7 @@ def status(
     elif as_json:
         statuses = _query(selected, thorough=True).statuses
         print_json([{**status.as_json(), **diagnose(status).as_json()} for status in statuses])
+    # A folder that happens to hold a single run gets the table.
     elif len(selected) == 1 and selected[0].path in (runs or []):
         _print_status(selected[0])
     elif selected:
@@ -80,6 +81,7 @@ def _query(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     answer = query_statuses(runs, thorough=thorough)
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
+    # A wrong clock changes the age of heartbeats, which do not matter for a finished or damaged run.
     warn_of_clocks(status.summary.run for status in answer.statuses if status.state not in {"finished", "damaged"})
     return answer
 
@@ -139,7 +141,7 @@ def _watch_table(paths: "Sequence[Path] | None") -> None:
     screen = console()
 
     def current_table() -> "RenderableType":
-        answer = _query(_find_runs(paths))
+        answer = _query(_find_runs(paths))  # found each time, as runs may be added meanwhile
         # A terminal with too few lines cuts off the end of the table: pending and running runs come first.
         statuses = sorted(answer.statuses, key=lambda status: status.state not in UNFINISHED_STATES)
         rows = [list(map(printable, _row(status))) for status in statuses]
@@ -163,6 +165,7 @@ def _repeat(paths: "Sequence[Path] | None", show: "Callable[[], None]") -> None:
     while True:
         show()
         sys.stdout.flush()  # on a pipe the reader would wait for a full buffer
+        # Read from the folders, without another query of SLURM.
         summaries = map(read_summary, _find_runs(paths))
         current: list[object] = [(summary.run.path, summary.state, summary.epoch) for summary in summaries]
         pause = next_pause(pause, changed=current != previous)

@@ -176,6 +176,7 @@ def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> Non
             part.request,
         )
     except (PartlyBusyError, PartlySubmittedError) as error:
+        # What was submitted before the error is in the queue, so its job ids are printed.
         _print_submitted(error.done, names, part.request)
         raise
 
@@ -333,5 +334,6 @@ def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -
         if is_refused:
             refusals.append(message)
         typer.echo(f"SLURM: {message}\n\n{script}")
+    # Raised after all scripts are printed, so that the refused ones can be read.
     if refusals:
         raise SchedulerError(f"this request would be refused: {refusals[0]}")

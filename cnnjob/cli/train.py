@@ -41,6 +41,7 @@ def train(
     run = setup.create_run(runs)
     for message in describe_replaced_runs([run]):
         typer.echo(message, err=True)
+    # A finished run is not trained again: no dataset is copied for it.
     if stage and not run.result_file.exists():
         staged = stage_dataset(setup.dataset, lambda text: typer.echo(text, err=True))
         setup = TrainingSetup.of_run(run, setup.job, staged)

@@ -71,11 +71,13 @@ def verify_resume(
     on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
     request = profiles.load_request(profile, given, sbatch or ()) if on_cluster else None
     defaults = [f"resources.backend={request.backend}"] if request and request.backend else []
+    # The user's overrides come last: --set resources.backend=… wins over the profile.
     whole = load_job(job, [*defaults, *(overrides or ())], data)
     dataset = Dataset.find(whole.dataset, data)
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     request = request and request.with_gpus(whole.resources.backend, explicit=asks_for_gpus)
     short = shorten_job(whole, dataset, steps)
+    # Printed with the plan: --seed with this number repeats the moments of the kills.
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
     # The folder is removed at the end, even after Ctrl-C or an error, unless --keep is given or the bits differ.
