@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cnnjob.doctor.cluster import Nodes
+from cnnjob.slurm.node import restart
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue, site
 from cnnjob.slurm.submit import dry_run
 from tests.helpers.fake_slurm import FakeSlurm
@@ -115,7 +116,7 @@ def test_a_job(here: FakeSlurm, state: str, restarts: int, ran: str, preempted: 
         here.install(scontrol=f"echo '{said}'")
         job = client.query_job("10")
         assert (job["JobState"], job["EndTime"], job["Requeue"]) == (state, "2026-11-29T18:56:50", "1")
-        assert client.ended_by(job, 0) == ended_by
+        assert restart.what_ends_job(job, 0) == ended_by
 
 
 def test_a_job_whose_name_says_that_it_has_ended(here: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

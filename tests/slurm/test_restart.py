@@ -21,7 +21,7 @@ from cnnjob.runs.restart_log import NO_STEP, try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node import node_task, restart
 from cnnjob.slurm.node.restart import decide, main, restarts_without_progress
-from cnnjob.slurm.scheduler import client, sbatch
+from cnnjob.slurm.scheduler import sbatch
 from cnnjob.slurm.status import query_statuses
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.request import Request
@@ -66,7 +66,7 @@ from tests.helpers.slurm_runs import set_job as life_of_job
     ],
 )
 def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) -> None:
-    assert client.ended_by(facts, restarts) == expected
+    assert restart.what_ends_job(facts, restarts) == expected
 
 
 # --- what is decided

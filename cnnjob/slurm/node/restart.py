@@ -11,7 +11,7 @@ restarted, and a cancelled run stays cancelled. Where a damaged record hides eit
 import errno
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ from cnnjob.runs.restart_log import (
 from cnnjob.runs.run import Run
 from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.scheduler import client
+from cnnjob.slurm.scheduler.times import parse_duration
 
 RESTARTS_WITHOUT_PROGRESS = 3
 """Number of restarts in a row without a new checkpoint after which a run is given up."""
@@ -52,7 +53,7 @@ def decide(run: Run, code: int, ended_by: str) -> str:
     Args:
         run: the run.
         code: the exit code of its last attempt.
-        ended_by: the value of :func:`cnnjob.slurm.scheduler.client.ended_by` for this job.
+        ended_by: the value of :func:`what_ends_job`.
 
     Returns:
         The reason, or ``""``.
@@ -240,9 +241,35 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
-        return client.ended_by(client.query_job(_own_job_id()), process.job_restarts()), None
+        return what_ends_job(client.query_job(_own_job_id()), process.job_restarts()), None
     except SchedulerError as error:
         return "unknown", error if client.is_silent(error) else None
+
+
+def what_ends_job(job: Mapping[str, str], restarts: int) -> str:
+    """Return what is ending a job, as far as its own batch script can tell.
+
+    While the script still runs, SLURM says ``COMPLETING`` whatever the cause, so the other facts decide.
+
+    Args:
+        job: the facts of :func:`cnnjob.slurm.scheduler.client.query_job`.
+        restarts: ``SLURM_RESTART_COUNT`` of this start of the job.
+
+    Returns:
+        ``requeued`` (it is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
+    """
+    state = job.get("JobState", "")
+    if client.parse_number(job.get("Restarts", "")) > restarts or state.startswith(
+        ("PENDING", "REQUEUE", "CONFIGURING")
+    ):
+        return "requeued"
+    # SLURM keeps PreemptTime over a requeue: an earlier one is of an earlier start. ISO times compare as strings.
+    if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
+        return "preempted"
+    run_seconds, limit_seconds = (parse_duration(job.get(name, "")) or 0 for name in ("RunTime", "TimeLimit"))
+    if state.startswith("TIMEOUT") or run_seconds >= limit_seconds > 0:
+        return "time limit"
+    return "cancelled" if state.startswith(("COMPLETING", "CANCELLED")) else "itself"
 
 
 def _decision_facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from cnnjob.errors import SchedulerError
 from cnnjob.runs.process import RECENT_HEARTBEAT_SECONDS
 from cnnjob.slurm.scheduler.job_states import ENDED
-from cnnjob.slurm.scheduler.times import parse_duration, parse_time
+from cnnjob.slurm.scheduler.times import parse_time
 
 ANSWER_SECONDS = 60
 """Default time limit of a command."""
@@ -301,30 +301,6 @@ def current_cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) 
 def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = query_config) -> bool:
     """Return whether users see only their own jobs here (``PrivateData``), as far as SLURM tells."""
     return "jobs" in ask_config().get("PrivateData", "").split(",")
-
-
-def ended_by(job: Mapping[str, str], restarts: int) -> str:
-    """Return what is ending a job, as far as its own batch script can tell.
-
-    While the script still runs, SLURM says ``COMPLETING`` whatever the cause, so the other facts decide.
-
-    Args:
-        job: the facts of :func:`query_job`.
-        restarts: ``SLURM_RESTART_COUNT`` of this start of the job.
-
-    Returns:
-        ``requeued`` (it is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
-    """
-    state = job.get("JobState", "")
-    if parse_number(job.get("Restarts", "")) > restarts or state.startswith(("PENDING", "REQUEUE", "CONFIGURING")):
-        return "requeued"
-    # SLURM keeps PreemptTime over a requeue: an earlier one is of an earlier start. ISO times compare as strings.
-    if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
-        return "preempted"
-    run_seconds, limit_seconds = (parse_duration(job.get(name, "")) or 0 for name in ("RunTime", "TimeLimit"))
-    if state.startswith("TIMEOUT") or run_seconds >= limit_seconds > 0:
-        return "time limit"
-    return "cancelled" if state.startswith(("COMPLETING", "CANCELLED")) else "itself"
 
 
 def parse_number(text: str) -> int:

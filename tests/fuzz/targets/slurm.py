@@ -8,7 +8,7 @@ from cnnjob.doctor import cluster, profile
 from cnnjob.errors import SchedulerError
 from cnnjob.slurm import diagnosis, job_index
 from cnnjob.slurm.job_index import JobIndex
-from cnnjob.slurm.node import deadlines
+from cnnjob.slurm.node import deadlines, restart
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue, sbatch, site
 from cnnjob.slurm.submit import dry_run
 from cnnjob.slurm.submit.request import Request
@@ -64,7 +64,13 @@ def _fates() -> None:
 
 
 def _job() -> None:
-    assert client.ended_by(client.query_job("10"), 1) in {"requeued", "preempted", "time limit", "cancelled", "itself"}
+    assert restart.what_ends_job(client.query_job("10"), 1) in {
+        "requeued",
+        "preempted",
+        "time limit",
+        "cancelled",
+        "itself",
+    }
     attempt = {"cluster": None, "job_id": "10", "job_restarts": 0, "uid": 0, "started": "2026-11-29T18:52:00+00:00"}
     client.job_is_over(attempt, 100)
     deadlines.query_end()
