@@ -399,7 +399,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
         for layer, count in zip(network.layers, counts, strict=True)
     ]
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
-    typer.echo(f"images: {setup.n_training:,} to train on, {setup.n_validation:,} held out for validation")
+    typer.echo(f"images: {setup.n_training:,} to train on, {setup.n_validation:,} to validate on")
     typer.echo(memory_line(setup))
     if run or is_prepared:
         typer.echo(f"run: {run or Run.of(job, dataset.digest, data).name}")
@@ -420,8 +420,8 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
             return entry.described(path), False
     known = ", ".join(entry.name for entry in KNOWN)
     raise DataError(
-        f"{path}: no such dataset, found none in the catalogue either; pack one of {known}, "
-        f"or images with `cnnjob prepare folder PATH --out {path}`"
+        f"{path}: no such dataset, and {job.dataset} is not one of {known}. Prepare your own images:\n"
+        f"  cnnjob prepare PATH --out {path}"
     )
 
 

@@ -112,7 +112,7 @@ def test_a_job_is_shown_before_its_dataset_is_prepared(here: Path, name: str, bl
     shown = cnnjob("show", "job.toml", "--set", "data.validation_fraction=0", "--set", "train.select_on='test'")
     assert shown.exit_code == 0, shown.output
     assert re.search(rf"^conv1 +{block} ", shown.stdout, re.MULTILINE)
-    assert f"\nimages: {images} to train on, 0 held out" in shown.stdout
+    assert f"\nimages: {images} to train on, 0 to validate on" in shown.stdout
     assert "\nmemory of the arrays: " in shown.stdout
     assert shown.stdout.endswith(f"\ndata/{name}.h5 is not prepared yet; its sizes are those of the catalogue\n")
     assert "\nrun: " not in shown.stdout

@@ -303,7 +303,7 @@ def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: 
     run = made(tmp_path)
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert "JobError resources.backend: 'cuda', but there is no NVIDIA driver" in said
-    assert "which nvidia-smi lists; or submit it with --gpus 0, or set it to 'numpy'" in said
+    assert "which nvidia-smi lists. Or submit it with --gpus 0, or set resources.backend to 'numpy'" in said
     assert run.attempts() == []
 
 

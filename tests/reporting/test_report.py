@@ -162,9 +162,9 @@ def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     assert not again.written
 
 
-def test_a_report_needs_neither_cupy_nor_submitit_nor_the_network() -> None:
+def test_a_report_needs_neither_cupy_nor_submitit_nor_the_trainer() -> None:
     code = "import sys, cnnjob.reporting.report; "
-    code += "print(*(m for m in sys.modules if m.startswith(('cupy', 'submitit', 'cnnjob.nn'))))"
+    code += "print(*(m for m in sys.modules if m.startswith(('cupy', 'submitit', 'cnnjob.training.train', 'cnnjob.slurm'))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()
 

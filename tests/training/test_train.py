@@ -266,7 +266,7 @@ def test_memory_that_ends_in_a_later_step_is_said_and_the_same_call_goes_on(tmp_
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     with pytest.raises(JobError, match=r"toy: out of memory \(numpy.*MemoryError: Unable to allocate"):
         train(run, Greedy(7))
-    assert run.attempts()[0]["why"].startswith("failed: toy: no memory")
+    assert run.attempts()[0]["why"].startswith("failed: toy: out of memory")
     assert train(run).state == "finished"
 
 
