@@ -131,9 +131,9 @@ def test_a_job_of_an_unknown_or_damaged_dataset_is_refused(here: Path) -> None:
     (here / "job.toml").write_text(f'dataset = "nope"\n{JOB}')
     unknown = cnnjob("show", "job.toml")
     assert unknown.exit_code == 3
-    assert "data/nope.h5: no such dataset, " in unknown.stderr
-    assert "pack one of mnist, fashion-mnist, cifar10, cifar100, digits, or " in unknown.stderr
-    assert "`cnnjob prepare folder PATH --out data/nope.h5`" in unknown.stderr
+    names = "mnist, fashion-mnist, cifar10, cifar100, digits"
+    assert f"data/nope.h5: no such dataset, and nope is not one of {names}. Prepare your own images:" in unknown.stderr
+    assert "\n  cnnjob prepare PATH --out data/nope.h5\n" in unknown.stderr
     assert cnnjob("show", "job.toml", "--set", "dataset=other/x.h5").exit_code == 3
     (here / "data").mkdir()
     (here / "data" / "mnist.h5").touch()

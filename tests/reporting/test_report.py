@@ -164,7 +164,8 @@ def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
 
 def test_a_report_needs_neither_cupy_nor_submitit_nor_the_trainer() -> None:
     code = "import sys, cnnjob.reporting.report; "
-    code += "print(*(m for m in sys.modules if m.startswith(('cupy', 'submitit', 'cnnjob.training.train', 'cnnjob.slurm'))))"
+    others = ("cupy", "submitit", "cnnjob.training.train", "cnnjob.slurm")
+    code += f"print(*(m for m in sys.modules if m.startswith({others})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()
 
