@@ -74,7 +74,7 @@ def bench(
 def _bench_reading(gigabytes: float, seconds: float, *, as_json: bool) -> None:
     from pathlib import Path
 
-    from cnnjob.checks.benchmarks.reading import measure_reading
+    from cnnjob.checks.benchmarks.data_reading import measure_reading
 
     rows = list(measure_reading(Path(), int(gigabytes * 1e9), seconds))
     if as_json:

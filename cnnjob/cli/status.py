@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cnnjob.runs.run import Run
-    from cnnjob.slurm.state import Status
+    from cnnjob.slurm.run_state import Status
     from cnnjob.slurm.status import Answer
 
 WATCH_SECONDS, MAX_WATCH_SECONDS = 30.0, 180.0
@@ -117,7 +117,7 @@ def _count_states(answer: "Answer") -> str:
 def _print_status(run: "Run") -> None:
     """Print the state of one run, then its cause and the next command."""
     from cnnjob.slurm.diagnosis import diagnose
-    from cnnjob.slurm.state import describe_heartbeat_skew
+    from cnnjob.slurm.run_state import describe_heartbeat_skew
 
     [status] = _query([run], thorough=True).statuses
     diagnosis = diagnose(status)
@@ -230,7 +230,7 @@ class _LogEnd:
     def is_reached(self) -> bool:
         """Return whether nothing more will be written to the log."""
         from cnnjob.runs.summary import read_summary
-        from cnnjob.slurm.state import is_settled
+        from cnnjob.slurm.run_state import is_settled
         from cnnjob.slurm.status import query_statuses
 
         summary = read_summary(self._run)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnnjob.data.dataset import Dataset
     from cnnjob.jobs.job import Job
     from cnnjob.runs.run import Run
-    from cnnjob.slurm.state import Status
+    from cnnjob.slurm.run_state import Status
     from cnnjob.slurm.submit.backend_parts import Part
     from cnnjob.slurm.submit.request import Request
     from cnnjob.slurm.submit.submission import Submitted
@@ -225,7 +225,7 @@ def _wait_for(runs: "Sequence[Run]") -> None:
 
 
 def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
-    from cnnjob.slurm.state import status_from_folder
+    from cnnjob.slurm.run_state import status_from_folder
     from cnnjob.slurm.submit.local import run_here
     from cnnjob.training.staging import STAGE
 

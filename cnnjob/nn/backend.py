@@ -5,8 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array, ArrayStore
 from cnnjob.nn.blocks import Activation
-from cnnjob.nn.memory import Arena, Array, ArrayStore
 from cnnjob.nn.operations import Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View

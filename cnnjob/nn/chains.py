@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Dropout, Layer, Network, Residual, Shape
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import (
     LAYERS_PER_RESIDUAL,
     Operation,

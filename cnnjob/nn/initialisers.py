@@ -4,8 +4,8 @@ from math import sqrt
 
 import numpy as np
 
+from cnnjob.nn.arena import Array
 from cnnjob.nn.blocks import Parameter, Shape
-from cnnjob.nn.memory import Array
 from cnnjob.nn.random import Purpose, generator
 
 WHITENING_IMAGES = 5000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnjob.nn.arena import Array, BufferLayout
 from cnnjob.nn.blocks import Network
-from cnnjob.nn.memory import Array, BufferLayout
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from cnnjob.nn.memory import Array
+from cnnjob.nn.arena import Array
 from cnnjob.nn.random import Philox, Purpose
 
 Flip = Literal["none", "random", "alternating"]

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array, ArrayStore, HostMemory
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network, Shape
 from cnnjob.nn.chains import Chain
-from cnnjob.nn.memory import Arena, Array, ArrayStore, HostMemory
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import Optimiser, trainable_segments
 from cnnjob.nn.pixels import VIEWS, Augmentation, PixelNormalisation

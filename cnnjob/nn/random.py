@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from cnnjob.nn.memory import Array
+from cnnjob.nn.arena import Array
 
 _MASK = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))

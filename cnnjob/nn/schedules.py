@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from cnnjob.nn.memory import Array
+from cnnjob.nn.arena import Array
 
 
 @dataclass(frozen=True)

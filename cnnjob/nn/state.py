@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cnnjob.nn.arena import Array, BufferLayout, shape_only_array
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network
 from cnnjob.nn.initialisers import WHITENING_IMAGES, draw_initial_values, whitening_filters
-from cnnjob.nn.memory import Array, BufferLayout, shape_only_array
 from cnnjob.nn.optimisers import Optimiser
 from cnnjob.nn.pixels import PixelNormalisation
 

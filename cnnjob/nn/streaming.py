@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from cnnjob.nn.arena import Array, ArrayStore
 from cnnjob.nn.blocks import Shape
-from cnnjob.nn.memory import Array, ArrayStore
 from cnnjob.nn.tensors import Task
 
 BATCHES = 4

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Shape
-from cnnjob.nn.memory import Arena, Array
 
 Task = Callable[[], object]
 """A function without arguments that allocates nothing; its return value is ignored."""

@@ -71,7 +71,7 @@ class Workers:
     """The caller and processes forked from it, which run lists of tasks together.
 
     The processes are forked when they are first needed. They see the caller's objects as of that moment, and share the
-    arrays of a :class:`cnnjob.nn.memory.HostMemory`: whatever a task writes, or reads after a change, must lie in such
+    arrays of a :class:`cnnjob.nn.arena.HostMemory`: whatever a task writes, or reads after a change, must lie in such
     memory. They end with the caller, however it ends.
     """
 

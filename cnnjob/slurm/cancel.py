@@ -14,9 +14,9 @@ from cnnjob.runs.restart_log import cancellation_file, find_local_wait, try_read
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
 from cnnjob.slurm.job_index import JobIndex
+from cnnjob.slurm.run_state import Status
 from cnnjob.slurm.scheduler import client, job_states
 from cnnjob.slurm.scheduler.queue import QueuedJob
-from cnnjob.slurm.state import Status
 from cnnjob.slurm.status import query_queue, query_statuses
 from cnnjob.slurm.stop_process import Cancellation, job_ids_of, restore_record, stop_process, write_record
 

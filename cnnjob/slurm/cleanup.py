@@ -17,7 +17,7 @@ from cnnjob.runs import clock
 from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS
 from cnnjob.runs.run import Run
 from cnnjob.slurm.job_array import SWEEPS, JobArray
-from cnnjob.slurm.state import Status
+from cnnjob.slurm.run_state import Status
 from cnnjob.slurm.status import Answer, query_statuses
 from cnnjob.slurm.submit.code_snapshot import CODE, snapshot_folder
 

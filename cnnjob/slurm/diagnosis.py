@@ -25,8 +25,8 @@ from cnnjob.runs.logs import (
 )
 from cnnjob.runs.restart_log import NO_STEP, TO_RESUME, UNDECIDED
 from cnnjob.slurm import next_command
+from cnnjob.slurm.run_state import ENDED_EARLY, Status, describe_left_queue
 from cnnjob.slurm.scheduler import job_states
-from cnnjob.slurm.state import ENDED_EARLY, Status, describe_left_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,11 @@ from cnnjob.errors import SchedulerError
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import RunSummary, read_summary
 from cnnjob.slurm.job_index import JobIndex, number_of, users_of
+from cnnjob.slurm.run_state import Status, add_job_remarks, decide_status, is_quiet, may_be_restarted, reason_given_up
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue
 from cnnjob.slurm.scheduler.accounting import JobOutcome
 from cnnjob.slurm.scheduler.queue import QueuedJob, QueueListing
 from cnnjob.slurm.scheduler.times import parse_time
-from cnnjob.slurm.state import Status, add_job_remarks, decide_status, is_quiet, may_be_restarted, reason_given_up
 
 ANSWER_SECONDS = 10.0
 """Time limit of all questions to the scheduler together."""

@@ -18,8 +18,8 @@ from cnnjob.runs.process import is_alive, now
 from cnnjob.runs.restart_log import cancellation_file, find_local_wait
 from cnnjob.runs.run import UNRECORDED, Run
 from cnnjob.runs.summary import RunSummary, read_summary
+from cnnjob.slurm.run_state import Status
 from cnnjob.slurm.scheduler import client
-from cnnjob.slurm.state import Status
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from cnnjob.errors import SchedulerError
 from cnnjob.runs.run import Run
+from cnnjob.slurm.run_state import Status
 from cnnjob.slurm.scheduler import job_states
-from cnnjob.slurm.state import Status
 from cnnjob.slurm.status import Answer, query_statuses
 
 FIRST_SECONDS, LONGEST_SECONDS = 2.0, 60.0

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from cnnjob import nn
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cuda.fused import FIRST_BLOCKS
-from cnnjob.nn.memory import Arena
 from cnnjob.nn.pixels import VIEWS, View
 from cnnjob.nn.tensors import Tensor
 

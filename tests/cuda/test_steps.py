@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from cnnjob import nn
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
 from cnnjob.nn.cuda.graphs import MAX_QUEUED_STEPS, Captured
-from cnnjob.nn.memory import Arena
 from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Tensor
 from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, kernels, needs_compiler

@@ -12,7 +12,7 @@ import pytest
 
 from cnnjob import files
 from cnnjob.runs.run import Run
-from cnnjob.slurm import diagnosis, state, status
+from cnnjob.slurm import diagnosis, run_state, status
 from tests.helpers.run_folders import change_json, lost_run, pending_run, running_run, stopped_run
 
 UID = os.getuid()
@@ -54,7 +54,7 @@ def with_log(run: Run, text: str, job_id: str = "17") -> Run:
     return run
 
 
-def status_of(run: Run, *, thorough: bool = False) -> state.Status:
+def status_of(run: Run, *, thorough: bool = False) -> run_state.Status:
     return status.query_statuses([run], thorough=thorough).statuses[0]
 
 

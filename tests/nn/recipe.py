@@ -19,7 +19,7 @@ from cnnjob import nn
 from cnnjob.checks.benchmarks.torch_networks import fill, module_of, optimiser_like
 from cnnjob.data.dataset import Dataset
 from cnnjob.jobs.job import Job
-from cnnjob.nn.memory import Arena
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.nn.tensors import Tensor
 from cnnjob.training.build import build_network, build_optimiser, build_pixels, build_schedule, build_training_options

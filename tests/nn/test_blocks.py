@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
+from cnnjob.nn.arena import Arena, BufferLayout, HostMemory
 from cnnjob.nn.blocks import Block
-from cnnjob.nn.memory import Arena, BufferLayout, HostMemory
 from cnnjob.nn.random import Purpose
 from tests.nn import oracle
 from tests.nn.bench import distance, rig

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
+from cnnjob.nn.arena import Arena, HostMemory
 from cnnjob.nn.cpu.conv import CACHE_BLOCK_BYTES, FEW_CHANNELS, conv
-from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle
 from tests.nn.bench import check_gradients, distance, rig

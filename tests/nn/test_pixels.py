@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from cnnjob import nn
-from cnnjob.nn.memory import Arena
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.pixels import VIEWS, Flip, View, mirrored_sources
 from cnnjob.nn.random import Philox, Purpose
 from cnnjob.nn.tensors import Tensor

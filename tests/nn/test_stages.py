@@ -10,10 +10,10 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from cnnjob import nn
+from cnnjob.nn.arena import Arena, HostMemory
 from cnnjob.nn.blocks import Activation, Block
 from cnnjob.nn.cpu.activations import normal_distribution
 from cnnjob.nn.cpu.pooling import pool
-from cnnjob.nn.memory import Arena, HostMemory
 from cnnjob.nn.operations import MaxPool
 from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle

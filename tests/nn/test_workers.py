@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from cnnjob import nn
 from cnnjob.nn import Workers, available_cores
+from cnnjob.nn.arena import Array, HostMemory
 from cnnjob.nn.blocks import Block
-from cnnjob.nn.memory import Array, HostMemory
 from cnnjob.nn.tensors import Task
 from cnnjob.nn.workers import FAULT_SIGNALS, SHARDS, SMALL_WORK, split_evenly
 from tests.nn.bench import rig

@@ -9,7 +9,7 @@ from cnnjob.runs import claims
 from cnnjob.runs.attempts import read_attempts
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
-from cnnjob.slurm.state import status_from_folder
+from cnnjob.slurm.run_state import status_from_folder
 from tests.helpers.run_folders import change_json, finished_run, lost_run, stopped_run
 
 

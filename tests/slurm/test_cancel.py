@@ -11,7 +11,7 @@ import pytest
 from cnnjob import files
 from cnnjob.runs import process
 from cnnjob.runs.restart_log import cancellation_file, try_read_cancellation
-from cnnjob.slurm import state
+from cnnjob.slurm import run_state
 from cnnjob.slurm.node.restart import main as restart
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm, queue_row, recorded_calls, set_answers
@@ -125,8 +125,8 @@ def test_a_process_of_this_machine_is_asked_to_stop(idle_slurm: FakeSlurm) -> No
     assert found.stdout == f"{run.path}: asked process {child.pid} to save and stop\n"
     assert child.wait(20) == -signal.SIGTERM
     change_json(run.attempt_files()[-1], ended=process.now(), why="stopped: SIGTERM", step=150)
-    assert status_of(run).state == state.status_from_folder(run).state == "cancelled"
-    assert state.status_from_folder(run, "no memory").state == "failed"
+    assert status_of(run).state == run_state.status_from_folder(run).state == "cancelled"
+    assert run_state.status_from_folder(run, "no memory").state == "failed"
     assert cnnjob("cancel", str(run.path)).stdout == f"{run.path}: nothing to cancel: cancelled\n"
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from cnnjob import nn
 from cnnjob.checks.benchmarks.engines import MAX_STEPS_PER_TURN, Action, Engine, do_nothing
 from cnnjob.checks.benchmarks.workloads import Array, Workload
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Shape
-from cnnjob.nn.memory import Arena
 from cnnjob.nn.operations import split_block
 from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Task, Tensor

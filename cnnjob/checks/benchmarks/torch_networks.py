@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cnnjob import nn
+from cnnjob.nn.arena import Array
 from cnnjob.nn.blocks import Activation, Layer
-from cnnjob.nn.memory import Array
 
 
 def module_of(torch: Any, layers: Iterable[Layer]) -> Any:

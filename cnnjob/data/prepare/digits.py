@@ -6,7 +6,7 @@ References:
 
 import numpy as np
 
-from cnnjob.data.prepare.split import cut
+from cnnjob.data.prepare.cut import cut
 from cnnjob.data.prepare.writer import Chunk, DatasetContents
 from cnnjob.files import sha256_of
 

@@ -6,8 +6,8 @@ from math import pi, sqrt
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Activation
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array, HostMemory
 from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout
 from cnnjob.nn.cpu import blocks, losses, pooling
 from cnnjob.nn.cpu.activations import accumulate, activate, residual_add
@@ -16,7 +17,6 @@ from cnnjob.nn.cpu.batches import gather
 from cnnjob.nn.cpu.conv import conv
 from cnnjob.nn.cpu.norm import norm
 from cnnjob.nn.cpu.updates import update
-from cnnjob.nn.memory import Arena, Array, HostMemory
 from cnnjob.nn.operations import Activate, Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View

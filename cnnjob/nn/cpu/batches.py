@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View, mirrored_sources
 from cnnjob.nn.random import Philox
 from cnnjob.nn.tensors import StepInputs, Task, Tensor

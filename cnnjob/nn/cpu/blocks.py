@@ -4,8 +4,8 @@ from math import prod
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Dense, Dropout
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose, Uniform
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly

@@ -16,8 +16,8 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Conv, Shape
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
 

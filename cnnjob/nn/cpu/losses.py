@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.tensors import StepInputs, Task, Tensor
 
 

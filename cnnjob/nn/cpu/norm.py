@@ -10,8 +10,8 @@ from math import prod
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.cpu.activations import SCRATCH_ARRAYS, plan_activation
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import GlobalPool
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import MaxPool
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from cnnjob.nn.memory import Arena, Array
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
 from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from math import prod
 
+from cnnjob.nn.arena import Array
 from cnnjob.nn.blocks import Activation
 from cnnjob.nn.cuda.device_api import Device, bordered, each, row_length
-from cnnjob.nn.memory import Array
 from cnnjob.nn.operations import Activate
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 

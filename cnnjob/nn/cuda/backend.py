@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Activation, Conv, Dense, Dropout, Shape
 from cnnjob.nn.cuda import blocks
 from cnnjob.nn.cuda.activations import accumulate, activate, residual_add
@@ -30,7 +31,6 @@ from cnnjob.nn.cuda.graphs import Captured
 from cnnjob.nn.cuda.norm import norm
 from cnnjob.nn.cuda.pooling import pool
 from cnnjob.nn.cuda.updates import update
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Activate, Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View

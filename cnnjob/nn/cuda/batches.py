@@ -5,8 +5,8 @@ from math import prod
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.cuda.device_api import THREADS, Device, bordered, each, in_order, row_length, scalars
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation, View
 from cnnjob.nn.random import Purpose
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor

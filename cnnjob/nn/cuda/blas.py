@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.nn.memory import Array
+from cnnjob.nn.arena import Array
 
 WORKSPACE_BYTES = 32 << 20
 """Size of the workspace that NVIDIA recommends for Hopper; other GPUs need less.

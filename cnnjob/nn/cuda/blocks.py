@@ -6,9 +6,9 @@ from math import prod
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Dense, Dropout
 from cnnjob.nn.cuda.device_api import THREADS, WARP, Device, bordered, each, gemm, in_order, row_length, scalars
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.random import Purpose
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Conv
 from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm, in_order, relu_backward, rows_per_sum
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 
 COLUMN_BYTES = 16 << 20

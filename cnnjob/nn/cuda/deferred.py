@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cnnjob.nn.memory import Array
+from cnnjob.nn.arena import Array
 from cnnjob.nn.operations import Operation
 from cnnjob.nn.pixels import PixelNormalisation
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from cnnjob.nn.arena import Array
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas, address
-from cnnjob.nn.memory import Array
 from cnnjob.nn.tensors import Task
 
 KERNELS_FOLDER = Path(__file__).parent

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cnnjob.nn.arena import Array
 from cnnjob.nn.blocks import Shape
-from cnnjob.nn.memory import Array
 from cnnjob.nn.tensors import Task, Tensor
 
 THREADS = 256

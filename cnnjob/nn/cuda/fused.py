@@ -11,10 +11,10 @@ from typing import Any, Self, TypeGuard
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.blocks import Activation, Conv, Dense
 from cnnjob.nn.cuda.deferred import DeferredBatch, DeferredLoss, DeferredOperation, DeferredPart
 from cnnjob.nn.cuda.device_api import WARP, Device, bordered, gemm, in_order, scalars
-from cnnjob.nn.memory import Arena
 from cnnjob.nn.tensors import ForwardBackward, Task
 
 WARPS, TILE = 8, 6144

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from cnnjob.nn.arena import Array
 from cnnjob.nn.cuda.device_api import Device
-from cnnjob.nn.memory import Array
 from cnnjob.nn.tensors import Task
 
 EAGER_RUNS = 2

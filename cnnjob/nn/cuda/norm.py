@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.cuda.activations import ACTIVATIONS
 from cnnjob.nn.cuda.device_api import (
     CHANNELS,
@@ -17,7 +18,6 @@ from cnnjob.nn.cuda.device_api import (
     row_length,
     scalars,
 )
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 

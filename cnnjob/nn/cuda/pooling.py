@@ -4,9 +4,9 @@ from functools import partial
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena
 from cnnjob.nn.blocks import GlobalPool
 from cnnjob.nn.cuda.device_api import CHANNELS, LANES, Device, bordered, each, scalars
-from cnnjob.nn.memory import Arena
 from cnnjob.nn.operations import MaxPool
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.cuda.device_api import MAX_BLOCKS, THREADS, Device, in_order, scalars
-from cnnjob.nn.memory import Arena, Array
 from cnnjob.nn.optimisers import AdamW, Optimiser, Segment
 from cnnjob.nn.tensors import StepInputs, Task
 

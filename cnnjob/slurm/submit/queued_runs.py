@@ -17,9 +17,9 @@ from cnnjob.runs.summary import RunSummary, read_summary
 from cnnjob.slurm import job_array, next_command
 from cnnjob.slurm.job_array import JobArray
 from cnnjob.slurm.job_index import JobIndex, users_of
+from cnnjob.slurm.run_state import may_be_restarted
 from cnnjob.slurm.scheduler import client, job_states, queue
 from cnnjob.slurm.scheduler.queue import QueuedJob
-from cnnjob.slurm.state import may_be_restarted
 from cnnjob.slurm.submit import executor
 from cnnjob.slurm.submit.request import Request
 

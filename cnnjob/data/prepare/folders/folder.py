@@ -5,12 +5,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from cnnjob.data.prepare.cut import cut
 from cnnjob.data.prepare.folders.label_file import layout_of_labels
 from cnnjob.data.prepare.folders.layout import ANNOTATIONS, FolderLayout, find_layout
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
 from cnnjob.data.prepare.folders.reading import ImageFile, Splits, Survey, chunks, refuse_unusable, survey
 from cnnjob.data.prepare.folders.tree import FolderTree, Listing
-from cnnjob.data.prepare.split import cut
 from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes, sha256_of

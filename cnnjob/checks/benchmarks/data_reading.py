@@ -17,7 +17,7 @@ from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from cnnjob.data.stored import RowReader
-from cnnjob.nn.memory import HostMemory
+from cnnjob.nn.arena import HostMemory
 
 IMAGE_SHAPES = ((32, 32, 3), (224, 224, 3))
 BATCH_SIZE = 128
