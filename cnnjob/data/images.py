@@ -69,8 +69,6 @@ _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Pillow's names of what may state an orientation."""
 _LIMITED: list[bool] = []
 """Not empty while :func:`decoding_limits` are in force."""
-_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
-"""Names in a PNG file that state an orientation."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
                SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
@@ -289,6 +287,11 @@ def fit_pixels(
     )
 
 
+def _states_orientation(content: bytes) -> bool:
+    """Return whether a PNG file has one of the chunks that may state an orientation."""
+    return b"eXIf" in content or b"Raw profile type" in content or b"XML:com.adobe.xmp" in content
+
+
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
     """Read the most frequent kind of small image without what only others need, which saves a third of the time.
 
@@ -303,7 +306,7 @@ def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
     try:
         if content.startswith(b"\x89PNG"):
             image: ImageFile = PngImageFile(io.BytesIO(content))
-            special = any(name in content for name in _PNG_EXIF) or image.is_animated  # type: ignore[attr-defined]
+            special = _states_orientation(content) or image.is_animated  # type: ignore[attr-defined]
         elif content.startswith(b"\xff\xd8\xff"):
             image = JpegImageFile(io.BytesIO(content))
             special = "mpoffset" in image.info or b"MPF\0" in content
@@ -341,7 +344,7 @@ def _orientation(image: ImageFile, content: bytes | None) -> int:
     """Return an image's EXIF orientation, 1 if it has none."""
     if content is not None and image.format == "PNG":
         # Pillow decodes the whole image to find out, since the chunk may come after the pixels.
-        may_have = any(name in content for name in _PNG_EXIF)
+        may_have = _states_orientation(content)
     else:
         may_have = not image.info.keys().isdisjoint(_EXIF) or image.format == "TIFF"
     return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if may_have else 1

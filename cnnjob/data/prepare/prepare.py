@@ -138,7 +138,7 @@ def prepare(
     if contents:
         remarks = [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
         description, warnings = contents.description, (*contents.warnings, *remarks)
-        if fingerprint is not None and fingerprint == unchanged.fingerprint(Path(source or ""), options):
+        if fingerprint is not None:  # of before the reading: a file that was changed since then will differ from it
             unchanged.remember(out, Remembered(fingerprint, contents.sha256, description, [*warnings]))
     return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
 
