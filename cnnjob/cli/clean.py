@@ -38,7 +38,7 @@ def clean(
     items = cleanup.removable_runs([Run(path) for path in named]) if named else cleanup.leftovers(runs, data)
     total = f"{plural(len(items), 'item')}, {gigabytes(sum(item.size for item in items))}"
     if as_json:
-        print_json([{"path": str(item.path), "why": item.reason, "bytes": item.size} for item in items])
+        print_json([{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in items])
     elif items:
         print_table(["path", "reason", "size"], [[str(item.path), item.reason, gigabytes(item.size)] for item in items])
     # With --json only JSON goes to stdout.

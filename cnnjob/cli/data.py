@@ -193,6 +193,11 @@ def _print_prepared(prepared: "Prepared") -> None:
         typer.echo(f"{dataset.path}: prepared in {format_seconds(prepared.seconds)}, {rate:.1f} MB/s")
     else:
         typer.echo(f"{dataset.path}: already prepared from this source; --force prepares it again")
+    if len(dataset.class_names) == 1:
+        typer.echo(
+            "One class: there is nothing to learn from it. Give the folder that contains the class folders", err=True
+        )
+        return
     typer.echo(f"Train on it:\n    {shlex.join(['cnnjob', 'train', _job_name(dataset)])}")
 
 

@@ -38,13 +38,12 @@ class Report:
     """A report that has been written."""
 
     rows: list[dict[str, Any]]
-    """Rows of the metrics tables: one dict per run, in order of name, with the keys ``COLUMNS``."""
+    """Rows of the metrics tables: one dict per run, in order of name, with the keys ``COLUMNS``. The
+    ``reason`` of a run that is not reported in full says why."""
     files: list[Path]
     """Every file of the report."""
     written: list[Path]
     """Those files that are new or have changed."""
-    skipped: list[tuple[str, str]]
-    """Runs that are not reported in full, each with the reason."""
     without_figures: list[str]
     """Runs without figures of their own because there are more runs than the limit."""
     groups: list[Group]
@@ -97,7 +96,6 @@ def report(
         rows=[record.row for record in records],
         files=list(changed),
         written=[path for path, is_new in changed.items() if is_new],
-        skipped=[(record.name, record.row["reason"]) for record in records if record.reasons],
         without_figures=[record.name for record in records if record.name not in drawn],
         groups=run_groups,
     )

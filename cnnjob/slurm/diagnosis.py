@@ -233,7 +233,7 @@ def _check_interpreter(status: Status, text: str) -> Cause | None:
         problem = f"{match['python']} is missing or cannot be executed"
     run = status.summary.run
     evidence = f"{newest_log(run)}: {last_error(text) or last_program_line(text)}"
-    sentence = f"its job had no Python: {problem}, so it was not restarted"
+    sentence = f"its job could not start: {problem}, so it was not restarted"
     return Cause(sentence, evidence, next_command.continue_command(run))
 
 

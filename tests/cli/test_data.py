@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cnnjob.cli import data
 from cnnjob.cli.main import app
+from tests.helpers.image_sources import write_images
 
 
 def cnnjob(*arguments: str) -> Result:
@@ -241,3 +242,12 @@ def test_an_archive_gives_its_name_without_its_suffixes(here: Path) -> None:
     assert (here / "data" / "my.photos.h5").exists()
     assert prepared.stdout.splitlines()[-1].strip() == "cnnjob train my.photos"
     assert cnnjob("train", "my.photos", "--set", "train.epochs=1").exit_code == 0
+
+
+def test_a_dataset_of_one_class_is_no_training(here: Path) -> None:
+    for split in ("train", "test"):
+        write_images(here / "photos" / split / "cats", 2)
+    prepared = cnnjob("prepare", "photos")
+    assert prepared.exit_code == 0
+    assert "One class: there is nothing to learn" in prepared.stderr
+    assert "Train on it" not in prepared.stdout

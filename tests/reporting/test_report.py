@@ -520,7 +520,7 @@ def test_a_run_without_a_history_or_convolutions_has_no_such_figures(tmp_path: P
     folders.change_arrays(run.weights_file, lambda arrays: arrays.pop("conv1/weights"))
     folders.change_json(run.result_file, parameters=69)
     made = report([run], tmp_path / "report")
-    assert made.skipped == [(run.name, "history.jsonl: missing or empty, so there are no learning curves")]
+    assert [row["reason"] for row in made.rows] == ["history.jsonl: missing or empty, so there are no learning curves"]
     assert {path.stem for path in made.files if path.suffix == ".svg"} == {"confusion"}
 
 
@@ -594,7 +594,9 @@ def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
     folder = Path(str(tmp_path / "runs") + "/\udcff\n\x1b")
     folder.mkdir(parents=True)
     made = report([Run(folder)], tmp_path / "report")
-    assert made.skipped == [("\\udcff\\n\\x1b", "not a run of cnnjob, it has no job.json")]
+    assert [(row["run"], row["reason"]) for row in made.rows] == [
+        ("\\udcff\\n\\x1b", "not a run of cnnjob, it has no job.json")
+    ]
     assert {path.name for path in made.files} == TABLES
     assert "\n| \\udcff\\n\\x1b |  |" in (tmp_path / "report" / "metrics.md").read_text()
 

@@ -73,7 +73,7 @@ def test_a_python_that_was_deleted_is_named_by_status() -> None:
     assert (done.returncode, try_read_restart_log(run)) == (127, [])
     (run.slurm_folder / "17_0_log.out").write_text(done.stdout)
     shown = cnnjob("status", str(run.path)).stdout
-    assert f"cause:     its job had no Python: {python} is missing or cannot be executed, so it was not" in shown
+    assert f"cause:     its job could not start: {python} is missing or cannot be executed, so it was not" in shown
 
 
 TRAPPED = [*range(1, 9), *range(10, 17), *range(20, 32), *range(34, 65)]

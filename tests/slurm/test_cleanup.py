@@ -51,7 +51,7 @@ def listed(*words: str) -> dict[str, str]:
     """What would be removed, and why."""
     said = cnnjob("clean", "--json", *words)
     assert said.exit_code == 0, said.output
-    return {row["path"]: row["why"] for row in json.loads(said.stdout)}
+    return {row["path"]: row["reason"] for row in json.loads(said.stdout)}
 
 
 def tree() -> set[str]:
