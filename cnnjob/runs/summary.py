@@ -237,6 +237,8 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     facts: dict[str, Any] = {"state": state, "n_attempts": len(paths)}
     if state == "finished":
         run.result()  # raises if it is damaged
+    else:
+        run.environment()  # likewise: a run whose environment is damaged is not trained on
     if paths:
         facts["trainer"] = _user_of(paths[-1])
         try:

@@ -40,6 +40,17 @@ def test_a_damaged_record_of_the_last_attempt_hides_the_state_of_another(tmp_pat
     assert len(record.reasons) == 1
 
 
+def test_a_damaged_environment_is_named_where_the_run_would_be_trained_on(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "stopped")
+    run.environment_file.write_text("7")
+    status = status_from_folder(run)
+    assert status.state == read_record(run, "run").row["state"] == "damaged"
+    assert "environment.json: damaged, it is no object" in status.detail
+    finished = finished_run(tmp_path / "finished")
+    finished.environment_file.write_text("7")
+    assert status_from_folder(finished).state == "finished"
+
+
 def test_a_copy_has_no_submission_and_the_report_names_its_original(tmp_path: Path) -> None:
     run = lost_run(tmp_path / "runs")
     change_json(run.attempt_files()[0], started="2026-01-01T10:00:00+00:00")
