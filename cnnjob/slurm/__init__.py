@@ -1,1 +1,1 @@
-"""SLURM: requesting resources, submitting runs, running them on a node, restarting and cancelling them."""
+"""SLURM support: requesting resources, and submitting, executing, restarting and cancelling runs."""

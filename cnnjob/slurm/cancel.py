@@ -1,7 +1,8 @@
-"""Cancelling runs: the jobs that cnnjob submitted for them, or the process that trains them outside of any such job.
+"""Cancellation of runs: of the SLURM jobs submitted for them, or of processes that train them outside those jobs.
 
-A run may be trained inside a job that cnnjob did not submit, as with ``cnnjob train`` in an ``salloc``. Such a job is
-never cancelled, as other work may depend on it: only the training is asked to stop (:mod:`cnnjob.slurm.stop_process`).
+A run may be trained inside a SLURM job that cnnjob did not submit, as with ``cnnjob train`` in an ``salloc`` session.
+Such a job is never cancelled, as other work may depend on it: only the training process is asked to stop
+(:mod:`cnnjob.slurm.stop_process`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,23 +23,24 @@ from cnnjob.slurm.stop_process import Cancellation, job_ids_of, restore_record, 
 
 
 def cancel(runs: Sequence[Run]) -> list[Cancellation]:
-    """Cancel every job that carries one of the runs, or stop the process that trains it.
+    """Cancel the SLURM jobs that were submitted for the runs, and stop processes that train them outside those jobs.
 
-    Each run first gets a record of the cancellation, so that a batch script that is about to restart it does not. One
-    that looked for the record before it was there has put a job into the queue by then, which is looked for at the end.
+    The cancellation is first recorded in each run's folder, which prevents a batch script from restarting the run. A
+    batch script that checked for the record just before it was written may still submit a job, so the queue is read
+    again at the end.
 
-    SLURM is asked the questions of :func:`cnnjob.slurm.status.query_statuses`, then once more for the queue. There is
-    one scancel for all jobs, and another for each run that has got a new job meanwhile.
+    SLURM is queried as in :func:`cnnjob.slurm.status.query_statuses`, then once more for the queue. scancel is called
+    once for all jobs, and once more for each run that has a new job by then.
 
     Args:
-        runs: any number of runs; those with nothing to cancel are left as they are.
+        runs: any number of runs; those with nothing to cancel are left unchanged.
 
     Returns:
-        One result per run, in their order. A run that cannot be cancelled does not keep the rest from being cancelled.
+        One result per run, in the same order. If one run cannot be cancelled, the others still are.
 
     Raises:
-        SchedulerError: the queue could not be read though a run may be in it, or scancel failed; all records of
-            cancellations are then as they were before.
+        SchedulerError: the queue could not be read although it may contain a job of a run, or scancel failed; all
+            cancellation records are then restored.
     """
     answer = query_statuses(runs)
     unfinished = [status for status in answer.statuses if status.state not in {"finished", "damaged"}]
@@ -50,7 +52,7 @@ def cancel(runs: Sequence[Run]) -> list[Cancellation]:
     with _recorded(with_jobs):
         lines = client.cancel_jobs(sorted({job.job_id for status in with_jobs for job in status.own_jobs}))
     results = [refused.get(status.summary.run) or _result_for(status, lines) for status in statuses]
-    later = _cancel_new_jobs(with_jobs)  # last: a batch script that saw no record has its successor in the queue by now
+    later = _cancel_new_jobs(with_jobs)  # last: a batch script that saw no record has submitted its successor by now
     return [_joined(result, later[result.run]) if result.run in later else result for result in results]
 
 
@@ -59,7 +61,7 @@ def _joined(first: Cancellation, second: Cancellation) -> Cancellation:
 
 
 def _jobs_to_cancel(status: Status) -> tuple[QueuedJob, ...]:
-    """Return the jobs of a run that are to be cancelled; of a finished run only those that wait.
+    """Return the jobs to cancel for a run; for a finished run, only its waiting jobs.
 
     A running job of a finished run is about to end by itself.
     """
@@ -69,7 +71,7 @@ def _jobs_to_cancel(status: Status) -> tuple[QueuedJob, ...]:
 
 
 def _refuse_links(status: Status) -> Cancellation | None:
-    """Return a result for a run that is not cancelled because its folder contains links; None for other runs."""
+    """Return the result for a run that is not cancelled because its folder contains links; None for other runs."""
     run = status.summary.run
     if not status.own_jobs and status.summary.state != "running" and not find_local_wait(run):
         return None
@@ -82,19 +84,19 @@ def _refuse_links(status: Status) -> Cancellation | None:
 
 @contextmanager
 def _recorded(statuses: Sequence[Status]) -> Iterator[None]:
-    """Write a record of the cancellation into each run; if the block fails, restore the earlier records."""
+    """Record the cancellation in each run's folder; if the ``with`` block fails, restore the previous records."""
     try:
         for status in statuses:
             write_record(status.summary, job_ids_of(status))
         yield
-    except BaseException:  # Ctrl-C too: the record of a cancellation that failed would prevent a restart
+    except BaseException:  # including Ctrl-C: the record of a failed cancellation would prevent a restart
         for status in statuses:
             restore_record(status.summary)
         raise
 
 
 def _cancel_new_jobs(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
-    """Cancel the jobs that were submitted or requeued while the runs were being cancelled; return results by run."""
+    """Cancel jobs that were submitted or requeued while the runs were being cancelled; return results by run."""
     if not cancelled:
         return {}
     summaries = [read_summary(status.summary.run).on(status.summary.here) for status in cancelled]
@@ -114,7 +116,7 @@ def _cancel_new_jobs(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
 
 
 def _new_jobs(status: Status, jobs: Sequence[QueuedJob]) -> list[str]:
-    """Return the jobs of a run that are new in the queue since the cancellation, or were requeued."""
+    """Return the ids of a run's jobs that were submitted or requeued since the cancellation."""
     waited = {job.job_id: job.state in job_states.WAITING for job in status.own_jobs}
     return [
         job.job_id for job in jobs
@@ -124,7 +126,7 @@ def _new_jobs(status: Status, jobs: Sequence[QueuedJob]) -> list[str]:
 
 
 def _cancel_later_jobs(run: Run, job_ids: Sequence[str]) -> Cancellation:
-    """Cancel jobs that were not in the queue before, and add them to the record."""
+    """Cancel jobs that were not in the queue before, and add them to the cancellation record."""
     record = try_read_cancellation(run)
     with suppress(OSError):
         files.write_json(cancellation_file(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
@@ -142,11 +144,11 @@ def _describe_refusals(refused: Mapping[str, str]) -> list[str]:
 
 
 def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
-    """Return the result for a run: for its jobs, and for a process that trains it outside of them.
+    """Return the result for a run: for its jobs, and for a process that trains it outside those jobs.
 
     Args:
-        status: the status of the run.
-        lines: what scancel printed about the jobs of all runs.
+        status: the run's status.
+        lines: scancel's output about the jobs of all runs.
     """
     if not status.own_jobs:
         return stop_process(status)
@@ -154,8 +156,8 @@ def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
     result = _result_for_jobs(status, refused)
     summary = status.summary
     job_id = summary.attempt.get("job_id")
-    # An attempt in a job that has ended and submitted its successor is not outside, even if the attempt was killed and
-    # so has no recorded end.
+    # An attempt in a job that has ended and submitted its successor does not count as outside the run's jobs, even if
+    # it was killed and its end was therefore not recorded.
     ended = {summary.last_decision.get("job_id"), *job_ids_of(status)}
     if summary.state != "running" or (job_id is not None and job_id in ended):
         return result
@@ -164,7 +166,7 @@ def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
 
 
 def _result_for_jobs(status: Status, refused: Mapping[str, str]) -> Cancellation:
-    """Return the result for the jobs of a run, and correct its record if some were not cancelled."""
+    """Return the result for a run's jobs, and correct the cancellation record if some were not cancelled."""
     cancelled = [job for job in status.own_jobs if job.job_id not in refused]
     phrases = _describe_refusals(refused)
     if cancelled:

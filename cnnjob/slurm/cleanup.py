@@ -1,6 +1,6 @@
-"""Finding and removing what is no longer needed: leftovers of killed processes, and runs that the user names.
+"""Removal of files that are no longer needed: leftovers of killed processes, and runs that the user names.
 
-A run that is not named is never removed, whatever its state: somebody may want it, or resume it.
+A run that is not named is never removed, whatever its state: someone may want to keep or resume it.
 """
 
 import os
@@ -22,9 +22,9 @@ from cnnjob.slurm.status import Answer, query_statuses
 from cnnjob.slurm.submit.code_snapshot import CODE, snapshot_folder
 
 YOUNG_SECONDS = 3600.0
-"""Age below which anything may still be in use."""
+"""Age below which a file or folder may still be in use."""
 FOREIGN_SECONDS = 86400.0
-"""The same age for files of processes of another host, which cannot be checked from here."""
+"""The same limit for files written by processes on other hosts, which cannot be checked from here."""
 _CODE = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
 
 
@@ -34,14 +34,14 @@ class Leftover:
 
     path: Path
     reason: str
-    """Why it can be removed, in a few words."""
+    """Why it can be removed, as a short phrase."""
     size: int
     """Size in bytes, including everything inside."""
 
     def remove(self) -> None:
         """Remove the file or folder.
 
-        A folder is renamed before its files are removed, so that nothing can start in half of it.
+        A folder is renamed before its files are removed, so that no process can start in a partly removed folder.
 
         Raises:
             DataError: it cannot be removed.
@@ -61,15 +61,15 @@ class Leftover:
 
 
 def leftovers(runs: Path, data: Path) -> list[Leftover]:
-    """Find what killed processes and old submissions have left behind.
+    """Return the files and folders that killed processes and old submissions have left behind.
 
     Args:
-        runs: the folder of the runs.
-        data: the folder of the prepared datasets.
+        runs: the runs folder.
+        data: the folder of prepared datasets.
 
     Returns:
-        Temporary files of processes that have ended, snapshots of the code that no unfinished run was submitted with,
-        and folders of sweeps whose runs have all been removed; sorted by path.
+        Temporary files of processes that have ended, code snapshots that no unfinished run uses, and sweep folders
+        whose runs have all been removed; sorted by path.
     """
     items = [
         *(_leftover(path, "unfinished file of a process that has ended") for path in _abandoned(runs, data)),
@@ -80,20 +80,20 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
 
 
 def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
-    """Return named runs as leftovers, after checking that nothing is using them; finished runs too.
+    """Return the named runs as leftovers, after checking that they are not in use; finished runs are included.
 
     Args:
-        runs: the runs that the user names; the same run may be named more than once.
+        runs: the runs that the user names; duplicates are allowed.
 
     Raises:
-        DataError: a folder is not that of a run.
-        BusyError: a process writes one of the runs, or a job carries it.
-        SchedulerError: a job may carry one of the runs, and the queue could not be read.
+        DataError: a folder is not a run folder.
+        BusyError: a process is writing one of the runs, or a SLURM job is queued or running for it.
+        SchedulerError: a SLURM job may be queued or running for one of the runs, and the queue could not be read.
     """
     by_path: dict[Path, Run] = {}
     for run in runs:
         path = run.path.resolve()
-        # messages name a run as the user did, except by a link or `.`, of which only the run itself can be removed
+        # messages show a run's path as the user typed it, except for a link or `.`: there the run itself is removed
         by_path[path] = run if run.path.name and not run.path.is_symlink() else Run(path)
     for run in by_path.values():
         if not (run.job_file.exists() or run.attempts_folder.exists()):
@@ -105,11 +105,11 @@ def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
 
 
 def _require_idle(status: Status, answer: Answer) -> None:
-    """Check that no process writes a run and no job carries it.
+    """Check that no process is writing a run and no SLURM job is queued or running for it.
 
     Raises:
-        BusyError: one does, or may.
-        SchedulerError: a job may carry it, and the queue could not be read.
+        BusyError: there is, or may be, such a process or job.
+        SchedulerError: there may be such a job, and the queue could not be read.
     """
     summary = status.summary
     path = summary.run.path
@@ -141,15 +141,15 @@ def _require_idle(status: Status, answer: Answer) -> None:
 
 
 def _may_be_written(run: Run) -> bool:
-    """Return whether a process may still write a run that has a damaged file."""
+    """Return whether a process may still be writing a run that has a damaged file."""
     try:
         return run.state() == "running"
-    except DataError:  # the record of the last attempt itself is damaged, so only its age tells
+    except DataError:  # the record of the last attempt itself is damaged, so only its age can be checked
         return any(_age(path) < HEARTBEAT_LIMIT_SECONDS for path in run.attempt_files()[-1:])
 
 
 def _leftover(path: Path, reason: str) -> Leftover:
-    """Return a leftover with its size."""
+    """Return a path as a leftover, with its size."""
     if not path.is_dir():
         return Leftover(path, reason, path.lstat().st_size)
     inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -157,16 +157,16 @@ def _leftover(path: Path, reason: str) -> Leftover:
 
 
 def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
-    """Yield temporary files and folders of processes that have ended, or of other hosts and a day old."""
+    """Yield temporary files and folders of processes that have ended; those of other hosts once they are a day old."""
     for root in (runs, data):
         for folder, subfolders, names in os.walk(root):
             for name in (*names, *subfolders):
                 path = Path(folder, name)
                 if name.endswith(files.TEMPORARY_SUFFIX) and name.startswith(".") and _is_abandoned(path):
                     yield path
-            # in place, so that os.walk skips the snapshots and the insides of temporary folders
+            # in place, so that os.walk skips the snapshots and the contents of temporary folders
             subfolders[:] = [name for name in subfolders if name != CODE and not name.endswith(files.TEMPORARY_SUFFIX)]
-    # a submission that was killed leaves an unfinished snapshot, whose name does not tell its process
+    # a submission that was killed leaves an unfinished snapshot, whose name does not identify the process
     yield from (path for path in _folders(runs / CODE) if path.name.startswith(".") and _age(path) > FOREIGN_SECONDS)
 
 
@@ -178,7 +178,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Return the seconds since a path was last changed; 0 if it has been removed meanwhile."""
+    """Return the seconds since a path was last changed; 0 if it no longer exists."""
     try:
         return clock.age_seconds(path, *[*path.parents][2::-1])
     except OSError:
@@ -186,15 +186,15 @@ def _age(path: Path) -> float:
 
 
 def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
-    """Yield the snapshots of the code that no unfinished run was submitted with."""
+    """Yield the code snapshots that no unfinished run uses."""
     copies = [path for path in _folders(runs / CODE) if not path.name.startswith(".") and _age(path) > YOUNG_SECONDS]
     if not copies:
         return
     folders = [run.slurm_folder for run in known if _may_need_code(run)]
     folders += [sweep for sweep in _sweeps(runs) if any(map(_may_need_code, _runs_of(sweep)))]
     if not all(os.access(folder, os.R_OK | os.X_OK) for folder in folders if os.path.lexists(folder)):
-        return  # what another user's run needs is not known
-    # the batch scripts name the snapshot that their job runs
+        return  # which snapshots another user's run needs is not known
+    # a batch script contains the path of the snapshot that its job runs
     scripts = (files.read_tail(path, files.TEXT_BYTES) for folder in folders for path in folder.glob("*.sh"))
     used = {name for script in scripts for name in _CODE.findall(script)}
     used.add(snapshot_folder(Run(runs / "any")).name)  # a submission may be about to use it
@@ -202,8 +202,8 @@ def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
 
 
 def _may_need_code(run: Run) -> bool:
-    """Return whether a job of a run may still need its code, which its batch script does for a while after the end."""
-    is_finished = os.path.exists(run.result_file)  # noqa: PTH110 - Path's raises where it may not look
+    """Return whether a run's job may still need its code; the batch script does for a while after the run finishes."""
+    is_finished = os.path.exists(run.result_file)  # noqa: PTH110 - Path.exists raises if access is denied
     return run.path.is_dir() and not (is_finished and _age(run.result_file) > YOUNG_SECONDS)
 
 
@@ -212,7 +212,7 @@ def _sweeps(runs: Path) -> list[Path]:
 
 
 def _runs_of(sweep: Path) -> list[Run]:
-    """Return the runs of a sweep that still exist; for a damaged list its own folder, so that it is kept."""
+    """Return a sweep's runs that still exist; if its list is damaged, the sweep folder itself, so that it is kept."""
     try:
         return [run for run in JobArray.read(sweep).runs if run.path.is_dir()]
     except CnnjobError:

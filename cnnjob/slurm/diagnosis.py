@@ -1,7 +1,7 @@
-"""Diagnosis of a run: the cause of its state in one sentence, the evidence, and the command to type next.
+"""Diagnosis of a run: the cause of its state in one sentence, the evidence, and the next command to run.
 
-The run's folder has precedence over the scheduler. Nothing is guessed: an exit code of 137 means signal 9, and it means
-out of memory only if a log, a record or SLURM says so.
+The run's folder takes precedence over the scheduler. Nothing is guessed: exit code 137 is reported as signal 9, and as
+out of memory only if a log, a record or SLURM shows it.
 """
 
 import pwd
@@ -36,13 +36,13 @@ _MEMORY = re.compile(
     r"|MemoryError|Unable to allocate|std::bad_alloc|Cannot allocate memory",
     re.IGNORECASE,
 )
-"""Messages of SLURM, the kernel, Python, NumPy and C++ about the memory of a job or process."""
+"""Matches out-of-memory messages from SLURM, the kernel, Python, NumPy and C++."""
 _DEVICE = re.compile(r"cupy\S{0,100}OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
-"""Messages of CuPy and CUDA about the memory of a GPU."""
+"""Matches out-of-memory messages from CuPy and CUDA about a GPU."""
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|not enough space", re.IGNORECASE)
 _NOT_FINITE = re.compile(r"the (?:\w+ )?loss is (?:nan|-?inf)\b")
 _UNDECIDED = re.compile(rf": (?P<python>/.*) {UNDECIDED} (?P<code>\d+)$")
-_SIGNAL_CODES = 128  # a shell adds it to the number of the signal that killed a process
+_SIGNAL_CODES = 128  # a shell's exit code is 128 plus the number of the signal that killed the process
 _END_CAUSES = {
     "TIMEOUT": "its job reached the time limit",
     "PREEMPTED": "its job was preempted by one of higher priority",
@@ -56,10 +56,10 @@ _END_CAUSES = {
     "FAILED": "its job failed",
     "ENDED": "its job ended",
 }
-"""Causes by SLURM's final state of a job; ``ENDED`` if the state is not known."""
+"""Causes by a job's final state in SLURM; ``ENDED`` if the state is not known."""
 _TO_RESUME = re.compile(f"{TO_RESUME}|; to go on: ")
 _STATE_BY_RECORD = {"time limit": "TIMEOUT", "preempted": "PREEMPTED"}
-"""States by ``ended_by`` of the restart log."""
+"""SLURM states by the values of ``ended_by`` in the restart log."""
 _STOP_REASONS = {
     "stopped: time limit": "its time limit was near, so it saved and stopped",
     "stopped: SIGUSR2": "SLURM announced its time limit or a preemption (SIGUSR2), so it saved and stopped",
@@ -71,7 +71,7 @@ _STOP_REASONS = {
     "stopped: SIGXCPU": "its processor time reached the limit (SIGXCPU), so it saved and stopped",
     "stopped: SIGPWR": "its machine is being shut down (SIGPWR), so it saved and stopped",
 }
-"""Causes by the reason that an attempt recorded when it saved and stopped."""
+"""Causes by the recorded reason why an attempt saved and stopped."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class Cause:
 
     sentence: str
     evidence: str
-    """The file or command that the cause is known from, and what it says."""
+    """The file or command that shows the cause, and its content or output."""
     command: str
-    """The command to type next; empty if there is nothing to do."""
+    """The next command to run; empty if there is nothing to do."""
 
     def as_json(self) -> dict[str, str]:
-        """Return all fields under names that do not change between versions."""
+        """Return all fields as a dict for JSON; its keys do not change between versions."""
         return {"cause": self.sentence, "evidence": self.evidence, "command": self.command}
 
 
@@ -114,7 +114,7 @@ def _find_cause(status: Status) -> Cause:
     if status.left_queue:
         return _explain_left_queue(status)
     text = last_attempt_log(status.summary.run)
-    # The first step that finds a cause decides, so specific causes come before general ones.
+    # The first check that finds a cause decides, so specific causes come before general ones.
     steps: tuple[Callable[[Status, str], Cause | None], ...] = (
         _check_copy, _check_interpreter, _check_own_error, _check_memory, _check_disk, _check_before_it_began,
         _check_crash_loop, _check_not_restarted, _check_moved, _check_scheduler, _check_stop_request,
@@ -184,7 +184,7 @@ def _explain_cancelled(status: Status) -> Cause:
 
 def _explain_left_queue(status: Status) -> Cause:
     summary = status.summary
-    # without accounting, or where the job is another cluster's, sacct tells nothing about it
+    # without accounting, or if the job is another cluster's, sacct returns nothing about it
     sacct = "sacct does not know it" if status.sacct_answered else "sacct gave no answer about it"
     evidence = (
         f"slurm/job.json names job {summary.job_id}; squeue does not list it, {sacct}, and it left no attempt or log"
@@ -193,10 +193,10 @@ def _explain_left_queue(status: Status) -> Cause:
 
 
 def user_of(number: str | None) -> str:
-    """Return the name of a user with the id, or the id alone where the name is not known.
+    """Return a user's name and id; the id alone if the name is not known.
 
     Args:
-        number: the user id as text.
+        number: the user id as a string.
     """
     try:
         return f"{pwd.getpwuid(int(number or '')).pw_name} (user {number})"
@@ -205,7 +205,7 @@ def user_of(number: str | None) -> str:
 
 
 def _recorded_end(status: Status) -> str:
-    """Return the reason of its end that the last attempt recorded; empty if it recorded none."""
+    """Return the recorded reason why the last attempt ended; empty if none was recorded."""
     return shorten_lines(str(status.summary.attempt.get("why") or ""))
 
 
@@ -214,7 +214,7 @@ def _attempt_file_name(status: Status) -> str:
 
 
 def _check_copy(status: Status, _: str) -> Cause | None:
-    """Return the cause of a copy that was made while its original was being trained."""
+    """Return the cause if the run is a copy that was made while the original was being trained."""
     summary = status.summary
     if not summary.original or status.state != "lost":
         return None
@@ -224,7 +224,7 @@ def _check_copy(status: Status, _: str) -> Cause | None:
 
 
 def _check_interpreter(status: Status, text: str) -> Cause | None:
-    """Return the cause if the batch script could not run its Python, or that Python lacks a package."""
+    """Return the cause if the batch script could not run its Python interpreter or a package is missing there."""
     match = _UNDECIDED.search(last_own_message(text))
     if not match:
         return None
@@ -238,14 +238,14 @@ def _check_interpreter(status: Status, text: str) -> Cause | None:
 
 
 def _check_own_error(status: Status, text: str) -> Cause | None:
-    """Return the failure that the run itself recorded, unless a later step explains it better."""
+    """Return the failure that the run itself recorded, unless a later check explains it better."""
     summary, failure = status.summary, _recorded_end(status).removeprefix("failed: ")
     if summary.state != "failed" or _MEMORY.search(failure) or _DEVICE.search(failure) or _DISK.search(failure):
         return None
     if _NOT_FINITE.search(failure):
         message = failure.removeprefix(f"{summary.run.path}: ").removeprefix(f"{summary.run.path.resolve()}: ")
         command = next_command.continue_command(summary.run, change="train.learning_rate")
-        # Older versions wrote the advice after a semicolon.
+        # older versions wrote the advice after a semicolon
         sentence = re.split(r"[.;] lower ", message, maxsplit=1, flags=re.IGNORECASE)[0]
         return Cause(sentence, _attempt_file_name(status), command)
     logs = next_command.logs_command(summary.run)
@@ -256,7 +256,7 @@ def _check_own_error(status: Status, text: str) -> Cause | None:
 
 
 def _check_before_it_began(status: Status, text: str) -> Cause | None:
-    """Return the error that ended a job before its run began: in the dataset, the memory, or a setup line."""
+    """Return the error that ended a job before its run began: in the dataset, the available memory or a setup line."""
     summary, decided = status.summary, status.summary.current_decision
     decision = str(decided.get("said"))
     if summary.state == "failed" or "own error" not in decision:
@@ -271,7 +271,7 @@ def _check_before_it_began(status: Status, text: str) -> Cause | None:
 
 
 def _check_memory(status: Status, text: str) -> Cause | None:
-    """Return the cause if the run, its log or SLURM says that memory ran out."""
+    """Return the cause if the run's record, its log or SLURM shows that memory ran out."""
     summary, outcome = status.summary, status.outcome
     if line := first_line_with(_DEVICE, _recorded_end(status)) or first_line_with(_DEVICE, text):
         command = next_command.continue_command(summary.run, change="train.batch_size")
@@ -279,7 +279,7 @@ def _check_memory(status: Status, text: str) -> Cause | None:
     sentence, command = "it ran out of memory", next_command.continue_command(summary.run, change="--mem")
     if line := first_line_with(_MEMORY, _recorded_end(status)):
         return Cause(sentence, f"{_attempt_file_name(status)}: {line}", command)
-    # a training that saved and stopped in order did not die of what its log mentions
+    # if the run saved and stopped normally, an out-of-memory message in its log is not the cause
     if summary.state != "stopped" and (line := first_line_with(_MEMORY, text)):
         return Cause(sentence, f"{newest_log(summary.run).name}: {line}", command)
     if outcome and outcome.state == "OUT_OF_MEMORY":
@@ -295,7 +295,7 @@ def _check_disk(status: Status, text: str) -> Cause | None:
 
 
 def _check_crash_loop(status: Status, text: str) -> Cause | None:
-    """Return the cause of a run that its batch script gave up after several restarts."""
+    """Return the cause if the batch script gave up on the run after several restarts."""
     decided = status.summary.current_decision
     if "without progress" not in str(decided.get("said")):
         return None
@@ -309,7 +309,7 @@ def _check_crash_loop(status: Status, text: str) -> Cause | None:
 
 
 def _check_not_restarted(status: Status, _: str) -> Cause | None:
-    """Return why a batch script could not restart a run: SLURM refused both a requeue and a successor."""
+    """Return the cause if the batch script could not restart the run: SLURM refused both a requeue and a new job."""
     decision = str(status.summary.current_decision.get("said", ""))
     if not decision.startswith("not restarted, "):
         return None
@@ -321,13 +321,13 @@ def _check_not_restarted(status: Status, _: str) -> Cause | None:
 
 
 def _check_scheduler(status: Status, _: str) -> Cause | None:
-    """Return how SLURM ended the job, from accounting or from what the job's own batch script recorded."""
+    """Return the cause if SLURM ended the job, according to accounting or to the batch script's own record."""
     summary, outcome = status.summary, status.outcome
     command = next_command.continue_command(summary.run)
-    # FAILED and COMPLETED tell no more than the exit code: a later step may know the cause
+    # FAILED and COMPLETED add nothing to the exit code: a later check may find the cause
     if outcome and outcome.state in _END_CAUSES and outcome.state not in {"FAILED", "COMPLETED"}:
         node = f" ({outcome.node})" if outcome.state in {"NODE_FAIL", "BOOT_FAIL"} and outcome.node else ""
-        if outcome.state == "TIMEOUT" and not summary.n_attempts:  # it did not even begin within the limit
+        if outcome.state == "TIMEOUT" and not summary.n_attempts:  # the run did not begin within the time limit
             command = next_command.continue_command(summary.run, change="--time")
         evidence = f"{outcome.source}: job {outcome.job_id} {outcome.printed}"
         return Cause(f"{_END_CAUSES[outcome.state]}{node}", evidence, command)
@@ -339,7 +339,7 @@ def _check_scheduler(status: Status, _: str) -> Cause | None:
 
 
 def _check_stop_request(status: Status, _: str) -> Cause | None:
-    """Return the cause of a run that saved and stopped."""
+    """Return the cause if the run saved and stopped."""
     summary, reason = status.summary, _recorded_end(status)
     if summary.state != "stopped":
         return None
@@ -347,7 +347,7 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
     sentence = _STOP_REASONS.get(reason, reason.removeprefix("stopped: ") or "it stopped") + step
     decision = str(summary.current_decision.get("said", ""))
     evidence = f"{_attempt_file_name(status)}: {reason}"
-    # a batch script records what it decides: without a record, it ended before it could
+    # a batch script records its decision: without a record, it ended before it could decide
     if (
         not summary.current_decision
         and not status.job
@@ -361,7 +361,7 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
 
 
 def _check_moved(status: Status, text: str) -> Cause | None:
-    """Return the cause of a run whose folder was moved during its training; the log moved with it."""
+    """Return the cause if the run's folder was moved, along with its log, while it was being trained."""
     run, before = status.summary.run, status.summary.moved_from
     if not (before and status.summary.n_attempts and status.summary.state == "lost"):
         return None
@@ -380,7 +380,7 @@ def _check_python_error(status: Status, text: str) -> Cause | None:
 
 
 def _check_killed(status: Status, _: str) -> Cause | None:
-    """Return the cause of an attempt whose exit code tells the signal that killed it."""
+    """Return the cause if the attempt's exit code shows which signal killed it."""
     code = status.summary.current_decision.get("code")
     if not isinstance(code, int) or code <= _SIGNAL_CODES:
         return None
@@ -389,7 +389,7 @@ def _check_killed(status: Status, _: str) -> Cause | None:
 
 
 def _describe_exit(code: int) -> str:
-    """Return what an exit code above 128 says, as a phrase that completes "it was …"."""
+    """Return the meaning of an exit code above 128, as a phrase that completes "it was …"."""
     if code == NO_STEP:
         return "not started by srun"
     if code == _SIGNAL_CODES + signal.SIGALRM:
@@ -401,7 +401,7 @@ def _describe_exit(code: int) -> str:
 
 
 def _explain_silence(status: Status) -> Cause:
-    """Return what is known of a run whose end nothing explains."""
+    """Return the known facts about a run whose end has no known cause."""
     summary, outcome = status.summary, status.outcome
     heartbeat = (
         f"no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"

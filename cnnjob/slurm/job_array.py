@@ -1,9 +1,9 @@
-"""The runs that one SLURM job carries, the folder of its files, and its name and comment in the queue.
+"""The runs of a SLURM job, the folder with the job's files, and the job's name and comment in the queue.
 
-The files of a run that is submitted alone are in its own folder. A sweep is one job array, with a folder of its own:
+If a run is submitted alone, the job's files are in the run's folder. A sweep is one job array, with a separate folder:
 
     runs/.sweeps/<digest8>/
-        runs.json   the run of each array task, in the order of their numbers
+        runs.json   the run of each array task, in task order
         …           submitit's files
 """
 
@@ -22,9 +22,9 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.queue import QueuedJob
 
 SWEEPS = ".sweeps"
-"""Name of the folder of all sweeps, inside the folder of runs."""
+"""Name of the folder for all sweeps, inside the runs folder."""
 COMMENT = re.compile(r"cnnjob (.*) \d+")
-"""The comment of a job: folder of the run or sweep, and a number that changes with each attempt."""
+"""Matches a job's comment: the folder of the run or sweep, and a number that changes with each attempt."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,29 @@ class JobArray:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Self:
-        """Create a job array of some runs, with absolute paths: the job has another current folder."""
+        """Return a job array of the runs, with absolute paths, as the job's working directory may differ."""
         return cls(tuple(Run(run.path.resolve()) for run in runs))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the job array of a folder, which is that of a run or of a sweep.
+        """Read the job array of a run folder or a sweep folder.
 
         Raises:
             DataError: the sweep's list of runs is damaged.
         """
         path = folder / "runs.json"
-        if not os.path.exists(path):  # noqa: PTH110 - Path's raises at a name that is too long or closed
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises if the name is too long or access is denied
             return cls((Run(folder),))
         return cls(tuple(Run(Path(run)) for run in json_files.read_list(path, str, at_least=2)))
 
     @property
     def is_array(self) -> bool:
-        """True if SLURM runs it as a job array; False if it has a single run."""
+        """True if SLURM runs it as a job array; False if there is only one run."""
         return len(self.runs) > 1
 
     @property
     def folder(self) -> Path:
-        """The folder of the run or of the sweep, which is always the same for the same runs."""
+        """The run folder or sweep folder, which is always the same for the same runs."""
         if not self.is_array:
             return self.runs[0].path
         digest = files.sha256_of(*(f"{run.path}\n".encode() for run in self.runs))
@@ -65,31 +65,31 @@ class JobArray:
 
     @property
     def files_folder(self) -> Path:
-        """The folder of submitit's files and the logs."""
+        """The folder for submitit's files and the logs."""
         return self.folder if self.is_array else self.runs[0].slurm_folder
 
     @property
     def name(self) -> str:
-        """The job's name in the queue: the run's, or for a sweep the name of its first run without the digest."""
+        """The job's name in the queue: the run's name, or for a sweep the first run's name without the digest."""
         return self.runs[0].name.rpartition("-")[0] if self.is_array else self.runs[0].name
 
     @property
     def comment(self) -> str:
         """The comment by which the job is found in the queue, whatever its name.
 
-        It changes with each attempt and each restart of one of the runs, so that a job and its successor, which may be
-        in the queue at once, have different comments.
+        It changes with each attempt and each restart of any of the runs, because a job and its successor may be in the
+        queue at the same time and need different comments.
         """
         return f"cnnjob {self.folder} {sum(next_attempt(run) + len(try_read_restart_log(run)) for run in self.runs)}"
 
     def write(self) -> None:
-        """Create the folder, and for a sweep write the list of runs."""
+        """Create the folder and, for a sweep, write the list of runs."""
         self.files_folder.mkdir(parents=True, exist_ok=True)
         if self.is_array:
             files.write_json(self.folder / "runs.json", [str(run.path) for run in self.runs])
 
     def own_run(self) -> Run:
-        """Return the run of this process, by ``SLURM_ARRAY_TASK_ID``.
+        """Return the run that belongs to this process, from ``SLURM_ARRAY_TASK_ID``.
 
         Raises:
             DataError: there is no such array task.
@@ -97,10 +97,10 @@ class JobArray:
         return self.run_of(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
 
     def run_of(self, task: str) -> Run:
-        """Return the run of an array task, or the only run whatever the task.
+        """Return the run of an array task; if there is only one run, return it for any task.
 
         Args:
-            task: the number of the array task, as text.
+            task: the array task's number as a string.
 
         Raises:
             DataError: there is no such array task.
@@ -120,7 +120,7 @@ def next_attempt(run: Run) -> int:
 
 
 def read_job_array(job: QueuedJob) -> JobArray | None:
-    """Read the job array that a job names in its comment; return None if it names none or that cannot be read."""
+    """Read the job array named in a job's comment; return None if there is none or it cannot be read."""
     match = COMMENT.fullmatch(job.comment)
     try:
         return JobArray.read(Path(match[1])) if match else None

@@ -1,10 +1,10 @@
-"""The jobs that carry runs, of any user: found by their comments and by the ids in the runs' folders.
+"""Index of the SLURM jobs of runs, of any user: found by their comments and by the ids in the run folders.
 
-A job is cnnjob's own if its comment says so. A run may also be trained inside a job that cnnjob did not submit, as with
-``cnnjob train`` in an ``salloc``; such a job belongs to its user and is only read.
+cnnjob's own jobs are recognised by their comments. A run may also be trained inside a SLURM job that cnnjob did not
+submit, as with ``cnnjob train`` in an ``salloc`` session; such a job belongs to its user and is never changed.
 
-Only the jobs of users who are involved with the runs are listed. Before submitting into a folder of runs, each user
-leaves a file there, ``.submitter-UID``, by which others know whose jobs to list.
+Only the jobs of users who are involved with the runs are listed. Before submitting into a runs folder, each user
+creates a file there, ``.submitter-UID``, so that other users know whose jobs to list.
 """
 
 import os
@@ -30,9 +30,10 @@ _SUBMITTER = re.compile(r"\.submitter-([0-9]{1,10})", re.ASCII)
 
 
 def users_of(summaries: Sequence[RunSummary]) -> set[int]:
-    """Return the ids of users whose jobs may carry some runs.
+    """Return the ids of the users whose jobs may train the runs.
 
-    These are this user, and those who own, submitted or trained one of the runs or submitted into their folders.
+    These are the current user and all users who own, submitted or trained one of the runs, or who submitted into a
+    folder that contains one of them.
     """
     folders = {summary.run.path.resolve().parent for summary in summaries}
     known = {user for summary in summaries for user in (summary.owner, summary.submitter, summary.trainer)}
@@ -40,9 +41,9 @@ def users_of(summaries: Sequence[RunSummary]) -> set[int]:
 
 
 def add_submitter(runs: Path) -> None:
-    """Announce that this user submits into a folder of runs, if it may be written to.
+    """Record in a runs folder that the current user submits into it, if the folder is writable.
 
-    The file is replaced each time: NFS caches the list of a folder's files until the folder changes.
+    The file is replaced each time, because NFS caches a folder's file list until the folder changes.
     """
     with suppress(OSError):
         files.write_json(runs / f".submitter-{os.getuid()}", {"since": now()})
@@ -57,13 +58,13 @@ def _submitters(runs: Path) -> list[int]:
 
 
 class JobIndex:
-    """An index of the jobs in a queue by the runs that they carry."""
+    """An index of the jobs in a queue by their runs."""
 
     def __init__(self, jobs: Iterable[QueuedJob]) -> None:
-        """Index jobs by id and by run, apart from those that have ended.
+        """Index jobs by id and by run; jobs that have ended are kept separately.
 
         Args:
-            jobs: the jobs of the queue, perhaps with some that ended a short while ago.
+            jobs: the jobs in the queue, possibly including some that ended recently.
         """
         jobs = list(jobs)
         live = [job for job in jobs if job.state not in job_states.ENDED]
@@ -74,14 +75,14 @@ class JobIndex:
     def jobs_for(self, summary: RunSummary) -> list[QueuedJob]:
         """Return all jobs in the queue that cnnjob submitted for a run, oldest first."""
         jobs = {job.job_id: job for job in self.for_folder(summary.run.path.resolve())}
-        # by its recorded id as well: some sites rewrite or drop comments
+        # also by its recorded id, as some sites rewrite or drop comments
         recorded = self._by_id.get(str(summary.submission.get("job_id")))
         if recorded and not summary.other_cluster and _is_of(summary.submission, recorded):
             jobs[recorded.job_id] = recorded
         return sorted(jobs.values(), key=lambda job: number_of(job.job_id))
 
     def ended_job_for(self, summary: RunSummary) -> QueuedJob | None:
-        """Return the newest job of a run if it ended a short while ago; None if the number is another job's."""
+        """Return a run's newest job if it ended recently; None otherwise, or if another job has its number."""
         job = self._ended.get(str(summary.job_id))
         is_submitted = str(summary.submission.get("job_id")) == summary.job_id
         return job if job and (not is_submitted or _is_of(summary.submission, job)) else None
@@ -91,9 +92,10 @@ class JobIndex:
         return self._by_run.get(path, [])
 
     def job_for(self, summary: RunSummary) -> QueuedJob | None:
-        """Return the job that carries a run, or None.
+        """Return the job that is running or queued for a run, or None.
 
-        A running job goes before a waiting one, and a job of cnnjob before one that the training is merely inside of.
+        A running job takes precedence over a waiting one, and a job that cnnjob submitted over one that only contains
+        the training process.
         """
         if summary.state in {"finished", "damaged"}:
             return None
@@ -106,10 +108,11 @@ class JobIndex:
 
 
 def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
-    """Return whether a job with the recorded id is the one that was submitted: another cluster uses the same numbers.
+    """Return whether a job with the recorded id is the submitted job: another cluster may use the same ids.
 
-    Their comments are compared, which a site may change or drop. If the queue showed the job after its submission, the
-    comment as shown was recorded; otherwise the job's comment must be empty or contain the requested one.
+    The comments are compared, although a site may change or drop them. If the queue showed the job after its
+    submission, the comment shown there was recorded and must match; otherwise the job's comment must be empty or
+    contain the requested one.
     """
     shown, requested = submission.get("shown"), submission.get("comment")
     if shown is not None:
@@ -118,7 +121,10 @@ def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
 
 
 def _may_contain(job: QueuedJob, attempt: dict[str, Any]) -> bool:
-    """Return whether an attempt may have begun in a job with its number: the job did not start long after it."""
+    """Return whether an attempt may have begun in the job with the recorded id: the job must not have started later.
+
+    A difference between the clocks of up to ``CLOCKS_SECONDS`` is tolerated.
+    """
     attempt_start, job_start = parse_time(attempt["started"]), parse_time(job.start)
     if attempt_start is None or job_start is None:
         return True  # SLURM does not know the job's start
@@ -126,18 +132,18 @@ def _may_contain(job: QueuedJob, attempt: dict[str, Any]) -> bool:
 
 
 def number_of(job_id: str) -> int:
-    """Return the number of a job or job array, 17 for ``17`` and ``17_3``; 0 if there is none."""
+    """Return the number in a job id (17 for ``17`` and ``17_3``); 0 if there is none."""
     match = re.match(r"\d+", job_id)
     return int(match[0]) if match else 0
 
 
 def newest_job_ids(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
-    """Return the id of the last job that carries each run, by its comment: ``17``, or ``17_3`` for an array task."""
+    """Return the id of each run's last job, found by comments: ``17``, or ``17_3`` for an array task."""
     return {path: own[-1].job_id for path, own in jobs_by_run(jobs).items()}
 
 
 def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
-    """Return the jobs that carry each run, by their comments."""
+    """Return the jobs of each run, found by their comments."""
     read = lru_cache(None)(
         job_array.JobArray.read
     )  # all tasks of an array have the same comment, so its file is read once
@@ -147,6 +153,6 @@ def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
             try:
                 run = read(Path(match[1])).run_of(job.job_id.partition("_")[2])
             except DataError:
-                continue  # the folder of its sweep was removed, so it is no job of a run here
+                continue  # its sweep folder was removed, so the job does not belong to any run here
             by_run.setdefault(run.path, []).append(job)
     return by_run

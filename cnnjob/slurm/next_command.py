@@ -1,4 +1,4 @@
-"""Commands to type next for a run, with the options that it was created with."""
+"""The next command to run for a run, with the options that the run was created with."""
 
 import json
 import os
@@ -19,16 +19,16 @@ _REPEATED_OPTIONS = (
     *("partition", "account", "qos", "time", "cpus_per_task", *_MEMORY_OPTIONS, "gpus", "gpus_per_node", "gres"),
     *("constraint", "nodelist", "exclude", "dependency"),
 )
-"""Options of the request that the command repeats, unless they have their defaults."""
+"""Options of the request that the command repeats unless they have their default values."""
 _DEFAULT_GPUS = (0, 1)
-"""Numbers of GPUs that follow from the backend."""
+"""Numbers of GPUs that are implied by the backend."""
 _OUTSIDE_DIGEST = ("name", "train.checkpoint_seconds")
-"""Settings that the digest of a run does not cover, so that the command need not repeat them."""
+"""Settings that a run's digest does not cover, so the command need not repeat them."""
 _MEMORY = re.compile(r"([0-9]{1,18})([A-Za-z]*)")
 
 
 def quoted_path(run: Run) -> str:
-    """Return the path of a run's folder, quoted for a shell."""
+    """Return the path of a run's folder, quoted for the shell."""
     return shlex.quote(str(run.path))
 
 
@@ -46,9 +46,10 @@ def continue_command(run: Run, change: str = "") -> str:
     """Return the command that resumes exactly this run.
 
     Args:
-        run: its folder holds the job and the request to SLURM.
-        change: what to change: an option of the request (``--mem``), or a key of the job (``train.learning_rate``, with
-            which it is another run). The command contains a first guess at a better value, if there is one.
+        run: the run, whose folder contains the job and the SLURM request.
+        change: the setting to change: an option of the request (``--mem``), or a key of the job file
+            (``train.learning_rate``, which makes it a different run). The command contains a first guess at a better
+            value, if there is one.
 
     Returns:
         ``cnnjob submit NAME …``, or ``cnnjob train NAME …`` for a run that was never submitted.
@@ -73,15 +74,15 @@ def continue_command(run: Run, change: str = "") -> str:
     request = [f"{option} {shlex.quote(str(value))}" for option, value in options.items()] + _other_options(run)
     folders = [] if run.path.parent == Path("runs") else [f"--runs {shlex.quote(str(run.path.parent))}"]
     folders += _data_option(run, job)
-    # a run with any record of a submission is submitted again
+    # a run with a record of a submission, even an incomplete one, is submitted again
     records = (run.slurm_folder / "job.json", run.slurm_folder / "request.json")
-    if not any(os.path.exists(record) for record in records):  # noqa: PTH110 - Path's raises where it may not look
+    if not any(os.path.exists(record) for record in records):  # noqa: PTH110 - Path.exists raises if access is denied
         return " ".join([f"cnnjob train {shlex.quote(name)}", *settings, *folders])
     return " ".join([f"cnnjob submit {shlex.quote(name)}", *settings, *request, *folders])
 
 
 def _data_option(run: Run, job: Job) -> list[str]:
-    """Return the option ``--data`` if the dataset that the job names is not in ``data/``."""
+    """Return the option ``--data`` if the job names a dataset outside ``data/``."""
     try:
         folder = Path(run.data()["path"]).parent
     except CnnjobError:
@@ -93,9 +94,9 @@ def _data_option(run: Run, job: Job) -> list[str]:
 
 
 def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
-    """Return the name of a job for the command line, and the settings in which the run differs from that job.
+    """Return a job's name for the command line, and the settings in which the run differs from the job of that name.
 
-    If no job of that name can be loaded here, the run's folder takes its place.
+    If no job with that name can be loaded here, the run's folder is returned instead of the name.
     """
     for name in (job.name, f"{job.name}.toml"):
         try:
@@ -106,9 +107,9 @@ def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
 
 
 def _differences(job: Job, base: Job) -> dict[str, Any]:
-    """Return the settings of a job that differ from those of another one, by their keys."""
+    """Return the settings in which a job differs from another one, by key."""
     settings, base_settings = (dict(iterate_settings(each.model_dump(mode="json"))) for each in (job, base))
-    short = dict(iterate_settings(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without their defaults
+    short = dict(iterate_settings(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without default values
     changed = [
         key for key in settings
         if base_settings.get(key, ...) != settings[key] and not key.startswith(_OUTSIDE_DIGEST)
@@ -118,7 +119,7 @@ def _differences(job: Job, base: Job) -> dict[str, Any]:
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML on one line."""
+    """Return a value formatted as TOML on one line."""
     if isinstance(value, dict):
         pairs = (f"{key} = {_toml(item)}" for key, item in value.items() if item is not None)
         return f"{{ {', '.join(pairs)} }}"
@@ -128,7 +129,7 @@ def _toml(value: Any) -> str:
 
 
 def _request_options(run: Run) -> dict[str, Any]:
-    """Return the request to SLURM as options and values."""
+    """Return the run's SLURM request as a dict of options and values."""
     request, defaults = _read_request(run), Request()
     changed = {
         key: request[key] for key in _REPEATED_OPTIONS if key in request and request[key] != getattr(defaults, key)
@@ -139,7 +140,7 @@ def _request_options(run: Run) -> dict[str, Any]:
 
 
 def _other_options(run: Run) -> list[str]:
-    """Return the options of the request that are not a name and a value."""
+    """Return the other options of the request: flags and ``--sbatch``."""
     request = _read_request(run)
     requeue = request.get("requeue")
     flags = [] if requeue is None else ["--requeue" if requeue else "--no-requeue"]
@@ -160,7 +161,7 @@ def _option(key: str) -> str:
 
 
 def _larger_value(option: str, value: Any) -> str:
-    """Return a first guess at a sufficient value, or a placeholder in capitals."""
+    """Return a first guess at a sufficient value for an option, or a placeholder in capitals."""
     if option in map(_option, _MEMORY_OPTIONS):
         match = _MEMORY.fullmatch(str(value))
         return f"{2 * int(match[1])}{match[2]}" if match else "8G"

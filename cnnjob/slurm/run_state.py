@@ -1,6 +1,6 @@
-"""The state of one run, decided from its folder, its job in the queue and the outcome of its last job.
+"""The state of a run, decided from its folder, its job in the queue and the outcome of its newest job.
 
-Nothing here asks SLURM. The folder has precedence over the scheduler.
+This module does not query SLURM. The folder takes precedence over the scheduler.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ STATES = ("pending", "running", "stopped", "finished", "failed", "cancelled", "l
 
 @dataclass(frozen=True)
 class Status:
-    """The status of one run."""
+    """The status of a run."""
 
     summary: RunSummary
     state: str
@@ -30,51 +30,51 @@ class Status:
     detail: str = ""
     """A short remark on the state."""
     job: QueuedJob | None = None
-    """Its job in the queue."""
+    """The run's SLURM job in the queue."""
     outcome: JobOutcome | None = None
-    """Outcome of its newest job."""
+    """Outcome of the run's newest SLURM job."""
     own_jobs: tuple[QueuedJob, ...] = ()
-    """All jobs in the queue that cnnjob submitted for it."""
+    """All SLURM jobs in the queue that cnnjob submitted for the run."""
     error: str = ""
-    """Reason why a process ended before it could claim the run, if the caller knows."""
+    """Reason why a process ended before it could claim the run, if known to the caller."""
     is_hidden: bool = False
-    """True if its job may be in a queue that was not shown: another user's job or another cluster's."""
+    """True if the run may have a job that squeue does not show here: another user's or another cluster's."""
     left_queue: bool = False
-    """True if its newest job has left the queue without having started, and its outcome is not known."""
+    """True if the run's newest job left the queue without having started, and its outcome is not known."""
     sacct_answered: bool = False
-    """True if sacct was asked about its newest job and answered, perhaps without knowing it."""
+    """True if sacct was queried for the run's newest job and answered, even if it did not list the job."""
 
     @property
     def is_elsewhere(self) -> bool:
-        """True if a job of another cluster may carry the run."""
+        """True if the run may have a job on another cluster."""
         return self.is_hidden and bool(self.summary.other_cluster)
 
     @property
     def is_resumable(self) -> bool:
         """True if the run was interrupted and submitting it again resumes it.
 
-        A run that was cancelled or failed is not, although submitting it resumes it too.
+        False for a run that was cancelled or failed, although submitting it would also resume it.
         """
         return self.state in {"pending", "stopped", "lost"} and not self.left_queue
 
     @property
     def job_id(self) -> str | None:
-        """Id of the job in the queue, otherwise of the newest job."""
+        """Id of the run's job in the queue, or else of its newest job."""
         return self.job.job_id if self.job else self.summary.job_id
 
     @property
     def node(self) -> str | None:
-        """Name of the node on which the run is, or was last, trained."""
+        """Name of the node on which the run is being trained or was last trained."""
         node = self.job.node if self.job and self.job.node not in {"", "(null)"} else self.summary.attempt.get("host")
         return str(node) if node else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated time left in the training; None if not known."""
+        """Estimated remaining training time; None if not known."""
         return self.summary.seconds_left if self.state in {"pending", "running", "stopped"} else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return all facts under names that do not change between versions."""
+        """Return the status as a dict for JSON; its keys do not change between versions."""
         summary, seconds = self.summary, self.seconds_left
         slurm_state = self.job.state if self.job else self.outcome.printed if self.outcome else None
         return {
@@ -97,11 +97,11 @@ class Status:
 
 
 def status_from_folder(run: Run, error: str = "") -> Status:
-    """Return the status of a run by its folder alone.
+    """Return the status of a run from its folder alone.
 
     Args:
         run: the run.
-        error: why a process ended before it could claim the run; then the run has failed.
+        error: why a process ended before it could claim the run; if given, the state is ``failed``.
     """
     summary = read_summary(run)
     if not error and summary.state in {"pending", "stopped", "lost"} and (cancelled := _cancelled(summary, None)):
@@ -110,18 +110,18 @@ def status_from_folder(run: Run, error: str = "") -> Status:
 
 
 def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcome | None, *, gone: bool) -> Status:
-    """Decide the status of a run.
+    """Return the status of a run.
 
     Args:
-        summary: the summary of its folder.
-        job: its job in the queue.
-        outcome: the outcome of its newest job, if known.
-        gone: whether the whole queue was read and no job in it carries the run.
+        summary: the summary of the run's folder.
+        job: the run's job in the queue.
+        outcome: the outcome of the run's newest job, if known.
+        gone: whether the whole queue was read and contains no job of the run.
     """
     outcome = None if job or summary.other_cluster else outcome
     if summary.state in {"finished", "damaged"}:
         return Status(summary, summary.state, summary.damage)
-    # as far as the folder tells, a job that is gone never started
+    # as far as the folder shows, a job that is gone never started
     never_started = bool(summary.job_id) and summary.state != "running" and not summary.has_begun
     if gone and not outcome and never_started and not summary.was_cancelled_by_cnnjob:
         state = "lost" if summary.state == "pending" else summary.state
@@ -141,7 +141,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
 
 
 def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
-    """Add to the detail what is unusual about a run's jobs: there are several, or they are for another folder."""
+    """Add remarks on unusual jobs to a status: several jobs, or jobs for another folder or on another cluster."""
     summary, remarks = status.summary, [status.detail]
     if own_jobs and summary.moved_from:
         remarks.append(f"job {own_jobs[0].job_id} is for {summary.moved_from}, where this folder was before")
@@ -159,12 +159,12 @@ def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
 
 
 def describe_left_queue(summary: RunSummary) -> str:
-    """Return a sentence on a job that is gone and never started."""
+    """Return a sentence about a job that left the queue without having started."""
     return f"job {summary.job_id} left the queue before it started (cancelled or purged)"
 
 
 def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """Return the state and a remark while the job waits."""
+    """Return the state of a run whose job is waiting, and a remark."""
     if summary.state == "running" and (summary.other_cluster or str(summary.attempt.get("job_id")) != job.job_id):
         return "running", f"job {job.job_id} is waiting too"
     wait = job_states.parse_reason(job.reason)
@@ -172,7 +172,7 @@ def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 
 def _in_a_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """Return the state and a remark while the job runs."""
+    """Return the state of a run whose job is running, and a remark."""
     is_same_job = not summary.other_cluster and str(summary.attempt.get("job_id")) == job.job_id
     if summary.state == "failed" and is_same_job:
         return "failed", "its job is ending"
@@ -190,8 +190,9 @@ def _in_a_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 
 def _without_a_job(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run that has no job waiting or running, and a remark."""
-    if outcome and outcome.state in job_states.WAITING | job_states.RUNNING:  # its line of the queue was not understood
+    """Return the state of a run without a waiting or running job, and a remark."""
+    # squeue listed the job, but its line was not understood
+    if outcome and outcome.state in job_states.WAITING | job_states.RUNNING:
         state = "pending" if outcome.state in job_states.WAITING else "running"
         return state, f"{outcome.source} reports {outcome.printed}"
     if summary.state == "running":
@@ -207,7 +208,7 @@ def _without_a_job(summary: RunSummary, outcome: JobOutcome | None, *, gone: boo
 
 
 def is_settled(summary: RunSummary) -> bool:
-    """Return whether a run's folder says that nothing will restart it by itself."""
+    """Return whether a run's folder shows that the run will not be restarted automatically."""
     if summary.state in {"finished", "failed", "damaged"}:
         return True
     is_cancelled = summary.current_decision.get("ended_by") == "cancelled"
@@ -215,22 +216,22 @@ def is_settled(summary: RunSummary) -> bool:
 
 
 def may_be_restarted(summary: RunSummary) -> bool:
-    """Return whether the newest job of a run may still exist or restart it, as far as the folder tells."""
+    """Return whether a run's newest job may still exist or restart the run, according to the run's folder."""
     is_submitted = str(summary.submission.get("job_id")) == str(summary.job_id)
     was_left = summary.state != "running" and (summary.current_decision.get("restarted") == "" or not is_submitted)
     return not (is_settled(summary) or summary.was_cancelled_by_cnnjob or was_left)
 
 
 def is_quiet(summary: RunSummary) -> bool:
-    """Return whether no recent heartbeat contradicts a scheduler that does not know the job.
+    """Return whether a run has no recent heartbeat, so that it may be lost if the scheduler does not list its job.
 
-    A heartbeat from the future proves nothing, as one of the clocks is wrong.
+    A heartbeat in the future does not count as recent, as one of the clocks is wrong.
     """
     return summary.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or summary.ahead_seconds > 0
 
 
 def describe_heartbeat_skew(summary: RunSummary) -> str:
-    """Return a sentence on clocks that differ; empty if none do."""
+    """Return a sentence about clocks that differ; empty if they agree."""
     if not summary.ahead_seconds:
         return ""
     ahead, host = format_seconds(summary.ahead_seconds), summary.attempt.get("host") or "its machine"
@@ -238,16 +239,16 @@ def describe_heartbeat_skew(summary: RunSummary) -> str:
 
 
 def reason_given_up(summary: RunSummary) -> str:
-    """Return why its batch script has given the run up; empty if it has not."""
+    """Return why the batch script gave up on the run; empty if it did not."""
     decision = str(summary.current_decision.get("said", ""))
     return decision if "without progress" in decision or "own error" in decision else ""
 
 
 def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run whose last attempt has recorded no end and sent a heartbeat recently."""
+    """Return the state of a run whose last attempt recorded no end but a recent heartbeat, and a remark."""
     if (
         summary.is_on_this_host or not summary.job_id
-    ):  # the summary has looked its process up, or there is no job to ask about
+    ):  # its process was looked up for the summary, or there is no job to query
         return "running", ""
     if outcome and outcome.state in job_states.ENDED:
         state = "cancelled" if outcome.state == "CANCELLED" else "lost"
@@ -259,24 +260,24 @@ def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: boo
 
 
 def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
-    """Return by whom or with which job a run was cancelled, as far as is known; empty if it was not."""
+    """Return by whom or with which job a run was cancelled, as far as known; empty if it was not cancelled."""
     if outcome and outcome.state == "CANCELLED":
         return f"job {outcome.job_id} {outcome.printed}"
     if summary.was_cancelled_by_cnnjob:
         return f"by {summary.cancellation.get('by')}"
-    # The batch script cannot tell a deadline from a cancellation, as SLURM says COMPLETING for both until the job has
-    # ended. The outcome can.
+    # The batch script cannot distinguish a deadline from a cancellation, as SLURM reports COMPLETING for both until
+    # the job has ended. The outcome distinguishes them.
     if outcome and outcome.state in job_states.ENDED:
         return ""
     return f"job {summary.job_id}" if summary.current_decision.get("ended_by") == "cancelled" else ""
 
 
 def _never_began(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run without an attempt whose job is not in the queue, and a remark."""
+    """Return the state of a run that has no attempt and no job in the queue, and a remark."""
     if not summary.job_id:
         return "pending", "not submitted"
     if outcome:
-        # A failure would repeat, so the run has failed; after any other end, submitting it again may help.
+        # The same failure would recur, so the run has failed; after any other end, submitting it again may help.
         state = "failed" if outcome.state in job_states.REFUSED else "lost"
         return state, f"job {outcome.job_id} {outcome.printed} before the run began"
     if gone:

@@ -1,6 +1,6 @@
-"""Status of runs, from their folders first, then from one call of squeue for all, then from one of sacct.
+"""Status of runs: from their folders, then from one call of squeue for all runs, then from one call of sacct.
 
-If the scheduler does not answer, or its answer is not understood, the folders alone decide.
+If the scheduler does not answer, or its answer is not understood, the status is decided from the folders alone.
 """
 
 import time
@@ -19,33 +19,33 @@ from cnnjob.slurm.scheduler.queue import QueuedJob, QueueListing
 from cnnjob.slurm.scheduler.times import parse_time
 
 ANSWER_SECONDS = 10.0
-"""Time limit of all questions to the scheduler together."""
+"""Time limit for all scheduler queries together."""
 NO_LONGER_QUEUED = {"finished", "damaged"}
-"""States of runs about which SLURM is not asked."""
+"""States in which SLURM is not queried about a run."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Statuses of runs, with a remark on what the scheduler did not tell."""
+    """Statuses of runs, with a remark on information that the scheduler did not provide."""
 
     statuses: list[Status]
     remark: str = ""
     silent: bool = False
-    """True if the queue could not be read, or not all of it."""
+    """True if the queue could not be read completely."""
 
 
 def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     """Return the statuses of runs.
 
-    At most three commands are called: ``scontrol show config``, if the cluster of a run is recorded or a job may be
-    hidden; ``squeue``; and ``sacct``, for at most :data:`cnnjob.slurm.scheduler.accounting.MOST_JOBS` jobs.
+    At most three commands are called: ``scontrol show config``, if a run's cluster is recorded or a job may be hidden;
+    ``squeue``; and ``sacct``, for at most :data:`cnnjob.slurm.scheduler.accounting.MOST_JOBS` jobs.
 
     Args:
-        runs: any number of runs, which are only read.
-        thorough: call sacct also for runs whose state is clear and only the cause is not.
+        runs: any number of runs; they are not changed.
+        thorough: whether to call sacct also for runs whose state is clear but whose cause is not.
 
     Returns:
-        One status per run, in their order.
+        One status per run, in the same order.
     """
     deadline = time.monotonic() + ANSWER_SECONDS
     ask_config = cache(lambda: client.query_config(0.2 * ANSWER_SECONDS))
@@ -56,7 +56,7 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     hidden = _find_hidden(summaries, jobs, ask_config) if listing else {}
     silent = bool(remark)
     remark = remark or "; ".join(sorted({reason for reason in hidden.values() if reason}))
-    # squeue still shows jobs that ended minutes ago, which saves the question to sacct
+    # squeue still shows jobs that ended minutes ago, for which sacct need not be called
     outcomes = {summary.run: _outcome_in_queue(job) for summary in summaries if (job := index.ended_job_for(summary))}
     answered: set[str] = set()
     if listing:
@@ -64,18 +64,18 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
         unclear = [summary for summary in without_job if _is_unclear(summary, thorough)]
         if not thorough:
             unclear = [summary for summary in unclear if summary.run not in outcomes]
-        # squeue had at most 0.6 of the time and scontrol 0.2: sacct gets what is left, and is skipped if nothing is
+        # squeue may take 60 % of the time and scontrol 20 %: sacct gets the rest, and is skipped if no time is left
         accounts, answered = _query_outcomes(unclear, deadline - time.monotonic())
         for summary in summaries:
             outcome = accounts.get(summary.job_id or "")
-            # sacct may lag behind the queue by seconds: what it says of a live job counts only if the queue was cut
+            # sacct may lag seconds behind the queue: its state of a live job counts only if the queue is incomplete
             counts = outcome and (outcome.state in job_states.ENDED or not listing.complete)
             if outcome and counts and _may_be_of(outcome, summary):
                 outcomes[summary.run] = outcome
     complete = bool(listing and listing.complete)
     statuses = []
     for summary, job in zip(summaries, jobs, strict=True):
-        # gone only if every line of squeue was understood: the job may be in one that was not
+        # gone only if every line of squeue's output was understood: the job may be in a line that was not
         gone = complete and not job and summary.run not in hidden
         status = decide_status(summary, job, outcomes.get(summary.run), gone=gone)
         status = replace(status, is_hidden=summary.run in hidden, sacct_answered=summary.job_id in answered)
@@ -84,7 +84,7 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
 
 
 def _on_this_cluster(summaries: Sequence[RunSummary], ask_config: Callable[[], Mapping[str, str]]) -> list[RunSummary]:
-    """Return the summaries as seen on this cluster, whose name is asked for only if a run's cluster is recorded."""
+    """Return the summaries as seen from this cluster, whose name is queried only if a run's cluster is recorded."""
     open_ones = [summary for summary in summaries if summary.state not in NO_LONGER_QUEUED]
     recorded = any(record.get("cluster") for summary in open_ones for record in (summary.attempt, summary.submission))
     here = client.current_cluster(ask_config) if recorded else ""
@@ -94,11 +94,11 @@ def _on_this_cluster(summaries: Sequence[RunSummary], ask_config: Callable[[], M
 def _find_hidden(
     summaries: Sequence[RunSummary], jobs: Sequence[QueuedJob | None], ask_config: Callable[[], Mapping[str, str]]
 ) -> dict[Run, str]:
-    """Return the runs whose job may be in a queue that was not shown, each with a remark.
+    """Return the runs that may have a job that squeue does not show here, each with a remark.
 
     Args:
         summaries: the summaries of all runs.
-        jobs: the job of each in the queue, in the same order.
+        jobs: the runs' jobs in the queue, in the same order.
         ask_config: returns SLURM's configuration.
     """
     unshown = [
@@ -117,11 +117,11 @@ def _find_hidden(
 
 
 def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, str]:
-    """Ask squeue for the jobs of unfinished runs.
+    """Query squeue for the jobs of unfinished runs.
 
     Returns:
-        The answer, and a remark if it is not complete; None and the reason if there is no answer; None and an empty
-        string if no question was necessary.
+        The listing, with a remark if it is incomplete; None and the reason if squeue did not answer; None and an empty
+        string if no query was necessary.
     """
     open_ones = [summary for summary in summaries if summary.state not in NO_LONGER_QUEUED]
     if not open_ones:
@@ -130,10 +130,10 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
         job_ids = {job_id for summary in open_ones for job_id in summary.job_ids}
         listing = queue.list_queue(users_of(open_ones), job_ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
-        # a machine without SLURM, and no run that had a job: nothing is missing
+        # on a machine without SLURM, if no run ever had a job, nothing is missing
         if "this machine has no SLURM" in str(error) and not any(summary.job_id for summary in summaries):
             return None, ""
-        # in a few words: the last line that the command printed, without what to do
+        # shortened to the last line that the command printed, without the advice
         reason = str(error).splitlines()[-1].partition(". ")[0].rpartition(": ")[2]
         return None, f"squeue: {reason or 'no answer'}; the states are those of the run folders"
     if listing.complete:
@@ -147,21 +147,21 @@ def _outcome_in_queue(job: QueuedJob) -> JobOutcome:
 
 
 def _is_unclear(summary: RunSummary, thorough: bool) -> bool:  # noqa: FBT001 - private
-    """Return whether sacct is to be asked about a run whose job is not in the queue."""
+    """Return whether sacct should be queried for a run whose job is not in the queue."""
     if summary.state in NO_LONGER_QUEUED or not summary.job_id or summary.other_cluster:
         return False
     if thorough:
         return summary.state != "running" or not summary.is_on_this_host
     if summary.state == "running":
-        # a process with a recent heartbeat is alive, whatever sacct says of its job's number
+        # a process with a recent heartbeat is alive, whatever sacct reports for its job id
         return not summary.is_on_this_host and is_quiet(summary)
     return summary.state != "failed" and not reason_given_up(summary) and not summary.was_cancelled_by_cnnjob
 
 
 def _query_outcomes(summaries: Sequence[RunSummary], seconds: float) -> tuple[dict[str, JobOutcome], set[str]]:
-    """Return the outcomes that sacct knows, by job id, and the ids about which it answered.
+    """Return the outcomes reported by sacct, by job id, and the ids that were queried successfully.
 
-    Both are empty if the site keeps no accounting or no time is left.
+    Both are empty if the site has no accounting or no time is left.
     """
     job_ids = {summary.job_id for summary in summaries if summary.job_id}
     if not job_ids or seconds <= 0:
@@ -173,7 +173,7 @@ def _query_outcomes(summaries: Sequence[RunSummary], seconds: float) -> tuple[di
 
 
 def _may_be_of(outcome: JobOutcome, summary: RunSummary) -> bool:
-    """Return whether an outcome may be that of a run's newest job, and not of an older job with the same number."""
+    """Return whether an outcome may belong to a run's newest job rather than to an older job with the same id."""
     is_submitted = str(summary.submission.get("job_id")) == summary.job_id
     since = summary.submission.get("submitted") if is_submitted else summary.attempt.get("started")
     ended, began = parse_time(outcome.end), parse_time(str(since))

@@ -1,6 +1,6 @@
-"""Stopping a training that no job of cnnjob carries: by a signal, by its SLURM step, or by telling the user how.
+"""Stopping training outside cnnjob's own SLURM jobs: by a signal, through its job step, or with a command to the user.
 
-Also the record of a cancellation, which is written before anything is stopped.
+The module also writes the cancellation record, which must exist before anything is stopped.
 """
 
 import getpass
@@ -28,18 +28,18 @@ class Cancellation:
 
     run: Run
     message: str
-    """The result in words: ``cancelled job 17, …``, ``nothing to cancel: finished``."""
+    """The result as a phrase: ``cancelled job 17, …``, ``nothing to cancel: finished``."""
     exit_code: int = 0
-    """Exit code of the error that kept a job or process of the run alive; 0 if nothing is left."""
+    """Exit code of the error because of which a job or process of the run is still alive; 0 if there is none."""
 
 
 def job_ids_of(status: Status) -> list[str]:
-    """Return the ids of a run's own jobs in the queue."""
+    """Return the ids of the jobs in the queue that cnnjob submitted for a run."""
     return [job.job_id for job in status.own_jobs]
 
 
 def write_record(summary: RunSummary, job_ids: Sequence[str]) -> None:
-    """Record that the user cancels a run, so that no batch script restarts it after one of the jobs."""
+    """Record that the user cancelled a run, so that the batch scripts of the jobs do not restart it."""
     record = {
         "by": getpass.getuser(),
         "cluster": summary.here or None,
@@ -47,13 +47,13 @@ def write_record(summary: RunSummary, job_ids: Sequence[str]) -> None:
         "attempt": summary.n_attempts,
         "time": now(),
     }
-    with suppress(PermissionError):  # another user's folder: SLURM decides whether this user may cancel the job
+    with suppress(PermissionError):  # another user's folder: SLURM decides whether the current user may cancel the job
         summary.run.slurm_folder.mkdir(exist_ok=True)
         files.write_json(cancellation_file(summary.run), record | summary.run.identity())
 
 
 def restore_record(summary: RunSummary) -> None:
-    """Restore the record of an earlier cancellation, or remove the record if there was none."""
+    """Restore the record of an earlier cancellation; if there was none, remove the record."""
     with suppress(OSError):
         if summary.cancellation:
             files.write_json(cancellation_file(summary.run), summary.cancellation)
@@ -62,7 +62,7 @@ def restore_record(summary: RunSummary) -> None:
 
 
 def stop_process(status: Status) -> Cancellation:
-    """Ask the process that trains a run outside of any job of cnnjob to save and stop."""
+    """Ask a process that trains a run outside cnnjob's own SLURM jobs to save and stop."""
     summary = status.summary
     if summary.state != "running":
         return _cancel_without_process(status)
@@ -72,7 +72,7 @@ def stop_process(status: Status) -> Cancellation:
     if not (summary.is_on_this_host and is_alive(owner, summary.run.attempt_files()[-1])):
         return _stop_remote_process(status)
     pid = int(owner["pid"])
-    # the record before the signal: what decides after the end of the training must find it
+    # the record before the signal: a batch script that decides about a restart afterwards must find it
     write_record(summary, [*job_ids_of(status), *_enclosing_job(summary)])
     try:
         os.kill(pid, signal.SIGTERM)
@@ -85,7 +85,7 @@ def stop_process(status: Status) -> Cancellation:
 
 
 def _stop_remote_process(status: Status) -> Cancellation:
-    """Ask a process that cannot be signalled from here to stop, or return the command that does so."""
+    """Ask a process that cannot be signalled from here to stop, or return the command for it to the user."""
     if status.is_elsewhere:
         return _not_cancelled(status.summary, _advise_other_cluster(status.summary))
     if status.summary.attempt.get("job_step"):
@@ -94,7 +94,7 @@ def _stop_remote_process(status: Status) -> Cancellation:
 
 
 def _cancel_without_process(status: Status) -> Cancellation:
-    """Return the result for a run that no process trains and that has no job in the queue as it was shown."""
+    """Return the result for a run that is not being trained and has no visible job in the queue."""
     summary = status.summary
     if status.is_elsewhere:
         return _not_cancelled(summary, _advise_other_cluster(summary))
@@ -103,8 +103,8 @@ def _cancel_without_process(status: Status) -> Cancellation:
         return _not_cancelled(summary, f"{owner}, and this site hides the jobs of other users. Ask that user")
     if status.state in {"finished", "damaged"} or not (waiter := find_local_wait(summary.run)):
         return Cancellation(summary.run, f"nothing to cancel: {status.state}")
-    # A `submit --local` waits to train it. The record first, then the state: if the run begins between the two, the new
-    # state shows it.
+    # A `submit --local` process waits to train the run. The record is written before the state is read again: if the
+    # run begins between the two, the new state shows it.
     write_record(summary, [summary.job_id] if summary.job_id else [])
     latest = read_summary(summary.run).on(summary.here)
     if latest.state == "running":
@@ -113,12 +113,15 @@ def _cancel_without_process(status: Status) -> Cancellation:
 
 
 def _stop_step(status: Status) -> Cancellation:
-    """Ask a training that is the only task of its step to stop, inside a job that cnnjob did not submit."""
+    """Ask a training process to stop through its job step, of which it is the only task.
+
+    The step is inside a SLURM job that cnnjob did not submit.
+    """
     summary = status.summary
     step = f"{summary.attempt['job_id']}.{summary.attempt['job_step']}"
     write_record(summary, [*job_ids_of(status), *_enclosing_job(summary)])
     try:
-        answer = client.ask_stderr(["scancel", "--signal=TERM", step])  # only the step: the job itself is its user's
+        answer = client.ask_stderr(["scancel", "--signal=TERM", step])  # not the job, which belongs to its user
         refusal = answer if "error" in answer else ""
     except SchedulerError as error:
         refusal = str(error)
@@ -129,7 +132,7 @@ def _stop_step(status: Status) -> Cancellation:
 
 
 def _withdraw_record(status: Status) -> None:
-    """Reduce the record to the jobs of the run, as its process was not asked to stop."""
+    """Reduce the cancellation record to the run's own jobs, as the process was not asked to stop."""
     if status.own_jobs:
         write_record(status.summary, job_ids_of(status))
     else:
@@ -137,7 +140,7 @@ def _withdraw_record(status: Status) -> None:
 
 
 def _enclosing_job(summary: RunSummary) -> list[str]:
-    """Return the id of the job that a training is inside of, or nothing."""
+    """Return the id of the SLURM job that contains the training process; an empty list if there is none."""
     return [str(summary.attempt["job_id"])] if summary.attempt.get("job_id") else []
 
 
@@ -146,7 +149,7 @@ def _not_cancelled(summary: RunSummary, reason: str) -> Cancellation:
 
 
 def _advise_other_cluster(summary: RunSummary) -> str:
-    """Return a message with the command that cancels a job of another cluster or stops a training inside it."""
+    """Return a message with the command that cancels a job on another cluster or stops training inside it."""
     reason = f"job {summary.job_id} is on cluster {summary.other_cluster}, this cluster is {summary.here}"
     scancel = f"scancel -M {shlex.quote(summary.other_cluster)}"
     if summary.job_id == str(summary.submission.get("job_id")):
@@ -162,7 +165,7 @@ def _advise_signal(summary: RunSummary) -> str:
     is_foreign = job_id and job_id != str(summary.submission.get("job_id"))
     inside = f", inside job {job_id}, which cnnjob did not submit" if is_foreign else ""
     command = f"kill -TERM {pid}"
-    if host == socket.gethostname():  # in another container, or on another machine of this name
+    if host == socket.gethostname():  # in another container, or on another machine with the same name
         return (
             f"process {pid} on {host} trains it{inside}, in another container or on another machine of this name. "
             f"To let it save and stop, run there:\n  {command}"

@@ -1,4 +1,4 @@
-"""Waiting for runs to end, whatever jobs carry them."""
+"""Waiting for runs to end, in whichever SLURM jobs they are trained."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,18 @@ from cnnjob.slurm.scheduler import job_states
 from cnnjob.slurm.status import Answer, query_statuses
 
 FIRST_SECONDS, LONGEST_SECONDS = 2.0, 60.0
-"""First and longest pause between two queries; the pause doubles while no run ends."""
+"""First and longest pause between two queries; the pause doubles until a run ends."""
 SILENT_SECONDS = 1800.0
-"""Time to wait for a scheduler that does not answer."""
+"""Maximum time to wait for a scheduler that does not answer."""
 
 
 def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
-    """Yield the status of each run when it has ended, and once for each job that will not start by itself.
+    """Yield the status of each run once it has ended, and once for each job that will not start by itself.
 
-    The scheduler is asked less and less often while no run ends.
+    The scheduler is queried less and less often until a run ends.
 
     Raises:
-        SchedulerError: nothing was learned about the remaining runs for half an hour; their jobs are not affected.
+        SchedulerError: there was no information about the remaining runs for half an hour; their jobs are not affected.
     """
     remaining, reported, pause, last_news = list(runs), set[str](), FIRST_SECONDS, time.monotonic()
     while remaining:
@@ -39,14 +39,14 @@ def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
 
 
 def _time_of_news(answer: Answer, before: float) -> float:
-    """Return the monotonic time at which something was last learned about the remaining runs.
+    """Return the monotonic time at which there was last information about the remaining runs.
 
     Args:
         answer: the latest statuses.
-        before: the previous value.
+        before: the previous return value.
 
     Raises:
-        SchedulerError: that is longer ago than ``SILENT_SECONDS``.
+        SchedulerError: there has been no information for more than ``SILENT_SECONDS``.
     """
     now, remaining = time.monotonic(), [status for status in answer.statuses if not _has_ended(status, answer)]
     all_hidden = bool(remaining) and all(status.is_hidden and status.state != "running" for status in remaining)
@@ -58,16 +58,16 @@ def _time_of_news(answer: Answer, before: float) -> float:
 
 
 def _has_ended(status: Status, answer: Answer) -> bool:
-    """Return whether a run has ended and no job will restart it; if the queue was not read, it has not."""
+    """Return whether a run has ended and no job will restart it; False if that is unclear as the queue was not read."""
     if status.state in {"finished", "damaged"}:
         return True
-    if status.is_hidden:  # its job may be in a queue that was not shown, so only the run's folder counts
+    if status.is_hidden:  # it may have a job that squeue does not show here, so only its folder counts
         return status.state in {"failed", "cancelled"}
     return not answer.silent and status.job is None and status.state != "running"
 
 
 def _is_stuck(status: Status) -> bool:
-    """Return whether a run waits for a job that is held or can never start."""
+    """Return whether a run is waiting for a job that is held or can never start."""
     if status.job is None or status.job.state not in job_states.WAITING or status.state != "pending":
         return False
     return not job_states.parse_reason(status.job.reason).starts_by_itself
