@@ -1,4 +1,4 @@
-"""``KEY=VALUE`` on the command line: exactly one assignment in TOML, read whole or refused."""
+"""Parsing of ``KEY=VALUE`` command-line arguments, each exactly one TOML assignment."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from cnnjob.jobs import toml
 from cnnjob.jobs.schema import in_one_line
 
 _NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
-# DOTALL: a value may span lines, as an array in TOML may.
+# DOTALL: a value may span several lines, as TOML arrays may.
 _ASSIGNMENT = re.compile(rf"\s*({_NAME}(?:[ \t]*\.[ \t]*{_NAME})*)[ \t]*=(.*)", re.DOTALL)
-# TOML's four forms of strings come before brackets and commas, so that none inside a string is counted.
+# TOML's four string forms come before brackets and commas, so that those inside a string are not counted.
 _TOKEN = re.compile(
     r"""\"{3}(?:[^\\]|\\.)*?\"{3}|"(?:[^"\\\n]|\\.)*"|'{3}.*?'{3}|'[^'\n]*'|[^"'\[\]{},]+|[\[\]{},]""", re.DOTALL
 )
@@ -22,7 +22,7 @@ _OPENING = ("[", "{", '"', "'")
 
 
 def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
-    """Parse one ``KEY=VALUE`` as TOML; a value that is not TOML is a string, unless it opens a quote or a bracket.
+    """Parse one ``KEY=VALUE`` as TOML; a value that is not TOML is a string unless it starts with a quote or bracket.
 
     Args:
         text: the assignment, such as ``train.epochs = 3`` or ``train.schedule=cosine``.
@@ -42,8 +42,8 @@ def split_assignment(text: str, option: str, form: str) -> tuple[tuple[str, ...]
 
     Args:
         text: the assignment.
-        option: the command-line option it was given with, for the message.
-        form: what it should look like, for the message.
+        option: the command-line option that it was passed to, for the message.
+        form: the expected form, for the message.
 
     Returns:
         The parts of the dotted key, and the text after the equals sign.
@@ -78,10 +78,10 @@ def split_values(text: str) -> list[str]:
     """Split a list of values at the commas outside brackets, braces and quotes.
 
     Args:
-        text: ``A,B,…``; quotes and brackets count only in a value that begins with one.
+        text: ``A,B,…``; quotes and brackets are significant only in a value that begins with one.
 
     Returns:
-        The text of each value, without surrounding space.
+        The text of each value, without surrounding whitespace.
     """
     values, start = list[str](), 0
     while start <= len(text):
@@ -108,7 +108,7 @@ def _find_end_of_value(text: str, start: int) -> int:
 
 
 def _parse_value(text: str, assignment: str) -> Any:
-    """Parse a value as the only member of an array, so that neither a comment nor a second assignment can follow it."""
+    """Parse a value as the only element of an array, so that no comment or second assignment can follow it."""
     try:
         parsed = toml.parse_toml(f"value = [{text},]")
     except ValueError as error:

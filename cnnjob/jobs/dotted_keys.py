@@ -1,4 +1,4 @@
-"""Dotted keys of a job, such as ``train.optimiser.sgd.momentum``: list all settings, or set one as ``--set`` does."""
+"""Dotted keys of a job, such as ``train.optimiser.sgd.momentum``: listing all settings, and setting one (``--set``)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from cnnjob.jobs.schema import in_one_line
 
 _INDEX = re.compile(r"[0-9]{1,6}")  # short: int() refuses thousands of digits
 KINDS = ("train.optimiser", "train.schedule")
-"""Tables that have exactly one of their keys; listed as a setting, the value of such a table is that key."""
+"""Tables in which exactly one key is set; in a list of settings, that key is the table's value."""
 
 
 def iterate_settings(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -18,10 +18,10 @@ def iterate_settings(table: Mapping[str, Any], above: str = "") -> Iterator[tupl
 
     Args:
         table: the job, as returned by :meth:`Job.model_dump`.
-        above: prefix of the keys, ending in a dot.
+        above: prefix of the keys, with a trailing dot.
 
     Yields:
-        Keys and values; a list is one value. A table of :data:`KINDS` is preceded by its kind, such as
+        Keys and values; a list is one value. A table in :data:`KINDS` is preceded by its kind, such as
         ``train.optimiser`` and ``"sgd"``.
     """
     for key, value in table.items():
@@ -35,21 +35,21 @@ def iterate_settings(table: Mapping[str, Any], above: str = "") -> Iterator[tupl
 
 
 def belongs_to_selected_kind(key: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether a key belongs to the optimiser or schedule in use; ``sgd.momentum`` does not with AdamW."""
+    """Return whether a key belongs to the optimiser or schedule in use: with AdamW, ``sgd.momentum`` does not."""
     kinds = (f"{table}.{settings[table]}." for table in KINDS if table in settings and key.startswith(f"{table}."))
     return all(key.startswith(kind) or key == kind[:-1] for kind in kinds)
 
 
 def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, ...], override: str) -> None:
-    """Refuse an assignment that would undo an earlier one, because it replaces the table that the other changed.
+    """Refuse an assignment that would undo an earlier one by replacing the table that the earlier one changed.
 
     Args:
-        applied: the earlier assignments by their keys.
+        applied: the earlier assignments by key.
         key: the parts of the dotted key.
         override: the assignment, for the message.
 
     Raises:
-        JobError: the assignment replaces the table of an earlier one, or selects another optimiser or schedule.
+        JobError: the assignment replaces the table of an earlier one, or selects a different optimiser or schedule.
     """
     for before, text in applied.items():
         if len(before) > len(key) and before[: len(key)] == key:
@@ -68,17 +68,17 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
 def apply_override(
     content: dict[str, Any], key: tuple[str, ...], value: Any, override: str, applied: Mapping[tuple[str, ...], str]
 ) -> None:
-    """Set one key in a job file's content; a key of another optimiser or schedule than the file's also selects that.
+    """Set one key in a job file's content; a key of an optimiser or schedule that is not selected also selects it.
 
     Args:
-        content: the content, which is changed.
+        content: the content, changed in place.
         key: the parts of the dotted key.
         value: the value.
         override: the assignment, for the message.
-        applied: the earlier assignments by their keys.
+        applied: the earlier assignments by key.
 
     Raises:
-        JobError: the key leads to nothing.
+        JobError: a part of the key leads neither into a table nor to a list element.
     """
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):
@@ -100,7 +100,7 @@ def apply_override(
 
 
 def _enter_table(table: Any, name: str, following: str, override: str) -> Any:
-    """Return the table of a name; a shorthand for one (``true``, or the name of a kind) is expanded first."""
+    """Return the table with a given name, after expanding a shorthand for it (``true``, or the name of a kind)."""
     index: Any = _list_index(table, name)
     if index is None and not isinstance(table, dict):
         raise JobError(_no_key_message(override, name))
@@ -115,7 +115,7 @@ def _enter_table(table: Any, name: str, following: str, override: str) -> Any:
 
 
 def _list_index(table: Any, name: str) -> int | None:
-    """Return the list index that a name stands for; None if the table is no list or has no such index."""
+    """Return the list index that a name stands for; None if the table is not a list or has no such index."""
     if not isinstance(table, list) or not _INDEX.fullmatch(name):
         return None
     return int(name) if int(name) < len(table) else None

@@ -1,14 +1,15 @@
 """Load a job file, apply overrides, check the result, and compute the job's digest.
 
-A job is data. Everything in it except its name, ``resources`` and the checkpoint cadence decides the result to the last
-bit and enters :meth:`Job.digest`, which names the run's folder; the dataset enters by its content, not by its path.
+A job is pure data. Everything in it except its name, ``resources`` and the checkpoint interval determines the result
+to the last bit and is part of :meth:`Job.digest`, which names the run folder. The digest covers the dataset's content,
+not its path.
 
-Two spellings of one training are one job, as far as the job file alone can tell. A key that can have no effect where
-it stands is refused, with what to write instead. A key that has no effect only because of the value of another is
-dropped when the job is read, so that the other can be swept over: early stopping whose patience the epochs cannot
-exhaust, augmentation with all settings off, a dropout of 0 that no other dropout follows, the order of operations that
-a convolution does not have, flips that alternate over a single epoch. A setting that can have no effect on the dataset
-is refused once the dataset is known (:mod:`cnnjob.training.idle_settings`).
+Two job files that describe the same training are the same job, as far as this can be decided without the dataset. A key
+that can have no effect in its place is refused, and the message shows what to write instead. A key that has no effect
+only because of another key's value is dropped when the job is read, so that the other key can be swept: early stopping
+whose patience the epochs cannot exhaust, augmentation with all settings off, a dropout of 0 that no other dropout
+follows, an order of operations that a convolution does not have, flips that alternate over a single epoch. A setting
+that can have no effect on the dataset is refused once the dataset is known (:mod:`cnnjob.training.idle_settings`).
 """
 
 import re
@@ -36,15 +37,15 @@ from cnnjob.jobs.schema import Settings, describe_problems, format_value, is_old
 from cnnjob.jobs.settings import DataSettings, ResourceSettings, TrainSettings
 
 FORMAT = 3
-"""Version of the job's meaning, in its digest and in a run's ``job.json``; raise it when a default or meaning changes.
+"""Version of the job format, part of the digest and of ``job.json``; incremented when a default or meaning changes.
 
-An unfinished run of an older format is not resumed; :mod:`cnnjob.jobs.older` translates its job."""
-# The name becomes part of a folder's name: no slash, and no dot or dash at its start.
+An unfinished run in an older format is not resumed; :mod:`cnnjob.jobs.older` translates its job."""
+# The name becomes part of a folder name: no slash, and no leading dot or dash.
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 FROZEN = "job.json"
 """Name of the file that holds the job in a run's folder."""
 DefaultJob = Callable[[str], dict[str, Any] | None]
-"""Returns the content of the built-in job of a dataset, given its name; None if there is no such dataset."""
+"""Function from a dataset's name to the content of its built-in job; None if there is no such dataset."""
 
 
 def _require_job_name(name: str) -> str:
@@ -57,22 +58,22 @@ def _require_job_name(name: str) -> str:
 
 
 class Job(Settings):
-    """A complete description of one training."""
+    """A complete description of one training run."""
 
     name: Annotated[str, AfterValidator(_require_job_name)]
     """First part of the run folder's name, before the digest; by default the job file's name without its suffix."""
     dataset: Annotated[str, Field(min_length=1)]
     """Name of a prepared dataset, or the path of its HDF5 file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of all random numbers of the training: initial weights, order of the images, augmentation, dropout."""
+    """Seed of all random numbers in training: initial weights, image order, augmentation, dropout."""
     data: DataSettings = DataSettings()
     """Preprocessing and augmentation of the images, and the validation split."""
     model: Model
     """The network: its blocks and the classifier."""
     train: TrainSettings
-    """Length, optimiser and evaluation of the training."""
+    """Training length, optimiser and evaluation."""
     resources: ResourceSettings = ResourceSettings()
-    """Where the job runs; no part of the run's name."""
+    """Where the job runs; not part of the run's name."""
 
     @model_validator(mode="after")
     def _require_supported_precision(self, info: ValidationInfo) -> Self:
@@ -90,7 +91,7 @@ class Job(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _replace_single_alternation(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Replace alternating flips by random ones if there is a single epoch: both give the same images."""
+        """Replace alternating flips with random ones if there is only one epoch: both give the same images."""
         job = handler(values)
         # Settings are frozen: the change is made on copies.
         if job.train.epochs > 1 or not job.data.augment or job.data.augment.flip != "alternating":
@@ -103,16 +104,16 @@ class Job(Settings):
         """Read a job file, apply the overrides and check the result.
 
         Args:
-            name: the path of a job file; the name of a job in ``./jobs/`` or of one that comes with the package; or a
-                run's folder, for the run's own job.
-            overrides: one ``key=value`` each, with a dotted key and a value in TOML (or a bare word).
-            default: gives the content of the job of a name that is no job's, or None.
+            name: the path of a job file; the name of a job in ``./jobs/`` or of one that ships with the package;
+                or a run folder, for the run's own job.
+            overrides: ``key=value`` strings, each with a dotted key and a value in TOML (or a bare word).
+            default: returns the content of the built-in job for a name that is not a job's, or None.
 
         Returns:
             The job, with all defaults filled in.
 
         Raises:
-            JobError: there is no such job, or it is not valid; the message lists all problems.
+            JobError: there is no such job, or the job is not valid; the message lists all problems.
         """
         try:
             path = find_job_file(name)
@@ -138,7 +139,7 @@ class Job(Settings):
         Args:
             content: the parsed file.
             where: the file's path, for the message.
-            written_as: the format that the content was written in; keys of an older one are translated.
+            written_as: the format in which the content was written; keys from an older format are translated.
 
         Raises:
             JobError: the job is not valid; the message lists all problems.
@@ -152,7 +153,7 @@ class Job(Settings):
             raise JobError(f"{where}: not a valid job:\n{problems}") from error
 
     def digest(self, data_digest: str) -> str:
-        """Return the SHA-256 of everything that decides the result: the job and the data it reads.
+        """Return the SHA-256 of everything that determines the result: the job and the data it reads.
 
         Args:
             data_digest: :attr:`cnnjob.data.dataset.Dataset.digest` of the job's dataset.
@@ -160,32 +161,32 @@ class Job(Settings):
         Returns:
             64 hexadecimal digits, the same on every machine.
         """
-        # The backend is left out although it decides the last bits: a run keeps the one that its first attempt chose.
+        # The backend is left out although it affects the last bits: a run keeps the one that its first attempt chose.
         settings = self.model_dump(
             mode="json",
             exclude={"name": True, "dataset": True, "resources": True, "train": {"checkpoint_seconds"}},
-            exclude_defaults=True,  # so that adding a key to the schema later renames no run
+            exclude_defaults=True,  # so that a key added to the schema later renames no run
         )
         return sha256_of(canonical_json({"format": FORMAT, "job": settings, "data": data_digest}).encode())
 
 
 def list_jobs() -> dict[str, Path]:
-    """Return every job that has a name, with its file; jobs in ``./jobs/`` take precedence over the package's."""
+    """Return the file of every named job; jobs in ``./jobs/`` take precedence over the package's."""
     return named_toml_files("jobs")
 
 
 def find_job_file(name: str) -> Path:
-    """Return the file of a job, given its path, its name, or the folder of a run.
+    """Return a job's file, given the file's path, the job's name, or a run folder.
 
     Raises:
         JobError: there is no such job; the message suggests a similar name.
     """
-    # exists() and not is_file(): for a pipe or a folder the reader has the better message.
+    # exists(), not is_file(): for a pipe or a folder, the reader has a better message.
     if (path := Path(name)).suffix == ".toml" and path.exists():
         return path
     if path.name == FROZEN and path.is_file():
         return path
-    if (path / FROZEN).is_file():  # before the names: a folder in the working directory may have one
+    if (path / FROZEN).is_file():  # before the names: a folder in the working directory may have a job's name
         return path / FROZEN
     if path.suffix or "/" in name:
         raise JobError(f"{name}: no such file. Name a .toml file, or a job of this list:\n  cnnjob show")
@@ -198,7 +199,7 @@ def find_job_file(name: str) -> Path:
 
 
 def _read_frozen(path: Path) -> dict[str, Any]:
-    """Read the job of a run's folder; one of an older format is refused."""
+    """Read the job from a run folder; a job in an older format is refused."""
     frozen = json_files.read_sealed(path, manifest.Manifest)
     if frozen.get("format") != FORMAT:
         raise JobError(

@@ -1,7 +1,7 @@
-"""Read JSON files of a known schema: fields are checked on reading, and a seal (a SHA-256) reveals an edited file.
+"""JSON files with a known schema: fields are checked on reading, and a seal (a SHA-256) reveals edits.
 
-A file may be damaged, edited or written by another version. Fields outside the schema are ignored; a field of the
-schema has the type that the code relies on.
+A file may be damaged, edited or written by another version. Fields outside the schema are ignored; fields in the schema
+are guaranteed to have the types that the code relies on.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from cnnjob import files
 from cnnjob.errors import DataError
 
 SEAL = "sha256"
-"""Key of the SHA-256 of all other content of a file."""
+"""Key that holds the SHA-256 of all other content in a file."""
 _SHOWN = 60
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
-"""Range of years in which a time can be converted to any zone and compared with any other."""
+"""Range of years in which any time can be converted to any time zone and compared with any other time."""
 
 
 def _require_time(text: str) -> str:
@@ -38,19 +38,19 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Fields(BaseModel):
-    """Base class of the schemas: the types of fields are strict, and unknown fields are ignored."""
+    """Base class for the schemas: field types are strict, and unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-# Building an adapter costs far more than a validation.
+# Building an adapter is far more expensive than validating with it.
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def read_checked(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    """Read a JSON file of one object.
+    """Read a JSON file that contains one object.
 
     Args:
         path: the file.
@@ -67,18 +67,18 @@ def read_checked(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
-    """Read a JSON file of one list.
+    """Read a JSON file that contains one list.
 
     Args:
         path: the file.
-        kind: type or schema of each member.
-        at_least: minimum number of members.
+        kind: type or schema of each element.
+        at_least: minimum number of elements.
 
     Returns:
-        The members.
+        The elements.
 
     Raises:
-        DataError: the file is missing, is not a regular file, or is damaged; the message names the member.
+        DataError: the file is missing, is not a regular file, or is damaged; the message names the element.
     """
     members: list[Any] = checked(files.read_json(path), list[kind], str(path))
     if len(members) < at_least:
@@ -89,7 +89,7 @@ def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
 
 
 def read_lines(path: Path, kind: Any, at_most: int) -> list[Any]:
-    """Read a file of one JSON object per line.
+    """Read a file with one JSON object per line.
 
     Args:
         path: the file.
@@ -97,10 +97,11 @@ def read_lines(path: Path, kind: Any, at_most: int) -> list[Any]:
         at_most: maximum size of the file, in bytes.
 
     Returns:
-        The content of each line that is not empty.
+        The content of each non-empty line.
 
     Raises:
-        DataError: the file is missing, is not a regular file, is larger, or is damaged; the message names the line.
+        DataError: the file is missing, is not a regular file, is larger than ``at_most``, or is damaged; the
+            message names the line.
     """
     # Not splitlines(), which also splits at characters such as U+2028 that JSON allows inside a string.
     lines = files.read_text(path, at_most).split("\n")
@@ -108,10 +109,10 @@ def read_lines(path: Path, kind: Any, at_most: int) -> list[Any]:
 
 
 def parse_checked(text: str, kind: Any, where: str) -> Any:
-    """Parse JSON of a known schema; ``where`` names it in messages.
+    """Parse JSON with a known schema; ``where`` identifies it in messages.
 
     Raises:
-        DataError: the text is not JSON, or does not fit the schema.
+        DataError: the text is not JSON, or does not match the schema.
     """
     try:
         content = files.parse_json(text)
@@ -121,10 +122,10 @@ def parse_checked(text: str, kind: Any, where: str) -> Any:
 
 
 def checked(content: Any, kind: Any, where: str) -> Any:
-    """Return the content unchanged if it fits a schema; ``where`` names it in messages.
+    """Return the content unchanged if it matches a schema; ``where`` identifies it in messages.
 
     Raises:
-        DataError: it does not fit; the message names the first wrong field.
+        DataError: it does not match; the message names the first wrong field.
     """
     # The validated model is discarded: it has only the fields of the schema.
     try:
@@ -138,7 +139,7 @@ def checked(content: Any, kind: Any, where: str) -> Any:
 
 
 def _describe_problem(problem: Any) -> str:
-    """Return what is wrong with a field, such as ``data.mean is missing``."""
+    """Return a description of a field's problem, such as ``data.mean is missing``."""
     field = ".".join(map(str, problem["loc"])) or "it"
     if problem["type"] == "missing":
         return f"{field} is missing"
@@ -149,7 +150,7 @@ def _describe_problem(problem: Any) -> str:
 
 
 def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    """Read a JSON file that carries the SHA-256 of its other content; one of an older version may lack it.
+    """Read a JSON file that contains the SHA-256 of its other content; files from older versions may lack it.
 
     Args:
         path: the file.

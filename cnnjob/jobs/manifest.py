@@ -1,4 +1,4 @@
-"""Schema of ``job.json``: the resolved job of a run and the dataset that it was created for."""
+"""Schema of ``job.json``: a run's resolved job and the dataset that the run was created for."""
 
 from typing import Annotated, Any, Self
 
@@ -11,7 +11,7 @@ class ManifestData(Fields):
     """The dataset in ``job.json``."""
 
     path: str
-    """Absolute path of the HDF5 file, with links resolved."""
+    """Absolute path of the HDF5 file, with symbolic links resolved."""
     name: str
     """Name of the dataset."""
     digest: Sha256
@@ -38,7 +38,7 @@ class _Train(Fields):
 
 
 class _Job(Fields):
-    """The fields that are read of a job of any version."""
+    """The fields that are read from a job, whichever version wrote it."""
 
     name: str
     seed: Count
@@ -47,7 +47,7 @@ class _Job(Fields):
 
 
 class Manifest(Fields):
-    """Content of ``job.json``; unknown fields are refused, so that a seal renamed to another key is noticed."""
+    """Content of ``job.json``; unknown fields are refused, so that a seal moved to another key is detected."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,4 +57,4 @@ class Manifest(Fields):
     """:meth:`cnnjob.jobs.job.Job.digest`, whose first digits are in the folder's name."""
     format: Count | None = None
     sha256: Sha256 | None = None
-    """The seal; missing in a file that a version without seals wrote."""
+    """The seal; missing in files written by versions without seals."""

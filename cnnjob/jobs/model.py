@@ -1,7 +1,7 @@
 """Schema of the network in a job file: its blocks in order, and the classifier.
 
-The blocks are those of :mod:`cnnjob.nn`; their fields are the keys of their tables. A job file is stricter: it refuses
-settings that have no effect, and settings that give the same bits become the same job.
+The blocks are those of :mod:`cnnjob.nn`, and each block's fields are the keys of its table. A job file is stricter:
+settings without effect are refused, and settings that give the same bits become the same job.
 """
 
 from dataclasses import replace
@@ -14,14 +14,14 @@ from cnnjob.jobs.schema import Fraction, OrFalse, Settings, Table, format_value,
 from cnnjob.nn.blocks import ConvInitialiser, Initialiser, Order, Part
 
 LARGEST_DEVIATION = 10
-"""Largest standard deviation of initial weights."""
+"""Maximum standard deviation of initial weights."""
 _ORDER: Order = ("norm", "activation", "pool")
 
 
 def _named_or_deviation(*names: str) -> BeforeValidator:
-    """Return a validator for one of the names or a standard deviation, with one message for both."""
+    """Return a validator that accepts one of the names or a standard deviation, with one message for both."""
 
-    # A plain union would report one error per member.
+    # A plain union would report one error per alternative.
     def checked(value: Any) -> Any:
         if value in names:
             return value
@@ -72,14 +72,14 @@ def _require_each_part(order: Order) -> Order:
 
 
 def _in_usual_order(conv: nn.Conv) -> nn.Conv:
-    """Put absent operations, and a ReLU next to its pooling if the bits are the same, into the usual order."""
+    """Put operations into the usual order where no bit changes: absent ones, and a ReLU next to its pooling."""
     is_present: dict[Part, bool] = {
         "norm": conv.batch_norm is not None,
         "activation": conv.activation != "none",
         "pool": conv.pool > 1,
     }
     present = tuple(part for part in conv.order if is_present[part])
-    # ReLU and max-pooling commute to the bit; GELU does not, as it is not monotonic.
+    # ReLU and max-pooling commute bit for bit; GELU and max-pooling do not, as GELU is not monotonic.
     if conv.activation != "gelu" and (not conv.batch_norm or present == ("norm", "pool", "activation")):
         return replace(conv, order=_ORDER)
     if present == tuple(part for part in _ORDER if is_present[part]):
@@ -88,7 +88,7 @@ def _in_usual_order(conv: nn.Conv) -> nn.Conv:
 
 
 def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Remove dropouts of rate 0, unless another dropout follows: its random numbers depend on its position."""
+    """Remove dropouts with rate 0 unless another dropout follows, whose random numbers depend on its position."""
     is_idle = [isinstance(block, nn.Dropout) and block.probability == 0 for block in blocks]
     bodies = [block.blocks if isinstance(block, nn.Residual) else (block,) for block in blocks]
     drops = [
@@ -100,7 +100,7 @@ def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _find_kind(block: Any) -> str | None:
-    """Return a block's kind, given by the key that no other kind has; None if there is none or more than one."""
+    """Return a block's kind, identified by the key that only this kind has; None if there is not exactly one."""
     if not isinstance(block, dict):
         return getattr(block, "kind", None)
     kinds = [kind for kind in KINDS if kind in block]
@@ -108,10 +108,10 @@ def _find_kind(block: Any) -> str | None:
 
 
 KINDS = ("conv", "dense", "dropout", "global_pool", "residual")
-# With a discriminator pydantic reports the problems of the block that was meant, not those of all kinds.
+# With a discriminator, pydantic reports problems for the intended kind of block only, not for all kinds.
 _BY_KIND = Discriminator(_find_kind, custom_error_type="kind", custom_error_message="no such block")
 
-# Tuples are not strict: TOML has lists, which pydantic would refuse for a tuple.
+# Tuples are not strict: TOML arrays are read as lists, which a strict tuple would refuse.
 _BatchNorm = Annotated[nn.BatchNorm, Table(nn.BatchNorm), AfterValidator(_require_trained_scale)]
 _Conv = Annotated[
     nn.Conv,
@@ -162,7 +162,7 @@ class Model(Settings):
 
     @property
     def has_convolutions(self) -> bool:
-        """True if any block, or any block inside a residual, is a convolution."""
+        """True if any block, including those inside residual blocks, is a convolution."""
         return any(isinstance(block, nn.Conv | nn.Residual) for block in self.blocks)
 
     @model_validator(mode="after")

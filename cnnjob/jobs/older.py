@@ -1,7 +1,7 @@
-"""Translate jobs of older formats: where each key of the old layout is now.
+"""Translation of jobs in older formats: the current place of each key in the old layout.
 
-Up to format 2 the keys of the optimiser and the schedule lay flat in ``train``. They are now in the table of the
-optimiser or schedule that uses them, as in ``optimiser = { sgd = { momentum = 0.9 } }``.
+Up to format 2, the optimiser and schedule keys were directly in ``train``. They are now in the table of the optimiser
+or schedule that uses them, as in ``optimiser = { sgd = { momentum = 0.9 } }``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,14 +18,14 @@ _MOVED_KEYS: dict[str, dict[str, dict[str, str]]] = {
     },
     "schedule": {"constant": _WARMUP, "cosine": _FALL, "triangular": _FALL},
 }
-"""Old flat keys and their new names, by table of ``train`` and by kind; the default kind comes first."""
+"""Old keys and their new names, by table in ``train`` and by kind; the default kind comes first."""
 
 
 def translate(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a job of format 1 or 2 into the current layout.
+    """Translate a job in format 1 or 2 to the current layout.
 
     Args:
-        job: the content of ``job.json`` under ``job``.
+        job: the value of ``job`` in ``job.json``.
 
     Returns:
         The same job; keys that had no effect with its optimiser or schedule are left out.
@@ -45,7 +45,7 @@ def translate(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
-    """Return where a key that used to lie flat in ``train`` is now.
+    """Return a hint about a key that used to be directly in ``train``.
 
     Args:
         key: the old key.
@@ -53,7 +53,7 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
 
     Returns:
         A sentence with the new spelling of this key and of all others that move to the same table; empty for a key
-        that never lay flat.
+        that was never directly in ``train``.
     """
     for table, kinds in _MOVED_KEYS.items():
         homes = [kind for kind, names in kinds.items() if key in names]
@@ -70,7 +70,7 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
 
 
 def _spelling(table: str, kind: str, keys: Iterable[str], train: Mapping[str, Any]) -> str:
-    """Return the table of a kind with some of the old keys, in the current spelling."""
+    """Return a kind's table with some of the old keys, in the current spelling."""
     settings = ", ".join(f"{_MOVED_KEYS[table][kind][key]} = {format_value(train[key])}" for key in keys)
     return f"{table} = {{ {kind} = {{ {settings} }} }}"
 

@@ -1,4 +1,4 @@
-"""Reference of the keys of a job file, one line per key, generated from the docstrings of the schema's fields.
+"""Reference of the job-file keys, one line per key, generated from the docstrings of the schema's fields.
 
 ``python -m cnnjob.jobs.reference > docs/job-file.md`` writes the page.
 """
@@ -28,19 +28,19 @@ class Key:
     """A key of a job file."""
 
     table: str
-    """Dotted name of its table, or the block's key as ``{ conv = … }``; empty at the top level."""
+    """Dotted name of the key's table, or the block's key as ``{ conv = … }``; empty at the top level."""
     name: str
     takes: str
-    """Types and limits of its values, in words."""
+    """Types and limits of the key's values, in words."""
     default: str
-    """The default as TOML; ``required`` for a key without one."""
+    """The default as TOML; ``required`` for a key without a default."""
     meaning: str
-    """The field's docstring, in one line."""
+    """The field's docstring, on one line."""
 
 
 def list_keys() -> list[Key]:
     """Return every key of a job file, table by table, outer tables first."""
-    # dict(): conv and dropout are met twice, as blocks of the network and inside a residual.
+    # dict(): conv and dropout occur twice, as blocks of the network and inside a residual block.
     return [
         Key(table, name, _takes(field), _default(field), _one_line(_docstrings(section).get(name, "")))
         for table, section in dict(_tables(Job, "")).items()
@@ -49,7 +49,7 @@ def list_keys() -> list[Key]:
 
 
 def format_markdown() -> str:
-    """Return the reference as Markdown, with one table per table of a job file."""
+    """Return the reference as Markdown, with one Markdown table per job-file table."""
     tables, about = dict(_tables(Job, "")), _one_line(inspect.getdoc(Job) or "")
     lines = ["# The keys of a job file", "", f"{about} `cnnjob show --keys` prints the same.", "", _MADE_BY]
     for table, rows in groupby(list_keys(), key=lambda key: key.table):
@@ -77,7 +77,7 @@ def _docstrings(section: Section) -> dict[str, str]:
     """Return the docstring of each key: the one below its field in the class or in one of its bases."""
     source, names = (section.source, section.keys) if isinstance(section, Table) else (section, {})
     texts: dict[str, str] = {}
-    # Python keeps no docstrings of attributes, so they are read from the source, bases first to be overridden.
+    # Python does not keep attribute docstrings, so they are read from the source; later classes override bases.
     for base in reversed([base for base in source.__mro__ if base.__module__.startswith("cnnjob.")]):
         body = ast.parse(inspect.getsource(base)).body[0]
         statements = body.body if isinstance(body, ast.ClassDef) else []
@@ -105,7 +105,7 @@ def _takes(field: FieldInfo) -> str:
 
 
 def _kinds(annotation: Any) -> Iterator[str]:
-    """Yield the types of an annotation in the words of the reference."""
+    """Yield the names of an annotation's types, as used in the reference."""
     if annotation in _WORDS:
         yield _WORDS[annotation]
     elif get_origin(annotation) is Literal:

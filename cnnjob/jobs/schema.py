@@ -1,4 +1,4 @@
-"""Base classes for the tables of a job file or a profile, and error messages in the terms of those files."""
+"""Base classes for the tables in job files and profiles, and error messages in terms of those files."""
 
 import inspect
 import re
@@ -35,7 +35,7 @@ def _require_below_one(share: float) -> float:
 
 Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_require_below_one)]
 
-# In float32 a dropout rate that rounds to 1 divides by zero, and a learning rate of 1e-300 trains nothing.
+# In float32, a dropout rate that rounds to 1 causes a division by zero, and a learning rate of 1e-300 trains nothing.
 _SMALLEST, _HALF_STEP = 2.0**-126, 2.0**-25
 """The smallest normal number of float32, and half the spacing of its numbers just below 1."""
 _NAMES_KEY = re.compile(r"[a-z_.0-9]+: ")
@@ -53,11 +53,11 @@ _EXPECTED = {
     "string_type": "a string",
     "tuple_type": "an array",
 }
-"""Names of the expected values in messages, by pydantic's error type."""
+"""Descriptions of the expected values in messages, by pydantic's error type."""
 
 
 def _require_float32(value: Any) -> Any:
-    """Replace -0.0, which would give another digest, by 0.0; refuse other numbers below float32's normal range."""
+    """Replace -0.0, which would change the digest, with 0.0; refuse other numbers below float32's normal range."""
     if not isinstance(value, float):
         return value
     if 0 < abs(value) < _SMALLEST:
@@ -66,7 +66,7 @@ def _require_float32(value: Any) -> Any:
 
 
 class Settings(BaseModel):
-    """A table of a job file or a profile: frozen, and strict about names and types."""
+    """A table in a job file or profile: frozen, and strict about names and types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -74,9 +74,9 @@ class Settings(BaseModel):
 
 
 class Table:
-    """Annotation of a dataclass: a table of a job file with its fields as keys, as strict as :class:`Settings`.
+    """Annotation of a dataclass as a job-file table, with the fields as keys and as strict as :class:`Settings`.
 
-    If the dataclass has a ``kind``, as a block does, that is the key of its first field: ``{ conv = 32, kernel = 5 }``.
+    If the dataclass has a ``kind``, as blocks do, it is the key of the first field: ``{ conv = 32, kernel = 5 }``.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Table:
         fixed: Mapping[str, Any] | None = None,
         annotations: Mapping[str, Any] | None = None,
     ) -> None:
-        """Describe the table of a dataclass.
+        """Describe a dataclass's table.
 
         Args:
             source: the dataclass.
-            about: what the table is; by default the first paragraph of the dataclass's docstring.
-            fixed: fields that are no keys of the table, with their values.
-            annotations: annotations in the place of the dataclass's, by name of the field.
+            about: description of the table; by default the first paragraph of the dataclass's docstring.
+            fixed: fields that are not keys of the table, with their values.
+            annotations: annotations that replace the dataclass's own, by field name.
         """
         self.source, self.fixed = source, fixed or {}
         self.about = about or (inspect.getdoc(source) or "").split("\n\n")[0]
@@ -103,11 +103,11 @@ class Table:
         self.keys = {name: renamed.get(name, name) for name in names if name not in self.fixed}
         """The key of each field."""
         self.model_fields = {
-            # ``...`` is pydantic's default of a required field.
+            # ``...`` is pydantic's default for a required field.
             key: FieldInfo.from_annotated_attribute(self._annotations[name], getattr(source, name, ...))
             for name, key in self.keys.items()
         }
-        """The key's type, limits and default, as pydantic has them in a model."""
+        """Each key's type, limits and default, as in a pydantic model."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """Return the schema of the table (called by pydantic)."""
@@ -135,11 +135,11 @@ class Table:
 
 
 Section = type[BaseModel] | Table
-"""The schema of one table: its ``model_fields`` are its keys."""
+"""The schema of one table: its ``model_fields`` are the table's keys."""
 
 
 class OneOf(Settings):
-    """A table with exactly one of its keys, itself a table; the bare name of a key selects it with its defaults."""
+    """A table in which exactly one key is set, to a table; a key's bare name selects the key with its defaults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -161,18 +161,18 @@ class OneOf(Settings):
 
     @model_serializer(mode="wrap")
     def _only_what_is_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Without the None of the other kinds a dump can be written as TOML and read back.
+        # Without the other kinds' None values, a dump can be written as TOML and read back.
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
 def _has_one_kind(table: dict[str, Any], kinds: Iterable[str]) -> bool:
-    """Return whether a table has one kind, or only unknown keys, which pydantic then reports with a near match."""
+    """Return whether a table has exactly one kind, or only unknown keys, which are then reported with a close match."""
     known = [kind for kind in kinds if table.get(kind) is not None and table[kind] is not False]
     return len(known) == 1 or (not known and any(key not in kinds for key in table))
 
 
 def is_older(info: ValidationInfo) -> bool:
-    """Return whether a job of an older format is being read; it may hold settings without effect, refused today."""
+    """Return whether a job in an older format is being read, which may have settings without effect, now refused."""
     return bool(info.context and info.context.get("older"))
 
 
@@ -182,11 +182,11 @@ def _expand_flag(value: Any) -> Any:
 
 
 OrFalse = BeforeValidator(_expand_flag)
-"""Validator of an optional table: ``false`` is none, ``true`` is a table of defaults."""
+"""Validator for an optional table: ``false`` means no table, ``true`` a table of defaults."""
 
 
 def suggest_name(name: str, names: Iterable[str]) -> str:
-    """Return a suggestion of the name that was probably meant, to be appended to a message; empty if none is close."""
+    """Return a suggestion for a misspelt name, to be appended to a message; empty if no known name is close."""
     close = closest_name(name, names)
     return f", did you mean '{close}'?" if close else ""
 
@@ -198,10 +198,10 @@ def in_one_line(text: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value in TOML, in one short line."""
+    """Return a value as TOML, on one short line."""
     try:
         return in_one_line(_as_toml(value))
-    except (RecursionError, ValueError):  # tables thousands deep, a number of thousands of digits
+    except (RecursionError, ValueError):  # tables nested thousands deep, a number with thousands of digits
         return "a value too large to print"
 
 
@@ -221,7 +221,7 @@ def describe_problems(error: ValidationError, root: type[BaseModel], content: An
     Args:
         error: pydantic's error.
         root: class of the table that was checked.
-        content: its content, for hints that depend on neighbouring keys.
+        content: the table's content, for hints that depend on neighbouring keys.
     """
     problems = error.errors()
     for problem in problems[:_SHOWN_PROBLEMS]:
@@ -231,7 +231,7 @@ def describe_problems(error: ValidationError, root: type[BaseModel], content: An
         parts = [str(part) for number, part in enumerate(loc) if not _is_kind(loc, number) or number == last]
         where = in_one_line(".".join(parts))
         what = _explain(problem, root, content)
-        # The check of a whole table names the key that is wrong, as in ``bias_init: there is no bias``.
+        # A check of a whole table names the wrong key itself, as in ``bias_init: there is no bias``.
         separator = "." if _NAMES_KEY.match(what) else ": "
         yield f"{where}{separator}{what}" if where else what
     if len(problems) > _SHOWN_PROBLEMS:
@@ -239,7 +239,7 @@ def describe_problems(error: ValidationError, root: type[BaseModel], content: An
 
 
 def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
-    """Return whether a part of a location is the tag by which pydantic names a block's kind, after its index."""
+    """Return whether a part of a location is the block kind that pydantic inserts after a block's index."""
     return number > 0 and isinstance(loc[number], str) and isinstance(loc[number - 1], int)
 
 
@@ -256,7 +256,7 @@ def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
             return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
     if error_type == "float_type" and isinstance(value, int) and not isinstance(value, bool):
-        # pydantic refuses an integer that no float can hold with the same error as a string.
+        # For an integer too large for a float, pydantic reports the same error as for a string.
         message = "input should be a number below 1e308"
     elif error_type in _EXPECTED:
         message = f"input should be {_EXPECTED[error_type]}"
@@ -302,8 +302,8 @@ def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[Sect
 
 
 def tables_in(field: FieldInfo) -> Iterator[Section]:
-    """Yield the schemas of the tables that a key takes."""
-    # pydantic moves the metadata of an annotation to the field, but not those of the members of a union.
+    """Yield the schemas of the tables that a key accepts."""
+    # pydantic moves an annotation's metadata to the field, but not the metadata of a union's members.
     tables = [part for part in field.metadata if isinstance(part, Table)]
     yield from tables or _tables_in(field.annotation)
 

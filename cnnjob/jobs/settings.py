@@ -1,4 +1,4 @@
-"""Schema of a job file's tables besides the network: data, training, resources."""
+"""Schema of all job-file tables except the network: data, training, resources."""
 
 import math
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from cnnjob.jobs.schema import Fraction, OneOf, OrFalse, Settings, is_older
 
 
 class AugmentSettings(Settings):
-    """Random changes of the training images in each epoch; a shifted image is padded by reflection."""
+    """Random changes to the training images in each epoch; shifted images are padded by reflection."""
 
     flip: Literal["none", "random", "alternating"] = "none"
-    """Mirror images left to right: ``random`` draws for each image and epoch; ``alternating`` draws once per image and
-    mirrors it in every other epoch. Over a single epoch both are the same."""
+    """Mirror images left to right: ``random`` decides anew for each image and epoch; ``alternating`` decides once per
+    image and mirrors it in every other epoch. Over a single epoch, both are the same."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
-    """Largest shift along each axis, in pixels; drawn uniformly for each image and epoch."""
+    """Maximum shift along each axis, in pixels; drawn uniformly for each image and epoch."""
 
 
 class DataSettings(Settings):
@@ -28,45 +28,45 @@ class DataSettings(Settings):
     standard deviation, per channel."""
     validation_fraction: Fraction = 0.1
     """Fraction of each class's training images held out for validation, the same images for every seed. Leave it at its
-    default if the dataset has a validation split of its own."""
+    default if the dataset has its own validation split."""
     augment: Annotated[AugmentSettings | None, OrFalse] = None
-    """Augmentation of the training images: a table of its settings; ``false`` is none."""
+    """Augmentation of the training images: a table of settings, or ``false`` for none."""
 
     @field_validator("augment", mode="after")
     @classmethod
     def _changes_something(cls, augment: AugmentSettings | None, info: ValidationInfo) -> AugmentSettings | None:
         if augment is None or augment != AugmentSettings():
             return augment
-        # An empty table is a mistake; one whose settings are spelt out as off may be a point of a sweep.
+        # An empty table is a mistake; one whose settings are explicitly off may be a point in a sweep.
         if not augment.model_fields_set and not is_older(info):
             raise ValueError("no change is set. Set one, as in { flip = 'random' }, or leave augment out")
         return None
 
 
 class EarlyStoppingSettings(Settings):
-    """Stop the training when the accuracy on the split of ``select_on`` no longer rises."""
+    """Stop training when the accuracy on the ``select_on`` split no longer rises."""
 
     patience: Annotated[int, Field(ge=1)]
-    """Number of epochs without a higher accuracy on the split of ``select_on`` after which the training stops."""
+    """Number of epochs without a higher accuracy on the ``select_on`` split after which training stops."""
 
 
 class LookaheadSettings(Settings):
-    """Lookahead: slow weights that follow the trained ones, and to which these are reset (Zhang et al. 2019)."""
+    """Lookahead: slow weights that follow the trained weights, which are then reset to them (Zhang et al. 2019)."""
 
     every: Annotated[int, Field(ge=1)] = 5
-    """Steps between two updates of the slow weights, at most the steps of the training; the last step is followed by an
-    update as well."""
+    """Steps between two updates of the slow weights, at most the number of training steps; an update also follows the
+    last step."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """The slow weights keep the share decay^n · (step / steps)^power in an update, n steps after the previous one."""
+    """In an update n steps after the last one, the slow weights keep the fraction decay^n · (step / steps)^power."""
     power: Annotated[float, Field(ge=0, le=10)] = 3.0
-    """Exponent of step / steps in the share that the slow weights keep."""
+    """Exponent of step / steps in the fraction that the slow weights keep."""
 
 
 class SgdSettings(Settings):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, as PyTorch computes it)."""
 
     momentum: Fraction = 0.9
-    """Fraction of the velocity that each step keeps; 0 is no momentum."""
+    """Fraction of the velocity that each step keeps; 0 means no momentum."""
     nesterov: bool = False
     """Use Nesterov's form of momentum; needs ``momentum`` above 0."""
     decoupled_weight_decay: bool = False
@@ -95,18 +95,18 @@ class OptimiserSettings(OneOf):
     """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
 
     sgd: Annotated[SgdSettings | None, OrFalse] = None
-    """Stochastic gradient descent: ``true`` or a table of its settings."""
+    """Stochastic gradient descent: ``true`` or a table of settings."""
     adamw: Annotated[AdamWSettings | None, OrFalse] = None
-    """Adam with decoupled weight decay: ``true`` or a table of its settings."""
+    """Adam with decoupled weight decay: ``true`` or a table of settings."""
 
 
 class ConstantSettings(Settings):
     """A learning rate that stays at its peak after the warm-up."""
 
     warmup: Fraction = 0.0
-    """Share of all steps (not epochs) over which the learning rate first rises linearly to its peak."""
+    """Fraction of all steps (not epochs) over which the learning rate first rises linearly to its peak."""
     start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Learning rate of the first step of a warm-up, as a fraction of the peak."""
+    """Learning rate in the first step of the warm-up, as a fraction of the peak."""
 
     @model_validator(mode="after")
     def _starts_below(self, info: ValidationInfo) -> Self:
@@ -117,17 +117,17 @@ class ConstantSettings(Settings):
                 f"start_factor: needs a warm-up (found start_factor = {self.start_factor:g} without warmup). Set "
                 "warmup, or leave it out"
             )
-        # In a decaying schedule it does act: the peak then lasts through the warm-up.
+        # In a decaying schedule it does have an effect: the peak then lasts through the warm-up.
         if self.start_factor == 1 and type(self) is ConstantSettings:
             raise ValueError("start_factor: a warm-up from 1 changes nothing. Set a smaller one, or leave both out")
         return self
 
 
 class DecaySettings(ConstantSettings):
-    """A learning rate that falls with every step from its peak to its end, just after the last step."""
+    """A learning rate that falls with every step, from its peak to its end value just after the last step."""
 
     end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Learning rate that is reached one step after the last step of the last epoch, as a fraction of the peak."""
+    """Learning rate reached one step after the last step of the last epoch, as a fraction of the peak."""
 
     @model_validator(mode="after")
     def _falls(self, info: ValidationInfo) -> Self:
@@ -148,9 +148,9 @@ class ScheduleSettings(OneOf):
 
 
 class TrainSettings(Settings):
-    """How the network is trained.
+    """Training settings of the network.
 
-    The ``train_loss`` of an epoch is the mean over its batches while the weights change, with dropout, augmentation and
+    An epoch's ``train_loss`` is the mean over its batches while the weights change, with dropout, augmentation and
     label smoothing but without weight decay; all other losses are computed with the weights after the epoch, without
     any of these.
     """
@@ -160,29 +160,30 @@ class TrainSettings(Settings):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     """Images per step; the last partial batch of an epoch is dropped, which leaves out different images each time."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
-    """Peak learning rate, for the gradient of the batch's mean loss."""
+    """Peak learning rate, applied to the gradient of the batch's mean loss."""
     schedule: ScheduleSettings = ScheduleSettings(constant=ConstantSettings())
     """Learning rate per step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one of these keys."""
     optimiser: OptimiserSettings = OptimiserSettings(sgd=SgdSettings())
     """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Coefficient λ of weight decay, ½λw² in the loss of SGD; biases and normalisations are not decayed."""
+    """Weight decay coefficient λ (½λw² in SGD's loss); biases and normalisation parameters are not decayed."""
     lookahead: Annotated[LookaheadSettings | None, OrFalse] = None
-    """Lookahead around the optimiser: ``true`` or a table of its settings; ``false`` is none."""
+    """Lookahead around the optimiser: ``true`` or a table of settings; ``false`` for none."""
     label_smoothing: Fraction = 0.0
-    """Fraction of each label that is spread evenly over all classes, in the training loss only."""
+    """Fraction of each label spread evenly over all classes, in the training loss only."""
     precision: Literal["float32", "tf32", "float16"] = "float32"
-    """Precision of matrix products on a GPU: ``tf32`` rounds their factors to 10 bits of mantissa, ``float16`` also
-    computes convolutions in float16, where a value above 65504 ends the training. All else is float32, as on a CPU."""
+    """Precision of matrix products on a GPU: ``tf32`` rounds the operands to 10 bits of mantissa; ``float16`` also
+    computes convolutions in float16, where training fails at values above 65504. Everything else is float32, as on a
+    CPU."""
     select_on: Literal["validation", "test", "last"] = "validation"
-    """Split whose accuracy selects the epoch whose weights are kept; ``last`` keeps those of the last epoch."""
+    """Split whose accuracy decides which epoch's weights are kept; ``last`` keeps those of the last epoch."""
     test_time_augmentation: Literal["none", "flip", "flip_translate"] = "none"
     """Average the outputs for an image and its mirror image (``flip``), or also for both shifted by one pixel along a
-    diagonal, either way (``flip_translate``)."""
+    diagonal in either direction (``flip_translate``)."""
     early_stopping: Annotated[EarlyStoppingSettings | None, OrFalse] = None
-    """Stop before the last epoch when the accuracy no longer rises: a table of its settings; ``false`` is never."""
+    """Stop before the last epoch when the accuracy no longer rises: a table of settings, or ``false`` for never."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between two checkpoints; no influence on the result."""
+    """Seconds between checkpoints; does not affect the result."""
 
     @classmethod
     def explain_moved_key(cls, key: str, table: Mapping[str, Any]) -> str:
@@ -192,8 +193,8 @@ class TrainSettings(Settings):
     @field_validator("early_stopping", mode="after")
     @classmethod
     def _can_stop(cls, stopping: EarlyStoppingSettings | None, info: ValidationInfo) -> EarlyStoppingSettings | None:
-        """Drop a patience that cannot run out: the first epoch may be best, and the last one ends training anyway."""
-        # pydantic leaves epochs out of info.data if it was not valid itself.
+        """Drop a patience that cannot run out: the first epoch may be the best, and training ends after the last."""
+        # pydantic leaves epochs out of info.data if its value is not valid.
         return stopping if stopping and stopping.patience <= info.data.get("epochs", math.inf) - 2 else None
 
     @model_validator(mode="after")
@@ -212,7 +213,7 @@ class TrainSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """Where the job runs; no part of the run's name."""
+    """Where the job runs; not part of the run's name."""
 
     backend: Literal["auto", "numpy", "cuda"] = "auto"
     """``auto`` uses a GPU if there is one; a run keeps the backend of its first attempt."""

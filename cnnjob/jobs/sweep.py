@@ -1,4 +1,4 @@
-"""Expand a sweep: one job per combination of the values given for its keys, and of its seeds."""
+"""Expansion of a sweep: one job per combination of the swept keys' values and the seeds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ def expand(
 
     Args:
         name: the job, as in :meth:`cnnjob.jobs.job.Job.load`.
-        overrides: one ``key=value`` each, the same for every point.
-        sweeps: one ``key=value,value,…`` each; the last one varies fastest.
-        seeds: number of seeds, counted up from the job's own; they vary faster than all sweeps.
+        overrides: ``key=value`` strings, the same for every point.
+        sweeps: ``key=value,value,…`` strings; the last one varies fastest.
+        seeds: number of seeds, counting up from the job's own; they vary faster than all sweeps.
         default: as in :meth:`cnnjob.jobs.job.Job.load`.
 
     Returns:
-        The jobs without duplicates, in the order of the grid.
+        The jobs without duplicates, in grid order.
 
     Raises:
         JobError: the job is not valid at some point, a key is swept twice, there are too many points, or a sweep
@@ -57,9 +57,9 @@ def expand(
 
 
 def job_differences(jobs: Sequence[Job]) -> list[str]:
-    """Return the settings in which each job differs, such as ``train.learning_rate=0.1, seed=2``; empty for one job."""
+    """Return each job's differing settings, such as ``train.learning_rate=0.1, seed=2``; empty for a single job."""
     settings = [dict(iterate_settings(job.model_dump(mode="json"))) for job in jobs]
-    # A setting of another kind (beta2 beside SGD) is no difference of its own; ``...`` stands for a missing key.
+    # A setting of an unused kind (beta2 with SGD) is not a separate difference; ``...`` stands for a missing key.
     keys = [
         key for key in dict.fromkeys(chain(*settings))
         if len({repr(values.get(key, ...)) for values in settings if belongs_to_selected_kind(key, values)}) > 1

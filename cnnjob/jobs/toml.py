@@ -1,4 +1,4 @@
-"""Read TOML from users (job files, profiles, assignments) in bounded time and memory, and format a job as TOML."""
+"""Parsing of users' TOML (job files, profiles, assignments) in bounded time and memory; formatting of jobs as TOML."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from cnnjob import files
 from cnnjob.errors import DataError, JobError
 
 LARGEST_BYTES = 1 << 18
-"""Maximum size of a file or an assignment, in bytes; the largest job file of the package has 3 KB."""
+"""Maximum size of a file or an assignment, in bytes; the largest job file in the package has 3 KB."""
 DEEPEST = 64
-"""Maximum number of parts of a dotted key: time and memory of Python's parser grow with its square."""
+"""Maximum number of parts in a dotted key: the time and memory of Python's parser grow quadratically with it."""
 _BETWEEN_KEYS = re.compile(r"[\n,=\[\]{}#]")
 
 
@@ -39,7 +39,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     if len(text) > LARGEST_BYTES:
         raise ValueError(f"it has {len(text):,} characters, at most {LARGEST_BYTES:,} are read")
-    # A scan before the parser runs. It also counts dots inside strings, which is stricter than necessary.
+    # Scanned before the parser runs. Dots inside strings count as well, which is stricter than necessary.
     keys = _BETWEEN_KEYS.split(text.replace(" ", "").replace("\t", ""))
     if any(key.count(".") >= DEEPEST for key in keys):
         raise ValueError(f"a name has more than {DEEPEST} parts between dots")
@@ -64,4 +64,4 @@ def _inline(value: object, indent: str = "") -> str:
         return "{ " + ", ".join(f"{key} = {_inline(item, indent)}" for key, item in value.items()) + " }"
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return "[\n" + "".join(f"{indent}  {_inline(item, indent + '  ')},\n" for item in value) + f"{indent}]"
-    return json.dumps(value, ensure_ascii=False)  # JSON's escapes of characters beyond 16 bits are not TOML's
+    return json.dumps(value, ensure_ascii=False)  # JSON's escapes for characters beyond 16 bits are not TOML
