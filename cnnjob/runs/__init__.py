@@ -1,1 +1,1 @@
-"""The folder of a run: its files, its owner and its state. Nothing here queries SLURM."""
+"""Run folders: their files, owners and states. Nothing here queries SLURM."""

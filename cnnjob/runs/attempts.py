@@ -17,33 +17,33 @@ class Attempt:
     host: str
     job_id: str | None
     waited_from: datetime | None
-    """When it was submitted, or when the previous attempt ended."""
+    """When the attempt was submitted, or when the previous one ended."""
     started: datetime
     ended: datetime | None
-    """None if it was killed, or is still running."""
+    """None if the attempt was killed or is still running."""
     resumed_at: int | None
-    """The step of the checkpoint that it resumed from; None if it started from scratch."""
+    """Step of the checkpoint that the attempt resumed from; None if it started from scratch."""
     reached: int | None
-    """The last step that it is known to have done."""
+    """The last step that the attempt is known to have completed."""
     lost_steps: int | None
-    """Steps that it had done and the next attempt had to repeat; None if unknown, or if there is no next attempt."""
+    """Steps that the next attempt had to repeat; None if unknown or if there is no next attempt."""
     why: str
-    """Why it ended; empty if it has not ended."""
+    """Why the attempt ended; empty if it has not ended."""
     decision: str
-    """What the batch script decided after it, as text; empty without one."""
+    """The batch script's decision after the attempt, as text; empty if there is none."""
 
 
 def read_attempts(summary: RunSummary) -> list[Attempt]:
     """Return the attempts at a run, oldest first.
 
     Raises:
-        DataError: the record of an attempt is damaged.
+        DataError: an attempt record is damaged.
     """
     records, attempts = summary.run.attempts(), list[Attempt]()
     for index, record in enumerate(records):
         later = records[index + 1] if index + 1 < len(records) else None
         waited_from = attempts[-1].ended if attempts else None
-        # The submission record is of the newest job only: it tells since when the attempt waited that it names.
+        # Only the newest SLURM job has a submission record, which shows when the attempt that it names began to wait.
         if waited_from is None and summary.submission.get("attempt") == index + 1:
             waited_from = _time(summary.submission.get("submitted"))
         attempts.append(_describe_attempt(record, later, waited_from, summary.restart_log))
@@ -56,7 +56,7 @@ def _describe_attempt(
     waited_from: datetime | None,
     restart_log: Sequence[dict[str, Any]],
 ) -> Attempt:
-    """Describe an attempt from its record and that of the next one."""
+    """Build an attempt from its own record and the record of the next attempt."""
     started = datetime.fromisoformat(record["started"])
     reached, job_id = record.get("step"), record.get("job_id")
     lost_steps = None
@@ -80,10 +80,10 @@ def _describe_attempt(
 
 
 def _find_decision(record: dict[str, Any], restart_log: Sequence[dict[str, Any]]) -> str:
-    """Return the text of the decision made after an attempt; empty without one.
+    """Return the text of the decision made after an attempt; empty if there is none.
 
-    A job that SLURM requeues keeps its id, so a decision belongs to the attempt with the same restart count. An entry
-    without that count, as older versions wrote it, is identified by its position among the job's decisions.
+    A requeued SLURM job keeps its id, so a decision belongs to the attempt with the same restart count. Older versions
+    wrote entries without that count; these are identified by their position among the job's decisions.
     """
     job_id = record.get("job_id")
     entries = [entry for entry in restart_log if job_id and entry.get("job_id") == job_id]

@@ -1,8 +1,8 @@
-"""Checkpoints: what they hold, and how they are saved and restored. The newest two are kept.
+"""Checkpoints: their contents, and how they are saved and restored. The newest two are kept.
 
 A checkpoint is a run's single source of truth: weights, optimiser slots, best weights, position, history and the
-losses of the current epoch. It is written only if all its numbers are finite, and restored only by the same job on
-the same data.
+current epoch's losses. It is written only if all its numbers are finite, and restored only for the same job on the
+same data.
 """
 
 import re
@@ -28,59 +28,59 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class TrainingProgress:
-    """How far a training has come; every checkpoint holds it."""
+    """Training progress, stored in every checkpoint."""
 
     epoch: int = 0
-    """Complete epochs."""
+    """Number of completed epochs."""
     epoch_step: int = 0
-    """Steps done in the current epoch."""
+    """Steps completed in the current epoch."""
     step: int = 0
-    """Steps done since the start."""
+    """Steps completed since the start."""
     done: bool = False
-    """Whether no step is left to do."""
+    """Whether training has finished, with no steps left."""
     best_epoch: int = 0
     """The epoch with the best weights so far, from 1; 0 before the first evaluation."""
     best_accuracy: float = -1.0
-    """Its accuracy on the split that the weights are chosen on, in 0..1; the epoch itself if the last one is chosen."""
+    """The best epoch's accuracy on the selection split, in 0..1; the epoch number if the last epoch is selected."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One record per complete epoch."""
+    """One record per completed epoch."""
     epoch_seconds: float = 0.0
     """Wall time spent on the current epoch so far."""
     train_seconds: float = 0.0
-    """Wall time since the start, with evaluation, without work that was lost."""
+    """Wall time since the start, including evaluation but not lost work."""
     cpu_seconds: float = 0.0
-    """Processor time since the start, without work that was lost."""
+    """Processor time since the start, not including lost work."""
     bits_may_differ_from_step: int | None = None
     """The step from which the bits may differ from those of an uninterrupted run; None if they do not."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a training needs to resume."""
+    """Everything needed to resume training."""
 
     progress: TrainingProgress
     arrays: Arrays
-    """``weights/…``, ``best/…`` and the optimiser's slots, as ``velocity/…``, by parameter name; and of the current
-    epoch ``losses`` and ``hits`` (right predictions), both (epoch_step,)."""
+    """``weights/…``, ``best/…`` and the optimiser's slots (such as ``velocity/…``) by parameter name; and the current
+    epoch's ``losses`` and ``hits`` (numbers of right predictions), both (epoch_step,)."""
     header: dict[str, Any]
-    """Where it comes from: digests of job and data, attempt, and environment (backend, versions, cores)."""
+    """Origin of the checkpoint: digest of job and data, attempt, and environment (backend, versions, cores)."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
-    """Write a checkpoint, and remove all others but the previous one.
+    """Write a checkpoint, and remove all others except the previous one.
 
     Args:
         folder: the run's ``checkpoints/``.
-        checkpoint: what to save.
+        checkpoint: the checkpoint to save.
         fence: called before the rename; it raises an error if this process no longer owns the run.
 
     Returns:
-        The file.
+        The path of the new checkpoint.
 
     Raises:
-        TrainingError: a number in it is not finite; nothing was written.
+        TrainingError: the checkpoint contains a number that is not finite; nothing was written.
     """
-    # Saved twice, a NaN would have replaced both good checkpoints, and nothing would be left to resume from.
+    # If a NaN were saved twice, both good checkpoints would be gone, with nothing left to resume from.
     for name, array in checkpoint.arrays.items():
         if not np.isfinite(array).all():
             raise TrainingError(f"{name} is not finite at step {checkpoint.progress.step}, so no checkpoint was saved")
@@ -88,11 +88,11 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     path = folder / f"step-{checkpoint.progress.step:09d}.npz"
     if not folder.is_dir():
         fence()
-        folder.mkdir()  # somebody removed it; the work in memory must not be lost too
-    # The header is a 0-d array of text, since an .npz file without pickles holds nothing but arrays.
+        folder.mkdir()  # it was removed during training; the work in memory must not be lost too
+    # The header is a 0-d string array, since an .npz file without pickles can hold only arrays.
     npz.write_arrays(path, {"header": np.array(files.canonical_json(head)), **checkpoint.arrays}, fence=fence)
-    # A file of a higher step, which this attempt has not written, is removed too: the next start would restore it
-    # instead of this one.
+    # A file with a higher step was not written by this attempt. It is removed too, because the next start would
+    # restore it instead of this one.
     older = [old for old in _by_step(folder) if _step_of(old) < checkpoint.progress.step]
     for stale in {*folder.glob("step-*.npz")} - {path, *older[1 - KEPT :]}:
         stale.unlink(missing_ok=True)
@@ -109,10 +109,10 @@ class ExpectedArrays:
     """Steps per epoch."""
 
     def require(self, checkpoint: Checkpoint) -> None:
-        """Check that a checkpoint has these arrays and that they match its progress.
+        """Check that a checkpoint has these arrays and that they match the checkpoint's progress.
 
         Raises:
-            ValueError: an array is missing, has another shape or kind, or does not match the progress.
+            ValueError: an array is missing, has the wrong shape or dtype, or does not match the progress.
         """
         progress, arrays = checkpoint.progress, checkpoint.arrays
         if progress.step != progress.epoch * self.steps + progress.epoch_step or progress.epoch_step > self.steps:
@@ -129,18 +129,18 @@ class ExpectedArrays:
 def load_newest(
     folder: Path, digest: str, contents: ExpectedArrays | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest intact checkpoint; newer ones that are damaged are renamed to ``….damaged``.
+    """Return the newest intact checkpoint; rename newer, damaged ones to ``….damaged``.
 
     Args:
         folder: the run's ``checkpoints/``.
-        digest: the digest of the job and its data; a checkpoint with another one is refused.
-        contents: the arrays that it must hold; not checked by default.
+        digest: the digest of the job and its data; a checkpoint with a different digest is refused.
+        contents: the arrays that the checkpoint must hold; not checked by default.
 
     Returns:
         The checkpoint, or None if there is none yet; and one warning per damaged checkpoint.
 
     Raises:
-        DataError: all of them are damaged, or the newest is of another job or format.
+        DataError: all checkpoints are damaged, or the newest intact one belongs to another job or has another format.
     """
     paths = _by_step(folder)[::-1]
     warnings: list[str] = []
@@ -150,7 +150,7 @@ def load_newest(
         except _DamagedError as error:
             warnings.append(str(error))
             continue
-        # Only once an intact one is found: if all of them seem damaged, the disk may be at fault, so none is touched.
+        # Only once an intact one is found: if all of them seem damaged, the disk may be at fault, so none is renamed.
         for damaged in paths[:number]:
             damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
         return checkpoint, warnings
@@ -163,23 +163,23 @@ def load_newest(
 
 
 def newest_step(folder: Path) -> int:
-    """Return the step of the newest checkpoint in a folder, by file name; 0 if there is none."""
+    """Return the step of the newest checkpoint in a folder, taken from its file name; 0 if there is none."""
     return max([0, *map(_step_of, folder.glob("step-*.npz"))])
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the oldest first; from step 10⁹ on, sorting by name would be wrong."""
+    """Return the checkpoints in a folder, oldest first; sorting by name would be wrong from step 10⁹ onwards."""
     return sorted(folder.glob("step-*.npz"), key=lambda path: (_step_of(path), path.name))
 
 
 def _step_of(path: Path) -> int:
-    """Return the step of a checkpoint by its name; -1 if it has none."""
+    """Return a checkpoint's step, taken from its file name; -1 if the name has none."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
 class _OtherFormatError(DataError):
-    """The checkpoint has another format; so has the one before it, so there is nothing to fall back on."""
+    """The checkpoint has another format, and so has the one before it: there is nothing to fall back on."""
 
 
 class _DamagedError(DataError):

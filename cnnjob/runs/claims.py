@@ -1,4 +1,4 @@
-"""Claims: the exclusive right to write a run, which a process loses when it is presumed dead."""
+"""Claims: the exclusive right to write to a run, which a process loses when it is presumed dead."""
 
 import os
 from contextlib import suppress
@@ -14,37 +14,39 @@ from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS, ahead_seconds, now, pro
 from cnnjob.runs.run import JobIsOver, Run, owner_is_alive
 
 _IDENTITY = ("pid", "pid_started", "started")
-"""Fields that distinguish the records of two processes."""
+"""Fields that distinguish the records of different processes."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The exclusive right to write a run, from an attempt's start to its end.
+    """The exclusive right to write to a run, from an attempt's start to its end.
 
-    The record of attempt N+1 is created exclusively: it is claim, restart counter and fence in one. The owner of
-    attempt N learns from its existence, before each rename, that it no longer owns the run.
+    The record of attempt N+1 is created exclusively, and serves as claim, restart counter and fence. The owner of
+    attempt N checks for that record before each rename; if it exists, that owner no longer owns the run.
     """
 
     run: Run
     number: int
     """The attempt's number, from 1."""
     record: dict[str, Any]
-    """What the attempt's record says, as :class:`cnnjob.runs.schemas.AttemptRecord`."""
+    """Content of the attempt's record, as described by :class:`cnnjob.runs.schemas.AttemptRecord`."""
 
     @property
     def path(self) -> Path:
-        """The record of this attempt."""
+        """Path of this attempt's record."""
         return _attempt_file(self.run, self.number)
 
     def check(self) -> None:
-        """Forbid a write if another attempt owns the run, or if this attempt's record was removed.
+        """Raise an error if another attempt owns the run or this attempt's record was removed.
+
+        Called before each write.
 
         Raises:
             BusyError: another attempt owns the run.
-            DataError: the record of this attempt was removed, or there is a link inside the run folder.
+            DataError: this attempt's record was removed, or there is a link inside the run folder.
         """
-        # Usually the next number; a higher one if the record in between was removed. The next number is looked up
-        # after the listing, so a successor that appears during it is noticed too.
+        # A successor usually has the next number, or a higher one if the record in between was removed. The next number
+        # is looked up after the folder is listed, so a successor that appears in the meantime is noticed too.
         records, successor = self.run.attempt_files(), self.number + 1
         newest = successor if _attempt_file(self.run, successor).exists() else max(map(_number_of, records), default=0)
         if newest > self.number:
@@ -63,38 +65,38 @@ class Claim:
     def beat(self) -> None:
         """Show other hosts that this process is alive, even if its record was removed."""
         try:
-            # utime without a time: a file server then dates the file by its own clock, by which ages are measured.
+            # utime without a time: a file server then dates the file by its own clock, which ages are measured by.
             os.utime(self.run.heartbeat_file, follow_symlinks=False)
         except FileNotFoundError:
             files.append_text(self.run.heartbeat_file, "")
         os.utime(self.path, follow_symlinks=False)
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the record of this attempt."""
+        """Add facts to this attempt's record."""
         files.write_json(self.path, {**self.record, **facts}, fence=self.check)
         self.record.update(facts)
 
     def end(self, why: str, step: int) -> None:
-        """Record why and at which step this attempt ended; from now on the run can be claimed."""
+        """Record why and at which step this attempt ended; the run can then be claimed again."""
         self.note(ended=now(), why=why, step=step)
 
 
 def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     """Claim a run for this process.
 
-    A run is free if its owner no longer exists on this host, is an earlier start of the same SLURM job, or has given no
-    heartbeat for five minutes. An owner that is still alive then can no longer write.
+    A run is free if its owner no longer exists on this host, is an earlier start of the same SLURM job, or has had no
+    heartbeat for five minutes. If that owner is in fact still alive, it can no longer write.
 
     Args:
         run: the run; missing folders are created.
-        job_is_over: called at most once, about the owner's SLURM job, before the claim is refused.
+        job_is_over: called at most once, with the owner's record, before the claim is refused.
 
     Returns:
-        The claim, valid until :meth:`Claim.end` or the death of this process.
+        The claim, valid until :meth:`Claim.end` is called or this process dies.
 
     Raises:
-        BusyError: another process is writing the run; nothing was changed, except that a heartbeat dated in the
-            future is set to now.
+        BusyError: another process owns the run; nothing was changed, except that heartbeats dated in the future
+            are set to the current time.
         DataError: a record is damaged, or there is a link inside the run folder.
     """
     run.require_no_links()
@@ -113,7 +115,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
         folder.mkdir(parents=True, exist_ok=True)
     number = _number_of(records[-1]) + 1 if records else 1
     with suppress(OSError):
-        if run.heartbeat_file.lstat().st_nlink > 1:  # in a copy by hard links, touching it would touch the original's
+        if run.heartbeat_file.lstat().st_nlink > 1:  # in a copy made of hard links, it is also the original's
             run.heartbeat_file.unlink()
     record = {
         "attempt": number,
@@ -124,13 +126,13 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
         "why": None,
         "step": None,
     }
-    # Any number of processes may have got this far; one of them creates the record, and the others are refused.
+    # Any number of processes may get this far; one of them creates the record, and the others are refused.
     if not files.create_exclusive(_attempt_file(run, number), files.readable_json(record).encode()):
         raise BusyError(
             _describe_owner(run, json_files.read_checked(_attempt_file(run, number), schemas.AttemptRecord))
         )
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
-        files.remove_leftovers(folder)  # not before the claim: an owner that is alive could still be writing one
+        files.remove_leftovers(folder)  # only after the claim: a living owner could still be writing one
     new_claim = Claim(run, number, record)
     with suppress(OSError):  # the disk may be full; training reports that
         new_claim.beat()
@@ -145,9 +147,9 @@ def _describe_owner(run: Run, owner: dict[str, Any]) -> str:
 
 
 def _reset_future_heartbeats(*paths: Path) -> str:
-    """Set heartbeats dated in the future to now, and return a sentence about it; empty without one.
+    """Set heartbeats dated in the future to the current time, and return a message about them; empty if there are none.
 
-    A dead owner's heartbeat from the future would otherwise hold the run until that time plus the limit.
+    A dead owner's heartbeat from the future would otherwise block the run until that time plus the limit.
     """
     ahead = max(ahead_seconds(path) for path in paths)
     if not ahead:

@@ -1,7 +1,7 @@
-"""File systems' clocks: the age of a file is measured by the clock that dated it, not by this machine's.
+"""File system clocks: the age of a file is measured by the clock that dated it, not by this machine's.
 
-A file server has its own clock, and two machines that mount it may differ by hours. A file touched just now shows the
-server's time; where nothing can be written, this machine's clock is used instead.
+A file server has its own clock, which may differ by hours from those of the machines that mount it. A file that has
+just been touched shows the server's time; where nothing can be written, this machine's clock is used instead.
 """
 
 import os
@@ -12,18 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 
 SKEW_SECONDS = 60.0
-"""Differences between clocks up to this are ignored."""
+"""Differences between clocks of up to this many seconds are ignored."""
 _PERIOD_SECONDS = 60.0
-"""A clock is read once per folder and period; in between, it is extrapolated by the time since boot, which cannot be
-set."""
+"""A clock is read once per folder and period; in between, it is extrapolated using the time since boot, which cannot
+be set."""
 
 
 def age_seconds(path: Path, *folders: Path) -> float:
-    """Return the seconds since a path was modified, by its file system's clock; negative for a time in the future.
+    """Return the seconds since a path was modified, by its file system's clock; negative if that is in the future.
 
     Args:
         path: an existing path; a link is not followed.
-        folders: where the clock may be read, as in :func:`file_system_time`.
+        folders: folders where the clock may be read, as in :func:`file_system_time`.
 
     Raises:
         OSError: the path's status cannot be read.
@@ -32,11 +32,12 @@ def age_seconds(path: Path, *folders: Path) -> float:
 
 
 def file_system_time(path: Path, *folders: Path) -> float:
-    """Return the time by a path's file system, in seconds since the epoch; by this machine if that cannot be read.
+    """Return the time of a path's file system, in seconds since the epoch; this machine's time if it cannot be read.
 
     Args:
         path: an existing path.
-        folders: where a file may be created to read the clock, tried in order; those on other file systems are skipped.
+        folders: folders where a file may be created to read the clock, in order of preference; those on other file
+            systems are skipped.
 
     Raises:
         OSError: the path's status cannot be read.
@@ -55,7 +56,7 @@ def is_readable(path: Path, *folders: Path) -> bool:
 
 
 def _difference(path: Path, *folders: Path) -> float | None:
-    """Return the time of a path's file system minus the seconds since boot; None if it cannot be read."""
+    """Return the time of a path's file system minus the seconds since boot; None if the clock cannot be read."""
     # CLOCK_BOOTTIME, since CLOCK_MONOTONIC stands still while the machine is suspended.
     device, period = path.lstat().st_dev, int(time.clock_gettime(time.CLOCK_BOOTTIME) // _PERIOD_SECONDS)
     readings = (_read(folder.absolute(), device, period) for folder in folders)
@@ -63,9 +64,9 @@ def _difference(path: Path, *folders: Path) -> float | None:
 
 
 def skew_seconds(folder: Path) -> float:
-    """Return how far this machine's clock is ahead of a folder's file system; negative if it is behind.
+    """Return how far this machine's clock is ahead of a folder's file system, in seconds; negative if it is behind.
 
-    0 for differences up to ``SKEW_SECONDS``, and if the file system's clock cannot be read.
+    The result is 0 for differences of up to ``SKEW_SECONDS``, and if the file system's clock cannot be read.
     """
     with suppress(OSError):
         ahead = time.time() - file_system_time(folder.resolve(), folder)
@@ -74,7 +75,7 @@ def skew_seconds(folder: Path) -> float:
 
 
 def describe_skew(folder: Path) -> str:
-    """Return a message if this machine's clock differs from a folder's file system's; else empty."""
+    """Return a message if this machine's clock differs from that of a folder's file system; otherwise empty."""
     seconds = skew_seconds(folder)
     if not seconds:
         return ""
@@ -87,12 +88,12 @@ def describe_skew(folder: Path) -> str:
 
 @lru_cache(maxsize=2**14)
 def _read(folder: Path, device: int, _period: int) -> float | None:
-    """Touch a new file in a folder, and return its time minus the seconds since boot; None if that fails.
+    """Touch a new file in a folder and return its time minus the seconds since boot; None if that fails.
 
     Args:
-        folder: where the file is created, and removed again.
+        folder: the folder in which the file is created and then removed.
         device: the file system's ``st_dev``; a folder on another one is skipped.
-        _period: the current period's number, so that the cache forgets a reading when the period is over.
+        _period: the current period's number, part of the cache key so that a reading expires with its period.
     """
     try:
         if folder.stat().st_dev != device:
@@ -101,11 +102,11 @@ def _read(folder: Path, device: int, _period: int) -> float | None:
     except OSError:
         return None
     try:
-        os.utime(handle)  # as a heartbeat does: dated by the server, where creating a file may use the client's clock
+        os.utime(handle)  # as for a heartbeat: the server dates it, whereas creating a file may use the client's clock
         return os.fstat(handle).st_mtime - time.clock_gettime(time.CLOCK_BOOTTIME)
     except OSError:
         return None
     finally:
         os.close(handle)
         with suppress(OSError):
-            os.unlink(name)  # noqa: PTH108 - a name
+            os.unlink(name)  # noqa: PTH108 - name is a str

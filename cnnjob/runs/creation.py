@@ -1,4 +1,4 @@
-"""Creation of run folders, and what belongs to one: its dataset, and unfinished runs of older versions."""
+"""Creation of run folders, and look-up of a run's dataset and of unfinished runs begun by other versions."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,18 +15,18 @@ from cnnjob.runs.run import Run, manifest_format
 
 
 def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
-    """Return the run of a job on a dataset; write its manifest if the run is new or the job has other resources.
+    """Return a job's run on a dataset; write its manifest if the run is new or the job's resources have changed.
 
     Args:
         job: a job that has been checked against the dataset.
         dataset: the job's dataset.
-        root: the folder of the runs.
+        root: the folder that contains the runs.
 
     Returns:
         The run.
 
     Raises:
-        DataError: the run's manifest is damaged, or is another job's.
+        DataError: the run's manifest is damaged or belongs to another job.
     """
     run = Run.of(job, dataset.digest, root)
     digest = job.digest(dataset.digest)
@@ -45,7 +45,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         "class_names": dataset.class_names,
         "mean": dataset.mean,
         "std": dataset.std,
-        # How images of other sizes and with transparency were prepared, where that differs from what is usual.
+        # How images of other sizes and with transparency were prepared, if different from the default.
         **{key: dataset.options[key] for key in ("fit", "background") if key in dataset.options},
     }
     content = json_files.add_seal(
@@ -55,23 +55,23 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         run.path.mkdir(parents=True, exist_ok=True)
         if frozen:
             files.write_json(run.job_file, content)
-        else:  # two processes may create the run at once; the manifest of the first stays
+        else:  # two processes may create the run at once; the first one's manifest is kept
             files.create_exclusive(run.job_file, files.readable_json(content).encode())
     return run
 
 
 def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
-    """Return the dataset that a run was created with, wherever it is now.
+    """Return the dataset that a run was created with, even if it has moved.
 
     Args:
         run: the run.
         dataset: the dataset to use; by default the file named in the run's manifest.
 
     Returns:
-        The dataset, with the same digest.
+        The dataset, with the digest recorded in the manifest.
 
     Raises:
-        DataError: it is missing, damaged or not the same.
+        DataError: the dataset is missing, damaged or a different one.
     """
     data = run.data()
     opened = dataset or Dataset.open(Path(data["path"]))
@@ -81,7 +81,7 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
             f"{opened.path}: not the data that {run.path} was created with (found digest {found_digest}, expected "
             f"{expected}). Prepare the same sources again"
         )
-    # The digest covers images and labels only, but standardised pixels depend on these two as well.
+    # The digest covers only images and labels, but standardised pixels also depend on these two.
     if [[*opened.mean], [*opened.std]] != [[*data["mean"]], [*data["std"]]]:
         raise DataError(
             f"{opened.path}: damaged, mean and std are not those that {run.path} was created with (found "
@@ -91,14 +91,14 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
 
 
 def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
-    """Return the unfinished runs of a job that another version began, which this version does not resume.
+    """Return a job's unfinished runs that another version began and this version does not resume.
 
     Args:
-        root: the folder of the runs.
+        root: the folder that contains the runs.
         name: the job's name.
 
     Returns:
-        The runs, by the digest that their job and data would have now.
+        The runs, by the digest that their job and data have in this version.
     """
     older: dict[str, Run] = {}
     for run in map(Run, sorted(root.glob(f"{name}-*"))):
@@ -110,7 +110,7 @@ def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
 
 
 def describe_replaced_runs(runs: Iterable[Run]) -> Iterator[str]:
-    """Yield a message for each new run that replaces an unfinished run of another version.
+    """Yield a message for each new run that replaces an unfinished run begun by another version.
 
     Args:
         runs: runs from :func:`create_run`; only those that have not begun are considered.

@@ -1,4 +1,4 @@
-"""The environment of a run: code, packages and machine, which of these decide the bits of its results, free memory."""
+"""Environment of a run: code, packages and machine, which of these affect the bits of its results, and free memory."""
 
 import ctypes
 import os
@@ -31,17 +31,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any = None) -> dict[str, Any]:
-    """Describe what this process computes with.
+    """Describe the code, packages and hardware that this process computes with.
 
     Args:
         backend: ``numpy`` or ``cuda``.
-        precision: of the arithmetic.
+        precision: precision of the arithmetic.
         arithmetic: version of the arithmetic, :data:`cnnjob.nn.ARITHMETIC`.
         cores: number of cores that this process may use.
         gpu: the :class:`cnnjob.nn.cuda.device.CudaDevice`; None on a CPU.
 
     Returns:
-        The content of ``environment.json``; equal ``bits`` promise equal results, bit for bit.
+        The content of ``environment.json``; equal ``bits`` guarantee results that are equal bit for bit.
     """
     packages = _packages()
     return {
@@ -60,7 +60,7 @@ def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any
             "cnnjob": packages["cnnjob"],
             "numpy": packages["numpy"],
             "machine": platform.machine(),
-            # BLAS and NumPy choose kernels by the processor's features, and these add up in different orders.
+            # BLAS and NumPy choose kernels by the processor's features, and different kernels sum in different orders.
             **(_gpu(gpu) if gpu else {"blas": _blas(), "simd": _simd()}),
         },
     }
@@ -79,15 +79,15 @@ def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[
 
 
 def _is_the_same(name: str, before: Any, now: Any) -> bool:
-    """Return whether a value equals the frozen one.
+    """Return whether a value equals the recorded one.
 
-    Older versions froze the names of all BLAS libraries that were loaded; there, one of them must be NumPy's.
+    Older versions recorded the names of all loaded BLAS libraries; NumPy's must then be one of them.
     """
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
 
 def _gpu(device: Any) -> dict[str, Any]:
-    """Return the GPU's name, its driver's version and the versions of CUDA's libraries."""
+    """Return the GPU's name, the driver version and the versions of the CUDA libraries."""
     try:
         driver = re.search(r"Module +([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
     except OSError:
@@ -96,7 +96,7 @@ def _gpu(device: Any) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's model name; the machine type, as ``x86_64``, where Linux does not give one."""
+    """Return the processor's model name, or the machine type (such as ``x86_64``) if Linux does not report one."""
     with suppress(OSError):
         found = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         if found:
@@ -105,11 +105,11 @@ def _processor() -> str:
 
 
 def _blas() -> str:
-    """Return the version of NumPy's BLAS and the kernels that it chose for this processor.
+    """Return the version of NumPy's BLAS and the kernels it chose for this processor.
 
-    SciPy and scikit-learn may load a BLAS of their own, which does not compute trainings.
+    SciPy and scikit-learn may load a BLAS of their own, which is not used in training.
     """
-    from threadpoolctl import threadpool_info  # noqa: PLC0415 - it loads every library's description
+    from threadpoolctl import threadpool_info  # noqa: PLC0415 - importing it inspects every loaded library
 
     library = _numpys_blas()
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
@@ -122,14 +122,14 @@ _FUNCTIONS = (
     *("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_"),
     *("openblas_get_corename", "bli_info_get_version_str", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"),
 )
-"""Symbols that NumPy's BLAS may export, in the order to look for them.
+"""Symbols that NumPy's BLAS may export, in search order.
 
-Those of OpenBLAS and BLIS come before the common ``cblas_sgemm``, which Debian's packages have in another file.
+Those of OpenBLAS and BLIS precede the common ``cblas_sgemm``, which Debian's packages keep in a separate file.
 """
 
 
 class _Symbol(ctypes.Structure):
-    """What ``dladdr`` reports about an address (``Dl_info`` in ``dlfcn.h``)."""
+    """The result of ``dladdr`` for an address (``Dl_info`` in ``dlfcn.h``)."""
 
     _fields_ = (
         ("file", ctypes.c_char_p),
@@ -140,9 +140,9 @@ class _Symbol(ctypes.Structure):
 
 
 def _numpys_blas() -> Path | None:
-    """Return the BLAS library that NumPy is linked with; None if it is not found."""
-    # dlsym on NumPy's own extension module searches that module and what it is linked with, but no other BLAS that is
-    # loaded into the process.
+    """Return the path of the BLAS library that NumPy is linked with; None if it is not found."""
+    # dlsym on NumPy's own extension module searches that module and the libraries it is linked with, but no other
+    # BLAS loaded into the process.
     numpy = ctypes.CDLL(sys.modules["numpy._core._multiarray_umath"].__file__)
     for name in _FUNCTIONS:
         if hasattr(numpy, name):
@@ -158,22 +158,22 @@ def _simd() -> str:
     return " ".join(sorted(found))
 
 
-@cache  # a process keeps what it has imported, whatever is installed or committed meanwhile
+@cache  # a process keeps what it has imported, even if something else is installed or committed meanwhile
 def _packages() -> dict[str, str]:
-    """Return the versions of the packages that compute, read and write."""
+    """Return the versions of the packages that are used for computing, reading and writing."""
     return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 @cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the package's own checkout and whether files differ from it; None outside one.
+    """Return the commit of the package's own checkout and whether files differ from it; None outside a checkout.
 
-    Beside a copy of the package, as a submitted job runs it, lies a record of the commit that was copied.
+    Submitted jobs run a copy of the package, next to which a record of the copied commit is stored.
     """
     with suppress(DataError):
         return json_files.read_checked(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
     try:
-        # A virtual environment may lie inside another project's checkout, whose commit says nothing of this package.
+        # A virtual environment may be inside another project's checkout, whose commit is unrelated to this package.
         _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py")
         return {
             "commit": _git(PACKAGE, "rev-parse", "HEAD"),
@@ -184,7 +184,7 @@ def commit() -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    # By default, `git status` takes the index lock to refresh it, and the user's own git command could fail meanwhile.
+    # By default, `git status` locks the index to refresh it, and the user's own git commands could fail meanwhile.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS)  # noqa: S603
     return done.stdout.strip()
@@ -193,18 +193,18 @@ def _git(folder: Path, *arguments: str) -> str:
 def available_memory_bytes(
     proc: Path = PROC, cgroups: Path = CGROUPS, variables: Mapping[str, str] = os.environ
 ) -> int:
-    """Return the memory that this process can use without swapping or being killed, in bytes.
+    """Return the memory, in bytes, that this process can use without swapping or being killed.
 
     Args:
-        proc: the folder of the kernel's reports on processes and memory.
-        cgroups: the folder of the kernel's control groups.
-        variables: environment variables, of which SLURM's are read.
+        proc: mount point of the proc file system.
+        cgroups: mount point of the control groups.
+        variables: environment variables; SLURM's are read.
 
     Returns:
-        The least of the kernel's estimate, what the control groups leave, and what the SLURM job leaves.
+        The minimum of the kernel's estimate, what the control groups leave, and what the SLURM job leaves.
     """
     free = _kernel_estimate(proc)
-    # /proc/meminfo shows the whole machine, also inside a container and inside a job with less memory.
+    # /proc/meminfo shows the whole machine, even inside a container or a SLURM job with less memory.
     return max(0, min([free, *_cgroup_limits(proc, cgroups), *_slurm_limits(proc, variables)]))
 
 
@@ -217,7 +217,7 @@ def _kernel_estimate(proc: Path) -> int:
 
 
 def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the memory that each control group with a limit leaves; page cache counts as free, since it is dropped."""
+    """Yield the memory left by each control group with a limit; page cache counts as free, since it can be dropped."""
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -229,14 +229,14 @@ def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
                         yield int(limit) - statistics.get("anon", 0)
                     if folder == cgroups:
                         break
-            elif "memory" in controllers.split(","):  # version 1, which sums up the limits of all groups above
+            elif "memory" in controllers.split(","):  # version 1, whose limit includes those of all parents
                 statistics = _statistics(cgroups / "memory" / path.lstrip("/"))
                 if limit_bytes := statistics.get("hierarchical_memory_limit"):
                     yield limit_bytes - statistics.get("total_rss", 0)
 
 
 def _slurm_limits(proc: Path, variables: Mapping[str, str]) -> Iterator[int]:
-    """Yield what the memory of the SLURM job leaves, which is not always enforced by control groups."""
+    """Yield what is left of the SLURM job's memory, a limit that control groups do not always enforce."""
     per_node, per_cpu, cpus = (
         int(value) if (value := variables.get(f"SLURM_{name}", "")).isdigit() else 0
         for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")

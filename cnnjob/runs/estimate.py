@@ -1,4 +1,4 @@
-"""Estimates of training time, from finished runs with the same data, blocks and batch size, and from nothing else."""
+"""Estimates of training time, based only on finished runs with the same data, blocks and batch size."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,15 +12,15 @@ from cnnjob.runs.run import Run
 
 
 def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[float]]:
-    """Estimate how long a job would train, by the time per epoch of each comparable finished run.
+    """Estimate a job's training time from the time per epoch of each comparable finished run.
 
     Args:
         job: the job.
-        dataset: its data.
-        root: the folder of the runs to compare with.
+        dataset: the job's dataset.
+        root: the folder that contains the runs to compare with.
 
     Returns:
-        Seconds by device name, one value per run; empty if there is no such run.
+        Seconds by device name, one value per run; empty if there is no comparable run.
     """
     estimates: defaultdict[str, list[float]] = defaultdict(list)
     shape = _shape({"job": job.model_dump(mode="json"), "data": {"digest": dataset.digest}})
@@ -30,7 +30,7 @@ def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[st
                 result = run.result()
                 estimates[str(result["device"])].append(result["train_seconds"] / result["epochs"] * job.train.epochs)
         except (DataError, OSError, LookupError, TypeError, ZeroDivisionError):
-            continue  # a run that is damaged, or too old to have these fields, gives no estimate
+            continue  # a run that is damaged, or too old to have these fields, provides no estimate
     return dict(estimates)
 
 
@@ -45,14 +45,14 @@ def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
 
 
 def _shape(frozen: dict[str, Any]) -> Any:
-    """Return what the time of a step depends on: data, blocks and batch size."""
+    """Return what the time per step depends on: data, blocks and batch size."""
     job = frozen["job"]
-    # Initialisers act before the first step only.
+    # Initialisers run only before the first step.
     return frozen["data"]["digest"], _without_initialisers(job["model"]["blocks"]), job["train"]["batch_size"]
 
 
 def _without_initialisers(value: Any) -> Any:
-    """Return blocks, also those inside of residual blocks, without the keys of their initialisers."""
+    """Return blocks, including those inside residual blocks, without their initialiser keys."""
     if isinstance(value, list):
         return [_without_initialisers(block) for block in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The logs of a run: which one is the newest, what its last attempt wrote, and how to follow it across restarts."""
+"""Run logs: finding the newest one, reading what the last attempt wrote, and following it across restarts."""
 
 import os
 import re
@@ -15,12 +15,12 @@ from cnnjob.runs.run import Run
 POLL_SECONDS = 0.5
 """Polling interval when following a log."""
 _APART_SECONDS = 60.0
-"""A ``log.txt`` newer than the newest job's log by more than this was written by a training outside of any job."""
+"""A ``log.txt`` newer than the newest SLURM job's log by more than this was written by training outside SLURM."""
 _TAIL_BYTES = 65536
 _MOST_BYTES = 64 * _TAIL_BYTES
-"""How much is read at once, and how much is shown of a log without line ends."""
+"""Maximum number of bytes that is read at once, and that is shown of a log without line breaks."""
 _MOST_LETTERS = 1000
-"""Longer lines are cut, in characters: matching a pattern may take quadratic time in the length of a line."""
+"""Maximum line length in characters; longer lines are cut, since pattern matching may take quadratic time."""
 _ATTEMPT_START = re.compile(
     r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|resumes the run|goes on).*$", re.MULTILINE
 )
@@ -30,12 +30,12 @@ _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 
 
 def newest_log(run: Run) -> Path:
-    """Return the log of the run's newest job, else ``log.txt``.
+    """Return the log of the run's newest SLURM job, or ``log.txt`` if there is none.
 
-    A job's log has all that ``log.txt`` has, and what the batch script, SLURM and a crash wrote.
+    A SLURM job's log contains everything in ``log.txt``, plus the output of the batch script, SLURM and crashes.
     """
     recorded = read_slurm_records(run).submission.get("log")
-    # The recorded log comes first: a job that waits has no log yet, and then the last one written is the newest.
+    # The recorded log comes first; a waiting job has no log yet, in which case the one last written is the newest.
     written = sorted(filter(_is_file, run.slurm_folder.glob("*_log.out")), key=_changed)
     candidates = [*([Path(str(recorded))] if recorded else []), *reversed(written)]
     newest = next(filter(_is_file, candidates), run.log_file)
@@ -55,14 +55,14 @@ def _changed(path: Path) -> float:
 
 
 def last_attempt_log(run: Run) -> str:
-    """Return what the last attempt wrote that wrote anything, as far as the end of the log reaches back."""
+    """Return the output of the last attempt that wrote anything, as far as the tail of the log contains it."""
     text = shorten_lines(read_tail(newest_log(run), _TAIL_BYTES))
     parts = [part for part in _ATTEMPT_START.split(text) if part.strip()]
     return parts[-1] if parts else ""
 
 
 def shorten_lines(text: str) -> str:
-    """Return a text with line feeds between lines and long lines shortened to their two ends.
+    """Return a text with line feeds between lines and long lines shortened to their beginning and end.
 
     The carriage returns of a progress bar also end lines.
     """
@@ -77,7 +77,7 @@ def first_line_with(pattern: re.Pattern[str], text: str) -> str:
 
 
 def last_error(text: str) -> str:
-    """Return the last traceback of a text on one line, as ``KeyError: 'x' at train.py:12 in step``; else empty."""
+    """Return a text's last traceback in one line, such as ``KeyError: 'x' at train.py:12 in step``; empty if none."""
     _, header, trace = text.rpartition("Traceback (most recent call last):\n")
     frames = list(_FRAME.finditer(trace)) if header else []
     if not frames:
@@ -94,7 +94,7 @@ def last_own_message(text: str, decision: str = "") -> str:
 
 
 def last_program_line(text: str) -> str:
-    """Return the last line of a text that cnnjob's batch script did not write; empty if there is none."""
+    """Return a text's last line that cnnjob's batch script did not write; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
     return lines[-1] if lines else ""
 
@@ -111,15 +111,15 @@ def last_lines(path: Path, count: int) -> str:
 
 
 def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
-    """Yield the last lines of a run's log, then what is appended, across requeues and successor jobs.
+    """Yield the last lines of a run's log, then whatever is appended, across requeues and successor jobs.
 
     Args:
-        run: the run; whenever it has a newer job, that job's log is followed.
-        count: how many existing lines to begin with.
+        run: the run; whenever a newer SLURM job appears, that job's log is followed.
+        count: number of existing lines to begin with.
         is_over: returns whether nothing more will be written.
 
     Yields:
-        Text as it is read, which may end within a line, and may be empty.
+        Text as it is read, which may end in the middle of a line and may be empty.
     """
     path = newest_log(run)
     position = _size(path)
@@ -132,12 +132,12 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
             continue  # there may be more
         newest = newest_log(run)
         if newest != path:
-            yield _rest(path, position)[0]  # what the old job wrote between the read above and its end
+            yield _rest(path, position)[0]  # the old job's output after the read above
             path, position = newest, 0
         elif over:
             return
         else:
-            over = is_over()  # if so, read once more: something may have been written since the read above
+            over = is_over()  # if so, read once more, since something may have been written after the read above
             time.sleep(POLL_SECONDS)
 
 
@@ -149,9 +149,9 @@ def _size(path: Path) -> int:
 
 
 def _rest(path: Path, position: int) -> tuple[str, int]:
-    """Return what follows a position in a file, and the new position; all of the file if it has become shorter.
+    """Return the text after a position in a file, and the new position; the whole file if it has become shorter.
 
-    If more than ``_MOST_BYTES`` follow, the text ends with a whole line.
+    If more than ``_MOST_BYTES`` follow, the text ends at a line break.
     """
     try:
         with open_regular(path) as file:
@@ -164,4 +164,4 @@ def _rest(path: Path, position: int) -> tuple[str, int]:
         content = content[: content.rfind(b"\n") + 1 or None]
     decoder, n_bytes = getincrementaldecoder("utf-8")(errors="replace"), len(content)
     text = decoder.decode(content)
-    return text, start + n_bytes - len(decoder.getstate()[0])  # a character that is written in part is read again
+    return text, start + n_bytes - len(decoder.getstate()[0])  # a partly written character is read again

@@ -1,8 +1,8 @@
-"""Metrics of a classifier from its predictions, overall and per class.
+"""Classification metrics computed from predictions, overall and per class.
 
-The predicted class is the most probable one; of several equally probable ones, the first. A precision, recall or F1
-whose denominator is zero (a class that is never predicted, or that has no images) is zero. Every class counts in a
-macro mean, whether or not it has images.
+The predicted class is the most probable one, or the first of several equally probable ones. Precision, recall and F1
+are zero where their denominator is zero (a class that is never predicted, or has no images). Every class counts in
+the macro means, whether or not it has images.
 
 Shapes: N images, K classes. ``probabilities`` is (N, K), floating point, in 0..1; ``labels`` is (N,), integer, in
 0..K-1; N and K are at least 1.
@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 WRONG_IMAGES = 24
-"""How many of the most confident errors are kept."""
+"""Number of the most confident errors to keep."""
 SMALLEST_PROBABILITY = 2.0**-149
-"""The smallest positive float32: a probability of zero costs -log of this, 103.3 nats, instead of infinity."""
+"""The smallest positive float32: a probability of zero costs -log of this (103.3 nats) instead of infinity."""
 
 
 class Summary(NamedTuple):
     """A classifier's overall metrics."""
 
     test_accuracy: float
-    """Fraction of the images whose most probable class is the right one, in 0..1."""
+    """Fraction of the images that are classified correctly, in 0..1."""
     test_loss: float
     """Cross-entropy, in nats per image."""
     precision_macro: float
@@ -37,13 +37,13 @@ class PerClass(NamedTuple):
     """A classifier's metrics per class."""
 
     precision: np.ndarray
-    """(K,) float64 in 0..1: fraction of the images predicted as this class that belong to it."""
+    """(K,) float64 in 0..1: fraction of the images predicted as each class that belong to it."""
     recall: np.ndarray
-    """(K,) float64 in 0..1: fraction of the images of this class that are predicted as it."""
+    """(K,) float64 in 0..1: fraction of each class's images that are predicted as that class."""
     f1: np.ndarray
     """(K,) float64 in 0..1: harmonic mean of precision and recall."""
     support: np.ndarray
-    """(K,) int64: number of images of this class."""
+    """(K,) int64: number of images in each class."""
 
 
 def predicted(probabilities: np.ndarray) -> np.ndarray:
@@ -66,17 +66,17 @@ def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.n
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        int64 (24,) or fewer, indices in 0..N-1, the most confident first.
+        (24,) int64, or fewer: indices in 0..N-1, most confident first.
     """
     is_right = predicted(probabilities) == labels  # (N,)
-    confidence = np.where(is_right, -1.0, probabilities.max(axis=1))  # (N,); below every probability where right
-    # Stable: where the default sort puts equally confident errors depends on the processor's SIMD extensions.
+    confidence = np.where(is_right, -1.0, probabilities.max(axis=1))  # (N,); below every probability if right
+    # Stable, since the default sort orders equal values differently depending on the processor's SIMD extensions.
     worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
     return np.asarray(worst[~is_right[worst]])
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of the images whose most probable class is the right one.
+    """Return the fraction of the images that are classified correctly.
 
     Args:
         probabilities: (N, K) floating point.
@@ -89,14 +89,14 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of -log of the right class's probability, computed in float64.
+    """Return the mean of the negative log-probability of the right class, computed in float64.
 
     Args:
         probabilities: (N, K) floating point.
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        Nats per image, at most 103.3 (see ``SMALLEST_PROBABILITY``).
+        Nats per image, up to 103.3 (see ``SMALLEST_PROBABILITY``).
     """
     right = probabilities[np.arange(len(labels)), labels].astype(np.float64)  # (N,)
     return float(-np.log(np.maximum(right, SMALLEST_PROBABILITY)).mean())
@@ -109,10 +109,10 @@ def per_class(counts: np.ndarray) -> PerClass:
         counts: (K, K) integer; one row per true class, one column per predicted class.
 
     Returns:
-        Four arrays (K,).
+        Four arrays of shape (K,).
     """
     right, given, support = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)  # (K,) each
-    # F1 = 2PR / (P + R) = 2 right / (given + support); this form has no intermediate 0 / 0.
+    # F1 = 2PR / (P + R) = 2 right / (given + support); this form avoids an intermediate 0 / 0.
     precision, recall, f1 = _share(right, given), _share(right, support), _share(2 * right, given + support)
     return PerClass(precision, recall, f1, support)
 
@@ -130,7 +130,7 @@ def summarise(probabilities: np.ndarray, labels: np.ndarray, classes: PerClass) 
         classes: the metrics per class, from :func:`per_class`.
 
     Returns:
-        Five numbers.
+        Accuracy and the macro means in 0..1, and the loss in nats per image.
     """
     means = (float(values.mean()) for values in (classes.precision, classes.recall, classes.f1))
     return Summary(accuracy(probabilities, labels), mean_cross_entropy(probabilities, labels), *means)
@@ -144,9 +144,9 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        (K, K) int64: number of images of the row's class that are predicted as the column's.
+        (K, K) int64: number of images of the row's class that are predicted as the column's class.
     """
     K = probabilities.shape[1]
-    # As int64, since labels of a narrow type, as uint8, would overflow in the product.
+    # As int64, since labels of a narrow type such as uint8 would overflow in the product.
     cells = np.asarray(labels, np.int64) * K + predicted(probabilities)  # (N,), in 0..K²-1
     return np.bincount(cells, minlength=K * K).reshape(K, K).astype(np.int64, copy=False)

@@ -1,8 +1,8 @@
-"""Writer of named arrays as one ``.npz`` file, and a reader that accepts nothing but what this writer produces.
+"""Writer for named arrays in one ``.npz`` file, and a reader that accepts only what this writer produces.
 
-``numpy.load`` opens the files. The zip comment holds the SHA-256 of every other byte, so that a flipped bit or a lost
-tail is detected. A correct checksum does not prove who wrote the file: the reader uses neither pickle nor
-decompression, and each array must have exactly the bytes that its header declares, so reading takes at most twice the
+``numpy.load`` opens the files. The zip comment holds the SHA-256 of all other bytes, so flipped bits and truncation
+are detected. A correct checksum does not prove who wrote the file: the reader therefore uses neither pickle nor
+decompression, and each array must have exactly the size that its header declares, so reading takes at most twice the
 file's size in memory.
 """
 
@@ -26,12 +26,12 @@ from cnnjob.errors import DataError
 _LABEL = b"sha256:"
 _DIGITS = 64
 _SHOWN = 80
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date, the earliest that zip can express: equal arrays give equal files
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date, the earliest in zip: equal arrays give equal files
 _DATE = 1 << 5 | 1
-"""The same date in zip's 16 bits: year - 1980, month, day."""
+"""The same date in zip's 16-bit encoding: year - 1980, month, day."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 """A zip member's local header: signature, version, flags, method, time, date, CRC, compressed and uncompressed size,
-lengths of name and extra field."""
+and lengths of name and extra field."""
 _NAME = re.compile(r"[\w./+-]+\.npy", re.ASCII)
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -39,24 +39,24 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>|\d{1,18},|\d{1,18}(?:, \d{1,18}){1,31})\), \} *\n"
 )
 _ODD = (ValueError, LookupError, OverflowError, OSError, NotImplementedError, struct.error, zipfile.BadZipFile)
-"""What :mod:`zipfile` and the checks in this module raise for a malformed archive."""
+"""Exceptions that :mod:`zipfile` and the checks in this module raise for a malformed archive."""
 _LAST_CODE_POINT = 0x10FFFF
 _IN_64_BITS = 2**32 - 1
-"""A 32-bit size field with this value means that the size is in the zip64 extra field."""
+"""Value of a 32-bit size field whose actual size is in the zip64 extra field."""
 
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> memoryview:
-    """Return the content of an ``.npz`` file that carries the digest of the whole file."""
+    """Return arrays as the content of an ``.npz`` file that includes a digest of the whole file."""
     buffer = io.BytesIO()
     # Not numpy.savez: by default it pickles object arrays, and it cannot write a zip comment.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = _LABEL + b"0" * _DIGITS  # the comment's length is part of what is hashed
+        archive.comment = _LABEL + b"0" * _DIGITS  # the comment's length is hashed too
         for name, array in arrays.items():
-            # Only large members are zip64, so that small files keep the bytes that older versions gave them.
+            # Only large members are zip64, so that small files have the same bytes as those of older versions.
             is_large = _size_of(np.asarray(array)) > zipfile.ZIP64_LIMIT
             with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=is_large) as entry:
                 np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-    content = buffer.getbuffer()  # the digest is filled in place: a large checkpoint is in memory once, not twice
+    content = buffer.getbuffer()  # the digest is filled in place, so a large checkpoint is in memory only once
     content[-_DIGITS:] = hashlib.sha256(content[:-_DIGITS]).hexdigest().encode()
     return content
 
@@ -69,14 +69,14 @@ def _size_of(array: np.ndarray) -> int:
 
 
 def require_digest(file: BinaryIO, where: str) -> None:
-    """Refuse a file that does not end with a digest, without reading it all; leave its position at the start.
+    """Raise an error if a file does not end with a digest; read only its end, and leave its position at the start.
 
     Args:
         file: an open file.
-        where: its name, for the message.
+        where: the file's name, for the error message.
 
     Raises:
-        DataError: it does not end with a digest.
+        DataError: the file does not end with a digest.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - len(_LABEL) - _DIGITS, 0))
@@ -86,17 +86,17 @@ def require_digest(file: BinaryIO, where: str) -> None:
 
 
 def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.ndarray]:
-    """Verify and read what :func:`arrays_to_bytes` made.
+    """Verify the output of :func:`arrays_to_bytes` and return its arrays.
 
     Args:
-        content: of an ``.npz`` file.
-        where: the file's name, for the message.
+        content: content of an ``.npz`` file.
+        where: the file's name, for the error message.
 
     Returns:
         The arrays by name; copies.
 
     Raises:
-        DataError: the content is cut short, altered or made by something else.
+        DataError: the content is truncated, altered or was not written by this module.
     """
     body, digest = content[:-_DIGITS], content[-_DIGITS:]
     if bytes(body[-len(_LABEL) :]) != _LABEL or hashlib.sha256(body).hexdigest().encode() != bytes(digest):
@@ -112,9 +112,9 @@ def _damaged(where: str, size: int) -> str:
 
 
 def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of an archive whose members follow each other without a gap from its first byte."""
+    """Yield name and array of each member; the members must follow each other without gaps from the first byte."""
     names, position = set(), 0
-    # BytesIO shares the memory of a bytes object, but copies any other buffer; a checkpoint may have gigabytes.
+    # BytesIO shares the memory of a bytes object but copies any other buffer; a checkpoint may have gigabytes.
     with zipfile.ZipFile(io.BytesIO(content.obj if isinstance(content.obj, bytes) else content)) as archive:
         for info in archive.infolist():
             start = _data_offset(content, info, position)
@@ -123,14 +123,14 @@ def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
             yield info.filename.removesuffix(".npy"), array_from_bytes(content[start:position])
         if position != archive.start_dir or len(archive.comment) != len(_LABEL) + _DIGITS:
             raise ValueError("something lies between its parts")
-        if len(names) < len(archive.infolist()):  # zip allows it; a dict of arrays would silently keep the last
+        if len(names) < len(archive.infolist()):  # zip allows this; a dict of arrays would silently keep only the last
             raise ValueError("two of its arrays have one name")
 
 
 def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
-    """Return the offset of a member's data, if both of its headers are as this module writes them."""
-    # A zip describes each member twice, in its local header and in the central directory. Readers differ in which one
-    # they follow, so both must agree.
+    """Return the offset of a member's data after checking that this module could have written both its headers."""
+    # A zip file describes each member twice, in a local header and in the central directory. Readers differ in which
+    # one they use, so the two must agree.
     header = _local_header(info)
     start, size = position + len(header), info.file_size
     told = (info.header_offset, info.flag_bits, info.compress_type, info.date_time)
@@ -146,7 +146,7 @@ def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> i
 
 
 def _local_header(info: zipfile.ZipInfo) -> bytes:
-    """Return the local header that precedes a member's data; sizes above 2 GiB are in a zip64 field after the name."""
+    """Return the local header before a member's data; sizes above 2 GiB are in a zip64 field after the name."""
     size, name = info.file_size, info.filename.encode()
     is_large = size > zipfile.ZIP64_LIMIT
     version, shown, extra = (45, _IN_64_BITS, struct.pack("<2H2Q", 1, 16, size, size)) if is_large else (20, size, b"")
@@ -155,50 +155,50 @@ def _local_header(info: zipfile.ZipInfo) -> bytes:
 
 
 def array_from_bytes(content: memoryview) -> np.ndarray:
-    """Read an array in NumPy's ``.npy`` format that has exactly the bytes that its header declares.
+    """Return an array read from NumPy's ``.npy`` format, whose size must be exactly what its header declares.
 
     Args:
-        content: of an ``.npy`` file.
+        content: content of an ``.npy`` file.
 
     Returns:
-        Integers, floating-point numbers or text; a copy.
+        A copy of the array: integers, floating-point numbers or strings.
 
     Raises:
-        ValueError: it is none of these, or the size does not match the header.
+        ValueError: the content is none of these, or its size does not match the header.
     """
     # Magic and version (8 bytes), header length (2 bytes, little endian), header, data. The header is a Python literal,
-    # which numpy.load evaluates; here a regular expression allows one spelling and a few types.
+    # which numpy.load evaluates; the regular expression here allows only one spelling and a few types.
     start = len(_MAGIC) + 2 + int.from_bytes(content[len(_MAGIC) : len(_MAGIC) + 2], "little")
     header = _HEADER.fullmatch(bytes(content[len(_MAGIC) + 2 : start]))
     if bytes(content[: len(_MAGIC)]) != _MAGIC or not header:
         raise ValueError("no array of numbers or text in NumPy's format")
     dtype = np.dtype(header["dtype"].decode())
     shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
-    if math.prod(shape) * dtype.itemsize != len(content) - start:  # before anything of that size is allocated
+    if math.prod(shape) * dtype.itemsize != len(content) - start:  # before memory of that size is allocated
         raise ValueError(f"{len(content) - start:,} bytes are no {dtype} {shape}")
     if dtype.kind == "U":
         codes = np.frombuffer(content[start:], "<u4")  # NumPy stores text as UTF-32
         if codes.size and codes.max() > _LAST_CODE_POINT:
             raise ValueError("its text has code points that do not exist")
     order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
-    # Copied: a view would keep the whole file in memory, and would often be unaligned, as members begin at any byte.
+    # Copied, since a view would keep the whole file in memory and often be unaligned: members begin at any byte.
     return np.ndarray(shape, dtype, content, start, order=order).copy(order="K")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, fence: Callable[[], None] = files.no_fence) -> None:
-    """Write named arrays as an ``.npz`` file that carries the digest of its content, whole or not at all."""
+    """Write named arrays atomically to an ``.npz`` file that includes a digest of its content."""
     files.write_whole(path, arrays_to_bytes(arrays), fence=fence)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read named arrays and verify the digest of the whole file.
+    """Return the named arrays in a file after verifying the digest of the whole file.
 
     Raises:
-        DataError: the file is missing, cut short, altered, or not as :func:`write_arrays` writes it.
+        DataError: the file is missing, truncated, altered, or was not written by :func:`write_arrays`.
     """
     with files.open_regular(path) as file:
         try:
-            require_digest(file, str(path))  # so that a huge file that is not ours is not read into memory
+            require_digest(file, str(path))  # so that a huge foreign file is not read into memory
             content = file.read(os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({files.reason_of(error)})") from error

@@ -1,4 +1,4 @@
-"""The identity of a process, unique across hosts and reboots, and whether it is alive."""
+"""Process identity, unique across hosts and reboots, and checks of whether a process is alive."""
 
 import os
 import socket
@@ -15,16 +15,16 @@ from cnnjob.runs.clock import SKEW_SECONDS
 
 HEARTBEAT_SECONDS = 30.0
 RECENT_HEARTBEAT_SECONDS = 3 * HEARTBEAT_SECONDS
-"""A process whose last heartbeat is more recent than this is alive, whatever SLURM says about its job id."""
+"""A process whose last heartbeat is more recent than this is alive, whatever SLURM reports about its job id."""
 HEARTBEAT_LIMIT_SECONDS = 300.0
 """An owner on another host without a heartbeat for this long is presumed dead."""
 
 
 def process_identity() -> dict[str, Any]:
-    """Return what distinguishes this process from every other, on any host and at any time.
+    """Return what distinguishes this process from all others, on any host and at any time.
 
-    Pids are reused, so host, boot, pid namespace and start time are recorded with it; a SLURM job's id is recorded with
-    its cluster and restart count.
+    Pids are reused, so host, boot, pid namespace and start time are recorded with the pid; a SLURM job id is recorded
+    with its cluster and restart count.
     """
     pid = os.getpid()
     return {
@@ -42,29 +42,29 @@ def process_identity() -> dict[str, Any]:
 
 
 def job_id() -> str | None:
-    """Return the id of the SLURM job that this process is part of, as ``17`` or ``17_3``; None outside of one.
+    """Return the id of the SLURM job that this process belongs to, such as ``17`` or ``17_3``; None outside SLURM.
 
-    An array task is named by both numbers: the job id that one task has of its own is also that of the whole array.
+    An array task is identified by both numbers, since one task's own job id is also that of the whole array.
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
 
 
 def cluster() -> str | None:
-    """Return the name of the SLURM cluster whose job this process is part of, in lower case; None outside of one."""
+    """Return the name of the SLURM cluster that this process's job runs on, in lower case; None outside SLURM."""
     name = os.environ.get("SLURM_CLUSTER_NAME", "").lower()
     return name if name and job_id() else None
 
 
 def may_be_same_cluster(cluster: str | None, other: str | None) -> bool:
-    """Return whether two names may be those of one cluster; older versions did not record the name."""
+    """Return whether two names may refer to the same cluster; older versions did not record the name."""
     return not cluster or not other or cluster == other
 
 
 def job_step() -> str | None:
-    """Return the job step whose only task this process is; None if others may be in it too."""
+    """Return the SLURM job step if this process is its only task; None if the step may contain others."""
     step, tasks = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_STEP_NUM_TASKS")
-    # A child process inherits these variables, but only the task itself has slurmstepd as its parent.
+    # Child processes inherit these variables, but only the task itself has slurmstepd as its parent.
     started_by = Path(f"/proc/{os.getppid()}/comm")
     if not step.isdecimal() or tasks != "1" or not started_by.exists():
         return None
@@ -72,7 +72,7 @@ def job_step() -> str | None:
 
 
 def job_restarts() -> int:
-    """Return how often SLURM has restarted this job; 0 outside of one."""
+    """Return how often SLURM has restarted this job; 0 outside SLURM."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)  # SLURM sets it from the first restart on
 
 
@@ -82,44 +82,45 @@ def is_same_job_start(owner: dict[str, Any]) -> bool:
 
 
 def _is_of_this_job(owner: dict[str, Any]) -> bool:
-    """Return whether a process belongs, or belonged, to this SLURM job, not to one with its id on another cluster."""
+    """Return whether a process belongs, or belonged, to this SLURM job, not to one with the same id elsewhere."""
     return owner.get("job_id") == job_id() and owner.get("cluster") == cluster()
 
 
 def is_earlier_job_start(owner: dict[str, Any]) -> bool:
-    """Return whether a process belongs to this SLURM job, from before its last restart.
+    """Return whether a process belongs to this SLURM job but was started before the job's last restart.
 
-    It may still be alive, on a node that SLURM presumed dead.
+    Such a process may still be alive, on a node that SLURM presumed dead.
     """
     return job_id() is not None and _is_of_this_job(owner) and (owner.get("job_restarts") or 0) < job_restarts()
 
 
 def is_alive(owner: dict[str, Any], record: Path) -> bool:
-    """Return whether the process of an attempt is still alive.
+    """Return whether an attempt's process is still alive.
 
-    In this process's pid namespace its pid answers that, right after a ``kill -9`` too. Elsewhere the age of its last
-    heartbeat does.
+    In this process's pid namespace, its pid is looked up, which is reliable even right after a ``kill -9``. Elsewhere,
+    the age of its last heartbeat decides.
 
     Args:
         owner: the attempt's record.
-        record: the file of that record, whose modification time is the last heartbeat.
+        record: the path of that record, whose modification time is the last heartbeat.
     """
     if shares_processes(owner):
         started = _start_of(owner["pid"])
         if started != _HIDDEN:
             return started is not None and started == owner["pid_started"]
     limit = HEARTBEAT_LIMIT_SECONDS
-    # A record of this host name and another boot: either this machine was rebooted, and the process is dead, or it is
-    # another machine of the same name. A heartbeat since this machine's boot can only be that other machine's.
+    # A record with this host name but another boot: either this machine was rebooted, so the process is dead, or the
+    # record is from another machine with the same name. A heartbeat since this machine's boot can only be from that
+    # other machine.
     if owner["host"] == socket.gethostname() and owner["boot"] != boot_id():
         limit = min(limit, max(RECENT_HEARTBEAT_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)))
     return heartbeat_age_seconds(record) < limit
 
 
 def shares_processes(owner: dict[str, Any]) -> bool:
-    """Return whether this process can look up an attempt's process by its pid, and send it signals.
+    """Return whether this process can look up an attempt's process by its pid and send it signals.
 
-    Containers on one machine may share a host name and a boot, but each has pids of its own.
+    Containers on one machine may share a host name and a boot, but each has its own pids.
     """
     mine = pid_namespace()
     same_machine = owner["host"] == socket.gethostname() and owner["boot"] == boot_id()
@@ -127,37 +128,37 @@ def shares_processes(owner: dict[str, Any]) -> bool:
 
 
 def heartbeat_age_seconds(record: Path) -> float:
-    """Return the seconds since an attempt's last heartbeat; one dated in the future, by another clock, counts as now.
+    """Return the seconds since an attempt's last heartbeat; 0 if another clock dated it in the future.
 
     Args:
-        record: the file of the attempt's record.
+        record: the path of the attempt's record.
     """
     return max(0.0, _age_seconds(record))
 
 
 def ahead_seconds(record: Path) -> float:
-    """Return how far an attempt's last heartbeat is in the future; 0 if within ``SKEW_SECONDS``, or without one.
+    """Return how many seconds an attempt's last heartbeat is in the future; 0 up to ``SKEW_SECONDS``, or if none.
 
     Args:
-        record: the file of the attempt's record.
+        record: the path of the attempt's record.
     """
     ahead = -_age_seconds(record) if record.exists() else 0.0
     return ahead if ahead > SKEW_SECONDS else 0.0
 
 
 def _age_seconds(record: Path) -> float:
-    # The clock is read in the folder of all runs first, so that it is read once for all of them; else in the run's.
+    # The folder that contains all runs is tried first, so that the clock is read only once for them; then the run's.
     return clock.age_seconds(record, *[*record.parents][2:0:-1])
 
 
 _HIDDEN = ""
-"""Stands for the start of a process that exists but is visible to its own user only (``hidepid`` of ``/proc``)."""
+"""Placeholder for the start time of a process visible only to its own user (``/proc`` mounted with ``hidepid``)."""
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot; None if it is gone or a zombie."""
+    """Return when a process started, in clock ticks since boot; None if it no longer exists or is a zombie."""
     try:
-        # pid (comm) state ppid …: comm may contain spaces and parentheses, so fields are counted from the last one.
+        # pid (comm) state ppid …: comm may contain spaces and parentheses, so fields are counted after the last ")".
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except PermissionError:
         return _HIDDEN
@@ -167,14 +168,14 @@ def _start_of(pid: int) -> str | None:
 
 
 def now() -> str:
-    """Return the current time in UTC, in ISO 8601 to the second."""
+    """Return the current UTC time in ISO 8601 format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def python_path_for_children() -> dict[str, str]:
-    """Return the environment's PYTHONPATH for child processes that have to find this package; empty if they find it.
+    """Return a ``PYTHONPATH`` variable with which child processes find this package; empty if they find it anyway.
 
-    They do not with ``python -m cnnjob`` in a source folder that is not installed: a child runs with ``-P``, which
+    They do not with ``python -m cnnjob`` in a source folder that is not installed: children run with ``-P``, which
     leaves the current folder out of ``sys.path``.
     """
     root = str(files.PACKAGE.resolve().parent)

@@ -1,6 +1,6 @@
-"""The records in a run's ``slurm/``: its newest submission, the restart log, its cancellation, a wait without SLURM.
+"""Records in a run's ``slurm/``: newest submission, restart log, cancellation, and waits without SLURM.
 
-The restart log has one entry per decision of a batch script about a restart after an attempt.
+The restart log has one entry for each decision of a batch script about whether to restart after an attempt.
 """
 
 import os
@@ -16,33 +16,33 @@ from cnnjob.runs.process import is_alive
 from cnnjob.runs.run import Run
 
 NO_STEP = 254
-"""The batch script's exit code if srun could not start the step."""
+"""The batch script's exit code if srun could not start the job step."""
 UNDECIDED = "cannot decide about a restart, exit code"
-"""What a batch script writes to its log if its Python interpreter, or a package that it needs, is missing."""
+"""Logged by a batch script if its Python interpreter, or a package that it needs, is missing."""
 
 CANCELLED = "cancelled; submit the job again to resume it"
 TO_RESUME = "; to resume: "
-"""In the restart log: stands before the command to type. Older versions wrote ``; to go on:``."""
+"""Precedes the command to type in the restart log. Older versions wrote ``; to go on:``."""
 PREDECESSOR = "CNNJOB_PREDECESSOR"
-"""The environment variable with the id of the job whose batch script submitted this one."""
+"""Environment variable with the id of the SLURM job whose batch script submitted this one."""
 
 
 @dataclass(frozen=True)
 class SlurmRecords:
-    """The records in ``slurm/`` that a run can be shown without; a damaged one counts as missing."""
+    """The records in ``slurm/``; none is needed to show a run, so damaged ones count as missing."""
 
     submission: dict[str, Any]
-    """As :func:`read_submission` returns it."""
+    """The result of :func:`read_submission`."""
     restart_log: list[dict[str, Any]]
-    """As :func:`read_restart_log` returns it."""
+    """The result of :func:`read_restart_log`."""
     cancellation: dict[str, Any]
-    """As :func:`read_cancellation` returns it."""
+    """The result of :func:`read_cancellation`."""
     damage: tuple[str, ...]
     """One message per damaged record."""
 
 
 def read_slurm_records(run: Run) -> SlurmRecords:
-    """Read the records in a run's ``slurm/``, each as far as it is intact."""
+    """Return the records in a run's ``slurm/``; damaged ones are reported, not raised."""
     damage: list[str] = []
 
     def read_intact(read: Callable[[Run], Any], missing: Any) -> Any:
@@ -58,7 +58,7 @@ def read_slurm_records(run: Run) -> SlurmRecords:
 
 
 def read_submission(run: Run) -> dict[str, Any]:
-    """Return the record of a run's newest submission; empty if it was not submitted.
+    """Return the record of a run's newest submission; empty if the run was never submitted.
 
     Raises:
         DataError: the record is damaged or cannot be read.
@@ -69,19 +69,19 @@ def read_submission(run: Run) -> dict[str, Any]:
 
 
 def try_read_restart_log(run: Run) -> list[dict[str, Any]]:
-    """Return the same as :func:`read_restart_log`, but an empty list if the log cannot be read."""
+    """Return the result of :func:`read_restart_log`, or an empty list if the log cannot be read."""
     return read_slurm_records(run).restart_log
 
 
 def read_restart_log(run: Run) -> list[dict[str, Any]]:
-    """Return the restart log, one dict per decision, oldest first; empty before the first.
+    """Return the restart log, one dict per decision, oldest first; empty if there are no decisions yet.
 
-    Each has ``job_id`` and ``job_restarts``, ``ended_by``, the attempt's exit ``code``, the ``step`` of the newest
-    checkpoint, how it was ``restarted`` (``requeued``, ``successor``, ``by SLURM``; empty if it was not), and ``said``,
-    the decision as text.
+    Each dict has ``job_id`` and ``job_restarts``, ``ended_by``, the attempt's exit ``code``, the ``step`` of the newest
+    checkpoint, how the run was ``restarted`` (``requeued``, ``successor``, ``by SLURM``; empty if it was not), and
+    ``said``, the decision as text.
 
     Raises:
-        DataError: the record is damaged or cannot be read.
+        DataError: the log is damaged or cannot be read.
     """
     path = restart_log_file(run)
     return json_files.read_list(path, schemas.RestartRecord) if os.path.lexists(path) else []
@@ -93,17 +93,17 @@ def restart_log_file(run: Run) -> Path:
 
 
 def cancellation_file(run: Run) -> Path:
-    """Return the path of ``cnnjob cancel``'s record: ``by``, ``jobs`` (their ids), ``attempt``, ``time``."""
+    """Return the path of ``cnnjob cancel``'s record, which holds ``by``, ``jobs`` (ids), ``attempt`` and ``time``."""
     return run.slurm_folder / "cancelled.json"
 
 
 def try_read_cancellation(run: Run) -> dict[str, Any]:
-    """Return the same as :func:`read_cancellation`, but an empty dict if the record cannot be read."""
+    """Return the result of :func:`read_cancellation`, or an empty dict if the record cannot be read."""
     return read_slurm_records(run).cancellation
 
 
 def read_cancellation(run: Run) -> dict[str, Any]:
-    """Return the record of the last ``cnnjob cancel``; empty without one.
+    """Return the record of the last ``cnnjob cancel``; empty if there is none.
 
     Raises:
         DataError: the record is damaged or cannot be read.
@@ -118,7 +118,7 @@ def local_wait_file(run: Run) -> Path:
 
 
 def find_local_wait(run: Run) -> dict[str, Any]:
-    """Return the process of a ``submit --local`` that will train a run; empty if there is none alive."""
+    """Return the record of a live ``submit --local`` process that will train a run; empty if there is none."""
     path = local_wait_file(run)
     try:
         process = json_files.read_checked(path, schemas.LocalWait) if os.path.lexists(path) else {}

@@ -1,17 +1,17 @@
-"""A run is its folder: the files in it, and the state that they show.
+"""Run folders: the files in each, and the state that they represent.
 
 runs/NAME-<digest8>/
-job.json            the resolved job and a description of its dataset, frozen
+job.json            the resolved job and a description of its dataset, fixed at creation
 environment.json    the environment of the first attempt
-attempts/0001.json  one file per attempt: claim, restart counter and fence in one
+attempts/0001.json  one file per attempt, which serves as claim, restart counter and fence
 history.jsonl       one line per epoch (derived from the checkpoint)
 checkpoints/        the newest two
 predictions.npz     predictions for the test images, with the chosen weights
 weights.npz         the chosen weights
-result.json         its presence *is* "finished"
-heartbeat           empty; touched during training, so that a process whose attempt record was removed is noticed
-log.txt             appended to by all attempts
-slurm/              submitit's files, the request, the newest job, the restart log
+result.json         present if and only if the run is finished
+heartbeat           empty; touched during training, which reveals a process whose attempt record was removed
+log.txt             log of all attempts
+slurm/              submitit's files, the request, the newest submission, the restart log
 """
 
 import math
@@ -47,44 +47,44 @@ UNSEALED = "job.json has no SHA-256 of its content (an older version wrote it), 
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
-"""The format of a manifest that does not record one."""
+"""Format of manifests that do not record one."""
 HISTORY_BYTES = 2**28
 """Maximum size of ``history.jsonl``: enough for a million epochs."""
 _ATTEMPT_FILE = re.compile(r"\d{4,18}\.json", re.ASCII)
 
 JobIsOver = Callable[[Mapping[str, Any], float], bool]
-"""Returns whether the scheduler says that an attempt's job is over.
+"""Function that returns whether an attempt's SLURM job is over according to the scheduler.
 
-Called with the attempt's record and the seconds since its last heartbeat.
+It is called with the attempt's record and the seconds since the last heartbeat.
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """The paths of a run folder, and readers of its files."""
+    """A run folder: its paths, and methods that read its files."""
 
     path: Path
 
     def __post_init__(self) -> None:
-        """Note the path, so that a line break in its name is escaped when it is printed."""
+        """Register the path so that line breaks in its name are escaped in output."""
         note_names(self.path)
 
     @classmethod
     def of(cls, job: Job, data_digest: str, root: Path) -> Self:
-        """Return the run of a job on a dataset; the same job and data always give the same folder."""
+        """Return a job's run on a dataset; the same job and data always give the same folder."""
         return cls(root / f"{job.name}-{short_digest(job.digest(data_digest))}")
 
     @classmethod
     def all(cls, *paths: Path) -> list[Self]:
-        """Return the run folders at the given paths or directly below them, sorted by name within each.
+        """Return the run folders at the given paths or directly inside them, sorted by name within each path.
 
-        Hidden folders are skipped. A folder that is not a run is included, and so is one that cannot be read, so that
-        the caller can report it.
+        Hidden folders are skipped. Folders that are not runs or cannot be read are included, so that the caller can
+        report them.
 
         Raises:
             DataError: one of the paths cannot be listed.
         """
-        runs: dict[Path, None] = {}  # an ordered set: a run that is named twice is listed once
+        runs: dict[Path, None] = {}  # an ordered set: a run that is given twice is listed once
         for path in paths:
             if looks_like_a_run(path):
                 runs[path] = None
@@ -100,77 +100,77 @@ class Run:
 
     @property
     def job_file(self) -> Path:
-        """The resolved job and the description of its dataset."""
+        """Path of the resolved job and the description of its dataset."""
         return self.path / "job.json"
 
     @property
     def environment_file(self) -> Path:
-        """The environment of the first attempt."""
+        """Path of the record of the first attempt's environment."""
         return self.path / "environment.json"
 
     @property
     def attempts_folder(self) -> Path:
-        """The folder of the attempts' records, one file per attempt."""
+        """Folder of the attempt records, one file per attempt."""
         return self.path / "attempts"
 
     @property
     def heartbeat_file(self) -> Path:
-        """An empty file, whose modification time is when a process training the run was last alive."""
+        """Path of an empty file whose modification time is when a process training the run was last alive."""
         return self.path / "heartbeat"
 
     @property
     def checkpoints_folder(self) -> Path:
-        """The folder of the newest checkpoints."""
+        """Folder of the newest checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def history_file(self) -> Path:
-        """The history, one line of JSON per epoch."""
+        """Path of the history, which has one line of JSON per epoch."""
         return self.path / "history.jsonl"
 
     @property
     def predictions_file(self) -> Path:
-        """Probabilities and labels of the test images, class names, and the most confidently wrong images."""
+        """Path of the test images' probabilities and labels, class names and most confident errors."""
         return self.path / "predictions.npz"
 
     @property
     def weights_file(self) -> Path:
-        """The chosen weights."""
+        """Path of the chosen weights."""
         return self.path / "weights.npz"
 
     @property
     def result_file(self) -> Path:
-        """The final metrics and costs of a finished run."""
+        """Path of a finished run's metrics and costs."""
         return self.path / "result.json"
 
     @property
     def slurm_folder(self) -> Path:
-        """The folder of submitit's files, the request, and the restart log."""
+        """Folder of submitit's files, the request and the restart log."""
         return self.path / "slurm"
 
     @property
     def submission_file(self) -> Path:
-        """The newest submission: ``job_id`` (``17``; an array task's ``17_3``), ``log``, ``comment``, ``submitted``."""
+        """Path of the newest submission: ``job_id`` (``17`` or ``17_3``), ``log``, ``comment``, ``submitted``."""
         return self.slurm_folder / "job.json"
 
     @property
     def log_file(self) -> Path:
-        """The log of all attempts."""
+        """Path of the log of all attempts."""
         return self.path / "log.txt"
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of ``job.json``: ``job``, ``data`` and the full ``digest``.
 
         Raises:
-            DataError: it is missing, damaged or edited, or this is not a run of cnnjob.
+            DataError: the manifest is missing, damaged or edited, or the folder is not a cnnjob run.
         """
         return json_files.read_sealed(self.job_file, manifest.Manifest)
 
     def data(self) -> dict[str, Any]:
-        """Return the description of the dataset in ``job.json``: its path, and what prediction needs to know.
+        """Return the description of the dataset in ``job.json``: its path, and what prediction needs.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the description is missing or damaged.
         """
         data: dict[str, Any] = self.manifest()["data"]
         if not data.keys() >= DATA_KEYS:
@@ -178,27 +178,27 @@ class Run:
         return data
 
     def job(self) -> Job:
-        """Return the job as it was frozen; one of an older format is converted to what it means now.
+        """Return the job recorded when the run was created; an older format is converted to the current one.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the job is missing or damaged.
         """
         frozen = self.manifest()
         return Job.checked(frozen["job"], str(self.job_file), manifest_format(frozen))
 
     def is_older(self) -> bool:
-        """Return whether another version began the run, so that its job no longer means the same.
+        """Return whether another version began the run, so that its job no longer has the same meaning.
 
         Raises:
-            DataError: its job is missing or damaged.
+            DataError: the run's job is missing or damaged.
         """
         return manifest_format(self.manifest()) != FORMAT
 
     def require_current(self) -> None:
-        """Refuse to resume a run of another format.
+        """Raise an error if the run's job has another format, so that the run cannot be resumed.
 
         Raises:
-            DataError: the run's job has another format, and no longer means the same.
+            DataError: the run's job has another format, and no longer has the same meaning.
         """
         if self.is_older():
             raise DataError(
@@ -208,7 +208,7 @@ class Run:
             )
 
     def environment(self) -> dict[str, Any]:
-        """Return the environment of the first attempt; empty before it."""
+        """Return the record of the first attempt's environment; empty before the first attempt."""
         return (
             json_files.read_checked(self.environment_file, schemas.EnvironmentRecord)
             if self.environment_file.exists()
@@ -216,7 +216,7 @@ class Run:
         )
 
     def result(self) -> dict[str, Any]:
-        """Return the content of ``result.json``, as :class:`cnnjob.runs.schemas.ResultRecord` describes it.
+        """Return the content of ``result.json``, as described by :class:`cnnjob.runs.schemas.ResultRecord`.
 
         Raises:
             DataError: the run is not finished, or the file is damaged.
@@ -224,7 +224,7 @@ class Run:
         return json_files.read_checked(self.result_file, schemas.ResultRecord)
 
     def history(self) -> list[dict[str, Any]]:
-        """Return one record per epoch, oldest first; empty before the first.
+        """Return one record per epoch, oldest first; empty before the first epoch ends.
 
         Raises:
             DataError: the file is damaged.
@@ -237,7 +237,7 @@ class Run:
         """Return the chosen weights by name, after verifying the file's checksum.
 
         Raises:
-            DataError: they are missing or damaged.
+            DataError: the file is missing or damaged.
         """
         return npz.read_arrays(self.weights_file)
 
@@ -245,12 +245,12 @@ class Run:
         """Return the content of ``predictions.npz``, after verifying its checksum.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the file is missing or damaged.
         """
         return npz.read_arrays(self.predictions_file)
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Return the records of the attempts, oldest first.
+        """Return the attempt records, oldest first.
 
         Raises:
             DataError: a record is damaged.
@@ -258,27 +258,27 @@ class Run:
         return [json_files.read_checked(path, schemas.AttemptRecord) for path in self.attempt_files()]
 
     def attempt_files(self) -> list[Path]:
-        """Return the files of the attempts' records, oldest first.
+        """Return the paths of the attempt records, oldest first.
 
         Raises:
-            DataError: their folder cannot be read, which does not mean that there are none.
+            DataError: their folder cannot be read, which does not mean that it is empty.
         """
         records = (path for path in _list_folder(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this folder from a copy of it, whatever its path on another host.
+        """Return what distinguishes this folder from a copy of it, whatever its path on other hosts.
 
-        The resolved path; the inode, which a move within a file system keeps; and the inodes of the folders above it
-        in its file system: a move changes one of these or a name.
+        This is the resolved path; the inode, which a move within a file system preserves; and the inodes of its parent
+        folders in the same file system. A move changes one of the latter or a name.
         """
         path = self.path.resolve()
         return {"folder": str(path), "inode": path.stat().st_ino, "parents": _inodes_above(path)}
 
     def owns(self, record: dict[str, Any]) -> bool:
-        """Return whether a record with an identity was made in this folder, not in one that this is a copy of.
+        """Return whether a record with an identity was made in this folder, not in one that this was copied from.
 
-        A record without an identity, as older versions wrote it, counts as the folder's own.
+        Records without an identity, which older versions wrote, count as the folder's own.
         """
         folder, inode = record.get("folder"), record.get("inode")
         return folder is None or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
@@ -286,29 +286,29 @@ class Run:
     def is_copied(self, record: dict[str, Any]) -> bool:
         """Return whether a record was copied from another folder that still exists.
 
-        If that folder cannot be seen, it may be this very one, with the path and the inode that another host sees.
+        If that folder is not visible here, it may be this one, recorded with its path and inode on another host.
         """
         return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path's raises if permission is denied
 
     def was_moved(self, record: dict[str, Any]) -> bool:
-        """Return whether this folder, or a folder above it, was moved or renamed after a record was made.
+        """Return whether this folder or one of its parents was moved or renamed after a record was made.
 
-        A different path alone does not prove that: another host, or an automounter, may mount the same file system
+        A different path alone does not prove this: another host, or an automounter, may mount the same file system
         elsewhere.
         """
         here, there = self.path.resolve(), Path(record.get("folder") or self.path.resolve())
         if here == there or _is_same(here, there):
             return False
         above, before = _inodes_above(here), record.get("parents")
-        if before is None:  # a record of an older version: only the path can be compared
+        if before is None:  # a record from an older version: only the path can be compared
             return True
-        # Compare names only as far up as both mounts reach: the topmost folder may be a mount point, of any name.
+        # Compare names only as far up as both mounts reach: the topmost folder may be a mount point with any name.
         shared = min(len(above), len(before))
         names, old_names = ([path.name, *(parent.name for parent in path.parents)][:shared] for path in (here, there))
         return above[:shared] != before[:shared] or names != old_names
 
     def unrecorded_seconds(self) -> float | None:
-        """Return the seconds since the last heartbeat of a process that has no record in ``attempts/``; None if none.
+        """Return the seconds since the last heartbeat of a process without a record in ``attempts/``; None if none.
 
         A process whose record was removed during training can no longer be identified, but it keeps touching the
         heartbeat file.
@@ -319,14 +319,14 @@ class Run:
             return None
         paths = self.attempt_files()
         recorded = paths[-1].lstat().st_mtime if paths else -math.inf
-        # An attempt touches the heartbeat file and then its record, so a kill in between leaves them an interval apart.
+        # Attempts touch the heartbeat file and then their record, so a kill in between leaves them an interval apart.
         if written <= recorded + 2 * HEARTBEAT_SECONDS or (paths and self._is_copied(paths[-1])):
             return None
         age = max(clock.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)  # the future counts as now
         return age if age < HEARTBEAT_LIMIT_SECONDS else None
 
     def _is_copied(self, record: Path) -> bool:
-        """Return whether an attempt's record was copied from another run's folder, and so the heartbeat too.
+        """Return whether an attempt's record, and therefore the heartbeat too, was copied from another run folder.
 
         A slow copy gives the two files times far apart, as if a process without a record had written one of them.
         """
@@ -335,10 +335,10 @@ class Run:
         return False
 
     def require_no_links(self) -> None:
-        """Refuse to write through symbolic links inside the run folder; the run folder itself may be one.
+        """Raise an error if there are symbolic links inside the run folder; the run folder itself may be one.
 
         Raises:
-            DataError: a folder or file that is written to is a link.
+            DataError: a folder or file that is written to is a symbolic link.
         """
         for path in (
             *(self.attempts_folder, self.checkpoints_folder, self.slurm_folder),
@@ -351,18 +351,19 @@ class Run:
                 )
 
     def state(self, job_is_over: JobIsOver | None = None) -> State:
-        """Return the state of the run, judged by its folder.
+        """Return the run's state, determined from its folder.
 
         Args:
-            job_is_over: called about the job of a process that seems alive; if the job is over, the run is ``lost``.
+            job_is_over: called with the record of an owner that seems alive; if its SLURM job is over, the run is
+                ``lost``.
 
         Returns:
             The state.
 
         Raises:
-            DataError: the record of the last attempt is damaged, or the folder cannot be read.
+            DataError: the last attempt's record is damaged, or the folder cannot be read.
         """
-        if _exists(self.result_file):  # before all else: it is written last, and its process may still be alive
+        if _exists(self.result_file):  # checked first: it is written last, while its process may still be alive
             return "finished"
         if self.unrecorded_seconds() is not None:
             return "running"
@@ -376,7 +377,7 @@ class Run:
 
 
 def manifest_format(frozen: dict[str, Any]) -> int:
-    """Return the format that a job was frozen in; up to format 2 it was not recorded."""
+    """Return the format of a manifest's job; formats up to 2 were not recorded."""
     written_as = frozen.get("format", OLDEST_FORMAT)
     return written_as if isinstance(written_as, int) else OLDEST_FORMAT
 
@@ -394,7 +395,7 @@ def version_notes(frozen: dict[str, Any]) -> Iterator[str]:
 
 
 def looks_like_a_run(path: Path) -> bool:
-    """Return whether a folder contains anything that only a run's does; True if it cannot be read."""
+    """Return whether a folder contains anything that only run folders contain; True if it cannot be read."""
     try:
         return any(_exists(path / name) for name in ("job.json", "attempts", "result.json"))
     except DataError:
@@ -405,7 +406,7 @@ def _exists(path: Path) -> bool:
     """Return whether a file exists.
 
     Raises:
-        DataError: its folder cannot be searched, so that it is unknown.
+        DataError: the file's folder cannot be searched.
     """
     try:
         return path.exists()
@@ -414,10 +415,10 @@ def _exists(path: Path) -> bool:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    """Return the entries of a folder; none if it does not exist.
+    """Return the paths in a folder; none if it does not exist.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder cannot be read.
     """
     try:
         return list(folder.iterdir())
@@ -432,7 +433,7 @@ def _unreadable(folder: Path, error: OSError) -> str:
 
 
 def _inodes_above(path: Path) -> list[int]:
-    """Return the inodes of the folders above a resolved path within its file system, nearest first."""
+    """Return the inodes of a resolved path's parent folders within its file system, nearest first."""
     states, device = map(_state_of, path.parents), path.stat().st_dev
     return [
         state.st_ino for state in takewhile(lambda state: state is not None and state.st_dev == device, states) if state
@@ -447,7 +448,7 @@ def _state_of(path: Path) -> os.stat_result | None:
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to the same folder."""
+    """Return whether two paths refer to the same folder."""
     state, others = _state_of(path), _state_of(other)
     return state is not None and others is not None and os.path.samestat(state, others)
 
@@ -457,16 +458,16 @@ def owner_is_alive(owner: dict[str, Any], record: Path, job_is_over: JobIsOver |
 
     Args:
         owner: the record of the run's last attempt.
-        record: the file of that record.
-        job_is_over: called at most once, about the owner's SLURM job, if the owner seems alive.
+        record: the path of that record.
+        job_is_over: called at most once, with the owner's record, if the owner seems alive.
 
     Returns:
         False if the owner no longer exists on this host, is an earlier start of this process's SLURM job, has had no
-        heartbeat for five minutes, or owns the folder that this one is a copy of.
+        heartbeat for five minutes, or owns the folder that this one was copied from.
     """
     if Run(record.parents[1]).is_copied(owner):
         return False
     if is_earlier_job_start(owner) or not is_alive(owner, record):
         return False
-    # The scheduler is asked last: that runs a command, and nothing else has shown that the owner is dead.
+    # The scheduler is queried last, since this runs a command, and only if nothing else shows that the owner is dead.
     return not (owner.get("job_id") and job_is_over and job_is_over(owner, heartbeat_age_seconds(record)))

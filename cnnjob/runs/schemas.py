@@ -1,4 +1,4 @@
-"""Schemas of the JSON files in a run folder; :mod:`cnnjob.jobs.manifest` has that of ``job.json``."""
+"""Schemas of the JSON files in a run folder, except ``job.json``, which is in :mod:`cnnjob.jobs.manifest`."""
 
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from cnnjob.jobs.json_files import Count, Fields, Inode, Sha256, Share, Time
 
 
 class EnvironmentRecord(Fields):
-    """``environment.json``: what the first attempt computed with, from :func:`cnnjob.runs.environment.describe`."""
+    """``environment.json``: environment of the first attempt, from :func:`cnnjob.runs.environment.describe`."""
 
     commit: str | None = None
     dirty: bool | None = None
@@ -20,9 +20,9 @@ class EnvironmentRecord(Fields):
 
 
 class AttemptRecord(Fields):
-    """``attempts/NNNN.json``: the process of one attempt, and how the attempt ended.
+    """``attempts/NNNN.json``: an attempt's process, and how the attempt ended.
 
-    Process and folder are identified as by :func:`cnnjob.runs.process.process_identity` and
+    Process and folder are identified by :func:`cnnjob.runs.process.process_identity` and
     :meth:`cnnjob.runs.run.Run.identity`.
     """
 
@@ -119,7 +119,7 @@ class ResultRecord(Fields):
 
 
 class SubmissionRecord(Fields):
-    """``slurm/job.json``: the newest submission."""
+    """``slurm/job.json``: the newest SLURM submission."""
 
     cluster: str | None = None
     job_id: str | None = None
@@ -134,7 +134,7 @@ class SubmissionRecord(Fields):
 
 
 class RestartRecord(Fields):
-    """One entry of the restart log, ``slurm/restarts.json``: what was decided after an attempt."""
+    """One entry of the restart log, ``slurm/restarts.json``: the decision after an attempt."""
 
     step: Count
     cluster: str | None = None
@@ -172,7 +172,7 @@ class CancellationRecord(Fields):
 
 
 class CommitRecord(Fields):
-    """The commit that a copy of the package was made from; the file lies beside the copy."""
+    """``cnnjob-commit.json``: the commit that a copy of the package was made from; the file is next to the copy."""
 
     commit: str | None
     dirty: bool | None

@@ -1,6 +1,6 @@
-"""The summary of a run folder, from which status, diagnosis and report start.
+"""Summary of a run folder, the starting point for status, diagnosis and report.
 
-Of each file only as much is read as a line of ``status`` needs, since there may be thousands of runs.
+Only what one line of ``status`` needs is read from each file, since there may be thousands of runs.
 """
 
 import os
@@ -22,45 +22,45 @@ from cnnjob.runs.restart_log import SlurmRecords, read_slurm_records
 from cnnjob.runs.run import UNRECORDED, Run, looks_like_a_run, manifest_format, version_notes
 
 SPLITS = ("validation", "test", "train")
-"""Splits whose loss and accuracy are shown: the first one that the history has."""
+"""Splits whose loss and accuracy can be shown; the first one that the history contains is used."""
 _TAIL_BYTES = 4096
-"""How much of the end of ``history.jsonl`` is read, in bytes."""
+"""Number of bytes read from the end of ``history.jsonl``."""
 _PACE_EPOCHS = 5
-"""The remaining time is estimated from this many last epochs."""
+"""Number of most recent epochs from which the remaining time is estimated."""
 _UNREADABLE = (CnnjobError, OSError, LookupError, TypeError, ValueError)  # a damaged file may contain anything
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What one run folder says about its run."""
+    """Summary of one run, read from its folder."""
 
     run: Run
     state: str
-    """As :meth:`cnnjob.runs.run.Run.state`, or ``damaged``."""
+    """The state from :meth:`cnnjob.runs.run.Run.state`, or ``damaged``."""
     damage: str = ""
-    """What is damaged; empty if nothing is. A finished run stays finished if its last attempt's record is damaged."""
+    """What is damaged; empty if nothing is. Damage to its last attempt's record leaves a finished run finished."""
     notes: tuple[str, ...] = ()
-    """Remarks besides the state, each a sentence."""
+    """Remarks in addition to the state, each a sentence."""
     n_attempts: int = 0
     """Number of attempts."""
     attempt: dict[str, Any] = field(default_factory=dict)
     """The record of the last attempt; empty before the first."""
     heartbeat_age_seconds: float = 0.0
-    """Seconds since the last heartbeat; one dated in the future counts as now."""
+    """Seconds since the last heartbeat; 0 if that is dated in the future."""
     ahead_seconds: float = 0.0
-    """How far the last heartbeat, or the last attempt's start, is in the future."""
+    """How many seconds the last heartbeat, or the last attempt's start, is in the future."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """The content of ``job.json``; empty if it is damaged."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Records of the last epochs, oldest first."""
+    """Records of the most recent epochs, oldest first."""
     submission: dict[str, Any] = field(default_factory=dict)
-    """The record of the newest submission; empty without one."""
+    """The record of the newest submission; empty if there is none."""
     restart_log: list[dict[str, Any]] = field(default_factory=list)
     """The restart log, oldest first."""
     cancellation: dict[str, Any] = field(default_factory=dict)
-    """The record of ``cnnjob cancel``; empty without one."""
+    """The record of ``cnnjob cancel``; empty if there is none."""
     original: str = ""
-    """The folder that this one is a copy of; its jobs and its process do not belong to the copy."""
+    """The folder that this one was copied from, which owns the SLURM jobs and process; empty if this is no copy."""
     owner: int | None = None
     """The uid of the folder's owner."""
     submitter: int | None = None
@@ -68,13 +68,13 @@ class RunSummary:
     trainer: int | None = None
     """The uid of the last attempt's process."""
     here: str = ""
-    """The cluster whose queue is read, if it is known (see :meth:`on`)."""
+    """The cluster whose queue is read, if known (see :meth:`on`)."""
     is_older: bool = False
     """Whether another version began the run, so that it is not resumed."""
 
     @property
     def job_id(self) -> str | None:
-        """The id of the newest job: the submitted one, unless a later attempt ran in another job or in none."""
+        """The newest SLURM job's id: the submitted one, unless a later attempt ran in another job or outside SLURM."""
         submitted, lived = self.submission.get("job_id"), self.attempt.get("job_id")
         number = self.submission.get("attempt")
         # Times in ISO 8601 and UTC sort as text, and "~" sorts after all of them.
@@ -86,19 +86,19 @@ class RunSummary:
 
     @property
     def cluster(self) -> str | None:
-        """The cluster of the newest job; None if it was not recorded."""
+        """The cluster of the newest SLURM job; None if it was not recorded."""
         is_submitted = self.job_id is not None and str(self.submission.get("job_id")) == self.job_id
         name = (self.submission if is_submitted else self.attempt).get("cluster")
         return None if name is None else str(name)
 
     @property
     def other_cluster(self) -> str:
-        """The cluster of the newest job if that is another cluster, where its id means another job; else empty."""
+        """The cluster of the newest SLURM job if it is not this one, where that id means another job; else empty."""
         return str(self.cluster) if self.job_id and not may_be_same_cluster(self.cluster, self.here) else ""
 
     def on(self, here: str) -> "RunSummary":
-        """Return this summary as seen from a cluster: without the records of older jobs of other clusters."""
-        # SLURM numbers jobs per cluster, so an id of another cluster must not be looked up in this one's queue.
+        """Return this summary as seen from one cluster, without records of older SLURM jobs on other clusters."""
+        # SLURM numbers jobs per cluster, so another cluster's job id must not be looked up in this one's queue.
         seen = replace(self, here=here)
         if seen.other_cluster:
             return seen
@@ -111,28 +111,28 @@ class RunSummary:
 
     @property
     def job_ids(self) -> set[str]:
-        """The ids of all jobs that may still train the run."""
+        """The ids of all SLURM jobs that may still train the run."""
         ids = {self.submission.get("job_id"), self.attempt.get("job_id")}
         return {str(one) for one in ids if one}
 
     @property
     def is_other_users(self) -> bool:
-        """Whether another user last submitted the run; False for root, who can see everybody's jobs."""
+        """Whether another user last submitted the run; False for root, who can see all users' SLURM jobs."""
         return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
     @property
     def moved_from(self) -> str:
-        """The folder that the newest job was submitted for, if the run was moved since; else empty."""
+        """The folder that the newest SLURM job was submitted for if the run has since been moved; else empty."""
         return str(self.submission["folder"]) if self.run.was_moved(self.submission) else ""
 
     @property
     def last_decision(self) -> dict[str, Any]:
-        """The last entry of the restart log; empty without one, and for a copy, whose log is about the original."""
+        """The last entry of the restart log; empty if there is none, and for a copy, whose log is the original's."""
         return self.restart_log[-1] if self.restart_log and not self.original else {}
 
     @property
     def current_decision(self) -> dict[str, Any]:
-        """The last decision if it was made after the last attempt of the newest job; else empty."""
+        """The last decision if it was made after the newest SLURM job's last attempt; else empty."""
         is_newest = may_be_same_cluster(self.last_decision.get("cluster"), self.cluster)
         if not self.job_id or str(self.last_decision.get("job_id")) != self.job_id or not is_newest:
             return {}
@@ -142,7 +142,7 @@ class RunSummary:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the newest job has left any trace: an attempt, a decision or a log."""
+        """Whether the newest SLURM job has left any trace: an attempt, a decision or a log."""
         if str(self.attempt.get("job_id")) == self.job_id or self.current_decision:
             return True
         log = self.submission.get("log") if str(self.submission.get("job_id")) == self.job_id else None
@@ -150,12 +150,12 @@ class RunSummary:
 
     @property
     def is_on_this_host(self) -> bool:
-        """Whether the last attempt's process can be looked up by its pid from here."""
+        """Whether the last attempt's process can be looked up by its pid on this host."""
         return bool(self.attempt) and shares_processes(self.attempt)
 
     @property
     def was_cancelled_by_cnnjob(self) -> bool:
-        """Whether ``cnnjob cancel`` ended the newest job, or the last attempt if that ran in no job."""
+        """Whether ``cnnjob cancel`` ended the newest SLURM job, or the last attempt if that ran outside SLURM."""
         if not self.cancellation:
             return False
         jobs = self.cancellation.get("jobs") or []
@@ -172,7 +172,7 @@ class RunSummary:
 
     @property
     def epoch(self) -> int:
-        """The number of complete epochs."""
+        """The number of completed epochs."""
         done = self.history[-1].get("epoch") if self.history else 0
         return done if isinstance(done, int) else 0
 
@@ -183,25 +183,25 @@ class RunSummary:
         return next((split for split in SPLITS if f"{split}_loss" in last), None)
 
     def score(self, what: str) -> float | None:
-        """Return the last epoch's ``loss`` or ``accuracy``; None if unknown."""
+        """Return the last epoch's ``loss`` or ``accuracy`` on the shown split; None if unknown."""
         value = self.history[-1].get(f"{self.split}_{what}") if self.history else None
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated time for the remaining epochs, by the pace of the last ones; early stopping may end it sooner."""
+        """Estimated time for the remaining epochs, based on recent ones; early stopping may end training sooner."""
         paces = [record.get("seconds") for record in self.history[-_PACE_EPOCHS:]]
         known = [float(pace) for pace in paces if isinstance(pace, int | float)]
         return (self.epochs - self.epoch) * sum(known) / len(known) if known and self.epochs else None
 
 
 def find_runs(*paths: Path) -> list[Run]:
-    """Return the runs at the given paths or directly below them, sorted by name; skip other folders."""
+    """Return the runs at the given paths or directly inside them, sorted by name; skip other folders."""
     return [run for run in Run.all(*paths) if looks_like_a_run(run.path)]
 
 
 def read_summary(run: Run) -> RunSummary:
-    """Summarise a run folder; whatever it contains, no error is raised."""
+    """Return the summary of a run folder; no error is raised, whatever the folder contains."""
     manifest, attempt, records = dict[str, Any](), dict[str, Any](), read_slurm_records(run)
     try:
         manifest = run.manifest()
@@ -222,7 +222,7 @@ def read_summary(run: Run) -> RunSummary:
 
 
 def _notes(run: Run, manifest: dict[str, Any], state: str) -> Iterator[str]:
-    """Yield the remarks on a run besides its state."""
+    """Yield the remarks on a run in addition to its state."""
     if manifest:
         yield from version_notes(manifest)
     if state == "running" and run.unrecorded_seconds() is not None:
@@ -232,19 +232,19 @@ def _notes(run: Run, manifest: dict[str, Any], state: str) -> Iterator[str]:
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the summary's fields that the attempts and the result decide, and the last attempt's record."""
+    """Return the summary fields that depend on the attempts and the result, and the last attempt's record."""
     paths, state, attempt = run.attempt_files(), run.state(), dict[str, Any]()
     facts: dict[str, Any] = {"state": state, "n_attempts": len(paths)}
     if state == "finished":
         run.result()  # raises if it is damaged
     else:
-        run.environment()  # likewise: a run whose environment is damaged is not trained on
+        run.environment()  # likewise: training does not resume a run with a damaged environment record
     if paths:
         facts["trainer"] = _user_of(paths[-1])
         try:
             attempt = json_files.read_checked(paths[-1], schemas.AttemptRecord)
         except DataError as error:
-            if state != "finished":  # the result needs no attempt, and nothing is trained any more
+            if state != "finished":  # the result does not depend on it, and training is over
                 raise
             facts["damage"] = str(error)
     if attempt and state != "finished":
@@ -256,7 +256,7 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _own_records(run: Run, attempt: dict[str, Any], records: SlurmRecords) -> dict[str, Any]:
-    """Return the records of jobs and processes that belong to this folder, not to one that it is a copy of."""
+    """Return the records of jobs and processes that belong to this folder, not to one that it was copied from."""
     submission, cancellation = records.submission, records.cancellation
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]
@@ -280,6 +280,6 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
     """Return the last records of a history, oldest first."""
     records = []
     for line in files.read_tail(path, _TAIL_BYTES).split("\n"):
-        with suppress(CnnjobError):  # the first line may be cut, and the last one is empty
+        with suppress(CnnjobError):  # the first line may be incomplete, and the last one is empty
             records.append(json_files.parse_checked(line, schemas.EpochRecord, str(path)))
     return records
