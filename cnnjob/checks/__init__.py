@@ -1,1 +1,1 @@
-"""Checks of cnnjob itself on the user's machine: exact resume, rehearsals, benchmarks."""
+"""Checks that cnnjob works on the user's machine: exact resume, rehearsals and benchmarks."""

@@ -1,4 +1,4 @@
-"""Compare two runs of one job bit for bit: an uninterrupted one, and one that was killed and resumed."""
+"""Compare two runs of the same job bit for bit: an uninterrupted run, and one that was killed and resumed."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,21 +14,21 @@ from cnnjob.runs.run import Run
 COMPARED = ("weights", "predictions", "history", "result")
 """The parts of a run that are compared."""
 TIMING_KEYS = {"seconds", "images_per_second"}
-"""Keys of a history record that depend on time, so that they differ between any two runs."""
+"""Keys of a history record whose values depend on time and therefore differ between any two runs."""
 COST_KEYS = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}
-"""Keys of the result that depend on time, memory and the number of attempts."""
+"""Keys of the result whose values depend on time, memory and the number of attempts."""
 MACHINE_KEYS = {"device", "bits_may_differ_from_step"}
-"""Keys of the result that depend on the machine; :func:`remarks` says whether that may have changed the bits."""
+"""Keys of the result whose values depend on the machine; :func:`remarks` reports whether the bits may differ."""
 
 
 @dataclass(frozen=True)
 class RunDifference:
-    """The first difference between two runs in one of their parts."""
+    """The first difference between two runs in one part."""
 
     part: str
     """One of :data:`COMPARED`."""
     where: str
-    """Position in that part: ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
+    """Position in the part: ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
     uninterrupted: str
     killed: str
 
@@ -40,15 +40,15 @@ class Kill:
     attempt: int
     """Number of the attempt, from 1."""
     seconds: float
-    """Seconds since its training started; on a cluster, since the checkpoint before it."""
+    """Time of the kill: seconds since the attempt began training; on a cluster, since the last checkpoint."""
     step: int | None
-    """Last step that it had done; None if unknown."""
+    """Last step that the attempt had completed; None if unknown."""
     saved_step: int
     """Step of the newest checkpoint."""
     during: str
     """``starting``, ``training``, ``evaluation`` or ``saving``; empty if unknown."""
     resumed_at_step: int | None = None
-    """Step from which the next attempt resumed; None if that was killed before it did."""
+    """Step from which the next attempt resumed; None if the next attempt was killed before it resumed."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class RunComparison:
     """The comparison of an uninterrupted and a killed run."""
 
     run: str
-    """Name of the run, the same for both."""
+    """Name of the run, which is the same for both."""
     steps: int
     seed: int
-    """Seed with which the moments of the kills were drawn."""
+    """Seed for the random moments of the kills."""
     kills: list[Kill]
     attempts: int
     """Number of attempts of the killed run."""
     train_seconds: tuple[float, float]
-    """Training time of the uninterrupted run, and of the killed one without the lost work."""
+    """Training times of the uninterrupted run and of the killed run, the latter without the lost work."""
     digests: dict[str, tuple[str, str]]
-    """SHA-256 of each of :data:`COMPARED`, of the uninterrupted and the killed run."""
+    """SHA-256 of each part in :data:`COMPARED`, for the uninterrupted and the killed run."""
     differences: list[RunDifference]
     remarks: list[str]
-    """Why the bits may differ, and why there were fewer kills than wanted."""
+    """Reasons why the bits may differ, and why there were fewer kills than requested."""
 
     @property
     def same(self) -> bool:
-        """Return whether no bit differs."""
+        """True if no bit differs."""
         return not self.differences
 
     def as_json(self) -> dict[str, Any]:
@@ -82,19 +82,20 @@ class RunComparison:
 
 
 def digests(run: Run) -> dict[str, str]:
-    """Return the SHA-256 of each output of a finished run, without values that depend on time and the machine.
+    """Return the SHA-256 of each output of a finished run, without values that depend on time or the machine.
 
     Args:
         run: a finished run.
 
     Returns:
-        The digests of weights file, predictions file, history and result, by their names in :data:`COMPARED`.
+        The digests of the weights file, the predictions file, the history and the result, by their names in
+        :data:`COMPARED`.
 
     Raises:
-        DataError: the run is not finished, or damaged.
+        DataError: the run is damaged or not finished.
     """
     values = {"history": _history(run), "result": _result(run)}
-    # Arrays may be larger than the limit that read_bytes has for text.
+    # Arrays may be larger than the default limit of read_bytes, which is meant for text.
     return {
         "weights": files.sha256_of(files.read_bytes(run.weights_file, sys.maxsize)),
         "predictions": files.sha256_of(files.read_bytes(run.predictions_file, sys.maxsize)),
@@ -103,17 +104,17 @@ def digests(run: Run) -> dict[str, str]:
 
 
 def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
-    """Find the first difference of each kind between two finished runs.
+    """Return the first difference between two finished runs in each part.
 
     Args:
         uninterrupted: the run that was not interrupted.
         killed: the run that was killed and resumed.
 
     Returns:
-        At most one difference for each of :data:`COMPARED`; none if all bits are the same.
+        At most one difference for each part in :data:`COMPARED`; none if all bits are equal.
 
     Raises:
-        DataError: a run is not finished, or damaged.
+        DataError: a run is damaged or not finished.
     """
     readers: dict[str, Callable[[Run], dict[str, Any]]] = {
         "weights": Run.weights, "predictions": Run.predictions, "history": _history, "result": _result,
@@ -123,14 +124,14 @@ def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
     for part in COMPARED:
         first, second = readers[part](uninterrupted), readers[part](killed)
         if expected[part] != actual[part]:
-            # Files with equal arrays can still differ, in the order of the arrays or the bytes around them.
+            # Files with equal arrays can still differ in the order of the arrays or the bytes around them.
             whole_file = RunDifference(part, "the file", expected[part], actual[part])
             differences.append(next(_part_differences(part, first, second), whole_file))
     return differences
 
 
 def _history(run: Run) -> dict[str, Any]:
-    """Return a run's history, without timings, as values by names such as ``epoch 3, train_loss``."""
+    """Return a run's history without timings: values by names such as ``epoch 3, train_loss``."""
     return {
         f"epoch {record.get('epoch', number)}, {key}": value
         for number, record in enumerate(run.history(), start=1)
@@ -159,7 +160,7 @@ def _first_different_index(a: np.ndarray, b: np.ndarray) -> tuple[int, ...] | No
 
     Bytes are compared, not numbers: −0.0 differs from 0.0, and a NaN equals a NaN with the same bits.
     """
-    # (elements, bytes per element) each
+    # each of shape (elements, bytes per element)
     a_bytes, b_bytes = (np.frombuffer(x.tobytes(), np.uint8).reshape(-1, x.dtype.itemsize) for x in (a, b))
     positions = np.flatnonzero((a_bytes != b_bytes).any(axis=1))
     return tuple(map(int, np.unravel_index(positions[0], a.shape))) if len(positions) else None
@@ -176,7 +177,7 @@ def _value_text(value: Any) -> str:
 
 
 def remarks(uninterrupted: Run, killed: Run) -> list[str]:
-    """Return why the bits of two runs may differ although nothing is wrong: environments that differ."""
+    """Return reasons why the bits of two runs may differ without a defect: differences between the environments."""
     reasons = []
     if differing := environment.environment_differences(uninterrupted.environment(), killed.environment()):
         reasons.append(f"bits may differ: the killed run has {'; '.join(differing)}")
@@ -187,25 +188,25 @@ def remarks(uninterrupted: Run, killed: Run) -> list[str]:
 
 
 def compare_runs(uninterrupted: Run, killed: Run, kills: list[Kill], wanted: int, seed: int) -> RunComparison:
-    """Compare both runs once they are finished, and record the step from which each killed attempt was resumed.
+    """Compare two finished runs, and add to each kill the step from which the run was resumed.
 
     Args:
         uninterrupted: the run that was not interrupted.
         killed: the run that was killed and resumed.
         kills: the kills, in order.
-        wanted: how many kills there should have been.
-        seed: the seed with which their moments were drawn.
+        wanted: the number of kills requested.
+        seed: the seed for the random moments of the kills.
 
     Returns:
         The comparison.
 
     Raises:
-        DataError: a run is not finished, or damaged.
+        DataError: a run is damaged or not finished.
     """
     notes, attempts = remarks(uninterrupted, killed), killed.attempts()
     results = uninterrupted.result(), killed.result()
     if len(kills) < wanted:
-        notes.append(f"only {len(kills)} of {wanted} kills: the run finished before the others")
+        notes.append(f"only {len(kills)} of {wanted} kills: the run finished before the rest")
     resumed = {attempt["attempt"]: attempt.get("resumed_at_step") for attempt in attempts}
     expected, actual = digests(uninterrupted), digests(killed)
     return RunComparison(

@@ -1,4 +1,4 @@
-"""Rehearse a job on this machine in seconds: the real code on the real data, stopped, resumed and reported."""
+"""Rehearse a job on this machine within seconds: train with the real code and data, stop, resume and report."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 
 STEPS = 2
-"""Steps of each of the two attempts."""
+"""Number of steps in each of the two attempts."""
 
 
 class _StopAfterSteps(NoProgress):
-    """A progress callback that stops the training after some steps, as a cluster would: with a signal."""
+    """A progress callback that stops training after some steps with a signal, as a cluster would."""
 
     def __init__(self) -> None:
         self._left = STEPS
 
     def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - the signature of a progress callback
-        """Count down, and send the signal at zero."""
+        """Count the steps down, and send the signal at zero."""
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -36,13 +36,13 @@ def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
 
     Args:
         job: the job.
-        dataset: its dataset.
+        dataset: the job's dataset.
 
     Yields:
-        One line about each part that succeeded.
+        One line about each stage that succeeded.
 
     Raises:
-        CnnjobError: a part failed, as it would have on the cluster.
+        CnnjobError: a stage failed, as it would have on the cluster.
     """
     if job.resources.backend != "numpy":  # a login node may have no GPU
         job = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})
@@ -57,6 +57,6 @@ def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
             [path] = sorted(run.checkpoints_folder.glob("step-*.npz"))[-1:]
             yield f"attempt {attempt}: {STEPS} steps, stopped by a signal, checkpoint of {path.stat().st_size:,} bytes"
         if len(run.attempts()) == 2 and run.attempts()[1].get("resumed_at_step") != STEPS:  # noqa: PLR2004
-            raise CnnjobError(f"{run.name}: the second attempt did not resume where the first stopped")
+            raise CnnjobError(f"{run.name}: the second attempt did not resume where the first one stopped")
         written = report([run], Path(folder) / "report")
         yield f"report: {plural(len(written.files), 'file')}"

@@ -1,6 +1,6 @@
 """Run a job twice on this machine, uninterrupted and killed at random moments, and compare the bits.
 
-Each attempt is a separate process, which keeps the number of its last step in the file STEPS:
+Each attempt is a separate process, which writes the number of its last step to the file STEPS:
 
     python -m cnnjob.checks.resume RUN STEPS
 """
@@ -31,26 +31,26 @@ from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 
 CHECKPOINTS_PER_ATTEMPT = 4
-"""Checkpoints saved between two kills, on average."""
+"""Average number of checkpoints saved between two kills."""
 POLL_SECONDS = 0.005
-"""Between two reads of the step file."""
+"""Time between two reads of the step file."""
 STEP_BYTES = 8
 """Size of the step file: one unsigned integer, big-endian."""
 
 
 def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
-    """Return the job with only the epochs that hold ``steps`` steps: at least one, at most all of its epochs."""
+    """Return the job shortened to the epochs needed for ``steps`` steps: at least one, at most all of its epochs."""
     epochs = max(1, -(-steps // max(1, steps_per_epoch(job, dataset))))
     return _with(job, epochs=min(job.train.epochs, epochs))
 
 
 def steps_per_epoch(job: Job, dataset: Dataset) -> int:
-    """Return the number of steps per epoch of a job."""
+    """Return a job's number of steps per epoch."""
     return TrainingSetup.build(job, dataset).steps_per_epoch
 
 
 def save_often(job: Job, seconds: float) -> Job:
-    """Return the job with at most ``seconds`` between two checkpoints."""
+    """Return the job with a checkpoint interval of at most ``seconds``."""
     return _with(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
 
 
@@ -64,16 +64,16 @@ def verify_resume(
     """Run a job on this machine, uninterrupted and then killed at random moments, and compare the two runs.
 
     The moments are drawn uniformly over the duration of the uninterrupted run, from the first step to the end, so that
-    kills fall into training, evaluation and saving alike. Each is expressed as the step that was done by then plus a
-    delay, so that it falls into the same phase even if the machine's speed varies.
+    kills can occur during training, evaluation and saving. Each moment is expressed as the last step completed by then
+    plus a delay, so that the kill occurs in the same phase even if the machine's speed varies.
 
     Args:
-        job: the job, shortened already if it is to be.
-        dataset: its dataset.
+        job: the job, already shortened if necessary.
+        dataset: the job's dataset.
         folder: an empty folder for both runs.
         kills: number of kills.
-        seed: seed of their moments.
-        say: called with each line about the progress.
+        seed: seed for the random moments of the kills.
+        say: called with each progress message.
 
     Returns:
         The comparison.
@@ -84,16 +84,16 @@ def verify_resume(
     uninterrupted = TrainingSetup.checked(job, dataset).create_run(folder / "uninterrupted")
     baseline = _run_attempt(uninterrupted)
     say(f"uninterrupted: finished in {baseline.seconds:.1f} s")
-    # The time between checkpoints is not part of a job's digest: both runs are of the same job.
+    # The checkpoint interval is not part of a job's digest, so both runs are of the same job.
     often = save_often(job, baseline.seconds / (kills + 1) / CHECKPOINTS_PER_ATTEMPT)
     killed = create_run(often, dataset, folder / "killed")
     draw = random.Random(seed)  # noqa: S311 - moments, no secrets
     done: list[Kill] = []
     for moment in sorted(draw.uniform(0, baseline.seconds) for _ in range(kills)):
-        # The last step done by then, and the seconds from that step to the moment.
+        # The last step completed by then, and the time at which it was completed.
         seconds, step = [(0.0, 0), *(entry for entry in baseline.steps if entry[0] <= moment)][-1]
         attempt = _run_attempt(killed, (step, moment - seconds))
-        if not attempt.killed or killed.result_file.exists():  # after the result a kill interrupts nothing
+        if not attempt.killed or killed.result_file.exists():  # after the result is written, a kill interrupts nothing
             break
         done.append(_describe_kill(killed, attempt, steps_per_epoch(job, dataset)))
         say(f"kill {len(done)} of {kills}: attempt {len(done)}, after {attempt.seconds:.2f} s, at step {attempt.step}")
@@ -108,24 +108,24 @@ class _TimedAttempt:
     """The timing of one attempt."""
 
     seconds: float
-    """Duration, from the start of its training."""
+    """Duration in seconds, from the start of training."""
     steps: list[tuple[float, int]]
-    """Seconds at which a step was first seen to be done, and that step; the end of the attempt last."""
+    """Each observed step, with the seconds until it was first seen; the last entry is the end of the attempt."""
     killed: bool
 
     @property
     def step(self) -> int:
-        """The last step that it had done; 0 if none."""
+        """The last step that the attempt completed; 0 if none."""
         return self.steps[-1][1] if self.steps else 0
 
 
 def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAttempt:
-    """Run one attempt in a separate process; kill it some seconds after a step, if both are given."""
+    """Run one attempt in a separate process; with ``kill_at`` (step, seconds), kill it that long after the step."""
     steps_file = run.path.with_name("steps")
     steps_file.write_bytes(b"")
     saved = newest_step(run.checkpoints_folder)
     with _child(run, steps_file) as child:
-        # A step that a checkpoint already holds will not be done again: then the delay counts from the start.
+        # A step that is already in a checkpoint is not repeated: the delay then counts from the start.
         until = None
         if kill_at:
             until = kill_at[0] if kill_at[0] > saved else 0
@@ -146,12 +146,12 @@ def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAt
 def _watch_steps(
     child: "subprocess.Popen[bytes]", steps_file: Path, until: int | None
 ) -> tuple[float, list[tuple[float, int]]]:
-    """Watch an attempt until it has done the step ``until`` or has ended.
+    """Watch an attempt until it has completed the step ``until`` or has ended.
 
     Returns:
-        When its training started, by the monotonic clock; and the seconds since then at which each step was first seen.
+        The monotonic time at which training started, and each observed step with the seconds until it was first seen.
     """
-    # The file is empty until the training starts: imports and reading the data do not count.
+    # The file is empty until training starts: imports and reading the data do not count.
     started, steps = time.monotonic(), list[tuple[float, int]]()
     while child.poll() is None and not (steps and until is not None and steps[-1][1] >= until):
         if content := steps_file.read_bytes():
@@ -167,7 +167,7 @@ def _watch_steps(
 
 @contextmanager
 def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process for one attempt at a run; it is killed at the end of the block.
+    """Start a process for one attempt of a run; the process is killed at the end of the ``with`` block.
 
     It runs in a new session, so that Ctrl-C in the terminal does not reach it.
     """
@@ -185,8 +185,8 @@ def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _describe_kill(run: Run, attempt: _TimedAttempt, steps_per_epoch: int) -> Kill:
-    """Describe a kill, right after it, from what the attempt left in the run folder."""
-    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):  # a checkpoint that was not renamed yet
+    """Return a description of a kill that has just happened, from the files that the attempt left in the run folder."""
+    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):  # a checkpoint that was not yet renamed
         during = "saving"
     elif not attempt.step:
         during = "starting"
@@ -199,14 +199,14 @@ def _describe_kill(run: Run, attempt: _TimedAttempt, steps_per_epoch: int) -> Ki
 
 
 class _Counter(NoProgress):
-    """A progress callback that keeps the number of the last step in a file, where another process can read it."""
+    """A progress callback that writes the number of the last step to a file, where another process can read it."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY)
         self._steps = 0
 
     def start(self, job: Job, steps: int) -> None:  # noqa: ARG002 - the signature of a progress callback
-        """Store the number of steps per epoch, and write 0 to show that the training starts."""
+        """Store the number of steps per epoch, and write 0 to show that training has started."""
         self._steps = steps
         self._write(0)
 
@@ -215,7 +215,7 @@ class _Counter(NoProgress):
         self._write((epoch - 1) * self._steps + step)
 
     def _write(self, step: int) -> None:
-        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)  # one write: a reader sees the old number or the new
+        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)  # one write: a reader sees the old or the new number
 
 
 def _main(run: str, steps_file: str) -> None:

@@ -1,6 +1,6 @@
 """Run a job twice on a cluster, uninterrupted and with its process killed at random moments, and compare the bits.
 
-The batch script of the killed run restarts it as it would restart any other.
+The killed run is restarted by its batch script, like any other run.
 """
 
 import random
@@ -25,13 +25,13 @@ from cnnjob.slurm.submit.submission import submit
 from cnnjob.training.setup import TrainingSetup
 
 CHECKPOINT_SECONDS = 1.0
-"""Between two checkpoints; each kill waits for a new one, so that every attempt makes progress and is restarted."""
+"""Checkpoint interval; each kill waits for a new checkpoint, so that every attempt makes progress and is restarted."""
 POLL_SECONDS = 0.2
 """Time between two reads of the run folders."""
 FIRST_QUERY_SECONDS, LONGEST_QUERY_SECONDS = 2.0, 60.0
-"""Time between two queries of the queue: at first, and at most."""
+"""Initial and maximum time between two queries of the queue."""
 END_SECONDS = 60.0
-"""How long to wait for cancelled jobs to leave the queue."""
+"""Maximum time to wait for cancelled jobs to leave the queue."""
 
 
 def verify_resume_on_slurm(
@@ -44,29 +44,29 @@ def verify_resume_on_slurm(
     wait_minutes: float,
     say: Callable[[str], None],
 ) -> RunComparison:
-    """Run a job on the cluster twice at once, uninterrupted and killed at random moments, and compare the two runs.
+    """Run a job twice in parallel on the cluster, uninterrupted and killed at random moments, and compare the two runs.
 
     Args:
-        job: the job, shortened already if it is to be.
-        dataset: its dataset.
-        folder: an empty folder for both runs that the nodes see too.
+        job: the job, already shortened if necessary.
+        dataset: the job's dataset.
+        folder: an empty folder for both runs, which must be accessible from the nodes.
         request: the resources that each run requests.
-        kills: number of kills; each follows a new checkpoint, in its own section of the steps.
-        seed: seed of their moments.
-        wait_minutes: time limit for both runs, queueing included; after it the jobs are cancelled.
-        say: called with each line about the progress.
+        kills: number of kills; each follows a new checkpoint, in a separate section of the steps.
+        seed: seed for the random moments of the kills.
+        wait_minutes: time limit for both runs, including queueing; the jobs are cancelled when it is reached.
+        say: called with each progress message.
 
     Returns:
         The comparison.
 
     Raises:
-        CnnjobError: a run ended unfinished, or the time limit has passed.
-        SchedulerError: SLURM refused a job, or is not available.
+        CnnjobError: a run ended before it was finished, or the time limit was reached.
+        SchedulerError: SLURM refused a job or is not available.
     """
     setup = TrainingSetup.checked(save_often(job, CHECKPOINT_SECONDS), dataset)
     uninterrupted, killed = runs = [setup.create_run(folder / name) for name in ("uninterrupted", "killed")]
     total, draw = setup.steps_per_epoch * job.train.epochs, random.Random(seed)  # noqa: S311 - no secrets
-    # One point in each of the first `kills` of kills + 1 equal sections: after the last kill there is work left.
+    # One point in each of the first `kills` of kills + 1 equal sections, so that steps remain after the last kill.
     kill_steps = [total * (section + draw.random()) / (kills + 1) for section in range(kills)]
     with _cancelled_unless_done(runs):
         for run in runs:
@@ -80,14 +80,14 @@ def verify_resume_on_slurm(
 
 
 class _Killer:
-    """Kills the process of a run after checkpoints; the batch script survives and decides about a restart."""
+    """Kills a run's process after checkpoints; the batch script is not killed and decides about a restart."""
 
     def __init__(self, run: Run, kill_steps: list[float], draw: random.Random, say: Callable[[str], None]) -> None:
         self.done: list[Kill] = []
         self._run, self._kill_steps, self._draw, self._say = run, kill_steps, draw, say
 
     def kill_if_due(self) -> None:
-        """Kill the current attempt if it has saved a new checkpoint at or beyond the next step to kill at."""
+        """Kill the current attempt if it has saved a new checkpoint at or after the next step to kill at."""
         if len(self.done) == len(self._kill_steps) or self._run.result_file.exists():
             return
         attempts, saved_step = self._run.attempts(), newest_step(self._run.checkpoints_folder)
@@ -95,7 +95,7 @@ class _Killer:
         next_step = self._kill_steps[len(self.done)]
         if not attempts or len(attempts) == killed_attempt or saved_step < next_step or saved_step <= killed_step:
             return
-        # A random time after the checkpoint, so that kills are spread over all that happens between two checkpoints.
+        # A random time after the checkpoint, so that kills are spread over the whole time between two checkpoints.
         seconds = self._draw.uniform(0, CHECKPOINT_SECONDS)
         time.sleep(seconds)
         self._kill(len(attempts), attempts[-1]["job_id"], seconds)
@@ -103,17 +103,17 @@ class _Killer:
     def _kill(self, attempt: int, job_id: str, seconds: float) -> None:
         saved_step = newest_step(self._run.checkpoints_folder)
         try:
-            # Step 0 is the process that srun started; sent to the job itself, KILL would cancel the job.
+            # Job step 0 is the process that srun started; KILL sent to the job itself would cancel the job.
             client.ask(["scancel", "--signal=KILL", f"{job_id}.0"])
         except SchedulerError:
-            return  # it has just ended, or is being requeued: the next call tries again
+            return  # the job has just ended or is being requeued: the next call tries again
         self.done.append(Kill(attempt, round(seconds, 3), None, saved_step, ""))
         number = f"kill {len(self.done)} of {len(self._kill_steps)}"
         self._say(f"{number}: attempt {attempt}, job {job_id}, step {saved_step} saved")
 
 
 class _Watch:
-    """Watches whether the runs are over: their folders at every call, the queue less and less often."""
+    """Watches whether the runs are over: checks their folders at every call, and the queue less and less often."""
 
     def __init__(self, runs: Sequence[Run], deadline: float) -> None:
         self._runs, self._deadline = runs, deadline
@@ -123,24 +123,22 @@ class _Watch:
     def both_are_over(self) -> bool:
         """Return whether both runs are finished and their jobs have left the queue.
 
-        Finished runs are over at the time limit too, even if the queue still shows their jobs.
+        Once the time limit is reached, finished runs are over even if the queue still shows their jobs.
 
         Raises:
-            CnnjobError: a run ended unfinished, or the time limit has passed.
+            CnnjobError: a run ended before it was finished, or the time limit was reached.
         """
         finished = all(run.result_file.exists() for run in self._runs)
         if time.monotonic() > self._deadline:
             if finished:
                 return True
-            raise CnnjobError(
-                "verify-resume: not finished in time, so its jobs are cancelled. Give more --wait-minutes"
-            )
-        # Once both are finished, the queue is asked at once and not only after a pause that has grown.
+            raise CnnjobError("verify-resume: not finished in time, so its jobs are cancelled. Increase --wait-minutes")
+        # Once both are finished, the queue is queried immediately, without waiting for the long pause to end.
         if time.monotonic() < self._next_query and not (finished and self._pause > FIRST_QUERY_SECONDS):
             return False
         self._pause = FIRST_QUERY_SECONDS if finished else min(1.5 * self._pause, LONGEST_QUERY_SECONDS)
         self._next_query = time.monotonic() + self._pause
-        with suppress(SchedulerError):  # a scheduler that does not answer now may do so later
+        with suppress(SchedulerError):  # a scheduler that does not answer now may answer later
             queued = job_index.newest_job_ids(queue.list_own_jobs())
             for run in self._runs:
                 self._misses[run.path] = 0 if run.path.resolve() in queued else self._misses[run.path] + 1
@@ -149,7 +147,7 @@ class _Watch:
         return False
 
     def _check(self) -> None:
-        """Raise an error if an unfinished run had no job in two successive answers of the queue."""
+        """Raise an error if an unfinished run had no job in the queue in two successive queries."""
         for run in self._runs:
             if self._misses[run.path] > 1 and not run.result_file.exists():
                 decisions = [str(restart.get("said")) for restart in try_read_restart_log(run)]
@@ -159,7 +157,7 @@ class _Watch:
 
 @contextmanager
 def _cancelled_unless_done(runs: Sequence[Run]) -> Iterator[None]:
-    """Cancel the jobs of the runs if the block raises anything, and wait until they have left the queue."""
+    """If the ``with`` block raises an exception, cancel the runs' jobs and wait until they have left the queue."""
     try:
         yield
     except BaseException:

@@ -1,1 +1,1 @@
-"""Benchmarks: cnnjob beside torch and the limits of the hardware."""
+"""Benchmarks: cnnjob compared with torch and with the limits of the hardware."""

@@ -1,7 +1,7 @@
-"""Benchmark training steps of named workloads: cnnjob, torch, the course's algorithm and lower bounds (floors).
+"""Benchmark the training steps of named workloads: cnnjob, torch, the course's algorithm and lower bounds (floors).
 
 All engines take turns in one process, so that a change in the machine's speed affects all of them. Ratios to torch are
-taken turn by turn, and only between engines on one device in one precision.
+computed turn by turn, and only between engines on the same device with the same precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from cnnjob.nn.cuda.availability import why_unavailable
 __all__ = ["NAMES", "Row", "measure"]
 
 SLOW_SECONDS = 0.25
-"""An engine whose step takes longer does one step per turn, and only ``SLOW_TURNS`` turns."""
+"""Step time above which an engine does only one step per turn and ``SLOW_TURNS`` turns."""
 SLOW_TURNS = 3
 
 
@@ -31,19 +31,21 @@ class Row:
     engine: str
     batch_size: int
     median_ms: float
-    """Median over the turns of the median step of each."""
+    """Median of the turns' median step times."""
     min_ms: float
     max_ms: float
     epoch_seconds: float | None
     """Median step time multiplied by the steps per epoch; None if the workload is a single block."""
     speed_against_torch: float | None
-    """Time of torch in its better memory layout over this engine's: median of the turns' ratios; above 1 is faster."""
+    """torch's time in its faster memory layout divided by this engine's time, as the median of the turns' ratios; above
+    1, this engine is faster than torch. None if torch was not measured."""
     speed_against_torch_at_best: float | None
-    """Time of torch's fastest step, in either layout, over this engine's: least affected by other load."""
+    """Time of torch's fastest step in either layout divided by the time of this engine's fastest step: the ratio least
+    affected by other load on the machine."""
     speed_against_course: float | None
-    """Median time of the course's algorithm over this engine's; None if the course had no such blocks."""
+    """Median time of the course's algorithm divided by this engine's; None if the course did not cover all blocks."""
     share_of_products: float | None
-    """Median time of the matrix products alone over this engine's: 1 is as fast as possible."""
+    """Median time of the matrix products alone divided by this engine's median time; 1 is the theoretical maximum."""
 
     @property
     def steps_per_second(self) -> float:
@@ -66,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds per step of one engine: the median of each turn, and the fastest and slowest step of all."""
+    """Seconds per step of one engine: the median of each turn, and the minimum and maximum over all turns."""
 
     turns: list[float]
     min: float
@@ -81,16 +83,16 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
     """Time the training steps of workloads on random images.
 
     Args:
-        names: workloads from :data:`NAMES`.
-        on_gpu: compute on a GPU, which must be usable, instead of the processor.
+        names: workload names from :data:`NAMES`.
         rounds: turns per engine, after a warm-up that is not counted.
         torch: whether to measure torch too, if it is installed.
+        on_gpu: whether to use a GPU, which must be available, instead of the CPU.
 
     Yields:
         One row per workload and engine.
 
     Raises:
-        JobError: a GPU is requested, and none can be used.
+        JobError: a GPU was requested but none can be used.
     """
     if on_gpu and (reason := why_unavailable()):
         raise JobError(f"--device gpu: {reason}")
@@ -112,7 +114,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
 
 
 def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
-    # Seconds per step by engine, from which the number of steps per turn follows.
+    # Seconds per step of each engine, which determine the number of steps per turn.
     warm_seconds = {name: engine.warm_up() for name, engine in engines.items()}
     measured: dict[str, list[list[float]]] = {name: [] for name in engines}
     for turn in range(rounds):

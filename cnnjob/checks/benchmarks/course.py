@@ -1,6 +1,6 @@
-"""The algorithm as a course teaches it: float64, patches by fancy indexing, a new array for every result.
+"""The textbook algorithm, as taught in a course: float64, patches by fancy indexing, a new array for every result.
 
-Images are (N, C, H, W). It is the baseline of the speed-up; trainings do not use it.
+Images are (N, C, H, W). The algorithm is the baseline for the speed-up and is not used for training.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Backward = Callable[[Array], Array]
 
 
 def supports(work: Workload) -> bool:
-    """Return whether the course had all of a workload's blocks: convolution with ReLU and pooling, dense, dropout."""
+    """Return whether the course covered all of a workload's blocks: convolution (ReLU, pooling), dense and dropout."""
     return all(
         isinstance(block, nn.Dropout)
         or (isinstance(block, nn.Conv | nn.Dense) and block.bias and split_block(block) == [block])
@@ -29,7 +29,7 @@ def supports(work: Workload) -> bool:
 
 
 def build_step(work: Workload) -> Action:
-    """Return a training step of a workload; of a single block, forward and backward."""
+    """Return a workload's training step; for a single block, its forward and backward pass."""
     random = np.random.default_rng(0)
     layers = [_build_layer(layer.block, layer.input_shape, work.learning_rate, random) for layer in work.layers]
     images = work.images.transpose(0, 3, 1, 2)
@@ -61,7 +61,7 @@ def _build_layer(
 
 
 def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Array, Array, Array, int, int]:
-    """Return indices of the patches (channel (C·K·K, 1), row and column (C·K·K, positions)) and the output's size."""
+    """Return patch indices (channel (C·K·K, 1), row and column (C·K·K, positions)) and the output height and width."""
     C, H, W = shape
     out_h, out_w = (H - kernel) // stride + 1, (W - kernel) // stride + 1
     channel, k, m = (index.reshape(-1, 1) for index in np.indices((C, kernel, kernel)))
@@ -70,7 +70,7 @@ def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Ar
 
 
 def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Array, Backward]:
-    """Convolve (N, C, H, W), activate and max-pool; the backward pass updates weights (F, C·K·K) and bias."""
+    """Convolve (N, C, H, W), activate and max-pool; the backward pass updates the weights (F, C·K·K) and the bias."""
     pad = block.pad
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     channel, row, column, out_h, out_w = _patch_indices(padded.shape[1:], block.kernel, block.stride)
@@ -84,7 +84,7 @@ def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Arr
         dz = dz.reshape(len(x), len(b), -1)  # (N, F, positions)
         dcolumns = w.T @ dz  # (N, C·K·K, positions), before the update below
         dpadded = np.zeros(padded.shape)
-        # Unbuffered: patches overlap, and dpadded[...] += dcolumns would count each pixel once only.
+        # np.add.at is unbuffered: patches overlap, and dpadded[...] += dcolumns would count each pixel only once.
         np.add.at(dpadded, np.s_[:, channel, row, column], dcolumns)  # type: ignore[arg-type]
         w[...] -= rate * (dz @ columns.transpose(0, 2, 1)).sum(axis=0)
         b[...] -= rate * dz.sum(axis=(0, 2))
@@ -94,7 +94,7 @@ def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Arr
 
 
 def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
-    """Return the largest value of each window of (N, C, H, W); rows and columns that fill no window are left out."""
+    """Return the maximum of each window in (N, C, H, W), without the rows and columns that do not fill a window."""
     N, C, H, W = x.shape
     inside = x[:, :, : H - H % side, : W - W % side]
     windows = inside.reshape(N, C, H // side, side, W // side, side).transpose(0, 1, 2, 4, 3, 5)
@@ -113,7 +113,7 @@ def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
 
 
 def dense(x: Array, w: Array, b: Array, rate: float, *, relu: bool) -> tuple[Array, Backward]:
-    """Connect all V values of an image to U units; the backward pass updates weights (V, U) and bias."""
+    """Connect all V values of an image to U units; the backward pass updates the weights (V, U) and the bias."""
     flat = x.reshape(len(x), -1)
     z = flat @ w + b
 

@@ -1,4 +1,4 @@
-"""Benchmark the reading of datasets: random batches as a training streams them, and the whole file in order."""
+"""Benchmark the reading of datasets: random batches, as streamed in training, and the whole file in order."""
 
 import os
 import time
@@ -22,14 +22,14 @@ from cnnjob.nn.arena import HostMemory
 IMAGE_SHAPES = ((32, 32, 3), (224, 224, 3))
 BATCH_SIZE = 128
 BLOCK_BYTES = 8 << 20
-"""Size of one read in order."""
+"""Size of each read when the file is read in order."""
 CHUNK_BYTES = 64 << 20
-"""Size of the part of the dataset that is made at a time."""
+"""Size of each part in which the dataset is generated."""
 
 
 @dataclass(frozen=True)
 class ReadingRow:
-    """The result of one way to read one file."""
+    """The result of reading one file in one way."""
 
     image_shape: tuple[int, int, int]
     file_bytes: int
@@ -43,15 +43,15 @@ class ReadingRow:
 
 
 def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[ReadingRow]:
-    """Measure on files of random images, which are removed afterwards.
+    """Measure reading speeds on files of random images, which are removed afterwards.
 
     Args:
-        folder: where the files are written: its disk is measured.
+        folder: the folder for the files, on the disk to measure.
         file_bytes: size of each file.
-        seconds: duration of each reading of random batches.
+        seconds: duration of each measurement of random batches.
 
     Yields:
-        One row per kind of image and of reading: from the page cache, then from the disk.
+        One row per image shape and way of reading: from the page cache, then from the disk.
     """
     for shape in IMAGE_SHAPES:
         with TemporaryDirectory(prefix="cnnjob-bench-", dir=folder) as inside:
@@ -59,7 +59,7 @@ def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[R
 
 
 def _write_dataset(path: Path, shape: tuple[int, int, int], file_bytes: int) -> Dataset:
-    """Write a dataset of random images of about this size."""
+    """Write a dataset of random images with a size of about ``file_bytes``."""
     count = max(2 * BATCH_SIZE, file_bytes // prod(shape))
     step = max(1, CHUNK_BYTES // prod(shape))
     random = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def _measure(dataset: Dataset, file_bytes: int, turn_seconds: float) -> Iterator
 
 
 def _read_in_order(images: RowReader) -> tuple[int, float]:
-    """Read all images; return their number and the seconds."""
+    """Read all images; return the number of images and the elapsed seconds."""
     rows = max(1, BLOCK_BYTES // prod(images.shape[1:]))
     block = np.empty((rows, *images.shape[1:]), np.uint8)
     started = time.perf_counter()
@@ -105,7 +105,7 @@ def _read_in_order(images: RowReader) -> tuple[int, float]:
 
 
 def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]:
-    """Read batches as a training does, for a few seconds; return the number of images and the seconds."""
+    """Read batches as in training for ``turn_seconds``; return the number of images and the elapsed seconds."""
     order = np.random.default_rng(0).permutation(len(images))
     order = order[: len(order) // BATCH_SIZE * BATCH_SIZE]
     stream = nn.ImageStream(HostMemory(), images.shape[1:], BATCH_SIZE)
@@ -124,7 +124,7 @@ def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]
 
 @contextmanager
 def _checking(dataset: Dataset) -> Iterator[None]:
-    """Compare the dataset with its digests in a thread, again and again, as a training does once."""
+    """Repeatedly compare the dataset with its digests in a thread; a training run does this once."""
     over = Event()
 
     def check() -> None:
@@ -143,7 +143,7 @@ def _checking(dataset: Dataset) -> Iterator[None]:
 def _drop_from_page_cache(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # only pages that are on the disk can be dropped
+        os.fsync(descriptor)  # only pages that have been written to the disk can be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Engines of a benchmark: implementations of one training step, with their roles in the comparison."""
+"""Benchmark engines: implementations of a training step, with their roles in the comparison."""
 
 import time
 from collections.abc import Callable
@@ -11,15 +11,15 @@ Role = Literal["ours", "torch", "course", "products", "bytes"]
 MEASUREMENTS_PER_TURN = 5
 MAX_MEASUREMENTS_PER_TURN = 50
 MIN_TURN_SECONDS = 0.2
-"""Shortest turn of a fast engine: during its first steps the caches still hold another engine's data."""
+"""Minimum turn of a fast engine: during its first steps, the caches still contain another engine's data."""
 MIN_MEASUREMENT_SECONDS = 0.005
-"""Asynchronous steps are timed together, over at least this time."""
+"""Minimum total time over which asynchronous steps are timed together."""
 MAX_STEPS_PER_MEASUREMENT = 200
 MAX_STEPS_PER_TURN = MEASUREMENTS_PER_TURN * MAX_STEPS_PER_MEASUREMENT
 
 
 def do_nothing() -> None:
-    """Do nothing: for an engine that has nothing to prepare or to wait for."""
+    """Do nothing, for an engine that has nothing to prepare or wait for."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Engine:
     step: Action
     role: Role
     group: str = "cpu"
-    """Device and precision; ratios are taken within a group."""
+    """Device and precision; ratios are computed within a group."""
     begin: Action = do_nothing
     """Called before each turn, untimed."""
     wait: Action | None = None
-    """Waits until all queued steps are done; None if a step is done when it returns."""
+    """Waits until all queued steps are done; None if each step is done when its call returns."""
 
     def warm_up(self) -> float:
-        """Return the seconds of a step, after steps that compile kernels, choose algorithms and record a graph."""
+        """Return the seconds per step, after steps that compile kernels, choose algorithms and record a graph."""
         self.begin()
         if self.wait:
             self.times(4, 1)
         return self.times(1, 1)[0]
 
     def turn(self, measurements: int, warm_seconds: float) -> list[float]:
-        """Take one turn; return the seconds per step of each of its measurements."""
+        """Take one turn; return the seconds per step of each measurement."""
         self.begin()
         if self.wait:
             steps = max(1, round(MIN_MEASUREMENT_SECONDS / warm_seconds))

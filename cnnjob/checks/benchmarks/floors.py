@@ -1,4 +1,4 @@
-"""Lower bounds on the time of a step on this machine: its matrix products alone, and its memory traffic alone."""
+"""Lower bounds on a step's time on this machine: its matrix products alone, and its memory traffic alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +15,16 @@ from cnnjob.nn.workers import SHARDS, SMALL_WORK, split_evenly
 
 PRODUCTS, BYTES = "floor: products", "floor: bytes"
 PARAMETER_PASSES = 6
-"""Per parameter: read in forward pass, backward pass and update, written by the update; gradient written, read."""
+"""Memory accesses per parameter: three reads (forward pass, backward pass, update) and one write (update) of its value;
+one write and one read of its gradient."""
 ACTIVATION_PASSES = 5
-"""Per activation: written, read by the next block, read in backward pass; gradient written, read."""
+"""Memory accesses per activation: one write and two reads (next block, backward pass) of its value; one write and one
+read of its gradient."""
 
 
 @contextmanager
 def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the lower bounds as engines by the name of their row, on all cores."""
+    """Yield the lower bounds as engines by row name; they use all cores."""
     with nn.Workers(nn.available_cores()) as workers:
         size = min_bytes_per_step(work) // 2  # a copy reads and writes
         source, target = (np.zeros(size, np.uint8) for _ in range(2))
@@ -35,7 +37,7 @@ def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def _cpu_products(work: Workload) -> Iterator[Task]:
-    """Yield the matrix products of each block and shard: forward, gradient of the weights, of the input if used."""
+    """Yield the matrix products of each block and shard: forward pass, weight gradient and, if used, input gradient."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
@@ -50,7 +52,7 @@ def _cpu_products(work: Workload) -> Iterator[Task]:
 
 
 def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (m, k, n) of each shard's product: a convolution is split by images, a dense block by inputs."""
+    """Yield the sizes (m, k, n) of each shard's product: a convolution is split by images, a dense block by inputs."""
     weights = layer.block.parameters(layer.input_shape)["weights"].shape
     inner, columns = prod(weights[:-1]), weights[-1]
     if isinstance(layer.block, nn.Conv):
@@ -70,7 +72,7 @@ def _product(a: Array, b: Array, out: Array) -> Task:
 
 
 def min_bytes_per_step(work: Workload) -> int:
-    """Return the bytes that a step must at least read and write, if each block passes over its tensors once."""
+    """Return the minimum number of bytes that a step reads and writes if each block passes over its tensors once."""
     shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
     parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
     activations = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)

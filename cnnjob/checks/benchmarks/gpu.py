@@ -1,4 +1,4 @@
-"""cnnjob's engines on a GPU, and lower bounds there; steps are queued without waiting for the one before."""
+"""cnnjob's GPU engines and the lower bounds on a GPU; steps are queued without waiting for the previous step."""
 
 from collections.abc import Iterator
 from math import prod
@@ -20,7 +20,7 @@ GENERAL = "part by part"
 
 
 def gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by the name of their row: eager, graph and part by part (unfused), in each precision."""
+    """Return the engines by row name: eager, graph and part by part (unfused), in each precision."""
     choose_kernel_cache()
     by_row = {}
     for precision in PRECISIONS:
@@ -43,7 +43,7 @@ def _engine(device: CudaDevice, step: Action, role: Role, begin: Action) -> Engi
 
 
 def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
-    """Yield the matrix products alone, of whole batches; and a kernel that moves as many bytes as a step must."""
+    """Yield the lower bounds: the matrix products of whole batches; a kernel that moves the minimum bytes per step."""
     yield floors.PRODUCTS, "products", in_order(list(_gpu_products(device, work)))
     size = floors.min_bytes_per_step(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
@@ -52,7 +52,7 @@ def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Tas
 
 
 def _gpu_products(device: CudaDevice, work: Workload) -> Iterator[Task]:
-    """Yield the matrix products of each block: forward, gradient of the weights, of the input if used."""
+    """Yield the matrix products of each block: forward pass, weight gradient and, if used, input gradient."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue

@@ -1,4 +1,4 @@
-"""The same steps with torch on a GPU: eager and as a CUDA graph, in both memory layouts and precisions."""
+"""The workloads' steps in torch on a GPU: eager and as a CUDA graph, in both memory layouts and precisions."""
 
 from functools import partial
 from typing import Any
@@ -9,11 +9,11 @@ from cnnjob.checks.benchmarks.workloads import Workload
 
 PRECISIONS = ("float32", "tf32")
 WARM_UPS = 3
-"""Steps before a graph is recorded, as in torch's documentation of CUDA graphs."""
+"""Steps before a graph is recorded, as in torch's CUDA graphs documentation."""
 
 
 def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by the name of their row; none if torch finds no GPU, or for a single block."""
+    """Return the engines by row name; empty without torch, if torch finds no GPU, or for a single-block workload."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
@@ -25,7 +25,7 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
     for precision in PRECISIONS:
         choose = partial(_set_precision, torch, precision)
         for name, layout in {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items():
-            choose()  # before the steps are built: recording a graph fixes the precision in it
+            choose()  # before the steps are built: a recorded graph keeps its precision
             arranged = partial(_with_fewest_groups, torch)
             # Two steps with separate tensors: a recorded graph keeps writing to its own.
             eager, captured = (build_torch_training_step(torch, work, layout, "cuda", arranged) for _ in range(2))
@@ -36,12 +36,12 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
 
 
 def _set_precision(torch: Any, precision: str) -> None:
-    """Set the precision of all products from now on: torch's switches are global to the process."""
+    """Set the precision of all subsequent products: torch's settings apply to the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
-    """Return the SGD with one group per learning rate and decay, fused: torch's fastest form of the update."""
+    """Return an SGD optimiser as a fused one, with one group per learning rate and decay: torch's fastest update."""
     if not isinstance(optimiser, torch.optim.SGD):
         return optimiser
     by_rate_and_decay: dict[tuple[float, float], list[Any]] = {}
@@ -55,8 +55,8 @@ def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
 
 
 def _record_graph(torch: Any, step: Action) -> Action:
-    """Record a step as a CUDA graph; return what replays it."""
-    aside = torch.cuda.Stream()  # torch's documentation asks for warm-ups on a side stream before the capture
+    """Record a step as a CUDA graph; return a function that replays it."""
+    aside = torch.cuda.Stream()  # torch's documentation requires a warm-up on a side stream before the capture
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):

@@ -1,4 +1,4 @@
-"""cnnjob's engine on the processor, and the steps that it shares with those on a GPU."""
+"""cnnjob's CPU engine, and the steps shared by the CPU and GPU engines."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ from cnnjob.nn.tensors import Task, Tensor
 
 @contextmanager
 def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the NumPy backend's step by the name of its row, with BLAS at one thread; torch keeps its own threads."""
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks at every loaded library
+    """Yield the NumPy backend's engine by row name, with one BLAS thread; torch's threads are not affected."""
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it inspects every loaded library
 
     with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:
         backend = nn.NumPyBackend(workers)
@@ -29,12 +29,12 @@ def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def build_training_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
-    """Return a function that rewinds the inputs to their first step, and a training step."""
+    """Return a function that resets the inputs to their first step, and a training step."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
     pixels = nn.PixelNormalisation.unit(work.image_shape[-1])
     state.initialise(network, 0, work.images, pixels)
-    # The inputs are as long as the longest turn, and every step reads the same batch.
+    # The inputs have enough steps for the longest turn, and every step reads the same batch.
     inputs = nn.build_step_inputs(backend, work.images, work.labels, MAX_STEPS_PER_TURN, work.batch_size, 0)
     backend.copy(np.resize(np.arange(work.batch_size), len(inputs.order)), inputs.order)
     backend.copy(np.full(MAX_STEPS_PER_TURN, work.learning_rate), inputs.learning_rates)

@@ -1,4 +1,4 @@
-"""The same network built of torch modules: the rival in benchmarks and the reference in tests."""
+"""cnnjob's networks built from torch modules: compared in benchmarks, and the reference in tests."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,15 +10,15 @@ from cnnjob.nn.blocks import Activation, Layer
 
 
 def module_of(torch: Any, layers: Iterable[Layer]) -> Any:
-    """Build a torch module that computes a sequence of layers.
+    """Build a torch module that is equivalent to a sequence of layers.
 
     Args:
         torch: the ``torch`` module.
-        layers: layers of a network.
+        layers: a network's layers.
 
     Returns:
-        A ``torch.nn.Sequential`` of one module per layer, by the layers' names, for input (N, C, H, W). Its parameters
-        have torch's default initial values; :func:`fill` sets them.
+        A ``torch.nn.Sequential`` with one module per layer, named like the layers, for input (N, C, H, W). Its
+        parameters have torch's default initial values; :func:`fill` sets them.
     """
     return torch.nn.Sequential(OrderedDict((layer.name, _module(torch, layer)) for layer in layers))
 
@@ -79,7 +79,7 @@ def _activation(torch: Any, kind: Activation) -> Iterator[tuple[str, Any]]:
 
 
 def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
-    # The class is defined here, as its base class is known only once torch has been imported.
+    # The class is defined here, as its base class is available only once torch has been imported.
     class Residual(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -96,9 +96,9 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
 
 
 def tensors(module: Any, layers: Iterable[Layer]) -> Iterator[tuple[str, Any, str]]:
-    """Yield cnnjob's name of each tensor of a module, the tensor, and the order of its axes.
+    """Yield cnnjob's name for each tensor in a module, the tensor, and the order of its axes.
 
-    The order is ``conv``, ``dense`` or ``same``, as :func:`_there` and :func:`back` convert it.
+    The order is ``conv``, ``dense`` or ``same``; :func:`_there` and :func:`back` convert it.
     """
     for layer in layers:
         own, block = getattr(module, layer.name), layer.block
@@ -128,7 +128,7 @@ def _tensors(module: Any, block: nn.Conv | nn.Dense) -> Iterator[tuple[str, Any,
 def optimiser_like(
     torch: Any, optimiser: nn.Optimiser, module: Any, layers: Sequence[Layer], learning_rate: float
 ) -> Any:
-    """Return torch's optimiser with the same settings, one group per parameter; SGD adds the decay to the gradient."""
+    """Return a torch optimiser with the same settings, one group per parameter; SGD adds the decay to the gradient."""
     parameters = nn.Network(tuple(layers)).parameters
     groups = [
         {
@@ -145,7 +145,7 @@ def optimiser_like(
 
 
 def fill(torch: Any, module: Any, network: nn.Network, weights: Mapping[str, Array]) -> None:
-    """Copy the weights of a network into a module."""
+    """Copy a network's weights into a module."""
     shapes = {layer.name: layer.input_shape for layer in network.layers}
     with torch.no_grad():
         for name, tensor, axes in tensors(module, network.layers):
@@ -154,7 +154,7 @@ def fill(torch: Any, module: Any, network: nn.Network, weights: Mapping[str, Arr
 
 
 def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
-    """Reorder cnnjob's axes as torch's: (K, K, C, F) → (F, C, K, K); (H·W·C, U) → (U, C·H·W)."""
+    """Reorder axes from cnnjob's order to torch's: (K, K, C, F) → (F, C, K, K); (H·W·C, U) → (U, C·H·W)."""
     if axes == "conv":
         return values.permute(3, 2, 0, 1)
     if axes == "dense":
@@ -164,12 +164,12 @@ def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
 
 
 def back(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
-    """Return a tensor of a module, or its gradient, as an array with cnnjob's axes.
+    """Return a module's tensor, or its gradient, as an array with cnnjob's axis order.
 
     Args:
         tensor: a torch tensor.
         axes: the order of its axes, from :func:`tensors`.
-        shape: shape of one image that enters the layer.
+        shape: the layer's input shape for one image.
 
     Returns:
         The array.
