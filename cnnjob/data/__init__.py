@@ -1,1 +1,1 @@
-"""Datasets, one HDF5 file each: reading, checking and preparing them."""
+"""Prepare, read and verify datasets, each stored in one HDF5 file."""

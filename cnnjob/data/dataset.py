@@ -1,8 +1,8 @@
-"""Read and verify prepared datasets, one HDF5 file each.
+"""Read and verify prepared datasets, each stored in one HDF5 file.
 
-CONTRIBUTING.md ("Data on disk") describes the layout; :mod:`cnnjob.data.prepare.writer` writes such files, and all
-other code only reads them. HDF5 holds a file open, read-only and without locks, only for the duration of one call, so
-that no handle crosses a fork; the arrays are read by their offsets (:mod:`cnnjob.data.stored`).
+CONTRIBUTING.md ("Data on disk") describes the layout; :mod:`cnnjob.data.prepare.writer` writes these files, and all
+other code only reads them. HDF5 keeps a file open, read-only and without locks, only for the duration of one call, so
+no handle is carried across a fork; the arrays are read at their offsets (:mod:`cnnjob.data.stored`).
 """
 
 import hashlib
@@ -26,23 +26,23 @@ from cnnjob.errors import DataError, JobError
 from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 
 FORMAT = 2
-"""Version of the layout of a dataset file: its arrays are contiguous."""
+"""Version of the file layout that is written: arrays are contiguous."""
 CHUNKED_FORMAT = 1
-"""An older version, which is still read: its arrays are stored in chunks, each with a checksum."""
+"""Older version of the file layout, which can still be read: arrays are stored in chunks, each with a checksum."""
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 TRAINING_IMAGES = "train/images"
 SEAL = "sha256"
-"""Attribute with the SHA-256 of all other attributes and of the arrays' shapes; older files have none."""
+"""Attribute holding the SHA-256 of all other attributes and the array shapes; missing from older files."""
 ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options")
 BLOCK_BYTES = 8 << 20  # read or written at a time
-_SUMMED_BYTES = 1 << 20  # as fast as less; each call takes the interpreter from the thread that reads batches
-_SUMMED_ROWS = 1 << 16  # the sum of so many squares, each up to 255², fits in 32 bits
+_SUMMED_BYTES = 1 << 20  # smaller is no faster, and each call holds up the thread that reads batches
+_SUMMED_ROWS = 1 << 16  # the sum of this many squares, each up to 255², fits in 32 bits
 _IMAGES_NDIM = 4
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
 Rows: TypeAlias = np.ndarray[Any, Any] | h5py.Dataset | StoredArray
-"""An array in memory, in chunks or contiguous in a file: each is read by slices of rows."""
+"""Array in memory, or stored in a file in chunks or contiguously; read by slicing rows."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -52,20 +52,20 @@ _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, Ru
 
 @dataclass(frozen=True)
 class Dataset:
-    """The description of a prepared dataset; the pixels stay in the file until :meth:`load`.
+    """Description of a prepared dataset; the pixels stay in the file until :meth:`load`.
 
     Attributes:
         path: the HDF5 file.
         name: name of the dataset.
-        class_names: one name per class; a label is an index into it.
-        mean: mean of the training images' pixels / 255, per channel, in [0, 1].
-        std: their standard deviation, likewise; 0 for a channel with a single value.
-        shapes: shape (N, H, W, C) of the images of each split.
+        class_names: one name per class; labels are indices into this tuple.
+        mean: mean of the training pixels / 255, per channel, in [0, 1].
+        std: standard deviation of the training pixels / 255, per channel; 0 for a constant channel.
+        shapes: image array shape (N, H, W, C) for each split.
         array_sha256: SHA-256 of the bytes of each array, keyed by names such as ``train/images``.
         source_sha256: SHA-256 of each source file.
-        options: how the source was read: size, test_fraction.
-        is_sealed: whether the file carries a checksum of its attributes, which was then compared.
-        format: version of the file's layout.
+        options: options with which the source was read, such as size and test_fraction.
+        is_sealed: whether the file contains a checksum of its attributes, which has then been verified.
+        format: version of the file layout.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read and check a dataset's description and labels; no pixels are read.
+        """Read and check a dataset's description and labels, without reading any pixels.
 
         Args:
             path: a file written by ``cnnjob prepare``.
@@ -94,7 +94,7 @@ class Dataset:
             DataError: the file is missing, incomplete, truncated, edited, or not a prepared dataset.
         """
         with _reading(path) as file:
-            version = _format_of(path, file)  # first: in an unfinished file nothing else needs to hold
+            version = _format_of(path, file)  # first, since nothing else can be relied on in an unfinished file
             arrays = _arrays(file, version)
             hdf5.require_attributes(file.id, "/", (*ATTRIBUTES, SEAL))
             description = _description(file, arrays)
@@ -108,7 +108,7 @@ class Dataset:
 
     @classmethod
     def find(cls, name: str, folder: Path) -> Self:
-        """Open a dataset by the path of its ``.h5`` or ``.hdf5`` file, or by its name in a folder.
+        """Open a dataset, specified by the path to its ``.h5`` or ``.hdf5`` file or by its name in a folder.
 
         Raises:
             DataError: the dataset is missing or damaged.
@@ -119,7 +119,8 @@ class Dataset:
     @property
     def digest(self) -> str:
         """SHA-256 of the arrays, their shapes and the class names; the same on every machine."""
-        # Without names and sources: equal arrays from elsewhere give an equal training; mean and std follow from them.
+        # The dataset's name and sources are excluded, because training on equal arrays gives equal results. Mean and
+        # std follow from the arrays.
         return sha256_of(canonical_json([self.array_sha256, self.class_names, self.shapes]).encode())
 
     @property
@@ -134,7 +135,7 @@ class Dataset:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all images of all splits, in bytes."""
+        """Total size of the images in all splits, in bytes."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     def load(self, split: str, check: Callable[[str, np.ndarray], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +144,7 @@ class Dataset:
         Args:
             split: one of :attr:`splits`.
             check: called with the name of each array, such as ``train/images``, and the array as stored in the file;
-                :meth:`require_digest` by default.
+                defaults to :meth:`require_digest`.
 
         Returns:
             Images (N, H, W, C) uint8 and labels (N,) int64.
@@ -159,14 +160,14 @@ class Dataset:
         return images, labels.astype(np.int64)
 
     def require_digest(self, name: str, array: Rows) -> None:
-        """Compare an array with its digest, and the training images also with the dataset's mean and std.
+        """Check an array against its digest; for the training images, also check the dataset's mean and std.
 
         Args:
             name: name of the array, such as ``train/images``.
             array: the array as stored in the file.
 
         Raises:
-            DataError: the digest, the mean or the std differs.
+            DataError: the digest, mean or std differs.
         """
         moments = Moments() if name == TRAINING_IMAGES else None
         digest = digest_of(array, moments)
@@ -178,7 +179,7 @@ class Dataset:
             self._require_moments(*moments.mean_and_std())
 
     def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Refuse values other than these. They are compared for equality, since :class:`Moments` is exact."""
+        """Refuse a mean or std that differs from the computed one; exact equality, since :class:`Moments` is exact."""
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
@@ -187,7 +188,7 @@ class Dataset:
                 )
 
     def labels(self, split: str) -> np.ndarray:
-        """Read the labels of one split and compare them with their digest.
+        """Read the labels of one split and check them against their digest.
 
         Args:
             split: one of :attr:`splits`.
@@ -205,7 +206,7 @@ class Dataset:
         return np.asarray(labels, np.int64)
 
     def example(self, split: str, index: int) -> tuple[np.ndarray, int]:
-        """Read one image and its label, without comparing digests.
+        """Read one image and its label, without checking digests.
 
         Args:
             split: one of :attr:`splits`.
@@ -216,7 +217,7 @@ class Dataset:
 
         Raises:
             DataError: the file is damaged.
-            JobError: there is no such split, or no such image in it.
+            JobError: there is no such split, or it has no such image.
         """
         with self._arrays_of(split) as (images, labels):
             if not 0 <= index < len(labels):
@@ -228,7 +229,7 @@ class Dataset:
             return images[row][0], int(labels[row][0])
 
     def counts(self, split: str) -> tuple[int, ...]:
-        """Count the images of each class in one split, without comparing digests.
+        """Return the number of images per class in one split, without checking digests.
 
         Args:
             split: one of :attr:`splits`.
@@ -244,13 +245,13 @@ class Dataset:
             return tuple(np.bincount(labels[0 : len(labels)], minlength=len(self.class_names)).tolist())
 
     def verify(self, *splits: str) -> None:
-        """Compare arrays with their digests, and the training images with mean and std, block by block.
+        """Check the arrays against their digests and the mean and std against the training images, block by block.
 
         Args:
             *splits: the splits to verify; all by default.
 
         Raises:
-            DataError: the file is damaged; the message names the first array that differs.
+            DataError: the file is damaged; the message gives the first array that differs.
             JobError: there is no such split.
         """
         for split in splits or self.splits:
@@ -259,13 +260,13 @@ class Dataset:
                     self.require_digest(f"{split}/{name}", array)
 
     def stored(self, split: str) -> StoredArray:
-        """Return where the images of one split lie, to be read a few at a time.
+        """Return the image array of one split without reading it, so that images can be read a few at a time.
 
         Args:
             split: one of :attr:`splits`.
 
         Raises:
-            DataError: the file is damaged, or of a format whose arrays are not contiguous.
+            DataError: the file is damaged, or its format does not store arrays contiguously.
             JobError: there is no such split.
         """
         with self._arrays_of(split) as (images, _):
@@ -282,7 +283,7 @@ class Dataset:
             raise JobError(f"{self.path}: no split {split!r}, found {', '.join(self.splits)}; name one of these")
         with _reading(self.path) as file:
             arrays = _arrays(file, self.format)
-            # Each call opens the file anew, so `prepare --force` may have replaced it in between.
+            # Each call reopens the file, so `prepare --force` may have replaced it since the previous call.
             if _shapes(arrays) != self.shapes:
                 raise ValueError("the file was replaced while it was read")
             images, labels = (_open_rows(self.path, f"{split}/{name}", arrays, self.format) for name in ARRAYS)
@@ -292,7 +293,7 @@ class Dataset:
         yield images, labels
 
     def _require_sound(self) -> None:
-        """Refuse attributes that contradict the arrays or each other."""
+        """Refuse attributes that contradict the arrays or one another."""
         shapes = {shape[1:] for shape in self.shapes.values()}
         arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
         if not {"train", "test"} <= self.shapes.keys():
@@ -312,7 +313,7 @@ class Dataset:
 
 
 def require_class_names(names: Sequence[str]) -> None:
-    """Refuse class names that do not distinguish the classes.
+    """Require at least one class name, and require every name to be unique and non-empty.
 
     Args:
         names: one name per class.
@@ -334,19 +335,19 @@ def _said(values: tuple[float, ...]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded; a lone surrogate, which an escape in JSON can give, cannot."""
+    """Return whether a string can be encoded; a lone surrogate, which a JSON escape can produce, cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_damaged(path: Path) -> bool:
-    """Return whether a file that does not open as a dataset may be a damaged or unfinished one.
+    """Return whether a file that could not be opened as a dataset may be a damaged or unfinished dataset.
 
     Args:
         path: a file that :meth:`Dataset.open` refused.
 
     Returns:
-        True for an ``.h5`` file of this format and for one too damaged to tell; False for a file of another kind, and
-        for an HDF5 file that another program wrote.
+        True for an ``.h5`` file in this format, or one that is too damaged to determine its format; False for any
+        other type of file, including an HDF5 file written by another program.
     """
     try:
         with open_regular(path) as raw:  # h5py would block on a pipe
@@ -359,19 +360,19 @@ def is_damaged(path: Path) -> bool:
 
 
 def blocks(array: Rows) -> Iterator[np.ndarray]:
-    """Yield the rows of an array, in the file or in memory, in order and in blocks of about 8 MiB."""
+    """Yield the rows of an array, stored in a file or in memory, in order and in blocks of about 8 MiB."""
     row_bytes = max(1, array.dtype.itemsize * prod(array.shape[1:]))
     [chunk, *_] = (isinstance(array, h5py.Dataset) and array.chunks) or (1,)
-    # Blocks of whole chunks, so that none is read and checked for two blocks.
+    # Blocks of whole chunks, so that no chunk is read and checked twice.
     step = max(1, BLOCK_BYTES // row_bytes // chunk) * chunk
     for start in range(0, len(array), step):
         yield array[start : start + step]
 
 
 class Moments:
-    """Mean and standard deviation per channel of images' pixels / 255, accumulated in exact sums.
+    """Per-channel mean and standard deviation of pixels / 255, accumulated in exact sums.
 
-    The results are the same on every machine: the sums are integers, and only a few IEEE 754 operations follow.
+    The results are the same on every machine: the sums are integers, followed by only a few IEEE 754 operations.
     """
 
     def __init__(self) -> None:
@@ -381,7 +382,7 @@ class Moments:
     def add(self, images: np.ndarray) -> None:
         """Add images (N, H, W, C) uint8."""
         _, _, width, channels = images.shape
-        # (N·H, W·C): NumPy adds long rows about a hundred times as fast as rows of C values.
+        # (N·H, W·C): NumPy sums long rows about a hundred times faster than rows of C values.
         rows = images.reshape(-1, width * channels)
         step = min(_SUMMED_ROWS, max(1, _SUMMED_BYTES // rows.shape[1]))
         totals, squares = np.zeros((2, channels), np.uint64)  # of one call; Python's integers below cannot overflow
@@ -394,23 +395,23 @@ class Moments:
         self._squares = [a + b for a, b in zip_longest(self._squares, squares.tolist(), fillvalue=0)]
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the mean and the standard deviation, one number per channel each."""
+        """Return the mean and the standard deviation, each with one number per channel."""
         n, both = self._n, list(zip(self._totals, self._squares, strict=True))
         return (
             tuple(total / (255 * n) for total, _ in both),
-            # n·Σx² − (Σx)² is an exact integer: floats would cancel for a nearly constant channel.
+            # n·Σx² − (Σx)² is an exact integer; in floats it would suffer cancellation for a nearly constant channel.
             tuple(math.sqrt(n * squares - total * total) / (255 * n) for total, squares in both),
         )
 
 
 def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
-    """Sum rows (n, W·C) of pixels per channel, (C,) uint64; n is at most ``_SUMMED_ROWS``."""
+    """Return the sum of pixel rows (n, W·C) per channel, (C,) uint64; n is at most ``_SUMMED_ROWS``."""
     summed: np.ndarray = values.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
     return summed
 
 
 def digest_of(array: Rows, moments: Moments | None = None) -> str:
-    """Return the SHA-256 of an array's bytes, in C order and little-endian; also add its images to ``moments``."""
+    """Return the SHA-256 of an array's bytes in C order, little-endian; if given, ``moments`` accumulates the rows."""
     digest = hashlib.sha256()
     for block in blocks(array):
         digest.update(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
@@ -433,7 +434,7 @@ _AGAIN = "Prepare it again with --force"
 
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading; errors of h5py and of the checks inside the block become a DataError."""
+    """Open a file for reading; turn errors from h5py and from checks inside the block into a DataError."""
     try:
         if not path.is_file():
             elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
@@ -446,7 +447,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 
 
 def _format_of(path: Path, file: h5py.File) -> int:
-    """Return the format of a file; refuse an unknown one and an incomplete file."""
+    """Return the format of a file; refuse an unknown format or an incomplete file."""
     value = hdf5.number(file, "format") if "format" in file.attrs else None
     known = _known_format(value)
     if known is None:
@@ -462,7 +463,7 @@ def _known_format(value: Any) -> int | None:
 
 
 def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
-    """Return the arrays of a file of some format by name, such as ``train/images``, checked but not read."""
+    """Return a file's arrays by name, such as ``train/images``; check their structure but do not read them."""
     open_array = hdf5.chunked_array if version == CHUNKED_FORMAT else hdf5.contiguous_array
     arrays: dict[str, h5py.Dataset] = {}
     for split in hdf5.require_members(file, SPLITS):
@@ -477,7 +478,7 @@ def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
 
 
 def _open_rows(path: Path, name: str, arrays: Mapping[str, h5py.Dataset], version: int) -> Rows:
-    """Return an array of a file of some format, to be read by slices of rows."""
+    """Return an array of a file with format ``version``, to be read by slicing rows."""
     array = arrays[name]
     if version == CHUNKED_FORMAT:
         return array
@@ -517,7 +518,7 @@ def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
 
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
-    """Parse a JSON attribute that is a list or a dict of items of one type."""
+    """Parse a JSON attribute that must be a list or a dict whose items have one type."""
     value = parse_json(hdf5.text(file, name))
     values = value.values() if isinstance(value, dict) else value
     if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):
@@ -526,7 +527,7 @@ def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
 
 
 def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
-    """Refuse a label that is not the index of a class."""
+    """Refuse labels that are not class indices."""
     for block in blocks(labels):
         if block.max() >= classes:
             raise ValueError(f"a label without a class (found {block.max()} of {classes} classes in {name})")

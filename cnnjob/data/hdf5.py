@@ -1,7 +1,7 @@
-"""Access the parts of an HDF5 file, each checked first: nothing leads out of it or takes more memory than its size.
+"""Open the parts of an HDF5 file safely: nothing may refer to other files or need more memory than the file's size.
 
-HDF5 follows links to other files, external storage and virtual datasets, loads plugins for filters, and fills in values
-that were never written. :mod:`cnnjob.data.prepare.writer` uses none of these, so all of them are refused.
+HDF5 follows links to other files, external storage and virtual datasets, loads filter plugins, and fills in values that
+were never written. :mod:`cnnjob.data.prepare.writer` uses none of these features, so all of them are refused.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 MOST_CHUNK_BYTES = 8 << 20
-"""Maximum size of a chunk, in bytes; files of format 1 have chunks of one image or of at most half a MB."""
+"""Maximum chunk size, in bytes; chunks in format 1 files hold one image or are at most half a MB."""
 _MOST_ATTRIBUTE_BYTES = 64 << 20
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 _FILTERS = [h5py.h5z.FILTER_FLETCHER32]
@@ -26,16 +26,16 @@ _LAYOUTS = {
 
 
 def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
-    """Return the names in a group.
+    """Return the names of a group's members after checking them.
 
     Args:
         group: the file or one of its groups.
         allowed: the names it may contain.
 
     Raises:
-        ValueError: there is another name, a link to elsewhere, or an object that has several names.
+        ValueError: a member has a name that is not allowed, links to another place, or has several names.
     """
-    # One name more than allowed is enough to refuse a group, which may hold millions.
+    # One name too many is enough to refuse a group, which may have millions of members.
     allowed = tuple(allowed)
     names = list(islice(group, len(allowed) + 1))
     for name in names:
@@ -54,12 +54,12 @@ def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> N
     """Refuse attributes that are not part of a dataset.
 
     Args:
-        owner: low-level h5py identifier of the file, a group or an array.
-        where: its name, for the message.
-        allowed: the attributes it may have.
+        owner: low-level h5py identifier of the file, group or array.
+        where: name of the file, group or array, for the message.
+        allowed: names of the attributes it may have.
 
     Raises:
-        ValueError: there is another attribute.
+        ValueError: there is an attribute that is not allowed.
     """
     allowed = tuple(allowed)
     for index in range(h5py.h5a.get_num_attrs(owner)):
@@ -71,7 +71,7 @@ def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> N
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
-    """Return a group inside a group whose members were checked.
+    """Return a subgroup of a group whose members have been checked.
 
     Raises:
         ValueError: the member is not a group, or has attributes.
@@ -84,7 +84,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
 
 
 def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
-    """Return a contiguous array of a group whose members were checked.
+    """Return a contiguous array from a group whose members have been checked.
 
     Args:
         group: a group of the file.
@@ -92,7 +92,7 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
         dtypes: the types it may have.
 
     Returns:
-        The array, all of which lies in the file.
+        The array, which is stored entirely within the file.
 
     Raises:
         ValueError: the array is not stored the way the writer stores arrays.
@@ -111,7 +111,7 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
 
 
 def chunked_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
-    """Return an array in chunks of whole rows, each with a checksum; otherwise as :func:`contiguous_array`."""
+    """Return an array stored in chunks of whole rows, each with a checksum; otherwise like :func:`contiguous_array`."""
     dataset, where = _dataset(group, name, dtypes, h5py.h5d.CHUNKED, _FILTERS)
     _require_stored(dataset, dataset.get_create_plist().get_chunk(), where)
     return h5py.Dataset(dataset)
@@ -120,7 +120,7 @@ def chunked_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.D
 def _dataset(
     group: h5py.Group, name: str, dtypes: Iterable[Any], layout: int, filters: list[int]
 ) -> tuple[h5py.h5d.DatasetID, str]:
-    """Open an array and return it with its name, for messages; refuse another layout, other filters or types."""
+    """Open an array and return it with its name for messages; refuse any other layout, filters or types."""
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
         raise ValueError(f"a group or a type where an array belongs (found {where})")
@@ -140,7 +140,7 @@ def _dataset(
 
 
 def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: str) -> None:
-    """Refuse an array with chunks that were never written, or that would lie beyond the end of the file."""
+    """Refuse an array whose chunks were never written or would extend beyond the end of the file."""
     shape, size = dataset.shape, dataset.dtype.itemsize
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
@@ -155,7 +155,7 @@ def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: 
 
 
 def number(file: h5py.File, name: str) -> np.ndarray:
-    """Return a file's attribute that is a number or an array of numbers.
+    """Return a numeric attribute of a file, either a number or an array of numbers.
 
     Raises:
         ValueError: the attribute is missing, has another type, or is too large.
@@ -167,14 +167,14 @@ def number(file: h5py.File, name: str) -> np.ndarray:
 
 
 def text(file: h5py.File, name: str) -> str:
-    """Return a file's attribute that is a string.
+    """Return a string attribute of a file.
 
     Raises:
         ValueError: the attribute is missing, has another type, is too large, or is not UTF-8.
     """
     attribute = _attribute(file, name)
     kind = attribute.get_type()
-    # A string of variable length lies in the global heap, whose size is not that of the attribute.
+    # A variable-length string is stored in the global heap, so the attribute's size does not limit the string's.
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape != ():
         raise ValueError(f"no text of a fixed length (found another type in the attribute {name})")
     try:
@@ -184,7 +184,7 @@ def text(file: h5py.File, name: str) -> str:
 
 
 def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
-    """Open an attribute and check its size, without reading it."""
+    """Open an attribute and check its size without reading it."""
     if not h5py.h5a.exists(file.id, name.encode()):
         raise ValueError(f"an attribute is missing (found no {name})")
     attribute = h5py.h5a.open(file.id, name.encode())

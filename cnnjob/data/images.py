@@ -1,17 +1,18 @@
-"""Read the pixels of an image file, in bounded memory and time; `prepare` and `predict` share this code.
+"""Read the pixels of an image file in bounded memory and time; `prepare` and `predict` share this code.
 
-Every image becomes 8 bits per channel by the same rules:
+Every image is converted to 8 bits per channel by the same rules:
 
-- Upright: the EXIF or TIFF orientation is applied.
-- 16 bits per channel become 8 by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM states its
-  largest value, and is scaled from that.
-- Transparent pixels are composited on a background, white by default.
-- Of an animation or a file of several pages the first image is read.
-- It is grey if its content is: a palette of grey colours, 1 bit, or grey with transparency.
-- It is scaled by :func:`PIL.ImageOps.fit` and its kin with the bilinear filter; a large JPEG is first decoded at a
-  half, a quarter or an eighth of its size, at least the size that is needed (:meth:`PIL.Image.Image.draft`).
+- The EXIF or TIFF orientation is applied, so the image is upright.
+- 16 bits per channel are reduced to 8 by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM file
+  states its maximum value and is scaled from that.
+- Transparent pixels are composited onto a background, white by default.
+- Only the first image of an animation or a multi-page file is read.
+- An image is greyscale if its content is: a palette of greys, 1 bit per pixel, or grey with transparency.
+- Images are scaled by :func:`PIL.ImageOps.fit` and related functions with the bilinear filter; a large JPEG is first
+  decoded at a half, a quarter or an eighth of its size, but no smaller than needed (:meth:`PIL.Image.Image.draft`).
 
-Only common formats are read: Pillow starts programs for others (EPS: Ghostscript) or loads rarely used code.
+Only common formats are read: for others, Pillow starts external programs (Ghostscript for EPS) or loads rarely used
+code.
 """
 
 import io
@@ -38,35 +39,35 @@ from cnnjob import files
 from cnnjob.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while it is turned or converted
-_BIG_TIFF = b"+"  # at byte 2, where Pillow looks for it too: the header then has 16 bytes instead of 8
+_MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while an image is rotated or converted
+_BIG_TIFF = b"+"  # at byte 2, where Pillow also checks for it: the header then has 16 bytes instead of 8
 _RAW = 1
-"""Value of the TIFF tag Compression for uncompressed pixels."""
+"""Value of the TIFF Compression tag for uncompressed pixels."""
 _MOST_PARTS = 20_000
-"""Maximum number of strips or tiles in a TIFF."""
+"""Maximum number of strips or tiles in a TIFF file."""
 _MOST_BYTES = 400_000_000
-"""Maximum memory for decoding: a file of a few MB can ask for gigabytes without having many pixels."""
+"""Maximum memory for decoding, in bytes: a file of a few MB can require gigabytes without having many pixels."""
 MOST_SECONDS = 10.0
-"""Maximum processor time for decoding; most images of 32 million pixels take less than a second."""
+"""Maximum CPU time for decoding, in seconds; most images of 32 million pixels take less than a second."""
 _MOST_CONTENT = 64 << 20
-"""Bytes of a file that are read at once; a larger one is read while it is decoded."""
+"""Maximum size of a file that is read all at once, in bytes; a larger file is read while it is decoded."""
 _FEW_BYTES = 64 << 10
 _FEW_PIXELS = 1 << 16
 _READ_BYTES = 64 << 10
-"""Bytes of a PPM that are read at a time."""
+"""Number of bytes of a PPM file read at a time."""
 _SCAN_BYTES = 1 << 10
-"""Bytes of a progressive JPEG read at a time: up to a hundred scans, each of which passes over all pixels."""
+"""Number of bytes of a progressive JPEG read at a time; it may have a hundred scans, each passing over all pixels."""
 _GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
 _BITS = 8
 _FEW_BITS = {"L;2": 3, "L;4": 15}
-"""Pillow's raw modes of grey images of few bits, with their largest value."""
-_WIDE = re.compile(r";(16|32)[BLNS]?")  # with a byte order; plain BGR;16 has 16 bits for all three channels
+"""Pillow's raw modes for greyscale images with few bits, with the maximum value of each."""
+_WIDE = re.compile(r";(16|32)[BLNS]?")  # with a byte order; plain BGR;16 has 16 bits for all three channels together
 _TIFF_BITS = {1, 2, 4, 8, 12, 16}
 _MOST_OF_12_BITS = (1 << 12) - 1
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Pillow's names of what may state an orientation."""
+"""Pillow's keys for metadata that may state an orientation."""
 _LIMITED: list[bool] = []
 """Not empty while :func:`decoding_limits` are in force."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -76,14 +77,14 @@ _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSEr
 
 
 Fit = Literal["crop", "pad", "stretch"]
-"""How an image of another shape is fitted: scaled to cover the shape and cropped around the centre; scaled to fit
-inside it and padded with the background; or stretched, which changes its proportions."""
+"""How an image with a different shape is fitted: scaled to cover the target shape and cropped around the centre; scaled
+to fit inside it and padded with the background; or stretched, which changes its aspect ratio."""
 FITS: tuple[Fit, ...] = get_args(Fit)
 WHITE = (255, 255, 255)
 
 
 class Header(NamedTuple):
-    """Size and kind of an image, read from its header."""
+    """Size and type of an image, read from its header."""
 
     height: int
     """Height of the upright image, in pixels, after the EXIF orientation."""
@@ -92,26 +93,26 @@ class Header(NamedTuple):
     is_grey: bool
     """True for images without colour."""
     has_alpha: bool = False
-    """True if the format has a place for transparency here; the pixels may all be opaque."""
+    """True if the image can store transparency; all its pixels may still be opaque."""
     n_frames: int = 1
-    """Frames of an animation or pages of a file, of which the first is read; 2 also stands for more."""
+    """Number of animation frames or pages in the file, of which the first is read; 2 means two or more."""
     bits: int = 8
-    """Bits per channel in the file: 8 (or fewer), 12 or 16."""
+    """Bits per channel in the file: 8 (which also stands for fewer), 12 or 16."""
 
 
 class Picture(NamedTuple):
-    """An image with its pixels."""
+    """Decoded image."""
 
     pixels: np.ndarray[Any, Any]
     """uint8 (H, W, C)."""
     header: Header
     is_transparent: bool
-    """True if a pixel is not opaque."""
+    """True if any pixel is not fully opaque."""
     is_dim: bool
-    """True if the file has 16 bits per channel and no value above 4095, as of 12-bit data."""
+    """True if the file has 16 bits per channel but no value above 4095, as in 12-bit data."""
 
     def remarks(self) -> Iterator[str]:
-        """Yield what a reader of the pixels should know, in a few words each."""
+        """Yield short remarks on how the pixels were read that the user should know about."""
         if self.header.n_frames > 1:
             yield "first of several images"
         if self.is_transparent:
@@ -121,35 +122,35 @@ class Picture(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """An image whose header has been read; decoding it makes Pillow forget its raw mode."""
+    """Image whose header has been read. Its raw mode is stored here because Pillow drops it when decoding."""
 
     image: ImageFile
     raw_mode: str
-    """Pillow's name for the pixel format of the file, such as ``RGB;16B``."""
+    """Pillow's name for the file's pixel format, such as ``RGB;16B``."""
     bits: int
     orientation: int
-    """EXIF's, 1..8; 1 is upright."""
+    """EXIF orientation, 1..8; 1 is upright."""
 
     def header(self) -> Header:
-        """Return its header."""
+        """Return the image's header."""
         image = self.image
-        # Pillow has turned a TIFF's size already.
+        # Pillow has already swapped the height and width of a TIFF image.
         is_turned = self.orientation in _TURNED and image.format != "TIFF"
         height, width = (image.width, image.height) if is_turned else (image.height, image.width)
         is_grey = (
             image.mode in _GREY
-            or self.raw_mode.startswith("LA;16")  # Pillow has no mode for grey and alpha of 16 bits
+            or self.raw_mode.startswith("LA;16")  # Pillow has no mode for 16-bit grey with alpha
             or (image.mode in {"P", "PA"} and _palette_is_grey(image))
         )
-        # The further images of an MPO are previews, or the other eye's.
+        # The other images in an MPO file are previews, or the view for the other eye.
         n_frames = 2 if getattr(image, "is_animated", False) and image.format != "MPO" else 1
         return Header(height, width, is_grey, image.has_transparency_data, n_frames, self.bits)
 
     def picture(
         self, head: Header, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
     ) -> Picture:
-        """Decode it: upright, of 8 bits, opaque, and fitted to a shape (H, W, C), if one is given."""
-        # Below transparent pixels, a coloured background makes a grey image coloured.
+        """Return the decoded image: upright, 8 bits, opaque, and fitted to the shape (H, W, C) if one is given."""
+        # A coloured background behind transparent pixels turns a greyscale image into a colour image.
         mode = "L" if head.is_grey and len({*background}) == 1 else "RGB"
         upright: Image.Image = self.image
         if shape and isinstance(self.image, JpegImageFile):
@@ -168,20 +169,20 @@ class _Opened(NamedTuple):
 
 
 class _TooLongError(Exception):
-    """Decoding takes longer than allowed."""
+    """Raised when decoding takes longer than allowed."""
 
 
 class _TimedReader(io.BufferedReader):
-    """A file that refuses reads after a time limit, which works because Pillow reads most formats in small parts."""
+    """Reader that refuses reads after a time limit; effective because Pillow reads most formats in small pieces."""
 
     def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
         super().__init__(raw)
         self.most_bytes: int | None = None
-        # Processor time: a slow file system or a busy machine makes no image unusable.
+        # CPU time: a slow file system or a busy machine must not make an image unusable.
         self._end = time.thread_time() + most_seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to ``size`` bytes, or up to ``most_bytes`` if that is less."""
+        """Read up to ``size`` or ``most_bytes`` bytes, whichever is less."""
         if time.thread_time() > self._end:
             raise _TooLongError
         if self.most_bytes is not None and size is not None:
@@ -190,18 +191,18 @@ class _TimedReader(io.BufferedReader):
 
 
 def header(path: Path | str, *, content: bytes | None = None, most_seconds: float = MOST_SECONDS) -> Header:
-    """Read an image's header, without its pixels (except where only they tell whether a palette image is grey).
+    """Read an image's header without its pixels (unless they are needed to see whether a palette image is grey).
 
     Args:
         path: the file, or its name if its content is given.
-        content: the file's content, if it was read already.
-        most_seconds: maximum processor time, in seconds.
+        content: the file's content, if it has already been read.
+        most_seconds: maximum CPU time, in seconds.
 
     Returns:
-        The image's size and kind.
+        The image's size and type.
 
     Raises:
-        DataError: the file is not an image, or not a usable one.
+        DataError: the file is not an image, or the image is not usable.
     """
     content = _content(path) if content is None else content
     with _opened(path, content, most_seconds) as opened:
@@ -211,19 +212,19 @@ def header(path: Path | str, *, content: bytes | None = None, most_seconds: floa
 def inspect_image(
     path: Path | str, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
 ) -> tuple[Header, Picture | None]:
-    """Read an image's header, and its pixels too if they are few: then opening it takes longer than decoding it.
+    """Read an image's header, and its pixels too if there are few: opening a small image takes longer than decoding it.
 
     Args:
         path: name of the file.
-        content: its content.
-        most_pixels: height times width up to which the image is decoded.
-        background: colour (R, G, B) below transparent pixels, each 0..255.
+        content: content of the file.
+        most_pixels: maximum height times width of an image that is decoded.
+        background: colour (R, G, B) behind transparent pixels, each 0..255.
 
     Returns:
-        The header, and the image in its own size and channels; None if it has more pixels.
+        The header, and the image with its original size and channels, or None if it has too many pixels.
 
     Raises:
-        DataError: the file is not an image, not a usable one, or cannot be decoded.
+        DataError: the file is not an image, the image is not usable, or it cannot be decoded.
     """
     if _LIMITED and len(content) <= _FEW_BYTES and (picture := _plain_picture(content, most_pixels)):
         return picture.header, picture
@@ -242,21 +243,21 @@ def read_picture(
     content: bytes | None = None,
     most_seconds: float = MOST_SECONDS,
 ) -> Picture:
-    """Read an image's pixels: upright, of 8 bits, opaque, and fitted to a shape.
+    """Read an image's pixels: upright, 8 bits, opaque, and fitted to a shape.
 
     Args:
         path: the file, or its name if its content is given.
-        shape: (H, W, C) of the result, C is 1 or 3; None for the image's own size and channels.
-        fit: how an image of another size is fitted.
-        background: colour (R, G, B) below transparent pixels and around padded images, each 0..255.
-        content: the file's content, if it was read already.
-        most_seconds: maximum processor time, in seconds.
+        shape: (H, W, C) of the result, where C is 1 or 3; None for the image's original size and channels.
+        fit: how to fit an image with a different size.
+        background: colour (R, G, B) behind transparent pixels and around padded images, each 0..255.
+        content: the file's content, if it has already been read.
+        most_seconds: maximum CPU time, in seconds.
 
     Returns:
         The image.
 
     Raises:
-        DataError: the file is not an image, not a usable one, or cannot be decoded.
+        DataError: the file is not an image, the image is not usable, or it cannot be decoded.
     """
     content = _content(path) if content is None else content
     with _opened(path, content, most_seconds) as opened:
@@ -269,16 +270,16 @@ def fit_pixels(
     fit: Fit = "crop",
     background: tuple[int, int, int] = WHITE,
 ) -> np.ndarray[Any, Any]:
-    """Fit pixels to a shape as :func:`read_picture` does.
+    """Fit pixels to a shape in the same way as :func:`read_picture`.
 
     Args:
         pixels: uint8 (H, W, 1) or (H, W, 3).
         shape: (H, W, C) of the result.
-        fit: how.
+        fit: how to fit an image with a different size.
         background: colour (R, G, B) around padded images.
 
     Returns:
-        uint8, of that shape.
+        Pixels as uint8, with the given shape.
     """
     if pixels.shape == shape:
         return pixels
@@ -288,20 +289,20 @@ def fit_pixels(
 
 
 def _states_orientation(content: bytes) -> bool:
-    """Return whether a PNG file has one of the chunks that may state an orientation."""
+    """Return whether a PNG file has a chunk that may state an orientation."""
     return b"eXIf" in content or b"Raw profile type" in content or b"XML:com.adobe.xmp" in content
 
 
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
-    """Read the most frequent kind of small image without what only others need, which saves a third of the time.
+    """Read the most common kind of small image by a shorter path, which saves a third of the time.
 
     Args:
         content: a file's content.
-        most_pixels: height times width up to which it is read.
+        most_pixels: maximum height times width of an image that is read.
 
     Returns:
-        The image that :meth:`_Opened.picture` returns too; None if it is anything but an opaque PNG or JPEG of 8 bits
-        per channel that states no orientation, or is not usable.
+        The same image as :meth:`_Opened.picture` returns; None if it is not usable, or is anything but an opaque PNG or
+        JPEG with 8 bits per channel and no stated orientation.
     """
     try:
         if content.startswith(b"\x89PNG"):
@@ -324,7 +325,7 @@ def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
             return None
         return Picture(_array(image), Header(height, width, image.mode == "L"), is_transparent=False, is_dim=False)
     except (MemoryError, *_UNREADABLE):
-        return None  # it is opened again, with limits on its time, for the error
+        return None  # the caller opens it again, with a time limit, and reports the error
 
 
 def _array(image: Image.Image) -> np.ndarray[Any, Any]:
@@ -332,7 +333,7 @@ def _array(image: Image.Image) -> np.ndarray[Any, Any]:
 
 
 def _content(path: Path | str) -> bytes | None:
-    """Return a file's content; None if it is too large to hold in memory beside its pixels."""
+    """Return a file's content; None if it is too large to hold in memory together with its pixels."""
     try:
         with files.open_regular(Path(path)) as file:
             return file.read() if os.fstat(file.fileno()).st_size <= _MOST_CONTENT else None
@@ -341,9 +342,9 @@ def _content(path: Path | str) -> bytes | None:
 
 
 def _orientation(image: ImageFile, content: bytes | None) -> int:
-    """Return an image's EXIF orientation, 1 if it has none."""
+    """Return an image's EXIF orientation, or 1 if it has none."""
     if content is not None and image.format == "PNG":
-        # Pillow decodes the whole image to find out, since the chunk may come after the pixels.
+        # Pillow would decode the whole image to find out, since the chunk may follow the pixels.
         may_have = _states_orientation(content)
     else:
         may_have = not image.info.keys().isdisjoint(_EXIF) or image.format == "TIFF"
@@ -351,26 +352,26 @@ def _orientation(image: ImageFile, content: bytes | None) -> int:
 
 
 def _palette_is_grey(image: Image.Image) -> bool:
-    """Return whether the colours of a palette are grey, or at least those that pixels have."""
+    """Return whether all colours in a palette, or at least all those that pixels use, are grey."""
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     coloured = np.flatnonzero((palette != palette[:, :1]).any(axis=1))
     if not coloured.size:
         return True
     if image.mode == "PA":
         return False
-    counts = np.array(image.histogram())  # decodes the image: only its pixels tell which colours are used
+    counts = np.array(image.histogram())  # decodes the image: only its pixels show which colours are used
     return not counts[coloured].any()
 
 
 def _luma(colour: tuple[int, int, int]) -> int:
-    """Return a colour as Pillow's conversion to grey has it: ITU-R 601-2."""
+    """Return the grey level to which Pillow converts a colour, by ITU-R 601-2."""
     return int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0])
 
 
 def _least_size(image: ImageFile, head: Header, size: tuple[int, int], fit: Fit) -> tuple[int, int]:
-    """Return the (width, height) that a JPEG has to be decoded at least at, for a result of ``size`` (H, W)."""
+    """Return the minimum (width, height) at which a JPEG must be decoded for a result of ``size`` (H, W)."""
     height, width = size
-    if fit == "pad":  # inside the frame: the smaller of both factors
+    if fit == "pad":  # inside the frame: the smaller of the two factors
         factor = min(height / head.height, width / head.width)
         height, width = math.ceil(factor * head.height), math.ceil(factor * head.width)
     return (width, height) if (image.height, image.width) == (head.height, head.width) else (height, width)
@@ -379,7 +380,7 @@ def _least_size(image: ImageFile, head: Header, size: tuple[int, int], fit: Fit)
 def _fit_image(
     image: Image.Image, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Return an image of mode L or RGB in the size and channels of a shape (H, W, C)."""
+    """Return an image as mode L or RGB, fitted to the size and channels of a shape (H, W, C)."""
     if shape is None:
         return image
     mode, size, bilinear = "L" if shape[2] == 1 else "RGB", (shape[1], shape[0]), Image.Resampling.BILINEAR
@@ -394,18 +395,18 @@ def _fit_image(
 
 
 def _most(image: Image.Image) -> int:
-    """Return the largest value of an image of 16 bits per channel; in colour, the largest that it can be."""
+    """Return the maximum value of a 16-bit image; for colour images, an upper bound."""
     if image.mode in _GREY and image.mode.startswith("I"):
         return int(np.asarray(image).max())
     bands = image.getextrema()
     largest = max(high for _, high in (bands if isinstance(bands[0], tuple) else (bands,)))
-    return int(largest) << 8 | _MOST_BYTE  # Pillow has kept the upper byte only
+    return int(largest) << 8 | _MOST_BYTE  # Pillow has kept only the upper byte
 
 
 def _of_8_bits(image: Image.Image, bits: int, raw_mode: str) -> Image.Image:
-    """Return an image of 8 bits per channel, its transparent colour ready to be compared with its pixels.
+    """Return an image with 8 bits per channel, with its transparent colour scaled in the same way as its pixels.
 
-    Pillow keeps that colour as the file states it, and compares it with pixels that it has scaled to 8 bits.
+    Pillow keeps this colour as stated in the file, but compares it with pixels that have been scaled to 8 bits.
     """
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
@@ -421,7 +422,7 @@ def _of_8_bits(image: Image.Image, bits: int, raw_mode: str) -> Image.Image:
 
 
 def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> tuple[Image.Image, bool]:
-    """Return an image with transparency without it, of mode L or RGB, and whether a pixel was transparent."""
+    """Return an image composited onto the background, as mode L or RGB, and whether any pixel was transparent."""
     image = image.convert(f"{mode}A")
     alpha, colours = image.getchannel("A"), image.convert(mode)
     if alpha.getextrema()[0] == _MOST_BYTE:
@@ -433,11 +434,11 @@ def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
 
 @contextmanager
 def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Iterator[_Opened]:
-    """Open an image with limits on memory and time, and check its header; errors of Pillow become a DataError."""
+    """Open an image with limits on memory and time and check its header; turn Pillow's errors into a DataError."""
     try:
         with decoding_limits(), io.BytesIO(content) if content is not None else files.open_regular(Path(path)) as file:
             if content is not None and len(content) <= _FEW_BYTES:
-                # Little can take long if its pixels are few as well: then no clock is read at each of Pillow's reads.
+                # A small file with few pixels cannot take long, so the clock need not be checked on every read.
                 image = _usable_image(file)
                 if image.width * image.height <= _FEW_PIXELS:
                     yield _with_header(image, content)
@@ -457,7 +458,7 @@ def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Ite
 
 
 def _timed_image(file: BinaryIO, most_seconds: float) -> ImageFile:
-    # A buffered reader needs a raw file; a buffered one, or bytes in memory, are as good to it.
+    # BufferedReader is typed for a raw file, but also works with a buffered file or bytes in memory.
     reader = _TimedReader(file, most_seconds)  # type: ignore[arg-type]
     image = _usable_image(reader)
     _read_in_small_parts(image, reader)
@@ -470,9 +471,9 @@ def _usable_image(file: BinaryIO) -> ImageFile:
 
 
 def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
-    """Make Pillow read little at a time where much time passes between reads, so that the time limit is noticed.
+    """Make Pillow read less at a time in formats that are slow to decode, so that the time limit takes effect.
 
-    That is a progressive JPEG, whose every scan passes over all pixels, and a PPM, which Pillow decodes in Python.
+    These are progressive JPEG, in which every scan passes over all pixels, and PPM, which Pillow decodes in Python.
     """
     if "progressive" in image.info:
         image.decodermaxblock = _SCAN_BYTES
@@ -482,10 +483,11 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 
 @contextmanager
 def decoding_limits() -> Iterator[None]:
-    """Limit the growth of this process to the memory that an image may take, and silence Pillow's warnings.
+    """Limit the memory by which this process may grow while it decodes an image, and silence Pillow's warnings.
 
-    A caller that reads many small images enters it once, since entering takes a fifth of the time of reading one. A
-    nested entry does nothing. The limit is that of the whole process, so only one thread may decode.
+    A caller that reads many small images should enter this context once, since entering it takes a fifth of the time
+    needed to read one image. Nested entries do nothing. The limit applies to the whole process, so only one thread may
+    decode.
     """
     if _LIMITED:
         yield
@@ -500,7 +502,7 @@ def decoding_limits() -> Iterator[None]:
     _LIMITED.append(True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as those of a corrupt EXIF block
+            warnings.simplefilter("ignore")  # such as those about a corrupt EXIF block
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     finally:
@@ -509,8 +511,8 @@ def decoding_limits() -> Iterator[None]:
 
 
 def _require_bounded_parts(file: BinaryIO) -> None:
-    """Refuse a TIFF with very many or overlapping strips or tiles: each one is decoded, however few its pixels."""
-    # Reads the first directory only, by Pillow's own parser, which does not list the strips.
+    """Refuse a TIFF with too many or overlapping strips or tiles, since each is decoded even if the image is small."""
+    # Reads only the first directory, with Pillow's own parser, which does not list the strips.
     head = file.read(8)
     head += file.read(8) if head[2:3] == _BIG_TIFF else b""
     file.seek(0)
@@ -529,7 +531,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
 
 
 def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse strips or tiles with more bytes than the file: the same bytes would be decoded many times."""
+    """Refuse strips or tiles with more bytes in total than the file: the same bytes would be decoded many times."""
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
@@ -543,10 +545,10 @@ def _is_count(value: object) -> bool:
 
 
 def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
-    """Check an image's header.
+    """Return an image with the properties from its header, after checking them.
 
     Raises:
-        ValueError: it has too many pixels, or they are of a kind that is not read.
+        ValueError: the image has too many pixels, or a pixel format that is not supported.
     """
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels and the most is {_MOST_PIXELS:,}")
@@ -558,12 +560,12 @@ def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
 
 
 def _bits(image: ImageFile, raw_mode: str) -> int:
-    """Return the bits per channel in the file, at least 8; 0 if they are signed, of floating point, or more than 16."""
+    """Return the file's bits per channel, at least 8; 0 for signed or floating-point values or more than 16 bits."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
         kinds = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))
         return max(_BITS, *bits) if bits <= _TIFF_BITS and kinds == {1} else 0
-    # Pillow scales a grey PPM of more than 8 bits to 16, from the largest value that it states, and any other to 8.
+    # Pillow scales a grey PPM with more than 8 bits to 16 bits, from its stated maximum value, and any other to 8 bits.
     if image.format == "PPM":
         return 16 if image.mode == "I" else 8
     wide = _WIDE.search(raw_mode)
@@ -604,11 +606,11 @@ _OTHER_FORMATS = (
     (0, b"<!DOCTYPE", "a web page", "Download the image itself"),
     (0, b"<html", "a web page", "Download the image itself"),
 )
-"""Position and bytes by which formats that are not read are recognised, their name, and what to do."""
+"""Offset and bytes that identify each unsupported format, its name, and advice."""
 
 
 def _unknown_format(path: Path | str, content: bytes | None) -> str:
-    """Return what is wrong with a file that is no image of a known format, by its first bytes."""
+    """Return a description, based on the first bytes, of a file that is not an image in a supported format."""
     if content is None:
         with files.open_regular(Path(path)) as file:
             content = file.read(256)

@@ -1,7 +1,7 @@
-"""Arrays that lie contiguously in a file, read by ``preadv`` at their offsets.
+"""Read arrays that are stored contiguously in a file, using ``preadv`` at their offsets.
 
-A memory map would be faster, but its pages count as resident memory, and a truncated file would end the process with
-SIGBUS. HDF5 is not involved, so nothing of it crosses a fork or takes a lock.
+A memory map would be faster, but its pages count as resident memory, and a truncated file would kill the process with
+SIGBUS. HDF5 is not involved, so no HDF5 state is carried across a fork and no lock is taken.
 """
 
 import os
@@ -18,9 +18,9 @@ from cnnjob.errors import DataError
 from cnnjob.files import open_regular, reason_of
 
 MOST_READ_BYTES = 1 << 30
-"""Maximum size of one read; Linux reads at most 2 GiB at a time."""
+"""Maximum size of one read, in bytes; Linux reads at most 2 GiB at a time."""
 SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
-"""Time that reading rows takes at most from the page cache; if it takes longer, the kernel is told the next ones."""
+"""Maximum time to read rows from the page cache; after a slower read, the kernel is asked to prefetch the next rows."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FileVersion:
 
     @classmethod
     def of(cls, path: Path | int) -> Self:
-        """Return the version of the file at a path, or of an open file.
+        """Return the version of a file, given by its path or by a file descriptor.
 
         Raises:
             OSError: there is no such file, or it cannot be read.
@@ -50,10 +50,10 @@ class StoredArray:
     Attributes:
         path: the file.
         name: name of the array, for messages.
-        offset: position of its first byte in the file.
-        shape: its shape, (N, …).
-        dtype: type of its values.
-        version: of the file; another version is not read.
+        offset: position of the array's first byte in the file.
+        shape: shape of the array, (N, …).
+        dtype: type of the values.
+        version: version of the file; if the file has changed since, reading fails.
     """
 
     path: Path
@@ -85,29 +85,29 @@ class StoredArray:
         return values
 
     def open(self) -> "RowReader":
-        """Open the file for reading rows.
+        """Open the file to read rows.
 
         Raises:
-            DataError: the file is missing, cannot be read, or is another version.
+            DataError: the file is missing, cannot be read, or has changed since it was described.
         """
         return RowReader(self)
 
 
 class RowReader:
-    """Reads rows of a stored array; the file stays open until :meth:`close`, and a replaced file is noticed."""
+    """Reader for rows of a stored array; keeps the file open until :meth:`close` and detects if it was replaced."""
 
     def __init__(self, array: StoredArray) -> None:
         """Open the file of an array; see :meth:`StoredArray.open`."""
         self.shape, self._array = array.shape, array
         with open_regular(array.path) as file:
             self._descriptor = os.dup(file.fileno())
-        # Also closes the file of a reader that is only dropped, as by a training that could not begin.
+        # Also closes the file of a reader that is dropped without close(), such as when training could not start.
         self.close = weakref.finalize(self, os.close, self._descriptor)
         self._is_slow = True
         self._require_version(self._descriptor)
 
     def __enter__(self) -> Self:
-        """Return the reader, which is closed when the ``with`` block ends."""
+        """Return the reader itself; it is closed when the ``with`` block ends."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -125,10 +125,10 @@ class RowReader:
         return rows
 
     def _require_version(self, file: Path | int) -> None:
-        """Refuse a file that was replaced or written to since it was described.
+        """Check that the file has not been replaced or written to since it was described.
 
         Raises:
-            DataError: it was, or it is missing.
+            DataError: the file was replaced, changed or truncated, or is missing.
         """
         array = self._array
         try:
@@ -147,8 +147,8 @@ class RowReader:
         """Read consecutive rows.
 
         Args:
-            start: index of the first of them.
-            rows: receives them; a contiguous array of the stored type.
+            start: index of the first row.
+            rows: contiguous array of the stored type that receives the rows.
 
         Raises:
             DataError: the file is truncated, or cannot be read.
@@ -156,7 +156,7 @@ class RowReader:
         self._read(self._array.offset + start * self._array.row_bytes, rows.data.cast("B"))
 
     def _read(self, position: int, content: memoryview) -> None:
-        """Read bytes from a position in the file, in as many reads as it takes."""
+        """Fill ``content`` with bytes from a position in the file, using as many reads as necessary."""
         array = self._array
         while content:
             try:
@@ -176,8 +176,8 @@ class RowReader:
         """Read the rows with the given indices.
 
         Args:
-            indices: int64 (n,), each from 0 to the number of rows less 1.
-            rows: receives them, (n, …); a contiguous array of the stored type.
+            indices: int64 (n,), each from 0 to the number of rows minus 1.
+            rows: contiguous array (n, …) of the stored type that receives the rows.
 
         Raises:
             DataError: the file was replaced, changed or truncated, or cannot be read.
@@ -187,17 +187,17 @@ class RowReader:
         if not len(indices):
             return
         content, started = rows.data.cast("B"), time.perf_counter()
-        # Neighbours in the file are read at once, as those of an evaluation are.
+        # Adjacent rows, such as those of an evaluation, are read together.
         firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
         positions = array.offset + indices[firsts] * array.row_bytes
         bounds = np.append(firsts, len(indices)) * array.row_bytes
         if self._is_slow:
-            # The disk then reads them side by side, in the order that suits it.
+            # The disk can then read them in parallel and in its preferred order.
             for position, start, stop in zip(
                 positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True
             ):
                 os.posix_fadvise(descriptor, position, stop - start, os.POSIX_FADV_WILLNEED)
-        # As little Python as possible per read: the training's own thread waits for the interpreter meanwhile.
+        # As little Python as possible per read, because the training thread needs the interpreter lock too.
         for position, start, stop in zip(positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             part = content[start:stop]
             try:
@@ -205,7 +205,7 @@ class RowReader:
             except OSError:
                 is_whole = False
             if not is_whole:
-                self._read(position, part)  # again, which says what is wrong
+                self._read(position, part)  # read again: raises an error that states the cause
         limit = len(firsts) * SLOW_SECONDS_PER_READ + len(content) * SLOW_SECONDS_PER_BYTE
         self._is_slow = time.perf_counter() - started > limit
 

@@ -1,6 +1,6 @@
-"""Read members of a tar archive, plain or compressed, in bounded memory whatever the archive claims.
+"""Read members of a tar archive, plain or compressed, in bounded memory regardless of the sizes that it states.
 
-Python's tarfile keeps every header and reads as much of one as it claims to have, so headers are parsed here.
+Python's tarfile keeps every header in memory and trusts the size stated for it, so headers are parsed here instead.
 
 References:
     POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
@@ -23,30 +23,30 @@ from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
 MOST_MEMBER_BYTES = 160 << 20  # CIFAR-100's training batch has 155 MB
-_MOST_BYTES = 1 << 30  # a whole archive, unpacked; CIFAR's have 186 MB
+_MOST_BYTES = 1 << 30  # of a whole archive, unpacked; CIFAR's archives have 186 MB
 _MOST_HEADERS = 10_000
-_MOST_IMAGES = 20_000_000  # headers of an archive of images, a pax header and the member's own for each
+_MOST_IMAGES = 20_000_000  # headers in an archive of images: a pax header and a member header for each image
 _MOST_HEADER_BYTES = 64 << 10
 _MOST_DECODER_BYTES = 100 << 20  # `xz -9` takes 65 MB
 _BLOCK = 512
 _READ_BYTES = 1 << 20
 _DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
 _CHECKSUM = slice(148, 156)
-_FILES = b"0\0" + b"7"  # regular files: of ustar, of the oldest tars, and contiguous ones
+_FILES = b"0\0" + b"7"  # regular files: in ustar, in the oldest tar formats, and contiguous files
 _FOLDER = b"5"
-_WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size they state
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, regardless of their stated size
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
 
 
 def read_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Read members of an archive, each at most once, in the archive's order.
+    """Yield members of an archive in the order in which they are stored, each at most once.
 
     Args:
-        archive: a tar archive, plain or compressed by gzip, bzip2 or xz.
-        wanted: file names without folders.
+        archive: a tar archive, plain or compressed with gzip, bzip2 or xz.
+        wanted: names of the members to read, without folders.
 
     Yields:
-        Name and content of each wanted member in the archive.
+        Name and content of each requested member that the archive contains.
 
     Raises:
         DataError: the archive is damaged, or exceeds a limit on its size or structure.
@@ -72,7 +72,7 @@ def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, 
 
 
 def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
-    # By content: the pinned archive of a user may have any name.
+    # By content: a pinned archive from the user may have any name.
     kind = _MAGIC.get(file.peek(2)[:2])
     if kind == "gzip":
         return gzip.GzipFile(fileobj=file)
@@ -82,7 +82,7 @@ def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
 
 
 class _Xz(io.RawIOBase):
-    """Decompressor of an xz file with a memory limit, which Python's LZMAFile does not offer."""
+    """Decompressor for an xz file with a memory limit, which Python's LZMAFile does not offer."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._decoder = file, lzma.LZMADecompressor(memlimit=_MOST_DECODER_BYTES)
@@ -93,7 +93,7 @@ class _Xz(io.RawIOBase):
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override] # it is one
         content, packed = b"", b""
         while not content:
-            if self._decoder.eof:  # another stream may follow after padding of zeros
+            if self._decoder.eof:  # another stream may follow after zero padding
                 packed = self._decoder.unused_data.lstrip(b"\0") or self._after_zeros()
                 if not packed:
                     return 0
@@ -115,10 +115,10 @@ class _Xz(io.RawIOBase):
 
 
 def decompressed_file(archive: Path) -> BinaryIO:
-    """Open a tar archive, or decompress it into a temporary file without a name.
+    """Open a tar archive; if it is compressed, decompress it into an unnamed temporary file first.
 
     Raises:
-        DataError: it is damaged, or there is no space for it.
+        DataError: the archive is damaged, or there is not enough space for its content.
     """
     file = open_regular(archive)
     stream = _decoder(file)
@@ -138,21 +138,21 @@ def decompressed_file(archive: Path) -> BinaryIO:
 
 
 def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, bool, int, int]]:
-    """List the files and folders of a decompressed tar archive.
+    """Yield the files and folders in a decompressed tar archive.
 
     Args:
-        archive: the archive, for messages.
+        archive: path of the archive, for messages.
         file: its decompressed content.
 
     Yields:
-        Name of a file or folder, whether it is a folder, position and size of its content.
+        Name of the file or folder, whether it is a folder, and the position and size of its content.
 
     Raises:
         DataError: the archive is damaged.
     """
     size = file.seek(0, io.SEEK_END)
     try:
-        # Without its end, an archive that was cut between two members would only seem to hold fewer.
+        # Without this check, an archive truncated between two members would only appear to have fewer members.
         _require_end(file, size)
         unpacked = _Unpacked(file, size)
         for member in _headers(unpacked, _MOST_IMAGES):
@@ -178,13 +178,13 @@ def _require_within(end: int, size: int) -> None:
 
 
 class _Unpacked:
-    """Decompressed bytes of an archive, with a limit on their number."""
+    """Stream of an archive's decompressed bytes, with a limit on their number."""
 
     def __init__(self, stream: IO[bytes] | io.BufferedIOBase, most_bytes: int = _MOST_BYTES) -> None:
         self._stream, self._left, self._most = stream, most_bytes, most_bytes
 
     def read(self, size: int) -> bytes:
-        """Read ``size`` bytes; fewer at the end of the archive."""
+        """Read ``size`` bytes, or fewer at the end of the archive."""
         content = self._stream.read(size)
         self._left -= len(content)
         if self._left < 0:
@@ -192,7 +192,7 @@ class _Unpacked:
         return content
 
     def pieces(self, size: int) -> Iterator[bytes]:
-        """Read ``size`` bytes in parts, and the padding of their last block of 512 bytes."""
+        """Yield ``size`` bytes in pieces, and skip the padding of the last 512-byte block."""
         filled = size + -size % _BLOCK
         for start in range(0, filled, _READ_BYTES):
             piece = self.read(min(_READ_BYTES, filled - start))
@@ -204,13 +204,13 @@ class _Unpacked:
         """Read a member's content."""
         if size > MOST_MEMBER_BYTES:
             raise ValueError(f"a member of {size:,} bytes, the most is {MOST_MEMBER_BYTES:,}")
-        content = io.BytesIO()  # grows with what is really there, not with the size that a header claims
+        content = io.BytesIO()  # grows with the bytes actually present, not with the size stated in the header
         for piece in self.pieces(size):
             content.write(piece)
         return content.getvalue()
 
     def skip(self, size: int) -> None:
-        """Read past a member's content: a compressed stream cannot seek."""
+        """Read past a member's content, since a compressed stream cannot seek."""
         for _ in self.pieces(size):
             pass
 
@@ -222,7 +222,7 @@ class _Unpacked:
 
 @dataclass(frozen=True)
 class _Member:
-    """Name, type and size of a member, from its header."""
+    """Name, type and size of a member, read from its header."""
 
     name: str
     kind: bytes
@@ -234,11 +234,11 @@ class _Member:
 
 
 def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member]:
-    """Yield the members; the caller must read or skip a member's content before it asks for the next."""
+    """Yield the members; the caller must read or skip a member's content before requesting the next member."""
     extended: dict[str, str] = {}
     for _ in range(most):
         head = unpacked.read(_BLOCK)
-        if not head.strip(b"\0"):  # a block of zeros, or nothing, ends the archive
+        if not head.strip(b"\0"):  # the archive ends with a block of zeros, or at the end of the file
             unpacked.drain()
             return
         member = _parsed(head)
@@ -256,10 +256,10 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
 
 
 def _parsed(head: bytes) -> _Member:
-    """Parse a header block of 512 bytes."""
+    """Parse a 512-byte header block."""
     if len(head) < _BLOCK:
         raise EOFError("it ends within a header")
-    # The checksum is the sum of the block's bytes, with its own field counted as eight spaces.
+    # The checksum is the sum of the block's bytes, with the checksum field itself counted as eight spaces.
     blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]
     if _number(head[_CHECKSUM]) != sum(blanked):
         raise ValueError("a header whose checksum does not fit")
@@ -273,8 +273,8 @@ def _decode_field(field: bytes) -> str:
 
 
 def _number(field: bytes) -> int:
-    """Parse a number in octal, or in GNU's base 256."""
-    if field[0] == 0x80:  # noqa: PLR2004 - the mark of a base-256 number
+    """Parse a number in octal or in GNU's base-256 encoding."""
+    if field[0] == 0x80:  # noqa: PLR2004 - marks a base-256 number
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
     if not digits.isdigit():
@@ -283,7 +283,7 @@ def _number(field: bytes) -> int:
 
 
 def _extension(kind: bytes, content: bytes) -> dict[str, str]:
-    """Return the keywords of a pax header, or GNU's long name as ``path``; global pax headers are ignored."""
+    """Return the keywords of a pax header, or a GNU long name as ``path``; ignore global pax headers."""
     if kind == b"L":
         return {"path": _decode_field(content)}
     keywords = {}

@@ -1,7 +1,7 @@
-"""Catalogue of the datasets known by name: where they are published, and their checksums.
+"""Catalogue of datasets known by name: where they are published, and their checksums.
 
-MD5 checksums are the publishers'. SHA-256 checksums are those of the same files; for MNIST's unpacked files, those of
-what the published files contain.
+MD5 checksums are those stated by the publishers. SHA-256 checksums were computed from the same files; for MNIST's
+unpacked files, from the content of the published files.
 """
 
 import math
@@ -16,7 +16,7 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar")
 
 @dataclass(frozen=True)
 class Published:
-    """Name and checksums of a published file; an unknown checksum is empty."""
+    """Name and checksums of a published file; unknown checksums are empty strings."""
 
     name: str
     md5: str = ""
@@ -25,16 +25,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset known by name.
+    """Catalogue entry of a dataset known by name.
 
     Attributes:
-        name: its name in ``cnnjob prepare``.
-        about: a description in one line.
-        class_names: one name per class, in the order of the labels.
-        files: files that its publisher offers for download; none if nothing has to be downloaded.
+        name: name of the dataset in ``cnnjob prepare``.
+        about: one-line description.
+        class_names: one name per class, in label order.
+        files: files offered for download by the publisher; empty if no download is necessary.
         unpacked: the same files, unpacked.
-        mirrors: addresses to which a file's name is appended, in the order in which they are tried.
-        folder: folder that unpacking the archive creates.
+        mirrors: base URLs to which a file name is appended, in the order in which they are tried.
+        folder: folder created by unpacking the archive.
         shapes: shape (N, H, W, C) of the images of each split.
     """
 
@@ -49,25 +49,25 @@ class Entry:
 
     @property
     def archive(self) -> str | None:
-        """Name of its archive without a suffix, or None if it is published as several files."""
+        """Name of the dataset's archive without its suffix, or None if the dataset is published as several files."""
         return self.files[0].name.removesuffix(".tar.gz") if len(self.files) == 1 else None
 
     @property
     def layouts(self) -> tuple[tuple[str, ...], ...]:
-        """Sets of file names under which it may lie in a folder, in order of preference."""
+        """Sets of file names that the dataset may have in a folder, in order of preference."""
         archives = tuple((f"{self.archive}{suffix}",) for suffix in ARCHIVE_SUFFIXES) if self.archive else ()
         return tuple(
             dict.fromkeys([tuple(file.name for file in self.files), *archives, tuple(f.name for f in self.unpacked)])
         )
 
     def described(self, path: Path) -> Dataset:
-        """Return the description of the file before it is prepared, without what depends on the pixels.
+        """Return the description of the dataset before it is prepared, without anything that depends on the pixels.
 
         Args:
-            path: where the file is going to be.
+            path: path of the file to be prepared.
 
         Returns:
-            A dataset with NaN as mean and std, and without checksums.
+            A dataset whose mean and std are NaN, without checksums.
         """
         unknown = (math.nan,) * self.shapes["train"][3]
         return Dataset(path, self.name, self.class_names, unknown, unknown, dict(self.shapes), {}, {}, {})
@@ -249,7 +249,7 @@ KNOWN = (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, DIGITS)
 
 
 def published_entry(dataset: Dataset) -> Entry | None:
-    """Return the entry whose published files a dataset was prepared from; None for files of another origin."""
+    """Return the entry from whose published files a dataset was prepared; None if it has another source."""
     for entry in KNOWN:
         sets = [{file.name: file.sha256 for file in files} for files in (entry.files, entry.unpacked) if files]
         digits = entry is DIGITS and dataset.shapes == entry.shapes

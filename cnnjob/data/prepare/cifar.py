@@ -1,6 +1,6 @@
-"""Read CIFAR's "python version": pickled batches, as files or in an archive that is read in one pass.
+"""Read the "python version" of CIFAR: pickled batches, as files or in an archive that is read in one pass.
 
-Nothing is extracted: members are read by their names, in whatever order they occur.
+Nothing is extracted to disk: archive members are identified by name and can be in any order.
 
 References:
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
@@ -27,14 +27,14 @@ _AGAIN = "Copy or download it again"
 
 
 def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
-    """Read every batch.
+    """Yield the images of all batches.
 
     Args:
         entry: CIFAR-10 or CIFAR-100.
-        files: the archive alone, or the batches by their names.
+        files: either the archive or all batches, by name.
 
     Yields:
-        Chunks of images (N, 32, 32, 3), each with its position in its split.
+        Chunks of images (N, 32, 32, 3), each with its position in the split.
 
     Raises:
         DataError: the archive or a batch is damaged, or a batch is missing.
@@ -50,7 +50,7 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
     for name, where, content in batches:
         images, labels = parse_batch(content, where)
         split, index = positions[name]
-        # Batches may come in any order: equal sizes give the position of each from its number alone.
+        # Batches may be in any order: since their sizes are equal, a batch's number determines its position.
         n = sizes.setdefault(split, len(labels))
         if n != len(labels):
             raise DataError(f"{where}: {len(labels)} images (found {n} in the batch before). {_AGAIN}")
@@ -62,11 +62,11 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
 
 
 def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read one pickled batch.
+    """Parse one pickled batch.
 
     Args:
         content: the pickle.
-        where: its file or member, for messages.
+        where: file or archive member that contains the pickle, for messages.
 
     Returns:
         Images (N, 3, 32, 32) uint8 and labels (N,) int64.
@@ -91,12 +91,12 @@ def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _field(batch: Any, key: str) -> Any:
-    """Return a field of a batch, or None; the names that Python 2 wrote are bytes."""
+    """Return a field of a batch, or None if it is missing; field names written by Python 2 are bytes."""
     return batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
 
 
 def _is_rows(array: Any) -> bool:
-    """Return whether a pickled array is (N, 3072) uint8 with as many bytes as its shape requires."""
+    """Return whether an object is a pickled (N, 3072) uint8 array with as many bytes as its shape requires."""
     if not isinstance(array, PickledArray) or not isinstance(array.content, bytes | bytearray):
         return False
     n, rest = divmod(len(array.content), _IMAGE_BYTES)
@@ -104,7 +104,7 @@ def _is_rows(array: Any) -> bool:
 
 
 def _batch_positions(entry: Entry) -> dict[str, tuple[str, int]]:
-    """Return the split of each batch and its number in that split, by the batch's name."""
+    """Return each batch's split and its index in that split, by batch name."""
     names = [file.name for file in entry.unpacked]
     tests = [name for name in names if name.startswith("test")]
     trains = [name for name in names if name not in tests]
@@ -116,7 +116,7 @@ def _batch_positions(entry: Entry) -> dict[str, tuple[str, int]]:
 
 
 def _wanted_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Yield name, location for messages and content of each wanted member, in the archive's order."""
+    """Yield the name, location for messages, and content of each requested member, in archive order."""
     missing = list(wanted)
     for name, content in read_members(archive, wanted):
         missing.remove(name)

@@ -1,4 +1,4 @@
-"""Download files into the user's cache, from the first address that serves the right one."""
+"""Download files into the user's cache from the first address that serves the correct file."""
 
 import http.client
 import logging
@@ -31,26 +31,26 @@ _INSTEAD = "Try later, or download it elsewhere and give it with --source"
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads: ``CNNJOB_CACHE_DIR``, or a folder in the user's cache."""
+    """Return the folder for downloads: ``CNNJOB_CACHE_DIR`` if set, otherwise a folder in the user's cache."""
     import pooch  # type: ignore[import-untyped]
 
     return Path(os.environ.get("CNNJOB_CACHE_DIR") or pooch.os_cache("cnnjob"))
 
 
 def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Path], None], *, progress: bool) -> Path:
-    """Return a file from the cache, or download it from the first address whose file is accepted.
+    """Return a file from the cache, or download it from the first address that serves an accepted file.
 
     Args:
-        addresses: URLs of the same file, tried in turn; those that fail are tried once more.
+        addresses: URLs of the same file, tried in order; those that fail are tried once more.
         target: path of the file in the cache.
-        accept: raises DataError for a file that is not the right one; such a file is removed.
+        accept: raises DataError if a file is not the correct one; such a file is removed.
         progress: whether to show a progress bar.
 
     Returns:
         ``target``.
 
     Raises:
-        DataError: no address served the right file; the message has the failure of each.
+        DataError: no address served the correct file; the message lists the reason for each address.
     """
     if target.exists() and not _reason_of_refusal(target, accept):
         return target
@@ -62,7 +62,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
             failures[address] = _transfer(address, target, progress=progress)
             if failures[address]:
                 continue
-            pending.remove(address)  # a complete but wrong file would be as wrong at the second try
+            pending.remove(address)  # a complete but wrong file would be just as wrong on a second attempt
             failures[address] = _reason_of_refusal(target, accept)
             if not failures[address]:
                 return target
@@ -71,7 +71,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
 
 
 def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
-    """Return why a file is not accepted, and remove it; return an empty string if it is accepted."""
+    """Remove a file that is not accepted and return the reason; return an empty string if it is accepted."""
     try:
         accept(target)
     except DataError as error:
@@ -81,7 +81,7 @@ def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
 
 
 def _transfer(address: str, target: Path, *, progress: bool) -> str:
-    """Download a file; return the reason of a failure, or an empty string."""
+    """Download a file; return the reason if it fails, otherwise an empty string."""
     import pooch
 
     if urlsplit(address).scheme not in {"http", "https"}:
@@ -91,7 +91,7 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_UNCHANGED)
     try:  # without a checksum, since the caller checks the file
         pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
-    except (OSError, ValueError) as error:  # all errors of requests are one or the other
+    except (OSError, ValueError) as error:  # all errors raised by requests are one or the other
         return _reason(error)
     finally:
         if bar:
@@ -100,8 +100,8 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Return why a download failed, in a few words; messages of requests and urllib3 state it several times over."""
-    if isinstance(error, OSError) and error.errno is not None:  # the local disk's; requests sets no errno
+    """Return a short reason why a download failed; messages from requests and urllib3 repeat it several times."""
+    if isinstance(error, OSError) and error.errno is not None:  # a local disk error; requests sets no errno
         return str(error)
     if (response := getattr(error, "response", None)) is not None:
         return f"HTTP {response.status_code}"
@@ -114,7 +114,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and the errors it was raised from, innermost last."""
+    """Yield an error and the chain of errors that caused it, innermost last."""
     cause: BaseException | None = error
     while cause:
         yield cause

@@ -1,4 +1,4 @@
-"""Read IDX files, plain or gzipped: MNIST and its descendants.
+"""Read IDX files, plain or gzipped, as used by MNIST and its descendants.
 
 References:
     LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998), "File formats".
@@ -22,20 +22,20 @@ from cnnjob.files import open_regular
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TYPES: dict[int, np.dtype] = {8: np.dtype("u1"), 11: np.dtype(">i2"), 12: np.dtype(">i4")}
-"""Types by their code in an IDX magic number."""
+"""Data types by their code in the IDX magic number."""
 _PREFIXES = {"train": "train", "test": "t10k"}
 _AGAIN = "Copy or download it again"
 
 
 @dataclass(frozen=True)
 class IdxFile:
-    """An open IDX file, positioned after its header.
+    """Open IDX file, positioned after its header.
 
     Attributes:
-        where: its path, for messages.
-        stream: its content.
-        shape: shape of its array.
-        dtype: type of its values, big-endian.
+        where: path of the file, for messages.
+        stream: decompressed content of the file.
+        shape: shape of the array.
+        dtype: type of the values, big-endian.
     """
 
     where: str
@@ -52,13 +52,13 @@ class IdxFile:
         return np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
 
     def require_end(self) -> None:
-        """Require the end of the file; reaching it also makes gzip verify its checksum."""
+        """Require that the whole file has been read; reaching its end also makes gzip verify the checksum."""
         if _take(self.where, self.stream, 1):
             raise DataError(f"{self.where}: longer than its header says (found {self.shape} promised). {_AGAIN}")
 
 
 def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
-    """Read the images and labels of both splits, a few MiB at a time.
+    """Yield the images and labels of both splits, a few MiB at a time.
 
     Args:
         files: the four IDX files by their published names, gzipped or plain.
@@ -90,14 +90,14 @@ def _read_split(split: str, images: IdxFile, labels: IdxFile) -> Iterator[Chunk]
 
 @contextmanager
 def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
-    """Open an IDX file and read its header; the content decides whether it is gzipped, not the name.
+    """Open an IDX file and read its header; gzip is detected from the content, not the name.
 
     Args:
         path: the file.
-        dimensions: the numbers of dimensions that its array may have. Images, of three dimensions, must be bytes.
+        dimensions: the permitted numbers of dimensions. Images, which have three dimensions, must be bytes.
 
     Raises:
-        DataError: it is not such a file.
+        DataError: the file is damaged, or is not an IDX file with such an array.
     """
     with open_regular(path) as file:
         stream = _decompressed(file)
@@ -112,14 +112,14 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
         if len(content) != 4 * head[3]:
             raise DataError(f"{path}: not an IDX file of {head[3]} dimension(s) (found half a header). {_AGAIN}")
         shape = tuple(np.frombuffer(content, ">u4").tolist())
-        # Only a row's size is bounded: rows are read one block at a time, and a file that is too short is noticed then.
+        # Only the size of a row is limited: rows are read one block at a time, which detects a file that is too short.
         if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
             raise DataError(f"{path}: its header is wrong (found {shape} promised). {_AGAIN}")
         yield IdxFile(str(path), stream, shape, dtype)
 
 
 def peek_header(path: Path) -> int | None:
-    """Return the number of dimensions of an IDX file; None if the file is not one."""
+    """Return the number of dimensions of the array in an IDX file; None if the file is not an IDX file."""
     with open_regular(path) as file:
         try:
             head = _take(str(path), _decompressed(file), 4)
@@ -136,7 +136,7 @@ def _decompressed(file: BufferedReader) -> BufferedIOBase:
 
 
 def _take(where: str, stream: BufferedIOBase, size: int) -> bytes:
-    """Read up to ``size`` bytes; errors of gzip become a DataError."""
+    """Read up to ``size`` bytes; turn gzip errors into a DataError."""
     try:
         return stream.read(size)
     except (EOFError, OSError, zlib.error) as error:

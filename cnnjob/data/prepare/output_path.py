@@ -1,4 +1,4 @@
-"""Check the path of a dataset before any work: it must be writable, and must not overwrite anything else."""
+"""Check the output path of a dataset before any work: it must be writable and must not overwrite other files."""
 
 import fcntl
 import os
@@ -14,16 +14,16 @@ _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_FOLDERS = 200  # Path.mkdir(parents=True) recurses once per missing folder
 _INSTEAD = "Give another --out, or replace it with --force"
 SKIPPED = "skipped"
-"""Option of a prepared dataset: the fault of each file of the source that was skipped, by name."""
+"""Key in a prepared dataset's options for the fault of each skipped source file, by file name."""
 
 
 def target_of(out: Path) -> Path:
-    """Return the file behind a path's symbolic links; it is the one to replace, so that the links stay."""
+    """Return the file to which a path resolves; replacing this file leaves symbolic links intact."""
     return Path(os.path.realpath(out))
 
 
 def require_title(out: Path, title: str) -> None:
-    """Refuse a name that cannot be stored in the file.
+    """Refuse a dataset name that cannot be stored in the file.
 
     Args:
         out: the file to be written.
@@ -38,14 +38,14 @@ def require_title(out: Path, title: str) -> None:
 
 
 def require_not_source(out: Path, source: Path) -> None:
-    """Refuse a file that is its own source.
+    """Refuse an output path that is the same file as the source.
 
     Args:
         out: the file to be written.
         source: the folder or file to be read.
 
     Raises:
-        JobError: the file is the source.
+        JobError: the output file is the source.
     """
     target = target_of(out)
     if target == target_of(source) and not target.is_dir():
@@ -53,20 +53,20 @@ def require_not_source(out: Path, source: Path) -> None:
 
 
 def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
-    """Refuse a file that a later ``prepare`` of the same folder would read as an image.
+    """Refuse an output path that a later ``prepare`` of the same folder would read as an image.
 
     Args:
         out: the file to be written.
         root: the folder of images.
-        class_folders: the folders in it in which each folder is a class.
+        class_folders: the folders under the root that contain the class folders.
 
     Raises:
-        JobError: the file would lie among the images.
+        JobError: the output file would be among the images.
     """
     target, read = target_of(out), target_of(root)
     for folder in map(target_of, class_folders):
         inside = target.relative_to(folder).parts if target.is_relative_to(folder) else ()
-        # A file directly in the root is beside its class folders, and a hidden folder is not read.
+        # A file directly in the root is next to the class folders, not in one, and a hidden folder is not read.
         if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):
             first = target.relative_to(read).parts[0]
             raise JobError(f"{out}: it would lie among the images of {root} (found in {first}). Give another --out")
@@ -79,8 +79,8 @@ def require_writable(out: Path) -> None:
         out: the file to be written.
 
     Raises:
-        DataError: its folder cannot be created or written to.
-        JobError: the path is a folder or another kind of special file, or is too deep.
+        DataError: the parent folder cannot be created or written to.
+        JobError: the path is a folder or a special file, or is nested too deeply.
     """
     try:
         _require_writable(out, target_of(out))
@@ -95,7 +95,7 @@ def _require_writable(out: Path, target: Path) -> None:
         raise JobError(f"{out}: not a file (found a folder). Name a file in it, as --out {out / 'NAME.h5'}")
     if os.path.lexists(target) and not target.is_file():
         raise JobError(f"{out}: not a regular file (found a device, a pipe or a loop of links). Give another --out")
-    # The nearest folder that exists; the missing ones will be created in it.
+    # The nearest existing folder; missing folders will be created in it.
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise DataError(f"{out}: cannot be written ({folder} is not a folder). Give another --out")
@@ -109,14 +109,14 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
     Args:
         out: the file to be written.
         name: name of the requested dataset.
-        sha256: checksums of its source files; None if they are not known yet, and then not compared.
-        options: how its source files are read.
+        sha256: checksums of the requested dataset's source files; not compared if None, when they are not yet known.
+        options: how the requested dataset's source files are read.
 
     Returns:
-        The dataset, or None if there is no file, or only a damaged dataset.
+        The dataset, or None if there is no file or only a damaged dataset.
 
     Raises:
-        JobError: another file or dataset exists, which would be overwritten.
+        JobError: a different file or dataset exists and would be overwritten.
     """
     if not out.exists():
         return None
@@ -128,7 +128,7 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
             return None
         kind = "another program's HDF5 file" if _is_hdf5(out) else "a file that is no dataset"
         raise JobError(f"{out}: it exists and is not a dataset of cnnjob (found {kind}). Give another --out") from error
-    # What was skipped follows from the source and from how many unusable files are allowed.
+    # Which files were skipped follows from the source and the permitted number of unusable files.
     existing = {key: value for key, value in dataset.options.items() if key != SKIPPED}
     if dataset.name != name:
         raise JobError(f"{out}: it exists (found the dataset {dataset.name!r} and not {name!r}). {_INSTEAD}")
@@ -140,7 +140,7 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
 
 
 def _require_not_open(out: Path) -> None:
-    """Refuse a file that another process writes: HDF5 holds a lock on it."""
+    """Refuse a file that another process is writing, on which HDF5 holds a lock."""
     with open_regular(out) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

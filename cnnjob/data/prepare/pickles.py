@@ -1,7 +1,7 @@
-"""Read pickles of NumPy arrays without running anything that they name.
+"""Read pickles of NumPy arrays without running any code that they reference.
 
-The globals that make up a pickled array are replaced by classes that only store their arguments; any other global is
-refused before anything can be done with it.
+The globals needed for a pickled array are replaced by classes that only store their arguments; any other global is
+refused before it can be used.
 """
 
 import io
@@ -14,19 +14,19 @@ from cnnjob.errors import DataError
 
 _MALFORMED = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError, RecursionError,
               TypeError, ValueError, pickle.UnpicklingError)  # fmt: skip
-_MUCH = 1 << 20  # arguments of this size are skipped, not copied
-_MOST_BYTES = 380_000_000  # CIFAR-100's training batch, of 155 MB, takes 360 MB
-_OBJECT_BYTES = 256  # at most, per opcode: an empty set has 216
-_MOST_CHARACTER_BYTES = 4  # in a string of Python: one wide character makes all of them wide
-_MOST_OPCODES = 500_000  # CIFAR-100's has 200,000
+_MUCH = 1 << 20  # arguments of at least this size are skipped rather than copied
+_MOST_BYTES = 380_000_000  # CIFAR-100's training batch, 155 MB in size, takes 360 MB
+_OBJECT_BYTES = 256  # upper bound per opcode: an empty set takes 216
+_MOST_CHARACTER_BYTES = 4  # in a Python string: one wide character makes all of them wide
+_MOST_OPCODES = 500_000  # CIFAR-100's training batch has 200,000
 _MOST_TUPLES = 1000  # an array has five; hashing deeply nested tuples would overflow the C stack
 
 
 class PickledArray:
-    """An array as its pickle describes it: ``shape``, dtype ``code`` and ``content``, all unchecked."""
+    """An array as described by its pickle: ``shape``, dtype ``code`` and ``content``, all unchecked."""
 
     def __init__(self, *_: Any) -> None:
-        """Replace ``numpy.ndarray``, and the function by which pickles create an empty one."""
+        """Create an empty array, in place of ``numpy.ndarray`` or the function with which pickles create one."""
         self.shape: Any = None
         self.code: Any = None
         self.content: Any = None
@@ -34,11 +34,11 @@ class PickledArray:
     def __setstate__(self, state: Any) -> None:
         """Store the state that ``ndarray.__reduce__`` returns."""
         _, self.shape, kind, column_major, self.content = state
-        self.code = None if column_major else kind.code  # no code: the caller then refuses the array
+        self.code = None if column_major else kind.code  # without a code, the caller refuses the array
 
 
 class _FrombufferArray(PickledArray):
-    """Replacement for the function by which protocol 5 creates an array from a buffer."""
+    """Replacement for the function with which pickle protocol 5 creates an array from a buffer."""
 
     def __init__(self, content: Any, kind: Any, shape: Any, order: Any) -> None:
         super().__init__()
@@ -53,17 +53,17 @@ class _Kind:
         self.code = code.decode() if isinstance(code, bytes) else code  # Python 2 wrote bytes
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore byte order and fields, which single bytes do not have."""
+        """Ignore byte order and fields, which do not apply to single bytes."""
 
 
 class _Text:
-    """Replacement for ``_codecs.encode``, with which protocols before 3 write bytes."""
+    """Replacement for ``_codecs.encode``, with which pickle protocols before 3 write bytes."""
 
-    def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # a call that gives bytes, no instance
+    def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # returns bytes, not an instance
         return text.encode("latin-1")
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore a state: there is never an instance."""
+        """Ignore the state, since there is never an instance."""
 
 
 # NumPy 2 moved numpy.core to numpy._core, so pickles may name either.
@@ -76,20 +76,20 @@ _PARTS: dict[tuple[str, str], type] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only finds replacements
-    """Unpickler that finds only the globals of a pickled array."""
+class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only resolves replacements
+    """Unpickler that resolves only the globals of a pickled array."""
 
     def __init__(self, content: bytes, where: str) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
         self.where = where
 
     def find_class(self, module: str, name: str) -> type:
-        """Return the replacement of a global; refuse any other."""
+        """Return the replacement for a global; refuse any other global."""
         return _PARTS.get((module, name)) or _refuse_pickle(self.where, f"{module} {name}")
 
 
 class _Unread(bytes):
-    """Placeholder for skipped bytes: empty, but reports their length, which pickletools checks."""
+    """Placeholder for skipped bytes: empty, but with their length, which pickletools checks."""
 
     length = 0
 
@@ -101,7 +101,7 @@ class _Skimmed(io.BytesIO):
     """A pickle as a stream for :mod:`pickletools`, which would otherwise copy 150 MB of pixels twice."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read small amounts; skip large ones and return a placeholder."""
+        """Read up to ``size`` bytes; if that is a large amount, skip them and return a placeholder."""
         if size is None or size < _MUCH:
             return super().read(size)
         start, end = self.tell(), self.seek(0, io.SEEK_END)
@@ -111,7 +111,7 @@ class _Skimmed(io.BytesIO):
         return unread
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """Read a line; of a long one read only the start, which pickletools refuses for its missing line end."""
+        """Read a line, or only the start of a very long one, which pickletools refuses because it has no newline."""
         return super().readline(_MUCH if size is None or size < 0 else size)
 
 
@@ -120,16 +120,16 @@ def load_plain(content: bytes, where: str) -> Any:
 
     Args:
         content: the pickle.
-        where: its file or member, for messages.
+        where: file or archive member that contains the pickle, for messages.
 
     Returns:
-        Plain values, with a :class:`PickledArray` for each array.
+        Plain values, with a :class:`PickledArray` in place of each array.
 
     Raises:
-        DataError: the content is not a complete pickle, exceeds a limit, or names other globals than an array's.
+        DataError: the content is not a complete pickle, exceeds a limit, or refers to globals not needed for an array.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # such as those of invalid escapes in a damaged string
+        with warnings.catch_warnings(action="ignore"):  # such as those about invalid escapes in a damaged string
             _look_through(content, where)
             return _Unpickler(content, where).load()
     except _MALFORMED as error:
@@ -139,18 +139,18 @@ def load_plain(content: bytes, where: str) -> Any:
 
 
 def _look_through(content: bytes, where: str) -> None:
-    """Examine every opcode before any runs: its imports, and the memory that all opcodes together can take."""
+    """Check all opcodes before any is executed: what they import, and how much memory they can take in total."""
     taken, start, width, tuples = len(content), 0, 1, 0
     for number, (opcode, argument, position) in enumerate(pickletools.genops(_Skimmed(content))):
-        # The bytes since the previous opcode are that one's argument; text may take four bytes per character.
+        # The bytes since the previous opcode are its argument; a string may take four bytes per character.
         taken += _OBJECT_BYTES + ((position or 0) - start) * width
         start, width = position or 0, _MOST_CHARACTER_BYTES if "UNICODE" in opcode.name else 1
         tuples += opcode.name.startswith("TUPLE")
-        # STACK_GLOBAL takes its names from the stack, so that only find_class sees them.
+        # STACK_GLOBAL takes its names from the stack, so they are only checked in find_class.
         if opcode.name in {"GLOBAL", "INST"} and tuple(str(argument).split(" ", 1)) not in _PARTS:
             _refuse_pickle(where, str(argument))
         if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:
-            raise ValueError("its memo is larger than its contents")  # an array as long as its largest index
+            raise ValueError("its memo is larger than its contents")  # the memo is as long as its largest index
         if taken > _MOST_BYTES or tuples > _MOST_TUPLES or number > _MOST_OPCODES:
             raise ValueError(f"it takes more than {_MOST_BYTES:,} bytes, or is nested")
 

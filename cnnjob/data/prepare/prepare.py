@@ -1,8 +1,8 @@
-"""Prepare a dataset: source files in, one HDF5 file out.
+"""Prepare a dataset: convert source files into one HDF5 file.
 
 :func:`prepare` is the only entry point. :mod:`~cnnjob.data.prepare.sources` finds, downloads and hashes the files of a
-published dataset, :mod:`~cnnjob.data.prepare.folders` the images of a user; the module of a format reads them as a
-stream of chunks; :mod:`~cnnjob.data.prepare.writer` writes any such stream. Prepared files are read by
+published dataset; :mod:`~cnnjob.data.prepare.folders` does the same for a user's images. One module per format reads
+them as a stream of chunks, and :mod:`~cnnjob.data.prepare.writer` writes any such stream. Prepared files are read by
 :mod:`cnnjob.data.dataset`.
 """
 
@@ -33,14 +33,14 @@ _ENTRIES = {entry.name: entry for entry in KNOWN}
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of :func:`prepare`.
+    """Result of :func:`prepare`.
 
     Attributes:
         dataset: the prepared dataset.
-        created: whether the file was written by this call; otherwise a complete file of the same source existed.
+        created: whether this call wrote the file; if not, a complete file from the same source already existed.
         seconds: duration of the call.
         description: what the source was recognised as, in one line; empty for a published dataset.
-        warnings: what the user should know about the source, one line each.
+        warnings: warnings about the source, one line each.
     """
 
     dataset: Dataset
@@ -70,20 +70,20 @@ def prepare(
     """Convert a dataset into one HDF5 file, unless that file already exists.
 
     Args:
-        name: name of an entry of :data:`KNOWN`; or ``folder`` or any other name, for the images of ``source``.
-        out: the file to write; its folder is created, and a symbolic link is followed.
-        source: a folder, a file or a URL; None downloads from the publisher and its mirrors.
-        sha256: the expected SHA-256 of the source, which permits a source other than the published one.
+        name: name of an entry in :data:`KNOWN`; ``folder`` or any other name for the images in ``source``.
+        out: the file to write; its folder is created if necessary, and a symbolic link is followed.
+        source: a folder, a file or a URL; if None, the files are downloaded from the publisher or its mirrors.
+        sha256: expected SHA-256 of the source, which also permits a source that differs from the published one.
         size: (H, W) to which a folder's images are scaled.
-        fit: how: ``crop``, ``pad`` or ``stretch``.
-        test_fraction: fraction of each class of a folder that becomes the test split, in (0, 1); ``val`` makes the
+        fit: how to fit images to the size: ``crop``, ``pad`` or ``stretch``.
+        test_fraction: fraction of each class in a folder that becomes the test split, in (0, 1); ``val`` makes the
             validation images the test images.
-        labels: a table of the labels of a folder's images.
-        skip_damaged: number of unusable images that may be skipped; the file names them.
-        background: colour (R, G, B) below transparent pixels and around padded images, each 0..255.
-        arrays: images and labels in memory, instead of a source; see :func:`.arrays.stream.arrays_of`.
-        force: whether to write again if the file exists, whatever it is.
-        verify: whether to read and hash a source whose files have the sizes and times of the last time.
+        labels: a table with the labels of a folder's images.
+        skip_damaged: maximum number of unusable images that are skipped; they are listed in the prepared file.
+        background: colour (R, G, B) behind transparent pixels and around padded images, each 0..255.
+        arrays: images and labels in memory, instead of a source; see :func:`.arrays.in_memory.arrays_of`.
+        force: whether to overwrite an existing file, regardless of what it contains.
+        verify: whether to read and hash a source even if its files have the same sizes and times as before.
         progress: whether to show progress bars on stderr.
 
     Returns:
@@ -91,7 +91,7 @@ def prepare(
 
     Raises:
         DataError: the source is missing, damaged or not the expected one; or the file cannot be written.
-        JobError: the arguments contradict each other, or another file exists.
+        JobError: the arguments contradict each other, or a different file already exists.
     """
     started = time.perf_counter()
     _require_known(name, name if arrays else source)
@@ -100,14 +100,14 @@ def prepare(
     )
     request = _Request(name, None if source is None else str(source), sha256, options, arrays)
     request.require_possible()
-    # Images of a user are in no catalogue: the file they are written to names the dataset.
+    # A user's images are not in the catalogue, so the dataset is named after its file.
     title = out.stem if name == FOLDER else name
     output_path.require_title(out, title)
     output_path.require_writable(out)
     if source is not None:
         output_path.require_not_source(out, Path(source))
     published = request.published()
-    # With published checksums an existing file is recognised without downloading or hashing the sources.
+    # With published checksums, an existing file can be recognised without downloading or hashing the sources.
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
     existed = dataset is not None
     contents: DatasetContents | None = None
@@ -127,7 +127,7 @@ def prepare(
     if dataset is None or published is None:
         contents = request.contents(progress=progress)
         output_path.require_outside(out, Path(source or ""), contents.class_folders)
-        # Again, now that the sources are hashed; their pixels are not read before they are written.
+        # Check again now that the sources are hashed; their pixels are only read when they are written.
         dataset = None if force else output_path.existing_dataset(out, title, contents.sha256, options.as_json())
         existed = dataset is not None
         if dataset is None:
@@ -138,13 +138,13 @@ def prepare(
     if contents:
         remarks = [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
         description, warnings = contents.description, (*contents.warnings, *remarks)
-        if fingerprint is not None:  # of before the reading: a file that was changed since then will differ from it
+        if fingerprint is not None:  # taken before reading, so it will not match a file that has changed since
             unchanged.remember(out, Remembered(fingerprint, contents.sha256, description, [*warnings]))
     return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
 
 
 def _require_known(name: str, source: str | Path | None) -> None:
-    """Refuse a name that is in no catalogue, unless it names the images of a source."""
+    """Refuse a name that is not in the catalogue, unless it is the name for the images of a source."""
     known = (*_ENTRIES, FOLDER)
     if name in known:
         return
@@ -158,7 +158,7 @@ def _require_known(name: str, source: str | Path | None) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """Arguments of :func:`prepare`, and what follows from them alone."""
+    """Arguments of :func:`prepare`, with the properties and checks that depend only on them."""
 
     name: str
     source: str | None
@@ -171,13 +171,13 @@ class _Request:
         return self.name in _ENTRIES
 
     def published(self) -> dict[str, str] | None:
-        """Return the checksums of the files that would be downloaded; None if they are not known in advance."""
+        """Return the checksums of the files to be downloaded; None if they are not known in advance."""
         if self.source is not None or not self.is_published or self.name == DIGITS.name:
             return None
         return {file.name: file.sha256 for file in _ENTRIES[self.name].files}
 
     def contents(self, *, progress: bool) -> DatasetContents:
-        """Return the contents of the source: hashed, not yet parsed."""
+        """Return the contents of the source, hashed but not yet parsed."""
         if self.name == DIGITS.name:
             return digits.contents(DIGITS.class_names)
         if self.arrays:
@@ -192,7 +192,7 @@ class _Request:
         return DatasetContents(entry.class_names, sums, cifar.read(entry, files) if entry.archive else idx.read(files))
 
     def require_pinned(self, sums: dict[str, str]) -> None:
-        """Compare the checksums of a user's source with the expected one, if there is one."""
+        """Check the checksums of a user's source against the expected SHA-256, if one was specified."""
         digest = sources.pin_of(sums)
         if self.sha256 is not None and self.sha256.lower() != digest:
             raise DataError(

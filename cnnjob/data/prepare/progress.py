@@ -22,14 +22,14 @@ from cnnjob.data.prepare.writer import Chunk, DatasetContents
 
 
 def counted(contents: DatasetContents, name: str) -> DatasetContents:
-    """Wrap contents so that their images are counted on stderr as they are written.
+    """Wrap contents so that a progress bar on stderr counts their images as they are written.
 
     Args:
         contents: the contents to be written.
         name: label of the progress bar.
 
     Returns:
-        The contents to write instead.
+        The wrapped contents, to be written instead.
     """
     return replace(contents, blocks=_counted(contents.blocks, name, contents.n_images))
 
@@ -43,15 +43,15 @@ def _counted(blocks: Iterator[Chunk], name: str, total: int | None) -> Iterator[
 
 @contextmanager
 def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many images are done, how many per second, and the time left.
+    """Show the number of images processed, the rate and the remaining time.
 
     Args:
-        label: what is done.
+        label: name of the work, shown before the bar.
         total: number of images, if known.
-        shown: whether to show it.
+        shown: whether to show the bar.
 
     Yields:
-        A function that counts images.
+        A function that advances the bar by a number of images.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -67,16 +67,16 @@ def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callabl
 
 
 class _SpeedColumn(ProgressColumn):
-    """Images per second."""
+    """Progress column that shows images per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
-    """Create a bar on stderr, disabled if that is no terminal."""
+    """Return a progress bar on stderr, disabled if stderr is not a terminal."""
     console = Console(stderr=True)
-    # Without ``disable``, rich would still print an empty line where there is no terminal.
+    # Without ``disable``, rich would still print an empty line when stderr is not a terminal.
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -92,7 +92,7 @@ class DownloadBar:
 
     @property
     def total(self) -> float | None:
-        """Size of the download in bytes; None until the server has stated it."""
+        """Size of the download, in bytes; None until the server has reported it."""
         return self._progress.tasks[0].total
 
     @total.setter
@@ -100,11 +100,11 @@ class DownloadBar:
         self._progress.update(self._task, total=n_bytes)
 
     def update(self, n_bytes: int) -> None:
-        """Advance the bar by some bytes."""
+        """Advance the bar by a number of bytes."""
         self._progress.advance(self._task, n_bytes)
 
     def reset(self) -> None:
-        """Reset the bar; pooch does so at the end, and then fills it."""
+        """Reset the bar; pooch calls this at the end of a download, before filling the bar."""
         self._progress.reset(self._task)
 
     def close(self) -> None:

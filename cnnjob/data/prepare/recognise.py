@@ -1,4 +1,4 @@
-"""Recognise by its content what a folder or file of a user holds, and read it."""
+"""Recognise the type of a user's folder or file from its content, and read it."""
 
 import os
 import shlex
@@ -27,33 +27,33 @@ _IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2")
 _PICKLED = {"data_batch_1": "cifar10", "test_batch": "cifar10", "meta": "cifar100"}
-"""Files of the Python versions of CIFAR, which are read by name."""
+"""Names of files in CIFAR's Python versions, and the dataset name under which each must be prepared."""
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _TAR_MAGIC = (257, b"ustar")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
 def read_source(source: Path, options: FolderOptions, *, progress: bool = False) -> DatasetContents:
-    """Recognise a folder or file and read it.
+    """Recognise the type of a folder or file and read it.
 
     Args:
-        source: a folder of images, IDX files, NumPy arrays or another known binary version; or an archive or an array
-            file.
-        options: how it is read.
+        source: a folder with images, IDX files, NumPy arrays or a known binary version of a dataset; an archive; or an
+            array file.
+        options: how to read the source.
         progress: whether to show progress bars on stderr.
 
     Returns:
-        The contents: hashed, their pixels not read yet.
+        The contents, hashed, whose pixels have not yet been read.
 
     Raises:
-        DataError: it is not recognised, damaged or missing.
+        DataError: the source is not recognised, damaged or missing.
         JobError: an option is missing or does not apply.
     """
-    if os.path.isfile(source):  # noqa: PTH113 - a folder without permission is named by the listing
+    if os.path.isfile(source):  # noqa: PTH113 - a folder without permission is reported by the listing
         return _read_source_file(source, options, progress=progress)
     tree = FolderTree(source)
     listing = tree.list()
-    # Images decide, wherever they lie: what else is there is then left out, and named.
+    # If there are images anywhere in the folder, everything else is left out, and reported.
     if options.labels or any(name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES for name in listing.files):
         return read_folder(tree, listing, options, progress=progress)
     others = [*listing.files, *(name for name in listing.left_out if all(map(is_visible, name.split("/"))))]
@@ -68,7 +68,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
 
 
 def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> ArraySet | None:
-    """Return the arrays in a folder without images; None if it has none."""
+    """Return the arrays in a folder that has no images; None if there are no arrays either."""
     for name in names:
         entry = _PICKLED.get(name.rpartition("/")[2])
         if entry and _starts_with(source / name, b"\x80"):

@@ -1,4 +1,4 @@
-"""Find source files in a folder or download them, and hash them before they are parsed."""
+"""Find source files in a folder or download them, and verify their hashes before they are parsed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Files = dict[str, Path]
 
 
 def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool) -> Files:
-    """Return the paths of a dataset's source files, downloading files that are not cached.
+    """Return the paths of a dataset's source files, downloading files that are not in the cache.
 
     Args:
         entry: the dataset.
@@ -30,8 +30,8 @@ def obtain(entry: Entry, source: str | None, pin: str | None, *, progress: bool)
         The path of each file, by name.
 
     Raises:
-        DataError: a file is missing, or no address served the right one.
-        JobError: the source is one file but the dataset has several, or the address is not valid.
+        DataError: a file is missing, or no address served the correct file.
+        JobError: the source is a single file but the dataset has several, or the address is not valid.
     """
     if source is None:
         return _from_mirrors(entry, progress=progress)
@@ -52,25 +52,25 @@ def _require_address(url: str) -> None:
 
 
 def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str, str]:
-    """Hash files and refuse those that are neither pinned nor published.
+    """Hash files and refuse those that match neither the pin nor the published checksums.
 
     Args:
-        entry: the dataset that they should belong to.
+        entry: the dataset to which the files should belong.
         files: paths of the files, by name.
-        pin: the SHA-256 that the user expects; None accepts published files only.
+        pin: the SHA-256 that the user expects; None to accept only published files.
 
     Returns:
         The SHA-256 of each file, by name.
 
     Raises:
-        DataError: a file is not the expected one; the message has both checksums and what to type.
+        DataError: a file is not the expected one; the message states both checksums and the option to add.
     """
     sums = {name: _sums(path) for name, path in files.items()}
     sha256 = {name: sha for name, (_, sha) in sums.items()}
     found = pin_of(sha256)
     if pin is not None and pin.lower() == found:
         return sha256
-    # A saved login or error page gets a message of its own, which helps more than two checksums.
+    # A saved login or error page gets a separate message, which is more helpful than two checksums.
     for path in files.values():
         _refuse_web_page(path)
     if pin is not None:
@@ -97,9 +97,9 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
 
 
 def pin_of(sha256: Mapping[str, str]) -> str:
-    """Return the value that ``--sha256`` is compared with: a single file's SHA-256, or one over several files.
+    """Return the value with which ``--sha256`` is compared: the SHA-256 of a single file, or one over several files.
 
-    The latter is the output of ``sha256sum * | sha256sum`` in a folder with these files.
+    The latter is the output of ``sha256sum * | sha256sum`` in a folder that contains only these files.
 
     Args:
         sha256: the SHA-256 of each file, by name.
@@ -118,7 +118,7 @@ def _named(md5: str, sha256: str) -> str:
 
 
 def _sums(path: Path) -> tuple[str, str]:
-    """Return the MD5 and the SHA-256 of a file, from one pass over it."""
+    """Return the MD5 and SHA-256 of a file, computed in one pass."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     try:
         with open_regular(path) as file:
@@ -138,19 +138,19 @@ def _refuse_web_page(path: Path) -> None:
 
 
 def _find(entry: Entry, source: Path) -> Files:
-    """Return the files of the first layout that is complete in a folder, or the source itself if it is a file."""
+    """Return the files of the first layout that is complete in the folder, or the source itself if it is a file."""
     if source.is_file():
         return {source.name: _single(entry, source)}
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder. Give the folder of the downloaded files")
-    # The folder itself, or the one in which the archive was unpacked.
+    # The folder itself, or the folder created by unpacking the archive.
     layouts = [
         [folder / name for name in names] for folder in (source, source / entry.folder) for names in entry.layouts
     ]
     for paths in layouts:
         if all(path.is_file() for path in paths):
             return {path.name: path for path in paths}
-    # The message lists what is missing of the layout that is most nearly complete.
+    # The message lists the files missing from the layout that is closest to complete.
     nearest = max(layouts, key=lambda paths: sum(path.is_file() for path in paths))
     missing = ", ".join(path.name for path in nearest if not path.is_file())
     raise DataError(f"{source}: not the files of {entry.name} (missing {missing}). Copy them there")
@@ -179,12 +179,12 @@ def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
 
 def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
     """Download one archive, or the published files below an address that ends in a slash."""
-    # Each address has its own cache folder: another one may serve other content under the same names.
+    # Each address has its own cache folder, since another address may serve different content under the same names.
     folder = cache_folder() / entry.name / short_digest(sha256_of(url.encode()))
     if url.endswith("/"):
         addresses = {file.name: url + file.name for file in entry.files}
     else:
-        name = PurePosixPath(unquote(urlsplit(url).path)).name  # unquoted first: an escaped slash is one too
+        name = PurePosixPath(unquote(urlsplit(url).path)).name  # unquoted first: an escaped slash also separates names
         if not name or not name.isprintable():
             raise JobError(f"{url}: it names no file. Give the address of the archive, or one that ends in a slash")
         addresses = {name: url}
@@ -192,7 +192,7 @@ def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Fil
 
     def accept(path: Path) -> None:
         _refuse_web_page(path)
-        if len(addresses) == 1:  # a pin covers all files together, so several can only be checked at the end
+        if len(addresses) == 1:  # a pin covers all files together, so several files can only be checked at the end
             check(entry, {path.name: path}, pin)
 
     files = {
@@ -203,7 +203,7 @@ def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Fil
 
 
 def _check_or_remove(entry: Entry, files: Files, pin: str | None) -> None:
-    """Check downloaded files, and remove all of them from the cache if they are not accepted."""
+    """Check downloaded files, and remove all of them from the cache if any is not accepted."""
     try:
         check(entry, files, pin)
     except DataError:

@@ -1,6 +1,6 @@
-"""Recognise a source that has not changed since it was prepared by sizes and times, without reading its files.
+"""Detect by file sizes and times whether a source has changed since it was prepared, without reading its files.
 
-What is remembered lies in the cache of downloads, one file per prepared dataset. It only saves time: without it, or
+The records are stored in the download cache, one file per prepared dataset. They only save time: without a record, or
 with ``--verify``, every file is read and hashed.
 """
 
@@ -19,19 +19,19 @@ from cnnjob.data.prepare.folders.tree import FolderTree, Stamp, stamp_of
 from cnnjob.errors import CnnjobError
 
 _SETTLED_SECONDS = 2.0
-"""Age that a change needs: a file system may give two changes within one tick of its clock the same time."""
+"""Minimum age of a change: two changes within one tick of a file system's clock may have the same time."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """What was found in a source when it was prepared.
+    """Record of a source, as it was found when it was prepared.
 
     Attributes:
         fingerprint: :func:`fingerprint` of the source and the options.
-        sha256: the checksums of the source.
-        description: what it was recognised as.
-        warnings: what the user should know about it.
-        version: that of the package.
+        sha256: checksums of the source.
+        description: what the source was recognised as.
+        warnings: warnings about the source.
+        version: version of the package.
     """
 
     fingerprint: str
@@ -46,10 +46,10 @@ def fingerprint(source: Path, options: FolderOptions) -> str | None:
 
     Args:
         source: a file or a folder.
-        options: how it is read; the table of labels counts as a file.
+        options: how the source is read; the table of labels is treated as one of its files.
 
     Returns:
-        The digest; None if a file was changed so recently that a later change may leave the same time, or if the
+        The digest; None if a file was changed so recently that another change might not alter its time, or if the
         source cannot be listed.
     """
     now_ns = time.time_ns()
@@ -60,7 +60,7 @@ def fingerprint(source: Path, options: FolderOptions) -> str | None:
             if stamp is None or stamp[-1] > settled_ns:
                 return None
             digest.update(f"{name}\0{stamp}\n".encode(errors="surrogateescape"))
-    except (OSError, CnnjobError):  # reading the source says what is wrong
+    except (OSError, CnnjobError):  # reading the source will raise an error that states the cause
         return None
     return digest.hexdigest()
 
@@ -76,32 +76,32 @@ def _stamps(source: Path, options: FolderOptions) -> Iterator[tuple[str, Stamp |
     yield str(source.resolve()), (0, 0, 0, 0)
     for name in listing.folders:
         yield name, (0, 0, 0, 0)
-    for name in (*listing.files, *listing.left_out):  # arrays and tables are among those that are no images
+    for name in (*listing.files, *listing.left_out):  # what is left out as not an image includes arrays and tables
         yield name, tree.stamp(name)
 
 
 def recall(out: Path, found: str | None) -> Remembered | None:
-    """Return what is remembered of the source of a dataset.
+    """Return the record of a dataset's source, if the source has not changed.
 
     Args:
         out: the dataset's file.
-        found: the fingerprint of the source now.
+        found: the current fingerprint of the source.
 
     Returns:
-        None if there is nothing, or the source has changed.
+        The record; None if there is none, or if the source or the package's version has changed.
     """
     if found is None or not (path := _record_of(out)).exists():
         return None
     try:
         remembered = Remembered(**files.read_json(path))
-    except (CnnjobError, TypeError):  # damaged, or of another version
+    except (CnnjobError, TypeError):  # damaged, or written by another version
         return None
-    # What follows from the same files may change with the code that reads them.
+    # The same files may be read differently by another version of the code.
     return remembered if (remembered.fingerprint, remembered.version) == (found, __version__) else None
 
 
 def remember(out: Path, remembered: Remembered) -> None:
-    """Write down what was found in the source of a dataset; a cache that cannot be written is no error."""
+    """Store the record of a dataset's source; ignore a cache that cannot be written to."""
     path = _record_of(out)
     content: dict[str, Any] = asdict(remembered)
     try:

@@ -1,8 +1,8 @@
-"""Write a dataset into one HDF5 file; only this module creates its layout.
+"""Write a dataset into one HDF5 file; only this module creates the file layout.
 
-The reader of a format returns :class:`DatasetContents`, whose chunks are written as they arrive, so memory holds one
-chunk at a time whatever the dataset's size. Digests, mean and standard deviation are then computed from what the file
-contains, not from what was meant to be written.
+The reader for each format returns :class:`DatasetContents`, whose chunks are written as they arrive, so only one chunk
+at a time is in memory, regardless of the dataset's size. Digests, mean and standard deviation are then computed from
+what the file actually contains, not from what was meant to be written.
 """
 
 import io
@@ -22,9 +22,9 @@ from cnnjob.data.prepare.output_path import target_of
 from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, whole
 
-_LIBVER = ("v108", "v110")  # HDF5 1.8 (2008) reads it; "earliest" limits an attribute to 64 KiB, too few for many names
+_LIBVER = ("v108", "v110")  # HDF5 1.8 (2008) can read it; "earliest" limits attributes to 64 KiB, too few here
 ALIGNMENT_BYTES = 4096
-"""Arrays start at multiples of this many bytes in the file: the size of a page of memory, and of most disks' blocks."""
+"""Alignment of arrays in the file, in bytes: the size of a memory page and of a block on most disks."""
 _BYTE_CLASSES = 256
 
 
@@ -33,12 +33,12 @@ class Chunk:
     """Consecutive images of one split.
 
     Attributes:
-        where: the file they come from, for messages.
+        where: the file that the images come from, for messages.
         split: train, val or test.
-        start: index of the first of them in the split.
+        start: index of the first image in the split.
         images: (N, H, W, C) uint8.
         labels: (N,) integers.
-        count: number of images of the whole split; arrays that are contiguous in a file cannot grow.
+        count: number of images in the whole split, which must be known because a contiguous array cannot grow.
     """
 
     where: str
@@ -57,13 +57,13 @@ class DatasetContents:
         class_names: one name per class.
         sha256: SHA-256 of each source file, by name.
         blocks: the images, in chunks; nothing is parsed before the first chunk is requested.
-        warnings: what the user should know about the source, one line each.
+        warnings: warnings about the source, one line each.
         description: what the source was recognised as, in one line.
-        faults: the fault of each file that is skipped, by name; complete when all blocks have been read.
-        class_folders: the folders in which each folder is a class.
-        remarks: what the user should know of how images were read, with their number; complete when all blocks have
-            been read.
-        n_images: number of images of all splits; None if it is not known before they are read.
+        faults: the reason why each skipped file is unusable, by file name; complete when all blocks have been read.
+        class_folders: the folders that contain the class folders.
+        remarks: remarks on how images were read that the user should know about, each with the number of images;
+            complete when all blocks have been read.
+        n_images: total number of images in all splits; None if not known before they are read.
     """
 
     class_names: tuple[str, ...]
@@ -81,7 +81,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
     """Write a dataset, completely or not at all.
 
     Args:
-        path: the file; its folder is created, and a symbolic link is followed.
+        path: the file; its folder is created if necessary, and a symbolic link is followed.
         name: name of the dataset.
         contents: the contents to write.
         options: how the source was read, as JSON values.
@@ -102,7 +102,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
                 _require_whole(file, contents, written)
                 _write_attributes(file, name, contents, options)
                 file.attrs["complete"] = 1  # last: a file without it is unfinished
-            disk.require_written()  # once more, since closing the file writes what HDF5 still has in memory
+            disk.require_written()  # again, since closing the file writes what HDF5 still has in memory
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}). Free space, or choose another folder"
@@ -111,27 +111,27 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
 
 @contextmanager
 def _created(disk: "_Disk") -> Iterator[h5py.File]:
-    """Create an HDF5 file that is closed before its disk, even if h5py is interrupted while opening it."""
+    """Create an HDF5 file that is closed before its ``_Disk``, even if h5py is interrupted while opening it."""
     try:
         with h5py.File(disk, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES) as file:
             yield file
     except BaseException as error:
-        clear_frames(error.__traceback__)  # their references would keep the file open until the interpreter exits
+        clear_frames(error.__traceback__)  # references in the frames would keep the file open until Python exits
         raise
 
 
 class _Disk(io.FileIO):
-    """A file that records a failed write and reports it only when asked.
+    """File that records a failed write and raises the error only in :meth:`require_written`.
 
-    HDF5 crashes with a segmentation fault when it closes a file on a full disk. So every write seems to succeed, and
-    the file is discarded afterwards.
+    HDF5 crashes with a segmentation fault when it closes a file on a full disk. Therefore every write appears to
+    succeed, and the file is discarded afterwards.
     """
 
     trouble: BaseException | None = None
-    """The failure, if any; nothing is written after it."""
+    """The recorded error, if any; nothing more is written after it."""
 
     def write(self, content: Any, /) -> int:
-        """Write everything, or record the failure; either way return the full length."""
+        """Write everything or record the failure; return the full length in either case."""
         rest = memoryview(content).cast("B")
         written = len(rest)
         with self._keeping_trouble():
@@ -159,7 +159,7 @@ class _Disk(io.FileIO):
 
 
 def _put(file: h5py.File, block: Chunk, classes: int) -> None:
-    """Write a chunk at its position in its split; the arrays are created by the first one."""
+    """Write a chunk at its position in its split; the first chunk of a split creates the arrays."""
     wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
     if wrong.size:
         raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
@@ -178,22 +178,22 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
 
 
 def _create_arrays(group: h5py.Group, block: Chunk, classes: int) -> None:
-    """Create the two arrays of a split, contiguous in the file and not yet written."""
+    """Create the two arrays of a split: contiguous in the file, and not yet filled."""
     label_type = np.uint8 if classes <= _BYTE_CLASSES else np.dtype("<u2")
     images = (block.count, *block.images.shape[1:])
     for name, shape, dtype in (("images", images, np.uint8), ("labels", images[:1], label_type)):
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row will be written: filling would write all twice
-        layout.set_obj_track_times(False)  # time stamps would make equal datasets unequal files
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row will be written, so filling would write it twice
+        layout.set_obj_track_times(False)  # timestamps would make the files of equal datasets differ
         h5py.h5d.create(
             group.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), layout
         )
 
 
 def _require_whole(file: h5py.File, contents: DatasetContents, written: Mapping[str, int]) -> None:
-    """Refuse a split of which some images did not arrive."""
+    """Refuse a split with missing images."""
     for split, count in written.items():
         if count != len(file[split]["images"]):
             raise DataError(

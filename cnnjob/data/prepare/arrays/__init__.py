@@ -1,1 +1,1 @@
-"""Read images that are stored as arrays: NumPy files, IDX sets of any name, binary files of known datasets."""
+"""Read images stored as arrays: NumPy files, IDX sets with any name, and binary versions of known datasets."""

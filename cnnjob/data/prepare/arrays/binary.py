@@ -1,4 +1,4 @@
-"""Read the binary versions of CIFAR-10, CIFAR-100 and STL-10: records of bytes without a header.
+"""Read the binary versions of CIFAR-10, CIFAR-100 and STL-10: fixed-size records of bytes without a header.
 
 References:
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
@@ -23,11 +23,11 @@ _AGAIN = "Copy or download it again"
 
 
 def binary_set(root: Path, names: Sequence[str]) -> ArraySet | None:
-    """Return the images of a binary version in a folder; None if it holds no such files.
+    """Return the images of a dataset's binary version in a folder; None if the folder contains no such files.
 
     Args:
         root: the folder.
-        names: paths of the files in it that are no images.
+        names: paths of the files in the folder that are not images.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -87,7 +87,7 @@ def _stl_stream(images: Path, labels: Path) -> LabelledStream:
 
     def blocks() -> Iterator[np.ndarray]:
         for block in _records([images], _STL_BYTES):
-            yield block.reshape(-1, *_STL_SHAPE).transpose(0, 3, 2, 1)  # its columns lie one after the other
+            yield block.reshape(-1, *_STL_SHAPE).transpose(0, 3, 2, 1)  # images are stored column by column
 
     return LabelledStream(str(images), (count, 96, 96, 3), blocks, values.astype(np.int64))
 
@@ -101,7 +101,7 @@ def _count(path: Path, record: int) -> int:
 
 
 def _records(paths: Sequence[Path], record: int) -> Iterator[np.ndarray]:
-    """Yield the records of files in blocks (n, record) uint8."""
+    """Yield the records of several files in blocks (n, record) uint8."""
     step = rows_per_block(record)
     for path in paths:
         with open_regular(path) as file:
@@ -112,7 +112,7 @@ def _records(paths: Sequence[Path], record: int) -> Iterator[np.ndarray]:
 
 
 def _names(path: Path | None, *, first: int) -> dict[int, str] | None:
-    """Read a table of class names, one per line."""
+    """Read class names from a file with one name per line; return them by label."""
     if path is None:
         return None
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Find IDX sets of any name in a folder: MNIST's descendants, as KMNIST, EMNIST, QMNIST, or a torchvision root.
+"""Find IDX sets with any name in a folder: MNIST descendants such as KMNIST, EMNIST and QMNIST, or a torchvision root.
 
 References:
     Cohen et al., "EMNIST: an extension of MNIST to handwritten letters" (2017).
@@ -25,20 +25,20 @@ Roles = dict[tuple[str, str], Path]
 
 
 def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
-    """Find the IDX files among the files of a folder.
+    """Find the IDX files among the files in a folder.
 
     Args:
         root: the folder.
-        names: paths of files in it that are no images.
+        names: paths of the files in the folder that are not images.
 
     Returns:
-        The files of each set by split and kind (images or labels); the key is the set's name, which may be empty.
+        For each set, its files by split and type (images or labels); keys are set names, which may be empty.
 
     Raises:
         DataError: two files have the same role in one set.
     """
     sets: dict[str, Roles] = defaultdict(dict)
-    # A file that has been unpacked comes before its archive, which is then not read.
+    # An unpacked file is listed before its archive, which is then not read.
     for name in sorted(names, key=lambda name: (name.endswith(".gz"), name)):
         path = root / name
         found = split_of_name(path.name.replace("t10k", "test"))
@@ -47,7 +47,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
             continue
         split, rest = found
         folder = path.parent
-        if folder.name == path.name and folder != root:  # Kaggle's archives have each file in a folder of its name
+        if folder.name == path.name and folder != root:  # Kaggle archives keep each file in a folder of the same name
             folder = folder.parent
         prefix = rest.partition("*")[0].strip("-_. ")
         key = "/".join(filter(None, (str(folder.relative_to(root)).strip("."), prefix)))
@@ -61,18 +61,18 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
 
 
 def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
-    """Return the images of the set in a folder; if there are several, of the one that is named.
+    """Return the images of the IDX set in a folder; if there are several sets, choose the one with the given name.
 
     Args:
         root: the folder.
-        sets: the sets in it.
+        sets: the sets in the folder.
         name: the dataset's name.
 
     Raises:
-        DataError: a file is damaged, or images come without labels.
-        JobError: there are several sets, and none is named.
+        DataError: a file is damaged, or there are images without labels or labels without images.
+        JobError: there are several sets, and none has the given name.
     """
-    # A dataset's name may have other hyphens and spaces than the folder of its files.
+    # Hyphens and spaces in a dataset's name may differ from those in the name of its folder.
     plain = str.maketrans("", "", "-_ ")
     matching = [key for key in sets if _name_of(key).translate(plain) == name.lower().translate(plain)]
     keys = matching if len(matching) == 1 else list(sets)
@@ -101,7 +101,7 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
 
 
 def _name_of(key: str) -> str:
-    """Return a name for a set: the last part of its folder that says something, or its prefix."""
+    """Return a name for a set: the last meaningful part of its folder's path, or the prefix of its files."""
     parts = [part for part in key.split("/") if part not in {"raw", "gzip", ""}]
     return (parts[-1] if parts else "idx").lower()
 
@@ -110,7 +110,7 @@ def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledSt
     with open_idx(labels_path, _LABELS_NDIM) as file:
         rows = file.read(file.shape[0])
         file.require_end()
-    labels = rows if rows.ndim == 1 else rows[:, 0]  # QMNIST's other columns tell the writer
+    labels = rows if rows.ndim == 1 else rows[:, 0]  # QMNIST's other columns describe the writer
     with open_idx(images_path, (_IMAGES_NDIM,)) as file:
         count, height, width = file.shape
     shape = (count, width, height, 1) if turned else (count, height, width, 1)
@@ -127,7 +127,7 @@ def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledSt
 
 
 def _mapping(images: Path) -> dict[int, str] | None:
-    """Read EMNIST's table of labels and ASCII codes, which lies beside the images; its letters are counted from 1."""
+    """Read EMNIST's table of labels and ASCII codes next to the images; in EMNIST Letters, labels start at 1."""
     prefix = images.name.partition("train")[0]
     path = images.parent / f"{prefix}mapping.txt"
     if not path.is_file():

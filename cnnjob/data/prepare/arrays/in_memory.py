@@ -1,4 +1,4 @@
-"""Read arrays that a user gives from Python: their shapes, their splits and their checksums."""
+"""Read arrays that a user passes from Python, and determine their shapes, splits and checksums."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +16,10 @@ Arrange = Callable[[np.ndarray], np.ndarray]
 
 
 def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, int, int, int], Arrange]:
-    """Return the shape (N, H, W, C) of images in an array, and what brings a block of it into that order.
+    """Return the shape (N, H, W, C) of the images in an array, and a function that rearranges a block into that order.
 
     Raises:
-        DataError: the array does not hold images of bytes.
+        DataError: the array does not contain images with values of type uint8.
     """
     if dtype != np.uint8:
         raise DataError(f"{where}: the images are not bytes (found {dtype}). Scale them to 0 to 255, as uint8")
@@ -40,7 +40,7 @@ def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
     """Return labels as int64 (N,).
 
     Raises:
-        DataError: they are not one integer per image.
+        DataError: the labels are not one integer per image.
     """
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # noqa: PLR2004 - a column
     if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or flat.dtype == bool):
@@ -53,12 +53,12 @@ def stream_of_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> Labe
     """Return arrays in memory as a stream.
 
     Args:
-        where: their name, for messages.
+        where: name of the arrays, for messages.
         images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
         labels: (N,) or (N, 1) integers.
 
     Raises:
-        DataError: the arrays are not images and labels.
+        DataError: the arrays are not valid images and labels.
     """
     shape, arrange = image_layout(where, images.shape, images.dtype)
     step = rows_per_block(math.prod(shape[1:]))
@@ -75,12 +75,12 @@ def arrays_of(name: str, images: object, labels: object, class_names: Sequence[s
 
     Args:
         name: the dataset's name, for messages.
-        images: an array of training images, or one per split: ``{"train": …, "val": …, "test": …}``.
-        labels: the labels likewise.
-        class_names: one name per class, if the labels count from 0.
+        images: an array of training images, or one array per split: ``{"train": …, "val": …, "test": …}``.
+        labels: the labels, in the same form.
+        class_names: one name per class, for labels that start at 0.
 
     Raises:
-        DataError: the arrays are not images and labels.
+        DataError: the arrays are not valid images and labels.
     """
     by_split = images if isinstance(images, Mapping) else {"train": images}
     labels_by_split = labels if isinstance(labels, Mapping) else {"train": labels}

@@ -23,7 +23,7 @@ from cnnjob.files import open_regular
 _IMAGES = frozenset({"x", "images", "image", "imgs", "img", "pixels", "data"})
 _LABELS = frozenset({"y", "labels", "label", "targets", "target", "classes"})
 _MAX_HEADER = 10_000
-_MAX_BLOCK_BYTES = 64 << 20  # read at a time; also of all labels
+_MAX_BLOCK_BYTES = 64 << 20  # maximum size of one read, and of all labels
 _DAMAGED = (EOFError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError,
             ValueError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 MAGIC = b"\x93NUMPY"
@@ -31,12 +31,12 @@ MAGIC = b"\x93NUMPY"
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array in a file of its own, or a member of an ``.npz`` file.
+    """An array stored in an ``.npy`` file or as a member of an ``.npz`` file.
 
     Attributes:
         path: the file.
-        member: name of the member; empty in an ``.npy`` file.
-        name: what names the array.
+        member: name of the member; empty for an ``.npy`` file.
+        name: name of the array, from which its role is recognised.
     """
 
     path: Path
@@ -45,15 +45,15 @@ class ArrayFile:
 
     @property
     def where(self) -> str:
-        """Its place, for messages."""
+        """Location of the array, for messages."""
         return f"{self.path}: {self.member}" if self.member else str(self.path)
 
     @contextmanager
     def open(self) -> "Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]":
-        """Open the array behind its header: the stream, the shape and the type.
+        """Open the array and skip its header: yield the stream, the shape and the type.
 
         Raises:
-            DataError: the file is damaged, or holds no plain array in C order.
+            DataError: the file is damaged, or does not contain a plain array in C order.
         """
         try:
             with ExitStack() as stack:
@@ -69,10 +69,10 @@ class ArrayFile:
             raise DataError(f"{self.where}: not readable as an array ({error}). Save it again with NumPy") from error
 
     def whole(self) -> np.ndarray:
-        """Read the whole array: labels.
+        """Read the whole array, such as the labels.
 
         Raises:
-            DataError: it is damaged or too large.
+            DataError: the array is damaged or too large.
         """
         with self.open() as (file, shape, dtype):
             return _rows(file, shape[0] if shape else 1, shape[1:], dtype)
@@ -108,15 +108,15 @@ def array_files(path: Path) -> list[ArrayFile]:
                 names = [name for name in archive.namelist() if name.endswith(".npy")]
         except _DAMAGED as error:
             raise DataError(f"{path}: not an .npz file ({error}). Save it again with numpy.savez") from error
-    # A single array without a name of its own has that of the file.
+    # A single unnamed array takes the name of its file.
     own = len(names) == 1 and names[0] == "arr_0.npy"
     return [ArrayFile(path, name, stem if own else name.removesuffix(".npy")) for name in names]
 
 
 def role_of(name: str) -> tuple[str, str] | None:
-    """Return the split and the kind (images or labels) that an array's name says; None if it says no kind.
+    """Return the split and type (images or labels) that an array's name indicates; None if it indicates no type.
 
-    A name without a split is that of training images.
+    A name without a split belongs to the training set.
     """
     split, rest = split_of_name(name.replace("t10k", "test")) or ("train", name)
     words = set(re.findall(r"[a-z]+", rest.lower()))
@@ -126,17 +126,17 @@ def role_of(name: str) -> tuple[str, str] | None:
 
 
 def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
-    """Find the images and labels among arrays.
+    """Find the images and labels among arrays by their names.
 
     Args:
-        arrays: all arrays of a file or a folder.
+        arrays: all arrays in a file or folder.
         source: the file or folder, for messages.
 
     Returns:
-        The images.
+        The images with their labels.
 
     Raises:
-        DataError: the names do not say which arrays are images and labels, or an array is damaged.
+        DataError: the names do not show which arrays are images and labels, or an array is damaged.
     """
     roles: dict[tuple[str, str], ArrayFile] = {}
     for array in arrays:

@@ -1,6 +1,7 @@
-"""Make a dataset of streams of images with their labels, whatever file format they come from.
+"""Make a dataset from streams of labelled images, independently of the file format they come from.
 
-The images are read twice: first for the digest of each, then to be written. Memory holds one block at a time.
+The images are read twice: first to compute the digest of each image, then to write them. Only one block at a time is in
+memory.
 """
 
 import hashlib
@@ -26,12 +27,13 @@ _MAX_CLASSES = 1 << 16
 
 @dataclass(frozen=True)
 class LabelledStream:
-    """The images of one split, which can be read any number of times, and their labels.
+    """Images of one split, which can be read any number of times, with their labels.
 
     Attributes:
-        where: the file of the images, for messages.
-        shape: (N, H, W, C) of all images.
-        blocks: starts to read; gives the images in order, in blocks (n, H, W, C) uint8.
+        where: file that contains the images, for messages.
+        shape: shape (N, H, W, C) of the whole image array.
+        blocks: function that starts reading from the beginning and yields the images in order, in blocks (n, H, W, C)
+            uint8.
         labels: (N,) int64.
     """
 
@@ -46,12 +48,12 @@ class ArraySet:
     """Images stored as arrays.
 
     Attributes:
-        description: what they were recognised as, in one line.
+        description: what the images were recognised as, in one line.
         splits: the images of each split.
         files: the files that were read.
-        class_names: the name of each label; the label itself by default.
+        class_names: class name of each label; defaults to the label itself.
         left_out: names of files that were not read.
-        sha256: SHA-256 of arrays that come from no file, by name.
+        sha256: SHA-256 of each array that does not come from a file, by name.
     """
 
     description: str
@@ -63,23 +65,23 @@ class ArraySet:
 
 
 def rows_per_block(row_bytes: int) -> int:
-    """Return how many images of a size in bytes are read at a time."""
+    """Return how many images to read at a time, given the size of one image in bytes."""
     return max(1, BLOCK_BYTES // row_bytes)
 
 
 def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
-    """Check images stored as arrays, and return the dataset that they make.
+    """Check images stored as arrays and return them as the contents of a dataset.
 
     Args:
         found: the images.
-        options: a test fraction and a size, as for a folder of images.
+        options: test fraction and size, as for a folder of images.
 
     Returns:
         The contents; the images are read again when they are written.
 
     Raises:
-        DataError: a file is damaged, or images and labels do not fit.
-        JobError: a test fraction is missing, or an option does not apply.
+        DataError: a file is damaged, or images and labels do not match.
+        JobError: the test fraction is missing, or an option does not apply.
     """
     if options.labels or options.skip_damaged:
         raise JobError(f"{options.source}: arrays have their own labels and none is skipped (found "
@@ -135,7 +137,7 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
 
 
 def _classes(found: ArraySet, streams: Mapping[str, LabelledStream]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the labels that occur, in order, and the name of each."""
+    """Return the labels of all classes in ascending order, and the name of each class."""
     values = np.unique(np.concatenate([stream.labels for stream in streams.values()]))
     if len(values) > _MAX_CLASSES:
         where = next(iter(streams.values())).where
@@ -162,7 +164,7 @@ def _survey(stream: LabelledStream, values: np.ndarray, split: str) -> list[Imag
 def _chunks(
     streams: Mapping[str, LabelledStream], rows: Mapping[str, list[ImageFile]], splits: Splits, options: FolderOptions
 ) -> Iterator[Chunk]:
-    """Read all images again, each into its split."""
+    """Read all images again and yield them in chunks, each belonging to one split."""
     split_of = {image.name: split for split, images in splits.items() for image in images}
     counts = {split: len(images) for split, images in splits.items()}
     written: Counter[str] = Counter()

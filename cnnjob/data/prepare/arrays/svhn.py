@@ -1,4 +1,4 @@
-"""Read SVHN's cropped digits: ``train_32x32.mat`` and ``test_32x32.mat``, MATLAB files of version 5.
+"""Read SVHN's cropped digits from ``train_32x32.mat`` and ``test_32x32.mat``, which are MATLAB version 5 files.
 
 References:
     Netzer et al., "Reading digits in natural images with unsupervised feature learning" (2011).
@@ -24,7 +24,7 @@ _SUFFIX = "_32x32.mat"
 _HEADER_BYTES = 128
 _MATRIX, _COMPRESSED = 14, 15
 _UINT8 = 2
-"""Type of data of bytes."""
+"""Code of the MATLAB data type for unsigned bytes."""
 _MAX_SMALL_ELEMENT = 1 << 10
 _READ_BYTES = 1 << 16
 _ZERO = 10
@@ -33,14 +33,14 @@ _AGAIN = "Copy or download it again"
 
 
 def svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
-    """Return SVHN's images in a folder; None if it holds no such files.
+    """Return the SVHN images in a folder; None if the folder contains no such files.
 
     Args:
         root: the folder.
-        names: paths of the files in it that are no images.
+        names: paths of the files in the folder that are not images.
 
     Raises:
-        DataError: a file is damaged, or is SVHN's other version.
+        DataError: a file is damaged, or belongs to SVHN's version with whole house numbers.
     """
     by_name = {name.rpartition("/")[2]: root / name for name in names}
     if "digitStruct.mat" in by_name:
@@ -73,12 +73,12 @@ def _stream(path: Path) -> LabelledStream:
                 # MATLAB's first index varies fastest: (N, C, W, H) in C order.
                 yield np.frombuffer(content, np.uint8).reshape(rows, channels, width, height).transpose(0, 3, 2, 1)
 
-    # In the order of the digits: the label of 0 is 10.
+    # The digit 0 has the label 10.
     return LabelledStream(str(path), (count, height, width, channels), blocks, labels)
 
 
 class _Stream:
-    """The bytes of a file from a position on, decompressed if they are compressed."""
+    """Bytes of a file from its current position onwards, decompressed if necessary."""
 
     def __init__(self, file: BufferedReader, *, compressed: bool) -> None:
         self._file = file
@@ -88,7 +88,7 @@ class _Stream:
         """Read exactly ``size`` bytes.
 
         Raises:
-            EOFError: there are fewer.
+            EOFError: fewer bytes are left.
         """
         if self._decoder is None:
             content = self._file.read(size)
@@ -107,13 +107,13 @@ class _Stream:
         return content
 
     def element(self) -> tuple[int, int, bytes]:
-        """Read the tag of an element: its type, its size, and its content if that is within the tag."""
+        """Read an element's tag and return the element's type, its size, and its content if stored in the tag."""
         first, second = struct.unpack("<II", tag := self.read(8))
         small = first >> 16  # a size in the upper half: the content follows in the same 8 bytes
         return (first & 0xFFFF, small, tag[4 : 4 + small]) if small else (first, second, b"")
 
     def small_element(self) -> bytes:
-        """Read an element of few bytes whole."""
+        """Read a small element and return its content."""
         _, size, content = self.element()
         if content or not size:
             return content
@@ -124,7 +124,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """An array of bytes in a MATLAB file, positioned at its first value."""
+    """Byte array in a MATLAB file, with its stream positioned at the first value."""
 
     shape: tuple[int, ...]
     stream: _Stream
@@ -132,7 +132,7 @@ class _Matrix:
 
 @contextmanager
 def _open_matrix(path: Path, name: str) -> Iterator[_Matrix]:
-    """Open an array by its name; errors within the block become a DataError."""
+    """Open an array by its name; turn errors inside the block into a DataError."""
     try:
         with open_regular(path) as file:
             yield _find_matrix(file, name)

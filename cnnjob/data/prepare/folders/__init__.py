@@ -1,1 +1,1 @@
-"""Read image files: from a folder or an archive, with labels from the names of folders or from a table."""
+"""Read image files from a folder or an archive, with labels from folder names or from a table."""

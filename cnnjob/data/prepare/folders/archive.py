@@ -1,7 +1,7 @@
-"""Read a zip or tar archive of a folder of images in place: its members are the files.
+"""Read image files in place from a zip or tar archive of a folder.
 
-Several processes read one archive at the same time, each at the positions of its own members. A compressed tar archive
-cannot be read so, and is decompressed into a temporary file first.
+Several processes read the same archive concurrently, each at the offsets of the members assigned to it. A compressed
+tar archive does not allow this, so it is first decompressed into a temporary file.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from cnnjob.files import open_regular
 
 _DAMAGED = (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 _ENCRYPTED = 1
-"""Bit of a zip member's flags."""
+"""Bit in a zip member's flags that marks it as encrypted."""
 
 
 def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> Listing:
-    """Return the listing of an archive's members.
+    """Return a listing of an archive's members.
 
     Args:
-        archive: the archive, for messages.
-        files: paths of its files.
-        folders: paths of its folders, also empty ones.
+        archive: path of the archive, for messages.
+        files: paths of the files in the archive.
+        folders: paths of the folders in the archive, including empty ones.
 
     Raises:
-        DataError: a path leads out of the archive, or occurs twice.
+        DataError: a path points outside the archive, or occurs twice.
     """
     listing, seen, hidden = Listing(), set(), set()
     for path in sorted(files, key=lambda path: path.split("/")):
@@ -54,36 +54,36 @@ def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> L
 
 
 class ZipTree(FolderTree):
-    """A zip archive of image files."""
+    """Zip archive of image files."""
 
     def __init__(self, root: Path) -> None:
-        """Take the archive; nothing is read yet."""
+        """Store the path of the archive; nothing is read yet."""
         super().__init__(root)
         self._opened: tuple[int, zipfile.ZipFile, Stamp] | None = None
 
     def list(self) -> Listing:
-        """Return all members.
+        """Return a listing of all members.
 
         Raises:
             DataError: the archive is damaged, or has members that cannot be read.
         """
-        self._opened = None  # what is on disk now
+        self._opened = None  # reopen the archive, since it may have changed on disk
         names = self._archive()[0].namelist()
         folders = [name.rstrip("/") for name in names if name.endswith("/")]
         return listing_of(self.root, [name for name in names if not name.endswith("/")], folders)
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
-        """Read a member.
+        """Read a member and return its content and the archive's stamp.
 
         Raises:
-            DataError: it is damaged, encrypted or too large.
+            DataError: the member is missing, damaged, encrypted or too large.
         """
         archive, stamp = self._archive()
         try:
             info = archive.getinfo(name)
             if info.flag_bits & _ENCRYPTED:
                 raise DataError(f"{self.path(name)}: it is encrypted. Unpack the archive, and give the folder")
-            # zipfile reserves memory for the sizes that the archive states, whatever its own size is.
+            # zipfile allocates memory for the sizes stated in the archive, regardless of the archive's own size.
             if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
             return archive.read(info), stamp
@@ -101,7 +101,7 @@ class ZipTree(FolderTree):
         return hashlib.sha256(self.read(name)[0] or b"").digest()
 
     def _archive(self) -> tuple[zipfile.ZipFile, Stamp]:
-        """Return the open archive: each process has its own, since a file has one position."""
+        """Return the open archive and its stamp; each process opens its own, since a file has only one position."""
         if self._opened is None or self._opened[0] != os.getpid():
             file = open_regular(self.root)
             weakref.finalize(self, file.close)  # members are read until the last chunk has been written
@@ -113,21 +113,21 @@ class ZipTree(FolderTree):
 
 
 class TarTree(FolderTree):
-    """A tar archive of image files, perhaps compressed."""
+    """Tar archive of image files, which may be compressed."""
 
     def __init__(self, root: Path) -> None:
-        """Open the archive, and decompress it if it is compressed."""
+        """Open the archive, decompressing it if necessary."""
         super().__init__(root)
         self._stamp = _stamp_of_file(root)
         self._file = decompressed_file(root)
-        weakref.finalize(self, self._file.close)  # its members are read until the last chunk has been written
+        weakref.finalize(self, self._file.close)  # members are read until the last chunk has been written
         self._members: dict[str, tuple[int, int]] = {}
 
     def list(self) -> Listing:
-        """Return all members.
+        """Return a listing of all members.
 
         Raises:
-            DataError: the archive is damaged, or was changed since it was opened.
+            DataError: the archive is damaged, or has changed since it was opened.
         """
         if _stamp_of_file(self.root) != self._stamp:
             raise DataError(f"{self.root}: changed while it was read. Prepare it again when nothing changes it")
@@ -143,17 +143,17 @@ class TarTree(FolderTree):
         return listing_of(self.root, files, folders)
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
-        """Read a member.
+        """Read a member and return its content and the archive's stamp.
 
         Raises:
-            DataError: it is missing, too large, or beyond the end of the archive.
+            DataError: the member is missing, too large, or extends beyond the end of the archive.
         """
         if name not in self._members:
             raise DataError(f"{self.path(name)}: no such member")
         position, size = self._members[name]
         if size > MAX_CONTENT_BYTES:
             raise DataError(f"{self.path(name)}: too large (found {size:,} bytes). Unpack the archive")
-        content = os.pread(self._file.fileno(), size, position)  # without a position that processes would share
+        content = os.pread(self._file.fileno(), size, position)  # does not use the file position, which is shared
         if len(content) != size:
             raise DataError(f"{self.path(name)}: the archive ends within it. Copy or download the archive again")
         return content, self._stamp or (0, 0, 0, 0)

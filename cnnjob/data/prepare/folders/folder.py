@@ -1,4 +1,4 @@
-"""Turn a folder of images into a dataset: its splits, classes, size, and what the user should know of it."""
+"""Turn a folder of images into a dataset: determine its splits, classes and image size, and collect warnings."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes, sha256_of
 
-MAX_PIXELS = 2_000_000  # of a prepared image; one in colour has 6 MB, and must fit in a chunk of HDF5
+MAX_PIXELS = 2_000_000  # per prepared image; a colour image has 6 MB and must fit into one HDF5 chunk
 _MAX_SUGGESTED_SIDE = 224
 MAX_LABEL_BYTES = 256 << 20
 _SHOWN = 5
@@ -23,15 +23,15 @@ _SHOWN_COPIES = 3
 
 
 def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fraction: float) -> Splits:
-    """Cut a test split from images: a fraction of each class, at least one image, and copies of an image together.
+    """Split off test images: a fraction of each class, but at least one, with copies of an image in the same split.
 
     Args:
         images: all images, class by class.
         class_names: the names of the classes.
-        fraction: the fraction, in (0, 1).
+        fraction: fraction of each class to use for testing, in (0, 1).
 
     Returns:
-        The images of ``train`` and ``test``, in their order.
+        The images of ``train`` and ``test``, in their original order.
 
     Raises:
         DataError: a class has too few different images.
@@ -41,10 +41,10 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
         by_class[image.label].append(image)
     split_of: dict[bytes, str] = {}
     for label, members in sorted(by_class.items()):
-        # A copy of an image of an earlier class stays in that one's split.
+        # A copy of an image from an earlier class stays in the split of that image.
         fresh = [digest for digest in dict.fromkeys(image.digest for image in members) if digest not in split_of]
         n_test = max(0, min(max(1, round(len(fresh) * fraction)), len(fresh) - 1))
-        # The label as seed gives each class a cut of its own.
+        # With the label as seed, each class is split differently.
         rows = cut(len(fresh), n_test, seed=label)
         split_of |= {fresh[row]: split for split in rows for row in rows[split]}
         if len({split_of[image.digest] for image in members}) < len(rows):
@@ -57,10 +57,10 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
 
 
 def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> None:
-    """Refuse a split without images of a class.
+    """Require every split to have images of every class.
 
     Raises:
-        DataError: a class has no images.
+        DataError: a class has no images in one of the splits.
     """
     for split, images in splits.items():
         counts = Counter(image.label for image in images)
@@ -73,11 +73,11 @@ def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> N
 
 
 def source_digest(found: Survey) -> str:
-    """Return the SHA-256 over the digests and names of all images, and over the names of unusable ones."""
+    """Return the SHA-256 over the digests and names of all usable images and the names of all unusable files."""
     digest = hashlib.sha256()
     lines = (f"{image.digest.hex()}  {image.name}\n" for images in found.splits.values() for image in images)
     for line in (*lines, *(f"unusable  {name}\n" for name in found.faults)):
-        digest.update(line.encode(errors="surrogateescape"))  # a name need not be UTF-8: this restores its bytes
+        digest.update(line.encode(errors="surrogateescape"))  # restores the bytes of a name that is not UTF-8
     return digest.hexdigest()
 
 
@@ -86,13 +86,13 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
 
     Args:
         found: the survey.
-        options: their ``size`` decides.
+        options: options of the source; ``size`` takes precedence over the size of the images.
         where: the folder, for messages.
 
     Raises:
         JobError: the images differ in size, or are too large, and no size is given.
     """
-    # Below transparent pixels, a coloured background makes a grey image coloured.
+    # A coloured background behind transparent pixels turns a greyscale image into a colour image.
     is_grey = found.is_grey and not (found.has_alpha and len({*options.background}) > 1)
     channels = 1 if is_grey else 3
     if options.size is not None:
@@ -117,10 +117,10 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
 
 
 def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
-    """Describe classes whose names differ only in capitals or in spaces around them.
+    """Yield a description of classes whose names differ only in case or in surrounding spaces.
 
     Yields:
-        One line, if there are any.
+        One line, if there are any such classes.
     """
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in class_names:
@@ -130,10 +130,10 @@ def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
 
 
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
-    """Describe exact copies of an image that are in several splits, or have several labels.
+    """Yield descriptions of exact copies of images that are in more than one split or have more than one label.
 
     Yields:
-        A line for each of the two cases that occurs.
+        One line for each of these two cases, if it occurs.
     """
     members: dict[bytes, list[tuple[str, ImageFile]]] = {}
     first: dict[bytes, tuple[str, ImageFile]] = {}
@@ -153,13 +153,13 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
 
 
 def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
-    """Name the first two copies that differ in their split or label."""
+    """Return the names of the first two copies that differ in their split or label."""
     other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 
 
 def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> Iterator[str]:
-    """Describe what of a folder is not read, folder by folder.
+    """Yield a description of everything in a folder that is not read, grouped by subfolder.
 
     Yields:
         One line, if anything is left out.
@@ -169,7 +169,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
     }
     counts: Counter[str] = Counter()
     for path in (*layout.left_out, *hidden):
-        # The highest folder that holds nothing that is read stands for all that is in it.
+        # The topmost folder in which nothing is read represents all its content.
         highest = next((parent for parent in reversed(_parents(path)) if parent and parent not in used), None)
         counts[f"{highest}/" if highest else path] += 1
     if counts:
@@ -183,7 +183,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
 
 
 def _parents(path: str) -> list[str]:
-    """Return the folders of a path, the nearest first; the last is the root, an empty string."""
+    """Return the parent folders of a path, nearest first; the last is the root, an empty string."""
     parents = []
     while path:
         path = path.rpartition("/")[0]
@@ -194,16 +194,16 @@ def _parents(path: str) -> list[str]:
 def read_folder(
     tree: FolderTree, listing: Listing, options: FolderOptions, *, progress: bool = False
 ) -> DatasetContents:
-    """Survey the images of a folder.
+    """Survey the images in a folder and return them as the contents of a dataset.
 
     Args:
         tree: the folder.
-        listing: its files.
-        options: how they are to be read.
+        listing: files in the folder.
+        options: how to read the images.
         progress: whether to show progress bars on stderr.
 
     Returns:
-        The contents, with one digest over the digests and names of all images; pixels are read later.
+        The contents, with one digest over the digests and names of all images; the pixels are read later.
 
     Raises:
         DataError: the folder is missing, or a class or an image is not usable.
@@ -245,7 +245,7 @@ def read_folder(
 
 
 def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
-    """Read Tiny ImageNet's table of the validation images, if there is one: file and class, separated by a tab."""
+    """Return Tiny ImageNet's class of each validation image by file name, from its tab-separated table, if any."""
     name = next((path for path in listing.left_out if path.rpartition("/")[2] == ANNOTATIONS), None)
     if name is None:
         return None
@@ -255,7 +255,7 @@ def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
 
 
 def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderTree) -> FolderLayout:
-    """Check ``--test-fraction`` against the splits of a folder; make a test split of ``val`` if that was asked."""
+    """Check ``--test-fraction`` against the folder's splits; turn ``val`` into the test split if requested."""
     if "test" in layout.splits:
         if options.test_fraction is not None:
             raise JobError(

@@ -1,4 +1,4 @@
-"""Read a table of labels: CSV or TSV with a column for the image, one for its label, and perhaps one for its split."""
+"""Read a table of labels: CSV or TSV with a column for the image, one for its label and, optionally, its split."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _COLUMNS = {
               "diagnosis", "dx"),
     "split": ("split", "set", "subset", "partition", "dataset", "datasplit", "usage"),
 }  # fmt: skip
-"""Accepted names of each column, in order of preference; compared in lower case, without spaces, - and _."""
+"""Accepted names for each column, in order of preference; compared in lower case, ignoring spaces, - and _."""
 _DELIMITERS = (",", "\t", ";")
 _SHOWN = 10
 
@@ -30,19 +30,19 @@ class _Row(NamedTuple):
 
 
 def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str) -> FolderLayout:
-    """Find classes and splits in a table of labels.
+    """Find the classes and splits in a table of labels.
 
     Args:
-        content: the table.
-        where: its path, for messages.
+        content: content of the table.
+        where: path of the table, for messages.
         files: the files that may be images, relative to the folder.
         root: the folder, for messages.
 
     Returns:
-        The layout, with a split ``train`` alone if the table has no column for it.
+        The layout; its only split is ``train`` if the table has no column for splits.
 
     Raises:
-        DataError: a column or an image is missing, or an image is named twice; all such rows are listed.
+        DataError: a column or an image is missing, or an image occurs twice; the message lists such rows.
     """
     rows = list(_parse_table(content, where))
     named = _named_files(rows, where, files, root)
@@ -70,7 +70,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
 
 
 def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
-    """Yield the rows; a row without a path or a label is an error."""
+    """Yield the rows of the table; raise a DataError for a row without a path or a label."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,7 +92,7 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
 
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:
-    """Return the position of each kind of column."""
+    """Return the index of each recognised column."""
     plain = ["".join(letter for letter in cell.lower() if letter not in " -_") for cell in header]
     columns = {
         kind: plain.index(next(name for name in names if name in plain))
@@ -109,7 +109,7 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
 
 
 def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: str) -> list[str]:
-    """Return the file that each row names: by its path, its end, or its name without a suffix."""
+    """Return the file that each row refers to by its path, the end of its path, or its name without a suffix."""
     by_end: dict[str, set[str]] = defaultdict(set)
     for path in files:
         for end in _ends(path):
@@ -141,7 +141,7 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
 
 
 def _ends(path: str) -> Iterator[str]:
-    """Yield the ends of a path by which a table may name it, each with and without the file's suffix."""
+    """Yield the trailing parts of a path by which a table may refer to it, each with and without the file's suffix."""
     while path:
         yield path
         stem, dot, _ = path.rpartition(".")
@@ -151,7 +151,7 @@ def _ends(path: str) -> Iterator[str]:
 
 
 def _require_one_spelling(rows: Sequence[_Row], where: str) -> None:
-    """Refuse two names for one split, such as PublicTest and PrivateTest: they may be meant to be different."""
+    """Refuse several names for the same split, such as PublicTest and PrivateTest, which may be meant to differ."""
     spellings: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         spellings[_split_of_row(row, where)].add(row.split.lower())

@@ -1,8 +1,8 @@
-"""Find classes and splits in the names of folders: pure functions of a list of paths.
+"""Find the classes and splits in folder names, using pure functions of a list of paths.
 
 Splits may have any common name (``train``, ``Training``, ``seg_train``, ``val2017``), classes are the folders inside
-them, and single folders around either are skipped. A tree that can be read in two ways is refused, since a wrong guess
-would give wrong labels without any sign of it.
+them, and a single folder that wraps either is skipped. An ambiguous tree is refused, since a wrong guess would silently
+produce wrong labels.
 """
 
 import re
@@ -22,23 +22,23 @@ _SPLIT_OF_WORD = {
 }
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png", "photos", "pictures"})
-"""Names of a folder inside a class that holds its images, as in Tiny ImageNet."""
+"""Names of a folder inside a class folder that contains the images of the class, as in Tiny ImageNet."""
 _MAX_CLASSES = 1 << 16  # labels have at most 16 bits
 _SHOWN = 10
 ANNOTATIONS = "val_annotations.txt"
-"""Tiny ImageNet's labels of its validation images."""
+"""Name of Tiny ImageNet's file with the labels of the validation images."""
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Which images belong to which split and class.
+    """Assignment of images to splits and classes.
 
     Attributes:
         description: what was recognised, in one line.
-        class_names: one name per class, in the order of the labels.
+        class_names: one name per class, in label order.
         splits: for each split, one list of paths per class.
-        bases: the folders in which each folder is a class, relative to the root; the root is an empty string.
-        left_out: paths of the listing that belong to no class.
+        bases: the folders that contain the class folders, relative to the root; the root is an empty string.
+        left_out: paths in the listing that do not belong to any class.
     """
 
     description: str
@@ -50,7 +50,7 @@ class FolderLayout:
 
 @dataclass
 class _Folder:
-    """A folder with its direct content."""
+    """Folder with its immediate contents."""
 
     path: str
     folders: dict[str, "_Folder"] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class _Folder:
         return next(self.all_files(), None) is not None
 
     def holds_images(self) -> bool:
-        """Return whether its images lie directly in it, or in a folder such as ``images`` that is all it has."""
+        """Return whether the images are directly in the folder, or in its only subfolder, such as ``images``."""
         if self.files:
             return True
         inside = [folder for folder in self.folders.values() if folder.has_files()]
@@ -77,13 +77,13 @@ class _Folder:
 
 
 def split_of_name(name: str) -> tuple[str, str] | None:
-    """Return the split that a name stands for, and the rest of the name, with a star in place of the split's word.
+    """Return the split that a name indicates, and the name with an asterisk in place of the word for the split.
 
     Args:
-        name: such as ``seg_train`` or ``Testing``.
+        name: a name such as ``seg_train`` or ``Testing``.
 
     Returns:
-        A pair such as ``("train", "seg_*")``; None if the name contains no word for a split, or several.
+        A pair such as ``("train", "seg_*")``; None if the name contains no word for a split, or more than one.
     """
     words = [word for word in _WORD.finditer(name) if word[0].lower() in _SPLIT_OF_WORD]
     if len(words) != 1:
@@ -94,9 +94,9 @@ def split_of_name(name: str) -> tuple[str, str] | None:
 
 
 def natural_order(names: set[str]) -> list[str]:
-    """Sort names: by value if all are numbers, otherwise by their characters."""
+    """Return sorted names: in numerical order if all are numbers, otherwise in character order."""
     if all(name.isascii() and name.isdigit() for name in names):
-        # By the digits without leading zeros: Python refuses to convert thousands of digits.
+        # Compare the digits without leading zeros, since Python refuses to convert thousands of digits.
         return sorted(names, key=lambda name: (len(digits := name.lstrip("0")), digits, name))
     return sorted(names)
 
@@ -105,19 +105,19 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     """Find the classes and splits of a folder.
 
     Args:
-        listing: its files and folders.
-        where: its path, for messages.
-        annotations: Tiny ImageNet's class of each validation image by the file's name, if the folder has them.
+        listing: files and folders in the folder.
+        where: path of the folder, for messages.
+        annotations: Tiny ImageNet's class of each validation image, by file name, if present in the folder.
 
     Returns:
-        The layout, with a split ``train`` alone if the folder has no splits.
+        The layout; its only split is ``train`` if the folder has no splits.
 
     Raises:
-        DataError: there are no class folders, or they can be read in several ways.
+        DataError: there are no class folders, or their meaning is ambiguous.
     """
     root = _unwrapped(_nested(listing))
     split_folders = _find_splits(root, where)
-    # Test images of competitions have no labels: they are left out, and named.
+    # Test images of competitions have no labels: they are left out, and reported.
     flat = {split: folder for split, folder in split_folders.items() if folder.has_files() and _is_flat(folder)}
     training = split_folders.get("train", root)
     if "train" in flat or (training is root and root.has_files() and _is_flat(root)):
@@ -155,7 +155,7 @@ def _describe_layout(root: _Folder, paths: Mapping[str, str], n_classes: int) ->
 
 
 def _nested(listing: Listing) -> _Folder:
-    """Build the tree of a listing."""
+    """Return the folder tree of a listing."""
     root = _Folder("")
     by_path = {"": root}
 
@@ -173,7 +173,7 @@ def _nested(listing: Listing) -> _Folder:
 
 
 def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
-    """Skip folders that contain nothing but one other folder with folders in it."""
+    """Return the first folder inside ``folder`` that is not just a wrapper around another folder with subfolders."""
     while len(folder.folders) == 1 and not folder.files:
         child = next(iter(folder.folders.values()))
         if not child.folders or child.holds_images() or (not inside_split and split_of_name(child.name)):
@@ -183,7 +183,7 @@ def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
 
 
 def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
-    """Return the folder of each split; empty if the folders are classes."""
+    """Return the folder of each split; empty if the folders are class folders."""
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in root.folders:
         if found := split_of_name(name):
@@ -191,7 +191,7 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
             groups[rest][split].append(name)
     with_train = {rest: splits for rest, splits in groups.items() if "train" in splits}
     if not with_train:
-        if "*" in groups:  # a folder that is called exactly test or val
+        if "*" in groups:  # a folder that is named exactly test or val
             names = ", ".join(sorted(name for found in groups["*"].values() for name in found))
             raise DataError(f"{where}: no train folder (found {names}). Rename the folder of the training images train")
         return {}
@@ -208,7 +208,7 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
 
 
 def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
-    """Return whether a folder called train is the class of trains: it holds images, beside other such folders."""
+    """Return whether a folder named train is a class of trains: it contains images, as do other folders next to it."""
     if set(group) != {"train"}:
         return False
     train = root.folders[group["train"][0]]
@@ -224,7 +224,7 @@ def _is_flat(folder: _Folder) -> bool:
 
 
 def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
-    """Return the files of each class folder, by the class's name in NFC; macOS writes names in NFD."""
+    """Return the files of each class folder, by class name in NFC, since macOS writes names in NFD."""
     place = f"{where}/{base.path}" if base.path else where
     if not 0 < len(base.folders) <= _MAX_CLASSES:
         raise DataError(f"{place}: {len(base.folders)} class folders (found no images in folders). Make one per class")
@@ -242,14 +242,14 @@ def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
 
 
 def _require_name(name: str, place: str) -> None:
-    if name != name.encode(errors="replace").decode():  # a lone surrogate stands for a byte that is not UTF-8
+    if name != name.encode(errors="replace").decode():  # a lone surrogate represents a byte that is not UTF-8
         raise DataError(f"{place}: a class whose name is not UTF-8 (found {name!a}). Rename its folder")
     if not name.strip():
         raise DataError(f"{place}: a class without a name (found {name!r}). Rename its folder")
 
 
 def _require_images(folder: _Folder, place: str) -> None:
-    """Refuse a class that holds only other folders: the classes are probably one level deeper."""
+    """Refuse a class folder that contains only other folders: the classes are probably one level deeper."""
     inside = [name for name, child in folder.folders.items() if child.has_files()]
     if inside and not folder.holds_images():
         raise DataError(
@@ -259,7 +259,7 @@ def _require_images(folder: _Folder, place: str) -> None:
 
 
 def _require_common(classes: Mapping[str, Mapping[str, list[str]]], bases: Mapping[str, _Folder], where: str) -> None:
-    """Refuse splits whose classes differ, and list every difference."""
+    """Require all splits to have the same classes; otherwise, list every difference."""
     train = set(classes["train"])
     differences = []
     for split, found in classes.items():

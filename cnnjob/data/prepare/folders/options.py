@@ -1,4 +1,4 @@
-"""Options of a folder of images, and the command that has them."""
+"""Options for reading a folder of images, and the corresponding command line."""
 
 import os
 import shlex
@@ -9,14 +9,14 @@ from typing import Any
 from cnnjob.data.images import FITS, WHITE, Fit
 
 VAL = "val"
-"""As ``test_fraction``: the validation images become the test images."""
+"""Value of ``test_fraction`` that makes the validation images the test images."""
 
 
 _SUFFIXES = (".npz", ".npy", ".zip", ".gz", ".xz", ".bz2", ".tar", ".tgz", ".txz", ".tbz2")
 
 
 def default_name(source: str) -> str:
-    """Return the name of a dataset whose source is a folder, an archive or a file of arrays."""
+    """Return the default name of a dataset whose source is a folder, an archive or an array file."""
     path = Path(source).resolve()
     name = path.name
     while os.path.isfile(path) and name.lower().endswith(_SUFFIXES):  # noqa: PTH113 - never an error
@@ -26,17 +26,17 @@ def default_name(source: str) -> str:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How the images of a folder are read.
+    """Options that determine how the images in a folder are read.
 
     Attributes:
-        source: the folder or archive as the user named it.
+        source: the folder or archive, as specified by the user.
         out: the file to be written.
-        size: (H, W) to which the images are scaled; None if all have the same size.
-        fit: how: one of :data:`cnnjob.data.images.FITS`.
+        size: (H, W) to which the images are scaled; None if they all have the same size.
+        fit: how to fit images to the size: one of :data:`cnnjob.data.images.FITS`.
         test_fraction: fraction of each class that becomes the test split, or :data:`VAL`.
         labels: a table of labels.
-        skip_damaged: number of unusable files that may be skipped.
-        background: colour (R, G, B) below transparent pixels and around padded images.
+        skip_damaged: maximum number of unusable files that are skipped.
+        background: colour (R, G, B) behind transparent pixels and around padded images.
     """
 
     source: str
@@ -49,14 +49,14 @@ class FolderOptions:
     background: tuple[int, int, int] = WHITE
 
     def as_json(self) -> dict[str, Any]:
-        """Return the options that decide the result, as they are stored in the file."""
-        # Those that came later are left out at their default, as in files that were written before they existed.
+        """Return the options that affect the result, in the form in which they are stored in the file."""
+        # Options added later are omitted if they have their default value, as in files written before they existed.
         later: dict[str, Any] = {} if self.fit == FITS[0] else {"fit": self.fit}
         later |= {} if self.background == WHITE else {"background": list(self.background)}
         return {"size": self.size and list(self.size), "test_fraction": self.test_fraction, **later}
 
     def as_typed(self) -> list[str]:
-        """Return the options as words of a command."""
+        """Return the options as command-line arguments."""
         words = ["--labels", str(self.labels)] if self.labels else []
         words += ["--size", "x".join(map(str, self.size))] if self.size else []
         words += ["--fit", self.fit] if self.fit != FITS[0] else []
@@ -65,7 +65,7 @@ class FolderOptions:
         return words + (["--skip-damaged", str(self.skip_damaged)] if self.skip_damaged else [])
 
     def command(self, **changed: Any) -> str:
-        """Return the command with these options, some of them changed."""
+        """Return the command line with these options, after changing those that are given."""
         words = ["cnnjob", "prepare", self.source]
         if self.out != Path("data", f"{default_name(self.source)}.h5"):
             words += ["--out", str(self.out)]

@@ -1,7 +1,7 @@
-"""Do work in several processes, with the results in order and a bounded number of them in memory.
+"""Run tasks in several processes, with results in order and a bounded number of them in memory.
 
-Pillow decodes images in processes, not threads: its limits on memory are of a whole process
-(:func:`cnnjob.data.images.decoding_limits`), and most of the time per small image is Python's.
+Images are decoded in processes rather than threads, because the memory limit applies to a whole process
+(:func:`cnnjob.data.images.decoding_limits`) and most of the time spent on a small image is in Python code.
 """
 
 import ctypes
@@ -19,33 +19,35 @@ from cnnjob.errors import DataError
 
 _PR_SET_PDEATHSIG = 1
 _WAITING = 3
-"""Results per process that are computed or waiting: enough that none is idle while the caller uses one."""
+"""Pending and unread results per process: enough to keep every process busy while the caller uses a result."""
 
 _STATE: list[Any] = []
-"""In a worker process, its state."""
+"""State of a worker process, as its only element; empty in the calling process."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 OrderedMap = Callable[[Callable[[Any, Any], R], Iterable[Any]], Iterator[R]]
-"""Like :func:`map`, of a function that takes a state and a task."""
+"""Function like :func:`map`, for a function that takes a state and a task."""
 
 
 @contextmanager
 def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
-    """Start processes that work for the time of a ``with`` block.
+    """Start worker processes for the duration of a ``with`` block.
 
     Args:
-        count: number of processes; with one, the work is done in the calling process.
-        state: what all work needs; the processes inherit it.
+        count: number of processes; if 1, tasks run in the calling process.
+        state: object that every task needs; the processes inherit it.
 
     Yields:
-        A function like :func:`map`, of work that takes the state and a task. Its results have the order of the tasks,
-        whatever the number of processes. It raises what the work raises, and :class:`DataError` when a process dies.
+        A function like :func:`map`, for a function that takes the state and a task. Results are in task order,
+        regardless of the number of processes. Errors raised by a task are re-raised; if a process dies, a
+        :class:`DataError` is raised.
     """
     if count == 1:
         yield lambda function, tasks: (function(state, task) for task in tasks)
         return
-    # fork: the modules are loaded already. Started at once: later there may be threads, such as a progress bar's.
+    # fork, because the modules are already loaded. All processes start now, before there are any threads, such as that
+    # of a progress bar.
     executor = ProcessPoolExecutor(count, get_context("fork"), _prepare_worker, (os.getpid(), state))
     try:
         executor.submit(int).result()
@@ -55,11 +57,11 @@ def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
 
 
 def _prepare_worker(parent: int, state: Any) -> None:
-    """Keep the state, leave Ctrl-C to the caller, and end with it even if it is killed."""
+    """Store the state, leave Ctrl-C to the caller, and make this process exit with the caller even if it is killed."""
     _STATE.append(state)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before that call
+    if os.getppid() != parent:  # the caller was killed before the call to prctl
         os._exit(1)
 
 

@@ -1,8 +1,8 @@
-"""Read image files in several processes: survey every file, then read the pixels in the order of the dataset.
+"""Read image files in several processes: survey every file, then read the pixels in dataset order.
 
-The survey reads each file for its digest, size and colours; the second pass decodes it, and holds to what the survey
-found: a file that is changed, added or gone in between is an error. Images of few pixels are decoded in the survey
-already, because to open such a file takes longer than to decode it.
+The survey reads each file to determine its digest, size and colours. The second pass decodes it and checks that nothing
+has changed: a file that was changed, added or removed since the survey is an error. Images with few pixels are already
+decoded during the survey, because opening such a file takes longer than decoding it.
 """
 
 import hashlib
@@ -26,25 +26,25 @@ from cnnjob.data.prepare.writer import Chunk
 from cnnjob.errors import DataError, plural
 
 _FEW_PIXELS = 64 * 64
-"""Height times width up to which an image is decoded in the survey."""
+"""Maximum height times width of an image that is decoded during the survey."""
 _MAX_KEPT_BYTES = 128 << 20
-"""Of pixels that the survey decoded, in all."""
+"""Maximum total size of the pixels that the survey keeps in memory, in bytes."""
 _SURVEY_TASK, _DECODE_TASK = 64, 16
-"""Files per task of a process."""
+"""Number of files per task, in the survey and in the second pass."""
 _FILES_PER_PROCESS = 32
-"""Fewer files are not worth another process."""
+"""Minimum number of files per process; for fewer, starting another process is not worthwhile."""
 
 
 @dataclass(slots=True)
 class ImageFile:
-    """A file of the list.
+    """Image file with its label.
 
     Attributes:
-        name: its path relative to the root.
-        label: index of its class.
+        name: path of the file, relative to the root.
+        label: index of the image's class.
         digest: SHA-256 of the file, 32 bytes.
-        stamp: device, inode, size and time of the last change of the inode.
-        picture: the image, if the survey decoded it.
+        stamp: device, inode, size and time of the last inode change.
+        picture: the image, if it was decoded during the survey.
     """
 
     name: str
@@ -59,15 +59,16 @@ Splits = dict[str, list[ImageFile]]
 
 @dataclass
 class Survey:
-    """What the first pass found.
+    """Results of the first pass.
 
     Attributes:
-        splits: the usable images of each split, in the order of the dataset.
-        sizes: how many images have each size (H, W), and the name of the first of them.
-        is_grey: whether no image has colours.
-        faults: the fault of each unusable file, by name.
-        has_alpha: whether any image has a place for transparency.
-        remarks: what a user should know of how images were read, with their number; complete after the second pass.
+        splits: the usable images of each split, in dataset order.
+        sizes: for each image size (H, W), the number of images and the name of the first one.
+        is_grey: whether all images are greyscale.
+        faults: the reason why each unusable file was rejected, by file name.
+        has_alpha: whether any image can store transparency.
+        remarks: remarks on how images were read that the user should know about, each with the number of images;
+            complete after the second pass.
     """
 
     splits: Splits = field(default_factory=dict)
@@ -78,19 +79,19 @@ class Survey:
     remarks: Counter[str] = field(default_factory=Counter)
 
     def add(self, found: Header, name: str) -> None:
-        """Count an image's size and colours."""
+        """Record the size and colours of an image."""
         size = (found.height, found.width)
         count, first = self.sizes.get(size, (0, name))
         self.sizes[size] = (count + 1, first)
         self.has_alpha = self.has_alpha or found.has_alpha
-        self.is_grey = self.is_grey and found.is_grey  # a single image in colour makes all of them RGB
+        self.is_grey = self.is_grey and found.is_grey  # a single colour image makes all of them RGB
 
 
 _T = TypeVar("_T")
 
 
 class _Examined(NamedTuple):
-    """A usable file in the survey."""
+    """Survey result for a usable file."""
 
     digest: bytes
     stamp: Stamp
@@ -99,17 +100,17 @@ class _Examined(NamedTuple):
 
 
 def survey(tree: FolderTree, layout: FolderLayout, options: FolderOptions, *, progress: bool = False) -> Survey:
-    """Read every file of a layout: its digest and its header.
+    """Determine the digest and header of every file in a layout.
 
     Args:
         tree: the files.
-        layout: their splits and classes.
-        options: with files to skip, each image is decoded, which finds all unusable files: their number must be known
-            before the arrays are created.
-        progress: whether to show a bar on stderr.
+        layout: splits and classes of the files.
+        options: options of the source. If files may be skipped, every image is decoded to find all unusable files,
+            because their number must be known before the arrays are created.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        The usable images, and the faults of all others.
+        The usable images, and the fault of each unusable file.
     """
     result = Survey()
     files = [
@@ -151,7 +152,7 @@ def _n_processes(n_files: int) -> int:
 
 
 def _examine_files(tree: FolderTree, task: tuple[Iterable[str], FolderOptions]) -> list[_Examined | str]:
-    """Examine files in a process; a text is a file's fault."""
+    """Examine files in a worker process; for an unusable file, the result is a string that describes the fault."""
     names, options = task
     results: list[_Examined | str] = []
     with decoding_limits():
@@ -178,11 +179,11 @@ def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Exami
 
 
 def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoReturn:
-    """List all unusable files, and the command that skips them.
+    """Raise an error that lists all unusable files and the command to skip them.
 
     Args:
-        faults: the message of each file, by name.
-        options: for the command.
+        faults: the message for each file, by name.
+        options: options from which the command is built.
 
     Raises:
         DataError: always.
@@ -198,20 +199,20 @@ def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoRetu
 def chunks(
     tree: FolderTree, found: Survey, shape: tuple[int, int, int], options: FolderOptions, listed: Sequence[str]
 ) -> Iterator[Chunk]:
-    """Read the pixels of all images, in the order of the dataset.
+    """Yield the pixels of all images, in dataset order.
 
     Args:
         tree: the files.
-        found: the survey; the remarks on images are added to it.
-        shape: (H, W, C) to which the images are brought.
-        options: how.
-        listed: all files that the survey listed.
+        found: the survey; remarks on images are added to it.
+        shape: (H, W, C) to which the images are fitted.
+        options: how to fit the images.
+        listed: all files listed before the survey.
 
     Yields:
         Chunks of a few images.
 
     Raises:
-        DataError: images cannot be decoded; or a file was changed, added or removed since the survey.
+        DataError: images cannot be decoded, or a file was changed, added or removed since the survey.
     """
     rows = max(1, BLOCK_BYTES // math.prod(shape))
     faults: dict[str, str] = {}
@@ -227,7 +228,7 @@ def chunks(
                 for row, image in enumerate(some):
                     picture = _fitted(tree, image, shape, options) if image.picture else next(decoded)
                     if isinstance(picture, str):
-                        faults[image.name] = picture  # raised after the last image, with all others
+                        faults[image.name] = picture  # reported after the last image, together with all others
                     else:
                         pixels[row] = picture.pixels
                         found.remarks.update(picture.remarks())
@@ -243,7 +244,7 @@ def chunks(
 
 
 def _fitted(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> Picture | str:
-    """Return an image that the survey decoded, or its fault."""
+    """Return an image that was decoded during the survey, fitted to a shape, or a string that describes its fault."""
     if tree.stamp(image.name) != image.stamp or not image.picture:
         try:
             return _read_image(tree, image, shape, options)
@@ -257,7 +258,7 @@ def _fitted(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], opt
 def _read_images(
     tree: FolderTree, task: tuple[Sequence[ImageFile], tuple[int, int, int], FolderOptions]
 ) -> list[Picture | str]:
-    """Read the pixels of images in a process; a text is a file's fault."""
+    """Read images in a worker process; for an unusable file, the result is a string that describes the fault."""
     images, shape, options = task
     results: list[Picture | str] = []
     with decoding_limits():
@@ -270,7 +271,7 @@ def _read_images(
 
 
 def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> Picture:
-    """Read the pixels of one image in the second pass; it must be the file that the survey read.
+    """Read the pixels of one image in the second pass, after checking that the file has not changed since the survey.
 
     Raises:
         DataError: the file was changed or removed, or cannot be decoded.
@@ -278,7 +279,7 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
     path = tree.path(image.name)
     content, stamp = tree.read(image.name)
     if stamp != image.stamp:
-        # A changed stamp alone may be a new link or mode: the digest decides.
+        # A new hard link or mode also changes the stamp, so compare the digests.
         digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
         if digest != image.digest:
             raise DataError(

@@ -1,6 +1,6 @@
-"""List the files of a folder once, so that everything that follows works on the same list.
+"""List the files in a folder once, so that all later steps use the same list.
 
-Links are followed, to files and to folders. A link that leads back to a folder above it is an error.
+Links to files and folders are followed. A link back to a folder above it is an error.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ _NO_IMAGES = frozenset({
 })  # fmt: skip
 _MAX_DEPTH = 50
 MAX_CONTENT_BYTES = 64 << 20
-_MAX_LINKED_FOLDERS = 100_000  # links to folders can multiply: each level of two links doubles the number of paths
+_MAX_LINKED_FOLDERS = 100_000  # two folder links per level double the number of paths at each level
 
 Inode = tuple[int, int]
 Stamp = tuple[int, int, int, int]
 
 
 def is_visible(name: str) -> bool:
-    """Return whether a name is neither hidden nor one that desktops and archivers leave behind."""
+    """Return whether a name is neither hidden nor that of a file or folder left behind by desktops and archivers."""
     return not name.startswith(".") and name.lower() not in _CLUTTER
 
 
 @dataclass
 class Listing:
-    """The content of a folder or an archive, as paths relative to it, with slashes.
+    """Contents of a folder or archive, as relative paths with forward slashes.
 
     Attributes:
         files: files that may be images.
-        folders: all visible folders, also empty ones.
-        left_out: files and folders that are hidden, clutter, or known to be no images.
+        folders: all visible folders, including empty ones.
+        left_out: files and folders that are hidden or clutter, and files that are known not to be images.
     """
 
     files: list[str] = field(default_factory=list)
@@ -48,24 +48,24 @@ class Listing:
     left_out: list[str] = field(default_factory=list)
 
     def add_file(self, path: str) -> None:
-        """Add a file whose folders are visible."""
+        """Add a file, all of whose parent folders are visible."""
         name = path.rpartition("/")[2]
         may_be_image = is_visible(name) and name.lower().rpartition(".")[2] not in _NO_IMAGES
         (self.files if may_be_image else self.left_out).append(path)
 
 
 class FolderTree:
-    """A folder of image files."""
+    """Folder of image files."""
 
     def __init__(self, root: Path) -> None:
-        """Take the folder; nothing is read yet."""
+        """Store the path of the folder; nothing is read yet."""
         self.root = root
 
     def list(self) -> Listing:
-        """Return all files and folders.
+        """Return a listing of all files and folders.
 
         Raises:
-            DataError: a folder cannot be read, or its links lead in a circle.
+            DataError: a folder cannot be read, or its links form a loop.
         """
         listing = Listing()
         for path, is_folder in _walk(self.root, "", (_inode(self.root),), [0]):
@@ -86,20 +86,20 @@ class FolderTree:
         """Read a file.
 
         Returns:
-            Its content, or None if it is too large to be held in memory; and a stamp, which changes whenever the file
-            is replaced or written to.
+            The file's content, or None if it is too large to be held in memory, and the file's stamp, which changes
+            whenever the file is replaced or written to.
 
         Raises:
-            DataError: it is missing, cannot be read, or is not a regular file.
+            DataError: the file is missing, cannot be read, or is not a regular file.
         """
-        path = f"{self.root}/{name}"  # pathlib, and Python's file objects, take as long as decoding a small image
+        path = f"{self.root}/{name}"  # pathlib and Python's file objects take as long as decoding a small image
         try:
             is_regular = S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC) if is_regular else -1
         except OSError:
             descriptor = -1
         if descriptor < 0:
-            open_regular(Path(path)).close()  # raises what is wrong
+            open_regular(Path(path)).close()  # raises an error that states the cause
         try:
             status = os.fstat(descriptor)
             content = os.read(descriptor, status.st_size + 1) if status.st_size <= MAX_CONTENT_BYTES else None
@@ -110,7 +110,7 @@ class FolderTree:
         return content, stamp_of(status)
 
     def stamp(self, name: str) -> Stamp | None:
-        """Return a file's stamp as :meth:`read` does, without reading it; None if it is gone."""
+        """Return the same stamp of a file as :meth:`read`, without reading the file; None if it no longer exists."""
         try:
             return stamp_of(os.stat(f"{self.root}/{name}"))  # noqa: PTH116 - pathlib takes three times as long
         except OSError:
@@ -123,21 +123,21 @@ class FolderTree:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return what changes whenever a file is replaced or written to: device, inode, size, time of change."""
+    """Return a file's device, inode, size and change time, which differ once it is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
 def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[int]) -> Iterator[tuple[str, bool]]:
-    """Yield each path below a folder, sorted within its folder, and whether it is a folder.
+    """Yield each path below a folder, sorted within its parent folder, and whether it is a folder.
 
     Args:
         folder: the folder.
-        prefix: its path relative to the root, with a slash at the end.
-        above: the inodes of the folder and of those above it.
-        n_linked: the number of links to folders followed so far, updated.
+        prefix: path of the folder relative to the root, with a trailing slash; empty for the root.
+        above: inodes of the folder and of all folders above it.
+        n_linked: number of folder links followed so far, as a list with one element, which is updated.
 
     Raises:
-        DataError: a folder cannot be read, is too deep, or is a link that leads in a circle.
+        DataError: a folder cannot be read, is nested too deeply, or is a link that forms a loop.
     """
     if len(above) > _MAX_DEPTH + 1:
         raise DataError(f"{folder}: folders are nested too deeply (found more than {_MAX_DEPTH}). Move the images up")
@@ -163,7 +163,7 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: it fails again, with a message, when it is opened as a file
+    except OSError:  # a link to itself: opening it as a file fails again, with a proper message
         return False
 
 
