@@ -1,1 +1,1 @@
-"""Reports on finished and unfinished runs: tables, figures and one HTML page."""
+"""Reports on finished and unfinished runs: tables, figures and an HTML page."""

@@ -1,9 +1,9 @@
-"""Cross-checks of a finished run: values that two of its files record are compared.
+"""Cross-checks of a finished run: comparisons of values that two of its files record.
 
-Some values are recorded only once and cannot be checked. In the result: ``train_seconds``, ``cpu_hours``,
-``peak_memory_bytes`` and ``bits_may_differ_from_step``, which only the process knew. In the history: ``seconds``, and
-the losses and accuracies, which need the images and each epoch's weights (test loss and accuracy of the chosen weights
-are checked). In the predictions: probabilities, labels and pixels, which need the dataset.
+Some values are recorded only once and cannot be checked. In the result, these are ``train_seconds``, ``cpu_hours``,
+``peak_memory_bytes`` and ``bits_may_differ_from_step``. In the history, they are ``seconds``, and losses and
+accuracies, whose check would need the images and each epoch's weights (the chosen weights' test loss and accuracy are
+checked). In the predictions, they are probabilities, labels and pixels, whose check would need the dataset.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +17,18 @@ from cnnjob.runs import metrics
 from cnnjob.training.build import build_schedule
 
 _TOLERANCE = 1e-6
-"""Largest difference between two values that agree: absolute below 1, relative above."""
+"""Maximum difference between two values that agree: absolute below 1, relative above."""
 _STATISTICS = ("/mean", "/variance")
-"""Endings of the names of running statistics, which are stored with the weights but are not parameters."""
+"""Name suffixes of running statistics, which are stored with the weights but are not parameters."""
 _SECONDS_ERROR, _RATE_ERROR = 0.0005, 0.05
-"""Largest rounding errors of ``seconds`` and ``images_per_second`` in the history."""
+"""Maximum rounding errors of ``seconds`` and ``images_per_second`` in the history."""
 _LAST_VALUES = {"epochs": "epoch", "steps": "step"}
-"""Key of the result → column of the history whose last value it repeats."""
+"""Result keys → history columns whose last value they repeat."""
 _TRAIN_KEYS = {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}
-"""Key of the result → key of the job's ``train`` table that it repeats."""
+"""Result keys → keys in the job's ``train`` table that they repeat."""
 
 Table = Mapping[str, np.ndarray]
-"""Columns of the history by name: each (E,) float64 for E epochs, NaN where unknown."""
+"""History columns by name: each (E,) float64 for E epochs, NaN where unknown."""
 
 
 class Check(NamedTuple):
@@ -42,13 +42,13 @@ class Check(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Return whether both values are equal; floats, within the tolerance."""
+        """Return whether the two values are equal, within the tolerance for floats."""
         if isinstance(self.expected, float) and isinstance(self.value, int | float):
             return abs(self.value - self.expected) <= _TOLERANCE * max(1.0, abs(self.expected))
         return bool(self.value == self.expected)
 
     def __str__(self) -> str:
-        """Return both values in one sentence."""
+        """Return a sentence that states both values."""
         value, expected = (in_one_line(str(value)) for value in (self.value, self.expected))
         return f"{self.file}: {self.name} is {value}, but {self.source} gives {expected}"
 
@@ -56,7 +56,7 @@ class Check(NamedTuple):
 def check_result(
     result: Mapping[str, Any], settings: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> Iterator[Check]:
-    """Check the result against the job, the environment and itself; a missing field is not compared.
+    """Check the result against the job, the environment and itself; missing fields are not compared.
 
     Args:
         result: content of ``result.json``.
@@ -84,7 +84,7 @@ def check_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) 
 
 
 def check_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Check the result against the attempt that finished the run, or the last one if none records that it did."""
+    """Check the result against the attempt that finished the run, or the last attempt if none records finishing it."""
     finished = (attempt for attempt in attempts if attempt["why"] == "finished")
     if attempt := next(finished, attempts[-1] if attempts else None):
         expected = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]
@@ -104,7 +104,7 @@ def check_history(result: Mapping[str, Any], table: Table, select_on: str) -> It
     ]
     score = "epoch" if select_on == "last" else f"{select_on}_accuracy"
     if _is_whole(table, score):
-        best = int(np.argmax(table[score]))  # the first of equals, as the trainer chooses
+        best = int(np.argmax(table[score]))  # the first of equal ones, as in the trainer
         expected.append(("best_epoch", int(table["epoch"][best])))
         measures = ("test_accuracy", "test_loss") if select_on == "test" else ()
         expected += [(name, float(table[name][best])) for name in measures if _is_whole(table, name)]
@@ -115,7 +115,7 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
     """Check the history of a finished run against its job and itself.
 
     Args:
-        table: the history, of epochs 1, 2, 3, …
+        table: the history, with epochs 1, 2, 3, …
         job: the job, in the current format.
     """
     if not _is_whole(table, "step") or table["step"][0] < 1:
@@ -123,7 +123,7 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
     epochs, steps = len(table["epoch"]), int(table["step"][0])
     yield Check("history.jsonl", "the number of epochs", epochs, "job.json", _last_epoch(table, job))
     total = job.train.epochs * steps
-    # The history records the rate of each epoch's last step; steps count from 0 here.
+    # The history records the learning rate of each epoch's last step; steps count from 0 here.
     rates = build_schedule(job.train).rates(range(steps - 1, epochs * steps, steps), total)
     for row in range(epochs):
         cells = {name: float(values[row]) for name, values in table.items()}
@@ -135,7 +135,7 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
             )
         seconds, rate = cells["seconds"], cells["images_per_second"]
         images = steps * job.train.batch_size
-        # Both were rounded on their own, so the rate may lie anywhere in the interval that the rounding allows.
+        # The two were rounded independently, so the rate may be anywhere in the interval that rounding allows.
         if (
             seconds > _SECONDS_ERROR
             and not images / (seconds + _SECONDS_ERROR) - _RATE_ERROR
@@ -146,11 +146,11 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
 
 
 def _last_epoch(table: Table, job: Job) -> int:
-    """Return the epoch after which the training must have ended, expected the accuracies of its history."""
+    """Return the epoch after which training must have ended, given the accuracies in its history."""
     stopping, score = job.train.early_stopping, f"{job.train.select_on}_accuracy"
     if stopping and _is_whole(table, score):
         best = np.maximum.accumulate(table[score])
-        # `best` never decreases, so searchsorted finds the epoch that first reached each maximum.
+        # `best` never decreases, so searchsorted finds the epoch in which each maximum was first reached.
         waited = np.arange(len(best)) - np.searchsorted(best, best)
         if (waited >= stopping.patience).any():
             return int((waited >= stopping.patience).argmax()) + 1
@@ -160,10 +160,10 @@ def _last_epoch(table: Table, job: Job) -> int:
 def check_predictions(
     arrays: Mapping[str, np.ndarray], class_names: Sequence[str], shape: Sequence[int]
 ) -> Iterator[Check]:
-    """Check the predictions against the job's data and themselves.
+    """Check the predictions against the job's dataset and themselves.
 
     Args:
-        arrays: arrays of ``predictions.npz``.
+        arrays: arrays in ``predictions.npz``.
         class_names: class names in ``job.json``; empty if it has none.
         shape: image shape (H, W, C) in ``job.json``; empty if it has none.
     """
@@ -187,12 +187,12 @@ def check_predictions(
 
 
 def _result_checks(result: Mapping[str, Any], expected: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
-    """Yield one check per name, source and value; a value that is missing on either side is not compared."""
+    """Yield one check per name, source and value; values missing on either side are not compared."""
     for name, source, value in expected:
         if value is not None and result.get(name) is not None:
             yield Check("result.json", name, result[name], source, value)
 
 
 def _is_whole(table: Table, column: str) -> bool:
-    """Return whether the table has the column, finite in every epoch."""
+    """Return whether the table has the column and all its values are finite."""
     return column in table and bool(np.isfinite(table[column]).all())

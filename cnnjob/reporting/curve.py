@@ -1,4 +1,4 @@
-"""Learning curves as numbers to draw."""
+"""Learning curves as plottable numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ class Curve:
 
     name: str
     history: Mapping[str, np.ndarray]
-    """``epoch`` (E,), and any of ``train_loss``, ``validation_loss``, ``test_loss`` (nats per image) and
-    ``train_accuracy``, ``validation_accuracy``, ``test_accuracy`` (0..1): (E,) float64, NaN where unknown."""
+    """``epoch`` and any of ``train_loss``, ``validation_loss``, ``test_loss`` (nats per image) and
+    ``train_accuracy``, ``validation_accuracy``, ``test_accuracy`` (0..1): each (E,) float64, NaN where unknown."""
     best_epoch: int | None = None
-    """Epoch whose weights were chosen."""
+    """Epoch whose weights were chosen; None if unknown."""
     restarts: tuple[float, ...] = ()
-    """Where the run resumed, in epochs; fractional within an epoch."""
+    """Positions at which the run resumed, in epochs; fractional within an epoch."""
 
     @property
     def watched(self) -> Split:
-        """The split that was evaluated after each epoch; ``train`` if there was none."""
+        """The split that was evaluated after each epoch; ``train`` if there is none."""
         splits: tuple[Split, ...] = ("validation", "test")
         return next((split for split in splits if not np.isnan(self.values(split, "loss")).all()), "train")
 
     def values(self, split: Split, measure: Measure) -> np.ndarray:
-        """Return the values to draw: (E,) float64, nats per image or per cent, NaN where unknown."""
+        """Return the values to plot: (E,) float64, in nats per image or per cent, NaN where unknown."""
         unknown = np.full(len(self.history["epoch"]), np.nan)
         values = self.history.get(f"{split}_{measure}", unknown)
         return values * 100 if measure == "accuracy" else values

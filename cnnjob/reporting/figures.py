@@ -1,7 +1,7 @@
-"""Figures as files; a figure that would not change is not drawn again.
+"""Figure files; figures that would not change are not drawn again.
 
-A notes file beside the figures records digests of the inputs and of the files of each figure. A figure is drawn again
-if its numbers, its labels, the drawing code or one of its files does not match the notes.
+A notes file next to the figures records digests of each figure's inputs and files. A figure is drawn again if its
+numbers, its labels, the drawing code or one of its files does not match the notes.
 """
 
 import ast
@@ -33,9 +33,9 @@ class Drawing(NamedTuple):
     """A figure that has not been drawn yet."""
 
     draw: "Callable[..., Figure]"
-    """A function of :mod:`cnnjob.reporting.plots`."""
+    """A function in :mod:`cnnjob.reporting.plots`."""
     arguments: tuple[Any, ...]
-    """Its arguments: arrays, dataclasses and JSON values."""
+    """The function's arguments: arrays, dataclasses and JSON values."""
 
 
 def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, bytes | None]]:
@@ -43,10 +43,10 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
 
     Args:
         out: folder of the files.
-        drawings: figures by the stem of their files, such as ``curves`` or ``runs/NAME/curves``.
+        drawings: figures by their file stem, such as ``curves`` or ``runs/NAME/curves``.
 
     Yields:
-        The name and content of each file, None as the content of an unchanged one; the notes after each drawn figure.
+        The name and content of each file (None for an unchanged file), with the notes after each newly drawn figure.
     """
     notes, code, drawn_anew = _read_notes(out), _drawing_code_digest(), False
     for stem, drawing in drawings.items():
@@ -60,7 +60,7 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
             note = {"source": source} | {kind: files.sha256_of(content) for kind, content in drawn.items()}
             yield from ((f"{stem}.{kind}", content) for kind, content in drawn.items())
             notes[stem], drawn_anew = note, True
-            # After the figure's own files and before the next figure: an interrupted report keeps what it drew.
+            # After the figure's files and before the next figure, so an interrupted report keeps what it has drawn.
             yield NOTES, files.canonical_json(notes).encode()
     if notes and not drawn_anew:
         yield NOTES, files.canonical_json(notes).encode()
@@ -76,7 +76,7 @@ def _has_recorded_content(stem: Path, note: Mapping[str, str]) -> bool:
 
 
 def _read_notes(out: Path) -> Notes:
-    """Return the notes of earlier reports on figures that still exist; empty if they cannot be read."""
+    """Return the notes on figures that still exist; empty if the notes cannot be read."""
     try:
         notes = files.read_json(out / NOTES)
     except DataError:
@@ -86,13 +86,13 @@ def _read_notes(out: Path) -> Notes:
 
 
 def _drawing_code_digest() -> bytes:
-    """Return a digest of the drawing code: library versions and the statements of this package's plotting modules."""
+    """Return a digest of the drawing code: library versions and the statements in this package's plotting modules."""
     statements = (statements_of(inspect.getsource(module)).encode() for module in _DRAWING_MODULES)
     return files.sha256_of(*(version(name).encode() for name in _LIBRARIES), *statements).encode()
 
 
 def statements_of(source: str) -> str:
-    """Return the syntax tree of a module without comments and docstrings: a changed wording redraws no figure."""
+    """Return a module's syntax tree without comments and docstrings, so that rewording them redraws no figures."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -105,9 +105,9 @@ def statements_of(source: str) -> str:
 
 
 def _bytes_to_hash(value: Any) -> Iterator[bytes]:
-    """Yield a value as bytes to hash, with types, shapes and lengths so that different values never read the same."""
+    """Yield a value as bytes to hash, with types, shapes and lengths so different values never give equal bytes."""
     if isinstance(value, np.ndarray):
-        # dtype.str names the byte order, and tobytes() of a contiguous copy does not depend on the strides.
+        # dtype.str includes the byte order, and tobytes() of a contiguous copy does not depend on the strides.
         yield from (f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
         yield from _bytes_to_hash(asdict(value))

@@ -1,33 +1,33 @@
-"""Convolution filters as a sheet of small images."""
+"""Convolution filters arranged as a sheet of small images."""
 
 import math
 
 import numpy as np
 
 TILES_LIMIT = 64
-"""Most images per row and per column: more would be too small to see."""
+"""Maximum number of images per row and per column; more would be too small to see."""
 PICTURE_CHANNELS = {1, 3}
-"""Numbers of channels shown as one image: grey, and red, green and blue."""
+"""Numbers of channels that are shown as one image: greyscale, and red, green and blue."""
 ENLARGED = 3
 """Width and height of one weight on the sheet, in pixels."""
-_GAP = (0.70, 0.78, 0.88)  # between filters: no filter of one channel has this colour
+_GAP = (0.70, 0.78, 0.88)  # between filters; no single-channel filter has this colour
 
 
 def filter_tiles(weights: np.ndarray) -> np.ndarray:
     """Return filters as rows of images, each filter scaled to its own range.
 
-    Filters with one channel are grey and filters with three are in colour, in row-major order. With any other number of
-    channels, each channel is a grey image, with filters along one axis and channels along the other, the longer of the
-    two horizontally. At most ``TILES_LIMIT`` images are shown along each axis.
+    Filters with one channel are shown in grey and filters with three in colour, in row-major order. With any other
+    number of channels, each channel is a grey image, with filters along one axis and channels along the other, the
+    longer of the two horizontally. Up to ``TILES_LIMIT`` images are shown along each axis.
 
     Args:
         weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
 
     Returns:
-        R rows of Q images: (R, Q, K, K, 3) float64 in 0..1; unused places have the gap's colour.
+        R rows of Q images: (R, Q, K, K, 3) float64 in 0..1; unused positions have the gap colour.
     """
     K, _, C, F = weights.shape
-    weights = weights.astype(np.float64)  # high - low of float16 numbers may overflow
+    weights = weights.astype(np.float64)  # high - low may overflow in float16
     low, high = weights.min(axis=(0, 1, 2)), weights.max(axis=(0, 1, 2))  # (F,)
     scaled = np.where(high > low, (weights - low) / np.where(high > low, high - low, 1), 0.5)
     if C not in PICTURE_CHANNELS:
@@ -42,11 +42,11 @@ def filter_tiles(weights: np.ndarray) -> np.ndarray:
 
 
 def join_tiles(tiles: np.ndarray) -> np.ndarray:
-    """Join tiles (R, Q, K, K, 3), enlarged to S = 3 K, in one sheet (R (S+1) + 1, Q (S+1) + 1, 3) with 1-pixel gaps."""
+    """Join tiles (R, Q, K, K, 3), enlarged to S = 3 K, to one sheet (R (S+1) + 1, Q (S+1) + 1, 3) with 1-pixel gaps."""
     pictures = tiles.repeat(ENLARGED, axis=2).repeat(ENLARGED, axis=3)
     R, Q, S = pictures.shape[:3]  # (R, Q, S, S, 3)
     framed = np.full((R, S + 1, Q, S + 1, 3), _GAP)
     framed[:, 1:, :, 1:] = pictures.swapaxes(1, 2)
     sheet = framed.reshape(R * (S + 1), Q * (S + 1), 3)
-    # The first row and column are gaps, so wrapping them round closes the frame at the bottom and on the right.
+    # The first row and column are gaps, so wrapping them around closes the frame at the bottom and on the right.
     return np.pad(sheet, ((0, 1), (0, 1), (0, 0)), mode="wrap")

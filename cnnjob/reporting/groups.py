@@ -1,7 +1,7 @@
-"""Groups of runs that differ only in their seed, and the statistics of a group and of two groups.
+"""Groups of runs that differ only in their seed, statistics of single groups, and comparisons of two groups.
 
-Means have 95 % intervals by Student's t. Two groups are compared over the seeds that they share (a paired comparison):
-variation that a seed causes in both cancels. Nothing is claimed from fewer than two values.
+Means have 95 % intervals by Student's t. Two groups are compared over the seeds that they share (a paired comparison),
+so variation that a seed causes in both cancels out. Fewer than two values have no interval.
 """
 
 import math
@@ -21,43 +21,43 @@ from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95
 MAX_PAIRWISE_GROUPS = 5
-"""Up to this many groups of one dataset are compared pairwise; more than this, each with the best one."""
+"""Up to this many groups on a dataset are compared pairwise; with more, each is compared with the best one."""
 _MAX_LABEL_LETTERS = 100
 _BLOCK_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
-"""Matches the kind of each block in the setting ``model.blocks``, such as ``conv`` in ``conv 32``."""
+"""Matches the kind of each block in the ``model.blocks`` setting, such as ``conv`` in ``conv 32``."""
 _WITHOUT_EFFECT = ("name", "seed", "resources", "train.checkpoint_seconds")
-"""Settings that do not change the result, and the seed."""
+"""Settings that do not affect the result, and the seed."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval."""
+    """A mean and its confidence interval."""
 
     mean: float
     half_width: float | None
-    """Half the width of the 95 % interval; None for a single value."""
+    """Half the width of the 95 % interval; None if there is only one value."""
     n: int
 
     @property
     def excludes_zero(self) -> bool:
-        """Return whether the whole interval lies on one side of zero."""
+        """Whether the whole interval is on one side of zero."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with equal settings and data, and any seeds."""
+    """Runs with the same settings and data, and any seeds."""
 
     label: str
     """A unique name: the job's name, the settings that differ, or a number."""
     settings: dict[str, Any]
-    """Settings that are not the same in all groups, by their shortest unambiguous name."""
+    """Settings that differ between groups, by their shortest unambiguous name."""
     records: tuple[Record, ...]
-    """Its runs, ordered by seed and name."""
+    """The group's runs, ordered by seed and name."""
 
     @property
     def dataset(self) -> str:
-        """The dataset's name and the first digits of its digest."""
+        """The dataset's name and the first digits of the digest."""
         return str(self.records[0].settings.get("dataset"))
 
     @cached_property
@@ -71,7 +71,7 @@ class Group:
 
     @property
     def remarks(self) -> list[str]:
-        """Caveats about its accuracy: a model chosen on the test images, or test-time augmentation."""
+        """Caveats about the group's accuracy: a model chosen on the test images, or test-time augmentation."""
         rows = [record.row for record in self.by_seed.values()]
         views = {row["test_time_augmentation"] for row in rows} - {"none"}
         remarks = [f"test-time augmentation: {view}" for view in sorted(views)]
@@ -80,24 +80,24 @@ class Group:
         return remarks
 
     def interval(self, column: str) -> Interval | None:
-        """Return the mean of a column over the finished runs, one per seed; None if none of them has a value."""
+        """Return a column's mean over the finished runs, one per seed; None if none of them has a value."""
         values = [record.row[column] for record in self.by_seed.values()]
         return interval([value for value in values if isinstance(value, int | float)])
 
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """The comparison of two groups over the seeds that they share."""
+    """Comparison of two groups over the seeds that they share."""
 
     better: Group
-    """The group with the higher mean test accuracy over all its own seeds."""
+    """The group with the higher mean test accuracy over all of its own seeds."""
     other: Group
     interval: Interval | None
     """Mean of ``better`` minus ``other`` per shared seed, in test accuracy (0..1); None without a shared seed."""
 
     @property
     def is_significant(self) -> bool:
-        """Return whether the 95 % interval of the difference excludes zero."""
+        """Whether the 95 % interval of the difference excludes zero."""
         return self.interval is not None and self.interval.excludes_zero
 
     @property
@@ -110,8 +110,8 @@ class GroupDifference:
         mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
         if half is None:
             return f"{names} have one seed in common, where they differ by {_signed(mean)} points: too few to compare."
-        # `better` has the higher mean over all of its seeds, but the paired difference is over the shared seeds only,
-        # so it can have the other sign.
+        # `better` has the higher mean over all of its seeds, but the paired difference is only over the shared seeds,
+        # so it can have the opposite sign.
         if self.is_significant and mean < 0:
             return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
         if self.is_significant:
@@ -120,7 +120,7 @@ class GroupDifference:
 
 
 def _quoted(label: str) -> str:
-    """Return a label for use in a sentence, in quotation marks if it contains a comma."""
+    """Return a label as used in a sentence: in quotation marks if it contains a comma."""
     return f"“{label}”" if ", " in label else label
 
 
@@ -134,8 +134,8 @@ def _range(mean: float, half: float, n: int) -> str:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Return the mean of some values with its 95 % interval by Student's t; None if there are no values."""
-    from scipy.special import stdtrit  # noqa: PLC0415 - half a second that no other command pays
+    """Return the mean of values with its 95 % interval by Student's t; None if there are no values."""
+    from scipy.special import stdtrit  # noqa: PLC0415 - takes half a second, which other commands need not spend
 
     n = len(values)
     if n < 2:  # noqa: PLR2004 - one value has no spread
@@ -148,17 +148,17 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
     """Group runs that differ only in their seed.
 
     Args:
-        records: runs in any order; one whose job cannot be read belongs to no group. The ``group`` cell of each run's
-            row is set to the label of its group.
+        records: runs in any order; those whose job cannot be read belong to no group. The ``group`` cell in each
+            other run's row is set to its group's label.
 
     Returns:
-        The groups by descending mean test accuracy, those without a finished run last.
+        The groups by descending mean test accuracy, with those without a finished run last.
     """
     members: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.settings:
             members[canonical_json(_result_settings(record))].append(record)
-    # The job in a manifest is not validated here, so its seed may be anything: padded text always compares.
+    # The job in a manifest is not validated here, so its seed may be anything; padded text can always be compared.
     ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
                for group in members.values()]  # fmt: skip
     settings = _with_enclosing_tables([_result_settings(group[0]) for group in ordered])
@@ -176,7 +176,7 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
 
 
 def _with_labels(groups: list[Group]) -> list[Group]:
-    """Label each group by its job and the settings that distinguish it; by a number if that is too long."""
+    """Label each group by its job and its distinguishing settings, or by job and number if that is too long."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}
@@ -196,10 +196,10 @@ def _job(group: Group) -> str:
 
 
 def _shown_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys that differ between groups.
+    """Return the keys of the settings that differ between groups.
 
-    If the networks have different kinds of blocks, the settings of single blocks are not comparable: then the one-line
-    description of all blocks replaces them, provided that the groups still differ.
+    If the networks have different kinds of blocks, settings of single blocks are not comparable. They are then replaced
+    by the one-line description of all blocks, provided that the groups still differ.
     """
     keys = differing_settings(settings)
     kinds = {tuple(_BLOCK_KINDS.findall(values.get(BLOCKS, ""))) for values in settings}
@@ -211,7 +211,7 @@ def _shown_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _rank(group: Group) -> tuple[float, str, str]:
-    # Settings and name break ties, so that the order does not depend on that of the folders.
+    # Settings and name break ties, so that the order does not depend on the order of the folders.
     accuracy = group.interval("test_accuracy")
     return -accuracy.mean if accuracy else math.inf, str(group.settings), group.records[0].name
 
@@ -225,7 +225,7 @@ def _result_settings(record: Record) -> dict[str, Any]:
 
 
 def _with_enclosing_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Insert ``True`` for each table that a group has and others leave out, before that table's own keys."""
+    """Insert ``True`` for each table that a group has but others omit, before that table's own keys."""
     optional = {key for values in settings for key, value in values.items() if value is None}
     completed: list[dict[str, Any]] = []
     for values in settings:
@@ -243,7 +243,7 @@ def _enclosing_tables(key: str) -> Iterator[str]:
 
 
 def differing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys whose values differ among the jobs that have their table, in order of first appearance."""
+    """Return the keys whose values differ between the jobs that have their table, in order of first appearance."""
     keys = dict.fromkeys(key for values in settings for key in values)
     # repr, because 1, 1.0 and True are equal.
     return [key for key in keys if len({repr(values.get(key)) for values in settings if _applies(key, values)}) > 1]
@@ -255,9 +255,9 @@ def _applies(key: str, settings: dict[str, Any]) -> bool:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return each dotted key with its shortest unambiguous name: its last words, as few as no other key ends in.
+    """Return each dotted key's shortest unambiguous name: as few of its last words as make it unique.
 
-    A key in a nested table keeps the name of its table: ``batch_norm.eps``.
+    The name of a key in a nested table includes the table: ``batch_norm.eps``.
     """
     keys = list(keys)
     names = {}
@@ -271,17 +271,17 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def setting_text(value: Any) -> str:
-    """Return a setting as a job file writes it, or a dash if there is none."""
+    """Return a setting as written in a job file, or a dash if it is None."""
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """Compare the groups of each dataset: pairwise if there are few, otherwise each with the best.
+    """Compare each dataset's groups, pairwise if there are few, otherwise each with the best.
 
     Args:
-        groups: groups in the order of :func:`group_runs`, best first.
+        groups: groups in the order returned by :func:`group_runs`, best first.
 
     Returns:
         One difference per pair of groups that both have finished runs.

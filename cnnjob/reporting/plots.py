@@ -1,8 +1,8 @@
 """Matplotlib figures: learning curves, confusion matrices, first-layer filters.
 
-Each figure is a ``matplotlib.figure.Figure`` that belongs to its caller: there is no pyplot and no global state. It
-does not depend on the user's ``matplotlibrc``, and :func:`to_bytes` returns equal bytes for equal figures. The palette
-is safe for colour-blind readers; names are printed literally, never parsed as formulas.
+Each figure is a ``matplotlib.figure.Figure`` owned by the caller, without pyplot or global state. It does not depend
+on the user's ``matplotlibrc``, and :func:`to_bytes` returns equal bytes for equal figures. The palette is safe for
+colour-blind readers; names are printed literally, never parsed as formulas.
 
 This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
 """
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Format = Literal["pdf", "png", "svg"]
 
 LEGEND_LIMIT = 50
-"""With more curves than this there is no legend: it would be larger than the figure."""
+"""With more curves than this, there is no legend: it would be larger than the figure."""
 COUNTS_LIMIT = 20
-"""With more classes than this a confusion matrix has no counts in its cells: they would not fit."""
+"""With more classes than this, a confusion matrix has no counts in its cells: they would not fit."""
 LABELS_LIMIT = 100
-"""With more classes than this a confusion matrix names only every second, third, … class."""
+"""With more classes than this, a confusion matrix names only every second, third, … class."""
 
 _STYLE = {
     "axes.grid": True,
@@ -44,8 +44,8 @@ _STYLE = {
     "legend.fontsize": "small",
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "pdf.fonttype": 42,  # TrueType, not Type 3: letters stay letters
-    "svg.hashsalt": "cnnjob",  # without it the ids in an SVG are random
+    "pdf.fonttype": 42,  # TrueType, not Type 3: text remains text
+    "svg.hashsalt": "cnnjob",  # without this, the ids in an SVG are random
     "text.parse_math": False,  # a class name may contain $
 }
 _METADATA: dict[Format, dict[str, Any]] = {
@@ -53,15 +53,15 @@ _METADATA: dict[Format, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None},
 }
-_PANELS_WIDTH = 9.0  # inches, without a legend beside them
+_PANELS_WIDTH = 9.0  # inches, not including a legend
 _COLOURS = 10
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 3)))
 _LEGEND_ROWS = 25
 _NAME_LENGTH = 40
 _LOG_RATIO = 30
-"""The axis of losses is logarithmic if the largest is more than this many times the smallest."""
+"""The loss axis is logarithmic if the maximum is more than this many times the minimum."""
 _DOTTED_EPOCHS = 30
-"""Up to this many epochs, each is marked with a dot."""
+"""Each epoch is marked with a dot if there are no more than this many."""
 
 
 @contextmanager
@@ -69,24 +69,24 @@ def _style() -> Iterator[None]:
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-        # A class name may use any script; matplotlib draws a box for a character that its font lacks.
+        # Class names may use any script; Matplotlib draws a box for characters that its font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 @_style()
 def to_bytes(figure: "Figure", kind: Format) -> bytes:
-    """Render a figure as the content of a file.
+    """Render a figure as file content.
 
     Args:
-        figure: a figure of this module.
+        figure: a figure from this module.
         kind: ``png`` at 150 dots per inch, ``svg`` or ``pdf``.
 
     Returns:
-        The content, the same bytes for the same figure: no date, no random ids.
+        The content, without dates or random ids: the same bytes for the same figure.
     """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is solved once, not again for each format
+    figure.set_layout_engine("none")  # the layout is computed only once for all formats
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
     return buffer.getvalue()
@@ -94,13 +94,13 @@ def to_bytes(figure: "Figure", kind: Format) -> bytes:
 
 @_style()
 def learning_curve(curve: Curve) -> "Figure":
-    """Draw loss and accuracy of one run over its epochs, on the training images and the watched split.
+    """Draw one run's loss and accuracy over its epochs, on the training images and the watched split.
 
     Args:
-        curve: a curve of at least one epoch. Its best epoch is a star, its restarts are dotted lines.
+        curve: a curve with at least one epoch. The best epoch is drawn as a star, restarts as dotted lines.
 
     Returns:
-        A figure with two axes, loss and accuracy.
+        A figure with two axes: loss and accuracy.
     """
     figure, panels = _panels(_PANELS_WIDTH, curve.name)
     blue, orange = _palette()[:2]
@@ -120,16 +120,16 @@ def learning_curve(curve: Curve) -> "Figure":
 
 @_style()
 def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
-    """Draw loss and accuracy of several runs over their epochs, each on its watched split.
+    """Draw the loss and accuracy of several runs over their epochs, each on its watched split.
 
-    Up to ten runs differ in colour, more of them also in dashes. With more than ``LEGEND_LIMIT`` runs there is no
-    legend, and the title says so. Best epochs are stars, restarts are vertical strokes.
+    Up to ten runs are distinguished by colour, more by dashes as well. With more than ``LEGEND_LIMIT`` runs there is no
+    legend, which the title mentions. Best epochs are drawn as stars, restarts as vertical strokes.
 
     Args:
-        curves: one or more curves of at least one epoch each.
+        curves: one or more curves with at least one epoch each.
 
     Returns:
-        A figure with two axes, loss and accuracy.
+        A figure with two axes: loss and accuracy.
     """
     n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
     n_letters = max(len(_short_label(curve.name)) for curve in curves)
@@ -158,7 +158,7 @@ def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
     loss, accuracy = figure.subplots(1, 2)
     figure.suptitle(
         _short_label(title, 100), x=_PANELS_WIDTH / 2 / width
-    )  # centred over the panels, not over the legend
+    )  # centred over the panels, without the legend
     loss.set_ylabel("loss (nats per image)")
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
@@ -169,12 +169,12 @@ def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
 
 def _draw(axes: "Axes", curve: Curve, split: Split, measure: Measure, **line: Any) -> None:
     epochs = curve.history["epoch"]
-    marker = "." if len(epochs) <= _DOTTED_EPOCHS else ""  # a line of a single epoch would be invisible
+    marker = "." if len(epochs) <= _DOTTED_EPOCHS else ""  # a line through a single epoch would be invisible
     axes.plot(epochs, curve.values(split, measure), marker=marker, linewidth=1.2, **line)
 
 
 def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float | None], **style: Any) -> None:
-    """Mark epochs, whole or fractional, on the curve of the watched split."""
+    """Mark epochs, whole or fractional, on the watched split's curve."""
     known = [epoch for epoch in epochs if epoch is not None]
     if known:
         heights = np.interp(known, curve.history["epoch"], curve.values(curve.watched, measure))
@@ -182,7 +182,7 @@ def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float |
 
 
 def _scale_loss(axes: "Axes") -> None:
-    """Make the loss axis logarithmic if the losses span several magnitudes."""
+    """Make the loss axis logarithmic if the losses span more than a factor of ``_LOG_RATIO``."""
     from matplotlib.ticker import LogLocator
 
     losses = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
@@ -196,18 +196,18 @@ def _scale_loss(axes: "Axes") -> None:
 
 @_style()
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
-    """Draw a confusion matrix: counts in the cells, shares of the true class as colour.
+    """Draw a confusion matrix, with counts in the cells and shares of the true class as colours.
 
-    The colour follows the square root of the share, so that rare confusions are visible. With more classes than
-    ``COUNTS_LIMIT`` there are no counts; with more than ``LABELS_LIMIT``, only some names.
+    The colour depends on the square root of the share, so that rare confusions are visible. With more classes than
+    ``COUNTS_LIMIT`` there are no counts; with more than ``LABELS_LIMIT``, only some classes are named.
 
     Args:
-        counts: (K, K) integer; a row is a true class, a column a predicted one.
+        counts: (K, K) integer; one row per true class, one column per predicted class.
         class_names: K names.
         title: the run's name.
 
     Returns:
-        A figure of the matrix and its colour scale.
+        A figure with the matrix and its colour scale.
     """
     from matplotlib.figure import Figure
 
@@ -217,7 +217,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     margin = 0.075 * max(len(name) for name in names)
     figure = Figure(figsize=(side + margin + 2, side + margin + 0.8), layout="constrained")
     axes = figure.subplots()
-    # The font size, in points, at which the longest count fits a cell of side / K inches.
+    # The font size, in points, at which the longest count fits into a cell of side / K inches.
     _heat(axes, counts, size=min(9.0, 72 * side / K / (0.7 * len(f"{counts.max():,d}"))))
     _name_classes(axes, names, size=min(9.0, 54 * side / K))
     axes.set_title(_short_label(title))
@@ -231,7 +231,7 @@ def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
 
     has_counts = len(counts) <= COUNTS_LIMIT
     sns.heatmap(
-        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),  # a class without images has a row of zeros
+        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),  # rows of classes without images are zero
         ax=axes,
         annot=counts if has_counts else None,
         annot_kws={"fontsize": size},
@@ -244,7 +244,7 @@ def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
         yticklabels=False,
         rasterized=not has_counts,
     )
-    axes.grid(visible=not has_counts)  # in a large matrix the grid leads from a cell to its class names
+    axes.grid(visible=not has_counts)  # in a large matrix, the grid helps to find a cell's class names
 
 
 def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
@@ -258,16 +258,16 @@ def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
 
 @_style()
 def first_layer_filters(weights: np.ndarray, title: str) -> "Figure":
-    """Draw the filters of a first layer as small images, see :func:`cnnjob.reporting.filter_grid.filter_tiles`.
+    """Draw first-layer filters as small images; see :func:`cnnjob.reporting.filter_grid.filter_tiles`.
 
-    An axis label states how many filters or channels are not shown.
+    If some filters or channels are not shown, an axis label states how many there are.
 
     Args:
         weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
         title: the run's name.
 
     Returns:
-        A figure with one axes that holds one image.
+        A figure whose only axes contains one image.
     """
     from matplotlib.figure import Figure
 
@@ -310,9 +310,9 @@ def _palette() -> list[tuple[float, float, float]]:
 
 
 def _short_label(name: str, n_letters: int = _NAME_LENGTH) -> str:
-    """Return a name on one line, with its middle left out if it is long.
+    """Return a name on one line, with the middle omitted if it is long.
 
-    Matplotlib leaves labels that begin with ``_`` out of a legend, so such a name gets a leading space.
+    Matplotlib omits labels that begin with ``_`` from legends, so such a name gets a leading space.
     """
     line = " ".join(name.split())
     if len(line) > n_letters:

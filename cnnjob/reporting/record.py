@@ -1,6 +1,7 @@
-"""The record of one run folder: its summary, and what only a report needs, each file checked before it is used.
+"""Record of one run folder: its summary plus what only a report needs, with each file checked before use.
 
-A folder may be unfinished, damaged or not a run at all. The reason why something cannot be read is part of the record.
+A run may be unfinished or damaged, and a folder may not be a run at all. The record includes the reason why something
+cannot be read.
 """
 
 import math
@@ -30,10 +31,10 @@ COLUMNS = (
     *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
     *("commit", "data_sha256", "selected_on", "test_time_augmentation", "reason"),
 )
-"""Columns of the metrics tables; a cell is None where its value is not known."""
+"""Columns of the metrics tables; cells with unknown values are None."""
 
 BLOCKS = "model.blocks"
-"""Key of the setting that describes all blocks in one line; the settings of single blocks are numbered below it."""
+"""Key of the setting that describes all blocks in one line; keys of single blocks are numbered below it."""
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
 _OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
@@ -47,11 +48,11 @@ _OF_HISTORY = (
     *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
 )
 _SUM_TOLERANCE = 1e-3
-"""Largest deviation from 1 of the sum of an image's probabilities."""
+"""Maximum deviation from 1 of the sum of an image's probabilities."""
 _LARGEST = np.finfo(np.float32).max
-"""Largest number in a history or in weights that is plausible."""
+"""Largest plausible number in a history or in weights."""
 LOG_LINES = 20
-_UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a file may say anything
+_UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a damaged file may contain anything
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Mistake:
     image: np.ndarray
     """Pixels, uint8 (H, W, C)."""
     index: int
-    """Its position among the test images, from 0."""
+    """The image's position among the test images, from 0."""
     true_class: str
     predicted_class: str
     probability: float
@@ -70,42 +71,42 @@ class Mistake:
 
 @dataclass
 class Record:
-    """What could be read of one run folder."""
+    """Everything that could be read from one run folder."""
 
     name: str
     row: dict[str, Any]
-    """Its row in the metrics tables, with the keys ``COLUMNS``."""
+    """The run's row in the metrics tables, with the keys ``COLUMNS``."""
     reasons: list[str] = field(default_factory=list)
     """Why something is missing; empty for a finished, undamaged run."""
     remarks: list[str] = field(default_factory=list)
-    """Caveats that a reader of the numbers must know."""
+    """Caveats that readers of the numbers must know."""
     contradictions: list[str] = field(default_factory=list)
-    """Remarks on values that two files of the run record differently."""
+    """Remarks on values that differ between two of the run's files."""
     n_classes: int | None = None
-    """Number of classes of the dataset, from the manifest; None if it does not give their names."""
+    """The dataset's number of classes, from the manifest; None if the manifest has no class names."""
     class_names: tuple[str, ...] = ()
     classes: metrics.PerClass | None = None
     counts: np.ndarray | None = None
-    """Confusion matrix, (K, K) int64; a row is a true class, a column a predicted one."""
+    """Confusion matrix, (K, K) int64; one row per true class, one column per predicted class."""
     curve: Curve | None = None
     filters: np.ndarray | None = None
     """Weights of the first convolution, (K, K, C, F) floating."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
+    """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of the digest."""
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     log_tail: str = ""
     mistakes: list[Mistake] = field(default_factory=list)
-    """Misclassified test images, the most confident first."""
+    """Misclassified test images, most confident first."""
 
     @property
     def folder(self) -> str:
-        """Path of the folder of its own figures, relative to the report's folder."""
+        """Path of the run's figure folder, relative to the report folder."""
         return f"runs/{self.name.strip('/')}"
 
     def drawings(self) -> dict[str, Drawing]:
-        """Return its own figures by the stem of their files."""
+        """Return the run's own figures by their file stem."""
         drawings: dict[str, Drawing] = {}
         if self.curve is not None:
             drawings["curves"] = Drawing(plots.learning_curve, (self.curve,))
@@ -117,20 +118,20 @@ class Record:
 
 
 def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
-    """Read as much of a run folder as can be read; nothing that it contains raises an exception.
+    """Return as much of a run folder as can be read; no error is raised, whatever the folder contains.
 
     Args:
-        run: a run in any state; nothing in it is changed.
-        name: the name to report it by.
+        run: a run in any state; nothing in its folder is changed.
+        name: the run's name in the report.
         pictures: whether to read what only images need: filters and misclassified test images.
 
     Returns:
-        Its numbers, and the reasons why some are missing.
+        The run's numbers, and the reasons why some are missing.
     """
     record = Record(name, dict.fromkeys(COLUMNS) | {"run": name, "state": "foreign"})
     summary = read_summary(run)
     if _try_step(_check_kind, summary, record):
-        # A list, not a generator for all(): each step is tried even if the one before it failed.
+        # A list, not a generator passed to all(): each step is tried even if an earlier one failed.
         vital = [_try_step(step, summary, record) for step in (_read_job, _read_state, _read_result)]
         if not all(vital):
             record.row["state"] = "damaged"
@@ -140,8 +141,8 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
             _try_step(step, summary, record)
         if not pictures:
             record.mistakes = []
-        _try_step(_check_result, summary, record)  # last: it compares what the other steps have read
-    # Without duplicates: a damaged file that the summary names is named by the step that needs it, too.
+        _try_step(_check_result, summary, record)  # last, since it compares the results of the other steps
+    # Without duplicates, since the summary and the step that needs a file may both report the same damage.
     record.reasons = list(dict.fromkeys(_relative(reason, run) for reason in record.reasons))
     record.remarks = list(map(printable, record.remarks))
     record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
@@ -150,7 +151,7 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
 
 
 def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, record: Record) -> bool:
-    """Run a step of reading; return whether it succeeded, and add the reason to the record if not."""
+    """Run one reading step and return whether it succeeded; if not, add the reason to the record."""
     try:
         step(summary, record)
     except CnnjobError as error:
@@ -163,12 +164,12 @@ def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, r
 
 
 def _relative(reason: str, run: Run) -> str:
-    """Return a reason on one line with paths relative to the run folder, as the row names the run already."""
+    """Return a reason on one line, with paths relative to the run folder, since the row already names the run."""
     return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
 
 
 def _cell(value: Any) -> str | int | float | None:
-    """Return a value that both CSV and JSON can represent."""
+    """Return a value in a form that both CSV and JSON can represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, int | float) else printable(str(value))
@@ -181,7 +182,7 @@ def _check_kind(summary: RunSummary, _: Record) -> None:
 
 def _read_job(summary: RunSummary, record: Record) -> None:
     frozen = summary.run.manifest()
-    written_as, job = manifest_format(frozen), frozen["job"]  # not checked: a job of another version has other keys
+    written_as, job = manifest_format(frozen), frozen["job"]  # not validated: other versions' jobs have other keys
     if written_as != FORMAT:
         job = older.translate(job)
         record.settings["format"] = written_as
@@ -195,13 +196,13 @@ def _read_job(summary: RunSummary, record: Record) -> None:
 
 
 def _in_words(block: dict[str, Any]) -> str:
-    """Describe a block: ``conv 32``, ``residual (conv 32 + conv 32)``."""
+    """Return a description of a block, such as ``conv 32`` or ``residual (conv 32 + conv 32)``."""
     (kind, value), *_ = block.items()
     return f"{kind} ({' + '.join(map(_in_words, value))})" if isinstance(value, list) else f"{kind} {value}"
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
-    """Yield every setting with its dotted key; tables in a list are numbered from 1, a list of scalars is one value."""
+    """Yield each setting with its dotted key; tables in a list are numbered from 1, a list of scalars is one value."""
     members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
     for key, member in members:
         if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:
@@ -271,7 +272,7 @@ def _read_history(summary: RunSummary, record: Record) -> None:
         return
     cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
     table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
-    table[~(np.abs(table) <= _LARGEST)] = math.nan  # absurd numbers would break the scales of the figures
+    table[~(np.abs(table) <= _LARGEST)] = math.nan  # absurd numbers would ruin the figures' scales
     history = dict(zip(_OF_HISTORY, table.T, strict=True))
     if not (np.diff(history["epoch"], prepend=0) == 1).all():
         raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
@@ -287,7 +288,7 @@ def _read_attempts(summary: RunSummary, record: Record) -> None:
 
 
 def _mark_restarts(_: RunSummary, record: Record) -> None:
-    """Mark on the curve where each attempt but the first resumed, in epochs."""
+    """Mark on the curve where each attempt except the first resumed, in epochs."""
     steps = [attempt.resumed_at for attempt in record.attempts[1:]]
     if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
         restarts = tuple(step / pace for step in steps if step is not None)
@@ -313,7 +314,7 @@ def _read_predictions(summary: RunSummary, record: Record) -> None:
 
 
 def _check_result(summary: RunSummary, record: Record) -> None:
-    """Remark on contradictions between the files of a finished run."""
+    """Add remarks on contradictions between a finished run's files."""
     if not record.result:
         return
     result, checks = record.result, [*crosscheck.check_result(record.result, record.settings, record.environment)]
@@ -336,7 +337,7 @@ def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:
 
 
 def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
-    """Return the misclassified test images that the run stored; none if they do not match the predictions."""
+    """Return the misclassified test images stored by the run; none if they do not match the predictions."""
     images, indices = arrays.get("wrong_images"), arrays.get("wrong_indices")
     probabilities, labels = arrays["probabilities"], arrays["labels"]
     if images is None or indices is None or not _are_images(images, indices, len(labels)):
@@ -366,7 +367,7 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
         and labels.dtype.kind in "iu"
         and probabilities.dtype.kind == "f"
         and 0 <= labels.min() <= labels.max() < K
-        and bool((probabilities >= 0).all())  # NaN is not
+        and bool((probabilities >= 0).all())  # False for NaN
         and bool((np.abs(probabilities.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
     )
 
@@ -380,7 +381,7 @@ def _read_filters(summary: RunSummary, record: Record) -> None:
     kernels = (array for name, array in weights.items() if name.endswith("/weights") and array.ndim == len("KKCF"))
     first = next(kernels, None)  # a network without convolutions has none
     is_square = first is None or (first.size > 0 and first.shape[0] == first.shape[1])
-    # The comparison is false for NaN, too.
+    # The comparison is also false for NaN.
     if first is not None and not (is_square and first.dtype.kind == "f" and (np.abs(first) <= _LARGEST).all()):
         raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
     record.filters = first

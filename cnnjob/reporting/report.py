@@ -1,4 +1,4 @@
-"""Write a report: a folder of tables and figures about some runs.
+"""Report on runs: a folder of tables and figures.
 
 report/
 index.html                           one page with everything
@@ -6,14 +6,14 @@ groups.csv · .md · .tex              one row per group of runs that differ onl
 metrics.csv · .md · .tex · .json     one row per run, in any state
 classes.csv                          one row per run and class
 curves.png · .svg · .pdf             learning curves of all runs
-runs/NAME/curves.png · .svg · .pdf   of one run: learning curves,
+runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           confusion.…                confusion matrix,
           filters.…                  filters of the first convolution
-.figures.json                        what the figures were drawn from
+.figures.json                        digests of the figures' inputs and files
 
-Nothing but the run folders is read, and nothing in them is changed: a copy on a laptop is enough. What cannot be read
-is listed with the reason. Equal runs give equal bytes; a file that would not change is not written, and an unchanged
-figure is not drawn again.
+Only the run folders are read, and nothing in them is changed, so a copy on a laptop is sufficient. Anything that cannot
+be read is listed with the reason. Equal runs give equal bytes; files that would not change are not written, and
+unchanged figures are not drawn again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,16 +38,16 @@ class Report:
     """A report that has been written."""
 
     rows: list[dict[str, Any]]
-    """Rows of the metrics tables: one dict per run, in order of name, with the keys ``COLUMNS``. The
-    ``reason`` of a run that is not reported in full says why."""
+    """Rows of the metrics tables: one dict per run, ordered by name, with the keys ``COLUMNS``. For a run that is not
+    reported in full, ``reason`` states why."""
     files: list[Path]
-    """Every file of the report."""
+    """All files in the report."""
     written: list[Path]
-    """Those files that are new or have changed."""
+    """The files that are new or have changed."""
     without_figures: list[str]
-    """Runs without figures of their own because there are more runs than the limit."""
+    """Names of the runs without figures of their own because there are more runs than the limit."""
     groups: list[Group]
-    """Groups of runs that differ only in their seed, best first; a row's ``group`` is the label of its group."""
+    """Groups of runs that differ only in their seed, best first; a row's ``group`` is its group's label."""
 
 
 def report(
@@ -55,21 +55,21 @@ def report(
 ) -> Report:
     """Write a report on runs: a page, tables and figures.
 
-    An unfinished or damaged run, or a folder that is not a run, is listed with the reason and what can be read of it.
+    Unfinished and damaged runs, and folders that are not runs, are listed with the reason and whatever can be read.
 
     Args:
-        runs: the runs in any order; a folder given twice counts once, and the folder of a report is ignored.
-        out: the folder to write to, created if missing. Other files in it are left alone.
-        named: runs that get figures of their own however many runs there are.
-        figures_limit: with more runs than this, only ``named`` get figures of their own, and there is no figure with
-            the curves of all runs.
+        runs: the runs in any order; duplicates count once, and report folders are ignored.
+        out: the folder to write to, created if missing. Other files in it are not changed.
+        named: runs that get figures of their own, regardless of ``figures_limit``.
+        figures_limit: with more runs than this, only ``named`` get figures of their own, and there is no figure of
+            all learning curves.
 
     Returns:
         The rows, the files, and what was left out.
 
     Raises:
         DataError: there are no runs.
-        JobError: ``out`` cannot be written, or its files would lie in a run's folder.
+        JobError: ``out`` cannot be written, or its files would be inside a run folder.
     """
     folders = _run_names(runs, out)
     if not folders:
@@ -81,14 +81,14 @@ def report(
     run_groups = groups.group_runs(records)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))
-    # Generators: each file is written as soon as it is drawn, so that an interrupted report keeps what it has.
+    # Generators, so that each file is written as soon as it is ready and an interrupted report keeps what it has.
     contents = [
         _text_files(records, run_groups, pictured, overlaid="curves" in drawings),
         figures.draw_changed(out, drawings),
     ]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
-    # Figures of these runs that an earlier report wrote and this one does not have are removed. Only names that a
-    # report gives its figures: any other file in the folder belongs to the user.
+    # Remove these runs' figures that an earlier report wrote and this one does not contain, but only under the names
+    # that a report gives to figures: any other file in the folder belongs to the user.
     stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURE_TITLES)]
     for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(changed):
         path.unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def report(
 
 
 def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
-    """Return each run folder once, by its name or, if several share it, by its path; ordered by that."""
+    """Return each run folder once, by name, or by path if several share a name; sorted by these keys."""
     folders = {path: run for run in runs if not _is_report_folder(path := run.path.resolve(), out.resolve())}
     target = out.resolve()
     if inside := [path for path in folders if path == target or path.parent == target / "runs"]:
@@ -113,7 +113,7 @@ def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
 
 
 def _is_report_folder(path: Path, out: Path) -> bool:
-    """Return whether a folder is not a run but a report (this one or another), or a report's ``runs/``."""
+    """Return whether a folder is not a run but a report (this or another one), or a report's ``runs/``."""
     report = path.parent if path.name == "runs" else path
     return not looks_like_a_run(path) and (path == out or (report / "metrics.json").is_file())
 
@@ -121,7 +121,7 @@ def _is_report_folder(path: Path, out: Path) -> bool:
 def _text_files(
     records: Sequence[Record], run_groups: Sequence[Group], drawn: Sequence[Record], *, overlaid: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of every file except the figures."""
+    """Yield the name and content of each file except figures."""
     yield "index.html", page.render(records, run_groups).encode()
     yield "groups.csv", tables.csv(tables.group_rows(run_groups))
     yield "groups.md", tables.groups_as_markdown(run_groups).encode()
@@ -134,7 +134,7 @@ def _text_files(
 
 
 def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, Drawing]]:
-    """Yield the overlay of some runs' curves, then each run's own figures, each with the stem of its files."""
+    """Yield the overlaid curves of some runs, then each run's own figures, each with its file stem."""
     if curves := [record.curve for record in overlaid if record.curve]:
         yield "curves", Drawing(plots.overlaid_curves, (curves,))
     for record in drawn:
@@ -151,7 +151,7 @@ def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _update(path: Path, content: bytes | None) -> bool:
-    """Write a file if its content has changed, and return whether it has; None stands for unchanged content."""
+    """Write a file if its content has changed, and return whether it has; None means unchanged content."""
     if content is None:
         return False
     try:

@@ -13,7 +13,7 @@ from cnnjob.reporting.groups import Group, Interval, setting_text
 from cnnjob.reporting.record import COLUMNS, Record
 
 FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
-"""Titles of a run's own figures by the stem of their files."""
+"""Titles of a run's own figures by file stem."""
 _UNITS = (
     "Accuracy, precision, recall and F1 are shares of one, of the test images; `_macro` is the mean over the classes. "
     "The loss is in nats per image."
@@ -23,7 +23,7 @@ _OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finishe
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
 _UNREMARKABLE = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
-"""Columns that qualify an accuracy, each with the values that need no mention in a paper."""
+"""Columns that qualify an accuracy, each with the values that do not need to be mentioned in a paper."""
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -33,14 +33,14 @@ _LATEX = {
 
 
 def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> bytes:
-    """Format rows as CSV: full precision, empty cells for unknown values, no cell that a spreadsheet runs as a formula.
+    """Format rows as CSV with full precision, empty cells for unknown values, and no cells that act as formulas.
 
     Args:
         rows: one dict per row.
-        columns: all columns in order; by default those of the rows, in order of first appearance.
+        columns: all columns in order; by default, those of the rows in order of first appearance.
 
     Returns:
-        The content of the file.
+        The file's content.
     """
     text = io.StringIO()
     names = columns or list(dict.fromkeys(key for row in rows for key in row))
@@ -51,7 +51,7 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
 
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Return one row per group: its settings, n, and mean and half width of each of its numbers."""
+    """Return one row per group: its settings, n, and the mean and half width of each number."""
     return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
 
 
@@ -66,13 +66,13 @@ def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
 
 
 def group_cells(group: Group) -> list[str]:
-    """Return a group's cells for a reader: label, mean accuracy in %, n, mean loss."""
+    """Return a group's formatted cells: label, mean accuracy in %, n, mean loss."""
     accuracy, loss = group.interval("test_accuracy"), group.interval("test_loss")
     return [group.label, format_interval(accuracy, 100, 2), str(len(group.by_seed)), format_interval(loss, 1, 4)]
 
 
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows; the column of remarks only if there are any."""
+    """Return header and rows, with a column of remarks only if there are any."""
     header = [*GROUP_HEADER, *(groups[0].settings if groups else ())]
     rows = [[*group_cells(group), *map(setting_text, group.settings.values())] for group in groups]
     if any(group.remarks for group in groups):
@@ -83,7 +83,7 @@ def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def format_interval(interval: Interval | None, factor: float, digits: int) -> str:
-    """Return an interval as ``99.14 ± 0.12``, or a dash if there is none."""
+    """Return an interval formatted like ``99.14 ± 0.12``, or a dash if it is None."""
     if interval is None:
         return "–"
     half = "" if interval.half_width is None else f" ± {factor * interval.half_width:.{digits}f}"
@@ -102,9 +102,9 @@ def groups_as_latex(groups: Sequence[Group]) -> str:
 
 
 def runs_as_latex(records: Sequence[Record]) -> str:
-    """Return the content of ``metrics.tex``: the columns that fit a page, and those that qualify an accuracy.
+    """Return the content of ``metrics.tex``: the columns that fit on a page, and those that qualify an accuracy.
 
-    ``selected_on`` and ``test_time_augmentation`` appear only if some run's accuracy is not a plain one.
+    ``selected_on`` and ``test_time_augmentation`` are included only if they qualify some run's accuracy.
     """
     qualifying = [
         name for name, plain in _UNREMARKABLE.items() if any(record.row[name] not in plain for record in records)
@@ -115,12 +115,12 @@ def runs_as_latex(records: Sequence[Record]) -> str:
 
 
 def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> str:
-    """Format the runs for a reader: rounded numbers, remarks, links to the figures.
+    """Return a readable overview of the runs: rounded numbers, remarks and links to the figures.
 
     Args:
         records: records of all runs.
         drawn: records of the runs that have figures of their own.
-        overlaid: whether there is a figure with the curves of all runs.
+        overlaid: whether there is a figure of all runs' curves.
 
     Returns:
         The content of ``metrics.md``.
@@ -153,12 +153,12 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    # Markdown passes HTML through, and a | would begin a new cell.
+    # Markdown passes HTML through unchanged, and a | would begin a new cell.
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _latex(header: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
-    """Return a ``tabular`` in the style of booktabs."""
+    """Return a booktabs-style ``tabular``."""
     lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (header, *rows)]
     body = "\n".join(lines[1:])
     return (
@@ -168,12 +168,12 @@ def _latex(header: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -
 
 
 def _in_latex(text: str) -> str:
-    """Escape a cell, so that LaTeX prints its text literally.
+    """Escape a cell so that LaTeX prints its text literally.
 
-    A cell that begins with ``[`` or ``*`` would be read as an argument of the row end (two backslashes) before it, and
-    ``--`` would become a dash.
+    A leading ``[`` or ``*`` would be read as an argument of the preceding row end (two backslashes), and ``--`` would
+    become a dash.
     """
     words = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
-    # Replaced twice: the first pass over --- takes one pair and leaves another.
+    # Replaced twice: in ---, the first pass replaces one pair and leaves another.
     cell = words.replace("--", "-{}-").replace("--", "-{}-")
     return f"{{}}{cell}" if cell.startswith(("[", "*")) else cell

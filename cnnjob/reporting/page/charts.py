@@ -1,7 +1,7 @@
-"""Learning curves as the coordinates of a small SVG chart.
+"""Learning curves as coordinates of small SVG charts.
 
-Every chart is 480 wide and 280 high, in SVG user units. Coordinates are rounded to tenths, and a long line is reduced
-to as many points as can be seen.
+Every chart is 480 wide and 280 high, in SVG user units. Coordinates are rounded to tenths, and long lines are reduced
+to as many points as are visible.
 """
 
 import math
@@ -17,27 +17,27 @@ from cnnjob.reporting.groups import Group, interval
 WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 60, 466, 10, 240
 N_COLOURS = 7
-"""Number of groups with a colour of their own; the others are grey."""
+"""Number of groups that have their own colour; the others are grey."""
 MAX_POINTS_PER_LINE = 100
-"""Most points that a line is drawn through."""
+"""Maximum number of points per line."""
 MAX_POINTS_PER_CHART = 20_000
-"""Most points of all lines of a chart, approximately."""
+"""Approximate maximum number of points in a chart, over all its lines."""
 _NARROWEST, _SMALLEST = 1e-9, 1e-200
-"""Relative length of the shortest range that is not widened; smallest magnitude that does not count as zero."""
+"""Minimum relative length of a range that is not widened; smallest magnitude that does not count as zero."""
 _TICKS = 5
 _TICK_FACTORS, _INTEGER_TICK_FACTORS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
-"""Steps between ticks, as multiples of a power of ten; the second for integers."""
+"""Steps between ticks, as multiples of a power of ten; the second tuple is for integers."""
 _CLOSE = 0.3
 """The first epoch has a tick unless the next tick is closer than this fraction of a step."""
 _LOG_RATIO = 30
-"""The axis of losses is logarithmic if the largest is more than this many times the smallest."""
+"""The loss axis is logarithmic if the maximum is more than this many times the minimum."""
 _MARGIN = 0.04
-"""Space above and below the values, as a share of their range."""
+"""Space above and below the values, as a fraction of their range."""
 
 XAxis = Literal["epoch", "time"]
 _UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _MIN_UNITS = 2
-"""A time axis uses the largest unit of which the longest training takes at least this many."""
+"""A time axis uses the largest unit for which the longest training time is at least this many units."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     colour: int | None
-    """Index of its colour; None for grey."""
+    """Index of the line's colour; None for grey."""
     style: Literal["thin", "mean", "dashed"]
     title: str = ""
     half_width: np.ndarray | None = None
-    """Half the width of the band around it, same shape as ``y``, NaN where there is none; None for no band."""
+    """Half the width of the band around the line, same shape as ``y``, NaN where there is none; None for no band."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark: a point for the best epoch, a position on the x axis for a restart."""
+    """A mark: a point for the best epoch, or a position on the x axis for a restart."""
 
     kind: Literal["best", "restart"]
     x: float
@@ -65,7 +65,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Tick:
-    """A tick label and its position along the axis, in SVG units."""
+    """A tick's label and its position along the axis, in SVG units."""
 
     at: float
     label: str
@@ -73,7 +73,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class CurvePath:
-    """A line or band as the data of an SVG path."""
+    """A line or band as SVG path data."""
 
     d: str
     colour: int | None
@@ -83,7 +83,7 @@ class CurvePath:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart in SVG coordinates, as the template draws it."""
+    """A chart in SVG coordinates, ready for the template to draw."""
 
     title: str
     x_label: str
@@ -96,11 +96,11 @@ class Chart:
 
 
 def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) -> Chart | None:
-    """Draw the groups of a dataset in one chart: means with their intervals, and a thin line per seed.
+    """Draw a dataset's groups in one chart: means with their intervals, and a thin line per seed.
 
     Args:
-        groups: the groups; the first ``N_COLOURS`` of them have a colour each.
-        measure: loss or accuracy, on the split that each run watched.
+        groups: the groups; each of the first ``N_COLOURS`` has its own colour.
+        measure: loss or accuracy, on each run's watched split.
         over: the x axis: epochs, or training time in hours, minutes or seconds.
 
     Returns:
@@ -112,7 +112,7 @@ def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) ->
         longest = max((float(np.nansum(epochs)) for epochs in times), default=0.0)
         unit, seconds = next((unit for unit in _UNITS if longest >= _MIN_UNITS * unit[1]), _UNITS[-1])
     lines = [line for index, group in enumerate(groups) for line in _group_lines(group, index, measure, over, seconds)]
-    # SVG paints in document order: means go over seeds, coloured lines over grey ones.
+    # SVG paints in document order, so that means are drawn over seeds, and coloured lines over grey ones.
     lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))
     x_name = f"{unit} of training" if unit else "epochs"
     x_label = x_name if unit else "epoch"
@@ -120,8 +120,8 @@ def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) ->
 
 
 def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: float) -> Iterator[Line]:
-    """Yield the curve of each seed, and their mean; ``unit`` is the unit of a time axis in seconds."""
-    # One curve per seed, since a copy of a run is not a second measurement: that of the run in the tables goes first.
+    """Yield each seed's curve, then their mean; ``unit`` is a time axis's unit in seconds."""
+    # One curve per seed, since a copy of a run is not a second measurement; the run in the tables takes precedence.
     curves: dict[Any, Curve] = {}
     for record in (*group.by_seed.values(), *group.records):
         if record.curve:
@@ -139,7 +139,7 @@ def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: 
 
 
 def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple[np.ndarray, ...] | None:
-    """Return x, mean and half width of the interval over the range that all lines cover; None if there is none."""
+    """Return x, mean and half width of the interval over the range covered by all lines; None if there is none."""
     start, end = max(np.nanmin(x) for x, _ in lines), min(np.nanmax(x) for x, _ in lines)
     if start > end:
         return None
@@ -156,7 +156,7 @@ def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple
 
 
 def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
-    """Draw one run: the watched split, the training images dashed, and marks for its best epoch and restarts."""
+    """Draw one run: the watched split, the training images as a dashed line, and marks for best epoch and restarts."""
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     epochs = curve.history["epoch"]
     names = {"train": "training images"}
@@ -175,7 +175,7 @@ def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
 def build_chart(
     title: str, over: XAxis, measure: Measure, lines: Sequence[Line], marks: Sequence[Mark] = (), x_label: str = "epoch"
 ) -> Chart | None:
-    """Scale lines and marks to a chart; return None if no line has a finite point."""
+    """Return a chart of lines and marks; None if no line has a finite point."""
     points = [
         (line.x[finite], line.y[finite])
         for line in lines
@@ -204,7 +204,7 @@ def build_chart(
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps the data range ``low`` to ``high`` to the SVG coordinates ``first`` to ``last``."""
+    """Mapping from the data range ``low`` to ``high`` to the SVG coordinates ``first`` to ``last``."""
 
     low: float
     high: float
@@ -214,7 +214,7 @@ class Axis:
 
     @classmethod
     def across(cls, values: np.ndarray, *, zero: bool) -> "Axis":
-        """Return the x axis, exactly as long as the values reach (from zero if asked); a single value is centred."""
+        """Return the x axis, which spans exactly the values (from zero if ``zero``); a single value is centred."""
         return cls(*_widened(0.0 if zero else float(values.min()), float(values.max())), LEFT, RIGHT)
 
     @classmethod
@@ -229,7 +229,7 @@ class Axis:
         return cls(low - margin, high + margin, BOTTOM, TOP)
 
     def at(self, values: np.ndarray | float) -> np.ndarray:
-        """Return the SVG coordinates of values, clipped to the axis."""
+        """Return the SVG coordinates of data values, clipped to the axis."""
         scale = np.log if self.logarithmic else np.asarray
         inside = scale(np.clip(values, self.low, self.high))
         low, high = scale(self.low), scale(self.high)
@@ -247,7 +247,7 @@ class Axis:
             factor * power for factor in (_INTEGER_TICK_FACTORS if whole else _TICK_FACTORS) if factor * power >= rough
         )
         step = max(step, 1.0) if whole else step
-        # The slack keeps a tick that rounding has put just outside the axis.
+        # The tolerance keeps a tick that rounding has put just outside the axis.
         counts = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
         numbers = [round(count * step, 12) for count in counts]
         starts_alone = whole and self.low.is_integer() and numbers[0] - self.low > step * _CLOSE
@@ -261,7 +261,7 @@ class Axis:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """Return the range, widened if its ends are too close to be distinguished."""
+    """Return the range, widened if its ends are too close together."""
     size = max(abs(low), abs(high))
     if high - low > _NARROWEST * max(size, _SMALLEST):
         return low, high
@@ -278,9 +278,9 @@ def _band(line: Line, across: Axis, up: Axis, limit: int) -> CurvePath | None:
 
 
 def _points(x: np.ndarray, y: np.ndarray, across: Axis, up: Axis, limit: int) -> str:
-    """Return path data through the finite points; empty if there are none.
+    """Return the SVG data of a path through the finite points; empty if there are none.
 
-    A single point becomes a stroke of length zero (``h0``), which round line caps show as a dot.
+    A single point becomes a zero-length stroke (``h0``), which round line caps show as a dot.
     """
     finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not len(finite):

@@ -1,7 +1,7 @@
-"""The report as one self-contained HTML page: it loads nothing from the network, nor any other file.
+"""The report as a self-contained HTML page, which loads nothing from the network or from other files.
 
-The template engine escapes all text that comes from files; no HTML is built here. The page contains no date, so that
-equal runs give equal bytes. Its curves are inline SVG, not Matplotlib's, which is fast enough for a thousand runs.
+The template engine escapes all text read from files; no HTML is built here. The page contains no date, so that equal
+runs give equal bytes. Curves are drawn as inline SVG without Matplotlib, which is fast enough for a thousand runs.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
 
 MAX_PICTURED_RUNS = sections.MAX_DETAILED_RUNS
-"""With more runs than this the page has no images and matrices: it would be too large for an email."""
+"""With more runs than this, the page has no images or matrices: it would be too large for an email."""
 _SEEDS_SHOWN = 30
 
 
@@ -26,8 +26,8 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     """Render the page.
 
     Args:
-        records: one or more runs, in order of name.
-        run_groups: their groups, best first.
+        records: records of one or more runs, ordered by name.
+        run_groups: the groups of these runs, best first.
 
     Returns:
         A complete HTML document.
@@ -49,19 +49,19 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
 
 
 class DatasetSection(NamedTuple):
-    """The section of the page about the groups of one dataset."""
+    """The page's section on one dataset's groups."""
 
     dataset: str
     groups: list[Group]
     settings: list[str]
-    """Names of the settings that differ between these groups."""
+    """Names of the settings that differ between the groups."""
     differences: list[groups.GroupDifference]
     inconclusive: list[groups.GroupDifference]
     charts: list[charts.Chart]
 
 
 def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
-    """Return one section per dataset, the best group's first; datasets that share a name are shown with digests."""
+    """Return one section per dataset, the best group's first; datasets with the same name are shown with digests."""
     datasets = dict.fromkeys(group.dataset for group in run_groups)
     names = [dataset.partition(" ")[0] for dataset in datasets]
     titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]
@@ -91,7 +91,7 @@ def _template_environment() -> Any:
     environment = Environment(
         loader=PackageLoader("cnnjob.reporting.page"),
         autoescape=True,
-        undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty cell
+        undefined=StrictUndefined,  # a misspelt name in a template is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -115,5 +115,5 @@ def _fixed(value: Any, digits: int = 4) -> str:
 
 
 def _spread(interval: Interval | None, digits: int = 2, factor: float = 1) -> str:
-    """Format an interval: ``99.14 ± 0.12``."""
+    """Return an interval formatted like ``99.14 ± 0.12``; empty if it is None."""
     return format_interval(interval, factor, digits) if interval else ""

@@ -1,4 +1,4 @@
-"""Arrays as images inside the page: PNG in ``data:`` URLs, the same bytes for the same pixels."""
+"""Arrays as images embedded in the page: PNG ``data:`` URLs, with the same bytes for the same pixels."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ def data_url(pixels: np.ndarray) -> str:
         pixels: uint8 (H, W, 1) or (H, W, 3).
 
     Returns:
-        The ``data:`` URL of its PNG.
+        The ``data:`` URL of the PNG image.
     """
     from PIL import Image  # noqa: PLC0415 - only pages need it
 
@@ -37,11 +37,11 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
 
     Args:
         image: uint8 (H, W, C).
-        pixels: largest width and height; a smaller image is not enlarged, the browser does that by whole factors.
-        colours: largest number of colours of an RGB image; None for no limit.
+        pixels: maximum width and height; smaller images are not enlarged, since the browser does that.
+        colours: maximum number of colours in an RGB image; None for no limit.
 
     Returns:
-        The ``data:`` URL of its PNG.
+        The ``data:`` URL of the PNG image.
     """
     from PIL import Image  # noqa: PLC0415 - likewise
 
@@ -51,13 +51,13 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
 
 
 def filter_picture(weights: np.ndarray) -> tuple[str, int, int]:
-    """Return the filters of a first layer, (K, K, C, F), as one image: ``data:`` URL, width and height in pixels."""
+    """Return first-layer filters (K, K, C, F) as one image: ``data:`` URL, width and height in pixels."""
     sheet = (filter_grid.join_tiles(filter_grid.filter_tiles(weights)) * 255).round().astype(np.uint8)
     return data_url(sheet), sheet.shape[1], sheet.shape[0]
 
 
 def confusion_picture(counts: np.ndarray) -> str:
-    """Return a confusion matrix, (K, K), as an image: one pixel per cell, darker for a larger share of its row."""
+    """Return a confusion matrix (K, K) as an image: one pixel per cell, darker for a larger share of its row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     light, dark = np.array([255, 255, 255]), np.array([8, 48, 107])
     # The square root, as in plots.confusion_matrix, makes rare confusions visible.

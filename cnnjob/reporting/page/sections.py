@@ -1,4 +1,4 @@
-"""The section of the page about one run: provenance, attempts and mistakes, as text and numbers for the template."""
+"""The page's section on one run: provenance, attempts and mistakes, as text and numbers for the template."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from cnnjob.reporting.record import Mistake, Record
 from cnnjob.runs.attempts import Attempt
 
 MAX_DETAILED_RUNS = 100
-"""With more runs than this a section has no images, curves and matrices."""
+"""With more runs than this, sections have no images, curves or matrices."""
 _THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MAX_DETAILED_RUNS, 8, 44, 64))
-"""Runs on the page up to which a row applies; then test images per run, their largest side in pixels, their colours."""
+"""Rows of: maximum number of runs on the page, test images per run, and maximum size in pixels and colours of each."""
 MAX_MATRIX_CLASSES = 20
-"""With more classes than this a matrix is an image: numbers in its cells could not be read."""
+"""With more classes than this, a matrix is drawn as an image: numbers in its cells would be illegible."""
 WORST_PAIRS = 5
-"""Number of confusions that are listed."""
+"""Number of listed confusions."""
 _TIMELINE_WIDTH = 720
 """Width of the timeline, in SVG units."""
 _MIN_BAR_WIDTH = 2.0
-"""Least width of a bar on it, so that a short attempt is visible."""
+"""Minimum width of a bar on the timeline, in SVG units, so that short attempts are visible."""
 
 
 @dataclass(frozen=True)
 class TimelineBar:
-    """An interval on the timeline of a run, in SVG units."""
+    """A bar on a run's timeline, in SVG units."""
 
     kind: str
     """``waiting``, ``running`` or ``unknown``."""
@@ -41,7 +41,7 @@ class TimelineBar:
 
 @dataclass(frozen=True)
 class RunSection:
-    """One run as the template shows it."""
+    """One run's section, as the template displays it."""
 
     record: Record
     anchor: str
@@ -49,10 +49,10 @@ class RunSection:
     charts: list[Chart]
     timeline: list[TimelineBar]
     matrix: list[list[tuple[int, float]]]
-    """Confusion matrix by rows: counts, and their shares of the row; empty if there are many classes."""
+    """Confusion matrix by rows: counts and their shares of the row; empty if there are many classes."""
     matrix_picture: str
     worst_pairs: list[tuple[str, str, int, float]]
-    """True class, predicted class, images, share of the true class; the most images first."""
+    """True class, predicted class, number of images, share of the true class; most frequent first."""
     classes: list[tuple[str, float, float, float, int]]
     thumbnails: list[tuple[Mistake, str]]
     filters: tuple[str, int, int] | None
@@ -60,12 +60,12 @@ class RunSection:
 
 
 def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
-    """Build the section of a run.
+    """Build a run's section.
 
     Args:
         record: the run's record.
         anchor: the section's ``id`` on the page.
-        n_runs: number of runs on the page; the more there are, the less is drawn of each.
+        n_runs: number of runs on the page; the more there are, the less is shown of each.
 
     Returns:
         The section.
@@ -101,7 +101,7 @@ def _thumbnails(mistakes: list[Mistake], n_runs: int) -> list[tuple[Mistake, str
 
 
 def provenance(record: Record) -> Iterator[str]:
-    """Yield the provenance of a run in short statements: commit, data, device, packages, choice of the model."""
+    """Yield a run's provenance as short phrases: commit, data, device, packages, choice of model."""
     row, environment = record.row, record.environment
     if row["commit"]:
         digits, *dirty = str(row["commit"]).split("-")
@@ -129,12 +129,12 @@ def provenance(record: Record) -> Iterator[str]:
 
 
 def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:
-    """Return the attempts as bars on one line: waiting, running and unknown."""
+    """Return the attempts as timeline bars: waiting, running and unknown."""
     if not attempts:
         return []
     phases = list(_timeline_phases(attempts))
     first, last = min(start for _, start, _, _ in phases), max(end for _, _, end, _ in phases)
-    total = (last - first).total_seconds() or 1.0  # a single attempt whose end is unknown has no length
+    total = (last - first).total_seconds() or 1.0  # a single attempt whose end is unknown has zero length
     scale = _TIMELINE_WIDTH / total
     return [
         TimelineBar(kind, round((start - first).total_seconds() * scale, 1),
@@ -158,7 +158,7 @@ def _timeline_phases(attempts: list[Attempt]) -> Iterator[tuple[str, datetime, d
                 f"{name}: ran {format_seconds((ended - started).total_seconds())}, {attempt.why}",
             )
         else:
-            # Killed without a record: it ended at the latest when the next attempt was queued or began.
+            # Killed without a record: it ended no later than when the next attempt was queued or began.
             latest = max(successor.waited_from or successor.started, started) if successor else started
             yield "unknown", started, latest, f"{name}: end unknown"
 
@@ -169,10 +169,10 @@ def _matrix(counts: np.ndarray) -> list[list[tuple[int, float]]]:
 
 
 def worst_pairs(counts: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, str, int, float]]:
-    """Return the most frequent confusions: true class, predicted class, images, share of the true class."""
+    """Return the most frequent confusions: true class, predicted class, number of images, share of the true class."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST_PAIRS]  # stable: ties are in order of the classes
+    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST_PAIRS]  # stable: ties are in class order
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
     return [
         (names[true], names[predicted], int(wrong[true, predicted]), float(wrong[true, predicted] / counts[true].sum()))
