@@ -1,11 +1,11 @@
-"""The time at which SLURM ends this job, and the guard of a training that does not stop by then.
+"""The time at which SLURM ends this job, and a guard for training that does not stop by then.
 
     python -P -m cnnjob.slurm.node.deadlines END
 
-SLURM is asked again before anything acts on the end: limits are changed, and the end of a suspended job moves.
+SLURM is queried again before anything acts on the end time: limits can change, and the end of a suspended job moves.
 
-The command is the guard. It is a child process of the training and kills it when it no longer reacts, early enough for
-the batch script to restart the run.
+The command is the guard: a child process that kills the training process if it no longer responds, early enough for the
+batch script to restart the run.
 """
 
 import os
@@ -25,22 +25,23 @@ from cnnjob.slurm.scheduler.times import parse_time
 from cnnjob.training.stopping import Deadline
 
 LAST_SECONDS = 10.0
-"""Time before the job's end that the batch script needs to restart the run."""
+"""Time that the batch script needs before the job's end to restart the run."""
 ANSWER_SECONDS = 10.0
-"""Time that a training waits for an answer before it stops at the end that it already knows."""
+"""Maximum time that training waits for an answer before it stops at the end time already known."""
 CHECK_SECONDS = 60.0
-"""Longest pause between two checks of the wall clock, which may be set meanwhile."""
+"""Maximum pause between two checks of the wall clock, which may be adjusted in the meantime."""
 ASK_SECONDS = 2.0
-"""Pause between two questions to a scheduler that does not answer when the known end is near."""
+"""Pause between two queries if the scheduler does not answer when the known end is near."""
 ASK_LATER_SECONDS = (60.0, 960.0)
-"""First and longest pause while no end is known; the pause doubles each time."""
+"""First and maximum pause between queries while no end is known; the pause doubles each time."""
 
 
 def read_first_end() -> float | None:
-    """Return when this job will end.
+    """Return the time at which this SLURM job will end.
 
     Returns:
-        Seconds since the epoch, as ``time.time()``; infinity without a job or a limit, None if SLURM does not answer.
+        Seconds since the epoch, as in ``time.time()``; infinity without a SLURM job or a time limit; None if SLURM does
+        not answer.
     """
     known = os.environ.get("SLURM_JOB_END_TIME", "")
     if known.isdecimal():
@@ -49,11 +50,11 @@ def read_first_end() -> float | None:
 
 
 def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
-    """Return the deadline at which a training saves and stops: a margin before its job's end.
+    """Return the deadline at which training saves and stops: a margin before the end of the SLURM job.
 
     Args:
-        end: the value of :func:`read_first_end`. If None, SLURM is asked again, less and less often.
-        margin_seconds: how long before the end.
+        end: the return value of :func:`read_first_end`. If None, SLURM is queried again, at growing intervals.
+        margin_seconds: length of the margin.
     """
     pause, longest = ASK_LATER_SECONDS
 
@@ -64,7 +65,7 @@ def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
             end = now
             return now - margin_seconds
         if end is not None:
-            return None  # no answer now: the end known so far stands
+            return None  # no answer: the end known so far still applies
         pause = min(2 * pause, longest)
         return time.time() + pause
 
@@ -72,7 +73,7 @@ def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
 
 
 def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
-    """Ask SLURM when this job will end, as :func:`read_first_end`; return None if it does not answer in time."""
+    """Query SLURM for the end of this job, as in :func:`read_first_end`; return None without an answer in time."""
     this_job = job_id()
     if this_job is None:
         return inf
@@ -88,7 +89,7 @@ def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
 
 @contextmanager
 def ended_in_time(end: float | None) -> Iterator[None]:
-    """Have this process killed by SIGALRM shortly before its job's end unless it has left the block by then."""
+    """Kill this process by SIGALRM shortly before the end of its SLURM job unless it has left the block by then."""
     guard = None if end == inf else _guard(end)
     try:
         yield
@@ -101,24 +102,24 @@ def ended_in_time(end: float | None) -> Iterator[None]:
 def _guard(end: float | None) -> "subprocess.Popen[bytes] | None":
     """Start :func:`main` in a child process with all signals blocked; return None if no process can be started."""
     command = [sys.executable, "-P", "-m", "cnnjob.slurm.node.deadlines", str(end or 0)]
-    # SLURM signals every process of a job step: SIGTERM or SIGUSR2 would end the guard before the training. A child
-    # inherits the mask, so that there is no moment in which it has default handlers.
+    # SLURM signals every process of a job step: SIGTERM or SIGUSR2 would end the guard before the training
+    # process. A child inherits the mask, so that it never runs with default handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD})
     try:
         return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
     except OSError:
-        return None  # process limit reached: if the training hangs, SLURM kills it together with its batch script
+        return None  # process limit reached: if training hangs, SLURM kills it together with its batch script
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main(end: float) -> None:
-    """Kill the parent process shortly before its job's end, once SLURM confirms that end.
+    """Kill the parent process shortly before the end of its SLURM job, once SLURM confirms the end time.
 
     Return when the parent has been signalled or has ended by itself.
 
     Args:
-        end: when the job ends, in seconds since the epoch; 0 if not known yet.
+        end: when the job ends, in seconds since the epoch; 0 if not yet known.
     """
     parent, pause, later = os.getppid(), 0.0, ASK_LATER_SECONDS[0]
     while not select.select([sys.stdin], [], [], pause)[0]:  # readable at EOF, when the parent has closed its end
@@ -130,7 +131,7 @@ def main(end: float) -> None:
             end, pause = now, 0.0
         else:
             print("cnnjob: the training did not stop before its job's end, so it is ended", flush=True)  # noqa: T201
-            # A training leaves this signal at its default action, which also ends a process that executes no bytecode.
+            # Training leaves this signal at its default action, which also ends a process that executes no bytecode.
             # The diagnosis recognises the cause by the exit code 128 + SIGALRM.
             os.kill(parent, signal.SIGALRM)
             return

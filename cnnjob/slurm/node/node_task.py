@@ -1,6 +1,6 @@
-"""The task that SLURM runs on a node: one attempt at a run, whose exit code tells the outcome.
+"""The task that SLURM runs on a node: one attempt to train a run, whose exit code reports the outcome.
 
-The pickle for the node holds a path and a few numbers; everything else is in the run's folder.
+The pickle for the node contains a path and a few numbers; everything else is in the run's folder.
 """
 
 import os
@@ -32,27 +32,27 @@ from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import Outcome, train
 
 LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
-"""Time that a job waits for a later job to release its run, and the pause between two tries."""
+"""Maximum time that a job waits for a later job to release its run, and the pause between two tries."""
 
 
 @dataclass(frozen=True)
 class NodeTask:
-    """The callable that submitit pickles: it holds a path and no state, so a pickle of any age is valid."""
+    """The callable that submitit pickles: it contains a path but no state, so a pickle of any age is valid."""
 
     folder: str
-    """Folder of the run, or of the sweep that the array task belongs to."""
+    """Folder of the run, or of the sweep to which the array task belongs."""
     margin_seconds: float
-    """Time before its end at which the job stops by itself if no signal has come."""
+    """Time before the end of the SLURM job at which it stops by itself if it has received no signal."""
     cores: int | None = None
-    """Number of cores to use; None for all that SLURM has allocated."""
+    """Number of cores to use; None for all cores that SLURM has allocated."""
     minutes: int | None = None
-    """Time limit where there is no SLURM; None for no limit."""
+    """Time limit when running without SLURM; None for no limit."""
 
     def __call__(self) -> NoReturn:
-        """Train, then exit with the code of the outcome, which is 0 only for a finished run."""
+        """Train, then exit with the outcome's exit code, which is 0 only for a finished run."""
         code = 1
-        # submitit's handlers would requeue the job by submitit's own count, or ignore the signal. The default action
-        # loses nothing before the training installs its own handlers.
+        # submitit's handlers would requeue the job according to submitit's own count, or ignore the signal. The default
+        # action loses nothing before training installs its own handlers.
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
@@ -61,7 +61,7 @@ class NodeTask:
             code = error.exit_code
             with suppress(OSError):
                 print(f"cnnjob: {error}", file=sys.stderr)  # noqa: T201 - the job's own log
-        except BaseException:  # noqa: BLE001 - the batch script needs an exit code for anything, SystemExit too
+        except BaseException:  # noqa: BLE001 - the batch script needs an exit code for everything, even SystemExit
             with suppress(OSError):
                 traceback.print_exc()
         with suppress(OSError):  # a log on a full disk must not change the exit code
@@ -70,10 +70,10 @@ class NodeTask:
         os._exit(code)  # skips submitit's result pickle: the run's folder has the result
 
     def _run_attempt(self) -> int:
-        """Train the run of this task, and return the exit code of the outcome."""
+        """Train this task's run and return the outcome's exit code."""
         code_snapshot.check_snapshot()
         if job_id() and not cluster() and (name := client.current_cluster()):
-            # SLURM has long set it, but where it does not, the records of this attempt would name no cluster
+            # recent versions of SLURM set it; without it, the records of this attempt would name no cluster
             os.environ["SLURM_CLUSTER_NAME"] = name
         run = JobArray.read(Path(self.folder)).own_run()
         if _is_cancelled(run):
@@ -90,7 +90,7 @@ class NodeTask:
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
     def _train(self, run: Run, deadline: Deadline) -> Outcome:
-        """Train, waiting for a later job to release the run: one that another submission made and is cancelling."""
+        """Train, waiting for a later job that another submission is withdrawing to release the run."""
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:
@@ -103,14 +103,14 @@ class NodeTask:
                     job_is_over=client.job_is_over,
                 )
             except BusyError:
-                # of two simultaneous submissions the later one withdraws its own job, which may have started first
+                # of two simultaneous submissions, the later one withdraws its own job, which may have started first
                 if not _has_later_job(run) or time.monotonic() > end:
                     raise
             time.sleep(POLL_SECONDS)
 
     @staticmethod
     def _staged_setup(run: Run) -> TrainingSetup | None:
-        """Return the setup on this node's copy of the dataset, if one is asked for."""
+        """Return the setup for this node's copy of the dataset; None if no copy is requested."""
         if not os.environ.get(STAGE) or run.result_file.exists():
             return None
         return TrainingSetup.of_run(run, dataset=stage_dataset(open_run_dataset(run), LogLines().say))
@@ -129,11 +129,11 @@ def _is_cancelled(run: Run) -> bool:
 
 
 def _has_later_job(run: Run) -> bool:
-    """Return whether the job of a run's last attempt was submitted after this one."""
+    """Return whether the job of a run's last attempt was submitted after this job."""
     attempts, this_job = run.attempts(), job_id()
     if not attempts or this_job is None:
         return False
-    # job ids are ordered by submission within one cluster only
+    # job ids are in the order of submission only within a cluster
     is_of_this_cluster = attempts[-1].get("cluster") == cluster()
     return is_of_this_cluster and number_of(str(attempts[-1].get("job_id"))) > number_of(this_job)
 
@@ -146,7 +146,7 @@ class LogLines:
         print(text, flush=True)  # noqa: T201
 
     def start(self, job: Job, steps: int) -> None:
-        """Print the numbers of epochs and steps, and the time."""
+        """Print the number of epochs, the number of steps per epoch, and the time."""
         self.say(f"{job.train.epochs} epochs of {steps} steps, {time.strftime('%F %T')}")
 
     def step(self, epoch: int, step: int) -> None:

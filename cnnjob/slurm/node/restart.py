@@ -1,11 +1,11 @@
-"""Decide whether a run is restarted after an attempt, and restart it; called by the batch script, however that ends.
+"""Decide whether a run is restarted after an attempt, and restart it; the batch script always calls this when it ends.
 
     python -P -m cnnjob.slurm.node.restart FOLDER CODE
 
-FOLDER is the folder of the run, or of the sweep that this array task belongs to; CODE is the exit code of the attempt.
-The job is requeued where the site allows it; otherwise a successor is submitted. The number of restarts is limited only
-for those without progress. An error of the job's own (a bad job file, a bug, a loss that is not finite) is never
-restarted, and a cancelled run stays cancelled. Where a damaged record hides either, the run is left to its user.
+FOLDER is the folder of the run, or of the sweep to which this array task belongs; CODE is the attempt's exit code. The
+job is requeued if the site allows it; otherwise a successor is submitted. Only the number of restarts without progress
+is limited. A run is never restarted after the job's own error (a bad job file, a bug, a loss that is not finite), and a
+cancelled run stays cancelled. If a damaged record hides either fact, the user has to decide about a restart.
 """
 
 import errno
@@ -36,30 +36,30 @@ from cnnjob.slurm.scheduler import client
 from cnnjob.slurm.scheduler.times import parse_duration
 
 RESTARTS_WITHOUT_PROGRESS = 3
-"""Number of restarts in a row without a new checkpoint after which a run is given up."""
+"""Number of consecutive restarts without a new checkpoint after which a run is no longer restarted."""
 SIGNAL_CODES = 128
-"""Exit codes from here on are those of a process killed by a signal."""
+"""Exit codes from this value upwards are those of a process killed by a signal."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
-"""Pauses between questions to a scheduler that does not answer: about half an hour in all."""
+"""Pauses between queries to a scheduler that does not answer: about half an hour in total."""
 TEMPORARY_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
-"""Error numbers of a disk that is full, read-only or not mounted, which may be temporary."""
+"""Error numbers for a disk that is full, read-only or not mounted; these errors may be temporary."""
 TO_BE_RESTARTED = "to be restarted"
 """Recorded until it is known how the run was restarted."""
 
 
 def decide(run: Run, code: int, ended_by: str) -> str:
-    """Return why a run is not to be restarted, or an empty string if it is.
+    """Return why a run must not be restarted, or an empty string if it is to be restarted.
 
     Args:
         run: the run.
         code: the exit code of its last attempt.
-        ended_by: the value of :func:`what_ends_job`.
+        ended_by: the return value of :func:`what_ends_job`.
 
     Returns:
         The reason, or ``""``.
 
     Raises:
-        DataError: a record of the run that the decision depends on is damaged.
+        DataError: a record on which the decision depends is damaged.
     """
     if run.result_file.exists():
         return "finished"
@@ -75,7 +75,7 @@ def decide(run: Run, code: int, ended_by: str) -> str:
 
 
 def _count_restarts_in_vain(run: Run) -> int:
-    """Count the latest restarts without progress.
+    """Count the latest consecutive restarts without progress.
 
     Raises:
         DataError: the restart log is damaged, and this start of the job made no progress.
@@ -90,13 +90,13 @@ def _count_restarts_in_vain(run: Run) -> int:
 
 
 def _is_own_error(run: Run, code: int) -> bool:
-    """Return whether an attempt ended by an error of its own, perhaps before it claimed the run (no package, no data).
+    """Return whether an attempt ended with the job's own error, possibly before claiming the run (no package, no data).
 
-    If it claimed the run, its record decides; otherwise the exit code does, which is never 0 for an unfinished run.
+    If the attempt claimed the run, its record decides; otherwise the exit code, which is never 0 for an unfinished run.
     """
     if _has_begun(run):
         return run.state() == "failed"
-    # The newest record, if there is one, is of an earlier attempt and says nothing about this one.
+    # The newest record, if any, belongs to an earlier attempt and does not describe this one.
     return code not in {0, EXIT_STOPPED} and code < SIGNAL_CODES
 
 
@@ -107,9 +107,9 @@ def _has_begun(run: Run) -> bool:
 
 
 def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
-    """Count the latest restarts in a row that left the newest checkpoint at the same step.
+    """Count the latest consecutive restarts that left the newest checkpoint at the same step.
 
-    Requeues by SLURM itself, as after a preemption, do not count; a submission by hand resets the count.
+    Requeues by SLURM itself, for example after a preemption, do not count; a manual submission resets the count.
 
     Args:
         restarts: the restart log, oldest first.
@@ -126,7 +126,7 @@ def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
 
 
 def main(folder: str, code: str) -> None:
-    """Decide about a restart, carry it out and record it; the batch script then exits with the attempt's own code."""
+    """Decide about a restart, carry it out and record it; the batch script then exits with the attempt's exit code."""
     run = JobArray.read(Path(folder)).own_run()
     if int(code) == BusyError.exit_code:
         _log(run, "another process owns the run")  # nothing is written
@@ -137,7 +137,7 @@ def main(folder: str, code: str) -> None:
     except (CnnjobError, OSError) as error:
         from cnnjob.slurm.next_command import continue_command  # noqa: PLC0415 - only needed here
 
-        # on one line, as the last line of a log that does not begin with "cnnjob: " counts as that of the training
+        # on one line, since the last log line that does not begin with "cnnjob: " counts as the training process's
         decision = f"not restarted, {error}{TO_RESUME}{continue_command(run)}"
         with suppress(OSError):
             record = {**_decision_facts(run, int(code), "unknown"), "said": decision}
@@ -146,7 +146,7 @@ def main(folder: str, code: str) -> None:
 
 
 def _restarts_before(run: Run) -> list[dict[str, Any]]:
-    """Return the restart log; if it is damaged, print that and return an empty one, as it is about to be rewritten."""
+    """Return the restart log; if it is damaged, print the error and return an empty one."""
     try:
         return read_restart_log(run)
     except DataError as error:
@@ -155,11 +155,11 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
 
 
 def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide and restart, trying again until the scheduler answers and the run's folder can be written.
+    """Decide and restart, trying again until the scheduler answers and the run's folder is writable.
 
     Raises:
         SchedulerError: the scheduler refused, or did not answer for half an hour.
-        OSError: the folder could not be written for half an hour, or does not exist.
+        OSError: the folder was not writable for half an hour, or does not exist.
     """
     for pause in PAUSES_SECONDS:
         with suppress(_Terminated), _sigterm_retries():
@@ -185,8 +185,8 @@ class _Terminated(Exception):  # noqa: N818 - not an error
 def _sigterm_retries() -> Iterator[None]:
     """Raise :class:`_Terminated` at SIGTERM inside the block, and ignore SIGTERM after it.
 
-    The signal may mean that the job is now being cancelled, so SLURM is asked again who ends it. Outside the block it
-    must not interrupt the record of a decision.
+    The signal may mean that the job is now being cancelled, so SLURM is queried again for the cause. Outside the
+    block, the signal must not interrupt the recording of a decision.
     """
 
     def interrupt(*_: object) -> NoReturn:
@@ -200,9 +200,9 @@ def _sigterm_retries() -> Iterator[None]:
 
 
 def _wait(seconds: float) -> None:
-    """Wait until SIGTERM, or for so many seconds.
+    """Wait until SIGTERM arrives, or for the given number of seconds.
 
-    A SIGTERM just before a call of ``time.sleep`` would not cut it short; a blocked one stays pending.
+    A SIGTERM just before a call to ``time.sleep`` would not shorten the sleep; a blocked signal stays pending.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -219,16 +219,16 @@ def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> st
     """
     ended_by, silent_error = _ended_by(run)
     decision = decide(run, code, ended_by)
-    if silent_error and not decision:  # only a restart needs the scheduler; a decision against one does without
+    if silent_error and not decision:  # only a restart needs the scheduler; a decision against one does not
         raise silent_error
     facts = _decision_facts(run, code, ended_by)
     how = ""
     if ended_by == "requeued" and len(try_read_restart_log(run)) > len(before):
-        how, decision = _requeued()  # an earlier try recorded its intention and succeeded, though its answer got lost
+        how, decision = _requeued()  # an earlier try recorded its intention and succeeded, but the answer was lost
     elif ended_by == "requeued":
         how = "by SLURM"
     elif not decision:
-        # recorded before and after, as a requeue ends this script at once
+        # recorded before and after, since a requeue ends this script at once
         intention = {**facts, "restarted": "requeued", "said": TO_BE_RESTARTED}
         files.write_json(restart_log_file(run), [*before, intention])
         how, decision = _restart(run)
@@ -237,7 +237,7 @@ def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> st
 
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
-    """Return what ended this job, and the error of a scheduler that does not answer now, or None."""
+    """Return what ended this job, and the error if the scheduler does not answer now, otherwise None."""
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
@@ -247,12 +247,12 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
 
 
 def what_ends_job(job: Mapping[str, str], restarts: int) -> str:
-    """Return what is ending a job, as far as its own batch script can tell.
+    """Return what is ending a job, as far as its own batch script can determine it.
 
-    While the script still runs, SLURM says ``COMPLETING`` whatever the cause, so the other facts decide.
+    While the script is running, SLURM reports ``COMPLETING`` whatever the cause, so the other facts decide.
 
     Args:
-        job: the facts of :func:`cnnjob.slurm.scheduler.client.query_job`.
+        job: the facts returned by :func:`cnnjob.slurm.scheduler.client.query_job`.
         restarts: ``SLURM_RESTART_COUNT`` of this start of the job.
 
     Returns:
@@ -263,7 +263,7 @@ def what_ends_job(job: Mapping[str, str], restarts: int) -> str:
         ("PENDING", "REQUEUE", "CONFIGURING")
     ):
         return "requeued"
-    # SLURM keeps PreemptTime over a requeue: an earlier one is of an earlier start. ISO times compare as strings.
+    # SLURM keeps PreemptTime across a requeue: an earlier time is from an earlier start. ISO times compare as strings.
     if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
         return "preempted"
     run_seconds, limit_seconds = (parse_duration(job.get(name, "")) or 0 for name in ("RunTime", "TimeLimit"))
@@ -292,21 +292,21 @@ def _restart(run: Run) -> tuple[str, str]:
     """Requeue this job, or submit a successor.
 
     Returns:
-        ``requeued``, ``successor``, or ``""`` if the run was cancelled meanwhile; and a phrase for the log.
+        ``requeued``, ``successor``, or ``""`` if the run was cancelled in the meantime; and a phrase for the log.
 
     Raises:
         SchedulerError: SLURM refused both, or did not answer.
     """
-    from cnnjob.slurm.submit.submission import resubmit  # noqa: PLC0415 - a requeue does without submitit
+    from cnnjob.slurm.submit.submission import resubmit  # noqa: PLC0415 - a requeue does not need submitit
 
     try:
         client.ask(["scontrol", "requeue", _own_job_id()])
     except SchedulerError as refused:
-        if client.is_silent(refused):  # it may have requeued the job all the same: with a successor there would be two
+        if client.is_silent(refused):  # SLURM may still have requeued the job: with a successor, there would be two
             raise
         job_id = resubmit(run)
-        # The successor first, then this check: `cnnjob cancel` writes its record first and then reads the queue, so
-        # that one of the two always sees the other.
+        # Submit the successor before this check: `cnnjob cancel` writes its record before it reads the queue, so that
+        # one of the two always sees the other.
         if _was_cancelled(run):
             return "", _cancel_successor(run, job_id)
         return "successor", f"job {job_id} resumes the run ({refused})"
@@ -331,7 +331,7 @@ def _was_cancelled(run: Run) -> bool:
 
 
 def _cancel_successor(run: Run, job_id: str) -> str:
-    """Cancel a successor and add it to the record of the cancellation; return a phrase for the log.
+    """Cancel a successor and add it to the cancellation record; return a phrase for the log.
 
     Raises:
         SchedulerError: the successor could not be cancelled.

@@ -1,1 +1,1 @@
-"""SLURM's commands: calling them and parsing what they print."""
+"""Calls to SLURM's commands and parsing of their output."""

@@ -1,4 +1,4 @@
-"""Outcomes of jobs from ``sacct``, where the site keeps accounting: one call for any number of jobs."""
+"""Outcomes of SLURM jobs from ``sacct``, if the site keeps accounting; one call covers any number of jobs."""
 
 import re
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from cnnjob.slurm.scheduler.queue import parse_all_ids
 
 FIELDS = ("JobID", "State", "ExitCode", "NodeList", "End")
 MOST_JOBS = 5000
-"""Number of ids that fit into one argument of a command."""
+"""Maximum number of ids that fit in one command argument."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """The state of a job, usually its last one, and the command that reported it."""
+    """The state of a SLURM job, usually its final one, and the command that reported it."""
 
     job_id: str
     state: str
-    """SLURM's full name of the state."""
+    """SLURM's full name for the state."""
     printed: str
-    """The state as the command printed it: ``CANCELLED by 1000``."""
+    """The state as the command printed it, such as ``CANCELLED by 1000``."""
     source: str
     """The command: ``sacct`` or ``squeue``."""
     exit_code: str = ""
@@ -36,30 +36,31 @@ class JobOutcome:
 
 
 def query_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
-    """Return how jobs ended.
+    """Return how SLURM jobs ended.
 
-    A step that ran out of memory counts for its job: if ``srun`` started the step, the job itself is only ``FAILED``.
+    If a job step ran out of memory, so did its job, although SLURM reports only ``FAILED`` for a job whose step was
+    started by ``srun``.
 
     Args:
         job_ids: ``17``, or ``17_3`` for an array task.
         seconds: how long to wait for the answer.
 
     Returns:
-        The outcome of each job that sacct knows, by id.
+        The outcome of each job that sacct lists, by id.
 
     Raises:
-        SchedulerError: there is no sacct, no accounting, or no answer.
+        SchedulerError: sacct is missing, the site keeps no accounting, or there was no answer.
     """
     wanted = ",".join(list(job_ids)[-MOST_JOBS:])
     answer = ask(["sacct", "--noheader", "--parsable2", f"--jobs={wanted}", f"--format={','.join(FIELDS)}"], seconds)
     outcomes: dict[str, JobOutcome] = {}
     out_of_memory: set[str] = set()
-    # a site may print lines of its own around the answer: only those with all columns and a known state are rows
+    # a site may print extra lines around the answer: only lines with all columns and a known state are rows
     table = [[cell.strip() for cell in line.split("|")] for line in answer.splitlines()]
     rows = [row for row in table if len(row) >= len(FIELDS) and job_states.parse_state(row[1]) in job_states.STATES]
     for row, ids in zip(rows, parse_all_ids(row[0].partition(".")[0] for row in rows), strict=True):
         state = job_states.parse_state(row[1])
-        if "." not in row[0]:  # a step's id is 17.batch or 17.0
+        if "." not in row[0]:  # the id of a job step is 17.batch or 17.0
             outcomes |= {job_id: JobOutcome(job_id, state, row[1], "sacct", *row[2 : len(FIELDS)]) for job_id in ids}
         elif state == "OUT_OF_MEMORY":
             out_of_memory.update(ids)

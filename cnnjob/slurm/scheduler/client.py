@@ -1,6 +1,6 @@
-"""Calls of SLURM's commands, each with a time limit; errors distinguish a refusal from a missing answer.
+"""Calls to SLURM's commands, each with a time limit; errors distinguish a refusal from a missing answer.
 
-Also what SLURM tells about a single job: whether it is over, and what is ending it.
+Also what SLURM reports about a single job: whether it has ended, and what is ending it.
 """
 
 import os
@@ -20,35 +20,35 @@ from cnnjob.slurm.scheduler.job_states import ENDED
 from cnnjob.slurm.scheduler.times import parse_time
 
 ANSWER_SECONDS = 60
-"""Default time limit of a command."""
+"""Default time limit for a command."""
 CLOCKS_SECONDS = 300.0
-"""Largest difference between the clocks of a cluster's machines: beyond it SLURM's messages are refused."""
+"""Maximum difference between the clocks of a cluster's machines; beyond it, SLURM rejects messages."""
 _SILENT = re.compile(
     r"timed out|unable to contact|zero bytes|connection|connect failure|try again|temporarily|not responding"
     r"|communication",
     re.IGNORECASE,
 )
-"""Messages by which a command says that SLURM's controller did not answer."""
+"""Messages with which a command reports that SLURM's controller did not answer."""
 _ABSENT = re.compile(r"this machine has no SLURM|configuration source")
-"""Messages of a machine that has no commands of SLURM, or no configuration for them."""
+"""Messages on a machine that has no SLURM commands, or no configuration for them."""
 _ALREADY_OVER = ("already completing", "already completed", "Invalid job id")
-"""Parts of scancel's messages about a job that is over."""
+"""Parts of scancel's messages about a job that has ended."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
-"""Messages about a job number that SLURM does not know, or no longer knows."""
+"""Messages about a job id that is unknown to SLURM, or no longer known."""
 _OF_SLURM = re.compile(
     r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
     r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
 )
-"""Prefixes of the variables that SLURM's commands and submitit set or read."""
+"""Prefixes of the environment variables that SLURM's commands and submitit set or read."""
 _CLUSTER_CHOICE = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
-"""Variables that select the cluster and the user, which commands keep."""
+"""Variables that select the cluster and the user; commands keep them."""
 _FREE_TEXT = re.compile(
     r"\b(?:JobName|Account|QOS|WCKey|Reason|Features|Reservation|Licenses|Network|Container|Command|WorkDir|Comment"
     r"|AdminComment|SystemComment|Extra|StdErr|StdIn|StdOut|BatchScript|MailUser)="
 )
-"""Keys of ``scontrol show job`` whose values are chosen by a user or an administrator."""
+"""Keys in the output of ``scontrol show job`` whose values are chosen by a user or an administrator."""
 MOST_DIGITS = 18
-"""Longer numbers in an answer are ignored: Python refuses to convert very long ones, and ``range`` overflows."""
+"""Longer numbers in an answer are ignored: Python refuses to convert very long numbers, and ``range`` overflows."""
 
 
 def has_slurm() -> bool:
@@ -57,22 +57,22 @@ def has_slurm() -> bool:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables of an enclosing job and without those that change answers.
+    """Return an environment without the variables of an enclosing SLURM job and without those that change answers.
 
-    In a user's profile, ``SQUEUE_STATES`` would hide jobs and ``SLURM_TIME_FORMAT`` would make times unreadable.
+    If set by the user, ``SQUEUE_STATES`` would hide jobs, and ``SLURM_TIME_FORMAT`` would make times unparsable.
     """
     return {name: value for name, value in environment.items() if name in _CLUSTER_CHOICE or not _OF_SLURM.match(name)}
 
 
 def ask(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run one of SLURM's commands and return what it printed.
+    """Run one of SLURM's commands and return its output.
 
     Args:
-        command: its words.
+        command: the command and its arguments.
         seconds: how long to wait; None for ``ANSWER_SECONDS``.
 
     Returns:
-        Its stdout.
+        The stdout of the command.
 
     Raises:
         SchedulerError: the command is missing, did not answer in time, or refused.
@@ -81,9 +81,9 @@ def ask(command: Sequence[str], seconds: float | None = None) -> str:
 
 
 def ask_stderr(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run one of SLURM's commands that answers on stderr, and return that.
+    """Run one of SLURM's commands that answer on stderr, and return that output.
 
-    ``scancel`` reports some refusals there with exit code 0.
+    ``scancel`` reports some refusals there while exiting with 0.
 
     Raises:
         SchedulerError: as in :func:`ask`.
@@ -93,7 +93,7 @@ def ask_stderr(command: Sequence[str], seconds: float | None = None) -> str:
 
 def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
     limit_seconds = ANSWER_SECONDS if seconds is None else seconds
-    if any("\0" in word for word in command):  # a record or file name from outside; Popen raises ValueError at it
+    if any("\0" in word for word in command):  # from a record or a file name; Popen would raise ValueError
         raise SchedulerError(f"{command[0]}: an argument contains a NUL (found {command[-1][:80]!r})")
     try:
         done = _run_or_kill(command, limit_seconds)
@@ -102,36 +102,36 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
     except OSError as error:
         raise SchedulerError(f"{command[0]}: cannot be run ({error.strerror}). Check its installation") from error
     except subprocess.TimeoutExpired as error:
-        # an exception of communicate has bytes, even with text=True
+        # the exception from communicate contains bytes, even with text=True
         lines = (error.stderr or b"").decode(errors="replace").split("\n")
         last = next((f", last message {line.strip()[:200]!r}" for line in reversed(lines) if line.strip()), "")
         text = f"{command[0]}: no answer within {limit_seconds:g} s{last}. Try again"
         raise SchedulerError(text, silent=True) from error
     if done.returncode:
         message = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-        # Paths among the command's words do not count, as a folder may be named "connection".
+        # Paths among the arguments do not count, since a folder may be named "connection".
         stderr = done.stderr
         for word in command[1:]:
             stderr = stderr.replace(word, "") if "/" in word else stderr
-        # killed by a signal, a command may have done its work just as after a time-out
+        # a command killed by a signal may have done its work, just as after a timeout
         silent = done.returncode < 0 or bool(_SILENT.search(stderr))
         raise SchedulerError(f"{' '.join(command)}: refused, {message}", silent=silent)
     return done
 
 
 def not_found_message(program: str) -> str:
-    """Return the message for one of SLURM's commands that this machine does not have."""
+    """Return the message for a SLURM command that this machine does not have."""
     return f"{program}: not found, this machine has no SLURM. Log in to a machine that has it"
 
 
 def _run_or_kill(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; on a time-out or an interrupt kill it together with its child processes.
+    """Run a command to completion; on a timeout or an interrupt, kill it together with its child processes.
 
-    A site's sbatch may be a wrapper, whose real sbatch would otherwise submit the job later.
+    A site's sbatch may be a wrapper; the sbatch that it calls could otherwise still submit the job later.
 
     Raises:
         OSError: the command cannot be run.
-        TimeoutExpired: it did not end in time.
+        TimeoutExpired: the command did not end in time.
     """
     with subprocess.Popen(  # noqa: S603
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
@@ -151,14 +151,14 @@ def cancel_jobs(job_ids: Sequence[str]) -> list[str]:
     """Cancel jobs and return the lines that scancel printed, for :func:`refusals`.
 
     Raises:
-        SchedulerError: as in :func:`ask`, but not if only some jobs could not be cancelled.
+        SchedulerError: as in :func:`ask`, but not for individual jobs that could not be cancelled.
     """
     if not job_ids:
         return []
     try:
         return ask_stderr(["scancel", *job_ids]).splitlines()
     except SchedulerError as error:
-        # scancel reports the jobs that it could not cancel with exit code 0 or 1
+        # scancel exits with 0 or 1 when it reports jobs that it could not cancel
         lines = str(error).partition(": refused, ")[2].splitlines()
         if not any("Kill job error" in line for line in lines):
             raise
@@ -166,7 +166,7 @@ def cancel_jobs(job_ids: Sequence[str]) -> list[str]:
 
 
 def refusals(job_ids: Sequence[str], lines: Sequence[str]) -> dict[str, str]:
-    """Return the jobs that are not over and could not be cancelled, each with its line of :func:`cancel_jobs`."""
+    """Return the jobs that have not ended and could not be cancelled, each with its line from :func:`cancel_jobs`."""
     errors = [line for line in lines if "error" in line and not any(part in line for part in _ALREADY_OVER)]
     return {job_id: line for job_id in job_ids for line in errors if job_id in line.replace(":", " ").split()}
 
@@ -177,22 +177,22 @@ def parse_words(text: str) -> dict[str, str]:
 
 
 def query_job(job_id: str, seconds: float | None = None) -> dict[str, str]:
-    """Return what SLURM knows about a job: ``JobState``, ``EndTime``, ``Requeue``, ….
+    """Return what SLURM reports about a job: ``JobState``, ``EndTime``, ``Requeue``, ….
 
     Raises:
-        SchedulerError: as in :func:`ask`; also if SLURM has forgotten the job.
+        SchedulerError: as in :func:`ask`; also if SLURM no longer has a record of the job.
     """
     facts: dict[str, str] = {}
     for name, value in _parse_job_facts(ask(["scontrol", "show", "job", job_id], seconds)):
-        facts.setdefault(name, value)  # the first: texts that may contain a line end come after SLURM's own values
+        facts.setdefault(name, value)  # the first one: text that may contain line breaks comes after SLURM's own values
     return facts
 
 
 def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
-    """Yield the ``Name=value`` pairs of a job without those inside text that its user chose.
+    """Yield a job's ``Name=value`` pairs, except those inside text chosen by its user.
 
-    A name, comment or path may contain words of the same form, and line ends. So the rest of the line after such a text
-    is skipped. Except for the name, texts that may contain a line end come last.
+    A name, comment or path may contain words of the same form, and line breaks, so the rest of the line after such text
+    is skipped. Except for the name, text that may contain line breaks comes last.
     """
     for line in answer.splitlines():
         yield from parse_words(_FREE_TEXT.split(line, maxsplit=1)[0]).items()
@@ -201,7 +201,8 @@ def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
 def is_silent(error: BaseException | None) -> bool:
     """Return whether an error means that the scheduler did not answer, rather than that it refused.
 
-    It may answer later, or may even have done what it was asked. An error raised from a silent one is silent too.
+    The scheduler may answer later, or may even have carried out the request. An error raised from a silent one is
+    silent too.
     """
     return isinstance(error, SchedulerError) and (error.silent or is_silent(error.__cause__))
 
@@ -212,16 +213,17 @@ def is_absent(error: SchedulerError) -> bool:
 
 
 def job_is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
-    """Return whether SLURM says that the job of an attempt is over; False if SLURM does not answer.
+    """Return whether SLURM reports that the job of an attempt has ended; False if SLURM does not answer.
 
     Args:
         attempt: the record of the attempt.
-        silent_seconds: time since its last heartbeat.
+        silent_seconds: time since the attempt's last heartbeat.
 
     Returns:
-        False for a job of another cluster, as the same number here is another job's. If SLURM does not know the number,
-        or it now belongs to another job, a job of this cluster is over once it has missed three heartbeats. A record
-        without a cluster may belong to any: such a job is over only if SLURM says so and three heartbeats are missing.
+        False for a job of another cluster, since the same id belongs to a different job here. If the id is unknown to
+        SLURM or now belongs to another job, a job of this cluster counts as ended once it has missed three heartbeats.
+        A record without a cluster may belong to any cluster: its job counts as ended only if SLURM reports so and three
+        heartbeats are missing.
     """
     return _query_is_over(attempt, silent_seconds, cache(query_config))
 
@@ -237,24 +239,24 @@ def _query_is_over(
     except SchedulerError as error:
         is_unknown = bool(_UNKNOWN.search(str(error)))
         return is_unknown and bool(recorded) and is_quiet and not hides_jobs(ask_config)
-    states = {value for name, value in facts if name == "JobState"}  # several if a text of the user's has a line end
-    if not _is_job_of(attempt, dict(reversed(facts))):  # reversed: the first of equal keys wins, as in job_facts
+    states = {value for name, value in facts if name == "JobState"}  # several if user text contains a line break
+    if not _is_job_of(attempt, dict(reversed(facts))):  # reversed: the first of equal keys wins, as in query_job
         return bool(recorded) and is_quiet
     return bool(states) and states <= ENDED and (bool(recorded) or is_quiet)
 
 
 def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
-    """Return whether an attempt may belong to a job with its number, as SLURM uses numbers again.
+    """Return whether an attempt may belong to the job with its job id; SLURM reuses ids.
 
-    It does not if the job is another user's, was submitted after the attempt began and not requeued since, or ended
-    before the attempt began.
+    It does not if the job belongs to another user, was submitted after the attempt began and not requeued since, or
+    ended before the attempt began.
     """
     user = re.search(r"\(([0-9]{1,10})\)$", job.get("UserId", ""))
     if user and attempt.get("uid") not in {None, int(user[1])}:
         return False
     started = datetime.fromisoformat(attempt["started"]).timestamp()
     was_requeued = parse_number(job.get("Restarts", "")) > (attempt.get("job_restarts") or 0)
-    # a requeue moves SubmitTime, so that the job of an earlier start looks younger than its attempt
+    # a requeue updates SubmitTime, so the job seems to be younger than an attempt of an earlier start
     submitted, ended = (parse_time(job.get(name, "")) for name in ("SubmitTime", "EndTime"))
     if submitted and submitted > started + CLOCKS_SECONDS and not was_requeued:
         return False
@@ -262,10 +264,10 @@ def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
 
 
 def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
-    """Return a :func:`job_is_over` for many jobs that asks SLURM about none of those in the queue.
+    """Return a variant of :func:`job_is_over` for many jobs that does not query SLURM about jobs in the queue.
 
     Args:
-        read_job_ids: returns the ids of the jobs that have not ended. Called at most once; if it raises a
+        read_job_ids: function that returns the ids of jobs that have not ended. Called at most once; if it raises a
             SchedulerError, no job counts as ended.
     """
     queued_ids, ask_config = cache(read_job_ids), cache(query_config)
@@ -275,7 +277,7 @@ def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Ma
         nonlocal silent
         try:
             is_queued = silent or attempt["job_id"] in queued_ids()
-        except SchedulerError:  # asked once only: each further question could wait for its time limit
+        except SchedulerError:  # queried only once: every further query could take until its time limit
             silent = True
             return False
         return not is_queued and _query_is_over(attempt, silent_seconds, ask_config)
@@ -292,18 +294,18 @@ def query_config(seconds: float | None = None) -> dict[str, str]:
 
 
 def current_cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) -> str:
-    """Return the name of the cluster whose SLURM answers here; empty if it is not known or there are several."""
+    """Return the name of the cluster that SLURM's commands use here; empty if it is unknown or there are several."""
     chosen = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SLURM_CLUSTER_NAME")
     name = chosen or ask_config().get("ClusterName", "")
     return "" if "," in name or name == "all" else name.lower()
 
 
 def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = query_config) -> bool:
-    """Return whether users see only their own jobs here (``PrivateData``), as far as SLURM tells."""
+    """Return whether users see only their own jobs here (``PrivateData``), as far as SLURM reports it."""
     return "jobs" in ask_config().get("PrivateData", "").split(",")
 
 
 def parse_number(text: str) -> int:
-    """Return the number at the beginning of a text; 0 if there is none or it is longer than ``MOST_DIGITS``."""
+    """Return the number at the beginning of a string; 0 if there is none or it has more than ``MOST_DIGITS`` digits."""
     digits = re.match(r"[0-9]*", text)
     return int(digits[0]) if digits and 0 < len(digits[0]) <= MOST_DIGITS else 0

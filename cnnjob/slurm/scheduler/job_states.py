@@ -1,7 +1,7 @@
-"""SLURM's codes for the state of a job, for why it waits and for limits that it exceeds, in plain words.
+"""Plain-language descriptions of SLURM's codes for job states, for the reasons why a job waits, and for limits.
 
-The states are those of ``job_state_codes.html``, the reasons those of ``job_reason_codes.html`` in SLURM's
-documentation. An unknown code is shown as it is, since other versions have others.
+The states are those in ``job_state_codes.html`` and the reasons those in ``job_reason_codes.html`` in SLURM's
+documentation. An unknown code is shown unchanged, since other versions have different codes.
 """
 
 import re
@@ -13,19 +13,19 @@ RUNNING = frozenset({
     *("STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB", "EXPEDITING"),
 })  # fmt: skip
 ENDING = "COMPLETING"
-"""State of a job whose processes are ending, whatever the cause; SLURM may be about to requeue it."""
+"""State of a job whose processes are ending, for whatever reason; SLURM may be about to requeue it."""
 REFUSED = frozenset({"BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "RECONFIG_FAIL"})
-"""States of a job that, if it ended before its run began, would end the same way again."""
+"""States in which a job that ended before its run began would end again if it were resubmitted."""
 ENDED = frozenset({*REFUSED, "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"})
 STATES = frozenset({*WAITING, *RUNNING, ENDING, *ENDED})
 
 
 def parse_state(text: str) -> str:
-    """Return the state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``, in full."""
+    """Return the full name of the state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``."""
     word = text.split(maxsplit=1)[0] if text.split() else ""
     if not word.endswith("+"):
         return word
-    stem = word.rstrip("+")  # sacct marks a state that it cut to the column's width with a +
+    stem = word.rstrip("+")  # sacct appends a + to a state that it has truncated to the column's width
     matches = [state for state in STATES if state.startswith(stem)]
     return stem if stem in STATES or len(matches) != 1 else matches[0]
 
@@ -38,15 +38,15 @@ class Wait:
     never: bool = False
     """True if the job can never start as requested."""
     option: str = ""
-    """The option of the request to change, if known."""
+    """The request option to change, if known."""
     release: bool = False
     """True if the job is held and its user can release it."""
     held: bool = False
-    """True if the job is held by somebody else."""
+    """True if the job is held by someone other than its user."""
 
     @property
     def starts_by_itself(self) -> bool:
-        """True if the job starts without anybody's help."""
+        """True if the job starts without any intervention."""
         return not (self.never or self.release or self.held)
 
 
@@ -87,7 +87,7 @@ _PHRASES = (
         Wait("it was requeued and is held", release=True),
     ),
     (
-        re.compile(r"Reserved for maintenance"),  # SLURM says so for any reservation, with the flag MAINT or without
+        re.compile(r"Reserved for maintenance"),  # SLURM prints this for any reservation, even without the flag MAINT
         Wait("its nodes are reserved, for maintenance or other jobs, from a time before it could end"),
     ),
     (re.compile(r"May be reserved for other job"), Wait("nodes that it requests may be reserved for another job")),
@@ -107,17 +107,17 @@ _RESOURCES = {
     "node": ("nodes", ""),
     "job": ("jobs", ""),
 }
-"""Part of SLURM's code → the resource in plain words, and the option that requests it."""
+"""Part of a SLURM code → the resource in plain words, and the option that requests it."""
 
 
 def parse_reason(reason: str) -> Wait:
-    """Translate squeue's reason for a job that waits.
+    """Translate squeue's reason why a job is waiting.
 
     Args:
         reason: for example ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
 
     Returns:
-        What is known about it; for an unknown reason, its own text as the phrase.
+        A description of the reason; for an unknown reason, its original text as the phrase.
     """
     text = reason.strip().removeprefix("(").removesuffix(")")
     code = re.split(r"[,\s(]", text, maxsplit=1)[0]
@@ -128,10 +128,10 @@ def parse_reason(reason: str) -> Wait:
 
 
 def _parse_limit_reason(code: str) -> Wait | None:
-    """Translate a limit: ``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``, ….
+    """Translate the code of a limit, such as ``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``.
 
-    A job that exceeds the limit of a single job never starts; one that exceeds the share of a user, an account or a
-    group starts when other jobs have ended.
+    A job that exceeds a limit per job never starts; one that exceeds a limit per user, account or group starts when
+    other jobs have ended.
     """
     match = _LIMIT.fullmatch(code)
     if not match or not (match["owner"] or (match["kind"] and "PerAccount" in code)):
@@ -147,7 +147,7 @@ def _parse_limit_reason(code: str) -> Wait | None:
 
 
 def _resource_in(code: str) -> tuple[str, str]:
-    """Return the resource that SLURM's code is about, and the option that requests it."""
+    """Return the resource to which a SLURM code refers, and the option that requests it."""
     return next((pair for key, pair in _RESOURCES.items() if key in code.lower()), ("resources", ""))
 
 
@@ -164,9 +164,9 @@ class Limit:
     template: str
     """The limit as a clause, with ``{}`` in place of its value."""
     table: str
-    """The table of sacctmgr that holds the value: ``associations`` or ``qos``."""
+    """The sacctmgr table that contains the value: ``associations`` or ``qos``."""
     field: str
-    """The column of that table."""
+    """The column in that table."""
     option: str = ""
     """The option to change; empty for limits on the number of jobs in the queue."""
 
@@ -179,11 +179,11 @@ _JOB_LIMITS = {
     "PerAccount": ("your QOS allows your account {} in the queue", "qos", "maxsubmitpa"),
     "PerUser": ("your QOS allows you {} in the queue", "qos", "maxsubmitpu"),
 }
-"""Limits on the number of jobs: part of SLURM's code → words, table and column."""
+"""Limits on the number of jobs: part of a SLURM code → text, table and column."""
 
 
 def parse_limit(refusal: str) -> Limit | None:
-    """Return the limit named in an error of sbatch (``… error: QOSMaxWallDurationPerJobLimit``); None without one."""
+    """Return the limit named in an sbatch error (``… error: QOSMaxWallDurationPerJobLimit``); None if it names none."""
     match = _REFUSAL_CODE.search(refusal.strip())
     if not match:
         return None

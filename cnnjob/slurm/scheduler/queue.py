@@ -1,4 +1,4 @@
-"""Jobs that wait or run, from ``squeue``: one call for any number of jobs."""
+"""Waiting and running SLURM jobs, from ``squeue``; one call covers any number of jobs."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from cnnjob.slurm.scheduler.job_states import parse_state
 
 FIELDS = ("job_id", "state", "reason", "node", "start", "end", "comment")
 FORMAT = "%i|%T|%r|%N|%S|%e|%k"
-"""The columns of ``FIELDS``; the comment comes last, as it may contain the separator."""
+"""squeue's format for ``FIELDS``; the comment comes last, since it may contain the separator."""
 NO_COMMENT = {"(null)", "N/A"}
-"""Comments that squeue prints for a job without one."""
+"""Placeholders that squeue prints for a job without a comment."""
 _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(?:%[0-9]+)?\]))?")
 """Forms of an id: ``17``, ``17_3``, ``17+0`` (heterogeneous job), ``17_[3-5,9%2]`` (pending array tasks)."""
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _MOST_TASKS = 200_000
-"""Limit on the ids that ranges of one answer stand for: with ``--array`` squeue lists array tasks one by one."""
+"""Maximum number of ids from ranges in one answer; with ``--array``, squeue lists array tasks one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +33,24 @@ class QueuedJob:
     reason: str
     node: str
     start: str
-    """Time of the start, past or expected; ``N/A`` if not known."""
+    """Actual or expected start time; ``N/A`` if unknown."""
     end: str
     comment: str
 
 
 @dataclass(frozen=True)
 class QueueListing:
-    """The answer of squeue."""
+    """squeue's answer."""
 
     jobs: list[QueuedJob]
     complete: bool
-    """True if every line was understood: only then does a job that is not listed count as gone."""
+    """True if every line was parsed: only then does a job that is not listed count as ended."""
 
     def require_complete(self) -> None:
-        """Require that every line was understood, so that a job that is not listed is gone.
+        """Require that every line was parsed, so that a job that is not listed has ended.
 
         Raises:
-            SchedulerError: some of the answer was not understood.
+            SchedulerError: part of the answer could not be parsed.
         """
         if not self.complete:
             raise SchedulerError(
@@ -61,10 +61,10 @@ class QueueListing:
 
 
 def list_own_jobs() -> list[QueuedJob]:
-    """Return all jobs that squeue shows of this user.
+    """Return all of this user's jobs that squeue lists.
 
     Raises:
-        SchedulerError: SLURM is not there, refused, or did not answer.
+        SchedulerError: SLURM is not available, refused, or did not answer.
     """
     return list_queue([os.getuid()]).jobs
 
@@ -72,22 +72,22 @@ def list_own_jobs() -> list[QueuedJob]:
 def list_queue(
     users: Iterable[int], ids: Collection[str] = (), *, ended: bool = False, seconds: float | None = None
 ) -> QueueListing:
-    """Return the jobs that squeue shows of some users.
+    """Return the jobs that squeue lists for the given users.
 
     Args:
         users: user ids.
-        ids: jobs that are looked for besides those of cnnjob. The answer counts as complete even if lines of any
-            other jobs were not understood.
-        ended: also show jobs that ended in the last minutes, until SLURM forgets them (``MinJobAge``).
+        ids: ids of jobs to look for in addition to cnnjob's. The answer counts as complete even if lines of other
+            jobs could not be parsed.
+        ended: also list jobs that ended in the last minutes, until SLURM discards them (``MinJobAge``).
         seconds: how long to wait for the answer.
 
     Returns:
-        The jobs, without lines that the site prints around them.
+        The jobs, without any extra lines that the site prints.
 
     Raises:
-        SchedulerError: SLURM is not there, refused, or did not answer.
+        SchedulerError: SLURM is not available, refused, or did not answer.
     """
-    # A comment may contain line ends, and text that looks like another job's line. It cannot contain a random mark.
+    # A comment may contain line breaks and text that looks like another job's line, but not a random mark.
     mark = secrets.token_hex(4)
     command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
     states = ["--states=all"] if ended else []
@@ -109,7 +109,7 @@ def _parse_rows(answer: str, mark: str) -> list[list[str]]:
 
 
 def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
-    """Return whether a line that was not understood may belong to a job of cnnjob or to one of some numbers."""
+    """Return whether a line that could not be parsed may belong to a cnnjob job or to one of the given job numbers."""
     number = re.match(r"[0-9]+(?![0-9])", row[0])
     if not number or len(row) != len(FIELDS):  # nothing in it can be relied on
         return True
@@ -117,7 +117,7 @@ def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
 
 
 def _jobs_in(row: list[str], ids: Iterable[str]) -> list[QueuedJob]:
-    """Return the job of a row, or the pending tasks of an array that share a row; nothing if it is not a job."""
+    """Return the job in a row, or the pending array tasks that share the row; an empty list if it is not a job."""
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
         return []
     comment = "" if row[-1] in NO_COMMENT else row[-1]
@@ -126,7 +126,7 @@ def _jobs_in(row: list[str], ids: Iterable[str]) -> list[QueuedJob]:
 
 
 def parse_all_ids(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the ids that each text stands for, as :func:`parse_ids`; ranges give at most ``_MOST_TASKS`` in all."""
+    """Yield the ids that each string stands for, as in :func:`parse_ids`; ranges yield at most ``_MOST_TASKS`` ids."""
     remaining = _MOST_TASKS
     for text in texts:
         ids = parse_ids(text, remaining)
@@ -135,11 +135,11 @@ def parse_all_ids(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def parse_ids(text: str, most: int = _MOST_TASKS) -> list[str]:
-    """Return the ids that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none if the text was cut short.
+    """Return the ids that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none if the string is truncated.
 
     Args:
         text: squeue's or sacct's id of a job, an array task, a component of a heterogeneous job, or several tasks.
-        most: the largest number of array tasks; none are returned if there are more.
+        most: the maximum number of array tasks; none are returned if there are more.
     """
     match = _ID.fullmatch(text)
     if not match:
@@ -151,6 +151,6 @@ def parse_ids(text: str, most: int = _MOST_TASKS) -> list[str]:
     if not all(matches):
         return []
     ranges = [range(int(m[1]), int(m[2] or m[1]) + 1, int(m[3] or 1) or 1) for m in matches if m]
-    if sum(map(len, ranges)) > most:  # counted before any list is built: a line may say 0-999999999
+    if sum(map(len, ranges)) > most:  # counted before any list is built: a line may contain 0-999999999
         return []
     return [f"{job_id}_{number}" for numbers in ranges for number in numbers]

@@ -1,7 +1,7 @@
-"""Calls of ``sbatch`` that tolerate a slow scheduler without submitting a job twice.
+"""Calls to ``sbatch`` that tolerate a slow scheduler without submitting a job twice.
 
-A scheduler that did not answer may have accepted the job all the same. So before and after a second try the queue is
-searched for the job's comment, which names the run and the attempt.
+A scheduler that did not answer may still have accepted the job. Therefore, the queue is searched before and after a
+second try for the job's comment, which identifies the run and the attempt.
 """
 
 import os
@@ -13,11 +13,11 @@ from cnnjob.slurm.scheduler import queue
 from cnnjob.slurm.scheduler.client import ask, is_silent
 
 TRIES = 2
-"""Number of calls of sbatch."""
+"""Maximum number of calls to sbatch."""
 MOST_LETTERS = 200
-"""Number of characters of an answer that a message quotes."""
+"""Maximum number of characters of an answer quoted in a message."""
 SETTLE_SECONDS = 5.0
-"""Time after which a job that was on its way to the scheduler is in the queue."""
+"""Time after which a job that was on its way to the scheduler appears in the queue."""
 _SUBMITTED = re.compile(r"^[ \t]*Submitted batch job ([0-9]{1,18})(?: on cluster \S+)?[ \t\r]*$", re.MULTILINE)
 
 
@@ -25,20 +25,20 @@ def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
     """Submit a script with sbatch and return the job's id.
 
     Args:
-        comment: the comment in the script, which no other job in the queue has.
+        comment: the comment in the script, shared by no other job in the queue.
         script: path of the script.
-        tries: number of calls of sbatch, for a scheduler that does not answer.
+        tries: maximum number of calls to sbatch if the scheduler does not answer.
 
     Returns:
-        The id, also of a job that SLURM accepted without answering.
+        The id, even if SLURM accepted the job without answering.
 
     Raises:
-        SchedulerError: SLURM refused, or did not answer and has no such job.
+        SchedulerError: SLURM refused, or did not answer and the queue contains no such job.
     """
     try:
         answer = ask(["sbatch", script])
     except SchedulerError as error:
-        message = str(error).replace(f" {script}", "")  # a temporary file, gone by the time that a user reads of it
+        message = str(error).replace(f" {script}", "")  # a temporary file, removed before the user reads the message
         if not is_silent(error):
             raise SchedulerError(message) from error
         # sbatch's message may still be on its way to slurmctld
@@ -48,8 +48,8 @@ def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
         if tries == 1:
             raise SchedulerError(message) from error
         return submit_script(comment, script, tries - 1)
-    # Only sbatch's own line counts, as a site's wrapper may print other numbers around it, or swallow the line: then
-    # the job may be in the queue all the same.
+    # Only sbatch's own line counts, since a site's wrapper may print other numbers around it. If the wrapper omits the
+    # line, the job may still be in the queue.
     ids = set(_SUBMITTED.findall(answer))
     if len(ids) == 1:
         return str(ids.pop())
@@ -63,7 +63,7 @@ def _find_in_queue(comment: str, message: str) -> str:
     """Return the id of the newest job in the queue with this comment; empty if there is none.
 
     Raises:
-        SchedulerError: the queue could not be read, or not all of it.
+        SchedulerError: the queue could not be read completely.
     """
     try:
         listing = queue.list_queue([os.getuid()])

@@ -1,4 +1,4 @@
-"""The settings of a site as SLURM reports them: partitions, limits, preemption, requeueing."""
+"""A site's settings as reported by SLURM: partitions, limits, preemption and requeueing."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from cnnjob.slurm.submit.request import Request
 MOST_ROWS = 1000
 """Maximum number of rows read from an answer of sacctmgr."""
 CLOSED = {"DRAIN", "INACTIVE"}
-"""States of a partition to which sbatch refuses jobs."""
+"""Partition states in which sbatch refuses jobs."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,21 @@ class Partition:
     name: str
     is_default: bool
     state: str
-    """``UP``; ``DOWN``, which accepts jobs and starts none; ``DRAIN`` or ``INACTIVE``, which accept none."""
+    """``UP``; ``DOWN``, which accepts jobs but starts none; ``DRAIN`` or ``INACTIVE``, which accept no jobs."""
     max_minutes: int | None
-    """Largest time limit, rounded up to minutes; None if there is none."""
+    """Maximum time limit, rounded up to minutes; None if there is no maximum."""
     default_minutes: int | None
-    """Time limit of a job that requests none; None if not set."""
+    """Time limit for a job that requests none; None if not set."""
     preempt_mode: str
-    """The effect of a preemption on its jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
+    """The effect of preemption on its jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
     grace_seconds: int
-    """Time between the warning of a preempted job and its end (``GraceTime``)."""
+    """Time between a preempted job's warning and its end (``GraceTime``)."""
     accounts: tuple[str, ...]
-    """Accounts that may use it; ``("ALL",)`` for no restriction."""
+    """Accounts that may use the partition; ``("ALL",)`` for no restriction."""
 
     @classmethod
     def of(cls, facts: dict[str, str]) -> Self:
-        """Build a partition from the pairs of ``scontrol show partition``; a missing one counts as no limit.
+        """Build a partition from the pairs in ``scontrol show partition``; a missing pair counts as no limit.
 
         Old versions of SLURM print fewer pairs.
         """
@@ -57,36 +57,36 @@ class Partition:
 
 @dataclass(frozen=True)
 class Site:
-    """The partitions of a cluster, and the settings that hold for all jobs."""
+    """The partitions of a cluster and the settings that apply to all jobs."""
 
     partitions: dict[str, Partition]
     requeues: bool
     """True if a job that sets neither ``--requeue`` nor ``--no-requeue`` may be requeued."""
     max_array_size: int
-    """Maximum number of tasks of a job array; the largest index is one less."""
+    """Maximum number of tasks in a job array; the maximum index is one less."""
     kill_wait_seconds: int
     """Time between SIGTERM and SIGKILL (``KillWait``)."""
     signals_preempted: bool
-    """True if a preempted job gets the signal of ``--signal`` at once."""
+    """True if a preempted job receives the ``--signal`` signal at once."""
     version: str
-    """SLURM's version; empty if it does not tell."""
+    """SLURM's version; empty if unknown."""
     counts_gpus: bool
     """True if GPUs may be requested by number (``--gpus-per-node``), not only as generic resources."""
     keeps_accounts: bool
     """True if the site keeps accounting: jobs belong to accounts, and their outcomes are stored."""
 
     def partition_of(self, request: Request) -> Partition | None:
-        """Return the first partition that is requested, or the default one; None if the site has no such partition."""
+        """Return the first requested partition, or the default one; None if the site has no such partition."""
         if request.partition:
             return self.partitions.get(request.partition.split(",")[0])
         return next((partition for partition in self.partitions.values() if partition.is_default), None)
 
     def check(self, request: Request) -> None:
-        """Check that this site would neither refuse a request nor let it wait for ever.
+        """Check that this site would neither refuse a request nor leave it waiting for ever.
 
         Raises:
-            SchedulerError: there is no such partition, or each one accepts no jobs, is closed to this account, or has a
-                shorter time limit.
+            SchedulerError: a requested partition does not exist, or every one of them accepts no jobs, is closed to
+                this account, or has a shorter time limit.
         """
         if not self.partitions:
             return  # SLURM listed no partitions: sbatch decides
@@ -95,13 +95,13 @@ class Site:
                 raise SchedulerError(
                     f"--partition {name}: no such partition. {_choices(name, self.partitions, 'site')}"
                 )
-        # a job may start in any of the partitions that it names, so that one is enough
+        # a job may start in any of the partitions that it requests, so one is enough
         reasons = [_refusal_by(partition, request) for partition in self._requested(request)]
         if reasons and all(reasons):
             raise SchedulerError("; ".join(reasons))
 
     def explain_wait(self, request: Request) -> str:
-        """Return a warning if the partition accepts the job but starts none at present; otherwise empty."""
+        """Return a warning if the partition accepts the job but starts no jobs at present; otherwise empty."""
         usable = [partition for partition in self._requested(request) if not _refusal_by(partition, request)]
         if not usable or any(partition.state != "DOWN" for partition in usable):
             return ""
@@ -109,7 +109,7 @@ class Site:
         return f"--partition {names}: DOWN; the job will wait in the queue until the site sets it to UP"
 
     def _requested(self, request: Request) -> list[Partition]:
-        """Return the partitions that a request names, or the default one."""
+        """Return the partitions that a request specifies, or the default one."""
         names = request.partition.split(",") if request.partition else []
         named = [self.partitions[name] for name in names if name in self.partitions]
         default = self.partition_of(request)
@@ -117,10 +117,10 @@ class Site:
 
 
 def query_site() -> Site:
-    """Ask SLURM for its partitions and its configuration.
+    """Query SLURM for its partitions and its configuration.
 
     Raises:
-        SchedulerError: SLURM is not there, refused, or did not answer.
+        SchedulerError: SLURM is not available, refused, or did not answer.
     """
     # --all: hidden partitions accept jobs too
     lines = ask(["scontrol", "--all", "show", "partition", "--oneliner"]).splitlines()
@@ -133,19 +133,19 @@ def query_site() -> Site:
         kill_wait_seconds=parse_number(config.get("KillWait", "")) or 30,
         signals_preempted="preempt_send_user_signal" in config.get("SlurmctldParameters", ""),
         version=config.get("SLURM_VERSION", ""),
-        # --gpus-per-node and the like need this plugin
+        # --gpus-per-node and similar options need this plugin
         counts_gpus=config.get("SelectType", "select/cons_tres") == "select/cons_tres",
         keeps_accounts=config.get("AccountingStorageType", "").endswith("slurmdbd"),
     )
 
 
 def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> str:
-    """Return sbatch's refusal with what this user can do about it: the limit, or the valid choices.
+    """Return sbatch's refusal with advice for this user: the limit, or the valid choices.
 
     Args:
         refusal: the line in which sbatch gives the reason.
-        tasks: number of array tasks of the job, 1 for a job that is not an array.
-        single_command: the command that submits a single one of several tasks.
+        tasks: number of array tasks in the job; 1 if the job is not an array.
+        single_command: the command that submits only one of several tasks.
     """
     if limit := parse_limit(refusal):
         return f"refused by SLURM ({limit.code}): {_explain_limit(limit, tasks, single_command)}"
@@ -155,14 +155,14 @@ def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> s
 
 
 def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
-    """Return a sentence on a limit, and what to do."""
+    """Return a sentence that explains a limit and what to do."""
     value = _query_limit_value(limit)
     if limit.option:
         clause = limit.template.format(value) if value else limit.template.replace(" ({})", "")
         return f"{clause}. Request another amount with {limit.option}"
     if value.isdecimal():
         value = plural(int(value), "job")
-    elif value:  # several, each with its account or QOS
+    elif value:  # several values, each with its account or QOS
         value = f"{value} jobs"
     clause = limit.template.format(f"at most {value}" if value else "a limited number of jobs")
     if tasks == 1:
@@ -174,7 +174,7 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
 
 
 def _query_limit_value(limit: Limit) -> str:
-    """Return the value of a limit, by account or QOS if this user has several; empty if SLURM does not tell."""
+    """Return the value of a limit, by account or QOS if they differ; empty if SLURM does not report it."""
     try:
         if limit.table == "associations":
             # a row without a user has the limits of the account as a whole
@@ -193,7 +193,7 @@ def _query_limit_value(limit: Limit) -> str:
 
 
 def _table(*words: str) -> list[list[str]]:
-    """Return the rows that sacctmgr shows, up to ``MOST_ROWS``."""
+    """Return the rows that sacctmgr prints, at most ``MOST_ROWS``."""
     lines = ask(["sacctmgr", "--noheader", "--parsable2", "show", *words]).splitlines()
     return [line.split("|") for line in lines[:MOST_ROWS]]
 
@@ -229,7 +229,7 @@ def query_own_names(key: str) -> list[str]:
 
 
 def _refusal_by(partition: Partition, request: Request) -> str:
-    """Return why a partition would never start this request; empty if it would."""
+    """Return why a partition would never start a job with this request; empty if it would."""
     if partition.state in CLOSED:
         return f"--partition {partition.name}: {partition.state}, it accepts no jobs. Choose another, or wait"
     limit = partition.max_minutes
@@ -247,7 +247,7 @@ def _refusal_by(partition: Partition, request: Request) -> str:
 
 
 def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
-    """Return the names that a site or a partition knows, with the one that was probably meant."""
+    """Return a hint that lists the names valid at a site or in a partition, and the one that was probably meant."""
     near = closest_name(name, known)
     hint = f"Did you mean {near!r}? " if near else ""
     return f"{hint}This {owner} has {', '.join(sorted(known))}"

@@ -1,4 +1,4 @@
-"""SLURM's notation of durations and of points in time."""
+"""SLURM's notation for durations and points in time."""
 
 import re
 from datetime import datetime
@@ -22,7 +22,7 @@ def parse_duration(text: str) -> int | None:
     if match["days"] is not None:
         hours, minutes, seconds = (*numbers, 0, 0)[:3]
     else:
-        # without days, one number or two mean M and M:S, not H and H:M
+        # without days, one or two numbers mean M or M:S, not H or H:M
         hours, minutes, seconds = numbers if numbers[2:] else (0, *numbers, 0)[:3]
     return ((int(match["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
@@ -31,7 +31,7 @@ def parse_time(text: str) -> float | None:
     """Convert a point in time to seconds since the epoch.
 
     Args:
-        text: ISO 8601, in the local time zone unless it names one.
+        text: ISO 8601, in the local time zone unless it specifies one.
 
     Returns:
         The number of seconds; None for anything else, such as ``Unknown`` or ``N/A``.

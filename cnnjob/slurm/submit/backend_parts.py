@@ -1,4 +1,4 @@
-"""Splitting runs by backend: runs on GPUs and runs on NumPy need different requests."""
+"""Splitting runs by backend, since GPU runs and NumPy runs need different requests."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,24 +16,24 @@ class Part:
     """Runs with the same backend and the same request."""
 
     backend: str
-    """Their backend: ``numpy``, ``cuda``, or ``auto``."""
+    """The runs' backend: ``numpy``, ``cuda`` or ``auto``."""
     request: Request
     runs: list[Run]
 
 
 def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_for_gpus: bool) -> list[Part]:
-    """Split runs by backend: the one that a run was started with, otherwise the one of its job.
+    """Split runs by backend: the one that a run was started with, otherwise the one that its job requests.
 
     Args:
-        jobs: each run with its job, which has the resources of this submission.
-        request: the request, to which GPUs are added or from which they are removed.
+        jobs: each run with its job, whose resources are those of this submission.
+        request: the request; GPUs are added to it or removed from it as each backend requires.
         asks_for_gpus: whether the command line requests GPUs.
 
     Returns:
-        The parts, each with its runs in their order.
+        The parts; within each part, the runs keep their order.
 
     Raises:
-        JobError: a run was started with another backend than its job asks for.
+        JobError: a run was started with a backend different from the one that its job requests.
     """
     runs_by_backend: dict[str, list[Run]] = {}
     for job, run in jobs:
@@ -46,6 +46,6 @@ def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_
 
 def _backend(job: Job, run: Run) -> str:
     requested = job.resources.backend
-    with suppress(DataError):  # a damaged folder: its job reports that
+    with suppress(DataError):  # the job of a damaged folder reports the damage
         return requested if run.state() == "finished" else first_backend(job, run) or requested
     return requested

@@ -1,7 +1,7 @@
-"""The batch script of a submission: submitit's own, with the shell lines that decide about a restart.
+"""The batch script of a submission: submitit's script plus shell lines that decide whether to restart a run.
 
-The script survives every signal that can be trapped until its step has ended. Its EXIT trap then decides about a
-restart and exits with the step's code.
+The script survives every signal that can be trapped until its job step has ended. Its EXIT trap then decides whether to
+restart the run, and exits with the exit code of the job step.
 """
 
 import shlex
@@ -21,46 +21,46 @@ from cnnjob.slurm.submit.request import Request
 from cnnjob.training.staging import STAGE
 
 SIGNALS = "{1..16} {20..31} {34..64}"
-"""All signals that a shell can trap except SIGCHLD (17), by which it notices the end of a child, and SIGCONT (18)."""
+"""All signals that a shell can trap, except SIGCHLD (17), which reports that a child ended, and SIGCONT (18)."""
 
 
 def split_into_arrays(runs: Sequence[Run], size: int) -> list[JobArray]:
-    """Split runs into as few jobs as possible, each with at most ``size`` array tasks."""
+    """Split runs into as few SLURM jobs as possible, each with at most ``size`` array tasks."""
     return [JobArray.of(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
 def preview_script(array: JobArray, request: Request, parallel: int | None = None) -> str:
-    """Return the exact batch script that would be submitted now; needs no SLURM."""
+    """Return the exact batch script that would be submitted now; does not require SLURM."""
     code = code_snapshot.snapshot_folder(array.runs[0])
     return build_script(array, script_parameters(array, request, code, parallel))
 
 
 def build_script(array: JobArray, parameters: Mapping[str, Any]) -> str:
-    """Return the exact batch script of a job.
+    """Return the exact batch script of a SLURM job.
 
     Args:
         array: the runs.
-        parameters: the value of :func:`script_parameters`.
+        parameters: the return value of :func:`script_parameters`.
     """
     folder = array.files_folder
-    # not the folder of the submission: the files are moved here once SLURM has accepted the job
+    # not the submission folder: the files are moved here once SLURM has accepted the job
     command = f"{python_command()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(_make_sbatch_string(command, folder, **parameters))
 
 
 def python_command() -> str:
-    """Return the command of this interpreter for a shell; with ``-P`` it imports nothing from the current folder."""
+    """Return the shell command for this interpreter; with ``-P``, it imports nothing from the current folder."""
     return f"{shlex.quote(sys.executable)} -P"
 
 
 def script_parameters(array: JobArray, request: Request, code: Path, parallel: int | None) -> dict[str, Any]:
-    """Return submitit's parameters for a batch script, with the shell lines before its step.
+    """Return submitit's parameters for a batch script, including the shell lines that precede its job step.
 
     Args:
         array: the runs.
-        request: their resources.
-        code: the snapshot of the code.
-        parallel: maximum number of array tasks at once; None for no limit.
+        request: the runs' resources.
+        code: folder of the code snapshot.
+        parallel: maximum number of array tasks that run at once; None for no limit.
     """
     restart = f"{python_command()} -m cnnjob.slurm.node.restart {shlex.quote(str(array.folder))} $1"
     undecided = shlex.quote(f"cnnjob: {array.folder}: {sys.executable} {UNDECIDED}")
@@ -75,7 +75,7 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
         "trap 'restart $?' EXIT  # whatever ends the job, and however early",
         f"trap : {SIGNALS}  # no signal ends this script before its step: only the step's exit code decides",
     ]
-    # own_code comes twice: setup lines may change the environment, and the EXIT trap also runs if they fail
+    # own_code is called twice: setup lines may change the environment, and the EXIT trap also runs if they fail
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
     if request.stage:
         setup.append(f"export {STAGE}=1")
@@ -92,13 +92,13 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
         "comment": array.comment,
         "wckey": None,  # submitit would set its own
         "stderr_to_stdout": True,
-        "srun_args": ["--export=ALL"],  # of this script's environment, also where sbatch got --export=NONE
+        "srun_args": ["--export=ALL"],  # export this script's environment, even if sbatch got --export=NONE
         "setup": [*traps, *setup, *step],
     }
 
 
 def _path_lines(request: Request) -> list[str]:
-    """Return the line by which the script finds SLURM's commands if sbatch is told which environment to export."""
+    """Return the line that lets the script find SLURM's commands if an sbatch option sets what to export."""
     srun = shutil.which("srun")
     if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
         return []
@@ -106,7 +106,7 @@ def _path_lines(request: Request) -> list[str]:
 
 
 def _own_code_lines(code: Path) -> list[str]:
-    """Return the lines of a shell function that makes Python run a copy of the code, whatever the environment."""
+    """Return the lines of a shell function that makes Python run a code snapshot, whatever the environment."""
     variables = code_snapshot.environment(code)
     values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
     unset = [name for name, value in variables.items() if value is None]

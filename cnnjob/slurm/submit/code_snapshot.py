@@ -1,7 +1,7 @@
-"""Snapshots of the package's code, so that a job, requeued or not, runs the code that was submitted.
+"""Snapshots of the package's code, so that a SLURM job, requeued or not, runs the code that was submitted.
 
-The code is copied once. A copy is named by its digest, which is checked before each submission and at the start of each
-attempt.
+The code is copied once. A copy is named after its digest, which is checked before each submission and at the start of
+each attempt.
 """
 
 import os
@@ -18,38 +18,38 @@ from cnnjob.runs.run import Run
 CODE = ".code"
 _ROOT = files.PACKAGE.parent
 _PACKAGE_VARIABLES = ("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONUSERBASE", "PYTHONNOUSERSITE")
-"""Variables that decide which standard library and packages an interpreter finds."""
+"""Environment variables that determine which standard library and packages an interpreter finds."""
 _UNSET = ("PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONPYCACHEPREFIX", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONDEVMODE")
-"""Variables that would hide an exit code, load byte code from elsewhere, or turn a warning into an error."""
+"""Environment variables that would hide an exit code, load bytecode from elsewhere, or turn a warning into an error."""
 _NFS = ".nfs"
 """Prefix of the name under which NFS keeps a removed file while another host has it open."""
 Contents = Mapping[str, bytes | None]
-"""The entries of a folder: relative path → content of the file, or None for what is neither a file nor a folder."""
+"""A folder's entries: relative path → file content, or None for an entry that is not a readable file."""
 
 
 def snapshot_folder(run: Run) -> Path:
-    """Return the folder in which the current code of the package is stored for a run and those beside it."""
+    """Return the folder that stores the package's current code for a run and the other runs in the same folder."""
     return _folder(run, _package())
 
 
 def environment(code: Path) -> dict[str, str | None]:
-    """Return the variables with which Python runs a copy of the code, and no code from the current folder or a cache.
+    """Return the environment that makes Python run a code snapshot, and nothing from the current folder or a cache.
 
-    Byte code is neither written to the copy nor read from elsewhere, since no digest covers it. Packages are found as
-    in this process, whatever a node or the setup lines of a profile set.
+    Bytecode is neither written to the snapshot nor read from elsewhere, since no digest covers it. Packages are found
+    as in this process, whatever the node or the setup lines of a profile set.
 
     Args:
-        code: the copy.
+        code: folder of the snapshot.
 
     Returns:
-        The value of each variable; None for those that must be unset.
+        The value of each environment variable; None for a variable that must be unset.
     """
     fixed = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return {**{name: os.environ.get(name) for name in _PACKAGE_VARIABLES}, **dict.fromkeys(_UNSET), **fixed}
 
 
 def save_snapshot(run: Run) -> Path:
-    """Copy the package unless there is a copy with its digest, repair a damaged copy, and return the copy's folder.
+    """Copy the package unless a copy with its digest already exists, repair a damaged copy, and return its folder.
 
     Raises:
         DataError: the copy cannot be written.
@@ -68,10 +68,10 @@ def save_snapshot(run: Run) -> Path:
 
 
 def check_snapshot() -> None:
-    """Check the copy of the code that this process runs, if it runs one.
+    """Check the code snapshot that this process runs, if it runs one.
 
     Raises:
-        DataError: the copy is not the code that was submitted.
+        DataError: the snapshot differs from the code that was submitted.
     """
     if _ROOT.parent.name != CODE:
         return
@@ -87,7 +87,7 @@ def _folder(run: Run, package: Contents) -> Path:
 
 
 def _snapshot_digest(contents: Contents) -> str:
-    # lengths and NULs keep two different sets of files from giving the same bytes
+    # lengths and NULs keep two different sets of files from producing the same bytes
     parts = [
         f"{name}\0".encode() if content is None else f"{name}\0{len(content)}\0".encode() + content
         for name, content in sorted(contents.items())
@@ -96,9 +96,9 @@ def _snapshot_digest(contents: Contents) -> str:
 
 
 def _package() -> dict[str, bytes]:
-    """Return the files of this package, without byte code and hidden files, and a file with its commit.
+    """Return this package's files, except bytecode and hidden files, plus a file that records the commit.
 
-    The copy is not a Git repository, so the commit of the code is stored with it.
+    A snapshot is not a Git repository, so the commit is stored with the code.
     """
     paths = [path for path in files.PACKAGE.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts]
     contents = {str(path.relative_to(_ROOT)): path.read_bytes() for path in paths}
@@ -106,7 +106,7 @@ def _package() -> dict[str, bytes]:
 
 
 def _contents(folder: Path) -> Contents:
-    """Return everything in a copy, including hidden files, byte code, links and empty folders.
+    """Return everything in a snapshot, including hidden files, bytecode, links and empty folders.
 
     Any of them could change what Python imports.
     """
@@ -122,7 +122,7 @@ def _contents(folder: Path) -> Contents:
 
 
 def _file_content(path: Path) -> bytes | None:
-    """Return a file's content; None for a link, a pipe, or a file that cannot be read or is too large for code."""
+    """Return a file's content; None for a link, a pipe, or a file that cannot be read or is too large to be code."""
     with suppress(DataError):
         return None if path.is_symlink() else files.read_bytes(path)
     return None
@@ -130,7 +130,7 @@ def _file_content(path: Path) -> bytes | None:
 
 @contextmanager
 def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
-    """Write a new copy next to a folder and yield it; on exit remove it with whatever was moved into it."""
+    """Write a new copy next to a folder and yield its path; on exit, remove it along with anything moved into it."""
     temporary = files.temporary_name(folder)
     try:
         for name, content in package.items():
@@ -143,12 +143,12 @@ def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path
 
 
 def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
-    """Put the new copy in place of a folder.
+    """Install the new copy at the path of a folder.
 
-    At the same time a job may start from that folder, and another submission may put the same copy there.
+    At the same time, a SLURM job may start from that folder, and another submission may install the same copy.
 
     Raises:
-        OSError: the copy could not be put there.
+        OSError: the copy could not be installed.
     """
     if folder.is_symlink() or not folder.is_dir():
         _move_away(folder, fresh)
@@ -158,19 +158,19 @@ def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
     try:
         fresh.rename(folder)
     except OSError:
-        if not folder.exists():  # else another submission was faster, with the same content
+        if not folder.exists():  # otherwise another submission has installed the same content
             raise
 
 
 def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
-    """Replace or remove each entry that differs, each by one rename.
+    """Replace or remove every entry that differs, with one rename per entry.
 
-    The folder itself stays, as a job may be starting from it.
+    The folder itself stays, since a SLURM job may be starting from it.
     """
     contents = _contents(folder)
     folders = {parent for name in package for parent in Path(name).parents}
     for name in (name for name, content in contents.items() if content is None or name not in package):
-        # a folder that the package does not have goes as a whole
+        # a folder that is not part of the package is removed as a whole
         outermost = next((path for path in reversed(Path(name).parents) if path not in folders), Path(name))
         _move_away(folder / outermost, fresh)
     for name, content in package.items():

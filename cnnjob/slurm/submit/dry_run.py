@@ -1,4 +1,4 @@
-"""Dry runs: SLURM's answer to a request, and what would happen at the time limit and at a preemption."""
+"""Dry runs: SLURM's answer to a request, and what would happen at the time limit and on preemption."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from cnnjob.slurm.submit.request import Request
 
 
 def try_query_site() -> tuple[Site | None, str]:
-    """Return what the site allows and an empty string, or None and the reason; a dry run needs no SLURM."""
+    """Return the site's settings and an empty string, or None and the reason; a dry run does not require SLURM."""
     if not client.has_slurm():
         return None, "not on this machine"
     try:
@@ -21,9 +21,9 @@ def try_query_site() -> tuple[Site | None, str]:
 
 
 def test_only(script: str) -> tuple[str, bool]:
-    """Return the answer of ``sbatch --test-only`` and whether it refused.
+    """Return the answer from ``sbatch --test-only`` and whether sbatch refused the job.
 
-    The answer says when and where the job would start, or why it would not.
+    The answer states when and where the job would start, or why it would not.
     """
     with tempfile.TemporaryDirectory(prefix="cnnjob-") as folder:
         path = Path(folder) / "submission.sh"
@@ -31,11 +31,11 @@ def test_only(script: str) -> tuple[str, bool]:
         try:
             return client.ask_stderr(["sbatch", "--test-only", str(path)]).removeprefix("sbatch: "), False
         except SchedulerError as error:
-            return str(error).replace(f" {path}", ""), True  # a temporary file, gone when the message is read
+            return str(error).replace(f" {path}", ""), True  # a temporary file, removed before the message is read
 
 
 def at_the_time_limit(request: Request, current_site: Site | None) -> str:
-    """Return a sentence on what happens if the time limit comes before the end of the training."""
+    """Return a sentence that describes what happens if the time limit is reached before training ends."""
     partition = current_site.partition_of(request) if current_site else None
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
     when = f"after {format_seconds(60 * minutes)}" if minutes else "at the site's time limit"
@@ -47,7 +47,7 @@ def at_the_time_limit(request: Request, current_site: Site | None) -> str:
 
 
 def at_preemption(request: Request, current_site: Site | None) -> str:
-    """Return a sentence on what happens if a job of higher priority preempts this one."""
+    """Return a sentence that describes what happens if a higher-priority job preempts this one."""
     partition = current_site.partition_of(request) if current_site else None
     if current_site is None or partition is None:
         return "not known without SLURM; a job that is ended resumes from its last checkpoint"
@@ -63,7 +63,7 @@ def at_preemption(request: Request, current_site: Site | None) -> str:
 
 
 def _how_it_resumes(request: Request, current_site: Site | None) -> str:
-    """Return who restarts a job that saved and stopped, as far as the request and the site tell."""
+    """Return how a job that has saved and stopped is restarted, as far as the request and the site determine it."""
     allowed = request.requeue
     if allowed is None and current_site:
         allowed = current_site.requeues

@@ -1,7 +1,7 @@
-"""submitit's SLURM executor, adapted: jobs, their batch scripts, and the pickles that they run.
+"""An adaptation of submitit's SLURM executor: jobs, their batch scripts, and the pickles that they run.
 
-Imported only where something is submitted, as it imports the training. Of submitit's private names it uses
-``SlurmExecutor._submit_command``; ``batch_script`` and ``local`` use others.
+Import this module only to submit something, since it imports the training code. It uses submitit's private
+``SlurmExecutor._submit_command``; ``batch_script`` and ``local`` use other private names.
 """
 
 import os
@@ -22,48 +22,48 @@ from cnnjob.slurm.scheduler import client, sbatch, site
 from cnnjob.slurm.submit.batch_script import build_script, python_command
 
 MARGIN_SECONDS = 30.0
-"""Time before its end at which a job stops by itself if no signal has come."""
+"""Time before the end of a SLURM job at which it stops by itself if it has received no signal."""
 SCRIPT = "submission.sh"
 SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS = 5, 3
-"""submitit's defaults for the two fields of a pickle; a job that stops by itself in time uses neither."""
+"""submitit's defaults for two fields of a pickle; a job that stops by itself in time uses neither."""
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """A submitit executor that calls :mod:`cnnjob.slurm.scheduler.sbatch`, from a folder that only it uses."""
+    """A submitit executor that calls :mod:`cnnjob.slurm.scheduler.sbatch` and has a folder to itself."""
 
     def __init__(self, array: JobArray, parameters: dict[str, Any], folder: Path) -> None:
         """Create an executor.
 
         Args:
             array: the runs.
-            parameters: the parameters of the batch script, as submitit takes them.
-            folder: for the files of this submission; it must exist.
+            parameters: parameters of the batch script, in submitit's form.
+            folder: folder for the files of this submission; it must exist.
         """
         super().__init__(folder=folder, python=python_command())
         self._comment = parameters["comment"]
         self._script = build_script(array, parameters)
         self.accepted = ""
-        """Id of the job that SLURM accepted; empty before that."""
+        """Id of the job, once SLURM has accepted it; empty before that."""
 
     def _submit_command(self, command: str) -> Any:  # noqa: ARG002 - submitit's form
         path = self.folder / SCRIPT
         path.write_text(self._script, encoding="utf-8")
-        # kept here as well, since an interrupt may come before submitit returns its job
+        # stored here as well, since an interrupt may arrive before submitit returns its job
         self.accepted = sbatch.submit_script(self._comment, str(path))
         return submitit.SlurmJob(self.folder, self.accepted, [0])
 
 
 def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
-    """Submit a job array and return the job's id, without the numbers of array tasks.
+    """Submit a job array and return its job id, without array task numbers.
 
     Raises:
-        SchedulerError: SLURM refused, is not there, or did not answer.
-        KeyboardInterrupt: Ctrl-C; with a message if SLURM may have accepted the job.
+        SchedulerError: SLURM refused the job, is not available, or did not answer.
+        KeyboardInterrupt: Ctrl-C was pressed; the error has a message if SLURM may have accepted the job.
     """
     for program in ("sbatch", "srun"):
         if not shutil.which(program):
             raise SchedulerError(client.not_found_message(program))
-    # a folder of its own, so that cleaning up after a refusal removes no file of another submission
+    # a separate folder, so that cleaning up after a refusal removes no file of another submission
     folder = files.temporary_name(array.files_folder / "submission")
     folder.mkdir()
     executor = Executor(array, parameters, folder)
@@ -75,7 +75,7 @@ def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
             _error_line(str(error)), len(array.runs), next_command.continue_command(array.runs[0])
         )
         raise SchedulerError(f"{array.name}: {reason}") from error
-    except BaseException as error:  # whatever it is, an accepted job is cancelled: it would find no pickle to run
+    except BaseException as error:  # whatever the error, cancel an accepted job: it would find no pickle to run
         if isinstance(error, KeyboardInterrupt) and not executor.accepted:
             raise KeyboardInterrupt(
                 f"{array.name}: SLURM may have accepted the job. To submit it, run the same command, which looks for "
@@ -95,18 +95,18 @@ def _node_task(array: JobArray) -> NodeTask:
 
 
 def lacks_files(array: JobArray, job_id: str) -> bool:
-    """Return whether the pickle of a job or an array task is missing and can be written by this user.
+    """Return whether the pickle of a job or an array task is missing and this user can write it.
 
-    A folder of another user that cannot be written counts as complete.
+    A folder to which this user cannot write counts as complete.
     """
     folder = array.files_folder
-    if not os.path.lexists(folder):  # removed while the job waits, so that SLURM could not even open its log
+    if not os.path.lexists(folder):  # removed while the job was waiting, so SLURM could not even open its log
         return os.access(folder.parent, os.W_OK)
     return os.access(folder, os.W_OK) and not (folder / f"{job_id}_submitted.pkl").exists()
 
 
 def write_missing_pickles(array: JobArray, job_id: str) -> None:
-    """Write the missing pickles of a job: they were removed, or its submission was killed before it wrote them."""
+    """Write a job's missing pickles: they were removed, or the submission was killed before it wrote them."""
     array.files_folder.mkdir(exist_ok=True)
     delayed = DelayedSubmission(_node_task(array))
     delayed.set_timeout(SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS)
@@ -118,9 +118,9 @@ def write_missing_pickles(array: JobArray, job_id: str) -> None:
 
 
 def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> None:
-    """Move the files of a job to where the job looks for them."""
+    """Move a job's files to where the job looks for them."""
     for path in _pickle_paths(array, job_id):
-        # a hard link and a rename: a job that starts meanwhile finds a whole pickle or none
+        # a hard link and a rename: a job that starts meanwhile finds a complete pickle or none
         link = pickle.with_name(f"{path.name}.new")
         link.hardlink_to(pickle)
         link.replace(path)
@@ -128,9 +128,10 @@ def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> Non
 
 
 def lend_pickles(array: JobArray, job_id: str, other_id: str) -> None:
-    """Link the pickles of a job to another job of the same runs, unless that has its own.
+    """Link a job's pickles to another job for the same runs, unless that job already has pickles.
 
-    A submission that was not told its job's id finds a job by the comment, which may be the job of another submission.
+    A submission that did not receive its job id looks for the job by its comment, and may find the job of another
+    submission instead.
     """
     for path, other_path in zip(_pickle_paths(array, job_id), _pickle_paths(array, other_id), strict=True):
         with suppress(FileExistsError):
@@ -138,12 +139,12 @@ def lend_pickles(array: JobArray, job_id: str, other_id: str) -> None:
 
 
 def _pickle_paths(array: JobArray, job_id: str) -> list[Path]:
-    """Return the paths at which submitit looks for the pickles of a job: by the job's id and by those of its tasks."""
+    """Return the paths at which submitit looks for a job's pickles: one per job id and array task id."""
     task_ids = [f"{job_id}_{index}" for index in range(len(array.runs))] if array.is_array else []
     return [array.files_folder / f"{name}_submitted.pkl" for name in (job_id, *task_ids)]
 
 
 def _error_line(text: str) -> str:
-    """Return the line of sbatch's output that gives the reason of a refusal."""
+    """Return the line of sbatch's output that gives the reason for a refusal."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "it printed nothing")

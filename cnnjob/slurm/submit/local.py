@@ -1,4 +1,4 @@
-"""Runs on this machine without SLURM: the same tasks, started as processes through submitit."""
+"""Training runs on this machine without SLURM: the same tasks, started as processes through submitit."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ LOG_BYTES = 65536
 """Number of bytes at the end of a log that are searched for an error message."""
 NO_PROGRESS = f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
 YEAR_MINUTES = 366 * 24 * 60
-"""Time limit for submitit, which requires one; the task enforces its own."""
+"""Time limit passed to submitit, which requires one; the task enforces the actual limit."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class EndedRun:
 
     run: Run
     error: str
-    """Why another try would end the same way: an error before the run was claimed, or no progress; else empty."""
+    """Why another attempt would end the same way: an error before the claim, or no progress; otherwise empty."""
 
 
 def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None = None) -> Iterator[EndedRun]:
     """Train runs in processes on this machine.
 
-    When this generator is closed, as by Ctrl-C, the trainings save and stop, and it waits for them.
+    When this generator is closed, for example by Ctrl-C, it waits for all training processes to save and stop.
 
     Args:
-        runs: created by :func:`cnnjob.runs.creation.create_run`, not finished.
-        parallel: number of runs at once.
+        runs: unfinished runs, created by :func:`cnnjob.runs.creation.create_run`.
+        parallel: maximum number of runs at once.
         cores: number of cores per run.
-        minutes: time after which each training saves and stops; None for no limit.
+        minutes: time after which each training process saves and stops; None for no limit.
 
     Yields:
-        Each run when its process has ended, however it ended.
+        Each run once its process has ended, for whatever reason.
     """
     waiting, running, announcement = deque(runs), dict[Any, tuple[Run, int]](), _Announcement(runs)
     try:
@@ -70,20 +70,20 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
                 yield EndedRun(run, "") if announcement.is_cancelled(run) else _ended(job, run, attempts)
             for job, (run, attempts) in running.items():
                 if announcement.is_cancelled(run) and len(run.attempt_files()) == attempts:
-                    # It has not claimed the run yet; once it has, `cnnjob cancel` itself signals it.
+                    # The process has not claimed the run yet; once it has, `cnnjob cancel` itself signals it.
                     job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT
             announcement.refresh()
             time.sleep(POLL_SECONDS)
     finally:
         for job in running:
-            job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT, of which a second one kills
+            job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT, and a second one kills
         for job in running:
             job._process.wait()  # noqa: SLF001
         announcement.end()
 
 
 class _Announcement:
-    """Announces which runs this process is going to train, by a record in each, and notices cancelled ones."""
+    """Records in each run's folder that this process is going to train it; detects cancelled runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._cancelled = {run.path: _file_version(cancellation_file(run)) for run in runs}
@@ -95,12 +95,12 @@ class _Announcement:
                 files.write_json(local_wait_file(run), {**process_identity(), **run.identity()})
 
     def is_cancelled(self, run: Run) -> bool:
-        """Return whether a run was cancelled since this object was created."""
+        """Return whether a run has been cancelled since this object was created."""
         version = _file_version(cancellation_file(run))
         return version is not None and version != self._cancelled[run.path]
 
     def refresh(self) -> None:
-        """Update the heartbeat of this process, at most every ``HEARTBEAT_SECONDS``."""
+        """Update this process's heartbeat, at most once every ``HEARTBEAT_SECONDS``."""
         if time.monotonic() - self._refreshed > HEARTBEAT_SECONDS:
             self._refreshed = time.monotonic()
             for record in self._records:
@@ -108,14 +108,14 @@ class _Announcement:
                     os.utime(record)
 
     def end(self) -> None:
-        """Remove the announcements."""
+        """Remove the records."""
         for record in self._records:
             with suppress(OSError):
                 record.unlink(missing_ok=True)
 
 
 def _file_version(path: Path) -> tuple[int, int] | None:
-    """Return inode and modification time, which tell a file from an earlier one of its name; None without a file."""
+    """Return a file's inode and modification time, which distinguish it from its predecessor; None without a file."""
     try:
         state = path.stat()
     except OSError:
@@ -150,11 +150,11 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 
 @contextmanager
 def _child_environment(code: Path) -> Iterator[None]:
-    """Let processes started in the block run a copy of the code, and survive Ctrl-C at the terminal.
+    """Make processes started in the block run a code snapshot and survive Ctrl-C in the terminal.
 
-    They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit takes
-    no environment for the processes that it starts, so this process's own is changed for the block. A terminal sends
-    SIGINT to all its processes; where it is ignored, it stays ignored in a child.
+    They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit cannot
+    pass an environment to the processes it starts, so this process's own environment is changed for the block. A
+    terminal sends SIGINT to all its processes; if a process ignores the signal, so do its child processes.
     """
     variables = code_snapshot.environment(code)
     saved = {name: os.environ.pop(name) for name in variables if name in os.environ}

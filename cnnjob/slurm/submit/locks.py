@@ -1,7 +1,8 @@
-"""A lock that allows one submission at a time into a folder of runs, if its file system supports locks.
+"""A lock that allows only one submission at a time into a folder of runs, if its file system supports locks.
 
 It is a POSIX lock (``fcntl``), which NFS, Lustre and similar file systems can hold across nodes; ``cnnjob doctor``
-checks whether they do here. Nothing depends on it alone: see :func:`cnnjob.slurm.submit.submission.submit`.
+checks whether they do at this site. Nothing depends on the lock alone: see
+:func:`cnnjob.slurm.submit.submission.submit`.
 """
 
 import errno
@@ -19,31 +20,31 @@ from cnnjob.runs.process import now
 
 LOCK = ".submitting.lock"
 WAIT_SECONDS, POLL_SECONDS = 300.0, 0.1
-"""Time that a submission waits for the lock, and the pause between two tries."""
+"""Maximum time that a submission waits for the lock, and the pause between two tries."""
 _MOST_BYTES = 400
 HELD = {errno.EACCES, errno.EAGAIN}
-"""Error numbers for a lock that another process holds; any other means that the file system has no locks."""
+"""Error numbers for a lock that another process holds; any other means that the file system does not support locks."""
 
 
 @contextmanager
 def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[bool]:
-    """Hold the lock of a folder of runs, after waiting for another submission to end.
+    """Hold the lock on a folder of runs, after waiting for any other submission to end.
 
     Args:
         runs: the folder.
-        say: called with a sentence before waiting for the lock.
+        say: called with a message before waiting for the lock.
 
     Yields:
-        Whether the lock is held: it is not if the file system has no locks, or after waiting for five minutes.
+        Whether the lock is held; False if the file system does not support locks, or after five minutes of waiting.
     """
     try:
         handle = os.open(runs / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError:  # the file may be another user's; the checks after the submission do without the lock
+    except OSError:  # the file may be another user's; the checks after the submission work without the lock
         yield False
         return
     try:
         with suppress(OSError):
-            os.fchmod(handle, runs.stat().st_mode & 0o666)  # everyone who may write to the folder may lock it
+            os.fchmod(handle, runs.stat().st_mode & 0o666)  # anyone who can write to the folder can lock it
         held = acquire(
             handle, WAIT_SECONDS, lambda: say(f"{runs}: waiting for another submission to end{_read_owner(handle)}")
         )
@@ -54,7 +55,7 @@ def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Itera
         if held:
             _write_owner(handle, "")
     finally:
-        os.close(handle)  # releases the lock; the file stays, as removing it would let two processes lock two files
+        os.close(handle)  # releases the lock; the file stays: removing it would let two processes lock two files
 
 
 def acquire(handle: int, seconds: float, before_wait: Callable[[], None] = lambda: None) -> bool:
@@ -82,14 +83,14 @@ def acquire(handle: int, seconds: float, before_wait: Callable[[], None] = lambd
 
 
 def _write_owner(handle: int, owner: str) -> None:
-    """Write the owner of the lock into its file; failing to do so, as on a full disk, does not matter."""
+    """Write the lock's owner into the lock file; a failure, for example on a full disk, does not matter."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, owner.encode(errors="replace"), 0)
 
 
 def _read_owner(handle: int) -> str:
-    """Return the owner of a lock in parentheses; empty if unknown."""
+    """Return a lock's owner in parentheses; empty if unknown."""
     try:
         owner = os.pread(handle, _MOST_BYTES, 0).decode(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Profiles: the defaults of a site and a user for a request, below the options of the command line."""
+"""Profiles: a site's and a user's defaults for a request, which command-line options override."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,38 +14,38 @@ from cnnjob.jobs.schema import describe_problems, format_value
 from cnnjob.slurm.submit.request import Request
 
 GPU_OPTIONS = ("gpus", "gpus_per_node", "gres")
-"""Options that request GPUs; in a later layer one of them replaces the others."""
+"""Options that request GPUs; one of them in a later layer replaces all of them in earlier layers."""
 INPUT_VARIABLES = {
     "SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos", "SBATCH_TIMELIMIT": "time",
     "SBATCH_MEM_PER_NODE": "mem", "SBATCH_CONSTRAINT": "constraint",
 }  # fmt: skip
-"""sbatch's own variables and the options that they set; they are applied here, so that the script shows them.
+"""sbatch's own variables and the options that they set; applied here so that they appear in the script.
 
 sbatch itself does not see them (:func:`cnnjob.slurm.scheduler.client.clean_environment`).
 """
 
 
 def profiles() -> dict[str, Path]:
-    """Return the profiles that can be named, and their files: those in ``slurm/`` here, then those of the package."""
+    """Return the available profiles by name: those in the current folder's ``slurm/``, then the package's."""
     return named_toml_files("slurm")
 
 
 def load_request(profile: str | None, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Request:
     """Build a request from layers, each of which overrides those before it.
 
-    The layers are the built-in values, the user's configuration, the profile, sbatch's environment variables, and the
+    The layers are the built-in defaults, the user's configuration, the profile, sbatch's environment variables, and the
     command line.
 
     Args:
-        profile: a name or a path; None for the profile that the user's configuration names, if any.
-        options: options of the command line; None for those that are not given.
-        extra: any other options of sbatch, each as ``KEY=VALUE`` or ``KEY``.
+        profile: a name or a path; None for the profile set in the user's configuration, if any.
+        options: command-line options; None for options that are not given.
+        extra: any other sbatch options, each as ``KEY=VALUE`` or ``KEY``.
 
     Returns:
         The request.
 
     Raises:
-        JobError: the profile is missing or not valid, or options contradict each other.
+        JobError: the profile is missing or invalid, or options contradict each other.
     """
     users = toml.read_toml(config_file()) if config_file().is_file() else {}
     usual = users.pop("profile", None)
@@ -78,21 +78,21 @@ def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
 
 
 def config_file() -> Path:
-    """Return the path of the user's configuration: the keys of a profile, and ``profile``, the default profile."""
+    """Return the path of the user's configuration, which has the keys of a profile and ``profile``, the default one."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
 
 
 def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Merge layers, of which later ones override earlier ones.
+    """Merge layers; later layers override earlier ones.
 
-    Of options that exclude each other, the one in a later layer replaces the others.
+    Among mutually exclusive options, one in a later layer replaces those in earlier layers.
 
     Raises:
         JobError: ``sbatch`` is not a table.
     """
     merged: dict[str, Any] = {"sbatch": {}}
     for layer in layers:
-        # without this, the --mem-per-cpu of a command line would contradict the mem of a profile
+        # without this, --mem-per-cpu on the command line would contradict mem in a profile
         for group in (("mem", "mem_per_cpu", "mem_per_gpu"), GPU_OPTIONS):
             if layer.keys() & set(group):
                 merged = {key: value for key, value in merged.items() if key not in group}

@@ -1,4 +1,4 @@
-"""What the queue already has for runs that are about to be submitted."""
+"""Jobs already in the queue for runs that are about to be submitted."""
 
 import os
 import shlex
@@ -24,25 +24,25 @@ from cnnjob.slurm.submit import executor
 from cnnjob.slurm.submit.request import Request
 
 REQUEST = "request.json"
-"""Name of the file with the request, in a run's folder of SLURM files: a successor is submitted from it."""
+"""Name of the request file in a run's folder of SLURM files; a successor is submitted from this request."""
 ENDING_SECONDS, POLL_SECONDS = 15.0, 1.0
-"""Time to wait for a job that is ending, and the pause between two checks."""
+"""Maximum time to wait for a job that is ending, and the pause between two checks."""
 
 
 def find_queued(
     runs: Sequence[Run], request: Request, say: Callable[[str], None]
 ) -> tuple[dict[Run, str], dict[Path, str]]:
-    """Find which runs are in the queue, and which cannot be submitted now.
+    """Find the runs that are in the queue and those that cannot be submitted now.
 
-    If a job is ending and will not restart its run, wait for its end for up to ``ENDING_SECONDS``.
+    If a job is ending and will not restart its run, wait up to ``ENDING_SECONDS`` for it to end.
 
     Args:
         runs: runs that are neither finished nor running.
-        request: their resources; written for a queued job that lacks the file.
-        say: called with a sentence before waiting.
+        request: the runs' resources; written for a queued job whose request file is missing.
+        say: called with a message before waiting.
 
     Returns:
-        The id of the oldest job of each queued run; and for each run that cannot be submitted, the reason.
+        The id of the oldest job for each queued run, and the reason for each run that cannot be submitted.
 
     Raises:
         SchedulerError: the queue could not be read.
@@ -69,7 +69,7 @@ def find_queued(
 
 
 def _read_queue(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
-    """Return the summaries of runs, and an index of the jobs that carry them.
+    """Return the summaries of runs, and an index of the jobs in the queue.
 
     Raises:
         SchedulerError: the queue could not be read.
@@ -95,39 +95,39 @@ def find_successor(array: JobArray) -> QueuedJob | None:
     except SchedulerError as error:
         if client.is_silent(error):
             raise
-        return None  # squeue refused, which is no reason against a successor
+        return None  # squeue refused, which does not rule out submitting a successor
     return matches[0] if matches else None
 
 
 def complete_files(queued: Mapping[Run, Sequence[QueuedJob]], request: Request | None = None) -> None:
     """Write the missing files and records of jobs in the queue.
 
-    They were removed, or the submission was killed before it wrote them, or sbatch's answer with the id got lost.
+    They were removed, the submission was killed before it wrote them, or sbatch's answer with the job id was lost.
 
     Args:
-        queued: the jobs of each run.
-        request: the resources of the runs; None if they have their own record of it.
+        queued: the jobs for each run.
+        request: the runs' resources; None if the runs have their own records of them.
     """
     arrays = [(run, job, job_array.read_job_array(job)) for run, jobs in queued.items() for job in jobs]
-    # found before any is completed: the pickles of one run's array are also those of the other runs in it
+    # collected before any is completed, since runs in the same array share its pickles
     incomplete = [(run, job, array) for run, job, array in arrays if array and executor.lacks_files(array, job.job_id)]
     for run, job, array in incomplete:
         executor.write_missing_pickles(array, job.job_id.partition("_")[0])
-        if request and not os.path.lexists(run.slurm_folder / REQUEST):  # a batch script reads it for a successor
+        if request and not os.path.lexists(run.slurm_folder / REQUEST):  # a batch script reads it to submit a successor
             run.slurm_folder.mkdir(exist_ok=True)
             files.write_json(run.slurm_folder / REQUEST, request.model_dump(mode="json"))
         record_submission(array, run, job.job_id, comment=job.comment, shown=job.comment)
 
 
 def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, shown: str | None) -> None:
-    """Record which job carries a run.
+    """Record which SLURM job trains a run.
 
     Args:
-        array: the runs of the job.
+        array: the job's runs.
         run: one of them.
-        job_id: id of the job or of the run's array task.
+        job_id: id of the job, or of the run's array task.
         comment: the comment as requested.
-        shown: the comment as the queue shows it, which differs where the site rewrites comments; None if not known.
+        shown: the comment as the queue shows it, which differs if the site rewrites comments; None if unknown.
     """
     record = {
         "cluster": client.current_cluster() or None,
@@ -141,7 +141,7 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
 
 
 def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
-    """Return why a run cannot be submitted: its job is for another folder or may be hidden. Empty if it can."""
+    """Return why a run cannot be submitted: its job is for another folder or may be hidden; otherwise empty."""
     run, submission_file = summary.run, shlex.quote(str(summary.run.submission_file))
     if jobs and summary.moved_from:
         return (
@@ -163,7 +163,7 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
         )
     is_moved = bool(summary.original) and not Path(summary.original).exists()
     waiting = index.for_folder(Path(summary.original)) if is_moved else []
-    if waiting:  # moved to another file system: this folder is a copy, of one that no longer exists
+    if waiting:  # moved to another file system: this folder is a copy of one that no longer exists
         return (
             f"{run.path}: job {waiting[0].job_id} is in the queue for {summary.original}, which no longer exists. "
             f"Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
@@ -174,7 +174,7 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
 def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
     """Return a message if all jobs of a run are ending and will not restart it; otherwise empty.
 
-    Those are jobs that were cancelled, and jobs whose batch script has decided against a restart.
+    A job does not restart its run if it was cancelled or its batch script has decided against a restart.
     """
     final = set(summary.cancellation.get("jobs") or [])
     if summary.current_decision.get("restarted") == "":

@@ -1,4 +1,4 @@
-"""Requests: the resources of a job under sbatch's own option names, checked before sbatch is called."""
+"""Requests: the resources of a SLURM job under sbatch's own option names, checked before sbatch is called."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -15,17 +15,17 @@ MINUTES = {"m": 1, "h": 60, "d": 1440}
 _MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
 _GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
 _GPU_OPTION = re.compile(r"(?:^|-)gpus?(?:-|$)")
-"""Long options of sbatch on GPUs, as ``gpus-per-task`` or ``cpus-per-gpu``."""
+"""Long sbatch options that concern GPUs, such as ``gpus-per-task`` or ``cpus-per-gpu``."""
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 MOST_CORES = 65_533
-"""Largest number of cores on a node that SLURM can count."""
+"""Maximum number of cores on a node that SLURM can count."""
 MOST_NUMBER = 10**18
 _GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>[0-9]{1,9}))?(?=,|$)")
 DIRECT = (
     *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency"),
     *("mem", "mem_per_cpu", "mem_per_gpu"),
 )
-"""Options for which submitit has parameters of the same names."""
+"""Options for which submitit has parameters with the same names."""
 OWN = {
     "output": "the log is in the run's folder",
     "error": "the log is in the run's folder",
@@ -49,35 +49,35 @@ OWN = {
     "version": "run sbatch --version",
     "wckey": "set it in a setup line of the profile: export SBATCH_WCKEY=…",
 }
-"""Options of sbatch that ``--sbatch`` cannot set, and the reason or what to use instead."""
+"""sbatch options that ``--sbatch`` cannot set, and the reason or the alternative."""
 
 
 class Request(Settings):
-    """The resources of one job. Names are those of sbatch; None leaves a value to the site."""
+    """The resources of one SLURM job. Field names are sbatch's; None leaves a value to the site."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     time: str | None = None
-    """Time limit in SLURM's forms (``90``, ``1:30:00``, ``1-12``) or as ``90m``, ``2h``, ``1d12h``."""
+    """Time limit in SLURM's formats (``90``, ``1:30:00``, ``1-12``) or in the style of ``90m``, ``2h``, ``1d12h``."""
     cpus_per_task: Annotated[int, Field(ge=1, le=MOST_CORES)] = 2
     """Number of cores, all of which are used."""
     mem: str | None = None
-    """Memory per node, as ``4G``; a number alone is in MB."""
+    """Memory per node, such as ``4G``; a number without a unit is in MB."""
     mem_per_cpu: str | None = None
     mem_per_gpu: str | None = None
     gpus: int | str | None = None
-    """GPUs, as ``2`` or ``a100:2``, requested by ``gpu_request``; by default one, none for NumPy; ``0`` for none."""
+    """GPUs, such as ``2`` or ``a100:2``, requested through ``gpu_request``; by default one, or ``0`` for NumPy."""
     gpus_per_node: int | str | None = None
-    """GPUs, as ``2`` or ``a100:2``, requested by this option whatever ``gpu_request`` says."""
+    """GPUs, such as ``2`` or ``a100:2``, requested through this option, regardless of ``gpu_request``."""
     gres: str | None = None
-    """Generic resources, as ``gpu:a100:1``."""
+    """Generic resources, such as ``gpu:a100:1``."""
     gpu_request: Literal["gpus-per-node", "gres", "gpus"] = "gpus-per-node"
-    """The option of sbatch by which GPUs are requested at this site."""
+    """The sbatch option through which GPUs are requested at this site."""
     gpu_type: str | None = None
-    """Type of GPU, unless ``gpus`` names one."""
+    """Type of GPU, unless ``gpus`` specifies one."""
     job_name: str | None = None
-    """Name of the job in the queue; None for the run's."""
+    """Name of the job in the queue; None for the run's name."""
     constraint: str | None = None
     nodelist: str | None = None
     exclude: str | None = None
@@ -86,20 +86,20 @@ class Request(Settings):
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 90
     """Time before the time limit at which SLURM signals the job."""
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Shell lines to run before the job, as ``module load cuda``, one per string. A line that fails ends the job."""
+    """Shell lines to run before training, such as ``module load cuda``, one per string. The job ends if one fails."""
     stage: bool | None = None
-    """Whether to copy the dataset to the node's local disk before the training."""
+    """Whether to copy the dataset to the node's local disk before training."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
-    """Backend in place of the job's."""
+    """Backend to use instead of the job's."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Any other options of sbatch, by their long names."""
+    """Any other sbatch options, by their long names."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         """Check the options for errors and contradictions before sbatch does.
 
         Raises:
-            ValueError: two options exclude each other, or one cannot be read.
+            ValueError: two options are mutually exclusive, or a value is invalid.
         """
         _require_lines(self)
         _only_one(self, "mem", "mem_per_cpu", "mem_per_gpu")
@@ -118,12 +118,12 @@ class Request(Settings):
 
     @property
     def time_minutes(self) -> int | None:
-        """The time limit in minutes; None for the site's."""
+        """The time limit in minutes; None for the site's limit."""
         return None if self.time is None else parse_minutes(self.time)
 
     @property
     def asks_for_gpus(self) -> bool:
-        """True if the request says anything about GPUs, including that there are none."""
+        """True if the request specifies a number of GPUs, including zero."""
         return self.gpus is not None or self.gpus_per_node is not None or bool(_GRES_GPU.search(self.gres or ""))
 
     @property
@@ -132,18 +132,18 @@ class Request(Settings):
         return self._gpus()[1]
 
     def with_gpus(self, backend: str, *, explicit: bool = False) -> Self:
-        """Return the request with the GPUs for a backend: those it names, by default one, and none for NumPy.
+        """Return the request with the GPUs for a backend: those requested, by default one, and none for NumPy.
 
         Args:
             backend: the job's backend.
-            explicit: whether the command line requests GPUs; then they stay, whatever the backend.
+            explicit: whether the command line requests GPUs; if so, they are kept whatever the backend.
         """
         if backend == "numpy" and not explicit:
             return self._without_gpus()
         return self if self.asks_for_gpus else self.model_copy(update={"gpus": int(backend != "numpy")})
 
     def _without_gpus(self) -> Self:
-        """Return the request without a profile's options on GPUs; memory per GPU becomes memory per node."""
+        """Return the request without a profile's GPU options; memory per GPU becomes memory per node."""
         gres = [part for part in (self.gres or "").split(",") if part and not re.match(r"(gres/)?gpu(?![\w-])", part)]
         sbatch = {
             key: value for key, value in self.sbatch.items()
@@ -155,7 +155,7 @@ class Request(Settings):
         return self.model_copy(update={**changes, **memory})
 
     def idle_gpus(self, backend: str) -> str:
-        """Return a sentence on the GPUs that a run would hold without using them; empty if there are none."""
+        """Return a sentence about the GPUs that a run would reserve but not use; empty if there are none."""
         used = int(backend != "numpy")
         if self.gpu_count <= used:
             return ""
@@ -163,7 +163,7 @@ class Request(Settings):
         return f"{usage}, so {self.gpu_count - used} of {self.gpu_count} will be idle. Request --gpus {used}"
 
     def _gpus(self) -> tuple[str, int]:
-        """Return the type, or ``""``, and the number of GPUs."""
+        """Return the GPU type, ``""`` if not specified, and the number of GPUs."""
         if match := _GRES_GPU.search(self.gres or ""):
             return match["type"] or "", int(match["count"] or 1)
         match = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
@@ -171,7 +171,7 @@ class Request(Settings):
         return match["type"] or self.gpu_type or "", int(match["count"])
 
     def describe(self) -> str:
-        """Return the request in words: ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
+        """Return the request in words, such as ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
         time = "the site's time limit" if self.time_minutes is None else format_seconds(60 * self.time_minutes)
         memory = (
             self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} per core") or self.mem_per_gpu or "default memory"
@@ -207,12 +207,12 @@ class Request(Settings):
 
 
 def _require_lines(request: Request) -> None:
-    """Check that every value fits into a line of a batch script.
+    """Check that every value fits on a single line of a batch script.
 
-    A line end in a value would begin a line of its own, which could be any option or command.
+    A line break in a value would start a new line, which could be any option or command.
 
     Raises:
-        ValueError: a key is not the name of an option, or a value has a line end or another control character.
+        ValueError: a key is not an option name, or a value contains a line break or another control character.
     """
     for name, value in request:
         for part in value if isinstance(value, tuple) else () if isinstance(value, dict) else (value,):
@@ -224,10 +224,10 @@ def _require_lines(request: Request) -> None:
 
 
 def _require_line(name: str, value: Any) -> None:
-    """Check that a value fits into a line.
+    """Check that a value fits on a single line.
 
     Raises:
-        ValueError: it has a control character or a surrogate, or is a number of more than 18 digits.
+        ValueError: the value contains a control character or a surrogate, or is a number with more than 18 digits.
     """
     if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
         raise ValueError(
@@ -249,10 +249,10 @@ def _only_one(request: Request, *names: str) -> None:
 
 
 def _require_settable(key: str) -> None:
-    """Check that ``sbatch`` may set an option, which is so unless it would contradict another one.
+    """Check that an option may be set through ``sbatch``, that is, that it cannot contradict another one.
 
     Raises:
-        ValueError: the option has a field of its own, is set by cnnjob, or abbreviates one of these.
+        ValueError: the option has its own field, is set by cnnjob, or abbreviates such an option.
     """
     reserved = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
     if key in OWN:
@@ -261,7 +261,7 @@ def _require_settable(key: str) -> None:
         raise ValueError(
             f"sbatch: {key} has an option of its own. Use --{key}, or {key.replace('-', '_')} in the profile"
         )
-    # sbatch completes an abbreviation, so that `--outp` would replace the path of the log
+    # sbatch accepts abbreviations, so `--outp` would replace the path of the log
     if matches := sorted(name for name in reserved if name.startswith(key)):
         raise ValueError(f"sbatch: {key} is short for {matches[0]}. Write options in full")
 
@@ -270,13 +270,14 @@ def parse_minutes(text: str) -> int:
     """Convert a time limit to minutes, rounded up.
 
     Args:
-        text: SLURM's ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``, or as ``90m``, ``2h``, ``1d12h``.
+        text: SLURM's ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``, or in the style of ``90m``, ``2h``,
+            ``1d12h``.
 
     Returns:
         The number of minutes, at least 1.
 
     Raises:
-        ValueError: the text has none of these forms, or the time is zero.
+        ValueError: the text has none of these formats, or the time is zero.
     """
     if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text):
         seconds: int | None = 60 * sum(

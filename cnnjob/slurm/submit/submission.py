@@ -1,4 +1,4 @@
-"""Submitting runs: as one job or as job arrays, each run once even if several submissions run at the same time."""
+"""Submitting runs as one SLURM job or as job arrays, each run only once even if submissions run concurrently."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from cnnjob.slurm.submit.request import Request
 LEFT_ALONE = {"finished", "running"}
 """States of runs that are not submitted."""
 ONCE = {"begin", "hold"}
-"""Options of sbatch that apply to the first job of a run, not to its successors."""
+"""sbatch options that apply to a run's first job, but not to its successors."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,27 @@ class Submitted:
 
     run: Run
     job_id: str | None
-    """Id of its new job; None if it was not submitted."""
+    """Id of the run's new SLURM job; None if the run was not submitted."""
     status: str
     """``submitted``, ``finished``, ``running``, ``queued as 17``."""
     warning: str = ""
-    """Reason why its job will wait, if known."""
+    """Why the SLURM job will wait, if known."""
 
 
 class PartlySubmittedError(SchedulerError):
-    """SLURM refused a job after it had accepted others of the same submission."""
+    """SLURM refused a job after accepting other jobs of the same submission."""
 
     def __init__(self, message: str, done: Sequence[Submitted]) -> None:
-        """Create the error, with the results of the runs before the refused ones."""
+        """Create the error with the results of the runs before the refused ones."""
         super().__init__(message)
         self.done = done
 
 
 class PartlyBusyError(BusyError):
-    """Some runs could not be submitted, since a job has or may have them; the others were submitted."""
+    """Some runs could not be submitted, since another job is or may be training them; the others were submitted."""
 
     def __init__(self, refusals: Sequence[str], done: Sequence[Submitted]) -> None:
-        """Create the error, with the reasons of those that were not submitted and the results of the others."""
+        """Create the error with the reasons why runs were not submitted and the results of the other runs."""
         super().__init__("\n".join(refusals))
         self.done = done
 
@@ -69,23 +69,24 @@ def submit(
 ) -> list[Submitted]:
     """Submit runs as one job or as job arrays, except those that are finished, running or in the queue.
 
-    If the file system has locks, another submission into the same folder waits for this one. If it has none, both read
-    the queue afterwards, and of two jobs for one run the later one is cancelled by its own submission.
+    If the file system supports locks, another submission into the same folder waits for this one. Otherwise, both
+    submissions read the queue afterwards, and if there are two jobs for one run, the submission that created the later
+    job cancels it.
 
     Args:
-        runs: created by :func:`cnnjob.runs.creation.create_run`, in one folder.
+        runs: runs created by :func:`cnnjob.runs.creation.create_run`, in one folder.
         request: the resources of each run.
         parallel: maximum number of runs at once; None for no limit.
-        say: called with a sentence before waiting for another submission or for a job that is ending.
+        say: called with a message before waiting for another submission or for a job that is ending.
 
     Returns:
-        One result per run, in their order.
+        One result per run, in the same order.
 
     Raises:
-        JobError: SLURM would misread the name of the folder.
-        PartlyBusyError: for some of the runs, a job of another user or for another folder is or may be in the queue, or
-            their job is ending; the others were submitted.
-        SchedulerError: SLURM refused, is not there, or did not answer.
+        JobError: SLURM would misinterpret the name of the folder.
+        PartlyBusyError: for some runs, another user's job or a job for another folder is or may be in the queue, or
+            the run's job is ending; the others were submitted.
+        SchedulerError: SLURM refused, is not available, or did not answer.
     """
     _check_name(runs[0].path.resolve())
     with locks.submitting(runs[0].path.parent, say):
@@ -93,7 +94,7 @@ def submit(
         states = {run.path: run.state(job_is_over) for run in runs}
         results = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
         refusals: dict[Path, str] = {}
-        if len(results) < len(runs):  # else SLURM is not asked at all: a finished sweep needs none
+        if len(results) < len(runs):  # otherwise do not query SLURM: a finished sweep does not need it
             refusals = _submit_remaining(runs, request, parallel, say, results)
     ordered = [results[run.path] for run in runs if run.path in results]
     if refusals:
@@ -108,14 +109,14 @@ def _submit_remaining(
     say: Callable[[str], None],
     results: dict[Path, Submitted],
 ) -> dict[Path, str]:
-    """Submit the runs that have no result yet and no job, and add their results.
+    """Submit the runs that have neither a result nor a job, and add their results.
 
     Returns:
-        For each run that cannot be submitted now, the reason.
+        The reason for each run that cannot be submitted now.
 
     Raises:
-        PartlySubmittedError: SLURM refused an array after it had accepted another one.
-        SchedulerError: SLURM refused, is not there, or did not answer.
+        PartlySubmittedError: SLURM refused an array after accepting another one.
+        SchedulerError: SLURM refused, is not available, or did not answer.
     """
     current_site = site.query_site()
     current_site.check(request)
@@ -127,7 +128,7 @@ def _submit_remaining(
     job_ids: list[str] = []
     remaining = [run for run in runs if run.path not in {*results, *refusals}]
     for array in split_into_arrays(remaining, current_site.max_array_size):
-        # with --parallel, the next array waits for this one: otherwise each could have so many tasks running
+        # with --parallel, the next array waits for this one: otherwise, each could run that many tasks
         try:
             job_id, earlier = _submit_array(array, request, code, parallel, after=job_ids if parallel else ())
         except SchedulerError as error:
@@ -147,9 +148,9 @@ def _submit_remaining(
 
 
 def resubmit(run: Run) -> str:
-    """Submit a run again with the request and the code of its last submission, and return the job's id.
+    """Submit a run again with the request and the code of its last submission, and return the new job's id.
 
-    Called on the node by the batch script, in place of a requeue.
+    Called by the batch script on the node when the job cannot be requeued.
 
     Raises:
         SchedulerError: SLURM refused, or did not answer.
@@ -161,7 +162,7 @@ def resubmit(run: Run) -> str:
     if successor := find_successor(array):
         complete_files({run: [successor]})
         return successor.job_id
-    # on the node this process itself runs the snapshot of the code, so its own folder is that of the snapshot
+    # on the node, this process itself runs the code snapshot, so the package's folder is the snapshot's folder
     return _submit_array(array, repeated, files.PACKAGE.parent, is_successor=True)[0]
 
 
@@ -169,39 +170,39 @@ def _submit_array(
     array: JobArray, request: Request, code: Path, parallel: int | None = None, *, after: Sequence[str] = (),
     is_successor: bool = False,
 ) -> tuple[str, dict[Path, str]]:  # fmt: skip
-    """Submit runs as one job.
+    """Submit runs as one SLURM job.
 
     Args:
         array: the runs.
-        request: their resources.
-        code: the snapshot of the code.
-        parallel: maximum number of array tasks at once.
+        request: the runs' resources.
+        code: folder of the code snapshot.
+        parallel: maximum number of array tasks that run at once; None for no limit.
         after: ids of jobs that must have ended before this one starts.
-        is_successor: whether the batch script of the runs' last job submits this one.
+        is_successor: whether the batch script of the runs' previous job submits this one.
 
     Returns:
-        The job's id, and for each run that another submission was faster with, the id of its earlier job.
+        The job id, and the id of the earlier job for each run that another submission had already submitted.
     """
     for run in array.runs:
         run.require_no_links()
-    add_submitter(array.runs[0].path.parent)  # before sbatch: others must find the job from its first moment
+    add_submitter(array.runs[0].path.parent)  # before sbatch, so that others can find the job at once
     array.write()
     content = request.model_dump(mode="json")
     with_request = [run for run in array.runs if (run.slurm_folder / REQUEST).exists()]
-    # A first request is written before sbatch, as the job may start at once and then need it. A new request of a run
-    # that has one is written only if the job is kept: until then it is the request of an earlier job.
+    # A run's first request is written before sbatch is called, since the job may start at once and need it. If the run
+    # already has a request, which belongs to an earlier job, the new one replaces it only if the new job is kept.
     for run in set(array.runs).difference(with_request):
         run.slurm_folder.mkdir(parents=True, exist_ok=True)
         files.write_json(run.slurm_folder / REQUEST, content)
     dependencies = [*([request.dependency] if request.dependency else []), *(f"afterany:{job_id}" for job_id in after)]
     dependent = request.model_copy(update={"dependency": ",".join(dependencies) or None})
     parameters = script_parameters(array, dependent, code, parallel)
-    if is_successor:  # on its node it checks whether this job was cancelled meanwhile, and then does not train
+    if is_successor:  # on its node, the successor does not train if this job was cancelled meanwhile
         parameters["setup"].append(f"export {PREDECESSOR}={process.job_id() or ''}")
     comment = parameters["comment"]
     job_id = executor.submit_array(array, parameters)
     jobs, comments = _read_queued_jobs(array)
-    # a successor must not give way to the earlier job, which is the one that submits it
+    # a successor must not be withdrawn in favour of the earlier job, which is the one that submits it
     earlier = {} if is_successor else _withdraw(array, job_id, comment, jobs)
     for run, task_id in _task_ids(array, job_id):
         if run.path not in earlier:
@@ -212,7 +213,7 @@ def _submit_array(
 
 
 def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dict[str, str]]:
-    """Return the jobs that carry each of the runs, oldest first, and the comment of every job by its id.
+    """Return the jobs for each run, oldest first, and the comment of every job by job id.
 
     Both are empty if the queue cannot be read now.
     """
@@ -227,16 +228,16 @@ def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dic
 
 
 def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
-    """Cancel those array tasks of a job whose runs an earlier job carries; return the earlier jobs by run.
+    """Cancel the array tasks of a job whose runs already have an earlier job; return the earlier jobs by run.
 
-    Two submissions that do not exclude each other by a lock both read the queue after their sbatch. The smaller number
-    wins, so that they agree without talking to each other.
+    Two submissions that run concurrently without a lock both read the queue after calling sbatch. The job with the
+    smaller id is kept, so that they agree without communicating.
 
     Raises:
         SchedulerError: the tasks could not be cancelled.
     """
     oldest = {path: own[0] for path, own in jobs.items() if own and number_of(own[0].job_id) < int(job_id)}
-    # the same comment: the other submission may have taken this job for its own, and left the earlier one without files
+    # same comment: the other submission may have mistaken this job for its own and left the earlier one without files
     for twin in {job.job_id.partition("_")[0] for job in oldest.values() if job.comment == comment}:
         executor.lend_pickles(array, job_id, twin)
     earlier = {path: job.job_id for path, job in oldest.items()}
@@ -256,15 +257,15 @@ def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Se
 
 
 def _task_ids(array: JobArray, job_id: str) -> list[tuple[Run, str]]:
-    """Return each run with the id of the job or array task that carries it."""
+    """Return each run with the id of the job or array task that trains it."""
     return [(run, f"{job_id}_{index}" if array.is_array else job_id) for index, run in enumerate(array.runs)]
 
 
 def _check_name(path: Path) -> None:
-    """Check that SLURM takes the path of a run's folder literally.
+    """Check that SLURM will interpret the path of a run's folder literally.
 
     Raises:
-        JobError: the path has a percent sign, or a line end or another control character.
+        JobError: the path contains a percent sign, a line break or another control character.
     """
     if any(category(letter) == "Cc" for letter in str(path)):
         raise JobError(
