@@ -1,13 +1,13 @@
 """Networks on plain arrays: blocks, plans, optimisers and the NumPy and CUDA backends.
 
-This package imports nothing else of cnnjob. It knows nothing about files of a run, SLURM or the command line, and
-keeps no global state.
+This package imports nothing else from cnnjob. It is independent of run files, SLURM and the command line, and keeps no
+global state.
 
-A network is planned once for a batch size and then run: while planning, every block takes its buffers and returns two
-functions without arguments, ``forward()`` and ``backward()``, which allocate nothing.
+A network is planned once for a given batch size and then run. During planning, every block takes its buffers and
+returns two functions without arguments, ``forward()`` and ``backward()``, which allocate nothing.
 
-Shape letters used throughout: **N** images, **H W** pixels, **C** channels, **F** filters, **K** kernel side,
-**S** stride, **P** pooling side, **U** units. Images are N×H×W×C, kernels K×K×C×F.
+Shape letters used throughout: **N** images, **H W** pixels, **C** channels, **F** filters, **K** kernel size,
+**S** stride, **P** pooling size, **U** units. Images are N×H×W×C, kernels K×K×C×F.
 """
 
 from cnnjob.nn.backend import Backend
@@ -25,9 +25,9 @@ from cnnjob.nn.streaming import ImageSource, ImageStream
 from cnnjob.nn.workers import Workers, available_cores
 
 ARITHMETIC = 1
-"""Version of the arithmetic: incremented with every change to the code that may change the bits of a training.
+"""Version of the arithmetic, incremented with every code change that may change the bits of a training run.
 
-It is frozen in a run's environment.
+It is recorded in each run's environment.
 """
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Memory of plans: the arena, and flat buffers with named views.
+"""Memory for plans: the arena, and flat buffers with named views.
 
-The same code runs twice on an arena: in the first pass the arena counts and returns arrays that have a shape but no
-memory; then it allocates once, and the second pass gets the real arrays. The count is therefore the exact memory of a
-plan, known without allocating it, and a step never allocates.
+Planning code runs twice on an arena. In the first pass, the arena counts bytes and returns arrays that have a shape but
+no memory; it then allocates once, and the second pass gets real arrays. The exact memory that a plan needs is therefore
+known without allocating it, and a step never allocates.
 """
 
 import mmap
@@ -25,55 +25,55 @@ Plan = TypeVar("Plan")
 ALIGNMENT_BYTES = 64
 """Size of a cache line."""
 HUGE_PAGE_BYTES = 1 << 21
-"""Size of a huge page, on whose boundaries large arrays start so that the TLB needs fewer entries."""
+"""Size of a huge page; large arrays are aligned to it so that they need fewer TLB entries."""
 
 
 def aligned(count: int) -> int:
-    """Return a number of bytes, rounded up to whole cache lines."""
+    """Return a number of bytes rounded up to whole cache lines."""
     return -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 class ArrayStore(Protocol):
-    """Memory that holds arrays: that of the host, or of a device."""
+    """Memory that holds arrays, on the host or on a device."""
 
     lanes: int
-    """Number of tasks of a list that may run at once; task n runs in lane n mod ``lanes``, in order within a lane."""
+    """Number of tasks in a list that may run concurrently; task n runs in lane n mod ``lanes``, in order."""
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
-        """Return a new array of zeros that starts on a cache line."""
+        """Return a new array of zeros, aligned to a cache line."""
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between arrays of equal shape and dtype, here or on the host; complete on return."""
+        """Copy between arrays of equal shape and dtype, in this memory or on the host; complete on return."""
 
     def resident(self, array: Array) -> Array:
-        """Return the array in this memory: itself, or a copy."""
+        """Return the array itself if it is in this memory, or a copy that is."""
 
     def host(self, array: Array) -> Array:
-        """Return the array as a NumPy array: itself, or a copy."""
+        """Return the array as a NumPy array: the array itself, or a copy."""
 
     def staging(self, target: Array) -> Array:
         """Return a NumPy array from which :meth:`upload` fills the target: the target itself, or one of its shape."""
 
     def upload(self, source: Array, target: Array) -> Callable[[], object]:
-        """Begin to copy a part of a staging array; return a function that waits until the source can be overwritten.
+        """Start copying part of a staging array; return a function that waits until the source can be overwritten.
 
-        Everything that is launched later sees the copy.
+        Everything launched later sees the copied data.
         """
 
 
 class HostMemory:
-    """NumPy arrays; with more than one lane, in memory shared with the processes that are forked later."""
+    """Host memory for NumPy arrays; with more than one lane, it is shared with processes forked later."""
 
     def __init__(self, lanes: int = 1) -> None:
-        """Provide memory for up to ``lanes`` tasks at once."""
+        """Provide memory for up to ``lanes`` concurrent tasks."""
         self.lanes = lanes
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
-        """Return a new array of zeros that starts on a cache line."""
+        """Return a new array of zeros, aligned to a cache line."""
         size = prod(shape) * np.dtype(dtype).itemsize
         alignment = HUGE_PAGE_BYTES if size >= HUGE_PAGE_BYTES else ALIGNMENT_BYTES
-        # NumPy does not promise this alignment: allocate more than needed and start at the first aligned byte. Zeros
-        # from np.zeros take no physical memory before they are written, and huge pages from 4 MiB on.
+        # NumPy does not guarantee this alignment: allocate more than needed and start at the first aligned byte. Zeros
+        # from np.zeros take up no physical memory until they are written, and use huge pages from 4 MiB up.
         raw = _shared_bytes(size + alignment) if self.lanes > 1 else np.zeros(size + alignment, np.uint8)
         return _shaped(raw[-raw.ctypes.data % alignment :], shape, dtype)
 
@@ -94,17 +94,17 @@ class HostMemory:
         return target
 
     def upload(self, source: Array, target: Array) -> Callable[[], object]:
-        """Copy nothing: both are the same array."""
+        """Copy nothing: source and target are the same memory."""
         assert source.ctypes.data == target.ctypes.data  # noqa: S101 - the source is part of a staging array
         return lambda: None
 
 
 class Arena:
-    """One block of zeroed memory from which the arrays of a plan are taken.
+    """One block of zeroed memory from which a plan's arrays are taken.
 
-    ``take`` returns memory that is used for nothing else as long as the plan exists. ``scratch`` returns memory that
-    all blocks share: its content is lost when a block's task ends. Shards that may run at once have separate scratch
-    memory. It is counted for every shard, so that the count does not depend on the number of cores.
+    ``take`` returns memory that nothing else uses while the plan exists. ``scratch`` returns memory that all blocks
+    share: its contents are lost when a block's task ends. Shards that may run concurrently have separate scratch
+    memory, which is counted for every shard so that the count does not depend on the number of cores.
     """
 
     def __init__(
@@ -113,32 +113,32 @@ class Arena:
         memory: Array | None = None,
         scratch_bytes: Mapping[int, int] | None = None,
     ) -> None:
-        """Create an arena; without memory it only counts. Callers use :meth:`allocate`."""
+        """Create an arena, which only counts if it has no memory; use :meth:`allocate` to create one with memory."""
         self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}
-        # All regions are as large as the largest shard's, since lane n also runs the shards n + lanes, n + 2·lanes, ….
+        # All regions are as large as the largest shard's, since lane n also runs shards n + lanes, n + 2·lanes, ….
         largest = max((scratch_bytes or {0: 0}).values())
         self._regions = [self._carve(largest) for _ in scratch_bytes or ()]
 
     @classmethod
     def allocate(cls, owner: ArrayStore, build: Callable[[Self], Plan]) -> Plan:
-        """Build a plan twice: once to count its memory, once in memory of exactly that size."""
+        """Build a plan twice: first to count its memory, then in memory of exactly that size."""
         counting = cls()
         build(counting)
         return build(cls(owner, owner.zeros((counting.size_bytes,), np.uint8), counting._scratch_bytes))
 
     @classmethod
     def count_bytes(cls, build: Callable[[Self], object]) -> int:
-        """Return the exact memory of a plan in bytes, without allocating it."""
+        """Return the exact size of a plan's memory in bytes, without allocating it."""
         counting = cls()
         build(counting)
         return counting.size_bytes
 
     @property
     def size_bytes(self) -> int:
-        """Return the bytes taken so far, scratch included."""
-        # A real arena carved its scratch regions at the start, so they are part of the used bytes.
+        """Return the number of bytes taken so far, including scratch memory."""
+        # An arena with memory carves out its scratch regions at the start, so they are part of the used bytes.
         if self._memory is not None:
             return self._used_bytes
         return self._used_bytes + len(self._scratch_bytes) * max(self._scratch_bytes.values(), default=0)
@@ -156,7 +156,7 @@ class Arena:
         return array
 
     def scratch(self, shard: int, *arrays: tuple[Shape, Any]) -> list[Array]:
-        """Return arrays of the given shapes and dtypes whose content is lost when the task of a block ends."""
+        """Return arrays of the given shapes and dtypes whose contents are lost when a block's task ends."""
         sizes = [aligned(prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in arrays]
         self._scratch_bytes[shard] = max(self._scratch_bytes.get(shard, 0), sum(sizes))
         region = self._regions[shard % self._owner.lanes] if self._owner else None
@@ -167,7 +167,7 @@ class Arena:
         ]
 
     def _carve(self, size: int) -> Array | None:
-        """Take the next bytes of the memory; without memory, only count them."""
+        """Take the next bytes of the arena's memory, or only count them if it has none."""
         start = self._used_bytes
         self._used_bytes += size
         return None if self._memory is None else self._memory[start : start + size]
@@ -179,7 +179,7 @@ def _shared_bytes(size: int) -> Array:
         memory = mmap.mmap(-1, size)
     except OSError as error:
         raise MemoryError(f"could not allocate {size:,} bytes of shared memory: {error}") from error
-    with suppress(OSError):  # huge pages, where the system has them for shared memory
+    with suppress(OSError):  # huge pages, if the system supports them for shared memory
         memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
     array.fill(0)  # touches every page, so that the peak memory of this process includes all of it
@@ -188,13 +188,13 @@ def _shared_bytes(size: int) -> Array:
 
 def shape_only_array(shape: Shape, dtype: Any) -> Array:
     """Return an array with a shape but no memory, for counting and layout; its values must not be accessed."""
-    # With the strides of a real array, so that slices and reshapes are views here where they are views there.
+    # Use the strides of a real array, so that slices and reshapes are views wherever they would be for a real array.
     inner_first = tuple(accumulate(shape[:0:-1], mul, initial=np.dtype(dtype).itemsize))
     return as_strided(np.empty(1, dtype), shape, inner_first[::-1] if shape else ())
 
 
 def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
-    """Return bytes viewed as an array; without memory, a shape-only array."""
+    """Return bytes viewed as an array, or a shape-only array if there is no memory."""
     if memory is None:
         return shape_only_array(shape, dtype)
     array: Array = memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -208,13 +208,13 @@ class BufferLayout:
     shapes: dict[str, Shape]
     """Shape of each array."""
     offsets: dict[str, int]
-    """First element of each array."""
+    """Index of the first element of each array."""
     size: int
-    """Number of elements of the buffer, gaps included."""
+    """Number of elements in the buffer, including gaps."""
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape], itemsize: int) -> Self:
-        """Lay out arrays of one dtype one after the other."""
+        """Lay out arrays of the same dtype one after another."""
         offsets, size = {}, 0
         for name, shape in shapes.items():
             offsets[name] = size
@@ -222,7 +222,7 @@ class BufferLayout:
         return cls(dict(shapes), offsets, size)
 
     def views(self, flat: Array) -> dict[str, Array]:
-        """Return the named arrays of a flat buffer, as views."""
+        """Return the named arrays in a flat buffer, as views."""
         return {name: flat[self.slice_of(name)].reshape(shape) for name, shape in self.shapes.items()}
 
     def flatten(self, arrays: Mapping[str, Array], dtype: Any) -> Array:
@@ -233,6 +233,6 @@ class BufferLayout:
         return flat
 
     def slice_of(self, name: str) -> slice:
-        """Return the elements of one array."""
+        """Return the slice of the flat buffer that holds the array with this name."""
         start = self.offsets[name]
         return slice(start, start + prod(self.shapes[name]))

@@ -17,11 +17,11 @@ class Backend(ArrayStore, Protocol):
     """An array library that plans the parts of a step: NumPy, or CUDA on a device."""
 
     name: str
-    """Short name, as in run folders and reports."""
+    """Short name, as used in run folders and reports."""
     dtype: np.dtype[np.floating]
     """Type of activations, parameters and gradients."""
     synchronous: bool
-    """True if the results of a task are complete when it returns."""
+    """True if a task's results are complete when it returns."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -35,7 +35,7 @@ class Backend(ArrayStore, Protocol):
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan the loading of a batch into x: its images, augmented or as a view, and normalised."""
+        """Plan loading a batch of images into x, augmented or as a view, and normalised."""
 
     def plan_operation(
         self,
@@ -47,7 +47,7 @@ class Backend(ArrayStore, Protocol):
         inputs: StepInputs,
         layer_index: int,
     ) -> ForwardBackward:
-        """Plan one operation from x to y; it is a training if y is trainable.
+        """Plan one operation from x to y, for training if y is trainable and for evaluation otherwise.
 
         Args:
             arena: memory for the buffers.
@@ -55,8 +55,8 @@ class Backend(ArrayStore, Protocol):
             x: input.
             y: output.
             parameters: the operation's parameters by short name, and the gradients of the trainable ones.
-            inputs: inputs of the steps.
-            layer_index: index of the layer in the network, part of the address of its random numbers.
+            inputs: step inputs.
+            layer_index: index of the layer in the network, part of the address of the layer's random numbers.
 
         Returns:
             The two tasks.
@@ -65,25 +65,25 @@ class Backend(ArrayStore, Protocol):
     def residual_add(
         self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation
     ) -> ForwardBackward:
-        """Plan y = activation(body + shortcut); backward writes the gradient of the sum to that of the body."""
+        """Plan y = activation(body + shortcut); backward writes the gradient of the sum to ``body.gradient``."""
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
         """Plan target ← target + source, both (N, H, W, C)."""
 
     def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
-        """Plan the loss, the number of right predictions, and the gradient of the logits."""
+        """Plan the loss, the number of correct predictions, and the gradient of the logits."""
 
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the softmax of the weighted mean of the logits of several views.
+        """Plan the softmax of the weighted mean of the logits over several views.
 
-        The last task writes it to the rows of the step in ``inputs.probabilities`` and advances the position by a step.
+        The last task writes it to the step's rows in ``inputs.probabilities`` and advances the position by one step.
 
         Args:
             arena: memory for the buffers.
-            inputs: inputs of the steps.
-            logits: outputs of the network for the current view, (N, classes).
+            inputs: step inputs.
+            logits: network outputs for the current view, (N, classes).
             view_weights: weight of each view in the mean.
 
         Returns:
@@ -98,14 +98,14 @@ class Backend(ArrayStore, Protocol):
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan the update of the parameters, and the advance of the position by a step.
+        """Plan updating the parameters and advancing the position by one step.
 
         Args:
             arena: memory for the buffers.
-            optimiser: the rule.
-            segments: the trainable stretches of the flat buffers.
+            optimiser: the update rule.
+            segments: trainable segments of the flat buffers.
             buffers: flat parameters, flat gradients, and the optimiser's slots by name.
-            inputs: inputs of the steps.
+            inputs: step inputs.
 
         Returns:
             The task.
@@ -114,5 +114,5 @@ class Backend(ArrayStore, Protocol):
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:
         """Return one task that runs all tasks of a step in order.
 
-        A backend may postpone the planning of its tasks until here, where it knows them all.
+        A backend may defer planning to this call, when all tasks of the step are known.
         """

@@ -1,7 +1,7 @@
-"""Building blocks of a network as data: their settings, shapes and parameters. The arithmetic is in the backends.
+"""Network building blocks as data: their settings, shapes and parameters. The arithmetic is in the backends.
 
-The fields of a block are also the keys of its table in a job file: their types, limits, defaults and docstrings are the
-schema and the reference of job files (:mod:`cnnjob.jobs.model`). Here the limits are not checked.
+A block's fields are also the keys of its table in a job file: their types, limits, defaults and docstrings form the
+schema and reference of job files (:mod:`cnnjob.jobs.model`). The limits are not checked here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 Shape = tuple[int, ...]
-"""Shape of the values of one image: (H, W, C), or (U,) after a dense block; also that of a parameter."""
+"""Shape of one image's values, (H, W, C) or (U,) after a dense block, or of a parameter."""
 
 Initialiser = Literal["he"] | float
 """``"he"``, or the standard deviation of a normal distribution with mean 0."""
 ConvInitialiser = Literal["he", "dirac", "whitening"] | float
-"""Also ``"dirac"`` (each filter passes one channel through) and, for the first block only, ``"whitening"`` (filters
-computed from patches of the training images)."""
+"""Initialiser that may also be ``"dirac"`` (each filter passes one channel through) or, for the first block only,
+``"whitening"`` (filters computed from patches of the training images)."""
 Activation = Literal["relu", "gelu", "none"]
 Part = Literal["norm", "activation", "pool"]
 Order = tuple[Part, ...]
-"""Each part once."""
+"""Sequence that contains each part exactly once."""
 BiasInitialiser = Annotated[float, Ge(-10), Le(10)]
 Factor = Annotated[float, Ge(0), Le(1e6)]
 
@@ -33,13 +33,13 @@ class Parameter:
 
     shape: Shape
     init: ConvInitialiser
-    """Distribution of the initial values, see :mod:`cnnjob.nn.initialisers`; a number is a standard deviation."""
+    """Distribution of the initial values (see :mod:`cnnjob.nn.initialisers`); a number is a standard deviation."""
     fan_in: int
-    """Number of inputs of one output."""
+    """Number of inputs per output."""
     constant: float | None = None
-    """Initial value where it is not drawn (biases, scales, running statistics)."""
+    """Initial value if it is not drawn at random (biases, scales, running statistics)."""
     learning_rate_factor: float = 1.0
-    """Factor on the learning rate of the step."""
+    """Factor by which the step's learning rate is multiplied."""
     decays: bool = True
     """True if weight decay applies."""
     trainable: bool = True
@@ -56,9 +56,9 @@ DERIVED: Any = None
 class BatchNorm:
     """Batch normalisation (Ioffe & Szegedy 2015).
 
-    y = scale·(x − mean)/√(variance + eps) + shift (alg. 1). A training step uses mean and biased variance of each
-    channel over the batch. An evaluation uses the running statistics r ← (1 − momentum)·r + momentum·(statistic of the
-    batch), with the unbiased variance.
+    y = scale·(x − mean)/√(variance + eps) + shift (alg. 1). A training step uses the mean and biased variance of each
+    channel over the batch. Evaluation uses the running statistics r ← (1 − momentum)·r + momentum·(batch statistic),
+    with the unbiased variance.
     """
 
     momentum: Annotated[float, Gt(0), Le(1)] = 0.1
@@ -90,7 +90,7 @@ class BatchNorm:
 
 
 def _weights_and_bias(block: "Conv | Dense", shape: Shape) -> dict[str, Parameter]:
-    """Return the weights of a shape (..., outputs), and the bias (outputs,) if there is one."""
+    """Return weights of the given shape (..., outputs), and the bias (outputs,) if there is one."""
     fan_in, factor = prod(shape[:-1]), block.learning_rate_factor
     weights = Parameter(shape, block.init, fan_in, learning_rate_factor=factor, trainable=not block.frozen)
     bias = {"bias": Parameter(shape[-1:], 0.0, fan_in, block.bias_init, factor, decays=False)} if block.bias else {}
@@ -101,7 +101,7 @@ def _weights_and_bias(block: "Conv | Dense", shape: Shape) -> dict[str, Paramete
 class Conv:
     """A convolution with its bias, normalisation, activation and max-pooling, as one block."""
 
-    # In shapes F is the number of filters, K the side of the kernel, S the stride and P the side of a pooling window.
+    # In shapes, F is the number of filters, K the kernel size, S the stride and P the side of the pooling window.
     filters: Annotated[int, Ge(1), Le(65536)]
     """Number of filters."""
     kernel: Annotated[int, Ge(1), Le(64)] = 3
@@ -135,17 +135,17 @@ class Conv:
     kind = "conv"
 
     def __post_init__(self) -> None:
-        """Derive the padding and the bias if they are not given."""
-        # The derived settings are stored, so that a block is equal to one in which they are written out.
+        """Derive the padding and the bias if they are not specified."""
+        # The derived settings are stored, so that a block is equal to one that specifies them explicitly.
         if self.pad is DERIVED:
             object.__setattr__(self, "pad", self.kernel // 2)
         if self.bias is DERIVED:
-            # A bias before a normalisation has no effect: the mean that is subtracted contains it.
+            # A bias before batch normalisation has no effect: the subtracted mean includes it.
             object.__setattr__(self, "bias", self.batch_norm is None)
 
     def convolved(self, shape: Shape) -> tuple[int, int]:
-        """Return height and width after the convolution, before the pooling."""
-        # Rows and columns at the end that the stride does not reach are left out, as in torch.
+        """Return the height and width after the convolution and before pooling."""
+        # Rows and columns at the end that the stride does not reach are left out, as in PyTorch.
         H, W = ((side + 2 * self.pad - self.kernel) // self.stride + 1 for side in shape[:2])
         return H, W
 
@@ -171,7 +171,7 @@ class Conv:
         return H // self.pool, W // self.pool, self.filters
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Return weights (K, K, C, F), bias (F,), and the parameters of the normalisation."""
+        """Return the weights (K, K, C, F), the bias (F,), and the normalisation's parameters."""
         parameters = _weights_and_bias(self, (self.kernel, self.kernel, shape[-1], self.filters))
         if self.batch_norm:
             factor = self.learning_rate_factor
@@ -183,7 +183,7 @@ class Conv:
 class Dense:
     """A fully connected layer with its bias and activation, as one block.
 
-    y = activation(output_scale·(x w + b)), with x all values of an image.
+    y = activation(output_scale·(x w + b)), where x holds all values of an image.
     """
 
     units: Annotated[int, Ge(1), Le(1_000_000)]
@@ -211,13 +211,13 @@ class Dense:
         return (self.units,)
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Return weights (values per image, U) and bias (U,)."""
+        """Return the weights (values per image, U) and the bias (U,)."""
         return _weights_and_bias(self, (prod(shape), self.units))
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """Methods shared by the blocks without parameters; by default they keep the shape."""
+    """Methods shared by blocks without parameters, which by default keep the shape."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the input's shape."""
@@ -232,7 +232,7 @@ class _Plain:
 class Dropout(_Plain):
     """Dropout: sets values to zero at random while training (Srivastava et al. 2014).
 
-    Inverted dropout: y = x·m/(1−p), with m ∈ {0, 1} drawn anew in each step; m = 0 has the probability p (§4).
+    Inverted dropout: y = x·m/(1−p), with m ∈ {0, 1} drawn in each step; m = 0 has probability p (§4).
     """
 
     probability: Annotated[float, Ge(0), Lt(1)]
@@ -265,10 +265,10 @@ class GlobalPool(_Plain):
 class Residual:
     """A body of blocks and a shortcut around it (He et al. 2016); the shortcut is a projection if the shapes differ.
 
-    y = activation(body(x) + shortcut(x)) (eq. 1 and 2). The shortcut is the identity; where the shapes differ it is a
-    1×1 convolution with the normalisation of the body's last convolution. Its stride is the one that makes the shapes
-    equal. Where no stride does, it has the stride of the body and reads a window of the image, from the pixel at the
-    centre of the body's first output to that of the last.
+    y = activation(body(x) + shortcut(x)) (eq. 1 and 2). The shortcut is the identity; if the shapes differ, it is a
+    1×1 convolution with the normalisation of the body's last convolution and the stride that makes the shapes equal.
+    If no stride does, it has the body's stride and reads a window of the image, from the pixel at the centre of the
+    body's first output to the pixel at the centre of its last output.
     """
 
     blocks: tuple[Conv | Dropout, ...]
@@ -282,8 +282,8 @@ class Residual:
         """Return the output shape of the body.
 
         Raises:
-            ValueError: the body has no convolution, one of its blocks does not fit, or no shortcut has the shape of its
-                output.
+            ValueError: the body has no convolution, one of its blocks is incompatible with its input, or no shortcut
+                has the shape of the body's output.
         """
         if not self._convs:
             raise ValueError("a residual block needs a conv block in its body")
@@ -297,7 +297,7 @@ class Residual:
         return build_layers(self.blocks, list(_number_names(self.blocks)), shape)
 
     def projection(self, shape: Shape) -> "Layer | None":
-        """Return the layer of the shortcut, whose input is :meth:`window`; None if the shortcut is the identity.
+        """Return the shortcut's layer, which reads :meth:`window`, or None if the shortcut is the identity.
 
         Raises:
             ValueError: no shortcut has the shape of the body's output.
@@ -307,14 +307,14 @@ class Residual:
             return None
         if any(outputs > pixels for outputs, pixels in zip(output[:2], shape[:2], strict=True)):
             raise ValueError(
-                f"its pads enlarge the image from {_format_shape(shape)} to {_format_shape(output)}, which no shortcut "
-                "does"
+                f"its padding enlarges the image from {_format_shape(shape)} to {_format_shape(output)}, which no "
+                "shortcut does"
             )
         stride, window = self._find_window(shape, output)
         if any(side.stop > pixels for side, pixels in zip(window, shape, strict=False)):
             raise ValueError(
-                f"its body leads from {_format_shape(shape)} to {_format_shape(output)}, for which no shortcut has "
-                "enough pixels"
+                f"its body turns {_format_shape(shape)} into {_format_shape(output)}, for which no shortcut has enough "
+                "pixels"
             )
         norm = self._convs[-1].batch_norm
         conv = Conv(output[-1], kernel=1, stride=stride, batch_norm=norm, activation="none")
@@ -326,12 +326,12 @@ class Residual:
         return self._find_window(shape, self.body(shape)[-1].output_shape)[1]
 
     def _find_window(self, shape: Shape, output: Shape) -> tuple[int, tuple[slice, slice]]:
-        """Return the stride of the shortcut, and the rows and columns that it reads."""
+        """Return the shortcut's stride, and the rows and columns that it reads."""
         stride = -(-shape[0] // output[0])
         if all(-(-pixels // stride) == outputs for pixels, outputs in zip(shape[:2], output[:2], strict=True)):
             return stride, (slice(0, shape[0]), slice(0, shape[1]))
-        # In pixels of the body's input: `stride` is the distance between two inputs of the current convolution, whose
-        # first output is centred on its input number (K − 1) // 2 − pad.
+        # In pixels of the body's input: `stride` is the distance between adjacent inputs of the current convolution,
+        # whose first output is centred on its input with index (K − 1) // 2 − pad.
         first, stride = 0, 1
         for block in self._convs:
             first += stride * ((block.kernel - 1) // 2 - block.pad)
@@ -350,7 +350,7 @@ class Residual:
         return self.body(shape) + ((projection,) if projection else ())
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Return the parameters of the body's blocks, named like ``conv1/weights``, and of the projection."""
+        """Return the parameters of the body's blocks, with names such as ``conv1/weights``, and of the projection."""
         return {name: parameter for layer in self.layers(shape) for name, parameter in layer.parameters.items()}
 
 
@@ -359,17 +359,17 @@ Block = Conv | Dense | Dropout | GlobalPool | Residual
 
 @dataclass(frozen=True)
 class Layer:
-    """Block at its place in a network, with its shapes."""
+    """Block at its position in a network, with its shapes."""
 
     name: str
-    """Kind and number within its kind, like ``conv1``; the last layer is ``classifier``."""
+    """Kind and number within that kind, such as ``conv1``; the last layer is ``classifier``."""
     block: Block
     input_shape: Shape
     output_shape: Shape
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """Return its parameters by full name, like ``conv1/weights``."""
+        """Return the layer's parameters by full name, such as ``conv1/weights``."""
         return {f"{self.name}/{name}": p for name, p in self.block.parameters(self.input_shape).items()}
 
 
@@ -391,7 +391,7 @@ class Network:
             The network.
 
         Raises:
-            ValueError: a block does not fit its input; the message names the block.
+            ValueError: a block is incompatible with its input; the message names the block.
         """
         return cls(build_layers(blocks, [*_number_names(blocks[:-1]), "classifier"], image_shape))
 
@@ -412,15 +412,15 @@ class Network:
 
     @property
     def parameter_count(self) -> int:
-        """Return the number of values of all parameters, frozen ones included, without running statistics."""
+        """Return the total number of parameter values, including frozen ones but not running statistics."""
         return sum(prod(parameter.shape) for parameter in self.parameters.values() if parameter.counts)
 
 
 def build_layers(blocks: Sequence[Block], names: Sequence[str], shape: Shape) -> tuple[Layer, ...]:
-    """Build the layers of blocks that follow each other, on an input of the given shape.
+    """Build layers from consecutive blocks, for an input of the given shape.
 
     Raises:
-        ValueError: a block does not fit its input; the message names the block.
+        ValueError: a block is incompatible with its input; the message names the block.
     """
     layers: list[Layer] = []
     for name, block in zip(names, blocks, strict=True):

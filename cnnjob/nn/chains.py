@@ -23,16 +23,16 @@ class _Link:
 
     operation: Operation | Residual
     name: str
-    """Name of its layer, the prefix of the names of its parameters."""
+    """Name of the layer, the prefix of its parameters' names."""
     layer_index: int
-    """Index of its layer, part of the address of its random numbers."""
+    """Index of the layer, part of the address of its random numbers."""
     output_shape: Shape
     layer: Layer
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Planner of operations that follow each other, with buffers from one arena."""
+    """Planner for consecutive operations, with buffers from one arena."""
 
     arena: Arena
     backend: Backend
@@ -40,16 +40,16 @@ class Chain:
     weights: dict[str, Array]
     """All parameters by name."""
     gradients: dict[str, Array]
-    """Gradients of the trainable ones, by name; empty in an evaluation."""
+    """Gradients of the trainable parameters by name; empty for evaluation."""
     batch_size: int
     trainable: bool
-    """True for a training, False for an evaluation."""
+    """True for training, False for evaluation."""
 
     def plan_network(self, network: Network) -> tuple[Tensor, Tensor, list[ForwardBackward]]:
-        """Plan a network; the images themselves get no gradient.
+        """Plan a network; no gradient is computed for the images.
 
         Returns:
-            Input tensor, output tensor, and the two tasks of each operation between them, in forward order.
+            Input tensor, output tensor, and the two tasks for each operation between them, in forward order.
         """
         links = self._build_links(network.layers)
         x = self._take_tensor(network.image_shape, border_of(links[0].operation), trainable=False)
@@ -57,13 +57,13 @@ class Chain:
         return x, y, steps
 
     def _take_tensor(self, shape: Shape, border: int = 0, *, trainable: bool | None = None) -> Tensor:
-        """Take a tensor for a batch of values of this shape, trainable in a training by default."""
+        """Take a tensor for a batch with this shape per image; by default, it is trainable if the chain is."""
         trainable = self.trainable if trainable is None else trainable
         size, dtype = (self.batch_size, *shape), self.backend.dtype
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
     def _build_links(self, layers: Sequence[Layer], prefix: str = "", first_index: int = 0) -> list[_Link]:
-        """Return the operations of layers in order; an evaluation leaves dropout out."""
+        """Return the operations of layers in order; dropout is left out for evaluation."""
         links: list[_Link] = []
         for layer_index, layer in enumerate(layers, start=first_index):
             shape = layer.input_shape
@@ -99,29 +99,29 @@ class Chain:
         step = self.backend.plan_operation(
             self.arena, link.operation, x, y, (weights, gradients), self.inputs, link.layer_index
         )
-        # A first layer that is frozen or has no parameters would write a gradient that its input has no memory for.
+        # A first layer that is frozen or has no parameters would write a gradient for which its input has no memory.
         return [step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)]
 
     def _plan_residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
-        """Plan the shortcut, the body and their sum; backward, the gradients of both are added up in that of x."""
+        """Plan the shortcut, the body and their sum; backward adds up the gradients of both in ``x.gradient``."""
         shape, prefix, first_index = link.layer.input_shape, f"{link.name}/", first_inner_index(link.layer_index)
         body, steps = self._plan_links(self._build_links(block.body(shape), prefix, first_index), x)
-        # The gradient of a sum is that of both terms, so the shortcut shares the array of the body's output. No
-        # operation writes to the gradient of its own output: the array is still intact after the body's backward.
+        # Both terms of a sum have the sum's gradient, so the shortcut shares the gradient array of the body's output.
+        # No operation writes to the gradient of its own output: the array is still intact after the body's backward.
         dx_of_shortcut, shortcut = body.gradient, x
         if projection := block.projection(shape):
             dx_of_shortcut = self.arena.take(x.gradient.shape, self.backend.dtype)
             window = (slice(None), *block.window(shape))
-            # Only the window is ever written: pixels outside it keep the gradient 0 of the fresh arena.
+            # Only the window is ever written: pixels outside it keep their initial gradient of 0.
             x_window, dx_window = x.value[window], dx_of_shortcut[window] if x.trainable else dx_of_shortcut
             source = Tensor(x_window, x_window, dx_window, dx_window, window_of=x.value)
             value = self.arena.take(y.value.shape, self.backend.dtype)
             target = Tensor(value, value, body.gradient, body.gradient)
-            # The last index of the block: it does not change with the length of the body.
+            # The block's last index, which does not depend on the length of the body.
             links = self._build_links([projection], prefix, first_index + LAYERS_PER_RESIDUAL - 1)
             shortcut, projection_steps = self._plan_links(links, source, target)
             steps = [*projection_steps, *steps]
-        # Backward runs from the end of the list: the sum into x.gradient stands first, so the body has written it.
+        # Backward runs from the end of the list: the sum into x.gradient comes first, after the body has written it.
         if x.trainable:
             add_shortcut = self.backend.accumulate(self.arena, dx_of_shortcut, x.gradient)
             steps = [ForwardBackward(_nothing, add_shortcut), *steps]

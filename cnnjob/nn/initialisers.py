@@ -11,7 +11,7 @@ from cnnjob.nn.random import Purpose, generator
 WHITENING_IMAGES = 5000
 """Maximum number of training images whose patches determine the whitening filters."""
 WHITENING_EPS = 5e-4
-"""Added to every eigenvalue of the patches' covariance."""
+"""Constant added to every eigenvalue of the patch covariance."""
 
 
 def draw_initial_values(parameter: Parameter, seed: int, parameter_index: int, whitening: Array) -> Array:
@@ -22,13 +22,13 @@ def draw_initial_values(parameter: Parameter, seed: int, parameter_index: int, w
     variance 1 / (3 fan_in) (Jordan 2024, §3.2). ``whitening``: the given filters (ibid., §3.3).
 
     Args:
-        parameter: its shape and its initialiser.
-        seed: seed of the job.
+        parameter: the parameter, with its shape and initialiser.
+        seed: the job's seed.
         parameter_index: index of the parameter in the network.
-        whitening: filters (K, K, C, F) of the first convolution; of size 0 if the network has none of this kind.
+        whitening: filters for the first convolution, (K, K, C, F); of size 0 if it does not use whitening.
 
     Returns:
-        The values, float64, in the shape of the parameter.
+        The values, float64, in the parameter's shape.
     """
     if parameter.constant is not None:
         return np.full(parameter.shape, parameter.constant)
@@ -50,7 +50,7 @@ def draw_initial_values(parameter: Parameter, seed: int, parameter_index: int, w
 def whitening_filters(images: Array, shape: Shape) -> Array:
     """Return filters whose outputs on image patches are uncorrelated and have variance 1 (Jordan 2024, §3.3).
 
-    With λ the eigenvalues and v the eigenvectors of the patches' covariance, the filters are v/√(λ + eps), largest λ
+    With λ and v the eigenvalues and eigenvectors of the patch covariance, the filters are v/√(λ + eps), largest λ
     first, followed by their negatives.
 
     Args:

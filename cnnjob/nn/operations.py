@@ -1,4 +1,4 @@
-"""Operations that a backend computes: blocks, split where the backend does not compute them as a whole."""
+"""Operations that a backend computes: whole blocks, or the parts of a block that is not computed as a whole."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from cnnjob.nn.blocks import (
 )
 
 LAYERS_PER_RESIDUAL = 256
-"""Number of layer indices that are reserved for the layers within a residual block."""
+"""Number of layer indices reserved for the layers inside a residual block."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Activate:
-    """Activation as an operation of its own."""
+    """Activation as a separate operation."""
 
     activation: Activation
 
@@ -48,10 +48,10 @@ class Activate:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling; of equal maxima the first in row-major order receives the gradient."""
+    """Max-pooling; among equal maxima, the first in row-major order receives the gradient."""
 
     side: int
-    """P: rows and columns of a window, and its stride."""
+    """P: side length and stride of the pooling window."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return (H // P, W // P, C) for (H, W, C)."""
@@ -59,14 +59,14 @@ class MaxPool:
 
 
 Operation = Conv | Dense | Dropout | GlobalPool | Norm | Activate | MaxPool
-"""One operation of a backend; a :class:`Conv` here has no normalisation, and ReLU or no activation."""
+"""One operation of a backend; here, a :class:`Conv` has no normalisation, and its activation is ReLU or none."""
 
 
 def split_block(block: Block) -> list[Operation | Residual]:
-    """Split a block into operations that follow each other.
+    """Split a block into consecutive operations.
 
-    ReLU and max-pooling commute, so a convolution followed by nothing else is one operation. A pooling that comes
-    right after a convolution is always part of its operation.
+    ReLU and max-pooling commute, so a convolution followed by nothing else is one operation. Pooling directly after a
+    convolution is always part of the convolution's operation.
     """
     if not isinstance(block, Conv):
         if isinstance(block, Dense) and block.activation == "gelu":
@@ -84,7 +84,7 @@ def split_block(block: Block) -> list[Operation | Residual]:
 
 
 def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
-    """Return the operations after the convolution, an activation merged with the normalisation right before it."""
+    """Return the operations after the convolution, merging an activation with a normalisation directly before it."""
     operations: list[Operation] = []
     for part in parts:
         if part == "norm" and block.batch_norm:
@@ -92,7 +92,7 @@ def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
         elif part == "pool":
             operations.append(MaxPool(block.pool))
         elif operations and isinstance(operations[-1], Norm):
-            # Merged, because the normalisation already passes over every value: one pass less in each direction.
+            # Merged, because the normalisation already passes over every value: this saves a pass in each direction.
             operations[-1] = replace(operations[-1], activation=block.activation)
         else:
             operations.append(Activate(block.activation))
@@ -100,18 +100,18 @@ def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
 
 
 def require_trainable(network: Network, batch_size: int) -> None:
-    """Reject networks that cannot be trained as they are described.
+    """Reject networks that cannot be trained as described.
 
     Raises:
-        ValueError: a batch normalisation has one value per channel, so that its output is its shift alone; or the
-            padding of a convolution is as wide as its kernel, so that outputs at the edges see only padding; or two
-            dropouts would draw the same random numbers. The message names the block.
+        ValueError: batch normalisation has only one value per channel, so that its output is just the shift; or a
+            convolution's padding is as wide as its kernel, so that outputs at the edges see only padding; or two
+            dropout blocks would draw the same random numbers. The message names the block.
     """
     dropouts: dict[int, str] = {}
     for name, layer_index, operation, shape in _operations(network.layers):
         if isinstance(operation, Norm) and batch_size * prod(shape[:-1]) == 1:
             sides = "×".join(map(str, shape))
-            raise ValueError(f"{name}: a batch of 1 image, normalised at {sides}, has one value per channel")
+            raise ValueError(f"{name}: batch normalisation of 1 image of {sides} has only one value per channel")
         if isinstance(operation, Conv) and operation.pad >= operation.kernel:
             raise ValueError(
                 f"{name}: pad {operation.pad} is not less than kernel {operation.kernel}, so outputs at the edges see "
@@ -120,14 +120,14 @@ def require_trainable(network: Network, batch_size: int) -> None:
         if isinstance(operation, Dropout) and dropouts.setdefault(layer_index, name) != name:
             raise ValueError(
                 f"{name}: would draw the same random numbers as {dropouts[layer_index]} (a network with residual "
-                f"blocks may have {LAYERS_PER_RESIDUAL} blocks, and so may each of these)"
+                f"blocks may have at most {LAYERS_PER_RESIDUAL} blocks, and so may each residual block)"
             )
 
 
 def _operations(
     layers: Sequence[Layer], prefix: str = "", first_index: int = 0
 ) -> Iterator[tuple[str, int, Operation, Shape]]:
-    """Yield name and index of the layer, operation and output shape of every operation, also in residual blocks."""
+    """Yield layer name, layer index, operation and output shape for every operation, including in residual blocks."""
     for layer_index, layer in enumerate(layers, start=first_index):
         shape = layer.input_shape
         for operation in split_block(layer.block):
@@ -139,8 +139,8 @@ def _operations(
 
 
 def first_inner_index(layer_index: int) -> int:
-    """Return the index of the first layer within a residual block, given the index of the block."""
-    # Part of the address of random numbers: another numbering would change the bits of every run with dropout.
+    """Return the index of the first layer inside a residual block, given the block's index."""
+    # Part of the address of random numbers: a different numbering would change the bits of every run with dropout.
     return LAYERS_PER_RESIDUAL * (layer_index + 1)
 
 
@@ -152,8 +152,8 @@ def parameters_of(operation: Operation) -> tuple[str, ...]:
 
 
 def border_of(operation: Operation | Residual) -> int:
-    """Return the width of the border of zeros that an operation needs around its input, in pixels."""
-    # An evaluation leaves dropout out: even behind one, the first convolution then reads the block's input itself.
+    """Return the width in pixels of the border of zeros that an operation needs around its input."""
+    # Evaluation leaves out dropout: even after a dropout block, the first convolution then reads the block's input.
     if isinstance(operation, Residual):
         return next((block.pad for block in operation.blocks if isinstance(block, Conv)), 0)
     return operation.pad if isinstance(operation, Conv) else 0

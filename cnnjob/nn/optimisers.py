@@ -1,4 +1,4 @@
-"""Optimisers as data: their constants, and the stretches of the flat parameter buffer that they update.
+"""Optimisers as data: their constants, and the segments of the flat parameter buffer that they update.
 
 The arithmetic is in the backends: :mod:`cnnjob.nn.cpu.updates` and :mod:`cnnjob.nn.cuda.updates`.
 """
@@ -13,7 +13,7 @@ from cnnjob.nn.blocks import Network
 
 @dataclass(frozen=True)
 class Lookahead:
-    """Slow copy of the weights to which the fast ones are reset at intervals (Zhang et al. 2019, alg. 1).
+    """Slow copy of the weights, to which the fast weights are reset at intervals (Zhang et al. 2019, alg. 1).
 
     Every ``every`` steps, and after the last one, slow ← α·slow + (1 − α)·fast and fast ← slow, with
     α = decay^n · (t / T)^power after t of T steps, n of them since the last reset (Jordan 2024, §3.4, where the last
@@ -21,18 +21,18 @@ class Lookahead:
     """
 
     every: int = 5
-    """Steps between two resets."""
+    """Number of steps between resets."""
     decay: float = 0.95
     """Base of α, per step."""
     power: float = 3.0
-    """Exponent of the finished fraction of the training."""
+    """Exponent of the fraction of training completed."""
 
     def alphas(self, steps: range, total: int) -> Array:
-        """Return α after each of some steps, or −1 after steps without a reset.
+        """Return α after each of the given steps, or −1 after steps without a reset.
 
         Args:
-            steps: the steps, counted from the start of the training.
-            total: number of steps of the whole training.
+            steps: the steps, counted from the start of training.
+            total: total number of training steps.
 
         Returns:
             α, float64 (len(steps),).
@@ -53,7 +53,7 @@ class _Rule:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Return the names of the flat buffers it keeps besides the parameters, each of the same size."""
+        """Return the names of the optimiser's own flat buffers, each as large as the parameter buffer."""
         return (*self._rule_slots, "slow") if self.lookahead else self._rule_slots
 
     @property
@@ -96,12 +96,12 @@ Optimiser = Sgd | AdamW
 
 @dataclass(frozen=True)
 class Segment:
-    """Stretch of the flat parameter buffer with one learning rate factor and one kind of decay."""
+    """Segment of the flat parameter buffer with a single learning rate factor and decay setting."""
 
     elements: slice
-    """Its elements in the buffer."""
+    """The segment's elements in the buffer."""
     learning_rate_factor: float
-    """Factor on the learning rate of the step."""
+    """Factor by which the step's learning rate is multiplied."""
     decays: bool
     """True if weight decay applies."""
 

@@ -1,4 +1,4 @@
-"""Preparation of images for the network: normalisation of the pixels, augmentation, and views for test time."""
+"""Preparation of images for the network: pixel normalisation, augmentation, and test-time views."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,12 +13,12 @@ Flip = Literal["none", "random", "alternating"]
 
 @dataclass(frozen=True)
 class PixelNormalisation:
-    """Map from pixels 0 … 255 to inputs of the network: pixel·scale + shift, per channel."""
+    """Map from pixel values 0 … 255 to network inputs: pixel·scale + shift, per channel."""
 
     scale: Array
     """Factor per channel, float64 (C,)."""
     shift: Array
-    """Summand per channel, float64 (C,)."""
+    """Offset per channel, float64 (C,)."""
 
     @classmethod
     def unit(cls, channels: int) -> "PixelNormalisation":
@@ -27,9 +27,9 @@ class PixelNormalisation:
 
     @classmethod
     def standardised(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "PixelNormalisation":
-        """Return the map to mean 0 and standard deviation 1, given those of the pixels scaled to 0 … 1.
+        """Return the map to mean 0 and standard deviation 1, given the statistics of the pixels scaled to 0 … 1.
 
-        A constant channel, whose standard deviation is 0, becomes 0.
+        A constant channel, whose standard deviation is 0, is mapped to 0.
         """
         deviation = np.array([value or 1.0 for value in std])
         return cls(1 / (255 * deviation), -np.asarray(mean) / deviation)
@@ -37,28 +37,28 @@ class PixelNormalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random flips and translations, drawn anew in each epoch by the address (seed, epoch, image).
+    """Random flips and translations, drawn in each epoch from the address (seed, epoch, image).
 
-    The same image is therefore augmented alike on every machine. The Philox block with counter (image, epoch, 0, 0) and
-    key (seed, purpose) decides: the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for words 1 and 2
-    are the pixels by which the image moves down and to the right. Pixels that enter at an edge are mirrored there, as
-    by ``numpy.pad`` in mode ``reflect``.
+    An image is therefore augmented identically on every machine. Its Philox block has the counter (image, epoch, 0, 0)
+    and the key (seed, purpose): the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for words 1 and 2
+    is the number of pixels by which the image moves down and to the right. Pixels that enter at an edge are mirrored
+    there, as by ``numpy.pad`` in ``reflect`` mode.
     """
 
     flip: Flip = "none"
-    """Left-right flip: at random, or in every other epoch, with a random first one per image (Jordan 2024, §3.6)."""
+    """Horizontal flip: at random, or in every other epoch with a random start for each image (Jordan 2024, §3.6)."""
     translate: int = 0
-    """k: largest translation in each direction, in pixels."""
+    """k: maximum translation in each direction, in pixels."""
 
     def draw(self, words: Philox, images: Array, epoch: int, seed: int, views: Array) -> None:
-        """Draw the changes of some images.
+        """Draw the changes applied to the given images.
 
         Args:
-            words: memory for n blocks of words.
+            words: generator with memory for n blocks of words.
             images: indices of the images, int64 (n,).
             epoch: the epoch, counted from 0.
-            seed: seed of the job.
-            views: int64 (3, n), receives the flip (0 or 1) and the pixels down and to the right.
+            seed: the job's seed.
+            views: int64 (3, n), receives the flip (0 or 1) and the shifts down and to the right in pixels.
         """
         alternating = self.flip == "alternating"
         # An alternating flip needs a word that is the same in all epochs: that of epoch 0, xored with the parity below.
@@ -77,7 +77,7 @@ class Augmentation:
 
 
 View = tuple[int, int, int]
-"""Change applied to all images alike: the flip (0 or 1), then the pixels by which they move down and to the right."""
+"""Change applied to all images: the flip (0 or 1), then the shifts down and to the right in pixels."""
 
 VIEWS: dict[str, dict[View, float]] = {
     "none": {(0, 0, 0): 1.0},
@@ -88,7 +88,7 @@ VIEWS: dict[str, dict[View, float]] = {
         for flip in (0, 1)
     },
 }
-"""Views of each test-time augmentation, with their weights in the mean of the logits.
+"""Views for each kind of test-time augmentation, with their weights in the mean of the logits.
 
 ``flip_translate`` (Jordan 2024, §3.5) moves an image along a diagonal and then flips it. A :data:`View` flips first, so
 flipped images move in the opposite horizontal direction.
@@ -96,14 +96,14 @@ flipped images move in the opposite horizontal direction.
 
 
 def mirrored_sources(size: int, reach: int) -> Array:
-    """Return the source of each pixel of a row that moves by −reach … reach pixels and is mirrored at its edges.
+    """Return the source of each pixel in a row that is shifted by −reach … reach pixels and mirrored at its edges.
 
     Args:
-        size: pixels of the row.
-        reach: largest move, in pixels; less than ``size``.
+        size: number of pixels in the row.
+        reach: maximum shift, in pixels; less than ``size``.
 
     Returns:
-        Indices of the source pixels, int64 (2·reach + 1, size), one row per move.
+        Indices of the source pixels, int64 (2·reach + 1, size), one row per shift.
     """
     unmirrored = np.arange(size) - np.arange(-reach, reach + 1)[:, None]
     from_start = np.abs(unmirrored)  # mirrored at pixel 0

@@ -25,11 +25,11 @@ class TrainingOptions(NamedTuple):
 
 
 MAX_EVALUATED = 1 << 14
-"""Number of images whose probabilities are collected in the backend's memory before they are copied to the host."""
+"""Number of images whose probabilities are collected in the backend's memory before being copied to the host."""
 
 
 class TrainingPlan:
-    """Training steps of one network at one batch size."""
+    """Training step of a network, planned for one batch size."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class TrainingPlan:
         """Plan the step and allocate its buffers; nothing runs yet.
 
         Raises:
-            ValueError: the network cannot be trained, see :func:`cnnjob.nn.operations.require_trainable`.
+            ValueError: the network cannot be trained (see :func:`cnnjob.nn.operations.require_trainable`).
         """
         require_trainable(network, batch_size)
         self.inputs = inputs
@@ -76,7 +76,7 @@ class TrainingPlan:
 
 
 class EvaluationPlan:
-    """Class probabilities of images, computed with the current parameters of a state."""
+    """Evaluation of a network: class probabilities of images, computed with a state's current parameters."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class EvaluationPlan:
         """Plan a batch; nothing runs yet.
 
         Args:
-            backend: what computes.
+            backend: the backend that runs the plan.
             network: the network.
-            state: its parameters.
+            state: the network's parameters.
             pixels: normalisation of the images.
             batch_size: images per step.
-            views: the :data:`cnnjob.nn.pixels.VIEWS` over which the logits are averaged.
-            stream: reads the images; by default they lie in memory.
+            views: key in :data:`cnnjob.nn.pixels.VIEWS` of the views over which the logits are averaged.
+            stream: stream that reads the images; by default, they are in memory.
         """
         self._backend, self._batch_size, self._stream = backend, batch_size, stream
         self._classes, self._inputs = network.classes, empty_step_inputs(network.image_shape, backend)
@@ -126,8 +126,8 @@ class EvaluationPlan:
         """Return the softmax outputs for the images with the indices ``order``.
 
         Args:
-            images: uint8 (N, H, W, C), in the backend's memory or NumPy's; a source if the plan has a stream.
-            order: indices of images, int64 (n,).
+            images: uint8 (N, H, W, C), in the backend's memory or NumPy's; an image source if the plan has a stream.
+            order: image indices, int64 (n,).
 
         Returns:
             Probabilities, NumPy array (n, classes) of the backend's dtype, float32 or float64.
@@ -140,7 +140,7 @@ class EvaluationPlan:
         return probabilities
 
     def _evaluate(self, images: Array | ImageSource, order: Array, probabilities: Array) -> None:
-        """Evaluate as many images as ``inputs.order`` can hold, and copy their probabilities to the host."""
+        """Evaluate at most as many images as ``inputs.order`` can hold, and copy their probabilities to the host."""
         backend, inputs = self._backend, self._inputs
         steps = -(-len(order) // self._batch_size)
         # np.resize repeats the indices until the last batch is full; the rows of the repeated ones are not copied.
@@ -167,17 +167,18 @@ def build_step_inputs(
     *,
     streams: bool = False,
 ) -> StepInputs:
-    """Return the inputs for epochs of ``steps`` steps; the caller fills in order and rates before each epoch.
+    """Return the inputs for epochs of ``steps`` steps.
 
-    These are ``order``, ``learning_rates`` and ``lookahead``, which are zeros at first, and ``rows`` of a stream.
+    Before each epoch, the caller fills in ``order``, ``learning_rates`` and ``lookahead``, which are initially zero,
+    and ``rows`` if the images are streamed.
 
     Args:
-        memory: the memory to allocate them in.
-        images: uint8 (images, H, W, C), in that memory or NumPy's; all of them, or those of a stream.
-        labels: int64 (images,), likewise.
+        memory: the memory in which to allocate the inputs.
+        images: uint8 (images, H, W, C), in that memory or NumPy's; the whole dataset, or the images of a stream.
+        labels: int64 (images,), in that memory or NumPy's.
         steps: steps per epoch.
         batch_size: images per step.
-        seed: seed of the job.
+        seed: the job's seed.
         streams: True if the images are those of a stream.
 
     Returns:
@@ -200,7 +201,7 @@ def build_step_inputs(
 
 
 def empty_step_inputs(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
-    """Return inputs without images, in ``memory`` or NumPy's."""
+    """Return inputs without images, in ``memory`` or by default in NumPy's."""
     images, labels = np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64)
     return build_step_inputs(memory or HostMemory(), images, labels, steps=0, batch_size=0, seed=0)
 
@@ -221,7 +222,7 @@ def _plan_training(
     gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in trainable}
     chain = Chain(arena, backend, inputs, state.weights, gradients, batch_size, trainable=True)
     x, logits, steps = chain.plan_network(network)
-    # Planned in the order in which they run: a backend that fuses neighbours recognises them by it.
+    # Planned in the order in which they run, by which a backend that fuses neighbours recognises them.
     tasks = [
         backend.gather(arena, inputs, x, pixels, options.augmentation),
         *(step.forward for step in steps),
@@ -245,8 +246,8 @@ def _plan_evaluation(
     *,
     streams: bool,
 ) -> Task:
-    """Plan the probabilities of a batch, which go to ``inputs.probabilities``."""
-    # Whole batches, so that the padded last one has its rows too.
+    """Plan the probabilities of a batch, which are written to ``inputs.probabilities``."""
+    # Whole batches, so that there are also rows for the padding of the last one.
     n_images = max(1, MAX_EVALUATED // batch_size) * batch_size
     inputs.order = arena.take((n_images,), np.int64)
     inputs.rows = arena.take((n_images,), np.int64) if streams else inputs.order

@@ -1,6 +1,6 @@
 """Counter-based random numbers: each is a function of its address (seed, purpose, indices).
 
-A resumed run therefore draws the numbers of an uninterrupted one, and no checkpoint holds a generator's state.
+A resumed run therefore draws the same numbers as an uninterrupted one, and checkpoints store no generator state.
 """
 
 from enum import IntEnum
@@ -16,7 +16,7 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """Use of a random number, part of its address."""
+    """Purpose of random numbers, part of their address."""
 
     INIT = 1
     ORDER = 2
@@ -24,16 +24,16 @@ class Purpose(IntEnum):
     SPLIT = 4
     AUGMENTATION = 5
     DROPOUT = 1 << 16
-    """The index of the layer in the network is added."""
+    """Base value, to which the layer's index in the network is added."""
 
 
 def generator(seed: int, purpose: int, *indices: int) -> np.random.Generator:
     """Return a generator that starts at an address (Philox4x64-10, Salmon et al. 2011).
 
     Args:
-        seed: seed of the job.
-        purpose: use of the numbers.
-        indices: up to two more numbers of the address, such as the epoch.
+        seed: the job's seed.
+        purpose: purpose of the numbers.
+        indices: up to two more numbers in the address, such as the epoch.
 
     Returns:
         A new generator, for immediate use.
@@ -49,9 +49,9 @@ def permutation(count: int, seed: int, purpose: int, *indices: int) -> Array:
 
 
 class Philox:
-    """Random 32-bit words by counter and key, in preallocated memory: Philox4x32-10 (Salmon et al. 2011, §3.2).
+    """Generator of 32-bit words from counters and a key, in preallocated memory (Salmon et al. 2011, §3.2).
 
-    NumPy's own Philox is the 64-bit variant; the CUDA kernels compute the words of this one.
+    It is Philox4x32-10; NumPy's own Philox is the 64-bit variant. The CUDA kernels compute the same words.
     """
 
     def __init__(self, memory: Array) -> None:
@@ -62,7 +62,7 @@ class Philox:
         """The counters, uint64 (4, n) with values below 2³²; :meth:`rounds` turns them into the random words."""
 
     def draw(self, seed: int, purpose: int, *counter: Array | int) -> None:
-        """Draw the words with key (seed, purpose) and a counter that consists of up to four words."""
+        """Draw the words with key (seed, purpose) and a counter of up to four words."""
         for word, value in zip(self.words, [*counter, 0, 0, 0, 0], strict=False):
             np.copyto(word, value, casting="unsafe")
         self.rounds(seed, purpose)
@@ -76,7 +76,7 @@ class Philox:
     def _round(self, key0: np.uint64, key1: np.uint64) -> None:
         """Compute (c0, c1, c2, c3) ← (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""
         c0, c1, c2, c3 = self.words
-        # Both products come first: the outputs overwrite the words that they are made of.
+        # Both products come first: the outputs overwrite the words from which they are computed.
         np.multiply(c0, _MULTIPLIERS[0], out=self._low)
         np.multiply(c2, _MULTIPLIERS[1], out=self._high)
         np.right_shift(self._high, np.uint64(32), out=c0)
@@ -93,7 +93,7 @@ class Uniform:
     """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), in preallocated memory.
 
     Element i of step t is word i mod 4 of the :class:`Philox` block with counter (i div 4, t, t div 2³², 0) and key
-    (seed, purpose). A number consists of the 24 highest bits of a word, which a float32 holds exactly.
+    (seed, purpose). A number is made from the 24 highest bits of a word, which a float32 represents exactly.
     """
 
     def __init__(self, memory: Array, values: Array, first: int = 0) -> None:
@@ -102,7 +102,7 @@ class Uniform:
         Args:
             memory: uint64 (6, ⌈n/4⌉), overwritten.
             values: float32 (⌈n/4⌉, 4), receives the numbers.
-            first: block of the first number (its element div 4).
+            first: index of the block with the first number (its element div 4).
         """
         self._philox = Philox(memory)
         self.values = values
@@ -111,7 +111,7 @@ class Uniform:
     def draw(self, seed: int, purpose: int, step: int) -> None:
         """Write the numbers of a step to ``values``."""
         words = self._philox.words
-        # Block numbers first, first + 1, … as a running sum of ones, since np.arange would allocate.
+        # Compute block numbers first, first + 1, … as a running sum of ones, since np.arange would allocate.
         words[0], words[0, 0] = 1, self._first
         np.cumsum(words[0], out=words[0])
         self._philox.draw(seed, purpose, words[0], step & 0xFFFFFFFF, step >> 32)

@@ -1,4 +1,4 @@
-"""Learning rate schedules: the rate of a step as a function of the step alone."""
+"""Learning rate schedules: each step's rate is a function of the step number alone."""
 
 from dataclasses import dataclass
 from math import pi
@@ -11,35 +11,35 @@ from cnnjob.nn.arena import Array
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over a training: a linear warm-up to the peak, then a decay of the given shape.
+    """Learning rate schedule: a linear warm-up to the peak, then a decay of the given shape.
 
-    With p from 0 to 1 over the steps after the warm-up: ``constant`` stays at the peak; ``cosine`` is
+    With p rising from 0 to 1 over the steps after the warm-up: ``constant`` stays at the peak; ``cosine`` is
     end + (peak − end)(1 + cos πp)/2 (Loshchilov & Hutter 2017, eq. 5, without restarts); ``triangular`` is the straight
     line from peak to end (Smith 2017).
     """
 
     peak: float
-    """Highest learning rate."""
+    """Maximum learning rate."""
     shape: Literal["constant", "cosine", "triangular"] = "constant"
     """Shape of the decay after the warm-up."""
     warmup: float = 0.0
     """Length of the warm-up as a fraction of all steps."""
     start_factor: float = 0.0
-    """Rate of step 0 as a fraction of the peak, if there is a warm-up."""
+    """Rate at step 0 as a fraction of the peak, if there is a warm-up."""
     end_factor: float = 0.0
     """Rate at the end of the decay as a fraction of the peak."""
 
     def rates(self, steps: range, total: int) -> Array:
-        """Return the learning rates of some steps.
+        """Return the learning rates of the given steps.
 
         Args:
-            steps: the steps, counted from the start of the training.
-            total: number of steps of the whole training.
+            steps: the steps, counted from the start of training.
+            total: total number of training steps.
 
         Returns:
             The rates, float64 (len(steps),).
         """
-        # Computed from the step number alone, so a resumed run gets the rates of an uninterrupted one.
+        # Computed from the step number alone, so a resumed run gets the same rates as an uninterrupted one.
         step, warmup_steps = np.asarray(steps, np.float64), self.warmup * total
         p = (step - warmup_steps) / (total - warmup_steps)
         decay = {"constant": np.zeros_like(p), "cosine": (1 - np.cos(pi * p)) / 2, "triangular": p}[self.shape]

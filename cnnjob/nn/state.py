@@ -1,4 +1,4 @@
-"""State of a training: flat buffers of parameters, gradients and the optimiser's slots, with named views."""
+"""Training state: flat buffers of parameters, gradients and optimiser slots, with named views."""
 
 from collections.abc import Mapping
 
@@ -15,12 +15,12 @@ from cnnjob.nn.pixels import PixelNormalisation
 class State:
     """Parameters, gradients and optimiser slots of a network.
 
-    The running statistics of batch normalisations lie among the parameters: they are saved, copied and selected
+    The running statistics of batch normalisation are stored among the parameters: they are saved, copied and selected
     together with them. Only the optimiser skips them.
     """
 
     def __init__(self, network: Network, optimiser: Optimiser, backend: Backend, *, shape_only: bool = False) -> None:
-        """Allocate buffers of zeros, see :meth:`initialise`; with ``shape_only`` only their shapes, to count memory."""
+        """Allocate zeroed buffers, to be filled by :meth:`initialise`, or only their shapes, to count memory."""
         self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = BufferLayout.of(shapes, dtype.itemsize)
@@ -41,11 +41,11 @@ class State:
 
     @property
     def size_bytes(self) -> int:
-        """Return the memory of all buffers, in bytes."""
+        """Return the total size of all buffers, in bytes."""
         return self.gradients.nbytes + sum(flat.nbytes for flat in self.saved_buffers.values())
 
     def read(self, flat: Array) -> dict[str, Array]:
-        """Return the named arrays of one of the buffers, as NumPy arrays."""
+        """Return the named arrays in one of the buffers, as NumPy arrays."""
         return self.layout.views(self._backend.host(flat))
 
     def write(self, arrays: Mapping[str, Array], flat: Array) -> None:
@@ -55,15 +55,15 @@ class State:
     def initialise(
         self, network: Network, seed: int, images: Array | None = None, pixels: PixelNormalisation | None = None
     ) -> None:
-        """Draw the initial parameters, with NumPy for every backend.
+        """Draw the initial parameters, using NumPy for every backend.
 
-        The values of a parameter depend only on the seed and its index in the network; whitening filters only on the
-        images.
+        A parameter's values depend only on the seed and on the parameter's index in the network; whitening filters
+        depend only on the images.
 
         Args:
-            network: the network of this state.
-            seed: seed of the job.
-            images: training images, a NumPy array uint8 (N, H, W, C); only a whitening initialiser needs them.
+            network: the network that this state belongs to.
+            seed: the job's seed.
+            images: training images, NumPy uint8 (N, H, W, C), needed only by the whitening initialiser.
             pixels: normalisation of the images.
         """
         first = next(iter(network.parameters.values()))

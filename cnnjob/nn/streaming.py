@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: the batches of the next steps are read ahead into a ring of buffers."""
+"""Streaming of images that do not fit in memory: upcoming batches are read ahead into a ring buffer."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,13 +12,13 @@ from cnnjob.nn.blocks import Shape
 from cnnjob.nn.tensors import Task
 
 BATCHES = 4
-"""Number of batches in the ring: one that is computed on and three that are read meanwhile."""
+"""Number of batches in the ring: one being processed and three being read ahead."""
 StartRead = Callable[[int], None]
 Uploads = dict[int, Task]
 
 
 class ImageSource(Protocol):
-    """Images outside of memory, uint8 (N, H, W, C)."""
+    """Images stored outside memory, uint8 (N, H, W, C)."""
 
     @property
     def shape(self) -> Shape:
@@ -29,10 +29,10 @@ class ImageSource(Protocol):
 
 
 class ImageStream:
-    """Reads the images of each step before it runs.
+    """Reader that loads each step's images before the step runs.
 
-    The ring lies in the backend's memory at the end of :attr:`images`. Before it lie the first images of one source, as
-    many as are to stay there: a GPU keeps what it has room for.
+    The ring is in the backend's memory, at the end of :attr:`images`. It may be preceded by the first images of one
+    source, which stay in memory: a GPU keeps as many as it has room for.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class ImageStream:
         batch_size: int,
         resident: tuple[ImageSource, int] | None = None,
     ) -> None:
-        """Allocate the ring; the images that stay in memory are read now.
+        """Allocate the ring, and read the images that stay in memory.
 
         Args:
             memory: the backend's memory.
             image_shape: (H, W, C).
             batch_size: maximum number of images per step.
-            resident: a source, and the number of its first images that stay in memory.
+            resident: a source, and how many of its first images stay in memory.
         """
         self._memory, self._batch_size = memory, batch_size
         self._resident_source: ImageSource | None = resident[0] if resident else None
@@ -81,16 +81,16 @@ class ImageStream:
             self._memory.upload(staged, self.images[part])()
 
     def start(self, source: ImageSource, order: Array, batch_size: int, step: int = 0) -> Array:
-        """Begin to read the images of the next steps; those of earlier steps that were not used are dropped.
+        """Start reading the images of the next steps; images that were read before and not used are dropped.
 
         Args:
             source: the images.
-            order: indices of the images of each step, int64 (steps × batch_size,).
-            batch_size: images per step, at most that of the stream.
-            step: the first step that will run.
+            order: indices of each step's images, int64 (steps × batch_size,).
+            batch_size: images per step, at most the stream's batch size.
+            step: first step to run.
 
         Returns:
-            Index in :attr:`images` of each image of the order, int64, valid at its step.
+            Index in :attr:`images` of each image in ``order``, int64, valid during the image's step.
         """
         self._drop()
         batches = order.reshape(-1, batch_size)
@@ -107,32 +107,32 @@ class ImageStream:
         if not n_resident:
             return np.resize(slots + np.arange(batch_size), order.shape)
         streamed = batches >= n_resident
-        # Only the images of a batch that are not in memory are read, to the beginning of the batch's slot.
+        # Only images that do not stay in memory are read, into the beginning of the batch's slot.
         read = np.resize(slots, (len(batches), 1)) + np.cumsum(streamed, axis=1) - 1
         return np.where(streamed, read, batches).reshape(-1)
 
     def next(self) -> None:
-        """Wait for the images of the next step, which runs then, and begin to read those of a later one.
+        """Wait for the images of the step about to run, and start reading those of a later one.
 
         Raises:
-            Exception: what the source raised when it read them.
+            Exception: any exception that the source raised while reading them.
         """
         step = self._step
         count = self._read.pop(step).result()
         staged, ring = self._slot(step, self._staged)[:count], self._slot(step, self._ring)[:count]
-        # The step before has been computed or, on a GPU, launched: its slot is free once its upload is complete.
+        # The previous step has been computed or, on a GPU, launched: its slot is free once its upload is complete.
         self._uploaded.pop(step - 1, _nothing)()
         self._uploaded[step] = self._memory.upload(staged, ring)
         self._step += 1
         self._start_read(step + BATCHES - 1)
 
     def close(self) -> None:
-        """End the reading."""
+        """Stop reading."""
         self._drop()
         self._reader.shutdown()
 
     def _take(self, source: ImageSource, indices: Array, n_resident: int, step: int) -> int:
-        """Read the images of a step that are not in memory, and return their number."""
+        """Read a step's images that do not stay in memory, and return their number."""
         read = indices[indices >= n_resident] if n_resident else indices
         source.take(read, self._slot(step, self._staged)[: len(read)])
         return len(read)

@@ -1,4 +1,4 @@
-"""Data passed between the parts of a plan: tensors between blocks, the inputs of a step, the two tasks of a block."""
+"""Data passed between the parts of a plan: tensors between blocks, step inputs, and each block's two tasks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ Task = Callable[[], object]
 class Tensor:
     """Activations passed from one block to the next, and the gradient of the loss with respect to them.
 
-    Both arrays are windows of larger ones, whose border of zeros is the padding of the next convolution.
+    Both arrays are windows into larger ones, whose border of zeros is the padding for the next convolution.
     """
 
     value: Array
     """The activations, (N, …)."""
     padded: Array
-    """``value`` with its border."""
+    """``value`` including its border."""
     gradient: Array
-    """The gradient, (N, …); of size 0 where nothing needs it."""
+    """The gradient, (N, …); of size 0 if nothing needs it."""
     padded_gradient: Array
-    """``gradient`` with its border, which receives the gradient of the padding."""
+    """``gradient`` including its border, which receives the gradient of the padding."""
     window_of: Array | None = None
-    """The ``value`` of another tensor, if this one is a window of it."""
+    """The ``value`` of the tensor that this one is a window into, if any."""
 
     @classmethod
     def take(cls, arena: Arena, shape: Shape, dtype: Any, *, border: int = 0, trainable: bool = True) -> "Tensor":
-        """Take the arrays of a tensor of shape (N, …) from an arena, with ``border`` pixels of zeros around them."""
+        """Allocate a tensor of shape (N, …) from an arena, surrounded by ``border`` pixels of zeros."""
         if border:
             padded_shape = (shape[0], *(side + 2 * border for side in shape[1:3]), *shape[3:])
             inside: tuple[slice, ...] = (slice(None), slice(border, -border), slice(border, -border))
@@ -52,38 +52,38 @@ class Tensor:
 class StepInputs:
     """Inputs and results that vary from step to step, in the backend's memory.
 
-    Tasks take no arguments: this is the only thing they read besides the parameters and the buffers of their plan.
+    Tasks take no arguments: besides the parameters and their plan's buffers, these inputs are all they read.
     """
 
     images: Array
-    """All images of the dataset or those of an :class:`~cnnjob.nn.streaming.ImageStream`, uint8 (images, H, W, C)."""
+    """All images in the dataset, or those of an :class:`~cnnjob.nn.streaming.ImageStream`, uint8 (images, H, W, C)."""
     labels: Array
-    """Their labels, int64 (images,)."""
+    """Labels of all images in the dataset, int64 (images,)."""
     order: Array
-    """Indices of the images of each step in the dataset, int64 (steps × N,)."""
+    """Dataset indices of each step's images, int64 (steps × N,)."""
     learning_rates: Array
     """Learning rate of each step, float64 (steps,)."""
     lookahead: Array
     """Weight α of the slow weights after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Lookahead`."""
     losses: Array
-    """Mean loss of each step in nats per image, float64 (steps,); written by the steps."""
+    """Mean loss at each step in nats per image, float64 (steps,); written by the steps."""
     n_correct: Array
-    """Number of right predictions of each step, int64 (steps,); written by the steps."""
+    """Number of correct predictions at each step, int64 (steps,); written by the steps."""
     probabilities: Array
     """Softmax outputs of an evaluation, (steps × N, classes); written by the steps."""
     position: Array
-    """Step within the epoch, and steps since the start of the training, int64 (2,)."""
+    """Step within the epoch, and steps since the start of training, int64 (2,)."""
     rows: Array
-    """Index in ``images`` of each image of ``order``, int64 (steps × N,); the same array if all images are there."""
+    """Index in ``images`` of each image in ``order``, int64 (steps × N,); ``order`` itself without a stream."""
     seed: int
-    """Seed of the job, which addresses all random numbers."""
+    """The job's seed, part of the address of every random number."""
 
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """The two tasks of a block."""
+    """A block's two tasks."""
 
     forward: Task
-    """Computes the output from the input."""
+    """Task that computes the output from the input."""
     backward: Task
-    """Computes the gradients of the input and of the parameters from the gradient of the output."""
+    """Task that computes the gradients of the input and of the parameters from the gradient of the output."""

@@ -54,11 +54,11 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
         (
             blocks({"residual": [{"conv": 2, "kernel": 1}, {"conv": 2, "kernel": 2, "pad": 1, "stride": 2}]}),
-            "residual1: its body leads from 6×6×1 to 4×4×2, for which no shortcut has enough pixels",
+            "residual1: its body turns 6×6×1 into 4×4×2, for which no shortcut has enough pixels",
         ),
         (
             blocks({"residual": [{"conv": 2, "kernel": 2, "pad": 1}]}),
-            "residual1: its pads enlarge the image from 6×6×1 to 7×7×2, which no shortcut does",
+            "residual1: its padding enlarges the image from 6×6×1 to 7×7×2, which no shortcut does",
         ),
         (
             blocks({"conv": 2, "pad": 64, "pool": 64}),
@@ -70,11 +70,11 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ),
         (
             {"train__batch_size": 1} | blocks({"conv": 3, "pad": 0}, {"conv": 5, "pad": 0, "pool": 2} | NORM_LAST),
-            "model.blocks: conv2: a batch of 1 image, normalised at 1×1×5, has one value per channel. Change",
+            "model.blocks: conv2: batch normalisation of 1 image of 1×1×5 has only one value per channel. Change",
         ),
         (
             {"train__batch_size": 1} | blocks({"residual": [{"conv": 3, "pool": 6} | NORM_LAST]}),
-            "model.blocks: residual1.conv1: a batch of 1 image, normalised at 1×1×3, has one value per channel",
+            "model.blocks: residual1.conv1: batch normalisation of 1 image of 1×1×3 has only one value per channel",
         ),
         (
             {"train__epochs": 2, "train__lookahead": {"every": 41}},
