@@ -95,7 +95,7 @@ def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
         "{ conv = … }.batch_norm.momentum (number above 0 to 1; default 0.1): Share of the batch's statistics in the ",
         "new running ones, as torch's; Keras's is one minus it.",
         "biases and normalisation parameters are not decayed",
-        "Share of all steps (not epochs)",
+        "Fraction of all steps (not epochs)",
         "one step after the last step of the last epoch",
         "the last partial batch of an epoch is dropped",
         "train.epochs (integer from 1 to 1,000,000; required): ",

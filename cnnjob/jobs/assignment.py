@@ -61,7 +61,7 @@ def split_assignment(text: str, option: str, form: str) -> tuple[tuple[str, ...]
     try:
         table: Any = toml.parse_toml(f"{match[1]} = 0")
     except ValueError as error:
-        raise JobError(f"{option} {in_one_line(text)}: its key is not TOML ({error}). Quote its parts") from error
+        raise JobError(f"{option} {in_one_line(text)}: the key is not TOML ({error}). Quote its parts") from error
     names: list[str] = []
     while isinstance(table, dict):
         ((name, table),) = table.items()
@@ -120,6 +120,6 @@ def _parse_value(text: str, assignment: str) -> Any:
     if text.startswith(_OPENING) or not text.isprintable():
         raise JobError(
             f"--set {in_one_line(assignment)}: not a single TOML assignment ({reason}). Quote it for the shell, close "
-            "its brackets, and give each assignment its own --set"
+            "its brackets, and pass each assignment in its own --set"
         )
     return text

@@ -55,13 +55,13 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
         if len(before) > len(key) and before[: len(key)] == key:
             raise JobError(
                 f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which replaces all of "
-                f"{format_key(key)}. Give them in the other order, or as one value"
+                f"{format_key(key)}. Swap the two, or set both in one value"
             )
         table, kind, earlier = key[:2], key[2:3], before[2:3]
         if before[:2] == table and ".".join(table) in KINDS and kind and earlier and kind != earlier:
             raise JobError(
-                f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which selects another "
-                f"{format_key(table)}. Give one of the two"
+                f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which selects a "
+                f"different {format_key(table)}. Use only one of the two"
             )
 
 

@@ -51,7 +51,7 @@ DefaultJob = Callable[[str], dict[str, Any] | None]
 def _require_job_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            "input should be a letter, a digit or _, followed by at most 99 of these, spaces and .+-, "
+            "input should be a letter, a digit or _, followed by at most 99 of these characters, spaces or .+-, "
             f"found {format_value(name)}"
         )
     return name
@@ -84,7 +84,7 @@ class Job(Settings):
             )
         if self.train.precision == "float16" and not is_older(info) and not self.model.has_convolutions:
             raise ValueError(
-                "train.precision: 'float16' acts on convolutions only (found none in model.blocks). Set 'tf32'"
+                "train.precision: 'float16' affects convolutions only (found none in model.blocks). Set 'tf32'"
             )
         return self
 
@@ -189,12 +189,13 @@ def find_job_file(name: str) -> Path:
     if (path / FROZEN).is_file():  # before the names: a folder in the working directory may have a job's name
         return path / FROZEN
     if path.suffix or "/" in name:
-        raise JobError(f"{name}: no such file. Name a .toml file, or a job of this list:\n  cnnjob show")
+        raise JobError(f"{name}: no such file. Pass a .toml file, or choose a job from this list:\n  cnnjob show")
     jobs = list_jobs()
     if name in jobs:
         return jobs[name]
     raise JobError(
-        f"{name}: no such job{suggest_name(name, jobs) or '.'} The jobs are {', '.join(jobs)}; or give a .toml file"
+        f"{name}: no such job{suggest_name(name, jobs) or '.'} Pass a .toml file or one of these jobs: "
+        f"{', '.join(jobs)}"
     )
 
 
@@ -204,8 +205,8 @@ def _read_frozen(path: Path) -> dict[str, Any]:
     if frozen.get("format") != FORMAT:
         raise JobError(
             f"{path.parent}: another version of cnnjob began this run (found job format {frozen.get('format')}, now "
-            f"{FORMAT}), and its settings do not mean the same now, so it is not resumed. Name its job instead of its "
-            "folder"
+            f"{FORMAT}), and the meaning of settings has changed since, so the run is not resumed. Pass the job "
+            "instead of the run folder"
         )
     job: dict[str, Any] = frozen["job"]
     return job

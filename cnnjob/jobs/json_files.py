@@ -25,7 +25,7 @@ _FIRST_YEAR, _LAST_YEAR = 1971, 9000
 def _require_time(text: str) -> str:
     time = datetime.fromisoformat(text)
     if not time.tzinfo or not _FIRST_YEAR <= time.year <= _LAST_YEAR:
-        raise ValueError(f"a time needs a zone, and a year from {_FIRST_YEAR} to {_LAST_YEAR}")
+        raise ValueError(f"a time needs a time zone and a year from {_FIRST_YEAR} to {_LAST_YEAR}")
     return text
 
 
@@ -83,7 +83,7 @@ def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
     members: list[Any] = checked(files.read_json(path), list[kind], str(path))
     if len(members) < at_least:
         raise DataError(
-            f"{path}: damaged, too few members (found {len(members)}, at least {at_least} are needed). Restore it"
+            f"{path}: damaged, too few elements (found {len(members)}, at least {at_least} needed). Restore it"
         )
     return members
 
@@ -133,7 +133,7 @@ def checked(content: Any, kind: Any, where: str) -> Any:
     except ValidationError as error:
         what = _describe_problem(error.errors()[0])
         raise DataError(
-            f"{where}: damaged, {what}. Restore it, or remove the file if nothing trains the run"
+            f"{where}: damaged, {what}. Restore it, or remove it if no process is training the run"
         ) from error
     return content
 
@@ -144,7 +144,7 @@ def _describe_problem(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{field} is missing"
     if problem["type"] in {"model_type", "list_type"}:
-        return f"{field} is no {'object' if problem['type'] == 'model_type' else 'list'}"
+        return f"{field} is not {'an object' if problem['type'] == 'model_type' else 'a list'}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{field}: {message[0].lower()}{message[1:]}, found {repr(problem['input'])[:_SHOWN]}"
 
@@ -166,13 +166,13 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     # Every version that wrote a format also wrote a seal: a file with a format alone has lost its seal.
     if content.get(SEAL) is None and "format" in content:
         raise DataError(
-            f"{path}: damaged or edited, it lacks its SHA-256. Restore it, or train the changed job in a run folder of "
-            "its own"
+            f"{path}: damaged or edited, its SHA-256 is missing. Restore it, or train the changed job in a separate "
+            "run folder"
         )
     if content.get(SEAL) not in {None, compute_seal(content)}:
         raise DataError(
-            f"{path}: damaged or edited, its SHA-256 does not fit its other content. Restore it, or train the changed "
-            "job in a run folder of its own"
+            f"{path}: damaged or edited, its SHA-256 does not match its other content. Restore it, or train the "
+            "changed job in a separate run folder"
         )
     return content
 

@@ -46,22 +46,22 @@ def _require_effect(block: nn.Conv | nn.Dense, info: ValidationInfo) -> Any:
         return block
     if block.bias_init and not block.bias:
         raise ValueError(
-            f"bias_init: there is no bias (found bias_init = {block.bias_init:g}). Set bias = true, or leave it out"
+            f"bias_init: there is no bias (found bias_init = {block.bias_init:g}). Set bias = true, or omit bias_init"
         )
     if block.learning_rate_factor == 0:
         raise ValueError(
-            "learning_rate_factor: at 0 nothing of the block is trained. Set frozen = true, which keeps the initial "
+            "learning_rate_factor: at 0, nothing in the block is trained. Set frozen = true, which keeps the initial "
             "weights, and bias = false"
         )
     is_normalised = isinstance(block, nn.Conv) and block.batch_norm is not None
     if block.frozen and not block.bias and block.learning_rate_factor != 1 and not is_normalised:
-        raise ValueError("learning_rate_factor: nothing of a frozen block without a bias is trained. Leave it out")
+        raise ValueError("learning_rate_factor: a frozen block without a bias has nothing to train. Leave it out")
     return block
 
 
 def _require_trained_scale(norm: nn.BatchNorm, info: ValidationInfo) -> nn.BatchNorm:
     if norm.scale and norm.learning_rate_factor == 0 and not is_older(info):
-        raise ValueError("scale: at learning_rate_factor = 0 the scale stays 1. Set scale = false")
+        raise ValueError("scale: at learning_rate_factor = 0, the scale stays 1. Set scale = false")
     return norm
 
 
@@ -158,7 +158,7 @@ class Model(Settings):
     blocks: Annotated[tuple[_Block, ...], Field(strict=False), AfterValidator(_without_idle_dropouts)] = ()
     """Blocks in order, starting at the image; the classifier follows the last."""
     classifier: _Classifier = nn.Dense(units=1, activation="none")
-    """Initialisation and training of the implied last layer: a table of its settings."""
+    """Initialisation and training of the implied last layer: a table of settings."""
 
     @property
     def has_convolutions(self) -> bool:
@@ -170,7 +170,7 @@ class Model(Settings):
         bodies = [block for outer in self.blocks if isinstance(outer, nn.Residual) for block in outer.blocks]
         if any(isinstance(block, nn.Conv) and block.init == "whitening" for block in [*self.blocks[1:], *bodies]):
             raise ValueError(
-                "blocks: only the first block, which reads the images, can have init = 'whitening' (found in another). "
-                "Set 'dirac' or 'he'"
+                "blocks: only the first block, which reads the images, can have init = 'whitening' (found in another "
+                "block). Set 'dirac' or 'he'"
             )
         return self

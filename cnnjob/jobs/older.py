@@ -65,7 +65,7 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
             return f"is now train.{table}.{kind}.{kinds[kind][key]}. In a job file: {spelling}"
         spelling = _spelling(table, homes[-1], [key], train)
         others = " or ".join(map(repr, homes))
-        return f"cannot act with {table} '{kind}', only with {others}. Remove it, or write {spelling}"
+        return f"has no effect with {table} '{kind}', only with {others}. Remove it, or write {spelling}"
     return ""
 
 

@@ -29,7 +29,7 @@ from cnnjob.errors import closest_name, printable
 def _require_below_one(share: float) -> float:
     """Refuse a fraction that rounds to 1 in float32."""
     if share >= 1 - _HALF_STEP:
-        raise ValueError(f"input should be less than 1 in float32 too, at most 0.9999999, found {share}")
+        raise ValueError(f"input should be less than 1 even in float32, at most 0.9999999, found {share}")
     return share
 
 
@@ -43,13 +43,13 @@ _SHOWN_LETTERS = 80
 _SHOWN_PROBLEMS = 50
 _EXPECTED = {
     "bool_type": "true or false",
-    "dataclass_type": "a table of its settings",
+    "dataclass_type": "a table of settings",
     "finite_number": "a finite number",
     "float_type": "a number",
     "int_from_float": "an integer",
     "int_type": "an integer",
-    "model_type": "a table of its settings",
-    "string_too_short": "a string that is not empty",
+    "model_type": "a table of settings",
+    "string_too_short": "a non-empty string",
     "string_type": "a string",
     "tuple_type": "an array",
 }
@@ -61,7 +61,7 @@ def _require_float32(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     if 0 < abs(value) < _SMALLEST:
-        raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest of float32, found {value:g}")
+        raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest normal float32, found {value:g}")
     return value + 0.0  # -0.0 + 0.0 is 0.0
 
 
@@ -284,7 +284,7 @@ def _unknown_block(loc: tuple[int | str, ...], value: Any, root: type[BaseModel]
     kinds = [next(iter(section.model_fields)) for section in _sections_at(loc, root)]
     keys = list(value) if isinstance(value, dict) else []
     if len(present := [key for key in keys if key in kinds]) > 1:
-        return f"several blocks in one table (found {' and '.join(present)}). Give each its own table"
+        return f"several blocks in one table (found {' and '.join(present)}). Put each in its own table"
     suggestions = filter(None, (suggest_name(key, kinds) for key in keys))
     return f"no such block{next(suggestions, '.')} A block has one of the keys {', '.join(kinds)}"
 

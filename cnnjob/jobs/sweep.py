@@ -41,13 +41,13 @@ def expand(
         key, values = split_assignment(text, "--sweep", "KEY=A,B; for example --sweep train.learning_rate=0.01,0.05")
         axes.append((format_key(key), split_values(values)))
     if (count := math.prod(len(values) for _, values in axes) * (seeds or 1)) > MOST_RUNS:
-        raise JobError(f"--sweep, --seeds: too many runs (found {count:,}, at most {MOST_RUNS:,}). Give fewer values")
+        raise JobError(f"--sweep, --seeds: too many runs (found {count:,}, at most {MOST_RUNS:,}). Use fewer values")
     if seeds is not None:
         first = Job.load(name, always, default).seed
         axes.append(("seed", [str(first + count) for count in range(seeds)]))
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise JobError(f"{twice}: swept twice. Give all its values in one --sweep, or use --seeds")
+        raise JobError(f"{twice}: swept twice. Pass all its values in one --sweep, or use --seeds")
     points = product(*([f"{key}={value}" for value in values] for key, values in axes))
     return list(
         {

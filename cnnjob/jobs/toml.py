@@ -26,7 +26,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(files.read_text(path, LARGEST_BYTES))
     except DataError as error:
-        raise JobError(f"{error}. Give a TOML file") from error
+        raise JobError(f"{error}. Pass a TOML file") from error
     except ValueError as error:
         raise JobError(f"{path}: not readable as TOML ({error}). Correct the file") from error
 
@@ -38,15 +38,15 @@ def parse_toml(text: str) -> dict[str, Any]:
         ValueError: the text is not TOML, or exceeds the limits on its size and depth.
     """
     if len(text) > LARGEST_BYTES:
-        raise ValueError(f"it has {len(text):,} characters, at most {LARGEST_BYTES:,} are read")
+        raise ValueError(f"it has {len(text):,} characters; the limit is {LARGEST_BYTES:,}")
     # Scanned before the parser runs. Dots inside strings count as well, which is stricter than necessary.
     keys = _BETWEEN_KEYS.split(text.replace(" ", "").replace("\t", ""))
     if any(key.count(".") >= DEEPEST for key in keys):
-        raise ValueError(f"a name has more than {DEEPEST} parts between dots")
+        raise ValueError(f"a dotted key has more than {DEEPEST} parts")
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise ValueError("its tables or lists are nested too deep") from error
+        raise ValueError("its tables or arrays are nested too deeply") from error
 
 
 def format_toml(content: Mapping[str, Any]) -> str:

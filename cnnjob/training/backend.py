@@ -13,7 +13,7 @@ from cnnjob.runs.run import Run
 
 
 def select_backend(job: Job, run: Run) -> str:
-    """Return the backend that the run was started with, else the one its job asks for; ``auto`` prefers a GPU.
+    """Return the backend that the run was started with, or else the job's choice; ``auto`` prefers a GPU.
 
     Args:
         job: the run's job, with the resources of this attempt.
@@ -23,15 +23,15 @@ def select_backend(job: Job, run: Run) -> str:
         ``numpy`` or ``cuda``.
 
     Raises:
-        JobError: the run was started with the other backend; or the job asks for a GPU, or this SLURM job was
-            allocated one, and it cannot be used.
+        JobError: the run was started with the other backend; or the GPU that the job asks for, or that was allocated
+            to this SLURM job, cannot be used.
     """
     wanted, started_with = job.resources.backend, first_backend(job, run)
     name = started_with or wanted
-    # SLURM sets the first in the batch script, the second in a step.
+    # SLURM sets the first in the batch script, the second in a job step.
     allocated = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
     obstacle = f"{run.path} was started on the CPU" if name == "numpy" else why_unavailable()
-    # With a GPU allocated, "auto" never falls back to the CPU silently: the GPU would be idle for the whole job.
+    # With a GPU allocated, "auto" never falls back to the CPU silently: the GPU would be idle for the whole SLURM job.
     if wanted == "numpy" or (obstacle and name != "cuda" and not allocated):
         return "numpy"
     if not obstacle:
@@ -48,10 +48,10 @@ def select_backend(job: Job, run: Run) -> str:
 
 
 def first_backend(job: Job, run: Run) -> str | None:
-    """Return the backend that a run was started with, ``numpy`` or ``cuda``; None if it was not started.
+    """Return the backend that a run was started with, ``numpy`` or ``cuda``; None if it has not been started.
 
     Raises:
-        JobError: its job now asks for the other backend.
+        JobError: the job now asks for the other backend.
     """
     wanted, started_with = job.resources.backend, run.environment().get("backend")
     if started_with and wanted not in {"auto", started_with}:
@@ -63,18 +63,18 @@ def first_backend(job: Job, run: Run) -> str | None:
 
 
 def make_backend(name: str, workers: nn.Workers, job: Job) -> nn.Backend:
-    """Make a backend.
+    """Create a backend.
 
     Args:
         name: ``numpy`` or ``cuda``, from :func:`select_backend`.
-        workers: the cores for NumPy.
-        job: what to train.
+        workers: the workers of the NumPy backend.
+        job: the job to train.
 
     Returns:
         The backend.
 
     Raises:
-        JobError: the job asks for NumPy together with float16.
+        JobError: the job combines NumPy with float16.
     """
     if job.resources.backend == "numpy" and job.train.precision == "float16":
         raise JobError(
@@ -86,7 +86,7 @@ def make_backend(name: str, workers: nn.Workers, job: Job) -> nn.Backend:
 
 
 def describe_environment(backend: nn.Backend) -> dict[str, Any]:
-    """Describe what this process computes with, for the run's ``environment.json``."""
+    """Describe this process's computing environment, for the run's ``environment.json``."""
     gpu = backend.device if isinstance(backend, nn.CudaBackend) else None
     precision = gpu.precision if gpu else backend.dtype.name
     return environment.describe(backend.name, precision, nn.ARITHMETIC, nn.available_cores(), gpu)

@@ -10,18 +10,18 @@ from cnnjob.jobs.settings import DataSettings, DecaySettings, SgdSettings, Train
 
 
 def build_network(model: Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
-    """Build the network of a job for a dataset.
+    """Build a job's network for a dataset.
 
     Args:
         model: the job's model.
         image_shape: (H, W, C).
-        classes: number of classes, and so of outputs of the classifier, which the job's blocks do not contain.
+        classes: number of classes, which is the number of outputs of the implied classifier.
 
     Returns:
         The network.
 
     Raises:
-        JobError: a block does not fit the output of the block before it.
+        JobError: a block does not match the output of the preceding block.
     """
     try:
         return nn.Network.build([*model.blocks, replace(model.classifier, units=classes)], image_shape)
@@ -40,7 +40,7 @@ def build_optimiser(train: TrainSettings) -> nn.Optimiser:
 
 
 def build_schedule(train: TrainSettings) -> nn.Schedule:
-    """Build the learning rate schedule of a job; triangular by default."""
+    """Build a job's learning rate schedule; triangular by default."""
     schedule = train.schedule
     if schedule.constant:
         return nn.Schedule(train.learning_rate, "constant", schedule.constant.warmup, schedule.constant.start_factor)
@@ -55,21 +55,21 @@ def build_schedule(train: TrainSettings) -> nn.Schedule:
 
 
 def build_training_options(job: Job) -> nn.TrainingOptions:
-    """Build a job's augmentation of images and smoothing of labels."""
+    """Build a job's image augmentation and label smoothing."""
     augmentation = nn.Augmentation(**dict(job.data.augment)) if job.data.augment else None
     return nn.TrainingOptions(augmentation, job.train.label_smoothing)
 
 
 def build_pixels(data: DataSettings, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.PixelNormalisation:
-    """Build a job's normalisation of pixels.
+    """Build a job's pixel normalisation.
 
     Args:
-        data: the job's settings of the data.
-        mean: per channel, of the training images' pixels scaled to 0..1.
-        std: likewise.
+        data: the job's data settings.
+        mean: mean of the training images' pixels, scaled to 0..1, per channel.
+        std: their standard deviation, likewise.
 
     Returns:
-        To mean 0 and standard deviation 1 per channel, or to 0..1.
+        The normalisation to mean 0 and standard deviation 1 per channel, or to 0..1.
     """
     return (
         nn.PixelNormalisation.standardised(mean, std)

@@ -1,4 +1,4 @@
-"""The built-in job of a dataset that has no job file: a network by the images' size, settings that fit their number."""
+"""The built-in job for a dataset without a job file, chosen by the size and number of the images."""
 
 import re
 from collections.abc import Iterator
@@ -14,26 +14,27 @@ from cnnjob.training.split import count_validation_images
 
 _VALIDATION_FRACTION = 0.1
 _MIN_SIDE = 6
-"""Images are pooled until a side is shorter than this, in pixels."""
+"""Images are pooled until a side is shorter than this number of pixels."""
 _FILTERS = (16, 128)
-"""Of the first convolution and at most; each has twice as many as the one before it."""
+"""Filters of the first convolution, and maximum; each convolution has twice as many as the previous one."""
 _MAX_FEATURES = 1 << 16
-"""Values per image before the dense block; more are reduced by a global pooling."""
+"""Maximum number of values per image before the dense block; more are reduced by global pooling."""
 _BATCH_SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
 _MIN_STEPS = 4
-"""Per epoch, as far as there are as many images."""
+"""Minimum number of steps per epoch, if there are enough images."""
 _STEPS = 3000
-"""Of a whole training, within the limits on the epochs."""
+"""Number of steps in total, within the limits on the epochs."""
 _EPOCHS = (10, 100)
+"""Minimum and maximum number of epochs."""
 
 
 def load_job(name: str, overrides: Any = (), data: Path = Path("data")) -> Job:
-    """Load a job by its name or file, or else the built-in job of a prepared dataset.
+    """Load a job by name or file, or else the built-in job for a prepared dataset.
 
     Args:
         name: a job, as in :meth:`cnnjob.jobs.job.Job.load`; or the name or file of a prepared dataset.
-        overrides: one ``key=value`` each.
-        data: the folder of the datasets.
+        overrides: ``key=value`` strings.
+        data: the folder with the datasets.
 
     Raises:
         JobError: there is no such job and no such dataset, or the job is not valid.
@@ -43,17 +44,17 @@ def load_job(name: str, overrides: Any = (), data: Path = Path("data")) -> Job:
 
 
 class DefaultJobs:
-    """The built-in jobs of the datasets in a folder."""
+    """The built-in jobs for the datasets in a folder."""
 
     def __init__(self, data: Path) -> None:
-        """Take the folder of the datasets."""
+        """Provide the jobs for the datasets in a folder."""
         self.data = data
 
     def __call__(self, name: str) -> dict[str, Any] | None:
-        """Return the content of the job of a dataset, given its name or file; None if there is no such dataset.
+        """Return the content of a dataset's job, given the dataset's name or file; None if there is no such dataset.
 
         Raises:
-            JobError: a dataset has a similar name.
+            JobError: there is no such dataset, but one with a similar name.
             DataError: the dataset is damaged.
         """
         path = Path(name) if Path(name).suffix in {".h5", ".hdf5"} else self.data / f"{name}.h5"
@@ -66,11 +67,11 @@ class DefaultJobs:
 
 
 def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
-    """Return the content of a job file for a dataset, even for one of a few images.
+    """Return the content of a job file for a dataset, even one with only a few images.
 
     Args:
         dataset: the dataset.
-        name: what the job calls it: its name, or the path of its file.
+        name: the dataset's name or the path of its file, for the job's key ``dataset``.
     """
     counts = np.array(dataset.counts("train"))
     has_val = "val" in dataset.splits
@@ -78,7 +79,7 @@ def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
     n_training = int(counts.sum()) - n_validation
     batch_size = next((size for size in _BATCH_SIZES if size * _MIN_STEPS <= n_training), 1)
     epochs = min(max(_STEPS // (n_training // batch_size), _EPOCHS[0]), _EPOCHS[1])
-    # With one image per class none can be held out, so that no epoch can be chosen.
+    # With one image per class, none can be set aside for validation, so no epoch can be chosen.
     is_validated = has_val or n_validation > 0
     content: dict[str, Any] = {
         "name": re.sub(r"[^\w .+-]", "_", Path(name).stem.lstrip(" .+-"))[:100] or "job",

@@ -1,4 +1,4 @@
-"""Splits of a dataset for evaluation, in the backend's memory, and the check of their digests."""
+"""Dataset splits for evaluation, in the backend's memory, and the check of the dataset's digests."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,11 +16,11 @@ from cnnjob.runs import metrics
 from cnnjob.training.predict import Classifier
 
 CHECKED_AT_ONCE_BYTES = 10**9
-"""Datasets up to this size are compared with their digests before the first step, which takes a second or two."""
+"""Datasets up to this size are checked against their digests before the first step, which takes a second or two."""
 
 Array = np.ndarray[Any, Any]
 Images: TypeAlias = Array | RowReader
-"""Images in a backend's memory, or those of a file that is open for streaming."""
+"""Images in a backend's memory, or in a file that is open for streaming."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class EvaluationSplit:
     order: Array
     """int64, indices of the images that belong to the split."""
     labels: Array
-    """int64 (len(order),), labels of these images."""
+    """int64 (len(order),), labels of the images in ``order``."""
 
     def evaluate(self, classifier: Classifier) -> tuple[Array, float, float]:
-        """Return probabilities (len(order), classes), loss in nats per image and accuracy, with the current weights."""
+        """Return probabilities (len(order), classes), loss in nats per image, and accuracy with the current weights."""
         probabilities = classifier.probabilities(self.images, self.order)
         loss = metrics.mean_cross_entropy(probabilities, self.labels)
         return probabilities, loss, metrics.accuracy(probabilities, self.labels)
 
 
 class DigestCheck:
-    """Compares a dataset's arrays with their digests: images as they are loaded or, if they are large, in a thread."""
+    """Checks a dataset's arrays against their digests: images on loading or, if the dataset is large, in a thread."""
 
     def __init__(self, dataset: Dataset, at_once_bytes: int = CHECKED_AT_ONCE_BYTES) -> None:
-        """Prepare to check a dataset; if it is larger than ``at_once_bytes``, its images are checked in a thread."""
+        """Prepare to check a dataset; if it is larger than ``at_once_bytes``, the images are checked in a thread."""
         self._dataset, self._at_once = dataset, dataset.size_bytes <= at_once_bytes
         self._arrays: list[tuple[str, Rows]] = []
         self._end: Future[None] = Future()
@@ -54,7 +54,7 @@ class DigestCheck:
         """Check an array that was loaded or will be streamed, or queue it for :meth:`start`.
 
         Raises:
-            DataError: it does not match its digest.
+            DataError: the array does not match its digest.
         """
         if self._at_once or not name.endswith("images"):  # labels are small enough to be checked at once
             self._dataset.require_digest(name, array)
@@ -62,7 +62,7 @@ class DigestCheck:
             self._arrays.append((name, array))
 
     def start(self) -> None:
-        """Start to check the queued arrays in a thread; a process forked meanwhile does not inherit the thread."""
+        """Start checking the queued arrays in a thread; processes forked in the meantime do not inherit the thread."""
         if self._arrays:
             Thread(target=self._run, daemon=True).start()
         else:
@@ -102,12 +102,12 @@ def load_split(
     Args:
         dataset: the dataset.
         name: ``train``, ``val`` or ``test``.
-        backend: the backend that computes on them.
-        check: compares them with their digests.
-        streams: True to read the images when they are needed.
+        backend: the backend that processes the images.
+        check: checks the arrays against their digests.
+        streams: True to read images only when they are needed.
 
     Returns:
-        Images uint8 (N, H, W, C) in the backend's memory or to be streamed, and labels int64 (N,) in NumPy's.
+        Images uint8 (N, H, W, C) in the backend's memory or to be streamed, and labels int64 (N,) in host memory.
     """
     if streams:
         stored = dataset.stored(name)
@@ -120,7 +120,7 @@ def load_split(
 def load_evaluation_split(
     dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck, *, streams: bool
 ) -> EvaluationSplit:
-    """Load all images of a split for evaluation, in their order; arguments as for :func:`load_split`."""
+    """Load all images of a split for evaluation, in stored order; arguments as for :func:`load_split`."""
     images, labels = load_split(dataset, name, backend, check, streams=streams)
     return EvaluationSplit(images, np.arange(len(images)), labels)
 
@@ -128,15 +128,15 @@ def load_evaluation_split(
 def select_watched_splits(
     job: Job, validation: EvaluationSplit, test: EvaluationSplit
 ) -> Iterator[tuple[str, EvaluationSplit]]:
-    """Yield the splits that are evaluated after each epoch, with their names in the history.
+    """Yield the splits to evaluate after each epoch, with their names in the history.
 
     Args:
-        job: its ``train.select_on`` says which split the weights are chosen on.
+        job: the job, whose ``train.select_on`` is the split on which the weights are chosen.
         validation: the validation images; may be empty.
         test: the test images.
 
     Yields:
-        ``validation`` if there are such images, and ``test`` if the weights are chosen on it.
+        ``validation`` if there are validation images, and ``test`` if the weights are chosen on it.
     """
     if len(validation.order):
         yield "validation", validation

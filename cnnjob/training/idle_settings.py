@@ -1,13 +1,13 @@
-"""Refuse settings without an effect on a given dataset: they would give another run folder with the same bits.
+"""Refusal of settings without effect on a given dataset: they would lead to another run folder with the same bits.
 
-Settings that have no effect on any dataset are refused, or left out, when the job is read (:mod:`cnnjob.jobs.job`).
-Accepted everywhere are
+Settings that have no effect on any dataset are refused or dropped when the job is read (:mod:`cnnjob.jobs.job`).
+The following are always accepted:
 
 - a key's default;
 - the neutral values that a sweep begins with: a dropout, smoothing or decay of 0, a pool or factor of 1;
-- a GPU's precision on a CPU, since the machine decides on it: the run logs and records what it computes in;
-- the schedule and the optimiser of a training of one step, which is a trial of a job that is made for more steps,
-  unless that step has the learning rate 0.
+- a GPU precision on a CPU, since this depends on the machine: the run logs and records the precision in use;
+- the schedule and the optimiser of a run with a single step, which is a trial of a job intended for more steps, unless
+  that step has learning rate 0.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ def require_effect(job: Job, dataset: Dataset, network: nn.Network, schedule: nn
 
     Args:
         job: the job.
-        dataset: the dataset that it is trained on.
+        dataset: the dataset that the job is trained on.
         network: the job's network.
         schedule: the job's learning rate schedule.
-        steps: number of steps of the whole training.
+        steps: total number of training steps.
 
     Raises:
         JobError: a setting has no effect; the first one is named.
@@ -64,7 +64,7 @@ def _idle_blocks(network: nn.Network) -> Iterator[str]:
             if not isinstance(conv, nn.Conv) or conv.stride == 1:
                 continue
             height, width = inner.input_shape[:2]
-            # If the kernel covers its input, there is a single output pixel, whatever the stride.
+            # If the kernel covers its input, there is a single output pixel whatever the stride is.
             if all(side + 2 * conv.pad == conv.kernel for side in (height, width)):
                 where = layer.name if inner is layer else f"{layer.name}/{inner.name}"
                 yield (

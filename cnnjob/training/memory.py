@@ -1,4 +1,4 @@
-"""Memory of a training: counted to the byte before anything is allocated; a job that needs too much is refused."""
+"""Memory requirements of training, counted to the byte before any allocation; a job that needs too much is refused."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -18,45 +18,45 @@ from cnnjob.training.setup import TrainingSetup
 EVALUATION_BATCH = 256
 """Maximum number of images per evaluation step."""
 DEVICE_MARGIN = 64
-"""A GPU's free memory over the part of it that streamed images leave free, for kernels and the allocator."""
+"""Ratio of a GPU's free memory to the part that resident images leave free for kernels and the allocator."""
 INDEX_BYTES = 8
 """Size of a label or an index, int64."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The exact sizes of a training's arrays in bytes, by purpose."""
+    """The exact sizes of the training arrays in bytes, by purpose."""
 
     data: int
-    """Images or, if they are streamed, the buffers for them; labels, and the indices of the images of each step."""
+    """Images or, if they are streamed, the buffers for them; labels; and the indices of the images in each step."""
     parameters: int
     """Parameters, gradients, the optimiser's slots and the best parameters so far."""
     training: int
-    """Buffers of the training steps."""
+    """Buffers for the training steps."""
     evaluation: int
-    """Buffers of the evaluations, and the probabilities that they compute."""
+    """Buffers for evaluation, and the probabilities computed in it."""
     checkpoint: int
-    """The copy that is made when a checkpoint is saved."""
+    """The copy made when a checkpoint is saved."""
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """The sum of all sizes, in bytes."""
         return self.on_device + self.checkpoint
 
     @property
     def on_device(self) -> int:
-        """The bytes on the GPU if one is used; a checkpoint is made in host memory."""
+        """The bytes on the GPU if one is used; a checkpoint is assembled in host memory."""
         return self.data + self.parameters + self.training + self.evaluation
 
 
 @dataclass(frozen=True)
 class ImagePlacement:
-    """Where the images of a training lie."""
+    """The location of the images during training."""
 
     streams: bool = False
     """True if they are read from the file as they are needed; False if all of them are in memory."""
     n_resident: int = 0
-    """Number of training images that stay in the GPU's memory nevertheless."""
+    """Number of training images that nevertheless stay in GPU memory."""
 
 
 IN_MEMORY = ImagePlacement()
@@ -66,12 +66,12 @@ STREAMED = ImagePlacement(streams=True)
 def estimate_memory(
     setup: TrainingSetup, backend: nn.Backend | None = None, placement: ImagePlacement = IN_MEMORY
 ) -> MemoryEstimate:
-    """Count the memory of a training without allocating it; on the NumPy backend with all images in memory by default.
+    """Count the memory needed for training without allocating it.
 
     Args:
-        setup: what to train.
-        backend: what computes.
-        placement: where the images lie.
+        setup: the setup of the run.
+        backend: the backend to train on; NumPy by default.
+        placement: the location of the images; all in memory by default.
 
     Returns:
         The sizes of the arrays.
@@ -85,7 +85,7 @@ def estimate_memory(
         largest = max(batch, job.train.batch_size)
         images = nn.ImageStream.count_bytes(dataset.image_shape, largest, placement.n_resident)
     labels = sum(shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
-    # The epoch's order; training and validation indices; of a stream, also where the images of the order lie.
+    # The epoch's order; training and validation indices; with a stream, also the positions of the ordered images.
     chosen = (2 + placement.streams) * dataset.shapes["train"][0] * INDEX_BYTES
     best, options = state.parameters.nbytes, build_training_options(job)
     return MemoryEstimate(
@@ -100,7 +100,7 @@ def estimate_memory(
 
 
 def estimate_device_memory(setup: TrainingSetup) -> MemoryEstimate:
-    """Count the memory of a training on a GPU, which need not exist."""
+    """Count the memory needed for training on a GPU, which need not exist."""
     return estimate_memory(setup, nn.CudaBackend(ShapeOnlyDevice(setup.job.train.precision)))
 
 
@@ -112,12 +112,12 @@ def evaluation_batch(counts: Iterable[int]) -> int:
 def place_in_host_memory(
     setup: TrainingSetup, backend: str = "numpy", in_memory_bytes: int | None = None
 ) -> ImagePlacement:
-    """Decide whether the images are loaded into this machine's memory; refuse a job that does not fit either way.
+    """Decide whether to load the images into this machine's memory; refuse a job that fits neither way.
 
     Args:
-        setup: what to train.
-        backend: ``numpy``; or ``cuda``, for which only data and checkpoints pass through host memory.
-        in_memory_bytes: size up to which a dataset's images are loaded; by default, they are if they fit.
+        setup: the setup of the run.
+        backend: ``numpy``; or ``cuda``, with which only data and checkpoints pass through host memory.
+        in_memory_bytes: maximum size of a dataset whose images are loaded; by default, they are loaded if they fit.
 
     Returns:
         :data:`IN_MEMORY` or :data:`STREAMED`.
@@ -145,30 +145,30 @@ def place_in_host_memory(
 
 
 def _possible_placements(setup: TrainingSetup) -> list[ImagePlacement]:
-    """Return the placements to try in turn; images in chunks cannot be streamed."""
+    """Return the placements to try in turn; chunked images cannot be streamed."""
     return [IN_MEMORY] if setup.dataset.format == CHUNKED_FORMAT else [IN_MEMORY, STREAMED]
 
 
 def _how_to_stream(setup: TrainingSetup) -> str:
-    """Return what to do about images that cannot be streamed, with a space at its end; nothing for others."""
+    """Return advice, with a trailing space, on images that cannot be streamed; an empty string for others."""
     if setup.dataset.format != CHUNKED_FORMAT:
         return ""
     return f"Prepare {setup.dataset.path} again with --force, so that its images can be streamed. "
 
 
 def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: ImagePlacement) -> ImagePlacement:
-    """Decide how many images stay in the GPU's memory; refuse a job that does not fit without any of them.
+    """Decide how many images stay in GPU memory; refuse a job that does not fit even without images there.
 
     Args:
-        setup: what to train.
-        backend: the backend of the GPU.
+        setup: the setup of the run.
+        backend: the GPU's backend.
         host: the decision of :func:`place_in_host_memory`.
 
     Returns:
         :data:`IN_MEMORY` if all images fit on both sides; else the number of training images that stay on the GPU.
 
     Raises:
-        JobError: it needs more than is free; the message names the largest batch size that fits.
+        JobError: the job needs more memory than is free; the message states the largest batch size that fits.
     """
     job, placements = setup.job, [STREAMED] if host.streams else _possible_placements(setup)
     free, batch = backend.device.free_bytes, job.train.batch_size
@@ -182,7 +182,7 @@ def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: 
 
     for placement in placements:
         if (needs := needed(batch, placement)) <= free:
-            # What is left holds images that are then not streamed.
+            # The remaining memory holds images, which then need not be streamed.
             room = (free - needs - free // DEVICE_MARGIN) // prod(setup.dataset.image_shape)
             resident = min(max(0, room), setup.dataset.shapes["train"][0]) if placement.streams else 0
             return replace(placement, n_resident=resident)
@@ -205,7 +205,7 @@ def memory_errors_as_job_error(job: Job) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        # CuPy's subclass shows that it is the GPU's memory that has run out.
+        # CuPy's subclass shows that GPU memory has run out.
         kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")
         raise JobError(
             f"{job.name}: out of memory ({kind}: {error}). Lower train.batch_size, or end other programs on this "

@@ -1,4 +1,4 @@
-"""Export of a finished run's network as an ONNX file, which other programs can run."""
+"""Export of a finished run's network as an ONNX file for use in other programs."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from cnnjob.training.build import build_pixels
 from cnnjob.training.predict import load_classifier
 
 OPSET = 20
-"""The first operator set with ``Gelu``, from ONNX 1.15 (2023)."""
+"""The first operator set that includes ``Gelu``, from ONNX 1.15 (2023)."""
 IR_VERSION = 9
-"""The file format version of ONNX 1.15. By default the onnx package writes its newest, which older programs refuse."""
+"""The file format version of ONNX 1.15. By default, the onnx package writes its newest, which older programs refuse."""
 _MOST_BYTES = 2**31 - 2**24
 """Maximum size of the weights: protobuf limits a file to 2 GiB, and 16 MiB are left for the graph."""
 INPUT, OUTPUT = "images", "probabilities"
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and its inputs and outputs."""
+    """An exported file, and the model's input and output."""
 
     path: Path
     bytes: int
@@ -40,11 +40,11 @@ class Exported:
     parameters: int
     """Number of the network's parameters."""
     left_out: str
-    """The test-time augmentation that the run was evaluated with, which is not exported; or ``none``."""
+    """The test-time augmentation used in the run's evaluation, which is not exported; or ``none``."""
 
 
 def export(run: Run, path: Path) -> Exported:
-    """Write a finished run's network as ONNX, with the chosen weights and the normalisation of pixels.
+    """Write a finished run's network as ONNX, with the chosen weights and the pixel normalisation.
 
     Args:
         run: a finished run.
@@ -88,8 +88,8 @@ def build_onnx_model(
 
     Args:
         network: the network to export.
-        weights: its parameters by name, with the running statistics.
-        pixels: the normalisation of pixels.
+        weights: the network's parameters by name, with the running statistics.
+        pixels: the pixel normalisation.
         properties: metadata of the file.
 
     Returns:
@@ -97,7 +97,7 @@ def build_onnx_model(
         (N, C, H, W), as ONNX requires, and batch normalisation uses the running statistics.
 
     Raises:
-        JobError: the weights are larger than an ONNX file may be.
+        JobError: the weights exceed the maximum size of an ONNX file.
     """
     if (size := sum(array.nbytes for array in weights.values())) > _MOST_BYTES:
         raise JobError(
@@ -126,14 +126,14 @@ def build_onnx_model(
 
 @dataclass
 class _Graph:
-    """The nodes and constants of a graph under construction; a node's output has the node's name."""
+    """The nodes and constants of a graph under construction; a node's output has the same name as the node."""
 
     weights: dict[str, Array]
     nodes: list[Any] = field(default_factory=list)
     constants: list[Any] = field(default_factory=list)
 
     def probabilities(self, network: nn.Network, pixels: nn.PixelNormalisation) -> None:
-        """Add the whole network, from the images' bytes to the probabilities."""
+        """Add the whole network, from the image bytes to the probabilities."""
         scale, shift = self.constant("pixels/scale", pixels.scale), self.constant("pixels/shift", pixels.shift)
         x = self.add("Cast", "pixels/cast", INPUT, to=1)  # float32
         x = self.add("Mul", "pixels/scaled", x, scale)
@@ -143,7 +143,7 @@ class _Graph:
         self.add("Softmax", OUTPUT, x, axis=-1)
 
     def chain(self, layers: Sequence[Layer], x: str, prefix: str = "") -> str:
-        """Add layers one after the other; return the name of the last output."""
+        """Add layers in sequence; return the name of the last output."""
         for layer in layers:
             for number, operation in enumerate(split_block(layer.block)):
                 x = self.operation(operation, layer, prefix + layer.name, number, x)
@@ -151,7 +151,7 @@ class _Graph:
 
     def operation(self, operation: Operation | Residual, layer: Layer, name: str, number: int, x: str) -> str:
         """Add one of a layer's operations; return the name of its output."""
-        y = x  # dropout does nothing in an evaluation
+        y = x  # dropout does nothing during evaluation
         match operation:
             case Residual():
                 y = self.residual(operation, layer, name, x)
@@ -185,7 +185,7 @@ class _Graph:
         ends = {
             "starts": [side.start for side in sides],
             "ends": [side.stop for side in sides],
-            "axes": [2, 3],  # channels lie first
+            "axes": [2, 3],  # channels come first
         }
         inputs = (self.constant(f"{name}/{key}", np.array(values), np.int64) for key, values in ends.items())
         return self.add("Slice", f"{name}/window", x, *inputs)
@@ -200,11 +200,11 @@ class _Graph:
         return self.max_pool(block.pool, name, x) if block.pool > 1 else x
 
     def max_pool(self, side: int, name: str, x: str) -> str:
-        """Add a max pooling, which drops the rows and columns that fill no window; return the name of the output."""
+        """Add max-pooling, which drops rows and columns that do not fill a window; return the name of the output."""
         return self.add("MaxPool", f"{name}/pool", x, kernel_shape=[side] * 2, strides=[side] * 2)
 
     def norm(self, block: Norm, name: str, x: str) -> str:
-        """Add a batch normalisation by the running statistics; the scale is 1 if none was trained."""
+        """Add batch normalisation with the running statistics; the scale is 1 if none was trained."""
         ones = np.ones_like(self.weights[f"{name}/shift"])
         arrays = [
             self.constant(f"{name}/{part}", self.weights.get(f"{name}/{part}", ones))
@@ -216,7 +216,7 @@ class _Graph:
         """Add a dense layer; return the name of the output."""
         weights = self.weights[f"{name}/weights"]  # (inputs, units)
         if len(shape) == 3:  # noqa: PLR2004 - H, W, C
-            # The rows are in the order of values (H, W, C); the graph's Flatten gives them as (C, H, W).
+            # The rows are in (H, W, C) order; the graph's Flatten yields values in (C, H, W) order.
             weights = weights.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(weights.shape)
             x = self.add("Flatten", f"{name}/flat", x)
         # Gemm computes alpha·(x w) + beta·b, so alpha = beta is the block's output_scale.
@@ -225,7 +225,7 @@ class _Graph:
         return self.activation(block.activation, name, x)
 
     def bias(self, name: str) -> list[str]:
-        """Add a layer's bias, if it has one; return the list of its name, or an empty one."""
+        """Add a layer's bias, if it has one; return a list with the bias's name, or an empty list."""
         bias = self.weights.get(f"{name}/bias")
         return [] if bias is None else [self.constant(f"{name}/bias", bias)]
 

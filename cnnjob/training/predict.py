@@ -1,4 +1,4 @@
-"""Prediction with a finished run's network: classes of new images, and the record of the test images' predictions."""
+"""Prediction with a finished run's network: the classes of new images, and the record of the test predictions."""
 
 import math
 import re
@@ -40,7 +40,7 @@ class Classifier:
         """Compute the class probabilities of images.
 
         Args:
-            images: uint8 (N, H, W, C), in memory; or to be streamed, if the plan has a stream.
+            images: uint8 (N, H, W, C), in memory or, if the plan has a stream, to be streamed.
             order: int64, indices of the images to classify; all by default.
 
         Returns:
@@ -54,16 +54,16 @@ class Prediction:
     """The most probable class of one image."""
 
     image: str
-    """The file, with an index for an array file; or the address in the dataset."""
+    """The file, with an index for an array file; or the image's address in the dataset."""
     class_name: str
     probability: float
     """In 0..1."""
     true_class: str | None
-    """None if it is unknown."""
+    """None if unknown."""
     scaled_from: tuple[int, int] | None = None
     """Original height and width of an image file that was scaled to the network's input size."""
     remarks: tuple[str, ...] = ()
-    """What else was done to an image file, such as that transparent pixels were put on the background."""
+    """Other changes made to an image file, such as filling transparent pixels with the background."""
 
 
 def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[Prediction]:
@@ -71,17 +71,17 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
 
     Args:
         run: a finished run.
-        images: addresses in the run's dataset, as ``test:17``; image files of any size, which are scaled to the
+        images: addresses in the run's dataset, such as ``test:17``; image files of any size, which are scaled to the
             network's input size; or ``.npy`` files of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly that size.
-        data: the folder of the dataset; by default where it was when the run was created.
+        data: the dataset's folder; by default, its location when the run was created.
 
     Returns:
         One prediction per image.
 
     Raises:
         DataError: the run is not finished or damaged, or the network's outputs overflow; a file is not a usable
-            image; or the dataset is missing, damaged or not the run's.
-        JobError: there is no such address.
+            image; or the dataset is missing, damaged or not the run's dataset.
+        JobError: there is no image at such an address.
     """
     classifier, class_names = load_classifier(run), run.data()["class_names"]
     read_images = list(_load_images(run, images, data))
@@ -108,8 +108,8 @@ def load_classifier(run: Run) -> Classifier:
         The classifier.
 
     Raises:
-        DataError: the run is not finished; its weights are missing, damaged, not finite or of another network; or its
-            test loss is not finite.
+        DataError: the run is not finished; its weights are missing, damaged, not finite or those of another network;
+            or its test loss is not finite.
     """
     if not run.path.is_dir():
         in_runs = Path("runs") / run.path
@@ -130,7 +130,7 @@ def load_classifier(run: Run) -> Classifier:
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise DataError(f"{run.weights_file}: some weights are not finite. {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
-    if isinstance(loss, float) and not math.isfinite(loss):  # older versions did not fail such a training
+    if isinstance(loss, float) and not math.isfinite(loss):  # older versions did not let such a run fail
         raise DataError(f"{run.result_file}: the test loss is {loss}. {_TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
@@ -150,9 +150,9 @@ class _Image(NamedTuple):
 
 
 def _load_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
-    """Yield the images that files and addresses name, in order."""
+    """Yield the images at the given files and addresses, in order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
-    verified: set[str] = set()  # comparing a split with its digest reads all of it: once is enough
+    verified: set[str] = set()  # checking a split against its digest reads all of it, so it is done once
     for image in images:
         if address := _ADDRESS.fullmatch(image):
             if dataset is None:
@@ -169,12 +169,12 @@ def _load_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator
 
 
 def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:
-    """Return the split and index of an image in the dataset's file.
+    """Return the split and index of an image in the dataset file.
 
-    If the dataset has no split ``val``, its images are the training images that the run kept for validation.
+    If the dataset has no ``val`` split, ``val`` stands for the training images that the run set aside for validation.
 
     Raises:
-        JobError: the run has fewer validation images.
+        JobError: the run has too few validation images for the index.
     """
     if split != "val" or split in dataset.splits:
         return split, index
@@ -197,7 +197,7 @@ def _parse_index(address: str, text: str) -> int:
 
 def _read_file(path: Path, shape: tuple[int, int, int], prepared: dict[str, Any]) -> Iterator[_Image]:
     """Yield the images of a file: one, or all of an array file."""
-    from cnnjob.data import images  # noqa: PLC0415 - Pillow, which a training does not need
+    from cnnjob.data import images  # noqa: PLC0415 - Pillow, which training does not need
 
     if not path.exists():
         raise DataError(f"{path}: no such file. Name a file, or an image of the run's dataset such as test:0")
@@ -223,7 +223,7 @@ def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any,
         uint8 (N, H, W, C).
 
     Raises:
-        DataError: it is damaged, or its array has another type or shape.
+        DataError: the file is damaged, or its array has a different type or shape.
     """
     try:
         array = array_from_bytes(memoryview(read_bytes(path, _MOST_ARRAY_BYTES)))
@@ -250,13 +250,13 @@ def prediction_arrays(
 
     Args:
         probabilities: (N, K).
-        images: uint8 (N, H, W, C), of which only some are read.
+        images: uint8 (N, H, W, C), only a few of which are read.
         labels: int64 (N,).
         class_names: one name per class.
 
     Returns:
-        ``probabilities``, ``labels``, ``class_names``; and of the (at most) 24 most confidently wrong images, worst
-        first, ``wrong_images`` and ``wrong_indices``.
+        ``probabilities``, ``labels``, ``class_names``; and ``wrong_images`` and ``wrong_indices`` of the (at most) 24
+        most confidently misclassified images, worst first.
     """
     worst = metrics.most_confident_errors(probabilities, labels)
     return {

@@ -1,4 +1,4 @@
-"""Progress callbacks of a training, and its progress as text."""
+"""Progress callbacks for training, and progress as text."""
 
 from contextlib import suppress
 from typing import Any, Protocol
@@ -9,16 +9,16 @@ _DIVERGED = 1e5
 
 
 class ProgressCallback(Protocol):
-    """Receives the progress events of a training."""
+    """Receives the progress events of a training run."""
 
     def say(self, text: str) -> None:
-        """Receive a line of the log."""
+        """Receive a log line."""
 
     def start(self, job: Job, steps: int) -> None:
         """Receive the job and its number of steps per epoch, before the first step of an attempt."""
 
     def step(self, epoch: int, step: int) -> None:
-        """Receive the numbers of an epoch and of a step in it, both from 1, after the step."""
+        """Receive the epoch's number and the step's number in the epoch, both from 1, after the step."""
 
 
 class NoProgress:
@@ -35,9 +35,9 @@ class NoProgress:
 
 
 class SafeProgress:
-    """Passes events on to a callback and ignores its output errors.
+    """Passes events on to a callback and ignores the callback's output errors.
 
-    A closed pipe, a lost terminal or a full disk must not end a training.
+    A closed pipe, a lost terminal or a full disk must not end training.
     """
 
     def __init__(self, callback: ProgressCallback) -> None:
@@ -45,7 +45,7 @@ class SafeProgress:
         self._callback = callback
 
     def say(self, text: str) -> None:
-        """Pass on a line of the log."""
+        """Pass on a log line."""
         with suppress(OSError):
             self._callback.say(text)
 
@@ -55,7 +55,7 @@ class SafeProgress:
             self._callback.start(job, steps)
 
     def step(self, epoch: int, step: int) -> None:
-        """Pass on that a step is done."""
+        """Pass on that a step is complete."""
         with suppress(OSError):
             self._callback.step(epoch, step)
 
@@ -66,7 +66,7 @@ def format_loss(loss: float) -> str:
 
 
 def format_epoch(record: dict[str, Any], epochs: int) -> str:
-    """Return a record of the history as one line of text."""
+    """Return a history record as one line of text."""
     scores = "; ".join(
         f"{name} loss {format_loss(record[f'{name}_loss'])}, accuracy {record[f'{name}_accuracy']:.4f}"
         for name in ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""A job with its dataset, network and split, built once and checked before anything is written."""
+"""A job with its dataset, network and split: built once, and checked before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from cnnjob.training.split import estimate_split_counts, split_training_images
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that a training needs besides its run folder and its backend."""
+    """Everything needed for training except the run folder and the backend."""
 
     job: Job
     dataset: Dataset
@@ -27,11 +27,11 @@ class TrainingSetup:
     training: np.ndarray
     """int64 (n_training,), indices into the training images, ascending; empty if the dataset is not prepared."""
     validation: np.ndarray
-    """int64 (n_validation,), indices of those for validation, ascending; also empty if there is a validation split."""
+    """int64 (n_validation,), like ``training``, for validation; also empty if the dataset has a validation split."""
     n_training: int
     """Number of images to train on; an estimate if the dataset is not prepared."""
     n_validation: int
-    """Number of training images kept for validation; an estimate if the dataset is not prepared."""
+    """Number of training images set aside for validation; an estimate if the dataset is not prepared."""
 
     @classmethod
     def build(cls, job: Job, dataset: Dataset) -> Self:
@@ -39,13 +39,13 @@ class TrainingSetup:
 
         Args:
             job: any job.
-            dataset: the job's dataset; if it is not prepared yet, only its shapes are known and used.
+            dataset: the job's dataset; if it has not been prepared yet, only its shapes are known and used.
 
         Returns:
-            The setup; :meth:`check` checks that it can be trained.
+            The setup; use :meth:`check` to verify that it can be trained.
 
         Raises:
-            JobError: a block does not fit the output of the block before it.
+            JobError: a block does not match the output of the preceding block.
             DataError: the labels cannot be read.
         """
         network = build_network(job.model, dataset.image_shape, len(dataset.class_names))
@@ -73,14 +73,15 @@ class TrainingSetup:
 
         Args:
             run: a run that has been created.
-            job: the run's job with other resources or another checkpoint interval; as frozen in the run by default.
-            dataset: the run's dataset, wherever it is now; by default where it was when the run was created.
+            job: the run's job, possibly with other resources or another checkpoint interval; by default, the job stored
+                in the run.
+            dataset: the run's dataset at its current location; by default, its location when the run was created.
 
         Returns:
             The setup.
 
         Raises:
-            DataError: the run or its dataset is missing, damaged or not the same.
+            DataError: the run or its dataset is missing or damaged, or the dataset is a different one.
         """
         return cls.build(job or run.job(), open_run_dataset(run, dataset))
 
@@ -90,7 +91,7 @@ class TrainingSetup:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps per epoch; images that do not fill a last batch are left out."""
+        """Optimiser steps per epoch; the images of an incomplete last batch are left out."""
         return self.n_training // self.job.train.batch_size
 
     def check(self) -> None:
@@ -117,7 +118,7 @@ class TrainingSetup:
 
     def _check_trainable(self) -> None:
         """Refuse a network without trainable parameters, and weight decay without trainable weights."""
-        # With a learning rate factor of 0 a parameter is trainable in name only.
+        # With a learning rate factor of 0, a parameter is trainable in name only.
         trainable = [
             parameter
             for parameter in self.network.parameters.values()
@@ -129,7 +130,7 @@ class TrainingSetup:
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
     def _check_translations(self) -> None:
-        """Refuse a translation by the width of an image or more: pixels that enter at an edge are mirrored there."""
+        """Refuse a translation by an image's side or more: pixels that enter at an edge are mirrored there."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
         translations = {
@@ -144,7 +145,7 @@ class TrainingSetup:
                 )
 
     def _check_counts(self) -> None:
-        """Refuse too few images or classes, and name the setting that is the cause."""
+        """Refuse too few images or classes, and name the setting that causes the problem."""
         job, dataset = self.job, self.dataset
         if len(dataset.class_names) == 1:
             raise JobError(

@@ -1,4 +1,4 @@
-"""Choice of the validation images: a fixed share of each class of the training images, the same for every seed."""
+"""Choice of the validation images: a fixed fraction of each class in the training images, the same for every seed."""
 
 from fractions import Fraction
 
@@ -16,11 +16,11 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
     The choice is the same for every seed, so that seeds are compared on the same images.
 
     Args:
-        job: its ``data.validation_fraction`` is the share of validation images.
-        dataset: the dataset; if it has a validation split of its own, all training images are trained on.
+        job: the job, whose ``data.validation_fraction`` is the fraction of validation images.
+        dataset: the dataset; if it has its own validation split, all training images are trained on.
 
     Returns:
-        int64 indices of both, ascending.
+        int64 indices of both groups, ascending.
     """
     count = dataset.shapes["train"][0]
     order = permutation(count, 0, Purpose.VALIDATION)  # seed 0, not the job's
@@ -28,7 +28,7 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
     counts = count_validation_images(
         np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction
     )
-    # The first images of each class, in one random order. With no labels (a validation split), all arrays are empty.
+    # The first images of each class in one random order. Without labels (a validation split), all arrays are empty.
     by_class = np.argsort(labels, kind="stable")  # positions in the order, grouped by class
     rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class, from 0
     validation = order[by_class[rank < counts[labels[by_class]]]]
@@ -36,7 +36,7 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
 
 
 def estimate_split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
-    """Estimate the numbers of training and validation images of an unprepared dataset, assuming equal classes."""
+    """Estimate the numbers of training and validation images of an unprepared dataset with equal class sizes."""
     count, classes = dataset.shapes["train"][0], len(dataset.class_names)
     class_counts = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
     validation = int(count_validation_images(class_counts, job.data.validation_fraction).sum())
@@ -44,20 +44,20 @@ def estimate_split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
 
 
 def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Return how many images of each class are for validation.
+    """Return the number of validation images per class.
 
-    In total it is the fraction of all images, rounded, and apportioned to the classes by largest remainder. But of a
-    class with two or more images, at least one is for validation and at least one is trained on; a single image is
-    trained on.
+    The total is the fraction of all images, rounded, and apportioned to the classes by largest remainder. However, of
+    each class with two or more images, at least one image is for validation and at least one is trained on; the image
+    of a class with only one is trained on.
 
     Args:
         counts: (K,) number of images per class.
-        fraction: the share of validation images, in 0..1; for 0 there are none.
+        fraction: the fraction of validation images, in 0..1; 0 means none.
 
     Returns:
         (K,) int64.
     """
-    # Exact fractions: in floating point 0.07 · 100 is 7.000000000000001, and such an error would decide a remainder.
+    # Exact fractions: in floating point, 0.07 · 100 is 7.000000000000001, an error that could decide a remainder.
     share = Fraction(str(fraction))
     wanted = [share * int(count) for count in counts]
     most = [max(0, int(count) - 1) for count in counts]
@@ -71,7 +71,7 @@ def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def validation_indices(run: Run, dataset: Dataset) -> np.ndarray:
-    """Return the indices of a run's validation images, int64, ascending; up to format 2 they were chosen otherwise."""
+    """Return the indices of a run's validation images, int64, ascending; chosen differently up to format 2."""
     job = run.job()
     if manifest_format(run.manifest()) > OLDEST_FORMAT or "val" in dataset.splits:
         return split_training_images(job, dataset)[1]

@@ -1,4 +1,4 @@
-"""Copies of datasets on a node's local disk, which is faster than a shared file system that many jobs read."""
+"""Copies of datasets on a node's local disk, which is faster than a shared file system that many jobs read from."""
 
 import fcntl
 import os
@@ -14,13 +14,13 @@ from cnnjob.data.dataset import Dataset
 from cnnjob.errors import DataError
 
 STAGE = "CNNJOB_STAGE"
-"""Environment variable that asks the task on a node to copy the dataset first."""
+"""Environment variable that makes the task on a node copy the dataset first."""
 DIGITS = 16
-"""Digits of the dataset's digest in the name of its copy."""
+"""Number of digits of the dataset's digest in the name of the copy."""
 
 
 def local_folder() -> Path:
-    """Return the folder for copies on this node: in the SLURM job's own local folder, if the site provides one."""
+    """Return the folder for copies on this node, inside the SLURM job's own local folder if the site provides one."""
     root = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
     return Path(root) / f"cnnjob-{os.getuid()}"
 
@@ -30,11 +30,11 @@ def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path |
 
     Args:
         dataset: the dataset.
-        say: called with a line about what is done.
-        folder: where copies lie; :func:`local_folder` by default.
+        say: called with one line of text about each action.
+        folder: the folder for copies; :func:`local_folder` by default.
 
     Returns:
-        The copy, all of which was compared with its digests when it was made.
+        The copy, which was checked in full against the dataset's digests when it was made.
 
     Raises:
         DataError: the dataset is damaged, or the copy cannot be written.
@@ -56,7 +56,7 @@ def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path |
 
 
 def _make_private(folder: Path) -> None:
-    """Create the folder of this user's copies; refuse one that another user could have prepared."""
+    """Create the folder for this user's copies; refuse one that another user could have prepared."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -67,7 +67,7 @@ def _make_private(folder: Path) -> None:
 
 @contextmanager
 def _lock(path: Path, waits: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock on this node; it ends with the process, however that ends."""
+    """Hold a lock on this node; the lock is released when the process ends, for whatever reason."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -81,7 +81,7 @@ def _lock(path: Path, waits: Callable[[], object]) -> Iterator[None]:
 
 
 def _find_copy(copy: Path, dataset: Dataset) -> Dataset | None:
-    """Return the copy of a dataset if there is one; its content is compared with the digests by each training."""
+    """Return a dataset's copy if there is one; each training run checks its content against the digests."""
     with suppress(DataError):
         staged = Dataset.open(copy)
         if staged.digest == dataset.digest and copy.stat().st_size == dataset.path.stat().st_size:

@@ -1,4 +1,4 @@
-"""``train``: one attempt at a run, from its claim to the record of its end.
+"""``train``: one attempt at a run, from claiming the run to recording how the attempt ended.
 
 The training itself is in :mod:`cnnjob.training.trainer`; this module claims the run, keeps the heartbeat, and records
 why the attempt ended.
@@ -30,12 +30,12 @@ from cnnjob.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a call of :func:`train`."""
+    """The outcome of a :func:`train` call."""
 
     run: Run
     state: Literal["finished", "stopped", "was finished"]
     why: str
-    """As in the attempt's record: ``finished``, or ``stopped: `` and what requested it."""
+    """As in the attempt's record: ``finished``, or ``stopped: `` and the source of the stop request."""
 
 
 def train(
@@ -54,28 +54,28 @@ def train(
     Args:
         run: a run from :meth:`TrainingSetup.create_run`.
         progress: receives progress events.
-        setup: the setup that the run was created with; read from the run's folder by default.
-        deadline: when to save and stop; never by default.
-        cores: number of cores to use; all by default. The bits do not depend on it.
-        job_is_over: asks the scheduler about the job of another process that seems to own the run, see
+        setup: the setup that the run was created with; read from the run folder by default.
+        deadline: time at which to save and stop; none by default.
+        cores: number of cores to use; all by default. The bits do not depend on this number.
+        job_is_over: asks the scheduler about the SLURM job of another process that seems to own the run; see
             :func:`cnnjob.runs.claims.claim`.
-        checked_at_once_bytes: datasets up to this size are compared with their digests before the first step; larger
-            ones in a thread, and nothing is saved before it has ended.
-        in_memory_bytes: size up to which a dataset's images are loaded; the images of a larger one are read from the
-            file as they are needed. By default, they are loaded if they fit. The bits do not depend on it.
+        checked_at_once_bytes: datasets up to this size are checked against their digests before the first step; larger
+            ones are checked in a thread, and nothing is saved before that check is complete.
+        in_memory_bytes: maximum size of a dataset whose images are loaded; the images of a larger one are read from
+            the file as they are needed. By default, they are loaded if they fit. The bits do not depend on this size.
 
     Returns:
-        Its state is ``finished``, ``stopped`` (on request; the same call resumes), or ``was finished``.
+        The outcome; its state is ``finished``, ``stopped`` (on request; the same call resumes) or ``was finished``.
 
     Raises:
         BusyError: another process is writing the run; nothing was changed.
-        DataError: the dataset or all checkpoints are damaged, or not those that the run was created with.
-        JobError: it needs more memory than there is, or a GPU and none can be used.
+        DataError: the dataset or all checkpoints are damaged, or they do not belong to the run.
+        JobError: the job needs more memory than is available, or a GPU and none can be used.
         TrainingError: the loss is no longer finite.
     """
     if run.result_file.exists():
         return Outcome(run, "was finished", "finished")
-    # What can be refused without the GPU is refused before the claim, so that it leaves no attempt behind.
+    # Anything that can be refused without the GPU is refused before the claim, so that no attempt is recorded.
     run.require_current()
     setup = setup or TrainingSetup.of_run(run)
     open_run_dataset(run, setup.dataset)
@@ -102,7 +102,7 @@ def train(
 
 
 class _Ending:
-    """What the record of an attempt's end needs: the trainer, which knows the step, and why the attempt ended."""
+    """The data for recording an attempt's end: the trainer, for its step, and why the attempt ended."""
 
     trainer: Trainer | None = None
     why = ""
@@ -110,13 +110,13 @@ class _Ending:
 
 @contextmanager
 def _record_end(claim: Claim) -> Iterator[_Ending]:
-    """Keep the heartbeat during an attempt, and record why it ended, whatever ended it."""
+    """Keep up the heartbeat during an attempt, and record why the attempt ended, whatever the cause."""
     ending = _Ending()
     try:
         with _keep_heartbeat(claim):
             yield ending
     except BusyError:
-        raise  # the run, and so its records and its log, belongs to another process now
+        raise  # the run, including its records and log, now belongs to another process
     except KeyboardInterrupt:
         ending.why = "stopped: SIGINT twice, at once"
         raise
@@ -127,7 +127,7 @@ def _record_end(claim: Claim) -> Iterator[_Ending]:
         raise
     finally:
         if ending.why:
-            with suppress(OSError, DataError):  # without a recorded end it counts as lost, which is resumable too
+            with suppress(OSError, DataError):  # without a recorded end it counts as lost, also resumable
                 claim.end(ending.why, ending.trainer.progress.step if ending.trainer else 0)
             if ending.trainer and ending.why.startswith("failed"):
                 ending.trainer.log(ending.why)
@@ -140,7 +140,7 @@ def _keep_heartbeat(claim: Claim) -> Iterator[None]:
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a file server may be away for a while; the next heartbeat tries again
+            with suppress(OSError):  # a file server may be unavailable for a while; the next heartbeat tries again
                 claim.beat()
 
     Thread(target=beat, daemon=True).start()
@@ -152,9 +152,9 @@ def _keep_heartbeat(claim: Claim) -> Iterator[None]:
 
 @contextmanager
 def _start_workers(count: int | None) -> Iterator[nn.Workers]:
-    """Yield workers on a number of cores, or on all, with BLAS limited to one thread.
+    """Yield workers on a number of cores, or on all of them, with BLAS limited to one thread.
 
-    The order in which BLAS sums, and so the bits, would depend on its number of threads.
+    Otherwise the order of BLAS's sums, and with it the bits, would depend on the number of threads.
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
 

@@ -1,8 +1,8 @@
 """The training loop of one attempt: from the newest checkpoint, or from scratch, to the end or to a requested stop.
 
 for epoch: for step:  batch(seed, epoch, step) ▸ forward ▸ loss ▸ backward ▸ update
-evaluate ▸ one history record ▸ best weights ▸ checkpoint when it is due
-stop requested?  save after the step ▸ resumes in the same folder, with the same bits
+evaluate ▸ one history record ▸ best weights ▸ checkpoint when due
+stop requested?  save after the step ▸ resume in the same folder, with the same bits
 end: predictions, weights, result.json
 """
 
@@ -43,7 +43,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Trainer:
-    """The state of a training during one attempt, and its loop."""
+    """The training state during one attempt, and the training loop."""
 
     def __init__(
         self,
@@ -54,15 +54,15 @@ class Trainer:
         checked_at_once_bytes: int = CHECKED_AT_ONCE_BYTES,
         placement: ImagePlacement = IN_MEMORY,
     ) -> None:
-        """Load the data, plan the network's steps, and restore the newest checkpoint or initialise the weights.
+        """Load the data, plan the steps, and restore the newest checkpoint or initialise the weights.
 
         Args:
-            claim: of the run to train.
+            claim: the claim on the run to train.
             setup: the run's job, dataset, network and split.
-            backend: what computes.
+            backend: the backend to train on.
             callback: receives progress events.
             checked_at_once_bytes: as in :func:`cnnjob.training.train.train`.
-            placement: where the images lie.
+            placement: the location of the images.
         """
         self.run, self.claim, self.callback = claim.run, claim, SafeProgress(callback)
         self.job, self.dataset, self.backend = setup.job, setup.dataset, backend
@@ -75,7 +75,7 @@ class Trainer:
         self._plan(setup.network)
         self.progress = TrainingProgress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
-        self._checked_steps = 0  # steps of this epoch whose losses are known to be finite
+        self._checked_steps = 0  # number of steps in this epoch whose losses are known to be finite
         self._clock, self._cpu_clock = time.monotonic(), backend.cpu_seconds
         self._next_save = math.inf
         self._restore_or_initialise()
@@ -85,7 +85,7 @@ class Trainer:
         backend, dataset, batch_size = self.backend, self.dataset, self.job.train.batch_size
         streams = placement.streams
         self.images, labels = load_split(dataset, "train", backend, self.digests, streams=streams)
-        # Validation images taken from the training images stay among them: one array, and two lists of indices.
+        # Validation images from the training set stay in the same array, with a separate list of indices.
         validation = EvaluationSplit(self.images, setup.validation, labels[setup.validation])
         if "val" in dataset.splits:
             validation = load_evaluation_split(dataset, "val", backend, self.digests, streams=streams)
@@ -104,7 +104,7 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """End the reading of streamed images."""
+        """Stop reading streamed images."""
         if self.stream:
             self.stream.close()
         for images in (self.images, self.test.images, *(split.images for split in self.watched.values())):
@@ -112,7 +112,7 @@ class Trainer:
                 images.close()
 
     def _plan(self, network: nn.Network) -> None:
-        """Allocate the state of the training, and plan its steps and evaluations."""
+        """Allocate the training state, and plan the steps and evaluations."""
         backend, job = self.backend, self.job
         optimiser = build_optimiser(job.train)
         self.schedule, self.lookahead = build_schedule(job.train), optimiser.lookahead
@@ -152,7 +152,7 @@ class Trainer:
         if checkpoint:
             self._restore(checkpoint)
         else:
-            # Attempts that ended before their first step, for example for lack of memory, are no reason to warn.
+            # Attempts that ended before their first step, for example from lack of memory, are no reason for a warning.
             if any(attempt.get("step") for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint of the previous attempts is left; training from scratch")
             images = self._whitening_images()
@@ -166,7 +166,7 @@ class Trainer:
         self._write_history()
 
     def _whitening_images(self) -> Array | None:
-        """Return the first training images, from which whitening filters are computed; None if there are no filters."""
+        """Return the first training images, from which whitening filters are computed; None if there are none."""
         if not any(parameter.init == "whitening" for parameter in self.classifier.network.parameters.values()):
             return None
         indices = self.training_indices[self.training_indices < nn.WHITENING_IMAGES]
@@ -176,7 +176,7 @@ class Trainer:
         return images
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint's progress and arrays into this training."""
+        """Copy a checkpoint's progress and arrays into the training state."""
         self.progress = replace(checkpoint.progress)
         for group, flat in self._buffers().items():
             names = self.state.layout.shapes
@@ -188,7 +188,7 @@ class Trainer:
         self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _compare_environment(self) -> None:
-        """Log and record from which step the bits may differ, if this machine is unlike that of the first attempt."""
+        """Log and record the step from which bits may differ, if this machine is unlike the first attempt's."""
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:
             self.say(f"warning: bits may differ from step {self.progress.step}: {'; '.join(differing)}")
@@ -196,18 +196,18 @@ class Trainer:
                 self.progress.bits_may_differ_from_step = self.progress.step
 
     def _buffers(self) -> dict[str, Array]:
-        """The flat buffers that a checkpoint holds, by name."""
+        """Return the flat buffers that a checkpoint contains, by name."""
         return {**self.state.saved_buffers, "best": self.best}
 
     def train(self, stop: StopRequest) -> bool:
         """Train to the end, or until a stop is requested; return whether the run is finished."""
         self.callback.start(self.job, self.steps)
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
-        if self.progress.step == 0:  # save at once: a full disk should show before the work, not after it
+        if self.progress.step == 0:  # save at once: a full disk should be noticed before the work, not after it
             if self.digests.passed():
                 self._save_or_fail()
             else:
-                self._next_save = 0  # save as soon as the data are checked
+                self._next_save = 0  # save as soon as the data have been checked
         while not self.progress.done:
             self._begin_epoch()
             while self.progress.epoch_step < self.steps:
@@ -216,24 +216,24 @@ class Trainer:
                     return self._stop(stop.requested_by)
                 self._save_if_due()
             self._end_epoch()
-            # Checked again, since an evaluation may take long. After the last epoch the results are written anyway.
+            # Checked again, since evaluation may take long. After the last epoch, the results are written in any case.
             if stop.requested_by and not self.progress.done:
                 return self._stop(stop.requested_by)
             self._save_if_due()
-        # Save before the results: if the process dies in between, the next attempt has no step left but to finish.
+        # Save before the results: if the process dies in between, the next attempt only has to finish.
         self._save_or_fail()
         self._finish()
         return True
 
     def _begin_epoch(self) -> None:
-        """Fill the inputs of an epoch's steps: order, learning rates, lookahead and position.
+        """Fill the inputs for an epoch's steps: order, learning rates, lookahead and position.
 
-        All of it is computed from the seed and the epoch's number, so a resumed attempt continues in the middle of an
+        All of them are computed from the seed and the epoch number, so a resumed attempt continues in the middle of an
         epoch without any saved generator state.
         """
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
-        # (steps · batch_size,); the images that fill no last batch are others in each epoch.
+        # (steps · batch_size,); the images left out because they do not fill a batch differ in each epoch.
         order = self.training_indices[shuffled[: len(self.inputs.order)]]
         self.backend.copy(order, self.inputs.order)
         if self.stream and isinstance(self.images, RowReader):
@@ -254,17 +254,17 @@ class Trainer:
         self.plan.step()
         self.progress.epoch_step += 1
         self.progress.step += 1
-        # On a GPU, reading a loss would wait for all queued steps, so there it waits for the epoch's end or a save.
+        # On a GPU, reading a loss would block on all queued steps, so the check is left to the epoch's end or a save.
         if self.backend.synchronous:
             self._check_losses()
         self.callback.step(self.progress.epoch + 1, self.progress.epoch_step)
 
     def _check_losses(self) -> None:
-        """Check the losses of the steps since the last check; the attempt fails at the first that is not finite."""
+        """Check the losses of all steps since the last check; the attempt fails at the first non-finite one."""
         self.losses = self.backend.host(self.inputs.losses)
         new = self.losses[self._checked_steps : self.progress.epoch_step]
         if not np.isfinite(new).all():
-            # Later steps have already run. Progress is set back, so that the attempt's record has the last good step
+            # Later steps have already run. Progress is set back so that the attempt's record shows the last good step,
             # and the message the failing one.
             good = int(np.isfinite(new).argmin())
             self.progress.step -= len(new) - good
@@ -273,9 +273,9 @@ class Trainer:
         self._checked_steps = self.progress.epoch_step
 
     def _divergence(self, value: float, name: str = "loss") -> TrainingError:
-        """Return the error for a value that is not finite: the step, and the loss before it."""
+        """Return the error for a non-finite value, with the step and the previous loss."""
         done, step, epoch = self.progress.epoch_step, self.progress.step, self.progress.epoch + 1
-        failing = min(done + 1, self.steps)  # after the epoch's last step, an evaluation computed the value
+        failing = min(done + 1, self.steps)  # after the epoch's last step, the value comes from the evaluation
         before = f"previous loss {self.losses[done - 1]:.4g}" if done else "first step of the epoch"
         return TrainingError(
             f"{self.run.path}: the {name} is {value} at step {step - done + failing} (epoch {epoch}, {before}, "
@@ -284,7 +284,7 @@ class Trainer:
 
     @property
     def _remedy(self) -> str:
-        """What to do if the training diverged."""
+        """The advice for a run that diverged."""
         if self.environment["precision"] == "float16":
             return (
                 "Lower train.learning_rate, or change the initial weights or train.precision: the largest float16 is "
@@ -293,10 +293,10 @@ class Trainer:
         return "Lower train.learning_rate or change the initial weights"
 
     def _end_epoch(self) -> None:
-        """Evaluate, add a record to the history, and copy the weights if they are the best so far."""
-        self.digests.wait()  # an epoch on changed data must not be recorded, nor its weights become the best
+        """Evaluate, add a history record, and copy the weights if they are the best so far."""
+        self.digests.wait()  # an epoch on damaged data must not be recorded, nor may its weights become the best
         self._check_losses()
-        # No training loss shows that the epoch's last update, or the running statistics, overflowed.
+        # An overflow in the epoch's last update or in the running statistics shows in no training loss.
         for name, array in self.state.read(self.state.parameters).items():
             if not np.isfinite(array).all():
                 raise self._divergence(float(np.abs(array).max()), f"largest value of {name}")
@@ -318,9 +318,9 @@ class Trainer:
         record["images_per_second"] = round(len(self.inputs.order) / progress.epoch_seconds, 1)
         progress.history.append(record)
         progress.epoch, progress.epoch_step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
-        # With "last" the score is the epoch's number, so that each epoch is better than the one before.
+        # With "last", the score is the epoch number, so that each epoch is better than the previous one.
         score = progress.epoch if train.select_on == "last" else record[f"{train.select_on}_accuracy"]
-        if score > progress.best_accuracy:  # strictly: of equal epochs the first is kept
+        if score > progress.best_accuracy:  # strictly greater: of equal epochs, the first is kept
             progress.best_epoch, progress.best_accuracy = progress.epoch, score
             self.backend.copy(self.state.parameters, self.best)
         patience = train.early_stopping.patience if train.early_stopping else math.inf
@@ -329,7 +329,7 @@ class Trainer:
         self.say(format_epoch(record, train.epochs))
 
     def _count_time(self) -> None:
-        # Called before each save, so that a checkpoint holds the time of just the work that it holds.
+        # Called before each save, so that a checkpoint's times cover exactly the work that it contains.
         clock, cpu_clock = time.monotonic(), self.backend.cpu_seconds
         self.progress.epoch_seconds += clock - self._clock
         self.progress.train_seconds += clock - self._clock
@@ -337,7 +337,7 @@ class Trainer:
         self._clock, self._cpu_clock = clock, cpu_clock
 
     def _save(self) -> None:
-        self.digests.wait()  # nothing that was computed from damaged data is ever saved
+        self.digests.wait()  # nothing computed from damaged data is ever saved
         self._check_losses()
         self._count_time()
         count = self.progress.epoch_step
@@ -360,7 +360,7 @@ class Trainer:
             raise TrainingError(f"{self.run.path}: {error}. {self._remedy}") from error
 
     def _save_if_due(self) -> None:
-        """Save if a checkpoint is due and the data are checked; if the disk is full, log that and continue."""
+        """Save if a checkpoint is due and the data have been checked; if the disk is full, log that and continue."""
         if not self.digests.passed() or time.monotonic() < self._next_save:
             return
         try:
@@ -390,7 +390,7 @@ class Trainer:
         return False
 
     def _write_history(self) -> None:
-        """Write ``history.jsonl``; a failure is only logged, since the file is derived and written again at the end."""
+        """Write ``history.jsonl``; a failure is only logged, since the file is derived and rewritten at the end."""
         try:
             self._write_history_or_fail()
         except OSError as error:
@@ -426,8 +426,8 @@ class Trainer:
             "train_seconds": round(progress.train_seconds, 3),
             "cpu_hours": round(progress.cpu_seconds / 3600, 6),
             "gpu_hours": round(progress.train_seconds / 3600, 6) if self.backend.name == "cuda" else 0.0,
-            # Of this process only; worker processes share its arrays and take some 20 MB each of their own. Linux
-            # counts ru_maxrss in KiB.
+            # For this process only; worker processes share its arrays and use another 20 MB or so each. Linux reports
+            # ru_maxrss in KiB.
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "parameters": self.classifier.network.parameter_count,
             "device": self.environment["device"],
@@ -445,7 +445,7 @@ class Trainer:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Append a line to the log; if that fails, tell the progress callback and continue."""
+        """Append a line to the log; if that fails, pass a warning to the progress callback and continue."""
         try:
             files.append_text(self.run.log_file, f"{now()} {text}\n")
         except OSError as error:

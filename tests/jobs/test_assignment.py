@@ -159,7 +159,7 @@ def test_a_key_of_another_kind_than_the_files_chooses_that_kind(tmp_path: Path, 
 
 
 def test_a_key_of_another_kind_is_refused() -> None:
-    with pytest.raises(JobError, match=r"which selects another train\.optimiser"):
+    with pytest.raises(JobError, match=r"which selects a different train\.optimiser"):
         Job.load("mnist", ["train.optimiser.adamw.beta2=0.9", "train.optimiser.sgd.momentum=0.5"])
     with pytest.raises(JobError, match="there is no 'sgd' to set"):
         Job.load("mnist", ["train.optimiser=adamw", "train.optimiser.sgd.momentum=0.5"])

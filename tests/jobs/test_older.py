@@ -115,7 +115,7 @@ def test_a_job_of_the_older_layout_means_what_it_meant(text: str, changes: dict[
 def test_settings_that_could_not_act_do_no_harm() -> None:
     read = literal(IDLE)
     assert (read.data.augment, read.train.early_stopping, len(read.model.blocks)) == (None, None, 2)
-    with pytest.raises(JobError, match="learning_rate_factor: at 0 nothing of the block is trained"):
+    with pytest.raises(JobError, match="learning_rate_factor: at 0, nothing in the block is trained"):
         Job.checked(read.model_dump(mode="json"), "job.json")
 
 
@@ -187,7 +187,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
         train(older)
     for command in ("train", "submit"):
         refused = cnnjob(command, str(older.path))
-        assert (refused.exit_code, "so it is not resumed. Name its job" in refused.output) == (2, True)
+        assert (refused.exit_code, "so the run is not resumed. Pass the job" in refused.output) == (2, True)
     [stands] = status.query_statuses([older]).statuses
     assert (stands.state, stands.detail) == ("stopped", "started by another version of cnnjob, cannot be resumed")
     cause = diagnosis.diagnose(stands)

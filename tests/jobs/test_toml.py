@@ -37,9 +37,9 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (f"x = {'[' * 3000}{']' * 3000}\n", r"not readable as TOML \(its tables or lists are nested too deep\)"),
-        (f"x = {'{a=' * 3000}1{'}' * 3000}\n", r"not readable as TOML \(its tables or lists are nested too deep\)"),
-        (f"{'a.' * 70}b = 1\n", r"not readable as TOML \(a name has more than 64 parts between dots\)"),
+        (f"x = {'[' * 3000}{']' * 3000}\n", r"not readable as TOML \(its tables or arrays are nested too deeply\)"),
+        (f"x = {'{a=' * 3000}1{'}' * 3000}\n", r"not readable as TOML \(its tables or arrays are nested too deeply\)"),
+        (f"{'a.' * 70}b = 1\n", r"not readable as TOML \(a dotted key has more than 64 parts\)"),
         ("x = \n", r"not readable as TOML \(Invalid value"),
         ("\ufeff\ufeffx = 1\n", r"not readable as TOML \(Invalid "),
     ],

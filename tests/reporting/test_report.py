@@ -436,14 +436,14 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     ),
     "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),
-    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: damaged, it is no object"),
+    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: damaged, it is not an object"),
     "job of nothing": (
         rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'),
         "damaged",
-        "job.json: damaged, job is no object",
+        "job.json: damaged, job is not an object",
     ),
     "cut result": (cut("result.json"), "damaged", "result.json: not readable as JSON"),
-    "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is no object"),
+    "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is not an object"),
     "empty result": (
         rewrite("result.json", "{}"),
         "damaged",
@@ -458,7 +458,7 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "history of nothing": (
         rewrite("history.jsonl", "1\n[]\n"),
         "finished",
-        "history.jsonl, line 1: damaged, it is no object",
+        "history.jsonl, line 1: damaged, it is not an object",
     ),
     "history that turns back": (
         rewrite("history.jsonl", '{"epoch": 2, "step": 2}\n{"epoch": 1, "step": 1}\n'),
@@ -468,12 +468,12 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "foreign environment": (
         rewrite("environment.json", "7"),
         "finished",
-        "environment.json: damaged, it is no object",
+        "environment.json: damaged, it is not an object",
     ),
     "foreign attempt": (
         rewrite("attempts/0002.json", "7"),
         "finished",
-        "attempts/0002.json: damaged, it is no object",
+        "attempts/0002.json: damaged, it is not an object",
     ),
     "binary history": (lambda run: run.history_file.write_bytes(b"\xff\xfe"), "finished", "history.jsonl: not UTF-8"),
     "folder for a file": (
