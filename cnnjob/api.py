@@ -1,7 +1,7 @@
 """The public functions for notebooks and scripts: prepare, train, submit, report.
 
-They do what the commands of the same names do, without printing. Files go where the commands put them: datasets in
-``data/``, runs in ``runs/``, the report in ``report/``.
+They do the same as the commands with the same names, without printing. Files go where the commands put them: datasets
+in ``data/``, runs in ``runs/``, the report in ``report/``.
 """
 
 import warnings
@@ -38,12 +38,12 @@ def prepare(
     """Write a dataset as one verified HDF5 file, unless the file exists.
 
     Args:
-        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or a name of your own, with
+        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or any other name, with
             ``source`` or ``images``.
         out: the file to write; ``data/NAME.h5`` by default.
         images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or a dict of such arrays with the keys ``train``,
-            ``test`` and perhaps ``val``.
-        labels: integers (N,), or a dict of them; with ``source``, the path of a table of labels.
+            ``test`` and optionally ``val``.
+        labels: integers (N,), or a dict of them; with ``source``, the path to a table of labels.
         class_names: with ``images``, one name per class; the labels then count from 0.
         options: keyword arguments of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``,
             ``test_fraction``, ``force``.
@@ -62,13 +62,13 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: Pro
     """Train a job on this machine, or resume it where it stopped.
 
     Args:
-        job: a job, its name, or its file.
-        data: the folder of its dataset.
-        runs: the folder of the runs.
+        job: a job, a job name or a job file.
+        data: the folder of the job's dataset.
+        runs: the runs folder.
         progress: receives progress events.
 
     Returns:
-        The run, whose state is ``finished``, or ``stopped`` if it was asked to stop; the same call resumes it.
+        The run, whose state is ``finished``, or ``stopped`` if a stop was requested; the same call then resumes it.
     """
     setup, run = _set_up(job, data, runs)
     _warn_of_older([run])
@@ -83,17 +83,17 @@ def submit(
     """Submit jobs to SLURM, several as one job array; jobs that are finished, running or waiting are left alone.
 
     Args:
-        jobs: each a job, its name, or its file.
-        profile: name of the cluster's profile.
+        jobs: jobs, job names or job files.
+        profile: name of a cluster profile.
         parallel: maximum number of array tasks that run at once.
-        data: the folder of their datasets.
-        runs: the folder of the runs.
-        options: options of sbatch, such as ``partition="gpu"``, ``time="2h"``; one GPU by default.
+        data: the folder of the jobs' datasets.
+        runs: the runs folder.
+        options: sbatch options, such as ``partition="gpu"``, ``time="2h"``; one GPU by default.
 
     Returns:
         One run per job, in order; ``cnnjob status`` shows their states.
     """
-    from cnnjob.slurm.submit import backend_parts, profiles, submission  # noqa: PLC0415 - submitit is loaded only where something is submitted
+    from cnnjob.slurm.submit import backend_parts, profiles, submission  # noqa: PLC0415 - submitit is loaded only when something is submitted
 
     request = profiles.load_request(profile, options)
     prepared = [_set_up(job, data, runs) for job in jobs]
@@ -108,7 +108,7 @@ def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
     """Write one HTML page, tables and figures about runs.
 
     Args:
-        runs: the folder of the runs, or a list of runs.
+        runs: the runs folder, or a list of runs.
         out: the folder to write to.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Errors that a user can act on, with their exit codes; and parts of messages.
+"""Errors that a user can act on, with their exit codes, and helpers for messages.
 
     CnnjobError            one message on stderr, no traceback                          1
-    ├── JobError           a job file, an option or an argument asks for something
+    ├── JobError           a job file, an option or an argument requests something
     │                      impossible                                                   2
     ├── DataError          a source, a dataset, a checkpoint or a run folder is
     │                      missing, damaged, or not the expected one                    3
@@ -9,14 +9,14 @@
     ├── BusyError          another process is writing this run                          5
     └── TrainingError      the training itself failed: the loss is no longer finite     1
 
-A message says where, what is wrong, what was found, and what to do:
+A message states where the problem is, what is wrong, what was found, and what to do:
 ``<where>: <what is wrong> (found <value>). <What to do>``. Anything that is not a ``CnnjobError`` is a bug and keeps
 its traceback.
 
-Two more exit codes belong to no error: 75, stopped on purpose before the end (run the same command to resume), and
-130, interrupted.
+Two more exit codes do not belong to an error: 75, stopped deliberately before the end (run the same command to resume),
+and 130, interrupted.
 
-What messages are made of is here too: plurals, durations, suggestions of a name, and untrusted text made safe to print.
+The helpers format plurals and durations, suggest names, and make untrusted text safe to print.
 """
 
 import json
@@ -30,7 +30,7 @@ EXIT_INTERRUPTED = 130
 _INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
 """Unicode's general categories of control characters, unassigned characters, surrogates, and line separators."""
 _BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-"""Unicode's bidirectional controls: they change the direction of the text that follows."""
+"""Unicode's bidirectional controls, which change the direction of the text that follows."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters that make a spreadsheet treat a CSV cell as a formula."""
 _UNITS = (
@@ -38,19 +38,19 @@ _UNITS = (
     (("h", 3600), ("min", 60)),
     (("min", 60), ("s", 1)),
 )
-"""Pairs of a unit and the next smaller one, with their seconds, the largest first."""
+"""Pairs of a unit and the next smaller one, with their lengths in seconds, largest first."""
 _BROKEN: set[str] = set()
-"""Names with a line break or a tab that :func:`note_names` remembers."""
+"""Names with a line break or a tab, recorded by :func:`note_names`."""
 
 
 class CnnjobError(Exception):
-    """A mistake or a failure that the user can act on."""
+    """An error that the user can act on."""
 
     exit_code = 1
 
 
 class JobError(CnnjobError):
-    """A job file, an option or an argument asks for something impossible."""
+    """A job file, an option or an argument requests something impossible."""
 
     exit_code = 2
 
@@ -65,7 +65,7 @@ class SchedulerError(CnnjobError):
     """SLURM refused a request, or is not available.
 
     Attributes:
-        silent: whether SLURM did not answer, in which case it may have done what it was asked, or may yet do it.
+        silent: whether SLURM did not answer, in which case the request may have been carried out, or may still be.
     """
 
     exit_code = 4
@@ -101,16 +101,16 @@ def format_seconds(seconds: float) -> str:
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that was probably meant, in whatever case; None if none is similar."""
+    """Return the known name that was probably meant, ignoring case; None if no name is similar."""
     by_lower = {other.lower(): other for other in known}
     return next((by_lower[lower] for lower in get_close_matches(name.lower(), by_lower, 1)), None)
 
 
 def note_names(path: object) -> None:
-    """Remember the names in a path, or in an argument of a command, that contain a line break or a tab.
+    """Record the names in a path, or in a command-line argument, that contain a line break or a tab.
 
-    In a text of several lines nothing distinguishes a line break inside a name from the end of a line, so
-    :func:`printable_lines` needs to know the names.
+    In multi-line text, a line break inside a name looks like the end of a line, so :func:`printable_lines` needs a
+    record of the names.
     """
     text = str(path)
     if "\n" in text or "\t" in text:
@@ -119,19 +119,19 @@ def note_names(path: object) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with each control character as the escape sequence of a Python string."""
+    """Return the text on one line, with each control character replaced by its Python escape sequence."""
     return _escaped(text, "", lambda letter: letter.encode("unicode_escape").decode())
 
 
 def printable_lines(text: str) -> str:
-    """Apply :func:`printable` to each line of a text; tabs stay, except those in names."""
+    """Return the text with :func:`printable` applied to each line; tabs are kept, except in names."""
     for name in sorted(_BROKEN, key=len, reverse=True):  # longest first: one name may be part of another
         text = text.replace(name, printable(name))
     return _escaped(text, "\n\t", lambda letter: letter.encode("unicode_escape").decode())
 
 
 def printable_json(text: str) -> str:
-    """Return a JSON text with its control characters replaced by JSON's own escape sequences."""
+    """Return JSON text with its control characters replaced by JSON escape sequences."""
     return _escaped(text, "\n", lambda letter: json.dumps(letter)[1:-1])
 
 
@@ -147,5 +147,5 @@ def _escaped(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 def spreadsheet_cell(value: object) -> object:
-    """Return the value for a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """Return the value for a CSV cell; text that a spreadsheet would run as a formula is preceded by an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

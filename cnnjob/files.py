@@ -2,7 +2,7 @@
 
 A file is either whole or absent: it is written under a temporary name in the same folder, flushed to disk and
 renamed, and then the folder is flushed too. A process killed at any moment leaves the old file or the new one, and at
-most a temporary file, which :func:`remove_leftovers` clears.
+most one temporary file, which :func:`remove_leftovers` removes.
 
 Every file is read through :func:`open_regular`, up to a maximum size, so a pipe or a device found in place of a file
 can neither block the process nor have side effects.
@@ -27,7 +27,7 @@ from typing import Any
 from cnnjob.errors import CnnjobError, DataError, note_names
 
 PACKAGE = Path(__file__).parent
-"""The folder of this package."""
+"""Folder of this package."""
 TEMPORARY_SUFFIX = ".tmp"
 NO_PROC = "/proc is not readable"
 MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
@@ -56,8 +56,8 @@ def temporary_name(path: Path) -> Path:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of a path whose writers were killed on this host."""
-    # No glob: a name may contain the characters that a pattern gives a meaning to.
+    """Remove a path's temporary files whose writers were killed on this host."""
+    # No glob: a name may contain characters with a special meaning in patterns.
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(f".{path.name}.{socket.gethostname()}-") and writer_is_gone(leftover):
             with suppress(OSError):
@@ -69,7 +69,7 @@ def writer_is_gone(path: Path) -> bool | None:
     owner = rf"\..+\.{re.escape(socket.gethostname())}(?:-([0-9a-f]{{8}}))?-(\d{{1,9}})-[0-9a-f]+{TEMPORARY_SUFFIX}"
     found = re.fullmatch(owner, path.name)
     if not found or found[1] not in {None, process_table()}:  # an older version's name has no table
-        # The same pid in another container, or before the last boot, is another process.
+        # The same pid in another container, or before the last boot, is a different process.
         return None
     return is_gone(int(found[2]))
 
@@ -81,7 +81,7 @@ def is_gone(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        pass  # it exists and is another user's
+        pass  # it exists, but belongs to another user
     return False
 
 
@@ -96,12 +96,12 @@ def process_table() -> str:
 
 
 def pid_namespace() -> str | None:
-    """Return this process's pid namespace, as ``pid:[N]``; None if ``/proc`` shows the processes of another one.
+    """Return this process's pid namespace, as ``pid:[N]``; None if ``/proc`` shows another namespace's processes.
 
-    On a system without namespaces it is empty.
+    On a system without namespaces, the result is an empty string.
     """
     try:
-        # A container may have the host's /proc mounted. Pids looked up in it would then be other processes.
+        # A container may have the host's /proc mounted. Pids looked up there would then refer to other processes.
         if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - a number
             return None
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path
@@ -110,7 +110,7 @@ def pid_namespace() -> str | None:
 
 
 def boot_id() -> str:
-    """Return the random UUID that the kernel gave this boot of the machine.
+    """Return the random UUID that the kernel assigned to this boot of the machine.
 
     Raises:
         CnnjobError: ``/proc`` cannot be read.
@@ -118,7 +118,7 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise CnnjobError(f"{NO_PROC}; without it no run's owner can be known (found {error}). {MOUNT_PROC}") from error
+        raise CnnjobError(f"{NO_PROC}, so no run's owner can be identified (found {error}). {MOUNT_PROC}") from error
 
 
 def no_fence() -> None:
@@ -141,16 +141,16 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]
     temporary = temporary_name(path)
     try:
         yield temporary
-        # Content before name: a rename that reached the disk first would show an empty file after a power cut.
+        # Content before name: a rename that reached the disk first would leave an empty file after a power cut.
         flush_file(temporary)
-        # Writing a large checkpoint takes time, in which another attempt may have claimed the run.
+        # Writing a large checkpoint takes time, during which another attempt may have claimed the run.
         fence()
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)  # the rename itself is durable only now
+    flush_folder(path.parent)  # only this makes the rename itself durable
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = no_fence) -> None:
@@ -160,12 +160,12 @@ def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], 
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a regular file, creating it if it is missing; a symbolic link is not followed.
+    """Append to a regular file, creating it if it is missing; symbolic links are not followed.
 
     Raises:
-        OSError: it cannot be written, or is a symbolic link or not a regular file.
+        OSError: the file cannot be written, or is a symbolic link or not a regular file.
     """
-    # O_NONBLOCK: opening a pipe that nobody reads would wait for a reader. O_NOCTTY: a terminal does not become ours.
+    # O_NONBLOCK: opening a pipe without a reader would block. O_NOCTTY: a terminal must not become the controlling one.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -176,10 +176,10 @@ def append_text(path: Path, text: str) -> None:
 def create_exclusive(path: Path, content: bytes) -> bool:
     """Create ``path`` with ``content``, whole, unless it exists; return whether this call created it.
 
-    The name appears by making a hard link, which exactly one of several racing processes can do, on network file
-    systems too.
+    The name is created as a hard link, which succeeds for exactly one of several racing processes, even on network file
+    systems.
     """
-    # Opening with O_EXCL would also let one process win, but the others could then read a file that is still empty.
+    # Opening with O_EXCL would also let only one process win, but the others could then read a file that is empty.
     temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
@@ -233,7 +233,7 @@ def readable_json(value: Any) -> str:
         ValueError: a number is NaN or infinite, which JSON cannot express.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # Python holds an undecodable byte of a file name as a lone surrogate; it becomes the JSON escape \udcff.
+    # Python represents an undecodable byte of a file name as a lone surrogate, which becomes a JSON escape like \udcff.
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -252,11 +252,11 @@ def open_regular(path: Path) -> BufferedReader:
         The open file, to be closed by the caller.
 
     Raises:
-        DataError: it is missing, cannot be read, or is a folder, a pipe, a socket or a device.
+        DataError: the file is missing or cannot be read, or it is a folder, a pipe, a socket or a device.
     """
     note_names(path)
     try:
-        _require_regular(path, path.stat().st_mode)  # before opening: that alone can have an effect on a device
+        _require_regular(path, path.stat().st_mode)  # before opening, which alone can affect a device
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -274,11 +274,11 @@ def open_regular(path: Path) -> BufferedReader:
 def _require_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _FILE_KINDS.get(stat.S_IFMT(mode), "an unknown kind")
-        raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or name another")
+        raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or choose another")
 
 
 def reason_of(error: Exception) -> str:
-    """Return the text of an error without its number and path, for a message that names the path itself."""
+    """Return an error's text without its number and path, for a message that already contains the path."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
@@ -290,10 +290,10 @@ def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
         at_most: maximum size in bytes.
 
     Returns:
-        Its content.
+        The file's content.
 
     Raises:
-        DataError: it cannot be read, is not a regular file, or is larger.
+        DataError: the file cannot be read, is not a regular file, or is larger than ``at_most``.
     """
     with open_regular(path) as file:
         try:
@@ -306,10 +306,10 @@ def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
 
 
 def read_text(path: Path, at_most: int = TEXT_BYTES) -> str:
-    """Read UTF-8 text as :func:`read_bytes` does; drop a byte order mark and turn CRLF line ends into LF.
+    """Read UTF-8 text as :func:`read_bytes` does; drop a byte order mark and convert CRLF line endings to LF.
 
     Raises:
-        DataError: it cannot be read, is not a regular file, is larger, or is not UTF-8.
+        DataError: the file cannot be read, is not a regular file, is larger than ``at_most``, or is not UTF-8.
     """
     try:
         return read_bytes(path, at_most).decode("utf-8-sig").replace("\r\n", "\n")
@@ -322,7 +322,7 @@ def read_tail(path: Path, count: int) -> str:
 
     Args:
         path: a regular file, or a link to one.
-        count: how many bytes, at most.
+        count: maximum number of bytes.
 
     Returns:
         The text; bytes that are not UTF-8 are replaced by U+FFFD.
@@ -349,25 +349,25 @@ def parse_json(content: bytes | str) -> Any:
     """Parse JSON strictly: accept only what Python, SLURM's tools and other parsers all read the same way.
 
     Args:
-        content: text, or bytes in UTF-8.
+        content: text, or UTF-8 bytes.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: it is not JSON, or contains NaN or infinity, an integer of more than 64 bits, a duplicate key, half
-            a surrogate pair or more than 64 levels.
+        ValueError: the content is not JSON, or contains NaN or infinity, an integer of more than 64 bits, a duplicate
+            key, a lone surrogate or more than 64 levels.
     """
     text = content.decode() if isinstance(content, bytes) else content
     try:
         value = _JSON.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    # Counting brackets, those in strings too, gives a quick upper bound of the depth.
+    # Counting brackets, including those in strings, gives a quick upper bound on the depth.
     if text.count("[") + text.count("{") > _MAX_LEVELS:
         _require_shallow(value, _MAX_LEVELS)
     if _SURROGATE.search(text):
-        # Encoding raises at half a pair, but passes U+DC80 to U+DCFF: Python's form of a file name's undecodable byte.
+        # Encoding rejects lone surrogates except U+DC80 to U+DCFF, which stand for undecodable bytes of file names.
         json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     return value
 
@@ -380,7 +380,7 @@ def _finite(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    # Length first: beyond 4300 digits int() raises an error that says how to raise Python's limit.
+    # Length first: beyond 4300 digits, int() raises an error about changing Python's limit.
     if len(text) > _MAX_DIGITS or not -(2**63) <= (number := int(text)) < 2**64:
         raise ValueError(f"an integer of more than 64 bits, {text[:_MAX_QUOTED]}")
     return number
@@ -414,13 +414,13 @@ def sha256_of(*parts: bytes | memoryview) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """Return the first eight digits of a digest: they name folders of runs, and show which dataset or commit it is."""
+    """Return the first eight digits of a digest, which name run folders and identify datasets and commits."""
     return digest[:8]
 
 
 @contextmanager
 def disk_errors_as_cnnjob_error(path: Path) -> Iterator[None]:
-    """Turn an OSError, for example of a full disk, into a CnnjobError; files written before are intact.
+    """Turn an OSError, for example from a full disk, into a CnnjobError; files written earlier remain intact.
 
     Raises:
         CnnjobError: in place of an ``OSError``.

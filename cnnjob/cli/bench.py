@@ -27,7 +27,7 @@ HEADER = (
 )
 
 DATA = "data"
-"""The word in place of workloads that measures the reading of datasets."""
+"""The argument that, in place of workloads, selects the measurement of dataset reading."""
 TURN_SECONDS = 0.2
 
 
@@ -37,28 +37,29 @@ def bench(
         typer.Argument(metavar="WORKLOAD", autocompletion=completion.workloads, help="Workloads; all by default."),
     ] = None,
     against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch too, if it is installed.")] = "torch",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns per engine, of five steps or 0.2 s.")] = 20,
-    device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Where to compute.")] = "cpu",
-    gigabytes: Annotated[float, typer.Option(min=0.001, help="Size of each file that is written to measure data.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns per engine; a turn is five steps or 0.2 s.")] = 20,
+    device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Device to measure.")] = "cpu",
+    gigabytes: Annotated[float, typer.Option(min=0.001, help="Size of each file written to measure data reading.")] = 1,
     as_json: opt.JSON = False,
 ) -> None:
     """Measure training steps on this machine.
 
     The workloads are mnist-baseline, cifar10-baseline, cifar10, cifar10-small and conv-64-128. All engines take
-    turns in one process. "× torch" is the time of torch in its better memory layout divided by the engine's: the median
-    over the turns; "at best" is the same for the fastest steps. "× course" compares with the algorithm as a course
-    teaches it, in float64. "of products" is the time of the matrix products alone divided by the engine's. --device
-    gpu measures steps part by part, fused and as a CUDA graph, in float32 and tf32, next to torch likewise.
+    turns in one process. "× torch" is torch's time, in its faster memory layout, divided by the engine's time (median
+    over the turns); "at best" is the same ratio for the fastest steps. "× course" compares with the algorithm as taught
+    in a course, in float64. "of products" is the time of the matrix products alone divided by the engine's time.
+    --device gpu measures steps executed part by part, fused, and as a CUDA graph, in float32 and tf32, both for cnnjob
+    and for torch.
 
-    "data" instead of workloads measures the reading of datasets: random batches of 128 and the file in order, from the
-    page cache and from the disk of the current folder, where it writes two files and removes them.
+    With "data" instead of workloads, the reading of datasets is measured: random batches of 128 images and the whole
+    file in order, from the page cache and from disk. Two files are written to the current folder and removed again.
 
     Example: cnnjob bench mnist-baseline --rounds 50
     """
     from cnnjob.checks.benchmarks.bench import NAMES, measure
 
     if workloads == [DATA]:
-        # Each reading takes as long as all turns of an engine.
+        # Each reading is measured for as long as all turns of one engine take.
         _bench_reading(gigabytes, rounds * TURN_SECONDS, as_json=as_json)
         return
     for name in workloads or ():
@@ -95,6 +96,6 @@ def _bench_reading(gigabytes: float, seconds: float, *, as_json: bool) -> None:
 def _measurement_cells(row: "Row") -> list[str]:
     times = (f"{value:.2f}" for value in (row.median_ms, row.min_ms, row.max_ms))
     ratios = (row.speed_against_torch, row.speed_against_torch_at_best, row.speed_against_course, row.share_of_products)
-    # None where there is nothing to measure, such as torch that is not installed, or epochs of a single block.
+    # None where there is nothing to measure: torch is not installed, or the workload is a single block without epochs.
     rest = ("" if value is None else f"{value:.2f}" for value in (row.epoch_seconds, *ratios))
     return [row.workload, row.engine, *times, f"{row.images_per_second:.0f}", *rest]

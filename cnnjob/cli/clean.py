@@ -17,18 +17,18 @@ from cnnjob.errors import plural
 def clean(
     named: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Runs to remove, also finished ones."),
+        typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Runs to remove, including finished ones."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON; remove only with --yes.")] = False,
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
 ) -> None:
-    """List files that no run needs any more, and remove them.
+    """List and remove files that no run needs any more.
 
-    These are temporary files of dead processes, copies of the code that no unfinished run needs, and sweeps without
-    runs. A run is removed only if it is named, and never while a process writes it. Nothing is removed without asking,
-    or --yes.
+    These are temporary files left by dead processes, copies of the code that no unfinished run needs, and sweeps
+    without runs. A run is removed only if its folder is given, and never while a process is writing it. Nothing is
+    removed without confirmation or --yes.
 
     Example: cnnjob clean runs/mnist-1a2b3c4d --yes
     """
@@ -41,13 +41,13 @@ def clean(
         print_json([{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in items])
     elif items:
         print_table(["path", "reason", "size"], [[str(item.path), item.reason, gigabytes(item.size)] for item in items])
-    # With --json only JSON goes to stdout.
+    # With --json, only JSON goes to stdout.
     if not items:
         typer.echo("nothing to remove", err=as_json)
-    # Nobody can be asked without a terminal: the files stay then.
+    # Without a terminal nobody can confirm, so the files are kept.
     elif yes or (not as_json and sys.stdin.isatty() and typer.confirm(f"remove {total}?")):
         for item in items:
             item.remove()
         typer.echo(f"removed {total}", err=as_json)
     else:
-        typer.echo("nothing was removed; --yes removes these items", err=as_json)
+        typer.echo("nothing was removed; use --yes to remove these items", err=as_json)

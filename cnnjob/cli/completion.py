@@ -1,11 +1,11 @@
-"""Shell completion of jobs, datasets, runs and profiles: it lists folders, but opens no file and loads no library."""
+"""Shell completion of jobs, datasets, runs and profiles; lists folders, but opens no files and loads no libraries."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from cnnjob.jobs.lookup import named_toml_files
 
-# Written out here, because importing the catalogue, the benchmarks or the job's schema takes too long for TAB.
+# Duplicated here because importing the catalogue, the benchmarks or the job schema is too slow for TAB completion.
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
 ADDRESSES = ("test:0", "train:0", "val:0")
 WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128", "data")
@@ -18,52 +18,52 @@ SETTINGS = (
     *("train.precision", "train.select_on", "train.test_time_augmentation", "train.early_stopping"),
     *("train.checkpoint_seconds", "resources.backend"),
 )
-"""Keys of a job file for ``--set``, without those of its classifier, which are seldom set."""
+"""Job file keys for ``--set``, except those of the classifier, which are rarely set."""
 
 
 def settings(incomplete: str) -> list[str]:
-    """Return the keys of a job file; their values are not completed."""
+    """Return the matching job file keys; values are not completed."""
     return _matching(incomplete, SETTINGS)
 
 
 def jobs(incomplete: str) -> list[str]:
-    """Return the names of jobs; without a match the shell offers files, such as job files."""
+    """Return the matching job names; if there are none, the shell offers files, such as job files."""
     return _matching(incomplete, named_toml_files("jobs"))
 
 
 def datasets(incomplete: str) -> list[str]:
-    """Return the datasets that can be prepared by name."""
+    """Return the matching datasets that can be prepared by name, and ``folder``."""
     return _matching(incomplete, (*DATASETS, "folder"))
 
 
 def shown(incomplete: str) -> list[str]:
-    """Return prepared datasets and jobs."""
+    """Return the matching prepared datasets and jobs."""
     return [*_matching(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
 
 
 def runs(incomplete: str) -> list[str]:
-    """Return the run folders in the folder that has been typed, or in ``runs/``."""
+    """Return the matching run folders in the folder typed so far, or in ``runs/``."""
     folder = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
     paths = folder.iterdir() if folder.is_dir() else ()
     return _matching(incomplete, sorted(str(path) for path in paths if path.is_dir() and path.name[0] != "."))
 
 
 def images(incomplete: str) -> list[str]:
-    """Return matching addresses in a run's dataset with matching files; without an address the shell offers files."""
+    """Return matching addresses in a run's dataset, then matching files; without an address, the shell offers files."""
     addresses = _matching(incomplete, ADDRESSES) if incomplete else []
     return addresses and addresses + _matching(incomplete, sorted(map(str, Path().iterdir())))
 
 
 def profile_names(incomplete: str) -> list[str]:
-    """Return the names of cluster profiles."""
+    """Return the matching cluster profiles."""
     return _matching(incomplete, named_toml_files("slurm"))
 
 
 def workloads(incomplete: str) -> list[str]:
-    """Return the workloads of ``cnnjob bench``."""
+    """Return the matching workloads of ``cnnjob bench``."""
     return _matching(incomplete, WORKLOADS)
 
 
 def _matching(incomplete: str, names: Iterable[str]) -> list[str]:
-    # The shell would put an unprintable file name on the command line as it is, control characters included.
+    # The shell would put an unprintable file name on the command line unchanged, including its control characters.
     return [name for name in names if name.startswith(incomplete) and name.isprintable()]

@@ -38,10 +38,10 @@ def prepare(
         ),
     ],
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the folder of images.")] = None,
-    source: Annotated[str | None, typer.Option(help="Folder, file or URL of the source instead of a download.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that nobody published.")] = None,
+    source: Annotated[str | None, typer.Option(help="Source folder, file or URL, instead of the download.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source without a published one.")] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="FILE", help="The file to write; data/NAME.h5 by default.")
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="File to write; data/NAME.h5 by default.")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Table of labels: CSV or TSV with columns path, label, split.")
@@ -49,21 +49,21 @@ def prepare(
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Scale a folder's images to this size.")] = None,
     fit: Annotated[
         str,
-        typer.Option(metavar="HOW", help="How to scale: crop what is outside, pad with the background, or stretch."),
+        typer.Option(metavar="HOW", help="How to scale: crop the excess, pad with the background, or stretch."),
     ] = "crop",
     test_fraction: Annotated[
         str | None,
         typer.Option(
-            metavar="FRACTION", help="Share of each class to test on, without a test folder; or 'val': its val folder."
+            metavar="FRACTION", help="Fraction of each class to test on if there is no test folder, or 'val' (folder)."
         ),
     ] = None,
     background: Annotated[
         str, typer.Option(metavar="COLOUR", help="Colour behind transparent pixels, such as black or #c0c0c0.")
     ] = "white",
     skip_damaged: Annotated[int, typer.Option(metavar="N", min=0, help="Skip up to N unusable images.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Prepare again, over whatever file is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again, replacing an existing file.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hash all files, also of a source that seems unchanged.")
+        bool, typer.Option("--verify", help="Hash all files, even if the source seems unchanged.")
     ] = False,
     as_json: opt.JSON = False,
 ) -> None:
@@ -74,11 +74,11 @@ def prepare(
     from cnnjob.data.prepare.folders.options import default_name
     from cnnjob.data.prepare.prepare import KNOWN, prepare
 
-    # A known name is that dataset, also where a folder has the same name.
+    # A known name refers to that dataset, even if a folder has the same name.
     known = {entry.name for entry in KNOWN}
     is_path = bool(name) and name not in known and name != "folder" and Path(name).exists() and source is None
     if path is not None and (name != "folder" or source is not None):
-        raise JobError(f"prepare {name} {path}: one argument too many. Give a source with --source")
+        raise JobError(f"prepare {name} {path}: too many arguments. Specify the source with --source")
     if is_path:
         name, path = "folder", Path(name)
     if name == "folder":
@@ -114,10 +114,10 @@ def prepare(
 def ending_as_interrupted() -> Iterator[None]:
     """Raise KeyboardInterrupt in the block on every stop signal, as on Ctrl-C, so that unfinished files are removed.
 
-    Python ignores an exception in some places, such as the callback of a weak reference. If the KeyboardInterrupt is
-    raised in one of them, it is raised again a moment later.
+    Python ignores exceptions in some places, such as weak reference callbacks. A KeyboardInterrupt raised in one of
+    them is raised again a moment later.
     """
-    # SIGALRM is the timer of _interrupt_again; SIGINT has this handler already.
+    # SIGALRM is the timer signal of _interrupt_again; SIGINT already has this handler.
     numbers = (*(number for number in handled_signals() if number != signal.SIGINT), signal.SIGALRM)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     kept, sys.unraisablehook = sys.unraisablehook, _interrupt_again
@@ -131,7 +131,7 @@ def ending_as_interrupted() -> Iterator[None]:
 
 
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
-    # What is raised here would be ignored too: the timer's signal raises it outside.
+    # An exception raised here would be ignored too, so the timer's signal raises it outside.
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
     else:
@@ -141,7 +141,7 @@ def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
 def _named_file(out: str) -> Path:
     """Return the path of ``--out``, which must name a file."""
     if not out or out.endswith("/"):
-        raise JobError(f"--out {out or repr(out)}: no name of a file, found none; for example --out data/mnist.h5")
+        raise JobError(f"--out {out or repr(out)}: not a file name. For example: --out data/mnist.h5")
     return Path(out)
 
 
@@ -150,29 +150,29 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise JobError(f"--size {text}: not of the form HxW; for example --size 32x32")
+        raise JobError(f"--size {text}: not of the form HxW. For example: --size 32x32")
     return int(height), int(width)
 
 
 def _fit(text: str) -> "Fit":
     from cnnjob.data.images import FITS
 
-    # A loop and not "in": what is returned has the type Fit, not str.
+    # A loop instead of "in", so that the returned value has the type Fit, not str.
     for fit in FITS:
         if text == fit:
             return fit
-    raise JobError(f"--fit {text}: unknown. Give one of {', '.join(FITS)}")
+    raise JobError(f"--fit {text}: unknown. Choose from {', '.join(FITS)}")
 
 
 def _colour(text: str) -> tuple[int, int, int]:
-    if text == "white":  # the default, without the import of Pillow
+    if text == "white":  # the default does not need Pillow
         return 255, 255, 255
     from PIL import ImageColor
 
     try:
         colour = ImageColor.getrgb(text)
     except ValueError:
-        raise JobError(f"--background {text}: no colour. Give a name, such as black, or #rrggbb") from None
+        raise JobError(f"--background {text}: not a colour. Use a name, such as black, or #rrggbb") from None
     return colour[0], colour[1], colour[2]
 
 
@@ -192,23 +192,24 @@ def _print_prepared(prepared: "Prepared") -> None:
         rate = dataset.size_bytes / prepared.seconds / MEGABYTE
         typer.echo(f"{dataset.path}: prepared in {format_seconds(prepared.seconds)}, {rate:.1f} MB/s")
     else:
-        typer.echo(f"{dataset.path}: already prepared from this source; --force prepares it again")
+        typer.echo(f"{dataset.path}: already prepared from this source; use --force to prepare it again")
     if len(dataset.class_names) == 1:
         typer.echo(
-            "One class: there is nothing to learn from it. Give the folder that contains the class folders", err=True
+            "There is only one class, so there is nothing to learn. Specify the folder that contains the class folders",
+            err=True,
         )
         return
-    typer.echo(f"Train on it:\n    {shlex.join(['cnnjob', 'train', _job_name(dataset)])}")
+    typer.echo(f"To train on it:\n    {shlex.join(['cnnjob', 'train', _job_name(dataset)])}")
 
 
 def _job_name(dataset: "Dataset") -> str:
-    """Return the job to train on a dataset: the one of its name, or the file, which stands for its built-in job."""
+    """Return the job to train on a dataset: the job with its name, or the file, which stands for its built-in job."""
     from cnnjob.jobs.job import Job, list_jobs
 
     name = dataset.path.stem
     if dataset.path.parent != DATA_FOLDER or dataset.path.suffix != ".h5":
         return str(dataset.path)
-    # A user's job of this name may be about another dataset.
+    # A user's job with this name may use another dataset.
     try:
         return name if name not in list_jobs() or Job.load(name).dataset == name else str(dataset.path)
     except JobError:  # the job file is not valid
@@ -233,11 +234,11 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="WHAT", autocompletion=completion.shown, help="A prepared file, a job's name, a job file or a run."
+            metavar="WHAT", autocompletion=completion.shown, help="A prepared file, a job name, a job file or a run."
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Explain every key of a job file, a line each.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain every job file key, one per line.")] = False,
     data: Annotated[Path, typer.Option(help="Folder of the prepared datasets.")] = DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:
@@ -258,7 +259,7 @@ def show(
         run = Run(Path(what))
         is_run = run.job_file.exists()
         if is_run and overrides:
-            raise JobError(f"{what}: a run, its job is frozen; leave --set out")
+            raise JobError(f"{what}: the job of a run is frozen. Omit --set")
         show_job = _print_job_as_json if as_json else _show_job
         if is_run:
             show_job(run.job(), data, run.name)
@@ -268,14 +269,14 @@ def show(
 
 
 def _explain_keys(what: str | None, *, as_json: bool) -> None:
-    """Print every key of a job file, or those of one table such as ``train`` or ``train.optimiser``."""
+    """Print every job file key, or the keys of one table, such as ``train`` or ``train.optimiser``."""
     from dataclasses import asdict
 
     from cnnjob.jobs.reference import list_keys
 
     found = [one for one in list_keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
     if not found:
-        raise JobError(f"show --keys {what}: no such table; leave it out, or name one, as train or train.optimiser")
+        raise JobError(f"show --keys {what}: no such table. Choose one, such as train or train.optimiser, or omit it")
     if as_json:
         print_json([asdict(one) for one in found])
         return
@@ -287,7 +288,7 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
 
 
 def _list(data: Path, *, as_json: bool) -> None:
-    """Print every file in the folder of the datasets, the known datasets that are not there, and the jobs."""
+    """Print every file in the dataset folder, the known datasets missing from it, and the jobs."""
     from cnnjob.data.prepare.prepare import KNOWN
     from cnnjob.jobs import job as jobs
 
@@ -309,7 +310,7 @@ def _list(data: Path, *, as_json: bool) -> None:
 
 
 def _dataset_row(path: Path) -> dict[str, Any]:
-    """Describe a file in the folder of the datasets by what it contains, whatever its name."""
+    """Describe a file in the dataset folder by its content, whatever its name."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.data.prepare.catalogue import published_entry
 
@@ -351,9 +352,9 @@ def _verify(path: Path, *, as_json: bool) -> None:
     _print_dataset(dataset)
     for name, digest in {**dataset.source_sha256, **dataset.array_sha256}.items():
         typer.echo(f"{digest}  {name}")
-    typer.echo(f"{path}: {dataset.name}, every checksum holds, and mean and std are those of the training images")
+    typer.echo(f"{path}: {dataset.name}, all checksums match, and mean and std match the training images")
     if not dataset.is_sealed:
-        typer.echo("its attributes have no checksum, as it is of an older version; prepare it again with --force")
+        typer.echo("its attributes have no checksum, as an older version wrote it; prepare it again with --force")
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:
@@ -372,7 +373,7 @@ def _described(dataset: "Dataset") -> dict[str, Any]:
 
 
 def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
-    """Print a resolved job, its memory, and the name of its run, which needs the dataset's digest."""
+    """Print a resolved job, its memory requirement, and its run's name, which depends on the dataset's digest."""
     from dataclasses import asdict
 
     from cnnjob.runs.run import Run
@@ -404,12 +405,12 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
         for layer, count in zip(network.layers, counts, strict=True)
     ]
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
-    typer.echo(f"images: {setup.n_training:,} to train on, {setup.n_validation:,} to validate on")
+    typer.echo(f"images: {setup.n_training:,} for training, {setup.n_validation:,} for validation")
     typer.echo(memory_line(setup))
     if run or is_prepared:
         typer.echo(f"run: {run or Run.of(job, dataset.digest, data).name}")
     else:
-        typer.echo(f"{dataset.path} is not prepared yet; its sizes are those of the catalogue")
+        typer.echo(f"{dataset.path} is not prepared yet; the sizes are from the catalogue")
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
@@ -425,13 +426,13 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
             return entry.described(path), False
     known = ", ".join(entry.name for entry in KNOWN)
     raise DataError(
-        f"{path}: no such dataset, and {job.dataset} is not one of {known}. Prepare your own images:\n"
+        f"{path}: no such dataset, and {job.dataset} is not one of {known}. To prepare your own images:\n"
         f"  cnnjob prepare PATH --out {path}"
     )
 
 
 def memory_line(setup: "TrainingSetup") -> str:
-    """Return the exact memory of a training's arrays, in one line."""
+    """Return the exact memory size of the training arrays, as one line."""
     from cnnjob.training.memory import STREAMED, estimate_device_memory, estimate_memory
 
     memory = estimate_memory(setup)

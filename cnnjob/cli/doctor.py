@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 INDENT, NARROWEST, LONGEST = 24, 20, 10_000
-"""Column of the text; its least width on a terminal; its width elsewhere, where lines are not wrapped."""
+"""Column where the text starts; minimum text width on a terminal; text width elsewhere, where lines are not wrapped."""
 
 
 def doctor(
     runs: opt.RUNS = RUNS_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     write_profile: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Write slurm/NAME.toml from what SLURM says.")
+        str | None, typer.Option(metavar="NAME", help="Write slurm/NAME.toml from what SLURM reports.")
     ] = None,
     partition: opt.PARTITION = None,
 ) -> None:
@@ -29,7 +29,7 @@ def doctor(
 
     Each finding is ok, note (works, with limits) or bad (something will fail; exit code 1), with advice.
 
-    To check a GPU of a cluster: srun --partition gpu --gres gpu:1 cnnjob doctor
+    To check a GPU on a cluster: srun --partition gpu --gres gpu:1 cnnjob doctor
 
     Example: cnnjob doctor --write-profile mysite
     """
@@ -46,7 +46,7 @@ def doctor(
     if as_json:
         print_json([asdict(finding) for finding in findings])
     if write_profile:
-        # After the findings, and on stderr: with --json only JSON goes to stdout.
+        # After the findings, and on stderr: with --json, only JSON goes to stdout.
         path = write(write_profile, partition)
         command = f"cnnjob submit JOB --profile {write_profile} --dry-run"
         typer.echo(f"{path}: written. To see what it requests:\n  {command}", err=True)
@@ -55,7 +55,7 @@ def doctor(
 
 
 def _print_finding(finding: "Finding") -> None:
-    """Print a finding and its advice, wrapped to the width of a terminal."""
+    """Print a finding and its advice, wrapped to the terminal width."""
     from textwrap import wrap
 
     from rich.text import Text

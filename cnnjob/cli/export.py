@@ -15,14 +15,14 @@ def export(
         Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file; RUN.onnx here by default.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="File to write; ./RUN.onnx by default.")
     ] = None,
     as_json: opt.JSON = False,
 ) -> None:
     """Write a finished run's network as ONNX.
 
-    It maps uint8 images (N, H, W, C) to probabilities. The normalisation of the pixels is part of the file, test-time
-    augmentation is not. It needs the onnx package: pip install onnx.
+    The ONNX model maps uint8 images (N, H, W, C) to probabilities. It includes pixel normalisation, but not test-time
+    augmentation. The command needs the onnx package: pip install onnx.
 
     Example: cnnjob export runs/mnist-1a2b3c4d -o mnist.onnx
     """

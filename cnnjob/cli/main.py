@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print. Only ``cnnjob.cli`` prints or exits.
 
-The module of a command is imported when the command is called, and imports what it needs only then, so that ``--help``
-and completion stay fast.
+Each command's module is imported only when the command is called, and imports its dependencies only then, so that
+``--help`` and completion stay fast.
 """
 
 import sys
@@ -19,30 +19,30 @@ from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, note_names
 
 COMMANDS = {
     "prepare": ("data", "Prepare a dataset as one HDF5 file."),
-    "new": ("new", "Write the built-in job of a dataset as a file to edit."),
+    "new": ("new", "Write a dataset's built-in job as a file to edit."),
     "show": ("data", "List datasets and jobs, or show one and verify it."),
-    "train": ("train", "Train a job here, or resume it where it was stopped."),
+    "train": ("train", "Train a job here, or resume it where it stopped."),
     "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),
     "status": ("status", "Show the status of runs; for one run, also the cause."),
-    "logs": ("status", "Print the log of a run's newest job."),
-    "cancel": ("status", "Cancel the jobs of runs; saved work is kept."),
+    "logs": ("status", "Print the newest log of a run."),
+    "cancel": ("status", "Cancel runs; saved work is kept."),
     "verify-resume": ("verify", "Test that a killed run ends with the same bits."),
     "predict": ("train", "Print the predicted class and its probability per image."),
     "export": ("export", "Write a finished run's network as ONNX."),
-    "report": ("report", "Turn runs into one page, tables and figures."),
+    "report": ("report", "Write a report on runs: one page, tables and figures."),
     "bench": ("bench", "Measure training steps on this machine."),
     "doctor": ("doctor", "Check this machine, the runs' file system and the cluster."),
-    "clean": ("clean", "List files that no run needs any more, and remove them."),
+    "clean": ("clean", "List and remove files that no run needs any more."),
     "demo": ("train", "Prepare, train and report a small dataset in seconds."),
 }
-"""All commands in the order of the help: the module of the function, and the first line of its docstring."""
+"""All commands in the order of the help: the function's module, and the first line of its docstring."""
 
 
 class _Light:
-    """Mix-in of commands that avoids imports of pydantic and rich where they are not needed."""
+    """Mix-in for commands that avoids importing pydantic and rich where they are not needed."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return ``--help`` with the default False: typer's default None would be converted by pydantic."""
+        """Return the ``--help`` option with default False; pydantic would convert typer's default None."""
         option = super().get_help_option(ctx)  # type: ignore[misc]
         option.default = False
         return option
@@ -56,10 +56,10 @@ class _Light:
 
 
 class Command(_Light, typer.core.TyperCommand):
-    """A command whose arguments are split but not converted during completion, as converting takes most of the time."""
+    """A command whose arguments are split but not converted during completion, as conversion takes most of the time."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments; during completion without converting them."""
+        """Parse the arguments, without converting them during completion."""
         if not ctx.resilient_parsing:
             return super().parse_args(ctx, args)
         given, ctx.args, _ = self.make_parser(ctx).parse_args(args=args)
@@ -70,28 +70,28 @@ class Command(_Light, typer.core.TyperCommand):
 
 
 class Listed(typer.core.TyperCommand):
-    """A command in the list of commands, whose module is imported when it is called."""
+    """A command in the list of commands; its module is imported when the command is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
         """Import the command and create its context."""
         with suppress(OSError):  # a working folder that has been removed has no path
             note_names(Path.cwd())
-        # A message has several lines: only names known beforehand to contain a line break can be escaped in it.
+        # Messages can span several lines, so a line break in a name can be escaped only if the name is already known.
         for word in args:
             note_names(word)
         name = str(self.name)
         function = getattr(import_module(f"cnnjob.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
-        # typer makes a command only from a function of an app.
+        # typer builds commands only from functions registered with an app.
         app_of_one = typer.Typer(add_completion=False, rich_markup_mode=None)
         app_of_one.command(name, cls=Command)(function)
         return typer.main.get_command(app_of_one).make_context(info_name, args, parent, **settings)
 
 
 class Commands(_Light, typer.core.TyperGroup):
-    """The group of all commands: a user's mistake becomes one message and an exit code, a bug keeps its traceback."""
+    """The group of all commands: a user's mistake becomes one message and an exit code; a bug keeps its traceback."""
 
     def __init__(self, **settings: Any) -> None:
-        """Add all commands, not imported yet."""
+        """Add all commands without importing them."""
         super().__init__(**settings)
         self.commands.update({name: Listed(name, help=about) for name, (_, about) in COMMANDS.items()})
 
@@ -100,7 +100,7 @@ class Commands(_Light, typer.core.TyperGroup):
         """Run a command.
 
         Raises:
-            typer.Exit: with the exit code of the error.
+            typer.Exit: with the error's exit code.
         """
         try:
             return super().invoke(ctx)
@@ -124,13 +124,13 @@ app = typer.Typer(
     name="cnnjob",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,  # its options are below: typer's own would load pydantic
+    add_completion=False,  # the options are defined below: typer's own would load pydantic
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the form of a typer callback
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature of a typer callback
     if wanted:
         typer.echo(f"cnnjob {__version__}")
         raise typer.Exit
@@ -156,8 +156,8 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: the console script ``cnnjob``."""
-    completion_init()  # typer calls it only for an app with its own options of completion
+    """Run the command line; the entry point of the console script ``cnnjob``."""
+    completion_init()  # typer calls this only for an app with typer's own completion options
     for stream in (sys.stdout, sys.stderr):
         # With LANG=C a class name in another script cannot be encoded: it is printed with question marks.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -19,9 +19,9 @@ def new(
     ],
     data: opt.DATA = DATA_FOLDER,
 ) -> None:
-    """Write the built-in job of a dataset as a file to edit.
+    """Write a dataset's built-in job as a file to edit.
 
-    The file is jobs/DATASET.toml. An existing file is left alone.
+    The file is jobs/DATASET.toml. An existing file is left unchanged.
 
     Example: cnnjob new photos
     """
@@ -33,14 +33,14 @@ def new(
 
     content = DefaultJobs(data)(name)
     if content is None:
-        raise DataError(f"{data / name}.h5: no such dataset. Prepare it first, with cnnjob prepare")
+        raise DataError(f"{data / name}.h5: no such dataset. Prepare it first with cnnjob prepare")
     path = JOBS_FOLDER / f"{content.pop('name')}.toml"
     # Checked before anything is written, so that a refused job leaves no file.
     Job.checked({"name": path.stem, **content}, str(path))
-    comment = f"# A job for {name}, chosen by the size and the number of its images. Every key is explained by\n"
+    comment = f"# A job for {name}, chosen by the size and number of its images. For an explanation of every key:\n"
     text = f"{comment}# cnnjob show --keys\n\n{format_toml(content)}\n"
     path.parent.mkdir(exist_ok=True)
-    # Not exists() and a write: a file that appears in between would be replaced.
+    # exists() followed by a write could replace a file created in between.
     if not create_exclusive(path, text.encode()):
-        raise JobError(f"{path}: it exists already. Edit it, or remove it first")
+        raise JobError(f"{path}: already exists. Edit it, or remove it first")
     typer.echo(f"{path}: written. Edit it, then train:\n    {shlex.join(['cnnjob', 'train', path.stem])}")

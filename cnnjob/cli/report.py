@@ -25,9 +25,10 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
     as_json: opt.JSON = False,
 ) -> None:
-    """Turn runs into one page, tables and figures.
+    """Write a report on runs: one page, tables and figures.
 
-    Open report/index.html; it needs no network. Of more than 50 runs, only those named get figures of their own.
+    Open report/index.html; it needs no network. With more than 50 runs, only those passed by path get their own
+    figures.
 
     Example: cnnjob report runs/
     """
@@ -37,8 +38,8 @@ def report(
 
     for path in runs:
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder. Name run folders, or a folder that holds them")
-    # Only a run that was named itself, not the runs in a folder that was named, gets figures however many there are.
+            raise DataError(f"{path}: no such file or folder. Specify run folders, or a folder that contains them")
+    # A run that is passed by its own path always gets figures; runs found in a folder get them only up to a limit.
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
     if not found:
@@ -56,7 +57,7 @@ def report(
         print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
     if result.without_figures:
         count = plural(len(result.without_figures), "run")
-        typer.echo(f"{count} without figures of their own; to get the figures of a run, name it")
+        typer.echo(f"{count} without their own figures; to get figures for a run, pass its path")
     changed = f"{len(result.written)} of {len(result.files)} files changed"
     typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
 

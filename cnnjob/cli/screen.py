@@ -1,4 +1,4 @@
-"""Output that the commands share: tables, JSON, notes, and the progress of a training."""
+"""Output shared by the commands: tables, JSON, notes and training progress."""
 
 import io
 import math
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
-"""A table with more rows is printed as plain text: rich takes more than a second for a thousand rows."""
+"""Maximum number of rows that rich prints; longer tables are plain text, as rich takes over a second per 1000 rows."""
 LAST_WIDTH = 16
-"""Smallest width of a last column that is folded, in characters."""
+"""Minimum width of a folded last column, in characters."""
 
 
 def warn_of_clocks(runs: "Iterable[Run]") -> None:
-    """Warn on stderr if this machine's clock differs from that of the file system of some runs."""
+    """Warn on stderr if this machine's clock differs from the clock of a file system that contains some of the runs."""
     from cnnjob.runs import clock
 
     for folder in sorted({run.path.parent for run in runs}):
@@ -40,7 +40,7 @@ def warn_of_clocks(runs: "Iterable[Run]") -> None:
 class Printable(io.TextIOBase):
     """A stream that escapes control characters, so that no folder name, class name or log can control the terminal.
 
-    Rich prints past it (:func:`console`), since its control sequences are intended.
+    Rich bypasses it (:func:`console`), because rich's control sequences are intended.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -48,7 +48,7 @@ class Printable(io.TextIOBase):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write text with its control characters escaped; return the number of characters given."""
+        """Write text with its control characters escaped; return the length of the original text."""
         self.stream.write(printable_lines(text))
         return len(text)
 
@@ -86,14 +86,14 @@ def terminal(stream: TextIO) -> TextIO:
 
 
 def print_last(text: str) -> None:
-    """Print the line after a training; a closed pipe does not change the exit code of the training."""
+    """Print the last line of a training command; a closed pipe does not change the exit code."""
     with suppress(OSError):
         typer.echo(text)
     for stream in (terminal(sys.stdout), terminal(sys.stderr)):
         try:
             stream.flush()
         except OSError:
-            # At exit the interpreter flushes what is left in the buffer; a failure there is exit code 120.
+            # At exit, the interpreter flushes the rest of the buffer; a failure there changes the exit code to 120.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -105,10 +105,10 @@ def print_table(
     Args:
         header: one title per column.
         rows: the cells of each row.
-        spare: titles of the columns to leave out on a narrow terminal, the first to go first; the last column is folded
-            then. None prints all columns.
+        spare: titles of the columns to omit on a narrow terminal, in the order in which they are dropped; the last
+            column is then folded. With None, all columns are printed.
     """
-    # Rich prints past Printable; and an escape is wider than its character, which the widths of columns must know.
+    # Rich bypasses Printable, and an escape sequence is wider than its character, so cells are escaped before layout.
     rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
     if spare is not None:
@@ -120,7 +120,7 @@ def print_table(
 
 
 def print_notes(run: "Run") -> None:
-    """Print notes on stderr about a run whose job was written by an older version."""
+    """Print notes to stderr if the run's job was written by an older version."""
     from cnnjob.runs.run import version_notes
 
     for note in version_notes(run.manifest()):
@@ -128,14 +128,14 @@ def print_notes(run: "Run") -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print a value as JSON; numbers that are not finite become null."""
+    """Print a value as JSON; non-finite numbers become null."""
     from cnnjob.files import readable_json
 
     typer.echo(printable_json(readable_json(_without_nan(content))), nl=False)
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None."""
+    """Return the value with NaN and infinities, which JSON cannot express, replaced with None."""
     if isinstance(value, dict):
         return {key: _without_nan(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
@@ -160,19 +160,19 @@ def _are_numbers(cells: "Iterable[str]") -> bool:
 
 
 def console() -> "Console":
-    """Return a rich console on stdout, 160 characters wide if that is not a terminal."""
+    """Return a rich console on stdout, 160 characters wide if stdout is not a terminal."""
     from rich.console import Console
 
     return Console(file=terminal(sys.stdout), width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
 def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
-    """Build a rich table; columns of numbers are aligned to the right.
+    """Build a rich table; numeric columns are right-aligned.
 
     Args:
         header: one title per column.
         rows: the cells of each row.
-        narrow: leave less space between the columns, and fold only the last.
+        narrow: whether to leave less space between columns and fold only the last one.
 
     Returns:
         The table, for rich to print.
@@ -195,12 +195,12 @@ def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, nar
 def fit_columns(
     header: "Sequence[str]", rows: "Sequence[Sequence[str]]", spare: "Iterable[str]", width: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Drop the empty columns of a table and, as far as the width requires, its spare columns.
+    """Drop a table's empty columns and, as far as the width requires, its spare columns.
 
     Args:
         header: one title per column; the last column may be folded.
         rows: the cells of each row.
-        spare: titles of columns that may be dropped, the first to go first.
+        spare: titles of the columns that may be dropped, in the order in which they are dropped.
         width: width of the terminal, in characters.
 
     Returns:
@@ -211,7 +211,7 @@ def fit_columns(
         for column, title in enumerate(header)
         if any(row[column] for row in rows)
     }
-    # The last column may be folded, so only its smallest width counts.
+    # The last column may be folded, so only its minimum width counts.
     if header[-1] in widths:
         widths[header[-1]] = LAST_WIDTH
     for title in spare:
@@ -230,13 +230,13 @@ class Screen:
     """The progress callback of the command line: a progress bar on a terminal, and one line per epoch."""
 
     def __init__(self) -> None:
-        """Show nothing yet."""
+        """Create the callback; nothing is shown yet."""
         self._epochs = 0
         self._bar: Progress | None = None
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        """Return itself; the bar appears when the training starts."""
+        """Return the callback; the bar appears when training starts."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -248,7 +248,7 @@ class Screen:
     def start(self, job: "Job", steps: int) -> None:
         """Show the bar, if stderr is a terminal."""
         self._epochs = job.train.epochs
-        if sys.stderr.isatty():  # elsewhere, as in a job of SLURM, rich is not imported
+        if sys.stderr.isatty():  # elsewhere, as in a SLURM job, rich is not imported
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

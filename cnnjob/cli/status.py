@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS, MAX_WATCH_SECONDS = 30.0, 180.0
 QUERY_SECONDS = 30.0
-"""Between two queries of SLURM about a run whose log is followed."""
+"""Seconds between two SLURM queries about a run whose log is followed."""
 MAX_DAMAGE_LETTERS = 100
 UNFINISHED_STATES = ("pending", "running")
 HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
 SPARE = ("loss", "restarts", "node", "accuracy", "time left")
-"""Columns to leave out on a narrow terminal, the first to go first."""
+"""Columns to omit on a narrow terminal, in the order in which they are dropped."""
 
 
 def status(
     runs: opt.RUN_PATHS = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all facts, with causes, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields, including causes, as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the table until Ctrl-C.")] = False,
 ) -> None:
     """Show the status of runs; for one run, also the cause.
 
-    The command to type next is printed below the cause. Loss and accuracy are those of the validation images if there
-    are any, otherwise of the test or training images. Keys of --json: run, path, state, detail, epoch, epochs, split,
+    The next command to run is printed below the cause. Loss and accuracy are measured on the validation images if there
+    are any, otherwise on the test or training images. Keys with --json: run, path, state, detail, epoch, epochs, split,
     loss, accuracy, seconds_left, job_id, node, restarts, slurm_state, slurm_reason, cause, evidence, command.
 
     Example: cnnjob status runs/
@@ -54,7 +54,7 @@ def status(
     elif as_json:
         statuses = _query(selected, thorough=True).statuses
         print_json([{**status.as_json(), **diagnose(status).as_json()} for status in statuses])
-    # A folder that happens to hold a single run gets the table.
+    # A folder that happens to contain a single run is still shown as a table.
     elif len(selected) == 1 and selected[0].path in (runs or []):
         _print_status(selected[0])
     elif selected:
@@ -66,12 +66,12 @@ def status(
 
 
 def _find_runs(paths: "Sequence[Path] | None") -> "list[Run]":
-    """Return the runs in some folders; only the default folder may have none."""
+    """Return the runs in the given folders; only the default folder may contain none."""
     from cnnjob.runs.summary import find_runs
 
     for path in paths or []:
         if not find_runs(path):
-            raise JobError(f"{path}: neither a run nor a folder of runs. Name run folders, or a folder that holds them")
+            raise JobError(f"{path}: neither a run nor a folder of runs. Specify run folders, or a folder of them")
     return find_runs(*(paths or [RUNS_FOLDER]))
 
 
@@ -81,7 +81,7 @@ def _query(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     answer = query_statuses(runs, thorough=thorough)
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
-    # A wrong clock changes the age of heartbeats, which do not matter for a finished or damaged run.
+    # A wrong clock distorts the age of heartbeats, which is irrelevant for finished and damaged runs.
     warn_of_clocks(status.summary.run for status in answer.statuses if status.state not in {"finished", "damaged"})
     return answer
 
@@ -102,7 +102,7 @@ def _row(status: "Status") -> list[str]:
 
 
 def _damage(status: "Status") -> str:
-    """Return the first line about what is damaged, with paths relative to the run folder, cut to fit a table."""
+    """Return the first line of the damage description, with paths relative to the run folder, cut to fit a table."""
     path = status.summary.run.path
     text = status.summary.damage.replace(f"{path}/", "").replace(f"{path}: ", "")
     return "".join(text.splitlines()[:1])[:MAX_DAMAGE_LETTERS]
@@ -133,7 +133,7 @@ def _print_status(run: "Run") -> None:
 
 
 def _watch_table(paths: "Sequence[Path] | None") -> None:
-    """Show the table repeatedly, less often while nothing changes; on a pipe print one table after the other."""
+    """Show the table repeatedly, less often while nothing changes; on a pipe, print one table after another."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -141,8 +141,8 @@ def _watch_table(paths: "Sequence[Path] | None") -> None:
     screen = console()
 
     def current_table() -> "RenderableType":
-        answer = _query(_find_runs(paths))  # found each time, as runs may be added meanwhile
-        # A terminal with too few lines cuts off the end of the table: pending and running runs come first.
+        answer = _query(_find_runs(paths))  # searched every time, as runs may be added
+        # A terminal with too few lines cuts off the end of the table, so pending and running runs come first.
         statuses = sorted(answer.statuses, key=lambda status: status.state not in UNFINISHED_STATES)
         rows = [list(map(printable, _row(status))) for status in statuses]
         table = build_table(*fit_columns(HEADER, rows, SPARE, screen.width), narrow=True)
@@ -165,7 +165,7 @@ def _repeat(paths: "Sequence[Path] | None", show: "Callable[[], None]") -> None:
     while True:
         show()
         sys.stdout.flush()  # on a pipe the reader would wait for a full buffer
-        # Read from the folders, without another query of SLURM.
+        # Read from the folders, without querying SLURM again.
         summaries = map(read_summary, _find_runs(paths))
         current: list[object] = [(summary.run.path, summary.state, summary.epoch) for summary in summaries]
         pause = next_pause(pause, changed=current != previous)
@@ -174,7 +174,7 @@ def _repeat(paths: "Sequence[Path] | None", show: "Callable[[], None]") -> None:
 
 
 def next_pause(pause: float, *, changed: bool) -> float:
-    """Return the seconds to wait after a pause: twice as long up to a limit, or the shortest after a change."""
+    """Return the next pause in seconds: twice the last one, up to a limit, or the shortest pause after a change."""
     return WATCH_SECONDS if changed else min(2 * pause, MAX_WATCH_SECONDS)
 
 
@@ -187,9 +187,9 @@ def logs(
     ] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of earlier lines to print.")] = 50,
 ) -> None:
-    """Print the log of a run's newest job.
+    """Print the newest log of a run.
 
-    Tracebacks and messages of SLURM are part of it.
+    The log includes tracebacks and SLURM messages.
 
     Example: cnnjob logs runs/mnist-1a2b3c4d -f
     """
@@ -199,7 +199,7 @@ def logs(
     found = _find_runs([run])
     if [other.path for other in found] != [run]:
         names = f"found {plural(len(found), 'run')}, such as {found[0].path}"
-        raise JobError(f"{run}: not a run but a folder of runs ({names}). Name one run")
+        raise JobError(f"{run}: not a run but a folder of runs ({names}). Specify one run")
     try:
         if follow:
             for text in follow_log(found[0], lines, _LogEnd(found[0]).is_reached):
@@ -208,7 +208,7 @@ def logs(
             _write(last_lines(newest_log(found[0]), lines))
         else:
             typer.echo(
-                f"cnnjob: {run}: the log is still empty. For the state of the run:\n  cnnjob status {run}", err=True
+                f"cnnjob: {run}: the log is still empty. To see the run's state:\n  cnnjob status {run}", err=True
             )
     except KeyboardInterrupt:
         return
@@ -216,13 +216,13 @@ def logs(
 
 def _write(text: str) -> None:
     if text:
-        # A progress bar redraws its line with \r: print each of its states on a line, as \r would be escaped.
+        # A progress bar redraws its line with \r, which would be escaped, so each state is printed on its own line.
         sys.stdout.write(text.replace("\r\n", "\n").replace("\r", "\n"))
         sys.stdout.flush()
 
 
 class _LogEnd:
-    """Checks whether a run whose log is followed is over: reads its folder often, queries SLURM rarely."""
+    """Detector of the end of a followed log, which reads the run folder often and queries SLURM rarely."""
 
     def __init__(self, run: "Run") -> None:
         self._run, self._last_query = run, -QUERY_SECONDS  # the first query is made at once
@@ -236,7 +236,7 @@ class _LogEnd:
         summary = read_summary(self._run)
         if is_settled(summary):
             return True
-        # SLURM is queried only if the folder does not decide: the run waits, or may have been lost.
+        # SLURM is queried only if the folder is inconclusive: the run is pending, or may be lost.
         if summary.state == "running" or time.monotonic() - self._last_query < QUERY_SECONDS:
             return False
         self._last_query = time.monotonic()
@@ -253,10 +253,10 @@ def cancel(
         ),
     ],
 ) -> None:
-    """Cancel the jobs of runs; saved work is kept.
+    """Cancel runs; saved work is kept.
 
-    The jobs may be waiting or running. To resume a run, submit it again. A run that is trained on this machine without
-    SLURM saves and stops.
+    Both pending and running jobs are cancelled. To resume a run, submit it again. A run being trained on this machine
+    without SLURM saves its work and stops.
 
     Example: cnnjob cancel runs/mnist-1a2b3c4d
     """

@@ -35,7 +35,7 @@ JOBS = Annotated[
 SWEEP = Annotated[
     opt.Words,
     typer.Option(
-        metavar="KEY=A,B", autocompletion=completion.settings, help="One run per value, and per combination of values."
+        metavar="KEY=A,B", autocompletion=completion.settings, help="One run per value or combination of values."
     ),
 ]
 REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: train four steps here.")]
@@ -45,7 +45,7 @@ def submit(
     jobs: JOBS = None,
     overrides: opt.OVERRIDES = None,
     sweep: SWEEP = None,
-    seeds: Annotated[opt.Number, typer.Option(min=1, help="Number of seeds, from the job's own upwards.")] = None,
+    seeds: Annotated[opt.Number, typer.Option(min=1, help="Number of seeds, counting up from the job's seed.")] = None,
     parallel: Annotated[opt.Number, typer.Option(min=1, help="Maximum number of runs at once.")] = None,
     profile: opt.PROFILE = None,
     partition: opt.PARTITION = None,
@@ -78,7 +78,7 @@ def submit(
 ) -> None:
     """Submit jobs to SLURM; stopped runs are resumed.
 
-    Finished and running ones are left alone. A sweep is one job array. --local and --dry-run need no SLURM.
+    Finished and running runs are left alone. A sweep is one job array. --local and --dry-run do not need SLURM.
 
     Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """
@@ -102,7 +102,7 @@ def submit(
             _dry_run(grid, request, runs, parallel, asked=asks_for_gpus, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
-    # All jobs have been checked by now: a mistake in the last one creates no run of the others.
+    # All jobs have been checked by now, so an error in the last one does not leave runs of the others behind.
     created = {path: named for grid in grids for path, named in _create_runs(grid, runs).items()}
     if local:
         _run_here(created, request, parallel or 1)
@@ -114,7 +114,7 @@ def submit(
 def _split_by_gpus(
     grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool
 ) -> "list[Part]":
-    """Split the runs of a grid by the GPUs that they use, and warn of GPUs that are requested but not used."""
+    """Split a grid's runs by the GPUs they use, and warn about GPUs that are requested but not used."""
     from cnnjob.runs.run import Run
     from cnnjob.slurm.submit.backend_parts import split_by_backend
 
@@ -133,13 +133,13 @@ def _only_job(data: Path) -> str:
     if len(prepared) == 1:
         return prepared[0]
     if not prepared:
-        raise JobError(f"submit: no job named, and no dataset in {data}/. Prepare one first")
+        raise JobError(f"submit: no job specified, and no dataset in {data}/. Prepare one first")
     count = plural(len(prepared), "prepared dataset")
-    raise JobError(f"submit: no job named (found {count} in {data}/). Name one of {', '.join(prepared)}")
+    raise JobError(f"submit: no job specified (found {count} in {data}/). Choose one of {', '.join(prepared)}")
 
 
 def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
-    """Return each job with its dataset; check that they fit before anything is created or submitted."""
+    """Return each job with its dataset; check that they match before anything is created or submitted."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.training.setup import TrainingSetup
 
@@ -150,7 +150,7 @@ def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Datase
 
 
 def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
-    """Create the run of each job, and return it, once per folder, with the settings that distinguish it."""
+    """Create each job's run; return each run once, by its folder, with the settings that distinguish it."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import create_run, describe_replaced_runs
 
@@ -176,7 +176,7 @@ def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> Non
             part.request,
         )
     except (PartlyBusyError, PartlySubmittedError) as error:
-        # What was submitted before the error is in the queue, so its job ids are printed.
+        # Jobs submitted before the error are in the queue, so their job IDs are printed.
         _print_submitted(error.done, names, part.request)
         raise
 
@@ -198,7 +198,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
     for part in parts:
         try:
             _submit(part, names, parallel)
-        except BusyError as error:  # the other parts are submitted all the same
+        except BusyError as error:  # the other parts are still submitted
             refusals.append(str(error))
         except SchedulerError as error:
             if is_absent(error):
@@ -211,7 +211,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Print how each run ends, and once for each job that SLURM will not start by itself; then exit."""
+    """Print how each run ends and, once each, the jobs that SLURM will not start by itself; then exit."""
     from cnnjob.slurm.wait import wait_for_runs
 
     ended = []
@@ -240,7 +240,7 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
         typer.echo(f"{parallel} at once, {cores} each. Ctrl-C stops them and saves all work. To see the progress:")
         typer.echo("  cnnjob status")
     if request.stage:
-        os.environ[STAGE] = "1"  # which the processes of the trainings inherit
+        os.environ[STAGE] = "1"  # inherited by the training processes
     with ending_as_interrupted():
         for done in run_here(unfinished, parallel, request.cpus_per_task, request.time_minutes):
             ended.append(status_from_folder(done.run, done.error))
@@ -249,7 +249,7 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
 
 
 def _print_end(status: "Status") -> None:
-    """Print in one line how a run ended, with the cause if it is not finished."""
+    """Print on one line how a run ended, with the cause if it did not finish."""
     from cnnjob.slurm.diagnosis import diagnose
 
     run = status.summary.run
@@ -261,7 +261,7 @@ def _print_end(status: "Status") -> None:
 
 
 def _print_held(status: "Status") -> None:
-    """Print why a job does not start by itself, and the command that helps."""
+    """Print why a SLURM job does not start by itself, and the command that resolves it."""
     from cnnjob.slurm.diagnosis import diagnose
 
     command = diagnose(status).command
@@ -270,9 +270,9 @@ def _print_held(status: "Status") -> None:
 
 
 def _exit_as(ended: "Sequence[Status]") -> None:
-    """Exit with 1 if a run failed or was cancelled, else 75 if the same command resumes one, else 5 if one still runs.
+    """Exit with 1 if a run failed or was cancelled, else 75 if a run can be resumed, else 5 if one is still running.
 
-    If all runs have finished, return.
+    The same command resumes a run. If all runs have finished, return.
     """
     unfinished = [status for status in ended if status.state != "finished"]
     if not unfinished:
@@ -316,7 +316,7 @@ def _dry_run(
 
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
-    """Print what SLURM says about a request, what happens if the job ends early, and the exact batch script."""
+    """Print SLURM's answer to a request, what happens if the job ends early, and the exact batch script."""
     from cnnjob.slurm.submit import batch_script
     from cnnjob.slurm.submit import dry_run as forecasts
 

@@ -22,9 +22,9 @@ def train(
     runs: opt.RUNS = RUNS_FOLDER,
     stage: opt.STAGE = None,
 ) -> None:
-    """Train a job here, or resume it where it was stopped.
+    """Train a job here, or resume it where it stopped.
 
-    Ctrl-C stops the training at the next step and saves all work; run the same command to resume.
+    Ctrl-C stops training at the next step and saves all work; run the same command to resume.
 
     Example: cnnjob train mnist --set train.epochs=3
     """
@@ -41,7 +41,7 @@ def train(
     run = setup.create_run(runs)
     for message in describe_replaced_runs([run]):
         typer.echo(message, err=True)
-    # A finished run is not trained again: no dataset is copied for it.
+    # A finished run is not trained again, so its dataset is not copied.
     if stage and not run.result_file.exists():
         staged = stage_dataset(setup.dataset, lambda text: typer.echo(text, err=True))
         setup = TrainingSetup.of_run(run, setup.job, staged)
@@ -70,18 +70,18 @@ def predict(
         typer.Argument(
             metavar="IMAGE",
             autocompletion=completion.images,
-            help="Image files, .npy files of uint8 (N, H, W, C), or test:N, train:N, val:N of the run's dataset.",
+            help="Image files, .npy files (uint8, N×H×W×C), or test:N, train:N or val:N from the run's dataset.",
         ),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the run's dataset; by default the one that it was trained from.")
+        Path | None, typer.Option(help="Folder of the run's dataset; by default, the one used for training.")
     ] = None,
     as_json: opt.JSON = False,
 ) -> None:
     """Print the predicted class and its probability per image.
 
-    For images of the run's own dataset (counted from 0) the true class is printed too; val:N are the validation images.
-    Image files of another size are scaled.
+    For images of the run's own dataset, numbered from 0, the true class is printed too; val:N is a validation image.
+    Image files of a different size are scaled.
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
@@ -92,7 +92,8 @@ def predict(
     print_notes(Run(run))
     for size in sorted({each.scaled_from for each in predictions if each.scaled_from}):
         typer.echo(
-            f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network was trained on images of one size", err=True
+            f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network was trained on one image size",
+            err=True,
         )
     for each in predictions:
         for remark in each.remarks:

@@ -25,13 +25,9 @@ SEEDS = 10**6
 def verify_resume(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Shorten the job to as many epochs as hold this many steps.")
-    ] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs needed for this many steps.")] = 2000,
     kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 5,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the moments of the kills; random by default.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for the kill times; random by default.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep both runs in this new folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     profile: opt.PROFILE = None,
@@ -50,8 +46,8 @@ def verify_resume(
 ) -> None:
     """Test that a killed run ends with the same bits.
 
-    The job is run once uninterrupted and once killed at random moments. With any option of sbatch both runs are SLURM
-    jobs, in a folder under verify-resume/; Ctrl-C cancels them.
+    The job runs once without interruption, and once with kills at random moments. With any sbatch option, both runs are
+    SLURM jobs, in a folder under verify-resume/; Ctrl-C cancels them.
 
     Exit code 0: the bits are the same. 1: they differ; the first differences are listed, and both runs are kept.
 
@@ -77,7 +73,7 @@ def verify_resume(
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     request = request and request.with_gpus(whole.resources.backend, explicit=asks_for_gpus)
     short = shorten_job(whole, dataset, steps)
-    # Printed with the plan: --seed with this number repeats the moments of the kills.
+    # Printed with the plan: --seed with this number repeats the kill times.
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
     # The folder is removed at the end, even after Ctrl-C or an error, unless --keep is given or the bits differ.
@@ -89,7 +85,7 @@ def verify_resume(
     finally:
         if is_temporary:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another verification uses it
+            with suppress(OSError):  # another verification is using it
                 CLUSTER_FOLDER.rmdir()
     _print_comparison(comparison, None if is_temporary else folder, as_json=as_json)
     if not comparison.same:
@@ -99,7 +95,7 @@ def verify_resume(
 def _run_verification(
     job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
 ) -> "RunComparison":
-    """Verify on the cluster if there is a request, otherwise on this machine."""
+    """Run the verification on the cluster if there is a request, otherwise on this machine."""
     if request is None:
         from cnnjob.checks.resume import verify_resume
 
@@ -123,10 +119,10 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
 
 
 def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
-    """Create the folder of both runs.
+    """Create the folder for both runs.
 
-    It is ``keep`` if given. Otherwise it is a temporary folder, on a cluster under ``verify-resume/`` in the current
-    folder, named after the job: the nodes do not see this machine's ``/tmp``.
+    It is ``keep`` if given, otherwise a temporary folder. On a cluster, the temporary folder is in ``verify-resume/``
+    in the current folder and named after the job, because the nodes cannot see this machine's ``/tmp``.
     """
     import tempfile
 
@@ -136,7 +132,7 @@ def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="cnnjob-"))
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise JobError(f"--keep {keep}: exists already and is not an empty folder. Name a new folder")
+        raise JobError(f"--keep {keep}: already exists and is not an empty folder. Choose a new folder")
     keep.mkdir(parents=True, exist_ok=True)
     return keep
 

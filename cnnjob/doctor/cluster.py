@@ -1,4 +1,4 @@
-"""Checks of the cluster through SLURM: partitions, GPUs, limits, accounts, requeueing and stopping of jobs."""
+"""Checks of the cluster through SLURM: partitions, GPUs, limits, accounts, and how jobs are requeued and stopped."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from cnnjob.slurm.scheduler.site import Partition, Site
 
 MEGABYTES = 1000
 MAX_PARTITIONS = 8
-# sinfo appends + to a number where the nodes of a line differ: it is the smallest of them then. The digits are limited,
-# as int() refuses a text of thousands of them.
+# sinfo appends + to a number if the nodes on a line differ; the number is then the minimum. The number of digits is
+# limited because int() rejects strings of thousands of digits.
 _NODES = re.compile(r"([^|]+)\|([0-9]{1,9})\|([0-9]{1,9})\+?\|([0-9]{1,18})\+?\|(.*)")
 # Matches each GPU type of a GRES column, such as gpu:a100:4(S:0-1),gpu:2.
 _GPUS = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>[0-9]{1,9})(?![0-9])")
@@ -20,7 +20,7 @@ _GPUS = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>[0-9]{1,9})(
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of a partition that have equal hardware."""
+    """Nodes with the same hardware in one partition."""
 
     partition: str
     count: int
@@ -31,7 +31,7 @@ class Nodes:
 
     @classmethod
     def parse(cls, line: str) -> "Nodes | None":
-        """Parse a line of ``sinfo``; return None if it has another form."""
+        """Parse a line of ``sinfo`` output; return None if its format is different."""
         if not (match := _NODES.fullmatch(line.strip())):
             return None
         partition, count, cores, megabytes, gres = match.groups()
@@ -40,7 +40,7 @@ class Nodes:
 
     @property
     def gpu_count(self) -> int:
-        """Number of GPUs of one node."""
+        """Number of GPUs per node."""
         return sum(count for _, count in self.gpus)
 
     def sentence(self) -> str:
@@ -64,14 +64,14 @@ class Cluster:
     site: Site
     nodes: tuple[Nodes, ...] = ()
     accounts: tuple[str, ...] = field(default=())
-    """This user's accounts; empty if SLURM keeps no accounts."""
+    """This user's accounts; empty without SLURM accounting."""
 
     def nodes_of(self, partition: Partition) -> list[Nodes]:
-        """Return the nodes of a partition."""
+        """Return the nodes in a partition."""
         return [nodes for nodes in self.nodes if nodes.partition == partition.name]
 
     def gpu_count(self, partition: Partition) -> int:
-        """Return the number of GPUs of a partition."""
+        """Return the number of GPUs in a partition."""
         return sum(nodes.count * nodes.gpu_count for nodes in self.nodes_of(partition))
 
     def may_use(self, partition: Partition) -> bool:
@@ -81,7 +81,7 @@ class Cluster:
 
 
 def query_cluster() -> Cluster:
-    """Ask SLURM about the cluster.
+    """Query SLURM about the cluster.
 
     Raises:
         SchedulerError: SLURM is not installed, or does not answer.
@@ -110,7 +110,7 @@ def check_cluster(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
-    """Yield a finding per partition: of those with GPUs, and if there are few partitions, of all."""
+    """Yield one finding per partition, or, if there are many, one per partition with GPUs."""
     with_gpus = [partition for partition in partitions if cluster.gpu_count(partition)]
     for partition in partitions if len(partitions) <= MAX_PARTITIONS else with_gpus:
         yield _partition(cluster, partition)
@@ -130,7 +130,7 @@ def _partition(cluster: Cluster, partition: Partition) -> Finding:
     ]
     if partition.state != "UP":
         message = "; ".join([*properties, f"state {partition.state}"])
-        return Finding(name, "note", message, "it starts no jobs now")
+        return Finding(name, "note", message, "it does not start jobs now")
     if not cluster.may_use(partition):
         message = "; ".join([*properties, f"for accounts {', '.join(partition.accounts)}"])
         return Finding(name, "note", message, "not for your accounts")
@@ -142,12 +142,12 @@ def _accounts(cluster: Cluster) -> Finding:
         message = "no accounting: no --account is needed; status comes from the run folders and the queue"
         return Finding("accounts", "ok", message)
     if not cluster.accounts:
-        return Finding("accounts", "note", "you have no account", "ask the site; sbatch may refuse your jobs")
+        return Finding("accounts", "note", "you have no account", "ask the administrators; sbatch may refuse your jobs")
     return Finding("accounts", "ok", f"yours: {', '.join(cluster.accounts)}")
 
 
 def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
-    """Return the cluster; or None, and a finding that says why it cannot be queried."""
+    """Return the cluster; or None, and a finding that explains why it cannot be queried."""
     if not client.has_slurm():
         advice = "train here with cnnjob train or cnnjob submit --local, or log in to a machine that has SLURM"
         return None, Finding("SLURM", "note", "not on this machine", advice)

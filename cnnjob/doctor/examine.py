@@ -1,6 +1,6 @@
-"""Check everything that cnnjob needs: this machine, the folder of runs, the cluster.
+"""Checks of everything that cnnjob needs: this machine, the runs folder and the cluster.
 
-Nothing is changed; file operations are tried in a temporary folder.
+Nothing is changed; file operations are tested in a temporary folder.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ def examine(runs: Path) -> Iterator[Finding]:
     """Run all checks.
 
     Args:
-        runs: the folder of runs.
+        runs: the runs folder.
 
     Yields:
-        One finding per check, as soon as it is known.
+        One finding per check, as soon as it is available.
     """
     yield from machine.check_machine()
     described, unreachable = cluster.query_if_reachable()

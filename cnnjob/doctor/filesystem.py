@@ -1,4 +1,4 @@
-"""Checks of the folder of runs: what its file system does in practice, and how much space is free."""
+"""Checks of the runs folder: how its file system behaves in practice, and how much space is free."""
 
 import errno
 import fcntl
@@ -27,18 +27,18 @@ TOO_LITTLE_SPACE_BYTES, LITTLE_SPACE_BYTES = 1e9, 10e9
 FEW_INODES = 10_000
 SLOW_RENAME_SECONDS = 0.5
 CLOCK_NOTE_SECONDS, CLOCK_BAD_SECONDS = 5.0, HEARTBEAT_LIMIT_SECONDS / 5
-"""Differences of two clocks from which there is a note, and from which a run may wrongly count as lost."""
+"""Clock differences above which the finding is a note, and above which a run may wrongly count as lost."""
 WRITES, RACES, RACERS = 5, 20, 8
-"""Timed writes; races to create one file; threads in each race."""
+"""Number of timed writes, of races to create one file, and of threads per race."""
 QUOTA_SECONDS = 20
 QUOTA_NOTE_SHARE, QUOTA_BAD_SHARE = 0.85, 0.97
-"""Shares of a quota above which its use is a note, and bad."""
+"""Shares of a quota above which the finding is a note, and bad."""
 BLOCK_DEVICE = "block device"
 LOCAL_TYPES = {BLOCK_DEVICE, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
-"""Types of file systems that belong to one machine."""
-_OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel writes spaces, tabs, newlines and backslashes
+"""File system types that are local to one machine."""
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel escapes spaces, tabs, newlines and backslashes
 COHERENT_TYPES = {"ceph", "gpfs", "lustre"}
-"""Types of cluster file systems whose locks hold between nodes, unless a mount option says otherwise."""
+"""Cluster file system types whose locks hold between nodes, unless a mount option disables that."""
 THIS_MACHINE_ONLY = "on this machine only, not between nodes"
 UNKNOWN_SCOPE = "on this machine; unknown between nodes"
 REFUSED = 3
@@ -54,7 +54,7 @@ except OSError as error:
 """
 LOCK_SECONDS = 20
 ELSEWHERE = "put the runs on another file system with --runs FOLDER"
-CLEAN_UP = "to list what no run needs: cnnjob clean"
+CLEAN_UP = "to list files that no run needs: cnnjob clean"
 
 
 class Mount(NamedTuple):
@@ -68,11 +68,11 @@ class Mount(NamedTuple):
 
 
 def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
-    """Check the folder of runs, or its nearest existing parent; nothing is left behind in it.
+    """Check the runs folder, or its nearest existing parent; nothing is left behind in it.
 
     Args:
-        runs: the folder of runs, which need not exist yet.
-        on_cluster: whether the nodes of a cluster must see it too.
+        runs: the runs folder, which need not exist yet.
+        on_cluster: whether cluster nodes must also see the folder.
 
     Yields:
         One finding per check.
@@ -93,7 +93,7 @@ def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
 
 @contextmanager
 def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
-    """Turn an OSError of the block into a finding."""
+    """Turn an OSError raised in the block into a finding."""
     try:
         yield
     except OSError as error:
@@ -109,11 +109,11 @@ def _rename(folder: Path) -> Finding:
             files.write_whole(path, content := bytes([number]) * 4096)
             seconds.append(time.perf_counter() - start)
             if path.read_bytes() != content:
-                return Finding("rename", "bad", "a renamed file does not hold what was written", ELSEWHERE)
+                return Finding("rename", "bad", "a renamed file does not contain what was written", ELSEWHERE)
         median = statistics.median(seconds)
-        message = f"a file is replaced atomically in {1e3 * median:.1f} ms, flushed to disk"
+        message = f"a file is replaced atomically in {1e3 * median:.1f} ms, including the flush to disk"
         if median > SLOW_RENAME_SECONDS:
-            advice = "checkpoints will be slow; raise train.checkpoint_seconds, or use a faster file system"
+            advice = "checkpoints will be slow; increase train.checkpoint_seconds, or use a faster file system"
             results.append(Finding("rename", "note", message, advice))
         else:
             results.append(Finding("rename", "ok", message))
@@ -121,12 +121,12 @@ def _rename(folder: Path) -> Finding:
 
 
 def _flush(folder: Path) -> Finding:
-    """Check that a folder can be flushed: without that a rename may be lost in a power cut."""
+    """Check that a folder can be flushed; otherwise a power cut may undo a rename."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # EINVAL: the file system has no fsync of folders. Anything else is a failure of one that has.
+        # EINVAL: the file system does not support fsync on folders. With any other error, fsync is supported but fails.
         level: Level = "note" if error.errno == errno.EINVAL else "bad"
         message = f"a folder cannot be flushed ({error.strerror})"
         return Finding("fsync", level, message, "a power cut may lose the newest checkpoint; the one before it remains")
@@ -136,7 +136,7 @@ def _flush(folder: Path) -> Finding:
 
 
 def _exclusive(folder: Path) -> Finding:
-    """Check that if several threads create one file at once, exactly one succeeds: the claim of a run relies on it."""
+    """Check that exactly one of several threads creating the same file succeeds; claims of runs rely on this."""
     results: list[Finding] = []
     with _os_error_as_finding("exclusive create", results), ThreadPoolExecutor(RACERS) as racers:
         for race in range(RACES):
@@ -145,20 +145,20 @@ def _exclusive(folder: Path) -> Finding:
             if winners != 1:
                 message = f"{winners} of {RACERS} threads created the same file"
                 return Finding("exclusive create", "bad", message, ELSEWHERE)
-        message = f"exactly one of {RACERS} threads created a file, in each of {RACES} races"
+        message = f"exactly one of {RACERS} threads created the file, in each of {RACES} races"
         results.append(Finding("exclusive create", "ok", message))
     return results[0]
 
 
 def _locks(folder: Path, mount: Mount) -> Finding:
-    """Check that a file locked by one process cannot be locked by another: submissions wait for each other that way."""
-    advice = "concurrent submissions find each other only through SLURM's queue, which each queries afterwards"
+    """Check that a file locked by one process cannot be locked by another; submissions use locks to wait their turn."""
+    advice = "concurrent submissions are detected only in SLURM's queue, which each of them queries afterwards"
     with (folder / "lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             return Finding("locks", "note", f"refused ({error.strerror or error})", advice)
-        # POSIX locks belong to a process, which can always lock its own file again: another process has to try.
+        # POSIX locks belong to a process, which can always lock its own file again, so another process has to try.
         if failure := lock_failure([sys.executable, "-P", "-c", LOCK_CODE, file.name]):
             return Finding("locks", "note", failure, advice)
     scope = _lock_scope(mount.kind, mount.options)
@@ -168,10 +168,10 @@ def _locks(folder: Path, mount: Mount) -> Finding:
 
 
 def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
-    """Run a command that tries to lock a locked file; return what is wrong, or an empty text if it was refused.
+    """Run a command that tries to lock a locked file; return the problem, or an empty string if the lock was refused.
 
     Args:
-        command: exits with ``REFUSED`` if another process holds the lock, with 0 if it got the lock.
+        command: a command that exits with ``REFUSED`` if another process holds the lock, and with 0 if it got the lock.
         seconds: time limit.
     """
     try:
@@ -189,7 +189,7 @@ def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
 
 
 def _lock_scope(kind: str, options: Sequence[str]) -> str:
-    """Return between which processes locks hold, judged by the mount's type and options."""
+    """Return the scope within which locks hold, according to the mount's type and options."""
     if kind in LOCAL_TYPES:
         return "between processes of this machine"
     if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:
@@ -198,29 +198,27 @@ def _lock_scope(kind: str, options: Sequence[str]) -> str:
 
 
 def _clock(folder: Path) -> Finding:
-    """Compare the file system's clock, by which the age of a heartbeat is measured, with this machine's."""
+    """Compare the file system's clock, which determines the age of a heartbeat, with this machine's clock."""
     path = folder / "clock"
-    path.touch()  # the time is set by the file server, not by this machine
+    path.touch()  # the file server sets the time, not this machine
     difference = abs(path.stat().st_mtime - time.time())
     if difference < CLOCK_NOTE_SECONDS:
         return Finding("clock", "ok", "the clocks of the file system and of this machine agree")
     message = f"the file system's clock differs from this machine's by {format_seconds(difference)}"
     limit = format_seconds(HEARTBEAT_LIMIT_SECONDS)
-    advice = f"tell the site; a run counts as lost after {limit} without a heartbeat"
+    advice = f"report this to the administrators; a run counts as lost after {limit} without a heartbeat"
     return Finding("clock", "bad" if difference > CLOCK_BAD_SECONDS else "note", message, advice)
 
 
 def _location(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
     if on_cluster and kind in LOCAL_TYPES:
-        message = f"{folder} is on this machine's own disk ({kind})"
-        return Finding(
-            "runs", "note", message, "the nodes of the cluster must see it too; name another with --runs FOLDER"
-        )
+        message = f"{folder} is on this machine's local disk ({kind})"
+        return Finding("runs", "note", message, "cluster nodes must also see it; choose another with --runs FOLDER")
     return Finding("runs", "ok", f"{folder}, {kind}")
 
 
 def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
-    """Return the mount that a folder lies in: the one with the longest path; None if there is none."""
+    """Return the mount that contains a folder: the one with the longest path, or None if there is none."""
     innermost = None
     for mount in mounts:
         # >=: a later mount on the same point hides the earlier one.
@@ -230,16 +228,16 @@ def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
 
 
 def _unlisted_mount(folder: Path) -> Mount:
-    """Return the mount of a folder that no line of ``/proc/self/mounts`` is about, as in a chroot.
+    """Return the mount of a folder that is not listed in ``/proc/self/mounts``, as in a chroot.
 
-    There sysfs still names the disk by its device number.
+    Even then, sysfs lists the disk under its device number.
     """
     device = _block_device(folder.stat().st_dev)
     return Mount(device, "", BLOCK_DEVICE if device else "unknown file system")
 
 
 def read_mounts() -> Iterator[Mount]:
-    """Yield every mount in ``/proc/self/mounts``, the oldest first; none without ``/proc``."""
+    """Yield every mount in ``/proc/self/mounts``, oldest first; none without ``/proc``."""
     try:
         table = Path("/proc/self/mounts").read_bytes()
     except OSError:  # no /proc
@@ -251,7 +249,7 @@ def read_mounts() -> Iterator[Mount]:
 
 
 def _block_device(number: int) -> str:
-    """Return the path of the block device with a device number; empty if there is none."""
+    """Return the path of the block device with the given device number; empty if there is none."""
     try:
         properties = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
     except OSError:
@@ -274,7 +272,7 @@ def _free_space(folder: Path) -> Finding:
 
 
 def _quota(folder: Path, mount: Mount) -> Iterator[Finding]:
-    """Check this user's quota with ``quota``, or ``lfs quota`` on Lustre, if that is installed."""
+    """Check this user's quota with ``quota``, or with ``lfs quota`` on Lustre, if the command is installed."""
     is_lustre = mount.kind == "lustre"
     command = ["lfs", "quota", "-u", getuser(), str(folder)] if is_lustre else ["quota", "-w", "-p"]
     if not shutil.which(command[0]):
@@ -294,7 +292,7 @@ def _quota(folder: Path, mount: Mount) -> Iterator[Finding]:
 
 
 def _parse_quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
-    """Yield bytes used and allowed, from the lines of ``quota`` or ``lfs quota`` about one file system."""
+    """Yield the bytes used and allowed on one file system, from the output of ``quota`` or ``lfs quota``."""
     # Both print KiB, mark a figure over its limit with *, and print 0 for no limit.
     lines = re.findall(r"^\s*(\S+)\s+(\d+)\*?\s+(\d+)\s+(\d+)\b", answer, re.MULTILINE)
     for file_system, used, soft, hard in lines:

@@ -12,7 +12,7 @@ class Finding:
     """The result of one check."""
 
     check: str
-    """What was checked, in a word or two."""
+    """Name of what was checked, in one or two words."""
     level: Level
     message: str
     advice: str = ""

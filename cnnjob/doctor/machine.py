@@ -21,7 +21,7 @@ from cnnjob.runs.environment import available_memory_bytes
 GIGABYTE = 1e9
 LITTLE_MEMORY_BYTES = 2e9
 SMI_SECONDS = 30
-_GPU_ERRORS = (RuntimeError, OSError, MemoryError)  # what CuPy and ctypes raise
+_GPU_ERRORS = (RuntimeError, OSError, MemoryError)  # raised by CuPy and ctypes
 
 
 def check_machine() -> Iterator[Finding]:
@@ -35,7 +35,7 @@ def check_machine() -> Iterator[Finding]:
 
 
 def _check_packages() -> Finding:
-    """Check that the packages that cnnjob requires are installed in versions that it supports."""
+    """Check that the packages cnnjob requires are installed in supported versions."""
     try:
         declared = [Requirement(text) for text in metadata.requires("cnnjob") or ()]
     except metadata.PackageNotFoundError:
@@ -63,18 +63,18 @@ def _check_processor() -> Finding:
     cores, memory = available_cores(), available_memory_bytes()
     message = f"{plural(cores, 'core')}, {memory / GIGABYTE:.1f} GB of memory free"
     if memory < LITTLE_MEMORY_BYTES:
-        return Finding("processor", "note", message, "end other programs; MNIST takes 0.5 GB, CIFAR-10 1 GB")
+        return Finding("processor", "note", message, "close other programs; MNIST needs 0.5 GB, CIFAR-10 1 GB")
     return Finding("processor", "ok", message)
 
 
 def _check_gpu() -> Finding:
-    """Check the GPU, which a training uses by default if it can."""
+    """Check the GPU, which training uses by default if possible."""
     unavailable = why_unavailable()
     if unavailable:
         reason, _, advice = unavailable.partition("; ")
-        if names := _gpus_of_driver():  # a GPU that CuPy cannot use is a fault of the installation, not a missing one
+        if names := _gpus_of_driver():  # a GPU that CuPy cannot use is an installation fault, not a missing GPU
             return Finding("GPU", "bad", f"{names}, but {reason}", advice)
-        return Finding("GPU", "note", f"none, training will use the CPU: {reason}", advice)
+        return Finding("GPU", "note", f"none; training will use the CPU ({reason})", advice)
     try:
         device = CudaDevice()
     except _GPU_ERRORS as error:

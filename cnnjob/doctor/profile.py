@@ -1,4 +1,4 @@
-"""A cluster profile, written from what SLURM says about the cluster."""
+"""Cluster profiles generated from what SLURM reports about the cluster."""
 
 from pathlib import Path
 
@@ -9,56 +9,56 @@ from cnnjob.slurm.scheduler.site import Partition
 from cnnjob.slurm.submit import profiles
 
 MOST_CORES, MOST_GIGABYTES = 4, 16
-"""Most cores and GB to request: a run needs no more, and unused resources make every job wait longer."""
+"""Maximum number of cores and GB to request: a run needs no more, and unused resources only delay its start."""
 TIME_LIMIT_MINUTES = 120
-"""Time limit of a profile: a short one starts earlier, and a run that needs longer resumes in its next attempt."""
+"""Time limit in a profile: jobs with a short one start earlier, and a longer run resumes in its next attempt."""
 MEMORY_SHARE, SBATCH_GIGABYTE = 0.95, 1024
-"""Share of a node's memory to request; and MiB in sbatch's ``G``."""
+"""Share of a node's memory to request, and the number of MiB in sbatch's ``G``."""
 FOLDER = Path("slurm")
 
 
 def write_profile(name: str, partition: str | None = None) -> Path:
-    """Write ``slurm/NAME.toml`` from what SLURM says about the cluster.
+    """Write ``slurm/NAME.toml`` from what SLURM reports about the cluster.
 
     Args:
         name: the profile's name: letters, digits, ``-`` and ``_``.
-        partition: one of its partitions; by default the one that suits a training best.
+        partition: one of the cluster's partitions; by default, the one best suited to training.
 
     Returns:
         The path of the file.
 
     Raises:
-        JobError: the profile exists already, or the name is not valid.
+        JobError: the profile already exists, or its name is not valid.
         SchedulerError: SLURM is not available, or there is no such partition.
     """
     cluster, path = query_cluster(), FOLDER / f"{name}.toml"
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise JobError(f"--write-profile {name}: not a name for a profile. Use letters, digits, - and _")
+        raise JobError(f"--write-profile {name}: not a valid profile name. Use letters, digits, - and _")
     if path.exists():
-        raise JobError(f"--write-profile {name}: {path} exists already. Choose another name, or move the file away")
+        raise JobError(f"--write-profile {name}: {path} already exists. Choose another name, or remove the file")
     request = profiles.load_request(None, {"partition": partition})
     cluster.site.check(request)
     chosen = cluster.site.partition_of(request) if partition else best_partition(cluster)
     if chosen is None:
-        raise JobError("--write-profile: no partition starts your jobs. Name one with --partition")
+        raise JobError("--write-profile: no partition accepts your jobs. Specify one with --partition")
     FOLDER.mkdir(exist_ok=True)
     write_whole(path, profile_text(name, cluster, chosen).encode())
     return path
 
 
 def best_partition(cluster: Cluster) -> Partition | None:
-    """Return the best partition for a training: one with GPUs, not preempted, the default, with the most GPUs."""
+    """Return the best partition for training: with GPUs, not preempted, the default one, with the most GPUs."""
     ranks = []
     for partition in filter(cluster.may_use, cluster.site.partitions.values()):
         gpu_count = cluster.gpu_count(partition)
-        # GANG only suspends jobs in turns (time slicing): no job is ended by it.
+        # GANG only suspends jobs in turn (time slicing) and does not end any.
         is_kept = partition.preempt_mode in {"OFF", "GANG"}
         ranks.append((gpu_count > 0, is_kept, partition.is_default, gpu_count, partition))
     return max(ranks, key=lambda rank: rank[:-1])[-1] if ranks else None
 
 
 def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
-    """Return the profile's text, in which comments give the reason of each choice."""
+    """Return the profile's text, in which comments give the reason for each choice."""
     nodes = max(cluster.nodes_of(partition), key=lambda nodes: nodes.count * (1 + nodes.gpu_count), default=None)
     limit = f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit"
     accounts = [name for name in cluster.accounts if partition.accounts == ("ALL",) or name in partition.accounts]
@@ -80,7 +80,7 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
 
 
 def _resources(cluster: Cluster, nodes: Nodes) -> list[str]:
-    """Return the lines that request one GPU and its share of a node's cores and memory, at most what a run needs."""
+    """Return the lines that request one GPU and its share of a node's cores and memory, limited to what a run needs."""
     shares = max(nodes.gpu_count, 1)
     cores = max(1, min(nodes.cores // shares, MOST_CORES))
     gigabytes = min(int(MEMORY_SHARE * nodes.megabytes / SBATCH_GIGABYTE / shares), MOST_GIGABYTES)

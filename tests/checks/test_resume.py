@@ -158,7 +158,7 @@ def test_the_bits_are_the_same(here: Path, tmp_path: Path) -> None:
     assert len(uninterrupted.attempts()) == 1
     assert not list((tmp_path / "tmp").iterdir())
     again = cnnjob(*VERIFY, "--keep", "both runs")
-    assert (again.exit_code, "--keep both runs: exists already" in again.stderr) == (2, True)
+    assert (again.exit_code, "--keep both runs: already exists" in again.stderr) == (2, True)
 
 
 def test_json_of_a_shortened_job(here: Path, tmp_path: Path) -> None:

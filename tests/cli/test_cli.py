@@ -79,11 +79,11 @@ def test_prepare_and_show(here: Path) -> None:
     again = cnnjob("prepare", "digits", "--out", "d.h5")
     assert (again.exit_code, "already prepared from this source" in again.stdout) == (0, True)
     shown = cnnjob("show", "d.h5")
-    assert (shown.exit_code, "every checksum holds" in shown.stdout) == (0, True)
+    assert (shown.exit_code, "all checksums match" in shown.stdout) == (0, True)
     assert "no checksum" not in shown.stdout
     with h5py.File(here / "d.h5", "r+") as file:
         file.attrs.pop("sha256")
-    assert "its attributes have no checksum, as it is of an older version" in cnnjob("show", "d.h5").stdout
+    assert "its attributes have no checksum, as an older version wrote it" in cnnjob("show", "d.h5").stdout
     corrupt(here / "d.h5", 60_000)
     damaged = cnnjob("show", "d.h5")
     assert damaged.exit_code == 3
@@ -126,7 +126,7 @@ def test_show_lists_and_resolves(here: Path) -> None:
     assert re.search(r"^conv1 +6×6×1 +6×6×4 +44$", normalised.stdout, re.MULTILINE)  # no running statistics
     unprepared = cnnjob("show", "toy.toml", "--set", "dataset=mnist")  # the job is shown all the same
     assert (unprepared.exit_code, 'dataset = "mnist"' in unprepared.stdout) == (0, True)
-    assert "data/mnist.h5 is not prepared yet; its sizes are those of the catalogue" in unprepared.stdout
+    assert "data/mnist.h5 is not prepared yet; the sizes are from the catalogue" in unprepared.stdout
     (here / "shown.toml").write_text(shown.stdout.partition("\n\n\n")[0].split("block ")[0])
     assert cnnjob("show", "shown.toml").stdout.splitlines()[1:] == shown.stdout.splitlines()[1:]
 
@@ -212,7 +212,7 @@ def test_predict_of_images_held_out_and_of_other_sizes(here: Path) -> None:
     assert (found.exit_code, found.stderr) == (0, ""), found.output
     assert re.search(r"^val:0 +(row|column|corner)", found.stdout, re.MULTILINE)
     scaled = cnnjob("predict", str(run), "wide.png", "fits.png")
-    assert scaled.stderr == "cnnjob: scaled from 9×12 pixels; the network was trained on images of one size\n"
+    assert scaled.stderr == "cnnjob: scaled from 9×12 pixels; the network was trained on one image size\n"
 
 
 @pytest.mark.usefixtures("here")
@@ -220,7 +220,7 @@ def test_show_tells_the_job_of_a_run() -> None:
     cnnjob("train", "toy.toml", "--set", "seed=7")
     shown = cnnjob("show", str(run_folder()))
     assert (shown.exit_code, "seed = 7" in shown.stdout) == (0, True)
-    assert "leave --set out" in cnnjob("show", str(run_folder()), "--set", "seed=8").stderr
+    assert "Omit --set" in cnnjob("show", str(run_folder()), "--set", "seed=8").stderr
 
 
 def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
@@ -264,7 +264,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["train", "toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),
         (["prepare", "mnits"], 2, "Did you mean mnist?"),
-        (["prepare", "mnist", "there"], 2, "Give a source with --source"),
+        (["prepare", "mnist", "there"], 2, "Specify the source with --source"),
         (["prepare", "folder"], 2, "Give the folder of images"),
         (["prepare", "folder", "data", "--size", "8"], 2, "--size 8: not of the form HxW"),
         (["prepare", "mnist", "--source", "gone"], 3, "gone"),

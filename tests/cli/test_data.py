@@ -34,8 +34,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("out", "code", "message"),
     [
-        ("", 2, "cnnjob: --out '': no name of a file"),
-        ("new/", 2, "cnnjob: --out new/: no name of a file"),
+        ("", 2, "cnnjob: --out '': not a file name"),
+        ("new/", 2, "cnnjob: --out new/: not a file name"),
         (".", 2, "cnnjob: .: not a file (found a folder)"),
         (
             "paper.pdf",
@@ -113,9 +113,9 @@ def test_a_job_is_shown_before_its_dataset_is_prepared(here: Path, name: str, bl
     shown = cnnjob("show", "job.toml", "--set", "data.validation_fraction=0", "--set", "train.select_on='test'")
     assert shown.exit_code == 0, shown.output
     assert re.search(rf"^conv1 +{block} ", shown.stdout, re.MULTILINE)
-    assert f"\nimages: {images} to train on, 0 to validate on" in shown.stdout
+    assert f"\nimages: {images} for training, 0 for validation" in shown.stdout
     assert "\nmemory of the arrays: " in shown.stdout
-    assert shown.stdout.endswith(f"\ndata/{name}.h5 is not prepared yet; its sizes are those of the catalogue\n")
+    assert shown.stdout.endswith(f"\ndata/{name}.h5 is not prepared yet; the sizes are from the catalogue\n")
     assert "\nrun: " not in shown.stdout
 
 
@@ -133,7 +133,8 @@ def test_a_job_of_an_unknown_or_damaged_dataset_is_refused(here: Path) -> None:
     unknown = cnnjob("show", "job.toml")
     assert unknown.exit_code == 3
     names = "mnist, fashion-mnist, cifar10, cifar100, digits"
-    assert f"data/nope.h5: no such dataset, and nope is not one of {names}. Prepare your own images:" in unknown.stderr
+    message = f"data/nope.h5: no such dataset, and nope is not one of {names}. To prepare your own images:"
+    assert message in unknown.stderr
     assert "\n  cnnjob prepare PATH --out data/nope.h5\n" in unknown.stderr
     assert cnnjob("show", "job.toml", "--set", "dataset=other/x.h5").exit_code == 3
     (here / "data").mkdir()
@@ -172,7 +173,7 @@ def draw(folder: Path, count: int) -> None:
 def test_the_printed_commands_work(here: Path) -> None:
     draw(here / "my photos", 3)
     prepared = cnnjob("prepare", "my photos")
-    assert (prepared.exit_code, prepared.stdout.splitlines()[-2]) == (0, "Train on it:")
+    assert (prepared.exit_code, prepared.stdout.splitlines()[-2]) == (0, "To train on it:")
     program, *command = shlex.split(prepared.stdout.splitlines()[-1])
     assert (program, command) == ("cnnjob", ["train", "my photos"])
     trained = cnnjob(*command, "--set", "train.epochs=2")
@@ -186,7 +187,7 @@ def test_the_printed_commands_work(here: Path) -> None:
     refused = cnnjob("new", "my photos")
     assert (refused.exit_code, refused.stderr) == (
         2,
-        "cnnjob: jobs/my photos.toml: it exists already. Edit it, or remove it first\n",
+        "cnnjob: jobs/my photos.toml: already exists. Edit it, or remove it first\n",
     )
 
 
@@ -249,5 +250,5 @@ def test_a_dataset_of_one_class_is_no_training(here: Path) -> None:
         write_images(here / "photos" / split / "cats", 2)
     prepared = cnnjob("prepare", "photos")
     assert prepared.exit_code == 0
-    assert "One class: there is nothing to learn" in prepared.stderr
-    assert "Train on it" not in prepared.stdout
+    assert "There is only one class, so there is nothing to learn" in prepared.stderr
+    assert "To train on it" not in prepared.stdout

@@ -105,7 +105,7 @@ def test_the_lines_for_people(site: FakeSlurm) -> None:
     said = cnnjob("doctor")
     assert said.exit_code == 0, said.output
     assert re.search(r"^ok    partition gpu     4 nodes of 64 cores", said.stdout, re.MULTILINE)
-    assert re.search(r"^note  GPU               none, .*\n {24}→ ", said.stdout, re.MULTILINE)
+    assert re.search(r"^note  GPU               none; .*\n {24}→ ", said.stdout, re.MULTILINE)
     assert "\x1b" not in said.stdout
     site.install(scontrol="echo slurm_load_partitions: error >&2; echo and more >&2; exit 1")
     said = cnnjob("doctor")
@@ -151,7 +151,7 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
     assert request.describe() == "1 node, 1 task, 1 a100 GPU, 4 cores, 16 G, 2 h on gpu"
     assert (request.account, request.gpu_request) == ("us", "gpus-per-node")
     again = cnnjob("doctor", "--write-profile", "mysite")
-    assert (again.exit_code, "slurm/mysite.toml exists already" in again.stderr) == (2, True)
+    assert (again.exit_code, "slurm/mysite.toml already exists" in again.stderr) == (2, True)
     assert Path("slurm/mysite.toml").read_text() == text
     assert cnnjob("doctor", "--write-profile", "cpus", "--partition", "cpu").exit_code == 0
     assert profiles.load_request("cpus", {}).describe() == "1 node, 1 task, 4 cores, 16 G, 2 h on cpu"
@@ -162,7 +162,7 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("../x",), 2, "--write-profile ../x: not a name for a profile"),
+        (("../x",), 2, "--write-profile ../x: not a valid profile name"),
         (("x", "--partition", "gpuu"), 4, "Did you mean 'gpu'? This site has cpu, gpu, idle, new, theirs"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: FakeSlurm) -> None:
     ("here", "verdict", "said"),
     [
         ({}, "ok", r"Stand-in GPU, 1\d\.\d GB free; CuPy 14\.2\.0, driver for CUDA 13\.2"),
-        ({"STANDIN_DRIVER": "12040"}, "note", r"none, .*: the driver is for CUDA 12\.4, this CuPy for CUDA 13\.2"),
+        ({"STANDIN_DRIVER": "12040"}, "note", r"none; .* \(the driver is for CUDA 12\.4, this CuPy for CUDA 13\.2\)"),
         ({"STANDIN_BYTES": "10"}, "bad", r"cannot be used \(Out of memory allocating .*\)"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_file_system_that_refuses_is_found(tmp_path: Path, at: int) -> None:
 def test_a_file_system_without_locks(tmp_path: Path) -> None:
     row = examined(tmp_path / "runs", PATH="/nowhere", LD_PRELOAD=str(compile_no_locks(tmp_path)))["locks"]
     assert (row["level"], row["message"]) == ("note", "refused (No locks available)")
-    assert row["advice"].startswith("concurrent submissions find each other only through SLURM's queue")
+    assert row["advice"].startswith("concurrent submissions are detected only in SLURM's queue")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_report_and_show_read_them(runs: dict[str, Run]) -> None:
         **{runs[name].name: waiting for name in ("waiting", "18_0", "18_1")},
     }
     shown = cnnjob("show", "data/toy.h5")
-    assert (shown.exit_code, "every checksum holds" in shown.stdout) == (0, True), shown.output
+    assert (shown.exit_code, "all checksums match" in shown.stdout) == (0, True), shown.output
     shown = cnnjob("show", str(runs["stopped"].path))
     assert (shown.exit_code, "\ntotal" in shown.stdout, "seed = 1\n" in shown.stdout) == (0, True, True), shown.output
     assert cnnjob("logs", str(runs["finished"].path)).stdout.endswith("finished: test accuracy 0.6750\n")

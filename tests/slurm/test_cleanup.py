@@ -75,7 +75,7 @@ def test_temporary_files_of_processes_that_are_gone() -> None:
     assert set(listed().values()) == {"unfinished file of a process that has ended"}
     before = tree()
     said = cnnjob("clean")
-    assert said.stdout.endswith("\nnothing was removed; --yes removes these items\n")
+    assert said.stdout.endswith("\nnothing was removed; use --yes to remove these items\n")
     assert tree() == before
     assert cnnjob("clean", "--yes").stdout.endswith(f"\nremoved {len(gone)} items, 0.0 MB\n")
     assert before - tree() >= set(map(str, gone))
@@ -160,7 +160,7 @@ def test_a_named_run_goes_whatever_its_state_and_no_other(nowhere: FakeSlurm) ->
     assert listed(*names) == dict(
         zip(names, map("named, {}".format, ("finished", "stopped", "lost", "pending")), strict=True)
     )
-    assert cnnjob("clean", *names).stdout.endswith("nothing was removed; --yes removes these items\n")
+    assert cnnjob("clean", *names).stdout.endswith("nothing was removed; use --yes to remove these items\n")
     assert all(run.path.exists() for run in wanted)
     assert cnnjob("clean", "--yes", *names).exit_code == 0
     assert list(root.iterdir()) == [other.path]

@@ -29,14 +29,14 @@ from tests.helpers.slurm_runs import only_run
 @pytest.mark.usefixtures("no_slurm")
 def test_the_job_of_the_one_prepared_dataset() -> None:
     none = cnnjob("submit", "--dry-run", "--data", "nowhere")
-    assert (none.exit_code, "no job named, and no dataset in nowhere/. Prepare one first" in none.stderr) == (2, True)
+    assert (none.exit_code, "no job specified, and no dataset in nowhere/. Prepare one" in none.stderr) == (2, True)
     Path("jobs").mkdir()
     Path("jobs/toy.toml").write_text(JOB_OF_NUMPY)
     one = cnnjob("submit", "--dry-run", "--no-rehearsal")
     assert (one.exit_code, 'name = "toy"' in one.stdout) == (0, True), one.output
     Path("data/digits.h5").touch()
     two = cnnjob("submit", "--dry-run")
-    assert (two.exit_code, "(found 2 prepared datasets in data/). Name one of digits, toy" in two.stderr) == (2, True)
+    assert (two.exit_code, "(found 2 prepared datasets in data/). Choose one of digits, toy" in two.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
