@@ -103,7 +103,7 @@ def _cancel_new_jobs(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
     listing, remark = query_queue(summaries)
     if remark:
         message = (
-            f"whether another job was submitted meanwhile is not known ({remark.partition(';')[0]}). "
+            f"another job may have been submitted in the meantime ({remark.partition(';')[0]}). "
             "Run the same command again"
         )
         return {summary.run: Cancellation(summary.run, message, SchedulerError.exit_code) for summary in summaries}

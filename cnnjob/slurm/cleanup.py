@@ -56,7 +56,7 @@ class Leftover:
         except OSError as error:
             reason = error.strerror or error
             raise DataError(
-                f"{self.path}: cannot be removed ({reason}). Check the permissions of its folder"
+                f"{self.path}: cannot be removed ({reason}). Check the permissions of its parent folder"
             ) from error
 
 
@@ -74,7 +74,7 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
     items = [
         *(_leftover(path, "unfinished file of a process that has ended") for path in _abandoned(runs, data)),
         *(_leftover(path, "code that no unfinished run uses") for path in _unused_code(runs, Run.all(runs))),
-        *(_leftover(path, "a sweep whose runs are all removed") for path in _sweeps(runs) if not _runs_of(path)),
+        *(_leftover(path, "sweep whose runs have all been removed") for path in _sweeps(runs) if not _runs_of(path)),
     ]
     return sorted(items, key=lambda item: item.path)
 
@@ -97,11 +97,11 @@ def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
         by_path[path] = run if run.path.name and not run.path.is_symlink() else Run(path)
     for run in by_path.values():
         if not (run.job_file.exists() or run.attempts_folder.exists()):
-            raise DataError(f"{run.path}: not a run, and only runs are removed by name. Remove it yourself")
+            raise DataError(f"{run.path}: not a run; only runs can be removed by name. Remove it yourself")
     answer = query_statuses(list(by_path.values()), thorough=True)
     for status in answer.statuses:
         _require_idle(status, answer)
-    return [_leftover(status.summary.run.path, f"named, {status.state}") for status in answer.statuses]
+    return [_leftover(status.summary.run.path, f"selected by name, {status.state}") for status in answer.statuses]
 
 
 def _require_idle(status: Status, answer: Answer) -> None:
@@ -114,18 +114,18 @@ def _require_idle(status: Status, answer: Answer) -> None:
     summary = status.summary
     path = summary.run.path
     if status.job or (status.state == "running" and status.node):
-        user = f"job {status.job_id} carries it" if status.job else f"it is running on {status.node}"
+        user = f"job {status.job_id} belongs to it" if status.job else f"it is running on {status.node}"
         command = f"cnnjob cancel {shlex.quote(str(path))}"
         raise BusyError(f"{path}: not removed, {user}. Cancel it first:\n  {command}")
     if status.state == "running" or (status.state == "damaged" and _may_be_written(summary.run)):
         raise BusyError(
-            f"{path}: not removed, an unknown process may be writing it. Stop that process, or try again "
+            f"{path}: not removed, an unknown process may be writing to it. Stop that process, or try again "
             f"{HEARTBEAT_LIMIT_SECONDS:.0f} s after its last heartbeat"
         )
     if status.is_elsewhere:
         raise BusyError(
-            f"{path}: not removed, job {summary.job_id} of cluster {summary.other_cluster} may carry it, and this "
-            f"cluster is {summary.here}. Cancel it, then wait until it has ended:\n"
+            f"{path}: not removed, job {summary.job_id} on cluster {summary.other_cluster} may belong to it, and this "
+            f"cluster is {summary.here}. Cancel the job, then wait until it has ended:\n"
             f"  scancel -M {shlex.quote(summary.other_cluster)} {summary.job_id}"
         )
     if not summary.job_ids or status.state in {"finished", "damaged"}:

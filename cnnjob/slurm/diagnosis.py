@@ -45,7 +45,7 @@ _UNDECIDED = re.compile(rf": (?P<python>/.*) {UNDECIDED} (?P<code>\d+)$")
 _SIGNAL_CODES = 128  # a shell's exit code is 128 plus the number of the signal that killed the process
 _END_CAUSES = {
     "TIMEOUT": "its job reached the time limit",
-    "PREEMPTED": "its job was preempted by one of higher priority",
+    "PREEMPTED": "its job was preempted by a job of higher priority",
     "NODE_FAIL": "the node of its job failed",
     "BOOT_FAIL": "the node of its job did not boot",
     "DEADLINE": "its job could not finish before its deadline",
@@ -61,15 +61,15 @@ _TO_RESUME = re.compile(f"{TO_RESUME}|; to go on: ")
 _STATE_BY_RECORD = {"time limit": "TIMEOUT", "preempted": "PREEMPTED"}
 """SLURM states by the values of ``ended_by`` in the restart log."""
 _STOP_REASONS = {
-    "stopped: time limit": "its time limit was near, so it saved and stopped",
-    "stopped: SIGUSR2": "SLURM announced its time limit or a preemption (SIGUSR2), so it saved and stopped",
-    "stopped: SIGTERM": "it was asked to end (SIGTERM), so it saved and stopped",
+    "stopped: time limit": "its time limit was approaching, so it saved and stopped",
+    "stopped: SIGUSR2": "SLURM signalled the time limit or a preemption (SIGUSR2), so it saved and stopped",
+    "stopped: SIGTERM": "it was asked to stop (SIGTERM), so it saved and stopped",
     "stopped: SIGINT": "it was interrupted by Ctrl-C, so it saved and stopped",
     "stopped: SIGQUIT": "it was asked to stop (SIGQUIT), so it saved and stopped",
     "stopped: SIGUSR1": "it was asked to stop (SIGUSR1), so it saved and stopped",
     "stopped: SIGHUP": "its terminal or session was closed (SIGHUP), so it saved and stopped",
-    "stopped: SIGXCPU": "its processor time reached the limit (SIGXCPU), so it saved and stopped",
-    "stopped: SIGPWR": "its machine is being shut down (SIGPWR), so it saved and stopped",
+    "stopped: SIGXCPU": "its CPU time limit was reached (SIGXCPU), so it saved and stopped",
+    "stopped: SIGPWR": "its machine was shutting down (SIGPWR), so it saved and stopped",
 }
 """Causes by the recorded reason why an attempt saved and stopped."""
 
@@ -95,8 +95,8 @@ def diagnose(status: Status) -> Cause:
     if not summary.is_older or status.job or status.state not in ENDED_EARLY:
         return cause
     sentence = (
-        f"{cause.sentence}; another version of cnnjob started it, so it cannot be resumed: the command starts it from "
-        "the beginning"
+        f"{cause.sentence}; it was started by another version of cnnjob and cannot be resumed, so the command starts "
+        "it from the beginning"
     )
     return Cause(sentence, cause.evidence, next_command.continue_command(summary.run))
 
@@ -146,7 +146,7 @@ def _explain_pending(status: Status) -> Cause:
             command = next_command.continue_command(summary.run)
             return Cause(f"it was never submitted{resumption}", status.detail, command)
         squeue = f"squeue -M {shlex.quote(summary.other_cluster)} -j {summary.job_id}" if summary.other_cluster else ""
-        return Cause(f"it waits for job {summary.job_id}{resumption}", status.detail, squeue)
+        return Cause(f"it is waiting for job {summary.job_id}{resumption}", status.detail, squeue)
     evidence = f"squeue: job {job.job_id} {job.state}, {job.reason}"
     if job.state not in job_states.WAITING:
         phase = "is ending" if job.state == job_states.ENDING else f"is {job.state}"
@@ -165,7 +165,7 @@ def _explain_damaged(status: Status) -> Cause:
     run, trouble = status.summary.run, status.summary.damage
     if trouble.startswith(str(run.result_file)) and "Permission denied" not in trouble and status.summary.manifest:
         command = f"rm {shlex.quote(str(run.result_file))} && {next_command.continue_command(run)}"
-        return Cause("its result cannot be read; its job writes it again if the file is removed", trouble, command)
+        return Cause("its result cannot be read; the run writes it again once the file is removed", trouble, command)
     return Cause("its folder cannot be read", trouble, f"ls -l {next_command.quoted_path(run)}")
 
 
@@ -185,7 +185,7 @@ def _explain_cancelled(status: Status) -> Cause:
 def _explain_left_queue(status: Status) -> Cause:
     summary = status.summary
     # without accounting, or if the job is another cluster's, sacct returns nothing about it
-    sacct = "sacct does not know it" if status.sacct_answered else "sacct gave no answer about it"
+    sacct = "sacct has no record of it" if status.sacct_answered else "sacct did not answer"
     evidence = (
         f"slurm/job.json names job {summary.job_id}; squeue does not list it, {sacct}, and it left no attempt or log"
     )
@@ -218,7 +218,9 @@ def _check_copy(status: Status, _: str) -> Cause | None:
     summary = status.summary
     if not summary.original or status.state != "lost":
         return None
-    sentence = f"it is a copy of {summary.original}, made during its training; no process trains the copy"
+    sentence = (
+        f"it is a copy of {summary.original}, made while that run was being trained; the copy is not being trained"
+    )
     evidence = f"{_attempt_file_name(status)}: folder {summary.original}"
     return Cause(sentence, evidence, next_command.continue_command(summary.run))
 
@@ -369,7 +371,7 @@ def _check_moved(status: Status, text: str) -> Cause | None:
     former_name = run.path.with_name(Path(before).name)
     if former_name.name != run.path.name:
         command = f"mv {next_command.quoted_path(run)} {shlex.quote(str(former_name))} && {command}"
-    sentence = f"its folder was moved from {before} during its training, which stopped"
+    sentence = f"its folder was moved from {before} during training, which stopped"
     return Cause(sentence, f"{newest_log(run)}: {last_own_message(text)}", command)
 
 
@@ -393,7 +395,7 @@ def _describe_exit(code: int) -> str:
     if code == NO_STEP:
         return "not started by srun"
     if code == _SIGNAL_CODES + signal.SIGALRM:
-        return "ended because it did not stop before its job's end"
+        return "terminated because it did not stop before its job ended"
     try:
         return f"killed by signal {code - _SIGNAL_CODES} ({signal.Signals(code - _SIGNAL_CODES).name})"
     except ValueError:
@@ -413,7 +415,7 @@ def _explain_silence(status: Status) -> Cause:
         code = f", exit code {outcome.exit_code}" if outcome.exit_code else ""
         last_line = last_program_line(last_attempt_log(summary.run)) or heartbeat
         evidence = f"{outcome.source}: job {outcome.job_id} {outcome.printed}{code}; {last_line}"
-        sentence = f"{ended}; the run's folder does not say why"
+        sentence = f"{ended}; the run's folder does not show why"
         return Cause(sentence, evidence, next_command.logs_command(summary.run))
     command = next_command.continue_command(summary.run)
     if not summary.n_attempts:

@@ -144,17 +144,17 @@ def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
     """Add remarks on unusual jobs to a status: several jobs, or jobs for another folder or on another cluster."""
     summary, remarks = status.summary, [status.detail]
     if own_jobs and summary.moved_from:
-        remarks.append(f"job {own_jobs[0].job_id} is for {summary.moved_from}, where this folder was before")
+        remarks.append(f"job {own_jobs[0].job_id} is for {summary.moved_from}, the previous path of this folder")
     elif summary.original and not own_jobs and status.state == "running":
         heard = format_seconds(summary.heartbeat_age_seconds)
-        remarks.append(f"a copy of {summary.original}, or the same folder by another path; last heartbeat {heard} ago")
+        remarks.append(f"a copy of {summary.original}, or the same folder at another path; last heartbeat {heard} ago")
     elif summary.original and not own_jobs and status.state != "finished":
         remarks.append(f"a copy of {summary.original}, whose jobs do not train this copy")
     if summary.other_cluster and status.state != "finished":
         remarks.append(f"job {summary.job_id} is on cluster {summary.other_cluster}, this cluster is {summary.here}")
     others = [job.job_id for job in own_jobs if status.job and job.job_id != status.job.job_id]
     if others:
-        remarks.append(f"job {', '.join(others)} carries it too")
+        remarks.append(f"job {', '.join(others)} also belongs to it")
     return replace(status, detail="; ".join(filter(None, remarks)), own_jobs=tuple(own_jobs))
 
 
@@ -166,7 +166,7 @@ def describe_left_queue(summary: RunSummary) -> str:
 def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
     """Return the state of a run whose job is waiting, and a remark."""
     if summary.state == "running" and (summary.other_cluster or str(summary.attempt.get("job_id")) != job.job_id):
-        return "running", f"job {job.job_id} is waiting too"
+        return "running", f"job {job.job_id} is also waiting"
     wait = job_states.parse_reason(job.reason)
     return "pending", f"{wait.phrase}, so it will never start" if wait.never else wait.phrase
 

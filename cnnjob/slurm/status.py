@@ -106,12 +106,12 @@ def _find_hidden(
         if not job and summary.state not in NO_LONGER_QUEUED
     ]  # fmt: skip
     hidden = {
-        summary.run: f"squeue: jobs of cluster {summary.other_cluster} cannot be seen from this cluster, {summary.here}"
+        summary.run: f"squeue: jobs on cluster {summary.other_cluster} are not visible from cluster {summary.here}"
         for summary in unshown if summary.other_cluster and may_be_restarted(summary)
     }  # fmt: skip
     others = [summary.run for summary in unshown if summary.is_other_users and summary.run not in hidden]
     if others and client.hides_jobs(ask_config):
-        remark = "squeue: this site hides the jobs of other users; their state is not known here"
+        remark = "squeue: this site hides the jobs of other users; their states are not known here"
         hidden |= dict.fromkeys(others, remark)
     return hidden
 
@@ -135,10 +135,10 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
             return None, ""
         # shortened to the last line that the command printed, without the advice
         reason = str(error).splitlines()[-1].partition(". ")[0].rpartition(": ")[2]
-        return None, f"squeue: {reason or 'no answer'}; the states are those of the run folders"
+        return None, f"squeue: {reason or 'no answer'}; the states shown are from the run folders"
     if listing.complete:
         return listing, ""
-    return listing, "squeue: its answer was not understood completely; a job missing there does not count as ended"
+    return listing, "squeue: its answer was not understood completely; jobs missing from it do not count as ended"
 
 
 def _outcome_in_queue(job: QueuedJob) -> JobOutcome:

@@ -167,8 +167,9 @@ def _advise_signal(summary: RunSummary) -> str:
     command = f"kill -TERM {pid}"
     if host == socket.gethostname():  # in another container, or on another machine with the same name
         return (
-            f"process {pid} on {host} trains it{inside}, in another container or on another machine of this name. "
+            f"process {pid} on {host} is training it{inside}, in another container or on another machine with the same "
+            f"name. "
             f"To let it save and stop, run there:\n  {command}"
         )
     command = f"ssh {shlex.quote(str(host))} {command}"
-    return f"process {pid} on {host} trains it{inside}. To let it save and stop:\n  {command}"
+    return f"process {pid} on {host} is training it{inside}. To let it save and stop:\n  {command}"

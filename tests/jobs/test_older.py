@@ -191,7 +191,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     [stands] = status.query_statuses([older]).statuses
     assert (stands.state, stands.detail) == ("stopped", "started by another version of cnnjob, cannot be resumed")
     cause = diagnosis.diagnose(stands)
-    assert "so it cannot be resumed: the command starts it from the beginning" in cause.sentence
+    assert "cannot be resumed, so the command starts it from the beginning" in cause.sentence
     assert cause.command == next_command.continue_command(older) == "cnnjob train toy.toml"
     assert "another version of cnnjob began it, so it is not resumed" in str(
         record.read_record(older, "x").row["reason"]

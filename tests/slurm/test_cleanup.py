@@ -158,7 +158,7 @@ def test_a_named_run_goes_whatever_its_state_and_no_other(nowhere: FakeSlurm) ->
     assert not listed()
     names = [str(run.path) for run in wanted]
     assert listed(*names) == dict(
-        zip(names, map("named, {}".format, ("finished", "stopped", "lost", "pending")), strict=True)
+        zip(names, map("selected by name, {}".format, ("finished", "stopped", "lost", "pending")), strict=True)
     )
     assert cnnjob("clean", *names).stdout.endswith("nothing was removed; use --yes to remove these items\n")
     assert all(run.path.exists() for run in wanted)
@@ -184,7 +184,7 @@ def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: FakeSlurm) -> Non
     )
     nowhere.install(squeue=f'echo "17|PENDING|Resources|(null)|N/A|N/A|cnnjob {run.path.resolve()} 2"')
     said = cnnjob("clean", "--yes", str(run.path))
-    assert (said.exit_code, "not removed, job 17 carries it" in said.stderr) == (5, True), said.output
+    assert (said.exit_code, "not removed, job 17 belongs to it" in said.stderr) == (5, True), said.output
     nowhere.install(squeue="echo slurm_load_jobs error: Unable to contact >&2; exit 1")
     said = cnnjob("clean", "--yes", str(run.path))
     assert (said.exit_code, "not removed, its job may be in the queue" in said.stderr) == (4, True), said.output
@@ -199,7 +199,7 @@ def test_only_runs_are_removed_by_name() -> None:
     made(Path("data/mnist.h5"))
     for place in ("data", "data/mnist.h5", "gone"):
         said = cnnjob("clean", "--yes", place)
-        assert (said.exit_code, f"cnnjob: {place}: not a run, and only runs" in said.stderr) == (3, True), said.output
+        assert (said.exit_code, f"cnnjob: {place}: not a run; only runs can be" in said.stderr) == (3, True), said.output
     assert Path("data/mnist.h5").exists()
 
 

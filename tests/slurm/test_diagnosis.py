@@ -117,7 +117,7 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
          "cnnjob submit tiny.toml"),
         (lost_in_job, "", "17|TIMEOUT|0:0|n1|\n", "its job reached the time limit", "sacct: job 17 TIMEOUT",
          "cnnjob submit .*"),
-        (lost_in_job, "", "17|PREEMPTED|0:0|n1|\n", "its job was preempted by one of higher priority", "sacct: ",
+        (lost_in_job, "", "17|PREEMPTED|0:0|n1|\n", "its job was preempted by a job of higher priority", "sacct: ",
          "cnnjob submit .*"),
         (lost_in_job, "", "17|NODE_FAIL|0:0|n7|\n", r"the node of its job failed \(n7\)", "sacct: ",
          "cnnjob submit .*"),
@@ -147,11 +147,11 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
         (lambda root: with_log(lost_in_job(root), OOM + BANNER.replace("1 on", "2 on")), "", "17|FAILED|1:0|n1|\n",
          "it ran out of memory", "slurmstepd", ".*"),
         (lambda root: with_log(lost_in_job(root), OOM + BANNER + "epoch 1\n"), "", "17|FAILED|1:0|n1|\n",
-         "its job failed; the run's folder does not say why", "sacct: job 17 FAILED, exit code 1:0", "cnnjob logs .*"),
+         "its job failed; the run's folder does not show why", "sacct: job 17 FAILED, exit code 1:0", "cnnjob logs .*"),
         (stopped_in_job, "", "", BATCH_SCRIPT_LOST,
          "attempts/0001.json: stopped: SIGTERM; its batch script recorded no decision about a restart",
          "cnnjob submit .*"),
-        (moved_while_it_ran, "", "", r"its folder was moved from /\S+/tiny-\w+ during its training, which stopped",
+        (moved_while_it_ran, "", "", r"its folder was moved from /\S+/tiny-\w+ during training, which stopped",
          "17_0_log.out: /tiny/attempts/0001.json: the record of this training was removed",
          r"mv runs/renamed runs/tiny-\w+ && cnnjob submit tiny.*"),
         (requeued_then_ended, "", "17|FAILED|0:9|n1|\n",
@@ -167,13 +167,13 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
         (lambda root: with_decision(lost_in_job(root), code=254, said="3 restarts without progress"), "", "",
          "3 restarts without progress, each time not started by srun", "slurm/restarts.json", "cnnjob logs .*"),
         (lambda root: with_decision(lost_in_job(root), code=142, said=REQUEUED), "", "",
-         "it was ended because it did not stop before its job's end", "code 142", "cnnjob submit .*"),
-        (stopped_run, "", "", "it was asked to end .*", "attempts/0001.json", "cnnjob train tiny.toml"),
+         "it was terminated because it did not stop before its job ended", "code 142", "cnnjob submit .*"),
+        (stopped_run, "", "", "it was asked to stop .*", "attempts/0001.json", "cnnjob train tiny.toml"),
         (lost_run, "", "", "the process died without recording why",
          "attempts/0001.json: no heartbeat for ", "cnnjob train tiny.toml"),
         (saved_at_637, "", "", "the process died without recording why; step 637 is saved", "attempts/0001.json", ".*"),
         (waiting_run, "", "", r"job 17 left the queue before it started \(cancelled or purged\)",
-         "squeue does not list it, sacct does not know it", "cnnjob submit .*"),
+         "squeue does not list it, sacct has no record of it", "cnnjob submit .*"),
         (pending_run, "", "", "it was never submitted", "not submitted", "cnnjob train tiny.toml"),
         (finished_run, "", "", "finished", "result.json", r"cnnjob report runs/\S+"),
         (lambda root: cut_result(finished_run(root)), "", "", "its result cannot be read; .*",
@@ -203,7 +203,7 @@ def test_sacct_is_no_evidence_where_it_gave_no_answer(idle_slurm: FakeSlurm, sac
     idle_slurm.install(sacct=sacct)
     found = cause_of(run)
     assert found.sentence == "job 17 left the queue before it started (cancelled or purged)"
-    assert "squeue does not list it, sacct gave no answer about it, and it left no attempt" in found.evidence
+    assert "squeue does not list it, sacct did not answer, and it left no attempt" in found.evidence
 
 
 def test_a_job_that_ends_before_its_run_began_does_not_wait(idle_slurm: FakeSlurm) -> None:

@@ -68,7 +68,7 @@ def test_a_training_inside_a_job_of_the_user_on_another_host(idle_slurm: FakeSlu
     set_answers(idle_slurm, ALLOCATION)
     said = cnnjob("cancel", str(run.path)).stdout
     assert said.startswith(
-        f"{run.path}: not cancelled: process {os.getpid()} on n1 trains it, inside job 44, which cnnjob did not "
+        f"{run.path}: not cancelled: process {os.getpid()} on n1 is training it, inside job 44, which cnnjob did not "
     )
     assert said.endswith(f"\n  ssh n1 kill -TERM {os.getpid()}\n")
     change_json(run.attempt_files()[-1], job_step="3")
@@ -184,7 +184,7 @@ def test_every_job_of_a_run_is_cancelled_and_told(idle_slurm: FakeSlurm) -> None
     lines = [queue_row("RUNNING", job=f"17_{n}", comment=sweep.comment) for n in range(2)]
     set_answers(idle_slurm, "".join(lines) + queue_row("PENDING", job="18_[0-1]", comment=sweep.comment))
     assert [one.detail for one in status.query_statuses(runs).statuses] == [
-        "its job is starting; job 18_0 carries it too", "its job is starting; job 18_1 carries it too",
+        "its job is starting; job 18_0 also belongs to it", "its job is starting; job 18_1 also belongs to it",
     ]  # fmt: skip
     said = cnnjob("cancel", "runs").stdout
     assert said.count("which saves before it ends") == 2
@@ -244,7 +244,7 @@ def test_a_queue_that_is_silent_after_a_cancellation_is_said(idle_slurm: FakeSlu
     rows = queue_row("PENDING", comment=f"cnnjob {run.path.resolve()} 1").strip()
     idle_slurm.install(squeue=f'[ -e ../asked ] && exit 1; echo "{rows}"', scancel='echo "$*" >> ../asked')
     found = cnnjob("cancel", str(run.path))
-    assert (found.exit_code, found.stdout.count("cancelled job 17, which was waiting; whether another job was")) == (
+    assert (found.exit_code, found.stdout.count("cancelled job 17, which was waiting; another job may have been")) == (
         4,
         1,
     )
@@ -300,7 +300,7 @@ def test_a_run_that_was_moved_while_its_job_waits(idle_slurm: FakeSlurm) -> None
     assert (status_of(moved).state, status_of(moved).job_id) == ("pending", "17")
     assert (
         status_of(moved).detail
-        == f"jobs of higher priority start first; job 17 is for {old}, where this folder was before"
+        == f"jobs of higher priority start first; job 17 is for {old}, the previous path of this folder"
     )
     with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, .*\n  cnnjob cancel elsewhere"):
         submission.submit([moved], Request())
@@ -324,7 +324,7 @@ def test_a_link_to_the_folder_above_is_no_move(idle_slurm: FakeSlurm) -> None:
     run = pending_run(Path("runs"))
     with_job(run, **(run.identity() | {"folder": str(Path("other", run.name).absolute())}))
     set_answers(idle_slurm, queue_row("PENDING", "Priority"))
-    assert "this folder was before" in status_of(run).detail
+    assert "the previous path of this folder" in status_of(run).detail
     Path("other").symlink_to("runs")
     for path in (run.path, Path("other", run.name), Path("runs", "..", "other", run.name)):
         assert status_of(Run(path)).detail == "jobs of higher priority start first"
@@ -338,7 +338,7 @@ def test_a_folder_above_that_was_moved_is_a_move(idle_slurm: FakeSlurm, moved: s
     place = Path(moved.format(run.name))
     place.parent.parent.mkdir(exist_ok=True)
     (run.path if place.name == "x" else Path("runs")).rename(place if place.name == "x" else place.parent)
-    assert "where this folder was before" in status_of(Run(place)).detail
+    assert "the previous path of this folder" in status_of(Run(place)).detail
 
 
 def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(idle_slurm: FakeSlurm) -> None:
@@ -350,7 +350,7 @@ def test_a_slow_copy_of_a_run_that_is_trained_is_not_trained(idle_slurm: FakeSlu
     set_answers(idle_slurm)
     found = status_of(copy, thorough=True)
     assert (found.state, found.detail) == ("lost", f"a copy of {run.path.resolve()}, whose jobs do not train this copy")
-    assert diagnose(found).sentence.startswith(f"it is a copy of {run.path.resolve()}, made during its training")
+    assert diagnose(found).sentence.startswith(f"it is a copy of {run.path.resolve()}, made while that run was being")
     assert claim(copy).number == 2
     assert run.state() == "running"
 
@@ -362,7 +362,7 @@ def test_what_may_be_a_run_under_another_name_is_held_by_its_heartbeat(idle_slur
     silent(run, 20)
     set_answers(idle_slurm)
     assert status_of(run).state == "running"
-    assert status_of(run).detail == "a copy of /name/on/n1, or the same folder by another path; last heartbeat 20 s ago"
+    assert status_of(run).detail == "a copy of /name/on/n1, or the same folder at another path; last heartbeat 20 s ago"
     with pytest.raises(BusyError):
         claim(run)
     silent(run, 301)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
 @pytest.mark.parametrize(
     ("squeue", "said"),
     [
-        ("exit 1", "squeue: refused, exit code 1; the states are those of the run folders"),
+        ("exit 1", "squeue: refused, exit code 1; the states shown are from the run folders"),
         # https://github.com/fls-bioinformatics-core/auto_process_ngs/issues/1182
         (
             'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1',
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
         ("echo slurm_load_jobs error: Invalid user", "its answer was not understood"),
         ('echo "17_[1,3,5...]|PENDING|None||N/A|N/A|"', "its answer was not understood"),
         ('echo "17|PENDING"', "its answer was not understood"),
-        (None, "squeue: not found, this machine has no SLURM; the states are those of the run folders"),
+        (None, "squeue: not found, this machine has no SLURM; the states shown are from the run folders"),
     ],
 )
 def test_a_queue_that_cannot_be_read_makes_nothing_lost(
