@@ -199,7 +199,9 @@ def test_only_runs_are_removed_by_name() -> None:
     made(Path("data/mnist.h5"))
     for place in ("data", "data/mnist.h5", "gone"):
         said = cnnjob("clean", "--yes", place)
-        assert (said.exit_code, f"cnnjob: {place}: not a run; only runs can be" in said.stderr) == (3, True), said.output
+        assert (said.exit_code, f"cnnjob: {place}: not a run; only runs can be" in said.stderr) == (3, True), (
+            said.output
+        )
     assert Path("data/mnist.h5").exists()
 
 
