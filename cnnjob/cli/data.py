@@ -37,9 +37,11 @@ def prepare(
             help="A known dataset; or a folder, archive or array file of images; or any name, with --source.",
         ),
     ],
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the folder of images.")] = None,
-    source: Annotated[str | None, typer.Option(help="Source folder, file or URL, instead of the download.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source without a published one.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the image folder.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Source folder, file or URL to use instead of downloading.")
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that has no published one.")] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="FILE", help="File to write; data/NAME.h5 by default.")
     ] = None,
@@ -54,7 +56,8 @@ def prepare(
     test_fraction: Annotated[
         str | None,
         typer.Option(
-            metavar="FRACTION", help="Fraction of each class to test on if there is no test folder, or 'val' (folder)."
+            metavar="FRACTION",
+            help="Fraction of each class to use for testing without a test folder, or 'val' to use the val folder.",
         ),
     ] = None,
     background: Annotated[

@@ -203,7 +203,7 @@ def _clock(folder: Path) -> Finding:
     path.touch()  # the file server sets the time, not this machine
     difference = abs(path.stat().st_mtime - time.time())
     if difference < CLOCK_NOTE_SECONDS:
-        return Finding("clock", "ok", "the clocks of the file system and of this machine agree")
+        return Finding("clock", "ok", "the clocks of the file system and this machine agree")
     message = f"the file system's clock differs from this machine's by {format_seconds(difference)}"
     limit = format_seconds(HEARTBEAT_LIMIT_SECONDS)
     advice = f"report this to the administrators; a run counts as lost after {limit} without a heartbeat"
