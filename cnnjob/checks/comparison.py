@@ -35,7 +35,7 @@ class RunDifference:
 
 @dataclass(frozen=True)
 class Kill:
-    """An attempt that was ended by ``SIGKILL``."""
+    """An attempt that was killed with ``SIGKILL``."""
 
     attempt: int
     """Number of the attempt, from 1."""

@@ -1,4 +1,4 @@
-"""Cancellation of runs: of the SLURM jobs submitted for them, or of processes that train them outside those jobs.
+"""Cancellation of runs: their SLURM jobs are cancelled, and processes outside those jobs are asked to stop.
 
 A run may be trained inside a SLURM job that cnnjob did not submit, as with ``cnnjob train`` in an ``salloc`` session.
 Such a job is never cancelled, as other work may depend on it: only the training process is asked to stop

@@ -226,7 +226,7 @@ def _check_copy(status: Status, _: str) -> Cause | None:
 
 
 def _check_interpreter(status: Status, text: str) -> Cause | None:
-    """Return the cause if the batch script could not run its Python interpreter or a package is missing there."""
+    """Return the cause if the batch script could not run its Python interpreter, or the interpreter lacks a package."""
     match = _UNDECIDED.search(last_own_message(text))
     if not match:
         return None
@@ -258,7 +258,7 @@ def _check_own_error(status: Status, text: str) -> Cause | None:
 
 
 def _check_before_it_began(status: Status, text: str) -> Cause | None:
-    """Return the error that ended a job before its run began: in the dataset, the available memory or a setup line."""
+    """Return the cause if an error ended the job before the run began: in the dataset, the memory or a setup line."""
     summary, decided = status.summary, status.summary.current_decision
     decision = str(decided.get("said"))
     if summary.state == "failed" or "own error" not in decision:

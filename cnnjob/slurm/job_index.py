@@ -1,4 +1,4 @@
-"""Index of the SLURM jobs of runs, of any user: found by their comments and by the ids in the run folders.
+"""Index of the SLURM jobs that belong to runs, for all users; they are found by comments and by ids in run folders.
 
 cnnjob's own jobs are recognised by their comments. A run may also be trained inside a SLURM job that cnnjob did not
 submit, as with ``cnnjob train`` in an ``salloc`` session; such a job belongs to its user and is never changed.
@@ -127,7 +127,7 @@ def _may_contain(job: QueuedJob, attempt: dict[str, Any]) -> bool:
     """
     attempt_start, job_start = parse_time(attempt["started"]), parse_time(job.start)
     if attempt_start is None or job_start is None:
-        return True  # SLURM does not know the job's start
+        return True  # the start time of the attempt or the job is not known
     return job_start <= attempt_start + CLOCKS_SECONDS
 
 

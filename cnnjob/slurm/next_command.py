@@ -1,4 +1,4 @@
-"""The next command to run for a run, with the options that the run was created with."""
+"""The next command for a run, with the options that the run was created with."""
 
 import json
 import os

@@ -116,7 +116,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
         summary: the summary of the run's folder.
         job: the run's job in the queue.
         outcome: the outcome of the run's newest job, if known.
-        gone: whether the whole queue was read and contains no job of the run.
+        gone: whether the whole queue was read and contains no job for the run.
     """
     outcome = None if job or summary.other_cluster else outcome
     if summary.state in {"finished", "damaged"}:

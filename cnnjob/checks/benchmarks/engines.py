@@ -11,7 +11,7 @@ Role = Literal["ours", "torch", "course", "products", "bytes"]
 MEASUREMENTS_PER_TURN = 5
 MAX_MEASUREMENTS_PER_TURN = 50
 MIN_TURN_SECONDS = 0.2
-"""Minimum turn of a fast engine: during its first steps, the caches still contain another engine's data."""
+"""Minimum duration of a fast engine's turn: in its first steps, the caches still contain another engine's data."""
 MIN_MEASUREMENT_SECONDS = 0.005
 """Minimum total time over which asynchronous steps are timed together."""
 MAX_STEPS_PER_MEASUREMENT = 200

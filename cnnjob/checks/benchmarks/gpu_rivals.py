@@ -41,7 +41,7 @@ def _set_precision(torch: Any, precision: str) -> None:
 
 
 def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
-    """Return an SGD optimiser as a fused one, with one group per learning rate and decay: torch's fastest update."""
+    """Return SGD in torch's fastest form, fused with one group per learning rate and decay; others unchanged."""
     if not isinstance(optimiser, torch.optim.SGD):
         return optimiser
     by_rate_and_decay: dict[tuple[float, float], list[Any]] = {}

@@ -1,4 +1,4 @@
-"""cnnjob's networks built from torch modules: compared in benchmarks, and the reference in tests."""
+"""cnnjob's networks rebuilt from torch modules, for comparison in benchmarks and as the reference in tests."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
