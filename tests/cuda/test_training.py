@@ -284,14 +284,14 @@ def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path:
     ("here", "lacking"),
     [
         ({"STANDIN_DRIVER": "0"}, "there is no NVIDIA driver; use a machine with an NVIDIA GPU"),
-        ({"STANDIN_DRIVER": "12040"}, "the driver is for CUDA 12.4, this CuPy for CUDA 13.2; install a newer driver"),
-        ({"STANDIN_GPUS": "0"}, "the driver shows no GPU (cudaErrorNoDevice: no CUDA-capable device is detected); see"),
+        ({"STANDIN_DRIVER": "12040"}, "the driver is for CUDA 12.4, but CuPy is for CUDA 13.2; install a newer driver"),
+        ({"STANDIN_GPUS": "0"}, "the driver shows no GPU (cudaErrorNoDevice: no CUDA-capable device is detected)"),
         (
             {"STANDIN_MISSING": "cublas"},
-            """CUDA's library cublas cannot be loaded (Failure finding "libcublas.so": No""",
+            """the CUDA library cublas cannot be loaded (Failure finding "libcublas.so": No""",
         ),
-        ({"STANDIN_MISSING": "nvrtc cublas"}, "CUDA's library nvrtc cannot be loaded"),
-        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cupy-cuda12x[ctk]' for a driver of CUDA 12"),
+        ({"STANDIN_MISSING": "nvrtc cublas"}, "the CUDA library nvrtc cannot be loaded"),
+        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cupy-cuda12x[ctk]' for a CUDA 12 driver"),
         ({"PYTHONPATH": str(ROOT)}, "CuPy cannot be loaded (No module named 'cupy'); pip install 'cupy-cuda12x[ctk]'"),
     ],
 )
@@ -303,7 +303,7 @@ def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: 
     run = made(tmp_path)
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert "JobError resources.backend: 'cuda', but there is no NVIDIA driver" in said
-    assert "which nvidia-smi lists. Or submit it with --gpus 0, or set resources.backend to 'numpy'" in said
+    assert "(check with nvidia-smi). Or submit it with --gpus 0, or set resources.backend to 'numpy'" in said
     assert run.attempts() == []
 
 

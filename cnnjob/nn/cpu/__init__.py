@@ -1,1 +1,1 @@
-"""NumPy backend: networks on the CPU, on all cores that a job may use."""
+"""NumPy backend: networks on the CPU, using all available cores."""

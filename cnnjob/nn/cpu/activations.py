@@ -1,4 +1,4 @@
-"""Activations on NumPy, and the sums of residual blocks."""
+"""Activations on NumPy, and the sums at the end of residual blocks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,21 +13,21 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
 SCRATCH_ARRAYS = {"none": 0, "relu": 0, "gelu": 3}
-"""Number of scratch arrays of the output's shape that an activation needs."""
+"""Number of scratch arrays, of the output's shape, that each activation needs."""
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 """Coefficients a₅ … a₁ of Abramowitz & Stegun 1964, 7.1.26."""
 _ERF_P = 0.3275911
-"""Constant p of the same formula."""
+"""Constant p in the same formula."""
 
 Forward = Callable[[Array], None]
 """Function of the input, (n, H, W, C) or (n, U), which it overwrites."""
 Backward = Callable[[Array, Array], object]
-"""Function of the gradient of the output, and of the array that receives the gradient of the input."""
+"""Function of the output gradient and of the array that receives the input gradient."""
 
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan an activation of a tensor (N, …), see :func:`plan_activation`."""
+    """Plan the activation of a tensor (N, …) (see :func:`plan_activation`)."""
     return _plan_sum(workers, arena, [x.value], x.gradient, y, block.activation)
 
 
@@ -36,7 +36,7 @@ def residual_add(
 ) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
-    Backward writes the gradient of the sum to that of the body; the shortcut's gradient is the same.
+    Backward writes the gradient of the sum to ``body.gradient``; the shortcut's gradient is the same.
     """
     return _plan_sum(workers, arena, [body.value, shortcut.value], body.gradient, y, kind)
 
@@ -53,7 +53,7 @@ def _plan_sum(
         activate_forward, activate_backward = plan_activation(arena, kind, out, scratch, trainable=y.trainable)
 
         def forward() -> None:
-            # Into scratch memory, since the activation overwrites its input, which other operations may read.
+            # Write to scratch memory, since the activation overwrites its input, which other operations may read.
             if others:
                 np.add(first, others[0], out=t)
             else:
@@ -76,20 +76,20 @@ def accumulate(workers: Workers, source: Array, target: Array) -> Task:
 def plan_activation(
     arena: Arena, kind: Activation, out: Array, scratch: list[Array], *, trainable: bool
 ) -> tuple[Forward, Backward]:
-    """Plan an activation of a few images, whose arrays should fit into a core's cache.
+    """Plan the activation of a few images, whose arrays should fit in a core's cache.
 
-    ReLU: max(u, 0). GELU: u·Φ(u), with Φ the distribution function of the normal distribution (Hendrycks & Gimpel 2016,
-    eq. 1).
+    ReLU: max(u, 0). GELU: u·Φ(u), with Φ the distribution function of the standard normal distribution (Hendrycks &
+    Gimpel 2016, eq. 1).
 
     Args:
         arena: memory for the buffers.
         kind: the activation.
         out: receives the output.
-        scratch: arrays of the shape of ``out``, as many as :data:`SCRATCH_ARRAYS` says.
+        scratch: arrays of the same shape as ``out``; :data:`SCRATCH_ARRAYS` gives their number.
         trainable: True if the backward function will be used.
 
     Returns:
-        The forward and the backward function.
+        The forward and backward functions.
     """
     if kind == "gelu":
         return _plan_gelu(arena, out, scratch, trainable=trainable)
@@ -107,7 +107,7 @@ def plan_activation(
 
 
 def _plan_gelu(arena: Arena, out: Array, scratch: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
-    """Plan a GELU; forward stores its derivative Φ(u) + u·φ(u), φ the normal density, for backward."""
+    """Plan a GELU; forward stores its derivative Φ(u) + u·φ(u) for backward, with φ the normal density."""
     phi, density, work = scratch
     # Backward could not compute it: the input is scratch, overwritten by then.
     derivative = arena.take(out.shape if trainable else (0,), out.dtype)
@@ -123,10 +123,10 @@ def _plan_gelu(arena: Arena, out: Array, scratch: list[Array], *, trainable: boo
 
 
 def normal_distribution(u: Array, phi: Array, density: Array, work: Array) -> None:
-    """Compute distribution function and density of the standard normal distribution.
+    """Compute the distribution function and density of the standard normal distribution.
 
-    Φ(u) = (1 + erf(u/√2))/2: float32 uses Abramowitz & Stegun 1964, 7.1.26, whose error is below 1.5·10⁻⁷ and which is
-    four times as fast; float64 uses SciPy.
+    Φ(u) = (1 + erf(u/√2))/2: float64 uses SciPy; float32 uses Abramowitz & Stegun 1964, 7.1.26, which is four times as
+    fast and has an error below 1.5·10⁻⁷.
 
     Args:
         u: arguments.

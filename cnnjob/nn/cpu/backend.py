@@ -1,7 +1,7 @@
-"""NumPy backend: runs networks on the CPU, and is the reference for the CUDA backend.
+"""NumPy backend: runs networks on the CPU, and serves as the reference for the CUDA backend.
 
-Bits do not depend on the number of cores: work is split into a fixed number of shards and every sum has a fixed order.
-The caller must limit BLAS to one thread; the workers use the cores.
+Results are bit-identical for any number of cores: work is split into a fixed number of shards and every sum has a fixed
+order. The caller must limit BLAS to one thread, since the workers use the cores.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,20 +25,20 @@ from cnnjob.nn.workers import Workers, run_all
 
 
 class NumPyBackend(HostMemory):
-    """Backend that plans operations on NumPy arrays of one float type."""
+    """Backend that plans operations on NumPy arrays of one floating-point type."""
 
     name = "numpy"
     synchronous = True
 
     def __init__(self, workers: Workers, dtype: Any = np.float32) -> None:
-        """Use these workers and this float type (float64 is for gradient checks)."""
+        """Use these workers and this floating-point type (float64 is for gradient checks)."""
         super().__init__(workers.count)
         self.workers = workers
         self.dtype = np.dtype(dtype)
 
     @property
     def cpu_seconds(self) -> float:
-        """Return the CPU time of all workers so far, in seconds."""
+        """Return the CPU time of the caller and all workers so far, in seconds."""
         return self.workers.cpu_seconds
 
     def gather(
@@ -49,7 +49,7 @@ class NumPyBackend(HostMemory):
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan the loading of a batch."""
+        """Plan loading a batch."""
         return gather(self.workers, arena, inputs, x, pixels, change)
 
     def plan_operation(
@@ -62,7 +62,7 @@ class NumPyBackend(HostMemory):
         inputs: StepInputs,
         layer_index: int,
     ) -> ForwardBackward:
-        """Plan one operation of a training or an evaluation."""
+        """Plan one operation for training or evaluation."""
         if isinstance(operation, Conv):
             return conv(self.workers, arena, operation, x, y, *parameters)
         if isinstance(operation, Dense):
@@ -82,7 +82,7 @@ class NumPyBackend(HostMemory):
         return residual_add(self.workers, arena, body, shortcut, y, activation)
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
-        """Plan the addition of one gradient to another."""
+        """Plan adding one gradient to another."""
         return accumulate(self.workers, source, target)
 
     def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
@@ -92,7 +92,7 @@ class NumPyBackend(HostMemory):
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views, its softmax, and the advance to the next step."""
+        """Plan the mean over views, its softmax, and advancing to the next step."""
         return losses.mean_outputs(arena, inputs, logits, view_weights)
 
     def update(
@@ -103,7 +103,7 @@ class NumPyBackend(HostMemory):
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan the update of the flat parameter buffer, and the advance to the next step."""
+        """Plan updating the flat parameter buffer and advancing to the next step."""
         update_parameters = update(self.workers, arena, optimiser, segments, buffers, inputs)
 
         def run() -> None:
@@ -118,7 +118,7 @@ class NumPyBackend(HostMemory):
 
         def run() -> None:
             nonlocal images
-            # Workers know the images that they were forked with; another array in `inputs` does not reach them.
+            # Workers have the images with which they were forked; a different array in `inputs` does not reach them.
             if inputs.images is not images:
                 images = inputs.images
                 self.workers.stop()

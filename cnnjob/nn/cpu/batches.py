@@ -1,4 +1,4 @@
-"""Batches on NumPy: images taken by index, augmented and normalised."""
+"""Batches on NumPy: images selected by index, augmented and normalised."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from cnnjob.nn.tensors import StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, SMALL_WORK, Workers, split_evenly
 
 TakeImages = Callable[[slice], object]
-"""Function that loads the images at some positions in the order of the epoch."""
+"""Function that loads the images at the given positions in the epoch's order."""
 
 
 def gather(
@@ -22,10 +22,10 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> Task:
-    """Plan a batch: x = image·scale + shift per channel, for the images that ``inputs.order`` selects."""
+    """Plan a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
     N, *inner = x.value.shape
     dtype = x.value.dtype
-    # Per pixel instead of per channel, (H, W, C): NumPy's inner loop then runs over more than the few channels.
+    # Per pixel instead of per channel, (H, W, C): NumPy's inner loop then runs over more than just the few channels.
     scale, shift = (
         arena.constant(np.broadcast_to(values, inner).astype(dtype)) for values in (pixels.scale, pixels.shift)
     )
@@ -54,7 +54,7 @@ def gather(
 
 
 def _plan_changed(arena: Arena, inputs: StepInputs, change: Augmentation | View, images: Array) -> TakeImages:
-    """Plan to take flipped and moved images: each pixel is looked up at its source."""
+    """Plan loading flipped and shifted images: each pixel is looked up at its source."""
     n, H, W, C = images.shape
     reach = change.translate if isinstance(change, Augmentation) else max(map(abs, change[1:]))
     down, right = (arena.constant(mirrored_sources(side, reach)) for side in (H, W))
@@ -70,7 +70,7 @@ def _plan_changed(arena: Arena, inputs: StepInputs, change: Augmentation | View,
         else:
             np.copyto(views.T, change)
         flipped = views[0, :, None]
-        np.add(views[1:], reach, out=views[1:])  # a move of −reach is row 0 of the tables
+        np.add(views[1:], reach, out=views[1:])  # a shift of −reach is row 0 of the tables
         np.take(down, views[1], 0, rows, "clip")
         np.take(right, views[2], 0, columns, "clip")
         # Column c of a flipped image is W − 1 − c of the original.

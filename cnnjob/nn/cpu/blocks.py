@@ -11,7 +11,7 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
 MAX_UNSPLIT_PRODUCT = 1 << 20
-"""Number of multiplications up to which a matrix product is not split among the cores."""
+"""Maximum number of multiplications for which a matrix product is not split among the cores."""
 
 Arrays = dict[str, Array]
 
@@ -26,7 +26,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
         x: input (N, …), without a border.
         y: output (N, U).
         w: ``weights`` (V, U), with V values per image, and ``bias`` (U,) if there is one.
-        dw: gradients of the trainable ones, overwritten by ``backward``.
+        dw: gradients of the trainable parameters, overwritten by ``backward``.
 
     Returns:
         The two tasks.
@@ -35,7 +35,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
     dz, compute_dz = _plan_dz(arena, block, y)
     dx = x.gradient.reshape(N, -1) if x.trainable else None
-    # Split along V, the longer side as a rule, not along the images: each core reads its own part of the weights. The
+    # Split along V, usually the longer side, and not along the images: each core reads its own part of the weights. The
     # partial products (parts, N, U) are summed in a fixed order.
     parts = split_evenly(len(weights), SHARDS if N * weights.size > MAX_UNSPLIT_PRODUCT else 1)
     products = arena.take((len(parts), N, U), dtype)
@@ -92,7 +92,7 @@ def _plan_dz(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
 def dropout(
     workers: Workers, arena: Arena, block: Dropout, x: Tensor, y: Tensor, inputs: StepInputs, layer_index: int
 ) -> ForwardBackward:
-    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
+    """Plan a dropout block for training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
 
     Args:
         workers: the workers that compute the batch.
@@ -111,7 +111,7 @@ def dropout(
 
     def plan_shard(images: slice) -> ForwardBackward:
         first, count = images.start * values, (images.stop - images.start) * values
-        # Philox draws four numbers at a time: a shard that starts within such a block draws all of it and skips some.
+        # Philox draws blocks of four numbers: a shard that starts inside a block draws all of it and skips some.
         blocks = -(-(first % 4 + count) // 4)
         words, uniforms = arena.take((6, blocks), np.uint64), arena.take((blocks, 4), np.float32)
         mask = arena.take((images.stop - images.start, *x.value.shape[1:]), x.value.dtype)

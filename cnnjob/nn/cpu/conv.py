@@ -1,13 +1,12 @@
-"""Conv block on NumPy: convolution, bias, activation and max-pooling in one.
+"""Conv block on NumPy: convolution, bias, activation and max-pooling in one operation.
 
-The P² outputs that a pooling window compares belong to P² *phases*. Each phase is a GEMM over the patches of its
-outputs, so that max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For backward it
-stores one mask per phase, of the windows whose gradient the phase receives: of equal maxima the first in row-major
-order does.
+The P² outputs in a pooling window belong to P² *phases*. Each phase is a GEMM over the patches of its outputs, so that
+max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For backward, each phase has a
+stored mask of the windows whose gradient it receives: among equal maxima, the first in row-major order does.
 
-A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit into a core's
-cache. Patches are therefore gathered again in backward, which is faster than storing them. Only patches of few
-channels, which are small and slow to gather, are stored.
+A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit in a core's cache.
+Backward therefore gathers the patches again, which is faster than storing them. Only patches with few channels, which
+are small and slow to gather, are stored.
 """
 
 from functools import partial
@@ -22,13 +21,13 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
 
 CACHE_BLOCK_BYTES = 1_200_000
-"""Size of the patches and phases of a cache block, which should stay in the caches; smaller blocks need more calls."""
+"""Size of a cache block's patches and phases, which should stay in the caches; smaller blocks need more calls."""
 MAX_CACHE_BLOCKS = 64
-"""Maximum number of cache blocks per shard, so that planning stays quick; larger shards have larger blocks."""
+"""Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 FEW_CHANNELS = 8
-"""Number of channels below which patches lie tap by tap, since the values of one tap are then the longer runs."""
+"""Number of channels below which patches are stored tap by tap, since each tap's values then form the longer runs."""
 SMALL_PRODUCT = 1_000_000
-"""Multiplications up to which a product with a short inner side is fast: OpenBLAS has kernels for small products."""
+"""Maximum multiplications for which OpenBLAS, with its small-product kernels, is fast on a short inner side."""
 
 Arrays = dict[str, Array]
 
@@ -43,7 +42,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
         x: input (N, H, W, C) with a border of ``block.pad``.
         y: output (N, H', W', F).
         w: ``weights`` (K, K, C, F), and ``bias`` (F,) if there is one.
-        dw: gradients of the trainable ones, overwritten by ``backward``.
+        dw: gradients of the trainable parameters, overwritten by ``backward``.
 
     Returns:
         The two tasks.
@@ -53,7 +52,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
     steps = [_plan_shard(arena, block, x, y, kernel, number, shard) for number, shard in enumerate(shards)]
     tasks = distribute_shards(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
-    # What is common to all shards runs on the caller alone, before or after them.
+    # Work common to all shards runs on the caller alone, before or after them.
     def forward() -> None:
         kernel.load_parameters()
         tasks.forward()
@@ -66,13 +65,13 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
 
 
 class _Kernel:
-    """Weights and bias as one matrix, and each shard's sum of its gradient.
+    """Weights and bias as one matrix, with each shard's sum of the matrix's gradient.
 
-    The bias is the last row of the matrix; patches have a column of ones to match.
+    The bias is the last row of the matrix, matched by a column of ones in the patches.
     """
 
     def __init__(self, arena: Arena, w: Arrays, dw: Arrays, shards: int, *, with_turned: bool) -> None:
-        """Take the buffers for ``shards`` shards, and for the turned kernel, which only the input's gradient needs."""
+        """Take buffers for ``shards`` shards, and for the rotated kernel, which only the input gradient needs."""
         self._w, self._dw, self._with_turned = w, dw, with_turned
         K, _, C, F = w["weights"].shape
         dtype, self.taps = w["weights"].dtype, K * K * C
@@ -85,11 +84,11 @@ class _Kernel:
         if "bias" in w:
             self.matrix = arena.take((self.taps + 1, F), dtype)
         self.sums = arena.take((shards, self.rows.stop - self.rows.start, F), dtype)
-        """Gradient of the trainable rows, summed by each shard, (shards, rows, F)."""
+        """Gradient of the trainable rows, summed over each shard, (shards, rows, F)."""
         self.turned = arena.take((K, K, F, C) if with_turned else (0,), dtype)
 
     def load_parameters(self) -> None:
-        """Copy the current parameters."""
+        """Copy the current parameters into the matrices."""
         weights = self._w["weights"]
         if "bias" in self._w:
             np.copyto(self.matrix[:-1], weights.reshape(self.matrix[:-1].shape))
@@ -98,7 +97,7 @@ class _Kernel:
             np.copyto(self.turned, weights[::-1, ::-1].swapaxes(2, 3))
 
     def sum_shards(self) -> None:
-        """Sum the gradients of all shards into those of weights and bias."""
+        """Sum the gradients of all shards into the gradients of the weights and bias."""
         if "weights" in self._dw:
             flat = self._dw["weights"].reshape(self.taps, -1)
             np.add.reduce(self.sums[:, : self.taps], axis=0, out=flat)
@@ -109,7 +108,7 @@ class _Kernel:
 def _plan_shard(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, shard: slice
 ) -> ForwardBackward:
-    """Plan the block for the images of one shard, one cache block after the other."""
+    """Plan the block for one shard's images, cache block by cache block."""
     _, H, W, F = y.value.shape
     image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
     count = shard.stop - shard.start
@@ -132,7 +131,7 @@ def _plan_shard(
 def _plan_cache_block(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, images: slice
 ) -> ForwardBackward:
-    """Plan the block for a few images; backward adds their gradient of the kernel to the sum of shard ``number``."""
+    """Plan the block for a few images; backward adds their kernel gradient to the sum of shard ``number``."""
     n, H, W, F = shape = y.value[images].shape
     P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
     columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
@@ -160,7 +159,7 @@ def _plan_cache_block(
     forward = _plan_forward(block, patches, memory, kernel.matrix, y.value[images], masks)
     if not y.trainable:
         return ForwardBackward(forward, forward)
-    # dz overwrites z, which nothing reads after the masks are made.
+    # dz overwrites z, which nothing reads once the masks have been computed.
     memory["dz"] = y.gradient[images][None] if in_output else memory["z"]
     kernel_backward = _plan_kernel_backward(
         patches, memory, kernel, total, y.gradient[images], masks, gathers=not stores_patches
@@ -178,7 +177,7 @@ def _plan_cache_block(
 
 
 def _plan_forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Array, out: Array, masks: Array) -> Task:
-    """Plan the output of a cache block and the masks that its backward needs."""
+    """Plan a cache block's output and the masks that its backward task needs."""
     z = memory["z"]  # (P·P, n, H', W', F)
     values = z.reshape(len(patches.groups), -1, out.shape[-1])
     in_output = np.may_share_memory(z, out)
@@ -196,8 +195,8 @@ def _plan_forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Arra
             fill_masks()
 
     def fill_masks() -> None:
-        # The last mask starts as the windows that have a gradient at all: with ReLU, those of positive outputs. Each
-        # phase takes its windows out of it, and what remains is the last phase's own mask.
+        # The last mask starts as all windows that have a gradient: with ReLU, those with positive outputs. Each phase
+        # removes its own windows, and what remains is the last phase's mask.
         unassigned = masks[-1]
         if block.activation == "relu":
             np.greater(out, 0, out=unassigned)
@@ -214,7 +213,7 @@ def _plan_forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Arra
 def _plan_kernel_backward(
     patches: "_Patches", memory: Arrays, kernel: _Kernel, total: Array, dy: Array, masks: Array, *, gathers: bool
 ) -> Task:
-    """Plan the gradients of z and of the kernel's trainable rows, which are added to ``total``."""
+    """Plan the gradients of z and of the kernel's trainable rows; the latter are added to ``total``."""
     dz, product = memory["dz"], memory["product"]  # (P·P, n, H', W', F), (trainable rows, F)
     dz_groups = dz.reshape(len(patches.groups), -1, dz.shape[-1])
     products = [(rows.T[kernel.rows], dz_rows) for rows, dz_rows in zip(patches.groups, dz_groups, strict=True)]
@@ -245,21 +244,21 @@ def _turned_shapes(block: Conv, shape: Shape, F: int) -> dict[str, Shape]:
 
 
 def _plan_turned_backward(block: Conv, x: Tensor, images: slice, memory: Arrays, kernel: _Kernel) -> Task:
-    """Plan the input's gradient for stride 1: the gradient of z with a border, convolved with the turned kernel."""
+    """Plan the input gradient for stride 1: the padded gradient of z, convolved with the rotated kernel."""
     dz, padded_dz, dx, pool = memory["dz"], memory["padded_dz"], memory["dx"], block.pool
     border = block.kernel - 1
     inner = padded_dz[:, border:, border:]
     image, row, column, channel = inner.strides
-    # (P, P, n, H', W', F): phase (i, j) of a window lies i rows and j columns from the window's first output.
+    # (P, P, n, H', W', F): phase (i, j) of a window is i rows and j columns from the window's first output.
     dz_phases = dz.reshape(pool, pool, *dz.shape[1:])
     inner_phases = as_strided(inner, dz_phases.shape, (row, column, image, pool * row, pool * column, channel))
     stride_1 = Conv(block.filters, kernel=block.kernel)
-    # The padding of the forward convolution needs no gradient, which leaves a border of K − 1 − pad zeros.
+    # The forward convolution's padding needs no gradient, which leaves a border of K − 1 − pad zeros.
     dz_patches = _Patches(padded_dz[:, block.pad :, block.pad :], stride_1, dx.shape[1:3], memory["dz_columns"])
     turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
 
     def backward() -> None:
-        # Scratch memory: zero the border, and the outputs that no pooling window covers.
+        # This is scratch memory: zero the border, and the outputs that no pooling window covers.
         padded_dz.fill(0)
         np.copyto(inner_phases, dz_phases)
         dz_patches.gather()
@@ -270,7 +269,7 @@ def _plan_turned_backward(block: Conv, x: Tensor, images: slice, memory: Arrays,
 
 
 def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arrays, kernel: _Kernel) -> Task:
-    """Plan the input's gradient for any stride: the gradients of the patches overwrite the patches and are added up."""
+    """Plan the input gradient for any stride: patch gradients overwrite the patches and are added up."""
     dz = memory["dz"]
     flat_dz = dz.reshape(-1, dz.shape[-1])
     weights = kernel.matrix[: kernel.taps]
@@ -289,15 +288,15 @@ def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arra
 
 
 class _Patches:
-    """Patches of the input, one per output of each phase, as a view of the images and as rows of matrices.
+    """Patches of the input, one per output of each phase, as a view of the images and as matrix rows.
 
-    The matrices may have a last column of ones.
+    The last column of the matrices may be ones.
     """
 
     def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, by_phase: bool = False) -> None:
         """View images (n, H + 2 pad, W + 2 pad, C) as patches, for an output of size (H', W').
 
-        The memory is (positions, taps), with one more column if the kernel has a bias. With ``by_phase``, patches of
+        The memory is (positions, taps), with an extra column if the kernel has a bias. With ``by_phase``, patches with
         few channels form one matrix per phase.
         """
         K, P, S, C = block.kernel, block.pool, block.stride, padded.shape[3]
@@ -308,9 +307,9 @@ class _Patches:
         self.groups: Array
         """The patches as matrices, (groups, positions, taps)."""
         self.view = as_strided(padded, shape, strides)
-        """The patches as a view of the images, (P, P, n, H', W', K, K, C); write to one tap at a time, they overlap."""
-        # `columns` is the memory of the matrices in the shape of `view`. With few channels it lies with the taps first:
-        # gather() then copies runs of positions, and matmul takes the transposed matrix as it is.
+        """The patches as a view of the images, (P, P, n, H', W', K, K, C); they overlap, so write one tap at a time."""
+        # `columns` is the memory of the matrices in the shape of `view`. With few channels, the taps come first in
+        # memory: gather() then copies runs of positions, and matmul takes the transposed matrix without a copy.
         if C < FEW_CHANNELS:
             groups = (P, P) if by_phase else ()
             taps_first = memory.reshape(prod(groups), memory.shape[1], -1)
@@ -322,6 +321,6 @@ class _Patches:
         self._ones = self.groups[..., taps:]
 
     def gather(self) -> None:
-        """Copy the patches to the matrices."""
+        """Copy the patches into the matrices."""
         np.copyto(self.columns, self.view)
         self._ones.fill(1)

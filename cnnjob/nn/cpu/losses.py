@@ -1,4 +1,4 @@
-"""Softmax and loss on NumPy: probabilities, the loss, its gradient, and the number of right predictions."""
+"""Softmax and loss on NumPy: probabilities, the loss, its gradient, and the number of correct predictions."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,13 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
     """Plan the softmax of (N, K) logits.
 
     Returns:
-        Probabilities (N, K); the sum of exponentials of the logits minus the largest one (N, 1); and the task that
-        computes both.
+        Probabilities (N, K); sums of exp(logit − largest logit), (N, 1); and the task that computes both.
     """
     N, K = logits.shape
     p, largest, total = (arena.take(shape, logits.dtype) for shape in ((N, K), (N, 1), (N, 1)))
 
     def run() -> None:
-        # Minus the largest logit: no exponential overflows, and the sum is at least 1.
+        # Subtract the largest logit, so that no exponential overflows and the sum is at least 1.
         np.maximum.reduce(logits, axis=1, keepdims=True, out=largest)
         np.subtract(logits, largest, out=p)
         np.exp(p, out=p)
@@ -32,7 +31,7 @@ def softmax(arena: Arena, logits: Array) -> tuple[Array, Array, Task]:
 def mean_outputs(
     arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
 ) -> tuple[list[Task], Task]:
-    """Plan the softmax of the weighted mean of the logits (N, K) of several views.
+    """Plan the softmax of the weighted mean of the logits (N, K) over several views.
 
     The last task writes it to ``inputs.probabilities`` and advances to the next step.
 
@@ -46,7 +45,7 @@ def mean_outputs(
 
     def plan_view(number: int, weight: float) -> Task:
         def add_view() -> None:
-            # The first view of a step overwrites the mean of the step before.
+            # The first view of a step overwrites the previous step's mean.
             if number == 0:
                 np.multiply(logits.value, weight, out=mean)
             else:
@@ -72,11 +71,11 @@ def _write_probabilities(inputs: StepInputs, p: Array, _: Array, compute_softmax
 
 
 def cross_entropy(arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
-    """Plan the loss, its gradient, and the number of right predictions.
+    """Plan the loss, its gradient, and the number of correct predictions.
 
-    The loss is the mean over the batch of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K,
-    ε ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N
-    (Bishop 2006, eq. 4.109).
+    The loss is the batch mean of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K, where ε is
+    ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N (Bishop
+    2006, eq. 4.109).
     """
     N, K = logits.value.shape
     p, total, compute_softmax = softmax(arena, logits.value)
@@ -92,7 +91,7 @@ def cross_entropy(arena: Arena, inputs: StepInputs, logits: Tensor, label_smooth
         np.equal(predictions, labels, out=correct)
         inputs.n_correct[step] = np.count_nonzero(correct)
         compute_softmax()
-        # 0, K, 2K, …: the first element of each image's logits (np.arange would allocate), plus the label.
+        # 0, K, 2K, …: the index of each image's first logit (np.arange would allocate), plus the label.
         rows.fill(K)
         rows[0] = 0
         np.cumsum(rows, out=rows)

@@ -1,7 +1,7 @@
 """Batch normalisation on NumPy, with the activation that follows it.
 
-A batch is split into a fixed number of shards, and a shard into cache blocks that fit into a core's cache. Every sum is
-taken over the cache blocks of a shard and then over the shards, in order.
+A batch is split into a fixed number of shards, and a shard into cache blocks that fit in a core's cache. Every sum is
+taken first over the cache blocks of a shard and then over the shards, in order.
 """
 
 from collections import defaultdict
@@ -17,37 +17,37 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly
 
 CACHE_BLOCK_ELEMENTS = 1 << 16
-"""Number of elements of a cache block, whose few arrays fit into a core's cache."""
+"""Number of elements in a cache block, whose few arrays fit in a core's cache."""
 MAX_CACHE_BLOCKS = 64
-"""Maximum number of cache blocks per shard, so that planning stays quick; larger shards have larger blocks."""
+"""Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 
 Arrays = dict[str, Array]
 Passes = dict[str, list[Task]]
-"""Tasks for the cache blocks of a shard, by the name of the pass."""
+"""Tasks for a shard's cache blocks, by name of the pass."""
 
 
 def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
-    """Plan a batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
+    """Plan batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
-    Backward, with g the gradient before the activation, M pixels of the batch and x̂ the normalised values:
+    Backward, with g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input:
     dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3).
 
     Args:
         workers: the workers that compute the batch.
         arena: memory for the buffers.
-        block: the settings, and the activation.
+        block: the normalisation's settings and the activation.
         x: input (N, H, W, C), without a border.
         y: output of the same shape.
         w: ``scale`` (if there is one), ``shift``, and the running ``mean`` and ``variance``, each (C,).
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The two tasks; forward of a training also updates the running statistics.
+        The two tasks; in training, forward also updates the running statistics.
     """
     channels = _Channels(arena, block, x, w, dw)
     slices = split_evenly(len(x.value), SHARDS)
     shards = [_plan_shard_passes(arena, block, x, y, channels, number, shard) for number, shard in enumerate(slices)]
-    # A pass ends in all shards before the next begins, since each needs the sums of the one before.
+    # Each pass finishes in all shards before the next one starts, since it needs the sums of the previous pass.
     passes = {
         name: workers.distribute([partial(run_all, shard[name]) for shard in shards], work=x.value.size)
         for name in shards[0]
@@ -74,7 +74,7 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
 
 
 class _Channels:
-    """Values per channel, (C,), and the sums of the shards that they are computed from, (shards, C)."""
+    """Values per channel, (C,), and the per-shard sums from which they are computed, (shards, C)."""
 
     def __init__(self, arena: Arena, block: Norm, x: Tensor, w: Arrays, dw: Arrays) -> None:
         C, dtype = x.value.shape[-1], x.value.dtype
@@ -86,15 +86,15 @@ class _Channels:
         )
 
     def compute_mean(self) -> None:
-        """Compute the mean of the batch from the sums."""
+        """Compute the batch mean from the sums."""
         np.add.reduce(self.sums, axis=0, out=self.mean)
         np.divide(self.mean, self._count, out=self.mean)
 
     def compute_variance(self) -> None:
-        """Compute factor and offset of a training step, and update the running statistics."""
+        """Compute the variance, factor and offset for a training step, and update the running statistics."""
         np.add.reduce(self.products, axis=0, out=self.inverse)
         np.divide(self.inverse, self._count, out=self.inverse)
-        # The batch is normalised by the biased variance, while the running one is unbiased, as in PyTorch.
+        # The batch is normalised by the biased variance, while the running variance is unbiased, as in PyTorch.
         unbiased = self._count / max(1, self._count - 1)
         for name, of_batch, correction in (("mean", self.mean, 1.0), ("variance", self.inverse, unbiased)):
             running = self._w[name]
@@ -104,8 +104,8 @@ class _Channels:
         self.compute_factor()
 
     def compute_factor(self) -> None:
-        """Compute factor and offset of y = x·factor + offset, from the mean and the variance in ``inverse``."""
-        # `inverse` becomes 1/√(variance + eps), which backward needs too.
+        """Compute the factor and offset in y = x·factor + offset, from the mean and the variance in ``inverse``."""
+        # `inverse` becomes 1/√(variance + eps), which backward also needs.
         np.add(self.inverse, self._settings.eps, out=self.inverse)
         np.sqrt(self.inverse, out=self.inverse)
         np.divide(1, self.inverse, out=self.inverse)
@@ -114,9 +114,9 @@ class _Channels:
         np.subtract(self._w["shift"], self.offset, out=self.offset)
 
     def compute_gradients(self) -> None:
-        """Compute the gradients of shift and scale, and the terms of the input's gradient.
+        """Compute the gradients of shift and scale, and the terms of the input gradient.
 
-        It is dx = g·factor − (x − mean)·deviation_factor − offset.
+        The input gradient is dx = g·factor − (x − mean)·deviation_factor − offset.
         """
         np.add.reduce(self.sums, axis=0, out=self.offset)  # Σg
         np.add.reduce(self.products, axis=0, out=self.deviation_factor)
@@ -133,7 +133,7 @@ class _Channels:
 def _plan_shard_passes(
     arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, shard: slice
 ) -> Passes:
-    """Plan the passes over one shard, one cache block after the other."""
+    """Plan the passes over one shard, cache block by cache block."""
     count, image_elements = shard.stop - shard.start, prod(x.value.shape[1:])
     cache_blocks = split_evenly(count, min(MAX_CACHE_BLOCKS, -(-count * image_elements // CACHE_BLOCK_ELEMENTS)))
     passes: Passes = defaultdict(list)
@@ -148,7 +148,7 @@ def _plan_shard_passes(
 def _plan_cache_block_passes(
     arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, images: slice, *, resets: bool
 ) -> dict[str, Task]:
-    """Plan the passes over a few images; the first cache block of a shard resets the sums."""
+    """Plan the passes over a few images; a shard's first cache block resets the sums."""
     z, out, dy, g = x.value[images], y.value[images], y.gradient[images], x.gradient[images]
     n, H, W, C = z.shape
     shapes = [z.shape, (1, n * H * W), (1, C), *[(W, C)] * 3, *[z.shape] * SCRATCH_ARRAYS[block.activation]]
@@ -163,9 +163,9 @@ def _plan_cache_block_passes(
             sums[number] = 0
         np.add(sums[number], total[0], out=sums[number])
 
-    # The mean comes first and then the squares of the deviations from it: E[x²] − mean² would cancel digits.
+    # The mean is computed first, then the squared deviations from it: E[x²] − mean² would lose digits by cancellation.
     def sum_squares() -> None:
-        # Repeated for a row of pixels, (W, C): NumPy's inner loop over C values alone would be short and slow.
+        # Repeated for a row of pixels, (W, C): NumPy's inner loop over only C values would be short and slow.
         np.copyto(mean, channels.mean)
         np.subtract(z, mean, out=t)
         np.multiply(t, t, out=t)

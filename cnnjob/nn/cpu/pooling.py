@@ -10,7 +10,7 @@ from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
 
 def pool(workers: Workers, arena: Arena, block: MaxPool | GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan a pooling."""
+    """Plan max-pooling or global pooling."""
     if isinstance(block, MaxPool):
         return _max_pool(workers, arena, block, x, y)
     return _global_pool(workers, arena, block, x, y)
@@ -19,13 +19,13 @@ def pool(workers: Workers, arena: Arena, block: MaxPool | GlobalPool, x: Tensor,
 def _max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
 
-    Of equal maxima the first in row-major order receives the gradient. Rows and columns that do not fill a window
+    Among equal maxima, the first in row-major order receives the gradient. Rows and columns that do not fill a window
     receive none.
     """
     P, (H, W) = block.side, y.value.shape[1:3]
 
     def phases_of(array: Array) -> list[Array]:
-        """Return views (n, H', W', C) of the P² pixels of a window, in row-major order."""
+        """Return one view (n, H', W', C) per pixel of a pooling window, in row-major order."""
         inside = array[:, : H * P, : W * P]
         return [inside[:, i::P, j::P] for i in range(P) for j in range(P)]
 
@@ -42,8 +42,8 @@ def _max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tens
                 mark_maxima()
 
         def mark_maxima() -> None:
-            # The last mask starts as the windows whose maximum is not found yet; what remains of it after the other
-            # phases is the last phase's own mask, also where the maximum is NaN and equals nothing.
+            # The last mask starts as the windows whose maximum has not been found yet; what remains of it after the
+            # other phases is the last phase's own mask, even where the maximum is NaN and equals nothing.
             unassigned = masks[-1]
             unassigned.fill(1)
             for mask, phase in zip(masks[:-1], phases, strict=False):
@@ -65,7 +65,7 @@ def _max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tens
 def _global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C).
 
-    Of equal maxima the first in row-major order receives the gradient.
+    Among equal maxima, the first in row-major order receives the gradient.
     """
     N, H, W, C = x.value.shape
 
@@ -75,7 +75,7 @@ def _global_pool(workers: Workers, arena: Arena, block: GlobalPool, x: Tensor, y
         first_maxima = arena.take((len(z), 1, C) if block.how == "max" else (0, 1, 1), np.int64)
 
         def forward() -> None:
-            # Without its border an image is one run of pixels, (n, H·W, C), which a single reduction covers.
+            # Without its border, an image is one run of pixels, (n, H·W, C), which a single reduction covers.
             np.copyto(t.reshape(z.shape), z)
             if block.how == "mean":
                 np.add.reduce(t, axis=1, out=out)

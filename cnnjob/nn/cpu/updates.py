@@ -11,9 +11,9 @@ from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
 CACHE_BLOCK_ELEMENTS = 1 << 16
-"""Number of elements of a cache block, whose operands fit into a core's cache."""
+"""Number of elements in a cache block, whose operands fit in a core's cache."""
 MAX_CACHE_BLOCKS = 4096
-"""Maximum number of cache blocks of an update, so that planning stays quick; more parameters have larger blocks."""
+"""Maximum number of cache blocks per update, which keeps planning fast; with more parameters, blocks are larger."""
 
 Rate = Callable[[], float]
 """Function that returns the learning rate of the current step."""
@@ -27,9 +27,9 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     inputs: StepInputs,
 ) -> Task:
-    """Plan the update of all segments; :mod:`cnnjob.nn.optimisers` has the formulas."""
+    """Plan updating all segments; the formulas are in :mod:`cnnjob.nn.optimisers`."""
     weights, gradients, slots = buffers
-    # Several NumPy calls pass over the same operands, which in a small block are still in the cache at the next call.
+    # Several NumPy calls pass over the same operands; those of a small block are still in the cache at the next call.
     length = max(CACHE_BLOCK_ELEMENTS, -(-weights.size // MAX_CACHE_BLOCKS))
 
     def plan_cache_block(number: int, segment: Segment, start: int) -> Task:
@@ -50,22 +50,22 @@ def update(
     apply_rule = workers.distribute(_by_shard(cache_blocks), work=weights.size)
     if not optimiser.lookahead:
         return apply_rule
-    # A list of its own: its cache blocks are cut across the segments, so they need all of them updated.
+    # A separate list: its cache blocks span several segments, all of which must already be updated.
     apply_lookahead = _plan_lookahead(workers, arena, weights, slots["slow"], length, inputs)
     return partial(run_all, [apply_rule, apply_lookahead])
 
 
 def _by_shard(cache_blocks: list[Task]) -> list[Task]:
-    """Return one task per shard, which runs its cache blocks in order since they use the same scratch memory."""
+    """Return one task per shard, which runs the shard's cache blocks in order since they share scratch memory."""
     return [partial(run_all, cache_blocks[shard::SHARDS]) for shard in range(min(SHARDS, len(cache_blocks)))]
 
 
 def _plan_sgd(
     optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], scratch: list[Array], decay: float, rate: Rate
 ) -> Task:
-    """Plan the update of one cache block by SGD, see :class:`cnnjob.nn.optimisers.Sgd`."""
+    """Plan the SGD update of one cache block (see :class:`cnnjob.nn.optimisers.Sgd`)."""
     change, decayed = scratch
-    # The decayed gradient has a buffer of its own, so that those of the state stay the gradients of the loss.
+    # The decayed gradient has a separate buffer, so that the state's gradients remain those of the loss.
     coupled = decay != 0 and not optimiser.decoupled
     gradient = decayed if coupled else g  # g + λw, or g
     v = slots.get("velocity", gradient)  # without momentum, v = g
@@ -101,7 +101,7 @@ def _plan_adamw(
     rate: Rate,
     inputs: StepInputs,
 ) -> Task:
-    """Plan the update of one cache block by AdamW, see :class:`cnnjob.nn.optimisers.AdamW`."""
+    """Plan the AdamW update of one cache block (see :class:`cnnjob.nn.optimisers.AdamW`)."""
     change, root = scratch
     m, v = slots["first_moment"], slots["second_moment"]
 
@@ -144,7 +144,7 @@ def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, le
     reset = workers.distribute(_by_shard(cache_blocks), work=fast.size)
 
     def run() -> None:
-        if inputs.lookahead[inputs.position[0]] >= 0:  # −1 in steps without a reset
+        if inputs.lookahead[inputs.position[0]] >= 0:  # −1 after steps without a reset
             reset()
 
     return run

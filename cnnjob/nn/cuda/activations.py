@@ -1,4 +1,4 @@
-"""Activations on a device, and the sums of residual blocks."""
+"""Activations on a device, and the sums at the end of residual blocks."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,18 +10,18 @@ from cnnjob.nn.operations import Activate
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
-"""Codes of the activations in the kernels."""
+"""Codes for the activations in the kernels."""
 
 
 def activate(device: Device, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan an activation of a tensor (N, …)."""
+    """Plan the activation of a tensor (N, …)."""
     return _plan_activation(device, [x.value], x.gradient, y, block.activation)
 
 
 def residual_add(device: Device, body: Tensor, shortcut: Tensor, y: Tensor, kind: Activation) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
-    Backward writes the gradient of the sum to that of the body; the shortcut's gradient is the same.
+    Backward writes the gradient of the sum to ``body.gradient``; the shortcut's gradient is the same.
     """
     return _plan_activation(device, [body.value, shortcut.value], body.gradient, y, kind)
 
@@ -31,7 +31,7 @@ def _plan_activation(
 ) -> ForwardBackward:
     """Plan y = activation(sum of one or two terms), and the gradient of the sum."""
     N, *inner = y.value.shape
-    # A single term is passed twice, and the number of terms tells the kernel to read it once.
+    # A single term is passed twice; given the number of terms, the kernel reads it only once.
     source = *bordered(terms[0]), *bordered(terms[-1]), len(terms)
     settings = row_length(y.value.shape), ACTIVATIONS[kind]
     forward = each(device, "activate", N, prod(inner), *source, *bordered(y.value), *settings)

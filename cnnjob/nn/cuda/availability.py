@@ -1,4 +1,4 @@
-"""Check for a usable GPU: driver, CuPy and CUDA libraries, with what to do about a missing one."""
+"""Check for a usable GPU (driver, CuPy and CUDA libraries), with advice on what is missing."""
 
 import os
 import tempfile
@@ -6,14 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-INSTALL = "pip install 'cupy-cuda12x[ctk]' for a driver of CUDA 12, 'cupy-cuda13x[ctk]' for CUDA 13"
-"""Advice after the reason, from which callers separate it at the first ``"; "``."""
+INSTALL = "pip install 'cupy-cuda12x[ctk]' for a CUDA 12 driver, 'cupy-cuda13x[ctk]' for CUDA 13"
+"""Advice that follows the reason; callers split the two at the first ``"; "``."""
 LIBRARIES = ("nvrtc", "cublas")
 MIN_CUPY = 14
 
 
 def why_unavailable() -> str | None:
-    """Return why no GPU can be used here and what to do about it, or None if one can."""
+    """Return why no GPU can be used and what to do about it, or None if one can be used."""
     choose_kernel_cache()  # before CuPy is imported
     try:
         cupy = import_module("cupy")
@@ -28,29 +28,29 @@ def why_unavailable() -> str | None:
 
 
 def _driver_problem(runtime: Any) -> str | None:
-    """Return what is wrong with the driver: missing, too old, or without a GPU; None if nothing is."""
+    """Return the problem with the driver (missing, too old, or without a GPU), or None if there is none."""
     # Versions are 1000 × major + 10 × minor, and 0 without a driver. Minor versions of CUDA are compatible.
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if driver == 0:
-        return "there is no NVIDIA driver; use a machine with an NVIDIA GPU, which nvidia-smi lists"
+        return "there is no NVIDIA driver; use a machine with an NVIDIA GPU (check with nvidia-smi)"
     if driver // 1000 < needed // 1000:
-        versions = f"the driver is for CUDA {_format_version(driver)}, this CuPy for CUDA {_format_version(needed)}"
+        versions = f"the driver is for CUDA {_format_version(driver)}, but CuPy is for CUDA {_format_version(needed)}"
         return f"{versions}; install a newer driver, or: {INSTALL}"
     try:
         count = runtime.getDeviceCount()
     except RuntimeError as error:
-        return f"the driver shows no GPU ({error}); see nvidia-smi and CUDA_VISIBLE_DEVICES"
-    return None if count else "the driver shows no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES"
+        return f"the driver shows no GPU ({error}); check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return None if count else "the driver shows no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
 def _library_problem(pathfinder: Any) -> str | None:
-    """Return which CUDA library cannot be loaded and why; None if all can."""
+    """Return which CUDA library cannot be loaded and why, or None if all can be loaded."""
     for name in LIBRARIES:
         try:
             pathfinder.load_nvidia_dynamic_lib(name)
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            return f"CUDA's library {name} cannot be loaded ({reason}); {INSTALL}"
+            return f"the CUDA library {name} cannot be loaded ({reason}); {INSTALL}"
     return None
 
 
@@ -60,11 +60,11 @@ def _format_version(version: int) -> str:
 
 
 def choose_kernel_cache() -> None:
-    """Set ``CUPY_CACHE_DIR``, unless it is set, so that CuPy stores compiled kernels in the user's cache.
+    """Set ``CUPY_CACHE_DIR``, unless it is already set, so that CuPy stores compiled kernels in the user's cache.
 
-    CuPy reads it once, when it is imported, and its import fails where the folder cannot be created. It writes each
-    file atomically and checks it when it reads it, so that many jobs may share the folder. If the folder is not
-    writable, as under a home directory that the nodes of a cluster do not mount, the process gets a temporary one.
+    CuPy reads the variable once, when it is imported, and the import fails if the folder cannot be created. CuPy writes
+    each file atomically and checks it on reading, so many jobs can share the folder. If the folder is not writable, as
+    under a home directory that a cluster's nodes do not mount, the process uses a temporary one.
     """
     if os.environ.get("CUPY_CACHE_DIR"):
         return
@@ -74,9 +74,9 @@ def choose_kernel_cache() -> None:
             cnnjob_cache = str(Path(user_cache or Path.home() / ".cache") / "cnnjob")
         folder = Path(cnnjob_cache) / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
-        # mkdir accepts an existing folder also on a read-only file system: only a file shows that it is writable.
+        # mkdir accepts an existing folder even on a read-only file system: only a file proves that it is writable.
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except (OSError, RuntimeError):  # Path.home() raises RuntimeError without a home
+    except (OSError, RuntimeError):  # Path.home() raises RuntimeError without a home directory
         folder = Path(tempfile.mkdtemp(prefix="cnnjob-kernels-"))
     os.environ["CUPY_CACHE_DIR"] = str(folder)

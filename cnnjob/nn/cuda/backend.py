@@ -1,7 +1,7 @@
 """CUDA backend: operations as CUDA C kernels and cuBLAS GEMMs, recorded as a graph and replayed.
 
-The same input gives the same bits on the same model of GPU with the same driver and cuBLAS, since every sum has a fixed
-order. A step returns before its results are complete; copying them to the host waits for them.
+The same input gives the same bits on the same GPU model with the same driver and cuBLAS, since every sum has a fixed
+order. A step returns before its results are complete; copying results to the host waits for them.
 """
 
 import time
@@ -53,13 +53,13 @@ class CudaBackend:
         fuses: bool = True,
         captures: bool = True,
     ) -> None:
-        """Use a device; without one, only count memory.
+        """Use a device, or only count memory without one.
 
         Args:
-            device: holds the arrays and runs the kernels.
-            column_bytes: size of a convolution's matrix of patches, see :mod:`cnnjob.nn.cuda.conv`.
-            fuses: True to compute some neighbouring parts in one kernel, see :mod:`cnnjob.nn.cuda.fused`; False for
-                part by part, the reference.
+            device: the device that holds the arrays and runs the kernels.
+            column_bytes: size of a convolution's patch matrix (see :mod:`cnnjob.nn.cuda.conv`).
+            fuses: True to compute some neighbouring parts in one kernel (see :mod:`cnnjob.nn.cuda.fused`); False to
+                compute each part separately, as a reference.
             captures: True to record a step and replay it; False to launch its kernels each time, with the same bits.
         """
         self.device: Device = device or ShapeOnlyDevice()
@@ -79,11 +79,11 @@ class CudaBackend:
         if source.shape != target.shape or source.dtype != target.dtype:
             raise ValueError(f"cannot copy {source.dtype} {source.shape} into {target.dtype} {target.shape}")
         if source.nbytes:
-            # The device copies contiguous bytes, while an array of the host may be a view with gaps.
+            # The device copies contiguous bytes, while a host array may be a view with gaps.
             self.device.copy(np.ascontiguousarray(source) if _is_host(source) else source, target)
 
     def resident(self, array: Array) -> Array:
-        """Return the array on the device: itself, or a copy."""
+        """Return the array itself if it is on the device, or a copy that is."""
         if not _is_host(array):
             return array
         on_device = self.zeros(array.shape, array.dtype)
@@ -97,11 +97,11 @@ class CudaBackend:
         return on_host
 
     def staging(self, target: Array) -> Array:
-        """Return page-locked memory of the host, which the device copies from while the host continues."""
+        """Return page-locked host memory, from which the device copies while the host continues."""
         return self.device.pinned(target.shape, target.dtype)
 
     def upload(self, source: Array, target: Array) -> Task:
-        """Begin to copy page-locked memory to the device; return a function that waits for the end of the copy."""
+        """Start copying page-locked memory to the device; return a function that waits until the copy is complete."""
         return self.device.upload(source, target) if source.nbytes else in_order([])
 
     def gather(
@@ -112,7 +112,7 @@ class CudaBackend:
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan the loading of a batch."""
+        """Plan loading a batch."""
         plan_alone = partial(gather, self.device, arena, inputs, x, pixels, change)
         return DeferredBatch((x,), plan_alone, inputs, pixels, changes=change is not None).tasks.forward
 
@@ -126,7 +126,7 @@ class CudaBackend:
         inputs: StepInputs,
         layer_index: int,
     ) -> ForwardBackward:
-        """Plan one operation of a training or an evaluation."""
+        """Plan one operation for training or evaluation."""
         plan_alone = partial(self._plan_alone, arena, operation, x, y, parameters, inputs, layer_index)
         return DeferredOperation((x,), plan_alone, operation, x, y, *parameters).tasks
 
@@ -166,7 +166,7 @@ class CudaBackend:
         return DeferredPart((body, shortcut), plan_alone).tasks
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
-        """Plan the addition of one gradient to another."""
+        """Plan adding one gradient to another."""
         return accumulate(self.device, source, target)
 
     def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
@@ -177,7 +177,7 @@ class CudaBackend:
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views, its softmax, and the advance to the next step."""
+        """Plan the mean over views, its softmax, and advancing to the next step."""
         return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
 
     def update(
@@ -188,13 +188,13 @@ class CudaBackend:
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan the update of the flat parameter buffer, and the advance to the next step."""
+        """Plan updating the flat parameter buffer and advancing to the next step."""
         return update(self.device, arena, optimiser, segments, buffers, inputs)
 
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:
         """Plan the parts that the tasks describe, and return one task that runs them all."""
         tasks = list(tasks)
-        # Only now are all parts of a step known, and with them which neighbours share a kernel.
+        # Only now are all parts of a step known, and with them the neighbours that can share a kernel.
         planned = fuse(self.device, arena, parts_of(tasks)) if self._fuses else {}
         run = in_order(resolve_tasks(tasks, planned))
         if not self._captures:

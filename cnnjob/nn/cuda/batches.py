@@ -1,4 +1,4 @@
-"""Batches on a device: images taken by index, augmented and normalised."""
+"""Batches on a device: images selected by index, augmented and normalised."""
 
 from functools import partial
 from math import prod
@@ -22,7 +22,7 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> ForwardBackward:
-    """Plan a batch: x = image·scale + shift per channel, for the images that ``inputs.order`` selects."""
+    """Plan a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
     N, *inner = x.value.shape
     channels = [arena.constant(np.asarray(values, x.value.dtype)) for values in (pixels.scale, pixels.shift)]
     target = *channels, *bordered(x.value), row_length(x.value.shape), inner[-1]
@@ -32,7 +32,7 @@ def gather(
     elif change:
         views = [arena.constant(np.tile(np.array(change, np.int32), (N, 1)))]
 
-    # The arguments are collected at each call: an evaluation may replace images and order.
+    # The arguments are collected on each call: evaluation may replace images and order.
     def run() -> None:
         if isinstance(change, Augmentation):
             _plan_draw(device, change, inputs, views[0])()
@@ -43,7 +43,7 @@ def gather(
 
 
 def _plan_draw(device: Device, change: Augmentation, inputs: StepInputs, views: Array) -> Task:
-    """Plan the draw of the changes, with the values of :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
+    """Plan drawing the changes, with the same values as :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
     address = np.uint32(inputs.seed), np.uint32(Purpose.AUGMENTATION)
     numbers = FLIPS[change.flip], change.translate, len(views)
     arguments = scalars(

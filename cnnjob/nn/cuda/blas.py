@@ -1,7 +1,7 @@
-"""cuBLAS through ctypes, since CuPy's own calls refuse to be captured into a graph while the library does not.
+"""cuBLAS through ctypes, since CuPy's own calls cannot be captured into a graph although the library's calls can.
 
-The matrices here are row-major, those of cuBLAS column-major. A row-major matrix is its transpose in column-major
-order, so out = a·b is computed as outᵀ = bᵀ·aᵀ.
+The matrices here are row-major, while those of cuBLAS are column-major. A row-major matrix is its transpose in
+column-major order, so out = a·b is computed as outᵀ = bᵀ·aᵀ.
 """
 
 from ctypes import byref, c_float, c_int, c_size_t, c_void_p
@@ -12,9 +12,9 @@ import numpy as np
 from cnnjob.nn.arena import Array
 
 WORKSPACE_BYTES = 32 << 20
-"""Size of the workspace that NVIDIA recommends for Hopper; other GPUs need less.
+"""Workspace size that NVIDIA recommends for Hopper; other GPUs need less.
 
-The workspace is not cuBLAS's own, so that its address in a recorded graph stays valid.
+The workspace is not allocated by cuBLAS, so that its address in a recorded graph stays valid.
 """
 
 TYPE_CODES = {"float32": 0, "float16": 2}  # CUDA_R_32F, CUDA_R_16F
@@ -27,7 +27,7 @@ STATUS = {
     1: "not initialised",
     3: "out of memory",
     7: "invalid value",
-    8: "not on this GPU",
+    8: "not supported on this GPU",
     13: "execution failed",
     14: "internal error",
     15: "not supported",
@@ -40,22 +40,22 @@ def address(array: Any) -> int:
 
 
 class Blas:
-    """cuBLAS handle on one stream, with a workspace of its own."""
+    """cuBLAS handle for one stream, with its own workspace."""
 
     def __init__(self, library: Any, stream: int, workspace: Array, *, tf32: bool = False) -> None:
         """Create the handle.
 
         Args:
-            library: libcublas, loaded by ctypes.
-            stream: pointer of the CUDA stream.
+            library: libcublas, loaded with ctypes.
+            stream: pointer to the CUDA stream.
             workspace: device memory that nothing else uses.
-            tf32: True to round factors to 10 bits of mantissa, for the tensor cores; sums are float32.
+            tf32: True to round factors to a 10-bit mantissa for the tensor cores; sums are float32.
         """
         self._library, self._workspace = library, workspace
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32
         self._handle, version = c_void_p(), c_int()
         self._call("cublasCreate_v2", byref(self._handle))
-        # The stream before the workspace: cublasSetStream resets the workspace to the library's default.
+        # Set the stream before the workspace: cublasSetStream resets the workspace to the library's default.
         self._call("cublasSetStream_v2", self._handle, c_void_p(stream))
         memory = c_void_p(address(workspace)), c_size_t(workspace.nbytes)
         self._call("cublasSetWorkspace_v2", self._handle, *memory)
@@ -75,15 +75,15 @@ class Blas:
         """Compute out = alpha·a·b + beta·out.
 
         Args:
-            a: (M, K), or (K, M) if transposed; float32 or float16; each row is contiguous, rows may have gaps between.
-            b: (K, N), or (N, K) if transposed; likewise, of the same dtype as a.
+            a: (M, K), or (K, M) if transposed; float32 or float16; rows are contiguous but may have gaps between them.
+            b: (K, N), or (N, K) if transposed; likewise, with the same dtype as a.
             out: (M, N), likewise; float16 only if a is.
-            transpose: True for each of a and b that is to be transposed.
-            alpha: factor of the product.
-            beta: factor of the previous values of ``out``; with 0 these may be anything, even NaN.
+            transpose: whether to transpose a and b, respectively.
+            alpha: factor for the product.
+            beta: factor for the previous values of ``out``; if it is 0, these may be anything, even NaN.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not match.
         """
         (M, N), K = out.shape, a.shape[0 if transpose[0] else 1]
         if a.shape != ((K, M) if transpose[0] else (M, K)) or b.shape != ((N, K) if transpose[1] else (K, N)):
@@ -101,12 +101,12 @@ class Blas:
         )
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:
-        """Return the address of a matrix and its leading dimension, the distance of its rows in values."""
-        # NumPy's stride of a single row is arbitrary, but cuBLAS demands at least the length of the row.
+        """Return a matrix's address and its leading dimension, the number of values from one row to the next."""
+        # NumPy's stride for a single row is arbitrary, but cuBLAS requires at least the length of the row.
         return c_void_p(address(array)), c_int(max(array.strides[0] // array.itemsize, array.shape[1]))
 
     def _call(self, name: str, *arguments: Any) -> None:
-        """Call a function of cuBLAS and check its status."""
+        """Call a cuBLAS function and check its status."""
         status = getattr(self._library, name)(*arguments)
         if status:
             raise RuntimeError(f"{name}: {STATUS.get(status, 'failed')} (cuBLAS status {status})")

@@ -1,4 +1,4 @@
-"""Dense and dropout blocks, softmax and loss on a device."""
+"""Dense and dropout blocks, softmax, and loss on a device."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,9 +13,9 @@ from cnnjob.nn.random import Purpose
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 IMAGES_PER_BLOCK = 4
-"""Images per thread block of softmax and loss, one per warp."""
+"""Images per thread block in softmax and loss, one per warp."""
 ROWS_AT_A_TIME = 8
-"""Rows that a thread block of a sum over rows reads at a time."""
+"""Number of rows that a thread block reads at a time when summing over rows."""
 
 Arrays = dict[str, Array]
 
@@ -24,13 +24,13 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
     """Plan a dense block: y = activation(output_scale·(x w + b)), with ReLU or no activation.
 
     Args:
-        device: runs the kernels.
+        device: the device that runs the kernels.
         arena: memory for the buffers.
         block: the block's settings.
         x: input (N, …), without a border.
         y: output (N, U).
         w: ``weights`` (V, U), with V values per image, and ``bias`` (U,) if there is one.
-        dw: gradients of the trainable ones, overwritten by ``backward``.
+        dw: gradients of the trainable parameters, overwritten by ``backward``.
 
     Returns:
         The two tasks.
@@ -57,10 +57,10 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
 def dropout(
     device: Device, block: Dropout, x: Tensor, y: Tensor, inputs: StepInputs, layer_index: int
 ) -> ForwardBackward:
-    """Plan a dropout block of a training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
+    """Plan a dropout block for training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
 
     Args:
-        device: runs the kernels.
+        device: the device that runs the kernels.
         block: the probability p of m = 0.
         x: input (N, …).
         y: output of the same shape.
@@ -68,7 +68,7 @@ def dropout(
         layer_index: index of the layer in the network.
 
     Returns:
-        The two tasks; both draw m, so that it is not stored.
+        The two tasks; both draw m, so it is not stored.
     """
     N, *inner = x.value.shape
     address = inputs.position, np.uint32(inputs.seed), np.uint32(Purpose.DROPOUT + layer_index)
@@ -83,9 +83,9 @@ def dropout(
 
 
 def softmax(device: Device, arena: Arena, inputs: StepInputs, logits: Array) -> Task:
-    """Plan the softmax of (N, K) logits, which goes to ``inputs.probabilities``, and the advance to the next step."""
+    """Plan the softmax of (N, K) logits, written to ``inputs.probabilities``, and advancing to the next step."""
     N, K = logits.shape
-    ticket = arena.take((1,), np.uint32)  # counts the thread blocks, of which the last one advances the position
+    ticket = arena.take((1,), np.uint32)  # counts the thread blocks, the last of which advances the position
 
     def run() -> None:
         arguments = scalars([logits, inputs.probabilities, inputs.position, ticket, N, K])
@@ -97,7 +97,7 @@ def softmax(device: Device, arena: Arena, inputs: StepInputs, logits: Array) -> 
 def mean_outputs(
     device: Device, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
 ) -> tuple[list[Task], Task]:
-    """Plan the softmax of the weighted mean of the logits (N, K) of several views.
+    """Plan the softmax of the weighted mean of the logits (N, K) over several views.
 
     The last task writes it to ``inputs.probabilities`` and advances to the next step.
 
@@ -118,11 +118,11 @@ def mean_outputs(
 def cross_entropy(
     device: Device, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float
 ) -> ForwardBackward:
-    """Plan the loss, its gradient, and the number of right predictions.
+    """Plan the loss, its gradient, and the number of correct predictions.
 
-    The loss is the mean over the batch of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K,
-    ε ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N
-    (Bishop 2006, eq. 4.109).
+    The loss is the batch mean of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K, where ε is
+    ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N (Bishop
+    2006, eq. 4.109).
     """
     N, K = logits.value.shape
     losses, correct = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)  # per image
@@ -136,5 +136,5 @@ def cross_entropy(
 
 
 def _warp_grid(images: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return grid and block of a kernel with one warp per image."""
+    """Return the grid and block of a kernel with one warp per image."""
     return (-(-images // IMAGES_PER_BLOCK), 1), (WARP, IMAGES_PER_BLOCK)

@@ -1,7 +1,7 @@
 """Conv block on a device: convolution, bias, activation and max-pooling, for a few images at a time.
 
-The matrix of patches (im2col) covers as many images as stay in the device's cache until the GEMM has read it. It is not
-stored for backward, which computes it again. Of a pooling window only the position of the maximum is stored.
+The patch matrix (im2col) covers as many images as stay in the device's cache until the GEMM has read it. It is not
+stored for backward, which recomputes it. For each pooling window, only the position of the maximum is stored.
 """
 
 from math import prod
@@ -15,15 +15,15 @@ from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm,
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 
 COLUMN_BYTES = 16 << 20
-"""Size of one matrix of patches, of which two fit into the L2 cache of an A100.
+"""Size of one patch matrix; two fit in the L2 cache of an A100.
 
 It does not depend on the GPU, so that the order of every sum is fixed.
 """
 MAX_BYTE = 255
 GRADIENT_SCALE = 16
-"""Factor on float16 gradients, times the number of images in the batch.
+"""Scale of float16 gradients, which is multiplied by the number of images in the batch.
 
-The loss is a mean over the batch, whose gradients are too small for float16.
+The loss is a mean over the batch, so its unscaled gradients are too small for float16.
 """
 
 Arrays = dict[str, Array]
@@ -35,14 +35,14 @@ def conv(
     """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
 
     Args:
-        device: runs the kernels.
+        device: the device that runs the kernels.
         arena: memory for the buffers.
         block: the block's settings.
         x: input (N, H, W, C) with a border of ``block.pad``.
         y: output (N, H', W', F).
         w: ``weights`` (K, K, C, F), and ``bias`` (F,) if there is one.
-        dw: gradients of the trainable ones, overwritten by ``backward``.
-        column_bytes: maximum size of a matrix of patches, unless a single image needs more.
+        dw: gradients of the trainable parameters, overwritten by ``backward``.
+        column_bytes: maximum size of a patch matrix, unless a single image needs more.
 
     Returns:
         The two tasks.
@@ -54,7 +54,7 @@ def conv(
     n = min(N, max(1, column_bytes // (outputs * taps * factor_dtype.itemsize)))  # images at a time
     winner_dtype = np.uint8 if block.pool**2 - 1 <= MAX_BYTE else np.uint16  # position of the maximum in its window
     # For n images: patches, z, and in float16 the gradient of z. For all images: the gradients before the activation
-    # and the partial sums of the bias, or in an evaluation the positions of the maxima, which nothing reads.
+    # and the partial sums for the bias, or for evaluation the positions of the maxima, which nothing reads.
     scratch: list[Any] = [((n * outputs, taps), factor_dtype), ((n * outputs, F), dtype)]
     scratch.append(((n * outputs if in_float16 and y.trainable else 0, F), factor_dtype))
     if y.trainable:
@@ -94,7 +94,7 @@ def _plan_images(
     buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
 ) -> ForwardBackward:
-    """Plan the block for some images; backward adds their gradient of the weights, the first images set it."""
+    """Plan the block for some images; backward adds to the weight gradient, or sets it for the first images."""
     x, y = tensors
     # columns (n·H'·P·W'·P, K·K·C); z and dz (n·H'·P·W'·P, F); d_pooled and winner (n, H', W', F)
     columns, z, dz, d_pooled, winner = buffers
@@ -117,21 +117,21 @@ def _plan_images(
     backward = [
         each(device, f"unpool_{winner_type}", n, H * W * F, d_pooled, winner, z, P, W, F)
     ]  # z becomes its gradient
-    # The scale on dz goes through both products, whose results are divided by it.
+    # The scale of dz carries through both products, whose results are divided by it.
     if suffix:
         dz = dz[: len(z)]
         backward.append(each(device, "halve", n, height * width * F, z, dz, float(scale)))
     else:
         dz = z
     if "weights" in dw:
-        # With beta 0 the first images overwrite the gradient of the step before, so nothing has to clear it.
+        # With beta 0, the first images overwrite the previous step's gradient, so it need not be cleared.
         dw_matrix, beta = dw["weights"].reshape(taps, F), 1.0 if images.start else 0.0
         backward += [patches, gemm(device, columns, dz, dw_matrix, (True, False), alpha=1 / scale, beta=beta)]
     if x.trainable:
         sizes = K, S, block.pad, C, x.value.shape[2], height, width
         source, target = (columns, 1 / scale), bordered(x.gradient[images])
         backward += [
-            gemm(device, dz, kernel, columns, (False, True)),  # columns become their gradient, after the GEMM above
+            gemm(device, dz, kernel, columns, (False, True)),  # columns become patch gradients, after the GEMM above
             each(device, f"col2im{suffix}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
         ]
     return ForwardBackward(in_order(forward), in_order(backward))

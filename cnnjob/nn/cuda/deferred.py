@@ -1,4 +1,4 @@
-"""Deferred planning: the parts of a step are described first and planned together, so that neighbours can be fused."""
+"""Deferred planning: a step's parts are described first and then planned together, so neighbours can be fused."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 @dataclass(frozen=True, eq=False)
 class DeferredPart:
-    """One part of a step that is not planned yet.
+    """Part of a step that has not been planned yet.
 
-    Parts are dictionary keys, so they are compared by identity.
+    Parts are used as dictionary keys, so they are compared by identity.
     """
 
     reads: tuple[Tensor, ...]
-    """Its inputs."""
+    """The part's inputs."""
     plan_alone: Callable[[], ForwardBackward]
-    """Function that plans it without its neighbours."""
+    """Function that plans the part without its neighbours."""
 
     @property
     def tasks(self) -> ForwardBackward:
-        """Return placeholders for its two tasks, which :func:`resolve_tasks` replaces."""
+        """Return placeholders for the part's two tasks, which :func:`resolve_tasks` replaces."""
         return ForwardBackward(DeferredTask(self, forward=True), DeferredTask(self, forward=False))
 
 
 @dataclass(frozen=True, eq=False)
 class DeferredBatch(DeferredPart):
-    """Loading of a batch; ``reads`` is the tensor that it writes."""
+    """Loading of a batch; ``reads`` contains the tensor that it writes."""
 
     inputs: StepInputs
     pixels: PixelNormalisation
     changes: bool
-    """True if images are flipped or moved."""
+    """True if images are flipped or shifted."""
 
     @property
     def x(self) -> Tensor:
@@ -50,14 +50,14 @@ class DeferredOperation(DeferredPart):
     x: Tensor
     y: Tensor
     weights: dict[str, Array]
-    """Its parameters by short name."""
+    """The operation's parameters by short name."""
     gradients: dict[str, Array]
-    """Gradients of the trainable ones; empty in an evaluation."""
+    """Gradients of the trainable parameters; empty for evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeferredLoss(DeferredPart):
-    """Loss and its gradient with respect to the logits."""
+    """The loss and its gradient with respect to the logits."""
 
     inputs: StepInputs
     label_smoothing: float
@@ -65,7 +65,7 @@ class DeferredLoss(DeferredPart):
 
 @dataclass(frozen=True, eq=False)
 class DeferredTask:
-    """Placeholder for the forward or the backward task of a part."""
+    """Placeholder for a part's forward or backward task."""
 
     part: DeferredPart
     forward: bool
@@ -76,14 +76,14 @@ class DeferredTask:
 
 
 def parts_of(tasks: Iterable[Task]) -> list[DeferredPart]:
-    """Return the parts whose placeholders are among the tasks, in order and without repetitions."""
+    """Return the parts whose placeholders are among the tasks, in order and without duplicates."""
     return list(dict.fromkeys(task.part for task in tasks if isinstance(task, DeferredTask)))
 
 
 def resolve_tasks(tasks: Iterable[Task], planned: dict[DeferredPart, ForwardBackward]) -> list[Task]:
     """Return the tasks with all placeholders replaced; parts that are not in ``planned`` are planned alone."""
     tasks = list(tasks)
-    # All at once: the two placeholders of a part belong to one plan, which is made once.
+    # All at once: both placeholders of a part belong to the same plan, which is made only once.
     plans = {part: planned.get(part) or part.plan_alone() for part in parts_of(tasks)}
 
     def resolve(task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""The GPU as a device: the only module that calls CuPy, and the one that loads cuBLAS and the kernels' source."""
+"""The GPU as a device: the only module that calls CuPy, and the one that loads cuBLAS and the kernel source."""
 
 from collections.abc import Sequence
 from ctypes import CDLL
@@ -15,11 +15,11 @@ from cnnjob.nn.tensors import Task
 
 KERNELS_FOLDER = Path(__file__).parent
 FIRST_SOURCE = "kernels.cu"
-"""Source file that comes first, since it defines what the others use."""
+"""Source file that comes first, since it has the definitions that the others use."""
 
 
 def kernel_source(folder: Path = KERNELS_FOLDER) -> str:
-    """Return the CUDA C source of all kernels: several files that are compiled as one module."""
+    """Return the CUDA C source of all kernels, from several files that are compiled as one module."""
     files = sorted(folder.glob("*.cu"), key=lambda path: (path.name != FIRST_SOURCE, path.name))
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
@@ -28,12 +28,12 @@ class CudaDevice:
     """The current GPU, its arrays (CuPy's), and one stream on which everything runs in order."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Use it, with GEMMs in this precision, see :attr:`cnnjob.nn.cuda.device_api.Device.precision`."""
+        """Use the GPU, with GEMMs in this precision (see :attr:`cnnjob.nn.cuda.device_api.Device.precision`)."""
         import cupy
         from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 - comes with CuPy
 
         self._cupy, self._runtime = cupy, cupy.cuda.runtime
-        # Non-blocking: it does not wait for the default stream, and it can be captured, which that stream cannot.
+        # Non-blocking: it does not wait for the default stream, and unlike that stream it can be captured.
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
         library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
@@ -45,13 +45,13 @@ class CudaDevice:
 
     def zeros(self, shape: tuple[int, ...], dtype: object) -> Array:
         """Return a new array of zeros on the GPU, or raise a ``MemoryError`` if there is not enough memory."""
-        # CuPy clears memory on the current stream of the thread, which may be that of another device.
+        # CuPy clears memory on the thread's current stream, which may be that of another device.
         self._stream.use()
         return self._cupy.zeros(shape, dtype)  # type: ignore[no-any-return]
 
     def copy(self, source: Array, target: Array) -> None:
         """Copy between contiguous arrays of equal size, on the GPU or the host; complete on return."""
-        # On the same stream, so that it comes after everything that was launched before.
+        # On the same stream, so that the copy comes after everything launched before it.
         addresses = address(target), address(source)
         self._runtime.memcpyAsync(*addresses, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         self.wait()
@@ -63,7 +63,7 @@ class CudaDevice:
         return np.frombuffer(memory, kind, count).reshape(shape)
 
     def upload(self, source: Array, target: Array) -> Task:
-        """Begin to copy from page-locked memory to the GPU; return a function that waits for the end of the copy."""
+        """Start copying page-locked memory to the GPU; return a function that waits until the copy is complete."""
         addresses = address(target), address(source)
         self._runtime.memcpyAsync(*addresses, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)
         copied = self._cupy.cuda.Event(disable_timing=True)
@@ -80,11 +80,11 @@ class CudaDevice:
         try:
             run()
         finally:
-            # Also after an error: a stream that stays in capture mode runs nothing any more.
+            # Even after an error: a stream that stays in capture mode runs nothing.
             graph = self._stream.end_capture()
         return lambda: graph.launch(self._stream)
 
     @property
     def free_bytes(self) -> int:
-        """Return the free memory of the GPU, in bytes."""
+        """Return the GPU's free memory, in bytes."""
         return int(self._runtime.memGetInfo()[0])

@@ -1,4 +1,4 @@
-"""Interface between the backend and a device: its methods, and the arguments and grids of its kernels."""
+"""Interface between the backend and a device: the device's methods, and its kernels' arguments and grids."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,31 +14,31 @@ from cnnjob.nn.tensors import Task, Tensor
 THREADS = 256
 """Threads per block of most kernels."""
 WARP = 32
-"""Threads of a warp."""
+"""Threads per warp."""
 MAX_BLOCKS = 65535
-"""CUDA's limit on the blocks in the second dimension of a grid."""
+"""CUDA's limit on the number of blocks in the second dimension of a grid."""
 CHANNELS, LANES = 32, 8
-"""Channels, and lanes per channel, of a thread block that sums over pixels."""
+"""Number of channels, and of lanes per channel, in a thread block that sums over pixels."""
 
 
 class Device(Protocol):
-    """A device with its arrays; everything on it runs in the order of the calls."""
+    """A device with its arrays; all work on it runs in the order of the calls."""
 
     @property
     def name(self) -> str:
-        """Return the model of the device."""
+        """Return the device's model name."""
 
     @property
     def precision(self) -> str:
-        """Return the precision of GEMM factors: ``float32``, ``tf32`` (10 bits of mantissa) or ``float16``.
+        """Return the precision of GEMM factors: ``float32``, ``tf32`` (10-bit mantissa) or ``float16``.
 
-        Sums are always float32. With ``float16`` only the factors in convolutions are float16; others are as with
+        Sums are always float32. With ``float16``, only the factors in convolutions are float16; all others are as with
         ``tf32``.
         """
 
     @property
     def versions(self) -> dict[str, Any]:
-        """Return the versions of the libraries that decide the bits."""
+        """Return the versions of the libraries that determine the bits."""
 
     @property
     def free_bytes(self) -> int:
@@ -51,19 +51,19 @@ class Device(Protocol):
         """Copy between contiguous arrays of equal size, on the device or the host; complete on return."""
 
     def pinned(self, shape: Shape, dtype: Any) -> Array:
-        """Return a new NumPy array in page-locked memory of the host."""
+        """Return a new NumPy array in page-locked host memory."""
 
     def upload(self, source: Array, target: Array) -> Task:
-        """Begin to copy from page-locked memory to the device; return a function that waits for the end of the copy."""
+        """Start copying page-locked memory to the device; return a function that waits until the copy is complete."""
 
     def capture(self, run: Task) -> Task:
         """Record the kernels and GEMMs of a task without running them, and return a task that replays them.
 
-        The recording holds only the addresses of arrays: the caller must keep ``run``, which keeps the arrays alive.
+        The recording contains only the addresses of arrays: the caller must keep ``run``, which keeps the arrays alive.
         """
 
     def wait(self) -> None:
-        """Wait until everything that was launched is complete."""
+        """Wait until all launched work is complete."""
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
         """Launch a kernel on arrays and NumPy scalars."""
@@ -78,39 +78,39 @@ class Device(Protocol):
         alpha: float = 1,
         beta: float = 0,
     ) -> None:
-        """Compute out = alpha·a·b + beta·out for matrices of contiguous rows.
+        """Compute out = alpha·a·b + beta·out for matrices with contiguous rows.
 
-        ``transpose`` is True for each of a and b that is to be transposed. Both are float32 or both are float16; sums
+        ``transpose`` specifies whether to transpose a and b, respectively. Both are float32 or both are float16; sums
         are float32.
         """
 
 
 class ShapeOnlyDevice:
-    """Device without memory, which only counts; it cannot run anything."""
+    """Device without memory, used only for counting; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Count for this precision."""
+        """Count memory for this precision."""
         self.precision = precision
 
     def __getattr__(self, name: str) -> Any:
-        """Return a function that raises an error: plans may refer to it, but not call it."""
+        """Return a function that raises an error: plans may refer to it, but must not call it."""
 
         def fail(*_: Any, **__: Any) -> Any:
-            raise RuntimeError(f"{name}: called on a device without memory, which only counts")
+            raise RuntimeError(f"{name}: called on a device without memory, which is only for counting")
 
         return fail
 
 
 def scalars(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the arguments of a kernel, with Python's numbers as its ``int`` and ``float``."""
-    # 32 bits, where CuPy would pass them with 64; a 64-bit argument comes as a NumPy scalar.
+    """Return a kernel's arguments, with Python numbers converted to the kernel's ``int`` and ``float``."""
+    # These have 32 bits, where CuPy would pass 64; 64-bit arguments are passed in as NumPy scalars.
     scalar_types = {int: np.int32, bool: np.int32, float: np.float32}
     return tuple(scalar_types.get(type(value), lambda same: same)(value) for value in arguments)
 
 
 def each(device: Device, name: str, images: int, size: int, *arguments: Any) -> Task:
-    """Plan a kernel with a thread for each of ``size`` values of each image; both numbers are its last arguments."""
-    # Images beyond the limit of the grid are left to a loop in the kernels.
+    """Plan a kernel with one thread for each of ``size`` values per image; its last arguments are both numbers."""
+    # Images beyond the grid's limit are handled by a loop in the kernels.
     grid = (max(1, -(-size // THREADS)), min(images, MAX_BLOCKS))
     return partial(device.launch, name, grid, (THREADS, 1), scalars([*arguments, images, size]))
 
@@ -130,7 +130,7 @@ def gemm(
 
 
 def in_order(tasks: Sequence[Task]) -> Task:
-    """Return one task that runs several in order."""
+    """Return one task that runs several tasks in order."""
 
     def run() -> None:
         for task in tasks:
@@ -140,21 +140,21 @@ def in_order(tasks: Sequence[Task]) -> Task:
 
 
 def bordered(array: Array) -> tuple[Array, np.int64, int]:
-    """Return a kernel's arguments for an array (N, …): the array, and the distances of its images and of their rows.
+    """Return a kernel's arguments for an array (N, …): the array, and the strides of its images and of their rows.
 
-    The distances are numbers of values, so that an array may be the inside of one with a border.
+    The strides are in values, and allow for an array that is the inside of one with a border.
     """
     image, row = array.strides[0], array.strides[1] if array.ndim > 2 else 0  # noqa: PLR2004 - N, H, W, C
     return array, np.int64(image // array.itemsize), row // array.itemsize
 
 
 def row_length(shape: Shape) -> int:
-    """Return the number of values of an image that are contiguous: those of a row of pixels, or of a vector."""
+    """Return the number of contiguous values in an image: those of a row of pixels, or of a vector."""
     return prod(shape[2:]) if len(shape) > 2 else shape[1]  # noqa: PLR2004 - N, H, W, C
 
 
 def relu_backward(device: Device, y: Tensor, activation: str, out: Array) -> Task:
-    """Plan the gradient before a ReLU or no activation, which goes to ``out``, (N, …) without a border."""
+    """Plan the gradient before a ReLU or no activation, written to ``out``, (N, …) without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
     arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"
@@ -162,7 +162,7 @@ def relu_backward(device: Device, y: Tensor, activation: str, out: Array) -> Tas
 
 
 MIN_ROWS_PER_SUM = 256
-"""Minimum number of rows that a thread block adds up."""
+"""Minimum number of rows that each thread block adds up."""
 MAX_PARTIAL_SUMS = 128
 """Maximum number of thread blocks that add up one column."""
 
@@ -176,7 +176,7 @@ def column_sums(device: Device, values: Array, partial_sums: Array, out: Array) 
     """Plan the sum of a matrix over its rows, in a fixed order.
 
     Args:
-        device: runs the kernels.
+        device: the device that runs the kernels.
         values: (R, U).
         partial_sums: scratch (⌈R / ``rows_per_sum(R)``⌉, U), overwritten.
         out: receives the sums, (U,).

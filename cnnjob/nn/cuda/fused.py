@@ -1,6 +1,6 @@
 """Fused parts of a step: the first conv block reads the images' bytes, and the classifier computes the loss.
 
-:meth:`FirstConv.find` and :meth:`Head.find` decide which parts are fused; all others are planned part by part.
+:meth:`FirstConv.find` and :meth:`Head.find` determine which parts are fused; all others are planned separately.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from cnnjob.nn.cuda.device_api import WARP, Device, bordered, gemm, in_order, sc
 from cnnjob.nn.tensors import ForwardBackward, Task
 
 WARPS, TILE = 8, 6144
-"""Warps of a thread block of the first conv block, and floats of its shared memory, as in ``fused.cu``."""
+"""Warps per thread block of the first conv block, and floats in its shared memory, as in ``fused.cu``."""
 FIRST_BLOCKS = [(kernel, pool, channels) for kernel, channels in ((3, 1), (3, 3), (5, 1)) for pool in (1, 2)]
-"""Kernel side, pooling side and channels for which ``fused.cu`` has kernels."""
+"""Kernel size, pooling size and number of channels for which ``fused.cu`` has kernels."""
 MAX_GROUPS = 128
 """Maximum number of thread blocks that sum the gradients of the first conv block, about one per multiprocessor.
 
@@ -29,7 +29,7 @@ It does not depend on the GPU, so that the order of every sum is fixed.
 MAX_VALUES, MAX_CLASSES, HEAD_THREADS = 1024, 32, 128
 """Maximum inputs and classes of a classifier that is fused with its loss, and threads per block of that kernel."""
 BATCH_SUMS = (WARP, 8)
-"""Threads of a block of the kernel ``batch_sums``."""
+"""Threads per block of the ``batch_sums`` kernel."""
 
 NO_TASKS = ForwardBackward(in_order([]), in_order([]))
 """Tasks of a part that another part computes."""
@@ -39,12 +39,12 @@ def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[De
     """Plan the parts that are computed together with a neighbour.
 
     Args:
-        device: runs the kernels.
+        device: the device that runs the kernels.
         arena: memory for the buffers.
-        parts: parts of a training step or an evaluation, in order.
+        parts: parts of a training or evaluation step, in order.
 
     Returns:
-        The two tasks of each of those parts; all other parts are to be planned alone.
+        The two tasks of each fused part; all other parts must be planned alone.
     """
     first, head = FirstConv.find(parts), Head.find(parts)
     planned: dict[DeferredPart, ForwardBackward] = {}
@@ -62,21 +62,21 @@ def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[De
 
 @dataclass(frozen=True)
 class FirstConv:
-    """Batch and the conv block that reads it, computed in one kernel."""
+    """A batch and the conv block that reads it, computed in one kernel."""
 
     batch: DeferredBatch
     layer: DeferredOperation
     block: Conv
-    """The operation of the layer."""
+    """The layer's operation."""
 
     @classmethod
     def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
-        """Return the first conv block of a step if there is a kernel for its sizes, or None."""
+        """Return a step's first conv block if there is a kernel for its sizes, or None."""
         batch = next((part for part in parts if isinstance(part, DeferredBatch)), None)
         if not batch or batch.changes:
             return None
-        # Fused, the batch is never stored: nothing else may read it, not even a window of it, as a shortcut does. The
-        # batch of another view counts as a reader too, so a block that several views share is not fused with the first.
+        # A fused batch is never stored: nothing else may read it or a window of it, as a shortcut does. The batch of
+        # another view also counts as a reader, so a block that several views share is not fused with the first.
         readers = [
             part for part in parts
             if part is not batch and any(batch.x.value is array for x in part.reads for array in (x.value, x.window_of))
@@ -98,16 +98,16 @@ class FirstConv:
 
     @property
     def pitch(self) -> int:
-        """Return the number of floats from one of these rows to the next in shared memory.
+        """Return the number of floats from one row to the next in shared memory.
 
-        It is even, for loads of two floats, and places the pixels of a window in different banks.
+        It is even, for loads of two floats, and places a window's pixels in different banks.
         """
         width = self.layer.y.value.shape[2] * self.block.pool + self.block.kernel - 1
         even = int(width + width % 2)
         return even + 2 if even % 32 == 0 else even
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan both parts; the batch itself needs no task."""
+        """Plan both parts; the batch needs no task of its own."""
         layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
         (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
         training, bands = y.trainable, -(-height // WARPS)
@@ -120,7 +120,7 @@ class FirstConv:
         w, flags = layer.weights, (block.activation == "relu", training)
         inputs = self.batch.inputs
 
-        # The arguments are collected at each call: an evaluation may replace images and order.
+        # The arguments are collected on each call: evaluation may replace images and order.
         def forward() -> None:
             source = inputs.images, inputs.rows, inputs.position
             arrays = *source, *pixels, w["weights"], w["bias"], *bordered(y.value), winner
@@ -140,7 +140,7 @@ class FirstConv:
 
 @dataclass(frozen=True)
 class Head:
-    """Classifier and loss, with the dense block before them if there is one."""
+    """The classifier and loss, with the dense block before them if there is one."""
 
     hidden: DeferredOperation | None
     """The dense block before the classifier."""
@@ -151,7 +151,7 @@ class Head:
 
     @classmethod
     def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
-        """Return the head of a training step if one thread block can compute an image, or None."""
+        """Return the head of a training step if a thread block can process a whole image, or None."""
         loss = next((part for part in parts if isinstance(part, DeferredLoss)), None)
         if not loss or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
             return None
@@ -166,7 +166,7 @@ class Head:
         return cls(None, False, classifier, loss)  # noqa: FBT003 - no activation
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan all parts: the products of the dense block as GEMMs, and the rest in one kernel and in the sums."""
+        """Plan all parts: the dense block's products as GEMMs, and the rest in one kernel and in the sums."""
         classifier, hidden = self.classifier, self.hidden
         (N, classes), x, inputs = classifier.y.value.shape, classifier.x, self.loss.inputs
         flat, values = x.value.reshape(N, -1), prod(x.value.shape[1:])
@@ -174,7 +174,7 @@ class Head:
         ticket = arena.take((1,), np.uint32)
         w, dz, dx = classifier.weights, classifier.y.gradient, x.gradient if x.trainable else losses
         truth = inputs.labels, inputs.order, inputs.position
-        # The kernel takes an array for every argument; the flags tell it which of them are placeholders.
+        # The kernel takes an array for every argument; the flags specify which of them are placeholders.
         hidden_bias = hidden.weights["bias"] if hidden else w["bias"]
         written = dz, dx, losses, correct, inputs.losses, inputs.n_correct, ticket
         arrays = flat, hidden_bias, w["weights"], w["bias"], *truth, *written
@@ -191,7 +191,7 @@ class Head:
 
 
 def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
-    """Plan a dense block without bias and activation: z = x w, and both gradients from that of z."""
+    """Plan a dense block without bias and activation: z = x w, and the gradients of x and w from that of z."""
     x, w, dw, z, dz = layer.x, layer.weights["weights"], layer.gradients["weights"], layer.y.value, layer.y.gradient
     flat = x.value.reshape(len(z), -1)
     backward = [gemm(device, flat, dz, dw, (True, False))]
@@ -201,19 +201,19 @@ def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
 
 
 class _Sums:
-    """Sums over the batch that remain when all gradients of activations are computed: one kernel for all of them."""
+    """Sums over the batch that remain once all activation gradients are known, computed in one kernel."""
 
     def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device
         nothing = arena.take((1,), np.float32)  # placeholder for absent terms, which have 0 columns
         self.filters: tuple[Any, ...] = nothing, nothing, nothing, 0, 0, 0
         """First conv block: partial sums (groups, (K·K·C + 1)·F), gradients of weights and bias; number of groups, of
-        weights, and of columns of the partial sums."""
+        weights, and of columns in the partial sums."""
         self.hidden: tuple[Any, ...] = nothing, nothing, 0
-        """Dense block before the classifier: gradients (N, U) before its activation, gradient of the bias; U."""
+        """Dense block before the classifier: gradients (N, U) before its activation, bias gradient; U."""
         self.classifier: tuple[Any, ...] = nothing, nothing, 0, nothing, nothing, 0, 0
-        """Classifier: gradients of its outputs (N, classes), gradient of the bias, classes; its inputs (N, V), gradient
-        of the weights, number of weights; N."""
+        """Classifier: gradients of its outputs (N, classes), bias gradient, classes; its inputs (N, V), weight
+        gradient, number of weights; N."""
 
     def plan(self) -> Task:
         """Plan all sums."""
@@ -223,7 +223,7 @@ class _Sums:
 
 
 def _with_supported_settings(block: Conv) -> Conv:
-    """Return a block with only those settings that the fused kernels support; other settings make it unequal."""
+    """Return a block with only the settings that fused kernels support; it is equal if the others are defaults."""
     names = "init", "bias_init", "learning_rate_factor", "activation", "filters", "kernel", "stride", "pad", "pool"
     return Conv(**{name: getattr(block, name) for name in names})
 
@@ -239,6 +239,6 @@ def _is_dense(part: DeferredPart, activation: Activation) -> TypeGuard[DeferredO
 
 
 def _is_fully_trainable(layer: DeferredOperation) -> bool:
-    """Return whether a layer has weights and bias, both of them trainable unless it is an evaluation."""
+    """Return whether a layer has weights and bias, both trainable unless it is planned for evaluation."""
     names = {"weights", "bias"}
     return layer.weights.keys() >= names and (not layer.gradients or layer.gradients.keys() >= names)

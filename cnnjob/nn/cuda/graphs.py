@@ -1,4 +1,4 @@
-"""CUDA graphs of a step: the first two runs are launched as usual, the third is recorded, and later ones replay it."""
+"""CUDA graphs of steps: the first two runs are launched as usual, the third is recorded, and later runs replay it."""
 
 from collections.abc import Callable
 
@@ -7,21 +7,22 @@ from cnnjob.nn.cuda.device_api import Device
 from cnnjob.nn.tensors import Task
 
 EAGER_RUNS = 2
-"""Runs before the recording: the first compiles and loads kernels, which a capture forbids; the second is a margin."""
+"""Runs before recording: the first compiles and loads kernels, which capturing forbids; the second is a margin."""
 MAX_QUEUED_STEPS = 64
 """Maximum number of queued steps: few enough to notice a stop request soon, enough to keep the device busy."""
 
 
 class Captured:
-    """Task that is run or replayed; both launch the same kernels in the same order, with the same bits."""
+    """Task that is run or replayed; either way, it launches the same kernels in the same order, with the same bits."""
 
     def __init__(self, device: Device, run: Task, reads: Callable[[], tuple[Array, ...]]) -> None:
         """Wrap a task; nothing runs yet.
 
         Args:
-            device: runs and records the task.
+            device: the device that runs and records the task.
             run: the task, which launches kernels and GEMMs and does nothing else.
-            reads: returns the arrays that may be replaced between calls; if one is, the task is recorded again.
+            reads: function that returns the arrays that may be replaced between calls; if one is replaced, the task is
+                recorded again.
         """
         self._device, self._run, self._reads = device, run, reads
         self._recorded_arrays: tuple[Array, ...] = ()
@@ -30,7 +31,7 @@ class Captured:
 
     def __call__(self) -> None:
         """Run or replay the task once."""
-        # A graph holds addresses. Identity is compared, not equality: another array lies elsewhere.
+        # A graph contains addresses. Identity is compared, not equality: a different array is at a different address.
         arrays = self._reads()
         if [*map(id, arrays)] != [*map(id, self._recorded_arrays)]:
             self._recorded_arrays, self._runs, self._replay = arrays, 0, None

@@ -22,7 +22,7 @@ from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
 MIN_PART_ROWS = 128
-"""Minimum number of pixels that a thread block adds up."""
+"""Minimum number of pixels that each thread block adds up."""
 MAX_PARTS = 512
 """Maximum number of thread blocks that add up one channel."""
 
@@ -30,28 +30,28 @@ Arrays = dict[str, Array]
 
 
 def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
-    """Plan a batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
+    """Plan batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
-    Backward, with g the gradient before the activation, M pixels of the batch and x̂ the normalised values:
+    Backward, with g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input:
     dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3). Only the mean and
-    1/√(variance + eps) are stored for it; x̂ and g are computed again.
+    1/√(variance + eps) are stored for backward; x̂ and g are recomputed.
 
     Args:
-        device: runs the kernels.
+        device: the device that runs the kernels.
         arena: memory for the buffers.
-        block: the settings, and the activation.
+        block: the normalisation's settings and the activation.
         x: input (N, H, W, C), without a border.
         y: output of the same shape.
         w: ``scale`` (if there is one), ``shift``, and the running ``mean`` and ``variance``, each (C,).
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The two tasks; forward of a training also updates the running statistics.
+        The two tasks; in training, forward also updates the running statistics.
     """
     N, H, W, C = x.value.shape
     rows, dtype, constants = np.int64(N * H * W), x.value.dtype, (block.settings.momentum, block.settings.eps)
     part_rows = np.int64(max(MIN_PART_ROWS, -(-int(rows) // MAX_PARTS)))
-    # The last two receive the gradients of shift and scale where the block has none or they are not trainable.
+    # The last two receive the gradients of a shift or scale that the block does not have or that is not trainable.
     mean, inverse, unused_shift, unused_scale = (arena.take((C,), dtype) for _ in range(4))
     scale = w["scale"] if "scale" in w else arena.constant(np.ones(C, dtype))
     channels, running = (mean, inverse, scale, w["shift"]), (w["mean"], w["variance"])

@@ -12,7 +12,7 @@ from cnnjob.nn.tensors import ForwardBackward, Tensor
 
 
 def pool(device: Device, arena: Arena, block: MaxPool | GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan a pooling."""
+    """Plan max-pooling or global pooling."""
     if isinstance(block, MaxPool):
         return _max_pool(device, arena, block, x, y)
     return _global_pool(device, arena, block, x, y)
@@ -21,12 +21,12 @@ def pool(device: Device, arena: Arena, block: MaxPool | GlobalPool, x: Tensor, y
 def _max_pool(device: Device, arena: Arena, block: MaxPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
 
-    Of equal maxima the first in row-major order receives the gradient. Rows and columns that do not fill a window
+    Among equal maxima, the first in row-major order receives the gradient. Rows and columns that do not fill a window
     receive none.
     """
     N, height, width, C = y.value.shape
     _, H, W, _ = x.value.shape
-    # Position of the maximum in its window; the kernel writes it in an evaluation too, where it is scratch.
+    # Position of the maximum in its window; for evaluation, the kernel writes it to scratch memory.
     winner = arena.take(y.value.shape, np.uint16) if y.trainable else arena.scratch(0, (y.value.shape, np.uint16))[0]
     arrays = *bordered(x.value), *bordered(y.value), winner
     forward = each(device, "max_pool", N, height * width * C, *arrays, block.side, width, C)
@@ -41,7 +41,7 @@ def _max_pool(device: Device, arena: Arena, block: MaxPool, x: Tensor, y: Tensor
 def _global_pool(device: Device, arena: Arena, block: GlobalPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan the mean or the maximum over all pixels: (N, H, W, C) → (N, C).
 
-    Of equal maxima the first in row-major order receives the gradient.
+    Among equal maxima, the first in row-major order receives the gradient.
     """
     N, H, W, C = x.value.shape
     first_maxima = [arena.take((N, C), np.int32)] if block.how == "max" else []

@@ -12,7 +12,7 @@ from cnnjob.nn.optimisers import AdamW, Optimiser, Segment
 from cnnjob.nn.tensors import StepInputs, Task
 
 BLOCK_ELEMENTS = 1024
-"""Number of elements that one thread block updates."""
+"""Number of elements that each thread block updates."""
 
 
 def update(
@@ -23,9 +23,9 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     inputs: StepInputs,
 ) -> Task:
-    """Plan the update of all segments, see :mod:`cnnjob.nn.optimisers`, and the advance to the next step."""
+    """Plan updating all segments (see :mod:`cnnjob.nn.optimisers`) and advancing to the next step."""
     weights, gradients, slots = buffers
-    # A single launch for all segments: the table tells each thread block its piece and how that piece is updated.
+    # A single launch for all segments: the table assigns each thread block its piece, with the settings for the update.
     pieces = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, BLOCK_ELEMENTS)]
     table: dict[str, Array] = {
         "starts": np.array([start for _, start in pieces]),
@@ -34,8 +34,8 @@ def update(
         "decays": np.array([optimiser.weight_decay if s.decays else 0.0 for s, _ in pieces], np.float32),
     }
     common = *map(arena.constant, table.values()), inputs.learning_rates, inputs.position
-    # The ticket counts thread blocks: the last block of a step's last kernel advances the position, since all others
-    # have read it by then.
+    # The ticket counts thread blocks: the last block of a step's last kernel advances the position, because all other
+    # blocks have read it by then.
     ticket = arena.take((1,), np.uint32)
     is_last_kernel = not optimiser.lookahead
     if isinstance(optimiser, AdamW):
