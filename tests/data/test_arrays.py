@@ -302,3 +302,13 @@ def test_copies_among_arrays_stay_together_and_are_named(tmp_path: Path) -> None
     np.savez(tmp_path / "b.npz", x_train=TRAIN, y_train=TRAIN_LABELS, x_test=TRAIN[:3], y_test=TRAIN_LABELS[:3])
     warnings = prepare("b", tmp_path / "b.h5", source=tmp_path / "b.npz").warnings
     assert "3 images found in more than one split, byte for byte: train[0] (train) = test[0] (test)" in warnings[0]
+
+
+def test_arrays_are_padded_with_the_background(tmp_path: Path) -> None:
+    images, labels = np.full((4, 8, 4), 9, np.uint8), np.arange(4) % 2
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images + 1, y_test=labels)
+    black = (0, 0, 0)
+    dataset = prepare(
+        "folder", tmp_path / "out.h5", source=tmp_path / "a.npz", size=(8, 8), fit="pad", background=black
+    ).dataset
+    assert dataset.load("train")[0][0, 0, :, 0].tolist() == [0, 0, 9, 9, 9, 9, 0, 0]

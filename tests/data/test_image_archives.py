@@ -120,3 +120,18 @@ def test_an_archive_without_a_test_split_says_so(tmp_path: Path, folder: Path) -
     with pytest.raises(JobError, match=r"(?s)no test images.*cnnjob prepare .*photos\.zip .*--test-fraction 0\.2$"):
         prepared(pack(folder / "Training", tmp_path / "photos.zip", "zip"))
     assert isinstance(prepared(tmp_path / "photos.zip", test_fraction=0.2).dataset, Dataset)
+
+
+@pytest.mark.parametrize("link", ["hard", "symbolic"])
+def test_links_in_a_tar_are_refused_by_name(tmp_path: Path, link: str) -> None:
+    for name in "ab":
+        write_images(tmp_path / "root" / name, 3)
+    target = tmp_path / "root" / "a" / "copy.png"
+    if link == "hard":
+        target.hardlink_to(tmp_path / "root" / "a" / "0000.png")
+    else:
+        target.symlink_to("0000.png")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "root", "root")
+    with pytest.raises(DataError, match=r"root/a/\w+\.png: a link, which is not followed in an archive"):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos.tar", test_fraction=0.3)

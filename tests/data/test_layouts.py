@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cnnjob.data.dataset import Dataset
+from cnnjob.data.images import read_picture
 from cnnjob.data.prepare.folders.layout import split_of_name
 from cnnjob.data.prepare.prepare import Prepared, prepare
 from cnnjob.errors import DataError, JobError
@@ -396,3 +397,53 @@ def test_classes_that_differ_only_in_capitals_are_named(tmp_path: Path) -> None:
     assert done.dataset.class_names == ("ANGER", "anger", "joy")
     (warning,) = done.warnings
     assert warning.endswith("classes whose names differ only in capitals or spaces (found 'ANGER' and 'anger')")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/cat.1.png", "train/dog.1.png", "test1/1.png", "test1/2.png"),
+        ("train/1.png", "test_images/1.png"),
+        ("train/1.png", "unlabeled/1.png"),
+    ],
+)
+def test_splits_without_classes_are_not_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    refused(draw(tmp_path / "root", *names), "look like splits without class folders.*--labels FILE", test_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "holds"),
+    [
+        ([f"{c}/{s}/1.png" for c in ("cat", "dog") for s in ("train", "test")] + ["cat/o.png"], "cat"),
+        ([f"dataset/{s}/{c}/1.png" for s in ("train", "test") for c in "ab"] + ["dataset/sample.png"], "dataset"),
+        (["a/1.png", "a/2.png", "a/masks/1.png", "b/1.png", "b/2.png"], "a"),
+        ([f"{domain}/{name}/1.png" for domain in ("real", "art") for name in ("cat", "dog")] + ["art/o.png"], "art"),
+    ],
+)
+def test_images_beside_folders_of_images_make_no_class(tmp_path: Path, names: list[str], holds: str) -> None:
+    message = refused(draw(tmp_path / "root", *names), "holds images as well as folders", test_fraction=0.5)
+    assert f"the class folder {holds} holds images" in message
+
+
+def test_a_loose_image_beside_class_folders_is_left_out(tmp_path: Path) -> None:
+    names = [f"train/{name}/{i}.png" for name in ("cats", "dogs") for i in range(3)]
+    root = draw(tmp_path / "root", *names, "train/contact.png", "test1/0.png", "test1/1.png")
+    done = prepared(root, test_fraction=0.3)
+    assert done.dataset.class_names == ("cats", "dogs")
+    assert "train/contact.png" in done.warnings[0]
+
+
+def test_files_without_a_suffix_that_are_no_images_make_no_class(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"data/{name}/{i}.png" for name in "ab" for i in range(4)))
+    (root / "data" / "README").write_text("hello")
+    assert prepared(root, test_fraction=0.25).dataset.class_names == ("a", "b")
+
+
+def test_small_jpegs_are_scaled_as_large_ones_and_as_predict_scales_them(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for split, name, i in itertools.product(("train", "test"), "ab", range(2)):
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_bytes((64, 64, 3), i)).save(root / split / name / f"{i}.jpg")
+    images, _ = prepared(root, size=(16, 16)).dataset.load("train")
+    for image, path in zip(images, sorted((root / "train").rglob("*.jpg")), strict=True):
+        np.testing.assert_array_equal(image, read_picture(path, (16, 16, 3)).pixels)

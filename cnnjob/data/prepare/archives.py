@@ -33,7 +33,7 @@ _READ_BYTES = 1 << 20
 _DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
 _CHECKSUM = slice(148, 156)
 _FILES = b"0\0" + b"7"  # regular files: in ustar, in the oldest tar formats, and contiguous files
-_FOLDER = b"5"
+_KINDS = {b"1": "link", b"2": "link", b"5": "folder"}  # hard links and symbolic links
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, regardless of their stated size
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
 
@@ -137,15 +137,15 @@ def decompressed_file(archive: Path) -> BinaryIO:
     return temporary
 
 
-def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, bool, int, int]]:
-    """Yield the files and folders in a decompressed tar archive.
+def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
+    """Yield the files, folders and links in a decompressed tar archive.
 
     Args:
         archive: path of the archive, for messages.
         file: its decompressed content.
 
     Yields:
-        Name of the file or folder, whether it is a folder, and the position and size of its content.
+        Name of the member; ``file``, ``folder`` or ``link``; and the position and size of its content.
 
     Raises:
         DataError: the archive is damaged.
@@ -158,8 +158,8 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, bool, int,
         for member in _headers(unpacked, _MOST_IMAGES):
             position = file.tell()
             _require_within(position + member.size, size)
-            if member.is_file or member.kind == _FOLDER:
-                yield member.name, member.kind == _FOLDER, position, member.size
+            if kind := "file" if member.is_file else _KINDS.get(member.kind):
+                yield member.name, kind, position, member.size
             file.seek(position + member.size + -member.size % _BLOCK)
     except _DAMAGED as error:
         raise DataError(f"{archive}: damaged, or not a tar archive ({error}). Copy or download it again") from error

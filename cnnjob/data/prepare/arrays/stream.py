@@ -176,7 +176,9 @@ def _chunks(
             if digests != [image.digest for image in images]:
                 raise DataError(f"{stream.where}: changed while it was read. Prepare it again when nothing changes it")
             shape = (*options.size, block.shape[3]) if options.size else None
-            fitted = np.stack([fit_pixels(one, shape, options.fit) for one in block]) if shape else block
+            fitted = block
+            if shape:
+                fitted = np.stack([fit_pixels(image, shape, options.fit, options.background) for image in block])
             for split in dict.fromkeys(split_of[image.name] for image in images):
                 chosen = np.array([split_of[image.name] == split for image in images])
                 labels = np.array([image.label for image in images])[chosen]

@@ -13,7 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from cnnjob.data.prepare.archives import decompressed_file, tar_members
-from cnnjob.data.prepare.folders.tree import MAX_CONTENT_BYTES, FolderTree, Listing, Stamp, is_visible, stamp_of
+from cnnjob.data.prepare.folders.tree import (
+    MAX_CONTENT_BYTES,
+    FolderTree,
+    Listing,
+    Stamp,
+    is_visible,
+    stamp_of,
+)
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
@@ -133,13 +140,21 @@ class TarTree(FolderTree):
             raise DataError(f"{self.root}: changed while it was read. Prepare it again when nothing changes it")
         files: list[str] = []
         folders: list[str] = []
-        for name, is_folder, position, size in tar_members(self.root, self._file):
+        links: list[str] = []
+        for name, kind, position, size in tar_members(self.root, self._file):
             path = str(PurePosixPath(name))
             if path == ".":
                 continue
-            (folders if is_folder else files).append(path)
-            if not is_folder:
+            if kind == "file":
                 self._members[path] = (position, size)
+                files.append(path)
+            else:
+                (links if kind == "link" else folders).append(path)
+        if linked := listing_of(self.root, links, []).files:
+            raise DataError(
+                f"{self.path(linked[0])}: a link, which is not followed in an archive (found {len(linked)}). "
+                "Unpack the archive, and pass the folder"
+            )
         return listing_of(self.root, files, folders)
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:

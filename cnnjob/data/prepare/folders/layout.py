@@ -23,6 +23,10 @@ _SPLIT_OF_WORD = {
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png", "photos", "pictures"})
 """Names of a folder inside a class folder that contains the images of the class, as in Tiny ImageNet."""
+_NO_CLASS_PARTS = frozenset({"mask", "masks", "annotations", "labels", "thumbnails", "thumbs", "segmentation"})
+"""Names of folders beside the images of a class whose images are not of that class."""
+_TRAIN_NAME = re.compile(r"(?i)train")
+_TEST_NAME = re.compile(r"(?i)test|valid|eval|unlabel|holdout")
 _MAX_CLASSES = 1 << 16  # labels have at most 16 bits
 _SHOWN = 10
 ANNOTATIONS = "val_annotations.txt"
@@ -131,6 +135,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     annotated = flat.get("val") if annotations else None
     classes = {split: _files_by_class(base, where) for split, base in bases.items()}
     names = natural_order(set(classes["train"]))
+    _require_no_splits(names, where)
     _require_common(classes, bases, where)
     splits = {split: [found[name] for name in names] for split, found in classes.items()}
     if annotated and annotations:
@@ -213,7 +218,8 @@ def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
         return False
     train = root.folders[group["train"][0]]
     others = [folder for folder in root.folders.values() if folder is not train]
-    return bool(train.files) and any(folder.files for folder in others)
+    has_classes = any(folder.has_files() for folder in train.folders.values())
+    return bool(train.files) and not has_classes and any(folder.files for folder in others)
 
 
 def _is_flat(folder: _Folder) -> bool:
@@ -235,7 +241,7 @@ def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
         key = unicodedata.normalize("NFC", name)
         if key in classes:
             raise DataError(f"{place}: two classes of one name (found {original[key]!a} and {name!a}). Rename a folder")
-        _require_images(folder, place)
+        _require_images(folder, base, place)
         original[key] = name
         classes[key] = sorted(folder.all_files(), key=lambda path: path.split("/"))
     return classes
@@ -248,13 +254,33 @@ def _require_name(name: str, place: str) -> None:
         raise DataError(f"{place}: a class without a name (found {name!r}). Rename its folder")
 
 
-def _require_images(folder: _Folder, place: str) -> None:
-    """Refuse a class folder that contains only other folders: the classes are probably one level deeper."""
+def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
+    """Refuse a class folder that contains other folders with images: the classes may be one level deeper."""
     inside = [name for name, child in folder.folders.items() if child.has_files()]
+    # One more folder of images belongs to the class, unless it is the same in other classes, or no part of a class.
+    siblings = [other for other in base.folders.values() if other is not folder]
+    is_shared = not siblings or any(name in other.folders for other in siblings for name in inside)
+    is_other = any(split_of_name(name) or name.lower() in _NO_CLASS_PARTS for name in inside)
+    if folder.files and inside and (len(inside) > 1 or is_shared or is_other):
+        raise DataError(
+            f"{place}: the class folder {folder.name} holds images as well as folders with images (found "
+            f"{folder.files[0].rpartition('/')[2]} and {_shown(sorted(inside))}). Remove what does not belong to the "
+            "class; or, if the folders are the classes or splits, the images beside them"
+        )
     if inside and not folder.holds_images():
         raise DataError(
             f"{place}: the class folder {folder.name} holds no images, only folders (found {_shown(sorted(inside))}). "
             "Give the folder whose folders are the classes, or name the labels in a table, with --labels FILE"
+        )
+
+
+def _require_no_splits(names: list[str], where: str) -> None:
+    """Refuse folders such as train and test1 that would become classes."""
+    train, test = ([name for name in names if pattern.search(name)] for pattern in (_TRAIN_NAME, _TEST_NAME))
+    if train and test:
+        raise DataError(
+            f"{where}: these look like splits without class folders, not like classes (found {_shown(train + test)}). "
+            "Put the images of each class in a folder, or name their labels in a table, with --labels FILE"
         )
 
 

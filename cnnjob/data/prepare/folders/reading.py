@@ -25,6 +25,7 @@ from cnnjob.data.prepare.progress import image_bar
 from cnnjob.data.prepare.writer import Chunk
 from cnnjob.errors import DataError, plural
 
+_JPEG = b"\xff\xd8\xff"
 _FEW_PIXELS = 64 * 64
 """Maximum height times width of an image that is decoded during the survey."""
 _MAX_KEPT_BYTES = 128 << 20
@@ -173,6 +174,8 @@ def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Exami
     else:
         digest = hashlib.sha256(content).digest()
         found, picture = inspect_image(path, content, _FEW_PIXELS, options.background)
+    if picture and options.size not in {None, picture.pixels.shape[:2]} and content and content.startswith(_JPEG):
+        picture = None  # the second pass decodes it at a fraction of its size, as `predict` does
     if options.skip_damaged and picture is None:
         read_picture(path, None, content=content)
     return _Examined(digest, stamp, found, picture)
