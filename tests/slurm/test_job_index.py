@@ -112,7 +112,7 @@ def test_a_job_that_has_submitted_its_successor_trains_no_more(idle_slurm: FakeS
 @pytest.mark.parametrize(
     ("make", "restarted", "said"),
     [
-        (stopped_in_job, "", "job 17 is ending. Run the same command in a moment"),
+        (stopped_in_job, "", "job 17 is ending. Run the same command again in a moment"),
         (stopped_in_job, "requeued", ""),
     ],
 )
@@ -302,7 +302,7 @@ def test_a_run_that_was_moved_while_its_job_waits(idle_slurm: FakeSlurm) -> None
         status_of(moved).detail
         == f"jobs of higher priority start first; job 17 is for {old}, the previous path of this folder"
     )
-    with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}, .*\n  cnnjob cancel elsewhere"):
+    with pytest.raises(BusyError, match=rf"job 17 is in the queue for {old}\. .*\n  cnnjob cancel elsewhere"):
         submission.submit([moved], Request())
     assert "cancelled job 17" in cnnjob("cancel", "elsewhere").stdout
 

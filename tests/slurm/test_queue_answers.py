@@ -298,7 +298,7 @@ def test_a_comment_may_hold_the_separator(idle_slurm: FakeSlurm) -> None:
         ("job_requeued_in_held_state", "it was requeued and is held", False),  # up to 23.02
         ("launch failed requeued held", "it was requeued and is held", False),
         ("Never, heard", "Never, heard", False),
-        ("", "SLURM does not say why", False),
+        ("", "SLURM gives no reason", False),
     ],
 )  # fmt: skip
 def test_reasons(reason: str, said: str, never: bool) -> None:  # noqa: FBT001

@@ -37,7 +37,7 @@ def test_what_is_no_time(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0m", "00:00", "0-0", "0d0h"])
 def test_zero_is_no_time_at_all(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^time: zero "):
+    with pytest.raises(ValueError, match=r"^time: the limit is zero "):
         parse_minutes(text)
 
 
@@ -77,14 +77,14 @@ def test_memory_a_gpu_is_said_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mem": "4G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu exclude each other. Keep one"),
+        ({"mem": "4G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu are mutually exclusive. Keep one"),
         ({"mem": "much"}, "mem: not an amount of memory (found 'much'). Write 4G or 500M"),
         ({"mem_per_gpu": "4 G"}, "mem_per_gpu: not an amount of memory (found '4 G'). Write 4G or 500M"),
         ({"time": "soon"}, "time: not a time limit (found 'soon')"),
         ({"gpus": -1}, "gpus: not a number of GPUs (found -1). Write 1 or a100:1"),
         ({"gpus_per_node": "two"}, "gpus_per_node: not a number of GPUs (found 'two'). Write 1 or a100:1"),
-        ({"gpus": 1, "gpus_per_node": "1"}, "gpus and gpus_per_node exclude each other. Keep one"),
-        ({"gpus": 1, "gres": "shard:2,gpu:a100:1"}, "gpus and gres exclude each other. Keep one"),
+        ({"gpus": 1, "gpus_per_node": "1"}, "gpus and gpus_per_node are mutually exclusive. Keep one"),
+        ({"gpus": 1, "gres": "shard:2,gpu:a100:1"}, "gpus and gres are mutually exclusive. Keep one"),
         ({"cpus_per_task": 0}, "cpus_per_task: input should be greater than or equal to 1, found 0"),
         ({"signal_seconds": 65536}, "signal_seconds: input should be less than or equal to 65535, found 65536"),
         ({"gpu_request": "please"}, "gpu_request: input should be 'gpus-per-node', 'gres' or 'gpus', found 'please'"),
@@ -225,9 +225,9 @@ def test_memory_per_gpu_becomes_the_nodes_where_there_is_no_gpu() -> None:
 @pytest.mark.parametrize(
     ("request_", "backend", "said"),
     [
-        (Request(gpus=2), "auto", "a run uses one GPU, so 1 of 2 will be idle. Request --gpus 1"),
-        (Request(gres="gpu:a100:4"), "cuda", "a run uses one GPU, so 3 of 4 will be idle. Request --gpus 1"),
-        (Request(gpus_per_node=1), "numpy", "a run on NumPy uses no GPU, so 1 of 1 will be idle. Request --gpus 0"),
+        (Request(gpus=2), "auto", "a run uses one GPU, so 1 of 2 will be idle. Use --gpus 1"),
+        (Request(gres="gpu:a100:4"), "cuda", "a run uses one GPU, so 3 of 4 will be idle. Use --gpus 1"),
+        (Request(gpus_per_node=1), "numpy", "a run on NumPy uses no GPU, so 1 of 1 will be idle. Use --gpus 0"),
         (Request(gpus=1), "auto", ""),
         (Request(gpus=0), "numpy", ""),
     ],
@@ -264,19 +264,19 @@ NESTED = "[sbatch]\n" + ".".join("a" * 3000) + " = 1\n"
         (f"cpus_per_task = {'9' * 5000}\n", "not readable as TOML"),
         (f"cpus_per_task = 0x{'f' * 5000}\n", "cpus_per_task: "),
         (f"gpus = 0x{'f' * 5000}\n", "gpus: "),
-        (f"[sbatch]\nnice = 0x{'f' * 5000}\n", "sbatch.nice: too large a number"),
+        (f"[sbatch]\nnice = 0x{'f' * 5000}\n", "sbatch.nice: the number is too large"),
         (f"gpus = '{'9' * 5000}'\n", "not a number of GPUs"),
         (f"time = '{'9' * 5000}'\n", "not a time limit"),
         (f"mem = '{'9' * 5000}'\n", "not an amount of memory"),
-        ('partition = "a\\nb"\n', "partition: contains a line end or control character (found 'a\\nb')"),
-        ('partition = """a\nb"""\n', "partition: contains a line end or control character"),
-        ('job_name = "a\\u0000b"\n', "job_name: contains a line end or control character"),
-        ('constraint = "a\\u0085b"\n', "constraint: contains a line end or control character"),
-        ('setup = ["a\\nb"]\n', "setup: contains a line end or control character"),
-        ('[sbatch]\nreservation = "a\\r\\nb"\n', "sbatch.reservation: contains a line end or control character"),
-        ('[sbatch]\n"nice\\n#SBATCH --x" = 1\n', "not the name of an option"),
-        ('[sbatch]\n"nice=5 --x" = 1\n', "not the name of an option"),
-        ('[sbatch]\n"" = 1\n', "not the name of an option"),
+        ('partition = "a\\nb"\n', "partition: contains a line break or control character (found 'a\\nb')"),
+        ('partition = """a\nb"""\n', "partition: contains a line break or control character"),
+        ('job_name = "a\\u0000b"\n', "job_name: contains a line break or control character"),
+        ('constraint = "a\\u0085b"\n', "constraint: contains a line break or control character"),
+        ('setup = ["a\\nb"]\n', "setup: contains a line break or control character"),
+        ('[sbatch]\nreservation = "a\\r\\nb"\n', "sbatch.reservation: contains a line break or control character"),
+        ('[sbatch]\n"nice\\n#SBATCH --x" = 1\n', "not an option name"),
+        ('[sbatch]\n"nice=5 --x" = 1\n', "not an option name"),
+        ('[sbatch]\n"" = 1\n', "not an option name"),
         ('"parti\\ntion" = "x"\n', "no such key"),
     ],
 )
@@ -304,7 +304,7 @@ def test_a_configuration_whose_profile_is_no_name(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("key", [*OWN, "time", "mem-per-cpu", "--mem_per_cpu", "job-name", "gres"])
 def test_an_option_that_would_contradict_an_own_one(key: str) -> None:
-    with pytest.raises(JobError, match=r"sbatch: [\w-]+ (cannot be set here|has an option of its own)"):
+    with pytest.raises(JobError, match=r"sbatch: [\w-]+ (cannot be set here|has its own option)"):
         load_request(None, {}, [f"{key}=1"])
 
 

@@ -398,7 +398,7 @@ def test_a_damaged_record_of_restarts_allows_none_without_progress(
     damage(record, content)
     main(str(lost.path), "137")
     [told] = try_read_restart_log(lost)
-    assert told["said"].startswith("not restarted, it made no progress, and how often it was restarted is not known: ")
+    assert told["said"].startswith("not restarted, it made no progress, and the number of restarts is unknown: ")
     change_json(lost.attempt_files()[-1], job_id="17", job_restarts=0, resumed_at_step=50)
     (lost.checkpoints_folder / "step-000000100.npz").touch()
     damage(record, content)

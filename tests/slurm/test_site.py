@@ -54,12 +54,12 @@ def test_one_partition_of_several_is_enough(counting_slurm: FakeSlurm) -> None:
     [
         (
             Request(),
-            "after 5 min: 90 s before it, at SLURM's signal or by its own clock",
-            "jobs of gpu are not preempted by partition",
+            "after 5 min: 90 s before it, on SLURM's signal or by its own clock",
+            "jobs in gpu are not preempted by jobs in other partitions",
         ),
         (
             Request(partition="low", time="2h"),
-            "after 2 h: 90 s before it, at SLURM's signal or by its own clock, the job saves and stops; "
+            "after 2 h: 90 s before it, on SLURM's signal or by its own clock, the job saves and stops; "
             "its batch script requeues it",
             "in low a preempted job gets SIGTERM and 30 s, in which it saves and stops; SLURM requeues it",
         ),

@@ -44,7 +44,7 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
     [
         (["toyy.toml"], 2, "toyy.toml: no such file"),
         (["toy.toml", "--profile", "lob"], 2, "--profile lob: no such profile. Did you mean 'lab'?"),
-        (["toy.toml", "--mem", "4G", "--mem-per-cpu", "1G"], 2, "mem and mem_per_cpu exclude each other"),
+        (["toy.toml", "--mem", "4G", "--mem-per-cpu", "1G"], 2, "mem and mem_per_cpu are mutually exclusive"),
         (["toy.toml", "--time", "soon"], 2, "not a time limit (found 'soon')"),
         (["toy.toml", "--sbatch", "=5"], 2, "--sbatch =5: not of the form KEY=VALUE"),
         (["toy.toml", "--cpus-per-task", "0"], 2, "'--cpus-per-task' / '-c'"),
@@ -167,11 +167,11 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ({"sbatch": "exit 1"}, "sbatch: refused, exit code 1"),
         (
             {"sbatch": "echo garbage"},
-            "sbatch: its answer has no job id (found 'garbage'), and no such job is in the queue. Submit",
+            "sbatch: its output contains no job id (found 'garbage'), and no such job is in the queue. Submit",
         ),
         (
             {"sbatch": "exit 0"},
-            "sbatch: its answer has no job id (found ''), and no such job is in the queue. Submit again",
+            "sbatch: its output contains no job id (found ''), and no such job is in the queue. Submit again",
         ),
     ],
 )
@@ -250,7 +250,7 @@ def test_a_profile_with_gpus_and_the_backend_of_the_command_line(
 def test_a_folder_with_a_line_end_in_its_name_is_refused() -> None:
     found = cnnjob("submit", "toy.toml", "--runs", "a\nb")
     assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
-    assert "'a\\nb': a batch script cannot hold a control character" in found.stderr.replace(str(Path.cwd()) + "/", "")
+    assert "'a\\nb': a batch script cannot contain control" in found.stderr.replace(str(Path.cwd()) + "/", "")
 
 
 def test_a_hidden_partition_is_there_all_the_same(slurm: FakeSlurm) -> None:
@@ -263,7 +263,7 @@ def test_the_accounts_of_the_user_are_said_when_one_is_refused(slurm: FakeSlurm)
     slurm.install(sbatch=f'echo "{refused}" >&2; exit 1', sacctmgr='printf "%s\\n" us them us')
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}. Your accounts: them, us\n")
     slurm.install(sacctmgr="exit 0")
-    assert "SLURM lists no account of yours; ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
+    assert "SLURM lists no account for you; ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
     slurm.install(sacctmgr="exit 1")
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}\n")
 
@@ -288,20 +288,23 @@ POLICY = (
             "AssocMaxSubmitJobLimit",
             "your account allows you at most 2 jobs in the queue; one that is ending still counts",
         ),
-        ("AssocGrpSubmitJobsLimit", "your account allows all its users together at most 9 jobs in the queue"),
+        ("AssocGrpSubmitJobsLimit", "your account allows all its users combined at most 9 jobs in the queue"),
         ("QOSMaxSubmitJobPerUserLimit", "your QOS allows you at most 4 jobs in the queue"),
-        ("QOSGrpSubmitJobsLimit", "your QOS allows all its users together a limited number of jobs in the queue"),
+        ("QOSGrpSubmitJobsLimit", "your QOS allows all its users combined a limited number of jobs in the queue"),
         ("MaxSubmitJobsPerAccount", "your QOS allows your account a limited number of jobs in the queue"),
         (
             "QOSMaxWallDurationPerJobLimit",
-            "it requests more time than your QOS allows per job (01:00:00). Request another",
+            "it requests more time than your QOS allows per job (01:00:00). Request a different",
         ),
-        ("AssocMaxWallDurationPerJobLimit", "it requests more time than your account allows per job. Request another"),
+        (
+            "AssocMaxWallDurationPerJobLimit",
+            "it requests more time than your account allows per job. Request a different",
+        ),
         (
             "QOSMaxGRESPerUser",
-            "it requests more GPUs than your QOS allows per user. Request another amount with --gpus",
+            "it requests more GPUs than your QOS allows per user. Request a different amount with --gpus",
         ),
-        ("QOSMinCpuNotSatisfied", "it requests fewer cores than your QOS requires. Request another amount"),
+        ("QOSMinCpuNotSatisfied", "it requests fewer cores than your QOS requires. Request a different amount"),
     ],
 )
 def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -> None:
@@ -319,7 +322,7 @@ def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -
         assert ": submitted as job 17" in cnnjob(*command[1:]).stdout
     slurm.install(sacctmgr="exit 1", sbatch=f'echo "{POLICY}" >&2; exit 1')
     found = cnnjob("submit", "toy.toml", "--set", "seed=7")
-    assert "A limit of your account or QOS is reached; ask the administrators of the site for it" in found.stderr
+    assert "A limit of your account or QOS has been reached; ask the site's administrators about it" in found.stderr
 
 
 def test_garbage_in_the_queue_is_no_job_of_ours(slurm: FakeSlurm) -> None:

@@ -129,7 +129,7 @@ def test_a_job_whose_comment_the_site_changes_is_known(counting_slurm: FakeSlurm
 def test_nothing_is_submitted_where_the_queue_is_not_understood(counting_slurm: FakeSlurm, answer: str) -> None:
     counting_slurm.install(squeue=answer)
     found = cnnjob("submit", "toy.toml")
-    assert (found.exit_code, "its answer was not understood" in found.stderr) == (4, True), found.output
+    assert (found.exit_code, "its output could not be parsed" in found.stderr) == (4, True), found.output
     assert not list(Path().glob("*.sh"))
 
 
@@ -148,7 +148,7 @@ def test_few_questions_about_runs_whose_jobs_are_in_the_queue(counting_slurm: Fa
 def test_a_percent_sign_in_the_folder_is_refused() -> None:
     found = cnnjob("submit", "toy.toml", "--runs", "100%")
     assert (found.exit_code, found.stderr) == (
-        2, f"cnnjob: --runs {Path.cwd()}/100%: SLURM would expand the %. Name a folder without it\n",
+        2, f"cnnjob: --runs {Path.cwd()}/100%: SLURM would expand the %. Choose a folder without it\n",
     )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def main(end: float) -> None:
         elif now - LAST_SECONDS > time.time():
             end, pause = now, 0.0
         else:
-            print("cnnjob: the training did not stop before its job's end, so it is ended", flush=True)  # noqa: T201
+            print("cnnjob: training did not stop before the job's end, so it is killed", flush=True)  # noqa: T201
             # Training leaves this signal at its default action, which also ends a process that executes no bytecode.
             # The diagnosis recognises the cause by the exit code 128 + SIGALRM.
             os.kill(parent, signal.SIGALRM)

@@ -86,7 +86,7 @@ def _count_restarts_in_vain(run: Run) -> int:
     except DataError as error:
         if _has_begun(run) and step > (run.attempts()[-1].get("resumed_at_step") or 0):
             return 0
-        raise DataError(f"it made no progress, and how often it was restarted is not known: {error}") from error
+        raise DataError(f"it made no progress, and the number of restarts is unknown: {error}") from error
 
 
 def _is_own_error(run: Run, code: int) -> bool:

@@ -55,11 +55,11 @@ _KNOWN = {
     "Priority": Wait("jobs of higher priority start first"),
     "Resources": Wait("the resources that it requests are in use"),
     "BeginTime": Wait("its earliest start time has not come"),
-    "Cleaning": Wait("its previous start is still being cleaned up"),
+    "Cleaning": Wait("its previous execution is still being cleaned up"),
     "Prolog": Wait("its node is being prepared"),
     "Dependency": Wait("the job that it depends on has not ended"),
     "DependencyNeverSatisfied": Wait("the job that it depends on failed", never=True, option="--dependency"),
-    "JobArrayTaskLimit": Wait("its array already runs its maximum number of tasks"),
+    "JobArrayTaskLimit": Wait("its array is already running the maximum number of tasks"),
     "JobHeldUser": Wait("it is held by its user", release=True),
     "JobHeldAdmin": Wait("it is held by an administrator", held=True),
     "JobHoldMaxRequeue": Wait("it was requeued too often and is therefore held", release=True),
@@ -67,16 +67,16 @@ _KNOWN = {
     "Reservation": Wait("its reservation has not begun"),
     "ReservationDeleted": Wait("its reservation was deleted", never=True),
     "PartitionDown": Wait("its partition is down"),
-    "PartitionInactive": Wait("its partition starts no jobs"),
+    "PartitionInactive": Wait("its partition is not starting jobs"),
     "PartitionTimeLimit": Wait("it requests more time than its partition allows", never=True, option="--time"),
     "PartitionNodeLimit": Wait("it requests more nodes than its partition has or allows", never=True),
     "PartitionConfig": Wait("its partition does not allow what it requests", never=True, option="--partition"),
     "BadConstraints": Wait("no node has what it requests", never=True, option="--constraint"),
     "Constraints": Wait("no node has what it requests", never=True, option="--constraint"),
     "InvalidAccount": Wait("its account does not exist", never=True, option="--account"),
-    "AccountNotAllowed": Wait("its account may not use its partition", never=True, option="--account"),
+    "AccountNotAllowed": Wait("its account is not allowed to use its partition", never=True, option="--account"),
     "InvalidQOS": Wait("its QOS does not exist", never=True, option="--qos"),
-    "QOSNotAllowed": Wait("its QOS may not be used in its partition", never=True, option="--qos"),
+    "QOSNotAllowed": Wait("its QOS is not allowed in its partition", never=True, option="--qos"),
     "MaxMemPerLimit": Wait("it requests more memory than its partition allows", never=True, option="--mem"),
     "ReqNodeNotAvail": Wait("nodes that it requests are not available"),
     "NodeDown": Wait("a node that it requests is down"),
@@ -124,7 +124,7 @@ def parse_reason(reason: str) -> Wait:
     if nodes := _UNAVAILABLE.search(text):
         return Wait(f"nodes that it requests are down or drained ({nodes[1]})")
     phrase = next((wait for pattern, wait in _PHRASES if pattern.search(text)), None)
-    return phrase or _KNOWN.get(code) or _parse_limit_reason(code) or Wait(text or "SLURM does not say why")
+    return phrase or _KNOWN.get(code) or _parse_limit_reason(code) or Wait(text or "SLURM gives no reason")
 
 
 def _parse_limit_reason(code: str) -> Wait | None:
@@ -174,8 +174,8 @@ class Limit:
 _REFUSAL_CODE = re.compile(r"error: ((?:QOS|Assoc|MaxSubmit)[A-Za-z]+)$")
 _JOB_LIMITS = {
     "AssocMaxSubmit": ("your account allows you {} in the queue", "associations", "maxsubmit"),
-    "AssocGrpSubmit": ("your account allows all its users together {} in the queue", "associations", "grpsubmit"),
-    "QOSGrpSubmit": ("your QOS allows all its users together {} in the queue", "qos", "grpsubmit"),
+    "AssocGrpSubmit": ("your account allows all its users combined {} in the queue", "associations", "grpsubmit"),
+    "QOSGrpSubmit": ("your QOS allows all its users combined {} in the queue", "qos", "grpsubmit"),
     "PerAccount": ("your QOS allows your account {} in the queue", "qos", "maxsubmitpa"),
     "PerUser": ("your QOS allows you {} in the queue", "qos", "maxsubmitpu"),
 }
@@ -202,6 +202,6 @@ def parse_limit(refusal: str) -> Limit | None:
     elif "PerJob" in code or resource == "time":
         scope, field = "per job", "maxtres"
     else:
-        scope, field = "to all its users together", "grptres"
+        scope, field = "for all its users combined", "grptres"
     field = "maxwall" if resource == "time" else field
     return Limit(code, f"it requests more {resource} than {owner} allows {scope} ({{}})", table, field, option)

@@ -54,8 +54,8 @@ class QueueListing:
         """
         if not self.complete:
             raise SchedulerError(
-                "squeue: its answer was not understood completely, so jobs in the queue may be missing. "
-                "Check what squeue prints, then run the same command again",
+                "squeue: its output could not be parsed completely, so jobs in the queue may be missing. "
+                "Check squeue's output, then run the same command again",
                 silent=True,
             )
 

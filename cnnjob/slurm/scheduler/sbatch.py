@@ -53,7 +53,7 @@ def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
     ids = set(_SUBMITTED.findall(answer))
     if len(ids) == 1:
         return str(ids.pop())
-    no_id = f"sbatch: its answer has no job id (found {answer.strip()[:MOST_LETTERS]!r})"
+    no_id = f"sbatch: its output contains no job id (found {answer.strip()[:MOST_LETTERS]!r})"
     if job_id := _find_in_queue(comment, no_id):
         return job_id
     raise SchedulerError(f"{no_id}, and no such job is in the queue. Submit again")

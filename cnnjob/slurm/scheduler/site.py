@@ -150,7 +150,7 @@ def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> s
     if limit := parse_limit(refusal):
         return f"refused by SLURM ({limit.code}): {_explain_limit(limit, tasks, single_command)}"
     if "accounting/QOS policy" in refusal:
-        return f"{refusal}. A limit of your account or QOS is reached; ask the administrators of the site for it"
+        return f"{refusal}. A limit of your account or QOS has been reached; ask the site's administrators about it"
     return f"{refusal}{_valid_choices(refusal)}"
 
 
@@ -159,7 +159,7 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
     value = _query_limit_value(limit)
     if limit.option:
         clause = limit.template.format(value) if value else limit.template.replace(" ({})", "")
-        return f"{clause}. Request another amount with {limit.option}"
+        return f"{clause}. Request a different amount with {limit.option}"
     if value.isdecimal():
         value = plural(int(value), "job")
     elif value:  # several values, each with its account or QOS
@@ -169,7 +169,7 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
         return f"{clause}; one that is ending still counts. Wait until one has ended, then run the same command"
     return (
         f"{clause}, and each of these {tasks} array tasks counts, so --parallel does not help. Submit fewer values or "
-        f"seeds at once, or one run alone:\n  {single_command}"
+        f"seeds at once, or a single run:\n  {single_command}"
     )
 
 
@@ -212,7 +212,7 @@ def _valid_choices(refusal: str) -> str:
     except SchedulerError:
         return ""
     kind = {"account": "accounts", "qos": "QOS"}[key]
-    return f". Your {kind}: {', '.join(names)}" if names else f". SLURM lists no {key} of yours; ask the site"
+    return f". Your {kind}: {', '.join(names)}" if names else f". SLURM lists no {key} for you; ask the site"
 
 
 def query_own_names(key: str) -> list[str]:
@@ -231,7 +231,7 @@ def query_own_names(key: str) -> list[str]:
 def _refusal_by(partition: Partition, request: Request) -> str:
     """Return why a partition would never start a job with this request; empty if it would."""
     if partition.state in CLOSED:
-        return f"--partition {partition.name}: {partition.state}, it accepts no jobs. Choose another, or wait"
+        return f"--partition {partition.name}: {partition.state}, it accepts no jobs. Choose another partition, or wait"
     limit = partition.max_minutes
     if request.time_minutes and limit and request.time_minutes > limit:
         return (

@@ -72,8 +72,8 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
         f"    own_code; {restart} || echo {undecided} $?",
         "    exit $1",
         "}",
-        "trap 'restart $?' EXIT  # whatever ends the job, and however early",
-        f"trap : {SIGNALS}  # no signal ends this script before its step: only the step's exit code decides",
+        "trap 'restart $?' EXIT  # whatever ends the job, however early",
+        f"trap : {SIGNALS}  # no signal ends this script before its job step: only the step's exit code decides",
     ]
     # own_code is called twice: setup lines may change the environment, and the EXIT trap also runs if they fail
     setup = ["set -e", *request.setup, "set +e"] if request.setup else []
@@ -81,8 +81,8 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
         setup.append(f"export {STAGE}=1")
     step = [
         "own_code",
-        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself",
-        f"export SLURM_EXIT_ERROR={NO_STEP}  # srun's own exit code where it could not run the step",
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not inherit it",
+        f"export SLURM_EXIT_ERROR={NO_STEP}  # srun's own exit code if it could not run the job step",
     ]
     count = len(array.runs)
     return {

@@ -40,8 +40,8 @@ def at_the_time_limit(request: Request, current_site: Site | None) -> str:
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
     when = f"after {format_seconds(60 * minutes)}" if minutes else "at the site's time limit"
     return (
-        f"{when}: {request.signal_seconds} s before it, at SLURM's signal or by its own clock, the job saves and "
-        f"stops; {_how_it_resumes(request, current_site)}. This repeats as long as it makes progress: after "
+        f"{when}: {request.signal_seconds} s before it, on SLURM's signal or by its own clock, the job saves and "
+        f"stops; {_how_it_resumes(request, current_site)}. This repeats as long as the run makes progress: after "
         f"{RESTARTS_WITHOUT_PROGRESS} restarts without a new checkpoint it is not restarted"
     )
 
@@ -50,9 +50,9 @@ def at_preemption(request: Request, current_site: Site | None) -> str:
     """Return a sentence that describes what happens if a higher-priority job preempts this one."""
     partition = current_site.partition_of(request) if current_site else None
     if current_site is None or partition is None:
-        return "not known without SLURM; a job that is ended resumes from its last checkpoint"
+        return "unknown without SLURM; a run whose job was ended resumes from its last checkpoint"
     if partition.preempt_mode in {"OFF", "GANG"}:
-        return f"jobs of {partition.name} are not preempted by partition"
+        return f"jobs in {partition.name} are not preempted by jobs in other partitions"
     seconds = partition.grace_seconds or current_site.kill_wait_seconds
     signal = "its signal" if current_site.signals_preempted and partition.grace_seconds else "SIGTERM"
     warning = f"in {partition.name} a preempted job gets {signal} and {seconds} s, in which it saves and stops"
@@ -68,6 +68,6 @@ def _how_it_resumes(request: Request, current_site: Site | None) -> str:
     if allowed is None and current_site:
         allowed = current_site.requeues
     if allowed is None:
-        return "its batch script requeues it or, where that is refused, submits a successor; then it resumes"
+        return "its batch script requeues it or, if that is refused, submits a successor; then it resumes"
     how = "requeues it" if allowed else "submits a successor"
     return f"its batch script {how}, and it resumes"

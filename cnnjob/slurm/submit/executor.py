@@ -78,8 +78,8 @@ def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
     except BaseException as error:  # whatever the error, cancel an accepted job: it would find no pickle to run
         if isinstance(error, KeyboardInterrupt) and not executor.accepted:
             raise KeyboardInterrupt(
-                f"{array.name}: SLURM may have accepted the job. To submit it, run the same command, which looks for "
-                f"that job first; to cancel it:\n  {next_command.cancel_command(array.runs[0])}"
+                f"{array.name}: SLURM may have accepted the job. To submit it, run the same command, which first looks "
+                f"for that job; to cancel it:\n  {next_command.cancel_command(array.runs[0])}"
             ) from error
         if executor.accepted:
             with suppress(SchedulerError):

@@ -106,7 +106,7 @@ def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _parse_option(text: str) -> tuple[str, str | bool]:
     key, equals, value = text.partition("=")
     if not key.strip("-"):
-        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE. Write for example --sbatch reservation=course")
+        raise JobError(f"--sbatch {text}: not of the form KEY=VALUE. Write, for example, --sbatch reservation=course")
     return key.lstrip("-"), value if equals else True
 
 

@@ -145,16 +145,16 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
     run, submission_file = summary.run, shlex.quote(str(summary.run.submission_file))
     if jobs and summary.moved_from:
         return (
-            f"{run.path}: job {jobs[0].job_id} is in the queue for {summary.moved_from}, from where this folder was "
-            f"moved, and would not find it. Move it back, or cancel that job and submit again:\n"
+            f"{run.path}: job {jobs[0].job_id} is in the queue for {summary.moved_from}. This folder was moved from "
+            f"there, so the job would not find it. Move the folder back, or cancel the job and submit again:\n"
             f"  {next_command.cancel_command(run)}"
         )
     if not jobs and summary.other_cluster and may_be_restarted(summary):
         return (
-            f"{run.path}: job {summary.job_id} of cluster {summary.other_cluster} may carry it, and this cluster is "
-            f"{summary.here}. Look for it there:\n"
+            f"{run.path}: job {summary.job_id} on cluster {summary.other_cluster} may be for this run, but this "
+            f"cluster is {summary.here}. Look for the job there:\n"
             f"  squeue -M {shlex.quote(summary.other_cluster)} -j {summary.job_id}\n"
-            f"If it has ended:\n  rm {submission_file}"
+            f"If the job has ended:\n  rm {submission_file}"
         )
     if not jobs and summary.is_other_users and may_be_restarted(summary) and client.hides_jobs():
         return (
@@ -180,5 +180,5 @@ def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
     if summary.current_decision.get("restarted") == "":
         final.add(summary.job_id)
     if jobs and all(job.state == job_states.ENDING and job.job_id in final for job in jobs):
-        return f"{summary.run.path}: job {jobs[-1].job_id} is ending. Run the same command in a moment"
+        return f"{summary.run.path}: job {jobs[-1].job_id} is ending. Run the same command again in a moment"
     return ""

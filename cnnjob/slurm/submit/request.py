@@ -30,11 +30,11 @@ OWN = {
     "output": "the log is in the run's folder",
     "error": "the log is in the run's folder",
     "open-mode": "the log is always appended to, so that a requeued job does not lose it",
-    "comment": "it names the run in the queue",
+    "comment": "it identifies the run in the queue",
     "array": "use --sweep, --seeds and --parallel",
     "signal": "set signal_seconds in the profile",
     "wait": "use --wait",
-    "wrap": "the script is cnnjob's",
+    "wrap": "cnnjob writes the script",
     "parsable": "cnnjob reads sbatch's answer",
     "quiet": "cnnjob reads sbatch's answer",
     "test-only": "use --dry-run",
@@ -160,7 +160,7 @@ class Request(Settings):
         if self.gpu_count <= used:
             return ""
         usage = "a run uses one GPU" if used else "a run on NumPy uses no GPU"
-        return f"{usage}, so {self.gpu_count - used} of {self.gpu_count} will be idle. Request --gpus {used}"
+        return f"{usage}, so {self.gpu_count - used} of {self.gpu_count} will be idle. Use --gpus {used}"
 
     def _gpus(self) -> tuple[str, int]:
         """Return the GPU type, ``""`` if not specified, and the number of GPUs."""
@@ -219,7 +219,7 @@ def _require_lines(request: Request) -> None:
             _require_line(name, part)
     for key, value in request.sbatch.items():
         if not _OPTION.fullmatch(key.lstrip("-").replace("_", "-")):
-            raise ValueError(f"sbatch: not the name of an option (found {key!r}). Use letters, digits and -")
+            raise ValueError(f"sbatch: not an option name (found {key!r}). Use letters, digits and -")
         _require_line(f"sbatch.{key}", value)
 
 
@@ -231,10 +231,10 @@ def _require_line(name: str, value: Any) -> None:
     """
     if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
         raise ValueError(
-            f"{name}: contains a line end or control character (found {value[:80]!r}). Write one line per string"
+            f"{name}: contains a line break or control character (found {value[:80]!r}). Write one line per string"
         )
     if isinstance(value, int) and abs(value) >= MOST_NUMBER:
-        raise ValueError(f"{name}: too large a number. Write at most 18 digits")
+        raise ValueError(f"{name}: the number is too large. Use at most 18 digits")
 
 
 def _only_one(request: Request, *names: str) -> None:
@@ -245,7 +245,7 @@ def _only_one(request: Request, *names: str) -> None:
     """
     given = [name for name in names if name and getattr(request, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other. Keep one")
+        raise ValueError(f"{' and '.join(given)} are mutually exclusive. Keep one")
 
 
 def _require_settable(key: str) -> None:
@@ -258,12 +258,10 @@ def _require_settable(key: str) -> None:
     if key in OWN:
         raise ValueError(f"sbatch: {key} cannot be set here: {OWN[key]}")
     if key in reserved:
-        raise ValueError(
-            f"sbatch: {key} has an option of its own. Use --{key}, or {key.replace('-', '_')} in the profile"
-        )
+        raise ValueError(f"sbatch: {key} has its own option. Use --{key}, or {key.replace('-', '_')} in the profile")
     # sbatch accepts abbreviations, so `--outp` would replace the path of the log
     if matches := sorted(name for name in reserved if name.startswith(key)):
-        raise ValueError(f"sbatch: {key} is short for {matches[0]}. Write options in full")
+        raise ValueError(f"sbatch: {key} is short for {matches[0]}. Write option names in full")
 
 
 def parse_minutes(text: str) -> int:
@@ -288,5 +286,5 @@ def parse_minutes(text: str) -> int:
     if seconds is None:
         raise ValueError(f"time: not a time limit (found {text!r}). Write 90m, 2h, 1d12h, or SLURM's M, H:M:S, D-H")
     if seconds == 0:
-        raise ValueError(f"time: zero (found {text!r}). Request at least a minute")
+        raise ValueError(f"time: the limit is zero (found {text!r}). Request at least one minute")
     return -(-seconds // 60)  # SLURM also rounds up to whole minutes

@@ -250,7 +250,7 @@ def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Se
         refused = str(error)
     if refused:
         raise SchedulerError(
-            f"{array.name}: job {', '.join(sorted(set(earlier.values())))} was submitted at the same time, and job "
+            f"{array.name}: job {', '.join(sorted(set(earlier.values())))} was submitted at the same time, but job "
             f"{job_id} could not be cancelled ({refused}). Cancel it:\n  scancel {' '.join(withdrawn)}"
         )
     return earlier
@@ -269,7 +269,7 @@ def _check_name(path: Path) -> None:
     """
     if any(category(letter) == "Cc" for letter in str(path)):
         raise JobError(
-            f"--runs {str(path.parent)!r}: a batch script cannot hold a control character. Rename the folder"
+            f"--runs {str(path.parent)!r}: a batch script cannot contain control characters. Rename the folder"
         )
     if "%" in str(path):
-        raise JobError(f"--runs {path.parent}: SLURM would expand the %. Name a folder without it")
+        raise JobError(f"--runs {path.parent}: SLURM would expand the %. Choose a folder without it")
