@@ -407,7 +407,7 @@ class Network:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """Return all parameters by name, in order, running statistics included."""
+        """Return all parameters by name, in order, including running statistics."""
         return {name: parameter for layer in self.layers for name, parameter in layer.parameters.items()}
 
     @property
@@ -433,7 +433,7 @@ def build_layers(blocks: Sequence[Block], names: Sequence[str], shape: Shape) ->
 
 
 def _number_names(blocks: Sequence[Block]) -> Iterator[str]:
-    """Yield the names of blocks: ``conv1``, ``conv2``, ``dense1``, …."""
+    """Yield the names of the blocks, such as ``conv1``, ``conv2`` and ``dense1``."""
     counts: dict[str, int] = {}
     for block in blocks:
         counts[block.kind] = counts.get(block.kind, 0) + 1

@@ -126,7 +126,7 @@ class EvaluationPlan:
         """Return the softmax outputs for the images with the indices ``order``.
 
         Args:
-            images: uint8 (N, H, W, C), in the backend's memory or NumPy's; an image source if the plan has a stream.
+            images: uint8 (N, H, W, C), in the backend's memory or the host's; an image source if the plan has a stream.
             order: image indices, int64 (n,).
 
         Returns:
@@ -174,8 +174,8 @@ def build_step_inputs(
 
     Args:
         memory: the memory in which to allocate the inputs.
-        images: uint8 (images, H, W, C), in that memory or NumPy's; the whole dataset, or the images of a stream.
-        labels: int64 (images,), in that memory or NumPy's.
+        images: uint8 (images, H, W, C), in that memory or the host's; the whole dataset, or the images of a stream.
+        labels: int64 (images,), in that memory or the host's.
         steps: steps per epoch.
         batch_size: images per step.
         seed: the job's seed.
@@ -201,7 +201,7 @@ def build_step_inputs(
 
 
 def empty_step_inputs(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
-    """Return inputs without images, in ``memory`` or by default in NumPy's."""
+    """Return inputs without images, in ``memory`` or by default in host memory."""
     images, labels = np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64)
     return build_step_inputs(memory or HostMemory(), images, labels, steps=0, batch_size=0, seed=0)
 

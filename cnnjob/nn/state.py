@@ -13,7 +13,7 @@ from cnnjob.nn.pixels import PixelNormalisation
 
 
 class State:
-    """Parameters, gradients and optimiser slots of a network.
+    """A network's parameters, gradients and optimiser slots.
 
     The running statistics of batch normalisation are stored among the parameters: they are saved, copied and selected
     together with them. Only the optimiser skips them.

@@ -70,7 +70,7 @@ class StepInputs:
     n_correct: Array
     """Number of correct predictions at each step, int64 (steps,); written by the steps."""
     probabilities: Array
-    """Softmax outputs of an evaluation, (steps × N, classes); written by the steps."""
+    """Softmax outputs in evaluation, (steps × N, classes); written by the steps."""
     position: Array
     """Step within the epoch, and steps since the start of training, int64 (2,)."""
     rows: Array

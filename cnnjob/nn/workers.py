@@ -284,7 +284,7 @@ def _run_and_pickle_failure(tasks: Sequence[Task]) -> bytes:
         run_all(tasks)
     except BaseException as error:  # noqa: BLE001 - raised again in the caller
         error.add_note(traceback.format_exc())  # pickle drops the traceback
-        # Cut to a size that is certain to fit into a message, however its characters are encoded.
+        # Cut to a size that is certain to fit in a message, however its characters are encoded.
         text = traceback.format_exc()[-MAX_MESSAGE_BYTES // 16 :]
         return _pickle_exception(error) or _pickle_exception(RuntimeError(text))
     return b""

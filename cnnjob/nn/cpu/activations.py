@@ -27,7 +27,7 @@ Backward = Callable[[Array, Array], object]
 
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
-    """Plan the activation of a tensor (N, …) (see :func:`plan_activation`)."""
+    """Plan the activation of a tensor (N, …), as described in :func:`plan_activation`."""
     return _plan_sum(workers, arena, [x.value], x.gradient, y, block.activation)
 
 

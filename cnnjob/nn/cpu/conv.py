@@ -27,7 +27,7 @@ MAX_CACHE_BLOCKS = 64
 FEW_CHANNELS = 8
 """Number of channels below which patches are stored tap by tap, since each tap's values then form the longer runs."""
 SMALL_PRODUCT = 1_000_000
-"""Maximum multiplications for which OpenBLAS, with its small-product kernels, is fast on a short inner side."""
+"""Maximum multiplications for which OpenBLAS's small-product kernels are fast, even with a short inner side."""
 
 Arrays = dict[str, Array]
 

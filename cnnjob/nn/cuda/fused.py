@@ -32,7 +32,7 @@ BATCH_SUMS = (WARP, 8)
 """Threads per block of the ``batch_sums`` kernel."""
 
 NO_TASKS = ForwardBackward(in_order([]), in_order([]))
-"""Tasks of a part that another part computes."""
+"""Tasks of a part that is computed together with another part."""
 
 
 def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[DeferredPart, ForwardBackward]:
@@ -223,7 +223,7 @@ class _Sums:
 
 
 def _with_supported_settings(block: Conv) -> Conv:
-    """Return a block with only the settings that fused kernels support; it is equal if the others are defaults."""
+    """Return a block with only the settings that fused kernels support; it equals the original if it has no others."""
     names = "init", "bias_init", "learning_rate_factor", "activation", "filters", "kernel", "stride", "pad", "pool"
     return Conv(**{name: getattr(block, name) for name in names})
 
