@@ -106,10 +106,10 @@ class GroupDifference:
         better, other = _quoted(self.better.label), _quoted(self.other.label)
         names = f"{better} and {other}"
         if self.interval is None:
-            return f"{names} have no seed in common, so they cannot be compared."
+            return f"{names} share no seeds, so they cannot be compared."
         mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
         if half is None:
-            return f"{names} have one seed in common, where they differ by {_signed(mean)} points: too few to compare."
+            return f"{names} share only one seed, for which they differ by {_signed(mean)} points: too few to compare."
         # `better` has the higher mean over all of its seeds, but the paired difference is only over the shared seeds,
         # so it can have the opposite sign.
         if self.is_significant and mean < 0:

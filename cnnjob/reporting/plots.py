@@ -135,7 +135,7 @@ def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
     n_letters = max(len(_short_label(curve.name)) for curve in curves)
     star = 9 if len(curves) <= _COLOURS else 5
     legend = "; too many for a legend" if len(curves) > LEGEND_LIMIT else ""
-    title = f"{plural(len(curves), 'run')}, each on the split that it watched  (★ best epoch, | restart{legend})"
+    title = f"{plural(len(curves), 'run')}, each on its watched split  (★ best epoch, | restart{legend})"
     figure, panels = _panels(_PANELS_WIDTH + n_columns * (0.6 + 0.075 * n_letters), title)
     for measure, axes in panels.items():
         for index, curve in enumerate(curves):

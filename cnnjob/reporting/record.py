@@ -177,7 +177,7 @@ def _cell(value: Any) -> str | int | float | None:
 
 def _check_kind(summary: RunSummary, _: Record) -> None:
     if not summary.run.job_file.exists():
-        raise DataError("not a run of cnnjob, it has no job.json")
+        raise DataError("not a cnnjob run: it has no job.json")
 
 
 def _read_job(summary: RunSummary, record: Record) -> None:
@@ -223,7 +223,7 @@ def _read_state(summary: RunSummary, record: Record) -> None:
     if summary.state != "finished":
         record.reasons.append(_why_unfinished(summary))
         if summary.is_older and summary.state != "running":
-            record.reasons.append("another version of cnnjob began it, so it is not resumed")
+            record.reasons.append("another version of cnnjob began this run, so it is not resumed")
 
 
 def _why_unfinished(summary: RunSummary) -> str:
@@ -236,7 +236,7 @@ def _why_unfinished(summary: RunSummary) -> str:
     if summary.attempt["why"]:
         return str(summary.attempt["why"])
     if summary.original:
-        return f"lost: a copy of {summary.original}, made while that was trained; run its command to resume"
+        return f"lost: a copy of {summary.original}, made while that run was training; run its command to resume"
     return "lost: the process died without recording why; run the same command to resume"
 
 
@@ -250,9 +250,9 @@ def _read_result(summary: RunSummary, record: Record) -> None:
         record.remarks.append(OPTIMISTIC)
     record.row["test_time_augmentation"] = views = str(result.get("test_time_augmentation", "none"))
     if views != "none":
-        record.remarks.append(f"test-time augmentation: {views}; its figures are of the mean over changed images")
+        record.remarks.append(f"test-time augmentation: {views}; metrics use the mean over transformed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:
-        record.remarks.append(f"bits may differ from step {step}: it was resumed with other versions or threads")
+        record.remarks.append(f"bits may differ from step {step}: resumed with different versions or threads")
 
 
 def _read_environment(summary: RunSummary, record: Record) -> None:
@@ -302,7 +302,7 @@ def _read_predictions(summary: RunSummary, record: Record) -> None:
     arrays = run.predictions()
     probabilities, labels, names = (arrays[name] for name in ("probabilities", "labels", "class_names"))
     if not _are_predictions(probabilities, labels, names, record.n_classes):
-        raise DataError(f"{run.predictions_file}: not the predictions of a run, its arrays do not fit each other")
+        raise DataError(f"{run.predictions_file}: not a run's predictions, since its arrays do not match each other")
     counts = record.counts = metrics.confusion(probabilities, labels)
     classes = record.classes = metrics.per_class(counts)
     overall = metrics.summarise(probabilities, labels, classes)
@@ -383,5 +383,5 @@ def _read_filters(summary: RunSummary, record: Record) -> None:
     is_square = first is None or (first.size > 0 and first.shape[0] == first.shape[1])
     # The comparison is also false for NaN.
     if first is not None and not (is_square and first.dtype.kind == "f" and (np.abs(first) <= _LARGEST).all()):
-        raise DataError(f"{run.weights_file}: damaged, the first layer does not hold square filters of numbers")
+        raise DataError(f"{run.weights_file}: damaged, the first layer does not have square filters of finite numbers")
     record.filters = first

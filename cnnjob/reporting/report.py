@@ -106,7 +106,7 @@ def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
     folders = {path: run for run in runs if not _is_report_folder(path := run.path.resolve(), out.resolve())}
     target = out.resolve()
     if inside := [path for path in folders if path == target or path.parent == target / "runs"]:
-        raise JobError(f"{out}: the report would be written into the run {inside[0]}. Name another folder")
+        raise JobError(f"{out}: the report would be written into the run {inside[0]}. Choose another folder")
     names = [path.name for path in folders]
     titles = (path.name if names.count(path.name) == 1 else str(path) for path in folders)
     return dict(sorted(zip(map(printable, titles), folders.values(), strict=True)))
@@ -160,5 +160,5 @@ def _update(path: Path, content: bytes | None) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, content)
     except OSError as error:
-        raise JobError(f"{path}: cannot be written ({error}). Name another folder for the report") from error
+        raise JobError(f"{path}: cannot be written ({error}). Choose another folder for the report") from error
     return True

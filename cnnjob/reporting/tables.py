@@ -15,11 +15,11 @@ from cnnjob.reporting.record import COLUMNS, Record
 FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
 """Titles of a run's own figures by file stem."""
 _UNITS = (
-    "Accuracy, precision, recall and F1 are shares of one, of the test images; `_macro` is the mean over the classes. "
+    "Accuracy, precision, recall and F1 on the test images are fractions from 0 to 1; `_macro` is a mean over classes. "
     "The loss is in nats per image."
 )
-_TOO_MANY = "There are too many runs for figures of each. To get the figures of some runs, name them."
-_OF_GROUPS = "Mean ± half of the 95 % interval (Student's t) over the n finished seeds."
+_TOO_MANY = "There are too many runs to draw figures for each. To get figures for some runs, specify those runs."
+_OF_GROUPS = "Mean ± half the width of the 95 % interval (Student's t) over the n finished seeds."
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
 _UNREMARKABLE = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}

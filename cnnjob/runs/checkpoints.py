@@ -116,14 +116,14 @@ class ExpectedArrays:
         """
         progress, arrays = checkpoint.progress, checkpoint.arrays
         if progress.step != progress.epoch * self.steps + progress.epoch_step or progress.epoch_step > self.steps:
-            raise ValueError(f"step {progress.step} is not step {progress.epoch_step} after {progress.epoch} epochs")
+            raise ValueError(f"step {progress.step} is not {progress.epoch} epochs plus {progress.epoch_step} steps")
         for name, shape in {**self.shapes, "losses": (progress.epoch_step,)}.items():
             array = arrays.get(name)
             if array is None or array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-                raise ValueError(f"it has no {name} of {shape} finite numbers")
+                raise ValueError(f"{name} is missing, or is not an array of finite numbers with shape {shape}")
         n_correct = arrays.get("hits")
         if n_correct is None or n_correct.shape != (progress.epoch_step,) or n_correct.dtype.kind not in "iu":
-            raise ValueError(f"it has no hits of {progress.epoch_step} steps")
+            raise ValueError(f"hits is missing, or is not an array of {progress.epoch_step} integers")
 
 
 def load_newest(
@@ -196,7 +196,7 @@ def _read_checkpoint(path: Path, digest: str, contents: ExpectedArrays | None) -
         raise _DamagedError(str(error)) from error
     if head["digest"] != digest:
         found, expected = files.short_digest(head["digest"]), files.short_digest(digest)
-        raise DataError(f"{path}: belongs to another job (found digest {found}, this job's is {expected}). Remove it")
+        raise DataError(f"{path}: belongs to another job (found digest {found}, expected {expected}). Remove it")
     checkpoint = Checkpoint(TrainingProgress(**head.pop("progress")), arrays, head)
     try:
         if contents:
@@ -214,6 +214,6 @@ def _parse_header(array: np.ndarray | None, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path}: damaged, its header is not JSON ({error})") from error
     if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] != FORMAT:
-        raise _OtherFormatError(f"{path}: checkpoint format {head['format']}, this version reads {FORMAT}")
+        raise _OtherFormatError(f"{path}: checkpoint format {head['format']}, but this version reads format {FORMAT}")
     checked: dict[str, Any] = json_files.checked(head, schemas.CheckpointHeader, str(path))
     return checked

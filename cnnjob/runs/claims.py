@@ -54,12 +54,12 @@ class Claim:
         if not self.path.exists():
             others = ", ".join(path.name for path in records) or "no record"
             raise DataError(
-                f"{self.path}: the record of this training was removed (found {others}), so it stops: another training "
-                "could start beside it. Run the same command to resume from the newest checkpoint"
+                f"{self.path}: the record of this attempt was removed (found {others}), so training stops: another "
+                "attempt could start at the same time. Run the same command to resume from the newest checkpoint"
             )
         record = json_files.read_checked(self.path, schemas.AttemptRecord)
         if any(record.get(key) != self.record[key] for key in _IDENTITY):
-            raise BusyError(f"{self.path}: the record of this training was replaced by that of process {record['pid']}")
+            raise BusyError(f"{self.path}: the record of this attempt was replaced by that of process {record['pid']}")
         self.run.require_no_links()
 
     def beat(self) -> None:
@@ -103,8 +103,9 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     records = run.attempt_files()
     if (seconds := run.unrecorded_seconds()) is not None:
         raise BusyError(
-            f"{run.path}: a process without a record in attempts/ trains this run (found its heartbeat {seconds:.0f} s "
-            f"ago); its record was removed. Stop it, or wait until {HEARTBEAT_LIMIT_SECONDS:.0f} s have passed"
+            f"{run.path}: a process without a record in attempts/ is training this run (found a heartbeat "
+            f"{seconds:.0f} s ago); its record was removed. Stop it, or wait until it has had no heartbeat for "
+            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s"
             f"{_reset_future_heartbeats(run.heartbeat_file)}"
         )
     if records:

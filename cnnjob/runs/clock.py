@@ -82,7 +82,7 @@ def describe_skew(folder: Path) -> str:
     direction = "ahead of" if seconds > 0 else "behind"
     return (
         f"{folder}: the clock of this machine is {abs(seconds) / 60:,.0f} min {direction} its file system's. Ages are "
-        "measured by the file system's. Ask the site to set the clock"
+        "measured by the file system's clock. Ask the administrators to correct this machine's clock"
     )
 
 

@@ -33,7 +33,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
     frozen = run.manifest() if run.job_file.exists() else {}
     if frozen and frozen["digest"] != digest:  # the folder's name holds only the first 8 digits
         raise DataError(
-            f"{run.job_file}: belongs to another job whose digest begins with the same digits. Move the run folder away"
+            f"{run.job_file}: belongs to another job whose digest begins with the same digits. Move it elsewhere"
         )
     if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
         return run
@@ -79,13 +79,13 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
         found_digest, expected = files.short_digest(opened.digest), files.short_digest(data["digest"])
         raise DataError(
             f"{opened.path}: not the data that {run.path} was created with (found digest {found_digest}, expected "
-            f"{expected}). Prepare the same sources again"
+            f"{expected}). Prepare the dataset again from the same sources"
         )
     # The digest covers only images and labels, but standardised pixels also depend on these two.
     if [[*opened.mean], [*opened.std]] != [[*data["mean"]], [*data["std"]]]:
         raise DataError(
             f"{opened.path}: damaged, mean and std are not those that {run.path} was created with (found "
-            f"{opened.mean}, {opened.std}). Prepare the same sources again"
+            f"{opened.mean}, {opened.std}). Prepare the dataset again from the same sources"
         )
     return opened
 

@@ -40,7 +40,9 @@ def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
     for device, seconds in estimate_training_seconds(job, dataset, root).items():
         runs = plural(len(seconds), "finished run")
         duration = format_seconds(median(seconds))
-        estimates.append(f"{duration} of training on {device}, by {runs} with the same data, blocks and batch size")
+        estimates.append(
+            f"{duration} of training on {device}, based on {runs} with the same data, blocks and batch size"
+        )
     return "; ".join(estimates) or (f"unknown: no run with the same data, blocks and batch size has finished in {root}")
 
 

@@ -104,7 +104,7 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
     try:
         return dict(_member_arrays(memoryview(content)))
     except _ODD as error:
-        raise DataError(f"{where}: damaged, its checksum fits but it is not as cnnjob writes it ({error})") from error
+        raise DataError(f"{where}: damaged, its checksum matches but cnnjob did not write it ({error})") from error
 
 
 def _damaged(where: str, size: int) -> str:
@@ -122,9 +122,9 @@ def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
             names.add(info.filename)
             yield info.filename.removesuffix(".npy"), array_from_bytes(content[start:position])
         if position != archive.start_dir or len(archive.comment) != len(_LABEL) + _DIGITS:
-            raise ValueError("something lies between its parts")
+            raise ValueError("there is extra data between or after its arrays")
         if len(names) < len(archive.infolist()):  # zip allows this; a dict of arrays would silently keep only the last
-            raise ValueError("two of its arrays have one name")
+            raise ValueError("two of its arrays have the same name")
 
 
 def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
@@ -137,11 +137,11 @@ def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> i
     is_told_so = told == (position, 0, zipfile.ZIP_STORED, _EPOCH) and not info.comment
     has_extra = bool(info.extra) and max(position, size) <= zipfile.ZIP64_LIMIT
     if content[position:start] != header or not is_told_so or has_extra or not _NAME.fullmatch(info.filename):
-        raise ValueError(f"no plain array, {info.filename[:_SHOWN]!r}")
+        raise ValueError(f"not a plain array: {info.filename[:_SHOWN]!r}")
     if info.compress_size != size or start + size > len(content):
-        raise ValueError(f"{info.filename}: its size does not fit the file")
+        raise ValueError(f"{info.filename}: its size does not match the file")
     if zlib.crc32(content[start : start + size]) != info.CRC:
-        raise ValueError(f"{info.filename}: its checksum does not fit")
+        raise ValueError(f"{info.filename}: its checksum does not match")
     return start
 
 
@@ -171,15 +171,15 @@ def array_from_bytes(content: memoryview) -> np.ndarray:
     start = len(_MAGIC) + 2 + int.from_bytes(content[len(_MAGIC) : len(_MAGIC) + 2], "little")
     header = _HEADER.fullmatch(bytes(content[len(_MAGIC) + 2 : start]))
     if bytes(content[: len(_MAGIC)]) != _MAGIC or not header:
-        raise ValueError("no array of numbers or text in NumPy's format")
+        raise ValueError("not an array of numbers or text in NumPy's format")
     dtype = np.dtype(header["dtype"].decode())
     shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
     if math.prod(shape) * dtype.itemsize != len(content) - start:  # before memory of that size is allocated
-        raise ValueError(f"{len(content) - start:,} bytes are no {dtype} {shape}")
+        raise ValueError(f"{len(content) - start:,} bytes do not match an array of {dtype} with shape {shape}")
     if dtype.kind == "U":
         codes = np.frombuffer(content[start:], "<u4")  # NumPy stores text as UTF-32
         if codes.size and codes.max() > _LAST_CODE_POINT:
-            raise ValueError("its text has code points that do not exist")
+            raise ValueError("its text contains invalid code points")
     order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
     # Copied, since a view would keep the whole file in memory and often be unaligned: members begin at any byte.
     return np.ndarray(shape, dtype, content, start, order=order).copy(order="K")

@@ -42,8 +42,8 @@ from cnnjob.runs.process import (
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
 """``stopped``: on purpose, resumable. ``lost``: the process died without recording why; resumable."""
 
-UNRECORDED = "a process without a record in attempts/ trains this run; it stops at its next checkpoint"
-UNSEALED = "job.json has no SHA-256 of its content (an older version wrote it), so damage or an edit goes unnoticed"
+UNRECORDED = "a process without a record in attempts/ is training this run; it stops at its next checkpoint"
+UNSEALED = "job.json has no SHA-256 of its content (an older version wrote it), so damage or edits go unnoticed"
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
@@ -174,7 +174,7 @@ class Run:
         """
         data: dict[str, Any] = self.manifest()["data"]
         if not data.keys() >= DATA_KEYS:
-            raise DataError(f"{self.job_file}: damaged, its data lacks some of {', '.join(sorted(DATA_KEYS))}")
+            raise DataError(f"{self.job_file}: damaged, its data must have all of {', '.join(sorted(DATA_KEYS))}")
         return data
 
     def job(self) -> Job:
@@ -203,8 +203,8 @@ class Run:
         if self.is_older():
             raise DataError(
                 f"{self.path}: another version of cnnjob began this run (found job format "
-                f"{manifest_format(self.manifest())}, now {FORMAT}), and its settings and validation images do not "
-                "mean the same now, so it is not resumed. Train or submit its job to begin a new run"
+                f"{manifest_format(self.manifest())}, now {FORMAT}). Its settings and validation images no longer "
+                "have the same meaning, so it is not resumed. Train or submit its job to begin a new run"
             )
 
     def environment(self) -> dict[str, Any]:
@@ -346,8 +346,8 @@ class Run:
         ):
             if path.is_symlink():
                 raise DataError(
-                    f"{path}: a link (found one to {path.readlink()}), and nothing is written through links inside a "
-                    "run folder. Remove it, or move its target here"
+                    f"{path}: must not be a symbolic link (found one to {path.readlink()}), since nothing is written "
+                    "through links inside a run folder. Remove it, or move its target here"
                 )
 
     def state(self, job_is_over: JobIsOver | None = None) -> State:
@@ -391,7 +391,7 @@ def version_notes(frozen: dict[str, Any]) -> Iterator[str]:
     if json_files.SEAL not in frozen:
         yield UNSEALED
     if (written_as := manifest_format(frozen)) != FORMAT:
-        yield f"job.json has format {written_as}, now {FORMAT}: its settings are read as what they mean now"
+        yield f"job.json has format {written_as}, now {FORMAT}: its settings are converted to the current format"
 
 
 def looks_like_a_run(path: Path) -> bool:

@@ -228,7 +228,9 @@ def _notes(run: Run, manifest: dict[str, Any], state: str) -> Iterator[str]:
     if state == "running" and run.unrecorded_seconds() is not None:
         yield UNRECORDED
     if state in {"running", "lost"} and not clock.is_readable(run.path.resolve(), run.path.parent, run.path):
-        yield "the last heartbeat is dated by this machine's clock, since the file system's cannot be read here"
+        yield (
+            "the last heartbeat's age is measured by this machine's clock, since the file system's cannot be read here"
+        )
 
 
 def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -193,7 +193,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     cause = diagnosis.diagnose(stands)
     assert "cannot be resumed, so the command starts it from the beginning" in cause.sentence
     assert cause.command == next_command.continue_command(older) == "cnnjob train toy.toml"
-    assert "another version of cnnjob began it, so it is not resumed" in str(
+    assert "another version of cnnjob began this run, so it is not resumed" in str(
         record.read_record(older, "x").row["reason"]
     )
     begun = cnnjob("train", "toy.toml")

@@ -172,10 +172,10 @@ def test_what_the_data_cannot_tell_is_said() -> None:
         "(95 % interval −126.06 to +128.06, 2 shared seeds)."
     ]
     assert sentences(*group(0.6, rate=0.1), *group(0.5, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 have one seed in common, where they differ by +10.00 points: too few to compare."
+        "rate 0.1 and rate 0.2 share only one seed, for which they differ by +10.00 points: too few to compare."
     ]
     assert sentences(record(0.6, 0, rate=0.1), record(0.5, 1, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 have no seed in common, so they cannot be compared."
+        "rate 0.1 and rate 0.2 share no seeds, so they cannot be compared."
     ]
 
 

@@ -130,10 +130,10 @@ def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
     ] * 2
     assert [len(table) for table in page.tables[:2]] == [2, 2]
     assert page.text.count("accuracy of all groups over epochs") >= 2
-    assert "4 runs of ants, bees" in page.text
+    assert "4 runs on ants, bees" in page.text
     for run in Run.all(tmp_path / "bees"):
         folders.change_job(run, data={"path": "x", "digest": "b" * 64, "name": "ants"})
-    assert "4 runs of ants aaaaaaaa, ants bbbbbbbb" in page_of(*Run.all(tmp_path / "ants", tmp_path / "bees"))
+    assert "4 runs on ants aaaaaaaa, ants bbbbbbbb" in page_of(*Run.all(tmp_path / "ants", tmp_path / "bees"))
 
 
 def test_groups_without_a_significant_difference_are_named(mixed: Path) -> None:
@@ -146,7 +146,7 @@ def test_groups_without_a_significant_difference_are_named(mixed: Path) -> None:
 
 def test_unfinished_and_foreign_runs_are_there_with_their_reason(mixed: Path) -> None:
     text = Reader(page_of(*Run.all(mixed))).text
-    for reason in ("stopped: SIGTERM", "pending: not started yet", "not a run of cnnjob, it has no job.json"):
+    for reason in ("stopped: SIGTERM", "pending: not started yet", "not a cnnjob run: it has no job.json"):
         assert text.count(reason) >= 2  # in the table and in the run's section
 
 

@@ -218,7 +218,7 @@ def test_what_was_done_on_a_dirty_tree_or_with_other_threads_is_said(tmp_path: P
     folders.change_json(run.result_file, bits_may_differ_from_step=150)
     record = read_record(run, "run")
     assert record.row["commit"] == f"{folders.COMMIT}-dirty"
-    assert record.remarks == ["bits may differ from step 150: it was resumed with other versions or threads"]
+    assert record.remarks == ["bits may differ from step 150: resumed with different versions or threads"]
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -405,18 +405,22 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "labels of other classes": (
         arrays("predictions.npz", labels=np.full(10, 4)),
         "finished",
-        "predictions.npz: not the predictions of a run",
+        "predictions.npz: not a run's predictions",
     ),
-    "one label": (arrays("predictions.npz", labels=np.array([0])), "finished", "predictions.npz: not the predictions"),
+    "one label": (
+        arrays("predictions.npz", labels=np.array([0])),
+        "finished",
+        "predictions.npz: not a run's predictions",
+    ),
     "flat predictions": (
         arrays("predictions.npz", probabilities=np.ones(3)),
         "finished",
-        "predictions.npz: not the predictions of a run",
+        "predictions.npz: not a run's predictions",
     ),
     "no probabilities": (
         arrays("predictions.npz", probabilities=np.full((10, 3), -1e30, np.float32)),
         "finished",
-        "predictions.npz: not the predictions of a run",
+        "predictions.npz: not a run's predictions",
     ),
     "predictions of another run": (
         arrays("predictions.npz", labels=np.zeros(10, np.int64)),
@@ -595,7 +599,7 @@ def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     made = report([Run(folder)], tmp_path / "report")
     assert [(row["run"], row["reason"]) for row in made.rows] == [
-        ("\\udcff\\n\\x1b", "not a run of cnnjob, it has no job.json")
+        ("\\udcff\\n\\x1b", "not a cnnjob run: it has no job.json")
     ]
     assert {path.name for path in made.files} == TABLES
     assert "\n| \\udcff\\n\\x1b |  |" in (tmp_path / "report" / "metrics.md").read_text()
@@ -628,5 +632,5 @@ def test_no_run_at_all_is_an_error() -> None:
 
 def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
-    with pytest.raises(JobError, match=r"report/index.html: cannot be written \(.*\). Name another folder"):
+    with pytest.raises(JobError, match=r"report/index.html: cannot be written \(.*\). Choose another folder"):
         report([folders.pending_run(tmp_path / "runs")], tmp_path / "report")

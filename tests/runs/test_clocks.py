@@ -112,7 +112,7 @@ def test_a_clock_that_differs_from_the_file_systems_changes_no_state(
     assert [told[run.name] for run in runs] == [["running", "", "BusyError"], ["lost", "", "2"]]
     assert told["stderr"] == (
         f"cnnjob: runs: the clock of this machine is {said} its file system's. Ages are measured by the file "
-        "system's. Ask the site to set the clock\n"
+        "system's clock. Ask the administrators to correct this machine's clock\n"
     )
     assert told["clean"] == []
 
@@ -129,7 +129,7 @@ def test_where_nothing_can_be_written_this_machines_clock_is_used_and_said(libra
     told = told_by_another_clock(library, 3600, *as_user)
     for folder in folders:
         folder.chmod(0o755)
-    note = "the last heartbeat is dated by this machine's clock, since the file system's cannot be read here"
+    note = "the last heartbeat's age is measured by this machine's clock, since the file system's cannot be read here"
     assert [told[run.name] for run in runs] == [["lost", note, "PermissionError"]] * 2
 
 

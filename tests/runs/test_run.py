@@ -417,14 +417,14 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
         lambda: held.end("stopped: SIGTERM", 5),
         lambda: files.write_json(tmp_path / "a", 1, fence=held.check),
     ):
-        with pytest.raises(DataError, match=r"0001\.json: the record of this training was removed \(found no record\)"):
+        with pytest.raises(DataError, match=r"0001\.json: the record of this attempt was removed \(found no record\)"):
             write()
     with suppress(OSError):
         held.beat()
     assert held.run.state() == "running"
     assert read_summary(held.run).notes == (UNRECORDED,)
     assert read_record(held.run, "run").reasons == [UNRECORDED]
-    with pytest.raises(BusyError, match="a process without a record in attempts/ trains this run"):
+    with pytest.raises(BusyError, match="a process without a record in attempts/ is training this run"):
         claim(held.run)
     with pytest.raises(BusyError, match="not removed, an unknown process may be writing to it"):
         cleanup.removable_runs([held.run])
@@ -442,7 +442,7 @@ def test_the_removed_record_of_the_newest_attempt_is_missed(tmp_path: Path) -> N
     held = live(tmp_path / "run")
     assert held.number == 2
     held.path.unlink()
-    with pytest.raises(DataError, match=r"0002\.json: the record of this training was removed \(found 0001\.json\)"):
+    with pytest.raises(DataError, match=r"0002\.json: the record of this attempt was removed \(found 0001\.json\)"):
         held.check()
     assert held.run.state() == "running"
     with pytest.raises(BusyError):
@@ -456,7 +456,7 @@ def test_a_training_stops_at_its_next_save_when_its_records_are_removed(tmp_path
                 shutil.rmtree(run.attempts_folder, ignore_errors=True)
 
     run = run_of(job(train__epochs=9), dataset(tmp_path), tmp_path / "runs")
-    with pytest.raises(DataError, match="the record of this training was removed"):
+    with pytest.raises(DataError, match="the record of this attempt was removed"):
         train(run, Removes())
     assert len(run.history()) == 1
     assert not run.attempts_folder.exists()
@@ -471,7 +471,7 @@ def test_nothing_is_written_through_a_link_in_a_run_folder(tmp_path: Path, name:
     (outside / "step-000000001.npz").write_bytes(b"another's")
     before = tree(outside)
     (run.path / name).symlink_to(outside)
-    with pytest.raises(DataError, match=rf"{name}: a link \(found one to {outside}\), and nothing is written through"):
+    with pytest.raises(DataError, match=rf"{name}: must not be a symbolic link \(found one to {outside}\)"):
         train(run)
     assert tree(outside) == before
     (run.path / name).unlink()

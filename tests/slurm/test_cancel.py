@@ -100,7 +100,7 @@ def test_a_run_with_a_link_does_not_keep_the_others_from_their_end(idle_slurm: F
     set_answers(idle_slurm, queue_row("PENDING") + queue_row("PENDING", job="18"))
     found = cnnjob("cancel", *(str(run.path) for run in runs))
     lines = found.stdout.splitlines()
-    assert lines[0].startswith(f"{runs[0].path}: not cancelled: {runs[0].slurm_folder}: a link")
+    assert lines[0].startswith(f"{runs[0].path}: not cancelled: {runs[0].slurm_folder}: must not be a symbolic link")
     assert (found.exit_code, lines[1]) == (3, f"{runs[1].path}: cancelled job 18, which was waiting")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
     assert [cancellation_file(run).exists() for run in runs] == [False, True]

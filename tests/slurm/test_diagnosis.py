@@ -58,7 +58,7 @@ def moved_while_it_ran(root: Path) -> Run:
     run = lost_in_job(root)
     change_json(run.submission_file, **run.identity())
     with_log(
-        run, f"{BANNER}cnnjob: /tiny/attempts/0001.json: the record of this training was removed (found no record)\n"
+        run, f"{BANNER}cnnjob: /tiny/attempts/0001.json: the record of this attempt was removed (found no record)\n"
     )
     return Run(run.path.rename(run.path.with_name("renamed")))
 
@@ -152,7 +152,7 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
          "attempts/0001.json: stopped: SIGTERM; its batch script recorded no decision about a restart",
          "cnnjob submit .*"),
         (moved_while_it_ran, "", "", r"its folder was moved from /\S+/tiny-\w+ during training, which stopped",
-         "17_0_log.out: /tiny/attempts/0001.json: the record of this training was removed",
+         "17_0_log.out: /tiny/attempts/0001.json: the record of this attempt was removed",
          r"mv runs/renamed runs/tiny-\w+ && cnnjob submit tiny.*"),
         (requeued_then_ended, "", "17|FAILED|0:9|n1|\n",
          BATCH_SCRIPT_LOST,

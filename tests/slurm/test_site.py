@@ -107,7 +107,7 @@ def test_the_time_is_known_from_finished_runs_of_the_same_shape() -> None:
     [run] = Run.all(Path("runs"))
     result = json.loads(run.result_file.read_text())
     run.result_file.write_text(json.dumps({**result, "train_seconds": 20.0, "epochs": 2, "device": "GPU"}))
-    said = "\ntime: 1 min of training on GPU, by 1 finished run with the same data, blocks and batch size\n"
+    said = "\ntime: 1 min of training on GPU, based on 1 finished run with the same data, blocks and batch size\n"
     assert said in cnnjob(*dry, "--set", "train.epochs=6", "--set", "seed=9").stdout
     assert "\ntime: unknown" in cnnjob(*dry, "--set", "train.batch_size=9").stdout
     run.result_file.write_text("{}")

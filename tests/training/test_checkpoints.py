@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_job_or_format_is_refused(tmp_path: Path) -> Non
     arrays = npz.read_arrays(newest)
     head = {**json.loads(str(arrays["header"])), "format": 99}
     npz.write_arrays(newest, {**arrays, "header": np.array(json.dumps(head))})
-    with pytest.raises(DataError, match="checkpoint format 99, this version reads 1"):
+    with pytest.raises(DataError, match="checkpoint format 99, but this version reads format 1"):
         train(run)
 
 

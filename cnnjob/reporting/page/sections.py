@@ -119,7 +119,7 @@ def provenance(record: Record) -> Iterator[str]:
     if len(record.attempts) > 1:
         yield f"resumed {plural(len(record.attempts) - 1, 'time')}"
     if row["selected_on"] == "last":
-        yield f"model of the last epoch, {row['epochs']}"
+        yield f"model from the last epoch, {row['epochs']}"
     elif row["selected_on"]:
         yield f"model chosen on {row['selected_on']} images, epoch {row['best_epoch']} of {row['epochs']}"
     if (views := record.result.get("test_time_augmentation", "none")) != "none":
