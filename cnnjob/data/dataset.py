@@ -173,7 +173,7 @@ class Dataset:
         digest = digest_of(array, moments)
         if digest != self.array_sha256[name]:
             raise DataError(
-                f"{self.path}: damaged, {name} has sha256 {digest} and should have {self.array_sha256[name]}. {_AGAIN}"
+                f"{self.path}: damaged, {name} has sha256 {digest} (expected {self.array_sha256[name]}). {_AGAIN}"
             )
         if moments:
             self._require_moments(*moments.mean_and_std())
@@ -183,7 +183,7 @@ class Dataset:
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
-                    f"{self.path}: the attribute {name} is not that of the training images (found {_said(found)}; "
+                    f"{self.path}: the attribute {name} does not match the training images (found {_said(found)}; "
                     f"expected {_said(expected)}). Prepare the dataset again with --force"
                 )
 
@@ -222,8 +222,8 @@ class Dataset:
         with self._arrays_of(split) as (images, labels):
             if not 0 <= index < len(labels):
                 raise JobError(
-                    f"{self.path}: no image {split}:{index}, found {len(labels):,}; "
-                    f"name one from {split}:0 to {split}:{len(labels) - 1}"
+                    f"{self.path}: no image {split}:{index} (found {len(labels):,} images). "
+                    f"Choose one from {split}:0 to {split}:{len(labels) - 1}"
                 )
             row = slice(index, index + 1)
             return images[row][0], int(labels[row][0])
@@ -272,7 +272,7 @@ class Dataset:
         with self._arrays_of(split) as (images, _):
             if not isinstance(images, StoredArray):
                 raise DataError(
-                    f"{self.path}: its images are stored in chunks (found format {self.format}). "
+                    f"{self.path}: the images are stored in chunks (found format {self.format}). "
                     "Prepare it again with --force"
                 )
             return images
@@ -280,12 +280,12 @@ class Dataset:
     @contextmanager
     def _arrays_of(self, split: str) -> Iterator[tuple[Rows, Rows]]:
         if split not in self.shapes:
-            raise JobError(f"{self.path}: no split {split!r}, found {', '.join(self.splits)}; name one of these")
+            raise JobError(f"{self.path}: no split {split!r} (found {', '.join(self.splits)}). Choose one of these")
         with _reading(self.path) as file:
             arrays = _arrays(file, self.format)
             # Each call reopens the file, so `prepare --force` may have replaced it since the previous call.
             if _shapes(arrays) != self.shapes:
-                raise ValueError("the file was replaced while it was read")
+                raise ValueError("the file was replaced while it was being read")
             images, labels = (_open_rows(self.path, f"{split}/{name}", arrays, self.format) for name in ARRAYS)
             if self.format == CHUNKED_FORMAT:
                 yield images, labels
@@ -297,18 +297,18 @@ class Dataset:
         shapes = {shape[1:] for shape in self.shapes.values()}
         arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
         if not {"train", "test"} <= self.shapes.keys():
-            raise ValueError(f"no train or no test images (found {', '.join(self.splits) or 'none'})")
+            raise ValueError(f"no training or no test images (found {', '.join(self.splits) or 'none'})")
         if len(shapes) > 1:
-            raise ValueError(f"splits whose images differ in shape (found {self.shapes})")
+            raise ValueError(f"the splits have images of different shapes (found {self.shapes})")
         if {len(self.mean), len(self.std)} != {self.image_shape[2]}:
             found = f"{len(self.mean)} and {len(self.std)} for {self.image_shape[2]} channels"
-            raise ValueError(f"mean and std that do not fit the images (found {found})")
+            raise ValueError(f"mean and std do not match the images (found {found})")
         if self.array_sha256.keys() != arrays:
-            raise ValueError("checksums of other arrays than there are (found in the attribute array_sha256)")
+            raise ValueError("the checksums do not match the arrays in the file (found in the attribute array_sha256)")
         if not all(map(_SHA256.fullmatch, (*self.array_sha256.values(), *self.source_sha256.values()))):
-            raise ValueError("a checksum that is no SHA-256 (found in array_sha256 or source_sha256)")
+            raise ValueError("a checksum is not a SHA-256 (found in array_sha256 or source_sha256)")
         if not all(map(_is_unicode, (self.name, *self.class_names))):
-            raise ValueError("a name of half a character (found in name or class_names)")
+            raise ValueError("a name contains a lone surrogate (found in name or class_names)")
         require_class_names(self.class_names)
 
 
@@ -322,12 +322,12 @@ def require_class_names(names: Sequence[str]) -> None:
         ValueError: there are no names, or a name is empty or occurs twice.
     """
     if not names:
-        raise ValueError("no class (found no name in class_names)")
+        raise ValueError("there are no classes (found no names in class_names)")
     if empty := [number for number, name in enumerate(names) if not name.strip()]:
-        raise ValueError(f"a class without a name (found {names[empty[0]]!r} for class {empty[0]})")
+        raise ValueError(f"a class has no name (found {names[empty[0]]!r} for class {empty[0]})")
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"two classes of one name (found {twice!r})")
+        raise ValueError(f"two classes have the same name (found {twice!r})")
 
 
 def _said(values: tuple[float, ...]) -> str:
@@ -454,7 +454,7 @@ def _format_of(path: Path, file: h5py.File) -> int:
         formats = f"{CHUNKED_FORMAT} or {FORMAT}"
         raise DataError(f"{path}: not a dataset of format {formats} (found format {value}). {_AGAIN}")
     if "complete" not in file.attrs or not np.array_equal(hdf5.number(file, "complete"), 1):
-        raise DataError(f"{path}: incomplete, its preparation did not end. {_AGAIN}")
+        raise DataError(f"{path}: incomplete, its preparation did not finish. {_AGAIN}")
     return known
 
 
@@ -472,7 +472,7 @@ def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
         images = open_array(group, "images", (np.uint8,))
         labels = open_array(group, "labels", (np.uint8, np.dtype("<u2")))
         if images.ndim != _IMAGES_NDIM or labels.shape != images.shape[:1]:
-            raise ValueError(f"images and labels that do not fit (found {images.shape} and {labels.shape} in {split})")
+            raise ValueError(f"images and labels do not match (found {images.shape} and {labels.shape} in {split})")
         arrays |= {f"{split}/images": images, f"{split}/labels": labels}
     return arrays
 
@@ -507,14 +507,14 @@ def _per_channel(file: h5py.File, name: str) -> tuple[float, ...]:
     # NaN fails both comparisons.
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         shown = f"{values.ravel()[:4].tolist()} of shape {values.shape}"
-        raise ValueError(f"an attribute that is not one number from 0 to 1 per channel (found {shown} in {name})")
+        raise ValueError(f"an attribute is not one number from 0 to 1 per channel (found {shown} in {name})")
     return tuple(values.astype(np.float64).tolist())
 
 
 def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
     expected = seal_of(description)
     if seal != expected:
-        raise ValueError(f"attributes that were changed (found sha256 {seal!r:.80}, expected {expected})")
+        raise ValueError(f"the attributes were changed (found sha256 {seal!r:.80}, expected {expected})")
 
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
@@ -530,4 +530,4 @@ def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
     """Refuse labels that are not class indices."""
     for block in blocks(labels):
         if block.max() >= classes:
-            raise ValueError(f"a label without a class (found {block.max()} of {classes} classes in {name})")
+            raise ValueError(f"a label has no class (found label {block.max()} with {classes} classes in {name})")

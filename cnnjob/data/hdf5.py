@@ -40,13 +40,13 @@ def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
     names = list(islice(group, len(allowed) + 1))
     for name in names:
         if name not in allowed:
-            raise ValueError(f"a member that is not part of a dataset (found {name!r} in {group.name})")
+            raise ValueError(f"a member does not belong in a dataset (found {name!r} in {group.name})")
         link = group.get(name, getlink=True)  # the link itself: nothing is followed
         if not isinstance(link, h5py.HardLink):
             target = f"{getattr(link, 'filename', '')}:{link.path}"
-            raise ValueError(f"a link to elsewhere (found {target!r} for {name} in {group.name})")  # noqa: TRY004
+            raise ValueError(f"a member is a link (found {target!r} for {name} in {group.name})")  # noqa: TRY004
         if h5py.h5o.get_info(group.id, name.encode()).rc != 1:
-            raise ValueError(f"an object with several names (found {name} in {group.name})")
+            raise ValueError(f"an object has several names (found {name} in {group.name})")
     return names
 
 
@@ -67,7 +67,7 @@ def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> N
         # Compared as bytes: a name in the file need not be UTF-8.
         if name not in {one.encode() for one in allowed}:
             shown = name[:80].decode(errors="backslashreplace")
-            raise ValueError(f"an attribute that is not part of a dataset (found {shown!r} in {where})")
+            raise ValueError(f"an attribute does not belong in a dataset (found {shown!r} in {where})")
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
@@ -77,7 +77,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
         ValueError: the member is not a group, or has attributes.
     """
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_GROUP:
-        raise ValueError(f"an array or a type where a group belongs (found {name} in {group.name})")
+        raise ValueError(f"an array or a type instead of a group (found {name} in {group.name})")
     found = group[name]
     require_attributes(found.id, found.name)
     return found
@@ -100,12 +100,12 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
     dataset, where = _dataset(group, name, dtypes, h5py.h5d.CONTIGUOUS, [])
     shape, file_bytes = dataset.shape, h5py.h5i.get_file_id(dataset).get_filesize()
     if not shape or not all(shape):
-        raise ValueError(f"an array that is empty (found {shape} of {where})")
+        raise ValueError(f"an array is empty (found the shape {shape} for {where})")
     # An array that was never written has no offset; one beyond the end of the file would be read as zeros.
     n_bytes, offset = prod(shape) * dataset.dtype.itemsize, dataset.get_offset()
     if offset is None or offset + n_bytes > file_bytes or dataset.get_storage_size() != n_bytes:
         raise ValueError(
-            f"an array that is not whole (found {n_bytes:,} bytes at {offset} in {file_bytes:,} for {shape} of {where})"
+            f"an array is incomplete (found {n_bytes:,} bytes at {offset} in {file_bytes:,} for {shape} in {where})"
         )
     return h5py.Dataset(dataset)
 
@@ -123,18 +123,18 @@ def _dataset(
     """Open an array and return it with its name for messages; refuse any other layout, filters or types."""
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
-        raise ValueError(f"a group or a type where an array belongs (found {where})")
+        raise ValueError(f"a group or a type instead of an array (found {where})")
     dataset = h5py.h5d.open(group.id, name.encode())
     plan = dataset.get_create_plist()
     if plan.get_layout() != layout or plan.get_external_count():
         stored = _LAYOUTS.get(plan.get_layout(), plan.get_layout())
-        raise ValueError(f"an array that is not {_LAYOUTS[layout]} in the file (found {stored} {where})")
+        raise ValueError(f"an array is not stored as {_LAYOUTS[layout]} (found {stored} for {where})")
     applied = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
     if applied != filters:
-        raise ValueError(f"an array with other filters than {filters} (found filters {applied} in {where})")
+        raise ValueError(f"an array has unexpected filters (found {applied} instead of {filters} for {where})")
     # Compared as HDF5 types, which also distinguish byte orders.
     if not any(dataset.get_type() == h5py.h5t.py_create(np.dtype(dtype)) for dtype in dtypes):
-        raise ValueError(f"an array of another type (found {dataset.dtype} in {where})")
+        raise ValueError(f"an array has an unexpected type (found {dataset.dtype} for {where})")
     require_attributes(dataset, where)
     return dataset, where
 
@@ -144,14 +144,12 @@ def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: 
     shape, size = dataset.shape, dataset.dtype.itemsize
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
-        raise ValueError(f"an array that is empty or cut in other chunks (found {shape} in {chunk} of {where})")
+        raise ValueError(f"an array is empty or has unexpected chunks (found {shape} in chunks {chunk} for {where})")
     # HDF5 allocates chunks on their first write and reads missing ones as zeros: a tiny file can claim a huge array.
     chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(dataset).get_filesize()
     stored = dataset.get_storage_size()
     if stored < chunks * chunk_bytes or stored > file_bytes:
-        raise ValueError(
-            f"an array that is not whole (found {stored:,} bytes in {file_bytes:,} for {shape} of {where})"
-        )
+        raise ValueError(f"an array is incomplete (found {stored:,} bytes in {file_bytes:,} for {shape} in {where})")
 
 
 def number(file: h5py.File, name: str) -> np.ndarray:
@@ -162,7 +160,7 @@ def number(file: h5py.File, name: str) -> np.ndarray:
     """
     attribute = _attribute(file, name)
     if attribute.get_type().get_class() not in _NUMBERS:
-        raise ValueError(f"no number (found another type in the attribute {name})")
+        raise ValueError(f"an attribute is not a number (found another type for {name})")
     return np.asarray(file.attrs[name])
 
 
@@ -176,11 +174,11 @@ def text(file: h5py.File, name: str) -> str:
     kind = attribute.get_type()
     # A variable-length string is stored in the global heap, so the attribute's size does not limit the string's.
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape != ():
-        raise ValueError(f"no text of a fixed length (found another type in the attribute {name})")
+        raise ValueError(f"an attribute is not a fixed-length string (found another type for {name})")
     try:
         return bytes(file.attrs[name]).decode()
     except UnicodeDecodeError:
-        raise ValueError(f"no text in UTF-8 (found other bytes in the attribute {name})") from None
+        raise ValueError(f"an attribute is not valid UTF-8 (found other bytes in {name})") from None
 
 
 def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
@@ -189,7 +187,7 @@ def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
         raise ValueError(f"an attribute is missing (found no {name})")
     attribute = h5py.h5a.open(file.id, name.encode())
     if attribute.shape is None:
-        raise ValueError(f"an attribute without a value (found nothing in {name})")
+        raise ValueError(f"an attribute has no value (found nothing in {name})")
     if attribute.get_storage_size() > min(_MOST_ATTRIBUTE_BYTES, file.id.get_filesize()):
-        raise ValueError(f"an attribute larger than any (found {attribute.get_storage_size():,} bytes in {name})")
+        raise ValueError(f"an attribute is too large (found {attribute.get_storage_size():,} bytes in {name})")
     return attribute

@@ -114,11 +114,11 @@ class Picture(NamedTuple):
     def remarks(self) -> Iterator[str]:
         """Yield short remarks on how the pixels were read that the user should know about."""
         if self.header.n_frames > 1:
-            yield "first of several images"
+            yield "only the first of several images was read"
         if self.is_transparent:
-            yield "transparent pixels on the background"
+            yield "transparent pixels were composited onto the background"
         if self.is_dim:
-            yield "16 bits with no value above 4095, so nearly black: scale 12-bit data to 16 bits first"
+            yield "16 bits with no value above 4095, so nearly black. Scale 12-bit data to 16 bits first"
 
 
 class _Opened(NamedTuple):
@@ -448,10 +448,10 @@ def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Ite
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: {_unknown_format(path, content)}") from error
     except _TooLongError:
-        raise DataError(f"{path}: takes more than {most_seconds:g} s to decode. Convert or remove it") from None
+        raise DataError(f"{path}: decoding takes more than {most_seconds:g} s. Convert or remove it") from None
     except MemoryError:
         raise DataError(
-            f"{path}: takes more than {_MOST_BYTES // 10**6} MB of memory to decode. Convert or remove it"
+            f"{path}: decoding takes more than {_MOST_BYTES // 10**6} MB of memory. Convert or remove it"
         ) from None
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
@@ -524,7 +524,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
         for tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS):
             parts = directory.get(tag, ())
             if isinstance(parts, tuple | bytes | str) and len(parts) > _MOST_PARTS:
-                raise ValueError(f"it has {len(parts):,} strips or tiles and the most is {_MOST_PARTS:,}")
+                raise ValueError(f"it has {len(parts):,} strips or tiles; the maximum is {_MOST_PARTS:,}")
         if directory.get(TiffImagePlugin.COMPRESSION, _RAW) != _RAW:
             _require_apart(directory, file.seek(0, io.SEEK_END))
             file.seek(0)
@@ -535,7 +535,7 @@ def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes:
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
-        raise ValueError("it does not say how many bytes its strips or tiles have")
+        raise ValueError("it does not state how many bytes its strips or tiles have")
     if (most := max(map(sum, counts))) > file_bytes:
         raise ValueError(f"its strips or tiles overlap, with {most:,} bytes in a file of {file_bytes:,}")
 
@@ -551,11 +551,11 @@ def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
         ValueError: the image has too many pixels, or a pixel format that is not supported.
     """
     if image.width * image.height > _MOST_PIXELS:
-        raise ValueError(f"it has {image.width} x {image.height} pixels and the most is {_MOST_PIXELS:,}")
+        raise ValueError(f"it has {image.width} x {image.height} pixels; the maximum is {_MOST_PIXELS:,}")
     raw_mode = str(image.tile[0].args) if image.tile else ""
     bits = _bits(image, raw_mode)
     if image.mode not in _GREY | _COLOUR or not bits:
-        raise ValueError(f"its pixels are not of 8 or 16 bits per channel (found {raw_mode or image.mode})")
+        raise ValueError(f"its pixels do not have 8 or 16 bits per channel (found {raw_mode or image.mode})")
     return _Opened(image, raw_mode, bits, _orientation(image, content))
 
 
@@ -580,27 +580,27 @@ _SIGNATURES = (
 )  # fmt: skip
 _OTHER_FORMATS = (
     *((0, start, f"a damaged {name} image", "Restore or remove it") for name, start in _SIGNATURES),
-    (4, b"ftyphei", "a HEIC image", "Convert it to JPEG, such as by heif-convert"),
-    (4, b"ftyphev", "a HEIC image", "Convert it to JPEG, such as by heif-convert"),
-    (4, b"ftypmif1", "a HEIF image", "Convert it to JPEG, such as by heif-convert"),
-    (4, b"ftypavi", "an AVIF image", "Convert it to PNG, such as by avifdec"),
+    (4, b"ftyphei", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
+    (4, b"ftyphev", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
+    (4, b"ftypmif1", "a HEIF image", "Convert it to JPEG, for example with heif-convert"),
+    (4, b"ftypavi", "an AVIF image", "Convert it to PNG, for example with avifdec"),
     (4, b"ftypcrx", "a Canon raw image", "Develop it to TIFF or JPEG"),
-    (4, b"ftyp", "a video", "Extract its frames as PNG, such as by ffmpeg"),
-    (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image", "Convert it to PNG, such as by opj_decompress"),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image", "Convert it to PNG, such as by opj_decompress"),
-    (0, b"\xff\x0a", "a JPEG XL image", "Convert it to PNG, such as by djxl"),
-    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image", "Convert it to PNG, such as by djxl"),
+    (4, b"ftyp", "a video", "Extract its frames as PNG, for example with ffmpeg"),
+    (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image", "Convert it to PNG, for example with opj_decompress"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image", "Convert it to PNG, for example with opj_decompress"),
+    (0, b"\xff\x0a", "a JPEG XL image", "Convert it to PNG, for example with djxl"),
+    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image", "Convert it to PNG, for example with djxl"),
     (0, b"8BPS", "a Photoshop document", "Export it as PNG"),
-    (0, b"%PDF", "a PDF document", "Extract its images, such as by pdfimages"),
-    (0, b"%!PS", "a PostScript document", "Convert it to PNG, such as by gs"),
-    (0, b"\xc5\xd0\xd3\xc6", "a PostScript document", "Convert it to PNG, such as by gs"),
-    (0, b"<svg", "an SVG drawing", "Convert it to PNG, such as by rsvg-convert"),
+    (0, b"%PDF", "a PDF document", "Extract its images, for example with pdfimages"),
+    (0, b"%!PS", "a PostScript document", "Convert it to PNG, for example with gs"),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript document", "Convert it to PNG, for example with gs"),
+    (0, b"<svg", "an SVG drawing", "Convert it to PNG, for example with rsvg-convert"),
     (0, b"\x00\x00\x01\x00", "a Windows icon", "Convert it to PNG"),
-    (128, b"DICM", "a DICOM image", "Convert it to PNG, such as by dcm2img"),
-    (0, b"\x89HDF", "an HDF5 file", "Give images, or the arrays from Python"),
-    (0, b"\x93NUMPY", "a NumPy array", "Give it as an array, not inside a folder of images"),
+    (128, b"DICM", "a DICOM image", "Convert it to PNG, for example with dcm2img"),
+    (0, b"\x89HDF", "an HDF5 file", "Specify image files, or pass its arrays from Python"),
+    (0, b"\x93NUMPY", "a NumPy array", "Specify the array file itself, not a folder of images"),
     (0, b"SIMPLE  =", "a FITS image", "Convert it to PNG or TIFF"),
-    (0, b"PK\x03\x04", "a zip archive", "Unpack it, or give the archive alone"),
+    (0, b"PK\x03\x04", "a zip archive", "Unpack it, or specify only the archive"),
     (0, b"\x1f\x8b", "a gzip file", "Unpack it"),
     (0, b"<?xml", "an XML file", "Remove it"),
     (0, b"<!DOCTYPE", "a web page", "Download the image itself"),
@@ -618,11 +618,11 @@ def _unknown_format(path: Path | str, content: bytes | None) -> str:
         return "an empty file, not an image. Remove it"
     for position, signature, name, advice in _OTHER_FORMATS:
         if content.startswith(signature, position):
-            return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not read. {advice}"
+            return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not supported. {advice}"
     known = ", ".join(FORMATS)
     named = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all of Pillow's formats
     if named in FORMATS:
-        return f"not a {named} image, in spite of its name. Restore or remove it"
+        return f"not a {named} image, despite its name. Restore or remove it"
     if named:
-        return f"a {named} image, which is not read. Convert it to PNG, or remove it"
-    return f"not an image of a known format (known are {known}). Convert or remove it"
+        return f"a {named} image, which is not supported. Convert it to PNG, or remove it"
+    return f"not an image in a supported format ({known}). Convert or remove it"

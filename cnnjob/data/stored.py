@@ -137,11 +137,11 @@ class RowReader:
             raise DataError(f"{array.path}: cannot be read ({reason_of(error)}). Restore it, {_RESUME}") from error
         if version.size < array.version.size:
             raise DataError(
-                f"{array.path}: truncated while it was in use (found {version.size:,} bytes instead of "
+                f"{array.path}: truncated while in use (found {version.size:,} bytes instead of "
                 f"{array.version.size:,}). Prepare it again, {_RESUME}"
             )
         if version != array.version:
-            raise DataError(f"{array.path}: replaced or changed while it was in use. Leave it unchanged, {_RESUME}")
+            raise DataError(f"{array.path}: replaced or changed while in use. Leave it unchanged, {_RESUME}")
 
     def read(self, start: int, rows: np.ndarray) -> None:
         """Read consecutive rows.

@@ -160,7 +160,7 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
     assert [one.get("true_class") for one in as_json] == ["column", None]
     assert "true class" not in cnnjob("predict", str(run), "one.npy").stdout
     for address, code, message in (
-        ("test:40", 2, "no image test:40, found 40; name one from test:0 to test:39"),
+        ("test:40", 2, "no image test:40 (found 40 images). Choose one from test:0 to test:39"),
         ("test:-1", 2, "test:-1: not an image of the dataset (found '-1' for its index). Count from 0"),
         ("test:one.png", 2, "or write ./test:one.png if it is a file"),
         ("val:999", 2, "no image val:999 (found "),
@@ -190,7 +190,7 @@ def test_predict_of_a_dataset_that_has_changed(here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no image", "not a PNG image, in spite of its name"),
+        (b"no image", "not a PNG image, despite its name"),
         (b"", "an empty file, not an image"),
         (None, "no such file"),
     ],
@@ -265,7 +265,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),
         (["prepare", "mnits"], 2, "Did you mean mnist?"),
         (["prepare", "mnist", "there"], 2, "Specify the source with --source"),
-        (["prepare", "folder"], 2, "Give the folder of images"),
+        (["prepare", "folder"], 2, "Specify the folder of images"),
         (["prepare", "folder", "data", "--size", "8"], 2, "--size 8: not of the form HxW"),
         (["prepare", "mnist", "--source", "gone"], 3, "gone"),
         (["show", "gone.h5"], 3, "gone.h5: no such dataset"),

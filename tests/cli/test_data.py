@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "paper.pdf",
             2,
-            "cnnjob: paper.pdf: it exists and is not a dataset of cnnjob (found a file that is no dataset)",
+            "cnnjob: paper.pdf: already exists but is not a cnnjob dataset (found a file that is not a dataset)",
         ),
         ("paper.pdf/x.h5", 3, "cnnjob: paper.pdf/x.h5: cannot be written ("),
     ],
@@ -225,7 +225,7 @@ def test_a_file_that_another_program_writes_is_left_alone(here: Path) -> None:
     assert (refused.exit_code, "open" in refused.stderr) == (2, True)
     assert "--force" not in refused.stderr
     refused = cnnjob("prepare", "digits")
-    assert "not a dataset of cnnjob (found another program's HDF5 file). Give another --out\n" in refused.stderr
+    assert "not a cnnjob dataset (found another program's HDF5 file). Choose another --out\n" in refused.stderr
 
 
 @pytest.mark.usefixtures("here")

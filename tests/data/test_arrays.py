@@ -155,15 +155,18 @@ def test_channels_may_come_first(tmp_path: Path, order: str) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x_train": TRAIN / 255, "y_train": TRAIN_LABELS}, "not bytes .found float64.. Scale them to 0 to 255"),
+        ({"x_train": TRAIN / 255, "y_train": TRAIN_LABELS}, "not uint8 .found float64.. Scale them to 0..255"),
         ({"x_train": TRAIN}, "no train labels .found the arrays x_train"),
         ({"a": TRAIN, "b": TRAIN_LABELS}, "no arrays of images .found the arrays a, b"),
-        ({"x_train": TRAIN, "y_train": TRAIN_LABELS[1:]}, "number of labels is not .* .found 11 labels and 12 images"),
+        (
+            {"x_train": TRAIN, "y_train": TRAIN_LABELS[1:]},
+            "numbers of labels and images differ .found 11 labels and 12 images",
+        ),
         ({"x_train": TRAIN, "y_train": np.eye(12)}, "labels are not one integer per image .found float64"),
         ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found the shape"),
-        ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays for the train images"),
+        ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays of train images"),
         ({"x_train": np.array([None] * 12), "y_train": TRAIN_LABELS}, "not readable as an array .it is pickled"),
-        ({"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST[:, :4], "y_test": TEST_LABELS}, "differ in shape"),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST[:, :4], "y_test": TEST_LABELS}, "different shapes"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -191,7 +194,7 @@ def test_the_binary_version_of_cifar10(tmp_path: Path) -> None:
     require(dataset, "train", images[:10].transpose(0, 2, 3, 1), labels[:10])
     require(dataset, "test", images[10:].transpose(0, 2, 3, 1), labels[10:])
     (tmp_path / "root/b/data_batch_3.bin").unlink()
-    with pytest.raises(DataError, match=r"missing data_batch_3\.bin"):
+    with pytest.raises(DataError, match=r"missing \(data_batch_3\.bin"):
         prepared(tmp_path / "root", "other")
 
 
@@ -237,8 +240,8 @@ def test_svhn(tmp_path: Path, *, compressed: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.mat", b"MATLAB 7.3", "a MATLAB file. Give the folder of train_32x32.mat"),
-        ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file of another program"),
+        ("a.mat", b"MATLAB 7.3", "a MATLAB file. For SVHN, specify the folder of train_32x32.mat"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file from another program"),
         ("train-images-idx3-ubyte", idx(TRAIN), "one IDX file"),
         ("a.txt", b"hello", "not a folder, an archive or arrays .found b'hello'"),
     ],
@@ -278,9 +281,14 @@ def test_arrays_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("name", "images", "labels", "message"),
     [
-        ("mnist", TRAIN, TRAIN_LABELS, "mnist: arrays have a name of their own"),
-        ("a", {"train": TRAIN, "test": TEST}, {"train": TRAIN_LABELS[1:], "test": TEST_LABELS}, "number of labels"),
-        ("a", {"train": TRAIN, "dev": TEST}, {"train": TRAIN_LABELS, "dev": TEST_LABELS}, "not of the same splits"),
+        ("mnist", TRAIN, TRAIN_LABELS, "mnist: arrays need a new name"),
+        ("a", {"train": TRAIN, "test": TEST}, {"train": TRAIN_LABELS[1:], "test": TEST_LABELS}, "numbers of labels"),
+        (
+            "a",
+            {"train": TRAIN, "dev": TEST},
+            {"train": TRAIN_LABELS, "dev": TEST_LABELS},
+            "do not have the same splits",
+        ),
         ("a", TRAIN, TRAIN_LABELS, r"no test images .*, with test_fraction=0\.2$"),
     ],
 )

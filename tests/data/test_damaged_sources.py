@@ -48,10 +48,10 @@ def refused(name: str, source: Path, pinned: str | None, message: str) -> str:
 LYING_HEADERS = {
     "one byte short": ("shorter than its header", idx(IMAGES)[:-1]),
     "one byte long": ("longer than its header", idx(IMAGES) + b"\0"),
-    "labels": ("not an IDX file of 3 dimension", idx(LABELS)),
-    "nothing": ("not an IDX file of 3 dimension", b""),
-    "half a header": ("not an IDX file of 3 dimension", idx(IMAGES)[:12]),
-    "floats": ("not an IDX file of 3 dimension", b"\0\0\x0d\3" + idx(IMAGES)[4:]),
+    "labels": ("not an IDX file with 3 dimension", idx(LABELS)),
+    "nothing": ("not an IDX file with 3 dimension", b""),
+    "half a header": ("not an IDX file with 3 dimension", idx(IMAGES)[:12]),
+    "floats": ("not an IDX file with 3 dimension", b"\0\0\x0d\3" + idx(IMAGES)[4:]),
     "no height": ("header is wrong", struct.pack(">4B3I", 0, 0, 8, 3, 30, 0, 4)),
     "huge images": ("header is wrong", struct.pack(">4B3I", 0, 0, 8, 3, 30, 2**31, 2**31)),
     "many images": ("30 labels .found 4294967295 images", struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 5, 4)),
@@ -67,12 +67,12 @@ def test_a_lying_idx_header(tmp_path: Path, message: str, images: bytes) -> None
 
 def test_a_label_out_of_range(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source", t10k_labels=idx(np.full(10, 10, np.uint8)))
-    refused("mnist", source, pin(source), "t10k-labels.*out of range, found 10; it must be 0 to 9")
+    refused("mnist", source, pin(source), "t10k-labels.*out of range .found 10.. It must be 0 to 9")
 
 
 def test_splits_of_different_sizes(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source", t10k_images=idx(random_bytes((10, 4, 5), 0)))
-    refused("mnist", source, pin(source), "differ in shape")
+    refused("mnist", source, pin(source), "different shapes")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "tail"])
@@ -103,14 +103,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_one_file_for_a_dataset_of_four(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source")
-    with pytest.raises(JobError, match=r"mnist has 4 files .found one.. Give the folder"):
+    with pytest.raises(JobError, match=r"mnist has 4 files .found one.. Specify the folder"):
         prepare("mnist", tmp_path / "out.h5", source=source / "train-images-idx3-ubyte.gz")
 
 
 def test_an_unknown_file_is_refused_with_both_sums_and_what_to_type(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "cifar-10-python.tar.xz", cifar10_members(), "w:xz")
     found = sha256(archive)
-    message = refused("cifar10", archive, None, "not as published")
+    message = refused("cifar10", archive, None, "not the published file")
     assert f"sha256 {found}" in message
     assert "c58f30108f718f92721af3b95e74349a" in message
     assert message.endswith(f"add --sha256 {found}")
@@ -119,8 +119,8 @@ def test_an_unknown_file_is_refused_with_both_sums_and_what_to_type(tmp_path: Pa
 
 def test_unknown_files_are_refused_with_the_pin_of_them_all(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source", zipped=False)
-    assert refused("mnist", source, None, "not as published").endswith(f"add --sha256 {pin(source)}")
-    assert "no known checksum" in refused("fashion-mnist", source, None, "not as published")
+    assert refused("mnist", source, None, "not the published file").endswith(f"add --sha256 {pin(source)}")
+    assert "no known checksum" in refused("fashion-mnist", source, None, "not the published file")
 
 
 def test_a_web_page_is_called_one(tmp_path: Path) -> None:

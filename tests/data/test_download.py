@@ -135,7 +135,7 @@ def test_a_download_stays_in_the_cache(tmp_path: Path, cache: Path) -> None:
         assert prepare("cifar10", tmp_path / "out.h5", source=url, sha256=sha256(archive)).created
     assert [path.name for path in cache.rglob("*.xz")] == ["own.tar.xz"]
     for nothing in ("http://127.0.0.1:9", "http://127.0.0.1:9/%00"):
-        with pytest.raises(JobError, match=r"it names no file. Give the address of the archive"):
+        with pytest.raises(JobError, match=r"no file name. Specify the address of the archive"):
             prepare("cifar10", tmp_path / "other.h5", source=nothing)
 
 

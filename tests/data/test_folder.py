@@ -166,12 +166,14 @@ def test_options_and_pixels_decide_what_is_up_to_date(root: Path, out: Path) -> 
 
     assert created()
     assert not created()
-    with pytest.raises(JobError, match=r"pets.h5: it exists .found prepared with --test-fraction 0\.2.. Give another"):
+    with pytest.raises(
+        JobError, match=r"pets.h5: already exists .found a dataset prepared with --test-fraction 0\.2.. Choose another"
+    ):
         created((4, 4))
     assert created((4, 4), force=True)
     assert not created((4, 4))
     write_images(root / "cat", 1, seed=999)
-    with pytest.raises(JobError, match="found prepared from other source files"):
+    with pytest.raises(JobError, match="found a dataset prepared from other source files"):
         created((4, 4))
     assert created((4, 4), force=True)
 
@@ -179,7 +181,7 @@ def test_options_and_pixels_decide_what_is_up_to_date(root: Path, out: Path) -> 
 def test_another_folder_of_the_same_name_is_not_packed_over_the_first(tmp_path: Path, out: Path) -> None:
     packed(trees(tmp_path / "a" / "pets", "train", "test"), out)
     before = out.read_bytes()
-    with pytest.raises(JobError, match="found prepared from other source files"):
+    with pytest.raises(JobError, match="found a dataset prepared from other source files"):
         packed(trees(tmp_path / "b" / "pets", "test", "train"), out)
     assert out.read_bytes() == before
 
@@ -292,14 +294,14 @@ def no_classes(root: Path) -> None:
     ("error", "message", "spoil"),
     [
         (DataError, "classes without train images .found bird.", an_empty_class),
-        (DataError, "bird: too few images to cut test images from .found 1, 1 of them different", a_class_of_one),
-        (JobError, "(?s)differ in size .*19 images of 5x6, as .*1 image of 5x5.*--size 5x6", another_size),
+        (DataError, "bird: too few images to split off test images .found 1, 1 of them distinct", a_class_of_one),
+        (JobError, "(?s)differ in size .*19 images of 5x6, e.g. .*1 image of 5x5.*--size 5x6", another_size),
         (DataError, "(?s)1 file cannot be used .found:.*0100.png: no such file", a_dangling_link),
         (DataError, "nested too deeply .found more than 50", a_deep_folder),
-        (DataError, "dog/more/again: a link that leads in a circle .found ", a_circle),
+        (DataError, "dog/more/again: a link that forms a loop .found ", a_circle),
         (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
-        (DataError, "a class without a name .found ' '.. Rename", a_name_of_a_space),
-        (DataError, "two classes of one name .*u0301' and '.*xe9'", two_names_that_look_the_same),
+        (DataError, "a class has no name .found ' '.. Rename", a_name_of_a_space),
+        (DataError, "two classes have the same name .*u0301' and '.*xe9'", two_names_that_look_the_same),
         (DataError, "no train folder", only_a_test_folder),
         (DataError, "different classes .found only in val/: bird.", other_classes),
         (DataError, "train: 0 class folders", no_classes),
@@ -316,7 +318,7 @@ def test_what_cannot_be_packed(
 
 
 def test_a_fraction_beside_a_test_folder(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(JobError, match="it has test images"):
+    with pytest.raises(JobError, match="it already has test images"):
         packed(trees(tmp_path / "root", "train", "test"), out, test_fraction=0.2)
 
 
@@ -328,11 +330,11 @@ def test_neither_a_fraction_nor_a_test_folder(root: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "name", "message"),
     [
-        ((), "cat/pets.h5", "lie among the images of .*root .found in cat"),
-        ((), "data/pets.h5", "lie among the images of .*root .found in data"),
-        (("train", "test"), "test/pets.h5", "lie among the images of .*root .found in test"),
+        ((), "cat/pets.h5", "be among the images of .*root .found in cat"),
+        ((), "data/pets.h5", "be among the images of .*root .found in data"),
+        (("train", "test"), "test/pets.h5", "be among the images of .*root .found in test"),
         ((), os.fsdecode(b"../\xff.h5"), "name is not UTF-8 .found '.udcff'"),
-        ((), "/".join("a" * 1000), "too deep .found [0-9]+ folders"),
+        ((), "/".join("a" * 1000), "too deeply .found [0-9]+ folders"),
     ],
 )
 def test_where_a_folder_is_not_packed_to(root: Path, splits: tuple[str, ...], name: str, message: str) -> None:

@@ -104,9 +104,9 @@ def test_train_and_test_are_never_classes(tmp_path: Path) -> None:
 
 def test_a_class_that_holds_only_folders_is_refused(tmp_path: Path) -> None:
     root = draw(tmp_path / "root", *(f"{group}/{name}/{i}.png" for group in "ab" for name in "cd" for i in range(3)))
-    refused(root, "the class folder a holds no images, only folders .found c, d.", test_fraction=0.2)
+    refused(root, "the class folder a contains only folders, no images .found c, d.", test_fraction=0.2)
     inside = draw(tmp_path / "other", "cat/train/1.png", "cat/test/1.png", "dog/train/1.png", "dog/test/1.png")
-    refused(inside, "the class folder cat holds no images, only folders .found test, train.", test_fraction=0.2)
+    refused(inside, "the class folder cat contains only folders, no images .found test, train.", test_fraction=0.2)
 
 
 def test_different_classes_are_listed(tmp_path: Path) -> None:
@@ -203,20 +203,20 @@ def test_splits_and_numbers_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("foo,bar\n1,2\n", "no column path and label .found 'foo', 'bar'.. Call the column of the files path"),
+        ("foo,bar\n1,2\n", "no column path and label .found 'foo', 'bar'.. Name the column of files path"),
         ("path,x\n1,2\n", "no column label .found 'path', 'x'."),
         ("", "no column path and label .found no columns."),
         (
             "path,label\n1.png,a\n9.png,b\n8.png,b\n",
-            "(?s)2 rows without exactly one .*9.png in line 3: no such file.*8.png in line 4",
+            "(?s)2 rows without exactly one .*9.png on line 3: no such file.*8.png on line 4",
         ),
-        ("path,label\n1.png,a\n1,b\n", "1 in line 3: already in line 2, as 'a'"),
-        ("path,label\n2.png,a\n", "2.png in line 2: several files, x/2.png and y/2.png"),
+        ("path,label\n1.png,a\n1,b\n", "1 on line 3: already on line 2, as 'a'"),
+        ("path,label\n2.png,a\n", "2.png on line 2: several files, x/2.png and y/2.png"),
         ("path,label\n1.png,\n", "t.csv:2: no label"),
         ("path,label,split\n1.png,a,one\n", "t.csv:2: unknown split .found 'one'."),
         ("path,label,usage\n1.png,a,PublicTest\nx/2.png,a,PrivateTest\n", "several names for the split test"),
         ("path,label,split\n1.png,a,test\n", "no training images"),
-        ('path,label\n1.png,"a\n', "t.csv:2: not a row"),
+        ('path,label\n1.png,"a\n', "t.csv:2: not a valid table row"),
         ("path,label\n\udce91,b\n", "t.csv: not UTF-8"),
     ],
 )
@@ -344,7 +344,7 @@ def test_images_are_fitted_as_pillow_does(tmp_path: Path, fit: str) -> None:
 def test_sizes_are_listed_with_the_command_that_does(tmp_path: Path) -> None:
     root = draw(tmp_path / "my root", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
     draw(root, "test/b/2.png", size=(7, 900))
-    message = refused(root, "(?s)4 images of 4x4, as train/a/1.png.*1 image of 7x900, as test/b/2.png", JobError)
+    message = refused(root, "(?s)4 images of 4x4, e.g. train/a/1.png.*1 image of 7x900, e.g. test/b/2.png", JobError)
     program, command, source, *options = shlex.split(message.splitlines()[-1])
     assert (program, command, Path(source)) == ("cnnjob", "prepare", root)
     assert options[-2:] == ["--size", "4x4"]
@@ -378,9 +378,9 @@ def test_what_was_done_to_images_is_said(tmp_path: Path) -> None:
     first.save(root / "train/b/moving.png", save_all=True, append_images=[Image.fromarray(pixels_of("s"))])
     done = prepared(root)
     assert [line.split(": ", 1)[1] for line in done.warnings] == [
-        "1 image: transparent pixels on the background",
-        "1 image: 16 bits with no value above 4095, so nearly black: scale 12-bit data to 16 bits first",
-        "1 image: first of several images",
+        "1 image: transparent pixels were composited onto the background",
+        "1 image: 16 bits with no value above 4095, so nearly black. Scale 12-bit data to 16 bits first",
+        "1 image: only the first of several images was read",
     ]
     images, _ = done.dataset.load("train")
     np.testing.assert_array_equal(images[1], (clear[..., :3].astype(int) * 100 + 255 * 155 + 127) // 255)
@@ -396,7 +396,7 @@ def test_classes_that_differ_only_in_capitals_are_named(tmp_path: Path) -> None:
     done = prepared(root)
     assert done.dataset.class_names == ("ANGER", "anger", "joy")
     (warning,) = done.warnings
-    assert warning.endswith("classes whose names differ only in capitals or spaces (found 'ANGER' and 'anger')")
+    assert warning.endswith("class names that differ only in case or spaces (found 'ANGER' and 'anger')")
 
 
 @pytest.mark.parametrize(

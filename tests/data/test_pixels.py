@@ -150,7 +150,7 @@ def test_the_first_of_several_images_is_read(tmp_path: Path, kind: str) -> None:
     first.save(path, save_all=True, append_images=[second], **lossless)
     picture = read_picture(path, (6, 7, 3))
     np.testing.assert_array_equal(picture.pixels, np.asarray(first))
-    assert "first of several images" in picture.remarks()
+    assert "only the first of several images was read" in picture.remarks()
     first.save(path, **lossless)
     assert not [*read_picture(path, (6, 7, 3)).remarks()]
 

@@ -151,7 +151,7 @@ def test_a_damaged_dataset_is_packed_again(tmp_path: Path, out: Path, spoil: Cal
 def refused(folder: Path, out: Path, message: str) -> None:
     """Packing stops, names the file as it was given, and leaves it; with ``force`` it goes on."""
     before = out.read_bytes()
-    with pytest.raises(JobError, match=f"^{out}: it exists {message}"):
+    with pytest.raises(JobError, match=f"^{out}: already exists {message}"):
         pack_mnist(folder, out)
     assert out.read_bytes() == before
     assert pack_mnist(folder, out, force=True).created
@@ -163,12 +163,14 @@ def test_another_dataset_is_not_overwritten(tmp_path: Path, out: Path) -> None:
     write_mnist(folder, zipped=False)
     for path in folder.glob("*.gz"):
         path.unlink()
-    refused(folder, out, r"\(found prepared from other source files\)\. Give .*, or replace it with --force$")
+    refused(
+        folder, out, r"\(found a dataset prepared from other source files\)\. Choose .*, or replace it with --force$"
+    )
     prepare("digits", tmp_path / "digits.h5")
     refused(
         folder,
         tmp_path / "digits.h5",
-        r"\(found the dataset 'digits' and not 'mnist'\)\. Give .* --force$",
+        r"\(found the dataset 'digits', not 'mnist'\)\. Choose .* --force$",
     )
 
 
@@ -178,14 +180,16 @@ def test_a_file_that_is_no_dataset_is_not_overwritten(tmp_path: Path, name: str)
     refused(
         write_mnist(tmp_path / "source"),
         tmp_path / name,
-        r"and is no.* of cnnjob \(.*\)\. Give another --out$",
+        r"but is not a cnnjob dataset \(.*\)\. Choose another --out$",
     )
 
 
 def test_the_hdf5_file_of_another_program_is_not_overwritten(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "weights.h5", "w") as file:
         file["weights"] = [1.5]
-    refused(write_mnist(tmp_path / "source"), tmp_path / "weights.h5", r"and is .* HDF5 file\)\. Give another --out$")
+    refused(
+        write_mnist(tmp_path / "source"), tmp_path / "weights.h5", r"but is not .* HDF5 file\)\. Choose another --out$"
+    )
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -222,7 +226,7 @@ def test_what_no_file_can_be_written_to_is_said_before_any_work(tmp_path: Path, 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_said_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(DataError, match=r"x.h5: cannot be written .no permission in .*locked.. Give another"):
+    with pytest.raises(DataError, match=r"x.h5: cannot be written .no permission in .*locked.. Choose another"):
         prepare("mnist", tmp_path / "locked" / "new" / "x.h5", source="nowhere")
 
 
@@ -272,17 +276,17 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
     [
         (JobError, "Did you mean cifar10", {"name": "cifar1O"}),
         (JobError, "digits, folder", {"name": "quux"}),
-        (JobError, "Give the folder of images", {"name": "folder"}),
+        (JobError, "Specify the folder of images", {"name": "folder"}),
         (JobError, "fixed", {"name": "mnist", "size": (3, 3)}),
         (JobError, "fixed", {"name": "mnist", "test_fraction": 0.1}),
         (JobError, "comes with scikit-learn", {"name": "digits", "source": "."}),
-        (JobError, "Give --source too", {"name": "mnist", "sha256": "0" * 64}),
+        (JobError, "Specify --source as well", {"name": "mnist", "sha256": "0" * 64}),
         (JobError, "64 hexadecimal", {"name": "mnist", "source": ".", "sha256": "0" * 63}),
-        (JobError, "from 1x1", {"name": "folder", "source": ".", "size": (0, 3)}),
-        (JobError, "from 1x1", {"name": "folder", "source": ".", "size": (3000, 3000)}),
+        (JobError, "must be 1x1", {"name": "folder", "source": ".", "size": (0, 3)}),
+        (JobError, "must be 1x1", {"name": "folder", "source": ".", "size": (3000, 3000)}),
         (JobError, "between 0 and 1", {"name": "folder", "source": ".", "test_fraction": 1.0}),
         (JobError, "no source .found ' '", {"name": "cifar10", "source": " "}),
-        (JobError, "not an address .*. Give http", {"name": "cifar10", "source": "http://[::1"}),
+        (JobError, "not an address .*. Specify http", {"name": "cifar10", "source": "http://[::1"}),
         (DataError, "no such file or folder", {"name": "cifar10", "source": "nowhere"}),
         (DataError, "no such folder", {"name": "folder", "source": "nowhere"}),
         (DataError, "not a folder, an archive or arrays .found", {"name": "folder", "source": __file__}),
@@ -318,7 +322,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, out: Path
     command = [sys.executable, "-c", IN_LITTLE_ROOM, str(source), str(out), pin(source), room]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"{out}: cannot be written (File too large). Free space, or choose another folder\n"
+    assert done.stderr == f"{out}: cannot be written (File too large). Free some space, or choose another folder\n"
     assert list(out.parent.iterdir()) == []
 
 

@@ -87,7 +87,7 @@ def test_a_damaged_record_and_other_options_are_no_obstacle(source: Path) -> Non
     for content in ("", "{}", "[1]", '{"fingerprint": 3}', "\0"):
         record.write_text(content)
         assert not prepared(source).created
-    with pytest.raises(JobError, match="it exists"):
+    with pytest.raises(JobError, match="already exists"):
         prepared(source, size=(4, 4))
     (source.parent / "out.h5").unlink()
     assert prepared(source).created

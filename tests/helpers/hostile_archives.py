@@ -67,23 +67,31 @@ def many() -> bytes:
 
 def hostile_archives() -> Iterator[tuple[str, str, bytes]]:
     """Name, what is said of it, and content."""
-    yield "pax.tar.xz", "a header of 629,145,600 bytes", large(b"x")
-    yield "global.tar.xz", "a header of 629,145,600 bytes", large(b"g")
-    yield "name.tar.xz", "a header of 629,145,600 bytes", large(b"L")
-    yield "link.tar.xz", "a header of 629,145,600 bytes", large(b"K")
+    yield "pax.tar.xz", "a header has 629,145,600 bytes", large(b"x")
+    yield "global.tar.xz", "a header has 629,145,600 bytes", large(b"g")
+    yield "name.tar.xz", "a header has 629,145,600 bytes", large(b"L")
+    yield "link.tar.xz", "a header has 629,145,600 bytes", large(b"K")
     yield "many.tar.xz", "more than 10,000 headers", many()
-    yield "sparse.tar.gz", "a sparse member", sparse()
+    yield "sparse.tar.gz", "a sparse file", sparse()
     keywords = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
-    yield "pax-sparse.tar", "a sparse member", pax(**keywords) + header("a", b"0", 1 << 20) + bytes(1 << 20)
+    yield "pax-sparse.tar", "a sparse file", pax(**keywords) + header("a", b"0", 1 << 20) + bytes(1 << 20)
     yield "dictionary.tar.xz", "Memory usage limit exceeded", large_dictionary()
-    yield "huge.tar", "a member of 1,099,511,627,776 bytes", header("data_batch_1", b"0", 1 << 40)
-    yield "pax-size.tar", "a member of 9", pax(size="9" * 19) + header("data_batch_1", b"0", 0)
-    yield "pax-digits.tar", "a pax header of the size", pax(size="9" * 5000) + header("data_batch_1", b"0", 0)
+    yield "huge.tar", "a member has 1,099,511,627,776 bytes", header("data_batch_1", b"0", 1 << 40)
+    yield "pax-size.tar", "a member has 9", pax(size="9" * 19) + header("data_batch_1", b"0", 0)
+    yield (
+        "pax-digits.tar",
+        "a pax header states the invalid size",
+        pax(size="9" * 5000) + header("data_batch_1", b"0", 0),
+    )
     yield "skipped.tar", "it ends within a member", header("other", b"0", 1 << 40)
-    yield "negative.tar", "a header whose number", fitting(header("a", b"0", 0)[:124] + b"\xff" * 12 + bytes(376))
-    yield "lengths.tar", "lengths do not fit", header("pax", b"x", 9) + padded(b"99 path=a")
+    yield (
+        "negative.tar",
+        "a header contains the invalid number",
+        fitting(header("a", b"0", 0)[:124] + b"\xff" * 12 + bytes(376)),
+    )
+    yield "lengths.tar", "lengths in a pax header are inconsistent", header("pax", b"x", 9) + padded(b"99 path=a")
     yield "cut.tar", "it ends within a header", header("a", b"0", 0) + header("b", b"0", 0)[:100]
-    yield "sum.tar", "checksum does not fit", b"b" + header("a", b"0", 0)[1:]
+    yield "sum.tar", "checksum of a header does not match", b"b" + header("a", b"0", 0)[1:]
 
 
 def usual_archives() -> list[bytes]:

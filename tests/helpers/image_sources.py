@@ -195,27 +195,27 @@ def usable_images() -> dict[str, bytes]:
 def unusable_images() -> dict[str, tuple[str, bytes]]:
     """Image files that are not read, each with what is said of it."""
     colour = Image.fromarray(random_bytes((5, 6, 3), 0))
-    wide, unknown = "not of 8 or 16 bits per channel", "not an image of a known format"
+    wide, unknown = "do not have 8 or 16 bits per channel", "not an image in a supported format"
     bomb = encoded(Image.new("1", (20_000, 10_000)), "png")
     return {
         "integers.tiff": (wide, encoded(Image.fromarray(np.zeros((5, 6), np.int32)), "tiff")),
         "float.tiff": (wide, encoded(Image.fromarray(np.zeros((5, 6), np.float32)), "tiff")),
-        "program.eps": ("a PostScript document, which is not read", encoded(colour, "eps")),
-        "program.png": ("a PostScript document, which is not read", encoded(colour, "eps")),
-        "icon.ico": ("a Windows icon, which is not read. Convert it to PNG", encoded(colour, "ico")),
-        "page.pdf": ("a PDF document, which is not read", encoded(colour, "pdf")),
-        "phone.heic": ("a HEIC image, which is not read. Convert it to JPEG", bytes(4) + b"ftypheic" + bytes(20)),
-        "old.tga": ("a TGA image, which is not read. Convert it to PNG", encoded(colour, "tga")),
-        "text.png": ("not a PNG image, in spite of its name", b"a, b"),
+        "program.eps": ("a PostScript document, which is not supported", encoded(colour, "eps")),
+        "program.png": ("a PostScript document, which is not supported", encoded(colour, "eps")),
+        "icon.ico": ("a Windows icon, which is not supported. Convert it to PNG", encoded(colour, "ico")),
+        "page.pdf": ("a PDF document, which is not supported", encoded(colour, "pdf")),
+        "phone.heic": ("a HEIC image, which is not supported. Convert it to JPEG", bytes(4) + b"ftypheic" + bytes(20)),
+        "old.tga": ("a TGA image, which is not supported. Convert it to PNG", encoded(colour, "tga")),
+        "text.png": ("not a PNG image, despite its name", b"a, b"),
         "text.txt": (unknown, b"a, b"),
         "empty.png": ("an empty file, not an image", b""),
         "cut.png": ("not a usable image", encoded(colour, "png")[:-40]),
         "cut.jpg": ("not a usable image", encoded(colour, "jpeg")[:-40]),
         "cut.gif": ("not a usable image", encoded(colour, "gif")[:-20]),
-        "large.png": ("8000 x 4001 pixels and the most is", encoded(Image.new("1", (8_000, 4_001)), "png")),
+        "large.png": ("8000 x 4001 pixels; the maximum is", encoded(Image.new("1", (8_000, 4_001)), "png")),
         "bomb.png": ("not a usable image", bomb),
         "same strip.tiff": ("strips or tiles overlap, with 101,100 bytes in a file of 1,931", tiff_of_one_strip(100)),
-        "strips.tiff": ("30,000 strips or tiles and the most is", tiff_of_strips(30_000)),
+        "strips.tiff": ("30,000 strips or tiles; the maximum is", tiff_of_strips(30_000)),
     }
 
 

@@ -59,7 +59,7 @@ def test_statistics_that_were_changed_before_there_was_a_run_are_refused(
 ) -> None:
     dataset(tmp_path)
     run = run_of(job(), with_another(tmp_path / "toy.h5", name), tmp_path / "runs")
-    with pytest.raises(DataError, match=rf"toy\.h5: the attribute {name} is not that of the training images"):
+    with pytest.raises(DataError, match=rf"toy\.h5: the attribute {name} does not match the training images"):
         train(run, checked_at_once_bytes=at_once_bytes)
     assert run.history() == []
     assert not list(run.path.rglob("*.npz"))

@@ -154,9 +154,9 @@ def overwrite(path: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (truncate, r"toy\.h5: truncated while it was in use .found 20,000 bytes"),
-        (replace, r"toy\.h5: replaced or changed while it was in use"),
-        (overwrite, r"toy\.h5: replaced or changed while it was in use"),
+        (truncate, r"toy\.h5: truncated while in use .found 20,000 bytes"),
+        (replace, r"toy\.h5: replaced or changed while in use"),
+        (overwrite, r"toy\.h5: replaced or changed while in use"),
         (Path.unlink, r"toy\.h5: cannot be read .No such file or directory"),
     ],
 )
@@ -215,5 +215,5 @@ def test_images_in_chunks_cannot_be_streamed(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"Prepare .*toy\.h5 again with --force, so that its images can be streamed"):
         place_in_host_memory(TrainingSetup.checked(huge, data))
     assert place_in_host_memory(TrainingSetup.checked(job(), data), in_memory_bytes=0) == IN_MEMORY
-    with pytest.raises(DataError, match=r"its images are stored in chunks .found format 1"):
+    with pytest.raises(DataError, match=r"the images are stored in chunks .found format 1"):
         data.stored("train")

@@ -66,7 +66,7 @@ def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, 
             unpacked.skip(member.size)
             continue
         if name in read:
-            raise ValueError(f"{name} is in it twice")
+            raise ValueError(f"it contains {name} twice")
         read.add(name)
         yield name, unpacked.content(member.size)
 
@@ -130,9 +130,9 @@ def decompressed_file(archive: Path) -> BinaryIO:
             shutil.copyfileobj(stream, temporary, _READ_BYTES)
         except _DAMAGED as error:
             temporary.close()
-            reason = f"no space in {tempfile.gettempdir()} to decompress it"
+            reason = f"not enough space in {tempfile.gettempdir()} to decompress it"
             is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-            advice = "Set TMPDIR to a folder with space" if is_full else "Copy or download it again"
+            advice = "Set TMPDIR to a folder with more space" if is_full else "Copy or download it again"
             raise DataError(f"{archive}: {reason if is_full else f'damaged ({error})'}. {advice}") from error
     return temporary
 
@@ -203,7 +203,7 @@ class _Unpacked:
     def content(self, size: int) -> bytes:
         """Read a member's content."""
         if size > MOST_MEMBER_BYTES:
-            raise ValueError(f"a member of {size:,} bytes, the most is {MOST_MEMBER_BYTES:,}")
+            raise ValueError(f"a member has {size:,} bytes; the maximum is {MOST_MEMBER_BYTES:,}")
         content = io.BytesIO()  # grows with the bytes actually present, not with the size stated in the header
         for piece in self.pieces(size):
             content.write(piece)
@@ -244,15 +244,15 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
         member = _parsed(head)
         if member.kind in b"xgLK":
             if member.size > _MOST_HEADER_BYTES:
-                raise ValueError(f"a header of {member.size:,} bytes, the most is {_MOST_HEADER_BYTES:,}")
+                raise ValueError(f"a header has {member.size:,} bytes; the maximum is {_MOST_HEADER_BYTES:,}")
             extended |= _extension(member.kind, unpacked.content(member.size))
             continue
         if member.kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
-            raise ValueError("a sparse member")
+            raise ValueError("it contains a sparse file")
         size = 0 if member.kind in _WITHOUT_CONTENT else int(extended.get("size", member.size))
         yield _Member(extended.get("path", member.name), member.kind, size)
         extended = {}
-    raise ValueError(f"more than {most:,} headers")
+    raise ValueError(f"it has more than {most:,} headers")
 
 
 def _parsed(head: bytes) -> _Member:
@@ -262,7 +262,7 @@ def _parsed(head: bytes) -> _Member:
     # The checksum is the sum of the block's bytes, with the checksum field itself counted as eight spaces.
     blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]
     if _number(head[_CHECKSUM]) != sum(blanked):
-        raise ValueError("a header whose checksum does not fit")
+        raise ValueError("the checksum of a header does not match")
     name, kind, size = _decode_field(head[:100]), head[156:157], _number(head[124:136])
     prefix = _decode_field(head[345:500]) if head[257:263] == b"ustar\0" else ""
     return _Member(f"{prefix}/{name}" if prefix else name, kind, size)
@@ -278,7 +278,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
     if not digits.isdigit():
-        raise ValueError(f"a header whose number is {field[:12]!r}")
+        raise ValueError(f"a header contains the invalid number {field[:12]!r}")
     return int(digits, 8)
 
 
@@ -291,11 +291,11 @@ def _extension(kind: bytes, content: bytes) -> dict[str, str]:
         # A record is "LENGTH KEY=VALUE\n", and LENGTH counts the whole record.
         length = content.split(b" ", 1)[0]
         if not length.isdigit() or not len(length) + 1 < int(length[:9]) <= len(content):
-            raise ValueError("a pax header whose lengths do not fit")
+            raise ValueError("the record lengths in a pax header are inconsistent")
         record, content = content[len(length) + 1 : int(length)], content[int(length) :]
         key, _, value = record.rstrip(b"\n").decode(errors="surrogateescape").partition("=")
         keywords[key] = value
     size = keywords.get("size", "0")
     if not size.isascii() or not size.isdigit() or len(size) > len(str(1 << 64)):
-        raise ValueError(f"a pax header of the size {size[:20]!r}")
+        raise ValueError(f"a pax header states the invalid size {size[:20]!r}")
     return keywords

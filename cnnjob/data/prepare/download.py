@@ -85,7 +85,7 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     import pooch
 
     if urlsplit(address).scheme not in {"http", "https"}:
-        raise JobError(f"{address}: not a web address. Give http://…, https://…, a file or a folder")
+        raise JobError(f"{address}: not a web address. Specify http://…, https://…, a file or a folder")
     pooch.get_logger().setLevel(logging.WARNING)
     bar = DownloadBar(target.name) if progress else None
     downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_UNCHANGED)

@@ -48,13 +48,13 @@ class IdxFile:
         expected = rows * math.prod(self.shape[1:]) * self.dtype.itemsize
         content = _take(self.where, self.stream, expected)
         if len(content) != expected:
-            raise DataError(f"{self.where}: shorter than its header says (found {self.shape} promised). {_AGAIN}")
+            raise DataError(f"{self.where}: shorter than its header states (found the shape {self.shape}). {_AGAIN}")
         return np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
 
     def require_end(self) -> None:
         """Require that the whole file has been read; reaching its end also makes gzip verify the checksum."""
         if _take(self.where, self.stream, 1):
-            raise DataError(f"{self.where}: longer than its header says (found {self.shape} promised). {_AGAIN}")
+            raise DataError(f"{self.where}: longer than its header states (found the shape {self.shape}). {_AGAIN}")
 
 
 def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
@@ -103,18 +103,18 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
         stream = _decompressed(file)
         head = _take(str(path), stream, 4)
         if len(head) != 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] not in dimensions:  # noqa: PLR2004
-            raise DataError(f"{path}: not an IDX file of {' or '.join(map(str, dimensions))} dimension(s) "
+            raise DataError(f"{path}: not an IDX file with {' or '.join(map(str, dimensions))} dimension(s) "
                             f"(found {head.hex(' ') or 'no bytes'}). {_AGAIN}")  # fmt: skip
         dtype = _TYPES[head[2]]
         if head[3] > 2 and dtype.itemsize > 1:  # noqa: PLR2004 - only labels have one or two dimensions
             raise DataError(f"{path}: not an IDX file of bytes (found {dtype}). {_AGAIN}")
         content = _take(str(path), stream, 4 * head[3])
         if len(content) != 4 * head[3]:
-            raise DataError(f"{path}: not an IDX file of {head[3]} dimension(s) (found half a header). {_AGAIN}")
+            raise DataError(f"{path}: not an IDX file with {head[3]} dimension(s) (found half a header). {_AGAIN}")
         shape = tuple(np.frombuffer(content, ">u4").tolist())
         # Only the size of a row is limited: rows are read one block at a time, which detects a file that is too short.
         if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
-            raise DataError(f"{path}: its header is wrong (found {shape} promised). {_AGAIN}")
+            raise DataError(f"{path}: its header is wrong (found the shape {shape}). {_AGAIN}")
         yield IdxFile(str(path), stream, shape, dtype)
 
 

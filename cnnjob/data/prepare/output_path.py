@@ -12,7 +12,7 @@ from cnnjob.files import open_regular
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_FOLDERS = 200  # Path.mkdir(parents=True) recurses once per missing folder
-_INSTEAD = "Give another --out, or replace it with --force"
+_INSTEAD = "Choose another --out, or replace it with --force"
 SKIPPED = "skipped"
 """Key in a prepared dataset's options for the fault of each skipped source file, by file name."""
 
@@ -34,7 +34,7 @@ def require_title(out: Path, title: str) -> None:
     """
     # In a name taken from a path, such bytes are lone surrogates, which "replace" turns into question marks.
     if title != title.encode(errors="replace").decode():
-        raise JobError(f"{out}: the dataset's name is not UTF-8 (found {title!a}). Give --out a name that is")
+        raise JobError(f"{out}: the dataset's name is not UTF-8 (found {title!a}). Choose another --out")
 
 
 def require_not_source(out: Path, source: Path) -> None:
@@ -49,7 +49,7 @@ def require_not_source(out: Path, source: Path) -> None:
     """
     target = target_of(out)
     if target == target_of(source) and not target.is_dir():
-        raise JobError(f"{out}: it is the source (found --source {source}). Give another --out")
+        raise JobError(f"{out}: it is the source (found --source {source}). Choose another --out")
 
 
 def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
@@ -69,7 +69,7 @@ def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> Non
         # A file directly in the root is next to the class folders, not in one, and a hidden folder is not read.
         if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):
             first = target.relative_to(read).parts[0]
-            raise JobError(f"{out}: it would lie among the images of {root} (found in {first}). Give another --out")
+            raise JobError(f"{out}: it would be among the images of {root} (found in {first}). Choose another --out")
 
 
 def require_writable(out: Path) -> None:
@@ -85,22 +85,22 @@ def require_writable(out: Path) -> None:
     try:
         _require_writable(out, target_of(out))
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}). Give another --out") from error
+        raise DataError(f"{out}: cannot be written ({error.strerror}). Choose another --out") from error
 
 
 def _require_writable(out: Path, target: Path) -> None:
     if len(target.parts) > _MOST_FOLDERS:
-        raise JobError(f"{out}: too deep (found {len(target.parts)} folders). Give another --out")
+        raise JobError(f"{out}: nested too deeply (found {len(target.parts)} folders). Choose another --out")
     if target.is_dir():
-        raise JobError(f"{out}: not a file (found a folder). Name a file in it, as --out {out / 'NAME.h5'}")
+        raise JobError(f"{out}: not a file (found a folder). Specify a file in it, such as --out {out / 'NAME.h5'}")
     if os.path.lexists(target) and not target.is_file():
-        raise JobError(f"{out}: not a regular file (found a device, a pipe or a loop of links). Give another --out")
+        raise JobError(f"{out}: not a regular file (found a device, a pipe or a link loop). Choose another --out")
     # The nearest existing folder; missing folders will be created in it.
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise DataError(f"{out}: cannot be written ({folder} is not a folder). Give another --out")
+        raise DataError(f"{out}: cannot be written ({folder} is not a folder). Choose another --out")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{out}: cannot be written (no permission in {folder}). Give another --out")
+        raise DataError(f"{out}: cannot be written (no permission in {folder}). Choose another --out")
 
 
 def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
@@ -126,16 +126,18 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
     except DataError as error:
         if is_damaged(out):
             return None
-        kind = "another program's HDF5 file" if _is_hdf5(out) else "a file that is no dataset"
-        raise JobError(f"{out}: it exists and is not a dataset of cnnjob (found {kind}). Give another --out") from error
+        kind = "another program's HDF5 file" if _is_hdf5(out) else "a file that is not a dataset"
+        raise JobError(
+            f"{out}: already exists but is not a cnnjob dataset (found {kind}). Choose another --out"
+        ) from error
     # Which files were skipped follows from the source and the permitted number of unusable files.
     existing = {key: value for key, value in dataset.options.items() if key != SKIPPED}
     if dataset.name != name:
-        raise JobError(f"{out}: it exists (found the dataset {dataset.name!r} and not {name!r}). {_INSTEAD}")
+        raise JobError(f"{out}: already exists (found the dataset {dataset.name!r}, not {name!r}). {_INSTEAD}")
     if existing != options:
-        raise JobError(f"{out}: it exists (found prepared with {_as_typed(existing)}). {_INSTEAD}")
+        raise JobError(f"{out}: already exists (found a dataset prepared with {_as_typed(existing)}). {_INSTEAD}")
     if sha256 is not None and dataset.source_sha256 != sha256:
-        raise JobError(f"{out}: it exists (found prepared from other source files). {_INSTEAD}")
+        raise JobError(f"{out}: already exists (found a dataset prepared from other source files). {_INSTEAD}")
     return dataset
 
 
@@ -145,7 +147,7 @@ def _require_not_open(out: Path) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise JobError(f"{out}: another program has it open for writing. Give another --out") from error
+            raise JobError(f"{out}: another program has it open for writing. Choose another --out") from error
         except OSError:  # a file system without locks
             return
 

@@ -152,10 +152,10 @@ def _look_through(content: bytes, where: str) -> None:
         if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:
             raise ValueError("its memo is larger than its contents")  # the memo is as long as its largest index
         if taken > _MOST_BYTES or tuples > _MOST_TUPLES or number > _MOST_OPCODES:
-            raise ValueError(f"it takes more than {_MOST_BYTES:,} bytes, or is nested")
+            raise ValueError(f"it takes more than {_MOST_BYTES:,} bytes, or is nested too deeply")
 
 
 def _refuse_pickle(where: str, what: str) -> NoReturn:
     raise DataError(
-        f"{where}: an unsafe pickle, of which nothing was run (found the name {what!r}). Get it from its publisher"
+        f"{where}: an unsafe pickle; no code in it was run (found the name {what!r}). Get it from its publisher"
     )

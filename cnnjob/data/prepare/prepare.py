@@ -152,7 +152,7 @@ def _require_known(name: str, source: str | Path | None) -> None:
     is_capitalised = name.lower() in known
     if source is not None and not is_capitalised and "/" not in name:
         return
-    hint = f"Did you mean {near}?" if near else f"Give a folder, or one of {', '.join(known)}"
+    hint = f"Did you mean {near}?" if near else f"Specify a folder, or one of {', '.join(known)}"
     raise JobError(f"{name}: no such dataset, folder or archive. {hint}")
 
 
@@ -206,34 +206,34 @@ class _Request:
             self._require_possible_images()
             return
         if given := self.options.as_typed():
-            raise JobError(f"{self.name}: its size and splits are fixed (found {' '.join(given)}). Leave these out")
+            raise JobError(f"{self.name}: its size and splits are fixed (found {' '.join(given)}). Omit these options")
 
     def _require_possible_source(self) -> None:
         if self.arrays and (self.source is not None or self.name in {*_ENTRIES, FOLDER}):
             found = f"the name {self.name}" if self.source is None else f"source {self.source}"
-            raise JobError(f"{self.name}: arrays have a name of their own and no source (found {found}). Change it")
+            raise JobError(f"{self.name}: arrays need a new name and no source (found {found}). Change it")
         if self.name == FOLDER and self.source is None:
-            raise JobError(f"{FOLDER}: no source. Give the folder of images")
+            raise JobError(f"{FOLDER}: no source. Specify the folder of images")
         if self.name == DIGITS.name and self.source is not None:
-            raise JobError(f"{self.name}: it comes with scikit-learn (found --source {self.source}). Leave it out")
+            raise JobError(f"{self.name}: it comes with scikit-learn (found --source {self.source}). Omit --source")
         if self.source is not None and not self.source.strip():
-            raise JobError(f"{self.name}: no source (found {self.source!r}). Give a folder, a file or an address")
+            raise JobError(f"{self.name}: no source (found {self.source!r}). Specify a folder, a file or an address")
         if self.sha256 is not None and self.source is None:
-            raise JobError(f"{self.name}: a sha256 without a source (found {self.sha256}). Give --source too")
+            raise JobError(f"{self.name}: a sha256 without a source (found {self.sha256}). Specify --source as well")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
-            raise JobError(f"sha256: not a SHA-256 (found {self.sha256!r}). Give 64 hexadecimal characters")
+            raise JobError(f"sha256: not a SHA-256 (found {self.sha256!r}). Specify 64 hexadecimal characters")
 
     def _require_possible_images(self) -> None:
         size, fraction = self.options.size, self.options.test_fraction
         if size and not (min(size) > 0 and math.prod(size) <= MAX_PIXELS):
-            raise JobError(f"size: from 1x1 to {MAX_PIXELS:,} pixels (found {size[0]}x{size[1]}). Give another")
+            raise JobError(f"size: must be 1x1 to {MAX_PIXELS:,} pixels (found {size[0]}x{size[1]}). Choose another")
         if self.options.fit not in FITS:
-            raise JobError(f"fit: unknown (found {self.options.fit!r}). Give one of {', '.join(FITS)}")
+            raise JobError(f"fit: unknown (found {self.options.fit!r}). Choose one of {', '.join(FITS)}")
         if self.options.fit != FITS[0] and size is None:
-            raise JobError(f"fit: no size to fit to (found {self.options.fit}). Give --size too")
+            raise JobError(f"fit: no size to fit to (found {self.options.fit}). Specify --size as well")
         if self.options.skip_damaged < 0:
-            raise JobError(f"skip_damaged: not a count (found {self.options.skip_damaged}). Give 0 or more")
+            raise JobError(f"skip_damaged: not a count (found {self.options.skip_damaged}). Specify 0 or more")
         if fraction not in {None, VAL} and not (isinstance(fraction, int | float) and 0 < fraction < 1):
             raise JobError(
-                f"test_fraction: between 0 and 1, or {VAL} (found {fraction}). For example --test-fraction 0.2"
+                f"test_fraction: must be between 0 and 1, or {VAL} (found {fraction}). For example --test-fraction 0.2"
             )

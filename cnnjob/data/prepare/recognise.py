@@ -62,7 +62,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
         return read_array_set(found, options)
     archives = [name for name in others if name.lower().endswith(_ARCHIVE_SUFFIXES)]
     if archives:
-        raise DataError(f"{source}: no images, only archives (found {', '.join(archives[:3])}). Give one of them, "
+        raise DataError(f"{source}: no images, only archives (found {', '.join(archives[:3])}). Specify one of them, "
                         "or unpack them")  # fmt: skip
     return read_folder(tree, listing, options, progress=progress)
 
@@ -73,7 +73,7 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
         entry = _PICKLED.get(name.rpartition("/")[2])
         if entry and _starts_with(source / name, b"\x80"):
             command = shlex.join(["cnnjob", "prepare", entry, "--source", str((source / name).parent)])
-            raise DataError(f"{source}: CIFAR's Python version (found {name}). Prepare it by its name:\n  {command}")
+            raise DataError(f"{source}: CIFAR's Python version (found {name}). Prepare it by name:\n  {command}")
     readers: list[Callable[[Path, Sequence[str]], ArraySet | None]] = [binary_set, svhn_set]
     for reader in readers:
         if found := reader(source, names):
@@ -94,16 +94,16 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
             return read_array_set(numpy_set(array_files(source), str(source)), options)
         return _read_tree(ZipTree(source), options, progress=progress)
     if peek_header(source):
-        raise DataError(f"{source}: one IDX file (found {source.name}). Give the folder of all its files")
+        raise DataError(f"{source}: one IDX file (found {source.name}). Specify the folder that contains all files")
     if start[_TAR_MAGIC[0] :] == _TAR_MAGIC[1] or start.startswith(_COMPRESSED):
         return _read_tree(TarTree(source), options, progress=progress)
     if start.startswith(_HDF5_MAGIC):
-        raise DataError(f"{source}: an HDF5 file of another program. Read its arrays with h5py, and prepare them in "
-                        "Python, with cnnjob.prepare(images=…, labels=…, name=…)")  # fmt: skip
+        raise DataError(f"{source}: an HDF5 file from another program. Read its arrays with h5py, and prepare them in "
+                        "Python with cnnjob.prepare(images=…, labels=…, name=…)")  # fmt: skip
     if start.startswith(b"MATLAB"):
-        raise DataError(f"{source}: a MATLAB file. Give the folder of train_32x32.mat and test_32x32.mat if it is of "
-                        "SVHN; save the arrays of others with numpy.savez")  # fmt: skip
-    raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Give the folder of images")
+        raise DataError(f"{source}: a MATLAB file. For SVHN, specify the folder of train_32x32.mat and test_32x32.mat; "
+                        "for other files, save the arrays with numpy.savez")  # fmt: skip
+    raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Specify the folder of images")
 
 
 def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> DatasetContents:

@@ -48,7 +48,7 @@ def _require_address(url: str) -> None:
     try:
         urlsplit(url)
     except ValueError as error:
-        raise JobError(f"{url}: not an address ({error}). Give http://…, https://…, a file or a folder") from error
+        raise JobError(f"{url}: not an address ({error}). Specify http://…, https://…, a file or a folder") from error
 
 
 def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str, str]:
@@ -90,7 +90,7 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
     known = {expected.md5, expected.sha256} - {""}
     if not known or not known <= set(sums):
         raise DataError(
-            f"{path}: not as published (found {_named(*sums)}; published is {expected.name} with"
+            f"{path}: not the published file (found {_named(*sums)}; published is {expected.name} with"
             f" {_named(expected.md5, expected.sha256)}). Copy or download it again, or, if you trust these files,"
             f" add --sha256 {pin}"
         )
@@ -134,7 +134,7 @@ def _refuse_web_page(path: Path) -> None:
     with open_regular(path) as file:
         start = file.read(_WEB_PAGE_BYTES)
     if start.lstrip().lower().startswith(_WEB_PAGE):
-        raise DataError(f"{path}: not data but a web page (found {start[:40]!r}). Try another address")
+        raise DataError(f"{path}: a web page instead of data (found {start[:40]!r}). Try another address")
 
 
 def _find(entry: Entry, source: Path) -> Files:
@@ -142,7 +142,7 @@ def _find(entry: Entry, source: Path) -> Files:
     if source.is_file():
         return {source.name: _single(entry, source)}
     if not source.is_dir():
-        raise DataError(f"{source}: no such file or folder. Give the folder of the downloaded files")
+        raise DataError(f"{source}: no such file or folder. Specify the folder of the downloaded files")
     # The folder itself, or the folder created by unpacking the archive.
     layouts = [
         [folder / name for name in names] for folder in (source, source / entry.folder) for names in entry.layouts
@@ -159,7 +159,9 @@ def _find(entry: Entry, source: Path) -> Files:
 def _single(entry: Entry, source: Path) -> Path:
     if entry.archive is None:
         names = ", ".join(file.name for file in entry.files)
-        raise JobError(f"{source}: {entry.name} has {len(entry.files)} files (found one). Give the folder of {names}")
+        raise JobError(
+            f"{source}: {entry.name} has {len(entry.files)} files (found one). Specify the folder of {names}"
+        )
     return source
 
 
@@ -186,7 +188,7 @@ def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Fil
     else:
         name = PurePosixPath(unquote(urlsplit(url).path)).name  # unquoted first: an escaped slash also separates names
         if not name or not name.isprintable():
-            raise JobError(f"{url}: it names no file. Give the address of the archive, or one that ends in a slash")
+            raise JobError(f"{url}: no file name. Specify the address of the archive, or one that ends in a slash")
         addresses = {name: url}
         _single(entry, Path(name))
 

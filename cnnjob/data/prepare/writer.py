@@ -105,7 +105,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
             disk.require_written()  # again, since closing the file writes what HDF5 still has in memory
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}). Free space, or choose another folder"
+            f"{path}: cannot be written ({error.strerror or error}). Free some space, or choose another folder"
         ) from error
 
 
@@ -162,7 +162,7 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
     """Write a chunk at its position in its split; the first chunk of a split creates the arrays."""
     wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
     if wrong.size:
-        raise DataError(f"{block.where}: a label is out of range, found {wrong[0]}; it must be 0 to {classes - 1}")
+        raise DataError(f"{block.where}: a label is out of range (found {wrong[0]}). It must be 0 to {classes - 1}")
     group = file.require_group(block.split)
     if "images" not in group:
         _create_arrays(group, block, classes)
@@ -170,7 +170,7 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
     announced = max(end, block.count)
     if announced != count:
         raise DataError(
-            f"{block.where}: the number of {block.split} images changed while they were read (found {announced:,} "
+            f"{block.where}: the number of {block.split} images changed during reading (found {announced:,} "
             f"instead of {count:,}). Leave the source unchanged and run the same command again"
         )
     for name, values in zip(ARRAYS, (block.images, block.labels), strict=True):
@@ -197,8 +197,8 @@ def _require_whole(file: h5py.File, contents: DatasetContents, written: Mapping[
     for split, count in written.items():
         if count != len(file[split]["images"]):
             raise DataError(
-                f"{', '.join(contents.sha256)}: {count:,} {split} images arrived, found {len(file[split]['images']):,} "
-                "announced. Leave the source unchanged and run the same command again"
+                f"{', '.join(contents.sha256)}: {split} images are missing (found {count:,} of "
+                f"{len(file[split]['images']):,}). Leave the source unchanged and run the same command again"
             )
 
 
@@ -229,7 +229,7 @@ def _require_splits(file: h5py.File, contents: DatasetContents) -> None:
     where = ", ".join(contents.sha256)
     for split in ("train", "test"):
         if split not in file or not len(file[split]["images"]):
-            raise DataError(f"{where}: no {split} images, found none; a dataset needs some")
+            raise DataError(f"{where}: no {split} images (found none). A dataset needs some")
     shapes = {split: file[split]["images"].shape[1:] for split in file}
     if len(set(shapes.values())) > 1:
-        raise DataError(f"{where}: the splits' images differ in shape, found {shapes}")
+        raise DataError(f"{where}: the splits have images of different shapes (found {shapes})")

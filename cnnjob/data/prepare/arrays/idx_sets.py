@@ -54,7 +54,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
         kind = "images" if dimensions == _IMAGES_NDIM else "labels"
         other = sets[key].get((split, kind))
         if other and other.name != path.name.removesuffix(".gz"):
-            raise DataError(f"{root}: two files for the {split} {kind} (found {other.relative_to(root)} and {name}). "
+            raise DataError(f"{root}: two files of {split} {kind} (found {other.relative_to(root)} and {name}). "
                             "Remove one")  # fmt: skip
         sets[key].setdefault((split, kind), path)
     return {key: roles for key, roles in sets.items() if ("train", "images") in roles}
@@ -80,7 +80,7 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
         commands = "\n".join(
             f"  {shlex.join(['cnnjob', 'prepare', _name_of(key), '--source', str(root)])}" for key in sorted(keys)
         )
-        raise JobError(f"{root}: several IDX sets (found {len(keys)}). Name one:\n{commands}")
+        raise JobError(f"{root}: several IDX sets (found {len(keys)}). Choose one:\n{commands}")
     roles = sets[keys[0]]
     for split, kind in list(roles):
         other = "labels" if kind == "images" else "images"

@@ -22,7 +22,7 @@ def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[t
         DataError: the array does not contain images with values of type uint8.
     """
     if dtype != np.uint8:
-        raise DataError(f"{where}: the images are not bytes (found {dtype}). Scale them to 0 to 255, as uint8")
+        raise DataError(f"{where}: the images are not uint8 (found {dtype}). Scale them to 0..255 and convert to uint8")
     match shape:
         case (count, height, width):
             return (count, height, width, 1), lambda block: block[..., None]
@@ -31,7 +31,7 @@ def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[t
         case (count, channels, height, width) if channels in _CHANNELS:
             return (count, height, width, channels), lambda block: block.transpose(0, 2, 3, 1)
     raise DataError(
-        f"{where}: not an array of images (found the shape {shape}). Give (N, H, W), (N, H, W, C) or (N, C, H, W), "
+        f"{where}: not an array of images (found the shape {shape}). Pass (N, H, W), (N, H, W, C) or (N, C, H, W), "
         "with 1 or 3 channels"
     )
 
@@ -44,8 +44,8 @@ def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
     """
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # noqa: PLR2004 - a column
     if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or flat.dtype == bool):
-        raise DataError(f"{where}: the labels are not one integer per image (found {labels.dtype} of the shape "
-                        f"{labels.shape}). Give an array (N,) of integers")  # fmt: skip
+        raise DataError(f"{where}: the labels are not one integer per image (found {labels.dtype} with the shape "
+                        f"{labels.shape}). Pass an array (N,) of integers")  # fmt: skip
     return flat.astype(np.int64)
 
 
@@ -86,8 +86,8 @@ def arrays_of(name: str, images: object, labels: object, class_names: Sequence[s
     labels_by_split = labels if isinstance(labels, Mapping) else {"train": labels}
     if not by_split or by_split.keys() != labels_by_split.keys() or not by_split.keys() <= set(SPLITS):
         raise DataError(
-            f"{name}: images and labels are not of the same splits (found {', '.join(map(str, by_split))} and "
-            f"{', '.join(map(str, labels_by_split))}). Give both as arrays, or as dicts with the keys train, val, test"
+            f"{name}: images and labels do not have the same splits (found {', '.join(map(str, by_split))} and "
+            f"{', '.join(map(str, labels_by_split))}). Pass both as arrays, or as dicts with the keys train, val, test"
         )
     arrays = {split: (np.asarray(by_split[split]), np.asarray(labels_by_split[split])) for split in by_split}
     digests = {

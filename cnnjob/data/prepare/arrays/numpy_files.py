@@ -80,13 +80,13 @@ class ArrayFile:
 
 def _require_plain(shape: tuple[int, ...], dtype: np.dtype, *, is_fortran: bool) -> None:
     if dtype.hasobject or (is_fortran and len(shape) > 1):
-        raise ValueError("it is pickled, or in Fortran's order")
+        raise ValueError("it is pickled, or in Fortran order")
 
 
 def _rows(file: IO[bytes], count: int, row: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = count * math.prod(row) * dtype.itemsize
     if size > _MAX_BLOCK_BYTES:
-        raise ValueError(f"a block of {size:,} bytes")
+        raise ValueError(f"a block has {size:,} bytes")
     content = file.read(size)
     if len(content) != size:
         raise EOFError(f"it ends after {len(content):,} of {size:,} bytes")
@@ -142,7 +142,7 @@ def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
     for array in arrays:
         role = role_of(array.name)
         if role in roles:
-            raise DataError(f"{source}: two arrays for the {role[0]} {role[1]} (found {roles[role].where} and "
+            raise DataError(f"{source}: two arrays of {role[0]} {role[1]} (found {roles[role].where} and "
                             f"{array.where}). Remove one")  # fmt: skip
         if role:
             roles[role] = array

@@ -84,8 +84,8 @@ def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
         JobError: the test fraction is missing, or an option does not apply.
     """
     if options.labels or options.skip_damaged:
-        raise JobError(f"{options.source}: arrays have their own labels and none is skipped (found "
-                       f"{' '.join(options.as_typed())}). Leave --labels and --skip-damaged out")  # fmt: skip
+        raise JobError(f"{options.source}: arrays include their labels, and no image is skipped (found "
+                       f"{' '.join(options.as_typed())}). Omit --labels and --skip-damaged")  # fmt: skip
     streams = _with_test_split(found, options)
     values, names = _classes(found, streams)
     rows = {split: _survey(stream, values, split) for split, stream in streams.items()}
@@ -106,31 +106,34 @@ def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
 def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, LabelledStream]:
     streams = {split: found.splits[split] for split in SPLITS if split in found.splits}
     if "train" not in streams:
-        raise DataError(f"{options.source}: no training images (found {', '.join(streams) or 'none'}). Name them train")
+        raise DataError(
+            f"{options.source}: no training images (found {', '.join(streams) or 'none'}). Add them as train"
+        )
     fraction = options.test_fraction
     if "test" in streams and fraction is not None:
-        raise JobError(f"{options.source}: it has test images, and a test fraction is given (found {fraction}). "
-                       "Leave --test-fraction out")  # fmt: skip
+        raise JobError(f"{options.source}: it already has test images (found --test-fraction {fraction}). "
+                       "Omit --test-fraction")  # fmt: skip
     if "test" not in streams and fraction is None:
         how = ", with test_fraction=0.2" if found.sha256 else f":\n  {options.command(test_fraction=0.2)}"
         raise JobError(
-            f"{options.source}: no test images (found {found.description}). Cut them from the training images{how}"
+            f"{options.source}: no test images (found {found.description}). Split them off the training images{how}"
         )
     if fraction == VAL:
         if VAL not in streams:
-            raise JobError(f"{options.source}: no validation images to test on. Give a fraction, such as 0.2")
+            raise JobError(f"{options.source}: no validation images to test on. Specify a fraction, such as 0.2")
         streams["test"] = streams.pop(VAL)
     shapes = {split: stream.shape[1:] for split, stream in streams.items()}
     if options.size is None and len(set(shapes.values())) > 1:
-        raise DataError(f"{options.source}: the splits' images differ in shape (found {shapes}). Give --size HxW")
+        raise DataError(f"{options.source}: the splits have images of different shapes (found {shapes}). "
+                        "Specify --size HxW")  # fmt: skip
     for stream in streams.values():
         height, width, channels = stream.shape[1:]
         if channels not in _CHANNELS or not 0 < height * width <= MAX_PIXELS:
-            raise DataError(f"{stream.where}: images that are not grey or RGB (found {stream.shape[1:]} each, as "
+            raise DataError(f"{stream.where}: the images are not greyscale or RGB (found {stream.shape[1:]} each, as "
                             f"height, width, channels). Convert them to 1 or 3 channels")  # fmt: skip
         if stream.labels.shape != (stream.shape[0],):
             raise DataError(
-                f"{stream.where}: the number of labels is not that of the images (found {stream.labels.size:,} labels "
+                f"{stream.where}: the numbers of labels and images differ (found {stream.labels.size:,} labels "
                 f"and {stream.shape[0]:,} images). Copy or download both again"
             )
     return streams
@@ -141,10 +144,10 @@ def _classes(found: ArraySet, streams: Mapping[str, LabelledStream]) -> tuple[np
     values = np.unique(np.concatenate([stream.labels for stream in streams.values()]))
     if len(values) > _MAX_CLASSES:
         where = next(iter(streams.values())).where
-        raise DataError(f"{where}: too many classes (found {len(values):,} different labels). Check the labels")
+        raise DataError(f"{where}: too many classes (found {len(values):,} distinct labels). Check the labels")
     if found.class_names:
         if unknown := sorted(set(values.tolist()) - found.class_names.keys()):
-            raise DataError(f"{next(iter(streams.values())).where}: labels without a class (found {unknown[:5]}). "
+            raise DataError(f"{next(iter(streams.values())).where}: some labels have no class (found {unknown[:5]}). "
                             "Copy or download the files again")  # fmt: skip
         values = np.array(sorted(found.class_names))
     names = found.class_names or {}
@@ -156,7 +159,7 @@ def _survey(stream: LabelledStream, values: np.ndarray, split: str) -> list[Imag
     labels = np.searchsorted(values, stream.labels).tolist()
     digests = [hashlib.sha256(image).digest() for block in stream.blocks() for image in np.ascontiguousarray(block)]
     if len(digests) != len(labels):
-        raise DataError(f"{stream.where}: it ended early (found {len(digests):,} images of {len(labels):,})")
+        raise DataError(f"{stream.where}: it ended early (found {len(digests):,} of {len(labels):,} images)")
     pairs = enumerate(zip(digests, labels, strict=True))
     return [ImageFile(f"{split}[{row}]", label, digest) for row, (digest, label) in pairs]
 
@@ -174,7 +177,7 @@ def _chunks(
             images = rows[source][start : start + len(block)]
             digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(block)]
             if digests != [image.digest for image in images]:
-                raise DataError(f"{stream.where}: changed while it was read. Prepare it again when nothing changes it")
+                raise DataError(f"{stream.where}: changed while being read. Leave it unchanged and prepare it again")
             shape = (*options.size, block.shape[3]) if options.size else None
             fitted = block
             if shape:

@@ -44,7 +44,7 @@ def svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
     """
     by_name = {name.rpartition("/")[2]: root / name for name in names}
     if "digitStruct.mat" in by_name:
-        raise DataError(f"{root}: SVHN's version with whole numbers, which is not read (found digitStruct.mat). "
+        raise DataError(f"{root}: SVHN's version with whole numbers is not supported (found digitStruct.mat). "
                         "Download train_32x32.mat and test_32x32.mat instead")  # fmt: skip
     files = {split: by_name[f"{split}{_SUFFIX}"] for split in ("train", "test") if f"{split}{_SUFFIX}" in by_name}
     if not files:
@@ -118,7 +118,7 @@ class _Stream:
         if content or not size:
             return content
         if size > _MAX_SMALL_ELEMENT:
-            raise ValueError(f"a field of {size:,} bytes")
+            raise ValueError(f"a field has {size:,} bytes")
         return self.read(size + -size % 8)[:size]
 
 
@@ -142,7 +142,7 @@ def _open_matrix(path: Path, name: str) -> Iterator[_Matrix]:
 
 def _find_matrix(file: BufferedReader, name: str) -> _Matrix:
     if file.read(_HEADER_BYTES)[126:128] != b"IM":
-        raise ValueError("no header of little-endian MATLAB")
+        raise ValueError("no little-endian MATLAB header")
     while True:
         position = file.tell()
         kind, size = struct.unpack("<II", _exactly(file, 8))

@@ -44,9 +44,9 @@ def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> L
     for path in sorted(files, key=lambda path: path.split("/")):
         parts = path.split("/")
         if path.startswith("/") or not {"", ".", ".."}.isdisjoint(parts):
-            raise DataError(f"{archive}: a member whose path is not within it (found {path!r}). Make the archive anew")
+            raise DataError(f"{archive}: a member has a path outside it (found {path!r}). Create the archive again")
         if path in seen:
-            raise DataError(f"{archive}: two members of one name (found {path}). Make the archive anew")
+            raise DataError(f"{archive}: two members have the same name (found {path}). Create the archive again")
         seen.add(path)
         first_hidden = next((index for index, name in enumerate(parts[:-1]) if not is_visible(name)), None)
         if first_hidden is None:
@@ -89,7 +89,7 @@ class ZipTree(FolderTree):
         try:
             info = archive.getinfo(name)
             if info.flag_bits & _ENCRYPTED:
-                raise DataError(f"{self.path(name)}: it is encrypted. Unpack the archive, and give the folder")
+                raise DataError(f"{self.path(name)}: it is encrypted. Unpack the archive, and specify the folder")
             # zipfile allocates memory for the sizes stated in the archive, regardless of the archive's own size.
             if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
@@ -137,7 +137,7 @@ class TarTree(FolderTree):
             DataError: the archive is damaged, or has changed since it was opened.
         """
         if _stamp_of_file(self.root) != self._stamp:
-            raise DataError(f"{self.root}: changed while it was read. Prepare it again when nothing changes it")
+            raise DataError(f"{self.root}: changed while being read. Leave it unchanged and prepare it again")
         files: list[str] = []
         folders: list[str] = []
         links: list[str] = []

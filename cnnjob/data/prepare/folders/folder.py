@@ -49,8 +49,8 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
         split_of |= {fresh[row]: split for split in rows for row in rows[split]}
         if len({split_of[image.digest] for image in members}) < len(rows):
             raise DataError(
-                f"{class_names[label]}: too few images to cut test images from "
-                f"(found {len(members)}, {len({image.digest for image in members})} of them different). "
+                f"{class_names[label]}: too few images to split off test images "
+                f"(found {len(members)}, {len({image.digest for image in members})} of them distinct). "
                 "A class needs at least 2"
             )
     return {split: [image for image in images if split_of[image.digest] == split] for split in ("train", "test")}
@@ -68,7 +68,7 @@ def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> N
             more = f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else ""
             raise DataError(
                 f"{where}: classes without {split} images (found {', '.join(empty[:_SHOWN])}{more}). "
-                "Every class needs some in each split"
+                "Every class needs images in each split"
             )
 
 
@@ -102,7 +102,7 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
     command = options.command(size=(max(1, round(height * scale)), max(1, round(width * scale))))
     if len(found.sizes) > 1:
         listed = sorted(found.sizes.items(), key=lambda item: -item[1][0])
-        lines = [f"  {plural(count, 'image')} of {h}x{w}, as {name}" for (h, w), (count, name) in listed[:_SHOWN]]
+        lines = [f"  {plural(count, 'image')} of {h}x{w}, e.g. {name}" for (h, w), (count, name) in listed[:_SHOWN]]
         lines += [f"  and {len(listed) - _SHOWN:,} other sizes"] if len(listed) > _SHOWN else []
         raise JobError(
             f"{where}: the images differ in size (found, as height x width:\n" + "\n".join(lines) + ").\n"
@@ -126,7 +126,7 @@ def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
     for name in class_names:
         by_name[name.strip().casefold()].append(name)
     if alike := [" and ".join(map(repr, names)) for names in by_name.values() if len(names) > 1]:
-        yield f"classes whose names differ only in capitals or spaces (found {'; '.join(alike[:_SHOWN])})"
+        yield f"class names that differ only in case or spaces (found {'; '.join(alike[:_SHOWN])})"
 
 
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
@@ -259,21 +259,21 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
     if "test" in layout.splits:
         if options.test_fraction is not None:
             raise JobError(
-                f"{tree.root}: it has test images, and a test fraction is given (found {options.test_fraction}). "
-                "Leave --test-fraction out"
+                f"{tree.root}: it already has test images (found --test-fraction {options.test_fraction}). "
+                "Omit --test-fraction"
             )
         return layout
     has_val = "val" in layout.splits
     if options.test_fraction == VAL:
         if not has_val:
             raise JobError(f"{tree.root}: no validation images to test on (found {layout.description}). "
-                           "Give a fraction, such as --test-fraction 0.2")  # fmt: skip
+                           "Specify a fraction, such as --test-fraction 0.2")  # fmt: skip
         splits = {("test" if split == VAL else split): classes for split, classes in layout.splits.items()}
         return replace(layout, splits=splits, description=layout.description.replace("(val)", "(test)"))
     if options.test_fraction is None:
         of_val = f"\nTest on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
         raise JobError(
-            f"{tree.root}: no test images (found {layout.description}). Cut them from the training images:\n"
+            f"{tree.root}: no test images (found {layout.description}). Split them off the training images:\n"
             f"  {options.command(test_fraction=0.2)}{of_val}"
         )
     return layout

@@ -57,7 +57,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
         for members in classes:
             members.sort(key=lambda path: path.split("/"))
     if "train" not in splits:
-        raise DataError(f"{where}: no training images (found the splits {', '.join(splits)}). Call their split train")
+        raise DataError(f"{where}: no training images (found the splits {', '.join(splits)}). Name their split train")
     used = set(named)
     return FolderLayout(
         f"{plural(len(rows), 'label')} of {plural(len(names), 'class') if len(names) == 1 else f'{len(names)} classes'}"
@@ -74,7 +74,7 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (found another byte at {error.start}). Save it as UTF-8") from error
+        raise DataError(f"{where}: not UTF-8 (found an invalid byte at {error.start}). Save it as UTF-8") from error
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=first.count), strict=True)
     try:
@@ -88,7 +88,7 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
                 raise DataError(f"{where}:{reader.line_num}: no {missing} (found {cells}). Complete or remove the row")
             yield _Row(reader.line_num, values["path"], values["label"], values.get("split", ""))
     except csv.Error as error:
-        raise DataError(f"{where}:{reader.line_num}: not a row of a table (found {error}). Repair the row") from error
+        raise DataError(f"{where}:{reader.line_num}: not a valid table row (found {error}). Correct the row") from error
 
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:
@@ -103,7 +103,7 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
     if missing:
         raise DataError(
             f"{where}: no column {' and '.join(missing)} (found {', '.join(map(repr, header)) or 'no columns'}). "
-            "Call the column of the files path, that of the classes label, and that of train, val and test split"
+            "Name the column of files path, the column of classes label, and the column of train, val and test split"
         )
     return columns
 
@@ -124,18 +124,18 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
             (path,) = matches
             before = first.setdefault(path, row)
             if before is not row:
-                problems.append(f"{row.path} in line {row.line}: already in line {before.line}, as {before.label!r}")
+                problems.append(f"{row.path} on line {row.line}: already on line {before.line}, as {before.label!r}")
             named.append(path)
         elif matches:
-            problems.append(f"{row.path} in line {row.line}: several files, {' and '.join(sorted(matches)[:2])}")
+            problems.append(f"{row.path} on line {row.line}: several files, {' and '.join(sorted(matches)[:2])}")
         else:
-            problems.append(f"{row.path} in line {row.line}: no such file")
+            problems.append(f"{row.path} on line {row.line}: no such file")
     if problems:
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         raise DataError(
             f"{where}: {plural(len(problems), 'row')} without exactly one image in {root} (found:\n  "
             + "\n  ".join(problems[:_SHOWN])
-            + f"{more}).\nCorrect or remove them; paths are relative to {root}"
+            + f"{more}).\nCorrect or remove them. Paths are relative to {root}"
         )
     return named
 

@@ -128,7 +128,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
         raise DataError(
             f"{f'{where}/{training.path}'.rstrip('/')}: images without class folders (found "
             f"{plural(sum(1 for _ in training.all_files()), 'image')}). "
-            "Name their labels in a table, with --labels FILE"
+            "Specify a table of their labels with --labels FILE"
         )
     bases = {split: folder for split, folder in split_folders.items() if split not in flat} or {"train": root}
     bases = {split: _unwrapped(folder, inside_split=folder is not root) for split, folder in bases.items()}
@@ -202,7 +202,7 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
         return {}
     if len(with_train) > 1 and "*" not in with_train:
         names = ", ".join(name for splits in with_train.values() for name in splits["train"])
-        raise DataError(f"{where}: several folders of training images (found {names}). Give one dataset's folder")
+        raise DataError(f"{where}: several folders of training images (found {names}). Specify one dataset's folder")
     group = with_train.get("*") or next(iter(with_train.values()))
     if _are_classes(root, group):
         return {}
@@ -240,7 +240,9 @@ def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
         _require_name(name, place)
         key = unicodedata.normalize("NFC", name)
         if key in classes:
-            raise DataError(f"{place}: two classes of one name (found {original[key]!a} and {name!a}). Rename a folder")
+            raise DataError(
+                f"{place}: two classes have the same name (found {original[key]!a} and {name!a}). Rename a folder"
+            )
         _require_images(folder, base, place)
         original[key] = name
         classes[key] = sorted(folder.all_files(), key=lambda path: path.split("/"))
@@ -249,9 +251,9 @@ def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
 
 def _require_name(name: str, place: str) -> None:
     if name != name.encode(errors="replace").decode():  # a lone surrogate represents a byte that is not UTF-8
-        raise DataError(f"{place}: a class whose name is not UTF-8 (found {name!a}). Rename its folder")
+        raise DataError(f"{place}: a class name is not UTF-8 (found {name!a}). Rename its folder")
     if not name.strip():
-        raise DataError(f"{place}: a class without a name (found {name!r}). Rename its folder")
+        raise DataError(f"{place}: a class has no name (found {name!r}). Rename its folder")
 
 
 def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
@@ -269,8 +271,9 @@ def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
         )
     if inside and not folder.holds_images():
         raise DataError(
-            f"{place}: the class folder {folder.name} holds no images, only folders (found {_shown(sorted(inside))}). "
-            "Give the folder whose folders are the classes, or name the labels in a table, with --labels FILE"
+            f"{place}: the class folder {folder.name} contains only folders, no images (found "
+            f"{_shown(sorted(inside))}). Specify the folder that contains the class folders, or a table of labels with "
+            "--labels FILE"
         )
 
 
@@ -307,7 +310,7 @@ def _annotated(folder: _Folder, annotations: Mapping[str, str], names: list[str]
         label = annotations.get(path.rpartition("/")[2])
         if label not in by_class:
             raise DataError(
-                f"{where}/{path}: its class is not one of the training images' (found {label!r} in {ANNOTATIONS}). "
+                f"{where}/{path}: its class has no training images (found {label!r} in {ANNOTATIONS}). "
                 "Copy or download the dataset again"
             )
         by_class[label].append(path)

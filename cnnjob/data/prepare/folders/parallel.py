@@ -82,7 +82,8 @@ def _ordered(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that decodes images was killed, perhaps for want of memory. Free some, and run the command again"
+            "a process that decodes images was killed, possibly for lack of memory. Free some memory and run the same "
+            "command again"
         ) from error
     finally:
         for future in waiting:

@@ -239,8 +239,8 @@ def chunks(
                 yield Chunk(str(tree.root), split, start, pixels, labels, len(images))
     if added_or_removed := sorted(set(listed) ^ set(tree.list().files)):
         raise DataError(
-            f"{tree.path(added_or_removed[0])}: added or removed while the folder was read "
-            f"(found {plural(len(added_or_removed), 'such file')}). Prepare it again when nothing changes the folder"
+            f"{tree.path(added_or_removed[0])}: added or removed while the folder was being read "
+            f"(found {plural(len(added_or_removed), 'such file')}). Leave the folder unchanged and prepare it again"
         )
     if faults:
         refuse_unusable(found.faults | faults, options)
@@ -286,6 +286,6 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
         digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
         if digest != image.digest:
             raise DataError(
-                f"{path}: changed while the folder was read. Prepare it again when nothing changes the folder"
+                f"{path}: changed while the folder was being read. Leave the folder unchanged and prepare it again"
             )
     return read_picture(path, shape, fit=options.fit, background=options.background, content=content)

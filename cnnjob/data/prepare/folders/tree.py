@@ -141,7 +141,7 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
         DataError: a folder cannot be read, is nested too deeply, or is a link that forms a loop.
     """
     if len(above) > _MAX_DEPTH + 1:
-        raise DataError(f"{folder}: folders are nested too deeply (found more than {_MAX_DEPTH}). Move the images up")
+        raise DataError(f"{folder}: nested too deeply (found more than {_MAX_DEPTH} levels). Move the images up")
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -157,7 +157,7 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
                 n_linked[0] += 1
                 if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
                     target = Path(entry.path).readlink()
-                    raise DataError(f"{entry.path}: a link that leads in a circle (found {target}). Remove it")
+                    raise DataError(f"{entry.path}: a link that forms a loop (found {target}). Remove it")
             yield from _walk(Path(entry.path), f"{path}/", (*above, inode), n_linked)
 
 
@@ -178,7 +178,7 @@ def _inode(folder: Path) -> Inode:
 
 def _raise_unreadable(folder: Path, error: OSError) -> NoReturn:
     if isinstance(error, FileNotFoundError):
-        raise DataError(f"{folder}: no such folder. Give the folder that contains the class folders") from error
+        raise DataError(f"{folder}: no such folder. Specify the folder that contains the class folders") from error
     if isinstance(error, NotADirectoryError):
-        raise DataError(f"{folder}: not a folder (found a file). Give the folder of the class folders") from error
+        raise DataError(f"{folder}: not a folder (found a file). Specify the folder of the class folders") from error
     raise DataError(f"{folder}: cannot be read ({error.strerror}). Change its permissions, or remove it") from error
