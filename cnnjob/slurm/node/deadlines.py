@@ -27,7 +27,7 @@ from cnnjob.training.stopping import Deadline
 LAST_SECONDS = 10.0
 """Time that the batch script needs before the job's end to restart the run."""
 ANSWER_SECONDS = 10.0
-"""Maximum time that training waits for an answer before it stops at the end time already known."""
+"""Maximum time that training waits for an answer before it relies on the end time already known."""
 CHECK_SECONDS = 60.0
 """Maximum pause between two checks of the wall clock, which may be adjusted in the meantime."""
 ASK_SECONDS = 2.0
@@ -89,7 +89,7 @@ def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
 
 @contextmanager
 def ended_in_time(end: float | None) -> Iterator[None]:
-    """Kill this process by SIGALRM shortly before the end of its SLURM job unless it has left the block by then."""
+    """Kill this process with SIGALRM shortly before the end of its SLURM job unless it has left the block by then."""
     guard = None if end == inf else _guard(end)
     try:
         yield

@@ -37,12 +37,12 @@ LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
 
 @dataclass(frozen=True)
 class NodeTask:
-    """The callable that submitit pickles: it contains a path but no state, so a pickle of any age is valid."""
+    """The callable that submitit pickles: it contains a path but no state, so old pickles stay valid."""
 
     folder: str
     """Folder of the run, or of the sweep to which the array task belongs."""
     margin_seconds: float
-    """Time before the end of the SLURM job at which it stops by itself if it has received no signal."""
+    """How long before its end the SLURM job stops by itself if it has received no signal."""
     cores: int | None = None
     """Number of cores to use; None for all cores that SLURM has allocated."""
     minutes: int | None = None
@@ -90,7 +90,7 @@ class NodeTask:
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
     def _train(self, run: Run, deadline: Deadline) -> Outcome:
-        """Train, waiting for a later job that another submission is withdrawing to release the run."""
+        """Train; if another submission is withdrawing a later job, wait for that job to release the run."""
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:

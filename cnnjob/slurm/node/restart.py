@@ -126,7 +126,7 @@ def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
 
 
 def main(folder: str, code: str) -> None:
-    """Decide about a restart, carry it out and record it; the batch script then exits with the attempt's exit code."""
+    """Decide whether to restart, do so, and record the decision; the batch script then exits with CODE."""
     run = JobArray.read(Path(folder)).own_run()
     if int(code) == BusyError.exit_code:
         _log(run, "another process owns the run")  # nothing is written
@@ -200,7 +200,7 @@ def _sigterm_retries() -> Iterator[None]:
 
 
 def _wait(seconds: float) -> None:
-    """Wait until SIGTERM arrives, or for the given number of seconds.
+    """Wait until SIGTERM arrives, but at most for the given number of seconds.
 
     A SIGTERM just before a call to ``time.sleep`` would not shorten the sleep; a blocked signal stays pending.
     """
@@ -212,7 +212,7 @@ def _wait(seconds: float) -> None:
 
 
 def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide about a restart and carry it out; return what was done, as a phrase for the log.
+    """Decide whether to restart, do so, and return what was done as a phrase for the log.
 
     Raises:
         SchedulerError: the restart failed.

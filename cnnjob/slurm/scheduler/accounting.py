@@ -38,8 +38,8 @@ class JobOutcome:
 def query_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
     """Return how SLURM jobs ended.
 
-    If a job step ran out of memory, so did its job, although SLURM reports only ``FAILED`` for a job whose step was
-    started by ``srun``.
+    A job whose step ran out of memory counts as out of memory: if ``srun`` started the step, SLURM reports the job
+    itself only as ``FAILED``.
 
     Args:
         job_ids: ``17``, or ``17_3`` for an array task.

@@ -41,7 +41,7 @@ _OF_SLURM = re.compile(
 )
 """Prefixes of the environment variables that SLURM's commands and submitit set or read."""
 _CLUSTER_CHOICE = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
-"""Variables that select the cluster and the user; commands keep them."""
+"""Variables that select the cluster and the user; passed on to the commands."""
 _FREE_TEXT = re.compile(
     r"\b(?:JobName|Account|QOS|WCKey|Reason|Features|Reservation|Licenses|Network|Container|Command|WorkDir|Comment"
     r"|AdminComment|SystemComment|Extra|StdErr|StdIn|StdOut|BatchScript|MailUser)="
@@ -246,7 +246,7 @@ def _query_is_over(
 
 
 def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
-    """Return whether an attempt may belong to the job with its job id; SLURM reuses ids.
+    """Return whether an attempt may belong to the job that now has its job id, since SLURM reuses ids.
 
     It does not if the job belongs to another user, was submitted after the attempt began and not requeued since, or
     ended before the attempt began.

@@ -15,7 +15,7 @@ RUNNING = frozenset({
 ENDING = "COMPLETING"
 """State of a job whose processes are ending, for whatever reason; SLURM may be about to requeue it."""
 REFUSED = frozenset({"BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "RECONFIG_FAIL"})
-"""States in which a job that ended before its run began would end again if it were resubmitted."""
+"""Final states of a job that, if its run had not yet begun, would end the same way when resubmitted."""
 ENDED = frozenset({*REFUSED, "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"})
 STATES = frozenset({*WAITING, *RUNNING, ENDING, *ENDED})
 

@@ -109,7 +109,7 @@ def _parse_rows(answer: str, mark: str) -> list[list[str]]:
 
 
 def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
-    """Return whether a line that could not be parsed may belong to a cnnjob job or to one of the given job numbers."""
+    """Return whether a line that could not be parsed may belong to a job of cnnjob's or to one of the given numbers."""
     number = re.match(r"[0-9]+(?![0-9])", row[0])
     if not number or len(row) != len(FIELDS):  # nothing in it can be relied on
         return True

@@ -98,7 +98,7 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
 
 
 def _path_lines(request: Request) -> list[str]:
-    """Return the line that lets the script find SLURM's commands if an sbatch option sets what to export."""
+    """Return the line that lets the script find SLURM's commands if sbatch has an ``export`` option."""
     srun = shutil.which("srun")
     if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
         return []

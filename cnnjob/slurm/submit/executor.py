@@ -22,14 +22,14 @@ from cnnjob.slurm.scheduler import client, sbatch, site
 from cnnjob.slurm.submit.batch_script import build_script, python_command
 
 MARGIN_SECONDS = 30.0
-"""Time before the end of a SLURM job at which it stops by itself if it has received no signal."""
+"""How long before its end a SLURM job stops by itself if it has received no signal."""
 SCRIPT = "submission.sh"
 SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS = 5, 3
 """submitit's defaults for two fields of a pickle; a job that stops by itself in time uses neither."""
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """A submitit executor that calls :mod:`cnnjob.slurm.scheduler.sbatch` and has a folder to itself."""
+    """A submitit executor that calls :mod:`cnnjob.slurm.scheduler.sbatch` and uses a separate folder."""
 
     def __init__(self, array: JobArray, parameters: dict[str, Any], folder: Path) -> None:
         """Create an executor.

@@ -1,4 +1,4 @@
-"""Training runs on this machine without SLURM: the same tasks, started as processes through submitit."""
+"""Training of runs on this machine without SLURM: the same tasks, started as processes through submitit."""
 
 import os
 import signal
@@ -83,7 +83,7 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
 
 
 class _Announcement:
-    """Records in each run's folder that this process is going to train it; detects cancelled runs."""
+    """A record in each run's folder that this process is going to train it; also detects cancelled runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._cancelled = {run.path: _file_version(cancellation_file(run)) for run in runs}
@@ -115,7 +115,7 @@ class _Announcement:
 
 
 def _file_version(path: Path) -> tuple[int, int] | None:
-    """Return a file's inode and modification time, which distinguish it from its predecessor; None without a file."""
+    """Return a file's inode and modification time, which distinguish it from an earlier version; None if missing."""
     try:
         state = path.stat()
     except OSError:

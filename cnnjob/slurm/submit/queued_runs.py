@@ -141,7 +141,7 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
 
 
 def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
-    """Return why a run cannot be submitted: its job is for another folder or may be hidden; otherwise empty."""
+    """Return why a run cannot be submitted (its job is for another folder or may be hidden), or an empty string."""
     run, submission_file = summary.run, shlex.quote(str(summary.run.submission_file))
     if jobs and summary.moved_from:
         return (
@@ -172,7 +172,7 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
 
 
 def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
-    """Return a message if all jobs of a run are ending and will not restart it; otherwise empty.
+    """Return a message if all jobs of a run are ending and will not restart it, otherwise an empty string.
 
     A job does not restart its run if it was cancelled or its batch script has decided against a restart.
     """

@@ -59,7 +59,7 @@ class Request(Settings):
     account: str | None = None
     qos: str | None = None
     time: str | None = None
-    """Time limit in SLURM's formats (``90``, ``1:30:00``, ``1-12``) or in the style of ``90m``, ``2h``, ``1d12h``."""
+    """Time limit in SLURM's formats (``90``, ``1:30:00``, ``1-12``) or, for example, ``90m``, ``2h`` or ``1d12h``."""
     cpus_per_task: Annotated[int, Field(ge=1, le=MOST_CORES)] = 2
     """Number of cores, all of which are used."""
     mem: str | None = None
@@ -84,9 +84,9 @@ class Request(Settings):
     dependency: str | None = None
     requeue: bool | None = None
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 90
-    """Time before the time limit at which SLURM signals the job."""
+    """How long before the time limit SLURM signals the job."""
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Shell lines to run before training, such as ``module load cuda``, one per string. The job ends if one fails."""
+    """Shell lines run before training, such as ``module load cuda``, one per string. If a line fails, the job ends."""
     stage: bool | None = None
     """Whether to copy the dataset to the node's local disk before training."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
@@ -123,7 +123,7 @@ class Request(Settings):
 
     @property
     def asks_for_gpus(self) -> bool:
-        """True if the request specifies a number of GPUs, including zero."""
+        """True if the request specifies a number of GPUs, even zero."""
         return self.gpus is not None or self.gpus_per_node is not None or bool(_GRES_GPU.search(self.gres or ""))
 
     @property
@@ -268,8 +268,8 @@ def parse_minutes(text: str) -> int:
     """Convert a time limit to minutes, rounded up.
 
     Args:
-        text: SLURM's ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``, or in the style of ``90m``, ``2h``,
-            ``1d12h``.
+        text: SLURM's ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``, or a format such as ``90m``, ``2h``
+            or ``1d12h``.
 
     Returns:
         The number of minutes, at least 1.

@@ -70,8 +70,8 @@ def submit(
     """Submit runs as one job or as job arrays, except those that are finished, running or in the queue.
 
     If the file system supports locks, another submission into the same folder waits for this one. Otherwise, both
-    submissions read the queue afterwards, and if there are two jobs for one run, the submission that created the later
-    job cancels it.
+    submissions read the queue afterwards, and if a run has two jobs, the submission that created the later job cancels
+    it.
 
     Args:
         runs: runs created by :func:`cnnjob.runs.creation.create_run`, in one folder.
