@@ -451,6 +451,10 @@ def _format_of(path: Path, file: h5py.File) -> int:
     value = hdf5.number(file, "format") if "format" in file.attrs else None
     known = _known_format(value)
     if known is None:
+        if value is None:
+            raise DataError(
+                f"{path}: not a dataset of cnnjob (found an HDF5 file without its format). Choose another file"
+            )
         formats = f"{CHUNKED_FORMAT} or {FORMAT}"
         raise DataError(f"{path}: not a dataset of format {formats} (found format {value}). {_AGAIN}")
     if "complete" not in file.attrs or not np.array_equal(hdf5.number(file, "complete"), 1):

@@ -174,7 +174,10 @@ SPOILED = {
     "garbage": ("not readable", garbage),
     "cut": ("not readable", cut),
     "empty": ("not readable", emptied),
-    "of another program": ("found format None", edited(lambda file: file.attrs.pop("format"))),
+    "of another program": (
+        "not a dataset of cnnjob .found another HDF5 file",
+        edited(lambda file: file.attrs.pop("format")),
+    ),
     "of another format": ("found format 3", attribute("format", 3)),
     "of a list of formats": ("found format", attribute("format", [1, 1])),
     "incomplete": ("incomplete", edited(lambda file: file.attrs.pop("complete"))),

@@ -447,3 +447,19 @@ def test_small_jpegs_are_scaled_as_large_ones_and_as_predict_scales_them(tmp_pat
     images, _ = prepared(root, size=(16, 16)).dataset.load("train")
     for image, path in zip(images, sorted((root / "train").rglob("*.jpg")), strict=True):
         np.testing.assert_array_equal(image, read_picture(path, (16, 16, 3)).pixels)
+
+
+@pytest.mark.parametrize("header", ["filename,y,species", "path,label,label", "path,class,category"])
+def test_two_columns_of_labels_are_refused(tmp_path: Path, header: str) -> None:
+    root = draw(tmp_path / "root", "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text(f"{header}\n1.png,5,cat\n2.png,6,dog\n")
+    names = ", ".join(repr(name) for name in header.split(",")[1:])
+    refused(root, f"several columns may be the classes .found {names}.", labels=tmp_path / "labels.csv")
+
+
+def test_a_column_called_label_is_preferred(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{i}.png" for i in range(8)))
+    rows = "".join(f"{i}.png,{i},{'cat' if i % 2 else 'dog'}\n" for i in range(8))
+    (tmp_path / "labels.csv").write_text(f"path,y,label\n{rows}")
+    done = prepared(root, labels=tmp_path / "labels.csv", test_fraction=0.25)
+    assert done.dataset.class_names == ("cat", "dog")

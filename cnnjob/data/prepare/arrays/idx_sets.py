@@ -5,6 +5,7 @@ References:
     Yadav and Bottou, "Cold case: the lost MNIST digits" (2019).
 """
 
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ _IMAGES_NDIM = 3
 _LABELS_NDIM = (1, 2)
 
 Roles = dict[tuple[str, str], Path]
+
+_EMNIST = re.compile(r"(?i)(?<![a-z])emnist")
+"""In the path of an EMNIST set; FEMNIST is another dataset, and upright."""
 
 
 def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
@@ -88,7 +92,7 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
             raise DataError(
                 f"{root}: no {split} {other} (found {roles[split, kind].relative_to(root)}). Copy them there"
             )
-    is_emnist = "emnist" in keys[0].lower()
+    is_emnist = bool(_EMNIST.search(keys[0]))
     splits = {split: _stream(roles[split, "images"], roles[split, "labels"], turned=is_emnist)
               for split, kind in roles if kind == "images"}  # fmt: skip
     title = " of EMNIST, turned upright" if is_emnist else ""

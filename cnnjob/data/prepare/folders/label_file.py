@@ -99,6 +99,12 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
         for kind, names in _COLUMNS.items()
         if any(name in plain for name in names)
     }
+    candidates = [cell for cell, name in zip(header, plain, strict=True) if name in _COLUMNS["label"]]
+    if len(candidates) > 1 and plain.count("label") != 1:
+        raise DataError(
+            f"{where}: several columns may be the classes (found {', '.join(map(repr, candidates))}). "
+            "Call that of the classes label, and rename or remove the others"
+        )
     missing = [kind for kind in ("path", "label") if kind not in columns]
     if missing:
         raise DataError(
