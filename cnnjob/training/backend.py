@@ -57,7 +57,7 @@ def first_backend(job: Job, run: Run) -> str | None:
     if started_with and wanted not in {"auto", started_with}:
         raise JobError(
             f"resources.backend: {wanted!r}, but {run.path} was started with {started_with!r}, and another backend "
-            f"gives other bits. Leave it at {started_with!r}, or move the run away"
+            f"gives different bits. Leave it at {started_with!r}, or move the run folder elsewhere"
         )
     return started_with
 

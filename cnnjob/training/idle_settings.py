@@ -41,7 +41,7 @@ def _idle_for_images(job: Job, dataset: Dataset) -> Iterator[str]:
     fraction, default, width = job.data.validation_fraction, DataSettings().validation_fraction, dataset.image_shape[1]
     if "val" in dataset.splits and fraction != default:
         yield (
-            f"data.validation_fraction: {dataset.path} has a validation split of its own, so this has no effect "
+            f"data.validation_fraction: {dataset.path} has its own validation split, so this has no effect "
             f"(found {fraction:g}). Leave it at its default, {default:g}"
         )
     flips = {
@@ -50,14 +50,14 @@ def _idle_for_images(job: Job, dataset: Dataset) -> Iterator[str]:
     }
     for key, flip in flips.items():
         if width == 1 and flip != "none":
-            yield f"{key}: images of one column equal their mirror images (found '{flip}'). Leave it out"
+            yield f"{key}: images with a single column equal their mirror images (found '{flip}'). Leave it out"
 
 
 def _idle_blocks(network: nn.Network) -> Iterator[str]:
     for layer in network.layers:
         sides, block = layer.input_shape[:2], layer.block
         if isinstance(block, nn.GlobalPool) and prod(sides) == 1:
-            yield f"model.blocks: {layer.name}: its input is a single pixel, so it has no effect. Leave the block out"
+            yield f"model.blocks: {layer.name}: its input is a single pixel, so the block has no effect. Leave it out"
         inner_layers = block.body(layer.input_shape) if isinstance(block, nn.Residual) else (layer,)
         for inner in inner_layers:
             conv = inner.block
@@ -78,16 +78,16 @@ def _idle_for_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str
     rising = schedule.warmup * steps
     if steps == 1 and not schedule.rates(range(steps), steps).any():
         yield (
-            f"train.schedule.{kind}.warmup: the only step of the training has the learning rate 0. Leave it out, or "
+            f"train.schedule.{kind}.warmup: the only training step has learning rate 0. Leave it out, or "
             "set start_factor"
         )
     if schedule.shape != "constant" and 1 < steps <= rising + 1:
         yield (
-            f"train.schedule: the {steps:,} steps of the training end before the learning rate falls (found "
-            f"'{kind}'). Write 'constant'"
+            f"train.schedule: the {steps:,} training steps end before the learning rate falls (found '{kind}'). "
+            "Use 'constant'"
         )
     if lookahead and lookahead.every == steps and lookahead.power != LookaheadSettings().power:
         yield (
-            f"train.lookahead.power: it acts once, after the last of {steps:,} steps, so the power has no effect "
+            f"train.lookahead.power: it acts only once, after the last of {steps:,} steps, so the power has no effect "
             f"(found {lookahead.power:g}). Leave it out, or lower train.lookahead.every"
         )

@@ -75,7 +75,7 @@ def export(run: Run, path: Path) -> Exported:
     try:
         files.write_whole(path, content)
     except OSError as error:
-        raise JobError(f"{path}: cannot be written ({error}). Name another file with --output") from error
+        raise JobError(f"{path}: cannot be written ({error}). Choose another file with --output") from error
     network, left_out = classifier.network, job.train.test_time_augmentation
     names = tuple(data["class_names"])
     return Exported(path, len(content), network.image_shape, names, network.parameter_count, left_out)

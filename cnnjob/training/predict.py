@@ -23,7 +23,7 @@ from cnnjob.training.memory import EVALUATION_BATCH
 from cnnjob.training.split import validation_indices
 
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
-_TRAIN_AGAIN = "Train again with a lower train.learning_rate or other initial weights"
+_TRAIN_AGAIN = "Train again with a lower train.learning_rate or different initial weights"
 _MOST_ARRAY_BYTES = 1 << 30
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
@@ -114,19 +114,19 @@ def load_classifier(run: Run) -> Classifier:
     if not run.path.is_dir():
         in_runs = Path("runs") / run.path
         example = f", such as {in_runs}" if in_runs.is_dir() else ""
-        raise DataError(f"{run.path}: no such run. Name the folder of a finished run{example}")
+        raise DataError(f"{run.path}: no such run. Pass the folder of a finished run{example}")
     if not run.job_file.exists():
-        raise DataError(f"{run.path}: not a run folder, it has no job.json. Name the folder of a finished run")
+        raise DataError(f"{run.path}: not a run folder, since it has no job.json. Pass the folder of a finished run")
     if not run.result_file.exists():
-        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to its end")
+        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to the end")
     job, data, weights = run.job(), run.data(), run.weights()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(nn.Workers(1))
     state = nn.State(network, build_optimiser(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
-        raise DataError(f"{run.weights_file}: not the weights of {run.job_file}. Restore it, or train again")
+        raise DataError(f"{run.weights_file}: does not match {run.job_file}. Restore the file, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):
-        raise DataError(f"{run.weights_file}: damaged, some weights are not float32. Restore it, or train again")
+        raise DataError(f"{run.weights_file}: damaged, some weights are not float32. Restore the file, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise DataError(f"{run.weights_file}: some weights are not finite. {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
@@ -181,7 +181,7 @@ def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, in
     validation = validation_indices(run, dataset)
     if index >= len(validation):
         raise JobError(
-            f"{run.path}: no image val:{index} (found {len(validation):,} validation images). Name test:N or train:N"
+            f"{run.path}: no image val:{index} (found {len(validation):,} validation images). Use test:N or train:N"
         )
     return "train", int(validation[index])
 
@@ -189,8 +189,8 @@ def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, in
 def _parse_index(address: str, text: str) -> int:
     if not _NUMBER.fullmatch(text):
         raise JobError(
-            f"{address}: not an image of the dataset (found {text!r} for its index). Count from 0, or write "
-            f"./{address} if it is a file"
+            f"{address}: not an image in the dataset (found index {text!r}). Indices start at 0; for a file, write "
+            f"./{address}"
         )
     return int(text)
 
@@ -200,7 +200,7 @@ def _read_file(path: Path, shape: tuple[int, int, int], prepared: dict[str, Any]
     from cnnjob.data import images  # noqa: PLC0415 - Pillow, which training does not need
 
     if not path.exists():
-        raise DataError(f"{path}: no such file. Name a file, or an image of the run's dataset such as test:0")
+        raise DataError(f"{path}: no such file. Pass a file, or an image in the run's dataset such as test:0")
     if path.suffix == ".npy":
         for number, image in enumerate(read_image_array(path, shape)):
             yield _Image(f"{path}[{number}]", image)

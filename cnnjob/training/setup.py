@@ -111,8 +111,8 @@ class TrainingSetup:
         steps = self.steps_per_epoch * job.train.epochs
         if job.train.lookahead and job.train.lookahead.every > steps:
             raise JobError(
-                f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} steps of the training, "
-                "so it has no effect. Lower it, or leave out train.lookahead"
+                f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} training steps, so "
+                "lookahead has no effect. Lower it, or leave out train.lookahead"
             )
         require_effect(job, self.dataset, self.network, build_schedule(job.train), steps)
 
@@ -140,8 +140,8 @@ class TrainingSetup:
         for key, pixels in translations.items():
             if pixels >= min(height, width):
                 raise JobError(
-                    f"{key}: moves images of {height}×{width} pixels by {pixels}, at most {min(height, width) - 1} "
-                    "can be mirrored at their edges. Lower it"
+                    f"{key}: moves images of {height}×{width} pixels by {pixels}, but at most "
+                    f"{min(height, width) - 1} can be mirrored at the edges. Lower it"
                 )
 
     def _check_counts(self) -> None:
@@ -149,13 +149,13 @@ class TrainingSetup:
         job, dataset = self.job, self.dataset
         if len(dataset.class_names) == 1:
             raise JobError(
-                f"{dataset.path}: a training needs two or more classes (found one, '{dataset.class_names[0]}'). "
+                f"{dataset.path}: training needs two or more classes (found one, '{dataset.class_names[0]}'). "
                 "Prepare a dataset with more classes"
             )
         count, batch_size = self.n_training + self.n_validation, job.train.batch_size
         share = f"data.validation_fraction: {job.data.validation_fraction:g} of {count:,} training images"
         if job.train.select_on == "validation" and not self.n_validation and "val" not in dataset.splits:
-            raise JobError(f"{share} is none, but train.select_on is 'validation'. Change one of the two")
+            raise JobError(f"{share} gives none, but train.select_on is 'validation'. Change one of the two")
         if count >= batch_size > self.n_training:
             raise JobError(
                 f"{share} leaves {self.n_training:,}, fewer than a batch of {batch_size:,}. Lower it or "

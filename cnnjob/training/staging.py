@@ -45,7 +45,7 @@ def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path |
         _make_private(folder)
         with _lock(copy.with_suffix(".lock"), lambda: say(f"{copy}: another process is copying the dataset; waiting")):
             if staged := _find_copy(copy, dataset):
-                say(f"{copy}: the copy of {dataset.path} on this node is used")
+                say(f"{copy}: using the copy of {dataset.path} on this node")
                 return staged
             return _copy(dataset, copy, say)
     except OSError as error:
@@ -94,13 +94,13 @@ def _copy(dataset: Dataset, copy: Path, say: Callable[[str], object]) -> Dataset
     if size > free:
         raise DataError(
             f"{copy.parent}: too little space for a copy of {dataset.path} (found {free / 1e9:.1f} GB free, "
-            f"{size / 1e9:.1f} GB are needed). Set TMPDIR to another disk, or train without --stage"
+            f"{size / 1e9:.1f} GB needed). Set TMPDIR to another disk, or train without --stage"
         )
     say(f"{copy}: copying {dataset.path} ({size / 1e9:.1f} GB) to this node")
     with files.whole(copy) as temporary:
         shutil.copyfile(dataset.path, temporary)
         staged = Dataset.open(temporary)
         if staged.digest != dataset.digest:
-            raise DataError(f"{dataset.path}: replaced while it was copied. Run the same command again")
+            raise DataError(f"{dataset.path}: replaced while it was being copied. Run the same command again")
         staged.verify()
     return Dataset.open(copy)

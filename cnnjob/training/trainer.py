@@ -143,18 +143,18 @@ class Trainer:
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")
         if self.stream:
-            message = f"images are read from {self.dataset.path} during the training"
+            message = f"images are read from {self.dataset.path} during training"
             if self.backend.name == "cuda":
                 message += f"; {self.stream.n_resident:,} of {len(self.images):,} stay on the GPU"
             self.say(message)
         for warning in warnings:
-            self.say(f"warning: {warning}. The previous checkpoint is used")
+            self.say(f"warning: {warning}. Using the previous checkpoint")
         if checkpoint:
             self._restore(checkpoint)
         else:
             # Attempts that ended before their first step, for example from lack of memory, are no reason for a warning.
             if any(attempt.get("step") for attempt in self.run.attempts()):
-                self.say("warning: no checkpoint of the previous attempts is left; training from scratch")
+                self.say("warning: no checkpoint from previous attempts is left; training from scratch")
             images = self._whitening_images()
             self.state.initialise(self.classifier.network, self.job.seed, images, self.pixels)
         if not self.run.environment_file.exists():

@@ -161,10 +161,10 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
     assert "true class" not in cnnjob("predict", str(run), "one.npy").stdout
     for address, code, message in (
         ("test:40", 2, "no image test:40 (found 40 images). Choose one from test:0 to test:39"),
-        ("test:-1", 2, "test:-1: not an image of the dataset (found '-1' for its index). Count from 0"),
-        ("test:one.png", 2, "or write ./test:one.png if it is a file"),
+        ("test:-1", 2, "test:-1: not an image in the dataset (found index '-1'). Indices start at 0"),
+        ("test:one.png", 2, "for a file, write ./test:one.png"),
         ("val:999", 2, "no image val:999 (found "),
-        ("tset:0", 3, "tset:0: no such file. Name a file, or an image of the run's dataset such as test:0"),
+        ("tset:0", 3, "tset:0: no such file. Pass a file, or an image in the run's dataset such as test:0"),
     ):
         wrong = cnnjob("predict", str(run), address)
         assert (wrong.exit_code, message in wrong.stderr) == (code, True), wrong.output
@@ -246,7 +246,7 @@ def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
 def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
     (here / "runs" / "empty").mkdir(parents=True)
     unfinished = cnnjob("predict", "runs/empty", "x.png")
-    assert (unfinished.exit_code, "not a run folder, it has no job.json" in unfinished.stderr) == (3, True)
+    assert (unfinished.exit_code, "not a run folder, since it has no job.json" in unfinished.stderr) == (3, True)
     (here / "runs" / "empty").rmdir()
     cnnjob("train", "toy.toml")
     cnnjob("train", "toy.toml", "--set", "model.blocks=[{dense=3}]", "--runs", "other")

@@ -238,7 +238,7 @@ def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tm
     said = trained(run, libraries, STANDIN_FREE="450000")
     [(needed, largest)] = re.findall(
         r"JobError toy: needs ([\d,]+) bytes of GPU memory .found 450,000 free on Stand-in GPU.; the largest "
-        r"train.batch_size that fits is (\d+). Lower it or the blocks' sizes, or use a larger GPU",
+        r"train.batch_size that fits is (\d+). Lower it or the block sizes, or use a larger GPU",
         said,
     )
     assert 1 < int(largest) < 100
@@ -261,9 +261,7 @@ def test_images_that_do_not_fit_are_streamed(libraries: Path, tmp_path: Path) ->
     free = str(estimate_memory(setup, device).on_device - 10_000)
     said = trained(parted, libraries, STANDIN_FREE=free)
     assert said.endswith("finished\n")
-    [(resident, of)] = re.findall(
-        r"images are read from .*toy\.h5 during the training; ([\d,]+) of ([\d,]+) stay", said
-    )
+    [(resident, of)] = re.findall(r"images are read from .*toy\.h5 during training; ([\d,]+) of ([\d,]+) stay", said)
     assert 0 < int(resident.replace(",", "")) < images == int(of.replace(",", ""))
     assert outcome_of(parted) == outcome_of(whole)
     stop = "__import__('os').kill(__import__('os').getpid(), 15)"

@@ -23,7 +23,7 @@ def test_lost_checkpoints_are_said(tmp_path: Path) -> None:
         path.unlink()
     listener = Recorder()
     assert train(run, listener).state == "finished"
-    assert "warning: no checkpoint of the previous attempts is left; training from scratch" in listener.lines
+    assert "warning: no checkpoint from previous attempts is left; training from scratch" in listener.lines
 
 
 def test_good_checkpoints_outlive_damaged_ones_with_higher_steps(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
         (
             blocks(TO_ONE_PIXEL, {"global_pool": "max"}),
             blocks(TO_ONE_PIXEL | {"kernel": 5}, {"global_pool": "max"}),
-            "model.blocks: global_pool1: its input is a single pixel, so it has no effect. Leave the block out",
+            "model.blocks: global_pool1: its input is a single pixel, so the block has no effect. Leave it out",
         ),
         (
             blocks(TO_ONE_PIXEL | {"stride": 2}),
@@ -42,17 +42,17 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
         (
             ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5}}},
             ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5, "start_factor": 0.5}}},
-            "train.schedule.constant.warmup: the only step of the training has the learning rate 0. Leave it out, or",
+            "train.schedule.constant.warmup: the only training step has learning rate 0. Leave it out, or",
         ),
         (
             {"train__schedule": {"triangular": {"warmup": 0.975}}},
             {"train__schedule": {"triangular": {"warmup": 0.97}}},
-            "train.schedule: the 40 steps of the training end before the learning rate falls .found 'triangular'.",
+            "train.schedule: the 40 training steps end before the learning rate falls .found 'triangular'.",
         ),
         (
             {"train__lookahead": {"every": 40, "power": 2.0}},
             {"train__lookahead": {"every": 39, "power": 2.0}},
-            "train.lookahead.power: it acts once, after the last of 40 steps, so the power has no effect .found 2.",
+            "train.lookahead.power: it acts only once, after the last of 40 steps, so the power has no effect .found",
         ),
     ],
 )
@@ -69,9 +69,7 @@ def test_a_validation_fraction_beside_a_validation_split_is_refused(tmp_path: Pa
     write(tmp_path / "toy.h5", "toy", contents, {})
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(data__validation_fraction=0.1), packed)
-    message = (
-        r"toy.h5 has a validation split of its own, so this has no effect .found 0.25.. Leave it at its default, 0.1"
-    )
+    message = r"toy.h5 has its own validation split, so this has no effect .found 0.25.. Leave it at its default, 0.1"
     with pytest.raises(JobError, match=f"data.validation_fraction: .*{message}"):
         TrainingSetup.checked(job(), packed)
 
@@ -85,7 +83,7 @@ def test_images_of_one_column_have_no_mirror_image(tmp_path: Path, key: str, val
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(model__blocks=[{"dense": 3}]), packed)
     name = "data.augment.flip" if "augment" in key and "data" in key else key.replace("__", ".")
-    with pytest.raises(JobError, match=f"{name}: images of one column equal their mirror images"):
+    with pytest.raises(JobError, match=f"{name}: images with a single column equal their mirror images"):
         TrainingSetup.checked(job(model__blocks=[{"dense": 3}], **{key: value}), packed)
 
 

@@ -161,7 +161,7 @@ def test_what_cannot_be_exported_is_said(finished: Path, tmp_path: Path) -> None
     assert (nothing.exit_code, "no such run" in nothing.stderr) == (3, True)
     (tmp_path / "open").mkdir()
     unfinished = cnnjob("export", tmp_path / "open")
-    assert (unfinished.exit_code, "not a run folder, it has no job.json" in unfinished.stderr) == (3, True)
+    assert (unfinished.exit_code, "not a run folder, since it has no job.json" in unfinished.stderr) == (3, True)
     nowhere = cnnjob("export", finished, "-o", tmp_path / "gone" / "net.onnx")
     assert (nowhere.exit_code, "cannot be written" in nowhere.stderr) == (2, True)
 

@@ -60,5 +60,5 @@ def test_a_dataset_of_one_class_is_refused(tmp_path: Path) -> None:
     labels = np.zeros(20, np.int64)
     blots = (Chunk("one", split, 0, images, labels, len(labels)) for split in ("train", "test"))
     write(tmp_path / "one.h5", "one", DatasetContents(("alone",), {"one": "0" * 64}, blots), {})
-    with pytest.raises(JobError, match=r"one\.h5: a training needs two or more classes \(found one, 'alone'\)\. Prep"):
+    with pytest.raises(JobError, match=r"one\.h5: training needs two or more classes \(found one, 'alone'\)\. Prep"):
         run_of(job(), Dataset.open(tmp_path / "one.h5"), tmp_path / "runs")

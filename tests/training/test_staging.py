@@ -23,7 +23,7 @@ def test_a_copy_is_made_once_and_trains_with_the_same_bits(tmp_path: Path) -> No
     assert copy.path.stat() == before
     assert [line.partition(": ")[2] for line in lines] == [
         f"copying {data.path} (0.0 GB) to this node",
-        f"the copy of {data.path} on this node is used",
+        f"using the copy of {data.path} on this node",
     ]
     plain, staged = (run_of(job(), data, tmp_path / name) for name in ("plain", "staged"))
     train(plain)
