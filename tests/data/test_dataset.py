@@ -175,7 +175,7 @@ SPOILED = {
     "cut": ("not readable", cut),
     "empty": ("not readable", emptied),
     "of another program": (
-        "not a dataset of cnnjob .found another HDF5 file",
+        "not a dataset of cnnjob",
         edited(lambda file: file.attrs.pop("format")),
     ),
     "of another format": ("found format 3", attribute("format", 3)),
