@@ -53,7 +53,9 @@ GRES = Annotated[Text, typer.Option(help="Generic resources, instead of or in ad
 CONSTRAINT = Annotated[Text, typer.Option("--constraint", "-C", help="Required features of the node.")]
 NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="Nodes to use.")]
 EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="Nodes not to use.")]
-DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="SLURM jobs to wait for, as for sbatch.")]
+DEPENDENCY = Annotated[
+    Text, typer.Option("--dependency", "-d", help="SLURM jobs to wait for, in the form that sbatch accepts.")
+]
 JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="SLURM job name; the run's name by default.")]
 # REQUEUE and STAGE: None leaves the choice to the profile.
 REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]

@@ -104,13 +104,13 @@ class Workers:
     def distribute(self, tasks: Sequence[Task], work: int) -> Task:
         """Return a task that runs a list of independent tasks on all cores and waits for them.
 
-        The returned task raises the exception of a task that fails. If a worker is killed by a signal, the caller kills
-        itself with the same signal.
+        If one of the tasks fails, the returned task raises its exception. If a worker is killed by a signal, the caller
+        kills itself with the same signal.
 
         Args:
             tasks: the tasks; no two of them write to the same array.
             work: approximate number of values that they compute, or an eighth of the number of multiplications in a
-                matrix product; the caller runs small amounts of work alone.
+                matrix product; the caller does small amounts of work itself.
         """
         if self.count == 1 or len(tasks) == 1 or work < SMALL_WORK:
             return partial(run_all, tasks)

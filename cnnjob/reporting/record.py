@@ -275,7 +275,7 @@ def _read_history(summary: RunSummary, record: Record) -> None:
     table[~(np.abs(table) <= _LARGEST)] = math.nan  # absurd numbers would ruin the figures' scales
     history = dict(zip(_OF_HISTORY, table.T, strict=True))
     if not (np.diff(history["epoch"], prepend=0) == 1).all():
-        raise DataError(f"{run.history_file}: damaged, its epochs are not 1, 2, 3, …")
+        raise DataError(f"{run.history_file}: damaged (its epochs are not 1, 2, 3, …)")
     best = record.row["best_epoch"]
     record.curve = Curve(record.name, history, best if isinstance(best, int) else None)
     record.row["epochs"] = record.row["epochs"] or int(history["epoch"][-1])

@@ -77,7 +77,7 @@ def first_line_with(pattern: re.Pattern[str], text: str) -> str:
 
 
 def last_error(text: str) -> str:
-    """Return a text's last traceback in one line, such as ``KeyError: 'x' at train.py:12 in step``; empty if none."""
+    """Return the last traceback in a log as one line, such as ``KeyError: 'x' at train.py:12 in step``, or nothing."""
     _, header, trace = text.rpartition("Traceback (most recent call last):\n")
     frames = list(_FRAME.finditer(trace)) if header else []
     if not frames:

@@ -77,7 +77,7 @@ def job_restarts() -> int:
 
 
 def is_same_job_start(owner: dict[str, Any]) -> bool:
-    """Return whether a process belongs, or belonged, to this SLURM job since its last restart."""
+    """Return whether a process belongs to this SLURM job, or has done so since the job's last restart."""
     return _is_of_this_job(owner) and (owner.get("job_restarts") or 0) == job_restarts()
 
 

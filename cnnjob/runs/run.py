@@ -267,10 +267,11 @@ class Run:
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this folder from a copy of it, whatever its path on other hosts.
+        """Return what distinguishes this folder from a copy of it, regardless of its path on other hosts.
 
         This is the resolved path; the inode, which a move within a file system preserves; and the inodes of its parent
-        folders in the same file system. A move changes one of the latter or a name.
+        folders in the same file system. Moving the folder changes a parent's
+        inode or a name in the path.
         """
         path = self.path.resolve()
         return {"folder": str(path), "inode": path.stat().st_ino, "parents": _inodes_above(path)}

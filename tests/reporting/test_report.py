@@ -276,7 +276,7 @@ def test_an_epoch_that_contradicts_the_others_or_the_job_is_remarked(what: str, 
     run.history_file.write_text("".join(f"{files.canonical_json(epoch)}\n" for epoch in epochs))
     assert read_record(run, run.name).contradictions == [f"history.jsonl: {remark}"]
     run.history_file.write_text("".join(f"{files.canonical_json(epoch)}\n" for epoch in epochs[1:]))
-    assert "history.jsonl: damaged, its epochs are not 1, 2, 3" in str(read_record(run, run.name).row["reason"])
+    assert "history.jsonl: damaged (its epochs are not 1, 2, 3" in str(read_record(run, run.name).row["reason"])
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ class CudaBackend:
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan updating the flat parameter buffer and advancing to the next step."""
+        """Plan the update of the flat parameter buffer and the advance to the next step."""
         return update(self.device, arena, optimiser, segments, buffers, inputs)
 
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:

@@ -83,7 +83,7 @@ def dropout(
 
 
 def softmax(device: Device, arena: Arena, inputs: StepInputs, logits: Array) -> Task:
-    """Plan the softmax of (N, K) logits, written to ``inputs.probabilities``, and advancing to the next step."""
+    """Plan the softmax of (N, K) logits, written to ``inputs.probabilities``, and the advance to the next step."""
     N, K = logits.shape
     ticket = arena.take((1,), np.uint32)  # counts the thread blocks, the last of which advances the position
 

@@ -57,7 +57,7 @@ def has_slurm() -> bool:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables of an enclosing SLURM job and without those that change answers.
+    """Return an environment without the variables of an enclosing SLURM job or those that change commands' output.
 
     If set by the user, ``SQUEUE_STATES`` would hide jobs, and ``SLURM_TIME_FORMAT`` would make times unparsable.
     """

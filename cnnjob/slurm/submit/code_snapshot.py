@@ -35,8 +35,8 @@ def snapshot_folder(run: Run) -> Path:
 def environment(code: Path) -> dict[str, str | None]:
     """Return the environment that makes Python run a code snapshot, and nothing from the current folder or a cache.
 
-    Bytecode is neither written to the snapshot nor read from elsewhere, since no digest covers it. Packages are found
-    as in this process, whatever the node or the setup lines of a profile set.
+    Bytecode is neither written to the snapshot nor read from elsewhere, since no digest covers it. Packages are
+    looked up as in this process, regardless of what the node or a profile's setup lines set.
 
     Args:
         code: folder of the snapshot.

@@ -58,7 +58,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
         kind = "images" if dimensions == _IMAGES_NDIM else "labels"
         other = sets[key].get((split, kind))
         if other and other.name != path.name.removesuffix(".gz"):
-            raise DataError(f"{root}: two files of {split} {kind} (found {other.relative_to(root)} and {name}). "
+            raise DataError(f"{root}: two files contain {split} {kind} (found {other.relative_to(root)} and {name}). "
                             "Remove one")  # fmt: skip
         sets[key].setdefault((split, kind), path)
     return {key: roles for key, roles in sets.items() if ("train", "images") in roles}

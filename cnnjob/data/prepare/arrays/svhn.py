@@ -40,11 +40,11 @@ def svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
         names: paths of the files in the folder that are not images.
 
     Raises:
-        DataError: a file is damaged, or belongs to SVHN's version with whole house numbers.
+        DataError: a file is damaged, or belongs to SVHN's full-numbers version.
     """
     by_name = {name.rpartition("/")[2]: root / name for name in names}
     if "digitStruct.mat" in by_name:
-        raise DataError(f"{root}: SVHN's version with whole numbers is not supported (found digitStruct.mat). "
+        raise DataError(f"{root}: SVHN's full-numbers version is not supported (found digitStruct.mat). "
                         "Download train_32x32.mat and test_32x32.mat instead")  # fmt: skip
     files = {split: by_name[f"{split}{_SUFFIX}"] for split in ("train", "test") if f"{split}{_SUFFIX}" in by_name}
     if not files:

@@ -198,7 +198,10 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
     if not with_train:
         if "*" in groups:  # a folder that is named exactly test or val
             names = ", ".join(sorted(name for found in groups["*"].values() for name in found))
-            raise DataError(f"{where}: no train folder (found {names}). Rename the folder of the training images train")
+            raise DataError(
+                f"{where}: no train folder (found {names}). "
+                "Rename the folder that contains the training images to 'train'"
+            )
         return {}
     if len(with_train) > 1 and "*" not in with_train:
         names = ", ".join(name for splits in with_train.values() for name in splits["train"])
