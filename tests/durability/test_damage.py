@@ -81,5 +81,5 @@ def test_both_damaged_is_an_error_that_says_what_to_do(folder: Path) -> None:
     done = commands.run_train(toy_job(folder))
     assert done.returncode == DataError.exit_code
     assert "Traceback" not in done.stderr
-    assert f"remove {run.path} to start the run anew" in done.stderr
+    assert f"remove {run.path} to start from scratch" in done.stderr
     assert [path.read_bytes() for path in both(run)] == kept
