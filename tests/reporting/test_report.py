@@ -467,7 +467,7 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "history that turns back": (
         rewrite("history.jsonl", '{"epoch": 2, "step": 2}\n{"epoch": 1, "step": 1}\n'),
         "finished",
-        "history.jsonl: damaged, its epochs",
+        "history.jsonl: damaged (its epochs",
     ),
     "foreign environment": (
         rewrite("environment.json", "7"),
