@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,42 @@ def test_killed_callers_leave_no_process_behind() -> None:
         time.sleep(0.02)
     alive = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     assert not [pid for pid in alive if "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()]
+
+
+def return_much(size: int, _: int) -> bytes:
+    return bytes(size)
+
+
+INTERRUPTED = """
+import signal
+from cnnjob.data.prepare.folders.parallel import worker_processes
+from tests.data.test_parallel import return_much
+
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.default_int_handler)
+try:
+    with worker_processes(2, 1 << 20) as work:
+        for number, _ in enumerate(work(return_much, range(10**6))):
+            if number == 3:
+                print("working", flush=True)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_ends_them_at_any_moment(number: signal.Signals) -> None:
+    for attempt in range(6):  # where handlers may raise in a worker, about every second one hangs
+        command = [sys.executable, "-c", INTERRUPTED]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as caller:
+            assert caller.stdout
+            assert caller.stdout.readline() == "working\n"
+            time.sleep(0.003 * attempt)
+            os.killpg(caller.pid, number)
+            try:
+                said, errors = caller.communicate(timeout=20)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(caller.pid, signal.SIGKILL)
+        assert (said, errors) == ("interrupted\n", "")

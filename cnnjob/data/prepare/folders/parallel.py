@@ -7,20 +7,26 @@ Images are decoded in processes rather than threads, because the memory limit ap
 import ctypes
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cnnjob.errors import DataError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 _WAITING = 3
 """Pending and unread results per process: enough to keep every process busy while the caller uses a result."""
 
+_POLL_SECONDS = 0.1
+"""Maximum time for which a signal is deferred while the caller waits for a result."""
 _STATE: list[Any] = []
 """State of a worker process, as its only element; empty in the calling process."""
 
@@ -46,20 +52,52 @@ def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
     if count == 1:
         yield lambda function, tasks: (function(state, task) for task in tasks)
         return
-    # fork, because the modules are already loaded. All processes start now, before there are any threads, such as that
-    # of a progress bar.
+    # fork, because the modules are already loaded. The first task starts all processes.
     executor = ProcessPoolExecutor(count, get_context("fork"), _prepare_worker, (os.getpid(), state))
     try:
-        executor.submit(int).result()
+        with _signals_deferred():  # the workers inherit its handlers, so no signal ends them
+            started = executor.submit(int)
+        _await_result(started)
         yield lambda function, tasks: _ordered(executor, function, tasks, count * _WAITING)
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        with _signals_deferred():
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Call the handlers of signals that arrive during a ``with`` block after it.
+
+    A handler that raises an exception within the executor can leave one of its locks held, and in a worker it can leave
+    half a result in the pipe; then processes wait for each other forever. Only the main thread runs handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    handlers = {number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received_number, frame in received:
+            handlers[signal.Signals(received_number)](received_number, frame)
+
+
+def _await_result(future: Future[R]) -> R:
+    while not future.done():
+        with _signals_deferred():
+            wait([future], timeout=_POLL_SECONDS)
+    with _signals_deferred():
+        return future.result()
 
 
 def _prepare_worker(parent: int, state: Any) -> None:
-    """Store the state, leave Ctrl-C to the caller, and make this process exit with the caller even if it is killed."""
+    """Store the state, and make this process exit with the caller even if the caller is killed."""
     _STATE.append(state)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the caller was killed before the call to prctl
         os._exit(1)
@@ -75,11 +113,12 @@ def _ordered(
     waiting: deque[Future[R]] = deque()
     try:
         for task in tasks:
-            waiting.append(executor.submit(_work, function, task))
+            with _signals_deferred():
+                waiting.append(executor.submit(_work, function, task))
             if len(waiting) == most:
-                yield waiting.popleft().result()
+                yield _await_result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _await_result(waiting.popleft())
     except BrokenProcessPool as error:
         raise DataError(
             "a process that decodes images was killed, possibly for lack of memory. Free some memory and run the same "
