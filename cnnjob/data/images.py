@@ -4,7 +4,8 @@ Every image is converted to 8 bits per channel by the same rules:
 
 - The EXIF or TIFF orientation is applied, so the image is upright.
 - 16 bits per channel are reduced to 8 by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM file
-  states its maximum value and is scaled from that.
+  states its maximum value and is scaled from that. The transparent colour of a 16-bit RGB image is compared by the
+  upper byte of each channel, which is all that Pillow reads.
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
 - An image is greyscale if its content is: a palette of greys, 1 bit per pixel, or grey with transparency.
@@ -485,9 +486,9 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 def decoding_limits() -> Iterator[None]:
     """Limit the memory by which this process may grow while it decodes an image, and silence Pillow's warnings.
 
-    A caller that reads many small images should enter this context once, since entering it takes a fifth of the time
-    needed to read one image. Nested entries do nothing. The limit applies to the whole process, so only one thread may
-    decode.
+    A caller that reads many small images should enter this context once, since entering it takes a noticeable part of
+    the time needed to read one. Nested entries do nothing. The limit applies to the whole process, so only one thread
+    may decode.
     """
     if _LIMITED:
         yield

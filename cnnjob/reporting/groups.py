@@ -40,7 +40,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval is on one side of zero."""
+        """Return whether the whole interval is on one side of zero."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
 
@@ -97,7 +97,7 @@ class GroupDifference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the 95 % interval of the difference excludes zero."""
+        """Return whether the 95 % interval of the difference excludes zero."""
         return self.interval is not None and self.interval.excludes_zero
 
     @property

@@ -37,7 +37,7 @@ class TrainingProgress:
     step: int = 0
     """Steps completed since the start."""
     done: bool = False
-    """Whether training has finished, with no steps left."""
+    """True if training has finished, with no steps left."""
     best_epoch: int = 0
     """The epoch with the best weights so far, from 1; 0 before the first evaluation."""
     best_accuracy: float = -1.0

@@ -70,7 +70,7 @@ class RunSummary:
     here: str = ""
     """The cluster whose queue is read, if known (see :meth:`on`)."""
     is_older: bool = False
-    """Whether another version began the run, so that it is not resumed."""
+    """True if another version began the run, so that it is not resumed."""
 
     @property
     def job_id(self) -> str | None:
@@ -117,7 +117,7 @@ class RunSummary:
 
     @property
     def is_other_users(self) -> bool:
-        """Whether another user last submitted the run; False for root, who can see all users' SLURM jobs."""
+        """Return whether another user last submitted the run; False for root, who can see all users' SLURM jobs."""
         return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
     @property
@@ -142,7 +142,7 @@ class RunSummary:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the newest SLURM job has left any trace: an attempt, a decision or a log."""
+        """Return whether the newest SLURM job has left any trace: an attempt, a decision or a log."""
         if str(self.attempt.get("job_id")) == self.job_id or self.current_decision:
             return True
         log = self.submission.get("log") if str(self.submission.get("job_id")) == self.job_id else None
@@ -150,12 +150,12 @@ class RunSummary:
 
     @property
     def is_on_this_host(self) -> bool:
-        """Whether the last attempt's process can be looked up by its pid on this host."""
+        """Return whether the last attempt's process can be looked up by its pid on this host."""
         return bool(self.attempt) and shares_processes(self.attempt)
 
     @property
     def was_cancelled_by_cnnjob(self) -> bool:
-        """Whether ``cnnjob cancel`` ended the newest SLURM job, or the last attempt if that ran outside SLURM."""
+        """Return whether ``cnnjob cancel`` ended the newest SLURM job, or the last attempt if it ran outside SLURM."""
         if not self.cancellation:
             return False
         jobs = self.cancellation.get("jobs") or []

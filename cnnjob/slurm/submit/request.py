@@ -88,7 +88,7 @@ class Request(Settings):
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Shell lines run before training, such as ``module load cuda``, one per string. If a line fails, the job ends."""
     stage: bool | None = None
-    """Whether to copy the dataset to the node's local disk before training."""
+    """True to copy the dataset to the node's local disk before training."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
     """Backend to use instead of the job's."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
