@@ -1,1 +1,1 @@
-"""Job files: schema, lookup by name, overrides and sweeps; the manifest in a run's folder."""
+"""Job files (schema, lookup by name, overrides and sweeps) and the manifest in a run folder."""

@@ -1,4 +1,4 @@
-"""Parsing of ``KEY=VALUE`` command-line arguments, each exactly one TOML assignment."""
+"""Parsing of ``KEY=VALUE`` command-line arguments, each of which is exactly one TOML assignment."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Dotted keys of a job, such as ``train.optimiser.sgd.momentum``: listing all settings, and setting one (``--set``)."""
+"""List a job's settings by dotted key, such as ``train.optimiser.sgd.momentum``, and change one of them (``--set``)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from cnnjob.errors import JobError
 from cnnjob.jobs.assignment import format_key
 from cnnjob.jobs.schema import in_one_line
 
-_INDEX = re.compile(r"[0-9]{1,6}")  # short: int() refuses thousands of digits
+_INDEX = re.compile(r"[0-9]{1,6}")  # at most six digits, since int() refuses thousands
 KINDS = ("train.optimiser", "train.schedule")
 """Tables in which exactly one key is set; in a list of settings, that key is the table's value."""
 
@@ -35,7 +35,7 @@ def iterate_settings(table: Mapping[str, Any], above: str = "") -> Iterator[tupl
 
 
 def belongs_to_selected_kind(key: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether a key belongs to the optimiser or schedule in use: with AdamW, ``sgd.momentum`` does not."""
+    """Return whether a key applies to the selected optimiser and schedule: with AdamW, ``sgd.momentum`` does not."""
     kinds = (f"{table}.{settings[table]}." for table in KINDS if table in settings and key.startswith(f"{table}."))
     return all(key.startswith(kind) or key == kind[:-1] for kind in kinds)
 
@@ -68,7 +68,7 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
 def apply_override(
     content: dict[str, Any], key: tuple[str, ...], value: Any, override: str, applied: Mapping[tuple[str, ...], str]
 ) -> None:
-    """Set one key in a job file's content; a key of an optimiser or schedule that is not selected also selects it.
+    """Set one key in a job file's content; a key of an optimiser or schedule also selects that optimiser or schedule.
 
     Args:
         content: the content, changed in place.
@@ -78,7 +78,7 @@ def apply_override(
         applied: the earlier assignments by key.
 
     Raises:
-        JobError: a part of the key leads neither into a table nor to a list element.
+        JobError: the key leads into a value that is neither a table nor a list, or to a missing list element.
     """
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):

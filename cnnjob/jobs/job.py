@@ -5,11 +5,12 @@ to the last bit and is part of :meth:`Job.digest`, which names the run folder. T
 not its path.
 
 Two job files that describe the same training are the same job, as far as this can be decided without the dataset. A key
-that can have no effect in its place is refused, and the message shows what to write instead. A key that has no effect
-only because of another key's value is dropped when the job is read, so that the other key can be swept: early stopping
-whose patience the epochs cannot exhaust, augmentation with all settings off, a dropout of 0 that no other dropout
-follows, an order of operations that a convolution does not have, flips that alternate over a single epoch. A setting
-that can have no effect on the dataset is refused once the dataset is known (:mod:`cnnjob.training.idle_settings`).
+that cannot have an effect where it is set is refused, and the message shows what to write instead. A key that has no
+effect only because of another key's value is dropped when the job is read, so that the other key can be swept: early
+stopping whose patience is too long for the number of epochs, augmentation with all settings off, dropout at rate 0 that
+no other dropout follows, the order of operations that a convolution does not use, alternating flips in a single epoch.
+A setting that cannot have an effect on the dataset is refused once the dataset is known
+(:mod:`cnnjob.training.idle_settings`).
 """
 
 import re
@@ -105,9 +106,9 @@ class Job(Settings):
 
         Args:
             name: the path of a job file; the name of a job in ``./jobs/`` or of one that ships with the package;
-                or a run folder, for the run's own job.
+                or a run folder, whose own job is then loaded.
             overrides: ``key=value`` strings, each with a dotted key and a value in TOML (or a bare word).
-            default: returns the content of the built-in job for a name that is not a job's, or None.
+            default: function called if there is no such job; returns the content of a built-in job, or None.
 
         Returns:
             The job, with all defaults filled in.
@@ -134,7 +135,7 @@ class Job(Settings):
 
     @classmethod
     def checked(cls, content: Any, where: str, written_as: int = FORMAT) -> Self:
-        """Check the content of a job file.
+        """Check the content of a job file and return the job.
 
         Args:
             content: the parsed file.
@@ -165,7 +166,7 @@ class Job(Settings):
         settings = self.model_dump(
             mode="json",
             exclude={"name": True, "dataset": True, "resources": True, "train": {"checkpoint_seconds"}},
-            exclude_defaults=True,  # so that a key added to the schema later renames no run
+            exclude_defaults=True,  # so that adding a key to the schema renames no run
         )
         return sha256_of(canonical_json({"format": FORMAT, "job": settings, "data": data_digest}).encode())
 
@@ -181,12 +182,12 @@ def find_job_file(name: str) -> Path:
     Raises:
         JobError: there is no such job; the message suggests a similar name.
     """
-    # exists(), not is_file(): for a pipe or a folder, the reader has a better message.
+    # exists() rather than is_file(): reading a pipe or a folder gives a better message.
     if (path := Path(name)).suffix == ".toml" and path.exists():
         return path
     if path.name == FROZEN and path.is_file():
         return path
-    if (path / FROZEN).is_file():  # before the names: a folder in the working directory may have a job's name
+    if (path / FROZEN).is_file():  # checked before job names, since a folder may have the same name
         return path / FROZEN
     if path.suffix or "/" in name:
         raise JobError(f"{name}: no such file. Pass a .toml file, or choose a job from this list:\n  cnnjob show")

@@ -16,7 +16,7 @@ from cnnjob import files
 from cnnjob.errors import DataError
 
 SEAL = "sha256"
-"""Key that holds the SHA-256 of all other content in a file."""
+"""Key that holds the SHA-256 of the file's other content."""
 _SHOWN = 60
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
 """Range of years in which any time can be converted to any time zone and compared with any other time."""
@@ -29,7 +29,7 @@ def _require_time(text: str) -> str:
     return text
 
 
-# 2**53: the integers that every JSON reader represents exactly; inode numbers have up to 64 bits.
+# Every JSON reader represents integers below 2**53 exactly; inode numbers have up to 64 bits.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Inode = Annotated[int, Field(ge=0, lt=2**64)]
 Share = Annotated[float, Field(ge=0, le=1)]

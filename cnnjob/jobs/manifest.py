@@ -54,7 +54,7 @@ class Manifest(Fields):
     job: _Job
     data: ManifestData
     digest: Sha256
-    """:meth:`cnnjob.jobs.job.Job.digest`, whose first digits are in the folder's name."""
+    """:meth:`cnnjob.jobs.job.Job.digest`, whose first digits are part of the run folder's name."""
     format: Count | None = None
     sha256: Sha256 | None = None
     """The seal; missing in files written by versions without seals."""

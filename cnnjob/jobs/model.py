@@ -1,7 +1,7 @@
 """Schema of the network in a job file: its blocks in order, and the classifier.
 
 The blocks are those of :mod:`cnnjob.nn`, and each block's fields are the keys of its table. A job file is stricter:
-settings without effect are refused, and settings that give the same bits become the same job.
+settings without effect are refused, and different settings with bitwise identical results become the same job.
 """
 
 from dataclasses import replace
@@ -72,7 +72,7 @@ def _require_each_part(order: Order) -> Order:
 
 
 def _in_usual_order(conv: nn.Conv) -> nn.Conv:
-    """Put operations into the usual order where no bit changes: absent ones, and a ReLU next to its pooling."""
+    """Put absent operations, and a ReLU next to pooling, into the usual order, which does not change the results."""
     is_present: dict[Part, bool] = {
         "norm": conv.batch_norm is not None,
         "activation": conv.activation != "none",
@@ -88,7 +88,7 @@ def _in_usual_order(conv: nn.Conv) -> nn.Conv:
 
 
 def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Remove dropouts with rate 0 unless another dropout follows, whose random numbers depend on its position."""
+    """Remove dropouts with rate 0 unless another dropout, whose random numbers depend on its position, follows."""
     is_idle = [isinstance(block, nn.Dropout) and block.probability == 0 for block in blocks]
     bodies = [block.blocks if isinstance(block, nn.Residual) else (block,) for block in blocks]
     drops = [
@@ -108,7 +108,7 @@ def _find_kind(block: Any) -> str | None:
 
 
 KINDS = ("conv", "dense", "dropout", "global_pool", "residual")
-# With a discriminator, pydantic reports problems for the intended kind of block only, not for all kinds.
+# With a discriminator, pydantic reports problems only for the intended kind of block, not for every kind.
 _BY_KIND = Discriminator(_find_kind, custom_error_type="kind", custom_error_message="no such block")
 
 # Tuples are not strict: TOML arrays are read as lists, which a strict tuple would refuse.

@@ -1,4 +1,4 @@
-"""Translation of jobs in older formats: the current place of each key in the old layout.
+"""Translation of jobs in older formats to the current layout.
 
 Up to format 2, the optimiser and schedule keys were directly in ``train``. They are now in the table of the optimiser
 or schedule that uses them, as in ``optimiser = { sgd = { momentum = 0.9 } }``.

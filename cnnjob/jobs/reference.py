@@ -1,4 +1,4 @@
-"""Reference of the job-file keys, one line per key, generated from the docstrings of the schema's fields.
+"""Reference for the keys of a job file, with one line per key, generated from the docstrings of the schema's fields.
 
 ``python -m cnnjob.jobs.reference > docs/job-file.md`` writes the page.
 """
@@ -28,7 +28,7 @@ class Key:
     """A key of a job file."""
 
     table: str
-    """Dotted name of the key's table, or the block's key as ``{ conv = … }``; empty at the top level."""
+    """Dotted name of the table that contains the key; ``{ conv = … }`` for a block; empty at the top level."""
     name: str
     takes: str
     """Types and limits of the key's values, in words."""

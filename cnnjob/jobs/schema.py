@@ -74,9 +74,9 @@ class Settings(BaseModel):
 
 
 class Table:
-    """Annotation of a dataclass as a job-file table, with the fields as keys and as strict as :class:`Settings`.
+    """Annotation that turns a dataclass into a job-file table as strict as :class:`Settings`, with its fields as keys.
 
-    If the dataclass has a ``kind``, as blocks do, it is the key of the first field: ``{ conv = 32, kernel = 5 }``.
+    If the dataclass has a ``kind``, as blocks do, that is the key of the first field: ``{ conv = 32, kernel = 5 }``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Table:
         fixed: Mapping[str, Any] | None = None,
         annotations: Mapping[str, Any] | None = None,
     ) -> None:
-        """Describe a dataclass's table.
+        """Describe the table.
 
         Args:
             source: the dataclass.
@@ -139,7 +139,7 @@ Section = type[BaseModel] | Table
 
 
 class OneOf(Settings):
-    """A table in which exactly one key is set, to a table; a key's bare name selects the key with its defaults."""
+    """A table with exactly one key, whose value is a table of settings; the key's name alone selects its defaults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -166,13 +166,16 @@ class OneOf(Settings):
 
 
 def _has_one_kind(table: dict[str, Any], kinds: Iterable[str]) -> bool:
-    """Return whether a table has exactly one kind, or only unknown keys, which are then reported with a close match."""
+    """Return whether a table has exactly one kind, or only unknown keys, which are then reported with a suggestion."""
     known = [kind for kind in kinds if table.get(kind) is not None and table[kind] is not False]
     return len(known) == 1 or (not known and any(key not in kinds for key in table))
 
 
 def is_older(info: ValidationInfo) -> bool:
-    """Return whether a job in an older format is being read, which may have settings without effect, now refused."""
+    """Return whether a job in an older format is being read.
+
+    Such a job may have settings without effect, which are refused in the current format.
+    """
     return bool(info.context and info.context.get("older"))
 
 
@@ -193,7 +196,7 @@ def suggest_name(name: str, names: Iterable[str]) -> str:
 
 def in_one_line(text: str) -> str:
     """Return a user's text with control characters escaped, truncated if it is long."""
-    line = printable(text[: _SHOWN_LETTERS + 1])  # cut first: the text may be megabytes
+    line = printable(text[: _SHOWN_LETTERS + 1])  # truncated first: the text may be megabytes long
     return line if len(line) <= _SHOWN_LETTERS else f"{line[:_SHOWN_LETTERS]}…"
 
 

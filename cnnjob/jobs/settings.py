@@ -47,17 +47,17 @@ class EarlyStoppingSettings(Settings):
     """Stop training when the accuracy on the ``select_on`` split no longer rises."""
 
     patience: Annotated[int, Field(ge=1)]
-    """Number of epochs without a higher accuracy on the ``select_on`` split after which training stops."""
+    """Stop after this number of epochs without a higher accuracy on the ``select_on`` split."""
 
 
 class LookaheadSettings(Settings):
     """Lookahead: slow weights that follow the trained weights, which are then reset to them (Zhang et al. 2019)."""
 
     every: Annotated[int, Field(ge=1)] = 5
-    """Steps between two updates of the slow weights, at most the number of training steps; an update also follows the
-    last step."""
+    """Number of steps between updates of the slow weights, at most the number of training steps; they are also updated
+    after the last step."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """In an update n steps after the last one, the slow weights keep the fraction decay^n · (step / steps)^power."""
+    """In an update n steps after the previous one, slow weights keep the fraction decay^n · (step / steps)^power."""
     power: Annotated[float, Field(ge=0, le=10)] = 3.0
     """Exponent of step / steps in the fraction that the slow weights keep."""
 
@@ -70,8 +70,8 @@ class SgdSettings(Settings):
     nesterov: bool = False
     """Use Nesterov's form of momentum; needs ``momentum`` above 0."""
     decoupled_weight_decay: bool = False
-    """Shrink weights by the fraction learning_rate · weight_decay instead of adding λw to the gradient, as AdamW always
-    does."""
+    """Shrink weights by the fraction learning_rate · weight_decay, as AdamW always does, instead of adding λw to the
+    gradient."""
 
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
@@ -145,15 +145,15 @@ class ScheduleSettings(OneOf):
     """Learning rate per step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one of these keys."""
 
     constant: Annotated[ConstantSettings | None, OrFalse] = None
-    """Stays at the peak after the warm-up."""
+    """The learning rate stays at its peak after the warm-up."""
     cosine: Annotated[DecaySettings | None, OrFalse] = None
-    """Falls along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+    """The learning rate falls along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
     triangular: Annotated[DecaySettings | None, OrFalse] = None
-    """Falls linearly after the warm-up."""
+    """The learning rate falls linearly after the warm-up."""
 
 
 class TrainSettings(Settings):
-    """Training settings of the network.
+    """Settings for training the network.
 
     An epoch's ``train_loss`` is the mean over its batches while the weights change, with dropout, augmentation and
     label smoothing but without weight decay; all other losses are computed with the weights after the epoch, without
@@ -163,7 +163,7 @@ class TrainSettings(Settings):
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
     """Maximum number of passes over the training images, each in a different order."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Images per step; the last partial batch of an epoch is dropped, which leaves out different images each time."""
+    """Images per step; the last partial batch of an epoch is dropped, so each epoch leaves out different images."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
     """Peak learning rate, applied to the gradient of the batch's mean loss."""
     schedule: ScheduleSettings = ScheduleSettings(constant=ConstantSettings())

@@ -1,4 +1,4 @@
-"""Expansion of a sweep: one job per combination of the swept keys' values and the seeds."""
+"""Expansion of a sweep into one job per combination of swept values and seeds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ def expand(
     seeds: int | None = None,
     default: DefaultJob | None = None,
 ) -> list[Job]:
-    """Load a job once per point of a grid.
+    """Return one job per point of a grid.
 
     Args:
         name: the job, as in :meth:`cnnjob.jobs.job.Job.load`.
@@ -33,8 +33,8 @@ def expand(
         The jobs without duplicates, in grid order.
 
     Raises:
-        JobError: the job is not valid at some point, a key is swept twice, there are too many points, or a sweep
-            cannot be parsed.
+        JobError: the job is not valid at some point of the grid, a key is swept twice, there are too many points, or a
+            sweep cannot be parsed.
     """
     always, axes = list(overrides), list[tuple[str, list[str]]]()
     for text in sweeps:
@@ -57,7 +57,10 @@ def expand(
 
 
 def job_differences(jobs: Sequence[Job]) -> list[str]:
-    """Return each job's differing settings, such as ``train.learning_rate=0.1, seed=2``; empty for a single job."""
+    """Return, for each job, the settings in which the jobs differ, such as ``train.learning_rate=0.1, seed=2``.
+
+    The string is empty if there is only one job.
+    """
     settings = [dict(iterate_settings(job.model_dump(mode="json"))) for job in jobs]
     # A setting of an unused kind (beta2 with SGD) is not a separate difference; ``...`` stands for a missing key.
     keys = [

@@ -1,4 +1,4 @@
-"""Parsing of users' TOML (job files, profiles, assignments) in bounded time and memory; formatting of jobs as TOML."""
+"""Parse users' TOML (job files, profiles, assignments) in bounded time and memory, and format jobs as TOML."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from cnnjob import files
 from cnnjob.errors import DataError, JobError
 
 LARGEST_BYTES = 1 << 18
-"""Maximum size of a file or an assignment, in bytes; the largest job file in the package has 3 KB."""
+"""Maximum size of a file or an assignment, in bytes; the largest job file in the package is 3 KB."""
 DEEPEST = 64
 """Maximum number of parts in a dotted key: the time and memory of Python's parser grow quadratically with it."""
 _BETWEEN_KEYS = re.compile(r"[\n,=\[\]{}#]")

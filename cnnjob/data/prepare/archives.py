@@ -1,6 +1,6 @@
-"""Read members of a tar archive, plain or compressed, in bounded memory regardless of the sizes that it states.
+"""Read the members of a plain or compressed tar archive in bounded memory, whatever sizes the archive states.
 
-Python's tarfile keeps every header in memory and trusts the size stated for it, so headers are parsed here instead.
+Python's tarfile keeps every header in memory and trusts the sizes in them, so headers are parsed here instead.
 
 References:
     POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
@@ -22,28 +22,28 @@ from typing import IO, BinaryIO
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
-MOST_MEMBER_BYTES = 160 << 20  # CIFAR-100's training batch has 155 MB
-_MOST_BYTES = 1 << 30  # of a whole archive, unpacked; CIFAR's archives have 186 MB
+MOST_MEMBER_BYTES = 160 << 20  # CIFAR-100's training batch is 155 MB
+_MOST_BYTES = 1 << 30  # maximum for a whole archive, decompressed; CIFAR's take 186 MB
 _MOST_HEADERS = 10_000
-_MOST_IMAGES = 20_000_000  # headers in an archive of images: a pax header and a member header for each image
+_MOST_IMAGES = 20_000_000  # maximum number of headers if each image has a pax header and a member header
 _MOST_HEADER_BYTES = 64 << 10
 _MOST_DECODER_BYTES = 100 << 20  # `xz -9` takes 65 MB
 _BLOCK = 512
 _READ_BYTES = 1 << 20
 _DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
 _CHECKSUM = slice(148, 156)
-_FILES = b"0\0" + b"7"  # regular files: in ustar, in the oldest tar formats, and contiguous files
+_FILES = b"0\0" + b"7"  # regular files in ustar and in the oldest tar formats, and contiguous files
 _KINDS = {b"1": "link", b"2": "link", b"5": "folder"}  # hard links and symbolic links
-_WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, regardless of their stated size
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size they state
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"]\0": "xz"}
 
 
 def read_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield members of an archive in the order in which they are stored, each at most once.
+    """Yield the requested members of an archive in the order in which they are stored.
 
     Args:
         archive: a tar archive, plain or compressed with gzip, bzip2 or xz.
-        wanted: names of the members to read, without folders.
+        wanted: file names of the members to read, without their folders.
 
     Yields:
         Name and content of each requested member that the archive contains.
@@ -72,7 +72,7 @@ def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, 
 
 
 def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
-    # By content: a pinned archive from the user may have any name.
+    # The compression is detected from the content: a pinned archive from the user may have any name.
     kind = _MAGIC.get(file.peek(2)[:2])
     if kind == "gzip":
         return gzip.GzipFile(fileobj=file)
@@ -118,7 +118,7 @@ def decompressed_file(archive: Path) -> BinaryIO:
     """Open a tar archive; if it is compressed, decompress it into an unnamed temporary file first.
 
     Raises:
-        DataError: the archive is damaged, or there is not enough space for its content.
+        DataError: the archive is damaged, or there is not enough space to decompress it.
     """
     file = open_regular(archive)
     stream = _decoder(file)
@@ -145,7 +145,7 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, 
         file: its decompressed content.
 
     Yields:
-        Name of the member; ``file``, ``folder`` or ``link``; and the position and size of its content.
+        The member's name, its type (``file``, ``folder`` or ``link``), and the position and size of its content.
 
     Raises:
         DataError: the archive is damaged.
@@ -178,7 +178,7 @@ def _require_within(end: int, size: int) -> None:
 
 
 class _Unpacked:
-    """Stream of an archive's decompressed bytes, with a limit on their number."""
+    """Stream of an archive's decompressed content, limited in size."""
 
     def __init__(self, stream: IO[bytes] | io.BufferedIOBase, most_bytes: int = _MOST_BYTES) -> None:
         self._stream, self._left, self._most = stream, most_bytes, most_bytes
@@ -210,7 +210,7 @@ class _Unpacked:
         return content.getvalue()
 
     def skip(self, size: int) -> None:
-        """Read past a member's content, since a compressed stream cannot seek."""
+        """Skip a member's content by reading it, since a compressed stream cannot seek."""
         for _ in self.pieces(size):
             pass
 

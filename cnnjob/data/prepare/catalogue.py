@@ -1,7 +1,7 @@
-"""Catalogue of datasets known by name: where they are published, and their checksums.
+"""Catalogue of the datasets known by name, with their download addresses and checksums.
 
-MD5 checksums are those stated by the publishers. SHA-256 checksums were computed from the same files; for MNIST's
-unpacked files, from the content of the published files.
+The MD5 checksums are those that the publishers state. The SHA-256 checksums were computed from the same files; those of
+MNIST's unpacked files were computed from the decompressed content of the published files.
 """
 
 import math
@@ -31,8 +31,8 @@ class Entry:
         name: name of the dataset in ``cnnjob prepare``.
         about: one-line description.
         class_names: one name per class, in label order.
-        files: files offered for download by the publisher; empty if no download is necessary.
-        unpacked: the same files, unpacked.
+        files: files that the publisher offers for download; empty if the dataset needs no download.
+        unpacked: the same files after unpacking.
         mirrors: base URLs to which a file name is appended, in the order in which they are tried.
         folder: folder created by unpacking the archive.
         shapes: shape (N, H, W, C) of the images of each split.
@@ -54,20 +54,20 @@ class Entry:
 
     @property
     def layouts(self) -> tuple[tuple[str, ...], ...]:
-        """Sets of file names that the dataset may have in a folder, in order of preference."""
+        """Sets of file names, in order of preference; the files of any one set are the complete dataset."""
         archives = tuple((f"{self.archive}{suffix}",) for suffix in ARCHIVE_SUFFIXES) if self.archive else ()
         return tuple(
             dict.fromkeys([tuple(file.name for file in self.files), *archives, tuple(f.name for f in self.unpacked)])
         )
 
     def described(self, path: Path) -> Dataset:
-        """Return the description of the dataset before it is prepared, without anything that depends on the pixels.
+        """Return a description of the dataset before it is prepared, without the values that depend on its pixels.
 
         Args:
             path: path of the file to be prepared.
 
         Returns:
-            A dataset whose mean and std are NaN, without checksums.
+            A dataset without checksums whose mean and std are NaN.
         """
         unknown = (math.nan,) * self.shapes["train"][3]
         return Dataset(path, self.name, self.class_names, unknown, unknown, dict(self.shapes), {}, {}, {})
@@ -249,7 +249,7 @@ KNOWN = (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, DIGITS)
 
 
 def published_entry(dataset: Dataset) -> Entry | None:
-    """Return the entry from whose published files a dataset was prepared; None if it has another source."""
+    """Return the entry whose published files a dataset was prepared from; None if the dataset has another source."""
     for entry in KNOWN:
         sets = [{file.name: file.sha256 for file in files} for files in (entry.files, entry.unpacked) if files]
         digits = entry is DIGITS and dataset.shapes == entry.shapes

@@ -78,7 +78,7 @@ def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
     if not _is_rows(images):
         raise DataError(f"{where}: not a CIFAR batch (found data that is not rows of {_IMAGE_BYTES:,} bytes). {_AGAIN}")
-    # type() and not isinstance(): a bool is an int. The shift is 0 only for labels from 0 to 65,535.
+    # type() rather than isinstance(), since a bool is also an int. The shift is 0 only for labels from 0 to 65,535.
     if not isinstance(labels, list) or any(type(label) is not int or label >> 16 for label in labels):
         raise DataError(f"{where}: not a CIFAR batch (found labels that are not a list of small integers). {_AGAIN}")
     if images.shape[0] != len(labels):
@@ -114,7 +114,7 @@ def _batch_positions(entry: Entry) -> dict[str, tuple[str, int]]:
 
 
 def _wanted_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Yield the name, location for messages, and content of each requested member, in archive order."""
+    """Yield each requested member's name, location for messages, and content, in archive order."""
     missing = list(wanted)
     for name, content in read_members(archive, wanted):
         missing.remove(name)

@@ -1,4 +1,4 @@
-"""Split off test images from a dataset that has none; the selection depends only on numbers, not on image content."""
+"""Split test images off a dataset that has none; the selection does not depend on the images' content."""
 
 import numpy as np
 

@@ -31,7 +31,7 @@ def contents(class_names: tuple[str, ...]) -> DatasetContents:
     pixels = bunch.images.astype(np.uint16)  # (1797, 8, 8), 0 to 16
     labels = bunch.target.astype(np.uint8)
     digest = sha256_of(pixels.astype(np.uint8).tobytes(), labels.tobytes())
-    # 0 … 16 to 0 … 255, rounded to nearest; in integers, so that the digest of the result is the same everywhere.
+    # Scale 0..16 to 0..255, rounded to nearest, in integers, so that the digest of the result is the same everywhere.
     images = ((pixels * 255 + _DARKEST // 2) // _DARKEST).astype(np.uint8)[..., None]
     splits = cut(len(labels), _N_TEST, _SEED)
     blocks = (Chunk(_WHERE, split, 0, images[rows], labels[rows], len(rows)) for split, rows in splits.items())

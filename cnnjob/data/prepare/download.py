@@ -17,7 +17,7 @@ _ROUNDS = 2  # attempts per address
 _PAUSE_SECONDS = 0.5
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 64 << 10
-_UNCHANGED = {"Accept-Encoding": "identity"}  # otherwise the .gz files of some servers arrive unpacked
+_UNCHANGED = {"Accept-Encoding": "identity"}  # otherwise some servers send .gz files decompressed
 _REASON_CHARACTERS = 100
 _REASONS: dict[type[BaseException], str] = {
     socket.gaierror: "name not resolved",
@@ -43,7 +43,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
     Args:
         addresses: URLs of the same file, tried in order; those that fail are tried once more.
         target: path of the file in the cache.
-        accept: raises DataError if a file is not the correct one; such a file is removed.
+        accept: function that raises DataError if a file is not the correct one; the file is then removed.
         progress: whether to show a progress bar.
 
     Returns:
@@ -81,7 +81,7 @@ def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
 
 
 def _transfer(address: str, target: Path, *, progress: bool) -> str:
-    """Download a file; return the reason if it fails, otherwise an empty string."""
+    """Download a file; return the reason if the download fails, or an empty string if it succeeds."""
     import pooch
 
     if urlsplit(address).scheme not in {"http", "https"}:
@@ -100,7 +100,7 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Return a short reason why a download failed; messages from requests and urllib3 repeat it several times."""
+    """Return a short reason why a download failed; requests and urllib3 repeat it several times in one message."""
     if isinstance(error, OSError) and error.errno is not None:  # a local disk error; requests sets no errno
         return str(error)
     if (response := getattr(error, "response", None)) is not None:

@@ -97,7 +97,7 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
         dimensions: the permitted numbers of dimensions. Images, which have three dimensions, must be bytes.
 
     Raises:
-        DataError: the file is damaged, or is not an IDX file with such an array.
+        DataError: the file is damaged, or is not an IDX file with one of these numbers of dimensions.
     """
     with open_regular(path) as file:
         stream = _decompressed(file)

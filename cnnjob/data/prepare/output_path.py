@@ -1,4 +1,4 @@
-"""Check the output path of a dataset before any work: it must be writable and must not overwrite other files."""
+"""Check a dataset's output path before any work starts: it must be writable and must not overwrite other files."""
 
 import fcntl
 import os
@@ -14,11 +14,11 @@ _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_FOLDERS = 200  # Path.mkdir(parents=True) recurses once per missing folder
 _INSTEAD = "Choose another --out, or replace it with --force"
 SKIPPED = "skipped"
-"""Key in a prepared dataset's options for the fault of each skipped source file, by file name."""
+"""Key in a prepared dataset's options; its value maps the name of each skipped source file to the file's fault."""
 
 
 def target_of(out: Path) -> Path:
-    """Return the file to which a path resolves; replacing this file leaves symbolic links intact."""
+    """Return the file that a path resolves to; replacing that file leaves symbolic links intact."""
     return Path(os.path.realpath(out))
 
 
@@ -109,7 +109,7 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
     Args:
         out: the file to be written.
         name: name of the requested dataset.
-        sha256: checksums of the requested dataset's source files; not compared if None, when they are not yet known.
+        sha256: checksums of the requested dataset's source files; None if they are not yet known, so not compared.
         options: how the requested dataset's source files are read.
 
     Returns:
@@ -142,7 +142,7 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
 
 
 def _require_not_open(out: Path) -> None:
-    """Refuse a file that another process is writing, on which HDF5 holds a lock."""
+    """Refuse a file that another process is writing; HDF5 holds a lock on such a file."""
     with open_regular(out) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """Read pickles of NumPy arrays without running any code that they reference.
 
-The globals needed for a pickled array are replaced by classes that only store their arguments; any other global is
+The globals that a pickled array needs are replaced by classes that only store their arguments; any other global is
 refused before it can be used.
 """
 
@@ -26,7 +26,7 @@ class PickledArray:
     """An array as described by its pickle: ``shape``, dtype ``code`` and ``content``, all unchecked."""
 
     def __init__(self, *_: Any) -> None:
-        """Create an empty array, in place of ``numpy.ndarray`` or the function with which pickles create one."""
+        """Create an empty array, in place of ``numpy.ndarray`` or of the function that a pickle calls to create one."""
         self.shape: Any = None
         self.code: Any = None
         self.content: Any = None
@@ -38,7 +38,7 @@ class PickledArray:
 
 
 class _FrombufferArray(PickledArray):
-    """Replacement for the function with which pickle protocol 5 creates an array from a buffer."""
+    """Replacement for the function that pickles with protocol 5 call to create an array from a buffer."""
 
     def __init__(self, content: Any, kind: Any, shape: Any, order: Any) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Kind:
 
 
 class _Text:
-    """Replacement for ``_codecs.encode``, with which pickle protocols before 3 write bytes."""
+    """Replacement for ``_codecs.encode``, which pickles with a protocol below 3 call to create bytes."""
 
     def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # returns bytes, not an instance
         return text.encode("latin-1")
@@ -84,7 +84,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only resolves replacement
         self.where = where
 
     def find_class(self, module: str, name: str) -> type:
-        """Return the replacement for a global; refuse any other global."""
+        """Return the replacement for a global; refuse a global that has none."""
         return _PARTS.get((module, name)) or _refuse_pickle(self.where, f"{module} {name}")
 
 
@@ -101,7 +101,7 @@ class _Skimmed(io.BytesIO):
     """A pickle as a stream for :mod:`pickletools`, which would otherwise copy 150 MB of pixels twice."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to ``size`` bytes; if that is a large amount, skip them and return a placeholder."""
+        """Read up to ``size`` bytes; if ``size`` is large, skip the bytes and return a placeholder."""
         if size is None or size < _MUCH:
             return super().read(size)
         start, end = self.tell(), self.seek(0, io.SEEK_END)

@@ -1,7 +1,7 @@
 """Prepare a dataset: convert source files into one HDF5 file.
 
 :func:`prepare` is the only entry point. :mod:`~cnnjob.data.prepare.sources` finds, downloads and hashes the files of a
-published dataset; :mod:`~cnnjob.data.prepare.folders` does the same for a user's images. One module per format reads
+published dataset; :mod:`~cnnjob.data.prepare.folders` finds and hashes a user's images. One module per format reads
 them as a stream of chunks, and :mod:`~cnnjob.data.prepare.writer` writes any such stream. Prepared files are read by
 :mod:`cnnjob.data.dataset`.
 """
@@ -73,7 +73,7 @@ def prepare(
         name: name of an entry in :data:`KNOWN`; ``folder`` or any other name for the images in ``source``.
         out: the file to write; its folder is created if necessary, and a symbolic link is followed.
         source: a folder, a file or a URL; if None, the files are downloaded from the publisher or its mirrors.
-        sha256: expected SHA-256 of the source, which also permits a source that differs from the published one.
+        sha256: expected SHA-256 of the source; if specified, the source may differ from the published one.
         size: (H, W) to which a folder's images are scaled.
         fit: how to fit images to the size: ``crop``, ``pad`` or ``stretch``.
         test_fraction: fraction of each class in a folder that becomes the test split, in (0, 1); ``val`` makes the
@@ -127,7 +127,7 @@ def prepare(
     if dataset is None or published is None:
         contents = request.contents(progress=progress)
         output_path.require_outside(out, Path(source or ""), contents.class_folders)
-        # Check again now that the sources are hashed; their pixels are only read when they are written.
+        # Check again now that the sources have been hashed; their pixels are not read until they are written.
         dataset = None if force else output_path.existing_dataset(out, title, contents.sha256, options.as_json())
         existed = dataset is not None
         if dataset is None:
@@ -144,7 +144,7 @@ def prepare(
 
 
 def _require_known(name: str, source: str | Path | None) -> None:
-    """Refuse a name that is not in the catalogue, unless it is the name for the images of a source."""
+    """Refuse a name that is not in the catalogue, unless it names the images in a source."""
     known = (*_ENTRIES, FOLDER)
     if name in known:
         return

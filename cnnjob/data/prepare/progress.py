@@ -46,8 +46,8 @@ def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callabl
     """Show the number of images processed, the rate and the remaining time.
 
     Args:
-        label: name of the work, shown before the bar.
-        total: number of images, if known.
+        label: text shown before the bar.
+        total: number of images; None if unknown.
         shown: whether to show the bar.
 
     Yields:

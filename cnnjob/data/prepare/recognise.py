@@ -27,7 +27,7 @@ _IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2")
 _PICKLED = {"data_batch_1": "cifar10", "test_batch": "cifar10", "meta": "cifar100"}
-"""Names of files in CIFAR's Python versions, and the dataset name under which each must be prepared."""
+"""File names in CIFAR's Python versions, each with the name of the dataset to prepare instead."""
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _TAR_MAGIC = (257, b"ustar")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -43,7 +43,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
         progress: whether to show progress bars on stderr.
 
     Returns:
-        The contents, hashed, whose pixels have not yet been read.
+        The contents; the files have been hashed, but no pixels have been read yet.
 
     Raises:
         DataError: the source is not recognised, damaged or missing.
@@ -53,7 +53,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
         return _read_source_file(source, options, progress=progress)
     tree = FolderTree(source)
     listing = tree.list()
-    # If there are images anywhere in the folder, everything else is left out, and reported.
+    # If there are images anywhere in the folder, all other files are left out and reported.
     if options.labels or any(name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES for name in listing.files):
         return read_folder(tree, listing, options, progress=progress)
     others = [*listing.files, *(name for name in listing.left_out if all(map(is_visible, name.split("/"))))]
@@ -68,7 +68,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
 
 
 def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> ArraySet | None:
-    """Return the arrays in a folder that has no images; None if there are no arrays either."""
+    """Return the arrays in a folder that contains no images; None if it contains no arrays either."""
     for name in names:
         entry = _PICKLED.get(name.rpartition("/")[2])
         if entry and _starts_with(source / name, b"\x80"):

@@ -63,7 +63,7 @@ def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str,
         The SHA-256 of each file, by name.
 
     Raises:
-        DataError: a file is not the expected one; the message states both checksums and the option to add.
+        DataError: a file is not the expected one; the message states both checksums and the option that accepts it.
     """
     sums = {name: _sums(path) for name, path in files.items()}
     sha256 = {name: sha for name, (_, sha) in sums.items()}
@@ -97,7 +97,7 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
 
 
 def pin_of(sha256: Mapping[str, str]) -> str:
-    """Return the value with which ``--sha256`` is compared: the SHA-256 of a single file, or one over several files.
+    """Return the value that ``--sha256`` is compared with: the SHA-256 of a single file, or of a list of several files.
 
     The latter is the output of ``sha256sum * | sha256sum`` in a folder that contains only these files.
 
@@ -180,7 +180,7 @@ def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
 
 
 def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
-    """Download one archive, or the published files below an address that ends in a slash."""
+    """Download one archive, or all published files if the address ends in a slash."""
     # Each address has its own cache folder, since another address may serve different content under the same names.
     folder = cache_folder() / entry.name / short_digest(sha256_of(url.encode()))
     if url.endswith("/"):

@@ -1,4 +1,4 @@
-"""Detect by file sizes and times whether a source has changed since it was prepared, without reading its files.
+"""Detect from file sizes and times whether a source has changed since it was prepared, without reading its files.
 
 The records are stored in the download cache, one file per prepared dataset. They only save time: without a record, or
 with ``--verify``, every file is read and hashed.
@@ -19,19 +19,19 @@ from cnnjob.data.prepare.folders.tree import FolderTree, Stamp, stamp_of
 from cnnjob.errors import CnnjobError
 
 _SETTLED_SECONDS = 2.0
-"""Minimum age of a change: two changes within one tick of a file system's clock may have the same time."""
+"""Minimum age of a file's last change; two changes within one tick of a file system's clock may have the same time."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """Record of a source, as it was found when it was prepared.
+    """Record of a source at the time it was prepared.
 
     Attributes:
         fingerprint: :func:`fingerprint` of the source and the options.
         sha256: checksums of the source.
         description: what the source was recognised as.
         warnings: warnings about the source.
-        version: version of the package.
+        version: version of cnnjob that prepared it.
     """
 
     fingerprint: str
@@ -76,7 +76,7 @@ def _stamps(source: Path, options: FolderOptions) -> Iterator[tuple[str, Stamp |
     yield str(source.resolve()), (0, 0, 0, 0)
     for name in listing.folders:
         yield name, (0, 0, 0, 0)
-    for name in (*listing.files, *listing.left_out):  # what is left out as not an image includes arrays and tables
+    for name in (*listing.files, *listing.left_out):  # files left out include arrays and tables
         yield name, tree.stamp(name)
 
 
@@ -101,7 +101,7 @@ def recall(out: Path, found: str | None) -> Remembered | None:
 
 
 def remember(out: Path, remembered: Remembered) -> None:
-    """Store the record of a dataset's source; ignore a cache that cannot be written to."""
+    """Store the record of a dataset's source; do nothing if the cache cannot be written to."""
     path = _record_of(out)
     content: dict[str, Any] = asdict(remembered)
     try:

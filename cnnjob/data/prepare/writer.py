@@ -22,7 +22,8 @@ from cnnjob.data.prepare.output_path import target_of
 from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, whole
 
-_LIBVER = ("v108", "v110")  # HDF5 1.8 (2008) can read it; "earliest" limits attributes to 64 KiB, too few here
+# Files can be read by HDF5 1.8 (2008); "earliest" would limit attributes to 64 KiB, which is not enough.
+_LIBVER = ("v108", "v110")
 ALIGNMENT_BYTES = 4096
 """Alignment of arrays in the file, in bytes: the size of a memory page and of a block on most disks."""
 _BYTE_CLASSES = 256
@@ -59,10 +60,10 @@ class DatasetContents:
         blocks: the images, in chunks; nothing is parsed before the first chunk is requested.
         warnings: warnings about the source, one line each.
         description: what the source was recognised as, in one line.
-        faults: the reason why each skipped file is unusable, by file name; complete when all blocks have been read.
+        faults: the reason why each skipped file is unusable, by file name; complete once all blocks have been read.
         class_folders: the folders that contain the class folders.
-        remarks: remarks on how images were read that the user should know about, each with the number of images;
-            complete when all blocks have been read.
+        remarks: notes for the user on how images were read, each with the number of images concerned; complete once
+            all blocks have been read.
         n_images: total number of images in all splits; None if not known before they are read.
     """
 
@@ -149,7 +150,7 @@ class _Disk(io.FileIO):
     def _keeping_trouble(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyboardInterrupt) as error:  # an interrupt would fail the write just the same
+        except (OSError, KeyboardInterrupt) as error:  # an interrupt makes the write fail as well
             self.trouble = error
 
     def require_written(self) -> None:

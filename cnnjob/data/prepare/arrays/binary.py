@@ -23,7 +23,7 @@ _AGAIN = "Copy or download it again"
 
 
 def binary_set(root: Path, names: Sequence[str]) -> ArraySet | None:
-    """Return the images of a dataset's binary version in a folder; None if the folder contains no such files.
+    """Return the images in a folder that contains a dataset's binary version; None for any other folder.
 
     Args:
         root: the folder.
@@ -63,7 +63,7 @@ def _cifar_stream(paths: Sequence[Path], n_labels: int) -> LabelledStream:
 
     def blocks() -> Iterator[np.ndarray]:
         for block in _records(paths, record):
-            # Each record has all reds, then all greens, then all blues.
+            # Each record contains all red values, then all green values, then all blue values.
             yield block[:, n_labels:].reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1)
 
     return LabelledStream(str(paths[0]), (sum(counts), 32, 32, 3), blocks, labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Find IDX sets with any name in a folder: MNIST descendants such as KMNIST, EMNIST and QMNIST, or a torchvision root.
+"""Find IDX sets with any name in a folder, such as KMNIST, EMNIST and QMNIST, or in a torchvision root folder.
 
 References:
     Cohen et al., "EMNIST: an extension of MNIST to handwritten letters" (2017).
@@ -25,7 +25,7 @@ _LABELS_NDIM = (1, 2)
 Roles = dict[tuple[str, str], Path]
 
 _EMNIST = re.compile(r"(?i)(?<![a-z])emnist")
-"""In the path of an EMNIST set; FEMNIST is another dataset, and upright."""
+"""Matches the path of an EMNIST set; FEMNIST is a different dataset, with upright images."""
 
 
 def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
@@ -36,7 +36,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
         names: paths of the files in the folder that are not images.
 
     Returns:
-        For each set, its files by split and type (images or labels); keys are set names, which may be empty.
+        The files of each set by split and type (images or labels), under the set's name, which may be empty.
 
     Raises:
         DataError: two files have the same role in one set.
@@ -65,7 +65,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
 
 
 def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
-    """Return the images of the IDX set in a folder; if there are several sets, choose the one with the given name.
+    """Return the images of the IDX set in a folder; if there are several sets, use the one with the given name.
 
     Args:
         root: the folder.
@@ -131,7 +131,13 @@ def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledSt
 
 
 def _mapping(images: Path) -> dict[int, str] | None:
-    """Read EMNIST's table of labels and ASCII codes next to the images; in EMNIST Letters, labels start at 1."""
+    """Return EMNIST's class names, read from the table of ASCII codes next to the images; None if there is no table.
+
+    In EMNIST Letters, labels start at 1.
+
+    Raises:
+        DataError: the file is not such a table.
+    """
     prefix = images.name.partition("train")[0]
     path = images.parent / f"{prefix}mapping.txt"
     if not path.is_file():

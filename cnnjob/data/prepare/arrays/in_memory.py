@@ -19,7 +19,7 @@ def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[t
     """Return the shape (N, H, W, C) of the images in an array, and a function that rearranges a block into that order.
 
     Raises:
-        DataError: the array does not contain images with values of type uint8.
+        DataError: the array does not contain uint8 images.
     """
     if dtype != np.uint8:
         raise DataError(f"{where}: the images are not uint8 (found {dtype}). Scale them to 0..255 and convert to uint8")
@@ -50,7 +50,7 @@ def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
 
 
 def stream_of_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> LabelledStream:
-    """Return arrays in memory as a stream.
+    """Return images and labels in memory as a stream.
 
     Args:
         where: name of the arrays, for messages.
@@ -71,7 +71,7 @@ def stream_of_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> Labe
 
 
 def arrays_of(name: str, images: object, labels: object, class_names: Sequence[str] | None = None) -> ArraySet:
-    """Return arrays in memory as a source.
+    """Return images and labels in memory as a source.
 
     Args:
         name: the dataset's name, for messages.

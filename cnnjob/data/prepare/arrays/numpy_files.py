@@ -50,7 +50,7 @@ class ArrayFile:
 
     @contextmanager
     def open(self) -> "Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]":
-        """Open the array and skip its header: yield the stream, the shape and the type.
+        """Open the array, skip its header, and yield the stream, the shape and the data type.
 
         Raises:
             DataError: the file is damaged, or does not contain a plain array in C order.
@@ -69,7 +69,7 @@ class ArrayFile:
             raise DataError(f"{self.where}: not readable as an array ({error}). Save it again with NumPy") from error
 
     def whole(self) -> np.ndarray:
-        """Read the whole array, such as the labels.
+        """Read the whole array at once; used for labels.
 
         Raises:
             DataError: the array is damaged or too large.
@@ -116,7 +116,7 @@ def array_files(path: Path) -> list[ArrayFile]:
 def role_of(name: str) -> tuple[str, str] | None:
     """Return the split and type (images or labels) that an array's name indicates; None if it indicates no type.
 
-    A name without a split belongs to the training set.
+    A name that indicates no split is taken as part of the training set.
     """
     split, rest = split_of_name(name.replace("t10k", "test")) or ("train", name)
     words = set(re.findall(r"[a-z]+", rest.lower()))
@@ -126,7 +126,7 @@ def role_of(name: str) -> tuple[str, str] | None:
 
 
 def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
-    """Find the images and labels among arrays by their names.
+    """Return the images and labels, identified among all arrays by their names.
 
     Args:
         arrays: all arrays in a file or folder.

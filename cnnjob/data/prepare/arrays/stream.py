@@ -1,4 +1,4 @@
-"""Make a dataset from streams of labelled images, independently of the file format they come from.
+"""Make a dataset from streams of labelled images, regardless of the file format that they come from.
 
 The images are read twice: first to compute the digest of each image, then to write them. Only one block at a time is in
 memory.
@@ -27,10 +27,10 @@ _MAX_CLASSES = 1 << 16
 
 @dataclass(frozen=True)
 class LabelledStream:
-    """Images of one split, which can be read any number of times, with their labels.
+    """Images of one split with their labels; the images can be read any number of times.
 
     Attributes:
-        where: file that contains the images, for messages.
+        where: location of the images, for messages.
         shape: shape (N, H, W, C) of the whole image array.
         blocks: function that starts reading from the beginning and yields the images in order, in blocks (n, H, W, C)
             uint8.
@@ -45,7 +45,7 @@ class LabelledStream:
 
 @dataclass(frozen=True)
 class ArraySet:
-    """Images stored as arrays.
+    """Labelled images stored as arrays.
 
     Attributes:
         description: what the images were recognised as, in one line.

@@ -132,7 +132,7 @@ class _Matrix:
 
 @contextmanager
 def _open_matrix(path: Path, name: str) -> Iterator[_Matrix]:
-    """Open an array by its name; turn errors inside the block into a DataError."""
+    """Open an array by its name; turn errors inside the ``with`` block into a DataError."""
     try:
         with open_regular(path) as file:
             yield _find_matrix(file, name)
