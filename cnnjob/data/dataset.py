@@ -1,8 +1,8 @@
 """Read and verify prepared datasets, each stored in one HDF5 file.
 
 CONTRIBUTING.md ("Data on disk") describes the layout; :mod:`cnnjob.data.prepare.writer` writes these files, and all
-other code only reads them. HDF5 keeps a file open, read-only and without locks, only for the duration of one call, so
-no handle is carried across a fork; the arrays are read at their offsets (:mod:`cnnjob.data.stored`).
+other code only reads them. HDF5 opens a file read-only, without locks, and only for the duration of one call, so no
+handle is carried across a fork. The arrays are read directly at their offsets (:mod:`cnnjob.data.stored`).
 """
 
 import hashlib
@@ -26,45 +26,45 @@ from cnnjob.errors import DataError, JobError
 from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
 
 FORMAT = 2
-"""Version of the file layout that is written: arrays are contiguous."""
+"""Version of the file layout used for new files, in which each array is stored contiguously."""
 CHUNKED_FORMAT = 1
-"""Older version of the file layout, which can still be read: arrays are stored in chunks, each with a checksum."""
+"""Older version of the file layout, which can still be read; arrays are stored in chunks, each with a checksum."""
 SPLITS = ("train", "val", "test")
 ARRAYS = ("images", "labels")
 TRAINING_IMAGES = "train/images"
 SEAL = "sha256"
-"""Attribute holding the SHA-256 of all other attributes and the array shapes; missing from older files."""
+"""Name of the attribute with the SHA-256 of all other attributes and the array shapes; older files do not have it."""
 ATTRIBUTES = ("format", "complete", "name", "class_names", "mean", "std", "array_sha256", "source_sha256", "options")
 BLOCK_BYTES = 8 << 20  # read or written at a time
-_SUMMED_BYTES = 1 << 20  # smaller is no faster, and each call holds up the thread that reads batches
+_SUMMED_BYTES = 1 << 20  # smaller blocks are no faster, and every call delays the thread that reads batches
 _SUMMED_ROWS = 1 << 16  # the sum of this many squares, each up to 255², fits in 32 bits
 _IMAGES_NDIM = 4
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
 Rows: TypeAlias = np.ndarray[Any, Any] | h5py.Dataset | StoredArray
-"""Array in memory, or stored in a file in chunks or contiguously; read by slicing rows."""
+"""Array in memory or in a file, stored in chunks or contiguously; its rows are read by slicing."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
-"""Errors that h5py and the checks in this module raise on a damaged file; RuntimeError includes RecursionError."""
+"""Errors that h5py and the checks in this module raise for a damaged file; RuntimeError includes RecursionError."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Description of a prepared dataset; the pixels stay in the file until :meth:`load`.
+    """Description of a prepared dataset; no pixels are read until :meth:`load` is called.
 
     Attributes:
         path: the HDF5 file.
         name: name of the dataset.
         class_names: one name per class; labels are indices into this tuple.
-        mean: mean of the training pixels / 255, per channel, in [0, 1].
-        std: standard deviation of the training pixels / 255, per channel; 0 for a constant channel.
-        shapes: image array shape (N, H, W, C) for each split.
+        mean: mean of the training pixels divided by 255, per channel, in [0, 1].
+        std: standard deviation of the training pixels divided by 255, per channel; 0 for a constant channel.
+        shapes: shape (N, H, W, C) of the image array of each split.
         array_sha256: SHA-256 of the bytes of each array, keyed by names such as ``train/images``.
         source_sha256: SHA-256 of each source file.
-        options: options with which the source was read, such as size and test_fraction.
-        is_sealed: whether the file contains a checksum of its attributes, which has then been verified.
+        options: options used to read the source, such as size and test_fraction.
+        is_sealed: whether the file contains a checksum of its attributes; if it does, the checksum has been verified.
         format: version of the file layout.
     """
 
@@ -108,7 +108,11 @@ class Dataset:
 
     @classmethod
     def find(cls, name: str, folder: Path) -> Self:
-        """Open a dataset, specified by the path to its ``.h5`` or ``.hdf5`` file or by its name in a folder.
+        """Open a dataset.
+
+        Args:
+            name: path of an ``.h5`` or ``.hdf5`` file, or name of a dataset in ``folder``.
+            folder: folder in which datasets are looked up by name.
 
         Raises:
             DataError: the dataset is missing or damaged.
@@ -119,8 +123,8 @@ class Dataset:
     @property
     def digest(self) -> str:
         """SHA-256 of the arrays, their shapes and the class names; the same on every machine."""
-        # The dataset's name and sources are excluded, because training on equal arrays gives equal results. Mean and
-        # std follow from the arrays.
+        # The dataset's name and sources are excluded, because training on identical arrays gives identical results. The
+        # mean and std follow from the arrays.
         return sha256_of(canonical_json([self.array_sha256, self.class_names, self.shapes]).encode())
 
     @property
@@ -167,7 +171,7 @@ class Dataset:
             array: the array as stored in the file.
 
         Raises:
-            DataError: the digest, mean or std differs.
+            DataError: the digest, mean or std does not match.
         """
         moments = Moments() if name == TRAINING_IMAGES else None
         digest = digest_of(array, moments)
@@ -179,7 +183,7 @@ class Dataset:
             self._require_moments(*moments.mean_and_std())
 
     def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Refuse a mean or std that differs from the computed one; exact equality, since :class:`Moments` is exact."""
+        """Refuse a mean or std that is not exactly equal to the computed one, since :class:`Moments` is exact."""
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
@@ -251,7 +255,7 @@ class Dataset:
             *splits: the splits to verify; all by default.
 
         Raises:
-            DataError: the file is damaged; the message gives the first array that differs.
+            DataError: the file is damaged; the message names the first array that does not match.
             JobError: there is no such split.
         """
         for split in splits or self.splits:
@@ -266,7 +270,7 @@ class Dataset:
             split: one of :attr:`splits`.
 
         Raises:
-            DataError: the file is damaged, or its format does not store arrays contiguously.
+            DataError: the file is damaged, or its arrays are stored in chunks, as in format 1.
             JobError: there is no such split.
         """
         with self._arrays_of(split) as (images, _):
@@ -293,7 +297,7 @@ class Dataset:
         yield images, labels
 
     def _require_sound(self) -> None:
-        """Refuse attributes that contradict the arrays or one another."""
+        """Refuse attributes that contradict the arrays or each other."""
         shapes = {shape[1:] for shape in self.shapes.values()}
         arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
         if not {"train", "test"} <= self.shapes.keys():
@@ -313,13 +317,13 @@ class Dataset:
 
 
 def require_class_names(names: Sequence[str]) -> None:
-    """Require at least one class name, and require every name to be unique and non-empty.
+    """Require at least one class name, and require all names to be unique and not blank.
 
     Args:
         names: one name per class.
 
     Raises:
-        ValueError: there are no names, or a name is empty or occurs twice.
+        ValueError: there are no names, or a name is blank or occurs twice.
     """
     if not names:
         raise ValueError("there are no classes (found no names in class_names)")
@@ -335,7 +339,7 @@ def _said(values: tuple[float, ...]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a string can be encoded; a lone surrogate, which a JSON escape can produce, cannot."""
+    """Return whether a string is valid Unicode; a JSON escape can produce a lone surrogate, which is not."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -346,8 +350,8 @@ def is_damaged(path: Path) -> bool:
         path: a file that :meth:`Dataset.open` refused.
 
     Returns:
-        True for an ``.h5`` file in this format, or one that is too damaged to determine its format; False for any
-        other type of file, including an HDF5 file written by another program.
+        True for an ``.h5`` file that is in this format, or so damaged that its format cannot be determined; False for
+        any other file, including an HDF5 file written by another program.
     """
     try:
         with open_regular(path) as raw:  # h5py would block on a pipe
@@ -360,7 +364,7 @@ def is_damaged(path: Path) -> bool:
 
 
 def blocks(array: Rows) -> Iterator[np.ndarray]:
-    """Yield the rows of an array, stored in a file or in memory, in order and in blocks of about 8 MiB."""
+    """Yield the rows of an array in order, in blocks of about 8 MiB; the array may be in memory or in a file."""
     row_bytes = max(1, array.dtype.itemsize * prod(array.shape[1:]))
     [chunk, *_] = (isinstance(array, h5py.Dataset) and array.chunks) or (1,)
     # Blocks of whole chunks, so that no chunk is read and checked twice.
@@ -370,13 +374,13 @@ def blocks(array: Rows) -> Iterator[np.ndarray]:
 
 
 class Moments:
-    """Per-channel mean and standard deviation of pixels / 255, accumulated in exact sums.
+    """Mean and standard deviation of pixels divided by 255, per channel, computed from exact sums.
 
-    The results are the same on every machine: the sums are integers, followed by only a few IEEE 754 operations.
+    The results are the same on every machine, since the sums are integers and only a few IEEE 754 operations follow.
     """
 
     def __init__(self) -> None:
-        """Start without any images."""
+        """Start with no images."""
         self._n, self._totals, self._squares = 0, [0], [0]
 
     def add(self, images: np.ndarray) -> None:
@@ -395,7 +399,7 @@ class Moments:
         self._squares = [a + b for a, b in zip_longest(self._squares, squares.tolist(), fillvalue=0)]
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the mean and the standard deviation, each with one number per channel."""
+        """Return the mean and the standard deviation, each as one number per channel."""
         n, both = self._n, list(zip(self._totals, self._squares, strict=True))
         return (
             tuple(total / (255 * n) for total, _ in both),
@@ -405,13 +409,13 @@ class Moments:
 
 
 def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
-    """Return the sum of pixel rows (n, W·C) per channel, (C,) uint64; n is at most ``_SUMMED_ROWS``."""
+    """Return the sums per channel, (C,) uint64, of pixel rows (n, W·C), where n is at most ``_SUMMED_ROWS``."""
     summed: np.ndarray = values.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
     return summed
 
 
 def digest_of(array: Rows, moments: Moments | None = None) -> str:
-    """Return the SHA-256 of an array's bytes in C order, little-endian; if given, ``moments`` accumulates the rows."""
+    """Return the SHA-256 of an array's bytes in C order, little-endian; also add its rows to ``moments``, if given."""
     digest = hashlib.sha256()
     for block in blocks(array):
         digest.update(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
@@ -424,7 +428,7 @@ def seal_of(description: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a dataset's description.
 
     Args:
-        description: name, class_names, mean, std, shapes, array_sha256, source_sha256 and options.
+        description: dict with the keys name, class_names, mean, std, shapes, array_sha256, source_sha256 and options.
     """
     return sha256_of(canonical_json(description).encode())
 
@@ -439,7 +443,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         if not path.is_file():
             elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
             raise DataError(f"{path}: no such dataset. Prepare it:\n    cnnjob prepare {path.stem}{elsewhere}")
-        # Datasets are replaced, never changed in place; and HDF5's locks fail on some network file systems.
+        # No locks: they fail on some network file systems, and datasets are replaced, never changed in place.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except _UNREADABLE as error:
@@ -482,7 +486,7 @@ def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
 
 
 def _open_rows(path: Path, name: str, arrays: Mapping[str, h5py.Dataset], version: int) -> Rows:
-    """Return an array of a file with format ``version``, to be read by slicing rows."""
+    """Return one array of a file in format ``version``; its rows are read by slicing."""
     array = arrays[name]
     if version == CHUNKED_FORMAT:
         return array
@@ -522,7 +526,7 @@ def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
 
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
-    """Parse a JSON attribute that must be a list or a dict whose items have one type."""
+    """Parse a JSON attribute that must be a list of items, or a dict with values, of one type."""
     value = parse_json(hdf5.text(file, name))
     values = value.values() if isinstance(value, dict) else value
     if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):

@@ -1,4 +1,4 @@
-"""Open the parts of an HDF5 file safely: nothing may refer to other files or need more memory than the file's size.
+"""Open parts of an HDF5 file safely: none may refer to another file or need more memory than the size of the file.
 
 HDF5 follows links to other files, external storage and virtual datasets, loads filter plugins, and fills in values that
 were never written. :mod:`cnnjob.data.prepare.writer` uses none of these features, so all of them are refused.
@@ -30,18 +30,18 @@ def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
 
     Args:
         group: the file or one of its groups.
-        allowed: the names it may contain.
+        allowed: names of the members that the group may have.
 
     Raises:
-        ValueError: a member has a name that is not allowed, links to another place, or has several names.
+        ValueError: a member is a link, has a name that is not allowed, or has several names.
     """
-    # One name too many is enough to refuse a group, which may have millions of members.
+    # A group may have millions of members, but one name too many is enough to refuse it.
     allowed = tuple(allowed)
     names = list(islice(group, len(allowed) + 1))
     for name in names:
         if name not in allowed:
             raise ValueError(f"a member does not belong in a dataset (found {name!r} in {group.name})")
-        link = group.get(name, getlink=True)  # the link itself: nothing is followed
+        link = group.get(name, getlink=True)  # the link itself, which is not followed
         if not isinstance(link, h5py.HardLink):
             target = f"{getattr(link, 'filename', '')}:{link.path}"
             raise ValueError(f"a member is a link (found {target!r} for {name} in {group.name})")  # noqa: TRY004
@@ -51,15 +51,15 @@ def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
 
 
 def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> None:
-    """Refuse attributes that are not part of a dataset.
+    """Refuse attributes that are not allowed.
 
     Args:
         owner: low-level h5py identifier of the file, group or array.
         where: name of the file, group or array, for the message.
-        allowed: names of the attributes it may have.
+        allowed: names of the attributes that the file, group or array may have.
 
     Raises:
-        ValueError: there is an attribute that is not allowed.
+        ValueError: an attribute is not allowed.
     """
     allowed = tuple(allowed)
     for index in range(h5py.h5a.get_num_attrs(owner)):
@@ -89,19 +89,19 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
     Args:
         group: a group of the file.
         name: name of the array.
-        dtypes: the types it may have.
+        dtypes: the types that the array may have.
 
     Returns:
         The array, which is stored entirely within the file.
 
     Raises:
-        ValueError: the array is not stored the way the writer stores arrays.
+        ValueError: the array is not stored in the same way as :mod:`cnnjob.data.prepare.writer` stores arrays.
     """
     dataset, where = _dataset(group, name, dtypes, h5py.h5d.CONTIGUOUS, [])
     shape, file_bytes = dataset.shape, h5py.h5i.get_file_id(dataset).get_filesize()
     if not shape or not all(shape):
         raise ValueError(f"an array is empty (found the shape {shape} for {where})")
-    # An array that was never written has no offset; one beyond the end of the file would be read as zeros.
+    # An array that was never written has no offset. Data beyond the end of the file would be read as zeros.
     n_bytes, offset = prod(shape) * dataset.dtype.itemsize, dataset.get_offset()
     if offset is None or offset + n_bytes > file_bytes or dataset.get_storage_size() != n_bytes:
         raise ValueError(
@@ -120,7 +120,7 @@ def chunked_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.D
 def _dataset(
     group: h5py.Group, name: str, dtypes: Iterable[Any], layout: int, filters: list[int]
 ) -> tuple[h5py.h5d.DatasetID, str]:
-    """Open an array and return it with its name for messages; refuse any other layout, filters or types."""
+    """Open an array and return it with its path for messages; refuse an unexpected layout, filter or type."""
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
         raise ValueError(f"a group or a type instead of an array (found {where})")
@@ -145,7 +145,7 @@ def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: 
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
         raise ValueError(f"an array is empty or has unexpected chunks (found {shape} in chunks {chunk} for {where})")
-    # HDF5 allocates chunks on their first write and reads missing ones as zeros: a tiny file can claim a huge array.
+    # HDF5 allocates chunks on their first write and reads missing ones as zeros, so a tiny file can claim a huge array.
     chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(dataset).get_filesize()
     stored = dataset.get_storage_size()
     if stored < chunks * chunk_bytes or stored > file_bytes:
@@ -172,7 +172,7 @@ def text(file: h5py.File, name: str) -> str:
     """
     attribute = _attribute(file, name)
     kind = attribute.get_type()
-    # A variable-length string is stored in the global heap, so the attribute's size does not limit the string's.
+    # A variable-length string is stored in the global heap, so the size of the attribute does not limit its length.
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape != ():
         raise ValueError(f"an attribute is not a fixed-length string (found another type for {name})")
     try:

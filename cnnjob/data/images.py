@@ -1,18 +1,18 @@
-"""Read the pixels of an image file in bounded memory and time; `prepare` and `predict` share this code.
+"""Read image files within limits on memory and time; `prepare` and `predict` share this code.
 
 Every image is converted to 8 bits per channel by the same rules:
 
 - The EXIF or TIFF orientation is applied, so the image is upright.
-- 16 bits per channel are reduced to 8 by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM file
-  states its maximum value and is scaled from that. The transparent colour of a 16-bit RGB image is compared by the
-  upper byte of each channel, which is all that Pillow reads.
+- 16-bit values are reduced to 8 bits by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM file
+  states its maximum value and is scaled from that. In a 16-bit RGB image, a pixel is transparent if the upper byte of
+  each channel equals that of the transparent colour, since Pillow reads only the upper bytes.
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
-- An image is greyscale if its content is: a palette of greys, 1 bit per pixel, or grey with transparency.
+- Images with a palette of greys, with 1 bit per pixel, or with grey and transparency are also greyscale images.
 - Images are scaled by :func:`PIL.ImageOps.fit` and related functions with the bilinear filter; a large JPEG is first
   decoded at a half, a quarter or an eighth of its size, but no smaller than needed (:meth:`PIL.Image.Image.draft`).
 
-Only common formats are read: for others, Pillow starts external programs (Ghostscript for EPS) or loads rarely used
+Only common formats are read. For others, Pillow starts external programs (Ghostscript for EPS) or loads rarely used
 code.
 """
 
@@ -41,36 +41,36 @@ from cnnjob.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while an image is rotated or converted
-_BIG_TIFF = b"+"  # at byte 2, where Pillow also checks for it: the header then has 16 bytes instead of 8
+_BIG_TIFF = b"+"  # byte 2 of a BigTIFF file, which Pillow also checks; the header has 16 bytes instead of 8
 _RAW = 1
 """Value of the TIFF Compression tag for uncompressed pixels."""
 _MOST_PARTS = 20_000
 """Maximum number of strips or tiles in a TIFF file."""
 _MOST_BYTES = 400_000_000
-"""Maximum memory for decoding, in bytes: a file of a few MB can require gigabytes without having many pixels."""
+"""Maximum memory for decoding, in bytes; a file of a few MB can require gigabytes even if it has few pixels."""
 MOST_SECONDS = 10.0
 """Maximum CPU time for decoding, in seconds; most images of 32 million pixels take less than a second."""
 _MOST_CONTENT = 64 << 20
-"""Maximum size of a file that is read all at once, in bytes; a larger file is read while it is decoded."""
+"""Maximum size of a file that is read into memory before decoding, in bytes; a larger file is read in parts."""
 _FEW_BYTES = 64 << 10
 _FEW_PIXELS = 1 << 16
 _READ_BYTES = 64 << 10
-"""Number of bytes of a PPM file read at a time."""
+"""Number of bytes read at a time from a PPM file."""
 _SCAN_BYTES = 1 << 10
-"""Number of bytes of a progressive JPEG read at a time; it may have a hundred scans, each passing over all pixels."""
+"""Number of bytes read at a time from a progressive JPEG, which may have a hundred scans over all pixels."""
 _GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
 _BITS = 8
 _FEW_BITS = {"L;2": 3, "L;4": 15}
-"""Pillow's raw modes for greyscale images with few bits, with the maximum value of each."""
+"""Pillow's raw modes for greyscale images with 2 or 4 bits per pixel, and the maximum pixel value in each mode."""
 _WIDE = re.compile(r";(16|32)[BLNS]?")  # with a byte order; plain BGR;16 has 16 bits for all three channels together
 _TIFF_BITS = {1, 2, 4, 8, 12, 16}
 _MOST_OF_12_BITS = (1 << 12) - 1
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Pillow's keys for metadata that may state an orientation."""
+"""Pillow's keys for metadata that may contain an orientation."""
 _LIMITED: list[bool] = []
-"""Not empty while :func:`decoding_limits` are in force."""
+"""Not empty while the limits set by :func:`decoding_limits` are in force."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
                SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
@@ -78,8 +78,8 @@ _UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSEr
 
 
 Fit = Literal["crop", "pad", "stretch"]
-"""How an image with a different shape is fitted: scaled to cover the target shape and cropped around the centre; scaled
-to fit inside it and padded with the background; or stretched, which changes its aspect ratio."""
+"""How an image is fitted to another shape: ``crop`` scales it to cover the shape and crops it around the centre,
+``pad`` scales it to fit inside the shape and pads it with the background, and ``stretch`` changes its aspect ratio."""
 FITS: tuple[Fit, ...] = get_args(Fit)
 WHITE = (255, 255, 255)
 
@@ -88,7 +88,7 @@ class Header(NamedTuple):
     """Size and type of an image, read from its header."""
 
     height: int
-    """Height of the upright image, in pixels, after the EXIF orientation."""
+    """Height of the upright image, in pixels, after the EXIF orientation has been applied."""
     width: int
     """Width of the upright image, in pixels."""
     is_grey: bool
@@ -96,16 +96,16 @@ class Header(NamedTuple):
     has_alpha: bool = False
     """True if the image can store transparency; all its pixels may still be opaque."""
     n_frames: int = 1
-    """Number of animation frames or pages in the file, of which the first is read; 2 means two or more."""
+    """Number of animation frames or pages in the file, of which only the first is read; 2 stands for two or more."""
     bits: int = 8
-    """Bits per channel in the file: 8 (which also stands for fewer), 12 or 16."""
+    """Bits per channel in the file: 8 (also if there are fewer), 12 or 16."""
 
 
 class Picture(NamedTuple):
     """Decoded image."""
 
     pixels: np.ndarray[Any, Any]
-    """uint8 (H, W, C)."""
+    """Pixels as uint8 (H, W, C)."""
     header: Header
     is_transparent: bool
     """True if any pixel is not fully opaque."""
@@ -113,7 +113,7 @@ class Picture(NamedTuple):
     """True if the file has 16 bits per channel but no value above 4095, as in 12-bit data."""
 
     def remarks(self) -> Iterator[str]:
-        """Yield short remarks on how the pixels were read that the user should know about."""
+        """Yield short remarks for the user on how the pixels were read."""
         if self.header.n_frames > 1:
             yield "only the first of several images was read"
         if self.is_transparent:
@@ -123,7 +123,7 @@ class Picture(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """Image whose header has been read. Its raw mode is stored here because Pillow drops it when decoding."""
+    """Image whose header has been read. Its raw mode is stored here because Pillow discards it on decoding."""
 
     image: ImageFile
     raw_mode: str
@@ -174,12 +174,12 @@ class _TooLongError(Exception):
 
 
 class _TimedReader(io.BufferedReader):
-    """Reader that refuses reads after a time limit; effective because Pillow reads most formats in small pieces."""
+    """Reader that raises an error once a time limit has passed; Pillow reads most formats in many small pieces."""
 
     def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
         super().__init__(raw)
         self.most_bytes: int | None = None
-        # CPU time: a slow file system or a busy machine must not make an image unusable.
+        # CPU time, so that no image is refused because of a slow file system or a busy machine.
         self._end = time.thread_time() + most_seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -192,10 +192,10 @@ class _TimedReader(io.BufferedReader):
 
 
 def header(path: Path | str, *, content: bytes | None = None, most_seconds: float = MOST_SECONDS) -> Header:
-    """Read an image's header without its pixels (unless they are needed to see whether a palette image is grey).
+    """Read an image's header; the pixels are read only if needed to determine whether a palette image is grey.
 
     Args:
-        path: the file, or its name if its content is given.
+        path: the file; only its name is used if ``content`` is given.
         content: the file's content, if it has already been read.
         most_seconds: maximum CPU time, in seconds.
 
@@ -213,7 +213,7 @@ def header(path: Path | str, *, content: bytes | None = None, most_seconds: floa
 def inspect_image(
     path: Path | str, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
 ) -> tuple[Header, Picture | None]:
-    """Read an image's header, and its pixels too if there are few: opening a small image takes longer than decoding it.
+    """Read an image's header, and for a small image also the pixels, since opening it takes longer than decoding it.
 
     Args:
         path: name of the file.
@@ -244,10 +244,10 @@ def read_picture(
     content: bytes | None = None,
     most_seconds: float = MOST_SECONDS,
 ) -> Picture:
-    """Read an image's pixels: upright, 8 bits, opaque, and fitted to a shape.
+    """Read an image and make it upright, opaque, with 8 bits per channel, and fitted to a shape.
 
     Args:
-        path: the file, or its name if its content is given.
+        path: the file; only its name is used if ``content`` is given.
         shape: (H, W, C) of the result, where C is 1 or 3; None for the image's original size and channels.
         fit: how to fit an image with a different size.
         background: colour (R, G, B) behind transparent pixels and around padded images, each 0..255.
@@ -290,20 +290,20 @@ def fit_pixels(
 
 
 def _states_orientation(content: bytes) -> bool:
-    """Return whether a PNG file has a chunk that may state an orientation."""
+    """Return whether a PNG file has a chunk that may contain an orientation."""
     return b"eXIf" in content or b"Raw profile type" in content or b"XML:com.adobe.xmp" in content
 
 
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
-    """Read the most common kind of small image by a shorter path, which saves a third of the time.
+    """Read the most common types of small image by a shorter path, which saves a third of the time.
 
     Args:
         content: a file's content.
         most_pixels: maximum height times width of an image that is read.
 
     Returns:
-        The same image as :meth:`_Opened.picture` returns; None if it is not usable, or is anything but an opaque PNG or
-        JPEG with 8 bits per channel and no stated orientation.
+        The image, as :meth:`_Opened.picture` would return it. None if the image is unusable or large, or is not an
+        opaque PNG or JPEG with 8 bits per channel and without an orientation.
     """
     try:
         if content.startswith(b"\x89PNG"):
@@ -353,7 +353,7 @@ def _orientation(image: ImageFile, content: bytes | None) -> int:
 
 
 def _palette_is_grey(image: Image.Image) -> bool:
-    """Return whether all colours in a palette, or at least all those that pixels use, are grey."""
+    """Return whether all colours in an image's palette, or at least all those used by its pixels, are grey."""
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     coloured = np.flatnonzero((palette != palette[:, :1]).any(axis=1))
     if not coloured.size:
@@ -365,14 +365,14 @@ def _palette_is_grey(image: Image.Image) -> bool:
 
 
 def _luma(colour: tuple[int, int, int]) -> int:
-    """Return the grey level to which Pillow converts a colour, by ITU-R 601-2."""
+    """Return the grey level to which Pillow converts a colour, according to ITU-R 601-2."""
     return int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0])
 
 
 def _least_size(image: ImageFile, head: Header, size: tuple[int, int], fit: Fit) -> tuple[int, int]:
     """Return the minimum (width, height) at which a JPEG must be decoded for a result of ``size`` (H, W)."""
     height, width = size
-    if fit == "pad":  # inside the frame: the smaller of the two factors
+    if fit == "pad":  # to fit inside, use the smaller of the two factors
         factor = min(height / head.height, width / head.width)
         height, width = math.ceil(factor * head.height), math.ceil(factor * head.width)
     return (width, height) if (image.height, image.width) == (head.height, head.width) else (height, width)
@@ -381,7 +381,7 @@ def _least_size(image: ImageFile, head: Header, size: tuple[int, int], fit: Fit)
 def _fit_image(
     image: Image.Image, shape: tuple[int, int, int] | None, fit: Fit, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Return an image as mode L or RGB, fitted to the size and channels of a shape (H, W, C)."""
+    """Return an image in mode L or RGB, fitted to the size and channels of a shape (H, W, C)."""
     if shape is None:
         return image
     mode, size, bilinear = "L" if shape[2] == 1 else "RGB", (shape[1], shape[0]), Image.Resampling.BILINEAR
@@ -405,9 +405,9 @@ def _most(image: Image.Image) -> int:
 
 
 def _of_8_bits(image: Image.Image, bits: int, raw_mode: str) -> Image.Image:
-    """Return an image with 8 bits per channel, with its transparent colour scaled in the same way as its pixels.
+    """Return an image reduced to 8 bits per channel, with its transparent colour scaled in the same way as its pixels.
 
-    Pillow keeps this colour as stated in the file, but compares it with pixels that have been scaled to 8 bits.
+    Pillow keeps the transparent colour as stated in the file, but compares it with pixels already scaled to 8 bits.
     """
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
@@ -423,7 +423,7 @@ def _of_8_bits(image: Image.Image, bits: int, raw_mode: str) -> Image.Image:
 
 
 def _opaque(image: Image.Image, mode: str, background: tuple[int, int, int]) -> tuple[Image.Image, bool]:
-    """Return an image composited onto the background, as mode L or RGB, and whether any pixel was transparent."""
+    """Return an image composited onto the background, in mode L or RGB, and whether any pixel was transparent."""
     image = image.convert(f"{mode}A")
     alpha, colours = image.getchannel("A"), image.convert(mode)
     if alpha.getextrema()[0] == _MOST_BYTE:
@@ -467,14 +467,14 @@ def _timed_image(file: BinaryIO, most_seconds: float) -> ImageFile:
 
 
 def _usable_image(file: BinaryIO) -> ImageFile:
-    _require_bounded_parts(file)  # before Pillow: opening a TIFF already lists all of its strips
+    _require_bounded_parts(file)  # first, because Pillow lists all strips of a TIFF on opening it
     return Image.open(file, formats=FORMATS)
 
 
 def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
     """Make Pillow read less at a time in formats that are slow to decode, so that the time limit takes effect.
 
-    These are progressive JPEG, in which every scan passes over all pixels, and PPM, which Pillow decodes in Python.
+    These formats are progressive JPEG, in which every scan covers all pixels, and PPM, which Pillow decodes in Python.
     """
     if "progressive" in image.info:
         image.decodermaxblock = _SCAN_BYTES
@@ -484,11 +484,11 @@ def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
 
 @contextmanager
 def decoding_limits() -> Iterator[None]:
-    """Limit the memory by which this process may grow while it decodes an image, and silence Pillow's warnings.
+    """Limit the memory that this process may allocate while it decodes an image, and silence Pillow's warnings.
 
-    A caller that reads many small images should enter this context once, since entering it takes a noticeable part of
-    the time needed to read one. Nested entries do nothing. The limit applies to the whole process, so only one thread
-    may decode.
+    A caller that reads many small images should enter this context once for all of them, since entering it takes a
+    noticeable fraction of the time needed to read one image. Entering it again inside itself has no effect. The limit
+    applies to the whole process, so only one thread may decode.
     """
     if _LIMITED:
         yield
@@ -513,7 +513,7 @@ def decoding_limits() -> Iterator[None]:
 
 def _require_bounded_parts(file: BinaryIO) -> None:
     """Refuse a TIFF with too many or overlapping strips or tiles, since each is decoded even if the image is small."""
-    # Reads only the first directory, with Pillow's own parser, which does not list the strips.
+    # Only the first directory is read, with Pillow's own parser, which does not list the strips.
     head = file.read(8)
     head += file.read(8) if head[2:3] == _BIG_TIFF else b""
     file.seek(0)
@@ -532,7 +532,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
 
 
 def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse strips or tiles with more bytes in total than the file: the same bytes would be decoded many times."""
+    """Refuse strips or tiles with more bytes in total than the file, since some bytes would be decoded repeatedly."""
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
@@ -546,7 +546,7 @@ def _is_count(value: object) -> bool:
 
 
 def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
-    """Return an image with the properties from its header, after checking them.
+    """Return an image with the properties read from its header, after checking them.
 
     Raises:
         ValueError: the image has too many pixels, or a pixel format that is not supported.
@@ -561,12 +561,12 @@ def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
 
 
 def _bits(image: ImageFile, raw_mode: str) -> int:
-    """Return the file's bits per channel, at least 8; 0 for signed or floating-point values or more than 16 bits."""
+    """Return the bits per channel, at least 8, or 0 for signed values, floating-point values or more than 16 bits."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
         kinds = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))
         return max(_BITS, *bits) if bits <= _TIFF_BITS and kinds == {1} else 0
-    # Pillow scales a grey PPM with more than 8 bits to 16 bits, from its stated maximum value, and any other to 8 bits.
+    # Pillow scales the values by the stated maximum: to 16 bits in a grey PPM with more than 8 bits, otherwise to 8.
     if image.format == "PPM":
         return 16 if image.mode == "I" else 8
     wide = _WIDE.search(raw_mode)
@@ -607,11 +607,11 @@ _OTHER_FORMATS = (
     (0, b"<!DOCTYPE", "a web page", "Download the image itself"),
     (0, b"<html", "a web page", "Download the image itself"),
 )
-"""Offset and bytes that identify each unsupported format, its name, and advice."""
+"""Offset and bytes that identify a file that cannot be read, a description of the file, and advice."""
 
 
 def _unknown_format(path: Path | str, content: bytes | None) -> str:
-    """Return a description, based on the first bytes, of a file that is not an image in a supported format."""
+    """Return a description of a file that is not an image in a supported format, based on its first bytes."""
     if content is None:
         with files.open_regular(Path(path)) as file:
             content = file.read(256)

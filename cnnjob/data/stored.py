@@ -20,12 +20,12 @@ from cnnjob.files import open_regular, reason_of
 MOST_READ_BYTES = 1 << 30
 """Maximum size of one read, in bytes; Linux reads at most 2 GiB at a time."""
 SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
-"""Maximum time to read rows from the page cache; after a slower read, the kernel is asked to prefetch the next rows."""
+"""Maximum time to read rows in the page cache, per read and per byte; after a slower read, rows are prefetched."""
 
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Identity of a file and its content, which changes when the file is replaced, truncated or written to."""
+    """Identity of a file and its content; it changes if the file is replaced, truncated or written to."""
 
     device: int
     inode: int
@@ -34,7 +34,7 @@ class FileVersion:
 
     @classmethod
     def of(cls, path: Path | int) -> Self:
-        """Return the version of a file, given by its path or by a file descriptor.
+        """Return the version of the file with the given path or file descriptor.
 
         Raises:
             OSError: there is no such file, or it cannot be read.
@@ -45,7 +45,7 @@ class FileVersion:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """A contiguous array in a file.
+    """Array stored contiguously in a file.
 
     Attributes:
         path: the file.
@@ -53,7 +53,7 @@ class StoredArray:
         offset: position of the array's first byte in the file.
         shape: shape of the array, (N, …).
         dtype: type of the values.
-        version: version of the file; if the file has changed since, reading fails.
+        version: version of the file when it was checked; reading fails if the file has changed since then.
     """
 
     path: Path
@@ -85,23 +85,26 @@ class StoredArray:
         return values
 
     def open(self) -> "RowReader":
-        """Open the file to read rows.
+        """Open the file for reading rows.
 
         Raises:
-            DataError: the file is missing, cannot be read, or has changed since it was described.
+            DataError: the file is missing, cannot be read, or no longer has the expected version.
         """
         return RowReader(self)
 
 
 class RowReader:
-    """Reader for rows of a stored array; keeps the file open until :meth:`close` and detects if it was replaced."""
+    """Reader for the rows of a stored array.
+
+    It keeps the file open until ``close()`` is called, and detects whether the file has been replaced.
+    """
 
     def __init__(self, array: StoredArray) -> None:
         """Open the file of an array; see :meth:`StoredArray.open`."""
         self.shape, self._array = array.shape, array
         with open_regular(array.path) as file:
             self._descriptor = os.dup(file.fileno())
-        # Also closes the file of a reader that is dropped without close(), such as when training could not start.
+        # Also closes the file of a reader that is dropped without close(), for example if training fails to start.
         self.close = weakref.finalize(self, os.close, self._descriptor)
         self._is_slow = True
         self._require_version(self._descriptor)
@@ -119,13 +122,13 @@ class RowReader:
         return len(self._array)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """Return the rows with the given indices, read as by :meth:`take`."""
+        """Return the rows with the given indices as a new array; see :meth:`take`."""
         rows = np.empty((len(indices), *self.shape[1:]), self._array.dtype)
         self.take(indices, rows)
         return rows
 
     def _require_version(self, file: Path | int) -> None:
-        """Check that the file has not been replaced or written to since it was described.
+        """Check that the file still has the version recorded in the array.
 
         Raises:
             DataError: the file was replaced, changed or truncated, or is missing.
@@ -197,7 +200,7 @@ class RowReader:
                 positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True
             ):
                 os.posix_fadvise(descriptor, position, stop - start, os.POSIX_FADV_WILLNEED)
-        # As little Python as possible per read, because the training thread needs the interpreter lock too.
+        # Run as little Python as possible per read, because the training thread also needs the interpreter lock.
         for position, start, stop in zip(positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             part = content[start:stop]
             try:
@@ -205,7 +208,7 @@ class RowReader:
             except OSError:
                 is_whole = False
             if not is_whole:
-                self._read(position, part)  # read again: raises an error that states the cause
+                self._read(position, part)  # reads the rows again, or raises an error that states the cause
         limit = len(firsts) * SLOW_SECONDS_PER_READ + len(content) * SLOW_SECONDS_PER_BYTE
         self._is_slow = time.perf_counter() - started > limit
 

@@ -72,7 +72,7 @@ class ZipTree(FolderTree):
         """Return a listing of all members.
 
         Raises:
-            DataError: the archive is damaged, or has members that cannot be read.
+            DataError: the archive is damaged, or the path of a member is invalid or occurs twice.
         """
         self._opened = None  # reopen the archive, since it may have changed on disk
         names = self._archive()[0].namelist()
@@ -90,7 +90,7 @@ class ZipTree(FolderTree):
             info = archive.getinfo(name)
             if info.flag_bits & _ENCRYPTED:
                 raise DataError(f"{self.path(name)}: it is encrypted. Unpack the archive, and specify the folder")
-            # zipfile allocates memory for the sizes stated in the archive, regardless of the archive's own size.
+            # zipfile allocates memory for the sizes stated in the archive, regardless of the size of the archive.
             if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
             return archive.read(info), stamp
@@ -100,7 +100,7 @@ class ZipTree(FolderTree):
             raise DataError(f"{self.path(name)}: damaged ({error}). Copy or download the archive again") from error
 
     def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
-        """Return the archive's stamp, which is that of all its members."""
+        """Return the archive's stamp, which is also the stamp of every member."""
         return _stamp_of_file(self.root)
 
     def digest(self, name: str) -> bytes:
@@ -108,7 +108,7 @@ class ZipTree(FolderTree):
         return hashlib.sha256(self.read(name)[0] or b"").digest()
 
     def _archive(self) -> tuple[zipfile.ZipFile, Stamp]:
-        """Return the open archive and its stamp; each process opens its own, since a file has only one position."""
+        """Return the open archive and its stamp; each process opens it itself and so has its own file position."""
         if self._opened is None or self._opened[0] != os.getpid():
             file = open_regular(self.root)
             weakref.finalize(self, file.close)  # members are read until the last chunk has been written
@@ -134,7 +134,7 @@ class TarTree(FolderTree):
         """Return a listing of all members.
 
         Raises:
-            DataError: the archive is damaged, or has changed since it was opened.
+            DataError: the archive is damaged, has changed since it was opened, or contains links.
         """
         if _stamp_of_file(self.root) != self._stamp:
             raise DataError(f"{self.root}: changed while being read. Leave it unchanged and prepare it again")
@@ -161,7 +161,7 @@ class TarTree(FolderTree):
         """Read a member and return its content and the archive's stamp.
 
         Raises:
-            DataError: the member is missing, too large, or extends beyond the end of the archive.
+            DataError: the member is missing or too large, or extends beyond the end of the archive.
         """
         if name not in self._members:
             raise DataError(f"{self.path(name)}: no such member")
@@ -174,7 +174,7 @@ class TarTree(FolderTree):
         return content, self._stamp or (0, 0, 0, 0)
 
     def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
-        """Return the archive's stamp, which is that of all its members."""
+        """Return the archive's stamp, which is also the stamp of every member."""
         return _stamp_of_file(self.root)
 
     def digest(self, name: str) -> bytes:

@@ -15,7 +15,7 @@ from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes, sha256_of
 
-MAX_PIXELS = 2_000_000  # per prepared image; a colour image has 6 MB and must fit into one HDF5 chunk
+MAX_PIXELS = 2_000_000  # per prepared image; a colour image of this size has 6 MB and must fit into one HDF5 chunk
 _MAX_SUGGESTED_SIDE = 224
 MAX_LABEL_BYTES = 256 << 20
 _SHOWN = 5
@@ -23,7 +23,7 @@ _SHOWN_COPIES = 3
 
 
 def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fraction: float) -> Splits:
-    """Split off test images: a fraction of each class, but at least one, with copies of an image in the same split.
+    """Split off a fraction of each class, but at least one image, for testing; copies of an image are never separated.
 
     Args:
         images: all images, class by class.
@@ -31,10 +31,10 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
         fraction: fraction of each class to use for testing, in (0, 1).
 
     Returns:
-        The images of ``train`` and ``test``, in their original order.
+        The images of the ``train`` and ``test`` splits, in their original order.
 
     Raises:
-        DataError: a class has too few different images.
+        DataError: a class has too few distinct images.
     """
     by_class: dict[int, list[ImageFile]] = defaultdict(list)
     for image in images:
@@ -73,7 +73,7 @@ def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> N
 
 
 def source_digest(found: Survey) -> str:
-    """Return the SHA-256 over the digests and names of all usable images and the names of all unusable files."""
+    """Return the SHA-256 of the digests and names of all usable images and the names of all unusable files."""
     digest = hashlib.sha256()
     lines = (f"{image.digest.hex()}  {image.name}\n" for images in found.splits.values() for image in images)
     for line in (*lines, *(f"unusable  {name}\n" for name in found.faults)):
@@ -130,7 +130,7 @@ def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
 
 
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
-    """Yield descriptions of exact copies of images that are in more than one split or have more than one label.
+    """Yield descriptions of images with exact copies in more than one split or with more than one label.
 
     Yields:
         One line for each of these two cases, if it occurs.
@@ -153,7 +153,7 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
 
 
 def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
-    """Return the names of the first two copies that differ in their split or label."""
+    """Return the first two copies that differ in split or label, as one string."""
     other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 
@@ -169,7 +169,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
     }
     counts: Counter[str] = Counter()
     for path in (*layout.left_out, *hidden):
-        # The topmost folder in which nothing is read represents all its content.
+        # Files are counted under the topmost folder in which nothing is read.
         highest = next((parent for parent in reversed(_parents(path)) if parent and parent not in used), None)
         counts[f"{highest}/" if highest else path] += 1
     if counts:
@@ -203,7 +203,8 @@ def read_folder(
         progress: whether to show progress bars on stderr.
 
     Returns:
-        The contents, with one digest over the digests and names of all images; the pixels are read later.
+        The contents of the dataset; the pixels are read later. A single digest covers the digests and names of all
+        images.
 
     Raises:
         DataError: the folder is missing, or a class or an image is not usable.
@@ -245,7 +246,7 @@ def read_folder(
 
 
 def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
-    """Return Tiny ImageNet's class of each validation image by file name, from its tab-separated table, if any."""
+    """Return the classes of Tiny ImageNet's validation images by file name; None if the folder has no table of them."""
     name = next((path for path in listing.left_out if path.rpartition("/")[2] == ANNOTATIONS), None)
     if name is None:
         return None

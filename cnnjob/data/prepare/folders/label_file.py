@@ -1,4 +1,4 @@
-"""Read a table of labels: CSV or TSV with a column for the image, one for its label and, optionally, its split."""
+"""Read a table of labels, a CSV or TSV file with columns for the image, its label and, optionally, its split."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _COLUMNS = {
               "diagnosis", "dx"),
     "split": ("split", "set", "subset", "partition", "dataset", "datasplit", "usage"),
 }  # fmt: skip
-"""Accepted names for each column, in order of preference; compared in lower case, ignoring spaces, - and _."""
+"""Accepted names for each column, in order of preference; case, spaces, hyphens and underscores are ignored."""
 _DELIMITERS = (",", "\t", ";")
 _SHOWN = 10
 
@@ -33,16 +33,17 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     """Find the classes and splits in a table of labels.
 
     Args:
-        content: content of the table.
+        content: the bytes of the table.
         where: path of the table, for messages.
-        files: the files that may be images, relative to the folder.
+        files: paths of the files that may be images, relative to the folder.
         root: the folder, for messages.
 
     Returns:
-        The layout; its only split is ``train`` if the table has no column for splits.
+        The layout; its only split is ``train`` if the table has no split column.
 
     Raises:
-        DataError: a column or an image is missing, or an image occurs twice; the message lists such rows.
+        DataError: a column is missing, or a row has no image or the same image as another row; the message lists such
+            rows.
     """
     rows = list(_parse_table(content, where))
     named = _named_files(rows, where, files, root)
@@ -115,7 +116,7 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
 
 
 def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: str) -> list[str]:
-    """Return the file that each row refers to by its path, the end of its path, or its name without a suffix."""
+    """Return the file for each row; a row may contain its path or the end of its path, with or without the suffix."""
     by_end: dict[str, set[str]] = defaultdict(set)
     for path in files:
         for end in _ends(path):
@@ -147,7 +148,7 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
 
 
 def _ends(path: str) -> Iterator[str]:
-    """Yield the trailing parts of a path by which a table may refer to it, each with and without the file's suffix."""
+    """Yield the trailing parts of a path by which a table may refer to the file, each with and without its suffix."""
     while path:
         yield path
         stem, dot, _ = path.rpartition(".")
@@ -157,7 +158,7 @@ def _ends(path: str) -> Iterator[str]:
 
 
 def _require_one_spelling(rows: Sequence[_Row], where: str) -> None:
-    """Refuse several names for the same split, such as PublicTest and PrivateTest, which may be meant to differ."""
+    """Refuse several names for the same split, such as PublicTest and PrivateTest, which may mean different splits."""
     spellings: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         spellings[_split_of_row(row, where)].add(row.split.lower())

@@ -1,8 +1,8 @@
-"""Find the classes and splits in folder names, using pure functions of a list of paths.
+"""Find the classes and splits of a dataset from folder names, using pure functions of a list of paths.
 
-Splits may have any common name (``train``, ``Training``, ``seg_train``, ``val2017``), classes are the folders inside
-them, and a single folder that wraps either is skipped. An ambiguous tree is refused, since a wrong guess would silently
-produce wrong labels.
+Splits may have any common name (``train``, ``Training``, ``seg_train``, ``val2017``), and the folders inside them are
+the classes. A single folder that only contains the folders of the splits or classes is skipped. An ambiguous tree is
+refused, since a wrong guess would silently produce wrong labels.
 """
 
 import re
@@ -22,15 +22,15 @@ _SPLIT_OF_WORD = {
 }
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png", "photos", "pictures"})
-"""Names of a folder inside a class folder that contains the images of the class, as in Tiny ImageNet."""
+"""Names of folders that may contain the images of a class inside its class folder, as in Tiny ImageNet."""
 _NO_CLASS_PARTS = frozenset({"mask", "masks", "annotations", "labels", "thumbnails", "thumbs", "segmentation"})
-"""Names of folders beside the images of a class whose images are not of that class."""
+"""Names of folders that may be next to the images of a class, but do not contain images of that class."""
 _TRAIN_NAME = re.compile(r"(?i)train")
 _TEST_NAME = re.compile(r"(?i)test|valid|eval|unlabel|holdout")
 _MAX_CLASSES = 1 << 16  # labels have at most 16 bits
 _SHOWN = 10
 ANNOTATIONS = "val_annotations.txt"
-"""Name of Tiny ImageNet's file with the labels of the validation images."""
+"""Name of the file with the labels of Tiny ImageNet's validation images."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class FolderLayout:
     """Assignment of images to splits and classes.
 
     Attributes:
-        description: what was recognised, in one line.
+        description: one-line description of the layout.
         class_names: one name per class, in label order.
         splits: for each split, one list of paths per class.
-        bases: the folders that contain the class folders, relative to the root; the root is an empty string.
+        bases: the folders that contain the class folders, relative to the root; the root itself is an empty string.
         left_out: paths in the listing that do not belong to any class.
     """
 
@@ -54,7 +54,7 @@ class FolderLayout:
 
 @dataclass
 class _Folder:
-    """Folder with its immediate contents."""
+    """Folder and its direct contents."""
 
     path: str
     folders: dict[str, "_Folder"] = field(default_factory=dict)
@@ -98,9 +98,9 @@ def split_of_name(name: str) -> tuple[str, str] | None:
 
 
 def natural_order(names: set[str]) -> list[str]:
-    """Return sorted names: in numerical order if all are numbers, otherwise in character order."""
+    """Return the names sorted by value if all are numbers, and otherwise sorted as strings."""
     if all(name.isascii() and name.isdigit() for name in names):
-        # Compare the digits without leading zeros, since Python refuses to convert thousands of digits.
+        # Compare digits without leading zeros, since Python refuses to convert a string of thousands of digits to int.
         return sorted(names, key=lambda name: (len(digits := name.lstrip("0")), digits, name))
     return sorted(names)
 
@@ -111,7 +111,8 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     Args:
         listing: files and folders in the folder.
         where: path of the folder, for messages.
-        annotations: Tiny ImageNet's class of each validation image, by file name, if present in the folder.
+        annotations: the classes of Tiny ImageNet's validation images, by file name; None if the folder has no table of
+                them.
 
     Returns:
         The layout; its only split is ``train`` if the folder has no splits.
@@ -121,7 +122,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     """
     root = _unwrapped(_nested(listing))
     split_folders = _find_splits(root, where)
-    # Test images of competitions have no labels: they are left out, and reported.
+    # The test images of competitions have no labels, so they are left out and reported.
     flat = {split: folder for split, folder in split_folders.items() if folder.has_files() and _is_flat(folder)}
     training = split_folders.get("train", root)
     if "train" in flat or (training is root and root.has_files() and _is_flat(root)):
@@ -178,7 +179,7 @@ def _nested(listing: Listing) -> _Folder:
 
 
 def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
-    """Return the first folder inside ``folder`` that is not just a wrapper around another folder with subfolders."""
+    """Return the first folder, starting with ``folder``, that is not just a wrapper around a folder with subfolders."""
     while len(folder.folders) == 1 and not folder.files:
         child = next(iter(folder.folders.values()))
         if not child.folders or child.holds_images() or (not inside_split and split_of_name(child.name)):
@@ -216,7 +217,7 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
 
 
 def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
-    """Return whether a folder named train is a class of trains: it contains images, as do other folders next to it."""
+    """Return whether a folder named train is a class (the vehicle): like the folders next to it, it contains images."""
     if set(group) != {"train"}:
         return False
     train = root.folders[group["train"][0]]
@@ -233,7 +234,7 @@ def _is_flat(folder: _Folder) -> bool:
 
 
 def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
-    """Return the files of each class folder, by class name in NFC, since macOS writes names in NFD."""
+    """Return the files of each class folder by class name; names are converted to NFC, since macOS writes NFD."""
     place = f"{where}/{base.path}" if base.path else where
     if not 0 < len(base.folders) <= _MAX_CLASSES:
         raise DataError(f"{place}: {len(base.folders)} class folders (found no images in folders). Make one per class")
@@ -262,7 +263,8 @@ def _require_name(name: str, place: str) -> None:
 def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
     """Refuse a class folder that contains other folders with images: the classes may be one level deeper."""
     inside = [name for name, child in folder.folders.items() if child.has_files()]
-    # One more folder of images belongs to the class, unless it is the same in other classes, or no part of a class.
+    # A single subfolder of images belongs to the class, unless other classes have one with the same name, or its name
+    # is that of a split or of a folder such as masks.
     siblings = [other for other in base.folders.values() if other is not folder]
     is_shared = not siblings or any(name in other.folders for other in siblings for name in inside)
     is_other = any(split_of_name(name) or name.lower() in _NO_CLASS_PARTS for name in inside)
@@ -281,7 +283,7 @@ def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
 
 
 def _require_no_splits(names: list[str], where: str) -> None:
-    """Refuse folders such as train and test1 that would become classes."""
+    """Refuse class folders with names such as train and test1, which indicate splits."""
     train, test = ([name for name in names if pattern.search(name)] for pattern in (_TRAIN_NAME, _TEST_NAME))
     if train and test:
         raise DataError(
@@ -307,7 +309,7 @@ def _require_common(classes: Mapping[str, Mapping[str, list[str]]], bases: Mappi
 
 
 def _annotated(folder: _Folder, annotations: Mapping[str, str], names: list[str], where: str) -> list[list[str]]:
-    """Return Tiny ImageNet's validation images by class."""
+    """Return the paths of Tiny ImageNet's validation images, as one list per class."""
     by_class: dict[str, list[str]] = {name: [] for name in names}
     for path in sorted(folder.all_files(), key=lambda path: path.split("/")):
         label = annotations.get(path.rpartition("/")[2])

@@ -32,10 +32,10 @@ class FolderOptions:
         source: the folder or archive, as specified by the user.
         out: the file to be written.
         size: (H, W) to which the images are scaled; None if they all have the same size.
-        fit: how to fit images to the size: one of :data:`cnnjob.data.images.FITS`.
+        fit: how to fit images to the size, one of :data:`cnnjob.data.images.FITS`.
         test_fraction: fraction of each class that becomes the test split, or :data:`VAL`.
-        labels: a table of labels.
-        skip_damaged: maximum number of unusable files that are skipped.
+        labels: path of a table of labels; None if the folders indicate the labels.
+        skip_damaged: maximum number of unusable files that may be skipped.
         background: colour (R, G, B) behind transparent pixels and around padded images.
     """
 
@@ -49,7 +49,7 @@ class FolderOptions:
     background: tuple[int, int, int] = WHITE
 
     def as_json(self) -> dict[str, Any]:
-        """Return the options that affect the result, in the form in which they are stored in the file."""
+        """Return the options that affect the result, as they are stored in the file."""
         # Options added later are omitted if they have their default value, as in files written before they existed.
         later: dict[str, Any] = {} if self.fit == FITS[0] else {"fit": self.fit}
         later |= {} if self.background == WHITE else {"background": list(self.background)}
@@ -65,7 +65,7 @@ class FolderOptions:
         return words + (["--skip-damaged", str(self.skip_damaged)] if self.skip_damaged else [])
 
     def command(self, **changed: Any) -> str:
-        """Return the command line with these options, after changing those that are given."""
+        """Return the command line for these options, with those in ``changed`` replaced."""
         words = ["cnnjob", "prepare", self.source]
         if self.out != Path("data", f"{default_name(self.source)}.h5"):
             words += ["--out", str(self.out)]

@@ -1,7 +1,7 @@
-"""Run tasks in several processes, with results in order and a bounded number of them in memory.
+"""Run tasks in several processes; results are in task order, and only a limited number of them are in memory.
 
 Images are decoded in processes rather than threads, because the memory limit applies to a whole process
-(:func:`cnnjob.data.images.decoding_limits`) and most of the time spent on a small image is in Python code.
+(:func:`cnnjob.data.images.decoding_limits`) and most of the time for a small image is spent in Python code.
 """
 
 import ctypes
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _WAITING = 3
-"""Pending and unread results per process: enough to keep every process busy while the caller uses a result."""
+"""Pending or unread results per process; enough to keep every process busy while the caller uses a result."""
 
 _POLL_SECONDS = 0.1
-"""Maximum time for which a signal is deferred while the caller waits for a result."""
+"""Maximum time for which a signal is deferred while the caller waits for a result, in seconds."""
 _STATE: list[Any] = []
-"""State of a worker process, as its only element; empty in the calling process."""
+"""In a worker process, a list whose only element is the state; in the calling process, an empty list."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 OrderedMap = Callable[[Callable[[Any, Any], R], Iterable[Any]], Iterator[R]]
-"""Function like :func:`map`, for a function that takes a state and a task."""
+"""Type of a function like :func:`map`, whose first argument is a function of a state and a task."""
 
 
 @contextmanager
@@ -45,17 +45,17 @@ def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
         state: object that every task needs; the processes inherit it.
 
     Yields:
-        A function like :func:`map`, for a function that takes the state and a task. Results are in task order,
-        regardless of the number of processes. Errors raised by a task are re-raised; if a process dies, a
+        A function like :func:`map`, whose first argument is a function of the state and a task. Results are in task
+        order, regardless of the number of processes. Errors raised by a task are re-raised; if a process dies, a
         :class:`DataError` is raised.
     """
     if count == 1:
         yield lambda function, tasks: (function(state, task) for task in tasks)
         return
-    # fork, because the modules are already loaded. The first task starts all processes.
+    # Use fork, because the modules are already loaded. The first task starts all processes.
     executor = ProcessPoolExecutor(count, get_context("fork"), _prepare_worker, (os.getpid(), state))
     try:
-        with _signals_deferred():  # the workers inherit its handlers, so no signal ends them
+        with _signals_deferred():  # the workers inherit the deferring handlers, so no signal ends them
             started = executor.submit(int)
         _await_result(started)
         yield lambda function, tasks: _ordered(executor, function, tasks, count * _WAITING)
@@ -66,10 +66,11 @@ def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Call the handlers of signals that arrive during a ``with`` block after it.
+    """Defer signals that arrive during a ``with`` block: call their handlers after the block.
 
-    A handler that raises an exception within the executor can leave one of its locks held, and in a worker it can leave
-    half a result in the pipe; then processes wait for each other forever. Only the main thread runs handlers.
+    A handler that raises an exception within the executor can leave one of the executor's locks held; in a worker, it
+    can leave half a result in the pipe. The processes would then wait for each other forever. Only the main thread runs
+    handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
 """Read image files in several processes: survey every file, then read the pixels in dataset order.
 
-The survey reads each file to determine its digest, size and colours. The second pass decodes it and checks that nothing
-has changed: a file that was changed, added or removed since the survey is an error. Images with few pixels are already
-decoded during the survey, because opening such a file takes longer than decoding it.
+The survey reads each file to determine its digest, size and colours. The second pass decodes each image and checks that
+nothing has changed: a file that was changed, added or removed since the survey is an error. Images with few pixels are
+already decoded during the survey, because opening such a file takes longer than decoding it.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _MAX_KEPT_BYTES = 128 << 20
 _SURVEY_TASK, _DECODE_TASK = 64, 16
 """Number of files per task, in the survey and in the second pass."""
 _FILES_PER_PROCESS = 32
-"""Minimum number of files per process; for fewer, starting another process is not worthwhile."""
+"""Minimum number of files per process; with fewer, starting another process is not worthwhile."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Survey:
         is_grey: whether all images are greyscale.
         faults: the reason why each unusable file was rejected, by file name.
         has_alpha: whether any image can store transparency.
-        remarks: remarks on how images were read that the user should know about, each with the number of images;
+        remarks: remarks for the user on how images were read, each with the number of images to which it applies;
             complete after the second pass.
     """
 
@@ -106,12 +106,12 @@ def survey(tree: FolderTree, layout: FolderLayout, options: FolderOptions, *, pr
     Args:
         tree: the files.
         layout: splits and classes of the files.
-        options: options of the source. If files may be skipped, every image is decoded to find all unusable files,
+        options: how to read the images. If files may be skipped, every image is decoded to find all unusable files,
             because their number must be known before the arrays are created.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        The usable images, and the fault of each unusable file.
+        The usable images, and the reason why each unusable file was rejected.
     """
     result = Survey()
     files = [
@@ -175,7 +175,7 @@ def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Exami
         digest = hashlib.sha256(content).digest()
         found, picture = inspect_image(path, content, _FEW_PIXELS, options.background)
     if picture and options.size not in {None, picture.pixels.shape[:2]} and content and content.startswith(_JPEG):
-        picture = None  # the second pass decodes it at a fraction of its size, as `predict` does
+        picture = None  # like `predict`, the second pass decodes it at a fraction of its full size
     if options.skip_damaged and picture is None:
         read_picture(path, None, content=content)
     return _Examined(digest, stamp, found, picture)
@@ -185,8 +185,8 @@ def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoRetu
     """Raise an error that lists all unusable files and the command to skip them.
 
     Args:
-        faults: the message for each file, by name.
-        options: options from which the command is built.
+        faults: the message for each unusable file, by file name.
+        options: options from which to build the command.
 
     Raises:
         DataError: always.
@@ -212,7 +212,7 @@ def chunks(
         listed: all files listed before the survey.
 
     Yields:
-        Chunks of a few images.
+        Chunks of consecutive images of one split.
 
     Raises:
         DataError: images cannot be decoded, or a file was changed, added or removed since the survey.
@@ -231,7 +231,7 @@ def chunks(
                 for row, image in enumerate(some):
                     picture = _fitted(tree, image, shape, options) if image.picture else next(decoded)
                     if isinstance(picture, str):
-                        faults[image.name] = picture  # reported after the last image, together with all others
+                        faults[image.name] = picture  # reported after the last image, together with all other faults
                     else:
                         pixels[row] = picture.pixels
                         found.remarks.update(picture.remarks())
@@ -282,7 +282,7 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
     path = tree.path(image.name)
     content, stamp = tree.read(image.name)
     if stamp != image.stamp:
-        # A new hard link or mode also changes the stamp, so compare the digests.
+        # Adding a hard link or changing the mode also changes the stamp, so compare the digests.
         digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
         if digest != image.digest:
             raise DataError(

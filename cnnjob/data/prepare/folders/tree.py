@@ -1,6 +1,6 @@
 """List the files in a folder once, so that all later steps use the same list.
 
-Links to files and folders are followed. A link back to a folder above it is an error.
+Links to files and folders are followed. A link to a folder that contains it is an error.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Stamp = tuple[int, int, int, int]
 
 
 def is_visible(name: str) -> bool:
-    """Return whether a name is neither hidden nor that of a file or folder left behind by desktops and archivers."""
+    """Return whether a name is not that of a hidden file or folder, or of one that desktops or archivers create."""
     return not name.startswith(".") and name.lower() not in _CLUTTER
 
 
@@ -41,7 +41,8 @@ class Listing:
     Attributes:
         files: files that may be images.
         folders: all visible folders, including empty ones.
-        left_out: files and folders that are hidden or clutter, and files that are known not to be images.
+        left_out: hidden files and folders, those that desktops or archivers create, and files whose names show that
+            they are not images.
     """
 
     files: list[str] = field(default_factory=list)
@@ -49,7 +50,7 @@ class Listing:
     left_out: list[str] = field(default_factory=list)
 
     def add_file(self, path: str) -> None:
-        """Add a file, all of whose parent folders are visible."""
+        """Add a file whose parent folders are all visible."""
         name = path.rpartition("/")[2]
         may_be_image = is_visible(name) and name.lower().rpartition(".")[2] not in _NO_IMAGES
         (self.files if may_be_image else self.left_out).append(path)
@@ -111,7 +112,7 @@ class FolderTree:
         return content, stamp_of(status)
 
     def stamp(self, name: str) -> Stamp | None:
-        """Return the same stamp of a file as :meth:`read`, without reading the file; None if it no longer exists."""
+        """Return the stamp of a file as :meth:`read` does, but without reading it; None if it no longer exists."""
         try:
             return stamp_of(os.stat(f"{self.root}/{name}"))  # noqa: PTH116 - pathlib takes three times as long
         except OSError:
@@ -124,7 +125,7 @@ class FolderTree:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return a file's device, inode, size and change time, which differ once it is replaced or written to."""
+    """Return a file's device, inode, size and change time; they change if it is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
