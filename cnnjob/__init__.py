@@ -1,4 +1,4 @@
-"""Batch jobs for cluster GPUs: prepare images, train a CNN written from scratch, report.
+"""Batch jobs for GPU clusters: prepare image datasets, train a CNN written from scratch, and write reports.
 
 The public names are imported on first use, so that ``import cnnjob`` stays fast.
 """

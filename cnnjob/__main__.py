@@ -1,4 +1,4 @@
-"""Run the command line as ``python -m cnnjob``."""
+"""Entry point of ``python -m cnnjob``."""
 
 from cnnjob.cli.main import main
 

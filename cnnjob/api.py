@@ -1,7 +1,7 @@
 """The public functions for notebooks and scripts: prepare, train, submit, report.
 
-They do the same as the commands with the same names, without printing. Files go where the commands put them: datasets
-in ``data/``, runs in ``runs/``, the report in ``report/``.
+They do the same as the commands with the same names, but print nothing. By default, they use the same folders:
+``data/`` for datasets, ``runs/`` for runs and ``report/`` for the report.
 """
 
 import warnings
@@ -35,16 +35,16 @@ def prepare(
     class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> Dataset:
-    """Write a dataset as one verified HDF5 file, unless the file exists.
+    """Write a dataset as one verified HDF5 file, unless the file already exists.
 
     Args:
-        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``digits``; or any other name, with
-            ``source`` or ``images``.
+        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` or ``digits``; or any other name, if
+            ``source`` or ``images`` is passed.
         out: the file to write; ``data/NAME.h5`` by default.
         images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or a dict of such arrays with the keys ``train``,
             ``test`` and optionally ``val``.
-        labels: integers (N,), or a dict of them; with ``source``, the path to a table of labels.
-        class_names: with ``images``, one name per class; the labels then count from 0.
+        labels: integers (N,), or a dict of such arrays; with ``source``, the path to a table of labels.
+        class_names: one name per class, only with ``images``; label 0 then stands for the first name.
         options: keyword arguments of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``,
             ``test_fraction``, ``force``.
 
@@ -63,12 +63,12 @@ def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: Pro
 
     Args:
         job: a job, a job name or a job file.
-        data: the folder of the job's dataset.
+        data: the folder that contains the job's dataset.
         runs: the runs folder.
         progress: receives progress events.
 
     Returns:
-        The run, whose state is ``finished``, or ``stopped`` if a stop was requested; the same call then resumes it.
+        The run. Its state is ``finished``, or ``stopped`` if a stop was requested; the same call then resumes it.
     """
     setup, run = _set_up(job, data, runs)
     _warn_of_older([run])
@@ -80,15 +80,15 @@ def submit(
     jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path = DATA,
     runs: Path = RUNS, **options: Any,
 ) -> list[Run]:  # fmt: skip
-    """Submit jobs to SLURM, several as one job array; jobs that are finished, running or waiting are left alone.
+    """Submit jobs to SLURM, as a job array if there are several; skip those that are finished, running or waiting.
 
     Args:
         jobs: jobs, job names or job files.
-        profile: name of a cluster profile.
-        parallel: maximum number of array tasks that run at once.
-        data: the folder of the jobs' datasets.
+        profile: the name of a cluster profile.
+        parallel: the maximum number of array tasks that run at once.
+        data: the folder that contains the jobs' datasets.
         runs: the runs folder.
-        options: sbatch options, such as ``partition="gpu"``, ``time="2h"``; one GPU by default.
+        options: sbatch options, such as ``partition="gpu"`` and ``time="2h"``; one GPU is requested by default.
 
     Returns:
         One run per job, in order; ``cnnjob status`` shows their states.
@@ -105,20 +105,20 @@ def submit(
 
 
 def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
-    """Write one HTML page, tables and figures about runs.
+    """Write a report on runs: one HTML page, tables and figures.
 
     Args:
         runs: the runs folder, or a list of runs.
         out: the folder to write to.
 
     Returns:
-        The rows of the table, and the files written.
+        The report, with the rows of its tables and the paths of its files.
     """
     return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out)
 
 
 def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
-    """Return the checked setup of a job on its dataset, and its run."""
+    """Check a job against its dataset, and create or find its run; return the setup and the run."""
     job = load_job(job, data=data) if isinstance(job, str) else job
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
     return setup, setup.create_run(runs)

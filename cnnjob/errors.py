@@ -13,8 +13,8 @@ A message states where the problem is, what is wrong, what was found, and what t
 ``<where>: <what is wrong> (found <value>). <What to do>``. Anything that is not a ``CnnjobError`` is a bug and keeps
 its traceback.
 
-Two more exit codes do not belong to an error: 75, stopped deliberately before the end (run the same command to resume),
-and 130, interrupted.
+Two more exit codes do not correspond to an error: 75, stopped deliberately before the end (run the same command to
+resume), and 130, interrupted.
 
 The helpers format plurals and durations, suggest names, and make untrusted text safe to print.
 """
@@ -28,9 +28,9 @@ from unicodedata import bidirectional, category
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 _INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
-"""Unicode's general categories of control characters, unassigned characters, surrogates, and line separators."""
+"""Unicode general categories: control characters, unassigned characters, surrogates, line and paragraph separators."""
 _BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-"""Unicode's bidirectional controls, which change the direction of the text that follows."""
+"""Unicode bidirectional controls, which change the direction of the text that follows."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters that make a spreadsheet treat a CSV cell as a formula."""
 _UNITS = (
@@ -38,9 +38,9 @@ _UNITS = (
     (("h", 3600), ("min", 60)),
     (("min", 60), ("s", 1)),
 )
-"""Pairs of a unit and the next smaller one, with their lengths in seconds, largest first."""
+"""Pairs of adjacent units of time, with their lengths in seconds, largest first."""
 _BROKEN: set[str] = set()
-"""Names with a line break or a tab, recorded by :func:`note_names`."""
+"""Names that contain a line break or a tab, recorded by :func:`note_names`."""
 
 
 class CnnjobError(Exception):
@@ -65,7 +65,7 @@ class SchedulerError(CnnjobError):
     """SLURM refused a request, or is not available.
 
     Attributes:
-        silent: whether SLURM did not answer, in which case the request may have been carried out, or may still be.
+        silent: True if SLURM did not answer; it may then have carried out the request, or may still do so.
     """
 
     exit_code = 4
@@ -107,10 +107,10 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def note_names(path: object) -> None:
-    """Record the names in a path, or in a command-line argument, that contain a line break or a tab.
+    """Record the parts of a path or command-line argument that contain a line break or a tab.
 
-    In multi-line text, a line break inside a name looks like the end of a line, so :func:`printable_lines` needs a
-    record of the names.
+    In multi-line text, a line break inside a name looks like the end of a line. :func:`printable_lines` therefore
+    escapes the recorded names first.
     """
     text = str(path)
     if "\n" in text or "\t" in text:
@@ -124,7 +124,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return the text with :func:`printable` applied to each line; tabs are kept, except in names."""
+    """Return the text with :func:`printable` applied to each line; tabs are kept, except in recorded names."""
     for name in sorted(_BROKEN, key=len, reverse=True):  # longest first: one name may be part of another
         text = text.replace(name, printable(name))
     return _escaped(text, "\n\t", lambda letter: letter.encode("unicode_escape").decode())
@@ -147,5 +147,5 @@ def _escaped(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 def spreadsheet_cell(value: object) -> object:
-    """Return the value for a CSV cell; text that a spreadsheet would run as a formula is preceded by an apostrophe."""
+    """Return a value for a CSV cell, with an apostrophe before text that a spreadsheet would treat as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

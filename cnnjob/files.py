@@ -1,11 +1,11 @@
 """Durable writing and guarded reading of files.
 
-A file is either whole or absent: it is written under a temporary name in the same folder, flushed to disk and
+A file is either complete or absent: it is written under a temporary name in the same folder, flushed to disk and
 renamed, and then the folder is flushed too. A process killed at any moment leaves the old file or the new one, and at
 most one temporary file, which :func:`remove_leftovers` removes.
 
 Every file is read through :func:`open_regular`, up to a maximum size, so a pipe or a device found in place of a file
-can neither block the process nor have side effects.
+can neither block the process nor cause side effects.
 """
 
 import errno
@@ -50,13 +50,13 @@ _SURROGATE = re.compile(r"\\u[dD]")
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a new name in the same folder that identifies its writer: ``.NAME.HOST-TABLE-PID-RANDOM.tmp``."""
+    """Return a new path in the same folder, named after this process: ``.NAME.HOST-TABLE-PID-RANDOM.tmp``."""
     owner = f"{socket.gethostname()}-{process_table()}-{os.getpid()}"
     return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove a path's temporary files whose writers were killed on this host."""
+    """Remove the temporary files for ``path`` that were left by processes killed on this host."""
     # No glob: a name may contain characters with a special meaning in patterns.
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(f".{path.name}.{socket.gethostname()}-") and writer_is_gone(leftover):
@@ -65,17 +65,17 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def writer_is_gone(path: Path) -> bool | None:
-    """Return whether the process that wrote a temporary file is gone; None if it cannot be looked up from here."""
+    """Return whether the process that wrote a temporary file is gone; None if this cannot be determined."""
     owner = rf"\..+\.{re.escape(socket.gethostname())}(?:-([0-9a-f]{{8}}))?-(\d{{1,9}})-[0-9a-f]+{TEMPORARY_SUFFIX}"
     found = re.fullmatch(owner, path.name)
-    if not found or found[1] not in {None, process_table()}:  # an older version's name has no table
+    if not found or found[1] not in {None, process_table()}:  # names from older versions lack the table
         # The same pid in another container, or before the last boot, is a different process.
         return None
     return is_gone(int(found[2]))
 
 
 def is_gone(pid: int) -> bool:
-    """Return whether no process has this pid, in this process's pid namespace."""
+    """Return whether no process in the current pid namespace has this pid."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -87,7 +87,7 @@ def is_gone(pid: int) -> bool:
 
 @cache
 def process_table() -> str:
-    """Return eight hexadecimal digits that identify this boot of this machine and this process's pid namespace."""
+    """Return eight hexadecimal digits that identify the machine's current boot and this process's pid namespace."""
     try:
         known = f"{boot_id()} {pid_namespace()}"
     except CnnjobError:  # no /proc
@@ -122,7 +122,7 @@ def boot_id() -> str:
 
 
 def no_fence() -> None:
-    """Allow every rename: the fence for files that only one process can write."""
+    """Allow every rename; used as the fence for files that only one process can write."""
 
 
 @contextmanager
@@ -154,13 +154,13 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = no_fence) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
+    """Write ``content`` to ``path``, completely or not at all."""
     with whole(path, fence=fence) as temporary:
         temporary.write_bytes(content)
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a regular file, creating it if it is missing; symbolic links are not followed.
+    """Append text to a regular file, creating it if it is missing; symbolic links are not followed.
 
     Raises:
         OSError: the file cannot be written, or is a symbolic link or not a regular file.
@@ -174,12 +174,12 @@ def append_text(path: Path, text: str) -> None:
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:
-    """Create ``path`` with ``content``, whole, unless it exists; return whether this call created it.
+    """Create ``path`` with ``content``, unless it already exists; return whether this call created it.
 
-    The name is created as a hard link, which succeeds for exactly one of several racing processes, even on network file
-    systems.
+    The file is complete as soon as it exists: its name is created as a hard link, which succeeds for exactly one of
+    several racing processes, even on network file systems.
     """
-    # Opening with O_EXCL would also let only one process win, but the others could then read a file that is empty.
+    # O_EXCL would also let only one process win, but the others could then read a file that is still empty.
     temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
@@ -216,7 +216,7 @@ def flush_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove every temporary file in a folder, whichever process wrote it; the caller must own the run."""
+    """Remove every temporary file in a run's folder, whichever process wrote it; the caller must own the run."""
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
@@ -238,12 +238,12 @@ def readable_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any, *, fence: Callable[[], None] = no_fence) -> None:
-    """Write a value as readable JSON, whole or not at all."""
+    """Write a value as readable JSON, completely or not at all."""
     write_whole(path, readable_json(value).encode(), fence=fence)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; refuse anything else before opening it can block or have side effects.
+    """Open a regular file for reading; refuse anything else, because opening it could block or cause side effects.
 
     Args:
         path: a file, or a link to one.
@@ -256,7 +256,7 @@ def open_regular(path: Path) -> BufferedReader:
     """
     note_names(path)
     try:
-        _require_regular(path, path.stat().st_mode)  # before opening, which alone can affect a device
+        _require_regular(path, path.stat().st_mode)  # before opening, since merely opening a device can affect it
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -318,14 +318,14 @@ def read_text(path: Path, at_most: int = TEXT_BYTES) -> str:
 
 
 def read_tail(path: Path, count: int) -> str:
-    """Return the end of a file as text; empty if the file cannot be read.
+    """Return the end of a file as text; an empty string if the file cannot be read.
 
     Args:
         path: a regular file, or a link to one.
         count: maximum number of bytes.
 
     Returns:
-        The text; bytes that are not UTF-8 are replaced by U+FFFD.
+        The text; bytes that are not valid UTF-8 are replaced by U+FFFD.
     """
     with suppress(DataError, OSError), open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - count))
@@ -337,7 +337,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: the file is missing, is not a regular file, or is not JSON as :func:`parse_json` accepts it.
+        DataError: the file is missing or is not a regular file, or :func:`parse_json` rejects its content.
     """
     try:
         return parse_json(read_bytes(path))
@@ -346,7 +346,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Parse JSON strictly: accept only what Python, SLURM's tools and other parsers all read the same way.
+    """Parse JSON strictly: accept only what Python, SLURM's tools and other parsers all interpret in the same way.
 
     Args:
         content: text, or UTF-8 bytes.
@@ -356,7 +356,7 @@ def parse_json(content: bytes | str) -> Any:
 
     Raises:
         ValueError: the content is not JSON, or contains NaN or infinity, an integer of more than 64 bits, a duplicate
-            key, a lone surrogate or more than 64 levels.
+            key or a lone surrogate, or is nested more than 64 levels deep.
     """
     text = content.decode() if isinstance(content, bytes) else content
     try:
@@ -380,7 +380,7 @@ def _finite(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    # Length first: beyond 4300 digits, int() raises an error about changing Python's limit.
+    # The length is checked first: beyond 4300 digits, int() raises an error about changing Python's limit.
     if len(text) > _MAX_DIGITS or not -(2**63) <= (number := int(text)) < 2**64:
         raise ValueError(f"an integer of more than 64 bits, {text[:_MAX_QUOTED]}")
     return number
@@ -414,7 +414,7 @@ def sha256_of(*parts: bytes | memoryview) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """Return the first eight digits of a digest, which name run folders and identify datasets and commits."""
+    """Return the first eight digits of a digest, as used in run folder names and to identify datasets and commits."""
     return digest[:8]
 
 

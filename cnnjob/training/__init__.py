@@ -1,1 +1,1 @@
-"""Training, evaluation, prediction and export: from a job to a network and a finished run."""
+"""Training, evaluation, prediction and model export."""

@@ -1,4 +1,7 @@
-"""Choice of a run's backend: NumPy on the CPU or CUDA on a GPU, decided by the first attempt and then kept."""
+"""Selection of a run's backend: NumPy on the CPU or CUDA on a GPU.
+
+The first attempt selects the backend, and all later attempts use the same one.
+"""
 
 import os
 from typing import Any
@@ -17,7 +20,7 @@ def select_backend(job: Job, run: Run) -> str:
 
     Args:
         job: the run's job, with the resources of this attempt.
-        run: the run, new or started before.
+        run: the run, which may already have been started.
 
     Returns:
         ``numpy`` or ``cuda``.
@@ -28,7 +31,7 @@ def select_backend(job: Job, run: Run) -> str:
     """
     wanted, started_with = job.resources.backend, first_backend(job, run)
     name = started_with or wanted
-    # SLURM sets the first in the batch script, the second in a job step.
+    # SLURM sets the first variable in the batch script, and the second one in job steps.
     allocated = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
     obstacle = f"{run.path} was started on the CPU" if name == "numpy" else why_unavailable()
     # With a GPU allocated, "auto" never falls back to the CPU silently: the GPU would be idle for the whole SLURM job.

@@ -1,4 +1,4 @@
-"""Conversion of a job's settings to objects of :mod:`cnnjob.nn`: network, optimiser, schedule, augmentation, pixels."""
+"""Conversion of a job's settings to :mod:`cnnjob.nn` objects, such as the network, optimiser and schedule."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
     Args:
         model: the job's model.
         image_shape: (H, W, C).
-        classes: number of classes, which is the number of outputs of the implied classifier.
+        classes: number of classes; the classifier, which every network ends with, has one output per class.
 
     Returns:
         The network.
@@ -33,7 +33,7 @@ def build_optimiser(train: TrainSettings) -> nn.Optimiser:
     """Build the optimiser that a job asks for; SGD by default."""
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
     if adamw := train.optimiser.adamw:
-        # nn calls β₁ momentum, a field of every optimiser.
+        # In nn, β₁ is called momentum, and every optimiser has that field.
         return nn.AdamW(adamw.beta1, train.weight_decay, lookahead, adamw.beta2, adamw.eps)
     sgd = train.optimiser.sgd or SgdSettings()
     return nn.Sgd(sgd.momentum, train.weight_decay, lookahead, sgd.nesterov, sgd.decoupled_weight_decay)
@@ -65,11 +65,11 @@ def build_pixels(data: DataSettings, mean: tuple[float, ...], std: tuple[float, 
 
     Args:
         data: the job's data settings.
-        mean: mean of the training images' pixels, scaled to 0..1, per channel.
-        std: their standard deviation, likewise.
+        mean: per-channel mean of the training images' pixels, scaled to 0..1.
+        std: per-channel standard deviation of the same pixels.
 
     Returns:
-        The normalisation to mean 0 and standard deviation 1 per channel, or to 0..1.
+        The normalisation to mean 0 and standard deviation 1 per channel, or to the range 0..1.
     """
     return (
         nn.PixelNormalisation.standardised(mean, std)

@@ -1,4 +1,4 @@
-"""The built-in job for a dataset without a job file, chosen by the size and number of the images."""
+"""The built-in job for datasets without a job file; it depends on the size and number of the images."""
 
 import re
 from collections.abc import Iterator
@@ -16,23 +16,23 @@ _VALIDATION_FRACTION = 0.1
 _MIN_SIDE = 6
 """Images are pooled until a side is shorter than this number of pixels."""
 _FILTERS = (16, 128)
-"""Filters of the first convolution, and maximum; each convolution has twice as many as the previous one."""
+"""Number of filters in the first convolution, and the maximum number; the number doubles with each convolution."""
 _MAX_FEATURES = 1 << 16
-"""Maximum number of values per image before the dense block; more are reduced by global pooling."""
+"""Maximum number of values per image before the dense block; if there are more, global pooling reduces them."""
 _BATCH_SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
 _MIN_STEPS = 4
 """Minimum number of steps per epoch, if there are enough images."""
 _STEPS = 3000
-"""Number of steps in total, within the limits on the epochs."""
+"""Target for the total number of steps; the limits on the number of epochs take precedence."""
 _EPOCHS = (10, 100)
 """Minimum and maximum number of epochs."""
 
 
 def load_job(name: str, overrides: Any = (), data: Path = Path("data")) -> Job:
-    """Load a job by name or file, or else the built-in job for a prepared dataset.
+    """Load a job by its name or file, or else the built-in job for a prepared dataset.
 
     Args:
-        name: a job, as in :meth:`cnnjob.jobs.job.Job.load`; or the name or file of a prepared dataset.
+        name: a job's name or file, as in :meth:`cnnjob.jobs.job.Job.load`; or a prepared dataset's name or file.
         overrides: ``key=value`` strings.
         data: the folder with the datasets.
 
@@ -51,10 +51,10 @@ class DefaultJobs:
         self.data = data
 
     def __call__(self, name: str) -> dict[str, Any] | None:
-        """Return the content of a dataset's job, given the dataset's name or file; None if there is no such dataset.
+        """Return the built-in job's content for the dataset with this name or file; None if there is no such dataset.
 
         Raises:
-            JobError: there is no such dataset, but one with a similar name.
+            JobError: there is no such dataset, but there is one with a similar name.
             DataError: the dataset is damaged.
         """
         path = Path(name) if Path(name).suffix in {".h5", ".hdf5"} else self.data / f"{name}.h5"
@@ -71,7 +71,7 @@ def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
 
     Args:
         dataset: the dataset.
-        name: the dataset's name or the path of its file, for the job's key ``dataset``.
+        name: the dataset's name or the path of its file, which becomes the value of the key ``dataset``.
     """
     counts = np.array(dataset.counts("train"))
     has_val = "val" in dataset.splits
@@ -99,7 +99,7 @@ def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
 
 
 def _blocks(height: int, width: int) -> Iterator[dict[str, Any]]:
-    """Yield convolutions with pooling down to a few pixels, then a dense block."""
+    """Yield convolutions with pooling until only a few pixels are left, then a dense block."""
     filters, limit = _FILTERS
     features = height * width
     while min(height, width) >= _MIN_SIDE:

@@ -1,4 +1,4 @@
-"""Dataset splits for evaluation, in the backend's memory, and the check of the dataset's digests."""
+"""Dataset splits for evaluation, and the check of a dataset's arrays against their digests."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +16,7 @@ from cnnjob.runs import metrics
 from cnnjob.training.predict import Classifier
 
 CHECKED_AT_ONCE_BYTES = 10**9
-"""Datasets up to this size are checked against their digests before the first step, which takes a second or two."""
+"""Datasets up to this size are checked against their digests before the first step; this takes a second or two."""
 
 Array = np.ndarray[Any, Any]
 Images: TypeAlias = Array | RowReader
@@ -28,24 +28,28 @@ class EvaluationSplit:
     """Images that are evaluated together."""
 
     images: Images
-    """uint8 (N, H, W, C), in the backend's memory or streamed; shared with other splits."""
+    """uint8 (N, H, W, C), in the backend's memory or streamed; may be shared with other splits."""
     order: Array
     """int64, indices of the images that belong to the split."""
     labels: Array
     """int64 (len(order),), labels of the images in ``order``."""
 
     def evaluate(self, classifier: Classifier) -> tuple[Array, float, float]:
-        """Return probabilities (len(order), classes), loss in nats per image, and accuracy with the current weights."""
+        """Evaluate the images with the current weights.
+
+        Returns:
+            Probabilities (len(order), classes), mean loss in nats per image, and accuracy in 0..1.
+        """
         probabilities = classifier.probabilities(self.images, self.order)
         loss = metrics.mean_cross_entropy(probabilities, self.labels)
         return probabilities, loss, metrics.accuracy(probabilities, self.labels)
 
 
 class DigestCheck:
-    """Checks a dataset's arrays against their digests: images on loading or, if the dataset is large, in a thread."""
+    """The check of a dataset's arrays against their digests; the images of a large dataset are checked in a thread."""
 
     def __init__(self, dataset: Dataset, at_once_bytes: int = CHECKED_AT_ONCE_BYTES) -> None:
-        """Prepare to check a dataset; if it is larger than ``at_once_bytes``, the images are checked in a thread."""
+        """Prepare to check a dataset; if it is larger than ``at_once_bytes``, its images are checked in a thread."""
         self._dataset, self._at_once = dataset, dataset.size_bytes <= at_once_bytes
         self._arrays: list[tuple[str, Rows]] = []
         self._end: Future[None] = Future()
@@ -62,7 +66,7 @@ class DigestCheck:
             self._arrays.append((name, array))
 
     def start(self) -> None:
-        """Start checking the queued arrays in a thread; processes forked in the meantime do not inherit the thread."""
+        """Start a thread that checks the queued arrays; processes that are forked while it runs do not inherit it."""
         if self._arrays:
             Thread(target=self._run, daemon=True).start()
         else:
@@ -107,7 +111,7 @@ def load_split(
         streams: True to read images only when they are needed.
 
     Returns:
-        Images uint8 (N, H, W, C) in the backend's memory or to be streamed, and labels int64 (N,) in host memory.
+        Images, uint8 (N, H, W, C), in the backend's memory or to be streamed; and labels, int64 (N,), in host memory.
     """
     if streams:
         stored = dataset.stored(name)
@@ -120,7 +124,7 @@ def load_split(
 def load_evaluation_split(
     dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck, *, streams: bool
 ) -> EvaluationSplit:
-    """Load all images of a split for evaluation, in stored order; arguments as for :func:`load_split`."""
+    """Load all images of a split for evaluation, in stored order; the arguments are those of :func:`load_split`."""
     images, labels = load_split(dataset, name, backend, check, streams=streams)
     return EvaluationSplit(images, np.arange(len(images)), labels)
 

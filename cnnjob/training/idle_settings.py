@@ -1,13 +1,13 @@
-"""Refusal of settings without effect on a given dataset: they would lead to another run folder with the same bits.
+"""Refusal of settings that have no effect on a given dataset and would only create another run with the same bits.
 
 Settings that have no effect on any dataset are refused or dropped when the job is read (:mod:`cnnjob.jobs.job`).
 The following are always accepted:
 
-- a key's default;
-- the neutral values that a sweep begins with: a dropout, smoothing or decay of 0, a pool or factor of 1;
-- a GPU precision on a CPU, since this depends on the machine: the run logs and records the precision in use;
-- the schedule and the optimiser of a run with a single step, which is a trial of a job intended for more steps, unless
-  that step has learning rate 0.
+- the default of every key;
+- the neutral values that a sweep starts from: 0 for dropout, smoothing or decay, and 1 for a pool or factor;
+- a GPU precision on a machine without a GPU, where the run logs and records the precision that it uses instead;
+- the schedule and optimiser settings of a run with a single step, since such a run is a trial of a job intended for
+  more steps; they are refused only if that step has learning rate 0.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def require_effect(job: Job, dataset: Dataset, network: nn.Network, schedule: nn
         steps: total number of training steps.
 
     Raises:
-        JobError: a setting has no effect; the first one is named.
+        JobError: a setting has no effect; the message names the first such setting.
     """
     for message in (*_idle_for_images(job, dataset), *_idle_blocks(network), *_idle_for_steps(job, schedule, steps)):
         raise JobError(message)

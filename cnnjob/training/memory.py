@@ -1,4 +1,4 @@
-"""Memory requirements of training, counted to the byte before any allocation; a job that needs too much is refused."""
+"""The memory that training needs, counted to the byte before any allocation; a job that needs too much is refused."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,9 @@ from cnnjob.training.setup import TrainingSetup
 EVALUATION_BATCH = 256
 """Maximum number of images per evaluation step."""
 DEVICE_MARGIN = 64
-"""Ratio of a GPU's free memory to the part that resident images leave free for kernels and the allocator."""
+"""Resident images leave 1 / ``DEVICE_MARGIN`` of a GPU's free memory to kernels and the allocator."""
 INDEX_BYTES = 8
-"""Size of a label or an index, int64."""
+"""Size of a label or an index (int64), in bytes."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class MemoryEstimate:
     """The exact sizes of the training arrays in bytes, by purpose."""
 
     data: int
-    """Images or, if they are streamed, the buffers for them; labels; and the indices of the images in each step."""
+    """Images (or their buffers, if they are streamed), labels, and the indices of the images in each step."""
     parameters: int
     """Parameters, gradients, the optimiser's slots and the best parameters so far."""
     training: int
     """Buffers for the training steps."""
     evaluation: int
-    """Buffers for evaluation, and the probabilities computed in it."""
+    """Buffers for evaluation, including the computed probabilities."""
     checkpoint: int
-    """The copy made when a checkpoint is saved."""
+    """The copy of the saved arrays that is made for each checkpoint."""
 
     @property
     def total(self) -> int:
@@ -45,7 +45,7 @@ class MemoryEstimate:
 
     @property
     def on_device(self) -> int:
-        """The bytes on the GPU if one is used; a checkpoint is assembled in host memory."""
+        """The sum without the checkpoint, in bytes; even with a GPU, a checkpoint is assembled in host memory."""
         return self.data + self.parameters + self.training + self.evaluation
 
 
@@ -54,9 +54,9 @@ class ImagePlacement:
     """The location of the images during training."""
 
     streams: bool = False
-    """True if they are read from the file as they are needed; False if all of them are in memory."""
+    """True if images are read from the file as they are needed; False if all images are in memory."""
     n_resident: int = 0
-    """Number of training images that nevertheless stay in GPU memory."""
+    """If images are streamed to a GPU, the number of training images that still stay in its memory."""
 
 
 IN_MEMORY = ImagePlacement()
@@ -78,7 +78,7 @@ def estimate_memory(
     """
     job, dataset, network = setup.job, setup.dataset, setup.network
     backend, optimiser = backend or nn.NumPyBackend(nn.Workers(1)), build_optimiser(job.train)
-    state = nn.State(network, optimiser, backend, shape_only=True)  # arrays with shapes but without memory
+    state = nn.State(network, optimiser, backend, shape_only=True)  # arrays that have a shape but no memory
     batch = evaluation_batch([dataset.shapes["test"][0], dataset.shapes.get("val", (setup.n_validation,))[0]])
     images = dataset.size_bytes  # a pixel is one byte
     if placement.streams:
@@ -100,7 +100,7 @@ def estimate_memory(
 
 
 def estimate_device_memory(setup: TrainingSetup) -> MemoryEstimate:
-    """Count the memory needed for training on a GPU, which need not exist."""
+    """Count the memory needed for training on a GPU; this works without a GPU."""
     return estimate_memory(setup, nn.CudaBackend(ShapeOnlyDevice(setup.job.train.precision)))
 
 
@@ -112,18 +112,18 @@ def evaluation_batch(counts: Iterable[int]) -> int:
 def place_in_host_memory(
     setup: TrainingSetup, backend: str = "numpy", in_memory_bytes: int | None = None
 ) -> ImagePlacement:
-    """Decide whether to load the images into this machine's memory; refuse a job that fits neither way.
+    """Decide whether to load the images into host memory or to stream them; refuse a job that does not fit either way.
 
     Args:
         setup: the setup of the run.
-        backend: ``numpy``; or ``cuda``, with which only data and checkpoints pass through host memory.
+        backend: ``numpy`` or ``cuda``; with ``cuda``, only data and checkpoints need host memory.
         in_memory_bytes: maximum size of a dataset whose images are loaded; by default, they are loaded if they fit.
 
     Returns:
         :data:`IN_MEMORY` or :data:`STREAMED`.
 
     Raises:
-        JobError: the job needs more memory than is available; the message names both sizes.
+        JobError: the job needs more memory than is available; the message states both sizes.
     """
     free = available_memory_bytes()
 
@@ -145,27 +145,28 @@ def place_in_host_memory(
 
 
 def _possible_placements(setup: TrainingSetup) -> list[ImagePlacement]:
-    """Return the placements to try in turn; chunked images cannot be streamed."""
+    """Return the possible placements in order of preference; chunked images cannot be streamed."""
     return [IN_MEMORY] if setup.dataset.format == CHUNKED_FORMAT else [IN_MEMORY, STREAMED]
 
 
 def _how_to_stream(setup: TrainingSetup) -> str:
-    """Return advice, with a trailing space, on images that cannot be streamed; an empty string for others."""
+    """Return advice, followed by a space, if the dataset's images cannot be streamed; otherwise an empty string."""
     if setup.dataset.format != CHUNKED_FORMAT:
         return ""
     return f"Prepare {setup.dataset.path} again with --force, so that its images can be streamed. "
 
 
 def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: ImagePlacement) -> ImagePlacement:
-    """Decide how many images stay in GPU memory; refuse a job that does not fit even without images there.
+    """Decide how many images stay in GPU memory; refuse a job that does not fit even without them.
 
     Args:
         setup: the setup of the run.
         backend: the GPU's backend.
-        host: the decision of :func:`place_in_host_memory`.
+        host: the placement returned by :func:`place_in_host_memory`.
 
     Returns:
-        :data:`IN_MEMORY` if all images fit on both sides; else the number of training images that stay on the GPU.
+        :data:`IN_MEMORY` if all images fit in host and GPU memory; otherwise a placement that streams images and states
+            how many training images stay on the GPU.
 
     Raises:
         JobError: the job needs more memory than is free; the message states the largest batch size that fits.
@@ -205,7 +206,7 @@ def memory_errors_as_job_error(job: Job) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        # CuPy's subclass shows that GPU memory has run out.
+        # The class is named because CuPy's subclass means that GPU memory, not host memory, has run out.
         kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")
         raise JobError(
             f"{job.name}: out of memory ({kind}: {error}). Lower train.batch_size, or end other programs on this "

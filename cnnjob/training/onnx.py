@@ -19,9 +19,9 @@ from cnnjob.training.predict import load_classifier
 OPSET = 20
 """The first operator set that includes ``Gelu``, from ONNX 1.15 (2023)."""
 IR_VERSION = 9
-"""The file format version of ONNX 1.15. By default, the onnx package writes its newest, which older programs refuse."""
+"""The file format version of ONNX 1.15; the onnx package's default is newer, and older programs refuse it."""
 _MOST_BYTES = 2**31 - 2**24
-"""Maximum size of the weights: protobuf limits a file to 2 GiB, and 16 MiB are left for the graph."""
+"""Maximum size of the weights, in bytes: protobuf limits a file to 2 GiB, and 16 MiB are left for the graph."""
 INPUT, OUTPUT = "images", "probabilities"
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ class Exported:
     parameters: int
     """Number of the network's parameters."""
     left_out: str
-    """The test-time augmentation used in the run's evaluation, which is not exported; or ``none``."""
+    """The run's test-time augmentation, which is not exported; ``none`` if the run has none."""
 
 
 def export(run: Run, path: Path) -> Exported:
@@ -48,7 +48,7 @@ def export(run: Run, path: Path) -> Exported:
 
     Args:
         run: a finished run.
-        path: the file; an existing one is replaced.
+        path: the file to write; an existing file is replaced.
 
     Returns:
         A description of the file.
@@ -59,7 +59,7 @@ def export(run: Run, path: Path) -> Exported:
         JobError: the file cannot be written.
     """
     try:
-        import onnx  # noqa: F401, PLC0415 - not everybody exports
+        import onnx  # noqa: F401, PLC0415 - an optional dependency
     except ImportError as error:
         raise CnnjobError(f"export: needs the onnx package ({error}). Install it:\n  pip install onnx") from error
     classifier, job, data = load_classifier(run), run.job(), run.data()
@@ -90,11 +90,11 @@ def build_onnx_model(
         network: the network to export.
         weights: the network's parameters by name, with the running statistics.
         pixels: the pixel normalisation.
-        properties: metadata of the file.
+        properties: metadata to store in the file.
 
     Returns:
-        The model: from uint8 images (N, H, W, C) to float32 probabilities (N, classes). Inside it, arrays are
-        (N, C, H, W), as ONNX requires, and batch normalisation uses the running statistics.
+        The model, which maps uint8 images (N, H, W, C) to float32 probabilities (N, classes). Inside the model, arrays
+        are (N, C, H, W), as ONNX requires, and batch normalisation uses the running statistics.
 
     Raises:
         JobError: the weights exceed the maximum size of an ONNX file.
@@ -178,7 +178,7 @@ class _Graph:
         return self.activation(block.activation, name, self.add("Add", f"{name}/sum", body, shortcut))
 
     def window(self, block: Residual, layer: Layer, name: str, x: str) -> str:
-        """Add a slice of the rows and columns that the shortcut reads, unless it reads all; return its name."""
+        """Add a slice if the shortcut does not read all rows and columns; return the name of the shortcut's input."""
         sides = block.window(layer.input_shape)
         if [(side.start, side.stop) for side in sides] == [(0, pixels) for pixels in layer.input_shape[:2]]:
             return x
@@ -204,7 +204,10 @@ class _Graph:
         return self.add("MaxPool", f"{name}/pool", x, kernel_shape=[side] * 2, strides=[side] * 2)
 
     def norm(self, block: Norm, name: str, x: str) -> str:
-        """Add batch normalisation with the running statistics; the scale is 1 if none was trained."""
+        """Add batch normalisation with the running statistics; return the name of the output.
+
+        The scale is 1 if the block does not train one.
+        """
         ones = np.ones_like(self.weights[f"{name}/shift"])
         arrays = [
             self.constant(f"{name}/{part}", self.weights.get(f"{name}/{part}", ones))

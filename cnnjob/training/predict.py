@@ -1,4 +1,4 @@
-"""Prediction with a finished run's network: the classes of new images, and the record of the test predictions."""
+"""Prediction of image classes with a finished run's network, and the arrays of ``predictions.npz``."""
 
 import math
 import re
@@ -40,7 +40,7 @@ class Classifier:
         """Compute the class probabilities of images.
 
         Args:
-            images: uint8 (N, H, W, C), in memory or, if the plan has a stream, to be streamed.
+            images: uint8 (N, H, W, C), in memory; or a reader, if the plan has a stream.
             order: int64, indices of the images to classify; all by default.
 
         Returns:
@@ -54,7 +54,7 @@ class Prediction:
     """The most probable class of one image."""
 
     image: str
-    """The file, with an index for an array file; or the image's address in the dataset."""
+    """The image's file, followed by an index if it is an array file; or the image's address in the dataset."""
     class_name: str
     probability: float
     """In 0..1."""
@@ -73,15 +73,15 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
         run: a finished run.
         images: addresses in the run's dataset, such as ``test:17``; image files of any size, which are scaled to the
             network's input size; or ``.npy`` files of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly that size.
-        data: the dataset's folder; by default, its location when the run was created.
+        data: the folder that contains the dataset; by default, its folder when the run was created.
 
     Returns:
         One prediction per image.
 
     Raises:
-        DataError: the run is not finished or damaged, or the network's outputs overflow; a file is not a usable
-            image; or the dataset is missing, damaged or not the run's dataset.
-        JobError: there is no image at such an address.
+        DataError: the run is unfinished or damaged; the network's outputs overflow; a file is not a usable image; or
+            the dataset is missing, damaged or not the run's dataset.
+        JobError: an address does not refer to an image.
     """
     classifier, class_names = load_classifier(run), run.data()["class_names"]
     read_images = list(_load_images(run, images, data))
@@ -108,8 +108,8 @@ def load_classifier(run: Run) -> Classifier:
         The classifier.
 
     Raises:
-        DataError: the run is not finished; its weights are missing, damaged, not finite or those of another network;
-            or its test loss is not finite.
+        DataError: the run is not finished; its weights are missing, damaged, not finite or from another network; or
+            its test loss is not finite.
     """
     if not run.path.is_dir():
         in_runs = Path("runs") / run.path
@@ -130,7 +130,7 @@ def load_classifier(run: Run) -> Classifier:
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise DataError(f"{run.weights_file}: some weights are not finite. {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
-    if isinstance(loss, float) and not math.isfinite(loss):  # older versions did not let such a run fail
+    if isinstance(loss, float) and not math.isfinite(loss):  # older versions let such a run finish
         raise DataError(f"{run.result_file}: the test loss is {loss}. {_TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
@@ -196,7 +196,7 @@ def _parse_index(address: str, text: str) -> int:
 
 
 def _read_file(path: Path, shape: tuple[int, int, int], prepared: dict[str, Any]) -> Iterator[_Image]:
-    """Yield the images of a file: one, or all of an array file."""
+    """Yield the image in an image file, or all images in an array file."""
     from cnnjob.data import images  # noqa: PLC0415 - Pillow, which training does not need
 
     if not path.exists():
@@ -250,13 +250,13 @@ def prediction_arrays(
 
     Args:
         probabilities: (N, K).
-        images: uint8 (N, H, W, C), only a few of which are read.
+        images: uint8 (N, H, W, C), in memory or streamed; only a few of them are read.
         labels: int64 (N,).
         class_names: one name per class.
 
     Returns:
-        ``probabilities``, ``labels``, ``class_names``; and ``wrong_images`` and ``wrong_indices`` of the (at most) 24
-        most confidently misclassified images, worst first.
+        ``probabilities``, ``labels`` and ``class_names``; and ``wrong_images`` and ``wrong_indices``, which contain up
+        to 24 misclassified images and their indices, starting with the most confident error.
     """
     worst = metrics.most_confident_errors(probabilities, labels)
     return {

@@ -1,4 +1,4 @@
-"""Progress callbacks for training, and progress as text."""
+"""Progress callbacks for training, and formatting of progress as text."""
 
 from contextlib import suppress
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ _DIVERGED = 1e5
 
 
 class ProgressCallback(Protocol):
-    """Receives the progress events of a training run."""
+    """A callback that receives the progress events of a training run."""
 
     def say(self, text: str) -> None:
         """Receive a log line."""
@@ -18,11 +18,11 @@ class ProgressCallback(Protocol):
         """Receive the job and its number of steps per epoch, before the first step of an attempt."""
 
     def step(self, epoch: int, step: int) -> None:
-        """Receive the epoch's number and the step's number in the epoch, both from 1, after the step."""
+        """Receive the epoch number and the step number within the epoch, both starting at 1, after each step."""
 
 
 class NoProgress:
-    """Ignores all progress events."""
+    """A callback that ignores all progress events."""
 
     def say(self, text: str) -> None:
         """Do nothing."""
@@ -35,13 +35,13 @@ class NoProgress:
 
 
 class SafeProgress:
-    """Passes events on to a callback and ignores the callback's output errors.
+    """A wrapper that passes events on to a callback and ignores the callback's output errors.
 
     A closed pipe, a lost terminal or a full disk must not end training.
     """
 
     def __init__(self, callback: ProgressCallback) -> None:
-        """Pass events on to a callback."""
+        """Wrap a callback."""
         self._callback = callback
 
     def say(self, text: str) -> None:
@@ -55,18 +55,18 @@ class SafeProgress:
             self._callback.start(job, steps)
 
     def step(self, epoch: int, step: int) -> None:
-        """Pass on that a step is complete."""
+        """Pass on the epoch and step numbers after a step."""
         with suppress(OSError):
             self._callback.step(epoch, step)
 
 
 def format_loss(loss: float) -> str:
-    """Return a loss with four decimal places, or in scientific notation if it has diverged."""
+    """Return a loss with four decimal places, or in scientific notation if training has diverged."""
     return f"{loss:.4f}" if abs(loss) < _DIVERGED else f"{loss:.3e}"
 
 
 def format_epoch(record: dict[str, Any], epochs: int) -> str:
-    """Return a history record as one line of text."""
+    """Return an epoch's history record as one line of text."""
     scores = "; ".join(
         f"{name} loss {format_loss(record[f'{name}_loss'])}, accuracy {record[f'{name}_accuracy']:.4f}"
         for name in ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""A job with its dataset, network and split: built once, and checked before anything is written."""
+"""The setup of a run: a job with its dataset, network and split, built once and checked before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ class TrainingSetup:
     dataset: Dataset
     network: nn.Network
     training: np.ndarray
-    """int64 (n_training,), indices into the training images, ascending; empty if the dataset is not prepared."""
+    """int64 (n_training,), ascending indices of the images to train on; empty if the dataset is not prepared."""
     validation: np.ndarray
-    """int64 (n_validation,), like ``training``, for validation; also empty if the dataset has a validation split."""
+    """int64 (n_validation,), ascending indices of the training images set aside for validation; empty if the dataset is
+    not prepared or has its own validation split."""
     n_training: int
     """Number of images to train on; an estimate if the dataset is not prepared."""
     n_validation: int
@@ -38,7 +39,7 @@ class TrainingSetup:
         """Build the network and split the training images.
 
         Args:
-            job: any job.
+            job: the job, which need not be trainable.
             dataset: the job's dataset; if it has not been prepared yet, only its shapes are known and used.
 
         Returns:
@@ -75,7 +76,7 @@ class TrainingSetup:
             run: a run that has been created.
             job: the run's job, possibly with other resources or another checkpoint interval; by default, the job stored
                 in the run.
-            dataset: the run's dataset at its current location; by default, its location when the run was created.
+            dataset: the run's dataset; by default, it is opened where it was when the run was created.
 
         Returns:
             The setup.
@@ -86,12 +87,12 @@ class TrainingSetup:
         return cls.build(job or run.job(), open_run_dataset(run, dataset))
 
     def create_run(self, root: Path) -> Run:
-        """Create or find the run in a folder of runs, see :func:`cnnjob.runs.creation.create_run`."""
+        """Create or find the run in a runs folder, as :func:`cnnjob.runs.creation.create_run` does."""
         return create_run(self.job, self.dataset, root)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps per epoch; the images of an incomplete last batch are left out."""
+        """The number of optimiser steps per epoch; the images of an incomplete last batch are left out."""
         return self.n_training // self.job.train.batch_size
 
     def check(self) -> None:
@@ -118,7 +119,7 @@ class TrainingSetup:
 
     def _check_trainable(self) -> None:
         """Refuse a network without trainable parameters, and weight decay without trainable weights."""
-        # With a learning rate factor of 0, a parameter is trainable in name only.
+        # A trainable parameter with a learning rate factor of 0 never changes.
         trainable = [
             parameter
             for parameter in self.network.parameters.values()
@@ -130,7 +131,7 @@ class TrainingSetup:
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
     def _check_translations(self) -> None:
-        """Refuse a translation by an image's side or more: pixels that enter at an edge are mirrored there."""
+        """Refuse a translation that is not smaller than the image: too few pixels can be mirrored at its edges."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
         translations = {
@@ -145,7 +146,7 @@ class TrainingSetup:
                 )
 
     def _check_counts(self) -> None:
-        """Refuse too few images or classes, and name the setting that causes the problem."""
+        """Refuse a dataset with too few images or classes; the error names the setting to change."""
         job, dataset = self.job, self.dataset
         if len(dataset.class_names) == 1:
             raise JobError(

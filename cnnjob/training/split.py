@@ -1,4 +1,4 @@
-"""Choice of the validation images: a fixed fraction of each class in the training images, the same for every seed."""
+"""Choice of the validation images: a fixed fraction of each class's training images, the same for every seed."""
 
 from fractions import Fraction
 
@@ -20,7 +20,7 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
         dataset: the dataset; if it has its own validation split, all training images are trained on.
 
     Returns:
-        int64 indices of both groups, ascending.
+        The indices of the images to train on and of those for validation; int64, ascending.
     """
     count = dataset.shapes["train"][0]
     order = permutation(count, 0, Purpose.VALIDATION)  # seed 0, not the job's
@@ -28,7 +28,7 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
     counts = count_validation_images(
         np.bincount(labels, minlength=len(dataset.class_names)), job.data.validation_fraction
     )
-    # The first images of each class in one random order. Without labels (a validation split), all arrays are empty.
+    # The first images of each class, in a random order, are chosen. With a validation split, all arrays are empty.
     by_class = np.argsort(labels, kind="stable")  # positions in the order, grouped by class
     rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class, from 0
     validation = order[by_class[rank < counts[labels[by_class]]]]
@@ -36,7 +36,7 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
 
 
 def estimate_split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
-    """Estimate the numbers of training and validation images of an unprepared dataset with equal class sizes."""
+    """Estimate the numbers of training and validation images of an unprepared dataset, assuming equal class sizes."""
     count, classes = dataset.shapes["train"][0], len(dataset.class_names)
     class_counts = np.array([len(part) for part in np.array_split(np.arange(count), classes)])
     validation = int(count_validation_images(class_counts, job.data.validation_fraction).sum())
@@ -46,9 +46,9 @@ def estimate_split_counts(job: Job, dataset: Dataset) -> tuple[int, int]:
 def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
     """Return the number of validation images per class.
 
-    The total is the fraction of all images, rounded, and apportioned to the classes by largest remainder. However, of
-    each class with two or more images, at least one image is for validation and at least one is trained on; the image
-    of a class with only one is trained on.
+    The total is the fraction times the number of images, rounded. It is apportioned to the classes by the largest
+    remainder method, except that every class with two or more images has at least one image for validation and at least
+    one to train on. If a class has only one image, that image is trained on.
 
     Args:
         counts: (K,) number of images per class.
@@ -71,7 +71,10 @@ def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def validation_indices(run: Run, dataset: Dataset) -> np.ndarray:
-    """Return the indices of a run's validation images, int64, ascending; chosen differently up to format 2."""
+    """Return the indices of a run's validation images, int64, ascending.
+
+    Runs with manifest format 2 or older chose the images differently, without regard to their classes.
+    """
     job = run.job()
     if manifest_format(run.manifest()) > OLDEST_FORMAT or "val" in dataset.splits:
         return split_training_images(job, dataset)[1]

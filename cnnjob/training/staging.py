@@ -14,7 +14,7 @@ from cnnjob.data.dataset import Dataset
 from cnnjob.errors import DataError
 
 STAGE = "CNNJOB_STAGE"
-"""Environment variable that makes the task on a node copy the dataset first."""
+"""Environment variable that makes a SLURM job copy its dataset to the node's local disk before training."""
 DIGITS = 16
 """Number of digits of the dataset's digest in the name of the copy."""
 
@@ -56,7 +56,7 @@ def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path |
 
 
 def _make_private(folder: Path) -> None:
-    """Create the folder for this user's copies; refuse one that another user could have prepared."""
+    """Create the folder for this user's copies; refuse a folder that another user could have written to."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -67,7 +67,7 @@ def _make_private(folder: Path) -> None:
 
 @contextmanager
 def _lock(path: Path, waits: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock on this node; the lock is released when the process ends, for whatever reason."""
+    """Hold a lock on this node; the lock is released when the process ends for any reason."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -81,7 +81,7 @@ def _lock(path: Path, waits: Callable[[], object]) -> Iterator[None]:
 
 
 def _find_copy(copy: Path, dataset: Dataset) -> Dataset | None:
-    """Return a dataset's copy if there is one; each training run checks its content against the digests."""
+    """Return the copy of a dataset if it exists; every training run checks its content against the digests."""
     with suppress(DataError):
         staged = Dataset.open(copy)
         if staged.digest == dataset.digest and copy.stat().st_size == dataset.path.stat().st_size:

@@ -9,10 +9,10 @@ Sources of each signal, and its effect on training:
     SIGQUIT             a terminal, or a service manager                 save and stop
     SIGHUP              the terminal or session is closed                save and stop
     SIGTERM             kill, scancel, time limit or preemption          save and stop
-    SIGUSR1, SIGUSR2    a scheduler before a job's time limit            save and stop
+    SIGUSR1, SIGUSR2    a scheduler, before the time limit               save and stop
     SIGXCPU             CPU time reached its soft limit                  save and stop
     SIGPWR              power failure, or a container is shut down       save and stop
-    SIGALRM             cnnjob.slurm.node.deadlines: no reaction in time  end at once
+    SIGALRM             cnnjob.slurm.node.deadlines: time is up          end at once
     SIGPIPE, SIGXFSZ    output without a reader, file size limit         ignored by Python: the write fails
     others              timers, terminals, faults                        the system's default
 
@@ -45,9 +45,10 @@ class Deadline:
     """The time at which training must save and stop."""
 
     time: float = math.inf
-    """In seconds since the epoch, like ``time.time()``."""
+    """Seconds since the Unix epoch, as returned by ``time.time()``."""
     time_now: Callable[[], float | None] | None = None
-    """Returns the current deadline, since it may be moved; None if unknown. Called once ``time`` has passed."""
+    """A function that is called once ``time`` has passed. It returns the current deadline, which may have been moved;
+    None if the deadline is unknown."""
 
     def is_over(self) -> bool:
         """Return whether the deadline has passed, after checking whether it was moved."""
@@ -59,10 +60,10 @@ class Deadline:
 
 
 class StopRequest:
-    """A context in which the stop signals request a stop instead of killing the process, except for a second Ctrl-C."""
+    """A context manager that turns stop signals into a stop request; a second Ctrl-C still ends the process."""
 
     def __init__(self, deadline: Deadline | None = None) -> None:
-        """Start without a stop request; when the deadline passes, a stop is requested."""
+        """Prepare to catch stop signals; when the deadline passes, a stop is requested too."""
         self._requested_by: str | None = None
         self._deadline = deadline or Deadline()
         self._previous_handlers: dict[signal.Signals, Any] = {}
@@ -86,7 +87,7 @@ class StopRequest:
             self._requested_by = "time limit"
         return self._requested_by
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the interpreter's form
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - required by signal.signal
         if self._requested_by == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt  # in the middle of a step: the work since the last checkpoint is lost
         self._requested_by = signal.Signals(number).name

@@ -1,7 +1,7 @@
 """``train``: one attempt at a run, from claiming the run to recording how the attempt ended.
 
-The training itself is in :mod:`cnnjob.training.trainer`; this module claims the run, keeps the heartbeat, and records
-why the attempt ended.
+The training itself is in :mod:`cnnjob.training.trainer`; this module claims the run, updates the heartbeat, and
+records why the attempt ended.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Outcome:
     run: Run
     state: Literal["finished", "stopped", "was finished"]
     why: str
-    """As in the attempt's record: ``finished``, or ``stopped: `` and the source of the stop request."""
+    """As in the attempt's record: ``finished``, or ``stopped:`` followed by the source of the stop request."""
 
 
 def train(
@@ -54,9 +54,9 @@ def train(
     Args:
         run: a run from :meth:`TrainingSetup.create_run`.
         progress: receives progress events.
-        setup: the setup that the run was created with; read from the run folder by default.
-        deadline: time at which to save and stop; none by default.
-        cores: number of cores to use; all by default. The bits do not depend on this number.
+        setup: the setup that the run was created with; by default, it is built from the run folder.
+        deadline: the time at which to save and stop; none by default.
+        cores: the number of cores to use; all by default. The bits do not depend on this number.
         job_is_over: asks the scheduler about the SLURM job of another process that seems to own the run; see
             :func:`cnnjob.runs.claims.claim`.
         checked_at_once_bytes: datasets up to this size are checked against their digests before the first step; larger
@@ -70,7 +70,7 @@ def train(
     Raises:
         BusyError: another process is writing the run; nothing was changed.
         DataError: the dataset or all checkpoints are damaged, or they do not belong to the run.
-        JobError: the job needs more memory than is available, or a GPU and none can be used.
+        JobError: the job needs more memory than is available, or it needs a GPU and none can be used.
         TrainingError: the loss is no longer finite.
     """
     if run.result_file.exists():
@@ -88,7 +88,7 @@ def train(
             claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")
     disk_errors = disk_errors_as_cnnjob_error(run.path)
-    # StopRequest encloses _record_end: a signal while the attempt's end is being recorded only sets the flag.
+    # StopRequest encloses _record_end: a signal that arrives while the end is being recorded only sets the flag.
     with _start_workers(cores) as workers, StopRequest(deadline) as stop, _record_end(claim) as ending, disk_errors:
         with memory_errors_as_job_error(setup.job):
             backend = make_backend(name, workers, setup.job)
@@ -102,7 +102,7 @@ def train(
 
 
 class _Ending:
-    """The data for recording an attempt's end: the trainer, for its step, and why the attempt ended."""
+    """The data for recording an attempt's end: the trainer, which counts the steps, and why the attempt ended."""
 
     trainer: Trainer | None = None
     why = ""
@@ -110,7 +110,7 @@ class _Ending:
 
 @contextmanager
 def _record_end(claim: Claim) -> Iterator[_Ending]:
-    """Keep up the heartbeat during an attempt, and record why the attempt ended, whatever the cause."""
+    """Update the heartbeat during an attempt, and record why the attempt ended, whatever the cause."""
     ending = _Ending()
     try:
         with _keep_heartbeat(claim):
@@ -127,7 +127,7 @@ def _record_end(claim: Claim) -> Iterator[_Ending]:
         raise
     finally:
         if ending.why:
-            with suppress(OSError, DataError):  # without a recorded end it counts as lost, also resumable
+            with suppress(OSError, DataError):  # without a recorded end, it counts as lost and can be resumed
                 claim.end(ending.why, ending.trainer.progress.step if ending.trainer else 0)
             if ending.trainer and ending.why.startswith("failed"):
                 ending.trainer.log(ending.why)
@@ -135,7 +135,7 @@ def _record_end(claim: Claim) -> Iterator[_Ending]:
 
 @contextmanager
 def _keep_heartbeat(claim: Claim) -> Iterator[None]:
-    """Update the heartbeat from a thread, so that other hosts see this process alive during long evaluations too."""
+    """Update the heartbeat in a thread, so that other hosts see that this process is alive even in long evaluations."""
     over = Event()
 
     def beat() -> None:
@@ -152,9 +152,9 @@ def _keep_heartbeat(claim: Claim) -> Iterator[None]:
 
 @contextmanager
 def _start_workers(count: int | None) -> Iterator[nn.Workers]:
-    """Yield workers on a number of cores, or on all of them, with BLAS limited to one thread.
+    """Yield workers on ``count`` cores, or on all cores if it is None, with BLAS limited to one thread.
 
-    Otherwise the order of BLAS's sums, and with it the bits, would depend on the number of threads.
+    Otherwise the order in which BLAS adds numbers, and with it the bits, would depend on the number of threads.
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
 

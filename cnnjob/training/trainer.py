@@ -166,7 +166,7 @@ class Trainer:
         self._write_history()
 
     def _whitening_images(self) -> Array | None:
-        """Return the first training images, from which whitening filters are computed; None if there are none."""
+        """Return the images from which whitening filters are computed; None if the network has no such filters."""
         if not any(parameter.init == "whitening" for parameter in self.classifier.network.parameters.values()):
             return None
         indices = self.training_indices[self.training_indices < nn.WHITENING_IMAGES]
@@ -188,7 +188,7 @@ class Trainer:
         self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _compare_environment(self) -> None:
-        """Log and record the step from which bits may differ, if this machine is unlike the first attempt's."""
+        """Log and record the step from which bits may differ, if the environment differs from the first attempt's."""
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:
             self.say(f"warning: bits may differ from step {self.progress.step}: {'; '.join(differing)}")
@@ -203,7 +203,7 @@ class Trainer:
         """Train to the end, or until a stop is requested; return whether the run is finished."""
         self.callback.start(self.job, self.steps)
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
-        if self.progress.step == 0:  # save at once: a full disk should be noticed before the work, not after it
+        if self.progress.step == 0:  # save at once: a full disk should be noticed before training, not after it
             if self.digests.passed():
                 self._save_or_fail()
             else:
@@ -220,7 +220,7 @@ class Trainer:
             if stop.requested_by and not self.progress.done:
                 return self._stop(stop.requested_by)
             self._save_if_due()
-        # Save before the results: if the process dies in between, the next attempt only has to finish.
+        # Save before the results: if the process dies in between, the next attempt only has to write the results.
         self._save_or_fail()
         self._finish()
         return True
@@ -228,8 +228,8 @@ class Trainer:
     def _begin_epoch(self) -> None:
         """Fill the inputs for an epoch's steps: order, learning rates, lookahead and position.
 
-        All of them are computed from the seed and the epoch number, so a resumed attempt continues in the middle of an
-        epoch without any saved generator state.
+        All of them are computed from the seed and the epoch number, so a resumed attempt can continue in the middle of
+        an epoch without any saved generator state.
         """
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
@@ -296,7 +296,7 @@ class Trainer:
         """Evaluate, add a history record, and copy the weights if they are the best so far."""
         self.digests.wait()  # an epoch on damaged data must not be recorded, nor may its weights become the best
         self._check_losses()
-        # An overflow in the epoch's last update or in the running statistics shows in no training loss.
+        # An overflow in the epoch's last update or in the running statistics does not show in any training loss.
         for name, array in self.state.read(self.state.parameters).items():
             if not np.isfinite(array).all():
                 raise self._divergence(float(np.abs(array).max()), f"largest value of {name}")
@@ -320,7 +320,7 @@ class Trainer:
         progress.epoch, progress.epoch_step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
         # With "last", the score is the epoch number, so that each epoch is better than the previous one.
         score = progress.epoch if train.select_on == "last" else record[f"{train.select_on}_accuracy"]
-        if score > progress.best_accuracy:  # strictly greater: of equal epochs, the first is kept
+        if score > progress.best_accuracy:  # strictly greater: of equally good epochs, the first is kept
             progress.best_epoch, progress.best_accuracy = progress.epoch, score
             self.backend.copy(self.state.parameters, self.best)
         patience = train.early_stopping.patience if train.early_stopping else math.inf
@@ -360,7 +360,7 @@ class Trainer:
             raise TrainingError(f"{self.run.path}: {error}. {self._remedy}") from error
 
     def _save_if_due(self) -> None:
-        """Save if a checkpoint is due and the data have been checked; if the disk is full, log that and continue."""
+        """Save if a checkpoint is due and the data have been checked; if the disk is full, log this and continue."""
         if not self.digests.passed() or time.monotonic() < self._next_save:
             return
         try:
