@@ -92,8 +92,8 @@ def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
         assert re.fullmatch(r"[\w.{} =…]+ \(.+\): [^\n]{8,}\.", line), line
     text = "\n".join(found)
     for said in (
-        "{ conv = … }.batch_norm.momentum (number above 0 to 1; default 0.1): Share of the batch's statistics in the ",
-        "new running ones, as torch's; Keras's is one minus it.",
+        "{ conv = … }.batch_norm.momentum (number above 0 to 1; default 0.1): Weight of the batch statistics in the ",
+        "running statistics, as in PyTorch; Keras uses 1 minus this value.",
         "biases and normalisation parameters are not decayed",
         "Fraction of all steps (not epochs)",
         "one step after the last step of the last epoch",

@@ -3,8 +3,8 @@
 This package imports nothing else from cnnjob. It is independent of run files, SLURM and the command line, and keeps no
 global state.
 
-A network is planned once for a given batch size and then run. During planning, every block takes its buffers and
-returns two functions without arguments, ``forward()`` and ``backward()``, which allocate nothing.
+A network is planned once for a given batch size and then run. During planning, every block allocates its buffers and
+returns two functions, ``forward()`` and ``backward()``, which take no arguments and allocate nothing.
 
 Shape letters used throughout: **N** images, **H W** pixels, **C** channels, **F** filters, **K** kernel size,
 **S** stride, **P** pooling size, **U** units. Images are N×H×W×C, kernels K×K×C×F.
@@ -25,7 +25,7 @@ from cnnjob.nn.streaming import ImageSource, ImageStream
 from cnnjob.nn.workers import Workers, available_cores
 
 ARITHMETIC = 1
-"""Version of the arithmetic, incremented with every code change that may change the bits of a training run.
+"""Version of the arithmetic, incremented whenever a code change may alter the bits of a run's results.
 
 It is recorded in each run's environment.
 """

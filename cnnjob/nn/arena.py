@@ -1,8 +1,8 @@
 """Memory for plans: the arena, and flat buffers with named views.
 
 Planning code runs twice on an arena. In the first pass, the arena counts bytes and returns arrays that have a shape but
-no memory; it then allocates once, and the second pass gets real arrays. The exact memory that a plan needs is therefore
-known without allocating it, and a step never allocates.
+no memory; it then allocates once, and the second pass gets real arrays. The exact size of a plan's memory can therefore
+be computed without allocating it, and a step never allocates.
 """
 
 import mmap
@@ -37,27 +37,27 @@ class ArrayStore(Protocol):
     """Memory that holds arrays, on the host or on a device."""
 
     lanes: int
-    """Number of tasks in a list that may run concurrently; task n runs in lane n mod ``lanes``, in order."""
+    """Number of concurrent lanes; lane n mod ``lanes`` runs task n of a list. Each lane runs its tasks in order."""
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
         """Return a new array of zeros, aligned to a cache line."""
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between arrays of equal shape and dtype, in this memory or on the host; complete on return."""
+        """Copy between arrays of equal shape and dtype, here or on the host; the copy is complete on return."""
 
     def resident(self, array: Array) -> Array:
-        """Return the array itself if it is in this memory, or a copy that is."""
+        """Return the array itself if it is in this memory, or else a copy in this memory."""
 
     def host(self, array: Array) -> Array:
-        """Return the array as a NumPy array: the array itself, or a copy."""
+        """Return the array, or a copy of it, as a NumPy array."""
 
     def staging(self, target: Array) -> Array:
-        """Return a NumPy array from which :meth:`upload` fills the target: the target itself, or one of its shape."""
+        """Return a NumPy array from which :meth:`upload` fills the target: the target itself or one of equal shape."""
 
     def upload(self, source: Array, target: Array) -> Callable[[], object]:
         """Start copying part of a staging array; return a function that waits until the source can be overwritten.
 
-        Everything launched later sees the copied data.
+        All work launched later sees the copied data.
         """
 
 
@@ -90,7 +90,7 @@ class HostMemory:
         return array
 
     def staging(self, target: Array) -> Array:
-        """Return the array itself."""
+        """Return the target itself."""
         return target
 
     def upload(self, source: Array, target: Array) -> Callable[[], object]:
@@ -113,7 +113,7 @@ class Arena:
         memory: Array | None = None,
         scratch_bytes: Mapping[int, int] | None = None,
     ) -> None:
-        """Create an arena, which only counts if it has no memory; use :meth:`allocate` to create one with memory."""
+        """Create an arena, which only counts bytes if it has no memory; :meth:`allocate` creates one with memory."""
         self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Interface between plans and array libraries: memory, and a task for each part of a step."""
+"""Interface between plans and array libraries: a backend provides memory and plans a task for each part of a step."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -14,14 +14,14 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 
 class Backend(ArrayStore, Protocol):
-    """An array library that plans the parts of a step: NumPy, or CUDA on a device."""
+    """Backend that plans the parts of a step: with NumPy on the CPU, or with CUDA on a device."""
 
     name: str
     """Short name, as used in run folders and reports."""
     dtype: np.dtype[np.floating]
     """Type of activations, parameters and gradients."""
     synchronous: bool
-    """True if a task's results are complete when it returns."""
+    """True if a task's results are complete when the task returns."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -35,7 +35,7 @@ class Backend(ArrayStore, Protocol):
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan loading a batch of images into x, augmented or as a view, and normalised."""
+        """Plan loading a batch of images into x: the images are changed as specified by ``change``, and normalised."""
 
     def plan_operation(
         self,
@@ -59,13 +59,13 @@ class Backend(ArrayStore, Protocol):
             layer_index: index of the layer in the network, part of the address of the layer's random numbers.
 
         Returns:
-            The two tasks.
+            The forward and backward tasks.
         """
 
     def residual_add(
         self, arena: Arena, body: Tensor, shortcut: Tensor, y: Tensor, activation: Activation
     ) -> ForwardBackward:
-        """Plan y = activation(body + shortcut); backward writes the gradient of the sum to ``body.gradient``."""
+        """Plan y = activation(body + shortcut); the backward task writes the sum's gradient to ``body.gradient``."""
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
         """Plan target ← target + source, both (N, H, W, C)."""
@@ -78,7 +78,7 @@ class Backend(ArrayStore, Protocol):
     ) -> tuple[list[Task], Task]:
         """Plan the softmax of the weighted mean of the logits over several views.
 
-        The last task writes it to the step's rows in ``inputs.probabilities`` and advances the position by one step.
+        The last task writes the result to the step's rows in ``inputs.probabilities`` and advances to the next step.
 
         Args:
             arena: memory for the buffers.
@@ -114,5 +114,5 @@ class Backend(ArrayStore, Protocol):
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:
         """Return one task that runs all tasks of a step in order.
 
-        A backend may defer planning to this call, when all tasks of the step are known.
+        A backend may defer planning until this call, when all tasks of the step are known.
         """

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 Shape = tuple[int, ...]
-"""Shape of one image's values, (H, W, C) or (U,) after a dense block, or of a parameter."""
+"""Shape of a parameter, or of the values of one image: (H, W, C), or (U,) after a dense block."""
 
 Initialiser = Literal["he"] | float
 """``"he"``, or the standard deviation of a normal distribution with mean 0."""
@@ -29,7 +29,7 @@ Factor = Annotated[float, Ge(0), Le(1e6)]
 
 @dataclass(frozen=True)
 class Parameter:
-    """Array that the optimiser updates, or a running statistic of the activations."""
+    """Array of trainable or frozen values, or a running statistic of the activations."""
 
     shape: Shape
     init: ConvInitialiser
@@ -37,15 +37,15 @@ class Parameter:
     fan_in: int
     """Number of inputs per output."""
     constant: float | None = None
-    """Initial value if it is not drawn at random (biases, scales, running statistics)."""
+    """Initial value of every element, if not drawn at random (biases, scales, running statistics)."""
     learning_rate_factor: float = 1.0
     """Factor by which the step's learning rate is multiplied."""
     decays: bool = True
     """True if weight decay applies."""
     trainable: bool = True
-    """True if the optimiser updates it; False for frozen weights and running statistics."""
+    """True if the optimiser updates the parameter; False for frozen weights and running statistics."""
     counts: bool = True
-    """True if it counts as a parameter of the network; False for running statistics."""
+    """True if the array counts as a parameter of the network; False for running statistics."""
 
 
 DERIVED: Any = None
@@ -57,18 +57,18 @@ class BatchNorm:
     """Batch normalisation (Ioffe & Szegedy 2015).
 
     y = scale·(x − mean)/√(variance + eps) + shift (alg. 1). A training step uses the mean and biased variance of each
-    channel over the batch. Evaluation uses the running statistics r ← (1 − momentum)·r + momentum·(batch statistic),
-    with the unbiased variance.
+    channel over the batch. Evaluation uses running statistics r, which each training step updates:
+    r ← (1 − momentum)·r + momentum·(batch statistic), with the unbiased variance.
     """
 
     momentum: Annotated[float, Gt(0), Le(1)] = 0.1
-    """Share of the batch's statistics in the new running ones, as torch's; Keras's is one minus it."""
+    """Weight of the batch statistics in the running statistics, as in PyTorch; Keras uses 1 minus this value."""
     eps: Annotated[float, Ge(0), Le(1)] = 1e-5
-    """Added to the variance before its square root is taken."""
+    """Constant added to the variance before the square root is taken."""
     scale: bool = True
-    """Add a trainable scale per channel; a trainable shift is always there."""
+    """Add a trainable scale per channel; a trainable shift is always added."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of scale and shift, on top of the block's; 0 keeps the shift at 0."""
+    """Additional multiplier for the learning rate of scale and shift; 0 keeps the scale at 1 and the shift at 0."""
 
     def parameters(self, channels: int, *, factor: float, trainable: bool) -> dict[str, Parameter]:
         """Return scale, shift, and the running mean and variance, each (C,)."""
@@ -105,30 +105,30 @@ class Conv:
     filters: Annotated[int, Ge(1), Le(65536)]
     """Number of filters."""
     kernel: Annotated[int, Ge(1), Le(64)] = 3
-    """Side of the square kernel, in pixels."""
+    """Side length of the square kernel, in pixels."""
     stride: Annotated[int, Ge(1), Le(64)] = 1
     """Stride of the kernel, in pixels."""
     pad: Annotated[int, Ge(0), Le(64)] = DERIVED
-    """Zero padding on each side, in pixels, less than ``kernel``; the default, kernel // 2, keeps the image's size at
-    stride 1 if the kernel is odd."""
+    """Zero padding on each side, in pixels, less than ``kernel``; the default, kernel // 2, preserves the size of the
+    image if the stride is 1 and the kernel is odd."""
     pool: Annotated[int, Ge(1), Le(64)] = 1
-    """Side and stride of the max-pooling window; 1 is none."""
+    """Side length and stride of the max-pooling window, in pixels; 1 disables pooling."""
     batch_norm: BatchNorm | None = None
-    """Batch normalisation: ``true`` or a table of its settings; ``false`` is none."""
+    """Batch normalisation: ``true``, a table of its settings, or ``false`` to disable it."""
     activation: Activation = "relu"
-    """Activation function, at its position in ``order``; ``gelu`` is the exact form with erf."""
+    """Activation function, applied at its position in ``order``; ``gelu`` is the exact form, computed with erf."""
     order: Order = ("norm", "activation", "pool")
     """Order of normalisation, activation and pooling after the convolution and its bias."""
     init: ConvInitialiser = "he"
-    """Initial weights: ``he`` is normal with variance 2 / fan-in, a number up to 10 is the standard deviation of a
-    normal distribution, ``dirac`` passes channels through, ``whitening`` (first block only) decorrelates patches of
-    the training images."""
+    """Initial weights: ``he`` (normal with variance 2 / fan-in), a number up to 10 (normal with that standard
+    deviation), ``dirac`` (passes channels through) or, for the first block only, ``whitening`` (decorrelates patches of
+    the training images)."""
     bias: bool = DERIVED
-    """Add a bias; by default only without batch normalisation."""
+    """Add a bias; by default, only if there is no batch normalisation."""
     bias_init: BiasInitialiser = 0.0
     """Initial value of the bias."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of the block's weights, bias and normalisation."""
+    """Multiplier for the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
     """Keep the weights at their initial values; bias and normalisation are still trained."""
 
@@ -145,7 +145,7 @@ class Conv:
 
     def convolved(self, shape: Shape) -> tuple[int, int]:
         """Return the height and width after the convolution and before pooling."""
-        # Rows and columns at the end that the stride does not reach are left out, as in PyTorch.
+        # Rows and columns at the end that the stride does not reach are dropped, as in PyTorch.
         H, W = ((side + 2 * self.pad - self.kernel) // self.stride + 1 for side in shape[:2])
         return H, W
 
@@ -153,8 +153,8 @@ class Conv:
         """Return (H', W', F) for (H, W, C); rows and columns that do not fill a pooling window are dropped.
 
         Raises:
-            ValueError: the input is not an image, or too small for the kernel or the pooling; or the number of
-                whitening filters is odd or too large.
+            ValueError: the input is not an image or is too small for the kernel or the pooling window, or the number
+                of whitening filters is odd or too large.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
             raise ValueError("a conv block needs an image (found a vector, as after a dense block)")
@@ -189,20 +189,20 @@ class Dense:
     units: Annotated[int, Ge(1), Le(1_000_000)]
     """Number of units."""
     activation: Activation = "relu"
-    """Activation function; ``gelu`` is the exact form with erf."""
+    """Activation function; ``gelu`` is the exact form, computed with erf."""
     init: Initialiser = "he"
-    """Initial weights: ``he`` is normal with variance 2 / fan-in, a number up to 10 is the standard deviation of a
-    normal distribution."""
+    """Initial weights: ``he`` (normal with variance 2 / fan-in), or a number up to 10 (normal with that standard
+    deviation)."""
     bias: bool = True
     """Add a bias to the outputs."""
     bias_init: BiasInitialiser = 0.0
     """Initial value of the bias."""
     learning_rate_factor: Factor = 1.0
-    """Factor on the learning rate of the layer's weights and bias."""
+    """Multiplier for the learning rate of the layer's weights and bias."""
     frozen: bool = False
-    """Keep the weights at their initial values; a bias is still trained."""
+    """Keep the weights at their initial values; the bias is still trained."""
     output_scale: Annotated[float, Gt(0), Le(1000)] = 1.0
-    """Factor on the outputs before the softmax."""
+    """Multiplier for the outputs before the softmax."""
 
     kind = "dense"
 
@@ -217,7 +217,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Methods shared by blocks without parameters, which by default keep the shape."""
+    """Base of blocks without parameters; unless overridden, the output has the shape of the input."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the input's shape."""
@@ -230,13 +230,13 @@ class _Plain:
 
 @dataclass(frozen=True)
 class Dropout(_Plain):
-    """Dropout: sets values to zero at random while training (Srivastava et al. 2014).
+    """Dropout: sets values to zero at random during training (Srivastava et al. 2014).
 
-    Inverted dropout: y = x·m/(1−p), with m ∈ {0, 1} drawn in each step; m = 0 has probability p (§4).
+    Inverted dropout: y = x·m/(1−p), with m ∈ {0, 1} drawn anew in each step; m = 0 has probability p (§4).
     """
 
     probability: Annotated[float, Ge(0), Lt(1)]
-    """Probability of setting a value to zero while training; other values are divided by one minus it."""
+    """Probability p of setting a value to zero during training; the other values are divided by 1 − p."""
 
     kind = "dropout"
 
@@ -246,7 +246,7 @@ class GlobalPool(_Plain):
     """Global pooling: one number per channel, its mean or maximum over all pixels (Lin et al. 2014)."""
 
     how: Literal["mean", "max"]
-    """Mean or maximum of each channel over all pixels, of which there must be more than one."""
+    """Mean or maximum of each channel over all pixels; the image must have more than one pixel."""
 
     kind = "global_pool"
 
@@ -263,18 +263,18 @@ class GlobalPool(_Plain):
 
 @dataclass(frozen=True)
 class Residual:
-    """A body of blocks and a shortcut around it (He et al. 2016); the shortcut is a projection if the shapes differ.
+    """A body of blocks and a shortcut around it (He et al. 2016), with a projection if the body changes the shape.
 
-    y = activation(body(x) + shortcut(x)) (eq. 1 and 2). The shortcut is the identity; if the shapes differ, it is a
-    1×1 convolution with the normalisation of the body's last convolution and the stride that makes the shapes equal.
-    If no stride does, it has the body's stride and reads a window of the image, from the pixel at the centre of the
-    body's first output to the pixel at the centre of its last output.
+    y = activation(body(x) + shortcut(x)) (eq. 1 and 2). If the body keeps the shape, the shortcut is the identity.
+    Otherwise, it is a 1×1 convolution with the same normalisation settings as the body's last convolution and the
+    stride that makes the shapes equal. If no stride does, the shortcut has the body's stride and reads a window of the
+    image: from the pixel at the centre of the body's first output to the pixel at the centre of its last output.
     """
 
     blocks: tuple[Conv | Dropout, ...]
-    """Blocks of the body, ``conv`` or ``dropout``; the last ``conv`` is best without activation."""
+    """Blocks of the body, each ``conv`` or ``dropout``; the last ``conv`` should normally have no activation."""
     activation: Activation = "relu"
-    """Activation function after the sum of body and shortcut."""
+    """Activation function applied to the sum of body and shortcut."""
 
     kind = "residual"
 
@@ -283,7 +283,7 @@ class Residual:
 
         Raises:
             ValueError: the body has no convolution, one of its blocks is incompatible with its input, or no shortcut
-                has the shape of the body's output.
+                can produce the body's output shape.
         """
         if not self._convs:
             raise ValueError("a residual block needs a conv block in its body")
@@ -297,10 +297,10 @@ class Residual:
         return build_layers(self.blocks, list(_number_names(self.blocks)), shape)
 
     def projection(self, shape: Shape) -> "Layer | None":
-        """Return the shortcut's layer, which reads :meth:`window`, or None if the shortcut is the identity.
+        """Return the projection, which reads the pixels in :meth:`window`, or None if the shortcut is the identity.
 
         Raises:
-            ValueError: no shortcut has the shape of the body's output.
+            ValueError: no shortcut can produce the body's output shape.
         """
         output = self.body(shape)[-1].output_shape
         if shape == output:
@@ -359,10 +359,10 @@ Block = Conv | Dense | Dropout | GlobalPool | Residual
 
 @dataclass(frozen=True)
 class Layer:
-    """Block at its position in a network, with its shapes."""
+    """A block at its position in a network, with its input and output shapes."""
 
     name: str
-    """Kind and number within that kind, such as ``conv1``; the last layer is ``classifier``."""
+    """Kind of block and number within that kind, such as ``conv1``; the last layer is ``classifier``."""
     block: Block
     input_shape: Shape
     output_shape: Shape

@@ -49,7 +49,7 @@ class Chain:
         """Plan a network; no gradient is computed for the images.
 
         Returns:
-            Input tensor, output tensor, and the two tasks for each operation between them, in forward order.
+            The input tensor, the output tensor, and the tasks of each operation between them, in forward order.
         """
         links = self._build_links(network.layers)
         x = self._take_tensor(network.image_shape, border_of(links[0].operation), trainable=False)
@@ -57,13 +57,13 @@ class Chain:
         return x, y, steps
 
     def _take_tensor(self, shape: Shape, border: int = 0, *, trainable: bool | None = None) -> Tensor:
-        """Take a tensor for a batch with this shape per image; by default, it is trainable if the chain is."""
+        """Allocate a tensor for a batch of images of this shape; by default, it is trainable if the chain is."""
         trainable = self.trainable if trainable is None else trainable
         size, dtype = (self.batch_size, *shape), self.backend.dtype
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
     def _build_links(self, layers: Sequence[Layer], prefix: str = "", first_index: int = 0) -> list[_Link]:
-        """Return the operations of layers in order; dropout is left out for evaluation."""
+        """Return the operations of the layers in order, without dropout for evaluation."""
         links: list[_Link] = []
         for layer_index, layer in enumerate(layers, start=first_index):
             shape = layer.input_shape
@@ -76,7 +76,7 @@ class Chain:
     def _plan_links(
         self, links: Sequence[_Link], x: Tensor, last: Tensor | None = None
     ) -> tuple[Tensor, list[ForwardBackward]]:
-        """Plan operations that start from x and end in ``last``, or in a new tensor."""
+        """Plan consecutive operations that read x and write the result to ``last`` or to a new tensor."""
         steps: list[ForwardBackward] = []
         borders = [border_of(link.operation) for link in links[1:]]
         # Each output has the border that the next operation needs, so a convolution never copies its input to pad it.
@@ -103,11 +103,11 @@ class Chain:
         return [step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)]
 
     def _plan_residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
-        """Plan the shortcut, the body and their sum; backward adds up the gradients of both in ``x.gradient``."""
+        """Plan the shortcut, the body and their sum; the backward tasks add up both gradients in ``x.gradient``."""
         shape, prefix, first_index = link.layer.input_shape, f"{link.name}/", first_inner_index(link.layer_index)
         body, steps = self._plan_links(self._build_links(block.body(shape), prefix, first_index), x)
         # Both terms of a sum have the sum's gradient, so the shortcut shares the gradient array of the body's output.
-        # No operation writes to the gradient of its own output: the array is still intact after the body's backward.
+        # No operation writes to its output's gradient: the array is still intact after the body's backward tasks.
         dx_of_shortcut, shortcut = body.gradient, x
         if projection := block.projection(shape):
             dx_of_shortcut = self.arena.take(x.gradient.shape, self.backend.dtype)
@@ -121,7 +121,7 @@ class Chain:
             links = self._build_links([projection], prefix, first_index + LAYERS_PER_RESIDUAL - 1)
             shortcut, projection_steps = self._plan_links(links, source, target)
             steps = [*projection_steps, *steps]
-        # Backward runs from the end of the list: the sum into x.gradient comes first, after the body has written it.
+        # Backward tasks run from the end of the list, so this one adds to x.gradient after the body has written it.
         if x.trainable:
             add_shortcut = self.backend.accumulate(self.arena, dx_of_shortcut, x.gradient)
             steps = [ForwardBackward(_nothing, add_shortcut), *steps]

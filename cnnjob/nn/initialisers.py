@@ -25,7 +25,7 @@ def draw_initial_values(parameter: Parameter, seed: int, parameter_index: int, w
         parameter: the parameter, with its shape and initialiser.
         seed: the job's seed.
         parameter_index: index of the parameter in the network.
-        whitening: filters for the first convolution, (K, K, C, F); of size 0 if it does not use whitening.
+        whitening: filters for the first convolution, (K, K, C, F); empty if it does not use whitening.
 
     Returns:
         The values, float64, in the parameter's shape.

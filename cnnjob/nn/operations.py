@@ -1,4 +1,4 @@
-"""Operations that a backend computes: whole blocks, or the parts of a block that is not computed as a whole."""
+"""Operations that a backend computes: whole blocks, or the parts of blocks that are not computed as a whole."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +65,7 @@ Operation = Conv | Dense | Dropout | GlobalPool | Norm | Activate | MaxPool
 def split_block(block: Block) -> list[Operation | Residual]:
     """Split a block into consecutive operations.
 
-    ReLU and max-pooling commute, so a convolution followed by nothing else is one operation. Pooling directly after a
+    ReLU and max-pooling commute, so a convolution followed only by these is one operation. Pooling directly after a
     convolution is always part of the convolution's operation.
     """
     if not isinstance(block, Conv):
@@ -100,7 +100,7 @@ def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
 
 
 def require_trainable(network: Network, batch_size: int) -> None:
-    """Reject networks that cannot be trained as described.
+    """Raise an error if a network cannot be trained as described.
 
     Raises:
         ValueError: batch normalisation has only one value per channel, so that its output is just the shift; or a
@@ -153,7 +153,7 @@ def parameters_of(operation: Operation) -> tuple[str, ...]:
 
 def border_of(operation: Operation | Residual) -> int:
     """Return the width in pixels of the border of zeros that an operation needs around its input."""
-    # Evaluation leaves out dropout: even after a dropout block, the first convolution then reads the block's input.
+    # Evaluation omits dropout: the first convolution then reads the residual block's input, even after a dropout block.
     if isinstance(operation, Residual):
         return next((block.pad for block in operation.blocks if isinstance(block, Conv)), 0)
     return operation.pad if isinstance(operation, Conv) else 0

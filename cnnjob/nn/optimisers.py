@@ -13,19 +13,19 @@ from cnnjob.nn.blocks import Network
 
 @dataclass(frozen=True)
 class Lookahead:
-    """Slow copy of the weights, to which the fast weights are reset at intervals (Zhang et al. 2019, alg. 1).
+    """A slow copy of the weights, to which the fast weights are reset at intervals (Zhang et al. 2019, alg. 1).
 
     Every ``every`` steps, and after the last one, slow ← α·slow + (1 − α)·fast and fast ← slow, with
-    α = decay^n · (t / T)^power after t of T steps, n of them since the last reset (Jordan 2024, §3.4, where the last
-    steps are lost unless ``every`` divides T).
+    α = decay^n · (t / T)^power after t of T steps, n of them since the last reset (Jordan 2024, §3.4; there, the
+    last steps are lost unless ``every`` divides T).
     """
 
     every: int = 5
     """Number of steps between resets."""
     decay: float = 0.95
-    """Base of α, per step."""
+    """Factor applied to α for each step since the last reset."""
     power: float = 3.0
-    """Exponent of the fraction of training completed."""
+    """Exponent of t / T, the completed fraction of training."""
 
     def alphas(self, steps: range, total: int) -> Array:
         """Return α after each of the given steps, or −1 after steps without a reset.
@@ -66,7 +66,7 @@ class Sgd(_Rule):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, eq. 1 and 3, in PyTorch's form).
 
     g ← g + λw,  v ← μv + g,  w ← w − ηv, with η the learning rate, μ ``momentum`` and λ ``weight_decay``.
-    With Nesterov momentum the last step is w ← w − η(g + μv). Decoupled decay leaves g unchanged and starts with
+    With Nesterov momentum, the last formula is w ← w − η(g + μv). Decoupled decay leaves g unchanged and starts with
     w ← w − ηλw (Loshchilov & Hutter 2019, alg. 1).
     """
 
@@ -99,7 +99,7 @@ class Segment:
     """Segment of the flat parameter buffer with a single learning rate factor and decay setting."""
 
     elements: slice
-    """The segment's elements in the buffer."""
+    """Position of the segment in the buffer."""
     learning_rate_factor: float
     """Factor by which the step's learning rate is multiplied."""
     decays: bool

@@ -39,10 +39,10 @@ class PixelNormalisation:
 class Augmentation:
     """Random flips and translations, drawn in each epoch from the address (seed, epoch, image).
 
-    An image is therefore augmented identically on every machine. Its Philox block has the counter (image, epoch, 0, 0)
-    and the key (seed, purpose): the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for words 1 and 2
-    is the number of pixels by which the image moves down and to the right. Pixels that enter at an edge are mirrored
-    there, as by ``numpy.pad`` in ``reflect`` mode.
+    An image is therefore augmented identically on every machine. The Philox block of an image has the counter (image,
+    epoch, 0, 0) and the key (seed, purpose): the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for
+    words 1 and 2 is the number of pixels by which the image moves down and to the right. Gaps at the edges are filled
+    by reflection, as with ``numpy.pad`` in ``reflect`` mode.
     """
 
     flip: Flip = "none"

@@ -222,7 +222,7 @@ def _plan_training(
     gradients = {name: view for name, view in state.layout.views(state.gradients).items() if name in trainable}
     chain = Chain(arena, backend, inputs, state.weights, gradients, batch_size, trainable=True)
     x, logits, steps = chain.plan_network(network)
-    # Planned in the order in which they run, by which a backend that fuses neighbours recognises them.
+    # The tasks are planned in the order in which they run, since a backend may fuse neighbouring tasks.
     tasks = [
         backend.gather(arena, inputs, x, pixels, options.augmentation),
         *(step.forward for step in steps),
@@ -247,7 +247,7 @@ def _plan_evaluation(
     streams: bool,
 ) -> Task:
     """Plan the probabilities of a batch, which are written to ``inputs.probabilities``."""
-    # Whole batches, so that there are also rows for the padding of the last one.
+    # A multiple of the batch size, so that there are also rows for the padding of the last batch.
     n_images = max(1, MAX_EVALUATED // batch_size) * batch_size
     inputs.order = arena.take((n_images,), np.int64)
     inputs.rows = arena.take((n_images,), np.int64) if streams else inputs.order

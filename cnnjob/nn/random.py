@@ -36,7 +36,7 @@ def generator(seed: int, purpose: int, *indices: int) -> np.random.Generator:
         indices: up to two more numbers in the address, such as the epoch.
 
     Returns:
-        A new generator, for immediate use.
+        A new generator.
     """
     # NumPy counts up from the lowest word: with the indices in the high words, two addresses never share a block.
     counter = np.array([0, 0, *indices, 0, 0][:4], np.uint64)
@@ -93,7 +93,7 @@ class Uniform:
     """Uniform numbers in [0, 1), addressed by (seed, purpose, step, element), in preallocated memory.
 
     Element i of step t is word i mod 4 of the :class:`Philox` block with counter (i div 4, t, t div 2³², 0) and key
-    (seed, purpose). A number is made from the 24 highest bits of a word, which a float32 represents exactly.
+    (seed, purpose). Each number is made from the 24 highest bits of its word, which a float32 represents exactly.
     """
 
     def __init__(self, memory: Array, values: Array, first: int = 0) -> None:
@@ -102,7 +102,7 @@ class Uniform:
         Args:
             memory: uint64 (6, ⌈n/4⌉), overwritten.
             values: float32 (⌈n/4⌉, 4), receives the numbers.
-            first: index of the block with the first number (its element div 4).
+            first: index of the block that contains the first number (the number's index div 4).
         """
         self._philox = Philox(memory)
         self.values = values

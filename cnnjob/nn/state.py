@@ -15,12 +15,15 @@ from cnnjob.nn.pixels import PixelNormalisation
 class State:
     """A network's parameters, gradients and optimiser slots.
 
-    The running statistics of batch normalisation are stored among the parameters: they are saved, copied and selected
-    together with them. Only the optimiser skips them.
+    The running statistics of batch normalisation are stored among the parameters, so they are saved, copied and
+    selected together. Only the optimiser skips the running statistics.
     """
 
     def __init__(self, network: Network, optimiser: Optimiser, backend: Backend, *, shape_only: bool = False) -> None:
-        """Allocate zeroed buffers, to be filled by :meth:`initialise`, or only their shapes, to count memory."""
+        """Allocate zeroed buffers, which :meth:`initialise` fills.
+
+        With ``shape_only``, the buffers have shapes but no memory, for counting bytes.
+        """
         self._backend, dtype = backend, backend.dtype
         shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
         self.layout = BufferLayout.of(shapes, dtype.itemsize)

@@ -31,8 +31,8 @@ class ImageSource(Protocol):
 class ImageStream:
     """Reader that loads each step's images before the step runs.
 
-    The ring is in the backend's memory, at the end of :attr:`images`. It may be preceded by the first images of one
-    source, which stay in memory: a GPU keeps as many as it has room for.
+    The ring buffer is in the backend's memory, at the end of :attr:`images`. It may be preceded by the first images of
+    one source, which stay in memory: on a GPU, as many as fit.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ImageStream:
             memory: the backend's memory.
             image_shape: (H, W, C).
             batch_size: maximum number of images per step.
-            resident: a source, and how many of its first images stay in memory.
+            resident: a source, and the number of its first images that stay in memory.
         """
         self._memory, self._batch_size = memory, batch_size
         self._resident_source: ImageSource | None = resident[0] if resident else None
@@ -81,7 +81,7 @@ class ImageStream:
             self._memory.upload(staged, self.images[part])()
 
     def start(self, source: ImageSource, order: Array, batch_size: int, step: int = 0) -> Array:
-        """Start reading the images of the next steps; images that were read before and not used are dropped.
+        """Start reading the images of the next steps; images that were read earlier but not used are dropped.
 
         Args:
             source: the images.
@@ -115,7 +115,7 @@ class ImageStream:
         """Wait for the images of the step about to run, and start reading those of a later one.
 
         Raises:
-            Exception: any exception that the source raised while reading them.
+            Exception: any exception that the source raised while reading the images.
         """
         step = self._step
         count = self._read.pop(step).result()

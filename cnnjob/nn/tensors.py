@@ -1,4 +1,4 @@
-"""Data passed between the parts of a plan: tensors between blocks, step inputs, and each block's two tasks."""
+"""Data passed between the parts of a plan: tensors between blocks, step inputs, and forward and backward tasks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,14 +74,14 @@ class StepInputs:
     position: Array
     """Step within the epoch, and steps since the start of training, int64 (2,)."""
     rows: Array
-    """Index in ``images`` of each image in ``order``, int64 (steps × N,); ``order`` itself without a stream."""
+    """Index in ``images`` of each image in ``order``, int64 (steps × N,); without a stream, this is ``order``."""
     seed: int
     """The job's seed, part of the address of every random number."""
 
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """A block's two tasks."""
+    """A block's forward and backward tasks."""
 
     forward: Task
     """Task that computes the output from the input."""

@@ -43,8 +43,8 @@ FAULT_SIGNALS = {
     signal.SIGSYS,
     signal.SIGTRAP,
 }
-"""Signals that a process causes itself. Workers block all others, which terminals and schedulers send to every process
-of a job: only the caller receives and handles them."""
+"""Signals that a process causes itself. Workers block all others, which terminals and schedulers send to all
+processes at once: only the caller receives and handles them."""
 
 
 def available_cores() -> int:
@@ -76,7 +76,7 @@ class Workers:
     """
 
     def __init__(self, cores: int) -> None:
-        """Use this many cores, up to the number of shards."""
+        """Use this many cores, but no more than there are shards."""
         self.count = min(cores, SHARDS)
         # Lists are numbered as they are planned; workers have those with a number below `_first_unknown`. References
         # are weak, so that the lists of a plan that no longer exists are not passed on to the next workers.
@@ -170,7 +170,7 @@ class Workers:
 
 
 def distribute_shards(workers: Workers, shards: Sequence[ForwardBackward], work: int) -> ForwardBackward:
-    """Return a block's two tasks, which run the tasks of all its shards on all cores."""
+    """Return a block's forward and backward tasks, which run the tasks of all its shards on all cores."""
     forwards, backwards = [shard.forward for shard in shards], [shard.backward for shard in shards]
     return ForwardBackward(workers.distribute(forwards, work), workers.distribute(backwards, work))
 
@@ -189,7 +189,7 @@ class _Worker:
     """Worker process, as seen by the caller."""
 
     def __init__(self, lists: Mapping[int, Sequence[Task]]) -> None:
-        """Fork a process that can run these task lists, given by number."""
+        """Fork a process that can run these task lists, which are keyed by number."""
         # A sequenced-packet socket preserves message boundaries and reports the end of either process.
         self._socket, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.cpu_seconds = 0.0
@@ -211,7 +211,7 @@ class _Worker:
             self._socket.send(number.to_bytes(8))
 
     def wait(self) -> BaseException | None:
-        """Wait until the tasks are done; return the exception of one that failed."""
+        """Wait until the tasks are done; return the exception if one failed, or None."""
         message = _receive(self._socket)
         if not message:
             return self._error_of_dead_worker()
@@ -222,8 +222,8 @@ class _Worker:
     def _error_of_dead_worker(self) -> RuntimeError:
         """Return an error for a worker that ended, or kill this process with the signal that killed the worker.
 
-        Anything that kills a worker, such as the out-of-memory killer, thus ends the whole run, which can then be
-        resumed as a whole.
+        Anything that kills a worker, such as the out-of-memory killer, thus ends the whole run, which
+        can then be resumed.
         """
         code = None
         with suppress(ChildProcessError):  # no exit status if SIGCHLD is ignored

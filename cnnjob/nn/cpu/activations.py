@@ -1,4 +1,4 @@
-"""Activations on NumPy, and the sums at the end of residual blocks."""
+"""Activations in NumPy, and the sums at the end of residual blocks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
 SCRATCH_ARRAYS = {"none": 0, "relu": 0, "gelu": 3}
-"""Number of scratch arrays, of the output's shape, that each activation needs."""
+"""Number of scratch arrays that each activation needs; they have the shape of the output."""
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 """Coefficients a₅ … a₁ of Abramowitz & Stegun 1964, 7.1.26."""
@@ -21,9 +21,9 @@ _ERF_P = 0.3275911
 """Constant p in the same formula."""
 
 Forward = Callable[[Array], None]
-"""Function of the input, (n, H, W, C) or (n, U), which it overwrites."""
+"""Function that takes the input, (n, H, W, C) or (n, U), and overwrites it."""
 Backward = Callable[[Array, Array], object]
-"""Function of the output gradient and of the array that receives the input gradient."""
+"""Function that takes the output gradient and the array that receives the input gradient."""
 
 
 def activate(workers: Workers, arena: Arena, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
@@ -36,7 +36,7 @@ def residual_add(
 ) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
-    Backward writes the gradient of the sum to ``body.gradient``; the shortcut's gradient is the same.
+    The backward task writes the gradient of the sum to ``body.gradient``; the shortcut's gradient is the same.
     """
     return _plan_sum(workers, arena, [body.value, shortcut.value], body.gradient, y, kind)
 
@@ -107,9 +107,9 @@ def plan_activation(
 
 
 def _plan_gelu(arena: Arena, out: Array, scratch: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
-    """Plan a GELU; forward stores its derivative Φ(u) + u·φ(u) for backward, with φ the normal density."""
+    """Plan GELU; the forward function stores its derivative, Φ(u) + u·φ(u) with φ the normal density."""
     phi, density, work = scratch
-    # Backward could not compute it: the input is scratch, overwritten by then.
+    # The backward function could not compute it: the input, in scratch memory, has been overwritten by then.
     derivative = arena.take(out.shape if trainable else (0,), out.dtype)
 
     def forward(u: Array) -> None:

@@ -1,4 +1,4 @@
-"""Batches on NumPy: images selected by index, augmented and normalised."""
+"""Batches in NumPy: images selected by index, augmented and normalised."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> Task:
-    """Plan a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
+    """Plan loading a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
     N, *inner = x.value.shape
     dtype = x.value.dtype
     # Per pixel instead of per channel, (H, W, C): NumPy's inner loop then runs over more than just the few channels.

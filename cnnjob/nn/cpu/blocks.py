@@ -1,4 +1,4 @@
-"""Dense and dropout blocks on NumPy."""
+"""Dense and dropout blocks in NumPy."""
 
 from math import prod
 
@@ -29,7 +29,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
         dw: gradients of the trainable parameters, overwritten by ``backward``.
 
     Returns:
-        The two tasks.
+        The forward and backward tasks.
     """
     N, U = y.value.shape
     flat, weights, dtype = x.value.reshape(N, -1), w["weights"], y.value.dtype  # (N, V), (V, U)
@@ -97,14 +97,14 @@ def dropout(
     Args:
         workers: the workers that compute the batch.
         arena: memory for the buffers.
-        block: the probability p of m = 0.
+        block: the block's settings, with the probability p that m = 0.
         x: input (N, …).
         y: output of the same shape.
-        inputs: seed and step.
+        inputs: step inputs, with the seed and the step.
         layer_index: index of the layer in the network.
 
     Returns:
-        The two tasks.
+        The forward and backward tasks.
     """
     factor = x.value.dtype.type(1 / (1 - block.probability))
     values = prod(x.value.shape[1:])

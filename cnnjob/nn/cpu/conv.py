@@ -1,12 +1,12 @@
-"""Conv block on NumPy: convolution, bias, activation and max-pooling in one operation.
+"""Conv block in NumPy: convolution, bias, activation and max-pooling in one operation.
 
 The P² outputs in a pooling window belong to P² *phases*. Each phase is a GEMM over the patches of its outputs, so that
-max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For backward, each phase has a
-stored mask of the windows whose gradient it receives: among equal maxima, the first in row-major order does.
+max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For the backward pass, each
+phase stores a mask of the windows whose gradient it receives: the first maximum in row-major order receives it.
 
 A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit in a core's cache.
-Backward therefore gathers the patches again, which is faster than storing them. Only patches with few channels, which
-are small and slow to gather, are stored.
+The backward pass therefore gathers the patches again, which is faster than storing them. Only patches with few
+channels, which are small and slow to gather, are stored.
 """
 
 from functools import partial
@@ -25,9 +25,9 @@ CACHE_BLOCK_BYTES = 1_200_000
 MAX_CACHE_BLOCKS = 64
 """Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 FEW_CHANNELS = 8
-"""Number of channels below which patches are stored tap by tap, since each tap's values then form the longer runs."""
+"""Number of channels below which patches are stored tap by tap, since each tap's values then form longer runs."""
 SMALL_PRODUCT = 1_000_000
-"""Maximum multiplications for which OpenBLAS's small-product kernels are fast, even with a short inner side."""
+"""Maximum number of multiplications for which OpenBLAS is fast even if the inner dimension is short."""
 
 Arrays = dict[str, Array]
 
@@ -45,14 +45,14 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
         dw: gradients of the trainable parameters, overwritten by ``backward``.
 
     Returns:
-        The two tasks.
+        The forward and backward tasks.
     """
     shards = split_evenly(len(y.value), SHARDS)
     kernel = _Kernel(arena, w, dw, len(shards), with_turned=x.trainable)
     steps = [_plan_shard(arena, block, x, y, kernel, number, shard) for number, shard in enumerate(shards)]
     tasks = distribute_shards(workers, steps, work=block.pool**2 * y.value.size * len(kernel.matrix) // 8)
 
-    # Work common to all shards runs on the caller alone, before or after them.
+    # The caller alone does the work that is common to all shards, before or after they run.
     def forward() -> None:
         kernel.load_parameters()
         tasks.forward()
@@ -65,13 +65,13 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
 
 
 class _Kernel:
-    """Weights and bias as one matrix, with each shard's sum of the matrix's gradient.
+    """Weights and bias as one matrix, with the matrix's gradient summed over each shard.
 
     The bias is the last row of the matrix, matched by a column of ones in the patches.
     """
 
     def __init__(self, arena: Arena, w: Arrays, dw: Arrays, shards: int, *, with_turned: bool) -> None:
-        """Take buffers for ``shards`` shards, and for the rotated kernel, which only the input gradient needs."""
+        """Allocate buffers for ``shards`` shards, and for the rotated kernel if the input gradient is needed."""
         self._w, self._dw, self._with_turned = w, dw, with_turned
         K, _, C, F = w["weights"].shape
         dtype, self.taps = w["weights"].dtype, K * K * C
@@ -79,7 +79,7 @@ class _Kernel:
         self.rows = slice(first, self.taps + 1 if "bias" in dw else self.taps)
         """Trainable rows of the matrix."""
         self.matrix = w["weights"].reshape(self.taps, F)
-        """(K·K·C, F), or with a bias (K·K·C + 1, F)."""
+        """The matrix, (K·K·C, F), or (K·K·C + 1, F) with a bias."""
         # Without a bias the matrix is a view of the parameters; with one it is a copy, made by load_parameters().
         if "bias" in w:
             self.matrix = arena.take((self.taps + 1, F), dtype)
@@ -131,7 +131,7 @@ def _plan_shard(
 def _plan_cache_block(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _Kernel, number: int, images: slice
 ) -> ForwardBackward:
-    """Plan the block for a few images; backward adds their kernel gradient to the sum of shard ``number``."""
+    """Plan the block for a few images; the backward task adds the kernel gradient to the sum of shard ``number``."""
     n, H, W, F = shape = y.value[images].shape
     P, C, dtype = block.pool, x.value.shape[3], y.value.dtype
     columns, total = (P * P * n * H * W, len(kernel.matrix)), kernel.sums[number]
@@ -269,7 +269,7 @@ def _plan_turned_backward(block: Conv, x: Tensor, images: slice, memory: Arrays,
 
 
 def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arrays, kernel: _Kernel) -> Task:
-    """Plan the input gradient for any stride: patch gradients overwrite the patches and are added up."""
+    """Plan the input gradient for any stride: the patches' gradients overwrite the patches and are added up."""
     dz = memory["dz"]
     flat_dz = dz.reshape(-1, dz.shape[-1])
     weights = kernel.matrix[: kernel.taps]
@@ -296,7 +296,7 @@ class _Patches:
     def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, by_phase: bool = False) -> None:
         """View images (n, H + 2 pad, W + 2 pad, C) as patches, for an output of size (H', W').
 
-        The memory is (positions, taps), with an extra column if the kernel has a bias. With ``by_phase``, patches with
+        ``memory`` is (positions, taps), with an extra column if the kernel has a bias. With ``by_phase``, patches with
         few channels form one matrix per phase.
         """
         K, P, S, C = block.kernel, block.pool, block.stride, padded.shape[3]

@@ -1,4 +1,4 @@
-"""Softmax and loss on NumPy: probabilities, the loss, its gradient, and the number of correct predictions."""
+"""Softmax and loss in NumPy: probabilities, the loss, its gradient, and the number of correct predictions."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ def mean_outputs(
 ) -> tuple[list[Task], Task]:
     """Plan the softmax of the weighted mean of the logits (N, K) over several views.
 
-    The last task writes it to ``inputs.probabilities`` and advances to the next step.
+    The last task writes the result to ``inputs.probabilities`` and advances to the next step.
 
     Returns:
         One task to run after each view, and the last task.

@@ -1,4 +1,4 @@
-"""Batch normalisation on NumPy, with the activation that follows it.
+"""Batch normalisation in NumPy, with the activation that follows it.
 
 A batch is split into a fixed number of shards, and a shard into cache blocks that fit in a core's cache. Every sum is
 taken first over the cache blocks of a shard and then over the shards, in order.
@@ -17,20 +17,20 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly
 
 CACHE_BLOCK_ELEMENTS = 1 << 16
-"""Number of elements in a cache block, whose few arrays fit in a core's cache."""
+"""Number of elements in a cache block, chosen so that the block's arrays fit in a core's cache."""
 MAX_CACHE_BLOCKS = 64
 """Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 
 Arrays = dict[str, Array]
 Passes = dict[str, list[Task]]
-"""Tasks for a shard's cache blocks, by name of the pass."""
+"""Tasks for a shard's cache blocks, by pass name."""
 
 
 def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
-    Backward, with g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input:
-    dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3).
+    With g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input, the input
+    gradient is dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3).
 
     Args:
         workers: the workers that compute the batch.
@@ -42,7 +42,7 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The two tasks; in training, forward also updates the running statistics.
+        The forward and backward tasks; in training, the forward task also updates the running statistics.
     """
     channels = _Channels(arena, block, x, w, dw)
     slices = split_evenly(len(x.value), SHARDS)
@@ -105,7 +105,7 @@ class _Channels:
 
     def compute_factor(self) -> None:
         """Compute the factor and offset in y = x·factor + offset, from the mean and the variance in ``inverse``."""
-        # `inverse` becomes 1/√(variance + eps), which backward also needs.
+        # `inverse` becomes 1/√(variance + eps), which the backward task also needs.
         np.add(self.inverse, self._settings.eps, out=self.inverse)
         np.sqrt(self.inverse, out=self.inverse)
         np.divide(1, self.inverse, out=self.inverse)

@@ -1,4 +1,4 @@
-"""Pooling on NumPy."""
+"""Pooling in NumPy."""
 
 import numpy as np
 

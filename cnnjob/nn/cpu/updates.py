@@ -1,4 +1,4 @@
-"""Optimiser updates of the flat parameter buffer on NumPy, split into cache blocks."""
+"""Optimiser updates of the flat parameter buffer in NumPy, split into cache blocks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
 CACHE_BLOCK_ELEMENTS = 1 << 16
-"""Number of elements in a cache block, whose operands fit in a core's cache."""
+"""Number of elements in a cache block, chosen so that its operands fit in a core's cache."""
 MAX_CACHE_BLOCKS = 4096
 """Maximum number of cache blocks per update, which keeps planning fast; with more parameters, blocks are larger."""
 
@@ -126,7 +126,7 @@ def _plan_adamw(
 
 
 def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, inputs: StepInputs) -> Task:
-    """Plan slow ← slow + (1 − α)(fast − slow), fast ← slow, which runs after steps with a reset."""
+    """Plan the reset of the fast weights: slow ← slow + (1 − α)(fast − slow), fast ← slow."""
 
     def plan_cache_block(number: int, start: int) -> Task:
         f, s = fast[start : start + length], slow[start : start + length]

@@ -10,7 +10,7 @@ from cnnjob.nn.operations import Activate
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
-"""Codes for the activations in the kernels."""
+"""Code of each activation in the kernels."""
 
 
 def activate(device: Device, block: Activate, x: Tensor, y: Tensor) -> ForwardBackward:
@@ -21,7 +21,7 @@ def activate(device: Device, block: Activate, x: Tensor, y: Tensor) -> ForwardBa
 def residual_add(device: Device, body: Tensor, shortcut: Tensor, y: Tensor, kind: Activation) -> ForwardBackward:
     """Plan the end of a residual block: y = activation(body + shortcut), all (N, H, W, C).
 
-    Backward writes the gradient of the sum to ``body.gradient``; the shortcut's gradient is the same.
+    The backward task writes the gradient of the sum to ``body.gradient``; the shortcut's gradient is the same.
     """
     return _plan_activation(device, [body.value, shortcut.value], body.gradient, y, kind)
 

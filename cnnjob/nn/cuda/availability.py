@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 INSTALL = "pip install 'cupy-cuda12x[ctk]' for a CUDA 12 driver, 'cupy-cuda13x[ctk]' for CUDA 13"
-"""Advice that follows the reason; callers split the two at the first ``"; "``."""
+"""Installation advice, appended to the reason after ``"; "``; callers split the message at the first ``"; "``."""
 LIBRARIES = ("nvrtc", "cublas")
 MIN_CUPY = 14
 
@@ -63,8 +63,8 @@ def choose_kernel_cache() -> None:
     """Set ``CUPY_CACHE_DIR``, unless it is already set, so that CuPy stores compiled kernels in the user's cache.
 
     CuPy reads the variable once, when it is imported, and the import fails if the folder cannot be created. CuPy writes
-    each file atomically and checks it on reading, so many jobs can share the folder. If the folder is not writable, as
-    under a home directory that a cluster's nodes do not mount, the process uses a temporary one.
+    each file atomically and checks it on reading, so many processes can share the folder. If the folder is not
+    writable, for example because a cluster's nodes do not mount home directories, the process uses a temporary folder.
     """
     if os.environ.get("CUPY_CACHE_DIR"):
         return

@@ -53,14 +53,14 @@ class CudaBackend:
         fuses: bool = True,
         captures: bool = True,
     ) -> None:
-        """Use a device, or only count memory without one.
+        """Use a device; without one, only count memory.
 
         Args:
             device: the device that holds the arrays and runs the kernels.
             column_bytes: size of a convolution's patch matrix (see :mod:`cnnjob.nn.cuda.conv`).
             fuses: True to compute some neighbouring parts in one kernel (see :mod:`cnnjob.nn.cuda.fused`); False to
                 compute each part separately, as a reference.
-            captures: True to record a step and replay it; False to launch its kernels each time, with the same bits.
+            captures: True to record a step and replay it; False to launch its kernels each time, with the same results.
         """
         self.device: Device = device or ShapeOnlyDevice()
         self._column_bytes, self._fuses, self._captures = column_bytes, fuses, captures
@@ -75,7 +75,7 @@ class CudaBackend:
         return self.device.zeros(shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between arrays of equal shape and dtype, on the device or the host; complete on return."""
+        """Copy between arrays of equal shape and dtype, on the device or the host; the copy is complete on return."""
         if source.shape != target.shape or source.dtype != target.dtype:
             raise ValueError(f"cannot copy {source.dtype} {source.shape} into {target.dtype} {target.shape}")
         if source.nbytes:
@@ -83,7 +83,7 @@ class CudaBackend:
             self.device.copy(np.ascontiguousarray(source) if _is_host(source) else source, target)
 
     def resident(self, array: Array) -> Array:
-        """Return the array itself if it is on the device, or a copy that is."""
+        """Return the array itself if it is on the device, or else a copy on the device."""
         if not _is_host(array):
             return array
         on_device = self.zeros(array.shape, array.dtype)
@@ -188,7 +188,7 @@ class CudaBackend:
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan the update of the flat parameter buffer and the advance to the next step."""
+        """Plan updating the flat parameter buffer and advancing to the next step."""
         return update(self.device, arena, optimiser, segments, buffers, inputs)
 
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:

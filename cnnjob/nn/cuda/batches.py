@@ -22,7 +22,7 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> ForwardBackward:
-    """Plan a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
+    """Plan loading a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
     N, *inner = x.value.shape
     channels = [arena.constant(np.asarray(values, x.value.dtype)) for values in (pixels.scale, pixels.shift)]
     target = *channels, *bordered(x.value), row_length(x.value.shape), inner[-1]
@@ -32,7 +32,7 @@ def gather(
     elif change:
         views = [arena.constant(np.tile(np.array(change, np.int32), (N, 1)))]
 
-    # The arguments are collected on each call: evaluation may replace images and order.
+    # The arguments are collected on each call, since evaluation may replace images and order.
     def run() -> None:
         if isinstance(change, Augmentation):
             _plan_draw(device, change, inputs, views[0])()

@@ -1,4 +1,4 @@
-"""cuBLAS through ctypes, since CuPy's own calls cannot be captured into a graph although the library's calls can.
+"""cuBLAS, called through ctypes because calls made by CuPy cannot be captured in a graph, while direct calls can.
 
 The matrices here are row-major, while those of cuBLAS are column-major. A row-major matrix is its transpose in
 column-major order, so out = a·b is computed as outᵀ = bᵀ·aᵀ.
@@ -101,7 +101,7 @@ class Blas:
         )
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:
-        """Return a matrix's address and its leading dimension, the number of values from one row to the next."""
+        """Return a matrix's address and its leading dimension, the distance between rows in values."""
         # NumPy's stride for a single row is arbitrary, but cuBLAS requires at least the length of the row.
         return c_void_p(address(array)), c_int(max(array.strides[0] // array.itemsize, array.shape[1]))
 

@@ -33,7 +33,7 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
         dw: gradients of the trainable parameters, overwritten by ``backward``.
 
     Returns:
-        The two tasks.
+        The forward and backward tasks.
     """
     N, U = y.value.shape
     flat, weights = x.value.reshape(N, -1), w["weights"]  # (N, V), (V, U)
@@ -61,14 +61,14 @@ def dropout(
 
     Args:
         device: the device that runs the kernels.
-        block: the probability p of m = 0.
+        block: the block's settings, with the probability p that m = 0.
         x: input (N, …).
         y: output of the same shape.
-        inputs: seed and step.
+        inputs: step inputs, with the seed and the step.
         layer_index: index of the layer in the network.
 
     Returns:
-        The two tasks; both draw m, so it is not stored.
+        The forward and backward tasks; both draw m, so it is not stored.
     """
     N, *inner = x.value.shape
     address = inputs.position, np.uint32(inputs.seed), np.uint32(Purpose.DROPOUT + layer_index)
@@ -83,7 +83,7 @@ def dropout(
 
 
 def softmax(device: Device, arena: Arena, inputs: StepInputs, logits: Array) -> Task:
-    """Plan the softmax of (N, K) logits, written to ``inputs.probabilities``, and the advance to the next step."""
+    """Plan the softmax of (N, K) logits, written to ``inputs.probabilities``, and advancing to the next step."""
     N, K = logits.shape
     ticket = arena.take((1,), np.uint32)  # counts the thread blocks, the last of which advances the position
 
@@ -99,7 +99,7 @@ def mean_outputs(
 ) -> tuple[list[Task], Task]:
     """Plan the softmax of the weighted mean of the logits (N, K) over several views.
 
-    The last task writes it to ``inputs.probabilities`` and advances to the next step.
+    The last task writes the result to ``inputs.probabilities`` and advances to the next step.
 
     Returns:
         One task to run after each view, and the last task.

@@ -1,7 +1,8 @@
 """Conv block on a device: convolution, bias, activation and max-pooling, for a few images at a time.
 
-The patch matrix (im2col) covers as many images as stay in the device's cache until the GEMM has read it. It is not
-stored for backward, which recomputes it. For each pooling window, only the position of the maximum is stored.
+The patch matrix (im2col) covers only a few images, so that it stays in the device's cache until the GEMM has read it.
+It is not stored: the backward pass computes it again. For each pooling window, only the maximum's position is
+stored.
 """
 
 from math import prod
@@ -15,15 +16,15 @@ from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm,
 from cnnjob.nn.tensors import ForwardBackward, Tensor
 
 COLUMN_BYTES = 16 << 20
-"""Size of one patch matrix; two fit in the L2 cache of an A100.
+"""Maximum size of a patch matrix; two fit in the L2 cache of an A100.
 
 It does not depend on the GPU, so that the order of every sum is fixed.
 """
 MAX_BYTE = 255
 GRADIENT_SCALE = 16
-"""Scale of float16 gradients, which is multiplied by the number of images in the batch.
+"""Factor for float16 gradients, to be multiplied by the number of images in the batch.
 
-The loss is a mean over the batch, so its unscaled gradients are too small for float16.
+The loss is a mean over the batch, so the unscaled gradients are too small for float16.
 """
 
 Arrays = dict[str, Array]
@@ -45,7 +46,7 @@ def conv(
         column_bytes: maximum size of a patch matrix, unless a single image needs more.
 
     Returns:
-        The two tasks.
+        The forward and backward tasks.
     """
     N, H, W, F = y.value.shape
     outputs, taps, dtype = H * W * block.pool**2, block.kernel**2 * x.value.shape[3], y.value.dtype
@@ -94,7 +95,10 @@ def _plan_images(
     buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
 ) -> ForwardBackward:
-    """Plan the block for some images; backward adds to the weight gradient, or sets it for the first images."""
+    """Plan the block for some images.
+
+    The backward task adds to the weight gradient; for the first images of the batch, it overwrites the gradient.
+    """
     x, y = tensors
     # columns (n·H'·P·W'·P, K·K·C); z and dz (n·H'·P·W'·P, F); d_pooled and winner (n, H', W', F)
     columns, z, dz, d_pooled, winner = buffers

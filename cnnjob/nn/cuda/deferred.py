@@ -23,13 +23,13 @@ class DeferredPart:
 
     @property
     def tasks(self) -> ForwardBackward:
-        """Return placeholders for the part's two tasks, which :func:`resolve_tasks` replaces."""
+        """Return placeholders for the part's tasks; :func:`resolve_tasks` replaces them."""
         return ForwardBackward(DeferredTask(self, forward=True), DeferredTask(self, forward=False))
 
 
 @dataclass(frozen=True, eq=False)
 class DeferredBatch(DeferredPart):
-    """Loading of a batch; ``reads`` contains the tensor that it writes."""
+    """Loading of a batch; here, ``reads`` contains the tensor to which the images are written."""
 
     inputs: StepInputs
     pixels: PixelNormalisation

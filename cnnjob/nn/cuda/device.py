@@ -1,4 +1,4 @@
-"""The GPU as a device: the only module that calls CuPy, and the one that loads cuBLAS and the kernel source."""
+"""The GPU as a device. Only this module calls CuPy; it also loads cuBLAS and the kernel source."""
 
 from collections.abc import Sequence
 from ctypes import CDLL
@@ -15,7 +15,7 @@ from cnnjob.nn.tensors import Task
 
 KERNELS_FOLDER = Path(__file__).parent
 FIRST_SOURCE = "kernels.cu"
-"""Source file that comes first, since it has the definitions that the others use."""
+"""Source file that comes first, since it contains the definitions that the others use."""
 
 
 def kernel_source(folder: Path = KERNELS_FOLDER) -> str:
@@ -25,7 +25,7 @@ def kernel_source(folder: Path = KERNELS_FOLDER) -> str:
 
 
 class CudaDevice:
-    """The current GPU, its arrays (CuPy's), and one stream on which everything runs in order."""
+    """The current GPU, with CuPy arrays and one stream on which everything runs in order."""
 
     def __init__(self, precision: str = "float32") -> None:
         """Use the GPU, with GEMMs in this precision (see :attr:`cnnjob.nn.cuda.device_api.Device.precision`)."""
@@ -50,7 +50,7 @@ class CudaDevice:
         return self._cupy.zeros(shape, dtype)  # type: ignore[no-any-return]
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between contiguous arrays of equal size, on the GPU or the host; complete on return."""
+        """Copy between contiguous arrays of equal size, on the GPU or the host; the copy is complete on return."""
         # On the same stream, so that the copy comes after everything launched before it.
         addresses = address(target), address(source)
         self._runtime.memcpyAsync(*addresses, source.nbytes, self._runtime.memcpyDefault, self._stream.ptr)

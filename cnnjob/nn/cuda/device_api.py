@@ -48,7 +48,7 @@ class Device(Protocol):
         """Return a new array of zeros on the device."""
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between contiguous arrays of equal size, on the device or the host; complete on return."""
+        """Copy between contiguous arrays of equal size, on the device or the host; the copy is complete on return."""
 
     def pinned(self, shape: Shape, dtype: Any) -> Array:
         """Return a new NumPy array in page-locked host memory."""
@@ -86,7 +86,7 @@ class Device(Protocol):
 
 
 class ShapeOnlyDevice:
-    """Device without memory, used only for counting; it cannot run anything."""
+    """Device without memory, used only for counting memory; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
         """Count memory for this precision."""
@@ -142,7 +142,7 @@ def in_order(tasks: Sequence[Task]) -> Task:
 def bordered(array: Array) -> tuple[Array, np.int64, int]:
     """Return a kernel's arguments for an array (N, …): the array, and the strides of its images and of their rows.
 
-    The strides are in values, and allow for an array that is the inside of one with a border.
+    The strides are in values; the array may be the interior of a larger array with a border.
     """
     image, row = array.strides[0], array.strides[1] if array.ndim > 2 else 0  # noqa: PLR2004 - N, H, W, C
     return array, np.int64(image // array.itemsize), row // array.itemsize
@@ -154,7 +154,7 @@ def row_length(shape: Shape) -> int:
 
 
 def relu_backward(device: Device, y: Tensor, activation: str, out: Array) -> Task:
-    """Plan the gradient before a ReLU or no activation, written to ``out``, (N, …) without a border."""
+    """Plan the gradient before the activation, ReLU or none; ``out`` receives it, (N, …) without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
     arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"

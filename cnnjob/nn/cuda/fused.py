@@ -27,7 +27,7 @@ MAX_GROUPS = 128
 It does not depend on the GPU, so that the order of every sum is fixed.
 """
 MAX_VALUES, MAX_CLASSES, HEAD_THREADS = 1024, 32, 128
-"""Maximum inputs and classes of a classifier that is fused with its loss, and threads per block of that kernel."""
+"""Maximum numbers of inputs and classes of a classifier fused with its loss, and threads per block of that kernel."""
 BATCH_SUMS = (WARP, 8)
 """Threads per block of the ``batch_sums`` kernel."""
 
@@ -44,7 +44,7 @@ def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[De
         parts: parts of a training or evaluation step, in order.
 
     Returns:
-        The two tasks of each fused part; all other parts must be planned alone.
+        The forward and backward tasks of each fused part; all other parts must be planned alone.
     """
     first, head = FirstConv.find(parts), Head.find(parts)
     planned: dict[DeferredPart, ForwardBackward] = {}
@@ -71,7 +71,7 @@ class FirstConv:
 
     @classmethod
     def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
-        """Return a step's first conv block if there is a kernel for its sizes, or None."""
+        """Return a step's first conv block if a fused kernel supports it, or None."""
         batch = next((part for part in parts if isinstance(part, DeferredBatch)), None)
         if not batch or batch.changes:
             return None
@@ -107,7 +107,7 @@ class FirstConv:
         return even + 2 if even % 32 == 0 else even
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan both parts; the batch needs no task of its own."""
+        """Plan both parts; the batch needs no separate task."""
         layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
         (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
         training, bands = y.trainable, -(-height // WARPS)
@@ -120,7 +120,7 @@ class FirstConv:
         w, flags = layer.weights, (block.activation == "relu", training)
         inputs = self.batch.inputs
 
-        # The arguments are collected on each call: evaluation may replace images and order.
+        # The arguments are collected on each call, since evaluation may replace images and order.
         def forward() -> None:
             source = inputs.images, inputs.rows, inputs.position
             arrays = *source, *pixels, w["weights"], w["bias"], *bordered(y.value), winner
@@ -145,7 +145,7 @@ class Head:
     hidden: DeferredOperation | None
     """The dense block before the classifier."""
     relu: bool
-    """True if that block has a ReLU."""
+    """True if the dense block before the classifier has a ReLU."""
     classifier: DeferredOperation
     loss: DeferredLoss
 
@@ -223,7 +223,7 @@ class _Sums:
 
 
 def _with_supported_settings(block: Conv) -> Conv:
-    """Return a block with only the settings that fused kernels support; it equals the original if it has no others."""
+    """Return a copy of a block with only the settings that fused kernels support, and defaults for all others."""
     names = "init", "bias_init", "learning_rate_factor", "activation", "filters", "kernel", "stride", "pad", "pool"
     return Conv(**{name: getattr(block, name) for name in names})
 

@@ -7,13 +7,16 @@ from cnnjob.nn.cuda.device_api import Device
 from cnnjob.nn.tensors import Task
 
 EAGER_RUNS = 2
-"""Runs before recording: the first compiles and loads kernels, which capturing forbids; the second is a margin."""
+"""Number of runs before recording.
+
+The first run compiles and loads kernels, which is forbidden during capture; the second is a safety margin.
+"""
 MAX_QUEUED_STEPS = 64
 """Maximum number of queued steps: few enough to notice a stop request soon, enough to keep the device busy."""
 
 
 class Captured:
-    """Task that is run or replayed; either way, it launches the same kernels in the same order, with the same bits."""
+    """Task that is run or replayed; either way, the same kernels run in the same order, with the same results."""
 
     def __init__(self, device: Device, run: Task, reads: Callable[[], tuple[Array, ...]]) -> None:
         """Wrap a task; nothing runs yet.

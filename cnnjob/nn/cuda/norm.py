@@ -32,8 +32,8 @@ Arrays = dict[str, Array]
 def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
     """Plan batch normalisation: y = activation(scale·(x − mean)/√(variance + eps) + shift).
 
-    Backward, with g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input:
-    dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3). Only the mean and
+    With g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input, the input
+    gradient is dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3). Only the mean and
     1/√(variance + eps) are stored for backward; x̂ and g are recomputed.
 
     Args:
@@ -46,7 +46,7 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The two tasks; in training, forward also updates the running statistics.
+        The forward and backward tasks; in training, the forward task also updates the running statistics.
     """
     N, H, W, C = x.value.shape
     rows, dtype, constants = np.int64(N * H * W), x.value.dtype, (block.settings.momentum, block.settings.eps)
