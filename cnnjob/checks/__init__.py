@@ -1,1 +1,1 @@
-"""Checks that cnnjob works on the user's machine: exact resume, rehearsals and benchmarks."""
+"""Checks for the user's own machine or cluster: exact resume, rehearsals and benchmarks."""

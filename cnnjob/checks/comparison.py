@@ -14,9 +14,9 @@ from cnnjob.runs.run import Run
 COMPARED = ("weights", "predictions", "history", "result")
 """The parts of a run that are compared."""
 TIMING_KEYS = {"seconds", "images_per_second"}
-"""Keys of a history record whose values depend on time and therefore differ between any two runs."""
+"""Keys of a history record whose values are measured times, and therefore differ between any two runs."""
 COST_KEYS = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}
-"""Keys of the result whose values depend on time, memory and the number of attempts."""
+"""Keys of the result whose values depend on the time, the memory or the number of attempts."""
 MACHINE_KEYS = {"device", "bits_may_differ_from_step"}
 """Keys of the result whose values depend on the machine; :func:`remarks` reports whether the bits may differ."""
 
@@ -28,7 +28,7 @@ class RunDifference:
     part: str
     """One of :data:`COMPARED`."""
     where: str
-    """Position in the part: ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss``, ``test_loss``."""
+    """Position in the part, such as ``1-conv/weights[0, 2, 1]``, ``epoch 3, train_loss`` or ``test_loss``."""
     uninterrupted: str
     killed: str
 
@@ -40,13 +40,13 @@ class Kill:
     attempt: int
     """Number of the attempt, from 1."""
     seconds: float
-    """Time of the kill: seconds since the attempt began training; on a cluster, since the last checkpoint."""
+    """Time of the kill: seconds since training started in this attempt; on a cluster, since the last checkpoint."""
     step: int | None
     """Last step that the attempt had completed; None if unknown."""
     saved_step: int
     """Step of the newest checkpoint."""
     during: str
-    """``starting``, ``training``, ``evaluation`` or ``saving``; empty if unknown."""
+    """The activity that was interrupted: ``starting``, ``training``, ``evaluation`` or ``saving``; empty if unknown."""
     resumed_at_step: int | None = None
     """Step from which the next attempt resumed; None if the next attempt was killed before it resumed."""
 
@@ -56,7 +56,7 @@ class RunComparison:
     """The comparison of an uninterrupted and a killed run."""
 
     run: str
-    """Name of the run, which is the same for both."""
+    """Name of both runs."""
     steps: int
     seed: int
     """Seed for the random moments of the kills."""
@@ -64,12 +64,12 @@ class RunComparison:
     attempts: int
     """Number of attempts of the killed run."""
     train_seconds: tuple[float, float]
-    """Training times of the uninterrupted run and of the killed run, the latter without the lost work."""
+    """Training times of the uninterrupted and of the killed run; the latter does not include lost work."""
     digests: dict[str, tuple[str, str]]
     """SHA-256 of each part in :data:`COMPARED`, for the uninterrupted and the killed run."""
     differences: list[RunDifference]
     remarks: list[str]
-    """Reasons why the bits may differ, and why there were fewer kills than requested."""
+    """Reasons why the bits may differ without a defect, or why there were fewer kills than requested."""
 
     @property
     def same(self) -> bool:
@@ -124,14 +124,14 @@ def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
     for part in COMPARED:
         first, second = readers[part](uninterrupted), readers[part](killed)
         if expected[part] != actual[part]:
-            # Files with equal arrays can still differ in the order of the arrays or the bytes around them.
+            # Files with equal arrays can still differ in the order of the arrays, or in bytes outside the arrays.
             whole_file = RunDifference(part, "the file", expected[part], actual[part])
             differences.append(next(_part_differences(part, first, second), whole_file))
     return differences
 
 
 def _history(run: Run) -> dict[str, Any]:
-    """Return a run's history without timings: values by names such as ``epoch 3, train_loss``."""
+    """Return a run's history without measured times, as values by names such as ``epoch 3, train_loss``."""
     return {
         f"epoch {record.get('epoch', number)}, {key}": value
         for number, record in enumerate(run.history(), start=1)
@@ -177,7 +177,7 @@ def _value_text(value: Any) -> str:
 
 
 def remarks(uninterrupted: Run, killed: Run) -> list[str]:
-    """Return reasons why the bits of two runs may differ without a defect: differences between the environments."""
+    """Return reasons, such as different environments, why the bits of two runs may differ without a defect."""
     reasons = []
     if differing := environment.environment_differences(uninterrupted.environment(), killed.environment()):
         reasons.append(f"bits may differ: the killed run has {'; '.join(differing)}")
@@ -194,7 +194,7 @@ def compare_runs(uninterrupted: Run, killed: Run, kills: list[Kill], wanted: int
         uninterrupted: the run that was not interrupted.
         killed: the run that was killed and resumed.
         kills: the kills, in order.
-        wanted: the number of kills requested.
+        wanted: the requested number of kills.
         seed: the seed for the random moments of the kills.
 
     Returns:

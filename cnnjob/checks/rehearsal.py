@@ -1,4 +1,4 @@
-"""Rehearse a job on this machine within seconds: train with the real code and data, stop, resume and report."""
+"""Rehearse a job on this machine in a few seconds: train with the real code and data, stop, resume and report."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ STEPS = 2
 
 
 class _StopAfterSteps(NoProgress):
-    """A progress callback that stops training after some steps with a signal, as a cluster would."""
+    """A progress callback that stops training after ``STEPS`` steps with a signal, as SLURM would."""
 
     def __init__(self) -> None:
         self._left = STEPS
 
     def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - the signature of a progress callback
-        """Count the steps down, and send the signal at zero."""
+        """Count the step, and send the signal after the last one."""
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -39,10 +39,10 @@ def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
         dataset: the job's dataset.
 
     Yields:
-        One line about each stage that succeeded.
+        One line per successful stage.
 
     Raises:
-        CnnjobError: a stage failed, as it would have on the cluster.
+        CnnjobError: a stage failed; it would fail on the cluster too.
     """
     if job.resources.backend != "numpy":  # a login node may have no GPU
         job = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})

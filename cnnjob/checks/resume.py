@@ -1,4 +1,4 @@
-"""Run a job twice on this machine, uninterrupted and killed at random moments, and compare the bits.
+"""Run a job twice on this machine, once uninterrupted and once with kills at random moments, and compare the bits.
 
 Each attempt is a separate process, which writes the number of its last step to the file STEPS:
 
@@ -31,7 +31,7 @@ from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 
 CHECKPOINTS_PER_ATTEMPT = 4
-"""Average number of checkpoints saved between two kills."""
+"""Average number of checkpoints between two kills."""
 POLL_SECONDS = 0.005
 """Time between two reads of the step file."""
 STEP_BYTES = 8
@@ -39,13 +39,13 @@ STEP_BYTES = 8
 
 
 def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
-    """Return the job shortened to the epochs needed for ``steps`` steps: at least one, at most all of its epochs."""
+    """Return the job with only as many epochs as ``steps`` steps require: at least one, at most all of its epochs."""
     epochs = max(1, -(-steps // max(1, steps_per_epoch(job, dataset))))
     return _with(job, epochs=min(job.train.epochs, epochs))
 
 
 def steps_per_epoch(job: Job, dataset: Dataset) -> int:
-    """Return a job's number of steps per epoch."""
+    """Return the number of steps per epoch of a job."""
     return TrainingSetup.build(job, dataset).steps_per_epoch
 
 
@@ -61,11 +61,11 @@ def _with(job: Job, **changes: Any) -> Job:
 def verify_resume(
     job: Job, dataset: Dataset, folder: Path, kills: int, seed: int, say: Callable[[str], None]
 ) -> RunComparison:
-    """Run a job on this machine, uninterrupted and then killed at random moments, and compare the two runs.
+    """Run a job on this machine, first uninterrupted and then with kills at random moments, and compare the two runs.
 
-    The moments are drawn uniformly over the duration of the uninterrupted run, from the first step to the end, so that
-    kills can occur during training, evaluation and saving. Each moment is expressed as the last step completed by then
-    plus a delay, so that the kill occurs in the same phase even if the machine's speed varies.
+    The moments are drawn uniformly over the duration of the uninterrupted run, from the start of training to the end,
+    so that kills can occur during training, evaluation and saving. Each moment is converted to a step and a delay after
+    it, so that the kill occurs in the same phase even if the machine's speed varies.
 
     Args:
         job: the job, already shortened if necessary.
@@ -84,16 +84,16 @@ def verify_resume(
     uninterrupted = TrainingSetup.checked(job, dataset).create_run(folder / "uninterrupted")
     baseline = _run_attempt(uninterrupted)
     say(f"uninterrupted: finished in {baseline.seconds:.1f} s")
-    # The checkpoint interval is not part of a job's digest, so both runs are of the same job.
+    # A job's digest does not cover the checkpoint interval, so both runs belong to the same job.
     often = save_often(job, baseline.seconds / (kills + 1) / CHECKPOINTS_PER_ATTEMPT)
     killed = create_run(often, dataset, folder / "killed")
-    draw = random.Random(seed)  # noqa: S311 - moments, no secrets
+    draw = random.Random(seed)  # noqa: S311 - not used for secrets
     done: list[Kill] = []
     for moment in sorted(draw.uniform(0, baseline.seconds) for _ in range(kills)):
-        # The last step completed by then, and the time at which it was completed.
+        # The last step completed before the moment, and the time at which it was completed.
         seconds, step = [(0.0, 0), *(entry for entry in baseline.steps if entry[0] <= moment)][-1]
         attempt = _run_attempt(killed, (step, moment - seconds))
-        if not attempt.killed or killed.result_file.exists():  # after the result is written, a kill interrupts nothing
+        if not attempt.killed or killed.result_file.exists():  # a kill after the result was written interrupts nothing
             break
         done.append(_describe_kill(killed, attempt, steps_per_epoch(job, dataset)))
         say(f"kill {len(done)} of {kills}: attempt {len(done)}, after {attempt.seconds:.2f} s, at step {attempt.step}")
@@ -108,9 +108,9 @@ class _TimedAttempt:
     """The timing of one attempt."""
 
     seconds: float
-    """Duration in seconds, from the start of training."""
+    """Seconds from the start of training to the end of the attempt."""
     steps: list[tuple[float, int]]
-    """Each observed step, with the seconds until it was first seen; the last entry is the end of the attempt."""
+    """Pairs of time (seconds since the start of training) and last completed step, up to the end of the attempt."""
     killed: bool
 
     @property
@@ -120,12 +120,18 @@ class _TimedAttempt:
 
 
 def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAttempt:
-    """Run one attempt in a separate process; with ``kill_at`` (step, seconds), kill it that long after the step."""
+    """Run one attempt in a separate process.
+
+    If ``kill_at`` (step, seconds) is given, kill the process that many seconds after the step.
+
+    Raises:
+        CnnjobError: the attempt failed without being killed.
+    """
     steps_file = run.path.with_name("steps")
     steps_file.write_bytes(b"")
     saved = newest_step(run.checkpoints_folder)
     with _child(run, steps_file) as child:
-        # A step that is already in a checkpoint is not repeated: the delay then counts from the start.
+        # A step that a checkpoint already covers is not repeated, so the delay counts from the start of training.
         until = None
         if kill_at:
             until = kill_at[0] if kill_at[0] > saved else 0
@@ -149,9 +155,9 @@ def _watch_steps(
     """Watch an attempt until it has completed the step ``until`` or has ended.
 
     Returns:
-        The monotonic time at which training started, and each observed step with the seconds until it was first seen.
+        The monotonic time at which training started, and pairs of time (seconds since then) and last completed step.
     """
-    # The file is empty until training starts: imports and reading the data do not count.
+    # The file is empty until training starts, so the time for imports and for reading the data is not counted.
     started, steps = time.monotonic(), list[tuple[float, int]]()
     while child.poll() is None and not (steps and until is not None and steps[-1][1] >= until):
         if content := steps_file.read_bytes():
@@ -169,7 +175,7 @@ def _watch_steps(
 def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process for one attempt of a run; the process is killed at the end of the ``with`` block.
 
-    It runs in a new session, so that Ctrl-C in the terminal does not reach it.
+    The process runs in a new session, so that it does not receive Ctrl-C from the terminal.
     """
     command = [sys.executable, "-P", "-m", "cnnjob.checks.resume", str(run.path.resolve()), str(steps_file.resolve())]
     with run.path.with_name("stderr").open("wb") as stderr:
@@ -185,8 +191,8 @@ def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _describe_kill(run: Run, attempt: _TimedAttempt, steps_per_epoch: int) -> Kill:
-    """Return a description of a kill that has just happened, from the files that the attempt left in the run folder."""
-    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):  # a checkpoint that was not yet renamed
+    """Return a description of the latest kill, based on the files that the attempt left in the run folder."""
+    if any(run.checkpoints_folder.glob(f".*{files.TEMPORARY_SUFFIX}")):  # a checkpoint that had not been renamed yet
         during = "saving"
     elif not attempt.step:
         during = "starting"
@@ -199,7 +205,7 @@ def _describe_kill(run: Run, attempt: _TimedAttempt, steps_per_epoch: int) -> Ki
 
 
 class _Counter(NoProgress):
-    """A progress callback that writes the number of the last step to a file, where another process can read it."""
+    """A progress callback that writes the number of the last step to a file, which another process reads."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY)
@@ -215,7 +221,7 @@ class _Counter(NoProgress):
         self._write((epoch - 1) * self._steps + step)
 
     def _write(self, step: int) -> None:
-        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)  # one write: a reader sees the old or the new number
+        os.pwrite(self._file, step.to_bytes(STEP_BYTES), 0)  # a reader sees either the old or the new number
 
 
 def _main(run: str, steps_file: str) -> None:

@@ -1,6 +1,6 @@
-"""Run a job twice on a cluster, uninterrupted and with its process killed at random moments, and compare the bits.
+"""Run a job twice on a cluster, once uninterrupted and once with kills at random moments, and compare the bits.
 
-The killed run is restarted by its batch script, like any other run.
+When the training process is killed, the batch script restarts the run as it would any other.
 """
 
 import random
@@ -25,9 +25,9 @@ from cnnjob.slurm.submit.submission import submit
 from cnnjob.training.setup import TrainingSetup
 
 CHECKPOINT_SECONDS = 1.0
-"""Checkpoint interval; each kill waits for a new checkpoint, so that every attempt makes progress and is restarted."""
+"""Checkpoint interval. Each kill waits for a new checkpoint, since a run that makes no progress is not restarted."""
 POLL_SECONDS = 0.2
-"""Time between two reads of the run folders."""
+"""Time between two checks of the run folders."""
 FIRST_QUERY_SECONDS, LONGEST_QUERY_SECONDS = 2.0, 60.0
 """Initial and maximum time between two queries of the queue."""
 END_SECONDS = 60.0
@@ -44,16 +44,16 @@ def verify_resume_on_slurm(
     wait_minutes: float,
     say: Callable[[str], None],
 ) -> RunComparison:
-    """Run a job twice in parallel on the cluster, uninterrupted and killed at random moments, and compare the two runs.
+    """Run a job twice in parallel on the cluster, once uninterrupted and once with kills, and compare the two runs.
 
     Args:
         job: the job, already shortened if necessary.
         dataset: the job's dataset.
-        folder: an empty folder for both runs, which must be accessible from the nodes.
-        request: the resources that each run requests.
-        kills: number of kills; each follows a new checkpoint, in a separate section of the steps.
+        folder: an empty folder for both runs, accessible from the nodes.
+        request: the resources of each run.
+        kills: number of kills; each occurs after a new checkpoint, in a different section of the training steps.
         seed: seed for the random moments of the kills.
-        wait_minutes: time limit for both runs, including queueing; the jobs are cancelled when it is reached.
+        wait_minutes: time limit for both runs, including time in the queue, after which their SLURM jobs are cancelled.
         say: called with each progress message.
 
     Returns:
@@ -80,14 +80,14 @@ def verify_resume_on_slurm(
 
 
 class _Killer:
-    """Kills a run's process after checkpoints; the batch script is not killed and decides about a restart."""
+    """Kills a run's training process after checkpoints; the batch script survives and restarts the run."""
 
     def __init__(self, run: Run, kill_steps: list[float], draw: random.Random, say: Callable[[str], None]) -> None:
         self.done: list[Kill] = []
         self._run, self._kill_steps, self._draw, self._say = run, kill_steps, draw, say
 
     def kill_if_due(self) -> None:
-        """Kill the current attempt if it has saved a new checkpoint at or after the next step to kill at."""
+        """Kill the current attempt if it has saved a new checkpoint at or after the step of the next kill."""
         if len(self.done) == len(self._kill_steps) or self._run.result_file.exists():
             return
         attempts, saved_step = self._run.attempts(), newest_step(self._run.checkpoints_folder)
@@ -95,7 +95,7 @@ class _Killer:
         next_step = self._kill_steps[len(self.done)]
         if not attempts or len(attempts) == killed_attempt or saved_step < next_step or saved_step <= killed_step:
             return
-        # A random time after the checkpoint, so that kills are spread over the whole time between two checkpoints.
+        # A kill occurs at a random time after a checkpoint, so that kills cover the whole interval between checkpoints.
         seconds = self._draw.uniform(0, CHECKPOINT_SECONDS)
         time.sleep(seconds)
         self._kill(len(attempts), attempts[-1]["job_id"], seconds)
@@ -106,14 +106,14 @@ class _Killer:
             # Job step 0 is the process that srun started; KILL sent to the job itself would cancel the job.
             client.ask(["scancel", "--signal=KILL", f"{job_id}.0"])
         except SchedulerError:
-            return  # the job has just ended or is being requeued: the next call tries again
+            return  # the job has just ended or is being requeued; the next call will try again
         self.done.append(Kill(attempt, round(seconds, 3), None, saved_step, ""))
         number = f"kill {len(self.done)} of {len(self._kill_steps)}"
         self._say(f"{number}: attempt {attempt}, job {job_id}, step {saved_step} saved")
 
 
 class _Watch:
-    """Watches whether the runs are over: checks their folders at every call, and the queue less and less often."""
+    """Checks whether the runs are over: reads the run folders at every call, and the queue at increasing intervals."""
 
     def __init__(self, runs: Sequence[Run], deadline: float) -> None:
         self._runs, self._deadline = runs, deadline
@@ -123,7 +123,7 @@ class _Watch:
     def both_are_over(self) -> bool:
         """Return whether both runs are finished and their jobs have left the queue.
 
-        Once the time limit is reached, finished runs are over even if the queue still shows their jobs.
+        After the time limit, finished runs count as over even if their jobs are still in the queue.
 
         Raises:
             CnnjobError: a run ended before it was finished, or the time limit was reached.
@@ -133,12 +133,12 @@ class _Watch:
             if finished:
                 return True
             raise CnnjobError("verify-resume: not finished in time, so its jobs are cancelled. Increase --wait-minutes")
-        # Once both are finished, the queue is queried immediately, without waiting for the long pause to end.
+        # Once both runs are finished, the queue is read at once, even if the current pause is long.
         if time.monotonic() < self._next_query and not (finished and self._pause > FIRST_QUERY_SECONDS):
             return False
         self._pause = FIRST_QUERY_SECONDS if finished else min(1.5 * self._pause, LONGEST_QUERY_SECONDS)
         self._next_query = time.monotonic() + self._pause
-        with suppress(SchedulerError):  # a scheduler that does not answer now may answer later
+        with suppress(SchedulerError):  # the scheduler may answer later
             queued = job_index.newest_job_ids(queue.list_own_jobs())
             for run in self._runs:
                 self._misses[run.path] = 0 if run.path.resolve() in queued else self._misses[run.path] + 1
@@ -147,7 +147,7 @@ class _Watch:
         return False
 
     def _check(self) -> None:
-        """Raise an error if an unfinished run had no job in the queue in two successive queries."""
+        """Raise a CnnjobError if a run is not finished but had no job in the queue in two consecutive queries."""
         for run in self._runs:
             if self._misses[run.path] > 1 and not run.result_file.exists():
                 decisions = [str(restart.get("said")) for restart in try_read_restart_log(run)]

@@ -1,1 +1,1 @@
-"""``cnnjob doctor``: checks of this machine, the runs' file system and the cluster."""
+"""``cnnjob doctor``: checks of this machine, the file system of the runs folder, and the cluster."""

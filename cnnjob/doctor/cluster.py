@@ -1,4 +1,4 @@
-"""Checks of the cluster through SLURM: partitions, GPUs, limits, accounts, and how jobs are requeued and stopped."""
+"""Checks of the cluster through SLURM: partitions, GPUs, accounts, requeueing, signals and the size of job arrays."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from cnnjob.slurm.scheduler.site import Partition, Site
 MEGABYTES = 1000
 MAX_PARTITIONS = 8
 # sinfo appends + to a number if the nodes on a line differ; the number is then the minimum. The number of digits is
-# limited because int() rejects strings of thousands of digits.
+# limited because int() rejects strings with thousands of digits.
 _NODES = re.compile(r"([^|]+)\|([0-9]{1,9})\|([0-9]{1,9})\+?\|([0-9]{1,18})\+?\|(.*)")
-# Matches each GPU type of a GRES column, such as gpu:a100:4(S:0-1),gpu:2.
+# Matches each GPU entry in a GRES column such as gpu:a100:4(S:0-1),gpu:2.
 _GPUS = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>[0-9]{1,9})(?![0-9])")
 
 
@@ -27,11 +27,11 @@ class Nodes:
     cores: int
     megabytes: int
     gpus: tuple[tuple[str, int], ...]
-    """GPU type (``""`` if untyped) and number, per node."""
+    """Types (``""`` if unspecified) and numbers of the GPUs on each node."""
 
     @classmethod
     def parse(cls, line: str) -> "Nodes | None":
-        """Parse a line of ``sinfo`` output; return None if its format is different."""
+        """Parse a line of ``sinfo`` output; return None if the line has a different format."""
         if not (match := _NODES.fullmatch(line.strip())):
             return None
         partition, count, cores, megabytes, gres = match.groups()
@@ -44,9 +44,9 @@ class Nodes:
         return sum(count for _, count in self.gpus)
 
     def sentence(self) -> str:
-        """Describe the nodes: ``2 nodes of 4 cores, 8 GB and 2 a100``."""
+        """Return a description of the nodes, such as ``2 nodes of 4 cores, 8 GB and 2 a100``."""
         parts = [plural(self.cores, "core")]
-        if self.megabytes > 1:  # 1 is SLURM's default: the memory is not configured
+        if self.megabytes > 1:  # 1 is SLURM's default if the memory is not configured
             parts.append(f"{self.megabytes / MEGABYTES:.0f} GB")
         parts += [f"{count} {kind}" if kind else plural(count, "GPU") for kind, count in self.gpus]
         *most, last = parts
@@ -64,7 +64,7 @@ class Cluster:
     site: Site
     nodes: tuple[Nodes, ...] = ()
     accounts: tuple[str, ...] = field(default=())
-    """This user's accounts; empty without SLURM accounting."""
+    """This user's accounts; empty if the site does not use SLURM accounting."""
 
     def nodes_of(self, partition: Partition) -> list[Nodes]:
         """Return the nodes in a partition."""
@@ -84,7 +84,7 @@ def query_cluster() -> Cluster:
     """Query SLURM about the cluster.
 
     Raises:
-        SchedulerError: SLURM is not installed, or does not answer.
+        SchedulerError: SLURM is not installed, or did not answer.
     """
     here = site.query_site()
     answer = client.ask(["sinfo", "--noheader", "--format=%R|%D|%c|%m|%G"])
@@ -93,7 +93,7 @@ def query_cluster() -> Cluster:
 
 
 def check_cluster(cluster: Cluster) -> Iterator[Finding]:
-    """Yield one finding per fact about the cluster."""
+    """Check the settings of the cluster; yield one finding per setting or partition."""
     here = cluster.site
     name = f"SLURM {here.version}" if here.version else "SLURM"
     yield Finding("SLURM", "ok", f"{name} answers; {plural(len(here.partitions), 'partition')}")
@@ -110,7 +110,7 @@ def check_cluster(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
-    """Yield one finding per partition, or, if there are many, one per partition with GPUs."""
+    """Yield one finding per partition; if there are many partitions, only for those with GPUs."""
     with_gpus = [partition for partition in partitions if cluster.gpu_count(partition)]
     for partition in partitions if len(partitions) <= MAX_PARTITIONS else with_gpus:
         yield _partition(cluster, partition)
@@ -147,7 +147,7 @@ def _accounts(cluster: Cluster) -> Finding:
 
 
 def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
-    """Return the cluster; or None, and a finding that explains why it cannot be queried."""
+    """Return the cluster and None, or None and a finding that explains why the cluster cannot be queried."""
     if not client.has_slurm():
         advice = "train here with cnnjob train or cnnjob submit --local, or log in to a machine that has SLURM"
         return None, Finding("SLURM", "note", "not on this machine", advice)

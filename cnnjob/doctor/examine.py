@@ -1,6 +1,6 @@
-"""Checks of everything that cnnjob needs: this machine, the runs folder and the cluster.
+"""All checks of ``cnnjob doctor``: this machine, the runs folder and the cluster.
 
-Nothing is changed; file operations are tested in a temporary folder.
+The checks change nothing; file operations are tested in a temporary folder.
 """
 
 from collections.abc import Iterator

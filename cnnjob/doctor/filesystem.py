@@ -1,4 +1,4 @@
-"""Checks of the runs folder: how its file system behaves in practice, and how much space is free."""
+"""Checks of the runs folder: the behaviour of its file system, and the free space."""
 
 import errno
 import fcntl
@@ -27,18 +27,18 @@ TOO_LITTLE_SPACE_BYTES, LITTLE_SPACE_BYTES = 1e9, 10e9
 FEW_INODES = 10_000
 SLOW_RENAME_SECONDS = 0.5
 CLOCK_NOTE_SECONDS, CLOCK_BAD_SECONDS = 5.0, HEARTBEAT_LIMIT_SECONDS / 5
-"""Clock differences above which the finding is a note, and above which a run may wrongly count as lost."""
+"""Clock differences above which the finding is ``note`` or ``bad``; ``bad`` means that a run may wrongly be lost."""
 WRITES, RACES, RACERS = 5, 20, 8
-"""Number of timed writes, of races to create one file, and of threads per race."""
+"""Number of timed writes, number of races to create a file, and number of threads per race."""
 QUOTA_SECONDS = 20
 QUOTA_NOTE_SHARE, QUOTA_BAD_SHARE = 0.85, 0.97
-"""Shares of a quota above which the finding is a note, and bad."""
+"""Used shares of a quota above which the finding is ``note`` or ``bad``."""
 BLOCK_DEVICE = "block device"
 LOCAL_TYPES = {BLOCK_DEVICE, "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
 """File system types that are local to one machine."""
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel escapes spaces, tabs, newlines and backslashes
 COHERENT_TYPES = {"ceph", "gpfs", "lustre"}
-"""Cluster file system types whose locks hold between nodes, unless a mount option disables that."""
+"""Types of cluster file systems whose locks are valid on all nodes, unless a mount option disables that."""
 THIS_MACHINE_ONLY = "on this machine only, not between nodes"
 UNKNOWN_SCOPE = "on this machine; unknown between nodes"
 REFUSED = 3
@@ -68,11 +68,11 @@ class Mount(NamedTuple):
 
 
 def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
-    """Check the runs folder, or its nearest existing parent; nothing is left behind in it.
+    """Check the runs folder, or its nearest existing parent folder; no files are left in it.
 
     Args:
         runs: the runs folder, which need not exist yet.
-        on_cluster: whether cluster nodes must also see the folder.
+        on_cluster: whether the folder must also be accessible from cluster nodes.
 
     Yields:
         One finding per check.
@@ -93,7 +93,7 @@ def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
 
 @contextmanager
 def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
-    """Turn an OSError raised in the block into a finding."""
+    """Append a finding to ``results`` if the ``with`` block raises an OSError."""
     try:
         yield
     except OSError as error:
@@ -101,7 +101,7 @@ def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
 
 
 def _rename(folder: Path) -> Finding:
-    """Check that a file can be replaced atomically, by writing a temporary one and renaming it; time it, with fsync."""
+    """Check that renaming a temporary file atomically replaces another, and measure the time, including fsync."""
     path, seconds, results = folder / "whole", [], list[Finding]()
     with _os_error_as_finding("rename", results):
         for number in range(WRITES):
@@ -121,12 +121,12 @@ def _rename(folder: Path) -> Finding:
 
 
 def _flush(folder: Path) -> Finding:
-    """Check that a folder can be flushed; otherwise a power cut may undo a rename."""
+    """Check that a folder can be flushed to disk; otherwise, a power failure may undo a rename."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # EINVAL: the file system does not support fsync on folders. With any other error, fsync is supported but fails.
+        # EINVAL: the file system does not support fsync on folders. Any other error means that fsync failed.
         level: Level = "note" if error.errno == errno.EINVAL else "bad"
         message = f"a folder cannot be flushed ({error.strerror})"
         return Finding("fsync", level, message, "a power cut may lose the newest checkpoint; the one before it remains")
@@ -136,7 +136,7 @@ def _flush(folder: Path) -> Finding:
 
 
 def _exclusive(folder: Path) -> Finding:
-    """Check that exactly one of several threads creating the same file succeeds; claims of runs rely on this."""
+    """Check that if several threads create the same file, exactly one succeeds; claims of runs depend on this."""
     results: list[Finding] = []
     with _os_error_as_finding("exclusive create", results), ThreadPoolExecutor(RACERS) as racers:
         for race in range(RACES):
@@ -151,14 +151,14 @@ def _exclusive(folder: Path) -> Finding:
 
 
 def _locks(folder: Path, mount: Mount) -> Finding:
-    """Check that a file locked by one process cannot be locked by another; submissions use locks to wait their turn."""
+    """Check that a file locked by one process cannot be locked by another; this keeps submissions apart."""
     advice = "concurrent submissions are detected only in SLURM's queue, which each of them queries afterwards"
     with (folder / "lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             return Finding("locks", "note", f"refused ({error.strerror or error})", advice)
-        # POSIX locks belong to a process, which can always lock its own file again, so another process has to try.
+        # A process can always lock a file again that it has locked itself (POSIX), so another process has to try.
         if failure := lock_failure([sys.executable, "-P", "-c", LOCK_CODE, file.name]):
             return Finding("locks", "note", failure, advice)
     scope = _lock_scope(mount.kind, mount.options)
@@ -171,7 +171,7 @@ def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
     """Run a command that tries to lock a locked file; return the problem, or an empty string if the lock was refused.
 
     Args:
-        command: a command that exits with ``REFUSED`` if another process holds the lock, and with 0 if it got the lock.
+        command: a command that exits with ``REFUSED`` if another process holds the lock, and with 0 if it acquired it.
         seconds: time limit.
     """
     try:
@@ -189,7 +189,7 @@ def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
 
 
 def _lock_scope(kind: str, options: Sequence[str]) -> str:
-    """Return the scope within which locks hold, according to the mount's type and options."""
+    """Return where locks are valid, according to the type and the options of the mount."""
     if kind in LOCAL_TYPES:
         return "between processes of this machine"
     if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:
@@ -200,7 +200,7 @@ def _lock_scope(kind: str, options: Sequence[str]) -> str:
 def _clock(folder: Path) -> Finding:
     """Compare the file system's clock, which determines the age of a heartbeat, with this machine's clock."""
     path = folder / "clock"
-    path.touch()  # the file server sets the time, not this machine
+    path.touch()  # on a network file system, the server sets the time
     difference = abs(path.stat().st_mtime - time.time())
     if difference < CLOCK_NOTE_SECONDS:
         return Finding("clock", "ok", "the clocks of the file system and this machine agree")
@@ -218,26 +218,26 @@ def _location(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
 
 
 def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
-    """Return the mount that contains a folder: the one with the longest path, or None if there is none."""
+    """Return the mount that contains a folder: if there are several, the innermost; None if there is none."""
     innermost = None
     for mount in mounts:
-        # >=: a later mount on the same point hides the earlier one.
+        # >=, since a later mount on the same point hides the earlier one
         if folder.is_relative_to(mount.point) and len(mount.point) >= len(innermost.point if innermost else ""):
             innermost = mount
     return innermost
 
 
 def _unlisted_mount(folder: Path) -> Mount:
-    """Return the mount of a folder that is not listed in ``/proc/self/mounts``, as in a chroot.
+    """Return the mount that contains a folder if ``/proc/self/mounts`` does not list it, as in a chroot.
 
-    Even then, sysfs lists the disk under its device number.
+    The device is found in sysfs, which lists disks by device number.
     """
     device = _block_device(folder.stat().st_dev)
     return Mount(device, "", BLOCK_DEVICE if device else "unknown file system")
 
 
 def read_mounts() -> Iterator[Mount]:
-    """Yield every mount in ``/proc/self/mounts``, oldest first; none without ``/proc``."""
+    """Yield all mounts in ``/proc/self/mounts``, oldest first; none if ``/proc`` is not mounted."""
     try:
         table = Path("/proc/self/mounts").read_bytes()
     except OSError:  # no /proc
@@ -266,7 +266,7 @@ def _free_space(folder: Path) -> Finding:
         return Finding("space", "bad", message, CLEAN_UP)
     if free < LITTLE_SPACE_BYTES:
         return Finding("space", "note", message, f"enough for small networks only; {CLEAN_UP}")
-    if state.f_files and inodes < FEW_INODES:  # 0 where inodes are not limited, as on btrfs
+    if state.f_files and inodes < FEW_INODES:  # f_files is 0 if inodes are not limited, as on btrfs
         return Finding("space", "note", f"{message}, but only {inodes:,} inodes", "a run has about 20 files")
     return Finding("space", "ok", message)
 
@@ -292,8 +292,8 @@ def _quota(folder: Path, mount: Mount) -> Iterator[Finding]:
 
 
 def _parse_quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
-    """Yield the bytes used and allowed on one file system, from the output of ``quota`` or ``lfs quota``."""
-    # Both print KiB, mark a figure over its limit with *, and print 0 for no limit.
+    """Yield the number of bytes used and the limit for a file system, from the output of ``quota`` or ``lfs quota``."""
+    # Both commands print KiB, mark a value above its limit with *, and print 0 for no limit.
     lines = re.findall(r"^\s*(\S+)\s+(\d+)\*?\s+(\d+)\s+(\d+)\b", answer, re.MULTILINE)
     for file_system, used, soft, hard in lines:
         if f"{name}/".startswith(f"{file_system.rstrip('/')}/") and (limit := int(hard) or int(soft)):

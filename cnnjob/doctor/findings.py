@@ -1,10 +1,10 @@
-"""Findings of ``cnnjob doctor``, one line each."""
+"""The findings of ``cnnjob doctor``, which are printed one per line."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "note", "bad"]
-"""``ok``: good. ``note``: works, with limits. ``bad``: something will fail."""
+"""``ok``: no problem. ``note``: works, with limitations. ``bad``: something will fail."""
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,8 @@ class Finding:
     """The result of one check."""
 
     check: str
-    """Name of what was checked, in one or two words."""
+    """Name of the check, in one or two words."""
     level: Level
     message: str
     advice: str = ""
-    """Advice to the user; empty if all is well."""
+    """Advice to the user; empty if nothing needs to be done."""

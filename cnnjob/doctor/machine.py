@@ -1,4 +1,4 @@
-"""Checks of this machine: Python, packages, processor, GPU."""
+"""Checks of this machine: Python, packages, processor and GPU."""
 
 import platform
 import shutil
@@ -42,7 +42,7 @@ def _check_packages() -> Finding:
         return Finding(
             "packages", "note", "cnnjob runs from its source folder and is not installed", "pip install -e ."
         )
-    # With an empty extra, requirements of optional extras are left out.
+    # An empty extra excludes the requirements of optional extras.
     required = [need for need in declared if need.marker is None or need.marker.evaluate({"extra": ""})]
     unmet = [need for need in required if not need.specifier.contains(_installed_version(need.name), prereleases=True)]
     if unmet:
@@ -68,11 +68,11 @@ def _check_processor() -> Finding:
 
 
 def _check_gpu() -> Finding:
-    """Check the GPU, which training uses by default if possible."""
+    """Check the GPU, which training uses by default if it can."""
     unavailable = why_unavailable()
     if unavailable:
         reason, _, advice = unavailable.partition("; ")
-        if names := _gpus_of_driver():  # a GPU that CuPy cannot use is an installation fault, not a missing GPU
+        if names := _gpus_of_driver():  # there is a GPU, but the installation cannot use it
             return Finding("GPU", "bad", f"{names}, but {reason}", advice)
         return Finding("GPU", "note", f"none; training will use the CPU ({reason})", advice)
     try:
@@ -85,7 +85,7 @@ def _check_gpu() -> Finding:
 
 
 def _gpus_of_driver() -> str:
-    """Return the GPUs that ``nvidia-smi`` lists; empty if there are none or it is not installed."""
+    """Return the GPUs that ``nvidia-smi`` lists; empty if it lists none or is not installed."""
     if not shutil.which("nvidia-smi"):
         return ""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]

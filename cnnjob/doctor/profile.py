@@ -1,4 +1,4 @@
-"""Cluster profiles generated from what SLURM reports about the cluster."""
+"""Generation of a cluster profile from the information that SLURM provides about the cluster."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from cnnjob.slurm.scheduler.site import Partition
 from cnnjob.slurm.submit import profiles
 
 MOST_CORES, MOST_GIGABYTES = 4, 16
-"""Maximum number of cores and GB to request: a run needs no more, and unused resources only delay its start."""
+"""Maximum cores and memory (GiB) to request: a run needs no more, and a larger request only delays its start."""
 TIME_LIMIT_MINUTES = 120
-"""Time limit in a profile: jobs with a short one start earlier, and a longer run resumes in its next attempt."""
+"""Time limit in a profile. Jobs with a short time limit start earlier; a longer run resumes in its next attempt."""
 MEMORY_SHARE, SBATCH_GIGABYTE = 0.95, 1024
 """Share of a node's memory to request, and the number of MiB in sbatch's ``G``."""
 FOLDER = Path("slurm")
 
 
 def write_profile(name: str, partition: str | None = None) -> Path:
-    """Write ``slurm/NAME.toml`` from what SLURM reports about the cluster.
+    """Write ``slurm/NAME.toml`` from the information that SLURM provides about the cluster.
 
     Args:
         name: the profile's name: letters, digits, ``-`` and ``_``.
@@ -47,18 +47,21 @@ def write_profile(name: str, partition: str | None = None) -> Path:
 
 
 def best_partition(cluster: Cluster) -> Partition | None:
-    """Return the best partition for training: with GPUs, not preempted, the default one, with the most GPUs."""
+    """Return the best partition for training; None if there is none that this user may use.
+
+    Partitions with GPUs come first, then those that are not preempted, the default partition, and those with more GPUs.
+    """
     ranks = []
     for partition in filter(cluster.may_use, cluster.site.partitions.values()):
         gpu_count = cluster.gpu_count(partition)
-        # GANG only suspends jobs in turn (time slicing) and does not end any.
+        # GANG suspends jobs in turn (time slicing) but does not end them.
         is_kept = partition.preempt_mode in {"OFF", "GANG"}
         ranks.append((gpu_count > 0, is_kept, partition.is_default, gpu_count, partition))
     return max(ranks, key=lambda rank: rank[:-1])[-1] if ranks else None
 
 
 def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
-    """Return the profile's text, in which comments give the reason for each choice."""
+    """Return the text of the profile, with comments that explain the choices."""
     nodes = max(cluster.nodes_of(partition), key=lambda nodes: nodes.count * (1 + nodes.gpu_count), default=None)
     limit = f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit"
     accounts = [name for name in cluster.accounts if partition.accounts == ("ALL",) or name in partition.accounts]
@@ -80,7 +83,7 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
 
 
 def _resources(cluster: Cluster, nodes: Nodes) -> list[str]:
-    """Return the lines that request one GPU and its share of a node's cores and memory, limited to what a run needs."""
+    """Return the lines that request one GPU with its share of a node's cores and memory, up to the maximums above."""
     shares = max(nodes.gpu_count, 1)
     cores = max(1, min(nodes.cores // shares, MOST_CORES))
     gigabytes = min(int(MEMORY_SHARE * nodes.megabytes / SBATCH_GIGABYTE / shares), MOST_GIGABYTES)

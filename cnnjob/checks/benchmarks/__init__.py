@@ -1,1 +1,1 @@
-"""Benchmarks: cnnjob compared with torch and with the limits of the hardware."""
+"""Benchmarks that compare cnnjob with torch and with the limits of the hardware."""

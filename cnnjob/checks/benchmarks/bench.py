@@ -1,7 +1,7 @@
-"""Benchmark the training steps of named workloads: cnnjob, torch, the course's algorithm and lower bounds (floors).
+"""Benchmark training steps in cnnjob, in torch and in the course's algorithm, along with lower bounds (floors).
 
 All engines take turns in one process, so that a change in the machine's speed affects all of them. Ratios to torch are
-computed turn by turn, and only between engines on the same device with the same precision.
+computed for each turn, and only between engines on the same device with the same precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,46 +19,46 @@ from cnnjob.nn.cuda.availability import why_unavailable
 __all__ = ["NAMES", "Row", "measure"]
 
 SLOW_SECONDS = 0.25
-"""Step time above which an engine does only one step per turn and ``SLOW_TURNS`` turns."""
+"""Step time above which an engine runs only one step per turn and takes only ``SLOW_TURNS`` turns."""
 SLOW_TURNS = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one engine on one workload; times are per step."""
+    """The result of one engine on one workload. Times are per step, except for ``epoch_seconds``."""
 
     workload: str
     engine: str
     batch_size: int
     median_ms: float
-    """Median of the turns' median step times."""
+    """Median over the turns of the median step time of each turn."""
     min_ms: float
     max_ms: float
     epoch_seconds: float | None
     """Median step time multiplied by the steps per epoch; None if the workload is a single block."""
     speed_against_torch: float | None
-    """torch's time in its faster memory layout divided by this engine's time, as the median of the turns' ratios; above
-    1, this engine is faster than torch. None if torch was not measured."""
+    """torch's step time in its faster memory layout divided by this engine's step time: the median of the ratios of all
+    turns. If it is above 1, this engine is faster than torch. None if torch was not measured."""
     speed_against_torch_at_best: float | None
-    """Time of torch's fastest step in either layout divided by the time of this engine's fastest step: the ratio least
-    affected by other load on the machine."""
+    """Minimum step time of torch, in either layout, divided by this engine's minimum step time: the ratio that is least
+    affected by other load on the machine. None if torch was not measured."""
     speed_against_course: float | None
-    """Median time of the course's algorithm divided by this engine's; None if the course did not cover all blocks."""
+    """Median step time of the course's algorithm divided by this engine's; None if it does not support all blocks."""
     share_of_products: float | None
-    """Median time of the matrix products alone divided by this engine's median time; 1 is the theoretical maximum."""
+    """Median time of the matrix products alone divided by this engine's median step time; at most 1 in theory."""
 
     @property
     def steps_per_second(self) -> float:
-        """Steps per second at the median time."""
+        """Steps per second at the median step time."""
         return 1000 / self.median_ms
 
     @property
     def images_per_second(self) -> float:
-        """Images per second at the median time."""
+        """Images per second at the median step time."""
         return self.steps_per_second * self.batch_size
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures as a dict for JSON."""
+        """Return the row as a dict for JSON."""
         return {
             **asdict(self),
             "steps_per_second": self.steps_per_second,
@@ -68,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds per step of one engine: the median of each turn, and the minimum and maximum over all turns."""
+    """An engine's seconds per step: the median of each turn, and the minimum and maximum over all turns."""
 
     turns: list[float]
     min: float
@@ -85,7 +85,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
     Args:
         names: workload names from :data:`NAMES`.
         rounds: turns per engine, after a warm-up that is not counted.
-        torch: whether to measure torch too, if it is installed.
+        torch: whether to measure torch as well, if it is installed.
         on_gpu: whether to use a GPU, which must be available, instead of the CPU.
 
     Yields:
@@ -114,7 +114,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
 
 
 def _take_turns(engines: dict[str, Engine], rounds: int) -> dict[str, _Times]:
-    # Seconds per step of each engine, which determine the number of steps per turn.
+    # Each engine's seconds per step determine the number of steps per turn.
     warm_seconds = {name: engine.warm_up() for name, engine in engines.items()}
     measured: dict[str, list[list[float]]] = {name: [] for name in engines}
     for turn in range(rounds):

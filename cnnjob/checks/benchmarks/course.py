@@ -1,6 +1,6 @@
-"""The textbook algorithm, as taught in a course: float64, patches by fancy indexing, a new array for every result.
+"""The algorithm as it is taught in a course: float64, patches by fancy indexing, a new array for every result.
 
-Images are (N, C, H, W). The algorithm is the baseline for the speed-up and is not used for training.
+Images have the shape (N, C, H, W). The algorithm is the baseline for the speed-up and is not used for training.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from cnnjob.nn.operations import split_block
 NAME = "course float64"
 
 Backward = Callable[[Array], Array]
-"""Maps the gradient of the output to the gradient of the input, and updates the parameters in place (SGD)."""
+"""Maps the output gradient to the input gradient, and updates the parameters in place (SGD)."""
 
 
 def supports(work: Workload) -> bool:
-    """Return whether the course covered all of a workload's blocks: convolution (ReLU, pooling), dense and dropout."""
+    """Return whether the algorithm supports all blocks of a workload: convolution (ReLU, pooling), dense, dropout."""
     return all(
         isinstance(block, nn.Dropout)
         or (isinstance(block, nn.Conv | nn.Dense) and block.bias and split_block(block) == [block])
@@ -29,7 +29,7 @@ def supports(work: Workload) -> bool:
 
 
 def build_step(work: Workload) -> Action:
-    """Return a workload's training step; for a single block, its forward and backward pass."""
+    """Return a workload's training step, or, for a single block, the forward and backward pass."""
     random = np.random.default_rng(0)
     layers = [_build_layer(layer.block, layer.input_shape, work.learning_rate, random) for layer in work.layers]
     images = work.images.transpose(0, 3, 1, 2)
@@ -61,7 +61,10 @@ def _build_layer(
 
 
 def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Array, Array, Array, int, int]:
-    """Return patch indices (channel (C·K·K, 1), row and column (C·K·K, positions)) and the output height and width."""
+    """Return patch indices and the output height and width.
+
+    The indices of the values in all patches are a channel (C·K·K, 1), a row and a column (both (C·K·K, positions)).
+    """
     C, H, W = shape
     out_h, out_w = (H - kernel) // stride + 1, (W - kernel) // stride + 1
     channel, k, m = (index.reshape(-1, 1) for index in np.indices((C, kernel, kernel)))
@@ -70,7 +73,10 @@ def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Ar
 
 
 def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Array, Backward]:
-    """Convolve (N, C, H, W), activate and max-pool; the backward pass updates the weights (F, C·K·K) and the bias."""
+    """Convolve images (N, C, H, W), apply the activation and max-pool.
+
+    The backward pass updates the weights (F, C·K·K) and the bias.
+    """
     pad = block.pad
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     channel, row, column, out_h, out_w = _patch_indices(padded.shape[1:], block.kernel, block.stride)
@@ -82,9 +88,9 @@ def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Arr
     def backward(dy: Array) -> Array:
         dz = unpool(dy) * (z > 0) if block.activation == "relu" else unpool(dy)
         dz = dz.reshape(len(x), len(b), -1)  # (N, F, positions)
-        dcolumns = w.T @ dz  # (N, C·K·K, positions), before the update below
+        dcolumns = w.T @ dz  # (N, C·K·K, positions); computed before w is updated below
         dpadded = np.zeros(padded.shape)
-        # np.add.at is unbuffered: patches overlap, and dpadded[...] += dcolumns would count each pixel only once.
+        # Patches overlap: np.add.at adds every value, whereas dpadded[...] += dcolumns would add only one per pixel.
         np.add.at(dpadded, np.s_[:, channel, row, column], dcolumns)  # type: ignore[arg-type]
         w[...] -= rate * (dz @ columns.transpose(0, 2, 1)).sum(axis=0)
         b[...] -= rate * dz.sum(axis=(0, 2))
@@ -94,12 +100,12 @@ def conv(x: Array, w: Array, b: Array, block: nn.Conv, rate: float) -> tuple[Arr
 
 
 def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
-    """Return the maximum of each window in (N, C, H, W), without the rows and columns that do not fill a window."""
+    """Return the maximum of each window in (N, C, H, W); rows and columns that do not fill a window are ignored."""
     N, C, H, W = x.shape
     inside = x[:, :, : H - H % side, : W - W % side]
     windows = inside.reshape(N, C, H // side, side, W // side, side).transpose(0, 1, 2, 4, 3, 5)
     windows = windows.reshape(N, C, H // side, W // side, side * side)
-    first = windows.argmax(axis=-1)[..., None]  # (N, C, H // side, W // side, 1), ties go to the first
+    first = windows.argmax(axis=-1)[..., None]  # (N, C, H // side, W // side, 1); the first of equal maxima
 
     def backward(dy: Array) -> Array:
         dwindows = np.zeros(windows.shape)
@@ -113,7 +119,7 @@ def max_pool(x: Array, side: int) -> tuple[Array, Backward]:
 
 
 def dense(x: Array, w: Array, b: Array, rate: float, *, relu: bool) -> tuple[Array, Backward]:
-    """Connect all V values of an image to U units; the backward pass updates the weights (V, U) and the bias."""
+    """Connect all V values of each image to U units; the backward pass updates the weights (V, U) and the bias."""
     flat = x.reshape(len(x), -1)
     z = flat @ w + b
 

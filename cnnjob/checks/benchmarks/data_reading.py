@@ -1,4 +1,4 @@
-"""Benchmark the reading of datasets: random batches, as streamed in training, and the whole file in order."""
+"""Benchmark reading a dataset: random batches, as streamed during training, and the whole file in order."""
 
 import os
 import time
@@ -24,12 +24,12 @@ BATCH_SIZE = 128
 BLOCK_BYTES = 8 << 20
 """Size of each read when the file is read in order."""
 CHUNK_BYTES = 64 << 20
-"""Size of each part in which the dataset is generated."""
+"""Size of the chunks in which the dataset is generated."""
 
 
 @dataclass(frozen=True)
 class ReadingRow:
-    """The result of reading one file in one way."""
+    """The result of reading a file in one way."""
 
     image_shape: tuple[int, int, int]
     file_bytes: int
@@ -38,20 +38,20 @@ class ReadingRow:
     megabytes_per_second: float
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures as a dict for JSON."""
+        """Return the row as a dict for JSON."""
         return asdict(self)
 
 
 def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[ReadingRow]:
-    """Measure reading speeds on files of random images, which are removed afterwards.
+    """Measure how fast files of random images are read; the files are removed afterwards.
 
     Args:
         folder: the folder for the files, on the disk to measure.
         file_bytes: size of each file.
-        seconds: duration of each measurement of random batches.
+        seconds: duration of each measurement with random batches.
 
     Yields:
-        One row per image shape and way of reading: from the page cache, then from the disk.
+        One row per image shape and way of reading; first those from the page cache, then those from the disk.
     """
     for shape in IMAGE_SHAPES:
         with TemporaryDirectory(prefix="cnnjob-bench-", dir=folder) as inside:
@@ -59,7 +59,7 @@ def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[R
 
 
 def _write_dataset(path: Path, shape: tuple[int, int, int], file_bytes: int) -> Dataset:
-    """Write a dataset of random images with a size of about ``file_bytes``."""
+    """Write a dataset of random images whose file size is about ``file_bytes``."""
     count = max(2 * BATCH_SIZE, file_bytes // prod(shape))
     step = max(1, CHUNK_BYTES // prod(shape))
     random = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def _read_in_order(images: RowReader) -> tuple[int, float]:
 
 
 def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]:
-    """Read batches as in training for ``turn_seconds``; return the number of images and the elapsed seconds."""
+    """Read batches as in training for about ``turn_seconds``; return the number of images and the elapsed seconds."""
     order = np.random.default_rng(0).permutation(len(images))
     order = order[: len(order) // BATCH_SIZE * BATCH_SIZE]
     stream = nn.ImageStream(HostMemory(), images.shape[1:], BATCH_SIZE)
@@ -124,7 +124,7 @@ def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]
 
 @contextmanager
 def _checking(dataset: Dataset) -> Iterator[None]:
-    """Repeatedly compare the dataset with its digests in a thread; a training run does this once."""
+    """Verify the digests of the dataset repeatedly in a background thread; training does this once."""
     over = Event()
 
     def check() -> None:
@@ -143,7 +143,7 @@ def _checking(dataset: Dataset) -> Iterator[None]:
 def _drop_from_page_cache(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # only pages that have been written to the disk can be dropped
+        os.fsync(descriptor)  # only pages that were written to the disk can be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

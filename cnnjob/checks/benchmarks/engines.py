@@ -1,4 +1,4 @@
-"""Benchmark engines: implementations of a training step, with their roles in the comparison."""
+"""Benchmark engines: implementations of a training step, each with a role in the comparison."""
 
 import time
 from collections.abc import Callable
@@ -11,39 +11,43 @@ Role = Literal["ours", "torch", "course", "products", "bytes"]
 MEASUREMENTS_PER_TURN = 5
 MAX_MEASUREMENTS_PER_TURN = 50
 MIN_TURN_SECONDS = 0.2
-"""Minimum duration of a fast engine's turn: in its first steps, the caches still contain another engine's data."""
+"""Minimum duration of a fast engine's turn, since its first steps find another engine's data in the caches."""
 MIN_MEASUREMENT_SECONDS = 0.005
-"""Minimum total time over which asynchronous steps are timed together."""
+"""Minimum total duration of asynchronous steps that are timed together."""
 MAX_STEPS_PER_MEASUREMENT = 200
 MAX_STEPS_PER_TURN = MEASUREMENTS_PER_TURN * MAX_STEPS_PER_MEASUREMENT
 
 
 def do_nothing() -> None:
-    """Do nothing, for an engine that has nothing to prepare or wait for."""
+    """Do nothing; used for engines that have nothing to prepare or to wait for."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One implementation of a workload's step."""
+    """An implementation of a workload's training step."""
 
     step: Action
     role: Role
     group: str = "cpu"
     """Device and precision; ratios are computed within a group."""
     begin: Action = do_nothing
-    """Called before each turn, untimed."""
+    """Called before each turn; not timed."""
     wait: Action | None = None
-    """Waits until all queued steps are done; None if each step is done when its call returns."""
+    """Waits until all queued steps are done; None if a step is done when the call to it returns."""
 
     def warm_up(self) -> float:
-        """Return the seconds per step, after steps that compile kernels, choose algorithms and record a graph."""
+        """Run the first steps, which compile kernels, choose algorithms and record a graph; then time one step.
+
+        Returns:
+            The seconds that the step took.
+        """
         self.begin()
         if self.wait:
             self.times(4, 1)
         return self.times(1, 1)[0]
 
     def turn(self, measurements: int, warm_seconds: float) -> list[float]:
-        """Take one turn; return the seconds per step of each measurement."""
+        """Take one turn, and return the seconds per step for each measurement."""
         self.begin()
         if self.wait:
             steps = max(1, round(MIN_MEASUREMENT_SECONDS / warm_seconds))
@@ -51,7 +55,7 @@ class Engine:
         return self.times(max(measurements, min(MAX_MEASUREMENTS_PER_TURN, round(MIN_TURN_SECONDS / warm_seconds))), 1)
 
     def times(self, measurements: int, steps: int) -> list[float]:
-        """Return the seconds per step of each measurement: the mean of ``steps`` steps timed together."""
+        """Return the seconds per step for each measurement, as the mean of ``steps`` steps timed together."""
         wait = self.wait or do_nothing
         seconds = []
         for _ in range(measurements):

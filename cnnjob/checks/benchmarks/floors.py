@@ -1,4 +1,4 @@
-"""Lower bounds on a step's time on this machine: its matrix products alone, and its memory traffic alone."""
+"""Lower bounds on the step time on this machine: the matrix products alone, and the memory traffic alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ from cnnjob.nn.workers import SHARDS, SMALL_WORK, split_evenly
 
 PRODUCTS, BYTES = "floor: products", "floor: bytes"
 PARAMETER_PASSES = 6
-"""Memory accesses per parameter: three reads (forward pass, backward pass, update) and one write (update) of its value;
-one write and one read of its gradient."""
+"""Memory accesses per parameter: three reads (forward pass, backward pass, update) and one write (update) of the
+value; one write and one read of the gradient."""
 ACTIVATION_PASSES = 5
-"""Memory accesses per activation: one write and two reads (next block, backward pass) of its value; one write and one
-read of its gradient."""
+"""Memory accesses per activation: one write and two reads (next block, backward pass) of the value; one write and one
+read of the gradient."""
 
 
 @contextmanager
 def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the lower bounds as engines by row name; they use all cores."""
+    """Yield the engines that measure the lower bounds, by row name; they use all cores."""
     with nn.Workers(nn.available_cores()) as workers:
         size = min_bytes_per_step(work) // 2  # a copy reads and writes
         source, target = (np.zeros(size, np.uint8) for _ in range(2))
@@ -37,7 +37,7 @@ def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def _cpu_products(work: Workload) -> Iterator[Task]:
-    """Yield the matrix products of each block and shard: forward pass, weight gradient and, if used, input gradient."""
+    """Yield the matrix products of each block and shard: forward pass, weight gradient, input gradient if needed."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
@@ -52,7 +52,10 @@ def _cpu_products(work: Workload) -> Iterator[Task]:
 
 
 def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the sizes (m, k, n) of each shard's product: a convolution is split by images, a dense block by inputs."""
+    """Yield the sizes (m, k, n) of each shard's product.
+
+    A convolution is split by images; a dense block is split by input values.
+    """
     weights = layer.block.parameters(layer.input_shape)["weights"].shape
     inner, columns = prod(weights[:-1]), weights[-1]
     if isinstance(layer.block, nn.Conv):
@@ -72,7 +75,7 @@ def _product(a: Array, b: Array, out: Array) -> Task:
 
 
 def min_bytes_per_step(work: Workload) -> int:
-    """Return the minimum number of bytes that a step reads and writes if each block passes over its tensors once."""
+    """Return the number of bytes that a step must read and write if each block passes over its tensors only once."""
     shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
     parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
     activations = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)

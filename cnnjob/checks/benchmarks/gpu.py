@@ -1,4 +1,7 @@
-"""cnnjob's GPU engines and the lower bounds on a GPU; steps are queued without waiting for the previous step."""
+"""cnnjob's GPU engines, and lower bounds on the step time on a GPU.
+
+Each step is queued without waiting for the one before it.
+"""
 
 from collections.abc import Iterator
 from math import prod
@@ -20,7 +23,7 @@ GENERAL = "part by part"
 
 
 def gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by row name: eager, graph and part by part (unfused), in each precision."""
+    """Return the engines by row name: eager, as a CUDA graph, and part by part (without fusing), in each precision."""
     choose_kernel_cache()
     by_row = {}
     for precision in PRECISIONS:
@@ -43,7 +46,7 @@ def _engine(device: CudaDevice, step: Action, role: Role, begin: Action) -> Engi
 
 
 def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
-    """Yield the lower bounds: the matrix products of whole batches; a kernel that moves the minimum bytes per step."""
+    """Yield the lower bounds: the matrix products alone, and a kernel that only moves the minimum number of bytes."""
     yield floors.PRODUCTS, "products", in_order(list(_gpu_products(device, work)))
     size = floors.min_bytes_per_step(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
@@ -52,7 +55,7 @@ def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Tas
 
 
 def _gpu_products(device: CudaDevice, work: Workload) -> Iterator[Task]:
-    """Yield the matrix products of each block: forward pass, weight gradient and, if used, input gradient."""
+    """Yield each block's matrix products: forward pass, weight gradient and, if needed, input gradient."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue

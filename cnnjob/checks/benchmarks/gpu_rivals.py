@@ -1,4 +1,4 @@
-"""The workloads' steps in torch on a GPU: eager and as a CUDA graph, in both memory layouts and precisions."""
+"""The workloads' training steps in torch on a GPU: eager and as a CUDA graph, in both layouts and precisions."""
 
 from functools import partial
 from typing import Any
@@ -9,11 +9,11 @@ from cnnjob.checks.benchmarks.workloads import Workload
 
 PRECISIONS = ("float32", "tf32")
 WARM_UPS = 3
-"""Steps before a graph is recorded, as in torch's CUDA graphs documentation."""
+"""Number of steps before a graph is recorded, as in torch's documentation of CUDA graphs."""
 
 
 def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by row name; empty without torch, if torch finds no GPU, or for a single-block workload."""
+    """Return the engines by row name; empty without torch, without a GPU for torch, or for a single-block workload."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
@@ -25,9 +25,9 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
     for precision in PRECISIONS:
         choose = partial(_set_precision, torch, precision)
         for name, layout in {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items():
-            choose()  # before the steps are built: a recorded graph keeps its precision
+            choose()  # before the steps are built, since a recorded graph keeps its precision
             arranged = partial(_with_fewest_groups, torch)
-            # Two steps with separate tensors: a recorded graph keeps writing to its own.
+            # The two steps need separate tensors, since a recorded graph always writes to its own.
             eager, captured = (build_torch_training_step(torch, work, layout, "cuda", arranged) for _ in range(2))
             for mode, step in {"eager": eager, "graph": _record_graph(torch, captured)}.items():
                 label = f"torch {mode} {name} {precision}"
@@ -36,12 +36,15 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
 
 
 def _set_precision(torch: Any, precision: str) -> None:
-    """Set the precision of all subsequent products: torch's settings apply to the whole process."""
+    """Set the precision of all matrix products from now on; torch's setting applies to the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
-    """Return SGD in torch's fastest form, fused with one group per learning rate and decay; others unchanged."""
+    """Return torch's fastest form of SGD; other optimisers are returned unchanged.
+
+    The fastest form is fused and has one group per pair of learning rate and weight decay.
+    """
     if not isinstance(optimiser, torch.optim.SGD):
         return optimiser
     by_rate_and_decay: dict[tuple[float, float], list[Any]] = {}
@@ -56,7 +59,9 @@ def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
 
 def _record_graph(torch: Any, step: Action) -> Action:
     """Record a step as a CUDA graph; return a function that replays it."""
-    aside = torch.cuda.Stream()  # torch's documentation requires a warm-up on a side stream before the capture
+    aside = (
+        torch.cuda.Stream()
+    )  # torch's documentation requires warm-up steps on a side stream before a graph is captured
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):

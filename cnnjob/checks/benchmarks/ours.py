@@ -19,7 +19,7 @@ from cnnjob.nn.tensors import Task, Tensor
 
 @contextmanager
 def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the NumPy backend's engine by row name, with one BLAS thread; torch's threads are not affected."""
+    """Yield the engine for the NumPy backend, by row name; BLAS is limited to one thread, but torch is not."""
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it inspects every loaded library
 
     with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:
@@ -29,12 +29,12 @@ def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def build_training_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
-    """Return a function that resets the inputs to their first step, and a training step."""
+    """Return a function that resets the step inputs to the first step, and a training step."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
     pixels = nn.PixelNormalisation.unit(work.image_shape[-1])
     state.initialise(network, 0, work.images, pixels)
-    # The inputs have enough steps for the longest turn, and every step reads the same batch.
+    # There are enough step inputs for the longest turn, and every step reads the same batch.
     inputs = nn.build_step_inputs(backend, work.images, work.labels, MAX_STEPS_PER_TURN, work.batch_size, 0)
     backend.copy(np.resize(np.arange(work.batch_size), len(inputs.order)), inputs.order)
     backend.copy(np.full(MAX_STEPS_PER_TURN, work.learning_rate), inputs.learning_rates)
@@ -44,7 +44,7 @@ def build_training_step(backend: Backend, work: Workload) -> tuple[Action, Actio
 
 
 def build_block_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
-    """Return a function that does nothing, and the forward and backward pass of the only block."""
+    """Return a function that does nothing, and the forward and backward pass of a single-block workload."""
     [layer] = work.layers
     random, count = np.random.default_rng(0), work.batch_size
     shapes = {name: parameter.shape for name, parameter in layer.block.parameters(layer.input_shape).items()}

@@ -1,4 +1,4 @@
-"""The workloads' steps in torch, in both memory layouts."""
+"""The workloads' training steps in torch on the CPU, in both memory layouts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from cnnjob.checks.benchmarks.workloads import Workload
 
 
 def torch_engines(work: Workload) -> dict[str, Engine]:
-    """Return torch's engines, one per memory layout, by row name; empty if torch is not installed."""
+    """Return one torch engine per memory layout, by row name; empty if torch is not installed."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
@@ -22,7 +22,10 @@ def torch_engines(work: Workload) -> dict[str, Engine]:
 def build_torch_training_step(
     torch: Any, work: Workload, layout: Any, device: str = "cpu", arranged: Callable[[Any], Any] = lambda it: it
 ) -> Action:
-    """Return a training step on one batch that is already on the device as uint8, so torch does not gather images."""
+    """Return a training step in torch.
+
+    The batch is already on the device as uint8, so the step does not include gathering images.
+    """
     network = module_of(torch, work.layers).to(device, memory_format=layout)
     optimiser = arranged(optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
     raw = torch.from_numpy(work.images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
@@ -38,7 +41,7 @@ def build_torch_training_step(
 
 
 def _build_torch_block_step(torch: Any, work: Workload, layout: Any) -> Action:
-    """Return the forward and backward pass of the only block, including its input gradient."""
+    """Return the forward and backward pass of a single-block workload in torch, including the input gradient."""
     network = module_of(torch, work.layers).to(memory_format=layout)
     H, W, C = work.image_shape
     x = torch.randn(work.batch_size, C, H, W).contiguous(memory_format=layout).requires_grad_()

@@ -1,4 +1,4 @@
-"""cnnjob's networks rebuilt from torch modules, for comparison in benchmarks and as the reference in tests."""
+"""Conversion of cnnjob's networks to torch modules, for benchmarks and as a reference in tests."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,15 +10,15 @@ from cnnjob.nn.blocks import Activation, Layer
 
 
 def module_of(torch: Any, layers: Iterable[Layer]) -> Any:
-    """Build a torch module that is equivalent to a sequence of layers.
+    """Return a torch module that is equivalent to a sequence of layers.
 
     Args:
         torch: the ``torch`` module.
         layers: a network's layers.
 
     Returns:
-        A ``torch.nn.Sequential`` with one module per layer, named like the layers, for input (N, C, H, W). Its
-        parameters have torch's default initial values; :func:`fill` sets them.
+        A ``torch.nn.Sequential`` with one module per layer, named after the layer. The input is (N, C, H, W). The
+        parameters have torch's default initial values; use :func:`fill` to set them.
     """
     return torch.nn.Sequential(OrderedDict((layer.name, _module(torch, layer)) for layer in layers))
 
@@ -79,7 +79,7 @@ def _activation(torch: Any, kind: Activation) -> Iterator[tuple[str, Any]]:
 
 
 def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
-    # The class is defined here, as its base class is available only once torch has been imported.
+    # The class is defined here because its base class is not available until torch has been imported.
     class Residual(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -96,9 +96,9 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
 
 
 def tensors(module: Any, layers: Iterable[Layer]) -> Iterator[tuple[str, Any, str]]:
-    """Yield cnnjob's name for each tensor in a module, the tensor, and the order of its axes.
+    """Yield, for each tensor in a module, its name in cnnjob, the tensor itself, and the order of its axes.
 
-    The order is ``conv``, ``dense`` or ``same``; :func:`_there` and :func:`back` convert it.
+    The order is ``conv``, ``dense`` or ``same``; :func:`_there` and :func:`back` convert between the two orders.
     """
     for layer in layers:
         own, block = getattr(module, layer.name), layer.block
@@ -128,7 +128,10 @@ def _tensors(module: Any, block: nn.Conv | nn.Dense) -> Iterator[tuple[str, Any,
 def optimiser_like(
     torch: Any, optimiser: nn.Optimiser, module: Any, layers: Sequence[Layer], learning_rate: float
 ) -> Any:
-    """Return a torch optimiser with the same settings, one group per parameter; SGD adds the decay to the gradient."""
+    """Return a torch optimiser with the settings of a cnnjob optimiser, and one group per parameter.
+
+    torch's SGD always adds the weight decay to the gradient; it has no decoupled weight decay.
+    """
     parameters = nn.Network(tuple(layers)).parameters
     groups = [
         {
@@ -145,7 +148,7 @@ def optimiser_like(
 
 
 def fill(torch: Any, module: Any, network: nn.Network, weights: Mapping[str, Array]) -> None:
-    """Copy a network's weights into a module."""
+    """Copy a network's weights into the equivalent torch module."""
     shapes = {layer.name: layer.input_shape for layer in network.layers}
     with torch.no_grad():
         for name, tensor, axes in tensors(module, network.layers):
@@ -164,7 +167,7 @@ def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
 
 
 def back(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
-    """Return a module's tensor, or its gradient, as an array with cnnjob's axis order.
+    """Convert a module's tensor, or the gradient of one, to an array with cnnjob's order of axes.
 
     Args:
         tensor: a torch tensor.

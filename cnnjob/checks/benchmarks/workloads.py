@@ -1,4 +1,4 @@
-"""Benchmark workloads: the training steps of some jobs, and a single convolution."""
+"""Benchmark workloads: the training steps of several jobs, and a single convolution."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ IMAGES = {
     "cifar10": ((32, 32, 3), 50_000),
     "cifar10-small": ((32, 32, 3), 49_000),
 }
-"""Shape (H, W, C) and number of training images, by job name."""
+"""Image shape (H, W, C) and number of training images, by job name."""
 NAMES = (*IMAGES, SINGLE_CONVOLUTION)
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Workload:
-    """A network's training step, or the forward and backward pass of one block, including its input gradient."""
+    """A network's training step, or the forward and backward pass of one block, including the input gradient."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def needs_input_gradient(self) -> bool:
-        """True if the input gradient is computed too."""
+        """True if the gradient with respect to the images is computed too."""
         return not self.steps
 
     @cached_property
@@ -60,7 +60,7 @@ class Workload:
 
 def find_workload(name: str) -> Workload:
     """Return the workload with the given name: ``conv-64-128`` or a job name."""
-    if name == SINGLE_CONVOLUTION:  # 3×3, 64 → 128 filters at 16×16, 64 images
+    if name == SINGLE_CONVOLUTION:  # 3×3 kernel, 64 → 128 channels, 16×16 pixels, 64 images
         block, shape = nn.Conv(filters=128, activation="none"), (16, 16, 64)
         return Workload(name, (Layer("conv1", block, shape, block.output_shape(shape)),), 64, 0, nn.Sgd(), 0.0)
     job, (image_shape, images) = Job.load(name), IMAGES[name]

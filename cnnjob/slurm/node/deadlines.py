@@ -1,11 +1,12 @@
-"""The time at which SLURM ends this job, and a guard for training that does not stop by then.
+"""The time at which SLURM will end this job, and a guard in case training does not stop by then.
 
     python -P -m cnnjob.slurm.node.deadlines END
 
-SLURM is queried again before anything acts on the end time: limits can change, and the end of a suspended job moves.
+The end time changes if the time limit is changed or the job is suspended, so SLURM is always queried again before the
+job is stopped.
 
-The command is the guard: a child process that kills the training process if it no longer responds, early enough for the
-batch script to restart the run.
+The command above is the guard. It runs in a child process and kills the training process if that no longer responds,
+early enough for the batch script to restart the run.
 """
 
 import os
@@ -27,13 +28,13 @@ from cnnjob.training.stopping import Deadline
 LAST_SECONDS = 10.0
 """Time that the batch script needs before the job's end to restart the run."""
 ANSWER_SECONDS = 10.0
-"""Maximum time that training waits for an answer before it relies on the end time already known."""
+"""Maximum time that training waits for an answer from SLURM; after that, it uses the end time that it already has."""
 CHECK_SECONDS = 60.0
-"""Maximum pause between two checks of the wall clock, which may be adjusted in the meantime."""
+"""Maximum pause between two readings of the wall clock, which may be adjusted in the meantime."""
 ASK_SECONDS = 2.0
-"""Pause between two queries if the scheduler does not answer when the known end is near."""
+"""Pause between two queries if the scheduler does not answer shortly before the last known end time."""
 ASK_LATER_SECONDS = (60.0, 960.0)
-"""First and maximum pause between queries while no end is known; the pause doubles each time."""
+"""First and maximum pause between queries while no end time is known; the pause doubles each time."""
 
 
 def read_first_end() -> float | None:
@@ -50,11 +51,11 @@ def read_first_end() -> float | None:
 
 
 def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
-    """Return the deadline at which training saves and stops: a margin before the end of the SLURM job.
+    """Return the deadline at which training saves and stops, some time before the end of the SLURM job.
 
     Args:
-        end: the return value of :func:`read_first_end`. If None, SLURM is queried again, at growing intervals.
-        margin_seconds: length of the margin.
+        end: the return value of :func:`read_first_end`. If None, SLURM is queried again at increasing intervals.
+        margin_seconds: time between the deadline and the end of the job.
     """
     pause, longest = ASK_LATER_SECONDS
 
@@ -65,7 +66,7 @@ def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
             end = now
             return now - margin_seconds
         if end is not None:
-            return None  # no answer: the end known so far still applies
+            return None  # no answer: the last known end time still applies
         pause = min(2 * pause, longest)
         return time.time() + pause
 
@@ -73,7 +74,7 @@ def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
 
 
 def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
-    """Query SLURM for the end of this job, as in :func:`read_first_end`; return None without an answer in time."""
+    """Query SLURM for the end of this job; return it as in :func:`read_first_end`, or None if there is no answer."""
     this_job = job_id()
     if this_job is None:
         return inf
@@ -89,7 +90,7 @@ def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
 
 @contextmanager
 def ended_in_time(end: float | None) -> Iterator[None]:
-    """Kill this process with SIGALRM shortly before the end of its SLURM job unless it has left the block by then."""
+    """Kill this process with SIGALRM shortly before its SLURM job ends if it is still in the ``with`` block by then."""
     guard = None if end == inf else _guard(end)
     try:
         yield
@@ -103,26 +104,26 @@ def _guard(end: float | None) -> "subprocess.Popen[bytes] | None":
     """Start :func:`main` in a child process with all signals blocked; return None if no process can be started."""
     command = [sys.executable, "-P", "-m", "cnnjob.slurm.node.deadlines", str(end or 0)]
     # SLURM signals every process of a job step: SIGTERM or SIGUSR2 would end the guard before the training
-    # process. A child inherits the mask, so that it never runs with default handlers.
+    # process. The child process inherits the mask, so the signals are blocked from its first instruction.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD})
     try:
         return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
     except OSError:
-        return None  # process limit reached: if training hangs, SLURM kills it together with its batch script
+        return None  # process limit reached; if training hangs, SLURM will kill it together with the batch script
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main(end: float) -> None:
-    """Kill the parent process shortly before the end of its SLURM job, once SLURM confirms the end time.
+    """Kill the parent process shortly before its SLURM job ends, after SLURM has confirmed the end time.
 
-    Return when the parent has been signalled or has ended by itself.
+    Return once the parent has been signalled or has ended by itself.
 
     Args:
         end: when the job ends, in seconds since the epoch; 0 if not yet known.
     """
     parent, pause, later = os.getppid(), 0.0, ASK_LATER_SECONDS[0]
-    while not select.select([sys.stdin], [], [], pause)[0]:  # readable at EOF, when the parent has closed its end
+    while not select.select([sys.stdin], [], [], pause)[0]:  # readable at EOF, once the parent has closed the pipe
         if (remaining := end - LAST_SECONDS - time.time()) > 0:
             pause = min(remaining, CHECK_SECONDS)
         elif (now := query_end()) is None:
@@ -131,7 +132,7 @@ def main(end: float) -> None:
             end, pause = now, 0.0
         else:
             print("cnnjob: training did not stop before the job's end, so it is killed", flush=True)  # noqa: T201
-            # Training leaves this signal at its default action, which also ends a process that executes no bytecode.
+            # Training keeps this signal's default action, which ends even a process that executes no Python code.
             # The diagnosis recognises the cause by the exit code 128 + SIGALRM.
             os.kill(parent, signal.SIGALRM)
             return

@@ -1,6 +1,7 @@
-"""The task that SLURM runs on a node: one attempt to train a run, whose exit code reports the outcome.
+"""The task that SLURM runs on a node: one attempt to train a run.
 
-The pickle for the node contains a path and a few numbers; everything else is in the run's folder.
+The exit code of its process reports the outcome. The pickle that the node loads contains a path and a few numbers;
+everything else is in the run's folder.
 """
 
 import os
@@ -32,17 +33,17 @@ from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import Outcome, train
 
 LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
-"""Maximum time that a job waits for a later job to release its run, and the pause between two tries."""
+"""Maximum time that a job waits for a later job to release the run, and the pause between two attempts."""
 
 
 @dataclass(frozen=True)
 class NodeTask:
-    """The callable that submitit pickles: it contains a path but no state, so old pickles stay valid."""
+    """The callable that submitit pickles. It contains no state of the run, so old pickles stay valid."""
 
     folder: str
     """Folder of the run, or of the sweep to which the array task belongs."""
     margin_seconds: float
-    """How long before its end the SLURM job stops by itself if it has received no signal."""
+    """How long before the end of its SLURM job training stops by itself if it has received no signal."""
     cores: int | None = None
     """Number of cores to use; None for all cores that SLURM has allocated."""
     minutes: int | None = None
@@ -51,8 +52,8 @@ class NodeTask:
     def __call__(self) -> NoReturn:
         """Train, then exit with the outcome's exit code, which is 0 only for a finished run."""
         code = 1
-        # submitit's handlers would requeue the job according to submitit's own count, or ignore the signal. The default
-        # action loses nothing before training installs its own handlers.
+        # submitit's handlers would requeue the job by its own rules, or ignore the signal. Until training installs its
+        # own handlers, the default action is safe, since there is nothing to lose.
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
@@ -73,7 +74,7 @@ class NodeTask:
         """Train this task's run and return the outcome's exit code."""
         code_snapshot.check_snapshot()
         if job_id() and not cluster() and (name := client.current_cluster()):
-            # recent versions of SLURM set it; without it, the records of this attempt would name no cluster
+            # older versions of SLURM do not set it, and this attempt's records would not name a cluster
             os.environ["SLURM_CLUSTER_NAME"] = name
         run = JobArray.read(Path(self.folder)).own_run()
         if _is_cancelled(run):
@@ -103,23 +104,23 @@ class NodeTask:
                     job_is_over=client.job_is_over,
                 )
             except BusyError:
-                # of two simultaneous submissions, the later one withdraws its own job, which may have started first
+                # the later of two simultaneous submissions withdraws its job, which may have started first
                 if not _has_later_job(run) or time.monotonic() > end:
                     raise
             time.sleep(POLL_SECONDS)
 
     @staticmethod
     def _staged_setup(run: Run) -> TrainingSetup | None:
-        """Return the setup for this node's copy of the dataset; None if no copy is requested."""
+        """Return a training setup that uses this node's copy of the dataset; None if no copy is requested."""
         if not os.environ.get(STAGE) or run.result_file.exists():
             return None
         return TrainingSetup.of_run(run, dataset=stage_dataset(open_run_dataset(run), LogLines().say))
 
 
 def _is_cancelled(run: Run) -> bool:
-    """Return whether the predecessor that submitted this job was cancelled; if so, record this job as cancelled too.
+    """Return whether this job's predecessor was cancelled; if so, record this job as cancelled too.
 
-    ``cnnjob cancel`` may have read the queue before this job was in it.
+    ``cnnjob cancel`` may have read the queue before the predecessor submitted this job.
     """
     record = restart_log.try_read_cancellation(run)
     if os.environ.get(restart_log.PREDECESSOR) not in (record.get("jobs") or []):
@@ -129,11 +130,11 @@ def _is_cancelled(run: Run) -> bool:
 
 
 def _has_later_job(run: Run) -> bool:
-    """Return whether the job of a run's last attempt was submitted after this job."""
+    """Return whether the job of the run's last attempt was submitted after this job."""
     attempts, this_job = run.attempts(), job_id()
     if not attempts or this_job is None:
         return False
-    # job ids are in the order of submission only within a cluster
+    # job ids reflect the order of submission only within one cluster
     is_of_this_cluster = attempts[-1].get("cluster") == cluster()
     return is_of_this_cluster and number_of(str(attempts[-1].get("job_id"))) > number_of(this_job)
 

@@ -1,11 +1,11 @@
-"""Decide whether a run is restarted after an attempt, and restart it; the batch script always calls this when it ends.
+"""Decide whether to restart a run after an attempt, and restart it; every batch script calls this before it exits.
 
     python -P -m cnnjob.slurm.node.restart FOLDER CODE
 
 FOLDER is the folder of the run, or of the sweep to which this array task belongs; CODE is the attempt's exit code. The
 job is requeued if the site allows it; otherwise a successor is submitted. Only the number of restarts without progress
-is limited. A run is never restarted after the job's own error (a bad job file, a bug, a loss that is not finite), and a
-cancelled run stays cancelled. If a damaged record hides either fact, the user has to decide about a restart.
+is limited. A run is never restarted after a cancellation or after the job's own error (an invalid job file, a bug, a
+loss that is not finite). If a damaged record makes this unclear, the run is not restarted, and the user has to decide.
 """
 
 import errno
@@ -42,9 +42,9 @@ SIGNAL_CODES = 128
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
 """Pauses between queries to a scheduler that does not answer: about half an hour in total."""
 TEMPORARY_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
-"""Error numbers for a disk that is full, read-only or not mounted; these errors may be temporary."""
+"""Error numbers for a disk that is full, read-only or not mounted; such an error may be temporary."""
 TO_BE_RESTARTED = "to be restarted"
-"""Recorded until it is known how the run was restarted."""
+"""Text recorded until the restart has succeeded."""
 
 
 def decide(run: Run, code: int, ended_by: str) -> str:
@@ -75,10 +75,10 @@ def decide(run: Run, code: int, ended_by: str) -> str:
 
 
 def _count_restarts_in_vain(run: Run) -> int:
-    """Count the latest consecutive restarts without progress.
+    """Return the number of consecutive restarts without progress, up to the latest one.
 
     Raises:
-        DataError: the restart log is damaged, and this start of the job made no progress.
+        DataError: the restart log is damaged, and the last attempt made no progress.
     """
     step = newest_step(run.checkpoints_folder)
     try:
@@ -90,9 +90,10 @@ def _count_restarts_in_vain(run: Run) -> int:
 
 
 def _is_own_error(run: Run, code: int) -> bool:
-    """Return whether an attempt ended with the job's own error, possibly before claiming the run (no package, no data).
+    """Return whether an attempt ended with the job's own error.
 
-    If the attempt claimed the run, its record decides; otherwise the exit code, which is never 0 for an unfinished run.
+    If the attempt claimed the run, its record decides. Otherwise (for example, if a package or the dataset is missing),
+    the exit code decides; it is never 0 for an unfinished run.
     """
     if _has_begun(run):
         return run.state() == "failed"
@@ -101,15 +102,15 @@ def _is_own_error(run: Run, code: int) -> bool:
 
 
 def _has_begun(run: Run) -> bool:
-    """Return whether the newest attempt belongs to this start of this job."""
+    """Return whether the newest attempt was made by this job since its last start."""
     attempts = run.attempts()
     return bool(attempts) and process.is_same_job_start(attempts[-1])
 
 
 def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
-    """Count the latest consecutive restarts that left the newest checkpoint at the same step.
+    """Return the number of consecutive restarts, up to the latest one, that led to no newer checkpoint.
 
-    Requeues by SLURM itself, for example after a preemption, do not count; a manual submission resets the count.
+    Requeues by SLURM itself, for example after a preemption, do not count. A manual submission resets the count.
 
     Args:
         restarts: the restart log, oldest first.
@@ -137,7 +138,7 @@ def main(folder: str, code: str) -> None:
     except (CnnjobError, OSError) as error:
         from cnnjob.slurm.next_command import continue_command  # noqa: PLC0415 - only needed here
 
-        # on one line, since the last log line that does not begin with "cnnjob: " counts as the training process's
+        # on one line, since a log line that does not begin with "cnnjob: " counts as output of the training process
         decision = f"not restarted, {error}{TO_RESUME}{continue_command(run)}"
         with suppress(OSError):
             record = {**_decision_facts(run, int(code), "unknown"), "said": decision}
@@ -155,7 +156,7 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
 
 
 def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide and restart, trying again until the scheduler answers and the run's folder is writable.
+    """Decide and restart; try again until the scheduler answers and the run's folder is writable.
 
     Raises:
         SchedulerError: the scheduler refused, or did not answer for half an hour.
@@ -183,10 +184,10 @@ class _Terminated(Exception):  # noqa: N818 - not an error
 
 @contextmanager
 def _sigterm_retries() -> Iterator[None]:
-    """Raise :class:`_Terminated` at SIGTERM inside the block, and ignore SIGTERM after it.
+    """Raise :class:`_Terminated` on SIGTERM inside the ``with`` block, and ignore SIGTERM after the block.
 
-    The signal may mean that the job is now being cancelled, so SLURM is queried again for the cause. Outside the
-    block, the signal must not interrupt the recording of a decision.
+    The signal may mean that the job is being cancelled, so SLURM is queried again for the cause. Outside the block, the
+    signal must not interrupt the recording of a decision.
     """
 
     def interrupt(*_: object) -> NoReturn:
@@ -200,9 +201,10 @@ def _sigterm_retries() -> Iterator[None]:
 
 
 def _wait(seconds: float) -> None:
-    """Wait until SIGTERM arrives, but at most for the given number of seconds.
+    """Wait until SIGTERM arrives, or until the given time has passed.
 
-    A SIGTERM just before a call to ``time.sleep`` would not shorten the sleep; a blocked signal stays pending.
+    With ``time.sleep``, a SIGTERM just before the call would not shorten the wait. A blocked signal stays pending, so
+    ``sigtimedwait`` returns at once.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -212,23 +214,23 @@ def _wait(seconds: float) -> None:
 
 
 def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide whether to restart, do so, and return what was done as a phrase for the log.
+    """Decide whether to restart, do so if possible, and return a phrase for the log.
 
     Raises:
         SchedulerError: the restart failed.
     """
     ended_by, silent_error = _ended_by(run)
     decision = decide(run, code, ended_by)
-    if silent_error and not decision:  # only a restart needs the scheduler; a decision against one does not
+    if silent_error and not decision:  # only a restart requires the scheduler
         raise silent_error
     facts = _decision_facts(run, code, ended_by)
     how = ""
     if ended_by == "requeued" and len(try_read_restart_log(run)) > len(before):
-        how, decision = _requeued()  # an earlier try recorded its intention and succeeded, but the answer was lost
+        how, decision = _requeued()  # an earlier requeue request was recorded and succeeded, but its answer was lost
     elif ended_by == "requeued":
         how = "by SLURM"
     elif not decision:
-        # recorded before and after, since a requeue ends this script at once
+        # recorded both before and after the restart, since a requeue ends this script at once
         intention = {**facts, "restarted": "requeued", "said": TO_BE_RESTARTED}
         files.write_json(restart_log_file(run), [*before, intention])
         how, decision = _restart(run)
@@ -237,7 +239,7 @@ def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> st
 
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
-    """Return what ended this job, and the error if the scheduler does not answer now, otherwise None."""
+    """Return what ended this job, and the error if the scheduler did not answer; None if it did."""
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
@@ -247,23 +249,24 @@ def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
 
 
 def what_ends_job(job: Mapping[str, str], restarts: int) -> str:
-    """Return what is ending a job, as far as its own batch script can determine it.
+    """Return what is ending a job; called in the job's own batch script.
 
-    While the script is running, SLURM reports ``COMPLETING`` whatever the cause, so the other facts decide.
+    While the script is running, SLURM reports the state ``COMPLETING`` whatever the cause, so the cause is derived from
+    other facts.
 
     Args:
         job: the facts returned by :func:`cnnjob.slurm.scheduler.client.query_job`.
         restarts: ``SLURM_RESTART_COUNT`` of this start of the job.
 
     Returns:
-        ``requeued`` (it is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
+        ``requeued`` (the job is in the queue again), ``preempted``, ``time limit``, ``cancelled``, or ``itself``.
     """
     state = job.get("JobState", "")
     if client.parse_number(job.get("Restarts", "")) > restarts or state.startswith(
         ("PENDING", "REQUEUE", "CONFIGURING")
     ):
         return "requeued"
-    # SLURM keeps PreemptTime across a requeue: an earlier time is from an earlier start. ISO times compare as strings.
+    # SLURM keeps PreemptTime after a requeue, so it may be from an earlier start. ISO times can be compared as strings.
     if job.get("PreemptTime", "")[:1].isdecimal() and job["PreemptTime"] >= job.get("StartTime", ""):
         return "preempted"
     run_seconds, limit_seconds = (parse_duration(job.get(name, "")) or 0 for name in ("RunTime", "TimeLimit"))
@@ -292,7 +295,8 @@ def _restart(run: Run) -> tuple[str, str]:
     """Requeue this job, or submit a successor.
 
     Returns:
-        ``requeued``, ``successor``, or ``""`` if the run was cancelled in the meantime; and a phrase for the log.
+        How the run was restarted (``requeued``, ``successor``, or ``""`` if it was cancelled in the meantime), and a
+        phrase for the log.
 
     Raises:
         SchedulerError: SLURM refused both, or did not answer.
@@ -302,11 +306,11 @@ def _restart(run: Run) -> tuple[str, str]:
     try:
         client.ask(["scontrol", "requeue", _own_job_id()])
     except SchedulerError as refused:
-        if client.is_silent(refused):  # SLURM may still have requeued the job: with a successor, there would be two
+        if client.is_silent(refused):  # SLURM may have requeued the job, and a successor would be a second one
             raise
         job_id = resubmit(run)
-        # Submit the successor before this check: `cnnjob cancel` writes its record before it reads the queue, so that
-        # one of the two always sees the other.
+        # The successor is submitted before this check, and `cnnjob cancel` writes its record before it reads the queue.
+        # Therefore, either this process finds the record or `cnnjob cancel` finds the successor.
         if _was_cancelled(run):
             return "", _cancel_successor(run, job_id)
         return "successor", f"job {job_id} resumes the run ({refused})"
@@ -317,14 +321,14 @@ def _was_cancelled(run: Run) -> bool:
     """Return whether ``cnnjob cancel`` cancelled this job.
 
     Raises:
-        DataError: the record of the cancellation is damaged, and the run was not submitted after it was written.
+        DataError: the cancellation record is damaged, and the run has not been submitted again since.
     """
     try:
         record = read_cancellation(run)
         is_here = process.may_be_same_cluster(record.get("cluster"), process.cluster())
         return is_here and _own_job_id() in (record.get("jobs") or [])
     except DataError as error:
-        with suppress(OSError):  # submitted again later, so the cancellation no longer counts
+        with suppress(OSError):  # the run was submitted again later, so the cancellation no longer applies
             if run.submission_file.lstat().st_mtime > cancellation_file(run).lstat().st_mtime:
                 return False
         raise DataError(f"it may have been cancelled: {error}") from error
@@ -349,7 +353,7 @@ def _requeued() -> tuple[str, str]:
 
 
 def _log(run: Run, text: str) -> None:
-    with suppress(OSError):  # the log may be on the disk that is full
+    with suppress(OSError):  # the log may be on a full disk
         print(f"cnnjob: {run.path}: {text}", flush=True)  # noqa: T201 - the job's own log
 
 

@@ -1,4 +1,4 @@
-"""Outcomes of SLURM jobs from ``sacct``, if the site keeps accounting; one call covers any number of jobs."""
+"""Outcomes of SLURM jobs from ``sacct``, if the site uses SLURM accounting; one call covers many jobs."""
 
 import re
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class JobOutcome:
 
     job_id: str
     state: str
-    """SLURM's full name for the state."""
+    """The full name of the state, such as ``CANCELLED``."""
     printed: str
     """The state as the command printed it, such as ``CANCELLED by 1000``."""
     source: str
@@ -38,18 +38,18 @@ class JobOutcome:
 def query_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
     """Return how SLURM jobs ended.
 
-    A job whose step ran out of memory counts as out of memory: if ``srun`` started the step, SLURM reports the job
-    itself only as ``FAILED``.
+    If a job step ran out of memory, so did its job: SLURM itself reports the job as ``FAILED`` if ``srun`` started the
+    step.
 
     Args:
-        job_ids: ``17``, or ``17_3`` for an array task.
+        job_ids: ids such as ``17``, or ``17_3`` for an array task.
         seconds: how long to wait for the answer.
 
     Returns:
         The outcome of each job that sacct lists, by id.
 
     Raises:
-        SchedulerError: sacct is missing, the site keeps no accounting, or there was no answer.
+        SchedulerError: sacct is missing, the site does not use SLURM accounting, or SLURM did not answer.
     """
     wanted = ",".join(list(job_ids)[-MOST_JOBS:])
     answer = ask(["sacct", "--noheader", "--parsable2", f"--jobs={wanted}", f"--format={','.join(FIELDS)}"], seconds)

@@ -1,6 +1,6 @@
-"""Calls to SLURM's commands, each with a time limit; errors distinguish a refusal from a missing answer.
+"""Calls to SLURM's commands, each with a time limit, and queries about a single job.
 
-Also what SLURM reports about a single job: whether it has ended, and what is ending it.
+A :class:`cnnjob.errors.SchedulerError` records whether SLURM refused a request or did not answer.
 """
 
 import os
@@ -22,19 +22,19 @@ from cnnjob.slurm.scheduler.times import parse_time
 ANSWER_SECONDS = 60
 """Default time limit for a command."""
 CLOCKS_SECONDS = 300.0
-"""Maximum difference between the clocks of a cluster's machines; beyond it, SLURM rejects messages."""
+"""Maximum difference between the clocks of a cluster's machines; SLURM rejects messages if it is larger."""
 _SILENT = re.compile(
     r"timed out|unable to contact|zero bytes|connection|connect failure|try again|temporarily|not responding"
     r"|communication",
     re.IGNORECASE,
 )
-"""Messages with which a command reports that SLURM's controller did not answer."""
+"""Messages that a command prints if SLURM's controller did not answer."""
 _ABSENT = re.compile(r"this machine has no SLURM|configuration source")
-"""Messages on a machine that has no SLURM commands, or no configuration for them."""
+"""Messages printed on a machine that has no SLURM commands, or no configuration for them."""
 _ALREADY_OVER = ("already completing", "already completed", "Invalid job id")
 """Parts of scancel's messages about a job that has ended."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
-"""Messages about a job id that is unknown to SLURM, or no longer known."""
+"""Messages about a job id of which SLURM has no record, or no longer has one."""
 _OF_SLURM = re.compile(
     r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
     r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
@@ -48,7 +48,7 @@ _FREE_TEXT = re.compile(
 )
 """Keys in the output of ``scontrol show job`` whose values are chosen by a user or an administrator."""
 MOST_DIGITS = 18
-"""Longer numbers in an answer are ignored: Python refuses to convert very long numbers, and ``range`` overflows."""
+"""Numbers with more digits are ignored: Python refuses to convert very long strings, and ``range`` overflows."""
 
 
 def has_slurm() -> bool:
@@ -57,9 +57,9 @@ def has_slurm() -> bool:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables of an enclosing SLURM job or those that change commands' output.
+    """Return an environment without variables that belong to an enclosing SLURM job or change the output of commands.
 
-    If set by the user, ``SQUEUE_STATES`` would hide jobs, and ``SLURM_TIME_FORMAT`` would make times unparsable.
+    For example, ``SQUEUE_STATES`` would hide jobs, and ``SLURM_TIME_FORMAT`` would make times unparsable.
     """
     return {name: value for name, value in environment.items() if name in _CLUSTER_CHOICE or not _OF_SLURM.match(name)}
 
@@ -81,9 +81,9 @@ def ask(command: Sequence[str], seconds: float | None = None) -> str:
 
 
 def ask_stderr(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run one of SLURM's commands that answer on stderr, and return that output.
+    """Run one of SLURM's commands and return what it prints on stderr, which is where some commands answer.
 
-    ``scancel`` reports some refusals there while exiting with 0.
+    ``scancel`` prints some refusals there even though it exits with 0.
 
     Raises:
         SchedulerError: as in :func:`ask`.
@@ -102,18 +102,18 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
     except OSError as error:
         raise SchedulerError(f"{command[0]}: cannot be run ({error.strerror}). Check its installation") from error
     except subprocess.TimeoutExpired as error:
-        # the exception from communicate contains bytes, even with text=True
+        # this exception contains bytes, even with text=True
         lines = (error.stderr or b"").decode(errors="replace").split("\n")
         last = next((f", last message {line.strip()[:200]!r}" for line in reversed(lines) if line.strip()), "")
         text = f"{command[0]}: no answer within {limit_seconds:g} s{last}. Try again"
         raise SchedulerError(text, silent=True) from error
     if done.returncode:
         message = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-        # Paths among the arguments do not count, since a folder may be named "connection".
+        # Paths among the arguments are removed from the message, since a folder may be named "connection".
         stderr = done.stderr
         for word in command[1:]:
             stderr = stderr.replace(word, "") if "/" in word else stderr
-        # a command killed by a signal may have done its work, just as after a timeout
+        # a command that was killed by a signal may have carried out the request, as after a timeout
         silent = done.returncode < 0 or bool(_SILENT.search(stderr))
         raise SchedulerError(f"{' '.join(command)}: refused, {message}", silent=silent)
     return done
@@ -140,7 +140,7 @@ def _run_or_kill(command: Sequence[str], seconds: float) -> subprocess.Completed
         try:
             out, err = process.communicate(timeout=seconds)
         except BaseException:
-            with suppress(ProcessLookupError):  # start_new_session made its pid the id of its process group
+            with suppress(ProcessLookupError):  # start_new_session makes the process's pid the id of its group
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
@@ -151,7 +151,7 @@ def cancel_jobs(job_ids: Sequence[str]) -> list[str]:
     """Cancel jobs and return the lines that scancel printed, for :func:`refusals`.
 
     Raises:
-        SchedulerError: as in :func:`ask`, but not for individual jobs that could not be cancelled.
+        SchedulerError: as in :func:`ask`; not raised if only individual jobs could not be cancelled.
     """
     if not job_ids:
         return []
@@ -172,7 +172,7 @@ def refusals(job_ids: Sequence[str], lines: Sequence[str]) -> dict[str, str]:
 
 
 def parse_words(text: str) -> dict[str, str]:
-    """Return the ``Name=value`` and ``Name = value`` pairs in scontrol's output; a value ends at a space."""
+    """Return the ``Name=value`` and ``Name = value`` pairs in scontrol's output; each value ends at the next space."""
     return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)(?: += |=)(\S*)", text))
 
 
@@ -184,15 +184,15 @@ def query_job(job_id: str, seconds: float | None = None) -> dict[str, str]:
     """
     facts: dict[str, str] = {}
     for name, value in _parse_job_facts(ask(["scontrol", "show", "job", job_id], seconds)):
-        facts.setdefault(name, value)  # the first one: text that may contain line breaks comes after SLURM's own values
+        facts.setdefault(name, value)  # the first of equal names: text with line breaks comes after SLURM's own values
     return facts
 
 
 def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
-    """Yield a job's ``Name=value`` pairs, except those inside text chosen by its user.
+    """Yield a job's ``Name=value`` pairs, except those inside text that its user has chosen.
 
-    A name, comment or path may contain words of the same form, and line breaks, so the rest of the line after such text
-    is skipped. Except for the name, text that may contain line breaks comes last.
+    A job's name, comment or paths may contain words of the same form, so a line is parsed only up to the first key with
+    such text. They may also contain line breaks, but except for the name they come after SLURM's own values.
     """
     for line in answer.splitlines():
         yield from parse_words(_FREE_TEXT.split(line, maxsplit=1)[0]).items()
@@ -201,29 +201,29 @@ def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
 def is_silent(error: BaseException | None) -> bool:
     """Return whether an error means that the scheduler did not answer, rather than that it refused.
 
-    The scheduler may answer later, or may even have carried out the request. An error raised from a silent one is
-    silent too.
+    The scheduler may answer later, and may have carried out the request. An error also counts as silent if its cause
+    is silent.
     """
     return isinstance(error, SchedulerError) and (error.silent or is_silent(error.__cause__))
 
 
 def is_absent(error: SchedulerError) -> bool:
-    """Return whether an error means that this machine belongs to no cluster."""
+    """Return whether an error means that this machine does not belong to a cluster."""
     return bool(_ABSENT.search(str(error)))
 
 
 def job_is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
-    """Return whether SLURM reports that the job of an attempt has ended; False if SLURM does not answer.
+    """Return whether the SLURM job of an attempt has ended; False if SLURM does not answer.
 
     Args:
         attempt: the record of the attempt.
         silent_seconds: time since the attempt's last heartbeat.
 
     Returns:
-        False for a job of another cluster, since the same id belongs to a different job here. If the id is unknown to
-        SLURM or now belongs to another job, a job of this cluster counts as ended once it has missed three heartbeats.
-        A record without a cluster may belong to any cluster: its job counts as ended only if SLURM reports so and three
-        heartbeats are missing.
+        False for a job on another cluster, since the same id belongs to a different job here. If SLURM does not know
+        the id, or if it now belongs to another job, a job on this cluster counts as ended once three heartbeats are
+        missing. If the record does not name a cluster, the job counts as ended only if SLURM reports that it has ended
+        and three heartbeats are missing.
     """
     return _query_is_over(attempt, silent_seconds, cache(query_config))
 
@@ -239,24 +239,24 @@ def _query_is_over(
     except SchedulerError as error:
         is_unknown = bool(_UNKNOWN.search(str(error)))
         return is_unknown and bool(recorded) and is_quiet and not hides_jobs(ask_config)
-    states = {value for name, value in facts if name == "JobState"}  # several if user text contains a line break
+    states = {value for name, value in facts if name == "JobState"}  # several if the user's text contains a line break
     if not _is_job_of(attempt, dict(reversed(facts))):  # reversed: the first of equal keys wins, as in query_job
         return bool(recorded) and is_quiet
     return bool(states) and states <= ENDED and (bool(recorded) or is_quiet)
 
 
 def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
-    """Return whether an attempt may belong to the job that now has its job id, since SLURM reuses ids.
+    """Return whether the job that now has an attempt's job id may be the attempt's own job, since SLURM reuses ids.
 
-    It does not if the job belongs to another user, was submitted after the attempt began and not requeued since, or
-    ended before the attempt began.
+    It is a different job if it belongs to another user, if it was submitted after the attempt began and has not been
+    requeued since, or if it ended before the attempt began.
     """
     user = re.search(r"\(([0-9]{1,10})\)$", job.get("UserId", ""))
     if user and attempt.get("uid") not in {None, int(user[1])}:
         return False
     started = datetime.fromisoformat(attempt["started"]).timestamp()
     was_requeued = parse_number(job.get("Restarts", "")) > (attempt.get("job_restarts") or 0)
-    # a requeue updates SubmitTime, so the job seems to be younger than an attempt of an earlier start
+    # a requeue updates SubmitTime, so the job may seem to be younger than its own attempt
     submitted, ended = (parse_time(job.get(name, "")) for name in ("SubmitTime", "EndTime"))
     if submitted and submitted > started + CLOCKS_SECONDS and not was_requeued:
         return False
@@ -264,11 +264,11 @@ def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
 
 
 def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
-    """Return a variant of :func:`job_is_over` for many jobs that does not query SLURM about jobs in the queue.
+    """Return a variant of :func:`job_is_over` for many jobs, which does not query SLURM about jobs in the queue.
 
     Args:
-        read_job_ids: function that returns the ids of jobs that have not ended. Called at most once; if it raises a
-            SchedulerError, no job counts as ended.
+        read_job_ids: a function that returns the ids of jobs that have not ended. It is called at most once; if it
+            raises a SchedulerError, no job counts as ended.
     """
     queued_ids, ask_config = cache(read_job_ids), cache(query_config)
     silent = False
@@ -277,7 +277,7 @@ def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Ma
         nonlocal silent
         try:
             is_queued = silent or attempt["job_id"] in queued_ids()
-        except SchedulerError:  # queried only once: every further query could take until its time limit
+        except SchedulerError:  # not queried again, since every query could take until its time limit
             silent = True
             return False
         return not is_queued and _query_is_over(attempt, silent_seconds, ask_config)
@@ -286,7 +286,7 @@ def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Ma
 
 
 def query_config(seconds: float | None = None) -> dict[str, str]:
-    """Return SLURM's configuration; empty if it does not answer."""
+    """Return SLURM's configuration; empty if SLURM does not answer."""
     try:
         return parse_words(ask(["scontrol", "show", "config"], seconds))
     except SchedulerError:
@@ -294,14 +294,14 @@ def query_config(seconds: float | None = None) -> dict[str, str]:
 
 
 def current_cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) -> str:
-    """Return the name of the cluster that SLURM's commands use here; empty if it is unknown or there are several."""
+    """Return the name of the cluster that SLURM's commands use here; empty if unknown or if there are several."""
     chosen = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SLURM_CLUSTER_NAME")
     name = chosen or ask_config().get("ClusterName", "")
     return "" if "," in name or name == "all" else name.lower()
 
 
 def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = query_config) -> bool:
-    """Return whether users see only their own jobs here (``PrivateData``), as far as SLURM reports it."""
+    """Return whether users can see only their own jobs here (``PrivateData``); False if SLURM does not answer."""
     return "jobs" in ask_config().get("PrivateData", "").split(",")
 
 

@@ -1,7 +1,7 @@
-"""Plain-language descriptions of SLURM's codes for job states, for the reasons why a job waits, and for limits.
+"""Plain-language descriptions of SLURM's job states, reasons for waiting, and limits.
 
-The states are those in ``job_state_codes.html`` and the reasons those in ``job_reason_codes.html`` in SLURM's
-documentation. An unknown code is shown unchanged, since other versions have different codes.
+SLURM documents the states in ``job_state_codes.html`` and the reasons in ``job_reason_codes.html``. Other versions of
+SLURM have other codes, so an unknown code is shown unchanged.
 """
 
 import re
@@ -13,32 +13,32 @@ RUNNING = frozenset({
     *("STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB", "EXPEDITING"),
 })  # fmt: skip
 ENDING = "COMPLETING"
-"""State of a job whose processes are ending, for whatever reason; SLURM may be about to requeue it."""
+"""State of a job whose processes are ending, whatever the reason; SLURM may be about to requeue the job."""
 REFUSED = frozenset({"BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "RECONFIG_FAIL"})
-"""Final states of a job that, if its run had not yet begun, would end the same way when resubmitted."""
+"""Final states that a resubmitted job would reach again, if the job ended before its run had begun."""
 ENDED = frozenset({*REFUSED, "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"})
 STATES = frozenset({*WAITING, *RUNNING, ENDING, *ENDED})
 
 
 def parse_state(text: str) -> str:
-    """Return the full name of the state in ``CANCELLED by 1000``, ``CANCELLED+`` or ``OUT_OF_ME+``."""
+    """Return the full name of a state that is printed as, for example, ``CANCELLED by 1000`` or ``OUT_OF_ME+``."""
     word = text.split(maxsplit=1)[0] if text.split() else ""
     if not word.endswith("+"):
         return word
-    stem = word.rstrip("+")  # sacct appends a + to a state that it has truncated to the column's width
+    stem = word.rstrip("+")  # sacct appends a + to a state that was truncated to the width of the column
     matches = [state for state in STATES if state.startswith(stem)]
     return stem if stem in STATES or len(matches) != 1 else matches[0]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The reason why a job waits, as a phrase that completes "its job waits: …"."""
+    """The reason why a job waits; ``phrase`` is printed after "its job waits: "."""
 
     phrase: str
     never: bool = False
     """True if the job can never start as requested."""
     option: str = ""
-    """The request option to change, if known."""
+    """The option to change in the request, if known; otherwise empty."""
     release: bool = False
     """True if the job is held and its user can release it."""
     held: bool = False
@@ -107,7 +107,7 @@ _RESOURCES = {
     "node": ("nodes", ""),
     "job": ("jobs", ""),
 }
-"""Part of a SLURM code → the resource in plain words, and the option that requests it."""
+"""A part of a SLURM code → the name of the resource, and the option that requests it."""
 
 
 def parse_reason(reason: str) -> Wait:
@@ -117,7 +117,7 @@ def parse_reason(reason: str) -> Wait:
         reason: for example ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
 
     Returns:
-        A description of the reason; for an unknown reason, its original text as the phrase.
+        A description of the reason; the phrase of an unknown reason is its original text.
     """
     text = reason.strip().removeprefix("(").removesuffix(")")
     code = re.split(r"[,\s(]", text, maxsplit=1)[0]
@@ -128,10 +128,10 @@ def parse_reason(reason: str) -> Wait:
 
 
 def _parse_limit_reason(code: str) -> Wait | None:
-    """Translate the code of a limit, such as ``QOSMaxGRESPerUser``, ``AssocGrpCPUMinutesLimit``, ``MaxNodePerAccount``.
+    """Translate the code of a limit, such as ``QOSMaxGRESPerUser`` or ``MaxNodePerAccount``; None for other codes.
 
-    A job that exceeds a limit per job never starts; one that exceeds a limit per user, account or group starts when
-    other jobs have ended.
+    A job that exceeds a limit per job never starts. A job that exceeds a limit per user, account or group starts when
+    enough other jobs have ended.
     """
     match = _LIMIT.fullmatch(code)
     if not match or not (match["owner"] or (match["kind"] and "PerAccount" in code)):
@@ -168,7 +168,7 @@ class Limit:
     field: str
     """The column in that table."""
     option: str = ""
-    """The option to change; empty for limits on the number of jobs in the queue."""
+    """The option to change; empty for a limit on the number of jobs in the queue."""
 
 
 _REFUSAL_CODE = re.compile(r"error: ((?:QOS|Assoc|MaxSubmit)[A-Za-z]+)$")
@@ -179,11 +179,11 @@ _JOB_LIMITS = {
     "PerAccount": ("your QOS allows your account {} in the queue", "qos", "maxsubmitpa"),
     "PerUser": ("your QOS allows you {} in the queue", "qos", "maxsubmitpu"),
 }
-"""Limits on the number of jobs: part of a SLURM code → text, table and column."""
+"""Limits on the number of jobs: a part of a SLURM code → the template, table and column of its :class:`Limit`."""
 
 
 def parse_limit(refusal: str) -> Limit | None:
-    """Return the limit named in an sbatch error (``… error: QOSMaxWallDurationPerJobLimit``); None if it names none."""
+    """Return the limit in an error from sbatch (``… error: QOSMaxWallDurationPerJobLimit``); None if there is none."""
     match = _REFUSAL_CODE.search(refusal.strip())
     if not match:
         return None

@@ -1,4 +1,4 @@
-"""Waiting and running SLURM jobs, from ``squeue``; one call covers any number of jobs."""
+"""Waiting and running SLURM jobs from ``squeue``; one call covers any number of jobs."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(
 """Forms of an id: ``17``, ``17_3``, ``17+0`` (heterogeneous job), ``17_[3-5,9%2]`` (pending array tasks)."""
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _MOST_TASKS = 200_000
-"""Maximum number of ids from ranges in one answer; with ``--array``, squeue lists array tasks one by one."""
+"""Maximum number of ids from ranges in one answer. With ``--array``, squeue normally prints no ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class QueueListing:
 
     jobs: list[QueuedJob]
     complete: bool
-    """True if every line was parsed: only then does a job that is not listed count as ended."""
+    """True if every line was parsed; only then does a job that is not listed count as ended."""
 
     def require_complete(self) -> None:
-        """Require that every line was parsed, so that a job that is not listed has ended.
+        """Check that every line was parsed, so that a job that is not listed has ended.
 
         Raises:
             SchedulerError: part of the answer could not be parsed.
@@ -76,18 +76,18 @@ def list_queue(
 
     Args:
         users: user ids.
-        ids: ids of jobs to look for in addition to cnnjob's. The answer counts as complete even if lines of other
-            jobs could not be parsed.
-        ended: also list jobs that ended in the last minutes, until SLURM discards them (``MinJobAge``).
+        ids: ids of jobs to look for in addition to cnnjob's own. The answer counts as complete even if lines about any
+            other jobs could not be parsed.
+        ended: whether to include jobs that ended in the last minutes and that SLURM still lists (``MinJobAge``).
         seconds: how long to wait for the answer.
 
     Returns:
-        The jobs, without any extra lines that the site prints.
+        The jobs; any other lines that the site prints are ignored.
 
     Raises:
         SchedulerError: SLURM is not available, refused, or did not answer.
     """
-    # A comment may contain line breaks and text that looks like another job's line, but not a random mark.
+    # A comment may contain line breaks and text that looks like another job's line, so a random mark begins each line.
     mark = secrets.token_hex(4)
     command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, sorted(users)))}"]
     states = ["--states=all"] if ended else []
@@ -101,17 +101,17 @@ def list_queue(
 
 
 def _parse_rows(answer: str, mark: str) -> list[list[str]]:
-    """Return the cells of each line that belongs to a job, not to a site's wrapper or the middle of a comment."""
-    lines = answer.split("\n")  # splitlines would also split a comment at other characters
+    """Return the cells of each line about a job; lines of a site's wrapper and of multi-line comments are skipped."""
+    lines = answer.split("\n")  # splitlines would also split comments at other characters
     marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]
     rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in marked or lines]
     return [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
 
 
 def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
-    """Return whether a line that could not be parsed may belong to a job of cnnjob's or to one of the given numbers."""
+    """Return whether a line that could not be parsed may be about a job from cnnjob or one of the given jobs."""
     number = re.match(r"[0-9]+(?![0-9])", row[0])
-    if not number or len(row) != len(FIELDS):  # nothing in it can be relied on
+    if not number or len(row) != len(FIELDS):  # no part of the line is reliable
         return True
     return number[0] in numbers or "cnnjob" in row[-1]
 
@@ -126,7 +126,7 @@ def _jobs_in(row: list[str], ids: Iterable[str]) -> list[QueuedJob]:
 
 
 def parse_all_ids(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the ids that each string stands for, as in :func:`parse_ids`; ranges yield at most ``_MOST_TASKS`` ids."""
+    """Yield the ids in each string, as in :func:`parse_ids`; all ranges together yield at most ``_MOST_TASKS`` ids."""
     remaining = _MOST_TASKS
     for text in texts:
         ids = parse_ids(text, remaining)
@@ -135,11 +135,12 @@ def parse_all_ids(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def parse_ids(text: str, most: int = _MOST_TASKS) -> list[str]:
-    """Return the ids that ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]`` stand for; none if the string is truncated.
+    """Return the ids in a string such as ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]``; none if it is truncated.
 
     Args:
-        text: squeue's or sacct's id of a job, an array task, a component of a heterogeneous job, or several tasks.
-        most: the maximum number of array tasks; none are returned if there are more.
+        text: the id, as squeue or sacct prints it, of a job, of one or several array tasks, or of a component of a
+            heterogeneous job.
+        most: the maximum number of array tasks; if the string contains more, no ids are returned.
     """
     match = _ID.fullmatch(text)
     if not match:

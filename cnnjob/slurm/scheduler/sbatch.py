@@ -1,7 +1,7 @@
 """Calls to ``sbatch`` that tolerate a slow scheduler without submitting a job twice.
 
-A scheduler that did not answer may still have accepted the job. Therefore, the queue is searched before and after a
-second try for the job's comment, which identifies the run and the attempt.
+A scheduler that did not answer may still have accepted the job. Therefore, the queue is searched for the job's comment,
+which identifies the run and the attempt, before and after a second call.
 """
 
 import os
@@ -17,7 +17,7 @@ TRIES = 2
 MOST_LETTERS = 200
 """Maximum number of characters of an answer quoted in a message."""
 SETTLE_SECONDS = 5.0
-"""Time after which a job that was on its way to the scheduler appears in the queue."""
+"""Time to wait for a job to appear in the queue after a call to sbatch that received no answer."""
 _SUBMITTED = re.compile(r"^[ \t]*Submitted batch job ([0-9]{1,18})(?: on cluster \S+)?[ \t\r]*$", re.MULTILINE)
 
 
@@ -33,7 +33,7 @@ def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
         The id, even if SLURM accepted the job without answering.
 
     Raises:
-        SchedulerError: SLURM refused, or did not answer and the queue contains no such job.
+        SchedulerError: SLURM refused the job, or it did not answer and the job is not in the queue.
     """
     try:
         answer = ask(["sbatch", script])
@@ -48,8 +48,8 @@ def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
         if tries == 1:
             raise SchedulerError(message) from error
         return submit_script(comment, script, tries - 1)
-    # Only sbatch's own line counts, since a site's wrapper may print other numbers around it. If the wrapper omits the
-    # line, the job may still be in the queue.
+    # Only sbatch's own line is parsed, since a site's wrapper script may print other numbers around it. If the wrapper
+    # omits the line, the job may still be in the queue.
     ids = set(_SUBMITTED.findall(answer))
     if len(ids) == 1:
         return str(ids.pop())

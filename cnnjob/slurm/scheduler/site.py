@@ -1,4 +1,4 @@
-"""A site's settings as reported by SLURM: partitions, limits, preemption and requeueing."""
+"""A site's settings as SLURM reports them: partitions, limits, preemption and requeueing."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from cnnjob.slurm.scheduler.times import parse_duration
 from cnnjob.slurm.submit.request import Request
 
 MOST_ROWS = 1000
-"""Maximum number of rows read from an answer of sacctmgr."""
+"""Maximum number of rows that are read from sacctmgr's output."""
 CLOSED = {"DRAIN", "INACTIVE"}
 """Partition states in which sbatch refuses jobs."""
 
@@ -31,17 +31,17 @@ class Partition:
     default_minutes: int | None
     """Time limit for a job that requests none; None if not set."""
     preempt_mode: str
-    """The effect of preemption on its jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
+    """What happens to the partition's jobs on preemption: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
     grace_seconds: int
     """Time between a preempted job's warning and its end (``GraceTime``)."""
     accounts: tuple[str, ...]
-    """Accounts that may use the partition; ``("ALL",)`` for no restriction."""
+    """Accounts that may use the partition; ``("ALL",)`` if there is no restriction."""
 
     @classmethod
     def of(cls, facts: dict[str, str]) -> Self:
-        """Build a partition from the pairs in ``scontrol show partition``; a missing pair counts as no limit.
+        """Build a partition from the pairs that ``scontrol show partition`` prints.
 
-        Old versions of SLURM print fewer pairs.
+        Old versions of SLURM print fewer pairs; a missing limit counts as no limit.
         """
         return cls(
             name=facts["PartitionName"],
@@ -65,28 +65,28 @@ class Site:
     max_array_size: int
     """Maximum number of tasks in a job array; the maximum index is one less."""
     kill_wait_seconds: int
-    """Time between SIGTERM and SIGKILL (``KillWait``)."""
+    """Time between SIGTERM and SIGKILL at a job's time limit (``KillWait``)."""
     signals_preempted: bool
-    """True if a preempted job receives the ``--signal`` signal at once."""
+    """True if a job receives the signal set with ``--signal`` as soon as it is preempted."""
     version: str
     """SLURM's version; empty if unknown."""
     counts_gpus: bool
     """True if GPUs may be requested by number (``--gpus-per-node``), not only as generic resources."""
     keeps_accounts: bool
-    """True if the site keeps accounting: jobs belong to accounts, and their outcomes are stored."""
+    """True if the site uses SLURM accounting: jobs belong to accounts, and their outcomes are stored."""
 
     def partition_of(self, request: Request) -> Partition | None:
-        """Return the first requested partition, or the default one; None if the site has no such partition."""
+        """Return the first partition that a request specifies, or the default one; None if it does not exist."""
         if request.partition:
             return self.partitions.get(request.partition.split(",")[0])
         return next((partition for partition in self.partitions.values() if partition.is_default), None)
 
     def check(self, request: Request) -> None:
-        """Check that this site would neither refuse a request nor leave it waiting for ever.
+        """Check that this site would neither refuse a request nor leave its job waiting forever.
 
         Raises:
-            SchedulerError: a requested partition does not exist, or every one of them accepts no jobs, is closed to
-                this account, or has a shorter time limit.
+            SchedulerError: a requested partition does not exist, or none of the requested partitions accepts jobs from
+                this account with this time limit.
         """
         if not self.partitions:
             return  # SLURM listed no partitions: sbatch decides
@@ -101,7 +101,7 @@ class Site:
             raise SchedulerError("; ".join(reasons))
 
     def explain_wait(self, request: Request) -> str:
-        """Return a warning if the partition accepts the job but starts no jobs at present; otherwise empty."""
+        """Return a warning if all suitable partitions accept jobs but start none at present; otherwise ``""``."""
         usable = [partition for partition in self._requested(request) if not _refusal_by(partition, request)]
         if not usable or any(partition.state != "DOWN" for partition in usable):
             return ""
@@ -122,7 +122,7 @@ def query_site() -> Site:
     Raises:
         SchedulerError: SLURM is not available, refused, or did not answer.
     """
-    # --all: hidden partitions accept jobs too
+    # --all includes hidden partitions, which also accept jobs
     lines = ask(["scontrol", "--all", "show", "partition", "--oneliner"]).splitlines()
     partitions = [Partition.of(facts) for facts in map(parse_words, lines) if "PartitionName" in facts]
     config = parse_words(ask(["scontrol", "show", "config"]))
@@ -140,7 +140,7 @@ def query_site() -> Site:
 
 
 def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> str:
-    """Return sbatch's refusal with advice for this user: the limit, or the valid choices.
+    """Return sbatch's refusal with an explanation of the limit that was exceeded, or with the choices that are valid.
 
     Args:
         refusal: the line in which sbatch gives the reason.
@@ -174,10 +174,10 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
 
 
 def _query_limit_value(limit: Limit) -> str:
-    """Return the value of a limit, by account or QOS if they differ; empty if SLURM does not report it."""
+    """Return the value of a limit, or one value per account or QOS if they differ; empty if SLURM reports none."""
     try:
         if limit.table == "associations":
-            # a row without a user has the limits of the account as a whole
+            # a row without a user contains the limits of the account as a whole
             accounts, users = f"account={','.join(query_own_names('account'))}", {"", _login_name()}
             rows = _table("associations", accounts, f"format=account,user,{limit.field}")
             values = {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
@@ -203,7 +203,7 @@ def _login_name() -> str:
 
 
 def _valid_choices(refusal: str) -> str:
-    """Return what this user may choose if sbatch refused an account or a QOS; otherwise empty."""
+    """Return this user's accounts or QOS if sbatch refused the one requested; otherwise an empty string."""
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
     if key is None:
         return ""
@@ -222,7 +222,7 @@ def query_own_names(key: str) -> list[str]:
         key: ``account`` or ``qos``.
 
     Raises:
-        SchedulerError: the site keeps no accounting, or SLURM did not answer.
+        SchedulerError: the site does not use SLURM accounting, or SLURM did not answer.
     """
     rows = _table("associations", f"user={_login_name()}", f"format={key}")
     return sorted({name for row in rows for name in re.split(r"[\s,]+", row[0]) if name})
@@ -247,13 +247,13 @@ def _refusal_by(partition: Partition, request: Request) -> str:
 
 
 def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
-    """Return a hint that lists the names valid at a site or in a partition, and the one that was probably meant."""
+    """Return a hint with the valid names at a site or in a partition, and the closest match if there is one."""
     near = closest_name(name, known)
     hint = f"Did you mean {near!r}? " if near else ""
     return f"{hint}This {owner} has {', '.join(sorted(known))}"
 
 
 def _minutes(text: str) -> int | None:
-    """Convert a time limit to minutes, rounded up as SLURM does; None for a word such as ``UNLIMITED``."""
+    """Convert a time limit to minutes, rounded up as in SLURM; return None for a word such as ``UNLIMITED``."""
     seconds = parse_duration(text)
     return -(-seconds // 60) if seconds else None

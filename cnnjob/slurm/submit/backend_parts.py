@@ -1,4 +1,4 @@
-"""Splitting runs by backend, since GPU runs and NumPy runs need different requests."""
+"""Grouping runs by backend, since runs on a GPU and runs on NumPy need different resource requests."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,18 +22,20 @@ class Part:
 
 
 def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_for_gpus: bool) -> list[Part]:
-    """Split runs by backend: the one that a run was started with, otherwise the one that its job requests.
+    """Group runs by backend.
+
+    A run that has been started keeps its backend; a new run uses the backend that its job requests.
 
     Args:
-        jobs: each run with its job, whose resources are those of this submission.
+        jobs: pairs of a job and its run; the job's resources are those of this submission.
         request: the request; GPUs are added to it or removed from it as each backend requires.
         asks_for_gpus: whether the command line requests GPUs.
 
     Returns:
-        The parts; within each part, the runs keep their order.
+        One part per backend; within each part, the runs keep their order.
 
     Raises:
-        JobError: a run was started with a backend different from the one that its job requests.
+        JobError: a run was started with a different backend from the one that its job requests.
     """
     runs_by_backend: dict[str, list[Run]] = {}
     for job, run in jobs:
@@ -46,6 +48,6 @@ def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_
 
 def _backend(job: Job, run: Run) -> str:
     requested = job.resources.backend
-    with suppress(DataError):  # the job of a damaged folder reports the damage
+    with suppress(DataError):  # a damaged run folder is reported when its SLURM job starts
         return requested if run.state() == "finished" else first_backend(job, run) or requested
     return requested

@@ -30,7 +30,7 @@ def split_into_arrays(runs: Sequence[Run], size: int) -> list[JobArray]:
 
 
 def preview_script(array: JobArray, request: Request, parallel: int | None = None) -> str:
-    """Return the exact batch script that would be submitted now; does not require SLURM."""
+    """Return the exact batch script that would be submitted now; this does not require SLURM."""
     code = code_snapshot.snapshot_folder(array.runs[0])
     return build_script(array, script_parameters(array, request, code, parallel))
 
@@ -98,7 +98,7 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
 
 
 def _path_lines(request: Request) -> list[str]:
-    """Return the line that lets the script find SLURM's commands if sbatch has an ``export`` option."""
+    """Return the line that sets PATH so that the script finds SLURM's commands despite an sbatch ``export`` option."""
     srun = shutil.which("srun")
     if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
         return []

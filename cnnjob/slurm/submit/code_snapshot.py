@@ -20,7 +20,7 @@ _ROOT = files.PACKAGE.parent
 _PACKAGE_VARIABLES = ("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONUSERBASE", "PYTHONNOUSERSITE")
 """Environment variables that determine which standard library and packages an interpreter finds."""
 _UNSET = ("PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONPYCACHEPREFIX", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONDEVMODE")
-"""Environment variables that would hide an exit code, load bytecode from elsewhere, or turn a warning into an error."""
+"""Environment variables that could hide an exit code, load bytecode from elsewhere, or turn a warning into an error."""
 _NFS = ".nfs"
 """Prefix of the name under which NFS keeps a removed file while another host has it open."""
 Contents = Mapping[str, bytes | None]
@@ -33,10 +33,11 @@ def snapshot_folder(run: Run) -> Path:
 
 
 def environment(code: Path) -> dict[str, str | None]:
-    """Return the environment that makes Python run a code snapshot, and nothing from the current folder or a cache.
+    """Return the environment variables that make Python run a code snapshot.
 
-    Bytecode is neither written to the snapshot nor read from elsewhere, since no digest covers it. Packages are
-    looked up as in this process, regardless of what the node or a profile's setup lines set.
+    Python then imports nothing from the current folder. Bytecode is neither written to the snapshot nor read from
+    elsewhere, since no digest covers it. Installed packages are found where this process finds them, even if the node
+    or a profile's setup lines set other paths.
 
     Args:
         code: folder of the snapshot.
@@ -49,7 +50,7 @@ def environment(code: Path) -> dict[str, str | None]:
 
 
 def save_snapshot(run: Run) -> Path:
-    """Copy the package unless a copy with its digest already exists, repair a damaged copy, and return its folder.
+    """Copy the package unless an intact copy exists, and return the folder of the copy; a damaged copy is repaired.
 
     Raises:
         DataError: the copy cannot be written.
@@ -128,7 +129,7 @@ def _file_content(path: Path) -> bytes | None:
 
 @contextmanager
 def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
-    """Write a new copy next to a folder and yield its path; on exit, remove it along with anything moved into it."""
+    """Write a copy of the package next to a folder, and yield its path; on exit, remove the copy and anything in it."""
     temporary = files.temporary_name(folder)
     try:
         for name, content in package.items():
@@ -141,9 +142,9 @@ def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path
 
 
 def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
-    """Install the new copy at the path of a folder.
+    """Move the new copy to the path of a snapshot folder, or repair the folder if it exists.
 
-    At the same time, a SLURM job may start from that folder, and another submission may install the same copy.
+    Meanwhile, a SLURM job may start from that folder, and another submission may install the same copy.
 
     Raises:
         OSError: the copy could not be installed.
@@ -161,9 +162,9 @@ def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
 
 
 def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
-    """Replace or remove every entry that differs, with one rename per entry.
+    """Replace or remove every entry that differs from the package, with one rename per entry.
 
-    The folder itself stays, since a SLURM job may be starting from it.
+    The folder itself is not replaced, since a SLURM job may be starting from it.
     """
     contents = _contents(folder)
     folders = {parent for name in package for parent in Path(name).parents}
@@ -178,6 +179,6 @@ def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
 
 
 def _move_away(path: Path, fresh: Path) -> None:
-    """Move a path that does not belong to the package into a folder that is about to be removed."""
+    """Move a file or folder that does not belong to the package into a folder that is about to be removed."""
     with suppress(FileNotFoundError):  # another submission has removed it
         path.rename(files.temporary_name(fresh / path.name))

@@ -1,4 +1,4 @@
-"""Dry runs: SLURM's answer to a request, and what would happen at the time limit and on preemption."""
+"""Dry runs: how SLURM would answer a request, and what would happen at the time limit and on preemption."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from cnnjob.slurm.submit.request import Request
 
 
 def try_query_site() -> tuple[Site | None, str]:
-    """Return the site's settings and an empty string, or None and the reason; a dry run does not require SLURM."""
+    """Return the site's settings and an empty string, or None and the reason why they are not available."""
     if not client.has_slurm():
         return None, "not on this machine"
     try:
@@ -21,9 +21,9 @@ def try_query_site() -> tuple[Site | None, str]:
 
 
 def test_only(script: str) -> tuple[str, bool]:
-    """Return the answer from ``sbatch --test-only`` and whether sbatch refused the job.
+    """Return the output of ``sbatch --test-only`` and whether sbatch refused the job.
 
-    The answer states when and where the job would start, or why it would not.
+    The output states when and where the job would start, or why it would not.
     """
     with tempfile.TemporaryDirectory(prefix="cnnjob-") as folder:
         path = Path(folder) / "submission.sh"
@@ -63,7 +63,10 @@ def at_preemption(request: Request, current_site: Site | None) -> str:
 
 
 def _how_it_resumes(request: Request, current_site: Site | None) -> str:
-    """Return how a job that has saved and stopped is restarted, as far as the request and the site determine it."""
+    """Return a clause that describes how a job that has saved and stopped is restarted.
+
+    The clause names both possibilities if neither the request nor the site determines which one applies.
+    """
     allowed = request.requeue
     if allowed is None and current_site:
         allowed = current_site.requeues

@@ -1,7 +1,7 @@
 """An adaptation of submitit's SLURM executor: jobs, their batch scripts, and the pickles that they run.
 
-Import this module only to submit something, since it imports the training code. It uses submitit's private
-``SlurmExecutor._submit_command``; ``batch_script`` and ``local`` use other private names.
+Import this module only to submit a job, since it imports the training code. It overrides submitit's private method
+``SlurmExecutor._submit_command``; ``batch_script`` and ``local`` use other private names of submitit.
 """
 
 import os
@@ -25,18 +25,19 @@ MARGIN_SECONDS = 30.0
 """How long before its end a SLURM job stops by itself if it has received no signal."""
 SCRIPT = "submission.sh"
 SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS = 5, 3
-"""submitit's defaults for two fields of a pickle; a job that stops by itself in time uses neither."""
+"""submitit's default time limit and number of timeouts in a pickle; a job that stops by itself in time uses neither."""
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """A submitit executor that calls :mod:`cnnjob.slurm.scheduler.sbatch` and uses a separate folder."""
+    """A submitit executor that submits through :mod:`cnnjob.slurm.scheduler.sbatch`."""
 
     def __init__(self, array: JobArray, parameters: dict[str, Any], folder: Path) -> None:
         """Create an executor.
 
         Args:
             array: the runs.
-            parameters: parameters of the batch script, in submitit's form.
+            parameters: parameters of the batch script, as returned by
+                :func:`cnnjob.slurm.submit.batch_script.script_parameters`.
             folder: folder for the files of this submission; it must exist.
         """
         super().__init__(folder=folder, python=python_command())
@@ -45,10 +46,10 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no
         self.accepted = ""
         """Id of the job, once SLURM has accepted it; empty before that."""
 
-    def _submit_command(self, command: str) -> Any:  # noqa: ARG002 - submitit's form
+    def _submit_command(self, command: str) -> Any:  # noqa: ARG002 - submitit's signature
         path = self.folder / SCRIPT
         path.write_text(self._script, encoding="utf-8")
-        # stored here as well, since an interrupt may arrive before submitit returns its job
+        # stored here as well, since an interrupt may arrive before submitit returns the job
         self.accepted = sbatch.submit_script(self._comment, str(path))
         return submitit.SlurmJob(self.folder, self.accepted, [0])
 
@@ -75,7 +76,7 @@ def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
             _error_line(str(error)), len(array.runs), next_command.continue_command(array.runs[0])
         )
         raise SchedulerError(f"{array.name}: {reason}") from error
-    except BaseException as error:  # whatever the error, cancel an accepted job: it would find no pickle to run
+    except BaseException as error:  # an accepted job is cancelled after any error: it would find no pickle to run
         if isinstance(error, KeyboardInterrupt) and not executor.accepted:
             raise KeyboardInterrupt(
                 f"{array.name}: SLURM may have accepted the job. To submit it, run the same command, which first looks "
@@ -100,13 +101,13 @@ def lacks_files(array: JobArray, job_id: str) -> bool:
     A folder to which this user cannot write counts as complete.
     """
     folder = array.files_folder
-    if not os.path.lexists(folder):  # removed while the job was waiting, so SLURM could not even open its log
+    if not os.path.lexists(folder):  # removed while the job was waiting, so SLURM could not even open the job's log
         return os.access(folder.parent, os.W_OK)
     return os.access(folder, os.W_OK) and not (folder / f"{job_id}_submitted.pkl").exists()
 
 
 def write_missing_pickles(array: JobArray, job_id: str) -> None:
-    """Write a job's missing pickles: they were removed, or the submission was killed before it wrote them."""
+    """Write a job's missing pickles, which were removed, or not written because the submission was killed."""
     array.files_folder.mkdir(exist_ok=True)
     delayed = DelayedSubmission(_node_task(array))
     delayed.set_timeout(SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS)
@@ -118,9 +119,9 @@ def write_missing_pickles(array: JobArray, job_id: str) -> None:
 
 
 def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> None:
-    """Move a job's files to where the job looks for them."""
+    """Move a job's files to the paths at which the job looks for them."""
     for path in _pickle_paths(array, job_id):
-        # a hard link and a rename: a job that starts meanwhile finds a complete pickle or none
+        # a hard link and a rename, so that a job that starts meanwhile finds either a complete pickle or none
         link = pickle.with_name(f"{path.name}.new")
         link.hardlink_to(pickle)
         link.replace(path)
@@ -128,10 +129,10 @@ def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> Non
 
 
 def lend_pickles(array: JobArray, job_id: str, other_id: str) -> None:
-    """Link a job's pickles to another job for the same runs, unless that job already has pickles.
+    """Link a job's pickles under the id of another job for the same runs, unless that job already has pickles.
 
-    A submission that did not receive its job id looks for the job by its comment, and may find the job of another
-    submission instead.
+    A submission that did not receive its job's id searches the queue for the job's comment, and may find the job of
+    another submission instead.
     """
     for path, other_path in zip(_pickle_paths(array, job_id), _pickle_paths(array, other_id), strict=True):
         with suppress(FileExistsError):

@@ -1,4 +1,4 @@
-"""Training of runs on this machine without SLURM: the same tasks, started as processes through submitit."""
+"""Training on this machine without SLURM: the tasks that would run on a node are started as processes by submitit."""
 
 import os
 import signal
@@ -39,13 +39,14 @@ class EndedRun:
 
     run: Run
     error: str
-    """Why another attempt would end the same way: an error before the claim, or no progress; otherwise empty."""
+    """Why another attempt would fail too: an error before the claim, or a lack of progress; otherwise empty."""
 
 
 def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None = None) -> Iterator[EndedRun]:
     """Train runs in processes on this machine.
 
-    When this generator is closed, for example by Ctrl-C, it waits for all training processes to save and stop.
+    When this generator is closed, for example by Ctrl-C, it tells all training processes to save and stop, and waits
+    for them to end.
 
     Args:
         runs: unfinished runs, created by :func:`cnnjob.runs.creation.create_run`.
@@ -54,7 +55,7 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
         minutes: time after which each training process saves and stops; None for no limit.
 
     Yields:
-        Each run once its process has ended, for whatever reason.
+        Each run, once its process has ended for any reason.
     """
     waiting, running, announcement = deque(runs), dict[Any, tuple[Run, int]](), _Announcement(runs)
     try:
@@ -70,7 +71,7 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
                 yield EndedRun(run, "") if announcement.is_cancelled(run) else _ended(job, run, attempts)
             for job, (run, attempts) in running.items():
                 if announcement.is_cancelled(run) and len(run.attempt_files()) == attempts:
-                    # The process has not claimed the run yet; once it has, `cnnjob cancel` itself signals it.
+                    # The process has not claimed the run yet. Once it has, `cnnjob cancel` signals the process itself.
                     job._process.terminate()  # noqa: SLF001 - submitit's cancel would send SIGINT
             announcement.refresh()
             time.sleep(POLL_SECONDS)
@@ -83,7 +84,7 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
 
 
 class _Announcement:
-    """A record in each run's folder that this process is going to train it; also detects cancelled runs."""
+    """Announces in each run's folder that this process is going to train the run, and detects cancelled runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._cancelled = {run.path: _file_version(cancellation_file(run)) for run in runs}
@@ -115,7 +116,7 @@ class _Announcement:
 
 
 def _file_version(path: Path) -> tuple[int, int] | None:
-    """Return a file's inode and modification time, which distinguish it from an earlier version; None if missing."""
+    """Return a file's inode and modification time, which differ between its versions; None if there is no such file."""
     try:
         state = path.stat()
     except OSError:
@@ -133,7 +134,7 @@ def _ended(job: Any, run: Run, attempts: int) -> EndedRun:
 
 
 def _is_crash_loop(run: Run) -> bool:
-    """Return whether the latest attempts all died without recording an end and without a new checkpoint."""
+    """Return whether the latest attempts all died without recording an end and without saving a new checkpoint."""
     paths = run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
     attempts = [json_files.read_checked(path, schemas.AttemptRecord) for path in paths]
     steps = {newest_step(run.checkpoints_folder), *(attempt.get("resumed_at_step") or 0 for attempt in attempts)}
@@ -150,11 +151,11 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 
 @contextmanager
 def _child_environment(code: Path) -> Iterator[None]:
-    """Make processes started in the block run a code snapshot and survive Ctrl-C in the terminal.
+    """Make processes that are started in the ``with`` block run a code snapshot and ignore Ctrl-C in the terminal.
 
     They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit cannot
-    pass an environment to the processes it starts, so this process's own environment is changed for the block. A
-    terminal sends SIGINT to all its processes; if a process ignores the signal, so do its child processes.
+    pass an environment to the processes it starts, so this process changes its own environment inside the block. A
+    terminal sends SIGINT to all its processes; a child process inherits the setting to ignore it.
     """
     variables = code_snapshot.environment(code)
     saved = {name: os.environ.pop(name) for name in variables if name in os.environ}

@@ -1,7 +1,7 @@
-"""A lock that allows only one submission at a time into a folder of runs, if its file system supports locks.
+"""A lock that allows only one submission at a time into a folder of runs, if the file system supports locks.
 
-It is a POSIX lock (``fcntl``), which NFS, Lustre and similar file systems can hold across nodes; ``cnnjob doctor``
-checks whether they do at this site. Nothing depends on the lock alone: see
+It is a POSIX lock (``fcntl``). On NFS, Lustre and similar file systems, such a lock can be valid on all nodes;
+``cnnjob doctor`` reports whether it is at this site. Nothing depends on the lock alone: see
 :func:`cnnjob.slurm.submit.submission.submit`.
 """
 
@@ -20,10 +20,10 @@ from cnnjob.runs.process import now
 
 LOCK = ".submitting.lock"
 WAIT_SECONDS, POLL_SECONDS = 300.0, 0.1
-"""Maximum time that a submission waits for the lock, and the pause between two tries."""
+"""Maximum time that a submission waits for the lock, and the pause between two attempts to acquire it."""
 _MOST_BYTES = 400
 HELD = {errno.EACCES, errno.EAGAIN}
-"""Error numbers for a lock that another process holds; any other means that the file system does not support locks."""
+"""Error numbers for a lock that another process holds; any other error means that locks are not supported."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Itera
     """
     try:
         handle = os.open(runs / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError:  # the file may be another user's; the checks after the submission work without the lock
+    except OSError:  # the file may belong to another user; the checks after the submission work without the lock
         yield False
         return
     try:
@@ -55,7 +55,7 @@ def submitting(runs: Path, say: Callable[[str], None] = lambda _: None) -> Itera
         if held:
             _write_owner(handle, "")
     finally:
-        os.close(handle)  # releases the lock; the file stays: removing it would let two processes lock two files
+        os.close(handle)  # releases the lock; if the file were removed, two processes could lock two files
 
 
 def acquire(handle: int, seconds: float, before_wait: Callable[[], None] = lambda: None) -> bool:
@@ -83,7 +83,7 @@ def acquire(handle: int, seconds: float, before_wait: Callable[[], None] = lambd
 
 
 def _write_owner(handle: int, owner: str) -> None:
-    """Write the lock's owner into the lock file; a failure, for example on a full disk, does not matter."""
+    """Write the lock's owner into the lock file; ignore a failure, for example on a full disk."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, owner.encode(errors="replace"), 0)

@@ -1,4 +1,4 @@
-"""Profiles: a site's and a user's defaults for a request, which command-line options override."""
+"""Profiles: default resource requests of a site or a user, which command-line options override."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,19 +14,20 @@ from cnnjob.jobs.schema import describe_problems, format_value
 from cnnjob.slurm.submit.request import Request
 
 GPU_OPTIONS = ("gpus", "gpus_per_node", "gres")
-"""Options that request GPUs; one of them in a later layer replaces all of them in earlier layers."""
+"""Options that request GPUs; if a later layer sets one of them, all those in earlier layers are dropped."""
 INPUT_VARIABLES = {
     "SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos", "SBATCH_TIMELIMIT": "time",
     "SBATCH_MEM_PER_NODE": "mem", "SBATCH_CONSTRAINT": "constraint",
 }  # fmt: skip
-"""sbatch's own variables and the options that they set; applied here so that they appear in the script.
+"""sbatch's environment variables and the options that they set.
 
-sbatch itself does not see them (:func:`cnnjob.slurm.scheduler.client.clean_environment`).
+They are applied here, so that the options appear in the batch script, and removed from the environment of sbatch itself
+(:func:`cnnjob.slurm.scheduler.client.clean_environment`).
 """
 
 
 def profiles() -> dict[str, Path]:
-    """Return the available profiles by name: those in the current folder's ``slurm/``, then the package's."""
+    """Return the paths of the available profiles by name: those in the folder ``./slurm``, then the package's own."""
     return named_toml_files("slurm")
 
 
@@ -78,14 +79,17 @@ def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
 
 
 def config_file() -> Path:
-    """Return the path of the user's configuration, which has the keys of a profile and ``profile``, the default one."""
+    """Return the path of the user's configuration file.
+
+    It may contain every key of a profile, and ``profile``, the name of the default profile.
+    """
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
 
 
 def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Merge layers; later layers override earlier ones.
 
-    Among mutually exclusive options, one in a later layer replaces those in earlier layers.
+    An option in a later layer also replaces the options in earlier layers that are mutually exclusive with it.
 
     Raises:
         JobError: ``sbatch`` is not a table.

@@ -24,9 +24,9 @@ from cnnjob.slurm.submit import executor
 from cnnjob.slurm.submit.request import Request
 
 REQUEST = "request.json"
-"""Name of the request file in a run's folder of SLURM files; a successor is submitted from this request."""
+"""Name of the file that stores a run's resource request; a successor is submitted with the same request."""
 ENDING_SECONDS, POLL_SECONDS = 15.0, 1.0
-"""Maximum time to wait for a job that is ending, and the pause between two checks."""
+"""Maximum time to wait for a job that is ending, and the pause between two queries."""
 
 
 def find_queued(
@@ -34,11 +34,11 @@ def find_queued(
 ) -> tuple[dict[Run, str], dict[Path, str]]:
     """Find the runs that are in the queue and those that cannot be submitted now.
 
-    If a job is ending and will not restart its run, wait up to ``ENDING_SECONDS`` for it to end.
+    If a run's job is ending and will not restart the run, wait up to ``ENDING_SECONDS`` for the job to end.
 
     Args:
         runs: runs that are neither finished nor running.
-        request: the runs' resources; written for a queued job whose request file is missing.
+        request: the runs' resources; stored for each queued run that has no request file.
         say: called with a message before waiting.
 
     Returns:
@@ -62,7 +62,7 @@ def find_queued(
     refusals |= ending
     queued = {run: own for run, (_, own) in jobs.items() if own and run.path not in refusals}
     complete_files(queued, request)
-    for run in queued:  # the user wants it to run, so an earlier cancellation no longer counts
+    for run in queued:  # this submission revokes an earlier cancellation
         with suppress(OSError):
             cancellation_file(run).unlink(missing_ok=True)
     return {run: own[0].job_id for run, own in queued.items()}, refusals
@@ -82,10 +82,10 @@ def _read_queue(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
 
 
 def find_successor(array: JobArray) -> QueuedJob | None:
-    """Return the successor that an earlier try submitted without receiving sbatch's answer, or None.
+    """Return a successor whose submission received no answer from sbatch; None if there is none.
 
     Raises:
-        SchedulerError: the scheduler did not answer.
+        SchedulerError: the scheduler did not answer this time either.
     """
     try:
         listing = queue.list_queue([os.getuid()])
@@ -102,14 +102,15 @@ def find_successor(array: JobArray) -> QueuedJob | None:
 def complete_files(queued: Mapping[Run, Sequence[QueuedJob]], request: Request | None = None) -> None:
     """Write the missing files and records of jobs in the queue.
 
-    They were removed, the submission was killed before it wrote them, or sbatch's answer with the job id was lost.
+    They are missing if they were removed, if the submission was killed before it wrote them, or if sbatch's answer with
+    the job id was lost.
 
     Args:
         queued: the jobs for each run.
-        request: the runs' resources; None if the runs have their own records of them.
+        request: the runs' resources; None if each run has a request file.
     """
     arrays = [(run, job, job_array.read_job_array(job)) for run, jobs in queued.items() for job in jobs]
-    # collected before any is completed, since runs in the same array share its pickles
+    # collected before any files are written, since runs in the same array share its pickles
     incomplete = [(run, job, array) for run, job, array in arrays if array and executor.lacks_files(array, job.job_id)]
     for run, job, array in incomplete:
         executor.write_missing_pickles(array, job.job_id.partition("_")[0])
@@ -126,8 +127,8 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
         array: the job's runs.
         run: one of them.
         job_id: id of the job, or of the run's array task.
-        comment: the comment as requested.
-        shown: the comment as the queue shows it, which differs if the site rewrites comments; None if unknown.
+        comment: the comment passed to sbatch.
+        shown: the comment that the queue shows, which is different if the site rewrites comments; None if unknown.
     """
     record = {
         "cluster": client.current_cluster() or None,
@@ -141,7 +142,10 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
 
 
 def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
-    """Return why a run cannot be submitted (its job is for another folder or may be hidden), or an empty string."""
+    """Return why a run cannot be submitted; empty if it can.
+
+    It cannot if its job was submitted for another folder, or if there may be a job for it that is not visible here.
+    """
     run, submission_file = summary.run, shlex.quote(str(summary.run.submission_file))
     if jobs and summary.moved_from:
         return (
@@ -163,7 +167,7 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
         )
     is_moved = bool(summary.original) and not Path(summary.original).exists()
     waiting = index.for_folder(Path(summary.original)) if is_moved else []
-    if waiting:  # moved to another file system: this folder is a copy of one that no longer exists
+    if waiting:  # moved to another file system: this folder is a copy of a folder that no longer exists
         return (
             f"{run.path}: job {waiting[0].job_id} is in the queue for {summary.original}, which no longer exists. "
             f"Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
@@ -172,9 +176,9 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
 
 
 def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
-    """Return a message if all jobs of a run are ending and will not restart it, otherwise an empty string.
+    """Return a message if all of a run's jobs are ending and will not restart the run; otherwise an empty string.
 
-    A job does not restart its run if it was cancelled or its batch script has decided against a restart.
+    A job does not restart its run if the job was cancelled or its batch script has decided against a restart.
     """
     final = set(summary.cancellation.get("jobs") or [])
     if summary.current_decision.get("restarted") == "":

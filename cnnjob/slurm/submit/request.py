@@ -15,10 +15,10 @@ MINUTES = {"m": 1, "h": 60, "d": 1440}
 _MEMORY = re.compile(r"[0-9]{1,18}[KMGT]?B?", re.IGNORECASE)
 _GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>[0-9]{1,9})")
 _GPU_OPTION = re.compile(r"(?:^|-)gpus?(?:-|$)")
-"""Long sbatch options that concern GPUs, such as ``gpus-per-task`` or ``cpus-per-gpu``."""
+"""Pattern of the long sbatch options that concern GPUs, such as ``gpus-per-task`` or ``cpus-per-gpu``."""
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 MOST_CORES = 65_533
-"""Maximum number of cores on a node that SLURM can count."""
+"""Maximum number of cores per node that SLURM supports."""
 MOST_NUMBER = 10**18
 _GRES_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?::(?P<count>[0-9]{1,9}))?(?=,|$)")
 DIRECT = (
@@ -53,7 +53,7 @@ OWN = {
 
 
 class Request(Settings):
-    """The resources of one SLURM job. Field names are sbatch's; None leaves a value to the site."""
+    """The resources of one SLURM job. The fields are named after sbatch's options; None means the site's default."""
 
     partition: str | None = None
     account: str | None = None
@@ -61,15 +61,15 @@ class Request(Settings):
     time: str | None = None
     """Time limit in SLURM's formats (``90``, ``1:30:00``, ``1-12``) or, for example, ``90m``, ``2h`` or ``1d12h``."""
     cpus_per_task: Annotated[int, Field(ge=1, le=MOST_CORES)] = 2
-    """Number of cores, all of which are used."""
+    """Number of cores; training uses all of them."""
     mem: str | None = None
     """Memory per node, such as ``4G``; a number without a unit is in MB."""
     mem_per_cpu: str | None = None
     mem_per_gpu: str | None = None
     gpus: int | str | None = None
-    """GPUs, such as ``2`` or ``a100:2``, requested through ``gpu_request``; by default one, or ``0`` for NumPy."""
+    """GPUs, such as ``2`` or ``a100:2``, requested through the ``gpu_request`` option; by default 1, or 0 for NumPy."""
     gpus_per_node: int | str | None = None
-    """GPUs, such as ``2`` or ``a100:2``, requested through this option, regardless of ``gpu_request``."""
+    """GPUs, such as ``2`` or ``a100:2``, requested through this sbatch option, regardless of ``gpu_request``."""
     gres: str | None = None
     """Generic resources, such as ``gpu:a100:1``."""
     gpu_request: Literal["gpus-per-node", "gres", "gpus"] = "gpus-per-node"
@@ -90,9 +90,9 @@ class Request(Settings):
     stage: bool | None = None
     """True to copy the dataset to the node's local disk before training."""
     backend: Literal["auto", "numpy", "cuda"] | None = None
-    """Backend to use instead of the job's."""
+    """Backend to use instead of the one in the job file."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Any other sbatch options, by their long names."""
+    """Other sbatch options, by their long names."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -132,11 +132,11 @@ class Request(Settings):
         return self._gpus()[1]
 
     def with_gpus(self, backend: str, *, explicit: bool = False) -> Self:
-        """Return the request with the GPUs for a backend: those requested, by default one, and none for NumPy.
+        """Return the request with the GPUs that a backend needs: none for NumPy, otherwise those requested, or one.
 
         Args:
             backend: the job's backend.
-            explicit: whether the command line requests GPUs; if so, they are kept whatever the backend.
+            explicit: whether the command line requests GPUs; if so, they are kept for every backend.
         """
         if backend == "numpy" and not explicit:
             return self._without_gpus()
@@ -155,7 +155,7 @@ class Request(Settings):
         return self.model_copy(update={**changes, **memory})
 
     def idle_gpus(self, backend: str) -> str:
-        """Return a sentence about the GPUs that a run would reserve but not use; empty if there are none."""
+        """Return a warning about GPUs that a run would reserve but not use; empty if there are none."""
         used = int(backend != "numpy")
         if self.gpu_count <= used:
             return ""
@@ -167,11 +167,11 @@ class Request(Settings):
         if match := _GRES_GPU.search(self.gres or ""):
             return match["type"] or "", int(match["count"] or 1)
         match = _GPUS.fullmatch(str(self.gpus_per_node or self.gpus or 0))
-        assert match is not None  # noqa: S101 - the validator has checked it
+        assert match is not None  # noqa: S101 - checked by the validator
         return match["type"] or self.gpu_type or "", int(match["count"])
 
     def describe(self) -> str:
-        """Return the request in words, such as ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
+        """Return a description of the request, such as ``1 node, 1 task, 1 GPU, 4 cores, 16 G, 2 h on gpu``."""
         time = "the site's time limit" if self.time_minutes is None else format_seconds(60 * self.time_minutes)
         memory = (
             self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} per core") or self.mem_per_gpu or "default memory"
@@ -209,7 +209,7 @@ class Request(Settings):
 def _require_lines(request: Request) -> None:
     """Check that every value fits on a single line of a batch script.
 
-    A line break in a value would start a new line, which could be any option or command.
+    A line break in a value would start a new line of the script, which could contain any option or command.
 
     Raises:
         ValueError: a key is not an option name, or a value contains a line break or another control character.
@@ -238,10 +238,10 @@ def _require_line(name: str, value: Any) -> None:
 
 
 def _only_one(request: Request, *names: str) -> None:
-    """Check that at most one of several options is given.
+    """Check that at most one of several options is set.
 
     Raises:
-        ValueError: more than one is given.
+        ValueError: more than one is set.
     """
     given = [name for name in names if name and getattr(request, name) is not None]
     if len(given) > 1:
@@ -249,10 +249,10 @@ def _only_one(request: Request, *names: str) -> None:
 
 
 def _require_settable(key: str) -> None:
-    """Check that an option may be set through ``sbatch``, that is, that it cannot contradict another one.
+    """Check that an option may be set through ``sbatch``, that is, that it cannot contradict another option.
 
     Raises:
-        ValueError: the option has its own field, is set by cnnjob, or abbreviates such an option.
+        ValueError: the option has its own field or is set by cnnjob, or the key is an abbreviation of such an option.
     """
     reserved = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
     if key in OWN:

@@ -30,7 +30,7 @@ from cnnjob.slurm.submit.request import Request
 LEFT_ALONE = {"finished", "running"}
 """States of runs that are not submitted."""
 ONCE = {"begin", "hold"}
-"""sbatch options that apply to a run's first job, but not to its successors."""
+"""sbatch options that apply to a run's first job, but not to the successors of that job."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,28 @@ class Submitted:
     job_id: str | None
     """Id of the run's new SLURM job; None if the run was not submitted."""
     status: str
-    """``submitted``, ``finished``, ``running``, ``queued as 17``."""
+    """``submitted``, ``finished``, ``running``, or ``queued as 17`` with the job id."""
     warning: str = ""
-    """Why the SLURM job will wait, if known."""
+    """Why the SLURM job cannot start at present; empty if there is no known reason."""
 
 
 class PartlySubmittedError(SchedulerError):
-    """SLURM refused a job after accepting other jobs of the same submission."""
+    """Raised if SLURM refused a job after accepting other jobs of the same submission."""
 
     def __init__(self, message: str, done: Sequence[Submitted]) -> None:
-        """Create the error with the results of the runs before the refused ones."""
+        """Create the error with a message and the results of the runs that were handled before the refusal."""
         super().__init__(message)
         self.done = done
 
 
 class PartlyBusyError(BusyError):
-    """Some runs could not be submitted, since another job is or may be training them; the others were submitted."""
+    """Raised if some runs could not be submitted because another job is or may be training them.
+
+    The other runs were submitted.
+    """
 
     def __init__(self, refusals: Sequence[str], done: Sequence[Submitted]) -> None:
-        """Create the error with the reasons why runs were not submitted and the results of the other runs."""
+        """Create the error with one reason per run that was not submitted, and the results of the other runs."""
         super().__init__("\n".join(refusals))
         self.done = done
 
@@ -69,9 +72,9 @@ def submit(
 ) -> list[Submitted]:
     """Submit runs as one job or as job arrays, except those that are finished, running or in the queue.
 
-    If the file system supports locks, another submission into the same folder waits for this one. Otherwise, both
-    submissions read the queue afterwards, and if a run has two jobs, the submission that created the later job cancels
-    it.
+    If the file system supports locks, another submission into the same folder waits for this one to end. Otherwise,
+    each submission reads the queue after calling sbatch; if a run then has two jobs, the submission that created the
+    later one cancels it.
 
     Args:
         runs: runs created by :func:`cnnjob.runs.creation.create_run`, in one folder.
@@ -86,7 +89,7 @@ def submit(
         JobError: SLURM would misinterpret the name of the folder.
         PartlyBusyError: for some runs, another user's job or a job for another folder is or may be in the queue, or
             the run's job is ending; the others were submitted.
-        SchedulerError: SLURM refused, is not available, or did not answer.
+        SchedulerError: SLURM refused a job, is not available, or did not answer.
     """
     _check_name(runs[0].path.resolve())
     with locks.submitting(runs[0].path.parent, say):
@@ -109,14 +112,14 @@ def _submit_remaining(
     say: Callable[[str], None],
     results: dict[Path, Submitted],
 ) -> dict[Path, str]:
-    """Submit the runs that have neither a result nor a job, and add their results.
+    """Submit the runs that have neither an entry in ``results`` nor a job, and add them to ``results``.
 
     Returns:
         The reason for each run that cannot be submitted now.
 
     Raises:
         PartlySubmittedError: SLURM refused an array after accepting another one.
-        SchedulerError: SLURM refused, is not available, or did not answer.
+        SchedulerError: SLURM refused the first array, is not available, or did not answer.
     """
     current_site = site.query_site()
     current_site.check(request)
@@ -128,7 +131,7 @@ def _submit_remaining(
     job_ids: list[str] = []
     remaining = [run for run in runs if run.path not in {*results, *refusals}]
     for array in split_into_arrays(remaining, current_site.max_array_size):
-        # with --parallel, the next array waits for this one: otherwise, each could run that many tasks
+        # with --parallel, each array waits for the one before it; otherwise, every array could run that many tasks
         try:
             job_id, earlier = _submit_array(array, request, code, parallel, after=job_ids if parallel else ())
         except SchedulerError as error:
@@ -150,10 +153,10 @@ def _submit_remaining(
 def resubmit(run: Run) -> str:
     """Submit a run again with the request and the code of its last submission, and return the new job's id.
 
-    Called by the batch script on the node when the job cannot be requeued.
+    The batch script calls this on the node if the job cannot be requeued.
 
     Raises:
-        SchedulerError: SLURM refused, or did not answer.
+        SchedulerError: SLURM refused the job, or did not answer.
     """
     request = Request.model_validate(json_files.read_checked(run.slurm_folder / REQUEST, Request))
     sbatch = {key: value for key, value in request.sbatch.items() if key not in ONCE}
@@ -178,14 +181,14 @@ def _submit_array(
         code: folder of the code snapshot.
         parallel: maximum number of array tasks that run at once; None for no limit.
         after: ids of jobs that must have ended before this one starts.
-        is_successor: whether the batch script of the runs' previous job submits this one.
+        is_successor: whether this job is submitted by the batch script of the runs' previous job.
 
     Returns:
         The job id, and the id of the earlier job for each run that another submission had already submitted.
     """
     for run in array.runs:
         run.require_no_links()
-    add_submitter(array.runs[0].path.parent)  # before sbatch, so that others can find the job at once
+    add_submitter(array.runs[0].path.parent)  # before sbatch, so that other users can find the job at once
     array.write()
     content = request.model_dump(mode="json")
     with_request = [run for run in array.runs if (run.slurm_folder / REQUEST).exists()]
@@ -197,7 +200,7 @@ def _submit_array(
     dependencies = [*([request.dependency] if request.dependency else []), *(f"afterany:{job_id}" for job_id in after)]
     dependent = request.model_copy(update={"dependency": ",".join(dependencies) or None})
     parameters = script_parameters(array, dependent, code, parallel)
-    if is_successor:  # on its node, the successor does not train if this job was cancelled meanwhile
+    if is_successor:  # if this job is cancelled in the meantime, the successor does not train
         parameters["setup"].append(f"export {PREDECESSOR}={process.job_id() or ''}")
     comment = parameters["comment"]
     job_id = executor.submit_array(array, parameters)
@@ -215,7 +218,7 @@ def _submit_array(
 def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dict[str, str]]:
     """Return the jobs for each run, oldest first, and the comment of every job by job id.
 
-    Both are empty if the queue cannot be read now.
+    Both dicts are empty if the queue cannot be read at present.
     """
     summaries = [read_summary(run) for run in array.runs]
     try:
@@ -228,16 +231,16 @@ def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dic
 
 
 def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
-    """Cancel the array tasks of a job whose runs already have an earlier job; return the earlier jobs by run.
+    """Cancel those array tasks of a job whose runs have an earlier job; return the ids of the earlier jobs by run.
 
-    Two submissions that run concurrently without a lock both read the queue after calling sbatch. The job with the
-    smaller id is kept, so that they agree without communicating.
+    Two submissions that run concurrently without a lock both read the queue after calling sbatch. Both keep the job
+    with the smaller id, so that exactly one job remains.
 
     Raises:
         SchedulerError: the tasks could not be cancelled.
     """
     oldest = {path: own[0] for path, own in jobs.items() if own and number_of(own[0].job_id) < int(job_id)}
-    # same comment: the other submission may have mistaken this job for its own and left the earlier one without files
+    # with the same comment, the other submission may have mistaken this job for its own, so its job has no pickles
     for twin in {job.job_id.partition("_")[0] for job in oldest.values() if job.comment == comment}:
         executor.lend_pickles(array, job_id, twin)
     earlier = {path: job.job_id for path, job in oldest.items()}
@@ -262,7 +265,7 @@ def _task_ids(array: JobArray, job_id: str) -> list[tuple[Run, str]]:
 
 
 def _check_name(path: Path) -> None:
-    """Check that SLURM will interpret the path of a run's folder literally.
+    """Check that SLURM takes the path of a run's folder literally.
 
     Raises:
         JobError: the path contains a percent sign, a line break or another control character.
