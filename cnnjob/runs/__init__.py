@@ -1,1 +1,1 @@
-"""Run folders: their files, owners and states. Nothing here queries SLURM."""
+"""Run folders: their files, owners and states. This package does not query SLURM."""

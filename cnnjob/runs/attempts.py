@@ -1,4 +1,4 @@
-"""The attempts at a run: when each waited and ran, where it resumed, and how much work was lost."""
+"""The attempts at a run: when each waited and ran, at which step it resumed, and how much work was lost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Attempt:
     host: str
     job_id: str | None
     waited_from: datetime | None
-    """When the attempt was submitted, or when the previous one ended."""
+    """When the attempt began to wait: when it was submitted, or when the previous one ended; None if not known."""
     started: datetime
     ended: datetime | None
     """None if the attempt was killed or is still running."""
@@ -30,7 +30,7 @@ class Attempt:
     why: str
     """Why the attempt ended; empty if it has not ended."""
     decision: str
-    """The batch script's decision after the attempt, as text; empty if there is none."""
+    """The text of the batch script's decision after the attempt; empty if there is none."""
 
 
 def read_attempts(summary: RunSummary) -> list[Attempt]:
@@ -43,7 +43,7 @@ def read_attempts(summary: RunSummary) -> list[Attempt]:
     for index, record in enumerate(records):
         later = records[index + 1] if index + 1 < len(records) else None
         waited_from = attempts[-1].ended if attempts else None
-        # Only the newest SLURM job has a submission record, which shows when the attempt that it names began to wait.
+        # Only the newest SLURM job has a submission record; it shows when that job's first attempt began to wait.
         if waited_from is None and summary.submission.get("attempt") == index + 1:
             waited_from = _time(summary.submission.get("submitted"))
         attempts.append(_describe_attempt(record, later, waited_from, summary.restart_log))

@@ -1,8 +1,8 @@
 """Checkpoints: their contents, and how they are saved and restored. The newest two are kept.
 
-A checkpoint is a run's single source of truth: weights, optimiser slots, best weights, position, history and the
-current epoch's losses. It is written only if all its numbers are finite, and restored only for the same job on the
-same data.
+A checkpoint is a run's single source of truth. It contains the weights, the optimiser slots, the best weights, the
+training progress and the current epoch's losses. It is written only if all its numbers are finite, and restored only
+for the same job on the same data.
 """
 
 import re
@@ -20,7 +20,7 @@ from cnnjob.runs import npz, schemas
 
 FORMAT = 1
 KEPT = 2
-"""Checkpoints per run: if the newest turns out to be damaged, the one before it is restored."""
+"""Number of checkpoints kept per run: if the newest one is damaged, the one before it is restored."""
 _NAME = re.compile(r"step-(\d{1,15})\.npz", re.ASCII)
 
 Arrays = dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class TrainingProgress:
     best_epoch: int = 0
     """The epoch with the best weights so far, from 1; 0 before the first evaluation."""
     best_accuracy: float = -1.0
-    """The best epoch's accuracy on the selection split, in 0..1; the epoch number if the last epoch is selected."""
+    """The best epoch's accuracy on the selection split, in 0..1, or its number if the last epoch is always selected."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record per completed epoch."""
     epoch_seconds: float = 0.0
@@ -51,7 +51,7 @@ class TrainingProgress:
     cpu_seconds: float = 0.0
     """Processor time since the start, not including lost work."""
     bits_may_differ_from_step: int | None = None
-    """The step from which the bits may differ from those of an uninterrupted run; None if they do not."""
+    """The step from which results may differ in their bits from those of an uninterrupted run; None if they do not."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Checkpoint:
 
     progress: TrainingProgress
     arrays: Arrays
-    """``weights/…``, ``best/…`` and the optimiser's slots (such as ``velocity/…``) by parameter name; and the current
-    epoch's ``losses`` and ``hits`` (numbers of right predictions), both (epoch_step,)."""
+    """The arrays by name: ``weights/…``, ``best/…`` and optimiser slots such as ``velocity/…``, each followed by a
+    parameter name; and the current epoch's ``losses`` and ``hits`` (numbers of right predictions), both of shape
+    (epoch_step,)."""
     header: dict[str, Any]
     """Origin of the checkpoint: digest of job and data, attempt, and environment (backend, versions, cores)."""
 
@@ -72,7 +73,8 @@ def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
     Args:
         folder: the run's ``checkpoints/``.
         checkpoint: the checkpoint to save.
-        fence: called before the rename; it raises an error if this process no longer owns the run.
+        fence: function called before the file is renamed to its final name; it raises an error if this process no
+            longer owns the run.
 
     Returns:
         The path of the new checkpoint.
@@ -129,7 +131,7 @@ class ExpectedArrays:
 def load_newest(
     folder: Path, digest: str, contents: ExpectedArrays | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest intact checkpoint; rename newer, damaged ones to ``….damaged``.
+    """Return the newest intact checkpoint; newer ones, which are damaged, are renamed to ``….damaged``.
 
     Args:
         folder: the run's ``checkpoints/``.
@@ -150,7 +152,7 @@ def load_newest(
         except _DamagedError as error:
             warnings.append(str(error))
             continue
-        # Only once an intact one is found: if all of them seem damaged, the disk may be at fault, so none is renamed.
+        # Rename only after finding an intact one: if all of them seem damaged, the disk may be at fault.
         for damaged in paths[:number]:
             damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
         return checkpoint, warnings
@@ -179,7 +181,7 @@ def _step_of(path: Path) -> int:
 
 
 class _OtherFormatError(DataError):
-    """The checkpoint has another format, and so has the one before it: there is nothing to fall back on."""
+    """The checkpoint has another format; the one before it has the same format, so it is not restored instead."""
 
 
 class _DamagedError(DataError):

@@ -1,4 +1,4 @@
-"""Claims: the exclusive right to write to a run, which a process loses when it is presumed dead."""
+"""Claims: exclusive rights to write to runs. A process loses its claim when it is presumed dead."""
 
 import os
 from contextlib import suppress
@@ -21,8 +21,9 @@ _IDENTITY = ("pid", "pid_started", "started")
 class Claim:
     """The exclusive right to write to a run, from an attempt's start to its end.
 
-    The record of attempt N+1 is created exclusively, and serves as claim, restart counter and fence. The owner of
-    attempt N checks for that record before each rename; if it exists, that owner no longer owns the run.
+    Each attempt's record is created exclusively, and serves as claim, restart counter and fence. Before each rename,
+    the owner of attempt N checks for the record of attempt N+1; if that exists, the owner of attempt N no longer owns
+    the run.
     """
 
     run: Run
@@ -39,11 +40,11 @@ class Claim:
     def check(self) -> None:
         """Raise an error if another attempt owns the run or this attempt's record was removed.
 
-        Called before each write.
+        This method is called before each write.
 
         Raises:
             BusyError: another attempt owns the run.
-            DataError: this attempt's record was removed, or there is a link inside the run folder.
+            DataError: this attempt's record was removed, or there is a symbolic link inside the run folder.
         """
         # A successor usually has the next number, or a higher one if the record in between was removed. The next number
         # is looked up after the folder is listed, so a successor that appears in the meantime is noticed too.
@@ -65,7 +66,7 @@ class Claim:
     def beat(self) -> None:
         """Show other hosts that this process is alive, even if its record was removed."""
         try:
-            # utime without a time: a file server then dates the file by its own clock, which ages are measured by.
+            # Without a time, utime lets a file server date the file by its own clock, by which ages are measured.
             os.utime(self.run.heartbeat_file, follow_symlinks=False)
         except FileNotFoundError:
             files.append_text(self.run.heartbeat_file, "")
@@ -84,8 +85,8 @@ class Claim:
 def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     """Claim a run for this process.
 
-    A run is free if its owner no longer exists on this host, is an earlier start of the same SLURM job, or has had no
-    heartbeat for five minutes. If that owner is in fact still alive, it can no longer write.
+    A run can be claimed if its owner no longer exists on this host, was started before the last restart of this SLURM
+    job, or has had no heartbeat for five minutes. An owner that is in fact still alive can then no longer write.
 
     Args:
         run: the run; missing folders are created.
@@ -97,7 +98,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     Raises:
         BusyError: another process owns the run; nothing was changed, except that heartbeats dated in the future
             are set to the current time.
-        DataError: a record is damaged, or there is a link inside the run folder.
+        DataError: a record is damaged, or there is a symbolic link inside the run folder.
     """
     run.require_no_links()
     records = run.attempt_files()
@@ -133,7 +134,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
             _describe_owner(run, json_files.read_checked(_attempt_file(run, number), schemas.AttemptRecord))
         )
     for folder in (run.path, run.attempts_folder, run.checkpoints_folder):
-        files.remove_leftovers(folder)  # only after the claim: a living owner could still be writing one
+        files.remove_leftovers(folder)  # only after the claim: before it, a live owner may be writing one
     new_claim = Claim(run, number, record)
     with suppress(OSError):  # the disk may be full; training reports that
         new_claim.beat()
@@ -150,7 +151,7 @@ def _describe_owner(run: Run, owner: dict[str, Any]) -> str:
 def _reset_future_heartbeats(*paths: Path) -> str:
     """Set heartbeats dated in the future to the current time, and return a message about them; empty if there are none.
 
-    A dead owner's heartbeat from the future would otherwise block the run until that time plus the limit.
+    Otherwise, such a heartbeat from a dead owner would block the run until ``HEARTBEAT_LIMIT_SECONDS`` after its date.
     """
     ahead = max(ahead_seconds(path) for path in paths)
     if not ahead:

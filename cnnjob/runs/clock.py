@@ -1,7 +1,7 @@
-"""File system clocks: the age of a file is measured by the clock that dated it, not by this machine's.
+"""File system clocks: a file's age is measured by the clock that dated the file, not by this machine's clock.
 
 A file server has its own clock, which may differ by hours from those of the machines that mount it. A file that has
-just been touched shows the server's time; where nothing can be written, this machine's clock is used instead.
+just been touched shows the server's time; if no file can be written, this machine's clock is used instead.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 SKEW_SECONDS = 60.0
 """Differences between clocks of up to this many seconds are ignored."""
 _PERIOD_SECONDS = 60.0
-"""A clock is read once per folder and period; in between, it is extrapolated using the time since boot, which cannot
-be set."""
+"""Period, in seconds, in which a folder's clock is read only once; until the next reading, the time is extrapolated
+from the time since boot, which cannot be set."""
 
 
 def age_seconds(path: Path, *folders: Path) -> float:
@@ -32,7 +32,9 @@ def age_seconds(path: Path, *folders: Path) -> float:
 
 
 def file_system_time(path: Path, *folders: Path) -> float:
-    """Return the time of a path's file system, in seconds since the epoch; this machine's time if it cannot be read.
+    """Return the current time of a path's file system, in seconds since the epoch.
+
+    If the file system's clock cannot be read, this machine's time is returned.
 
     Args:
         path: an existing path.
@@ -57,14 +59,14 @@ def is_readable(path: Path, *folders: Path) -> bool:
 
 def _difference(path: Path, *folders: Path) -> float | None:
     """Return the time of a path's file system minus the seconds since boot; None if the clock cannot be read."""
-    # CLOCK_BOOTTIME, since CLOCK_MONOTONIC stands still while the machine is suspended.
+    # CLOCK_BOOTTIME, since CLOCK_MONOTONIC stops while the machine is suspended.
     device, period = path.lstat().st_dev, int(time.clock_gettime(time.CLOCK_BOOTTIME) // _PERIOD_SECONDS)
     readings = (_read(folder.absolute(), device, period) for folder in folders)
     return next((reading for reading in readings if reading is not None), None)
 
 
 def skew_seconds(folder: Path) -> float:
-    """Return how far this machine's clock is ahead of a folder's file system, in seconds; negative if it is behind.
+    """Return how many seconds this machine's clock is ahead of a folder's file system; negative if it is behind.
 
     The result is 0 for differences of up to ``SKEW_SECONDS``, and if the file system's clock cannot be read.
     """
@@ -75,7 +77,7 @@ def skew_seconds(folder: Path) -> float:
 
 
 def describe_skew(folder: Path) -> str:
-    """Return a message if this machine's clock differs from that of a folder's file system; otherwise empty."""
+    """Return a message if this machine's clock differs from that of a folder's file system; empty otherwise."""
     seconds = skew_seconds(folder)
     if not seconds:
         return ""
@@ -88,7 +90,7 @@ def describe_skew(folder: Path) -> str:
 
 @lru_cache(maxsize=2**14)
 def _read(folder: Path, device: int, _period: int) -> float | None:
-    """Touch a new file in a folder and return its time minus the seconds since boot; None if that fails.
+    """Touch a new file in a folder and return its timestamp minus the seconds since boot; None if that fails.
 
     Args:
         folder: the folder in which the file is created and then removed.
@@ -102,7 +104,7 @@ def _read(folder: Path, device: int, _period: int) -> float | None:
     except OSError:
         return None
     try:
-        os.utime(handle)  # as for a heartbeat: the server dates it, whereas creating a file may use the client's clock
+        os.utime(handle)  # as for a heartbeat: the server dates it, whereas a new file may have the client's time
         return os.fstat(handle).st_mtime - time.clock_gettime(time.CLOCK_BOOTTIME)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""Creation of run folders, and look-up of a run's dataset and of unfinished runs begun by other versions."""
+"""Functions that create run folders, open a run's dataset, and find unfinished runs begun by other versions."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -45,7 +45,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         "class_names": dataset.class_names,
         "mean": dataset.mean,
         "std": dataset.std,
-        # How images of other sizes and with transparency were prepared, if different from the default.
+        # How images with other sizes or with transparency were prepared, if not by default.
         **{key: dataset.options[key] for key in ("fit", "background") if key in dataset.options},
     }
     content = json_files.add_seal(
@@ -68,7 +68,7 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
         dataset: the dataset to use; by default the file named in the run's manifest.
 
     Returns:
-        The dataset, with the digest recorded in the manifest.
+        The dataset, whose digest is the one recorded in the manifest.
 
     Raises:
         DataError: the dataset is missing, damaged or a different one.
@@ -91,7 +91,7 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
 
 
 def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
-    """Return a job's unfinished runs that another version began and this version does not resume.
+    """Return a job's unfinished runs that another version began; this version does not resume them.
 
     Args:
         root: the folder that contains the runs.
@@ -113,7 +113,7 @@ def describe_replaced_runs(runs: Iterable[Run]) -> Iterator[str]:
     """Yield a message for each new run that replaces an unfinished run begun by another version.
 
     Args:
-        runs: runs from :func:`create_run`; only those that have not begun are considered.
+        runs: runs from :func:`create_run`; those that have already begun are ignored.
 
     Yields:
         A message for the user.

@@ -1,4 +1,7 @@
-"""Environment of a run: code, packages and machine, which of these affect the bits of its results, and free memory."""
+"""The environment of a run: its code, packages and machine, and which of them affect the bits of its results.
+
+This module also determines how much memory is available.
+"""
 
 import ctypes
 import os
@@ -31,7 +34,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any = None) -> dict[str, Any]:
-    """Describe the code, packages and hardware that this process computes with.
+    """Return a description of the code, packages and hardware that this process uses.
 
     Args:
         backend: ``numpy`` or ``cuda``.
@@ -41,7 +44,7 @@ def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any
         gpu: the :class:`cnnjob.nn.cuda.device.CudaDevice`; None on a CPU.
 
     Returns:
-        The content of ``environment.json``; equal ``bits`` guarantee results that are equal bit for bit.
+        The content of ``environment.json``. Environments with equal ``bits`` give results that are equal bit for bit.
     """
     packages = _packages()
     return {
@@ -81,7 +84,7 @@ def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[
 def _is_the_same(name: str, before: Any, now: Any) -> bool:
     """Return whether a value equals the recorded one.
 
-    Older versions recorded the names of all loaded BLAS libraries; NumPy's must then be one of them.
+    Older versions recorded the names of all loaded BLAS libraries; the name of NumPy's must then be among them.
     """
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
@@ -105,9 +108,9 @@ def _processor() -> str:
 
 
 def _blas() -> str:
-    """Return the version of NumPy's BLAS and the kernels it chose for this processor.
+    """Return the version of NumPy's BLAS library and the kernels that it chose for this processor.
 
-    SciPy and scikit-learn may load a BLAS of their own, which is not used in training.
+    SciPy and scikit-learn may load other BLAS libraries, but training does not use them.
     """
     from threadpoolctl import threadpool_info  # noqa: PLC0415 - importing it inspects every loaded library
 
@@ -122,9 +125,9 @@ _FUNCTIONS = (
     *("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_"),
     *("openblas_get_corename", "bli_info_get_version_str", "cblas_sgemm64_", "cblas_sgemm_64", "cblas_sgemm"),
 )
-"""Symbols that NumPy's BLAS may export, in search order.
+"""Symbols that NumPy's BLAS library may export, in search order.
 
-Those of OpenBLAS and BLIS precede the common ``cblas_sgemm``, which Debian's packages keep in a separate file.
+Those of OpenBLAS and BLIS come before the common ``cblas_sgemm``, which is in a separate file in Debian's packages.
 """
 
 
@@ -160,15 +163,15 @@ def _simd() -> str:
 
 @cache  # a process keeps what it has imported, even if something else is installed or committed meanwhile
 def _packages() -> dict[str, str]:
-    """Return the versions of the packages that are used for computing, reading and writing."""
+    """Return the versions of the packages that are used for computation and for reading and writing files."""
     return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 @cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the package's own checkout and whether files differ from it; None outside a checkout.
+    """Return the commit of the package's own checkout and whether files differ from it; both None outside a checkout.
 
-    Submitted jobs run a copy of the package, next to which a record of the copied commit is stored.
+    A submitted job runs a copy of the package; the commit that was copied is recorded next to the copy.
     """
     with suppress(DataError):
         return json_files.read_checked(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
@@ -198,10 +201,11 @@ def available_memory_bytes(
     Args:
         proc: mount point of the proc file system.
         cgroups: mount point of the control groups.
-        variables: environment variables; SLURM's are read.
+        variables: environment variables, including SLURM's.
 
     Returns:
-        The minimum of the kernel's estimate, what the control groups leave, and what the SLURM job leaves.
+        The minimum of the kernel's estimate and of what is left under the limits of the control groups and of the SLURM
+        job.
     """
     free = _kernel_estimate(proc)
     # /proc/meminfo shows the whole machine, even inside a container or a SLURM job with less memory.
@@ -217,7 +221,7 @@ def _kernel_estimate(proc: Path) -> int:
 
 
 def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the memory left by each control group with a limit; page cache counts as free, since it can be dropped."""
+    """Yield the bytes left under each control group's limit; the page cache counts as free, as it can be dropped."""
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -229,14 +233,14 @@ def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
                         yield int(limit) - statistics.get("anon", 0)
                     if folder == cgroups:
                         break
-            elif "memory" in controllers.split(","):  # version 1, whose limit includes those of all parents
+            elif "memory" in controllers.split(","):  # version 1, whose limit accounts for all parents
                 statistics = _statistics(cgroups / "memory" / path.lstrip("/"))
                 if limit_bytes := statistics.get("hierarchical_memory_limit"):
                     yield limit_bytes - statistics.get("total_rss", 0)
 
 
 def _slurm_limits(proc: Path, variables: Mapping[str, str]) -> Iterator[int]:
-    """Yield what is left of the SLURM job's memory, a limit that control groups do not always enforce."""
+    """Yield the bytes left under the SLURM job's memory limit, which control groups do not always enforce."""
     per_node, per_cpu, cpus = (
         int(value) if (value := variables.get(f"SLURM_{name}", "")).isdigit() else 0
         for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")

@@ -20,7 +20,7 @@ def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[st
         root: the folder that contains the runs to compare with.
 
     Returns:
-        Seconds by device name, one value per run; empty if there is no comparable run.
+        Lists of seconds by device name, with one value per run; empty if there is no comparable run.
     """
     estimates: defaultdict[str, list[float]] = defaultdict(list)
     shape = _shape({"job": job.model_dump(mode="json"), "data": {"digest": dataset.digest}})
@@ -35,7 +35,7 @@ def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[st
 
 
 def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
-    """Return the estimate as text: the median for each device, or that it is unknown."""
+    """Return the estimate as text: the median for each device, or the reason why it is unknown."""
     estimates = []
     for device, seconds in estimate_training_seconds(job, dataset, root).items():
         runs = plural(len(seconds), "finished run")
@@ -49,7 +49,7 @@ def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
 def _shape(frozen: dict[str, Any]) -> Any:
     """Return what the time per step depends on: data, blocks and batch size."""
     job = frozen["job"]
-    # Initialisers run only before the first step.
+    # Initialisers do not count, as they run only before the first step.
     return frozen["data"]["digest"], _without_initialisers(job["model"]["blocks"]), job["train"]["batch_size"]
 
 

@@ -1,4 +1,4 @@
-"""Run logs: finding the newest one, reading what the last attempt wrote, and following it across restarts."""
+"""Functions that find a run's newest log, read what the last attempt wrote, and follow the log across restarts."""
 
 import os
 import re
@@ -18,9 +18,9 @@ _APART_SECONDS = 60.0
 """A ``log.txt`` newer than the newest SLURM job's log by more than this was written by training outside SLURM."""
 _TAIL_BYTES = 65536
 _MOST_BYTES = 64 * _TAIL_BYTES
-"""Maximum number of bytes that is read at once, and that is shown of a log without line breaks."""
+"""Maximum number of bytes read at once; also the maximum shown of a log without line breaks."""
 _MOST_LETTERS = 1000
-"""Maximum line length in characters; longer lines are cut, since pattern matching may take quadratic time."""
+"""Maximum line length in characters; longer lines are shortened, since pattern matching may take quadratic time."""
 _ATTEMPT_START = re.compile(
     r"^.*--- attempt \d+ on .*$|^cnnjob: .*: job \d+(?:_\d+)? (?:is requeued|resumes the run|goes on).*$", re.MULTILINE
 )
@@ -35,7 +35,7 @@ def newest_log(run: Run) -> Path:
     A SLURM job's log contains everything in ``log.txt``, plus the output of the batch script, SLURM and crashes.
     """
     recorded = read_slurm_records(run).submission.get("log")
-    # The recorded log comes first; a waiting job has no log yet, in which case the one last written is the newest.
+    # The recorded log comes first; if that job is waiting and has no log yet, the log last written is the newest.
     written = sorted(filter(_is_file, run.slurm_folder.glob("*_log.out")), key=_changed)
     candidates = [*([Path(str(recorded))] if recorded else []), *reversed(written)]
     newest = next(filter(_is_file, candidates), run.log_file)
@@ -55,16 +55,16 @@ def _changed(path: Path) -> float:
 
 
 def last_attempt_log(run: Run) -> str:
-    """Return the output of the last attempt that wrote anything, as far as the tail of the log contains it."""
+    """Return the output of the last attempt that wrote anything, or as much of it as the tail of the log contains."""
     text = shorten_lines(read_tail(newest_log(run), _TAIL_BYTES))
     parts = [part for part in _ATTEMPT_START.split(text) if part.strip()]
     return parts[-1] if parts else ""
 
 
 def shorten_lines(text: str) -> str:
-    """Return a text with line feeds between lines and long lines shortened to their beginning and end.
+    """Return a text with long lines shortened to their beginning and end, and with line feeds between lines.
 
-    The carriage returns of a progress bar also end lines.
+    Carriage returns, such as those of a progress bar, also end lines.
     """
     half = _MOST_LETTERS // 2
     lines = text.splitlines()
@@ -77,7 +77,10 @@ def first_line_with(pattern: re.Pattern[str], text: str) -> str:
 
 
 def last_error(text: str) -> str:
-    """Return the last traceback in a log as one line, such as ``KeyError: 'x' at train.py:12 in step``, or nothing."""
+    """Return the last traceback in a log as one line; empty if there is none.
+
+    The line has the form ``KeyError: 'x' at train.py:12 in step``.
+    """
     _, header, trace = text.rpartition("Traceback (most recent call last):\n")
     frames = list(_FRAME.finditer(trace)) if header else []
     if not frames:
@@ -88,19 +91,19 @@ def last_error(text: str) -> str:
 
 
 def last_own_message(text: str, decision: str = "") -> str:
-    """Return cnnjob's last message in a text, except the batch script's decision; empty if there is none."""
+    """Return cnnjob's last message in a text, ignoring the batch script's decision; empty if there is none."""
     messages = [message for message in _OWN.findall(text) if not decision or not message.endswith(decision)]
     return str(messages[-1]) if messages else ""
 
 
 def last_program_line(text: str) -> str:
-    """Return a text's last line that cnnjob's batch script did not write; empty if there is none."""
+    """Return the last line of a text that was not written by cnnjob's batch script; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
     return lines[-1] if lines else ""
 
 
 def last_lines(path: Path, count: int) -> str:
-    """Return the last lines of a file, at most ``count`` of them."""
+    """Return at most ``count`` lines from the end of a file."""
     size = _TAIL_BYTES
     while True:
         text = read_tail(path, size)
@@ -111,12 +114,12 @@ def last_lines(path: Path, count: int) -> str:
 
 
 def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
-    """Yield the last lines of a run's log, then whatever is appended, across requeues and successor jobs.
+    """Yield the last lines of a run's log, then everything that is appended, across requeues and successor jobs.
 
     Args:
         run: the run; whenever a newer SLURM job appears, that job's log is followed.
         count: number of existing lines to begin with.
-        is_over: returns whether nothing more will be written.
+        is_over: function that returns whether nothing more will be written.
 
     Yields:
         Text as it is read, which may end in the middle of a line and may be empty.
@@ -149,9 +152,10 @@ def _size(path: Path) -> int:
 
 
 def _rest(path: Path, position: int) -> tuple[str, int]:
-    """Return the text after a position in a file, and the new position; the whole file if it has become shorter.
+    """Return the text after a position in a file, and the new position.
 
-    If more than ``_MOST_BYTES`` follow, the text ends at a line break.
+    If the file has become shorter than that, it is read from the beginning. If more than ``_MOST_BYTES`` follow, the
+    text ends at a line break.
     """
     try:
         with open_regular(path) as file:

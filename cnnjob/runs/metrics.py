@@ -15,7 +15,7 @@ import numpy as np
 WRONG_IMAGES = 24
 """Number of the most confident errors to keep."""
 SMALLEST_PROBABILITY = 2.0**-149
-"""The smallest positive float32: a probability of zero costs -log of this (103.3 nats) instead of infinity."""
+"""The smallest positive float32; for a probability of zero, the loss is -log of this (103.3 nats), not infinity."""
 
 
 class Summary(NamedTuple):
@@ -26,11 +26,11 @@ class Summary(NamedTuple):
     test_loss: float
     """Cross-entropy, in nats per image."""
     precision_macro: float
-    """Mean over the classes, in 0..1."""
+    """Mean of the classes' precision, in 0..1."""
     recall_macro: float
-    """Mean over the classes, in 0..1."""
+    """Mean of the classes' recall, in 0..1."""
     f1_macro: float
-    """Mean over the classes, in 0..1."""
+    """Mean of the classes' F1, in 0..1."""
 
 
 class PerClass(NamedTuple):
@@ -66,7 +66,7 @@ def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.n
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        (24,) int64, or fewer: indices in 0..N-1, most confident first.
+        (24,) int64, shorter if there are fewer: indices in 0..N-1, most confident first.
     """
     is_right = predicted(probabilities) == labels  # (N,)
     confidence = np.where(is_right, -1.0, probabilities.max(axis=1))  # (N,); below every probability if right
@@ -89,7 +89,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of the negative log-probability of the right class, computed in float64.
+    """Return the mean of the negative log-probability of the true class, computed in float64.
 
     Args:
         probabilities: (N, K) floating point.

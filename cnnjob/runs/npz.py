@@ -1,9 +1,9 @@
 """Writer for named arrays in one ``.npz`` file, and a reader that accepts only what this writer produces.
 
-``numpy.load`` opens the files. The zip comment holds the SHA-256 of all other bytes, so flipped bits and truncation
-are detected. A correct checksum does not prove who wrote the file: the reader therefore uses neither pickle nor
-decompression, and each array must have exactly the size that its header declares, so reading takes at most twice the
-file's size in memory.
+``numpy.load`` can also read the files. The zip comment holds the SHA-256 of all other bytes, so flipped bits and
+truncation are detected. A correct checksum does not prove who wrote the file: the reader therefore uses neither pickle
+nor decompression, and each array must have exactly the size that its header declares, so reading a file takes at most
+twice its size in memory.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _DIGITS = 64
 _SHOWN = 80
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date, the earliest in zip: equal arrays give equal files
 _DATE = 1 << 5 | 1
-"""The same date in zip's 16-bit encoding: year - 1980, month, day."""
+"""1 January 1980 in zip's 16-bit encoding of dates: year - 1980, month, day."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 """A zip member's local header: signature, version, flags, method, time, date, CRC, compressed and uncompressed size,
 and lengths of name and extra field."""
@@ -42,7 +42,7 @@ _ODD = (ValueError, LookupError, OverflowError, OSError, NotImplementedError, st
 """Exceptions that :mod:`zipfile` and the checks in this module raise for a malformed archive."""
 _LAST_CODE_POINT = 0x10FFFF
 _IN_64_BITS = 2**32 - 1
-"""Value of a 32-bit size field whose actual size is in the zip64 extra field."""
+"""Value of a 32-bit size field if the actual size is in the zip64 extra field."""
 
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> memoryview:
@@ -69,7 +69,9 @@ def _size_of(array: np.ndarray) -> int:
 
 
 def require_digest(file: BinaryIO, where: str) -> None:
-    """Raise an error if a file does not end with a digest; read only its end, and leave its position at the start.
+    """Raise an error if a file does not end with a digest.
+
+    Only the end of the file is read; the file's position is then set to the start.
 
     Args:
         file: an open file.
@@ -93,10 +95,10 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
         where: the file's name, for the error message.
 
     Returns:
-        The arrays by name; copies.
+        Copies of the arrays, by name.
 
     Raises:
-        DataError: the content is truncated, altered or was not written by this module.
+        DataError: the content is truncated or altered, or was not written by this module.
     """
     body, digest = content[:-_DIGITS], content[-_DIGITS:]
     if bytes(body[-len(_LABEL) :]) != _LABEL or hashlib.sha256(body).hexdigest().encode() != bytes(digest):
@@ -112,9 +114,9 @@ def _damaged(where: str, size: int) -> str:
 
 
 def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and array of each member; the members must follow each other without gaps from the first byte."""
+    """Yield each member's name and array; the members must follow one another without gaps from the first byte."""
     names, position = set(), 0
-    # BytesIO shares the memory of a bytes object but copies any other buffer; a checkpoint may have gigabytes.
+    # BytesIO shares the memory of a bytes object but copies any other buffer; a checkpoint may be gigabytes in size.
     with zipfile.ZipFile(io.BytesIO(content.obj if isinstance(content.obj, bytes) else content)) as archive:
         for info in archive.infolist():
             start = _data_offset(content, info, position)
@@ -128,7 +130,7 @@ def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
-    """Return the offset of a member's data after checking that this module could have written both its headers."""
+    """Return the offset of a member's data after checking that this module could have written both of its headers."""
     # A zip file describes each member twice, in a local header and in the central directory. Readers differ in which
     # one they use, so the two must agree.
     header = _local_header(info)
@@ -155,16 +157,16 @@ def _local_header(info: zipfile.ZipInfo) -> bytes:
 
 
 def array_from_bytes(content: memoryview) -> np.ndarray:
-    """Return an array read from NumPy's ``.npy`` format, whose size must be exactly what its header declares.
+    """Return the array in the content of an ``.npy`` file, whose size must be exactly what the header declares.
 
     Args:
-        content: content of an ``.npy`` file.
+        content: the content of the file, in NumPy's format.
 
     Returns:
         A copy of the array: integers, floating-point numbers or strings.
 
     Raises:
-        ValueError: the content is none of these, or its size does not match the header.
+        ValueError: the content is not such an array, or its size does not match the header.
     """
     # Magic and version (8 bytes), header length (2 bytes, little endian), header, data. The header is a Python literal,
     # which numpy.load evaluates; the regular expression here allows only one spelling and a few types.
@@ -174,7 +176,7 @@ def array_from_bytes(content: memoryview) -> np.ndarray:
         raise ValueError("not an array of numbers or text in NumPy's format")
     dtype = np.dtype(header["dtype"].decode())
     shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
-    if math.prod(shape) * dtype.itemsize != len(content) - start:  # before memory of that size is allocated
+    if math.prod(shape) * dtype.itemsize != len(content) - start:  # checked before memory of that size is allocated
         raise ValueError(f"{len(content) - start:,} bytes do not match an array of {dtype} with shape {shape}")
     if dtype.kind == "U":
         codes = np.frombuffer(content[start:], "<u4")  # NumPy stores text as UTF-32
@@ -194,7 +196,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the named arrays in a file after verifying the digest of the whole file.
 
     Raises:
-        DataError: the file is missing, truncated, altered, or was not written by :func:`write_arrays`.
+        DataError: the file is missing, truncated or altered, or was not written by :func:`write_arrays`.
     """
     with files.open_regular(path) as file:
         try:

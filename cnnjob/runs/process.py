@@ -15,13 +15,13 @@ from cnnjob.runs.clock import SKEW_SECONDS
 
 HEARTBEAT_SECONDS = 30.0
 RECENT_HEARTBEAT_SECONDS = 3 * HEARTBEAT_SECONDS
-"""A process whose last heartbeat is more recent than this is alive, whatever SLURM reports about its job id."""
+"""A process whose last heartbeat is more recent than this counts as alive, whatever SLURM reports about its job id."""
 HEARTBEAT_LIMIT_SECONDS = 300.0
-"""An owner on another host without a heartbeat for this long is presumed dead."""
+"""An owner on another host is presumed dead if it has had no heartbeat for this long."""
 
 
 def process_identity() -> dict[str, Any]:
-    """Return what distinguishes this process from all others, on any host and at any time.
+    """Return the facts that distinguish this process from all others, on any host and at any time.
 
     Pids are reused, so host, boot, pid namespace and start time are recorded with the pid; a SLURM job id is recorded
     with its cluster and restart count.
@@ -44,7 +44,8 @@ def process_identity() -> dict[str, Any]:
 def job_id() -> str | None:
     """Return the id of the SLURM job that this process belongs to, such as ``17`` or ``17_3``; None outside SLURM.
 
-    An array task is identified by both numbers, since one task's own job id is also that of the whole array.
+    An array task is identified by the array's job id and the task's number, since the job id of one of the tasks is
+    also the array's.
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
@@ -57,12 +58,12 @@ def cluster() -> str | None:
 
 
 def may_be_same_cluster(cluster: str | None, other: str | None) -> bool:
-    """Return whether two names may refer to the same cluster; older versions did not record the name."""
+    """Return whether two names may refer to the same cluster; a missing name may refer to any cluster."""
     return not cluster or not other or cluster == other
 
 
 def job_step() -> str | None:
-    """Return the SLURM job step if this process is its only task; None if the step may contain others."""
+    """Return this process's SLURM job step if the process is the step's only task; None if there may be other tasks."""
     step, tasks = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_STEP_NUM_TASKS")
     # Child processes inherit these variables, but only the task itself has slurmstepd as its parent.
     started_by = Path(f"/proc/{os.getppid()}/comm")
@@ -77,12 +78,12 @@ def job_restarts() -> int:
 
 
 def is_same_job_start(owner: dict[str, Any]) -> bool:
-    """Return whether a process belongs to this SLURM job, or has done so since the job's last restart."""
+    """Return whether a process belongs or belonged to this SLURM job and was started after the job's last restart."""
     return _is_of_this_job(owner) and (owner.get("job_restarts") or 0) == job_restarts()
 
 
 def _is_of_this_job(owner: dict[str, Any]) -> bool:
-    """Return whether a process belongs, or belonged, to this SLURM job, not to one with the same id elsewhere."""
+    """Return whether a process belongs or belonged to this SLURM job, not to another cluster's job with the same id."""
     return owner.get("job_id") == job_id() and owner.get("cluster") == cluster()
 
 
@@ -97,8 +98,8 @@ def is_earlier_job_start(owner: dict[str, Any]) -> bool:
 def is_alive(owner: dict[str, Any], record: Path) -> bool:
     """Return whether an attempt's process is still alive.
 
-    In this process's pid namespace, its pid is looked up, which is reliable even right after a ``kill -9``. Elsewhere,
-    the age of its last heartbeat decides.
+    If the attempt's process is in this process's pid namespace, its pid is looked up, which is reliable even right
+    after a ``kill -9``. Otherwise, the age of its last heartbeat decides.
 
     Args:
         owner: the attempt's record.
@@ -120,7 +121,7 @@ def is_alive(owner: dict[str, Any], record: Path) -> bool:
 def shares_processes(owner: dict[str, Any]) -> bool:
     """Return whether this process can look up an attempt's process by its pid and send it signals.
 
-    Containers on one machine may share a host name and a boot, but each has its own pids.
+    Containers on one machine may have the same host name and boot id, but each has its own pids.
     """
     mine = pid_namespace()
     same_machine = owner["host"] == socket.gethostname() and owner["boot"] == boot_id()
@@ -137,7 +138,9 @@ def heartbeat_age_seconds(record: Path) -> float:
 
 
 def ahead_seconds(record: Path) -> float:
-    """Return how many seconds an attempt's last heartbeat is in the future; 0 up to ``SKEW_SECONDS``, or if none.
+    """Return how many seconds in the future an attempt's last heartbeat is dated.
+
+    The result is 0 for at most ``SKEW_SECONDS``, and if there is no record.
 
     Args:
         record: the path of the attempt's record.
@@ -147,7 +150,7 @@ def ahead_seconds(record: Path) -> float:
 
 
 def _age_seconds(record: Path) -> float:
-    # The folder that contains all runs is tried first, so that the clock is read only once for them; then the run's.
+    # The folder that contains all runs is tried first, so that its clock is read only once; then the run's folder.
     return clock.age_seconds(record, *[*record.parents][2:0:-1])
 
 
@@ -173,10 +176,10 @@ def now() -> str:
 
 
 def python_path_for_children() -> dict[str, str]:
-    """Return a ``PYTHONPATH`` variable with which child processes find this package; empty if they find it anyway.
+    """Return a ``PYTHONPATH`` variable that lets child processes find this package; empty if they find it anyway.
 
-    They do not with ``python -m cnnjob`` in a source folder that is not installed: children run with ``-P``, which
-    leaves the current folder out of ``sys.path``.
+    The variable is needed if ``python -m cnnjob`` runs in a source folder that is not installed: child processes run
+    with ``-P``, which leaves the current folder out of ``sys.path``.
     """
     root = str(files.PACKAGE.resolve().parent)
     if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:

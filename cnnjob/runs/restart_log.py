@@ -1,6 +1,6 @@
-"""Records in a run's ``slurm/``: newest submission, restart log, cancellation, and waits without SLURM.
+"""Records in a run's ``slurm/`` folder: newest submission, restart log, cancellation, and waiting without SLURM.
 
-The restart log has one entry for each decision of a batch script about whether to restart after an attempt.
+The restart log has one entry per attempt after which a batch script decided whether to restart the run.
 """
 
 import os
@@ -18,18 +18,18 @@ from cnnjob.runs.run import Run
 NO_STEP = 254
 """The batch script's exit code if srun could not start the job step."""
 UNDECIDED = "cannot decide about a restart, exit code"
-"""Logged by a batch script if its Python interpreter, or a package that it needs, is missing."""
+"""Logged by a batch script if its Python interpreter, or a package that cnnjob needs, is missing."""
 
 CANCELLED = "cancelled; submit the job again to resume it"
 TO_RESUME = "; to resume: "
-"""Precedes the command to type in the restart log. Older versions wrote ``; to go on:``."""
+"""Text before the command to type in an entry of the restart log. Older versions wrote ``; to go on:``."""
 PREDECESSOR = "CNNJOB_PREDECESSOR"
-"""Environment variable with the id of the SLURM job whose batch script submitted this one."""
+"""Environment variable with the id of the SLURM job whose batch script submitted this job."""
 
 
 @dataclass(frozen=True)
 class SlurmRecords:
-    """The records in ``slurm/``; none is needed to show a run, so damaged ones count as missing."""
+    """The records in ``slurm/``; a run can be shown without them, so damaged ones count as missing."""
 
     submission: dict[str, Any]
     """The result of :func:`read_submission`."""
@@ -93,7 +93,7 @@ def restart_log_file(run: Run) -> Path:
 
 
 def cancellation_file(run: Run) -> Path:
-    """Return the path of ``cnnjob cancel``'s record, which holds ``by``, ``jobs`` (ids), ``attempt`` and ``time``."""
+    """Return the path of the record that ``cnnjob cancel`` writes: ``by``, ``jobs`` (ids), ``attempt`` and ``time``."""
     return run.slurm_folder / "cancelled.json"
 
 

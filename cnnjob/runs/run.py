@@ -40,14 +40,15 @@ from cnnjob.runs.process import (
 )
 
 State = Literal["pending", "running", "stopped", "lost", "failed", "finished"]
-"""``stopped``: on purpose, resumable. ``lost``: the process died without recording why; resumable."""
+"""State of a run. A ``stopped`` run ended on purpose; a ``lost`` run's process died without recording why. Both can be
+resumed."""
 
 UNRECORDED = "a process without a record in attempts/ is training this run; it stops at its next checkpoint"
 UNSEALED = "job.json has no SHA-256 of its content (an older version wrote it), so damage or edits go unnoticed"
 DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "std"}
 """The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
-"""Format of manifests that do not record one."""
+"""Format of manifests that do not record their format."""
 HISTORY_BYTES = 2**28
 """Maximum size of ``history.jsonl``: enough for a million epochs."""
 _ATTEMPT_FILE = re.compile(r"\d{4,18}\.json", re.ASCII)
@@ -100,7 +101,7 @@ class Run:
 
     @property
     def job_file(self) -> Path:
-        """Path of the resolved job and the description of its dataset."""
+        """Path of the manifest, which contains the resolved job and the description of its dataset."""
         return self.path / "job.json"
 
     @property
@@ -115,7 +116,7 @@ class Run:
 
     @property
     def heartbeat_file(self) -> Path:
-        """Path of an empty file whose modification time is when a process training the run was last alive."""
+        """Path of an empty file whose modification time shows when a process that trains the run was last alive."""
         return self.path / "heartbeat"
 
     @property
@@ -130,7 +131,7 @@ class Run:
 
     @property
     def predictions_file(self) -> Path:
-        """Path of the test images' probabilities and labels, class names and most confident errors."""
+        """Path of the test predictions: probabilities, labels, class names and most confident errors."""
         return self.path / "predictions.npz"
 
     @property
@@ -150,7 +151,7 @@ class Run:
 
     @property
     def submission_file(self) -> Path:
-        """Path of the newest submission: ``job_id`` (``17`` or ``17_3``), ``log``, ``comment``, ``submitted``."""
+        """Path of the newest submission's record: ``job_id`` (``17`` or ``17_3``), ``log``, ``comment`` and more."""
         return self.slurm_folder / "job.json"
 
     @property
@@ -167,7 +168,7 @@ class Run:
         return json_files.read_sealed(self.job_file, manifest.Manifest)
 
     def data(self) -> dict[str, Any]:
-        """Return the description of the dataset in ``job.json``: its path, and what prediction needs.
+        """Return the description of the dataset in ``job.json``: its path and everything that prediction needs.
 
         Raises:
             DataError: the description is missing or damaged.
@@ -187,7 +188,7 @@ class Run:
         return Job.checked(frozen["job"], str(self.job_file), manifest_format(frozen))
 
     def is_older(self) -> bool:
-        """Return whether another version began the run, so that its job no longer has the same meaning.
+        """Return whether another version of cnnjob began the run, so that the job no longer has the same meaning.
 
         Raises:
             DataError: the run's job is missing or damaged.
@@ -267,17 +268,16 @@ class Run:
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this folder from a copy of it, regardless of its path on other hosts.
+        """Return the facts that distinguish this folder from a copy of it, whatever its path on other hosts.
 
-        This is the resolved path; the inode, which a move within a file system preserves; and the inodes of its parent
-        folders in the same file system. Moving the folder changes a parent's
-        inode or a name in the path.
+        These are the folder's resolved path, its inode and the inodes of its parent folders in the same file system.
+        Moving the folder within a file system preserves its inode, but changes a parent's inode or a name in the path.
         """
         path = self.path.resolve()
         return {"folder": str(path), "inode": path.stat().st_ino, "parents": _inodes_above(path)}
 
     def owns(self, record: dict[str, Any]) -> bool:
-        """Return whether a record with an identity was made in this folder, not in one that this was copied from.
+        """Return whether a record with an identity was made in this folder, not in a folder that this one is a copy of.
 
         Records without an identity, which older versions wrote, count as the folder's own.
         """
@@ -309,10 +309,10 @@ class Run:
         return above[:shared] != before[:shared] or names != old_names
 
     def unrecorded_seconds(self) -> float | None:
-        """Return the seconds since the last heartbeat of a process without a record in ``attempts/``; None if none.
+        """Return the seconds since the last heartbeat of a process that has no record in ``attempts/``.
 
         A process whose record was removed during training can no longer be identified, but it keeps touching the
-        heartbeat file.
+        heartbeat file. The result is None if there is no such process.
         """
         try:
             written = self.heartbeat_file.lstat().st_mtime
@@ -320,7 +320,7 @@ class Run:
             return None
         paths = self.attempt_files()
         recorded = paths[-1].lstat().st_mtime if paths else -math.inf
-        # Attempts touch the heartbeat file and then their record, so a kill in between leaves them an interval apart.
+        # An attempt touches the heartbeat file, then its record; a kill in between leaves the two one interval apart.
         if written <= recorded + 2 * HEARTBEAT_SECONDS or (paths and self._is_copied(paths[-1])):
             return None
         age = max(clock.age_seconds(self.heartbeat_file, self.path.parent, self.path), 0.0)  # the future counts as now
@@ -329,7 +329,8 @@ class Run:
     def _is_copied(self, record: Path) -> bool:
         """Return whether an attempt's record, and therefore the heartbeat too, was copied from another run folder.
 
-        A slow copy gives the two files times far apart, as if a process without a record had written one of them.
+        Slow copying can leave the two files with very different times, as if a process without a record had written one
+        of them.
         """
         with suppress(DataError):
             return self.is_copied(json_files.read_checked(record, schemas.AttemptRecord))
@@ -416,7 +417,7 @@ def _exists(path: Path) -> bool:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    """Return the paths in a folder; none if it does not exist.
+    """Return the paths in a folder; an empty list if it does not exist.
 
     Raises:
         DataError: the folder cannot be read.
@@ -463,8 +464,8 @@ def owner_is_alive(owner: dict[str, Any], record: Path, job_is_over: JobIsOver |
         job_is_over: called at most once, with the owner's record, if the owner seems alive.
 
     Returns:
-        False if the owner no longer exists on this host, is an earlier start of this process's SLURM job, has had no
-        heartbeat for five minutes, or owns the folder that this one was copied from.
+        False if the owner no longer exists on this host, was started before the last restart of this process's SLURM
+        job, has had no heartbeat for five minutes, or owns the folder that this one was copied from.
     """
     if Run(record.parents[1]).is_copied(owner):
         return False

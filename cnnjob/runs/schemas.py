@@ -22,7 +22,7 @@ class EnvironmentRecord(Fields):
 class AttemptRecord(Fields):
     """``attempts/NNNN.json``: an attempt's process, and how the attempt ended.
 
-    Process and folder are identified by :func:`cnnjob.runs.process.process_identity` and
+    The fields that identify the process and the folder come from :func:`cnnjob.runs.process.process_identity` and
     :meth:`cnnjob.runs.run.Run.identity`.
     """
 
@@ -49,7 +49,7 @@ class AttemptRecord(Fields):
 
 
 class ProgressRecord(Fields):
-    """:class:`cnnjob.runs.checkpoints.TrainingProgress` in a checkpoint's header."""
+    """A :class:`cnnjob.runs.checkpoints.TrainingProgress` in a checkpoint's header."""
 
     model_config = ConfigDict(extra="forbid")  # every field becomes an argument of TrainingProgress
 

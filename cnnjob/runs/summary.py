@@ -38,7 +38,10 @@ class RunSummary:
     state: str
     """The state from :meth:`cnnjob.runs.run.Run.state`, or ``damaged``."""
     damage: str = ""
-    """What is damaged; empty if nothing is. Damage to its last attempt's record leaves a finished run finished."""
+    """A message about a damaged file; empty if there is none.
+
+    A finished run stays ``finished`` if only the record of its last attempt is damaged.
+    """
     notes: tuple[str, ...] = ()
     """Remarks in addition to the state, each a sentence."""
     n_attempts: int = 0
@@ -48,7 +51,7 @@ class RunSummary:
     heartbeat_age_seconds: float = 0.0
     """Seconds since the last heartbeat; 0 if that is dated in the future."""
     ahead_seconds: float = 0.0
-    """How many seconds the last heartbeat, or the last attempt's start, is in the future."""
+    """How many seconds in the future the last heartbeat or the start of the last attempt is dated."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """The content of ``job.json``; empty if it is damaged."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -60,7 +63,7 @@ class RunSummary:
     cancellation: dict[str, Any] = field(default_factory=dict)
     """The record of ``cnnjob cancel``; empty if there is none."""
     original: str = ""
-    """The folder that this one was copied from, which owns the SLURM jobs and process; empty if this is no copy."""
+    """The folder that this one was copied from, to which the SLURM jobs and the process belong; empty if not a copy."""
     owner: int | None = None
     """The uid of the folder's owner."""
     submitter: int | None = None
@@ -70,11 +73,11 @@ class RunSummary:
     here: str = ""
     """The cluster whose queue is read, if known (see :meth:`on`)."""
     is_older: bool = False
-    """True if another version began the run, so that it is not resumed."""
+    """True if another version of cnnjob began the run, so that the run is not resumed."""
 
     @property
     def job_id(self) -> str | None:
-        """The newest SLURM job's id: the submitted one, unless a later attempt ran in another job or outside SLURM."""
+        """Id of the newest SLURM job: the submitted job, unless a later attempt ran in another job or outside SLURM."""
         submitted, lived = self.submission.get("job_id"), self.attempt.get("job_id")
         number = self.submission.get("attempt")
         # Times in ISO 8601 and UTC sort as text, and "~" sorts after all of them.
@@ -93,11 +96,14 @@ class RunSummary:
 
     @property
     def other_cluster(self) -> str:
-        """The cluster of the newest SLURM job if it is not this one, where that id means another job; else empty."""
+        """The newest SLURM job's cluster if it is not this one; otherwise empty.
+
+        Each cluster numbers its own jobs, so another job may have the same id here.
+        """
         return str(self.cluster) if self.job_id and not may_be_same_cluster(self.cluster, self.here) else ""
 
     def on(self, here: str) -> "RunSummary":
-        """Return this summary as seen from one cluster, without records of older SLURM jobs on other clusters."""
+        """Return this summary as seen from a cluster, without the records of older SLURM jobs on other clusters."""
         # SLURM numbers jobs per cluster, so another cluster's job id must not be looked up in this one's queue.
         seen = replace(self, here=here)
         if seen.other_cluster:
@@ -117,22 +123,22 @@ class RunSummary:
 
     @property
     def is_other_users(self) -> bool:
-        """Return whether another user last submitted the run; False for root, who can see all users' SLURM jobs."""
+        """True if another user last submitted the run; False for root, who can see all users' SLURM jobs."""
         return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
     @property
     def moved_from(self) -> str:
-        """The folder that the newest SLURM job was submitted for if the run has since been moved; else empty."""
+        """The folder that the newest SLURM job was submitted for if the run has since been moved; otherwise empty."""
         return str(self.submission["folder"]) if self.run.was_moved(self.submission) else ""
 
     @property
     def last_decision(self) -> dict[str, Any]:
-        """The last entry of the restart log; empty if there is none, and for a copy, whose log is the original's."""
+        """The last entry of the restart log; empty if there is none, or in a copy, whose log is the original's."""
         return self.restart_log[-1] if self.restart_log and not self.original else {}
 
     @property
     def current_decision(self) -> dict[str, Any]:
-        """The last decision if it was made after the newest SLURM job's last attempt; else empty."""
+        """The last decision if it was made after the newest SLURM job's last attempt; otherwise empty."""
         is_newest = may_be_same_cluster(self.last_decision.get("cluster"), self.cluster)
         if not self.job_id or str(self.last_decision.get("job_id")) != self.job_id or not is_newest:
             return {}
@@ -142,7 +148,7 @@ class RunSummary:
 
     @property
     def has_begun(self) -> bool:
-        """Return whether the newest SLURM job has left any trace: an attempt, a decision or a log."""
+        """True if the newest SLURM job has left any trace: an attempt, a decision or a log."""
         if str(self.attempt.get("job_id")) == self.job_id or self.current_decision:
             return True
         log = self.submission.get("log") if str(self.submission.get("job_id")) == self.job_id else None
@@ -150,12 +156,12 @@ class RunSummary:
 
     @property
     def is_on_this_host(self) -> bool:
-        """Return whether the last attempt's process can be looked up by its pid on this host."""
+        """True if the last attempt's process can be looked up by its pid on this host."""
         return bool(self.attempt) and shares_processes(self.attempt)
 
     @property
     def was_cancelled_by_cnnjob(self) -> bool:
-        """Return whether ``cnnjob cancel`` ended the newest SLURM job, or the last attempt if it ran outside SLURM."""
+        """True if ``cnnjob cancel`` ended the newest SLURM job, or the last attempt if that ran outside SLURM."""
         if not self.cancellation:
             return False
         jobs = self.cancellation.get("jobs") or []
@@ -165,7 +171,7 @@ class RunSummary:
 
     @property
     def epochs(self) -> int | None:
-        """The job's number of epochs, which early stopping may cut short; None if unknown."""
+        """The job's number of epochs, or None if unknown; early stopping may end training sooner."""
         job = self.manifest.get("job") or {}
         epochs = job["train"].get("epochs") if isinstance(job.get("train"), dict) else None
         return epochs if isinstance(epochs, int) else None
@@ -189,14 +195,14 @@ class RunSummary:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated time for the remaining epochs, based on recent ones; early stopping may end training sooner."""
+        """Estimated seconds for the remaining epochs, based on recent ones; early stopping may end training sooner."""
         paces = [record.get("seconds") for record in self.history[-_PACE_EPOCHS:]]
         known = [float(pace) for pace in paces if isinstance(pace, int | float)]
         return (self.epochs - self.epoch) * sum(known) / len(known) if known and self.epochs else None
 
 
 def find_runs(*paths: Path) -> list[Run]:
-    """Return the runs at the given paths or directly inside them, sorted by name; skip other folders."""
+    """Return the runs at the given paths or directly inside them, sorted by name; other folders are skipped."""
     return [run for run in Run.all(*paths) if looks_like_a_run(run.path)]
 
 
@@ -258,7 +264,7 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _own_records(run: Run, attempt: dict[str, Any], records: SlurmRecords) -> dict[str, Any]:
-    """Return the records of jobs and processes that belong to this folder, not to one that it was copied from."""
+    """Return the records of jobs and processes that belong to this folder, not to a folder that it is a copy of."""
     submission, cancellation = records.submission, records.cancellation
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]

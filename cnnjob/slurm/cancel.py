@@ -1,8 +1,8 @@
-"""Cancellation of runs: their SLURM jobs are cancelled, and processes outside those jobs are asked to stop.
+"""Cancellation of runs: their SLURM jobs are cancelled, and training processes outside those jobs are asked to stop.
 
-A run may be trained inside a SLURM job that cnnjob did not submit, as with ``cnnjob train`` in an ``salloc`` session.
-Such a job is never cancelled, as other work may depend on it: only the training process is asked to stop
-(:mod:`cnnjob.slurm.stop_process`).
+A run may be trained inside a SLURM job that cnnjob did not submit, for example by ``cnnjob train`` in an
+``salloc`` session. Such a job is never cancelled, because other work may depend on it; only the training process is
+asked to stop (:mod:`cnnjob.slurm.stop_process`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +23,14 @@ from cnnjob.slurm.stop_process import Cancellation, job_ids_of, restore_record, 
 
 
 def cancel(runs: Sequence[Run]) -> list[Cancellation]:
-    """Cancel the SLURM jobs that were submitted for the runs, and stop processes that train them outside those jobs.
+    """Cancel the SLURM jobs submitted for the runs, and ask processes that train the runs outside those jobs to stop.
 
     The cancellation is first recorded in each run's folder, which prevents a batch script from restarting the run. A
     batch script that checked for the record just before it was written may still submit a job, so the queue is read
     again at the end.
 
-    SLURM is queried as in :func:`cnnjob.slurm.status.query_statuses`, then once more for the queue. scancel is called
-    once for all jobs, and once more for each run that has a new job by then.
+    SLURM is queried as in :func:`cnnjob.slurm.status.query_statuses`. ``scancel`` is called once for all jobs. The
+    queue is then read again, and ``scancel`` is called once more for each run that has a new job.
 
     Args:
         runs: any number of runs; those with nothing to cancel are left unchanged.
@@ -39,8 +39,8 @@ def cancel(runs: Sequence[Run]) -> list[Cancellation]:
         One result per run, in the same order. If one run cannot be cancelled, the others still are.
 
     Raises:
-        SchedulerError: the queue could not be read although it may contain a job of a run, or scancel failed; all
-            cancellation records are then restored.
+        SchedulerError: the queue could not be read and may contain a job for one of the runs, or ``scancel`` failed.
+            In either case, the cancellation records are left as they were.
     """
     answer = query_statuses(runs)
     unfinished = [status for status in answer.statuses if status.state not in {"finished", "damaged"}]
@@ -52,7 +52,7 @@ def cancel(runs: Sequence[Run]) -> list[Cancellation]:
     with _recorded(with_jobs):
         lines = client.cancel_jobs(sorted({job.job_id for status in with_jobs for job in status.own_jobs}))
     results = [refused.get(status.summary.run) or _result_for(status, lines) for status in statuses]
-    later = _cancel_new_jobs(with_jobs)  # last: a batch script that saw no record has submitted its successor by now
+    later = _cancel_new_jobs(with_jobs)  # last: a batch script that saw no record has by now submitted a job
     return [_joined(result, later[result.run]) if result.run in later else result for result in results]
 
 
@@ -61,9 +61,9 @@ def _joined(first: Cancellation, second: Cancellation) -> Cancellation:
 
 
 def _jobs_to_cancel(status: Status) -> tuple[QueuedJob, ...]:
-    """Return the jobs to cancel for a run; for a finished run, only its waiting jobs.
+    """Return the SLURM jobs to cancel for a run: all of its jobs, or only the waiting ones if the run is finished.
 
-    A running job of a finished run is about to end by itself.
+    If a finished run still has a running job, that job is about to end by itself.
     """
     if status.state != "finished":
         return status.own_jobs
@@ -71,7 +71,7 @@ def _jobs_to_cancel(status: Status) -> tuple[QueuedJob, ...]:
 
 
 def _refuse_links(status: Status) -> Cancellation | None:
-    """Return the result for a run that is not cancelled because its folder contains links; None for other runs."""
+    """Return a refusal if the run cannot be cancelled because its folder contains symbolic links; otherwise None."""
     run = status.summary.run
     if not status.own_jobs and status.summary.state != "running" and not find_local_wait(run):
         return None
@@ -96,7 +96,7 @@ def _recorded(statuses: Sequence[Status]) -> Iterator[None]:
 
 
 def _cancel_new_jobs(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
-    """Cancel jobs that were submitted or requeued while the runs were being cancelled; return results by run."""
+    """Cancel jobs that were submitted or requeued while the runs were being cancelled; return the results by run."""
     if not cancelled:
         return {}
     summaries = [read_summary(status.summary.run).on(status.summary.here) for status in cancelled]
@@ -116,7 +116,7 @@ def _cancel_new_jobs(cancelled: Sequence[Status]) -> dict[Run, Cancellation]:
 
 
 def _new_jobs(status: Status, jobs: Sequence[QueuedJob]) -> list[str]:
-    """Return the ids of a run's jobs that were submitted or requeued since the cancellation."""
+    """Return the ids of a run's jobs that were submitted or requeued after the run was cancelled."""
     waited = {job.job_id: job.state in job_states.WAITING for job in status.own_jobs}
     return [
         job.job_id for job in jobs
@@ -126,7 +126,7 @@ def _new_jobs(status: Status, jobs: Sequence[QueuedJob]) -> list[str]:
 
 
 def _cancel_later_jobs(run: Run, job_ids: Sequence[str]) -> Cancellation:
-    """Cancel jobs that were not in the queue before, and add them to the cancellation record."""
+    """Cancel jobs that were submitted or requeued during the cancellation, and add them to the cancellation record."""
     record = try_read_cancellation(run)
     with suppress(OSError):
         files.write_json(cancellation_file(run), {**record, "jobs": [*(record.get("jobs") or []), *job_ids]})
@@ -144,11 +144,11 @@ def _describe_refusals(refused: Mapping[str, str]) -> list[str]:
 
 
 def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
-    """Return the result for a run: for its jobs, and for a process that trains it outside those jobs.
+    """Return the result of cancelling a run's jobs and of stopping a process that trains the run outside those jobs.
 
     Args:
         status: the run's status.
-        lines: scancel's output about the jobs of all runs.
+        lines: the lines that ``scancel`` printed about the jobs of all runs.
     """
     if not status.own_jobs:
         return stop_process(status)
@@ -156,8 +156,8 @@ def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
     result = _result_for_jobs(status, refused)
     summary = status.summary
     job_id = summary.attempt.get("job_id")
-    # An attempt in a job that has ended and submitted its successor does not count as outside the run's jobs, even if
-    # it was killed and its end was therefore not recorded.
+    # An attempt whose job has ended and submitted a successor does not count as being outside the run's jobs, even if
+    # the attempt was killed and its end was therefore not recorded.
     ended = {summary.last_decision.get("job_id"), *job_ids_of(status)}
     if summary.state != "running" or (job_id is not None and job_id in ended):
         return result
@@ -166,7 +166,7 @@ def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
 
 
 def _result_for_jobs(status: Status, refused: Mapping[str, str]) -> Cancellation:
-    """Return the result for a run's jobs, and correct the cancellation record if some were not cancelled."""
+    """Return the result of cancelling a run's jobs; if some were not cancelled, correct the cancellation record."""
     cancelled = [job for job in status.own_jobs if job.job_id not in refused]
     phrases = _describe_refusals(refused)
     if cancelled:

@@ -1,6 +1,6 @@
-"""Removal of files that are no longer needed: leftovers of killed processes, and runs that the user names.
+"""Removal of files that are no longer needed: leftovers of killed processes, and runs that the user specifies.
 
-A run that is not named is never removed, whatever its state: someone may want to keep or resume it.
+Other runs are never removed, whatever their state, because someone may want to keep or resume them.
 """
 
 import os
@@ -22,9 +22,9 @@ from cnnjob.slurm.status import Answer, query_statuses
 from cnnjob.slurm.submit.code_snapshot import CODE, snapshot_folder
 
 YOUNG_SECONDS = 3600.0
-"""Age below which a file or folder may still be in use."""
+"""Age, in seconds, below which a file or folder may still be in use."""
 FOREIGN_SECONDS = 86400.0
-"""The same limit for files written by processes on other hosts, which cannot be checked from here."""
+"""The same age for files that were written on other hosts, since it cannot be checked whether the writer is alive."""
 _CODE = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
 
 
@@ -34,9 +34,9 @@ class Leftover:
 
     path: Path
     reason: str
-    """Why it can be removed, as a short phrase."""
+    """The reason why it can be removed, as a short phrase."""
     size: int
-    """Size in bytes, including everything inside."""
+    """Size in bytes; for a folder, including everything inside it."""
 
     def remove(self) -> None:
         """Remove the file or folder.
@@ -80,10 +80,12 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
 
 
 def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
-    """Return the named runs as leftovers, after checking that they are not in use; finished runs are included.
+    """Return the given runs as leftovers after checking that none of them is in use.
+
+    Finished runs can be removed, too.
 
     Args:
-        runs: the runs that the user names; duplicates are allowed.
+        runs: the runs to remove; duplicates are allowed.
 
     Raises:
         DataError: a folder is not a run folder.
@@ -93,7 +95,7 @@ def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
     by_path: dict[Path, Run] = {}
     for run in runs:
         path = run.path.resolve()
-        # messages show a run's path as the user typed it, except for a link or `.`: there the run itself is removed
+        # Messages show a run's path as the user typed it. A link or `.` is resolved, so that the run itself is removed.
         by_path[path] = run if run.path.name and not run.path.is_symlink() else Run(path)
     for run in by_path.values():
         if not (run.job_file.exists() or run.attempts_folder.exists()):
@@ -109,7 +111,7 @@ def _require_idle(status: Status, answer: Answer) -> None:
 
     Raises:
         BusyError: there is, or may be, such a process or job.
-        SchedulerError: there may be such a job, and the queue could not be read.
+        SchedulerError: there may be such a job, but the queue could not be read.
     """
     summary = status.summary
     path = summary.run.path
@@ -149,7 +151,7 @@ def _may_be_written(run: Run) -> bool:
 
 
 def _leftover(path: Path, reason: str) -> Leftover:
-    """Return a path as a leftover, with its size."""
+    """Return a leftover for a path, with the size of the file or folder."""
     if not path.is_dir():
         return Leftover(path, reason, path.lstat().st_size)
     inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -157,14 +159,14 @@ def _leftover(path: Path, reason: str) -> Leftover:
 
 
 def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
-    """Yield temporary files and folders of processes that have ended; those of other hosts once they are a day old."""
+    """Yield temporary files and folders of processes that have ended; those from other hosts only after a day."""
     for root in (runs, data):
         for folder, subfolders, names in os.walk(root):
             for name in (*names, *subfolders):
                 path = Path(folder, name)
                 if name.endswith(files.TEMPORARY_SUFFIX) and name.startswith(".") and _is_abandoned(path):
                     yield path
-            # in place, so that os.walk skips the snapshots and the contents of temporary folders
+            # changed in place, so that os.walk skips the snapshots and the contents of temporary folders
             subfolders[:] = [name for name in subfolders if name != CODE and not name.endswith(files.TEMPORARY_SUFFIX)]
     # a submission that was killed leaves an unfinished snapshot, whose name does not identify the process
     yield from (path for path in _folders(runs / CODE) if path.name.startswith(".") and _age(path) > FOREIGN_SECONDS)
@@ -178,7 +180,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Return the seconds since a path was last changed; 0 if it no longer exists."""
+    """Return the seconds since a file or folder was last modified; 0 if it no longer exists."""
     try:
         return clock.age_seconds(path, *[*path.parents][2::-1])
     except OSError:
@@ -193,7 +195,7 @@ def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
     folders = [run.slurm_folder for run in known if _may_need_code(run)]
     folders += [sweep for sweep in _sweeps(runs) if any(map(_may_need_code, _runs_of(sweep)))]
     if not all(os.access(folder, os.R_OK | os.X_OK) for folder in folders if os.path.lexists(folder)):
-        return  # which snapshots another user's run needs is not known
+        return  # another user's run may need any of the snapshots
     # a batch script contains the path of the snapshot that its job runs
     scripts = (files.read_tail(path, files.TEXT_BYTES) for folder in folders for path in folder.glob("*.sh"))
     used = {name for script in scripts for name in _CODE.findall(script)}
@@ -202,7 +204,10 @@ def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
 
 
 def _may_need_code(run: Run) -> bool:
-    """Return whether a run's job may still need its code; the batch script does for a while after the run finishes."""
+    """Return whether a run's SLURM job may still need its code snapshot.
+
+    The job's batch script needs the snapshot for a short time after the run has finished.
+    """
     is_finished = os.path.exists(run.result_file)  # noqa: PTH110 - Path.exists raises if access is denied
     return run.path.is_dir() and not (is_finished and _age(run.result_file) > YOUNG_SECONDS)
 
@@ -212,7 +217,10 @@ def _sweeps(runs: Path) -> list[Path]:
 
 
 def _runs_of(sweep: Path) -> list[Run]:
-    """Return a sweep's runs that still exist; if its list is damaged, the sweep folder itself, so that it is kept."""
+    """Return the runs of a sweep that still exist.
+
+    If the sweep's list of runs is damaged, return the sweep folder itself as a run, so that the folder is kept.
+    """
     try:
         return [run for run in JobArray.read(sweep).runs if run.path.is_dir()]
     except CnnjobError:

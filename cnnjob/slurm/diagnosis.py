@@ -1,7 +1,7 @@
 """Diagnosis of a run: the cause of its state in one sentence, the evidence, and the next command to run.
 
-The run's folder takes precedence over the scheduler. Nothing is guessed: exit code 137 is reported as signal 9, and as
-out of memory only if a log, a record or SLURM shows it.
+If the run's folder and the scheduler disagree, the folder takes precedence. Nothing is guessed: exit code 137 is
+reported as signal 9; it is reported as running out of memory only if a log, a record or SLURM shows this.
 """
 
 import pwd
@@ -56,10 +56,10 @@ _END_CAUSES = {
     "FAILED": "its job failed",
     "ENDED": "its job ended",
 }
-"""Causes by a job's final state in SLURM; ``ENDED`` if the state is not known."""
+"""Causes by the final state of a SLURM job; ``ENDED`` is used if the state is not known."""
 _TO_RESUME = re.compile(f"{TO_RESUME}|; to go on: ")
 _STATE_BY_RECORD = {"time limit": "TIMEOUT", "preempted": "PREEMPTED"}
-"""SLURM states by the values of ``ended_by`` in the restart log."""
+"""The SLURM states that correspond to values of ``ended_by`` in the restart log."""
 _STOP_REASONS = {
     "stopped: time limit": "its time limit was approaching, so it saved and stopped",
     "stopped: SIGUSR2": "SLURM signalled the time limit or a preemption (SIGUSR2), so it saved and stopped",
@@ -71,7 +71,7 @@ _STOP_REASONS = {
     "stopped: SIGXCPU": "its CPU time limit was reached (SIGXCPU), so it saved and stopped",
     "stopped: SIGPWR": "its machine was shutting down (SIGPWR), so it saved and stopped",
 }
-"""Causes by the recorded reason why an attempt saved and stopped."""
+"""Causes by the reason that an attempt recorded when it saved and stopped."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class Cause:
 
     sentence: str
     evidence: str
-    """The file or command that shows the cause, and its content or output."""
+    """The file or command that shows the cause, with the relevant content or output."""
     command: str
     """The next command to run; empty if there is nothing to do."""
 
     def as_json(self) -> dict[str, str]:
-        """Return all fields as a dict for JSON; its keys do not change between versions."""
+        """Return all fields as a dict for JSON; the keys do not change between versions."""
         return {"cause": self.sentence, "evidence": self.evidence, "command": self.command}
 
 
@@ -184,7 +184,7 @@ def _explain_cancelled(status: Status) -> Cause:
 
 def _explain_left_queue(status: Status) -> Cause:
     summary = status.summary
-    # without accounting, or if the job is another cluster's, sacct returns nothing about it
+    # without accounting, or for a job on another cluster, sacct returns nothing
     sacct = "sacct has no record of it" if status.sacct_answered else "sacct did not answer"
     evidence = (
         f"slurm/job.json names job {summary.job_id}; squeue does not list it, {sacct}, and it left no attempt or log"
@@ -193,7 +193,7 @@ def _explain_left_queue(status: Status) -> Cause:
 
 
 def user_of(number: str | None) -> str:
-    """Return a user's name and id; the id alone if the name is not known.
+    """Return a user's name and id, or only the id if the name is not known.
 
     Args:
         number: the user id as a string.
@@ -258,7 +258,10 @@ def _check_own_error(status: Status, text: str) -> Cause | None:
 
 
 def _check_before_it_began(status: Status, text: str) -> Cause | None:
-    """Return the cause if an error ended the job before the run began: in the dataset, the memory or a setup line."""
+    """Return the cause if an error ended the job before the run began.
+
+    Such an error concerns the dataset, the available memory or a setup line of the batch script.
+    """
     summary, decided = status.summary, status.summary.current_decision
     decision = str(decided.get("said"))
     if summary.state == "failed" or "own error" not in decision:
@@ -297,7 +300,7 @@ def _check_disk(status: Status, text: str) -> Cause | None:
 
 
 def _check_crash_loop(status: Status, text: str) -> Cause | None:
-    """Return the cause if the batch script gave up on the run after several restarts."""
+    """Return the cause if the batch script stopped restarting the run because the run made no progress."""
     decided = status.summary.current_decision
     if "without progress" not in str(decided.get("said")):
         return None
@@ -323,7 +326,7 @@ def _check_not_restarted(status: Status, _: str) -> Cause | None:
 
 
 def _check_scheduler(status: Status, _: str) -> Cause | None:
-    """Return the cause if SLURM ended the job, according to accounting or to the batch script's own record."""
+    """Return the cause if SLURM ended the job, according to its accounting or to the batch script's record."""
     summary, outcome = status.summary, status.outcome
     command = next_command.continue_command(summary.run)
     # FAILED and COMPLETED add nothing to the exit code: a later check may find the cause
@@ -341,7 +344,7 @@ def _check_scheduler(status: Status, _: str) -> Cause | None:
 
 
 def _check_stop_request(status: Status, _: str) -> Cause | None:
-    """Return the cause if the run saved and stopped."""
+    """Return the cause if the run saved a checkpoint and stopped."""
     summary, reason = status.summary, _recorded_end(status)
     if summary.state != "stopped":
         return None
@@ -349,7 +352,7 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
     sentence = _STOP_REASONS.get(reason, reason.removeprefix("stopped: ") or "it stopped") + step
     decision = str(summary.current_decision.get("said", ""))
     evidence = f"{_attempt_file_name(status)}: {reason}"
-    # a batch script records its decision: without a record, it ended before it could decide
+    # a batch script records its decision, so without a record it ended before it could decide
     if (
         not summary.current_decision
         and not status.job
@@ -363,7 +366,7 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
 
 
 def _check_moved(status: Status, text: str) -> Cause | None:
-    """Return the cause if the run's folder was moved, along with its log, while it was being trained."""
+    """Return the cause if the run's folder, which contains its log, was moved during training."""
     run, before = status.summary.run, status.summary.moved_from
     if not (before and status.summary.n_attempts and status.summary.state == "lost"):
         return None
@@ -403,7 +406,7 @@ def _describe_exit(code: int) -> str:
 
 
 def _explain_silence(status: Status) -> Cause:
-    """Return the known facts about a run whose end has no known cause."""
+    """Return a cause that states only the known facts, for a run that ended for an unknown reason."""
     summary, outcome = status.summary, status.outcome
     heartbeat = (
         f"no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"

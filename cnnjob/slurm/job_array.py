@@ -1,6 +1,6 @@
 """The runs of a SLURM job, the folder with the job's files, and the job's name and comment in the queue.
 
-If a run is submitted alone, the job's files are in the run's folder. A sweep is one job array, with a separate folder:
+If a single run is submitted, the job's files are in the run's folder. A sweep is one job array with its own folder:
 
     runs/.sweeps/<digest8>/
         runs.json   the run of each array task, in task order
@@ -22,7 +22,7 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.queue import QueuedJob
 
 SWEEPS = ".sweeps"
-"""Name of the folder for all sweeps, inside the runs folder."""
+"""Name of the folder inside the runs folder that contains all sweep folders."""
 COMMENT = re.compile(r"cnnjob (.*) \d+")
 """Matches a job's comment: the folder of the run or sweep, and a number that changes with each attempt."""
 
@@ -35,12 +35,12 @@ class JobArray:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Self:
-        """Return a job array of the runs, with absolute paths, as the job's working directory may differ."""
+        """Return a job array of the runs, with absolute paths because the job's working directory may differ."""
         return cls(tuple(Run(run.path.resolve()) for run in runs))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the job array of a run folder or a sweep folder.
+        """Return the job array of a run folder or sweep folder.
 
         Raises:
             DataError: the sweep's list of runs is damaged.
@@ -52,12 +52,12 @@ class JobArray:
 
     @property
     def is_array(self) -> bool:
-        """True if SLURM runs it as a job array; False if there is only one run."""
+        """True if there are several runs, so that SLURM runs them as a job array; False if there is only one."""
         return len(self.runs) > 1
 
     @property
     def folder(self) -> Path:
-        """The run folder or sweep folder, which is always the same for the same runs."""
+        """The run folder or sweep folder; the same runs always have the same folder."""
         if not self.is_array:
             return self.runs[0].path
         digest = files.sha256_of(*(f"{run.path}\n".encode() for run in self.runs))
@@ -70,15 +70,15 @@ class JobArray:
 
     @property
     def name(self) -> str:
-        """The job's name in the queue: the run's name, or for a sweep the first run's name without the digest."""
+        """The job's name in the queue: the run's name or, for a sweep, the first run's name without its digest."""
         return self.runs[0].name.rpartition("-")[0] if self.is_array else self.runs[0].name
 
     @property
     def comment(self) -> str:
-        """The comment by which the job is found in the queue, whatever its name.
+        """The comment by which the SLURM job is found in the queue, whatever the job's name.
 
-        It changes with each attempt and each restart of any of the runs, because a job and its successor may be in the
-        queue at the same time and need different comments.
+        The comment changes with each attempt and each restart of any of the runs, because a job and its successor may
+        be in the queue at the same time and need different comments.
         """
         return f"cnnjob {self.folder} {sum(next_attempt(run) + len(try_read_restart_log(run)) for run in self.runs)}"
 
@@ -89,7 +89,7 @@ class JobArray:
             files.write_json(self.folder / "runs.json", [str(run.path) for run in self.runs])
 
     def own_run(self) -> Run:
-        """Return the run that belongs to this process, from ``SLURM_ARRAY_TASK_ID``.
+        """Return the run that this process trains, according to ``SLURM_ARRAY_TASK_ID``.
 
         Raises:
             DataError: there is no such array task.
@@ -97,7 +97,7 @@ class JobArray:
         return self.run_of(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
 
     def run_of(self, task: str) -> Run:
-        """Return the run of an array task; if there is only one run, return it for any task.
+        """Return an array task's run; if there is only one run, it is returned for any task.
 
         Args:
             task: the array task's number as a string.
@@ -120,7 +120,7 @@ def next_attempt(run: Run) -> int:
 
 
 def read_job_array(job: QueuedJob) -> JobArray | None:
-    """Read the job array named in a job's comment; return None if there is none or it cannot be read."""
+    """Return the job array whose folder a SLURM job's comment contains; None if there is none or it is damaged."""
     match = COMMENT.fullmatch(job.comment)
     try:
         return JobArray.read(Path(match[1])) if match else None

@@ -1,7 +1,7 @@
-"""Index of the SLURM jobs that belong to runs, for all users; they are found by comments and by ids in run folders.
+"""Index of all users' SLURM jobs that belong to runs, found by their comments or by the ids in run folders.
 
 cnnjob's own jobs are recognised by their comments. A run may also be trained inside a SLURM job that cnnjob did not
-submit, as with ``cnnjob train`` in an ``salloc`` session; such a job belongs to its user and is never changed.
+submit, for example by ``cnnjob train`` in an ``salloc`` session; such a job belongs to its user and is never changed.
 
 Only the jobs of users who are involved with the runs are listed. Before submitting into a runs folder, each user
 creates a file there, ``.submitter-UID``, so that other users know whose jobs to list.
@@ -32,8 +32,8 @@ _SUBMITTER = re.compile(r"\.submitter-([0-9]{1,10})", re.ASCII)
 def users_of(summaries: Sequence[RunSummary]) -> set[int]:
     """Return the ids of the users whose jobs may train the runs.
 
-    These are the current user and all users who own, submitted or trained one of the runs, or who submitted into a
-    folder that contains one of them.
+    These are the current user and all users who own, submitted or trained one of the runs, or who submitted runs
+    in a folder that contains one of them.
     """
     folders = {summary.run.path.resolve().parent for summary in summaries}
     known = {user for summary in summaries for user in (summary.owner, summary.submitter, summary.trainer)}
@@ -41,9 +41,9 @@ def users_of(summaries: Sequence[RunSummary]) -> set[int]:
 
 
 def add_submitter(runs: Path) -> None:
-    """Record in a runs folder that the current user submits into it, if the folder is writable.
+    """Record in a runs folder that the current user submits runs there, if the folder is writable.
 
-    The file is replaced each time, because NFS caches a folder's file list until the folder changes.
+    The record is replaced each time, because NFS caches a folder's file list until the folder changes.
     """
     with suppress(OSError):
         files.write_json(runs / f".submitter-{os.getuid()}", {"since": now()})
@@ -58,7 +58,7 @@ def _submitters(runs: Path) -> list[int]:
 
 
 class JobIndex:
-    """An index of the jobs in a queue by their runs."""
+    """An index of the SLURM jobs in the queue, by run."""
 
     def __init__(self, jobs: Iterable[QueuedJob]) -> None:
         """Index jobs by id and by run; jobs that have ended are kept separately.
@@ -75,27 +75,27 @@ class JobIndex:
     def jobs_for(self, summary: RunSummary) -> list[QueuedJob]:
         """Return all jobs in the queue that cnnjob submitted for a run, oldest first."""
         jobs = {job.job_id: job for job in self.for_folder(summary.run.path.resolve())}
-        # also by its recorded id, as some sites rewrite or drop comments
+        # the recorded id is looked up too, since some sites rewrite or drop comments
         recorded = self._by_id.get(str(summary.submission.get("job_id")))
         if recorded and not summary.other_cluster and _is_of(summary.submission, recorded):
             jobs[recorded.job_id] = recorded
         return sorted(jobs.values(), key=lambda job: number_of(job.job_id))
 
     def ended_job_for(self, summary: RunSummary) -> QueuedJob | None:
-        """Return a run's newest job if it ended recently; None otherwise, or if another job has its number."""
+        """Return a run's newest job if it ended recently; None if it did not, or if another job now has its id."""
         job = self._ended.get(str(summary.job_id))
         is_submitted = str(summary.submission.get("job_id")) == summary.job_id
         return job if job and (not is_submitted or _is_of(summary.submission, job)) else None
 
     def for_folder(self, path: Path) -> list[QueuedJob]:
-        """Return the jobs in the queue whose comments name the run in a folder."""
+        """Return the jobs in the queue whose comments identify the run in the given folder."""
         return self._by_run.get(path, [])
 
     def job_for(self, summary: RunSummary) -> QueuedJob | None:
         """Return the job that is running or queued for a run, or None.
 
-        A running job takes precedence over a waiting one, and a job that cnnjob submitted over one that only contains
-        the training process.
+        A running job takes precedence over a waiting one. A job that cnnjob submitted takes precedence over a job that
+        only contains the training process.
         """
         if summary.state in {"finished", "damaged"}:
             return None
@@ -108,11 +108,11 @@ class JobIndex:
 
 
 def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
-    """Return whether a job with the recorded id is the submitted job: another cluster may use the same ids.
+    """Return whether a job with the recorded id is the job that was submitted; another cluster may use the same ids.
 
     The comments are compared, although a site may change or drop them. If the queue showed the job after its
-    submission, the comment shown there was recorded and must match; otherwise the job's comment must be empty or
-    contain the requested one.
+    submission, the comment shown there was recorded, and the job must still have that comment. Otherwise, the job's
+    comment must be empty or contain the requested one.
     """
     shown, requested = submission.get("shown"), submission.get("comment")
     if shown is not None:
@@ -121,9 +121,9 @@ def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
 
 
 def _may_contain(job: QueuedJob, attempt: dict[str, Any]) -> bool:
-    """Return whether an attempt may have begun in the job with the recorded id: the job must not have started later.
+    """Return whether an attempt may have begun in a job, which must not have started after the attempt.
 
-    A difference between the clocks of up to ``CLOCKS_SECONDS`` is tolerated.
+    Clock differences of up to ``CLOCKS_SECONDS`` are tolerated.
     """
     attempt_start, job_start = parse_time(attempt["started"]), parse_time(job.start)
     if attempt_start is None or job_start is None:
@@ -138,12 +138,12 @@ def number_of(job_id: str) -> int:
 
 
 def newest_job_ids(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
-    """Return the id of each run's last job, found by comments: ``17``, or ``17_3`` for an array task."""
+    """Return the id of each run's last job, found by its comment: ``17``, or ``17_3`` for an array task."""
     return {path: own[-1].job_id for path, own in jobs_by_run(jobs).items()}
 
 
 def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
-    """Return the jobs of each run, found by their comments."""
+    """Return the jobs of each run, by the run's path; a job is matched to its run by the job's comment."""
     read = lru_cache(None)(
         job_array.JobArray.read
     )  # all tasks of an array have the same comment, so its file is read once

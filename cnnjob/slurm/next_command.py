@@ -1,4 +1,4 @@
-"""The next command for a run, with the options that the run was created with."""
+"""The next command to type for a run, including the options that the run was created with."""
 
 import json
 import os
@@ -19,9 +19,9 @@ _REPEATED_OPTIONS = (
     *("partition", "account", "qos", "time", "cpus_per_task", *_MEMORY_OPTIONS, "gpus", "gpus_per_node", "gres"),
     *("constraint", "nodelist", "exclude", "dependency"),
 )
-"""Options of the request that the command repeats unless they have their default values."""
+"""Request options that the command repeats unless they have their default values."""
 _DEFAULT_GPUS = (0, 1)
-"""Numbers of GPUs that are implied by the backend."""
+"""Numbers of GPUs that the backend implies, so the command need not repeat them."""
 _OUTSIDE_DIGEST = ("name", "train.checkpoint_seconds")
 """Settings that a run's digest does not cover, so the command need not repeat them."""
 _MEMORY = re.compile(r"([0-9]{1,18})([A-Za-z]*)")
@@ -47,9 +47,9 @@ def continue_command(run: Run, change: str = "") -> str:
 
     Args:
         run: the run, whose folder contains the job and the SLURM request.
-        change: the setting to change: an option of the request (``--mem``), or a key of the job file
-            (``train.learning_rate``, which makes it a different run). The command contains a first guess at a better
-            value, if there is one.
+        change: the setting to change: a request option, such as ``--mem``, or a key of the job file, such as
+            ``train.learning_rate``, which makes it a different run. If a better value can be guessed, the command
+            contains it.
 
     Returns:
         ``cnnjob submit NAME …``, or ``cnnjob train NAME …`` for a run that was never submitted.
@@ -82,7 +82,7 @@ def continue_command(run: Run, change: str = "") -> str:
 
 
 def _data_option(run: Run, job: Job) -> list[str]:
-    """Return the option ``--data`` if the job names a dataset outside ``data/``."""
+    """Return the ``--data`` option if the job refers by name to a dataset outside ``data/``; otherwise nothing."""
     try:
         folder = Path(run.data()["path"]).parent
     except CnnjobError:
@@ -94,7 +94,7 @@ def _data_option(run: Run, job: Job) -> list[str]:
 
 
 def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
-    """Return a job's name for the command line, and the settings in which the run differs from the job of that name.
+    """Return a job's name for the command line, and the settings in which the run differs from the job with that name.
 
     If no job with that name can be loaded here, the run's folder is returned instead of the name.
     """
@@ -107,7 +107,7 @@ def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
 
 
 def _differences(job: Job, base: Job) -> dict[str, Any]:
-    """Return the settings in which a job differs from another one, by key."""
+    """Return, by key, the settings in which a job differs from a base job."""
     settings, base_settings = (dict(iterate_settings(each.model_dump(mode="json"))) for each in (job, base))
     short = dict(iterate_settings(job.model_dump(mode="json", exclude_defaults=True)))  # blocks without default values
     changed = [
@@ -125,7 +125,7 @@ def _toml(value: Any) -> str:
         return f"{{ {', '.join(pairs)} }}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    return "false" if value is None else json.dumps(value)  # TOML has no null; a job file reads false as none
+    return "false" if value is None else json.dumps(value)  # TOML has no null; in a job file, false means none
 
 
 def _request_options(run: Run) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _request_options(run: Run) -> dict[str, Any]:
 
 
 def _other_options(run: Run) -> list[str]:
-    """Return the other options of the request: flags and ``--sbatch``."""
+    """Return the remaining options of the request: flags and ``--sbatch``."""
     request = _read_request(run)
     requeue = request.get("requeue")
     flags = [] if requeue is None else ["--requeue" if requeue else "--no-requeue"]

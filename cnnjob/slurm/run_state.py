@@ -1,6 +1,6 @@
-"""The state of a run, decided from its folder, its job in the queue and the outcome of its newest job.
+"""The state of a run, determined from its folder, its SLURM job in the queue and the outcome of its newest SLURM job.
 
-This module does not query SLURM. The folder takes precedence over the scheduler.
+This module does not query SLURM. If the folder and the scheduler disagree, the folder takes precedence.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Status:
     error: str = ""
     """Reason why a process ended before it could claim the run, if known to the caller."""
     is_hidden: bool = False
-    """True if the run may have a job that squeue does not show here: another user's or another cluster's."""
+    """True if the run may have a job, of another user or on another cluster, that squeue does not show here."""
     left_queue: bool = False
     """True if the run's newest job left the queue without having started, and its outcome is not known."""
     sacct_answered: bool = False
@@ -59,7 +59,7 @@ class Status:
 
     @property
     def job_id(self) -> str | None:
-        """Id of the run's job in the queue, or else of its newest job."""
+        """Id of the run's SLURM job in the queue or, if there is none, of its newest SLURM job."""
         return self.job.job_id if self.job else self.summary.job_id
 
     @property
@@ -70,11 +70,11 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated remaining training time; None if not known."""
+        """Estimated remaining training time in seconds; None if not known."""
         return self.summary.seconds_left if self.state in {"pending", "running", "stopped"} else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the status as a dict for JSON; its keys do not change between versions."""
+        """Return the status as a dict for JSON; the keys do not change between versions."""
         summary, seconds = self.summary, self.seconds_left
         slurm_state = self.job.state if self.job else self.outcome.printed if self.outcome else None
         return {
@@ -121,7 +121,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
     outcome = None if job or summary.other_cluster else outcome
     if summary.state in {"finished", "damaged"}:
         return Status(summary, summary.state, summary.damage)
-    # as far as the folder shows, a job that is gone never started
+    # a job that is gone never started if the folder shows no trace of it
     never_started = bool(summary.job_id) and summary.state != "running" and not summary.has_begun
     if gone and not outcome and never_started and not summary.was_cancelled_by_cnnjob:
         state = "lost" if summary.state == "pending" else summary.state
@@ -141,7 +141,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
 
 
 def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
-    """Add remarks on unusual jobs to a status: several jobs, or jobs for another folder or on another cluster."""
+    """Return a status with added remarks on several jobs, or on jobs for another folder or on another cluster."""
     summary, remarks = status.summary, [status.detail]
     if own_jobs and summary.moved_from:
         remarks.append(f"job {own_jobs[0].job_id} is for {summary.moved_from}, the previous path of this folder")
@@ -225,13 +225,13 @@ def may_be_restarted(summary: RunSummary) -> bool:
 def is_quiet(summary: RunSummary) -> bool:
     """Return whether a run has no recent heartbeat, so that it may be lost if the scheduler does not list its job.
 
-    A heartbeat in the future does not count as recent, as one of the clocks is wrong.
+    A heartbeat dated in the future does not count as recent, because one of the clocks is wrong.
     """
     return summary.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or summary.ahead_seconds > 0
 
 
 def describe_heartbeat_skew(summary: RunSummary) -> str:
-    """Return a sentence about clocks that differ; empty if they agree."""
+    """Return a sentence about a heartbeat dated in the future; empty if it is not."""
     if not summary.ahead_seconds:
         return ""
     ahead, host = format_seconds(summary.ahead_seconds), summary.attempt.get("host") or "its machine"
@@ -245,7 +245,7 @@ def reason_given_up(summary: RunSummary) -> str:
 
 
 def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run whose last attempt recorded no end but a recent heartbeat, and a remark."""
+    """Return the state of a run whose last attempt has a recent heartbeat and recorded no end, and a remark."""
     if (
         summary.is_on_this_host or not summary.job_id
     ):  # its process was looked up for the summary, or there is no job to query
@@ -260,7 +260,7 @@ def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: boo
 
 
 def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
-    """Return by whom or with which job a run was cancelled, as far as known; empty if it was not cancelled."""
+    """Return a remark with the user or job of a run's cancellation; empty if the run was not cancelled."""
     if outcome and outcome.state == "CANCELLED":
         return f"job {outcome.job_id} {outcome.printed}"
     if summary.was_cancelled_by_cnnjob:

@@ -1,6 +1,6 @@
-"""Status of runs: from their folders, then from one call of squeue for all runs, then from one call of sacct.
+"""Status of runs, determined from their folders, one squeue call for all runs and one sacct call.
 
-If the scheduler does not answer, or its answer is not understood, the status is decided from the folders alone.
+If the scheduler does not answer, or its answer cannot be parsed, the status is determined from the folders alone.
 """
 
 import time
@@ -21,12 +21,12 @@ from cnnjob.slurm.scheduler.times import parse_time
 ANSWER_SECONDS = 10.0
 """Time limit for all scheduler queries together."""
 NO_LONGER_QUEUED = {"finished", "damaged"}
-"""States in which SLURM is not queried about a run."""
+"""States of runs about which SLURM is not queried."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Statuses of runs, with a remark on information that the scheduler did not provide."""
+    """Statuses of runs, and a remark on any information that the scheduler did not provide."""
 
     statuses: list[Status]
     remark: str = ""
@@ -37,12 +37,12 @@ class Answer:
 def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     """Return the statuses of runs.
 
-    At most three commands are called: ``scontrol show config``, if a run's cluster is recorded or a job may be hidden;
+    At most three commands are run: ``scontrol show config``, if a run's cluster is recorded or a job may be hidden;
     ``squeue``; and ``sacct``, for at most :data:`cnnjob.slurm.scheduler.accounting.MOST_JOBS` jobs.
 
     Args:
         runs: any number of runs; they are not changed.
-        thorough: whether to call sacct also for runs whose state is clear but whose cause is not.
+        thorough: whether to call sacct even for runs whose state is clear, to find the cause of that state.
 
     Returns:
         One status per run, in the same order.
@@ -75,7 +75,7 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     complete = bool(listing and listing.complete)
     statuses = []
     for summary, job in zip(summaries, jobs, strict=True):
-        # gone only if every line of squeue's output was understood: the job may be in a line that was not
+        # gone only if every line of squeue's output was parsed: the job may be in a line that was not
         gone = complete and not job and summary.run not in hidden
         status = decide_status(summary, job, outcomes.get(summary.run), gone=gone)
         status = replace(status, is_hidden=summary.run in hidden, sacct_answered=summary.job_id in answered)
@@ -84,7 +84,10 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
 
 
 def _on_this_cluster(summaries: Sequence[RunSummary], ask_config: Callable[[], Mapping[str, str]]) -> list[RunSummary]:
-    """Return the summaries as seen from this cluster, whose name is queried only if a run's cluster is recorded."""
+    """Return the summaries as seen from this cluster.
+
+    The name of this cluster is queried only if the cluster of an unfinished run is recorded.
+    """
     open_ones = [summary for summary in summaries if summary.state not in NO_LONGER_QUEUED]
     recorded = any(record.get("cluster") for summary in open_ones for record in (summary.attempt, summary.submission))
     here = client.current_cluster(ask_config) if recorded else ""
@@ -99,7 +102,7 @@ def _find_hidden(
     Args:
         summaries: the summaries of all runs.
         jobs: the runs' jobs in the queue, in the same order.
-        ask_config: returns SLURM's configuration.
+        ask_config: function that returns SLURM's configuration.
     """
     unshown = [
         summary for summary, job in zip(summaries, jobs, strict=True)
@@ -120,7 +123,7 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
     """Query squeue for the jobs of unfinished runs.
 
     Returns:
-        The listing, with a remark if it is incomplete; None and the reason if squeue did not answer; None and an empty
+        The listing, and a remark if it is incomplete; None and the reason if squeue did not answer; None and an empty
         string if no query was necessary.
     """
     open_ones = [summary for summary in summaries if summary.state not in NO_LONGER_QUEUED]

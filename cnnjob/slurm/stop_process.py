@@ -1,6 +1,7 @@
-"""Stopping training outside cnnjob's own SLURM jobs: by a signal, through its job step, or with a command to the user.
+"""Functions that stop training outside cnnjob's own SLURM jobs.
 
-The module also writes the cancellation record, which must exist before anything is stopped.
+A training process is sent a signal, directly or through its job step. If neither is possible, the user is shown the
+command that stops it. This module also writes the cancellation record, which must exist before anything is stopped.
 """
 
 import getpass
@@ -28,9 +29,9 @@ class Cancellation:
 
     run: Run
     message: str
-    """The result as a phrase: ``cancelled job 17, …``, ``nothing to cancel: finished``."""
+    """The result as a phrase, such as ``cancelled job 17, …`` or ``nothing to cancel: finished``."""
     exit_code: int = 0
-    """Exit code of the error because of which a job or process of the run is still alive; 0 if there is none."""
+    """Exit code of the error that left a job or process of the run alive; 0 if there was no such error."""
 
 
 def job_ids_of(status: Status) -> list[str]:
@@ -72,7 +73,7 @@ def stop_process(status: Status) -> Cancellation:
     if not (summary.is_on_this_host and is_alive(owner, summary.run.attempt_files()[-1])):
         return _stop_remote_process(status)
     pid = int(owner["pid"])
-    # the record before the signal: a batch script that decides about a restart afterwards must find it
+    # before the signal, so that a batch script that then decides about a restart finds the record
     write_record(summary, [*job_ids_of(status), *_enclosing_job(summary)])
     try:
         os.kill(pid, signal.SIGTERM)
@@ -85,7 +86,7 @@ def stop_process(status: Status) -> Cancellation:
 
 
 def _stop_remote_process(status: Status) -> Cancellation:
-    """Ask a process that cannot be signalled from here to stop, or return the command for it to the user."""
+    """Ask a process that cannot be signalled from here to stop, or return a message with the command that stops it."""
     if status.is_elsewhere:
         return _not_cancelled(status.summary, _advise_other_cluster(status.summary))
     if status.summary.attempt.get("job_step"):
@@ -113,7 +114,7 @@ def _cancel_without_process(status: Status) -> Cancellation:
 
 
 def _stop_step(status: Status) -> Cancellation:
-    """Ask a training process to stop through its job step, of which it is the only task.
+    """Ask a training process to stop by signalling its job step, in which it is the only task.
 
     The step is inside a SLURM job that cnnjob did not submit.
     """
@@ -132,7 +133,7 @@ def _stop_step(status: Status) -> Cancellation:
 
 
 def _withdraw_record(status: Status) -> None:
-    """Reduce the cancellation record to the run's own jobs, as the process was not asked to stop."""
+    """Limit the cancellation record to the run's own jobs, because the process was not asked to stop."""
     if status.own_jobs:
         write_record(status.summary, job_ids_of(status))
     else:

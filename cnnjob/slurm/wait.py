@@ -1,4 +1,4 @@
-"""Waiting for runs to end, in whichever SLURM jobs they are trained."""
+"""Waiting for runs to end, whichever SLURM jobs they are trained in."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,15 @@ from cnnjob.slurm.scheduler import job_states
 from cnnjob.slurm.status import Answer, query_statuses
 
 FIRST_SECONDS, LONGEST_SECONDS = 2.0, 60.0
-"""First and longest pause between two queries; the pause doubles until a run ends."""
+"""Initial and maximum pause between two queries; the pause doubles until a run ends."""
 SILENT_SECONDS = 1800.0
 """Maximum time to wait for a scheduler that does not answer."""
 
 
 def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
-    """Yield the status of each run once it has ended, and once for each job that will not start by itself.
+    """Yield each run's status when the run has ended, and once for each of its jobs that will not start by itself.
 
-    The scheduler is queried less and less often until a run ends.
+    The pause between two queries of the scheduler grows until a run ends.
 
     Raises:
         SchedulerError: there was no information about the remaining runs for half an hour; their jobs are not affected.
@@ -39,7 +39,7 @@ def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
 
 
 def _time_of_news(answer: Answer, before: float) -> float:
-    """Return the monotonic time at which there was last information about the remaining runs.
+    """Return the monotonic time at which information about the remaining runs was last available.
 
     Args:
         answer: the latest statuses.
@@ -58,7 +58,7 @@ def _time_of_news(answer: Answer, before: float) -> float:
 
 
 def _has_ended(status: Status, answer: Answer) -> bool:
-    """Return whether a run has ended and no job will restart it; False if that is unclear as the queue was not read."""
+    """Return whether a run has ended and no job will restart it; False if unclear because the queue was not read."""
     if status.state in {"finished", "damaged"}:
         return True
     if status.is_hidden:  # it may have a job that squeue does not show here, so only its folder counts
