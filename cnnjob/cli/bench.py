@@ -27,7 +27,7 @@ HEADER = (
 )
 
 DATA = "data"
-"""The argument that, in place of workloads, selects the measurement of dataset reading."""
+"""Argument that selects the measurement of dataset reading instead of workloads."""
 TURN_SECONDS = 0.2
 
 
@@ -45,14 +45,15 @@ def bench(
     """Measure training steps on this machine.
 
     The workloads are mnist-baseline, cifar10-baseline, cifar10, cifar10-small and conv-64-128. All engines take
-    turns in one process. "× torch" is torch's time, in its faster memory layout, divided by the engine's time (median
-    over the turns); "at best" is the same ratio for the fastest steps. "× course" compares with the algorithm as taught
-    in a course, in float64. "of products" is the time of the matrix products alone divided by the engine's time.
-    --device gpu measures steps executed part by part, fused, and as a CUDA graph, in float32 and tf32, both for cnnjob
-    and for torch.
+    turns in one process. The column "× torch" is torch's time, in its faster memory layout, divided by the engine's
+    time (median over the turns); "at best" is the same ratio for the fastest steps. "× course" is the time of the
+    algorithm taught in the original course, in float64, divided by the engine's time. "of products" is the time of the
+    matrix products alone divided by the engine's time. With --device gpu, steps are executed part by part, fused, and
+    as a CUDA graph, in float32 and tf32, both by cnnjob and by torch.
 
-    With "data" instead of workloads, the reading of datasets is measured: random batches of 128 images and the whole
-    file in order, from the page cache and from disk. Two files are written to the current folder and removed again.
+    With "data" instead of workloads, the command measures how fast datasets are read: random batches of 128 images, and
+    the whole file in order, from the page cache and from disk. Two files are written to the current folder and removed
+    afterwards.
 
     Example: cnnjob bench mnist-baseline --rounds 50
     """

@@ -26,9 +26,9 @@ def clean(
 ) -> None:
     """List and remove files that no run needs any more.
 
-    These are temporary files left by dead processes, copies of the code that no unfinished run needs, and sweeps
-    without runs. A run is removed only if its folder is given, and never while a process is writing it. Nothing is
-    removed without confirmation or --yes.
+    These are temporary files left by processes that have ended, copies of the code that no unfinished run needs, and
+    sweeps whose runs have all been removed. A run is removed only if you pass its folder, and never while a process is
+    writing to it. Nothing is removed without confirmation or --yes.
 
     Example: cnnjob clean runs/mnist-1a2b3c4d --yes
     """
@@ -44,7 +44,7 @@ def clean(
     # With --json, only JSON goes to stdout.
     if not items:
         typer.echo("nothing to remove", err=as_json)
-    # Without a terminal nobody can confirm, so the files are kept.
+    # Without a terminal, nobody can confirm, so the files are kept.
     elif yes or (not as_json and sys.stdin.isatty() and typer.confirm(f"remove {total}?")):
         for item in items:
             item.remove()

@@ -1,4 +1,7 @@
-"""Shell completion of jobs, datasets, runs and profiles; lists folders, but opens no files and loads no libraries."""
+"""Shell completion of jobs, datasets, runs and profiles.
+
+To stay fast, it lists folders, but opens no files and imports no large libraries.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,12 +35,12 @@ def jobs(incomplete: str) -> list[str]:
 
 
 def datasets(incomplete: str) -> list[str]:
-    """Return the matching datasets that can be prepared by name, and ``folder``."""
+    """Return the matching names that ``cnnjob prepare`` accepts: the known datasets and ``folder``."""
     return _matching(incomplete, (*DATASETS, "folder"))
 
 
 def shown(incomplete: str) -> list[str]:
-    """Return the matching prepared datasets and jobs."""
+    """Return the matching files of prepared datasets, then the matching job names."""
     return [*_matching(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
 
 
@@ -49,7 +52,10 @@ def runs(incomplete: str) -> list[str]:
 
 
 def images(incomplete: str) -> list[str]:
-    """Return matching addresses in a run's dataset, then matching files; without an address, the shell offers files."""
+    """Return the matching image addresses, such as ``test:0``, then the matching files.
+
+    If no address matches, the list is empty, and the shell itself offers files.
+    """
     addresses = _matching(incomplete, ADDRESSES) if incomplete else []
     return addresses and addresses + _matching(incomplete, sorted(map(str, Path().iterdir())))
 
@@ -60,10 +66,10 @@ def profile_names(incomplete: str) -> list[str]:
 
 
 def workloads(incomplete: str) -> list[str]:
-    """Return the matching workloads of ``cnnjob bench``."""
+    """Return the matching workload names for ``cnnjob bench``."""
     return _matching(incomplete, WORKLOADS)
 
 
 def _matching(incomplete: str, names: Iterable[str]) -> list[str]:
-    # The shell would put an unprintable file name on the command line unchanged, including its control characters.
+    # The shell would insert an unprintable file name into the command line unescaped, with its control characters.
     return [name for name in names if name.startswith(incomplete) and name.isprintable()]

@@ -117,8 +117,8 @@ def prepare(
 def ending_as_interrupted() -> Iterator[None]:
     """Raise KeyboardInterrupt in the block on every stop signal, as on Ctrl-C, so that unfinished files are removed.
 
-    Python ignores exceptions in some places, such as weak reference callbacks. A KeyboardInterrupt raised in one of
-    them is raised again a moment later.
+    Python ignores exceptions in some places, such as weak reference callbacks. If a KeyboardInterrupt is ignored there,
+    it is raised again a moment later.
     """
     # SIGALRM is the timer signal of _interrupt_again; SIGINT already has this handler.
     numbers = (*(number for number in handled_signals() if number != signal.SIGINT), signal.SIGALRM)
@@ -134,7 +134,7 @@ def ending_as_interrupted() -> Iterator[None]:
 
 
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
-    # An exception raised here would be ignored too, so the timer's signal raises it outside.
+    # An exception raised in this hook would be ignored too, so a timer signal raises it again later.
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
     else:
@@ -142,7 +142,7 @@ def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
 
 
 def _named_file(out: str) -> Path:
-    """Return the path of ``--out``, which must name a file."""
+    """Return the value of ``--out`` as a path; raise JobError if it is not a file name."""
     if not out or out.endswith("/"):
         raise JobError(f"--out {out or repr(out)}: not a file name. For example: --out data/mnist.h5")
     return Path(out)
@@ -182,7 +182,7 @@ def _colour(text: str) -> tuple[int, int, int]:
 def _fraction(text: str | None) -> float | str | None:
     try:
         return text if text is None else float(text)
-    except ValueError:  # "val", or a mistake that prepare() refuses
+    except ValueError:  # "val", or an invalid value that prepare() rejects
         return text
 
 
@@ -206,7 +206,11 @@ def _print_prepared(prepared: "Prepared") -> None:
 
 
 def _job_name(dataset: "Dataset") -> str:
-    """Return the job to train on a dataset: the job with its name, or the file, which stands for its built-in job."""
+    """Return the argument of ``cnnjob train`` that trains on a dataset.
+
+    It is the dataset's name, or the path of its file if the name would not select this dataset. The path selects the
+    dataset's built-in job.
+    """
     from cnnjob.jobs.job import Job, list_jobs
 
     name = dataset.path.stem
@@ -286,7 +290,7 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
     for one in found:
         default = one.default if one.default in {"required", "–"} else f"default {one.default}"
         line = f"{f'{one.table}.{one.name}'.strip('.')} ({one.takes}; {default}): {one.meaning}"
-        # The texts are written for Markdown, in docs/job-file.md.
+        # The descriptions are written in Markdown, for docs/job-file.md.
         typer.echo(line.replace("`", "").replace("; –)", ")"))
 
 
@@ -313,7 +317,7 @@ def _list(data: Path, *, as_json: bool) -> None:
 
 
 def _dataset_row(path: Path) -> dict[str, Any]:
-    """Describe a file in the dataset folder by its content, whatever its name."""
+    """Return a file's row in the list of datasets, based on its content and not on its name."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.data.prepare.catalogue import published_entry
 
@@ -333,7 +337,7 @@ def _dataset_row(path: Path) -> dict[str, Any]:
 
 
 def _listed(path: Path) -> list[str]:
-    """Return a job's row in the list; an invalid job is listed too, with its first error."""
+    """Return a job's row in the list of jobs; the row of an invalid job contains its first error."""
     from cnnjob.jobs.job import Job
 
     try:
@@ -361,7 +365,7 @@ def _verify(path: Path, *, as_json: bool) -> None:
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:
-    """Return a prepared dataset's properties; the keys are part of the public JSON output."""
+    """Return a prepared dataset's properties for JSON; the keys are part of the public interface."""
     return {
         "path": str(dataset.path),
         "name": dataset.name,
@@ -376,7 +380,10 @@ def _described(dataset: "Dataset") -> dict[str, Any]:
 
 
 def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
-    """Print a resolved job, its memory requirement, and its run's name, which depends on the dataset's digest."""
+    """Print a resolved job as JSON, with its memory requirement and the name of its run.
+
+    The name depends on the dataset's digest, so it is null if the dataset has not been prepared.
+    """
     from dataclasses import asdict
 
     from cnnjob.runs.run import Run
@@ -417,7 +424,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
-    """Return a job's dataset and True; or, if it is not prepared, the catalogue's description of it and False."""
+    """Return a job's dataset and True or, if it has not been prepared, the catalogue's description of it and False."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.data.prepare.prepare import KNOWN
 
@@ -435,7 +442,7 @@ def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
 
 
 def memory_line(setup: "TrainingSetup") -> str:
-    """Return the exact memory size of the training arrays, as one line."""
+    """Return one line that states the exact amount of memory that the training arrays need."""
     from cnnjob.training.memory import STREAMED, estimate_device_memory, estimate_memory
 
     memory = estimate_memory(setup)

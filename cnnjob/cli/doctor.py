@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 INDENT, NARROWEST, LONGEST = 24, 20, 10_000
-"""Column where the text starts; minimum text width on a terminal; text width elsewhere, where lines are not wrapped."""
+"""Column where the text starts; minimum text width on a terminal; text width elsewhere, so that lines stay whole."""
 
 
 def doctor(
@@ -27,7 +27,8 @@ def doctor(
 ) -> None:
     """Check this machine, the runs' file system and the cluster.
 
-    Each finding is ok, note (works, with limits) or bad (something will fail; exit code 1), with advice.
+    Each finding is marked ok, note (it works, with limitations) or bad (something will fail), and comes with advice if
+    there is something to do. If any finding is bad, the exit code is 1.
 
     To check a GPU on a cluster: srun --partition gpu --gres gpu:1 cnnjob doctor
 

@@ -1,7 +1,7 @@
-"""The command line: parse, call one function, print. Only ``cnnjob.cli`` prints or exits.
+"""The command line, which parses arguments, calls one function and prints the result.
 
-Each command's module is imported only when the command is called, and imports its dependencies only then, so that
-``--help`` and completion stay fast.
+Only ``cnnjob.cli`` prints or exits. Each command's module is imported only when the command is called, and imports its
+dependencies only then, so that ``--help`` and completion stay fast.
 """
 
 import sys
@@ -35,14 +35,14 @@ COMMANDS = {
     "clean": ("clean", "List and remove files that no run needs any more."),
     "demo": ("train", "Prepare, train and report a small dataset in seconds."),
 }
-"""All commands in the order of the help: the function's module, and the first line of its docstring."""
+"""All commands in the order of the help, each with its function's module and the first line of its docstring."""
 
 
 class _Light:
-    """Mix-in for commands that avoids importing pydantic and rich where they are not needed."""
+    """Mix-in that keeps commands from importing pydantic and rich when they do not need them."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return the ``--help`` option with default False; pydantic would convert typer's default None."""
+        """Return the ``--help`` option with the default False; converting typer's default None would need pydantic."""
         option = super().get_help_option(ctx)  # type: ignore[misc]
         option.default = False
         return option
@@ -56,7 +56,10 @@ class _Light:
 
 
 class Command(_Light, typer.core.TyperCommand):
-    """A command whose arguments are split but not converted during completion, as conversion takes most of the time."""
+    """A command whose arguments are split but not converted during completion.
+
+    Conversion would take most of the time.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, without converting them during completion."""
@@ -70,13 +73,13 @@ class Command(_Light, typer.core.TyperCommand):
 
 
 class Listed(typer.core.TyperCommand):
-    """A command in the list of commands; its module is imported when the command is called."""
+    """An entry in the list of commands; the command's module is imported when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
         """Import the command and create its context."""
         with suppress(OSError):  # a working folder that has been removed has no path
             note_names(Path.cwd())
-        # Messages can span several lines, so a line break in a name can be escaped only if the name is already known.
+        # A message can span several lines, so a line break in a name can be escaped only if the name is noted first.
         for word in args:
             note_names(word)
         name = str(self.name)
@@ -88,7 +91,7 @@ class Listed(typer.core.TyperCommand):
 
 
 class Commands(_Light, typer.core.TyperGroup):
-    """The group of all commands: a user's mistake becomes one message and an exit code; a bug keeps its traceback."""
+    """The group of all commands; a user error becomes one message and an exit code, but a bug keeps its traceback."""
 
     def __init__(self, **settings: Any) -> None:
         """Add all commands without importing them."""
@@ -108,7 +111,7 @@ class Commands(_Light, typer.core.TyperGroup):
             typer.echo(f"cnnjob: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
-            raise  # the reader of a pipe has closed it: typer exits quietly
+            raise  # the reader has closed the pipe; typer exits quietly
         except MemoryError as error:
             typer.echo(f"cnnjob: {str(error) or 'out of memory'}. Free memory and run the command again", err=True)
             raise typer.Exit(1) from error
@@ -156,9 +159,9 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the console script ``cnnjob``."""
-    completion_init()  # typer calls this only for an app with typer's own completion options
+    """Run the command line. This is the entry point of the console script ``cnnjob``."""
+    completion_init()  # typer calls this only if its own completion options are enabled
     for stream in (sys.stdout, sys.stderr):
-        # With LANG=C a class name in another script cannot be encoded: it is printed with question marks.
+        # With LANG=C, non-ASCII letters of a class name cannot be encoded; they are printed as question marks.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     app()

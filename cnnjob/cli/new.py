@@ -35,7 +35,7 @@ def new(
     if content is None:
         raise DataError(f"{data / name}.h5: no such dataset. Prepare it first with cnnjob prepare")
     path = JOBS_FOLDER / f"{content.pop('name')}.toml"
-    # Checked before anything is written, so that a refused job leaves no file.
+    # Checked before anything is written, so that an invalid job leaves no file.
     Job.checked({"name": path.stem, **content}, str(path))
     comment = f"# A job for {name}, chosen by the size and number of its images. For an explanation of every key:\n"
     text = f"{comment}# cnnjob show --keys\n\n{format_toml(content)}\n"

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that are shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +35,7 @@ DATA = Annotated[Path, typer.Option(help="Folder of the prepared datasets.")]
 RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the output as JSON, in more detail.")]
 
-# Requests to SLURM, with sbatch's names
+# SLURM options, named as in sbatch
 PROFILE = Annotated[
     Text, typer.Option(autocompletion=completion.profile_names, help="Cluster profile: a name in slurm/, or a file.")
 ]
@@ -57,7 +57,7 @@ DEPENDENCY = Annotated[
     Text, typer.Option("--dependency", "-d", help="SLURM jobs to wait for, in the form that sbatch accepts.")
 ]
 JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="SLURM job name; the run's name by default.")]
-# REQUEUE and STAGE: None leaves the choice to the profile.
+# In REQUEUE and STAGE, None leaves the choice to the profile.
 REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]
 STAGE = Annotated[
     bool | None, typer.Option("--stage/--no-stage", help="Copy the dataset to the node's local disk first.")

@@ -27,8 +27,8 @@ def report(
 ) -> None:
     """Write a report on runs: one page, tables and figures.
 
-    Open report/index.html; it needs no network. With more than 50 runs, only those passed by path get their own
-    figures.
+    Open report/index.html in a browser; no network is needed. With more than 50 runs, only runs whose own folder is
+    passed get their own figures.
 
     Example: cnnjob report runs/
     """
@@ -39,7 +39,7 @@ def report(
     for path in runs:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder. Specify run folders, or a folder that contains them")
-    # A run that is passed by its own path always gets figures; runs found in a folder get them only up to a limit.
+    # A run passed by its own path always gets figures; runs found in a folder get them only up to a limit.
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
     if not found:

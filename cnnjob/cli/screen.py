@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
-"""Maximum number of rows that rich prints; longer tables are plain text, as rich takes over a second per 1000 rows."""
+"""Maximum number of rows that rich prints; rich takes over a second per 1000 rows, so longer ones are plain text."""
 LAST_WIDTH = 16
 """Minimum width of a folded last column, in characters."""
 
@@ -120,7 +120,7 @@ def print_table(
 
 
 def print_notes(run: "Run") -> None:
-    """Print notes to stderr if the run's job was written by an older version."""
+    """Print notes to stderr if an older version wrote the run's job."""
     from cnnjob.runs.run import version_notes
 
     for note in version_notes(run.manifest()):
@@ -195,7 +195,7 @@ def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, nar
 def fit_columns(
     header: "Sequence[str]", rows: "Sequence[Sequence[str]]", spare: "Iterable[str]", width: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Drop a table's empty columns and, as far as the width requires, its spare columns.
+    """Drop a table's empty columns and, if it is too wide, as many of its spare columns as necessary.
 
     Args:
         header: one title per column; the last column may be folded.
@@ -227,7 +227,7 @@ def gigabytes(count: float) -> str:
 
 
 class Screen:
-    """The progress callback of the command line: a progress bar on a terminal, and one line per epoch."""
+    """Progress callback that shows a progress bar on a terminal and prints one line per epoch."""
 
     def __init__(self) -> None:
         """Create the callback; nothing is shown yet."""
@@ -248,7 +248,7 @@ class Screen:
     def start(self, job: "Job", steps: int) -> None:
         """Show the bar, if stderr is a terminal."""
         self._epochs = job.train.epochs
-        if sys.stderr.isatty():  # elsewhere, as in a SLURM job, rich is not imported
+        if sys.stderr.isatty():  # otherwise, for example in a SLURM job, rich is not imported
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

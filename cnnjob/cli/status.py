@@ -40,8 +40,8 @@ def status(
 ) -> None:
     """Show the status of runs; for one run, also the cause.
 
-    The next command to run is printed below the cause. Loss and accuracy are measured on the validation images if there
-    are any, otherwise on the test or training images. Keys with --json: run, path, state, detail, epoch, epochs, split,
+    Below the cause is the command to run next. Loss and accuracy are measured on the validation images if there are
+    any, otherwise on the test or training images. Keys with --json: run, path, state, detail, epoch, epochs, split,
     loss, accuracy, seconds_left, job_id, node, restarts, slurm_state, slurm_reason, cause, evidence, command.
 
     Example: cnnjob status runs/
@@ -54,7 +54,7 @@ def status(
     elif as_json:
         statuses = _query(selected, thorough=True).statuses
         print_json([{**status.as_json(), **diagnose(status).as_json()} for status in statuses])
-    # A folder that happens to contain a single run is still shown as a table.
+    # If a folder of runs contains only one run, it is still shown as a table.
     elif len(selected) == 1 and selected[0].path in (runs or []):
         _print_status(selected[0])
     elif selected:
@@ -81,7 +81,7 @@ def _query(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
     answer = query_statuses(runs, thorough=thorough)
     if answer.remark:
         typer.echo(f"cnnjob: {answer.remark}", err=True)
-    # A wrong clock distorts the age of heartbeats, which is irrelevant for finished and damaged runs.
+    # A wrong clock distorts the age of heartbeats, but finished and damaged runs do not depend on heartbeats.
     warn_of_clocks(status.summary.run for status in answer.statuses if status.state not in {"finished", "damaged"})
     return answer
 
@@ -174,7 +174,7 @@ def _repeat(paths: "Sequence[Path] | None", show: "Callable[[], None]") -> None:
 
 
 def next_pause(pause: float, *, changed: bool) -> float:
-    """Return the next pause in seconds: twice the last one, up to a limit, or the shortest pause after a change."""
+    """Return the next pause in seconds: after a change, the minimum; otherwise twice the last one, up to a limit."""
     return WATCH_SECONDS if changed else min(2 * pause, MAX_WATCH_SECONDS)
 
 
@@ -216,13 +216,16 @@ def logs(
 
 def _write(text: str) -> None:
     if text:
-        # A progress bar redraws its line with \r, which would be escaped, so each state is printed on its own line.
+        # A progress bar redraws its line with \r, which would be escaped, so each redrawn line is printed separately.
         sys.stdout.write(text.replace("\r\n", "\n").replace("\r", "\n"))
         sys.stdout.flush()
 
 
 class _LogEnd:
-    """Detector of the end of a followed log, which reads the run folder often and queries SLURM rarely."""
+    """Detector of the end of a followed log.
+
+    It reads the run folder at every check, but queries SLURM at most once per ``QUERY_SECONDS``.
+    """
 
     def __init__(self, run: "Run") -> None:
         self._run, self._last_query = run, -QUERY_SECONDS  # the first query is made at once
@@ -236,7 +239,7 @@ class _LogEnd:
         summary = read_summary(self._run)
         if is_settled(summary):
             return True
-        # SLURM is queried only if the folder is inconclusive: the run is pending, or may be lost.
+        # SLURM is queried only if the folder is not conclusive: the run is pending, or may be lost.
         if summary.state == "running" or time.monotonic() - self._last_query < QUERY_SECONDS:
             return False
         self._last_query = time.monotonic()
@@ -255,8 +258,8 @@ def cancel(
 ) -> None:
     """Cancel runs; saved work is kept.
 
-    Both pending and running jobs are cancelled. To resume a run, submit it again. A run being trained on this machine
-    without SLURM saves its work and stops.
+    SLURM jobs are cancelled whether they are pending or running. A run that is being trained on this machine without
+    SLURM saves its work and stops. To resume a cancelled run, submit it again.
 
     Example: cnnjob cancel runs/mnist-1a2b3c4d
     """

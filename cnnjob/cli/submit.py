@@ -78,7 +78,8 @@ def submit(
 ) -> None:
     """Submit jobs to SLURM; stopped runs are resumed.
 
-    Finished and running runs are left alone. A sweep is one job array. --local and --dry-run do not need SLURM.
+    Finished and running runs are left alone. A sweep is submitted as one job array. --local and --dry-run do not need
+    SLURM.
 
     Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """
@@ -93,7 +94,7 @@ def submit(
         "dependency": dependency, "job_name": job_name, "requeue": requeue, "stage": stage}  # fmt: skip
     request = profiles.load_request(profile, given, sbatch or ())
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
-    # The user's overrides come last: --set resources.backend=… wins over the profile.
+    # The user's overrides come last, so that --set resources.backend=… overrides the profile.
     settings = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
     names = jobs or [_only_job(data)]
     grids = [_with_datasets(expand(name, settings, sweep or (), seeds, DefaultJobs(data)), data) for name in names]
@@ -102,7 +103,7 @@ def submit(
             _dry_run(grid, request, runs, parallel, asked=asks_for_gpus, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
-    # All jobs have been checked by now, so an error in the last one does not leave runs of the others behind.
+    # All jobs have been checked by now, so an error in one job does not leave runs of the other jobs behind.
     created = {path: named for grid in grids for path, named in _create_runs(grid, runs).items()}
     if local:
         _run_here(created, request, parallel or 1)
@@ -128,7 +129,7 @@ def _split_by_gpus(
 
 
 def _only_job(data: Path) -> str:
-    """Return the name of the only prepared dataset, whose job has the same name or is the built-in one."""
+    """Return the name of the only prepared dataset, which is also the name of the job to train on it."""
     prepared = sorted(path.stem for path in data.glob("*.h5"))
     if len(prepared) == 1:
         return prepared[0]
@@ -150,7 +151,10 @@ def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Datase
 
 
 def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
-    """Create each job's run; return each run once, by its folder, with the settings that distinguish it."""
+    """Create each job's run, and return the runs by their folders.
+
+    Each run is returned with a description of the settings that distinguish it from the others.
+    """
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import create_run, describe_replaced_runs
 
@@ -211,7 +215,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Print how each run ends and, once each, the jobs that SLURM will not start by itself; then exit."""
+    """Print how each run ends and, once per job, that a SLURM job will not start by itself; then exit."""
     from cnnjob.slurm.wait import wait_for_runs
 
     ended = []
@@ -272,7 +276,7 @@ def _print_held(status: "Status") -> None:
 def _exit_as(ended: "Sequence[Status]") -> None:
     """Exit with 1 if a run failed or was cancelled, else 75 if a run can be resumed, else 5 if one is still running.
 
-    The same command resumes a run. If all runs have finished, return.
+    The same command resumes a run that can be resumed. If all runs have finished, return.
     """
     unfinished = [status for status in ended if status.state != "finished"]
     if not unfinished:
@@ -286,7 +290,7 @@ def _dry_run(
     grid: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *,
     asked: bool, rehearsal: bool,
 ) -> None:  # fmt: skip
-    """Print what would happen, and rehearse the first job."""
+    """Print what would be submitted and what would happen to it, and rehearse the first job."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.jobs.toml import format_toml
     from cnnjob.runs.estimate import describe_estimate
@@ -316,7 +320,7 @@ def _dry_run(
 
 
 def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -> None:
-    """Print SLURM's answer to a request, what happens if the job ends early, and the exact batch script."""
+    """Print SLURM's answer to a request, what would happen if the job ended early, and the exact batch script."""
     from cnnjob.slurm.submit import batch_script
     from cnnjob.slurm.submit import dry_run as forecasts
 
@@ -334,6 +338,6 @@ def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -
         if is_refused:
             refusals.append(message)
         typer.echo(f"SLURM: {message}\n\n{script}")
-    # Raised after all scripts are printed, so that the refused ones can be read.
+    # Raised after all scripts have been printed, so that the user can read the refused ones.
     if refusals:
         raise SchedulerError(f"this request would be refused: {refusals[0]}")

@@ -80,8 +80,9 @@ def predict(
 ) -> None:
     """Print the predicted class and its probability per image.
 
-    For images of the run's own dataset, numbered from 0, the true class is printed too; val:N is a validation image.
-    Image files of a different size are scaled.
+    Images of the run's own dataset are numbered from 0: test:0 is the first test image, and val:0 the first validation
+    image. Their true class is printed too. Image files are scaled if their size differs from that of the training
+    images.
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """

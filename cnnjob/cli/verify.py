@@ -47,9 +47,10 @@ def verify_resume(
     """Test that a killed run ends with the same bits.
 
     The job runs once without interruption, and once with kills at random moments. With any sbatch option, both runs are
-    SLURM jobs, in a folder under verify-resume/; Ctrl-C cancels them.
+    submitted to SLURM, in a folder under verify-resume/; Ctrl-C cancels them.
 
-    Exit code 0: the bits are the same. 1: they differ; the first differences are listed, and both runs are kept.
+    The exit code is 0 if the bits are the same, and 1 if they differ. In that case, the first differences are listed
+    and both runs are kept.
 
     Example: cnnjob verify-resume digits --kills 3
     """
@@ -67,13 +68,13 @@ def verify_resume(
     on_cluster = any(value is not None for value in (profile, sbatch, *given.values()))
     request = profiles.load_request(profile, given, sbatch or ()) if on_cluster else None
     defaults = [f"resources.backend={request.backend}"] if request and request.backend else []
-    # The user's overrides come last: --set resources.backend=… wins over the profile.
+    # The user's overrides come last, so that --set resources.backend=… overrides the profile.
     whole = load_job(job, [*defaults, *(overrides or ())], data)
     dataset = Dataset.find(whole.dataset, data)
     asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
     request = request and request.with_gpus(whole.resources.backend, explicit=asks_for_gpus)
     short = shorten_job(whole, dataset, steps)
-    # Printed with the plan: --seed with this number repeats the kill times.
+    # The seed is printed with the plan, so that --seed can repeat the kill times.
     seed = SystemRandom().randrange(SEEDS) if seed is None else seed
     _say(_plan(whole, short, dataset, kills, seed))
     # The folder is removed at the end, even after Ctrl-C or an error, unless --keep is given or the bits differ.
@@ -85,7 +86,7 @@ def verify_resume(
     finally:
         if is_temporary:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another verification is using it
+            with suppress(OSError):  # another verification is using the folder
                 CLUSTER_FOLDER.rmdir()
     _print_comparison(comparison, None if is_temporary else folder, as_json=as_json)
     if not comparison.same:
@@ -121,8 +122,8 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
 def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
     """Create the folder for both runs.
 
-    It is ``keep`` if given, otherwise a temporary folder. On a cluster, the temporary folder is in ``verify-resume/``
-    in the current folder and named after the job, because the nodes cannot see this machine's ``/tmp``.
+    The folder is ``keep`` if given, otherwise a temporary folder. Cluster nodes cannot see this machine's ``/tmp``, so
+    on a cluster, the temporary folder is ``verify-resume/JOB-…`` in the current folder.
     """
     import tempfile
 

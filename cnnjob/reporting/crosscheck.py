@@ -1,9 +1,11 @@
-"""Cross-checks of a finished run: comparisons of values that two of its files record.
+"""Cross-checks of a finished run, which compare values that are recorded in two of its files.
 
-Some values are recorded only once and cannot be checked. In the result, these are ``train_seconds``, ``cpu_hours``,
-``peak_memory_bytes`` and ``bits_may_differ_from_step``. In the history, they are ``seconds``, and losses and
-accuracies, whose check would need the images and each epoch's weights (the chosen weights' test loss and accuracy are
-checked). In the predictions, they are probabilities, labels and pixels, whose check would need the dataset.
+Values that are recorded only once cannot be checked:
+
+- in the result, ``train_seconds``, ``cpu_hours``, ``peak_memory_bytes`` and ``bits_may_differ_from_step``;
+- in the history, ``seconds``, and the losses and accuracies, since checking them would require the images and each
+  epoch's weights (the test loss and accuracy of the chosen weights are checked);
+- in the predictions, the probabilities, labels and pixels, since checking them would require the dataset.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +21,13 @@ from cnnjob.training.build import build_schedule
 _TOLERANCE = 1e-6
 """Maximum difference between two values that agree: absolute below 1, relative above."""
 _STATISTICS = ("/mean", "/variance")
-"""Name suffixes of running statistics, which are stored with the weights but are not parameters."""
+"""Suffixes in the names of running statistics, which are stored with the weights but are not parameters."""
 _SECONDS_ERROR, _RATE_ERROR = 0.0005, 0.05
 """Maximum rounding errors of ``seconds`` and ``images_per_second`` in the history."""
 _LAST_VALUES = {"epochs": "epoch", "steps": "step"}
-"""Result keys → history columns whose last value they repeat."""
+"""Result keys, each with the history column whose last value it repeats."""
 _TRAIN_KEYS = {"selected_on": "select_on", "test_time_augmentation": "test_time_augmentation"}
-"""Result keys → keys in the job's ``train`` table that they repeat."""
+"""Result keys, each with the key in the job's ``train`` table whose value it repeats."""
 
 Table = Mapping[str, np.ndarray]
 """History columns by name: each (E,) float64 for E epochs, NaN where unknown."""
@@ -48,7 +50,7 @@ class Check(NamedTuple):
         return bool(self.value == self.expected)
 
     def __str__(self) -> str:
-        """Return a sentence that states both values."""
+        """Return a message that states both values."""
         value, expected = (in_one_line(str(value)) for value in (self.value, self.expected))
         return f"{self.file}: {self.name} is {value}, but {self.source} gives {expected}"
 
@@ -84,7 +86,7 @@ def check_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) 
 
 
 def check_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Check the result against the attempt that finished the run, or the last attempt if none records finishing it."""
+    """Check the result against the attempt recorded as having finished the run, or else against the last attempt."""
     finished = (attempt for attempt in attempts if attempt["why"] == "finished")
     if attempt := next(finished, attempts[-1] if attempts else None):
         expected = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]
@@ -104,7 +106,7 @@ def check_history(result: Mapping[str, Any], table: Table, select_on: str) -> It
     ]
     score = "epoch" if select_on == "last" else f"{select_on}_accuracy"
     if _is_whole(table, score):
-        best = int(np.argmax(table[score]))  # the first of equal ones, as in the trainer
+        best = int(np.argmax(table[score]))  # the first of equal maxima, as in the trainer
         expected.append(("best_epoch", int(table["epoch"][best])))
         measures = ("test_accuracy", "test_loss") if select_on == "test" else ()
         expected += [(name, float(table[name][best])) for name in measures if _is_whole(table, name)]
@@ -123,7 +125,7 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
     epochs, steps = len(table["epoch"]), int(table["step"][0])
     yield Check("history.jsonl", "the number of epochs", epochs, "job.json", _last_epoch(table, job))
     total = job.train.epochs * steps
-    # The history records the learning rate of each epoch's last step; steps count from 0 here.
+    # The history records the learning rate of each epoch's last step; steps are numbered from 0 here.
     rates = build_schedule(job.train).rates(range(steps - 1, epochs * steps, steps), total)
     for row in range(epochs):
         cells = {name: float(values[row]) for name, values in table.items()}

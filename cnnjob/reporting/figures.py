@@ -46,7 +46,8 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
         drawings: figures by their file stem, such as ``curves`` or ``runs/NAME/curves``.
 
     Yields:
-        The name and content of each file (None for an unchanged file), with the notes after each newly drawn figure.
+        The name and content of each file; the content is None if the file has not changed. After each newly drawn
+        figure, the notes file follows.
     """
     notes, code, drawn_anew = _read_notes(out), _drawing_code_digest(), False
     for stem, drawing in drawings.items():
@@ -60,7 +61,7 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
             note = {"source": source} | {kind: files.sha256_of(content) for kind, content in drawn.items()}
             yield from ((f"{stem}.{kind}", content) for kind, content in drawn.items())
             notes[stem], drawn_anew = note, True
-            # After the figure's files and before the next figure, so an interrupted report keeps what it has drawn.
+            # The notes follow the figure's files at once, so that an interrupted report keeps what it has drawn.
             yield NOTES, files.canonical_json(notes).encode()
     if notes and not drawn_anew:
         yield NOTES, files.canonical_json(notes).encode()
@@ -105,7 +106,7 @@ def statements_of(source: str) -> str:
 
 
 def _bytes_to_hash(value: Any) -> Iterator[bytes]:
-    """Yield a value as bytes to hash, with types, shapes and lengths so different values never give equal bytes."""
+    """Yield a value as bytes to hash, with types, shapes and lengths, so that different values give different bytes."""
     if isinstance(value, np.ndarray):
         # dtype.str includes the byte order, and tobytes() of a contiguous copy does not depend on the strides.
         yield from (f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 TILES_LIMIT = 64
-"""Maximum number of images per row and per column; more would be too small to see."""
+"""Maximum number of images per row and per column; with more, they would be too small to see."""
 PICTURE_CHANNELS = {1, 3}
-"""Numbers of channels that are shown as one image: greyscale, and red, green and blue."""
+"""Numbers of channels for which a filter is shown as one image: one is greyscale, three are RGB."""
 ENLARGED = 3
 """Width and height of one weight on the sheet, in pixels."""
 _GAP = (0.70, 0.78, 0.88)  # between filters; no single-channel filter has this colour
@@ -17,8 +17,8 @@ def filter_tiles(weights: np.ndarray) -> np.ndarray:
     """Return filters as rows of images, each filter scaled to its own range.
 
     Filters with one channel are shown in grey and filters with three in colour, in row-major order. With any other
-    number of channels, each channel is a grey image, with filters along one axis and channels along the other, the
-    longer of the two horizontally. Up to ``TILES_LIMIT`` images are shown along each axis.
+    number of channels, each channel is shown as a grey image: filters are along one axis and channels along the other,
+    and the longer axis is horizontal. Up to ``TILES_LIMIT`` images are shown along each axis.
 
     Args:
         weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.

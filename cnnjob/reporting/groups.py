@@ -1,7 +1,7 @@
-"""Groups of runs that differ only in their seed, statistics of single groups, and comparisons of two groups.
+"""Groups of runs that differ only in their seed, statistics of each group, and comparisons of two groups.
 
-Means have 95 % intervals by Student's t. Two groups are compared over the seeds that they share (a paired comparison),
-so variation that a seed causes in both cancels out. Fewer than two values have no interval.
+Means have 95 % intervals by Student's t; a single value has no interval. Two groups are compared over the seeds that
+they share (a paired comparison), so that variation caused by a seed in both groups cancels out.
 """
 
 import math
@@ -26,7 +26,7 @@ _MAX_LABEL_LETTERS = 100
 _BLOCK_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
 """Matches the kind of each block in the ``model.blocks`` setting, such as ``conv`` in ``conv 32``."""
 _WITHOUT_EFFECT = ("name", "seed", "resources", "train.checkpoint_seconds")
-"""Settings that do not affect the result, and the seed."""
+"""Settings in which the runs of a group may differ: those that do not affect the result, and the seed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Group:
 
     @cached_property
     def by_seed(self) -> dict[Any, Record]:
-        """The first finished run of each seed, since a copy of a run is not a second measurement."""
+        """The first finished run of each seed; a copy of a run does not count as a second measurement."""
         finished: dict[Any, Record] = {}
         for record in self.records:
             if record.row["state"] == "finished" and isinstance(record.row["test_accuracy"], int | float):
@@ -80,7 +80,7 @@ class Group:
         return remarks
 
     def interval(self, column: str) -> Interval | None:
-        """Return a column's mean over the finished runs, one per seed; None if none of them has a value."""
+        """Return a column's mean over the finished runs, one run per seed; None if no run has a value."""
         values = [record.row[column] for record in self.by_seed.values()]
         return interval([value for value in values if isinstance(value, int | float)])
 
@@ -93,7 +93,7 @@ class GroupDifference:
     """The group with the higher mean test accuracy over all of its own seeds."""
     other: Group
     interval: Interval | None
-    """Mean of ``better`` minus ``other`` per shared seed, in test accuracy (0..1); None without a shared seed."""
+    """Mean of ``better`` minus ``other`` in test accuracy (0..1), over the shared seeds; None if there are none."""
 
     @property
     def is_significant(self) -> bool:
@@ -135,7 +135,7 @@ def _range(mean: float, half: float, n: int) -> str:
 
 def interval(values: Sequence[float]) -> Interval | None:
     """Return the mean of values with its 95 % interval by Student's t; None if there are no values."""
-    from scipy.special import stdtrit  # noqa: PLC0415 - takes half a second, which other commands need not spend
+    from scipy.special import stdtrit  # noqa: PLC0415 - takes half a second to import
 
     n = len(values)
     if n < 2:  # noqa: PLR2004 - one value has no spread
@@ -243,7 +243,10 @@ def _enclosing_tables(key: str) -> Iterator[str]:
 
 
 def differing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys whose values differ between the jobs that have their table, in order of first appearance."""
+    """Return the keys whose values differ between jobs, in order of first appearance.
+
+    Jobs that do not have a key's table are not compared in that key.
+    """
     keys = dict.fromkeys(key for values in settings for key in values)
     # repr, because 1, 1.0 and True are equal.
     return [key for key in keys if len({repr(values.get(key)) for values in settings if _applies(key, values)}) > 1]
@@ -255,9 +258,9 @@ def _applies(key: str, settings: dict[str, Any]) -> bool:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return each dotted key's shortest unambiguous name: as few of its last words as make it unique.
+    """Return each dotted key's shortest unambiguous name, which consists of the last words of the key.
 
-    The name of a key in a nested table includes the table: ``batch_norm.eps``.
+    The name of a key in a nested table includes the table, as in ``batch_norm.eps``.
     """
     keys = list(keys)
     names = {}
@@ -284,7 +287,7 @@ def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
         groups: groups in the order returned by :func:`group_runs`, best first.
 
     Returns:
-        One difference per pair of groups that both have finished runs.
+        One difference per compared pair; groups without finished runs are not compared.
     """
     by_dataset: defaultdict[Any, list[Group]] = defaultdict(list)
     for group in groups:

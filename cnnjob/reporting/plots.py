@@ -2,7 +2,7 @@
 
 Each figure is a ``matplotlib.figure.Figure`` owned by the caller, without pyplot or global state. It does not depend
 on the user's ``matplotlibrc``, and :func:`to_bytes` returns equal bytes for equal figures. The palette is safe for
-colour-blind readers; names are printed literally, never parsed as formulas.
+colour-blind readers. Names are printed literally and never parsed as formulas.
 
 This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
 """
@@ -61,7 +61,7 @@ _NAME_LENGTH = 40
 _LOG_RATIO = 30
 """The loss axis is logarithmic if the maximum is more than this many times the minimum."""
 _DOTTED_EPOCHS = 30
-"""Each epoch is marked with a dot if there are no more than this many."""
+"""Each epoch is marked with a dot if a curve has at most this many epochs."""
 
 
 @contextmanager
@@ -122,8 +122,8 @@ def learning_curve(curve: Curve) -> "Figure":
 def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
     """Draw the loss and accuracy of several runs over their epochs, each on its watched split.
 
-    Up to ten runs are distinguished by colour, more by dashes as well. With more than ``LEGEND_LIMIT`` runs there is no
-    legend, which the title mentions. Best epochs are drawn as stars, restarts as vertical strokes.
+    Up to ten runs are distinguished by colour, more runs also by dashes. With more than ``LEGEND_LIMIT`` runs, there is
+    no legend, and the title states that. Best epochs are drawn as stars, restarts as vertical strokes.
 
     Args:
         curves: one or more curves with at least one epoch each.
@@ -196,10 +196,10 @@ def _scale_loss(axes: "Axes") -> None:
 
 @_style()
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
-    """Draw a confusion matrix, with counts in the cells and shares of the true class as colours.
+    """Draw a confusion matrix with counts in the cells; each cell's colour shows its share of the true class.
 
-    The colour depends on the square root of the share, so that rare confusions are visible. With more classes than
-    ``COUNTS_LIMIT`` there are no counts; with more than ``LABELS_LIMIT``, only some classes are named.
+    The colour depends on the square root of the share, so that rare confusions are visible. With more than
+    ``COUNTS_LIMIT`` classes, there are no counts; with more than ``LABELS_LIMIT``, only some classes are named.
 
     Args:
         counts: (K, K) integer; one row per true class, one column per predicted class.
@@ -267,7 +267,7 @@ def first_layer_filters(weights: np.ndarray, title: str) -> "Figure":
         title: the run's name.
 
     Returns:
-        A figure whose only axes contains one image.
+        A figure that contains one image.
     """
     from matplotlib.figure import Figure
 

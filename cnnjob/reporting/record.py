@@ -1,7 +1,7 @@
-"""Record of one run folder: its summary plus what only a report needs, with each file checked before use.
+"""Records of run folders: the summary of the run, and the other data that a report needs.
 
-A run may be unfinished or damaged, and a folder may not be a run at all. The record includes the reason why something
-cannot be read.
+A run may be unfinished or damaged, and a folder may not be a run at all, so each file is checked before use. If
+something cannot be read, the record states the reason.
 """
 
 import math
@@ -34,7 +34,7 @@ COLUMNS = (
 """Columns of the metrics tables; cells with unknown values are None."""
 
 BLOCKS = "model.blocks"
-"""Key of the setting that describes all blocks in one line; keys of single blocks are numbered below it."""
+"""Key of the setting that describes all blocks on one line; single blocks have keys like ``model.blocks.1.conv``."""
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
 _OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
@@ -50,7 +50,7 @@ _OF_HISTORY = (
 _SUM_TOLERANCE = 1e-3
 """Maximum deviation from 1 of the sum of an image's probabilities."""
 _LARGEST = np.finfo(np.float32).max
-"""Largest plausible number in a history or in weights."""
+"""Maximum plausible magnitude of a number in a history or in weights."""
 LOG_LINES = 20
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a damaged file may contain anything
 
@@ -77,9 +77,9 @@ class Record:
     row: dict[str, Any]
     """The run's row in the metrics tables, with the keys ``COLUMNS``."""
     reasons: list[str] = field(default_factory=list)
-    """Why something is missing; empty for a finished, undamaged run."""
+    """Reasons why something is missing; empty for a finished, undamaged run."""
     remarks: list[str] = field(default_factory=list)
-    """Caveats that readers of the numbers must know."""
+    """Caveats that a reader needs to interpret the numbers."""
     contradictions: list[str] = field(default_factory=list)
     """Remarks on values that differ between two of the run's files."""
     n_classes: int | None = None
@@ -123,7 +123,7 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
     Args:
         run: a run in any state; nothing in its folder is changed.
         name: the run's name in the report.
-        pictures: whether to read what only images need: filters and misclassified test images.
+        pictures: whether to read the filters and the misclassified test images, which are shown as images.
 
     Returns:
         The run's numbers, and the reasons why some are missing.
@@ -141,8 +141,8 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
             _try_step(step, summary, record)
         if not pictures:
             record.mistakes = []
-        _try_step(_check_result, summary, record)  # last, since it compares the results of the other steps
-    # Without duplicates, since the summary and the step that needs a file may both report the same damage.
+        _try_step(_check_result, summary, record)  # last, since it compares what the other steps have read
+    # Duplicates are removed, since the summary and the step that needs a file may both report the same damage.
     record.reasons = list(dict.fromkeys(_relative(reason, run) for reason in record.reasons))
     record.remarks = list(map(printable, record.remarks))
     record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
@@ -182,7 +182,7 @@ def _check_kind(summary: RunSummary, _: Record) -> None:
 
 def _read_job(summary: RunSummary, record: Record) -> None:
     frozen = summary.run.manifest()
-    written_as, job = manifest_format(frozen), frozen["job"]  # not validated: other versions' jobs have other keys
+    written_as, job = manifest_format(frozen), frozen["job"]  # not validated: other versions' jobs have different keys
     if written_as != FORMAT:
         job = older.translate(job)
         record.settings["format"] = written_as
@@ -272,7 +272,7 @@ def _read_history(summary: RunSummary, record: Record) -> None:
         return
     cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
     table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
-    table[~(np.abs(table) <= _LARGEST)] = math.nan  # absurd numbers would ruin the figures' scales
+    table[~(np.abs(table) <= _LARGEST)] = math.nan  # implausible numbers would ruin the scales of the figures
     history = dict(zip(_OF_HISTORY, table.T, strict=True))
     if not (np.diff(history["epoch"], prepend=0) == 1).all():
         raise DataError(f"{run.history_file}: damaged (its epochs are not 1, 2, 3, …)")
@@ -337,7 +337,7 @@ def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:
 
 
 def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
-    """Return the misclassified test images stored by the run; none if they do not match the predictions."""
+    """Return the misclassified test images that the run stored; none if they do not match the predictions."""
     images, indices = arrays.get("wrong_images"), arrays.get("wrong_indices")
     probabilities, labels = arrays["probabilities"], arrays["labels"]
     if images is None or indices is None or not _are_images(images, indices, len(labels)):

@@ -11,9 +11,9 @@ runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           filters.…                  filters of the first convolution
 .figures.json                        digests of the figures' inputs and files
 
-Only the run folders are read, and nothing in them is changed, so a copy on a laptop is sufficient. Anything that cannot
-be read is listed with the reason. Equal runs give equal bytes; files that would not change are not written, and
-unchanged figures are not drawn again.
+Only the run folders are read, and nothing in them is changed, so a copy of them on a laptop is sufficient. Anything
+that cannot be read is listed with the reason. The same runs give the same bytes. Files that would not change are not
+written, and unchanged figures are not drawn again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ class Report:
     written: list[Path]
     """The files that are new or have changed."""
     without_figures: list[str]
-    """Names of the runs without figures of their own because there are more runs than the limit."""
+    """Names of the runs without figures of their own, because there are more runs than ``figures_limit``."""
     groups: list[Group]
     """Groups of runs that differ only in their seed, best first; a row's ``group`` is its group's label."""
 
@@ -65,7 +65,7 @@ def report(
             all learning curves.
 
     Returns:
-        The rows, the files, and what was left out.
+        The rows and files of the report, and the runs without figures of their own.
 
     Raises:
         DataError: there are no runs.
@@ -81,14 +81,14 @@ def report(
     run_groups = groups.group_runs(records)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))
-    # Generators, so that each file is written as soon as it is ready and an interrupted report keeps what it has.
+    # Generators, so that each file is written as soon as it is ready, and an interrupted report keeps those files.
     contents = [
         _text_files(records, run_groups, pictured, overlaid="curves" in drawings),
         figures.draw_changed(out, drawings),
     ]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
-    # Remove these runs' figures that an earlier report wrote and this one does not contain, but only under the names
-    # that a report gives to figures: any other file in the folder belongs to the user.
+    # Remove figures of these runs that an earlier report wrote and this report does not contain. Only files with the
+    # names of report figures are removed, since any other file in the folder belongs to the user.
     stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURE_TITLES)]
     for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(changed):
         path.unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def report(
 
 
 def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
-    """Return each run folder once, by name, or by path if several share a name; sorted by these keys."""
+    """Return each run folder once, sorted by key: its name, or its path if several folders have the same name."""
     folders = {path: run for run in runs if not _is_report_folder(path := run.path.resolve(), out.resolve())}
     target = out.resolve()
     if inside := [path for path in folders if path == target or path.parent == target / "runs"]:
@@ -113,7 +113,7 @@ def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
 
 
 def _is_report_folder(path: Path, out: Path) -> bool:
-    """Return whether a folder is not a run but a report (this or another one), or a report's ``runs/``."""
+    """Return whether a folder is not a run but a report (this one or another), or the ``runs/`` folder of a report."""
     report = path.parent if path.name == "runs" else path
     return not looks_like_a_run(path) and (path == out or (report / "metrics.json").is_file())
 
@@ -151,7 +151,7 @@ def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _update(path: Path, content: bytes | None) -> bool:
-    """Write a file if its content has changed, and return whether it has; None means unchanged content."""
+    """Write a file if its content has changed, and return whether it has; None stands for unchanged content."""
     if content is None:
         return False
     try:

@@ -51,7 +51,7 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
 
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Return one row per group: its settings, n, and the mean and half width of each number."""
+    """Return one row per group: its settings, n, and the mean and the interval's half width of each measure."""
     return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
 
 
@@ -72,7 +72,7 @@ def group_cells(group: Group) -> list[str]:
 
 
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, with a column of remarks only if there are any."""
+    """Return the header and the rows, with a column of remarks only if there are any."""
     header = [*GROUP_HEADER, *(groups[0].settings if groups else ())]
     rows = [[*group_cells(group), *map(setting_text, group.settings.values())] for group in groups]
     if any(group.remarks for group in groups):
@@ -102,9 +102,9 @@ def groups_as_latex(groups: Sequence[Group]) -> str:
 
 
 def runs_as_latex(records: Sequence[Record]) -> str:
-    """Return the content of ``metrics.tex``: the columns that fit on a page, and those that qualify an accuracy.
+    """Return the content of ``metrics.tex``, with only as many columns as fit on a page.
 
-    ``selected_on`` and ``test_time_augmentation`` are included only if they qualify some run's accuracy.
+    ``selected_on`` and ``test_time_augmentation`` are included only if they qualify the accuracy of a run.
     """
     qualifying = [
         name for name, plain in _UNREMARKABLE.items() if any(record.row[name] not in plain for record in records)

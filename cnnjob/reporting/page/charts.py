@@ -1,7 +1,7 @@
 """Learning curves as coordinates of small SVG charts.
 
 Every chart is 480 wide and 280 high, in SVG user units. Coordinates are rounded to tenths, and long lines are reduced
-to as many points as are visible.
+to the number of points that can be distinguished.
 """
 
 import math
@@ -23,12 +23,12 @@ MAX_POINTS_PER_LINE = 100
 MAX_POINTS_PER_CHART = 20_000
 """Approximate maximum number of points in a chart, over all its lines."""
 _NARROWEST, _SMALLEST = 1e-9, 1e-200
-"""Minimum relative length of a range that is not widened; smallest magnitude that does not count as zero."""
+"""Minimum relative length of a range that is not widened; minimum magnitude that does not count as zero."""
 _TICKS = 5
 _TICK_FACTORS, _INTEGER_TICK_FACTORS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
 """Steps between ticks, as multiples of a power of ten; the second tuple is for integers."""
 _CLOSE = 0.3
-"""The first epoch has a tick unless the next tick is closer than this fraction of a step."""
+"""The first epoch has its own tick unless the next tick is closer than this fraction of a tick step."""
 _LOG_RATIO = 30
 """The loss axis is logarithmic if the maximum is more than this many times the minimum."""
 _MARGIN = 0.04
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark: a point for the best epoch, or a position on the x axis for a restart."""
+    """A mark on a chart: a point for the best epoch, or a position on the x axis for a restart."""
 
     kind: Literal["best", "restart"]
     x: float
@@ -112,7 +112,7 @@ def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) ->
         longest = max((float(np.nansum(epochs)) for epochs in times), default=0.0)
         unit, seconds = next((unit for unit in _UNITS if longest >= _MIN_UNITS * unit[1]), _UNITS[-1])
     lines = [line for index, group in enumerate(groups) for line in _group_lines(group, index, measure, over, seconds)]
-    # SVG paints in document order, so that means are drawn over seeds, and coloured lines over grey ones.
+    # SVG paints in document order: means must come after single seeds, and coloured lines after grey ones.
     lines.sort(key=lambda line: (line.style == "mean", line.colour is not None))
     x_name = f"{unit} of training" if unit else "epochs"
     x_label = x_name if unit else "epoch"
@@ -139,7 +139,7 @@ def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: 
 
 
 def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple[np.ndarray, ...] | None:
-    """Return x, mean and half width of the interval over the range covered by all lines; None if there is none."""
+    """Return x, mean and interval half width over the range that all lines cover; None if they have no common range."""
     start, end = max(np.nanmin(x) for x, _ in lines), min(np.nanmax(x) for x, _ in lines)
     if start > end:
         return None
@@ -156,7 +156,7 @@ def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple
 
 
 def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
-    """Draw one run: the watched split, the training images as a dashed line, and marks for best epoch and restarts."""
+    """Draw one run: the watched split, a dashed line for the training images, and marks for best epoch and restarts."""
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     epochs = curve.history["epoch"]
     names = {"train": "training images"}
@@ -204,7 +204,7 @@ def build_chart(
 
 @dataclass(frozen=True)
 class Axis:
-    """Mapping from the data range ``low`` to ``high`` to the SVG coordinates ``first`` to ``last``."""
+    """Mapping of the data range ``low`` to ``high`` onto the SVG coordinates ``first`` to ``last``."""
 
     low: float
     high: float
@@ -247,7 +247,7 @@ class Axis:
             factor * power for factor in (_INTEGER_TICK_FACTORS if whole else _TICK_FACTORS) if factor * power >= rough
         )
         step = max(step, 1.0) if whole else step
-        # The tolerance keeps a tick that rounding has put just outside the axis.
+        # The tolerance keeps ticks that rounding has moved just outside the axis.
         counts = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
         numbers = [round(count * step, 12) for count in counts]
         starts_alone = whole and self.low.is_integer() and numbers[0] - self.low > step * _CLOSE

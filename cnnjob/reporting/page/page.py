@@ -1,4 +1,4 @@
-"""The report as a self-contained HTML page, which loads nothing from the network or from other files.
+"""The report as a self-contained HTML page that loads nothing from the network or from other files.
 
 The template engine escapes all text read from files; no HTML is built here. The page contains no date, so that equal
 runs give equal bytes. Curves are drawn as inline SVG without Matplotlib, which is fast enough for a thousand runs.
@@ -61,7 +61,7 @@ class DatasetSection(NamedTuple):
 
 
 def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
-    """Return one section per dataset, the best group's first; datasets with the same name are shown with digests."""
+    """Return one section per dataset, in the order of their best groups; datasets with the same name show digests."""
     datasets = dict.fromkeys(group.dataset for group in run_groups)
     names = [dataset.partition(" ")[0] for dataset in datasets]
     titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]
@@ -86,7 +86,7 @@ def _group_charts(run_groups: Sequence[Group]) -> list[charts.Chart]:
 
 
 def _template_environment() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only the page needs it
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only the page needs jinja2
 
     environment = Environment(
         loader=PackageLoader("cnnjob.reporting.page"),

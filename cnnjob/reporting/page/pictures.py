@@ -21,7 +21,7 @@ def data_url(pixels: np.ndarray) -> str:
     Returns:
         The ``data:`` URL of the PNG image.
     """
-    from PIL import Image  # noqa: PLC0415 - only pages need it
+    from PIL import Image  # noqa: PLC0415 - only pages need Pillow
 
     return _png_data_url(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
 
@@ -43,7 +43,7 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
     Returns:
         The ``data:`` URL of the PNG image.
     """
-    from PIL import Image  # noqa: PLC0415 - likewise
+    from PIL import Image  # noqa: PLC0415 - only pages need Pillow
 
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     picture.thumbnail((pixels, pixels))

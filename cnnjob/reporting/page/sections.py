@@ -1,4 +1,4 @@
-"""The page's section on one run: provenance, attempts and mistakes, as text and numbers for the template."""
+"""Sections of the page on single runs, as text and numbers for the template."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from cnnjob.reporting.record import Mistake, Record
 from cnnjob.runs.attempts import Attempt
 
 MAX_DETAILED_RUNS = 100
-"""With more runs than this, sections have no images, curves or matrices."""
+"""With more runs than this, the runs' sections have no images, curves or matrices."""
 _THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MAX_DETAILED_RUNS, 8, 44, 64))
-"""Rows of: maximum number of runs on the page, test images per run, and maximum size in pixels and colours of each."""
+"""Per row: maximum number of runs on the page, images per run, size of each in pixels, and its number of colours."""
 MAX_MATRIX_CLASSES = 20
 """With more classes than this, a matrix is drawn as an image: numbers in its cells would be illegible."""
 WORST_PAIRS = 5
-"""Number of listed confusions."""
+"""Number of class pairs that are listed as most often confused."""
 _TIMELINE_WIDTH = 720
 """Width of the timeline, in SVG units."""
 _MIN_BAR_WIDTH = 2.0
@@ -49,7 +49,7 @@ class RunSection:
     charts: list[Chart]
     timeline: list[TimelineBar]
     matrix: list[list[tuple[int, float]]]
-    """Confusion matrix by rows: counts and their shares of the row; empty if there are many classes."""
+    """Rows of the confusion matrix, with counts and their shares of the row; empty if there are many classes."""
     matrix_picture: str
     worst_pairs: list[tuple[str, str, int, float]]
     """True class, predicted class, number of images, share of the true class; most frequent first."""
@@ -101,7 +101,7 @@ def _thumbnails(mistakes: list[Mistake], n_runs: int) -> list[tuple[Mistake, str
 
 
 def provenance(record: Record) -> Iterator[str]:
-    """Yield a run's provenance as short phrases: commit, data, device, packages, choice of model."""
+    """Yield a run's provenance as short phrases, such as its commit, data, device, packages and choice of model."""
     row, environment = record.row, record.environment
     if row["commit"]:
         digits, *dirty = str(row["commit"]).split("-")
