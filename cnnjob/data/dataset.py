@@ -52,7 +52,7 @@ _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, Ru
 
 @dataclass(frozen=True)
 class Dataset:
-    """Description of a prepared dataset; no pixels are read until :meth:`load` is called.
+    """Description of a prepared dataset; the pixels are read only on request, for example by :meth:`load`.
 
     Attributes:
         path: the HDF5 file.
@@ -91,7 +91,7 @@ class Dataset:
             The dataset.
 
         Raises:
-            DataError: the file is missing, incomplete, truncated, edited, or not a prepared dataset.
+            DataError: the file is missing, incomplete or truncated, has been edited, or is not a prepared dataset.
         """
         with _reading(path) as file:
             version = _format_of(path, file)  # first, since nothing else can be relied on in an unfinished file
@@ -183,7 +183,7 @@ class Dataset:
             self._require_moments(*moments.mean_and_std())
 
     def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Refuse a mean or std that is not exactly equal to the computed one, since :class:`Moments` is exact."""
+        """Refuse a mean or std that differs at all from the computed one, which is the same on every machine."""
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
@@ -277,7 +277,7 @@ class Dataset:
             if not isinstance(images, StoredArray):
                 raise DataError(
                     f"{self.path}: the images are stored in chunks (found format {self.format}). "
-                    "Prepare it again with --force"
+                    "Prepare the dataset again with --force"
                 )
             return images
 
@@ -301,18 +301,18 @@ class Dataset:
         shapes = {shape[1:] for shape in self.shapes.values()}
         arrays = {f"{split}/{array}" for split in self.shapes for array in ARRAYS}
         if not {"train", "test"} <= self.shapes.keys():
-            raise ValueError(f"no training or no test images (found {', '.join(self.splits) or 'none'})")
+            raise ValueError(f"the train split or the test split is missing (found {', '.join(self.splits) or 'none'})")
         if len(shapes) > 1:
             raise ValueError(f"the splits have images of different shapes (found {self.shapes})")
         if {len(self.mean), len(self.std)} != {self.image_shape[2]}:
-            found = f"{len(self.mean)} and {len(self.std)} for {self.image_shape[2]} channels"
-            raise ValueError(f"mean and std do not match the images (found {found})")
+            found = f"{len(self.mean)} and {len(self.std)} values for {self.image_shape[2]} channels"
+            raise ValueError(f"mean and std do not have one value per channel (found {found})")
         if self.array_sha256.keys() != arrays:
-            raise ValueError("the checksums do not match the arrays in the file (found in the attribute array_sha256)")
+            raise ValueError("the attribute array_sha256 does not have exactly one checksum for each array in the file")
         if not all(map(_SHA256.fullmatch, (*self.array_sha256.values(), *self.source_sha256.values()))):
-            raise ValueError("a checksum is not a SHA-256 (found in array_sha256 or source_sha256)")
+            raise ValueError("a checksum in array_sha256 or source_sha256 is not a SHA-256")
         if not all(map(_is_unicode, (self.name, *self.class_names))):
-            raise ValueError("a name contains a lone surrogate (found in name or class_names)")
+            raise ValueError("the name of the dataset or of a class contains a lone surrogate")
         require_class_names(self.class_names)
 
 
@@ -326,9 +326,9 @@ def require_class_names(names: Sequence[str]) -> None:
         ValueError: there are no names, or a name is blank or occurs twice.
     """
     if not names:
-        raise ValueError("there are no classes (found no names in class_names)")
+        raise ValueError("there are no classes, since class_names is empty")
     if empty := [number for number, name in enumerate(names) if not name.strip()]:
-        raise ValueError(f"a class has no name (found {names[empty[0]]!r} for class {empty[0]})")
+        raise ValueError(f"the name of a class is blank (found {names[empty[0]]!r} for class {empty[0]})")
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"two classes have the same name (found {twice!r})")
@@ -339,7 +339,7 @@ def _said(values: tuple[float, ...]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a string is valid Unicode; a JSON escape can produce a lone surrogate, which is not."""
+    """Return whether a string is valid Unicode: a JSON escape can produce a lone surrogate, which is not."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -380,7 +380,7 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        """Start with no images."""
+        """Initialise all sums to zero."""
         self._n, self._totals, self._squares = 0, [0], [0]
 
     def add(self, images: np.ndarray) -> None:
@@ -409,7 +409,7 @@ class Moments:
 
 
 def _by_channel(values: np.ndarray, channels: int) -> np.ndarray:
-    """Return the sums per channel, (C,) uint64, of pixel rows (n, W·C), where n is at most ``_SUMMED_ROWS``."""
+    """Return the sum per channel, (C,) uint64, of pixel rows (n, W·C), where n is at most ``_SUMMED_ROWS``."""
     summed: np.ndarray = values.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
     return summed
 
@@ -433,7 +433,7 @@ def seal_of(description: Mapping[str, Any]) -> str:
     return sha256_of(canonical_json(description).encode())
 
 
-_AGAIN = "Prepare it again with --force"
+_AGAIN = "Prepare the dataset again with --force"
 
 
 @contextmanager
@@ -447,7 +447,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except _UNREADABLE as error:
-        raise DataError(f"{path}: not readable as a prepared dataset ({error}). {_AGAIN}") from error
+        raise DataError(f"{path}: cannot be read as a prepared dataset ({error}). {_AGAIN}") from error
 
 
 def _format_of(path: Path, file: h5py.File) -> int:
@@ -457,12 +457,12 @@ def _format_of(path: Path, file: h5py.File) -> int:
     if known is None:
         if value is None:
             raise DataError(
-                f"{path}: not a dataset of cnnjob (found an HDF5 file without its format). Choose another file"
+                f"{path}: not a cnnjob dataset (found an HDF5 file without a format attribute). Choose another file"
             )
         formats = f"{CHUNKED_FORMAT} or {FORMAT}"
-        raise DataError(f"{path}: not a dataset of format {formats} (found format {value}). {_AGAIN}")
+        raise DataError(f"{path}: not a dataset in format {formats} (found format {value}). {_AGAIN}")
     if "complete" not in file.attrs or not np.array_equal(hdf5.number(file, "complete"), 1):
-        raise DataError(f"{path}: incomplete, its preparation did not finish. {_AGAIN}")
+        raise DataError(f"{path}: incomplete because its preparation did not finish. {_AGAIN}")
     return known
 
 
@@ -515,18 +515,18 @@ def _per_channel(file: h5py.File, name: str) -> tuple[float, ...]:
     # NaN fails both comparisons.
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         shown = f"{values.ravel()[:4].tolist()} of shape {values.shape}"
-        raise ValueError(f"an attribute is not one number from 0 to 1 per channel (found {shown} in {name})")
+        raise ValueError(f"an attribute does not have one number from 0 to 1 per channel (found {shown} in {name})")
     return tuple(values.astype(np.float64).tolist())
 
 
 def _require_seal(seal: str, description: Mapping[str, Any]) -> None:
     expected = seal_of(description)
     if seal != expected:
-        raise ValueError(f"the attributes were changed (found sha256 {seal!r:.80}, expected {expected})")
+        raise ValueError(f"the attributes have been changed (found sha256 {seal!r:.80}, expected {expected})")
 
 
 def _json(file: h5py.File, name: str, kind: type[Any], items: type) -> Any:
-    """Parse a JSON attribute that must be a list of items, or a dict with values, of one type."""
+    """Parse a JSON attribute that must be a list with items of one type, or a dict with values of one type."""
     value = parse_json(hdf5.text(file, name))
     values = value.values() if isinstance(value, dict) else value
     if not isinstance(value, kind) or not all(isinstance(item, items) for item in values):
@@ -538,4 +538,6 @@ def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
     """Refuse labels that are not class indices."""
     for block in blocks(labels):
         if block.max() >= classes:
-            raise ValueError(f"a label has no class (found label {block.max()} with {classes} classes in {name})")
+            raise ValueError(
+                f"a label does not refer to a class (found {block.max()} in {name}, with {classes} classes)"
+            )

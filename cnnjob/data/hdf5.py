@@ -1,4 +1,4 @@
-"""Open parts of an HDF5 file safely: none may refer to another file or need more memory than the size of the file.
+"""Open parts of an HDF5 file safely: no part may refer to another file or need more memory than the file's size.
 
 HDF5 follows links to other files, external storage and virtual datasets, loads filter plugins, and fills in values that
 were never written. :mod:`cnnjob.data.prepare.writer` uses none of these features, so all of them are refused.
@@ -51,7 +51,7 @@ def require_members(group: h5py.Group, allowed: Iterable[str]) -> list[str]:
 
 
 def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> None:
-    """Refuse attributes that are not allowed.
+    """Raise an error if a file, group or array has an attribute that is not allowed.
 
     Args:
         owner: low-level h5py identifier of the file, group or array.
@@ -77,7 +77,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
         ValueError: the member is not a group, or has attributes.
     """
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_GROUP:
-        raise ValueError(f"an array or a type instead of a group (found {name} in {group.name})")
+        raise ValueError(f"a member is an array or a type instead of a group (found {name} in {group.name})")
     found = group[name]
     require_attributes(found.id, found.name)
     return found
@@ -100,12 +100,13 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
     dataset, where = _dataset(group, name, dtypes, h5py.h5d.CONTIGUOUS, [])
     shape, file_bytes = dataset.shape, h5py.h5i.get_file_id(dataset).get_filesize()
     if not shape or not all(shape):
-        raise ValueError(f"an array is empty (found the shape {shape} for {where})")
+        raise ValueError(f"an array is empty (found shape {shape} for {where})")
     # An array that was never written has no offset. Data beyond the end of the file would be read as zeros.
     n_bytes, offset = prod(shape) * dataset.dtype.itemsize, dataset.get_offset()
     if offset is None or offset + n_bytes > file_bytes or dataset.get_storage_size() != n_bytes:
         raise ValueError(
-            f"an array is incomplete (found {n_bytes:,} bytes at {offset} in {file_bytes:,} for {shape} in {where})"
+            f"an array is incomplete (found {where} with {n_bytes:,} bytes at offset {offset} in a file of "
+            f"{file_bytes:,} bytes)"
         )
     return h5py.Dataset(dataset)
 
@@ -123,12 +124,14 @@ def _dataset(
     """Open an array and return it with its path for messages; refuse an unexpected layout, filter or type."""
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
-        raise ValueError(f"a group or a type instead of an array (found {where})")
+        raise ValueError(f"a member is a group or a type instead of an array (found {where})")
     dataset = h5py.h5d.open(group.id, name.encode())
     plan = dataset.get_create_plist()
     if plan.get_layout() != layout or plan.get_external_count():
         stored = _LAYOUTS.get(plan.get_layout(), plan.get_layout())
-        raise ValueError(f"an array is not stored as {_LAYOUTS[layout]} (found {stored} for {where})")
+        raise ValueError(
+            f"an array is not stored as {_LAYOUTS[layout]} data in the file itself (found {stored} for {where})"
+        )
     applied = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
     if applied != filters:
         raise ValueError(f"an array has unexpected filters (found {applied} instead of {filters} for {where})")
@@ -144,12 +147,16 @@ def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: 
     shape, size = dataset.shape, dataset.dtype.itemsize
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
-        raise ValueError(f"an array is empty or has unexpected chunks (found {shape} in chunks {chunk} for {where})")
+        raise ValueError(
+            f"an array is empty or has unexpected chunks (found shape {shape} in chunks of {chunk} for {where})"
+        )
     # HDF5 allocates chunks on their first write and reads missing ones as zeros, so a tiny file can claim a huge array.
     chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(dataset).get_filesize()
     stored = dataset.get_storage_size()
     if stored < chunks * chunk_bytes or stored > file_bytes:
-        raise ValueError(f"an array is incomplete (found {stored:,} bytes in {file_bytes:,} for {shape} in {where})")
+        raise ValueError(
+            f"an array is incomplete (found {where} with {stored:,} bytes in a file of {file_bytes:,} bytes)"
+        )
 
 
 def number(file: h5py.File, name: str) -> np.ndarray:
@@ -160,7 +167,7 @@ def number(file: h5py.File, name: str) -> np.ndarray:
     """
     attribute = _attribute(file, name)
     if attribute.get_type().get_class() not in _NUMBERS:
-        raise ValueError(f"an attribute is not a number (found another type for {name})")
+        raise ValueError(f"an attribute is not numeric (found another type for {name})")
     return np.asarray(file.attrs[name])
 
 
@@ -178,7 +185,7 @@ def text(file: h5py.File, name: str) -> str:
     try:
         return bytes(file.attrs[name]).decode()
     except UnicodeDecodeError:
-        raise ValueError(f"an attribute is not valid UTF-8 (found other bytes in {name})") from None
+        raise ValueError(f"an attribute is not valid UTF-8 (found invalid bytes in {name})") from None
 
 
 def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
@@ -187,7 +194,7 @@ def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
         raise ValueError(f"an attribute is missing (found no {name})")
     attribute = h5py.h5a.open(file.id, name.encode())
     if attribute.shape is None:
-        raise ValueError(f"an attribute has no value (found nothing in {name})")
+        raise ValueError(f"an attribute has no value (found none for {name})")
     if attribute.get_storage_size() > min(_MOST_ATTRIBUTE_BYTES, file.id.get_filesize()):
         raise ValueError(f"an attribute is too large (found {attribute.get_storage_size():,} bytes in {name})")
     return attribute

@@ -8,7 +8,7 @@ Every image is converted to 8 bits per channel by the same rules:
   each channel equals that of the transparent colour, since Pillow reads only the upper bytes.
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
-- Images with a palette of greys, with 1 bit per pixel, or with grey and transparency are also greyscale images.
+- Images with a palette of greys, with 1 bit per pixel, or with grey and transparency count as greyscale.
 - Images are scaled by :func:`PIL.ImageOps.fit` and related functions with the bilinear filter; a large JPEG is first
   decoded at a half, a quarter or an eighth of its size, but no smaller than needed (:meth:`PIL.Image.Image.draft`).
 
@@ -98,7 +98,7 @@ class Header(NamedTuple):
     n_frames: int = 1
     """Number of animation frames or pages in the file, of which only the first is read; 2 stands for two or more."""
     bits: int = 8
-    """Bits per channel in the file: 8 (also if there are fewer), 12 or 16."""
+    """Bits per channel in the file: 8 (which includes fewer), 12 or 16."""
 
 
 class Picture(NamedTuple):
@@ -119,7 +119,7 @@ class Picture(NamedTuple):
         if self.is_transparent:
             yield "transparent pixels were composited onto the background"
         if self.is_dim:
-            yield "16 bits with no value above 4095, so nearly black. Scale 12-bit data to 16 bits first"
+            yield "16-bit pixels with no value above 4095 are nearly black. Scale 12-bit data to 16 bits first"
 
 
 class _Opened(NamedTuple):
@@ -170,7 +170,7 @@ class _Opened(NamedTuple):
 
 
 class _TooLongError(Exception):
-    """Raised when decoding takes longer than allowed."""
+    """Error raised when decoding takes longer than allowed."""
 
 
 class _TimedReader(io.BufferedReader):
@@ -213,7 +213,7 @@ def header(path: Path | str, *, content: bytes | None = None, most_seconds: floa
 def inspect_image(
     path: Path | str, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
 ) -> tuple[Header, Picture | None]:
-    """Read an image's header, and for a small image also the pixels, since opening it takes longer than decoding it.
+    """Read an image's header, and for a small image also its pixels, since opening it takes longer than decoding it.
 
     Args:
         path: name of the file.
@@ -339,7 +339,7 @@ def _content(path: Path | str) -> bytes | None:
         with files.open_regular(Path(path)) as file:
             return file.read() if os.fstat(file.fileno()).st_size <= _MOST_CONTENT else None
     except OSError as error:
-        raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
+        raise DataError(f"{path}: not a usable image ({error}). Repair, convert or remove it") from error
 
 
 def _orientation(image: ImageFile, content: bytes | None) -> int:
@@ -455,7 +455,7 @@ def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Ite
             f"{path}: decoding takes more than {_MOST_BYTES // 10**6} MB of memory. Convert or remove it"
         ) from None
     except _UNREADABLE as error:
-        raise DataError(f"{path}: not a usable image, {error}. Repair, convert or remove it") from error
+        raise DataError(f"{path}: not a usable image ({error}). Repair, convert or remove it") from error
 
 
 def _timed_image(file: BinaryIO, most_seconds: float) -> ImageFile:
@@ -487,8 +487,8 @@ def decoding_limits() -> Iterator[None]:
     """Limit the memory that this process may allocate while it decodes an image, and silence Pillow's warnings.
 
     A caller that reads many small images should enter this context once for all of them, since entering it takes a
-    noticeable fraction of the time needed to read one image. Entering it again inside itself has no effect. The limit
-    applies to the whole process, so only one thread may decode.
+    noticeable fraction of the time needed to read one image. Entering it again while it is active has no effect. The
+    limit applies to the whole process, so only one thread may decode.
     """
     if _LIMITED:
         yield
@@ -538,7 +538,7 @@ def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes:
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
         raise ValueError("it does not state how many bytes its strips or tiles have")
     if (most := max(map(sum, counts))) > file_bytes:
-        raise ValueError(f"its strips or tiles overlap, with {most:,} bytes in a file of {file_bytes:,}")
+        raise ValueError(f"its strips or tiles overlap: they have {most:,} bytes in a file of {file_bytes:,} bytes")
 
 
 def _is_count(value: object) -> bool:
@@ -585,7 +585,7 @@ _OTHER_FORMATS = (
     (4, b"ftyphev", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
     (4, b"ftypmif1", "a HEIF image", "Convert it to JPEG, for example with heif-convert"),
     (4, b"ftypavi", "an AVIF image", "Convert it to PNG, for example with avifdec"),
-    (4, b"ftypcrx", "a Canon raw image", "Develop it to TIFF or JPEG"),
+    (4, b"ftypcrx", "a Canon raw image", "Convert it to TIFF or JPEG with a raw converter"),
     (4, b"ftyp", "a video", "Extract its frames as PNG, for example with ffmpeg"),
     (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image", "Convert it to PNG, for example with opj_decompress"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image", "Convert it to PNG, for example with opj_decompress"),
@@ -599,9 +599,9 @@ _OTHER_FORMATS = (
     (0, b"\x00\x00\x01\x00", "a Windows icon", "Convert it to PNG"),
     (128, b"DICM", "a DICOM image", "Convert it to PNG, for example with dcm2img"),
     (0, b"\x89HDF", "an HDF5 file", "Specify image files, or pass its arrays from Python"),
-    (0, b"\x93NUMPY", "a NumPy array", "Specify the array file itself, not a folder of images"),
+    (0, b"\x93NUMPY", "a NumPy array", "Specify the array file itself instead of a folder"),
     (0, b"SIMPLE  =", "a FITS image", "Convert it to PNG or TIFF"),
-    (0, b"PK\x03\x04", "a zip archive", "Unpack it, or specify only the archive"),
+    (0, b"PK\x03\x04", "a zip archive", "Unpack it, or specify the archive itself instead of a folder"),
     (0, b"\x1f\x8b", "a gzip file", "Unpack it"),
     (0, b"<?xml", "an XML file", "Remove it"),
     (0, b"<!DOCTYPE", "a web page", "Download the image itself"),
@@ -616,7 +616,7 @@ def _unknown_format(path: Path | str, content: bytes | None) -> str:
         with files.open_regular(Path(path)) as file:
             content = file.read(256)
     if not content:
-        return "an empty file, not an image. Remove it"
+        return "an empty file instead of an image. Remove it"
     for position, signature, name, advice in _OTHER_FORMATS:
         if content.startswith(signature, position):
             return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not supported. {advice}"

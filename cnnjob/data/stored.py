@@ -20,7 +20,7 @@ from cnnjob.files import open_regular, reason_of
 MOST_READ_BYTES = 1 << 30
 """Maximum size of one read, in bytes; Linux reads at most 2 GiB at a time."""
 SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
-"""Maximum time to read rows in the page cache, per read and per byte; after a slower read, rows are prefetched."""
+"""Maximum time to read rows from the page cache, in seconds per read and per byte; a slower read starts prefetching."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StoredArray:
         offset: position of the array's first byte in the file.
         shape: shape of the array, (N, …).
         dtype: type of the values.
-        version: version of the file when it was checked; reading fails if the file has changed since then.
+        version: version of the file when this object was created; reading fails if the file has changed since.
     """
 
     path: Path
@@ -141,7 +141,7 @@ class RowReader:
         if version.size < array.version.size:
             raise DataError(
                 f"{array.path}: truncated while in use (found {version.size:,} bytes instead of "
-                f"{array.version.size:,}). Prepare it again, {_RESUME}"
+                f"{array.version.size:,}). Prepare the dataset again, {_RESUME}"
             )
         if version != array.version:
             raise DataError(f"{array.path}: replaced or changed while in use. Leave it unchanged, {_RESUME}")
@@ -170,8 +170,8 @@ class RowReader:
                 ) from error
             if not count:
                 raise DataError(
-                    f"{array.path}: truncated (found the end of the file within {array.name}). Prepare it again, "
-                    f"{_RESUME}"
+                    f"{array.path}: truncated (found the end of the file within {array.name}). "
+                    f"Prepare the dataset again, {_RESUME}"
                 )
             content, position = content[count:], position + count
 

@@ -191,7 +191,7 @@ def test_predict_of_a_dataset_that_has_changed(here: Path) -> None:
     ("content", "message"),
     [
         (b"no image", "not a PNG image, despite its name"),
-        (b"", "an empty file, not an image"),
+        (b"", "an empty file instead of an image"),
         (None, "no such file"),
     ],
 )

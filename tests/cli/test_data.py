@@ -140,7 +140,7 @@ def test_a_job_of_an_unknown_or_damaged_dataset_is_refused(here: Path) -> None:
     (here / "data").mkdir()
     (here / "data" / "mnist.h5").touch()
     damaged = cnnjob("show", "job.toml", "--set", "dataset=mnist")
-    assert (damaged.exit_code, "not readable as a prepared dataset" in damaged.stderr) == (3, True)
+    assert (damaged.exit_code, "cannot be read as a prepared dataset" in damaged.stderr) == (3, True)
 
 
 def test_a_broken_job_is_listed_with_what_is_wrong(here: Path) -> None:

@@ -124,7 +124,7 @@ def test_hidden_files_and_clutter_are_not_looked_at(root: Path, out: Path) -> No
     done = prepare("folder", out, source=root, test_fraction=0.2)
     dataset = done.dataset
     left_out = ".DS_Store, .ipynb_checkpoints, README.txt, cat/.DS_Store, cat/.ipynb_checkpoints and 1 more"
-    assert done.warnings == (f"{root}: left out: {left_out} (hidden, not an image, or in no class folder)",)
+    assert done.warnings == (f"{root}: left out: {left_out} (hidden, not images, or not in a class folder)",)
     assert dataset.class_names == ("cat", "dog")
     assert [sum(pair) for pair in zip(dataset.counts("train"), dataset.counts("test"), strict=True)] == [10, 15]
 
@@ -233,7 +233,7 @@ def test_a_source_in_a_folder_that_cannot_be_entered_is_a_data_error(
         obtain(CIFAR10, "root/a.tar", None, progress=False)
     with (
         as_nobody(),
-        pytest.raises(DataError, match=r"pets\.h5: not readable as a prepared dataset .*Permission denied"),
+        pytest.raises(DataError, match=r"pets\.h5: cannot be read as a prepared dataset .*Permission denied"),
     ):
         Dataset.open(Path("root/pets.h5"))
     root.chmod(0o755)
@@ -293,18 +293,18 @@ def no_classes(root: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message", "spoil"),
     [
-        (DataError, "classes without train images .found bird.", an_empty_class),
+        (DataError, "some classes have no train images .found bird.", an_empty_class),
         (DataError, "bird: too few images to split off test images .found 1, 1 of them distinct", a_class_of_one),
         (JobError, "(?s)differ in size .*19 images of 5x6, e.g. .*1 image of 5x5.*--size 5x6", another_size),
         (DataError, "(?s)1 file cannot be used .found:.*0100.png: no such file", a_dangling_link),
         (DataError, "nested too deeply .found more than 50", a_deep_folder),
-        (DataError, "dog/more/again: a link that forms a loop .found ", a_circle),
+        (DataError, "dog/more/again: a link that forms a loop .found the target ", a_circle),
         (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
-        (DataError, "a class has no name .found ' '.. Rename", a_name_of_a_space),
+        (DataError, "the name of a class is blank .found ' '.. Rename", a_name_of_a_space),
         (DataError, "two classes have the same name .*u0301' and '.*xe9'", two_names_that_look_the_same),
         (DataError, "no train folder", only_a_test_folder),
         (DataError, "different classes .found only in val/: bird.", other_classes),
-        (DataError, "train: 0 class folders", no_classes),
+        (DataError, "train: the number of class folders must be .* .found 0.", no_classes),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )

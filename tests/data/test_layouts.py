@@ -99,7 +99,7 @@ def test_the_class_of_trains_is_no_split(tmp_path: Path) -> None:
 
 def test_train_and_test_are_never_classes(tmp_path: Path) -> None:
     root = draw(tmp_path / "root", *(f"{split}/{i}.png" for split in ("Training", "Testing") for i in range(4)))
-    refused(root, r"root/Training: images without class folders .found 4 images.. .* --labels FILE", test_fraction=0.2)
+    refused(root, r"root/Training: the images are not in class folders .found 4 images.. .*labels", test_fraction=0.2)
 
 
 def test_a_class_that_holds_only_folders_is_refused(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_numbers_are_in_the_order_of_their_values(tmp_path: Path) -> None:
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     root = draw(tmp_path / "root", *(f"{split}/a/1.png" for split in ("train", "val", "valid", "test")))
-    refused(root, "several folders for val .found val, valid.")
+    refused(root, "several folders for the val split .found val, valid.")
 
 
 def test_test_images_without_labels_are_left_out_and_named(tmp_path: Path) -> None:
@@ -203,18 +203,18 @@ def test_splits_and_numbers_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("foo,bar\n1,2\n", "no column path and label .found 'foo', 'bar'.. Name the column of files path"),
-        ("path,x\n1,2\n", "no column label .found 'path', 'x'."),
-        ("", "no column path and label .found no columns."),
+        ("foo,bar\n1,2\n", "no path and no label column .found 'foo', 'bar'.. Use the column names path"),
+        ("path,x\n1,2\n", "no label column .found 'path', 'x'."),
+        ("", "no path and no label column .found no columns."),
         (
             "path,label\n1.png,a\n9.png,b\n8.png,b\n",
-            "(?s)2 rows without exactly one .*9.png on line 3: no such file.*8.png on line 4",
+            "(?s)could not match 2 rows to images in .*9.png on line 3: no such file.*8.png on line 4",
         ),
-        ("path,label\n1.png,a\n1,b\n", "1 on line 3: already on line 2, as 'a'"),
-        ("path,label\n2.png,a\n", "2.png on line 2: several files, x/2.png and y/2.png"),
+        ("path,label\n1.png,a\n1,b\n", "1 on line 3: already on line 2, with label 'a'"),
+        ("path,label\n2.png,a\n", "2.png on line 2: several files match, such as x/2.png and y/2.png"),
         ("path,label\n1.png,\n", "t.csv:2: no label"),
         ("path,label,split\n1.png,a,one\n", "t.csv:2: unknown split .found 'one'."),
-        ("path,label,usage\n1.png,a,PublicTest\nx/2.png,a,PrivateTest\n", "several names for the split test"),
+        ("path,label,usage\n1.png,a,PublicTest\nx/2.png,a,PrivateTest\n", "several names for the test split"),
         ("path,label,split\n1.png,a,test\n", "no training images"),
         ('path,label\n1.png,"a\n', "t.csv:2: not a valid table row"),
         ("path,label\n\udce91,b\n", "t.csv: not UTF-8"),
@@ -379,7 +379,7 @@ def test_what_was_done_to_images_is_said(tmp_path: Path) -> None:
     done = prepared(root)
     assert [line.split(": ", 1)[1] for line in done.warnings] == [
         "1 image: transparent pixels were composited onto the background",
-        "1 image: 16 bits with no value above 4095, so nearly black. Scale 12-bit data to 16 bits first",
+        "1 image: 16-bit pixels with no value above 4095 are nearly black. Scale 12-bit data to 16 bits first",
         "1 image: only the first of several images was read",
     ]
     images, _ = done.dataset.load("train")
@@ -396,7 +396,7 @@ def test_classes_that_differ_only_in_capitals_are_named(tmp_path: Path) -> None:
     done = prepared(root)
     assert done.dataset.class_names == ("ANGER", "anger", "joy")
     (warning,) = done.warnings
-    assert warning.endswith("class names that differ only in case or spaces (found 'ANGER' and 'anger')")
+    assert warning.endswith("some class names differ only in case or spaces (found 'ANGER' and 'anger')")
 
 
 @pytest.mark.parametrize(
@@ -421,8 +421,8 @@ def test_splits_without_classes_are_not_classes(tmp_path: Path, names: tuple[str
     ],
 )
 def test_images_beside_folders_of_images_make_no_class(tmp_path: Path, names: list[str], holds: str) -> None:
-    message = refused(draw(tmp_path / "root", *names), "holds images as well as folders", test_fraction=0.5)
-    assert f"the class folder {holds} holds images" in message
+    message = refused(draw(tmp_path / "root", *names), "contains both images and folders", test_fraction=0.5)
+    assert f"the class folder {holds} contains both images" in message
 
 
 def test_a_loose_image_beside_class_folders_is_left_out(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_two_columns_of_labels_are_refused(tmp_path: Path, header: str) -> None:
     root = draw(tmp_path / "root", "1.png", "2.png")
     (tmp_path / "labels.csv").write_text(f"{header}\n1.png,5,cat\n2.png,6,dog\n")
     names = ", ".join(repr(name) for name in header.split(",")[1:])
-    refused(root, f"several columns may be the classes .found {names}.", labels=tmp_path / "labels.csv")
+    refused(root, f"several columns may contain the labels .found {names}.", labels=tmp_path / "labels.csv")
 
 
 def test_a_column_called_label_is_preferred(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_only_few_tasks_are_begun_before_their_results_are_used() -> None:
 
 
 def test_a_killed_process_is_an_error_of_the_user() -> None:
-    with worker_processes(2, 7) as work, pytest.raises(DataError, match="was killed, possibly for lack of memory"):
+    with worker_processes(2, 7) as work, pytest.raises(DataError, match="was killed, possibly because memory ran out"):
         [*work(kill_own_process, range(40))]
 
 

@@ -44,7 +44,9 @@ def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> L
     for path in sorted(files, key=lambda path: path.split("/")):
         parts = path.split("/")
         if path.startswith("/") or not {"", ".", ".."}.isdisjoint(parts):
-            raise DataError(f"{archive}: a member has a path outside it (found {path!r}). Create the archive again")
+            raise DataError(
+                f"{archive}: the path of a member points outside the archive (found {path!r}). Create the archive again"
+            )
         if path in seen:
             raise DataError(f"{archive}: two members have the same name (found {path}). Create the archive again")
         seen.add(path)
@@ -89,7 +91,7 @@ class ZipTree(FolderTree):
         try:
             info = archive.getinfo(name)
             if info.flag_bits & _ENCRYPTED:
-                raise DataError(f"{self.path(name)}: it is encrypted. Unpack the archive, and specify the folder")
+                raise DataError(f"{self.path(name)}: an encrypted member. Unpack the archive and specify the folder")
             # zipfile allocates memory for the sizes stated in the archive, regardless of the size of the archive.
             if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
@@ -137,7 +139,7 @@ class TarTree(FolderTree):
             DataError: the archive is damaged, has changed since it was opened, or contains links.
         """
         if _stamp_of_file(self.root) != self._stamp:
-            raise DataError(f"{self.root}: changed while being read. Leave it unchanged and prepare it again")
+            raise DataError(f"{self.root}: changed while being read. Leave the archive unchanged and prepare it again")
         files: list[str] = []
         folders: list[str] = []
         links: list[str] = []
@@ -152,8 +154,8 @@ class TarTree(FolderTree):
                 (links if kind == "link" else folders).append(path)
         if linked := listing_of(self.root, links, []).files:
             raise DataError(
-                f"{self.path(linked[0])}: a link, which is not followed in an archive (found {len(linked)}). "
-                "Unpack the archive, and pass the folder"
+                f"{self.path(linked[0])}: a link; links in archives are not followed (found {len(linked)}). "
+                "Unpack the archive and specify the folder"
             )
         return listing_of(self.root, files, folders)
 

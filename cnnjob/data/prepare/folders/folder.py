@@ -23,7 +23,7 @@ _SHOWN_COPIES = 3
 
 
 def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fraction: float) -> Splits:
-    """Split off a fraction of each class, but at least one image, for testing; copies of an image are never separated.
+    """Split off a fraction of each class, but at least one image, for testing; copies of an image stay together.
 
     Args:
         images: all images, class by class.
@@ -51,7 +51,7 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
             raise DataError(
                 f"{class_names[label]}: too few images to split off test images "
                 f"(found {len(members)}, {len({image.digest for image in members})} of them distinct). "
-                "A class needs at least 2"
+                "Every class needs at least 2 distinct images"
             )
     return {split: [image for image in images if split_of[image.digest] == split] for split in ("train", "test")}
 
@@ -67,7 +67,7 @@ def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> N
         if empty := [name for label, name in enumerate(class_names) if not counts[label]]:
             more = f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else ""
             raise DataError(
-                f"{where}: classes without {split} images (found {', '.join(empty[:_SHOWN])}{more}). "
+                f"{where}: some classes have no {split} images (found {', '.join(empty[:_SHOWN])}{more}). "
                 "Every class needs images in each split"
             )
 
@@ -110,7 +110,7 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
         )
     if height * width > MAX_PIXELS:
         raise JobError(
-            f"{where}: the images are too large (found {height}x{width}; at most {MAX_PIXELS:,} pixels). "
+            f"{where}: the images are too large (found {height}x{width}; the maximum is {MAX_PIXELS:,} pixels). "
             f"Scale them:\n  {command}"
         )
     return height, width, channels
@@ -126,7 +126,7 @@ def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
     for name in class_names:
         by_name[name.strip().casefold()].append(name)
     if alike := [" and ".join(map(repr, names)) for names in by_name.values() if len(names) > 1]:
-        yield f"class names that differ only in case or spaces (found {'; '.join(alike[:_SHOWN])})"
+        yield f"some class names differ only in case or spaces (found {'; '.join(alike[:_SHOWN])})"
 
 
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
@@ -178,7 +178,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
         more = len(counts) - _SHOWN
         yield (
             f"{where}: left out: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''} "
-            "(hidden, not an image, or in no class folder)"
+            "(hidden, not images, or not in a class folder)"
         )
 
 
@@ -272,7 +272,7 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
         splits = {("test" if split == VAL else split): classes for split, classes in layout.splits.items()}
         return replace(layout, splits=splits, description=layout.description.replace("(val)", "(test)"))
     if options.test_fraction is None:
-        of_val = f"\nTest on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
+        of_val = f"\nOr test on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
         raise JobError(
             f"{tree.root}: no test images (found {layout.description}). Split them off the training images:\n"
             f"  {options.command(test_fraction=0.2)}{of_val}"

@@ -58,7 +58,9 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
         for members in classes:
             members.sort(key=lambda path: path.split("/"))
     if "train" not in splits:
-        raise DataError(f"{where}: no training images (found the splits {', '.join(splits)}). Name their split train")
+        raise DataError(
+            f"{where}: no training images (found the splits {', '.join(splits)}). Use the split name train for them"
+        )
     used = set(named)
     return FolderLayout(
         f"{plural(len(rows), 'label')} of {plural(len(names), 'class') if len(names) == 1 else f'{len(names)} classes'}"
@@ -75,7 +77,9 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (found an invalid byte at {error.start}). Save it as UTF-8") from error
+        raise DataError(
+            f"{where}: not UTF-8 (found an invalid byte at offset {error.start}). Save it as UTF-8"
+        ) from error
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=first.count), strict=True)
     try:
@@ -89,7 +93,7 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
                 raise DataError(f"{where}:{reader.line_num}: no {missing} (found {cells}). Complete or remove the row")
             yield _Row(reader.line_num, values["path"], values["label"], values.get("split", ""))
     except csv.Error as error:
-        raise DataError(f"{where}:{reader.line_num}: not a valid table row (found {error}). Correct the row") from error
+        raise DataError(f"{where}:{reader.line_num}: not a valid table row ({error}). Correct the row") from error
 
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:
@@ -103,20 +107,20 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
     candidates = [cell for cell, name in zip(header, plain, strict=True) if name in _COLUMNS["label"]]
     if len(candidates) > 1 and plain.count("label") != 1:
         raise DataError(
-            f"{where}: several columns may be the classes (found {', '.join(map(repr, candidates))}). "
-            "Call that of the classes label, and rename or remove the others"
+            f"{where}: several columns may contain the labels (found {', '.join(map(repr, candidates))}). "
+            "Rename the right one to label, and rename or remove the others"
         )
     missing = [kind for kind in ("path", "label") if kind not in columns]
     if missing:
         raise DataError(
-            f"{where}: no column {' and '.join(missing)} (found {', '.join(map(repr, header)) or 'no columns'}). "
-            "Name the column of files path, the column of classes label, and the column of train, val and test split"
+            f"{where}: no {' and no '.join(missing)} column (found {', '.join(map(repr, header)) or 'no columns'}). "
+            "Use the column names path (image file), label (class) and, optionally, split (train, val or test)"
         )
     return columns
 
 
 def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: str) -> list[str]:
-    """Return the file for each row; a row may contain its path or the end of its path, with or without the suffix."""
+    """Return the file to which each row refers by its path or the end of its path, with or without the suffix."""
     by_end: dict[str, set[str]] = defaultdict(set)
     for path in files:
         for end in _ends(path):
@@ -131,16 +135,20 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
             (path,) = matches
             before = first.setdefault(path, row)
             if before is not row:
-                problems.append(f"{row.path} on line {row.line}: already on line {before.line}, as {before.label!r}")
+                problems.append(
+                    f"{row.path} on line {row.line}: already on line {before.line}, with label {before.label!r}"
+                )
             named.append(path)
         elif matches:
-            problems.append(f"{row.path} on line {row.line}: several files, {' and '.join(sorted(matches)[:2])}")
+            problems.append(
+                f"{row.path} on line {row.line}: several files match, such as {' and '.join(sorted(matches)[:2])}"
+            )
         else:
             problems.append(f"{row.path} on line {row.line}: no such file")
     if problems:
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{where}: {plural(len(problems), 'row')} without exactly one image in {root} (found:\n  "
+            f"{where}: could not match {plural(len(problems), 'row')} to images in {root} (found:\n  "
             + "\n  ".join(problems[:_SHOWN])
             + f"{more}).\nCorrect or remove them. Paths are relative to {root}"
         )
@@ -165,7 +173,9 @@ def _require_one_spelling(rows: Sequence[_Row], where: str) -> None:
     for split, names in spellings.items():
         if len(names) > 1:
             found = ", ".join(repr(name) for name in sorted(names))
-            raise DataError(f"{where}: several names for the split {split} (found {found}). Write train, val or test")
+            raise DataError(
+                f"{where}: several names for the {split} split (found {found}). Use only train, val and test"
+            )
 
 
 def _split_of_row(row: _Row, where: str) -> str:
@@ -173,5 +183,5 @@ def _split_of_row(row: _Row, where: str) -> str:
         return "train"
     found = split_of_name(row.split)
     if found is None:
-        raise DataError(f"{where}:{row.line}: unknown split (found {row.split!r}). Write train, val or test")
+        raise DataError(f"{where}:{row.line}: unknown split (found {row.split!r}). Use train, val or test")
     return found[0]

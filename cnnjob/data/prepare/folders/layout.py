@@ -112,7 +112,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
         listing: files and folders in the folder.
         where: path of the folder, for messages.
         annotations: the classes of Tiny ImageNet's validation images, by file name; None if the folder has no table of
-                them.
+            them.
 
     Returns:
         The layout; its only split is ``train`` if the folder has no splits.
@@ -127,9 +127,9 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     training = split_folders.get("train", root)
     if "train" in flat or (training is root and root.has_files() and _is_flat(root)):
         raise DataError(
-            f"{f'{where}/{training.path}'.rstrip('/')}: images without class folders (found "
+            f"{f'{where}/{training.path}'.rstrip('/')}: the images are not in class folders (found "
             f"{plural(sum(1 for _ in training.all_files()), 'image')}). "
-            "Specify a table of their labels with --labels FILE"
+            "Put the images of each class in a separate folder, or specify a table of labels with --labels FILE"
         )
     bases = {split: folder for split, folder in split_folders.items() if split not in flat} or {"train": root}
     bases = {split: _unwrapped(folder, inside_split=folder is not root) for split, folder in bases.items()}
@@ -206,13 +206,17 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
         return {}
     if len(with_train) > 1 and "*" not in with_train:
         names = ", ".join(name for splits in with_train.values() for name in splits["train"])
-        raise DataError(f"{where}: several folders of training images (found {names}). Specify one dataset's folder")
+        raise DataError(
+            f"{where}: several folders of training images (found {names}). Specify the folder of one dataset"
+        )
     group = with_train.get("*") or next(iter(with_train.values()))
     if _are_classes(root, group):
         return {}
     for split, folders in group.items():
         if len(folders) > 1:
-            raise DataError(f"{where}: several folders for {split} (found {', '.join(folders)}). Rename or remove one")
+            raise DataError(
+                f"{where}: several folders for the {split} split (found {', '.join(folders)}). Keep only one"
+            )
     return {split: root.folders[group[split][0]] for split in SPLITS if split in group}
 
 
@@ -237,7 +241,10 @@ def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
     """Return the files of each class folder by class name; names are converted to NFC, since macOS writes NFD."""
     place = f"{where}/{base.path}" if base.path else where
     if not 0 < len(base.folders) <= _MAX_CLASSES:
-        raise DataError(f"{place}: {len(base.folders)} class folders (found no images in folders). Make one per class")
+        raise DataError(
+            f"{place}: the number of class folders must be from 1 to {_MAX_CLASSES:,} (found {len(base.folders):,}). "
+            "Create one folder per class"
+        )
     classes: dict[str, list[str]] = {}
     original: dict[str, str] = {}
     for name, folder in base.folders.items():
@@ -245,7 +252,7 @@ def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
         key = unicodedata.normalize("NFC", name)
         if key in classes:
             raise DataError(
-                f"{place}: two classes have the same name (found {original[key]!a} and {name!a}). Rename a folder"
+                f"{place}: two classes have the same name (found {original[key]!a} and {name!a}). Rename one folder"
             )
         _require_images(folder, base, place)
         original[key] = name
@@ -257,7 +264,7 @@ def _require_name(name: str, place: str) -> None:
     if name != name.encode(errors="replace").decode():  # a lone surrogate represents a byte that is not UTF-8
         raise DataError(f"{place}: a class name is not UTF-8 (found {name!a}). Rename its folder")
     if not name.strip():
-        raise DataError(f"{place}: a class has no name (found {name!r}). Rename its folder")
+        raise DataError(f"{place}: the name of a class is blank (found {name!r}). Rename its folder")
 
 
 def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
@@ -270,9 +277,9 @@ def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
     is_other = any(split_of_name(name) or name.lower() in _NO_CLASS_PARTS for name in inside)
     if folder.files and inside and (len(inside) > 1 or is_shared or is_other):
         raise DataError(
-            f"{place}: the class folder {folder.name} holds images as well as folders with images (found "
-            f"{folder.files[0].rpartition('/')[2]} and {_shown(sorted(inside))}). Remove what does not belong to the "
-            "class; or, if the folders are the classes or splits, the images beside them"
+            f"{place}: the class folder {folder.name} contains both images and folders of images (found "
+            f"{folder.files[0].rpartition('/')[2]} and {_shown(sorted(inside))}). Remove the folders that are not "
+            "part of the class; or, if the folders are the classes or splits, remove the images next to them"
         )
     if inside and not folder.holds_images():
         raise DataError(
@@ -287,13 +294,13 @@ def _require_no_splits(names: list[str], where: str) -> None:
     train, test = ([name for name in names if pattern.search(name)] for pattern in (_TRAIN_NAME, _TEST_NAME))
     if train and test:
         raise DataError(
-            f"{where}: these look like splits without class folders, not like classes (found {_shown(train + test)}). "
-            "Put the images of each class in a folder, or name their labels in a table, with --labels FILE"
+            f"{where}: some folders look like splits without class folders (found {_shown(train + test)}). "
+            "Put the images of each class in a separate folder, or specify a table of labels with --labels FILE"
         )
 
 
 def _require_common(classes: Mapping[str, Mapping[str, list[str]]], bases: Mapping[str, _Folder], where: str) -> None:
-    """Require all splits to have the same classes; otherwise, list every difference."""
+    """Require all splits to have the same classes; the error lists every difference."""
     train = set(classes["train"])
     differences = []
     for split, found in classes.items():

@@ -69,8 +69,8 @@ def _signals_deferred() -> Iterator[None]:
     """Defer signals that arrive during a ``with`` block: call their handlers after the block.
 
     A handler that raises an exception within the executor can leave one of the executor's locks held; in a worker, it
-    can leave half a result in the pipe. The processes would then wait for each other forever. Only the main thread runs
-    handlers.
+    can leave part of a result in the pipe. The processes would then wait for each other forever. Only the main thread
+    runs handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -122,8 +122,8 @@ def _ordered(
             yield _await_result(waiting.popleft())
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that decodes images was killed, possibly for lack of memory. Free some memory and run the same "
-            "command again"
+            "a process that decodes images was killed, possibly because memory ran out. Free some memory and run the "
+            "same command again"
         ) from error
     finally:
         for future in waiting:

@@ -60,7 +60,7 @@ Splits = dict[str, list[ImageFile]]
 
 @dataclass
 class Survey:
-    """Results of the first pass.
+    """Results of the survey, the first pass over the files.
 
     Attributes:
         splits: the usable images of each split, in dataset order.

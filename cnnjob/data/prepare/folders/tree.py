@@ -30,7 +30,7 @@ Stamp = tuple[int, int, int, int]
 
 
 def is_visible(name: str) -> bool:
-    """Return whether a name is not that of a hidden file or folder, or of one that desktops or archivers create."""
+    """Return whether a name is neither hidden nor a name that desktops and archivers use for files of their own."""
     return not name.startswith(".") and name.lower() not in _CLUTTER
 
 
@@ -125,7 +125,7 @@ class FolderTree:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return a file's device, inode, size and change time; they change if it is replaced or written to."""
+    """Return a file's device, inode, size and change time; some of them change if it is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
@@ -142,7 +142,9 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
         DataError: a folder cannot be read, is nested too deeply, or is a link that forms a loop.
     """
     if len(above) > _MAX_DEPTH + 1:
-        raise DataError(f"{folder}: nested too deeply (found more than {_MAX_DEPTH} levels). Move the images up")
+        raise DataError(
+            f"{folder}: nested too deeply (found more than {_MAX_DEPTH} levels). Move the images to a higher folder"
+        )
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -158,7 +160,7 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
                 n_linked[0] += 1
                 if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
                     target = Path(entry.path).readlink()
-                    raise DataError(f"{entry.path}: a link that forms a loop (found {target}). Remove it")
+                    raise DataError(f"{entry.path}: a link that forms a loop (found the target {target}). Remove it")
             yield from _walk(Path(entry.path), f"{path}/", (*above, inode), n_linked)
 
 
@@ -181,5 +183,7 @@ def _raise_unreadable(folder: Path, error: OSError) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         raise DataError(f"{folder}: no such folder. Specify the folder that contains the class folders") from error
     if isinstance(error, NotADirectoryError):
-        raise DataError(f"{folder}: not a folder (found a file). Specify the folder of the class folders") from error
+        raise DataError(
+            f"{folder}: not a folder (found a file). Specify the folder that contains the class folders"
+        ) from error
     raise DataError(f"{folder}: cannot be read ({error.strerror}). Change its permissions, or remove it") from error
