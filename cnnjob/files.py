@@ -273,7 +273,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 def _require_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _FILE_KINDS.get(stat.S_IFMT(mode), "an unknown kind")
+        kind = _FILE_KINDS.get(stat.S_IFMT(mode), "a file of an unknown kind")
         raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or choose another")
 
 
@@ -299,7 +299,7 @@ def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
         try:
             size = os.fstat(file.fileno()).st_size
             if size > at_most:
-                raise DataError(f"{path}: too large (found {size:,} bytes, at most {at_most:,} are read)")
+                raise DataError(f"{path}: too large (found {size:,} bytes; the maximum is {at_most:,})")
             return file.read(size)  # not read(): a file that grows meanwhile must not exceed the limit
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
@@ -382,7 +382,7 @@ def _finite(text: str) -> float:
 def _integer(text: str) -> int:
     # The length is checked first: beyond 4300 digits, int() raises an error about changing Python's limit.
     if len(text) > _MAX_DIGITS or not -(2**63) <= (number := int(text)) < 2**64:
-        raise ValueError(f"an integer of more than 64 bits, {text[:_MAX_QUOTED]}")
+        raise ValueError(f"integer of more than 64 bits: {text[:_MAX_QUOTED]}")
     return number
 
 
@@ -398,7 +398,7 @@ def _require_shallow(value: Any, levels: int) -> None:
     for member in members:
         if isinstance(member, dict | list):
             if levels == 1:
-                raise ValueError(f"more than {_MAX_LEVELS} levels")
+                raise ValueError(f"nested more than {_MAX_LEVELS} levels deep")
             _require_shallow(member, levels - 1)
 
 

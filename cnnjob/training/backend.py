@@ -41,12 +41,12 @@ def select_backend(job: Job, run: Run) -> str:
         return "cuda"
     reason = ""
     if allocated:
-        reason = f", and this SLURM job holds the GPU {allocated}"
+        reason = f", and this SLURM job was allocated GPU {allocated}"
     elif started_with:
         reason = f", and {run.path} was started on a GPU"
     raise JobError(
-        f"resources.backend: {wanted!r}{reason}, but {obstacle}. Or submit it with --gpus 0, or set "
-        "resources.backend to 'numpy'"
+        f"resources.backend: {wanted!r}{reason}, but {obstacle}. To train without a GPU, submit the job "
+        "with --gpus 0, or set resources.backend to 'numpy'"
     )
 
 
@@ -59,8 +59,8 @@ def first_backend(job: Job, run: Run) -> str | None:
     wanted, started_with = job.resources.backend, run.environment().get("backend")
     if started_with and wanted not in {"auto", started_with}:
         raise JobError(
-            f"resources.backend: {wanted!r}, but {run.path} was started with {started_with!r}, and another backend "
-            f"gives different bits. Leave it at {started_with!r}, or move the run folder elsewhere"
+            f"resources.backend: {wanted!r}, but {run.path} was started with {started_with!r}, and the other "
+            f"backend would give different bits. Leave it at {started_with!r}, or move the run folder elsewhere"
         )
     return started_with
 

@@ -41,7 +41,7 @@ def _idle_for_images(job: Job, dataset: Dataset) -> Iterator[str]:
     fraction, default, width = job.data.validation_fraction, DataSettings().validation_fraction, dataset.image_shape[1]
     if "val" in dataset.splits and fraction != default:
         yield (
-            f"data.validation_fraction: {dataset.path} has its own validation split, so this has no effect "
+            f"data.validation_fraction: {dataset.path} has its own validation split, so this setting has no effect "
             f"(found {fraction:g}). Leave it at its default, {default:g}"
         )
     flips = {
@@ -50,7 +50,7 @@ def _idle_for_images(job: Job, dataset: Dataset) -> Iterator[str]:
     }
     for key, flip in flips.items():
         if width == 1 and flip != "none":
-            yield f"{key}: images with a single column equal their mirror images (found '{flip}'). Leave it out"
+            yield f"{key}: flipping images that are one pixel wide has no effect (found '{flip}'). Leave it out"
 
 
 def _idle_blocks(network: nn.Network) -> Iterator[str]:
@@ -68,8 +68,8 @@ def _idle_blocks(network: nn.Network) -> Iterator[str]:
             if all(side + 2 * conv.pad == conv.kernel for side in (height, width)):
                 where = layer.name if inner is layer else f"{layer.name}/{inner.name}"
                 yield (
-                    f"model.blocks: {where}: the kernel covers its input of {height}×{width} pixels, so the stride has "
-                    f"no effect (found {conv.stride}). Leave it out"
+                    f"model.blocks: {where}: the kernel covers the whole input of {height}×{width} pixels, so the "
+                    f"stride has no effect (found {conv.stride}). Leave it out"
                 )
 
 
@@ -78,8 +78,8 @@ def _idle_for_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str
     rising = schedule.warmup * steps
     if steps == 1 and not schedule.rates(range(steps), steps).any():
         yield (
-            f"train.schedule.{kind}.warmup: the only training step has learning rate 0. Leave it out, or "
-            "set start_factor"
+            f"train.schedule.{kind}.warmup: the only training step has learning rate 0. Leave warmup out, "
+            "or set start_factor"
         )
     if schedule.shape != "constant" and 1 < steps <= rising + 1:
         yield (
@@ -88,6 +88,6 @@ def _idle_for_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str
         )
     if lookahead and lookahead.every == steps and lookahead.power != LookaheadSettings().power:
         yield (
-            f"train.lookahead.power: it acts only once, after the last of {steps:,} steps, so the power has no effect "
-            f"(found {lookahead.power:g}). Leave it out, or lower train.lookahead.every"
+            f"train.lookahead.power: lookahead acts only once, after the last of {steps:,} steps, so the power has no "
+            f"effect (found {lookahead.power:g}). Leave it out, or lower train.lookahead.every"
         )

@@ -192,7 +192,7 @@ def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: 
     fits = f"the largest train.batch_size that fits is {largest}" if largest else "not even a batch of one image fits"
     raise JobError(
         f"{job.name}: needs {least(batch):,} bytes of GPU memory (found {free:,} free on {backend.device.name}); "
-        f"{fits}. {_how_to_stream(setup)}Lower it or the block sizes, or use a larger GPU"
+        f"{fits}. {_how_to_stream(setup)}Lower train.batch_size or the block sizes, or use a GPU with more memory"
     )
 
 

@@ -101,7 +101,8 @@ def build_onnx_model(
     """
     if (size := sum(array.nbytes for array in weights.values())) > _MOST_BYTES:
         raise JobError(
-            f"export: an ONNX file holds less than 2 GiB (found weights of {size / 1e9:.1f} GB). Use cnnjob predict"
+            f"export: an ONNX file must be smaller than 2 GiB (found {size / 1e9:.1f} GB of weights). "
+            "Use cnnjob predict instead"
         )
     from onnx import TensorProto, checker, helper  # noqa: PLC0415
 

@@ -126,7 +126,7 @@ def load_classifier(run: Run) -> Classifier:
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{run.weights_file}: does not match {run.job_file}. Restore the file, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):
-        raise DataError(f"{run.weights_file}: damaged, some weights are not float32. Restore the file, or train again")
+        raise DataError(f"{run.weights_file}: damaged (some weights are not float32). Restore the file, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise DataError(f"{run.weights_file}: some weights are not finite. {_TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
@@ -181,7 +181,8 @@ def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, in
     validation = validation_indices(run, dataset)
     if index >= len(validation):
         raise JobError(
-            f"{run.path}: no image val:{index} (found {len(validation):,} validation images). Use test:N or train:N"
+            f"{run.path}: no image val:{index} (found {len(validation):,} validation images). "
+            "Choose a lower index, or use test:N or train:N"
         )
     return "train", int(validation[index])
 
@@ -200,7 +201,9 @@ def _read_file(path: Path, shape: tuple[int, int, int], prepared: dict[str, Any]
     from cnnjob.data import images  # noqa: PLC0415 - Pillow, which training does not need
 
     if not path.exists():
-        raise DataError(f"{path}: no such file. Pass a file, or an image in the run's dataset such as test:0")
+        raise DataError(
+            f"{path}: no such file. Pass an image file, or the address of an image in the run's dataset, such as test:0"
+        )
     if path.suffix == ".npy":
         for number, image in enumerate(read_image_array(path, shape)):
             yield _Image(f"{path}[{number}]", image)
@@ -234,8 +237,8 @@ def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any,
         accepted.append(shape[:2])
     if array.dtype != np.uint8 or array.shape not in accepted or not array.size:
         raise DataError(
-            f"{path}: the network takes uint8 {shape} or (N, {', '.join(map(str, shape))}) (found {array.dtype} "
-            f"{array.shape}). Convert it"
+            f"{path}: the network requires uint8 {shape} or (N, {', '.join(map(str, shape))}) (found {array.dtype} "
+            f"{array.shape}). Convert the array"
         )
     return array.reshape(-1, *shape)
 

@@ -141,8 +141,8 @@ class TrainingSetup:
         for key, pixels in translations.items():
             if pixels >= min(height, width):
                 raise JobError(
-                    f"{key}: moves images of {height}×{width} pixels by {pixels}, but at most "
-                    f"{min(height, width) - 1} can be mirrored at the edges. Lower it"
+                    f"{key}: translates images of {height}×{width} pixels by {pixels}, but only "
+                    f"{min(height, width) - 1} can be mirrored at the edges. Lower it, or leave it out"
                 )
 
     def _check_counts(self) -> None:
@@ -156,11 +156,13 @@ class TrainingSetup:
         count, batch_size = self.n_training + self.n_validation, job.train.batch_size
         share = f"data.validation_fraction: {job.data.validation_fraction:g} of {count:,} training images"
         if job.train.select_on == "validation" and not self.n_validation and "val" not in dataset.splits:
-            raise JobError(f"{share} gives none, but train.select_on is 'validation'. Change one of the two")
+            raise JobError(
+                f"{share} gives no validation images, but train.select_on is 'validation'. Change one of the two"
+            )
         if count >= batch_size > self.n_training:
             raise JobError(
-                f"{share} leaves {self.n_training:,}, fewer than a batch of {batch_size:,}. Lower it or "
-                "train.batch_size"
+                f"{share} leaves {self.n_training:,} to train on, fewer than a batch of {batch_size:,}. Lower "
+                "it or train.batch_size"
             )
         if batch_size > self.n_training:
             raise JobError(

@@ -287,8 +287,8 @@ class Trainer:
         """The advice for a run that diverged."""
         if self.environment["precision"] == "float16":
             return (
-                "Lower train.learning_rate, or change the initial weights or train.precision: the largest float16 is "
-                "65504"
+                "Lower train.learning_rate, or change the initial weights or train.precision: the largest float16 "
+                "number is 65504"
             )
         return "Lower train.learning_rate or change the initial weights"
 

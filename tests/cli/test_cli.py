@@ -164,7 +164,7 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
         ("test:-1", 2, "test:-1: not an image in the dataset (found index '-1'). Indices start at 0"),
         ("test:one.png", 2, "for a file, write ./test:one.png"),
         ("val:999", 2, "no image val:999 (found "),
-        ("tset:0", 3, "tset:0: no such file. Pass a file, or an image in the run's dataset such as test:0"),
+        ("tset:0", 3, "tset:0: no such file. Pass an image file, or the address of an image in the run's"),
     ):
         wrong = cnnjob("predict", str(run), address)
         assert (wrong.exit_code, message in wrong.stderr) == (code, True), wrong.output
@@ -228,9 +228,9 @@ def test_predict_of_arrays_that_do_not_fit(here: Path) -> None:
     for array in (np.zeros((5, 5), np.uint8), np.zeros((6, 6)), np.zeros((0, 6, 6, 1), np.uint8), np.array(["a"])):
         np.save(here / "x.npy", array)
         found = cnnjob("predict", str(run_folder()), "x.npy")
-        assert (found.exit_code, "the network takes uint8 (6, 6, 1) or (N, 6, 6, 1)" in found.stderr) == (3, True)
+        assert (found.exit_code, "the network requires uint8 (6, 6, 1) or (N, 6, 6, 1)" in found.stderr) == (3, True)
     np.save(here / "x.npy", np.uint8(3))
-    with pytest.raises(DataError, match=r"the network takes uint8 \(6, 6, 3\) or \(N, 6, 6, 3\) \(found uint8 \(\)\)"):
+    with pytest.raises(DataError, match=r"network requires uint8 \(6, 6, 3\) or \(N, 6, 6, 3\) \(found uint8 \(\)\)"):
         read_image_array(here / "x.npy", (6, 6, 3))
     np.save(here / "x.npy", np.array([object()]), allow_pickle=True)
     (here / "empty.npy").touch()

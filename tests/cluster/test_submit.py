@@ -241,7 +241,7 @@ def test_a_job_that_holds_a_gpu_does_not_silently_compute_without(place: Place) 
     assert place.cluster.job(job)["ExitCode"] == "2:0"
     assert place.said() == ["not restarted after the job's own error"]
     log = (place.run.slurm_folder / f"{job}_0_log.out").read_text()
-    held = r"cnnjob: resources\.backend: 'auto', and this SLURM job holds the GPU 0, but .+. Or submit it with --gpus 0"
+    held = r"cnnjob: resources\.backend: 'auto', and this SLURM job was allocated GPU 0, but .+. To train without a GPU"
     assert re.search(held, log), log
 
 

@@ -146,7 +146,7 @@ def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(librari
 def test_a_number_too_large_for_float16_is_said(libraries: Path, tmp_path: Path) -> None:
     blocks = [{"conv": 3, "init": 10.0}] * 5
     run, cpu = (made(tmp_path / name, train__precision="float16", model__blocks=blocks) for name in ("gpu", "cpu"))
-    assert "change the initial weights or train.precision: the largest float16 is 65504" in trained(run, libraries)
+    assert "the initial weights or train.precision: the largest float16 number is 65504" in trained(run, libraries)
     with pytest.raises(JobError, match=r"'float16' needs a GPU \(found resources.backend 'numpy'\)\. Change one"):
         train(cpu, setup=on_numpy(cpu))
     small = made(tmp_path / "small", train__precision="float16", model__blocks=BLOCKS, train__epochs=1)
@@ -238,7 +238,7 @@ def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tm
     said = trained(run, libraries, STANDIN_FREE="450000")
     [(needed, largest)] = re.findall(
         r"JobError toy: needs ([\d,]+) bytes of GPU memory .found 450,000 free on Stand-in GPU.; the largest "
-        r"train.batch_size that fits is (\d+). Lower it or the block sizes, or use a larger GPU",
+        r"train.batch_size that fits is (\d+). Lower train.batch_size or the block sizes, or use a GPU",
         said,
     )
     assert 1 < int(largest) < 100
@@ -301,7 +301,7 @@ def test_a_gpu_that_is_asked_for_and_lacking_is_a_mistake_of_the_job(libraries: 
     run = made(tmp_path)
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert "JobError resources.backend: 'cuda', but there is no NVIDIA driver" in said
-    assert "(check with nvidia-smi). Or submit it with --gpus 0, or set resources.backend to 'numpy'" in said
+    assert "(check with nvidia-smi). To train without a GPU, submit the job with --gpus 0, or set resources" in said
     assert run.attempts() == []
 
 
@@ -322,7 +322,7 @@ def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, 
     assert "gpu: Stand-in GPU" in trained(run, libraries, stop)
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert f"'auto', and {run.path} was started on a GPU, but there is no NVIDIA driver" in said
-    with pytest.raises(JobError, match=r"backend: 'numpy', but .* was started with 'cuda', and another backend"):
+    with pytest.raises(JobError, match=r"backend: 'numpy', but .* was started with 'cuda', and the other backend"):
         train(run, setup=on_numpy(run))
     assert trained(run, libraries).endswith("finished\n")
 
@@ -332,10 +332,10 @@ def test_auto_without_a_gpu_takes_the_processor_and_stays_with_it(libraries: Pat
     stop = "import os; os.kill(os.getpid(), 15)"
     held = {"STANDIN_DRIVER": "0", "SLURM_JOB_GPUS": "2"}
     said = trained(run, libraries, **held)
-    assert "'auto', and this SLURM job holds the GPU 2, but there is no NVIDIA driver" in said
+    assert "'auto', and this SLURM job was allocated GPU 2, but there is no NVIDIA driver" in said
     assert "on the CPU" not in said
     assert "cpu: " in trained(run, libraries, stop, STANDIN_DRIVER="0")
-    assert f"holds the GPU 2, but {run.path} was started on the CPU. Or" in trained(run, libraries, SLURM_JOB_GPUS="2")
+    assert f"allocated GPU 2, but {run.path} was started on the CPU. To" in trained(run, libraries, SLURM_JOB_GPUS="2")
     assert trained(run, libraries).endswith("finished\n")
     assert run.result()["backend"] == "numpy"
 

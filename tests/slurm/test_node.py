@@ -188,7 +188,7 @@ def test_a_job_that_holds_gpus_does_not_silently_compute_without(
     job = run.job()
     monkeypatch.setenv(name, "0,1")
     auto = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})
-    with pytest.raises(JobError, match=r"resources\.backend: 'auto', and this SLURM job holds the GPU 0,1, but"):
+    with pytest.raises(JobError, match=r"resources\.backend: 'auto', and this SLURM job was allocated GPU 0,1, but"):
         train(run, setup=TrainingSetup.of_run(run, auto))
     numpy = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "numpy"})})
     assert train(run, setup=TrainingSetup.of_run(run, numpy)).state == "finished"

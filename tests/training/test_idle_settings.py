@@ -32,17 +32,17 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
         (
             blocks(TO_ONE_PIXEL | {"stride": 2}),
             blocks(TO_ONE_PIXEL | {"stride": 2, "kernel": 4}),
-            "model.blocks: conv1: the kernel covers its input of 6×6 pixels, so the stride has no effect .found 2",
+            "model.blocks: conv1: the kernel covers the whole input of 6×6 pixels, so the stride has no effect .found",
         ),
         (
             blocks(TO_ONE_PIXEL, {"residual": [{"conv": 3}, {"conv": 3, "stride": 3}]}),
             blocks(TO_ONE_PIXEL, {"residual": [{"conv": 3}, {"conv": 3}]}),
-            "model.blocks: residual1/conv2: the kernel covers its input of 1×1 pixels",
+            "model.blocks: residual1/conv2: the kernel covers the whole input of 1×1 pixels",
         ),
         (
             ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5}}},
             ONE_STEP | {"train__schedule": {"constant": {"warmup": 0.5, "start_factor": 0.5}}},
-            "train.schedule.constant.warmup: the only training step has learning rate 0. Leave it out, or",
+            "train.schedule.constant.warmup: the only training step has learning rate 0. Leave warmup out, or",
         ),
         (
             {"train__schedule": {"triangular": {"warmup": 0.975}}},
@@ -52,7 +52,7 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
         (
             {"train__lookahead": {"every": 40, "power": 2.0}},
             {"train__lookahead": {"every": 39, "power": 2.0}},
-            "train.lookahead.power: it acts only once, after the last of 40 steps, so the power has no effect .found",
+            "train.lookahead.power: lookahead acts only once, after the last of 40 steps, so the power has no effect",
         ),
     ],
 )
@@ -69,7 +69,9 @@ def test_a_validation_fraction_beside_a_validation_split_is_refused(tmp_path: Pa
     write(tmp_path / "toy.h5", "toy", contents, {})
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(data__validation_fraction=0.1), packed)
-    message = r"toy.h5 has its own validation split, so this has no effect .found 0.25.. Leave it at its default, 0.1"
+    message = (
+        r"toy.h5 has its own validation split, so this setting has no effect .found 0.25.. Leave it at its default"
+    )
     with pytest.raises(JobError, match=f"data.validation_fraction: .*{message}"):
         TrainingSetup.checked(job(), packed)
 
@@ -83,7 +85,7 @@ def test_images_of_one_column_have_no_mirror_image(tmp_path: Path, key: str, val
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(model__blocks=[{"dense": 3}]), packed)
     name = "data.augment.flip" if "augment" in key and "data" in key else key.replace("__", ".")
-    with pytest.raises(JobError, match=f"{name}: images with a single column equal their mirror images"):
+    with pytest.raises(JobError, match=f"{name}: flipping images that are one pixel wide has no effect"):
         TrainingSetup.checked(job(model__blocks=[{"dense": 3}], **{key: value}), packed)
 
 

@@ -85,7 +85,7 @@ def test_onnxruntime_agrees(name: str) -> None:
 def test_weights_beyond_what_a_file_holds_are_refused() -> None:
     network, state, pixels, _ = made([])
     large = state.weights | {"classifier/weights": np.broadcast_to(np.float32(0), (2**15, 2**14))}
-    with pytest.raises(JobError, match=r"an ONNX file holds less than 2 GiB .found weights of 2.1 GB.. Use cnnjob pre"):
+    with pytest.raises(JobError, match=r"an ONNX file must be smaller than 2 GiB .found 2.1 GB of weights.. Use"):
         build_onnx_model(network, large, pixels, {})
 
 

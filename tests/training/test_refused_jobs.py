@@ -34,10 +34,13 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
     for changes, message in (
         ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images. Lower it"),
         ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
-        ({"data__validation_fraction": 0.0}, "data.validation_fraction: 0 of 216 training images gives none"),
+        (
+            {"data__validation_fraction": 0.0},
+            "data.validation_fraction: 0 of 216 training images gives no validation images",
+        ),
         (
             {"data__validation_fraction": 0.9999},
-            "data.validation_fraction: 0.9999 of 216 training images leaves 3, fewer than a batch of 8. Lower it",
+            "data.validation_fraction: 0.9999 of 216 training images leaves 3 to train on, fewer than a batch of 8",
         ),
         (
             blocks({"conv": 2, "frozen": True, "bias": False}, classifier={"frozen": True, "bias": False}),
@@ -48,7 +51,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
             | blocks({"conv": 2, "frozen": True, "batch_norm": True}, classifier={"frozen": True, "bias": False}),
             "train.weight_decay: has no effect, since all weights are frozen. Leave it out",
         ),
-        ({"data__augment": {"translate": 6}}, "data.augment.translate: moves images of 6×6 pixels by 6, but at most"),
+        ({"data__augment": {"translate": 6}}, "data.augment.translate: translates images of 6×6 pixels by 6, but"),
         (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
         (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
         (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
@@ -100,7 +103,7 @@ def test_views_that_move_an_image_need_pixels_to_mirror(tmp_path: Path) -> None:
     write(tmp_path / "toy.h5", "toy", DatasetContents(CLASSES, {"toy": "0" * 64}, iter(rows)), {})
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip"), packed)
-    said = r"train.test_time_augmentation: moves images of 1×6 pixels by 1, but at most 0 can be mirrored at the edges"
+    said = r"train.test_time_augmentation: translates images of 1×6 pixels by 1, but only 0 can be mirrored"
     with pytest.raises(JobError, match=said):
         TrainingSetup.checked(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip_translate"), packed)
 
