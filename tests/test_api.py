@@ -31,5 +31,5 @@ def test_submit(no_slurm: FakeSlurm) -> None:
     [script] = Path("runs/.sweeps").glob("*/17_submission.sh")
     assert "#SBATCH --partition=gpu\n" in script.read_text()
     assert "#SBATCH --time=120\n" in script.read_text()
-    with pytest.raises(JobError, match="partitoin: no such key, did you mean 'partition'"):
+    with pytest.raises(JobError, match=r"partitoin: no such key\. Did you mean 'partition'"):
         cnnjob.submit(["toy.toml"], partitoin="gpu")

@@ -190,13 +190,14 @@ def find_job_file(name: str) -> Path:
     if (path / FROZEN).is_file():  # checked before job names, since a folder may have the same name
         return path / FROZEN
     if path.suffix or "/" in name:
-        raise JobError(f"{name}: no such file. Pass a .toml file, or choose a job from this list:\n  cnnjob show")
+        raise JobError(
+            f"{name}: no such file. Pass a .toml file or the name of a job. To list all jobs:\n  cnnjob show"
+        )
     jobs = list_jobs()
     if name in jobs:
         return jobs[name]
     raise JobError(
-        f"{name}: no such job{suggest_name(name, jobs) or '.'} Pass a .toml file or one of these jobs: "
-        f"{', '.join(jobs)}"
+        f"{name}: no such job.{suggest_name(name, jobs)} Pass a .toml file or one of these jobs: {', '.join(jobs)}"
     )
 
 
@@ -206,7 +207,7 @@ def _read_frozen(path: Path) -> dict[str, Any]:
     if frozen.get("format") != FORMAT:
         raise JobError(
             f"{path.parent}: another version of cnnjob began this run (found job format {frozen.get('format')}, now "
-            f"{FORMAT}), and the meaning of settings has changed since, so the run is not resumed. Pass the job "
+            f"{FORMAT}). The meaning of settings has changed since, so the run is not resumed. Pass the job file "
             "instead of the run folder"
         )
     job: dict[str, Any] = frozen["job"]

@@ -82,9 +82,7 @@ def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
     """
     members: list[Any] = checked(files.read_json(path), list[kind], str(path))
     if len(members) < at_least:
-        raise DataError(
-            f"{path}: damaged, too few elements (found {len(members)}, at least {at_least} needed). Restore it"
-        )
+        raise DataError(f"{path}: damaged (it has {len(members)} elements, expected at least {at_least}). Restore it")
     return members
 
 
@@ -117,7 +115,7 @@ def parse_checked(text: str, kind: Any, where: str) -> Any:
     try:
         content = files.parse_json(text)
     except ValueError as error:
-        raise DataError(f"{where}: damaged, not readable as JSON ({error}). Restore it") from error
+        raise DataError(f"{where}: damaged (not readable as JSON: {error}). Restore it") from error
     return checked(content, kind, where)
 
 
@@ -133,7 +131,7 @@ def checked(content: Any, kind: Any, where: str) -> Any:
     except ValidationError as error:
         what = _describe_problem(error.errors()[0])
         raise DataError(
-            f"{where}: damaged, {what}. Restore it, or remove it if no process is training the run"
+            f"{where}: damaged ({what}). Restore it, or remove it if no process is training the run"
         ) from error
     return content
 
@@ -166,12 +164,12 @@ def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     # Every version that wrote a format also wrote a seal: a file with a format alone has lost its seal.
     if content.get(SEAL) is None and "format" in content:
         raise DataError(
-            f"{path}: damaged or edited, its SHA-256 is missing. Restore it, or train the changed job in a separate "
+            f"{path}: damaged or edited (its SHA-256 is missing). Restore it, or train the changed job in a separate "
             "run folder"
         )
     if content.get(SEAL) not in {None, compute_seal(content)}:
         raise DataError(
-            f"{path}: damaged or edited, its SHA-256 does not match its other content. Restore it, or train the "
+            f"{path}: damaged or edited (its SHA-256 does not match its other content). Restore it, or train the "
             "changed job in a separate run folder"
         )
     return content

@@ -55,7 +55,9 @@ def _require_effect(block: nn.Conv | nn.Dense, info: ValidationInfo) -> Any:
         )
     is_normalised = isinstance(block, nn.Conv) and block.batch_norm is not None
     if block.frozen and not block.bias and block.learning_rate_factor != 1 and not is_normalised:
-        raise ValueError("learning_rate_factor: a frozen block without a bias has nothing to train. Leave it out")
+        raise ValueError(
+            "learning_rate_factor: a frozen block without a bias has nothing to train. Omit learning_rate_factor"
+        )
     return block
 
 

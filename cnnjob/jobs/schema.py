@@ -29,7 +29,7 @@ from cnnjob.errors import closest_name, printable
 def _require_below_one(share: float) -> float:
     """Refuse a fraction that rounds to 1 in float32."""
     if share >= 1 - _HALF_STEP:
-        raise ValueError(f"input should be less than 1 even in float32, at most 0.9999999, found {share}")
+        raise ValueError(f"input should be less than 1 in float32, at most 0.9999999, found {share}")
     return share
 
 
@@ -191,7 +191,7 @@ OrFalse = BeforeValidator(_expand_flag)
 def suggest_name(name: str, names: Iterable[str]) -> str:
     """Return a suggestion for a misspelt name, to be appended to a message; empty if no known name is close."""
     close = closest_name(name, names)
-    return f", did you mean '{close}'?" if close else ""
+    return f" Did you mean '{close}'?" if close else ""
 
 
 def in_one_line(text: str) -> str:
@@ -276,10 +276,10 @@ def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any
             return str(new_spelling)
     keys = list(dict.fromkeys(key for section in sections for key in section.model_fields))
     if suggestion := suggest_name(key, keys):
-        return f"no such key{suggestion}"
+        return f"no such key.{suggestion}"
     for name in root.model_fields:
         if any(key in section.model_fields for section in _sections_at((name,), root)):
-            return f"no such key, did you mean '{name}.{key}'?"
+            return f"no such key. Did you mean '{name}.{key}'?"
     return f"no such key. The keys are {', '.join(keys)}"
 
 
@@ -289,7 +289,7 @@ def _unknown_block(loc: tuple[int | str, ...], value: Any, root: type[BaseModel]
     if len(present := [key for key in keys if key in kinds]) > 1:
         return f"several blocks in one table (found {' and '.join(present)}). Put each in its own table"
     suggestions = filter(None, (suggest_name(key, kinds) for key in keys))
-    return f"no such block{next(suggestions, '.')} A block has one of the keys {', '.join(kinds)}"
+    return f"no such block.{next(suggestions, '')} A block has one of the keys {', '.join(kinds)}"
 
 
 def _sections_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[Section]:

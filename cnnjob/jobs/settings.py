@@ -39,7 +39,7 @@ class DataSettings(Settings):
             return augment
         # An empty table is a mistake; one whose settings are explicitly off may be a point in a sweep.
         if not augment.model_fields_set and not is_older(info):
-            raise ValueError("no augmentation is set. Set one, such as { flip = 'random' }, or leave out augment")
+            raise ValueError("no augmentation is set. Set one, such as { flip = 'random' }, or omit augment")
         return None
 
 
@@ -76,7 +76,7 @@ class SgdSettings(Settings):
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: needs momentum (found momentum = 0). Set momentum, or leave out nesterov")
+            raise ValueError("nesterov: needs momentum (found momentum = 0). Set momentum, or omit nesterov")
         return self
 
 
@@ -115,12 +115,12 @@ class ConstantSettings(Settings):
         if self.start_factor and not self.warmup:
             raise ValueError(
                 f"start_factor: needs a warm-up (found start_factor = {self.start_factor:g} without warmup). Set "
-                "warmup, or leave out start_factor"
+                "warmup, or omit start_factor"
             )
         # In a decaying schedule it does have an effect: the peak then lasts through the warm-up.
         if self.start_factor == 1 and type(self) is ConstantSettings:
             raise ValueError(
-                "start_factor: a warm-up that starts at 1 has no effect. Set a smaller value, or leave out both "
+                "start_factor: a warm-up that starts at 1 has no effect. Set a smaller value, or omit both "
                 "start_factor and warmup"
             )
         return self
@@ -212,7 +212,8 @@ class TrainSettings(Settings):
         decoupled = self.optimiser.sgd and self.optimiser.sgd.decoupled_weight_decay
         if decoupled and not self.weight_decay and not is_older(info):
             raise ValueError(
-                "optimiser.sgd.decoupled_weight_decay: there is no weight_decay. Set one, or leave out this key"
+                "optimiser.sgd.decoupled_weight_decay: has no effect without weight_decay. Set weight_decay, or omit "
+                "this key"
             )
         return self
 

@@ -157,14 +157,14 @@ def test_channels_may_come_first(tmp_path: Path, order: str) -> None:
     [
         ({"x_train": TRAIN / 255, "y_train": TRAIN_LABELS}, "not uint8 .found float64.. Scale them to 0..255"),
         ({"x_train": TRAIN}, "no train labels .found the arrays x_train"),
-        ({"a": TRAIN, "b": TRAIN_LABELS}, "no arrays of images .found the arrays a, b"),
+        ({"a": TRAIN, "b": TRAIN_LABELS}, "no image arrays .found the arrays a, b"),
         (
             {"x_train": TRAIN, "y_train": TRAIN_LABELS[1:]},
             "numbers of labels and images differ .found 11 labels and 12 images",
         ),
         ({"x_train": TRAIN, "y_train": np.eye(12)}, "labels are not one integer per image .found float64"),
         ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found the shape"),
-        ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays of train images"),
+        ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays contain train images"),
         ({"x_train": np.array([None] * 12), "y_train": TRAIN_LABELS}, "not readable as an array .it is pickled"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST[:, :4], "y_test": TEST_LABELS}, "different shapes"),
     ],
@@ -233,16 +233,16 @@ def test_svhn(tmp_path: Path, *, compressed: bool) -> None:
     assert [dataset.class_names[label] for label in found_labels] == [str(digit) for digit in digits]
     path = tmp_path / "root" / "train_32x32.mat"
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(DataError, match=r"train_32x32.mat: not readable as a MATLAB file"):
+    with pytest.raises(DataError, match=r"train_32x32.mat: not readable as a MATLAB version 5 file"):
         prepared(tmp_path / "root", "cut")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.mat", b"MATLAB 7.3", "a MATLAB file. For SVHN, specify the folder of train_32x32.mat"),
+        ("a.mat", b"MATLAB 7.3", "a MATLAB file. For SVHN, specify the folder with train_32x32.mat"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file from another program"),
-        ("train-images-idx3-ubyte", idx(TRAIN), "one IDX file"),
+        ("train-images-idx3-ubyte", idx(TRAIN), "a single IDX file"),
         ("a.txt", b"hello", "not a folder, an archive or arrays .found b'hello'"),
     ],
 )
@@ -287,7 +287,7 @@ def test_arrays_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "a",
             {"train": TRAIN, "dev": TEST},
             {"train": TRAIN_LABELS, "dev": TEST_LABELS},
-            "do not have the same splits",
+            "images and labels have different splits",
         ),
         ("a", TRAIN, TRAIN_LABELS, r"no test images .*, with test_fraction=0\.2$"),
     ],

@@ -52,10 +52,10 @@ LYING_HEADERS = {
     "nothing": ("not an IDX file with 3 dimension", b""),
     "half a header": ("not an IDX file with 3 dimension", idx(IMAGES)[:12]),
     "floats": ("not an IDX file with 3 dimension", b"\0\0\x0d\3" + idx(IMAGES)[4:]),
-    "no height": ("header is wrong", struct.pack(">4B3I", 0, 0, 8, 3, 30, 0, 4)),
-    "huge images": ("header is wrong", struct.pack(">4B3I", 0, 0, 8, 3, 30, 2**31, 2**31)),
-    "many images": ("30 labels .found 4294967295 images", struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 5, 4)),
-    "one image less": ("30 labels .found 29 images", idx(IMAGES[:-1])),
+    "no height": ("header is not valid", struct.pack(">4B3I", 0, 0, 8, 3, 30, 0, 4)),
+    "huge images": ("header is not valid", struct.pack(">4B3I", 0, 0, 8, 3, 30, 2**31, 2**31)),
+    "many images": ("30 labels for 4294967295 images", struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 5, 4)),
+    "one image less": ("30 labels for 29 images", idx(IMAGES[:-1])),
 }
 
 
@@ -67,7 +67,7 @@ def test_a_lying_idx_header(tmp_path: Path, message: str, images: bytes) -> None
 
 def test_a_label_out_of_range(tmp_path: Path) -> None:
     source = write_mnist(tmp_path / "source", t10k_labels=idx(np.full(10, 10, np.uint8)))
-    refused("mnist", source, pin(source), "t10k-labels.*out of range .found 10.. It must be 0 to 9")
+    refused("mnist", source, pin(source), "t10k-labels.*out of range .found 10.. Labels must be from 0 to 9")
 
 
 def test_splits_of_different_sizes(tmp_path: Path) -> None:
@@ -173,10 +173,13 @@ BAD_ARCHIVES = {
     "cut tar": ("damaged", cut_archive("w")),
     "flipped xz": ("damaged", flipped_archive),
     "garbage": ("damaged", garbage),
-    "a smaller batch": ("3 images .found 4", archive_with(data_batch_2=cifar_batch(1, 3))),
+    "a smaller batch": ("found 3 images, expected 4", archive_with(data_batch_2=cifar_batch(1, 3))),
     "label 10": ("out of range", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2, 10]))),
     "label -1": ("small integers", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2, -1]))),
-    "a label less": ("3 labels .found 4", archive_with(test_batch=python2_batch(ROWS, [0, 1, 2]))),
+    "a label less": (
+        "labels and images differ .found 3 and 4",
+        archive_with(test_batch=python2_batch(ROWS, [0, 1, 2])),
+    ),
     "short rows": ("not rows of 3,072", archive_with(test_batch=python2_batch(ROWS[:, :9], [0] * 4))),
     "a list": ("not rows of 3,072", archive_with(test_batch=pickle.dumps([1]))),
     "no labels": ("not a list", archive_with(test_batch=python2_batch(ROWS, [0] * 4, "coarse"))),

@@ -57,11 +57,11 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(cache: Path) -> None:
 
 
 def test_every_mirrors_trouble_is_told_and_only_the_unreachable_are_tried_again(cache: Path) -> None:
-    no_file = pytest.raises(DataError, match="no address gave the right file")
+    no_file = pytest.raises(DataError, match="no address served the correct file")
     with served({"/page/f.tar.gz": (200, PAGE)}) as (address, asked), no_file as error:
         sources.obtain(entry(f"{address}/absent/", f"{address}/page/"), None, None, progress=False)
     head, absent, page = str(error.value).splitlines()
-    assert head.startswith("f.tar.gz: no address gave the right file. Try later")
+    assert head.startswith("f.tar.gz: no address served the correct file. Try again later")
     assert absent == f"  {address.removeprefix('http://')}: HTTP 404"
     assert "a web page" in page
     assert asked == ["/absent/f.tar.gz", "/page/f.tar.gz", "/absent/f.tar.gz"]
@@ -98,14 +98,14 @@ def reason(host: str) -> str:
 def test_what_is_wrong_with_an_address_is_said_in_a_few_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert reason(f"127.0.0.1:{port}") == "refused"
-    assert reason("no-such-host.invalid") == "name not resolved"
+    assert reason(f"127.0.0.1:{port}") == "connection refused"
+    assert reason("no-such-host.invalid") == "host name not resolved"
     with closing(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf") as host:
-        assert reason(host) == "closed before the end"
+        assert reason(host) == "connection closed too early"
     with closing(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Encoding: gzip\r\n\r\nhalf") as host:
         assert 0 < len(reason(host)) <= 100
     with closing(b"") as host:
-        assert reason(host) == "closed before the end"
+        assert reason(host) == "connection closed too early"
 
 
 def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_download_stays_in_the_cache(tmp_path: Path, cache: Path) -> None:
         assert prepare("cifar10", tmp_path / "out.h5", source=url, sha256=sha256(archive)).created
     assert [path.name for path in cache.rglob("*.xz")] == ["own.tar.xz"]
     for nothing in ("http://127.0.0.1:9", "http://127.0.0.1:9/%00"):
-        with pytest.raises(JobError, match=r"no file name. Specify the address of the archive"):
+        with pytest.raises(JobError, match=r"no file name in the address. Specify the address of the archive"):
             prepare("cifar10", tmp_path / "other.h5", source=nothing)
 
 

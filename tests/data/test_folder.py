@@ -330,9 +330,9 @@ def test_neither_a_fraction_nor_a_test_folder(root: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "name", "message"),
     [
-        ((), "cat/pets.h5", "be among the images of .*root .found in cat"),
-        ((), "data/pets.h5", "be among the images of .*root .found in data"),
-        (("train", "test"), "test/pets.h5", "be among the images of .*root .found in test"),
+        ((), "cat/pets.h5", "be among the images in .*root .in its subfolder cat"),
+        ((), "data/pets.h5", "be among the images in .*root .in its subfolder data"),
+        (("train", "test"), "test/pets.h5", "be among the images in .*root .in its subfolder test"),
         ((), os.fsdecode(b"../\xff.h5"), "name is not UTF-8 .found '.udcff'"),
         ((), "/".join("a" * 1000), "too deeply .found [0-9]+ folders"),
     ],
@@ -354,7 +354,7 @@ def test_a_dataset_may_lie_beside_the_splits(tmp_path: Path) -> None:
 def test_a_source_is_never_overwritten(root: Path) -> None:
     for name, source in (("cifar10", root / "cat" / "0000.png"), ("folder", root / "cat" / "0000.png")):
         before = source.read_bytes()
-        with pytest.raises(JobError, match=r"0000\.png: it is the source"):
+        with pytest.raises(JobError, match=r"0000\.png: it is also the source"):
             prepare(name, source, source=source, force=True)
         assert source.read_bytes() == before
 

@@ -349,7 +349,7 @@ def test_sizes_are_listed_with_the_command_that_does(tmp_path: Path) -> None:
     assert (program, command, Path(source)) == ("cnnjob", "prepare", root)
     assert options[-2:] == ["--size", "4x4"]
     assert prepared(root, size=(4, 4)).created
-    with pytest.raises(JobError, match="fit: no size to fit to"):
+    with pytest.raises(JobError, match="fit: needs a size"):
         prepared(root, fit="pad")
 
 

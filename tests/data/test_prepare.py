@@ -164,7 +164,9 @@ def test_another_dataset_is_not_overwritten(tmp_path: Path, out: Path) -> None:
     for path in folder.glob("*.gz"):
         path.unlink()
     refused(
-        folder, out, r"\(found a dataset prepared from other source files\)\. Choose .*, or replace it with --force$"
+        folder,
+        out,
+        r"\(found a dataset prepared from other source files\)\. Choose .*, or overwrite the file with --force$",
     )
     prepare("digits", tmp_path / "digits.h5")
     refused(
@@ -276,7 +278,7 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
     [
         (JobError, "Did you mean cifar10", {"name": "cifar1O"}),
         (JobError, "digits, folder", {"name": "quux"}),
-        (JobError, "Specify the folder of images", {"name": "folder"}),
+        (JobError, "Specify the folder that contains the images", {"name": "folder"}),
         (JobError, "fixed", {"name": "mnist", "size": (3, 3)}),
         (JobError, "fixed", {"name": "mnist", "test_fraction": 0.1}),
         (JobError, "comes with scikit-learn", {"name": "digits", "source": "."}),

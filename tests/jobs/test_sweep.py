@@ -69,7 +69,7 @@ def test_what_tells_one_from_another(toml: str) -> None:
             "epochs=2\\ntrain.batch_size=7: not a single TOML assignment ",
         ),
         (["'train'.epochs = 1,2", "train.epochs=3"], None, "train.epochs: swept twice"),
-        (["train.epoch=1,2"], None, "train.epoch: no such key, did you mean 'epochs'?"),
+        (["train.epoch=1,2"], None, "train.epoch: no such key. Did you mean 'epochs'?"),
         (["train.epochs=1,none"], None, "train.epochs: input should be an integer, found 'none'"),
         (["model.blocks=[{dense=4},"], None, "model.blocks=[{dense=4},: not a single TOML assignment "),
     ],

@@ -440,18 +440,18 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     ),
     "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),
-    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: damaged, it is not an object"),
+    "foreign job": (rewrite("job.json", "[]"), "damaged", "job.json: damaged (it is not an object)"),
     "job of nothing": (
         rewrite("job.json", '{"job": 5, "data": 5, "digest": 5}'),
         "damaged",
-        "job.json: damaged, job is not an object",
+        "job.json: damaged (job is not an object)",
     ),
     "cut result": (cut("result.json"), "damaged", "result.json: not readable as JSON"),
-    "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged, it is not an object"),
+    "foreign result": (rewrite("result.json", "[1]"), "damaged", "result.json: damaged (it is not an object)"),
     "empty result": (
         rewrite("result.json", "{}"),
         "damaged",
-        "result.json: damaged, test_accuracy is missing",
+        "result.json: damaged (test_accuracy is missing)",
     ),
     "cut history": (cut("history.jsonl"), "finished", "history.jsonl, line 4: damaged"),
     "history without end": (
@@ -462,7 +462,7 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "history of nothing": (
         rewrite("history.jsonl", "1\n[]\n"),
         "finished",
-        "history.jsonl, line 1: damaged, it is not an object",
+        "history.jsonl, line 1: damaged (it is not an object)",
     ),
     "history that turns back": (
         rewrite("history.jsonl", '{"epoch": 2, "step": 2}\n{"epoch": 1, "step": 1}\n'),
@@ -472,12 +472,12 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "foreign environment": (
         rewrite("environment.json", "7"),
         "finished",
-        "environment.json: damaged, it is not an object",
+        "environment.json: damaged (it is not an object)",
     ),
     "foreign attempt": (
         rewrite("attempts/0002.json", "7"),
         "finished",
-        "attempts/0002.json: damaged, it is not an object",
+        "attempts/0002.json: damaged (it is not an object)",
     ),
     "binary history": (lambda run: run.history_file.write_bytes(b"\xff\xfe"), "finished", "history.jsonl: not UTF-8"),
     "folder for a file": (

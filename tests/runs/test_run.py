@@ -284,7 +284,7 @@ def test_damaged_and_foreign_folders_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run.manifest()
     files.write_json(run.job_file, {"a": 1})
-    with pytest.raises(DataError, match=r"damaged, job is missing\. Restore it, or remove it if"):
+    with pytest.raises(DataError, match=r"damaged \(job is missing\)\. Restore it, or remove it if"):
         run.manifest()
     assert run.history() == []
     assert run.environment() == {}
@@ -353,7 +353,7 @@ def test_valid_json_that_is_no_record_is_said(tmp_path: Path, name: str, content
         assert train(run).state == "finished"  # the environment of the first attempt is unknown, so the bits may differ
         assert run.result()["bits_may_differ_from_step"] is not None
         return
-    with pytest.raises(DataError, match=f"{name}: damaged, (it is not an object|job is missing|attempt is missing)"):
+    with pytest.raises(DataError, match=rf"{name}: damaged \((it is not an object|job is missing|attempt is missing)"):
         train(run)
 
 
@@ -379,7 +379,7 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_unsealed_one_is_said(t
     mean = str(finished.data()["mean"][0])
     finished.job_file.write_text(content.replace(mean, "0.5"))
     for use in (finished.job, finished.data, lambda: load_classifier(finished), lambda: export(finished, tmp_path)):
-        with pytest.raises(DataError, match=r"job\.json: damaged or edited, its SHA-256 does not match"):
+        with pytest.raises(DataError, match=r"job\.json: damaged or edited \(its SHA-256 does not match"):
             use()
     finished.result_file.unlink()
     for begin in (lambda: train(finished), lambda: run_of(job(), dataset(tmp_path), tmp_path / "runs")):
@@ -388,7 +388,7 @@ def test_an_edited_job_is_neither_trained_nor_used_and_an_unsealed_one_is_said(t
     unsealed = files.parse_json(content)
     del unsealed["sha256"]
     files.write_json(finished.job_file, unsealed)
-    with pytest.raises(DataError, match=r"job\.json: damaged or edited, its SHA-256 is missing"):
+    with pytest.raises(DataError, match=r"job\.json: damaged or edited \(its SHA-256 is missing"):
         finished.job()
     del unsealed["format"]
     files.write_json(finished.job_file, unsealed)

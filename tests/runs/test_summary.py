@@ -45,7 +45,7 @@ def test_a_damaged_environment_is_named_where_the_run_would_be_trained_on(tmp_pa
     run.environment_file.write_text("7")
     status = status_from_folder(run)
     assert status.state == read_record(run, "run").row["state"] == "damaged"
-    assert "environment.json: damaged, it is not an object" in status.detail
+    assert "environment.json: damaged (it is not an object)" in status.detail
     finished = finished_run(tmp_path / "finished")
     finished.environment_file.write_text("7")
     assert status_from_folder(finished).state == "finished"

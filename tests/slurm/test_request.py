@@ -88,7 +88,7 @@ def test_memory_a_gpu_is_said_too() -> None:
         ({"cpus_per_task": 0}, "cpus_per_task: input should be greater than or equal to 1, found 0"),
         ({"signal_seconds": 65536}, "signal_seconds: input should be less than or equal to 65535, found 65536"),
         ({"gpu_request": "please"}, "gpu_request: input should be 'gpus-per-node', 'gres' or 'gpus', found 'please'"),
-        ({"partitoin": "gpu"}, "partitoin: no such key, did you mean 'partition'?"),
+        ({"partitoin": "gpu"}, "partitoin: no such key. Did you mean 'partition'?"),
     ],
 )
 def test_contradictions_are_found_before_sbatch(options: dict[str, object], message: str) -> None:

@@ -164,7 +164,7 @@ def test_a_batch_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DataError, match=r"no array task '3' .found 3 runs.. Submit the sweep again"):
         batch.own_run()
     (batch.folder / "runs.json").write_text("[]")
-    with pytest.raises(DataError, match="damaged, too few elements"):
+    with pytest.raises(DataError, match=r"damaged \(it has \d+ elements, expected at least"):
         JobArray.read(batch.folder)
     assert job_index.newest_job_ids([waits("7_1", f"cnnjob {batch.folder} 3")]) == {}
 

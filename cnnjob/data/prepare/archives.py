@@ -168,7 +168,7 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, 
 def _require_end(file: BinaryIO, size: int) -> None:
     file.seek(max(0, size - _BLOCK))
     if file.read(_BLOCK).strip(b"\0"):
-        raise EOFError("its end is missing")
+        raise EOFError("the end of the archive is missing")
     file.seek(0)
 
 
@@ -188,7 +188,7 @@ class _Unpacked:
         content = self._stream.read(size)
         self._left -= len(content)
         if self._left < 0:
-            raise ValueError(f"it unpacks to more than {self._most:,} bytes")
+            raise ValueError(f"it decompresses to more than {self._most:,} bytes")
         return content
 
     def pieces(self, size: int) -> Iterator[bytes]:
@@ -203,7 +203,7 @@ class _Unpacked:
     def content(self, size: int) -> bytes:
         """Read a member's content."""
         if size > MOST_MEMBER_BYTES:
-            raise ValueError(f"a member has {size:,} bytes; the maximum is {MOST_MEMBER_BYTES:,}")
+            raise ValueError(f"a member has {size:,} bytes, more than the maximum of {MOST_MEMBER_BYTES:,}")
         content = io.BytesIO()  # grows with the bytes actually present, not with the size stated in the header
         for piece in self.pieces(size):
             content.write(piece)
@@ -244,7 +244,7 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
         member = _parsed(head)
         if member.kind in b"xgLK":
             if member.size > _MOST_HEADER_BYTES:
-                raise ValueError(f"a header has {member.size:,} bytes; the maximum is {_MOST_HEADER_BYTES:,}")
+                raise ValueError(f"a header has {member.size:,} bytes, more than the maximum of {_MOST_HEADER_BYTES:,}")
             extended |= _extension(member.kind, unpacked.content(member.size))
             continue
         if member.kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):

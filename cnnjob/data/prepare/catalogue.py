@@ -240,7 +240,7 @@ CIFAR100 = Entry(
 
 DIGITS = Entry(
     name="digits",
-    about="1,797 handwritten digits, 8x8 grey, 10 classes; comes with scikit-learn, needs no network",
+    about="1,797 handwritten digits, 8x8 grey, 10 classes; included with scikit-learn, no download needed",
     class_names=_DIGITS,
     shapes={"train": (1_437, 8, 8, 1), "test": (360, 8, 8, 1)},
 )

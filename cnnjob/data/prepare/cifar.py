@@ -53,7 +53,9 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
         # Batches may be in any order: since their sizes are equal, a batch's number determines its position.
         n = sizes.setdefault(split, len(labels))
         if n != len(labels):
-            raise DataError(f"{where}: {len(labels)} images (found {n} in the previous batch). {_AGAIN}")
+            raise DataError(
+                f"{where}: not the size of the other batches (found {len(labels)} images, expected {n}). {_AGAIN}"
+            )
         count = n * sum(other == split for other, _ in positions.values())
         for start in range(0, n, step):
             rows = slice(start, start + step)
@@ -77,12 +79,14 @@ def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = load_plain(content, where)
     images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
     if not _is_rows(images):
-        raise DataError(f"{where}: not a CIFAR batch (found data that is not rows of {_IMAGE_BYTES:,} bytes). {_AGAIN}")
+        raise DataError(f"{where}: not a CIFAR batch (its data is not rows of {_IMAGE_BYTES:,} bytes). {_AGAIN}")
     # type() rather than isinstance(), since a bool is also an int. The shift is 0 only for labels from 0 to 65,535.
     if not isinstance(labels, list) or any(type(label) is not int or label >> 16 for label in labels):
-        raise DataError(f"{where}: not a CIFAR batch (found labels that are not a list of small integers). {_AGAIN}")
+        raise DataError(f"{where}: not a CIFAR batch (its labels are not a list of small integers). {_AGAIN}")
     if images.shape[0] != len(labels):
-        raise DataError(f"{where}: {len(labels)} labels (found {images.shape[0]} images). {_AGAIN}")
+        raise DataError(
+            f"{where}: the numbers of labels and images differ (found {len(labels)} and {images.shape[0]}). {_AGAIN}"
+        )
     # (N, C, H, W), a view of the pickle's bytes: each row has all reds, then all greens, then all blues.
     pixels = np.frombuffer(images.content, np.uint8).reshape(-1, _CHANNELS, _SIDE, _SIDE)
     return pixels, np.array(labels, np.int64)

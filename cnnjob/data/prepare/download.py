@@ -20,14 +20,14 @@ _CHUNK_BYTES = 64 << 10
 _UNCHANGED = {"Accept-Encoding": "identity"}  # otherwise some servers send .gz files decompressed
 _REASON_CHARACTERS = 100
 _REASONS: dict[type[BaseException], str] = {
-    socket.gaierror: "name not resolved",
+    socket.gaierror: "host name not resolved",
     ssl.SSLCertVerificationError: "its certificate is not trusted",
-    ConnectionRefusedError: "refused",
+    ConnectionRefusedError: "connection refused",
     TimeoutError: f"no answer in {_TIMEOUT_SECONDS} s",
-    ConnectionResetError: "closed before the end",
-    http.client.IncompleteRead: "closed before the end",
+    ConnectionResetError: "connection closed too early",
+    http.client.IncompleteRead: "connection closed too early",
 }
-_INSTEAD = "Try later, or download it elsewhere and give it with --source"
+_INSTEAD = "Try again later, or download the file elsewhere and pass it with --source"
 
 
 def cache_folder() -> Path:
@@ -67,7 +67,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
             if not failures[address]:
                 return target
     listed = "".join(f"\n  {urlsplit(address).netloc}: {failure}" for address, failure in failures.items())
-    raise DataError(f"{target.name}: no address gave the right file. {_INSTEAD}. Tried:{listed}")
+    raise DataError(f"{target.name}: no address served the correct file. {_INSTEAD}. Tried:{listed}")
 
 
 def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:

@@ -78,7 +78,7 @@ def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
 def _read_split(split: str, images: IdxFile, labels: IdxFile) -> Iterator[Chunk]:
     n, height, width = images.shape
     if labels.shape != (n,):
-        raise DataError(f"{labels.where}: {labels.shape[0]} labels (found {n} images in {images.where}). {_AGAIN}")
+        raise DataError(f"{labels.where}: {labels.shape[0]} labels for {n} images (in {images.where}). {_AGAIN}")
     step = max(1, BLOCK_BYTES // (height * width))
     for start in range(0, n, step):
         rows = min(step, n - start)
@@ -110,11 +110,13 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
             raise DataError(f"{path}: not an IDX file of bytes (found {dtype}). {_AGAIN}")
         content = _take(str(path), stream, 4 * head[3])
         if len(content) != 4 * head[3]:
-            raise DataError(f"{path}: not an IDX file with {head[3]} dimension(s) (found half a header). {_AGAIN}")
+            raise DataError(
+                f"{path}: not an IDX file with {head[3]} dimension(s) (found an incomplete header). {_AGAIN}"
+            )
         shape = tuple(np.frombuffer(content, ">u4").tolist())
         # Only the size of a row is limited: rows are read one block at a time, which detects a file that is too short.
         if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
-            raise DataError(f"{path}: its header is wrong (found the shape {shape}). {_AGAIN}")
+            raise DataError(f"{path}: its header is not valid (found the shape {shape}). {_AGAIN}")
         yield IdxFile(str(path), stream, shape, dtype)
 
 

@@ -12,7 +12,7 @@ from cnnjob.files import open_regular
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_FOLDERS = 200  # Path.mkdir(parents=True) recurses once per missing folder
-_INSTEAD = "Choose another --out, or replace it with --force"
+_INSTEAD = "Choose another --out, or overwrite the file with --force"
 SKIPPED = "skipped"
 """Key in a prepared dataset's options; its value maps the name of each skipped source file to the file's fault."""
 
@@ -49,7 +49,7 @@ def require_not_source(out: Path, source: Path) -> None:
     """
     target = target_of(out)
     if target == target_of(source) and not target.is_dir():
-        raise JobError(f"{out}: it is the source (found --source {source}). Choose another --out")
+        raise JobError(f"{out}: it is also the source (found --source {source}). Choose another --out")
 
 
 def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
@@ -69,7 +69,9 @@ def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> Non
         # A file directly in the root is next to the class folders, not in one, and a hidden folder is not read.
         if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):
             first = target.relative_to(read).parts[0]
-            raise JobError(f"{out}: it would be among the images of {root} (found in {first}). Choose another --out")
+            raise JobError(
+                f"{out}: it would be among the images in {root} (in its subfolder {first}). Choose another --out"
+            )
 
 
 def require_writable(out: Path) -> None:

@@ -157,5 +157,6 @@ def _look_through(content: bytes, where: str) -> None:
 
 def _refuse_pickle(where: str, what: str) -> NoReturn:
     raise DataError(
-        f"{where}: an unsafe pickle; no code in it was run (found the name {what!r}). Get it from its publisher"
+        f"{where}: an unsafe pickle (found the name {what!r}). None of its code was run. Get the file from "
+        "its publisher"
     )

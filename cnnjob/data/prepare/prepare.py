@@ -211,11 +211,16 @@ class _Request:
     def _require_possible_source(self) -> None:
         if self.arrays and (self.source is not None or self.name in {*_ENTRIES, FOLDER}):
             found = f"the name {self.name}" if self.source is None else f"source {self.source}"
-            raise JobError(f"{self.name}: arrays need a new name and no source (found {found}). Change it")
+            raise JobError(
+                f"{self.name}: arrays need a new name and no source (found {found}). Choose another name, or omit the "
+                "source"
+            )
         if self.name == FOLDER and self.source is None:
-            raise JobError(f"{FOLDER}: no source. Specify the folder of images")
+            raise JobError(f"{FOLDER}: no source. Specify the folder that contains the images")
         if self.name == DIGITS.name and self.source is not None:
-            raise JobError(f"{self.name}: it comes with scikit-learn (found --source {self.source}). Omit --source")
+            raise JobError(
+                f"{self.name}: comes with scikit-learn and needs no source (found {self.source}). Omit --source"
+            )
         if self.source is not None and not self.source.strip():
             raise JobError(f"{self.name}: no source (found {self.source!r}). Specify a folder, a file or an address")
         if self.sha256 is not None and self.source is None:
@@ -230,10 +235,11 @@ class _Request:
         if self.options.fit not in FITS:
             raise JobError(f"fit: unknown (found {self.options.fit!r}). Choose one of {', '.join(FITS)}")
         if self.options.fit != FITS[0] and size is None:
-            raise JobError(f"fit: no size to fit to (found {self.options.fit}). Specify --size as well")
+            raise JobError(f"fit: needs a size (found {self.options.fit}). Specify --size as well")
         if self.options.skip_damaged < 0:
-            raise JobError(f"skip_damaged: not a count (found {self.options.skip_damaged}). Specify 0 or more")
+            raise JobError(f"skip_damaged: must not be negative (found {self.options.skip_damaged}). Specify 0 or more")
         if fraction not in {None, VAL} and not (isinstance(fraction, int | float) and 0 < fraction < 1):
             raise JobError(
-                f"test_fraction: must be between 0 and 1, or {VAL} (found {fraction}). For example --test-fraction 0.2"
+                f"test_fraction: must be between 0 and 1, or {VAL} (found {fraction}). Specify a fraction, such as "
+                "--test-fraction 0.2"
             )

@@ -73,7 +73,9 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
         entry = _PICKLED.get(name.rpartition("/")[2])
         if entry and _starts_with(source / name, b"\x80"):
             command = shlex.join(["cnnjob", "prepare", entry, "--source", str((source / name).parent)])
-            raise DataError(f"{source}: CIFAR's Python version (found {name}). Prepare it by name:\n  {command}")
+            raise DataError(
+                f"{source}: contains CIFAR's Python version (found {name}). Prepare it by name:\n  {command}"
+            )
     readers: list[Callable[[Path, Sequence[str]], ArraySet | None]] = [binary_set, svhn_set]
     for reader in readers:
         if found := reader(source, names):
@@ -94,16 +96,18 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
             return read_array_set(numpy_set(array_files(source), str(source)), options)
         return _read_tree(ZipTree(source), options, progress=progress)
     if peek_header(source):
-        raise DataError(f"{source}: one IDX file (found {source.name}). Specify the folder that contains all files")
+        raise DataError(
+            f"{source}: a single IDX file (found {source.name}). Specify the folder that contains all files"
+        )
     if start[_TAR_MAGIC[0] :] == _TAR_MAGIC[1] or start.startswith(_COMPRESSED):
         return _read_tree(TarTree(source), options, progress=progress)
     if start.startswith(_HDF5_MAGIC):
         raise DataError(f"{source}: an HDF5 file from another program. Read its arrays with h5py, and prepare them in "
                         "Python with cnnjob.prepare(images=…, labels=…, name=…)")  # fmt: skip
     if start.startswith(b"MATLAB"):
-        raise DataError(f"{source}: a MATLAB file. For SVHN, specify the folder of train_32x32.mat and test_32x32.mat; "
-                        "for other files, save the arrays with numpy.savez")  # fmt: skip
-    raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Specify the folder of images")
+        raise DataError(f"{source}: a MATLAB file. For SVHN, specify the folder with train_32x32.mat and "
+                        "test_32x32.mat; for other files, save the arrays with numpy.savez")  # fmt: skip
+    raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Specify the image folder")
 
 
 def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> DatasetContents:

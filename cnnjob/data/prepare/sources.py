@@ -90,7 +90,7 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
     known = {expected.md5, expected.sha256} - {""}
     if not known or not known <= set(sums):
         raise DataError(
-            f"{path}: not the published file (found {_named(*sums)}; published is {expected.name} with"
+            f"{path}: not the published file (found {_named(*sums)}; the published file {expected.name} has"
             f" {_named(expected.md5, expected.sha256)}). Copy or download it again, or, if you trust these files,"
             f" add --sha256 {pin}"
         )
@@ -142,7 +142,7 @@ def _find(entry: Entry, source: Path) -> Files:
     if source.is_file():
         return {source.name: _single(entry, source)}
     if not source.is_dir():
-        raise DataError(f"{source}: no such file or folder. Specify the folder of the downloaded files")
+        raise DataError(f"{source}: no such file or folder. Specify the folder that contains the downloaded files")
     # The folder itself, or the folder created by unpacking the archive.
     layouts = [
         [folder / name for name in names] for folder in (source, source / entry.folder) for names in entry.layouts
@@ -153,14 +153,14 @@ def _find(entry: Entry, source: Path) -> Files:
     # The message lists the files missing from the layout that is closest to complete.
     nearest = max(layouts, key=lambda paths: sum(path.is_file() for path in paths))
     missing = ", ".join(path.name for path in nearest if not path.is_file())
-    raise DataError(f"{source}: not the files of {entry.name} (missing {missing}). Copy them there")
+    raise DataError(f"{source}: not a complete copy of {entry.name} (missing {missing}). Copy the missing files there")
 
 
 def _single(entry: Entry, source: Path) -> Path:
     if entry.archive is None:
         names = ", ".join(file.name for file in entry.files)
         raise JobError(
-            f"{source}: {entry.name} has {len(entry.files)} files (found one). Specify the folder of {names}"
+            f"{source}: {entry.name} has {len(entry.files)} files (found one). Specify the folder that contains {names}"
         )
     return source
 
@@ -188,7 +188,9 @@ def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Fil
     else:
         name = PurePosixPath(unquote(urlsplit(url).path)).name  # unquoted first: an escaped slash also separates names
         if not name or not name.isprintable():
-            raise JobError(f"{url}: no file name. Specify the address of the archive, or one that ends in a slash")
+            raise JobError(
+                f"{url}: no file name in the address. Specify the address of the archive, or one that ends in a slash"
+            )
         addresses = {name: url}
         _single(entry, Path(name))
 

@@ -163,7 +163,9 @@ def _put(file: h5py.File, block: Chunk, classes: int) -> None:
     """Write a chunk at its position in its split; the first chunk of a split creates the arrays."""
     wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
     if wrong.size:
-        raise DataError(f"{block.where}: a label is out of range (found {wrong[0]}). It must be 0 to {classes - 1}")
+        raise DataError(
+            f"{block.where}: a label is out of range (found {wrong[0]}). Labels must be from 0 to {classes - 1}"
+        )
     group = file.require_group(block.split)
     if "images" not in group:
         _create_arrays(group, block, classes)
@@ -230,7 +232,7 @@ def _require_splits(file: h5py.File, contents: DatasetContents) -> None:
     where = ", ".join(contents.sha256)
     for split in ("train", "test"):
         if split not in file or not len(file[split]["images"]):
-            raise DataError(f"{where}: no {split} images (found none). A dataset needs some")
+            raise DataError(f"{where}: no {split} images. A dataset needs training and test images")
     shapes = {split: file[split]["images"].shape[1:] for split in file}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{where}: the splits have images of different shapes (found {shapes})")

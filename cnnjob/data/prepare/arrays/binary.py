@@ -38,7 +38,7 @@ def binary_set(root: Path, names: Sequence[str]) -> ArraySet | None:
     if "data_batch_1.bin" in by_name:
         batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
         if missing := [name for name in batches if name not in by_name]:
-            raise DataError(f"{root}: training batches are missing ({', '.join(missing)}). Copy them there")
+            raise DataError(f"{root}: training batches are missing ({', '.join(missing)}). Copy them to this folder")
         trains = [by_name[name] for name in batches]
         return _cifar(by_name, "CIFAR-10", trains, "test_batch.bin", "batches.meta.txt", n_labels=1)
     if "fine_label_names.txt" in by_name and "train.bin" in by_name:

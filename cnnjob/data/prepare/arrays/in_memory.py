@@ -31,8 +31,8 @@ def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[t
         case (count, channels, height, width) if channels in _CHANNELS:
             return (count, height, width, channels), lambda block: block.transpose(0, 2, 3, 1)
     raise DataError(
-        f"{where}: not an array of images (found the shape {shape}). Pass (N, H, W), (N, H, W, C) or (N, C, H, W), "
-        "with 1 or 3 channels"
+        f"{where}: not an array of images (found the shape {shape}). Pass an array (N, H, W), (N, H, W, C) or "
+        "(N, C, H, W), with 1 or 3 channels"
     )
 
 
@@ -86,7 +86,7 @@ def arrays_of(name: str, images: object, labels: object, class_names: Sequence[s
     labels_by_split = labels if isinstance(labels, Mapping) else {"train": labels}
     if not by_split or by_split.keys() != labels_by_split.keys() or not by_split.keys() <= set(SPLITS):
         raise DataError(
-            f"{name}: images and labels do not have the same splits (found {', '.join(map(str, by_split))} and "
+            f"{name}: images and labels have different splits (found {', '.join(map(str, by_split))} and "
             f"{', '.join(map(str, labels_by_split))}). Pass both as arrays, or as dicts with the keys train, val, test"
         )
     arrays = {split: (np.asarray(by_split[split]), np.asarray(labels_by_split[split])) for split in by_split}

@@ -86,7 +86,7 @@ def _require_plain(shape: tuple[int, ...], dtype: np.dtype, *, is_fortran: bool)
 def _rows(file: IO[bytes], count: int, row: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = count * math.prod(row) * dtype.itemsize
     if size > _MAX_BLOCK_BYTES:
-        raise ValueError(f"a block has {size:,} bytes")
+        raise ValueError(f"a block has {size:,} bytes, more than the maximum of {_MAX_BLOCK_BYTES:,}")
     content = file.read(size)
     if len(content) != size:
         raise EOFError(f"it ends after {len(content):,} of {size:,} bytes")
@@ -142,7 +142,7 @@ def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
     for array in arrays:
         role = role_of(array.name)
         if role in roles:
-            raise DataError(f"{source}: two arrays of {role[0]} {role[1]} (found {roles[role].where} and "
+            raise DataError(f"{source}: two arrays contain {role[0]} {role[1]} (found {roles[role].where} and "
                             f"{array.where}). Remove one")  # fmt: skip
         if role:
             roles[role] = array
@@ -152,7 +152,7 @@ def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
     if not splits or missing:
         names = ", ".join(array.name for array in arrays) or "none"
         raise DataError(
-            f"{source}: no {' or '.join(missing) or 'arrays of images'} (found the arrays {names}). "
+            f"{source}: no {' or '.join(missing) or 'image arrays'} (found the arrays {names}). "
             "Name them x_train, y_train, x_test and y_test"
         )
     used = {array.where for array in roles.values()}

@@ -84,8 +84,8 @@ def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
         JobError: the test fraction is missing, or an option does not apply.
     """
     if options.labels or options.skip_damaged:
-        raise JobError(f"{options.source}: arrays include their labels, and no image is skipped (found "
-                       f"{' '.join(options.as_typed())}). Omit --labels and --skip-damaged")  # fmt: skip
+        raise JobError(f"{options.source}: --labels and --skip-damaged do not apply to arrays (found "
+                       f"{' '.join(options.as_typed())}). Omit them")  # fmt: skip
     streams = _with_test_split(found, options)
     values, names = _classes(found, streams)
     rows = {split: _survey(stream, values, split) for split, stream in streams.items()}
@@ -107,7 +107,7 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
     streams = {split: found.splits[split] for split in SPLITS if split in found.splits}
     if "train" not in streams:
         raise DataError(
-            f"{options.source}: no training images (found {', '.join(streams) or 'none'}). Add them as train"
+            f"{options.source}: no training images (found {', '.join(streams) or 'none'}). Add a split named train"
         )
     fraction = options.test_fraction
     if "test" in streams and fraction is not None:
@@ -147,8 +147,8 @@ def _classes(found: ArraySet, streams: Mapping[str, LabelledStream]) -> tuple[np
         raise DataError(f"{where}: too many classes (found {len(values):,} distinct labels). Check the labels")
     if found.class_names:
         if unknown := sorted(set(values.tolist()) - found.class_names.keys()):
-            raise DataError(f"{next(iter(streams.values())).where}: some labels have no class (found {unknown[:5]}). "
-                            "Copy or download the files again")  # fmt: skip
+            raise DataError(f"{next(iter(streams.values())).where}: some labels have no class name (found "
+                            f"{unknown[:5]}). Copy or download the files again")  # fmt: skip
         values = np.array(sorted(found.class_names))
     names = found.class_names or {}
     return values, tuple(names.get(value, str(value)) for value in values.tolist())
@@ -159,7 +159,7 @@ def _survey(stream: LabelledStream, values: np.ndarray, split: str) -> list[Imag
     labels = np.searchsorted(values, stream.labels).tolist()
     digests = [hashlib.sha256(image).digest() for block in stream.blocks() for image in np.ascontiguousarray(block)]
     if len(digests) != len(labels):
-        raise DataError(f"{stream.where}: it ended early (found {len(digests):,} of {len(labels):,} images)")
+        raise DataError(f"{stream.where}: it ends too early (found {len(digests):,} of {len(labels):,} images)")
     pairs = enumerate(zip(digests, labels, strict=True))
     return [ImageFile(f"{split}[{row}]", label, digest) for row, (digest, label) in pairs]
 

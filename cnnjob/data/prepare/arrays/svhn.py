@@ -61,7 +61,7 @@ def _stream(path: Path) -> LabelledStream:
     with _open_matrix(path, "X") as matrix:
         shape = matrix.shape
     if len(shape) != 4 or shape[2] != 3:  # noqa: PLR2004 - (H, W, C, N)
-        raise DataError(f"{path}: not SVHN's images (found the shape {shape}). {_AGAIN}")
+        raise DataError(f"{path}: not an array of SVHN images (found the shape {shape}). {_AGAIN}")
     height, width, channels, count = shape
     step = rows_per_block(height * width * channels)
 
@@ -118,7 +118,7 @@ class _Stream:
         if content or not size:
             return content
         if size > _MAX_SMALL_ELEMENT:
-            raise ValueError(f"a field has {size:,} bytes")
+            raise ValueError(f"a field has {size:,} bytes, more than the maximum of {_MAX_SMALL_ELEMENT:,}")
         return self.read(size + -size % 8)[:size]
 
 
@@ -137,7 +137,7 @@ def _open_matrix(path: Path, name: str) -> Iterator[_Matrix]:
         with open_regular(path) as file:
             yield _find_matrix(file, name)
     except (EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"{path}: not readable as a MATLAB file of version 5 ({error}). {_AGAIN}") from error
+        raise DataError(f"{path}: not readable as a MATLAB version 5 file ({error}). {_AGAIN}") from error
 
 
 def _find_matrix(file: BufferedReader, name: str) -> _Matrix:
