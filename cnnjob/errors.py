@@ -5,16 +5,16 @@
     │                      impossible                                                   2
     ├── DataError          a source, a dataset, a checkpoint or a run folder is
     │                      missing, damaged, or not the expected one                    3
-    ├── SchedulerError     SLURM refused, or is missing                                 4
+    ├── SchedulerError     SLURM refused a request, or is not available                 4
     ├── BusyError          another process is writing this run                          5
-    └── TrainingError      the training itself failed: the loss is no longer finite     1
+    └── TrainingError      training itself failed: the loss is no longer finite         1
 
 A message states where the problem is, what is wrong, what was found, and what to do:
 ``<where>: <what is wrong> (found <value>). <What to do>``. Anything that is not a ``CnnjobError`` is a bug and keeps
 its traceback.
 
-Two more exit codes do not correspond to an error: 75, stopped deliberately before the end (run the same command to
-resume), and 130, interrupted.
+Two more exit codes do not correspond to an error: 75 means a deliberate stop before the end (run the same command to
+resume), and 130 an interruption.
 
 The helpers format plurals and durations, suggest names, and make untrusted text safe to print.
 """
@@ -83,7 +83,7 @@ class BusyError(CnnjobError):
 
 
 class TrainingError(CnnjobError):
-    """The training itself failed: its loss is no longer finite."""
+    """Training itself failed: the loss is no longer finite."""
 
 
 def plural(count: int, noun: str) -> str:

@@ -141,7 +141,7 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]
     temporary = temporary_name(path)
     try:
         yield temporary
-        # Content before name: a rename that reached the disk first would leave an empty file after a power cut.
+        # Flush the content before renaming: after a power cut, a rename without its content would leave an empty file.
         flush_file(temporary)
         # Writing a large checkpoint takes time, during which another attempt may have claimed the run.
         fence()
@@ -300,7 +300,7 @@ def read_bytes(path: Path, at_most: int = TEXT_BYTES) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > at_most:
                 raise DataError(f"{path}: too large (found {size:,} bytes; the maximum is {at_most:,})")
-            return file.read(size)  # not read(): a file that grows meanwhile must not exceed the limit
+            return file.read(size)  # not read(): a file that grows in the meantime must not exceed the limit
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
 

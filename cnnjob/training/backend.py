@@ -16,7 +16,7 @@ from cnnjob.runs.run import Run
 
 
 def select_backend(job: Job, run: Run) -> str:
-    """Return the backend that the run was started with, or else the job's choice; ``auto`` prefers a GPU.
+    """Return the backend that the run was started with or, for a new run, the job's choice; ``auto`` prefers a GPU.
 
     Args:
         job: the run's job, with the resources of this attempt.
@@ -26,8 +26,8 @@ def select_backend(job: Job, run: Run) -> str:
         ``numpy`` or ``cuda``.
 
     Raises:
-        JobError: the run was started with the other backend; or the GPU that the job asks for, or that was allocated
-            to this SLURM job, cannot be used.
+        JobError: the run was started with a different backend; or no GPU can be used, although the job asks for one or
+            one was allocated to this SLURM job.
     """
     wanted, started_with = job.resources.backend, first_backend(job, run)
     name = started_with or wanted
@@ -54,7 +54,7 @@ def first_backend(job: Job, run: Run) -> str | None:
     """Return the backend that a run was started with, ``numpy`` or ``cuda``; None if it has not been started.
 
     Raises:
-        JobError: the job now asks for the other backend.
+        JobError: the job now asks for a different backend.
     """
     wanted, started_with = job.resources.backend, run.environment().get("backend")
     if started_with and wanted not in {"auto", started_with}:

@@ -15,7 +15,7 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
     Args:
         model: the job's model.
         image_shape: (H, W, C).
-        classes: number of classes; the classifier, which every network ends with, has one output per class.
+        classes: number of classes; the final classifier has one output per class.
 
     Returns:
         The network.
@@ -55,7 +55,7 @@ def build_schedule(train: TrainSettings) -> nn.Schedule:
 
 
 def build_training_options(job: Job) -> nn.TrainingOptions:
-    """Build a job's image augmentation and label smoothing."""
+    """Build a job's training options: image augmentation and label smoothing."""
     augmentation = nn.Augmentation(**dict(job.data.augment)) if job.data.augment else None
     return nn.TrainingOptions(augmentation, job.train.label_smoothing)
 

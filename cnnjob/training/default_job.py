@@ -79,7 +79,7 @@ def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
     n_training = int(counts.sum()) - n_validation
     batch_size = next((size for size in _BATCH_SIZES if size * _MIN_STEPS <= n_training), 1)
     epochs = min(max(_STEPS // (n_training // batch_size), _EPOCHS[0]), _EPOCHS[1])
-    # With one image per class, none can be set aside for validation, so no epoch can be chosen.
+    # With one image per class, none can be set aside for validation, so the best epoch cannot be chosen.
     is_validated = has_val or n_validation > 0
     content: dict[str, Any] = {
         "name": re.sub(r"[^\w .+-]", "_", Path(name).stem.lstrip(" .+-"))[:100] or "job",

@@ -16,7 +16,7 @@ from cnnjob.runs import metrics
 from cnnjob.training.predict import Classifier
 
 CHECKED_AT_ONCE_BYTES = 10**9
-"""Datasets up to this size are checked against their digests before the first step; this takes a second or two."""
+"""Datasets of up to this many bytes are checked against their digests before the first step, in a second or two."""
 
 Array = np.ndarray[Any, Any]
 Images: TypeAlias = Array | RowReader
@@ -140,7 +140,7 @@ def select_watched_splits(
         test: the test images.
 
     Yields:
-        ``validation`` if there are validation images, and ``test`` if the weights are chosen on it.
+        A name and a split: ``validation`` if there are validation images, and ``test`` if the weights are chosen on it.
     """
     if len(validation.order):
         yield "validation", validation

@@ -55,7 +55,7 @@ def export(run: Run, path: Path) -> Exported:
 
     Raises:
         CnnjobError: the onnx package is not installed.
-        DataError: the run is not finished, or damaged.
+        DataError: the run is unfinished or damaged.
         JobError: the file cannot be written.
     """
     try:

@@ -54,7 +54,7 @@ class Prediction:
     """The most probable class of one image."""
 
     image: str
-    """The image's file, followed by an index if it is an array file; or the image's address in the dataset."""
+    """The image's file (for an array file, with the image's index), or the image's address in the dataset."""
     class_name: str
     probability: float
     """In 0..1."""
@@ -73,7 +73,7 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
         run: a finished run.
         images: addresses in the run's dataset, such as ``test:17``; image files of any size, which are scaled to the
             network's input size; or ``.npy`` files of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly that size.
-        data: the folder that contains the dataset; by default, its folder when the run was created.
+        data: the folder that contains the dataset; by default, the folder recorded in the run.
 
     Returns:
         One prediction per image.

@@ -76,13 +76,13 @@ class TrainingSetup:
             run: a run that has been created.
             job: the run's job, possibly with other resources or another checkpoint interval; by default, the job stored
                 in the run.
-            dataset: the run's dataset; by default, it is opened where it was when the run was created.
+            dataset: the run's dataset; by default, it is opened at the path recorded in the run.
 
         Returns:
             The setup.
 
         Raises:
-            DataError: the run or its dataset is missing or damaged, or the dataset is a different one.
+            DataError: the run or its dataset is missing or damaged, or the dataset is not the run's dataset.
         """
         return cls.build(job or run.job(), open_run_dataset(run, dataset))
 

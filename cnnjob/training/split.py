@@ -17,7 +17,7 @@ def split_training_images(job: Job, dataset: Dataset) -> tuple[np.ndarray, np.nd
 
     Args:
         job: the job, whose ``data.validation_fraction`` is the fraction of validation images.
-        dataset: the dataset; if it has its own validation split, all training images are trained on.
+        dataset: the dataset; if it has its own validation split, all training images are used for training.
 
     Returns:
         The indices of the images to train on and of those for validation; int64, ascending.
@@ -48,7 +48,7 @@ def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
 
     The total is the fraction times the number of images, rounded. It is apportioned to the classes by the largest
     remainder method, except that every class with two or more images has at least one image for validation and at least
-    one to train on. If a class has only one image, that image is trained on.
+    one for training. If a class has only one image, that image is used for training.
 
     Args:
         counts: (K,) number of images per class.
@@ -57,7 +57,7 @@ def count_validation_images(counts: np.ndarray, fraction: float) -> np.ndarray:
     Returns:
         (K,) int64.
     """
-    # Exact fractions: in floating point, 0.07 · 100 is 7.000000000000001, an error that could decide a remainder.
+    # Exact fractions, since 0.07 · 100 is 7.000000000000001 in floating point, which could affect the remainders.
     share = Fraction(str(fraction))
     wanted = [share * int(count) for count in counts]
     most = [max(0, int(count) - 1) for count in counts]

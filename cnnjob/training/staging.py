@@ -16,7 +16,7 @@ from cnnjob.errors import DataError
 STAGE = "CNNJOB_STAGE"
 """Environment variable that makes a SLURM job copy its dataset to the node's local disk before training."""
 DIGITS = 16
-"""Number of digits of the dataset's digest in the name of the copy."""
+"""Number of digits of the dataset's digest in the copy's name."""
 
 
 def local_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Stop requests by signal or deadline: they set a flag, and training stops at the end of a step.
+"""Stop requests by signal or deadline: they set a flag, and training stops at the end of the current step.
 
 A signal handler can run between any two bytecodes, including in the middle of an update. It therefore only sets a flag,
 which the training loop reads after each step, when everything that must be saved is consistent.
@@ -36,7 +36,7 @@ SIGNALS = (
 
 
 def handled_signals() -> list[signal.Signals]:
-    """Return the members of ``SIGNALS`` that this process should handle: SIGINT, and all that are not ignored."""
+    """Return the members of ``SIGNALS`` that this process should handle: SIGINT and all others that are not ignored."""
     return [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
 
 

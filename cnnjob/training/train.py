@@ -83,7 +83,7 @@ def train(
     placement = place_in_host_memory(setup, name, in_memory_bytes)
     with disk_errors_as_cnnjob_error(run.path):
         claim = claims.claim(run, job_is_over)
-    if run.result_file.exists():  # another process finished it between the check above and the claim
+    if run.result_file.exists():  # another process finished the run between the check above and the claim
         with disk_errors_as_cnnjob_error(run.path):
             claim.end("finished", newest_step(run.checkpoints_folder))
         return Outcome(run, "was finished", "finished")
@@ -127,7 +127,7 @@ def _record_end(claim: Claim) -> Iterator[_Ending]:
         raise
     finally:
         if ending.why:
-            with suppress(OSError, DataError):  # without a recorded end, it counts as lost and can be resumed
+            with suppress(OSError, DataError):  # if this fails, the attempt counts as lost and can be resumed
                 claim.end(ending.why, ending.trainer.progress.step if ending.trainer else 0)
             if ending.trainer and ending.why.startswith("failed"):
                 ending.trainer.log(ending.why)

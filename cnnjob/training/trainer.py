@@ -216,7 +216,7 @@ class Trainer:
                     return self._stop(stop.requested_by)
                 self._save_if_due()
             self._end_epoch()
-            # Checked again, since evaluation may take long. After the last epoch, the results are written in any case.
+            # Checked again, since evaluation takes time. After the last epoch, the results are written in any case.
             if stop.requested_by and not self.progress.done:
                 return self._stop(stop.requested_by)
             self._save_if_due()
@@ -233,7 +233,7 @@ class Trainer:
         """
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
-        # (steps · batch_size,); the images left out because they do not fill a batch differ in each epoch.
+        # (steps · batch_size,); the images left out because they do not fill a batch differ from epoch to epoch.
         order = self.training_indices[shuffled[: len(self.inputs.order)]]
         self.backend.copy(order, self.inputs.order)
         if self.stream and isinstance(self.images, RowReader):
@@ -390,7 +390,7 @@ class Trainer:
         return False
 
     def _write_history(self) -> None:
-        """Write ``history.jsonl``; a failure is only logged, since the file is derived and rewritten at the end."""
+        """Write ``history.jsonl``; a failure is only logged, since the file is derived and is rewritten at the end."""
         try:
             self._write_history_or_fail()
         except OSError as error:
