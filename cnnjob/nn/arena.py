@@ -43,7 +43,10 @@ class ArrayStore(Protocol):
         """Return a new array of zeros, aligned to a cache line."""
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy between arrays of equal shape and dtype, here or on the host; the copy is complete on return."""
+        """Copy between arrays of equal shape and dtype.
+
+        Each array is in this memory or on the host. The copy is complete on return.
+        """
 
     def resident(self, array: Array) -> Array:
         """Return the array itself if it is in this memory, or else a copy in this memory."""

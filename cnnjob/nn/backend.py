@@ -35,7 +35,7 @@ class Backend(ArrayStore, Protocol):
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan loading a batch of images into x: the images are changed as specified by ``change``, and normalised."""
+        """Plan the task that loads a batch of images into x, augmented or changed to a view, and normalised."""
 
     def plan_operation(
         self,
@@ -71,7 +71,7 @@ class Backend(ArrayStore, Protocol):
         """Plan target ← target + source, both (N, H, W, C)."""
 
     def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
-        """Plan the loss, the number of correct predictions, and the gradient of the logits."""
+        """Plan the loss, its gradient with respect to the logits, and the number of correct predictions."""
 
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
@@ -98,7 +98,7 @@ class Backend(ArrayStore, Protocol):
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan updating the parameters and advancing the position by one step.
+        """Plan the task that updates the parameters and advances the position by one step.
 
         Args:
             arena: memory for the buffers.

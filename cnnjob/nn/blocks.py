@@ -161,8 +161,8 @@ class Conv:
         H, W = self.convolved(shape)
         if min(H, W) < self.pool:
             raise ValueError(
-                f"kernel {self.kernel}, stride {self.stride}, pad {self.pad} and pool {self.pool} leave nothing "
-                f"of {shape[0]}×{shape[1]} pixels"
+                f"an input of {shape[0]}×{shape[1]} pixels is too small for kernel {self.kernel}, "
+                f"stride {self.stride}, pad {self.pad} and pool {self.pool}"
             )
         # A patch of K×K×C values has K²·C eigenvectors; each gives a filter and its negative.
         max_filters = 2 * self.kernel**2 * shape[2]
@@ -307,14 +307,14 @@ class Residual:
             return None
         if any(outputs > pixels for outputs, pixels in zip(output[:2], shape[:2], strict=True)):
             raise ValueError(
-                f"its padding enlarges the image from {_format_shape(shape)} to {_format_shape(output)}, which no "
-                "shortcut does"
+                f"its padding enlarges the image from {_format_shape(shape)} to {_format_shape(output)}, but a "
+                "shortcut cannot enlarge an image"
             )
         stride, window = self._find_window(shape, output)
         if any(side.stop > pixels for side, pixels in zip(window, shape, strict=False)):
             raise ValueError(
-                f"its body turns {_format_shape(shape)} into {_format_shape(output)}, for which no shortcut has enough "
-                "pixels"
+                f"its body turns {_format_shape(shape)} into {_format_shape(output)}, but the input has too "
+                "few pixels for a shortcut with that output shape"
             )
         norm = self._convs[-1].batch_norm
         conv = Conv(output[-1], kernel=1, stride=stride, batch_norm=norm, activation="none")
@@ -350,7 +350,7 @@ class Residual:
         return self.body(shape) + ((projection,) if projection else ())
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Return the parameters of the body's blocks, with names such as ``conv1/weights``, and of the projection."""
+        """Return the parameters of the body and of the projection, with names such as ``conv1/weights``."""
         return {name: parameter for layer in self.layers(shape) for name, parameter in layer.parameters.items()}
 
 
@@ -402,7 +402,7 @@ class Network:
 
     @property
     def classes(self) -> int:
-        """Return the number of outputs."""
+        """Return the number of classes, which is the number of outputs."""
         return self.layers[-1].output_shape[0]
 
     @property

@@ -23,7 +23,7 @@ class _Link:
 
     operation: Operation | Residual
     name: str
-    """Name of the layer, the prefix of its parameters' names."""
+    """Name of the layer, which is the prefix of its parameters' names."""
     layer_index: int
     """Index of the layer, part of the address of its random numbers."""
     output_shape: Shape

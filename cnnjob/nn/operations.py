@@ -37,7 +37,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Activate:
-    """Activation as a separate operation."""
+    """An activation as a separate operation."""
 
     activation: Activation
 
@@ -104,23 +104,25 @@ def require_trainable(network: Network, batch_size: int) -> None:
 
     Raises:
         ValueError: batch normalisation has only one value per channel, so that its output is just the shift; or a
-            convolution's padding is as wide as its kernel, so that outputs at the edges see only padding; or two
+            convolution's padding is as wide as its kernel, so that outputs at the edges depend only on padding; or two
             dropout blocks would draw the same random numbers. The message names the block.
     """
     dropouts: dict[int, str] = {}
     for name, layer_index, operation, shape in _operations(network.layers):
         if isinstance(operation, Norm) and batch_size * prod(shape[:-1]) == 1:
             sides = "×".join(map(str, shape))
-            raise ValueError(f"{name}: batch normalisation of 1 image of {sides} has only one value per channel")
+            raise ValueError(
+                f"{name}: batch normalisation needs more than one value per channel (found one {sides} image per batch)"
+            )
         if isinstance(operation, Conv) and operation.pad >= operation.kernel:
             raise ValueError(
-                f"{name}: pad {operation.pad} is not less than kernel {operation.kernel}, so outputs at the edges see "
-                "only padding"
+                f"{name}: pad {operation.pad} is not less than kernel {operation.kernel}, so outputs at the edges "
+                "depend only on padding"
             )
         if isinstance(operation, Dropout) and dropouts.setdefault(layer_index, name) != name:
             raise ValueError(
                 f"{name}: would draw the same random numbers as {dropouts[layer_index]} (a network with residual "
-                f"blocks may have at most {LAYERS_PER_RESIDUAL} blocks, and so may each residual block)"
+                f"blocks may contain at most {LAYERS_PER_RESIDUAL} blocks, as may each residual block)"
             )
 
 

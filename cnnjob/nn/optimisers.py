@@ -99,7 +99,7 @@ class Segment:
     """Segment of the flat parameter buffer with a single learning rate factor and decay setting."""
 
     elements: slice
-    """Position of the segment in the buffer."""
+    """Slice of the buffer that the segment covers."""
     learning_rate_factor: float
     """Factor by which the step's learning rate is multiplied."""
     decays: bool

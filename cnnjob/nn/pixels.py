@@ -37,7 +37,7 @@ class PixelNormalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random flips and translations, drawn in each epoch from the address (seed, epoch, image).
+    """Random flips and translations, drawn for each image in each epoch at the address (seed, epoch, image).
 
     An image is therefore augmented identically on every machine. The Philox block of an image has the counter (image,
     epoch, 0, 0) and the key (seed, purpose): the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for
@@ -51,7 +51,7 @@ class Augmentation:
     """k: maximum translation in each direction, in pixels."""
 
     def draw(self, words: Philox, images: Array, epoch: int, seed: int, views: Array) -> None:
-        """Draw the changes applied to the given images.
+        """Draw the changes to be applied to the given images.
 
         Args:
             words: generator with memory for n blocks of words.

@@ -201,7 +201,7 @@ def build_step_inputs(
 
 
 def empty_step_inputs(image_shape: Shape, memory: ArrayStore | None = None) -> StepInputs:
-    """Return inputs without images, in ``memory`` or by default in host memory."""
+    """Return inputs without images, in ``memory`` or, by default, in host memory."""
     images, labels = np.zeros((0, *image_shape), np.uint8), np.zeros(0, np.int64)
     return build_step_inputs(memory or HostMemory(), images, labels, steps=0, batch_size=0, seed=0)
 

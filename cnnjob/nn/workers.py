@@ -72,7 +72,7 @@ class Workers:
 
     The workers are forked when they are first needed. They see the caller's objects as of that moment, and share the
     arrays of a :class:`cnnjob.nn.arena.HostMemory`: anything that a task writes, or reads after it has changed, must be
-    in such memory. They exit when the caller does, however it ends.
+    in such memory. They exit when the caller ends, for whatever reason.
     """
 
     def __init__(self, cores: int) -> None:

@@ -282,8 +282,8 @@ def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path:
     ("here", "lacking"),
     [
         ({"STANDIN_DRIVER": "0"}, "there is no NVIDIA driver; use a machine with an NVIDIA GPU"),
-        ({"STANDIN_DRIVER": "12040"}, "the driver is for CUDA 12.4, but CuPy is for CUDA 13.2; install a newer driver"),
-        ({"STANDIN_GPUS": "0"}, "the driver shows no GPU (cudaErrorNoDevice: no CUDA-capable device is detected)"),
+        ({"STANDIN_DRIVER": "12040"}, "the driver supports CUDA 12.4, but CuPy is built for CUDA 13.2; install a"),
+        ({"STANDIN_GPUS": "0"}, "the driver reports no GPU (cudaErrorNoDevice: no CUDA-capable device is detected)"),
         (
             {"STANDIN_MISSING": "cublas"},
             """the CUDA library cublas cannot be loaded (Failure finding "libcublas.so": No""",

@@ -191,7 +191,11 @@ def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: FakeSlurm) -> None:
     ("here", "verdict", "said"),
     [
         ({}, "ok", r"Stand-in GPU, 1\d\.\d GB free; CuPy 14\.2\.0, driver for CUDA 13\.2"),
-        ({"STANDIN_DRIVER": "12040"}, "note", r"none; .* \(the driver is for CUDA 12\.4, but CuPy is for CUDA 13\.2\)"),
+        (
+            {"STANDIN_DRIVER": "12040"},
+            "note",
+            r"none; .* \(the driver supports CUDA 12\.4, but CuPy is built for CUDA 13\.2\)",
+        ),
         ({"STANDIN_BYTES": "10"}, "bad", r"cannot be used \(Out of memory allocating .*\)"),
     ],
 )

@@ -223,9 +223,9 @@ def test_initial_weights_are_of_the_asked_spread_and_of_their_place_only() -> No
         ([nn.Dense(units=3), nn.Conv(filters=1)], r"conv1: a conv block needs an image .found a vector"),
         (
             [nn.Conv(filters=1, pad=0, kernel=9)],
-            r"conv1: kernel 9, stride 1, pad 0 and pool 1 leave nothing of 6×5 pixels",
+            r"conv1: an input of 6×5 pixels is too small for kernel 9, stride 1, pad 0 and pool 1",
         ),
-        ([nn.Conv(filters=1, pool=3), nn.Conv(filters=1, pool=3)], r"conv2: kernel 3, .* leave nothing of 2×1 pixels"),
+        ([nn.Conv(filters=1, pool=3), nn.Conv(filters=1, pool=3)], r"conv2: an input of 2×1 pixels is too small for"),
     ],
 )
 def test_a_block_that_does_not_fit_is_named(blocks: list[nn.Conv | nn.Dense], message: str) -> None:

@@ -33,7 +33,7 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
     packed = dataset(tmp_path)
     for changes, message in (
         ({"train__batch_size": 500}, "train.batch_size: 500 is more than the 162 training images. Lower it"),
-        ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: kernel 3, .* leave nothing of 6×6 pixels"),
+        ({"model__blocks": [{"conv": 2, "pool": 9}]}, "model.blocks: conv1: an input of 6×6 pixels is too small for"),
         (
             {"data__validation_fraction": 0.0},
             "data.validation_fraction: 0 of 216 training images gives no validation images",
@@ -54,18 +54,18 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ({"data__augment": {"translate": 6}}, "data.augment.translate: translates images of 6×6 pixels by 6, but"),
         (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
         (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
-        (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: kernel 3, .* leave nothing"),
+        (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: an input of .* is too small"),
         (
             blocks({"residual": [{"conv": 2, "kernel": 1}, {"conv": 2, "kernel": 2, "pad": 1, "stride": 2}]}),
-            "residual1: its body turns 6×6×1 into 4×4×2, for which no shortcut has enough pixels",
+            "residual1: its body turns 6×6×1 into 4×4×2, but the input has too few pixels for a shortcut",
         ),
         (
             blocks({"residual": [{"conv": 2, "kernel": 2, "pad": 1}]}),
-            "residual1: its padding enlarges the image from 6×6×1 to 7×7×2, which no shortcut does",
+            "residual1: its padding enlarges the image from 6×6×1 to 7×7×2, but a shortcut cannot enlarge",
         ),
         (
             blocks({"conv": 2, "pad": 64, "pool": 64}),
-            "model.blocks: conv1: pad 64 is not less than kernel 3, so outputs at the edges see only padding. Change",
+            "model.blocks: conv1: pad 64 is not less than kernel 3, so outputs at the edges depend only on padding. ",
         ),
         (
             blocks({"residual": [{"conv": 2, "kernel": 1, "pad": 1}, {"conv": 2, "pad": 0}]}),
@@ -73,11 +73,11 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
         ),
         (
             {"train__batch_size": 1} | blocks({"conv": 3, "pad": 0}, {"conv": 5, "pad": 0, "pool": 2} | NORM_LAST),
-            "model.blocks: conv2: batch normalisation of 1 image of 1×1×5 has only one value per channel. Change",
+            "model.blocks: conv2: batch normalisation needs more .* .found one 1×1×5 image per batch.. Change",
         ),
         (
             {"train__batch_size": 1} | blocks({"residual": [{"conv": 3, "pool": 6} | NORM_LAST]}),
-            "model.blocks: residual1.conv1: batch normalisation of 1 image of 1×1×3 has only one value per channel",
+            "model.blocks: residual1.conv1: batch normalisation needs more than one value per channel",
         ),
         (
             {"train__epochs": 2, "train__lookahead": {"every": 41}},

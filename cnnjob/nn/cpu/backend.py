@@ -49,7 +49,7 @@ class NumPyBackend(HostMemory):
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan loading a batch."""
+        """Plan the task that loads a batch."""
         return gather(self.workers, arena, inputs, x, pixels, change)
 
     def plan_operation(
@@ -82,7 +82,7 @@ class NumPyBackend(HostMemory):
         return residual_add(self.workers, arena, body, shortcut, y, activation)
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
-        """Plan adding one gradient to another."""
+        """Plan the task that adds one gradient to another."""
         return accumulate(self.workers, source, target)
 
     def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
@@ -92,7 +92,7 @@ class NumPyBackend(HostMemory):
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views, its softmax, and advancing to the next step."""
+        """Plan the mean over views and its softmax; the last task advances to the next step."""
         return losses.mean_outputs(arena, inputs, logits, view_weights)
 
     def update(
@@ -103,7 +103,7 @@ class NumPyBackend(HostMemory):
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan updating the flat parameter buffer and advancing to the next step."""
+        """Plan the task that updates the flat parameter buffer and advances to the next step."""
         update_parameters = update(self.workers, arena, optimiser, segments, buffers, inputs)
 
         def run() -> None:

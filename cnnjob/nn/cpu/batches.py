@@ -22,7 +22,7 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> Task:
-    """Plan loading a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
+    """Plan the task that loads the images selected by ``inputs.order``: x = image·scale + shift per channel."""
     N, *inner = x.value.shape
     dtype = x.value.dtype
     # Per pixel instead of per channel, (H, W, C): NumPy's inner loop then runs over more than just the few channels.
@@ -54,7 +54,7 @@ def gather(
 
 
 def _plan_changed(arena: Arena, inputs: StepInputs, change: Augmentation | View, images: Array) -> TakeImages:
-    """Plan loading flipped and shifted images: each pixel is looked up at its source."""
+    """Return a function that loads flipped and shifted images by copying each pixel from its source."""
     n, H, W, C = images.shape
     reach = change.translate if isinstance(change, Augmentation) else max(map(abs, change[1:]))
     down, right = (arena.constant(mirrored_sources(side, reach)) for side in (H, W))

@@ -77,7 +77,7 @@ def dense(workers: Workers, arena: Arena, block: Dense, x: Tensor, y: Tensor, w:
 
 
 def _plan_dz(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
-    """Return the gradient of z = x w + b, (N, U), and the task that computes it."""
+    """Return an array for the gradient of z = x w + b, (N, U), and the task that computes the gradient."""
     dz, mask = (arena.take(y.gradient.shape, dtype) for dtype in (y.value.dtype, bool))
 
     def run() -> None:
@@ -92,7 +92,7 @@ def _plan_dz(arena: Arena, block: Dense, y: Tensor) -> tuple[Array, Task]:
 def dropout(
     workers: Workers, arena: Arena, block: Dropout, x: Tensor, y: Tensor, inputs: StepInputs, layer_index: int
 ) -> ForwardBackward:
-    """Plan a dropout block for training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
+    """Plan a dropout block for training: y = x·m/(1−p), with m drawn at the address (seed, layer, step, element).
 
     Args:
         workers: the workers that compute the batch.

@@ -27,7 +27,7 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     inputs: StepInputs,
 ) -> Task:
-    """Plan updating all segments; the formulas are in :mod:`cnnjob.nn.optimisers`."""
+    """Plan the task that updates all segments; the formulas are in :mod:`cnnjob.nn.optimisers`."""
     weights, gradients, slots = buffers
     # Several NumPy calls pass over the same operands; those of a small block are still in the cache at the next call.
     length = max(CACHE_BLOCK_ELEMENTS, -(-weights.size // MAX_CACHE_BLOCKS))

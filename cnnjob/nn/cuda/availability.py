@@ -1,4 +1,4 @@
-"""Check for a usable GPU (driver, CuPy and CUDA libraries), with advice on what is missing."""
+"""Check for a usable GPU (driver, CuPy and CUDA libraries), with advice if something is missing."""
 
 import os
 import tempfile
@@ -34,13 +34,15 @@ def _driver_problem(runtime: Any) -> str | None:
     if driver == 0:
         return "there is no NVIDIA driver; use a machine with an NVIDIA GPU (check with nvidia-smi)"
     if driver // 1000 < needed // 1000:
-        versions = f"the driver is for CUDA {_format_version(driver)}, but CuPy is for CUDA {_format_version(needed)}"
+        versions = (
+            f"the driver supports CUDA {_format_version(driver)}, but CuPy is built for CUDA {_format_version(needed)}"
+        )
         return f"{versions}; install a newer driver, or: {INSTALL}"
     try:
         count = runtime.getDeviceCount()
     except RuntimeError as error:
-        return f"the driver shows no GPU ({error}); check nvidia-smi and CUDA_VISIBLE_DEVICES"
-    return None if count else "the driver shows no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        return f"the driver reports no GPU ({error}); check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return None if count else "the driver reports no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
 def _library_problem(pathfinder: Any) -> str | None:

@@ -57,7 +57,7 @@ class CudaBackend:
 
         Args:
             device: the device that holds the arrays and runs the kernels.
-            column_bytes: size of a convolution's patch matrix (see :mod:`cnnjob.nn.cuda.conv`).
+            column_bytes: maximum size of a convolution's patch matrix (see :mod:`cnnjob.nn.cuda.conv`).
             fuses: True to compute some neighbouring parts in one kernel (see :mod:`cnnjob.nn.cuda.fused`); False to
                 compute each part separately, as a reference.
             captures: True to record a step and replay it; False to launch its kernels each time, with the same results.
@@ -112,7 +112,7 @@ class CudaBackend:
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan loading a batch."""
+        """Plan the task that loads a batch."""
         plan_alone = partial(gather, self.device, arena, inputs, x, pixels, change)
         return DeferredBatch((x,), plan_alone, inputs, pixels, changes=change is not None).tasks.forward
 
@@ -166,7 +166,7 @@ class CudaBackend:
         return DeferredPart((body, shortcut), plan_alone).tasks
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
-        """Plan adding one gradient to another."""
+        """Plan the task that adds one gradient to another."""
         return accumulate(self.device, source, target)
 
     def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
@@ -177,7 +177,7 @@ class CudaBackend:
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views, its softmax, and advancing to the next step."""
+        """Plan the mean over views and its softmax; the last task advances to the next step."""
         return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
 
     def update(
@@ -188,7 +188,7 @@ class CudaBackend:
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan updating the flat parameter buffer and advancing to the next step."""
+        """Plan the task that updates the flat parameter buffer and advances to the next step."""
         return update(self.device, arena, optimiser, segments, buffers, inputs)
 
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:

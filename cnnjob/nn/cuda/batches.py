@@ -22,7 +22,7 @@ def gather(
     pixels: PixelNormalisation,
     change: Augmentation | View | None,
 ) -> ForwardBackward:
-    """Plan loading a batch: x = image·scale + shift per channel, for the images selected by ``inputs.order``."""
+    """Plan the task that loads the images selected by ``inputs.order``: x = image·scale + shift per channel."""
     N, *inner = x.value.shape
     channels = [arena.constant(np.asarray(values, x.value.dtype)) for values in (pixels.scale, pixels.shift)]
     target = *channels, *bordered(x.value), row_length(x.value.shape), inner[-1]
@@ -43,7 +43,7 @@ def gather(
 
 
 def _plan_draw(device: Device, change: Augmentation, inputs: StepInputs, views: Array) -> Task:
-    """Plan drawing the changes, with the same values as :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
+    """Plan the task that draws the changes; the values equal those of :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
     address = np.uint32(inputs.seed), np.uint32(Purpose.AUGMENTATION)
     numbers = FLIPS[change.flip], change.translate, len(views)
     arguments = scalars(

@@ -13,7 +13,7 @@ from cnnjob.nn.random import Purpose
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 IMAGES_PER_BLOCK = 4
-"""Images per thread block in softmax and loss, one per warp."""
+"""Number of images per thread block in the softmax and loss kernels, one per warp."""
 ROWS_AT_A_TIME = 8
 """Number of rows that a thread block reads at a time when summing over rows."""
 
@@ -57,7 +57,7 @@ def dense(device: Device, arena: Arena, block: Dense, x: Tensor, y: Tensor, w: A
 def dropout(
     device: Device, block: Dropout, x: Tensor, y: Tensor, inputs: StepInputs, layer_index: int
 ) -> ForwardBackward:
-    """Plan a dropout block for training: y = x·m/(1−p), with m addressed by (seed, layer, step, element).
+    """Plan a dropout block for training: y = x·m/(1−p), with m drawn at the address (seed, layer, step, element).
 
     Args:
         device: the device that runs the kernels.
@@ -83,7 +83,7 @@ def dropout(
 
 
 def softmax(device: Device, arena: Arena, inputs: StepInputs, logits: Array) -> Task:
-    """Plan the softmax of (N, K) logits, written to ``inputs.probabilities``, and advancing to the next step."""
+    """Plan the softmax of (N, K) logits: its task writes to ``inputs.probabilities`` and advances to the next step."""
     N, K = logits.shape
     ticket = arena.take((1,), np.uint32)  # counts the thread blocks, the last of which advances the position
 

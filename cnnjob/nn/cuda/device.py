@@ -75,7 +75,7 @@ class CudaDevice:
         self._kernel(name)(grid, block, tuple(arguments), stream=self._stream)
 
     def capture(self, run: Task) -> Task:
-        """Record what a task launches without running it, and return a task that replays it."""
+        """Record the kernels and GEMMs of a task without running them, and return a task that replays them."""
         self._stream.begin_capture()
         try:
             run()

@@ -38,7 +38,7 @@ class Device(Protocol):
 
     @property
     def versions(self) -> dict[str, Any]:
-        """Return the versions of the libraries that determine the bits."""
+        """Return the versions of the libraries that affect the bits of the results."""
 
     @property
     def free_bytes(self) -> int:
@@ -96,7 +96,7 @@ class ShapeOnlyDevice:
         """Return a function that raises an error: plans may refer to it, but must not call it."""
 
         def fail(*_: Any, **__: Any) -> Any:
-            raise RuntimeError(f"{name}: called on a device without memory, which is only for counting")
+            raise RuntimeError(f"{name}: called on a device without memory, which can only count bytes")
 
         return fail
 
@@ -109,7 +109,7 @@ def scalars(arguments: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def each(device: Device, name: str, images: int, size: int, *arguments: Any) -> Task:
-    """Plan a kernel with one thread for each of ``size`` values per image; both counts are its last arguments."""
+    """Plan a kernel with one thread per value, ``size`` per image; both counts are passed as its last arguments."""
     # Images beyond the grid's limit are handled by a loop in the kernels.
     grid = (max(1, -(-size // THREADS)), min(images, MAX_BLOCKS))
     return partial(device.launch, name, grid, (THREADS, 1), scalars([*arguments, images, size]))

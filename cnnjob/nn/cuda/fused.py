@@ -100,7 +100,7 @@ class FirstConv:
     def pitch(self) -> int:
         """Return the number of floats from one row to the next in shared memory.
 
-        It is even, for loads of two floats, and places a window's pixels in different banks.
+        The number is even, so that two floats can be loaded at once, and places a window's pixels in different banks.
         """
         width = self.layer.y.value.shape[2] * self.block.pool + self.block.kernel - 1
         even = int(width + width % 2)
@@ -166,7 +166,7 @@ class Head:
         return cls(None, False, classifier, loss)  # noqa: FBT003 - no activation
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan all parts: the dense block's products as GEMMs, and the rest in one kernel and in the sums."""
+        """Plan all parts: the dense block's products as GEMMs, and the rest in one kernel and in ``sums``."""
         classifier, hidden = self.classifier, self.hidden
         (N, classes), x, inputs = classifier.y.value.shape, classifier.x, self.loss.inputs
         flat, values = x.value.reshape(N, -1), prod(x.value.shape[1:])
@@ -201,7 +201,7 @@ def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
 
 
 class _Sums:
-    """Sums over the batch that remain once all activation gradients are known, computed in one kernel."""
+    """Sums over the batch that remain once all activation gradients are known; one kernel computes them."""
 
     def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device

@@ -34,7 +34,7 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
 
     With g the gradient before the activation, M the number of pixels in the batch and x̂ the normalised input, the input
     gradient is dx = scale/√(variance + eps) · (g − Σg/M − x̂·Σ(g·x̂)/M) (Ioffe & Szegedy 2015, §3). Only the mean and
-    1/√(variance + eps) are stored for backward; x̂ and g are recomputed.
+    1/√(variance + eps) are stored for the backward task, which recomputes x̂ and g.
 
     Args:
         device: the device that runs the kernels.

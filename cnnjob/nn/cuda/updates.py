@@ -23,7 +23,7 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     inputs: StepInputs,
 ) -> Task:
-    """Plan updating all segments (see :mod:`cnnjob.nn.optimisers`) and advancing to the next step."""
+    """Plan the task that updates all segments (see :mod:`cnnjob.nn.optimisers`) and advances to the next step."""
     weights, gradients, slots = buffers
     # A single launch for all segments: the table assigns each thread block its piece, with the settings for the update.
     pieces = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, BLOCK_ELEMENTS)]
