@@ -309,7 +309,7 @@ def test_copies_among_arrays_stay_together_and_are_named(tmp_path: Path) -> None
     assert not train & test
     np.savez(tmp_path / "b.npz", x_train=TRAIN, y_train=TRAIN_LABELS, x_test=TRAIN[:3], y_test=TRAIN_LABELS[:3])
     warnings = prepare("b", tmp_path / "b.h5", source=tmp_path / "b.npz").warnings
-    assert "3 images found in more than one split, byte for byte: train[0] (train) = test[0] (test)" in warnings[0]
+    assert "exact copies of 3 images found in more than one split: train[0] (train) = test[0] (test)" in warnings[0]
 
 
 def test_arrays_are_padded_with_the_background(tmp_path: Path) -> None:

@@ -283,9 +283,9 @@ def test_copies_are_counted_and_named(tmp_path: Path) -> None:
     for copy, name in (("test/a/copy.png", "train/a/0.png"), ("train/b/copy.png", "train/a/1.png")):
         (root / copy).write_bytes((root / name).read_bytes())
     crossing, ambiguous = prepared(root).warnings
-    assert crossing.endswith("1 image found in more than one split, byte for byte: "
+    assert crossing.endswith("exact copies of 1 image found in more than one split: "
                              "train/a/0.png (train) = test/a/copy.png (test)")  # fmt: skip
-    assert ambiguous.endswith("1 image found with more than one label, byte for byte: "
+    assert ambiguous.endswith("exact copies of 1 image found with more than one label: "
                               "train/a/1.png (a) = train/b/copy.png (b)")  # fmt: skip
 
 

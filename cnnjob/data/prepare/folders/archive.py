@@ -91,7 +91,9 @@ class ZipTree(FolderTree):
         try:
             info = archive.getinfo(name)
             if info.flag_bits & _ENCRYPTED:
-                raise DataError(f"{self.path(name)}: an encrypted member. Unpack the archive and specify the folder")
+                raise DataError(
+                    f"{self.path(name)}: the member is encrypted. Unpack the archive and specify the folder"
+                )
             # zipfile allocates memory for the sizes stated in the archive, regardless of the size of the archive.
             if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
@@ -154,7 +156,7 @@ class TarTree(FolderTree):
                 (links if kind == "link" else folders).append(path)
         if linked := listing_of(self.root, links, []).files:
             raise DataError(
-                f"{self.path(linked[0])}: a link; links in archives are not followed (found {len(linked)}). "
+                f"{self.path(linked[0])}: links in archives are not followed (found {len(linked)} in total). "
                 "Unpack the archive and specify the folder"
             )
         return listing_of(self.root, files, folders)
@@ -172,7 +174,9 @@ class TarTree(FolderTree):
             raise DataError(f"{self.path(name)}: too large (found {size:,} bytes). Unpack the archive")
         content = os.pread(self._file.fileno(), size, position)  # does not use the file position, which is shared
         if len(content) != size:
-            raise DataError(f"{self.path(name)}: the archive ends within it. Copy or download the archive again")
+            raise DataError(
+                f"{self.path(name)}: the archive ends within this member. Copy or download the archive again"
+            )
         return content, self._stamp or (0, 0, 0, 0)
 
     def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members

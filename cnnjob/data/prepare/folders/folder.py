@@ -106,7 +106,7 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
         lines += [f"  and {len(listed) - _SHOWN:,} other sizes"] if len(listed) > _SHOWN else []
         raise JobError(
             f"{where}: the images differ in size (found, as height x width:\n" + "\n".join(lines) + ").\n"
-            f"Scale them to one size:\n  {command}"
+            f"Scale them to the same size:\n  {command}"
         )
     if height * width > MAX_PIXELS:
         raise JobError(
@@ -130,10 +130,10 @@ def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
 
 
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
-    """Yield descriptions of images with exact copies in more than one split or with more than one label.
+    """Yield descriptions of images that have exact copies in another split or with another label.
 
     Yields:
-        One line for each of these two cases, if it occurs.
+        One line for each of the two cases that occurs.
     """
     members: dict[bytes, list[tuple[str, ImageFile]]] = {}
     first: dict[bytes, tuple[str, ImageFile]] = {}
@@ -145,11 +145,11 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
     ambiguous = [group for group in members.values() if len({image.label for _, image in group}) > 1]
     if crossing:
         shown = "; ".join(_two(group, [split for split, _ in group]) for group in crossing[:_SHOWN_COPIES])
-        yield f"{plural(len(crossing), 'image')} found in more than one split, byte for byte: {shown}"
+        yield f"exact copies of {plural(len(crossing), 'image')} found in more than one split: {shown}"
     if ambiguous:
         labels = [[class_names[image.label] for _, image in group] for group in ambiguous[:_SHOWN_COPIES]]
         shown = "; ".join(_two(group, named) for group, named in zip(ambiguous, labels, strict=False))
-        yield f"{plural(len(ambiguous), 'image')} found with more than one label, byte for byte: {shown}"
+        yield f"exact copies of {plural(len(ambiguous), 'image')} found with more than one label: {shown}"
 
 
 def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
@@ -274,7 +274,7 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
     if options.test_fraction is None:
         of_val = f"\nOr test on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
         raise JobError(
-            f"{tree.root}: no test images (found {layout.description}). Split them off the training images:\n"
+            f"{tree.root}: no test images (found {layout.description}). Split off some of the training images:\n"
             f"  {options.command(test_fraction=0.2)}{of_val}"
         )
     return layout
