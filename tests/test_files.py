@@ -188,7 +188,7 @@ def test_a_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None
     for read in (files.read_bytes, files.read_json):
         with pytest.raises(DataError, match=r"too large .found 1,099,511,627,776 bytes"):
             read(tmp_path / "a")
-    with pytest.raises(DataError, match="its checksum does not fit its 1,099,511,627,776 bytes"):
+    with pytest.raises(DataError, match="its checksum does not match its 1,099,511,627,776 bytes"):
         npz.read_arrays(tmp_path / "a")
 
 

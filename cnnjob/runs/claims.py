@@ -51,7 +51,7 @@ class Claim:
         records, successor = self.run.attempt_files(), self.number + 1
         newest = successor if _attempt_file(self.run, successor).exists() else max(map(_number_of, records), default=0)
         if newest > self.number:
-            raise BusyError(f"{self.run.path}: this process was presumed dead, and attempt {newest} owns the run now")
+            raise BusyError(f"{self.run.path}: this process was presumed dead, and attempt {newest} owns the run")
         if not self.path.exists():
             others = ", ".join(path.name for path in records) or "no record"
             raise DataError(
@@ -143,7 +143,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
 
 def _describe_owner(run: Run, owner: dict[str, Any]) -> str:
     return (
-        f"{run.path}: another process is writing this run, process {owner['pid']} on {owner['host']} "
+        f"{run.path}: another process is writing this run: process {owner['pid']} on {owner['host']}, "
         f"since {owner['started']}. Wait for it, or stop it"
     )
 

@@ -83,8 +83,8 @@ def describe_skew(folder: Path) -> str:
         return ""
     direction = "ahead of" if seconds > 0 else "behind"
     return (
-        f"{folder}: the clock of this machine is {abs(seconds) / 60:,.0f} min {direction} its file system's. Ages are "
-        "measured by the file system's clock. Ask the administrators to correct this machine's clock"
+        f"{folder}: the clock of this machine is {abs(seconds) / 60:,.0f} min {direction} the file system's clock, by "
+        "which ages are measured. Ask the administrators to correct this machine's clock"
     )
 
 

@@ -15,7 +15,7 @@ from cnnjob.runs.run import Run, manifest_format
 
 
 def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
-    """Return a job's run on a dataset; write its manifest if the run is new or the job's resources have changed.
+    """Return a job's run on a dataset; write the manifest if the run is new or the job's resources have changed.
 
     Args:
         job: a job that has been checked against the dataset.

@@ -44,7 +44,7 @@ def newest_log(run: Run) -> Path:
 
 def _is_file(path: Path) -> bool:
     """Return whether a path is a regular file; False if its status cannot be read."""
-    return os.path.isfile(path)  # noqa: PTH113 - Path's raises
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises if access is denied
 
 
 def _changed(path: Path) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 WRONG_IMAGES = 24
-"""Number of the most confident errors to keep."""
+"""Number of most confident errors to keep."""
 SMALLEST_PROBABILITY = 2.0**-149
 """The smallest positive float32; for a probability of zero, the loss is -log of this (103.3 nats), not infinity."""
 
@@ -37,9 +37,9 @@ class PerClass(NamedTuple):
     """A classifier's metrics per class."""
 
     precision: np.ndarray
-    """(K,) float64 in 0..1: fraction of the images predicted as each class that belong to it."""
+    """(K,) float64 in 0..1: of the images predicted as a class, the fraction that belong to that class."""
     recall: np.ndarray
-    """(K,) float64 in 0..1: fraction of each class's images that are predicted as that class."""
+    """(K,) float64 in 0..1: of the images in a class, the fraction that are predicted as that class."""
     f1: np.ndarray
     """(K,) float64 in 0..1: harmonic mean of precision and recall."""
     support: np.ndarray

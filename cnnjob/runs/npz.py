@@ -110,7 +110,7 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
 
 
 def _damaged(where: str, size: int) -> str:
-    return f"{where}: damaged, its checksum does not fit its {size:,} bytes"
+    return f"{where}: damaged, its checksum does not match its {size:,} bytes"
 
 
 def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:

@@ -103,7 +103,7 @@ def is_alive(owner: dict[str, Any], record: Path) -> bool:
 
     Args:
         owner: the attempt's record.
-        record: the path of that record, whose modification time is the last heartbeat.
+        record: the path of that record, whose modification time is that of the last heartbeat.
     """
     if shares_processes(owner):
         started = _start_of(owner["pid"])

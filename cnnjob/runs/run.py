@@ -89,7 +89,7 @@ class Run:
         for path in paths:
             if looks_like_a_run(path):
                 runs[path] = None
-            elif os.path.isdir(path):  # noqa: PTH112 - Path's raises if permission is denied
+            elif os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises if permission is denied
                 children = (child for child in _list_folder(path) if os.path.isdir(child))  # noqa: PTH112
                 runs.update(dict.fromkeys(sorted(child for child in children if not child.name.startswith("."))))
         return [cls(path) for path in runs]
@@ -175,7 +175,7 @@ class Run:
         """
         data: dict[str, Any] = self.manifest()["data"]
         if not data.keys() >= DATA_KEYS:
-            raise DataError(f"{self.job_file}: damaged, its data must have all of {', '.join(sorted(DATA_KEYS))}")
+            raise DataError(f"{self.job_file}: damaged, its data must contain all of {', '.join(sorted(DATA_KEYS))}")
         return data
 
     def job(self) -> Job:
@@ -289,7 +289,7 @@ class Run:
 
         If that folder is not visible here, it may be this one, recorded with its path and inode on another host.
         """
-        return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path's raises if permission is denied
+        return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path.exists raises if permission is denied
 
     def was_moved(self, record: dict[str, Any]) -> bool:
         """Return whether this folder or one of its parents was moved or renamed after a record was made.
@@ -393,7 +393,7 @@ def version_notes(frozen: dict[str, Any]) -> Iterator[str]:
     if json_files.SEAL not in frozen:
         yield UNSEALED
     if (written_as := manifest_format(frozen)) != FORMAT:
-        yield f"job.json has format {written_as}, now {FORMAT}: its settings are converted to the current format"
+        yield f"job.json has format {written_as}; its settings are converted to the current format, {FORMAT}"
 
 
 def looks_like_a_run(path: Path) -> bool:
@@ -401,7 +401,7 @@ def looks_like_a_run(path: Path) -> bool:
     try:
         return any(_exists(path / name) for name in ("job.json", "attempts", "result.json"))
     except DataError:
-        return os.path.isdir(path)  # noqa: PTH112 - Path's raises if permission is denied
+        return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises if permission is denied
 
 
 def _exists(path: Path) -> bool:

@@ -68,7 +68,10 @@ class ProgressRecord(Fields):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if len(self.history) != self.epoch or self.best_epoch > self.epoch:
-            raise ValueError(f"{len(self.history)} epochs recorded, {self.epoch} completed, best is {self.best_epoch}")
+            raise ValueError(
+                f"{self.epoch} epochs are completed, but {len(self.history)} are recorded and the best is epoch "
+                f"{self.best_epoch}"
+            )
         return self
 
 

@@ -134,7 +134,8 @@ def _cancel_later_jobs(run: Run, job_ids: Sequence[str]) -> Cancellation:
         refused = client.refusals(job_ids, client.cancel_jobs(job_ids))
     except SchedulerError as error:
         refused = dict.fromkeys(job_ids, str(error))
-    phrases = [f"and job {job_id}, which was submitted meanwhile" for job_id in job_ids if job_id not in refused]
+    cancelled = [job_id for job_id in job_ids if job_id not in refused]
+    phrases = [f"cancelled job {job_id}, which was submitted in the meantime" for job_id in cancelled]
     phrases += _describe_refusals(refused)
     return Cancellation(run, "; ".join(phrases), SchedulerError.exit_code if refused else 0)
 
@@ -172,7 +173,7 @@ def _result_for_jobs(status: Status, refused: Mapping[str, str]) -> Cancellation
     if cancelled:
         waited = all(job.state in job_states.WAITING for job in cancelled)
         job_ids = ", ".join(job.job_id for job in cancelled)
-        phrases.insert(0, f"cancelled job {job_ids}, {'which was waiting' if waited else 'which saves before it ends'}")
+        phrases.insert(0, f"cancelled job {job_ids}, which {'was waiting' if waited else 'will save before it ends'}")
     if refused and cancelled:
         write_record(status.summary, [job.job_id for job in cancelled])
     elif refused:

@@ -118,28 +118,30 @@ def _require_idle(status: Status, answer: Answer) -> None:
     if status.job or (status.state == "running" and status.node):
         user = f"job {status.job_id} belongs to it" if status.job else f"it is running on {status.node}"
         command = f"cnnjob cancel {shlex.quote(str(path))}"
-        raise BusyError(f"{path}: not removed, {user}. Cancel it first:\n  {command}")
+        raise BusyError(f"{path}: not removed because {user}. Cancel it first:\n  {command}")
     if status.state == "running" or (status.state == "damaged" and _may_be_written(summary.run)):
         raise BusyError(
-            f"{path}: not removed, an unknown process may be writing to it. Stop that process, or try again "
+            f"{path}: not removed because an unknown process may be writing to it. Stop that process, or try again "
             f"{HEARTBEAT_LIMIT_SECONDS:.0f} s after its last heartbeat"
         )
     if status.is_elsewhere:
         raise BusyError(
-            f"{path}: not removed, job {summary.job_id} on cluster {summary.other_cluster} may belong to it, and this "
-            f"cluster is {summary.here}. Cancel the job, then wait until it has ended:\n"
+            f"{path}: not removed because job {summary.job_id} on cluster {summary.other_cluster} may belong to it; "
+            f"this cluster is {summary.here}. Cancel the job, then wait until it has ended:\n"
             f"  scancel -M {shlex.quote(summary.other_cluster)} {summary.job_id}"
         )
     if not summary.job_ids or status.state in {"finished", "damaged"}:
         return
     if status.is_hidden:
         raise BusyError(
-            f"{path}: not removed, job {status.job_id} of another user may carry it, and this site hides the jobs of "
-            "other users. Ask that user"
+            f"{path}: not removed because another user's job {status.job_id} may be for it, and this site hides the "
+            "jobs of other users. Ask that user"
         )
     if answer.silent:
         remark = answer.remark.partition(";")[0]
-        raise SchedulerError(f"{path}: not removed, its job may be in the queue ({remark}). Run the same command again")
+        raise SchedulerError(
+            f"{path}: not removed because its job may be in the queue ({remark}). Run the same command again"
+        )
 
 
 def _may_be_written(run: Run) -> bool:

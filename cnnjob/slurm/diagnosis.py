@@ -46,12 +46,12 @@ _SIGNAL_CODES = 128  # a shell's exit code is 128 plus the number of the signal 
 _END_CAUSES = {
     "TIMEOUT": "its job reached the time limit",
     "PREEMPTED": "its job was preempted by a job of higher priority",
-    "NODE_FAIL": "the node of its job failed",
-    "BOOT_FAIL": "the node of its job did not boot",
+    "NODE_FAIL": "its job's node failed",
+    "BOOT_FAIL": "its job's node did not boot",
     "DEADLINE": "its job could not finish before its deadline",
     "REVOKED": "its job was revoked by another cluster of the federation",
     "LAUNCH_FAILED": "its job could not be launched on its node",
-    "RECONFIG_FAIL": "the node of its job could not be configured",
+    "RECONFIG_FAIL": "its job's node could not be configured",
     "COMPLETED": "its job ended successfully, but the run is not finished",
     "FAILED": "its job failed",
     "ENDED": "its job ended",
@@ -165,7 +165,8 @@ def _explain_damaged(status: Status) -> Cause:
     run, trouble = status.summary.run, status.summary.damage
     if trouble.startswith(str(run.result_file)) and "Permission denied" not in trouble and status.summary.manifest:
         command = f"rm {shlex.quote(str(run.result_file))} && {next_command.continue_command(run)}"
-        return Cause("its result cannot be read; the run writes it again once the file is removed", trouble, command)
+        sentence = "its result cannot be read; the command removes the file, and the run writes a new one"
+        return Cause(sentence, trouble, command)
     return Cause("its folder cannot be read", trouble, f"ls -l {next_command.quoted_path(run)}")
 
 
@@ -358,7 +359,7 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
         and not status.job
         and summary.attempt.get("job_id") == summary.submission.get("job_id", "")
     ):
-        sentence = f"its batch script was killed or lost before it restarted the run, which saved and stopped{step}"
+        sentence = f"it saved and stopped{step}, but its batch script was killed or lost before restarting it"
         evidence += "; its batch script recorded no decision about a restart"
     elif decision:
         evidence += f"; slurm/restarts.json: {decision}"
@@ -374,7 +375,7 @@ def _check_moved(status: Status, text: str) -> Cause | None:
     former_name = run.path.with_name(Path(before).name)
     if former_name.name != run.path.name:
         command = f"mv {next_command.quoted_path(run)} {shlex.quote(str(former_name))} && {command}"
-    sentence = f"its folder was moved from {before} during training, which stopped"
+    sentence = f"its folder was moved from {before} during training, so training stopped"
     return Cause(sentence, f"{newest_log(run)}: {last_own_message(text)}", command)
 
 

@@ -135,7 +135,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
         detail = "its job is ending" if job else detail
     remarks = [detail]
     if summary.is_older and not job and state in ENDED_EARLY:
-        remarks.append("started by another version of cnnjob, cannot be resumed")
+        remarks.append("started by another version of cnnjob, so it cannot be resumed")
     remarks.append(describe_heartbeat_skew(summary))
     return Status(summary, state, "; ".join(filter(None, remarks)), job, outcome)
 
@@ -151,7 +151,7 @@ def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
     elif summary.original and not own_jobs and status.state != "finished":
         remarks.append(f"a copy of {summary.original}, whose jobs do not train this copy")
     if summary.other_cluster and status.state != "finished":
-        remarks.append(f"job {summary.job_id} is on cluster {summary.other_cluster}, this cluster is {summary.here}")
+        remarks.append(f"job {summary.job_id} is on cluster {summary.other_cluster}; this cluster is {summary.here}")
     others = [job.job_id for job in own_jobs if status.job and job.job_id != status.job.job_id]
     if others:
         remarks.append(f"job {', '.join(others)} also belongs to it")

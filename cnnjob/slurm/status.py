@@ -68,7 +68,7 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
         accounts, answered = _query_outcomes(unclear, deadline - time.monotonic())
         for summary in summaries:
             outcome = accounts.get(summary.job_id or "")
-            # sacct may lag seconds behind the queue: its state of a live job counts only if the queue is incomplete
+            # sacct may lag behind the queue, so a live state counts only if the queue listing is incomplete
             counts = outcome and (outcome.state in job_states.ENDED or not listing.complete)
             if outcome and counts and _may_be_of(outcome, summary):
                 outcomes[summary.run] = outcome
@@ -141,7 +141,7 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
         return None, f"squeue: {reason or 'no answer'}; the states shown are from the run folders"
     if listing.complete:
         return listing, ""
-    return listing, "squeue: its answer was not understood completely; jobs missing from it do not count as ended"
+    return listing, "squeue: part of its output could not be parsed; jobs missing from it do not count as ended"
 
 
 def _outcome_in_queue(job: QueuedJob) -> JobOutcome:

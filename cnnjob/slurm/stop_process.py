@@ -100,7 +100,7 @@ def _cancel_without_process(status: Status) -> Cancellation:
     if status.is_elsewhere:
         return _not_cancelled(summary, _advise_other_cluster(summary))
     if status.is_hidden and status.state not in {"failed", "cancelled"}:
-        owner = f"job {status.job_id} of another user may carry it"
+        owner = f"another user's job {status.job_id} may be for it"
         return _not_cancelled(summary, f"{owner}, and this site hides the jobs of other users. Ask that user")
     if status.state in {"finished", "damaged"} or not (waiter := find_local_wait(summary.run)):
         return Cancellation(summary.run, f"nothing to cancel: {status.state}")
@@ -151,12 +151,12 @@ def _not_cancelled(summary: RunSummary, reason: str) -> Cancellation:
 
 def _advise_other_cluster(summary: RunSummary) -> str:
     """Return a message with the command that cancels a job on another cluster or stops training inside it."""
-    reason = f"job {summary.job_id} is on cluster {summary.other_cluster}, this cluster is {summary.here}"
+    reason = f"job {summary.job_id} is on cluster {summary.other_cluster}; this cluster is {summary.here}"
     scancel = f"scancel -M {shlex.quote(summary.other_cluster)}"
     if summary.job_id == str(summary.submission.get("job_id")):
         return f"{reason}. To cancel it:\n  {scancel} {summary.job_id}"
     if step := summary.attempt.get("job_step"):
-        return f"{reason}. To let it save and stop:\n  {scancel} --signal=TERM {summary.job_id}.{step}"
+        return f"{reason}. To make it save and stop:\n  {scancel} --signal=TERM {summary.job_id}.{step}"
     return _advise_signal(summary)
 
 
@@ -169,8 +169,7 @@ def _advise_signal(summary: RunSummary) -> str:
     if host == socket.gethostname():  # in another container, or on another machine with the same name
         return (
             f"process {pid} on {host} is training it{inside}, in another container or on another machine with the same "
-            f"name. "
-            f"To let it save and stop, run there:\n  {command}"
+            f"name. To make it save and stop, run this command there:\n  {command}"
         )
     command = f"ssh {shlex.quote(str(host))} {command}"
-    return f"process {pid} on {host} is training it{inside}. To let it save and stop:\n  {command}"
+    return f"process {pid} on {host} is training it{inside}. To make it save and stop:\n  {command}"

@@ -25,7 +25,7 @@ def test_a_run_that_is_trained_on_another_cluster(cluster: Start, user_python: P
     lab.until(lambda: second.state(job) == "COMPLETED", 30, "a job of the same number")
     run = place.run.path.relative_to(place.folder)
     [told] = json.loads(elsewhere.cnnjob("status", run, "--json").stdout)
-    where = f"job {job} is on cluster lab, this cluster is other"
+    where = f"job {job} is on cluster lab; this cluster is other"
     assert (told["state"], told["detail"]) == ("running", where)
     assert elsewhere.cnnjob("train", "toy.toml", check=False).returncode == 5
     assert "running, nothing submitted" in elsewhere.cnnjob("submit", "toy.toml").stdout

@@ -1,6 +1,7 @@
 """``status``, ``logs`` and ``cancel`` on a real SLURM, with and without accounting."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +51,8 @@ def test_a_batch_script_that_was_killed_after_a_requeue(place: Place) -> None:
     place.cluster.run("scancel", "--batch", job)
     place.until_ended(job, "FAILED")
     found = until(place, "stopped")
-    killed = "its batch script was killed or lost before it restarted the run, which saved and stopped at step "
-    assert found["cause"].startswith(killed)
+    killed = r"it saved and stopped at step \d+, but its batch script was killed or lost before restarting it"
+    assert re.fullmatch(killed, found["cause"])
     undecided = "attempts/0002.json: stopped: SIGTERM; its batch script recorded no decision about a restart"
     assert found["evidence"] == undecided
     assert place.said() == [f"job {job} is requeued"]
@@ -72,7 +73,7 @@ def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest)
     assert (found["restarts"], found["slurm_state"], found["epochs"]) == (0, "RUNNING", LONG)
     assert found["node"] == "n1"
     said = place.cnnjob("cancel", "runs").stdout
-    assert said == f"{place.run.path.relative_to(place.folder)}: cancelled job {job}, which saves before it ends\n"
+    assert said == f"{place.run.path.relative_to(place.folder)}: cancelled job {job}, which will save before it ends\n"
     place.until_ended(job, "CANCELLED")
     found = until(place, "cancelled")
     assert found["command"].startswith("cnnjob submit toy.toml --partition low --time 10m --cpus-per-task 1 --mem 500M")

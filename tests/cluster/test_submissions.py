@@ -119,7 +119,9 @@ def test_a_successor_is_cancelled_whenever_it_is_submitted(place: Place, moment:
         (place.folder / "go").touch()
         out, error = shell.communicate(timeout=60)
         assert shell.returncode == 0, (out, error)
-        assert re.search(rf"cancelled job {first}, .*; and job \d+, which was submitted meanwhile\n", out), out
+        assert re.search(
+            rf"cancelled job {first}, .*; cancelled job \d+, which was submitted in the meantime\n", out
+        ), out
     else:
         place.kill(signal.SIGUSR2)
         lab.until((place.folder / "reached").exists, 60, "the successor")
@@ -174,7 +176,7 @@ def test_a_job_that_cnnjob_did_not_submit_is_never_cancelled(cluster: Start, use
     cancelled = place.cnnjob("cancel", "one", "two", check=False)
     assert cancelled.returncode == 5, cancelled
     said = cancelled.stdout.splitlines()
-    assert f"inside job {job}, which cnnjob did not submit. To let it save and stop:" in said[0]
+    assert f"inside job {job}, which cnnjob did not submit. To make it save and stop:" in said[0]
     assert said[1] == f"  ssh n1 kill -TERM {first.attempts()[-1]['pid']}"
     assert said[2].endswith(f": asked step {job}.0 to save and stop; its job keeps running"), said
     lab.until(lambda: second.state() == "stopped", 30, "the stop")

@@ -155,10 +155,10 @@ def test_a_finished_run_stays_readable(toys: Dataset) -> None:
         assert done.exit_code == 0, done.output
         said = done.stdout if command[0] == "status" else done.stderr
         assert UNSEALED in said
-        assert "job.json has format 2, now 3: its settings" in said
+        assert "job.json has format 2; its settings" in said
     remarks = record.read_record(run, run.name).remarks
     assert UNSEALED in remarks
-    assert any("job.json has format 2, now 3" in remark for remark in remarks)
+    assert any("job.json has format 2; " in remark for remark in remarks)
     assert "run: toy-0123abcd" in cnnjob("show", str(run.path)).stdout
     read = record.read_record(run, run.name)
     assert (read.row["state"], read.reasons, read.settings["train.optimiser.sgd.momentum"]) == ("finished", [], 0.9)
@@ -189,7 +189,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
         refused = cnnjob(command, str(older.path))
         assert (refused.exit_code, "so the run is not resumed. Pass the job" in refused.output) == (2, True)
     [stands] = status.query_statuses([older]).statuses
-    assert (stands.state, stands.detail) == ("stopped", "started by another version of cnnjob, cannot be resumed")
+    assert (stands.state, stands.detail) == ("stopped", "started by another version of cnnjob, so it cannot be resumed")
     cause = diagnosis.diagnose(stands)
     assert "cannot be resumed, so the command starts it from the beginning" in cause.sentence
     assert cause.command == next_command.continue_command(older) == "cnnjob train toy.toml"

@@ -111,8 +111,8 @@ def test_a_clock_that_differs_from_the_file_systems_changes_no_state(
     told = told_by_another_clock(library, ahead)
     assert [told[run.name] for run in runs] == [["running", "", "BusyError"], ["lost", "", "2"]]
     assert told["stderr"] == (
-        f"cnnjob: runs: the clock of this machine is {said} its file system's. Ages are measured by the file "
-        "system's clock. Ask the administrators to correct this machine's clock\n"
+        f"cnnjob: runs: the clock of this machine is {said} the file system's clock, by which ages "
+        "are measured. Ask the administrators to correct this machine's clock\n"
     )
     assert told["clean"] == []
 

@@ -28,7 +28,7 @@ def test_cancelling_asks_once_and_cancels_at_once(idle_slurm: FakeSlurm) -> None
     found = cnnjob("cancel", *(str(run.path) for run in (*runs, over)))
     assert (found.exit_code, found.stdout.splitlines()) == (0, [
         f"{runs[0].path}: cancelled job 17, which was waiting",
-        f"{runs[1].path}: cancelled job 18, which saves before it ends",
+        f"{runs[1].path}: cancelled job 18, which will save before it ends",
         f"{runs[2].path}: nothing to cancel: lost",
         f"{over.path}: nothing to cancel: finished",
     ])  # fmt: skip
@@ -133,6 +133,6 @@ def test_a_process_of_this_machine_is_asked_to_stop(idle_slurm: FakeSlurm) -> No
 def test_a_process_of_another_machine_is_left_alone() -> None:
     run = running_run(Path("runs"))
     change_json(run.attempt_files()[-1], host="n1")
-    said = f"process {os.getpid()} on n1 is training it. To let it save and stop:\n  ssh n1 kill -TERM {os.getpid()}\n"
+    said = f"process {os.getpid()} on n1 is training it. To make it save and stop:\n  ssh n1 kill -TERM {os.getpid()}\n"
     found = cnnjob("cancel", str(run.path))
     assert (found.exit_code, found.stdout) == (5, f"{run.path}: not cancelled: {said}")

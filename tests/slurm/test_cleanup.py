@@ -171,7 +171,7 @@ def test_a_run_that_lives_is_refused_and_nothing_is_removed() -> None:
     live, done = running_run(Path("runs")), finished_run(Path("runs"), seed=1)
     before = tree()
     said = cnnjob("clean", "--yes", str(done.path), str(live.path))
-    assert (said.exit_code, "not removed, it is running on " in said.stderr) == (5, True), said.output
+    assert (said.exit_code, "not removed because it is running on " in said.stderr) == (5, True), said.output
     assert f"Cancel it first:\n  cnnjob cancel {live.path}" in said.stderr
     assert tree() == before
 
@@ -184,10 +184,10 @@ def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: FakeSlurm) -> Non
     )
     nowhere.install(squeue=f'echo "17|PENDING|Resources|(null)|N/A|N/A|cnnjob {run.path.resolve()} 2"')
     said = cnnjob("clean", "--yes", str(run.path))
-    assert (said.exit_code, "not removed, job 17 belongs to it" in said.stderr) == (5, True), said.output
+    assert (said.exit_code, "not removed because job 17 belongs to it" in said.stderr) == (5, True), said.output
     nowhere.install(squeue="echo slurm_load_jobs error: Unable to contact >&2; exit 1")
     said = cnnjob("clean", "--yes", str(run.path))
-    assert (said.exit_code, "not removed, its job may be in the queue" in said.stderr) == (4, True), said.output
+    assert (said.exit_code, "not removed because its job may be in the queue" in said.stderr) == (4, True), said.output
     assert run.job_file.exists()
     nowhere.install(squeue="exit 0", sacct="exit 0")
     assert cnnjob("clean", "--yes", str(run.path)).exit_code == 0

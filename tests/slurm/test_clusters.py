@@ -116,7 +116,7 @@ def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any
     for queued in ("", queue_row("RUNNING", node="n9"), queue_row("CANCELLED")):  # another job with its number here
         set_answers(idle_slurm, queued, "17|CANCELLED by 5|0:0||\n", scontrol=at_lab(), **SUBMITS)
         found = status_of(run, thorough=True)
-        where = "job 17 is on cluster other, this cluster is lab"
+        where = "job 17 is on cluster other; this cluster is lab"
         assert (found.state, found.detail, found.job) == (state, where, None)
         cancelled = cnnjob("cancel", str(run.path))
         assert (cancelled.exit_code, cancelled.stdout) == (

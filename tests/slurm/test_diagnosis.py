@@ -49,9 +49,7 @@ REQUEUED_LINE = f"cnnjob: /runs/x: {REQUEUED}\n"
 NO_PYTHON = "cnnjob: /runs/x: /gone/bin/python cannot decide about a restart, exit code"
 
 
-BATCH_SCRIPT_LOST = (
-    "its batch script was killed or lost before it restarted the run, which saved and stopped at step 150"
-)
+BATCH_SCRIPT_LOST = "it saved and stopped at step 150, but its batch script was killed or lost before restarting it"
 
 
 def moved_while_it_ran(root: Path) -> Run:
@@ -119,9 +117,9 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
          "cnnjob submit .*"),
         (lost_in_job, "", "17|PREEMPTED|0:0|n1|\n", "its job was preempted by a job of higher priority", "sacct: ",
          "cnnjob submit .*"),
-        (lost_in_job, "", "17|NODE_FAIL|0:0|n7|\n", r"the node of its job failed \(n7\)", "sacct: ",
+        (lost_in_job, "", "17|NODE_FAIL|0:0|n7|\n", r"its job's node failed \(n7\)", "sacct: ",
          "cnnjob submit .*"),
-        (lost_in_job, queue_row("NODE_FAIL", node="n7"), "", r"the node of its job failed \(n7\)", "squeue: ",
+        (lost_in_job, queue_row("NODE_FAIL", node="n7"), "", r"its job's node failed \(n7\)", "squeue: ",
          "cnnjob submit .*"),
         (lambda root: failed_run(root, "failed: OSError: [Errno 28] No space left on device"), "", "",
          "the disk is full",
@@ -151,7 +149,7 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
         (stopped_in_job, "", "", BATCH_SCRIPT_LOST,
          "attempts/0001.json: stopped: SIGTERM; its batch script recorded no decision about a restart",
          "cnnjob submit .*"),
-        (moved_while_it_ran, "", "", r"its folder was moved from /\S+/tiny-\w+ during training, which stopped",
+        (moved_while_it_ran, "", "", r"its folder was moved from /\S+/tiny-\w+ during training, so training stopped",
          "17_0_log.out: /tiny/attempts/0001.json: the record of this attempt was removed",
          r"mv runs/renamed runs/tiny-\w+ && cnnjob submit tiny.*"),
         (requeued_then_ended, "", "17|FAILED|0:9|n1|\n",

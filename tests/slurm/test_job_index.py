@@ -187,7 +187,7 @@ def test_every_job_of_a_run_is_cancelled_and_told(idle_slurm: FakeSlurm) -> None
         "its job is starting; job 18_0 also belongs to it", "its job is starting; job 18_1 also belongs to it",
     ]  # fmt: skip
     said = cnnjob("cancel", "runs").stdout
-    assert said.count("which saves before it ends") == 2
+    assert said.count("which will save before it ends") == 2
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 17_0 17_1 18_0 18_1"]
 
 
@@ -234,7 +234,7 @@ def test_what_resumes_a_run_while_it_is_cancelled_is_cancelled_too(
     read = 'f=../first; [ -e ../asked ] && f=../then; while read -r l; do echo "$l"; done < $f'
     idle_slurm.install(squeue=read, sacct="exit 1", scancel='echo "$*" >> ../asked')
     found = cnnjob("cancel", str(run.path))
-    assert (found.exit_code, "which was submitted meanwhile" in found.stdout) == (0, bool(ids))
+    assert (found.exit_code, "which was submitted in the meantime" in found.stdout) == (0, bool(ids))
     assert recorded_calls(idle_slurm)[1:] == ids
     assert set(ids) <= set(files.read_json(run.slurm_folder / "cancelled.json")["jobs"])
 
@@ -450,7 +450,7 @@ def test_a_hidden_job_keeps_nobody_from_cancelling_another(
     theirs, mine = hidden_and_mine(idle_slurm, monkeypatch, "PENDING")
     found = cnnjob("cancel", str(theirs.path), str(mine.path))
     told = found.stdout.splitlines()
-    assert told[0].startswith(f"{theirs.path}: not cancelled: job 17 of another user may carry it, and this site")
+    assert told[0].startswith(f"{theirs.path}: not cancelled: another user's job 17 may be for it, and this site")
     assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which was waiting")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
 

@@ -62,7 +62,7 @@ def test_wait_says_how_each_run_ended(counting_slurm: FakeSlurm) -> None:
     assert cnnjob("submit", "toy.toml", "--wait").exit_code == 0
 
 
-SCRIPT_LOST = "its batch script was killed or lost before it restarted the run, which saved and stopped at step 150"
+SCRIPT_LOST = "it saved and stopped at step 150, but its batch script was killed or lost before restarting it"
 
 
 @pytest.mark.usefixtures("patient")
@@ -71,7 +71,7 @@ SCRIPT_LOST = "its batch script was killed or lost before it restarted the run, 
     [
         (finished_run, "", 0, "finished, test accuracy 80.00 %"),
         (stopped_in_job, "", 75, f"stopped, {SCRIPT_LOST}"),
-        (lost_in_job, "17|NODE_FAIL|0:0|n7|x", 75, "lost, the node of its job failed (n7)"),
+        (lost_in_job, "17|NODE_FAIL|0:0|n7|x", 75, "lost, its job's node failed (n7)"),
         (failed_run, "", 1, "failed, KeyError: 'x'"),
         (crash_loop, "", 1, "failed, 3 restarts without progress, each time killed by signal 9 (SIGKILL)"),
         (own_error, "", 1, "failed, resources.backend: no CuPy"),

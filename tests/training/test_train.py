@@ -273,7 +273,7 @@ def test_memory_that_ends_in_a_later_step_is_said_and_the_same_call_goes_on(tmp_
 def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     claim(run)  # this process lives
-    with pytest.raises(BusyError, match="another process is writing this run, process"):
+    with pytest.raises(BusyError, match="another process is writing this run: process"):
         train(run)
     assert len(run.attempts()) == 1
 
