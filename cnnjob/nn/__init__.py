@@ -1,4 +1,4 @@
-"""Networks on plain arrays: blocks, plans, optimisers and the NumPy and CUDA backends.
+"""Neural networks on plain arrays: blocks, plans, optimisers and the NumPy and CUDA backends.
 
 This package imports nothing else from cnnjob. It is independent of run files, SLURM and the command line, and keeps no
 global state.
@@ -27,7 +27,7 @@ from cnnjob.nn.workers import Workers, available_cores
 ARITHMETIC = 1
 """Version of the arithmetic, incremented whenever a code change may alter the bits of a run's results.
 
-It is recorded in each run's environment.
+It is recorded with the environment of each run.
 """
 
 __all__ = [

@@ -120,7 +120,7 @@ class Arena:
         self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}
-        # All regions are as large as the largest shard's, since lane n also runs shards n + lanes, n + 2·lanes, ….
+        # All regions are as large as the largest shard's, since lane n also runs shards n + lanes, n + 2·lanes, etc.
         largest = max((scratch_bytes or {0: 0}).values())
         self._regions = [self._carve(largest) for _ in scratch_bytes or ()]
 

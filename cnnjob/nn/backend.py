@@ -35,7 +35,7 @@ class Backend(ArrayStore, Protocol):
         pixels: PixelNormalisation,
         change: Augmentation | View | None,
     ) -> Task:
-        """Plan the task that loads a batch of images into x, augmented or changed to a view, and normalised."""
+        """Plan the task that loads a batch of images into x, applies ``change`` if specified, and normalises them."""
 
     def plan_operation(
         self,

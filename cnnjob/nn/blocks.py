@@ -164,7 +164,7 @@ class Conv:
                 f"an input of {shape[0]}×{shape[1]} pixels is too small for kernel {self.kernel}, "
                 f"stride {self.stride}, pad {self.pad} and pool {self.pool}"
             )
-        # A patch of K×K×C values has K²·C eigenvectors; each gives a filter and its negative.
+        # A patch of K×K×C values has K²·C eigenvectors; each yields a filter and its negative.
         max_filters = 2 * self.kernel**2 * shape[2]
         if self.init == "whitening" and (self.filters % 2 or self.filters > max_filters):
             raise ValueError(f"whitening needs an even number of filters up to {max_filters} (found {self.filters})")

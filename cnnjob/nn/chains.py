@@ -1,4 +1,4 @@
-"""Chains: a network's operations in order, with the tensors between them."""
+"""Chains: the operations of a network in order, with the tensors between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -22,14 +22,15 @@ class PixelNormalisation:
 
     @classmethod
     def unit(cls, channels: int) -> "PixelNormalisation":
-        """Return the map to 0 … 1."""
+        """Return the map from pixel values to 0 … 1."""
         return cls(np.full(channels, 1 / 255), np.zeros(channels))
 
     @classmethod
     def standardised(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "PixelNormalisation":
-        """Return the map to mean 0 and standard deviation 1, given the statistics of the pixels scaled to 0 … 1.
+        """Return the map that gives each channel mean 0 and standard deviation 1.
 
-        A constant channel, whose standard deviation is 0, is mapped to 0.
+        The arguments are the statistics of the pixels scaled to 0 … 1. A constant channel, whose standard deviation
+        is 0, is mapped to 0.
         """
         deviation = np.array([value or 1.0 for value in std])
         return cls(1 / (255 * deviation), -np.asarray(mean) / deviation)
@@ -68,7 +69,7 @@ class Augmentation:
             np.bitwise_xor(views[0], epoch & 1, out=views[0])
             words.draw(seed, Purpose.AUGMENTATION, images, epoch)
         for word, moved in zip(words.words[1:3], views[1:], strict=True):
-            # No overflow: the words have 32 bits in 64, and the factor is small.
+            # No overflow: each 32-bit word is stored in 64 bits, and the factor is small.
             np.multiply(word, np.uint64(2 * self.translate + 1), out=word)
             np.right_shift(word, np.uint64(32), out=moved, casting="unsafe")
             np.subtract(moved, self.translate, out=moved)

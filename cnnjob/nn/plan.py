@@ -88,7 +88,7 @@ class EvaluationPlan:
         views: str = "none",
         stream: ImageStream | None = None,
     ) -> None:
-        """Plan a batch; nothing runs yet.
+        """Plan the evaluation of a batch; nothing runs yet.
 
         Args:
             backend: the backend that runs the plan.

@@ -76,7 +76,7 @@ class Philox:
     def _round(self, key0: np.uint64, key1: np.uint64) -> None:
         """Compute (c0, c1, c2, c3) ← (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0))."""
         c0, c1, c2, c3 = self.words
-        # Both products come first: the outputs overwrite the words from which they are computed.
+        # Compute both products first, because the outputs overwrite the words from which they are computed.
         np.multiply(c0, _MULTIPLIERS[0], out=self._low)
         np.multiply(c2, _MULTIPLIERS[1], out=self._high)
         np.right_shift(self._high, np.uint64(32), out=c0)

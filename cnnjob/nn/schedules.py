@@ -13,7 +13,7 @@ from cnnjob.nn.arena import Array
 class Schedule:
     """Learning rate schedule: a linear warm-up to the peak, then a decay of the given shape.
 
-    With p rising from 0 to 1 over the steps after the warm-up: ``constant`` stays at the peak; ``cosine`` is
+    Let p rise from 0 to 1 over the steps after the warm-up. ``constant`` stays at the peak; ``cosine`` is
     end + (peak − end)(1 + cos πp)/2 (Loshchilov & Hutter 2017, eq. 5, without restarts); ``triangular`` is the straight
     line from peak to end (Smith 2017).
     """

@@ -38,7 +38,7 @@ class Tensor:
         else:
             padded_shape, inside = shape, ()
         value = arena.take(padded_shape, dtype)
-        # An absent gradient keeps its number of dimensions: blocks slice it like any other.
+        # An absent gradient has the same number of dimensions, since blocks slice it like any other.
         gradient = arena.take(padded_shape if trainable else (0,) * len(padded_shape), dtype)
         return cls(value[inside], value, gradient[inside], gradient)
 

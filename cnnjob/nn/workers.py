@@ -195,7 +195,7 @@ class _Worker:
         self.cpu_seconds = 0.0
         # Signals are blocked before the fork, so that none reaches one of the caller's handlers in the new process;
         # they stay blocked there, since _serve never returns. Python 3.12 and later warn that a thread may hold a lock
-        # at the fork, for which the new process would wait forever; _serve takes no locks.
+        # at the fork, on which the new process would wait forever; _serve takes no locks.
         with _signals_blocked(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()

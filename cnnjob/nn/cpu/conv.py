@@ -1,8 +1,9 @@
 """Conv block in NumPy: convolution, bias, activation and max-pooling in one operation.
 
-The P² outputs in a pooling window belong to P² *phases*. Each phase is a GEMM over the patches of its outputs, so that
-max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For the backward pass, each
-phase stores a mask of the windows whose gradient it receives: the first maximum in row-major order receives it.
+Each of the P² outputs in a pooling window belongs to a different *phase*. A phase is a GEMM over the patches of its
+outputs, so that max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For the backward
+pass, each phase stores a mask of the windows whose gradient it receives: the first maximum in row-major order receives
+it.
 
 A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit in a core's cache.
 The backward pass therefore gathers the patches again, which is faster than storing them. Only patches with few
@@ -21,7 +22,7 @@ from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
 
 CACHE_BLOCK_BYTES = 1_200_000
-"""Size of a cache block's patches and phases, which should stay in the caches; smaller blocks need more calls."""
+"""Target size of a cache block's patches and phases, to keep them in the caches; smaller blocks need more calls."""
 MAX_CACHE_BLOCKS = 64
 """Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 FEW_CHANNELS = 8
@@ -253,7 +254,7 @@ def _plan_turned_backward(block: Conv, x: Tensor, images: slice, memory: Arrays,
     dz_phases = dz.reshape(pool, pool, *dz.shape[1:])
     inner_phases = as_strided(inner, dz_phases.shape, (row, column, image, pool * row, pool * column, channel))
     stride_1 = Conv(block.filters, kernel=block.kernel)
-    # The forward convolution's padding needs no gradient, which leaves a border of K − 1 − pad zeros.
+    # The forward convolution's padding needs no gradient, so a border of K − 1 − pad zeros remains.
     dz_patches = _Patches(padded_dz[:, block.pad :, block.pad :], stride_1, dx.shape[1:3], memory["dz_columns"])
     turned, flat_dx = kernel.turned.reshape(-1, dx.shape[-1]), dx.reshape(-1, dx.shape[-1])
 

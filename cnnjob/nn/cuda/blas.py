@@ -76,8 +76,8 @@ class Blas:
 
         Args:
             a: (M, K), or (K, M) if transposed; float32 or float16; rows are contiguous but may have gaps between them.
-            b: (K, N), or (N, K) if transposed; likewise, with the same dtype as a.
-            out: (M, N), likewise; float16 only if a is.
+            b: (K, N), or (N, K) if transposed; same dtype as a, and also with contiguous rows.
+            out: (M, N), also with contiguous rows; float16 only if a is float16.
             transpose: whether to transpose a and b, respectively.
             alpha: factor for the product.
             beta: factor for the previous values of ``out``; if it is 0, these may be anything, even NaN.

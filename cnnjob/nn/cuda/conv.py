@@ -95,7 +95,7 @@ def _plan_images(
     buffers: tuple[Array, Array, Array, Array, Array],
     images: slice,
 ) -> ForwardBackward:
-    """Plan the block for some images.
+    """Plan the block for a slice of the batch.
 
     The backward task adds to the weight gradient; for the first images of the batch, it overwrites the gradient.
     """

@@ -29,7 +29,7 @@ class DeferredPart:
 
 @dataclass(frozen=True, eq=False)
 class DeferredBatch(DeferredPart):
-    """Loading of a batch; here, ``reads`` contains the tensor to which the images are written."""
+    """The loading of a batch; here, ``reads`` contains the tensor to which the images are written."""
 
     inputs: StepInputs
     pixels: PixelNormalisation

@@ -103,7 +103,7 @@ class ShapeOnlyDevice:
 
 def scalars(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """Return a kernel's arguments, with Python numbers converted to the kernel's ``int`` and ``float``."""
-    # These have 32 bits, where CuPy would pass 64; 64-bit arguments are passed in as NumPy scalars.
+    # Both have 32 bits, whereas CuPy would pass 64 bits; callers pass 64-bit arguments as NumPy scalars.
     scalar_types = {int: np.int32, bool: np.int32, float: np.float32}
     return tuple(scalar_types.get(type(value), lambda same: same)(value) for value in arguments)
 
@@ -140,7 +140,7 @@ def in_order(tasks: Sequence[Task]) -> Task:
 
 
 def bordered(array: Array) -> tuple[Array, np.int64, int]:
-    """Return a kernel's arguments for an array (N, …): the array, and the strides of its images and of their rows.
+    """Return a kernel's arguments for an array (N, …): the array, and the strides of its images and rows.
 
     The strides are in values; the array may be the interior of a larger array with a border.
     """

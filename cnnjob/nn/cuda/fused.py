@@ -18,7 +18,7 @@ from cnnjob.nn.cuda.device_api import WARP, Device, bordered, gemm, in_order, sc
 from cnnjob.nn.tensors import ForwardBackward, Task
 
 WARPS, TILE = 8, 6144
-"""Warps per thread block of the first conv block, and floats in its shared memory, as in ``fused.cu``."""
+"""Warps per thread block and floats of shared memory in the first conv block's kernels, as in ``fused.cu``."""
 FIRST_BLOCKS = [(kernel, pool, channels) for kernel, channels in ((3, 1), (3, 3), (5, 1)) for pool in (1, 2)]
 """Kernel size, pooling size and number of channels for which ``fused.cu`` has kernels."""
 MAX_GROUPS = 128
@@ -53,7 +53,7 @@ def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[De
         planned |= first.plan(device, arena, sums)
     if head:
         planned |= head.plan(device, arena, sums)
-    # The part whose backward runs last: by then all gradients to be summed over the batch have been computed.
+    # The part whose backward task runs last: by then all gradients to be summed over the batch have been computed.
     last = first.layer if first else head and (head.hidden or head.classifier)
     if last and last.gradients:
         planned[last] = ForwardBackward(planned[last].forward, in_order([planned[last].backward, sums.plan()]))
