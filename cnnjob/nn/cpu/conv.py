@@ -28,7 +28,10 @@ MAX_CACHE_BLOCKS = 64
 FEW_CHANNELS = 8
 """Number of channels below which patches are stored tap by tap, since each tap's values then form longer runs."""
 SMALL_PRODUCT = 1_000_000
-"""Maximum number of multiplications for which OpenBLAS is fast even if the inner dimension is short."""
+"""Maximum number of multiplications for OpenBLAS's small-matrix kernels.
+
+They are fast even if the inner dimension is short.
+"""
 
 Arrays = dict[str, Array]
 

@@ -126,7 +126,7 @@ def _plan_adamw(
 
 
 def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, inputs: StepInputs) -> Task:
-    """Plan the reset of the fast weights: slow ← slow + (1 − α)(fast − slow), fast ← slow."""
+    """Plan slow ← slow + (1 − α)(fast − slow), fast ← slow; the task does nothing after steps without a reset."""
 
     def plan_cache_block(number: int, start: int) -> Task:
         f, s = fast[start : start + length], slow[start : start + length]
